@@ -1,0 +1,48 @@
+# `make up` and `make test` need Python >= 3.11 and nothing else; `make help` lists the rest.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help up test check format lint types layers e2e bench-quick lock clean
+
+help:            ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@
+
+up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no cluster needed
+	@exec $(BIN)/python examples/quickstart.py
+
+test: $(STAMP)   ## everything that needs no cluster
+	$(BIN)/python -m pytest -m 'not e2e'
+
+check: format lint types layers test  ## what must hold before a commit
+
+format: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports
+
+e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it starts (root)
+	$(BIN)/python -m pytest -m e2e tests/e2e
+
+bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
+	$(BIN)/python -m benchmarks.quick
+
+lock: $(STAMP)   ## pin what pyproject.toml allows
+	$(BIN)/pip-compile --quiet --strip-extras --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

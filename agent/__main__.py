@@ -1,0 +1,49 @@
+"""`python -m agent`: arguments in, a running server, and an end that waits for nothing stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from agent.server import Server
+from agent.settings import Settings, parse
+
+# Each name that a slow resolver holds up takes a thread; more of them must not wait for it.
+_RESOLVER_THREADS = 64
+
+
+async def serve(settings: Settings) -> None:
+    """Run a server until it is idle or a signal ends it."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS, "resolver"))
+    server = Server(settings)
+    # As PID 1 of a container, signals without a handler are ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop, signal.Signals(number).name)
+    await server.run()
+
+
+def main() -> int:
+    """The exit code of the program."""
+    settings = parse(sys.argv[1:])
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(serve(settings))
+    except OSError as exc:
+        logging.getLogger("krelay.agent").error("cannot listen: %s", exc)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    # A resolver's thread may hang for half a minute more; nobody waits for it.
+    os._exit(code)

@@ -1,0 +1,149 @@
+"""Server: listens, keeps count of who is there, and ends the program when nobody is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from agent.entrance import Entrance
+from agent.plain import serve_plain
+from agent.sessions import Sessions
+from agent.settings import Settings
+from krelay.wire.errors import ErrorCode
+from krelay.wire.header import Header
+
+logger = logging.getLogger("krelay.agent")
+
+MAX_CONNECTIONS = 2_048
+# After the last good-bye: long enough for a client's next session, short enough for people.
+LINGER = 2.0
+_DRAIN = 4.0
+
+
+class _EndedError(Exception):
+    """Ends the task group, and with it every dial that is under way."""
+
+
+class Server:
+    """The agent's life: `run` returns when it is idle, was told good-bye or to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._connections: set[Entrance] = set()
+        self._plain: set[asyncio.Transport] = set()
+        self._changed = asyncio.Event()
+        self._done = asyncio.Event()
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self.listening = asyncio.Event()
+        self.address = ("", 0)
+
+    async def run(self) -> None:
+        """Serve until there is nobody left to serve.
+
+        Raises:
+            OSError: the port cannot be bound.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                self._sessions = Sessions(self._settings, tasks, self._on_empty)
+                await self._serve()
+                raise _EndedError
+        except* _EndedError:
+            pass
+
+    def stop(self, reason: str) -> None:
+        """End `run` soon."""
+        if not self._done.is_set():
+            logger.info("ending: %s", reason)
+            self._done.set()
+
+    async def _serve(self) -> None:
+        settings = self._settings
+        server = await self._loop.create_server(
+            self._enter, settings.bind, settings.port, backlog=512
+        )
+        self.address = server.sockets[0].getsockname()[:2]
+        logger.info("listening on %s port %d", *self.address)
+        if not settings.port:
+            # Whoever asked for any port wants to know which.
+            sys.stdout.write("{}:{}\n".format(*self.address))
+            sys.stdout.flush()
+        self.listening.set()
+        self._wait_idle(settings.idle_timeout)
+        try:
+            await self._done.wait()
+        finally:
+            server.close()
+            self._stay()
+            self._sessions.close(ErrorCode.GOING_AWAY, "the agent ends")
+            for transport in self._transports():
+                transport.close()
+            await self._drained()
+
+    async def _drained(self) -> None:
+        """Give what was written, such as a good-bye, the time to leave."""
+        try:
+            async with asyncio.timeout(_DRAIN):
+                while self._connections or self._plain:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            for transport in self._transports():
+                transport.abort()
+
+    def _transports(self) -> list[asyncio.Transport]:
+        return [connection.transport for connection in self._connections] + list(self._plain)
+
+    # -- who is there --------------------------------------------------------------------------
+
+    def _enter(self) -> Entrance:
+        plain = None if self._settings.secured else self._take_over
+        entrance = Entrance(self._sessions, plain, self._leave)
+        self._connections.add(entrance)
+        if len(self._connections) + len(self._plain) > MAX_CONNECTIONS:
+            self._loop.call_soon(lambda: entrance.transport.abort())
+        self._stay()
+        return entrance
+
+    def _leave(self, entrance: Entrance) -> None:
+        self._connections.discard(entrance)
+        self._left()
+
+    def _take_over(self, asked: Header, early: bytes, transport: asyncio.Transport) -> None:
+        """A connection turned out to be a plain one."""
+        self._connections = {c for c in self._connections if c.transport is not transport}
+        self._plain.add(transport)
+        task = self._tasks.create_task(serve_plain(asked, early, transport, self._settings))
+        task.add_done_callback(lambda _: self._plain_left(transport))
+
+    def _plain_left(self, transport: asyncio.Transport) -> None:
+        self._plain.discard(transport)
+        self._left()
+
+    def _left(self) -> None:
+        self._changed.set()
+        if not self._connections and not self._plain and not len(self._sessions):
+            self._wait_idle(self._settings.idle_timeout)
+
+    def _on_empty(self, said_goodbye: bool) -> None:
+        """The last session has ended."""
+        if not self._plain:
+            self._wait_idle(LINGER if said_goodbye else self._settings.idle_timeout)
+
+    def _wait_idle(self, timeout: float) -> None:
+        """End after `timeout` seconds without anybody; a shorter wait under way goes on."""
+        when = self._loop.time() + timeout
+        if self._idle_timer is not None and self._idle_timer.when() <= when:
+            return
+        self._stay()
+        if timeout > 0:
+            self._idle_timer = self._loop.call_at(when, self.stop, f"idle for {timeout:g} s")
+
+    def _stay(self) -> None:
+        """Somebody is there."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None

@@ -1,0 +1,73 @@
+"""What the agent is told: its arguments, and its key from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PORT = 9527
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times are in seconds. `key` is the run's key; an agent in a pod knows only its digest until
+    the first client shows it. With neither, anybody who reaches the port may use it."""
+
+    bind: str = "127.0.0.1"
+    port: int = PORT
+    idle_timeout: float = 300.0
+    connect_timeout: float = 10.0
+    grace: float = 120.0
+    key: bytes | None = None
+    key_sha256: str | None = None
+
+    @property
+    def secured(self) -> bool:
+        """Whether a client has to prove itself."""
+        return self.key is not None or self.key_sha256 is not None
+
+
+def duration(text: str) -> float:
+    """Seconds of a Go-style duration (`15s`, `5m`, `1h30m`) or a plain number.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if _DURATION.sub("", text) == "" and text:
+        return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(text)
+    return seconds
+
+
+def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings for these arguments; a usage error ends the program with 2, as argparse does."""
+    parser = argparse.ArgumentParser("krelay-server", allow_abbrev=False)
+    default = Settings()
+    parser.add_argument("--bind", default=default.bind, help="the address to listen on")
+    parser.add_argument("--port", type=int, default=default.port)
+    parser.add_argument("--idle-timeout", type=duration, default=default.idle_timeout)
+    parser.add_argument("--connect-timeout", type=duration, default=default.connect_timeout)
+    parser.add_argument("--grace", type=duration, default=default.grace)
+    parser.add_argument("-v", "--v", default="0", help="accepted for old manifests; no effect")
+    known = parser.parse_args(args)
+    key = bytes.fromhex(environ.get("KRELAY_KEY", ""))
+    settings = Settings(
+        bind=known.bind,
+        port=known.port,
+        idle_timeout=known.idle_timeout,
+        connect_timeout=known.connect_timeout,
+        grace=known.grace,
+        key=key or None,
+        key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
+    )
+    if not ipaddress.ip_address(settings.bind).is_loopback and not settings.secured:
+        parser.error(f"--bind {settings.bind} is open to others, which needs a key: set KRELAY_KEY")
+    return settings

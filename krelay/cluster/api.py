@@ -1,0 +1,263 @@
+"""Api: the third step into the cluster; asks an API server, in plain JSON.
+
+One `Api` a context. Every request has a deadline, renews credentials that the server rejects
+(once), and is repeated where the server asks for patience.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import math
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+
+from krelay.cluster import http
+from krelay.cluster import kubeconfig as kubeconfig_module
+from krelay.cluster.credentials import Credentials
+from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides
+from krelay.cluster.refusal import Refusal
+from krelay.errors import ClusterError
+from krelay.model import ApiAccess
+
+__all__ = ["Api", "Overrides", "collection", "object_path"]
+
+logger = logging.getLogger("krelay.cluster")
+
+REQUEST_DEADLINE = 30.0
+MAX_LINE = 4 << 20
+"""Bytes of one event of a watch; etcd takes objects of 1.5 MiB."""
+_ATTEMPTS = 4
+_PASSING = (429, 500, 502, 503, 504)
+
+
+def collection(api_version: str, resource: str, namespace: str | None = None) -> str:
+    """The path of a collection: `("apps/v1", "deployments", "x")`; None is every namespace."""
+    root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
+    inside = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+    return f"{root}{inside}/{resource}"
+
+
+def object_path(
+    api_version: str, resource: str, namespace: str | None, name: str, subresource: str = ""
+) -> str:
+    """The path of one object, or of its `subresource` (`portforward`, `log`)."""
+    path = f"{collection(api_version, resource, namespace)}/{quote(name, safe='')}"
+    return f"{path}/{subresource}" if subresource else path
+
+
+class Api:
+    """The API server of one context; `connect` makes one."""
+
+    def __init__(self, credentials: Credentials, deadline: float = REQUEST_DEADLINE) -> None:
+        self._credentials = credentials
+        self._deadline = deadline
+        self._session = http.session()
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        context: str | None = None,
+        kubeconfig: str | None = None,
+        overrides: Overrides = NO_OVERRIDES,
+    ) -> Self:
+        """Reads kubeconfig (or the pod's service account); asks the server nothing yet.
+
+        Raises:
+            CredentialsError: no such context, or no kubeconfig at all.
+        """
+        credentials = Credentials(lambda: kubeconfig_module.load(context, kubeconfig, overrides))
+        await credentials.open()
+        return cls(credentials, overrides.request_timeout or REQUEST_DEADLINE)
+
+    @property
+    def context(self) -> str | None:
+        return self._credentials.login.context
+
+    @property
+    def namespace(self) -> str:
+        """The context's namespace, or `default`; in a pod its own."""
+        return self._credentials.login.namespace
+
+    @property
+    def where(self) -> str:
+        """Context and server, for people."""
+        return str(self._credentials.login)
+
+    async def access(self) -> ApiAccess:
+        """How to open one more connection, a tunnel, with credentials that are fresh now."""
+        return await self._credentials.access()
+
+    def reject(self, access: ApiAccess) -> None:
+        """A tunnel's request was refused with 401: the next `access` will be another."""
+        self._credentials.reject(access)
+
+    async def get(self, path: str, **query: str) -> dict[str, Any]:
+        """An object or a list. Raises any ClusterError."""
+        return await self._request("GET", path, query)
+
+    async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
+        """Posts `body`; the object as the server made it. Raises any ClusterError."""
+        return await self._request("POST", path, query, body)
+
+    async def delete(self, path: str, body: Mapping[str, Any] | None = None, **query: str) -> None:
+        """Deletes; `body` is a DeleteOptions. Raises any ClusterError, NotFoundError for 404."""
+        await self._request("DELETE", path, query, body)
+
+    async def aclose(self) -> None:
+        """Closes every connection."""
+        await self._session.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, silence: float = 90.0, total: float | None = None, **query: str
+    ) -> AsyncIterator[Lines]:
+        """The lines of a watch (or a log), as batches of what arrived together.
+
+        `silence` and `total` are deadlines in seconds, for one batch and for all of them; either
+        one ends the iteration with UnreachableError. Raises any ClusterError.
+        """
+        await self._credentials.access()
+        loop = asyncio.get_running_loop()
+        try:
+            response, access = await self._open(
+                "GET", path, query, None, loop.time() + self._deadline
+            )
+        except Refusal as no:
+            raise no.error(self.where) from no
+        try:
+            yield Lines(response, access, self.where, silence, loop.time() + (total or math.inf))
+        finally:
+            response.close()
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        query: dict[str, str],
+        body: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        data = json.dumps(body).encode() if body is not None else None
+        # First, and apart from the request's deadline: a plugin may be waiting for a person.
+        await self._credentials.access()
+        until = loop.time() + self._deadline
+        for attempt in itertools.count(1):
+            try:
+                response, access = await self._open(method, path, query, data, until)
+            except Refusal as no:
+                wait = no.after if no.after is not None else random.uniform(0, 0.5 * 2**attempt)
+                # A 429 was not even begun; anything else may have been, so only what can be
+                # repeated without harm is.
+                again = no.status == 429 or (no.status in _PASSING and method != "POST")
+                if not again or attempt == _ATTEMPTS or loop.time() + wait >= until:
+                    raise no.error(self.where) from no
+                logger.debug("%s %s: %s, again in %.1f s", method, path, no.status, wait)
+            else:
+                with http.translated(access, self.where):
+                    async with asyncio.timeout_at(until), response:
+                        return _object(await http.body(response), self.where)
+            await asyncio.sleep(wait)
+        raise AssertionError
+
+    async def _open(
+        self, method: str, path: str, query: dict[str, str], data: bytes | None, until: float
+    ) -> tuple[aiohttp.ClientResponse, ApiAccess]:
+        """The head of a success, with new credentials if the old ones are refused.
+
+        Raises:
+            Refusal: any other answer.
+        """
+        for second in (False, True):
+            access = await self._credentials.access()
+            with http.translated(access, self.where):
+                async with asyncio.timeout_at(until):
+                    response = await http.send(
+                        self._session, access, method, path, query=query, body=data
+                    )
+                    if 200 <= response.status < 300:
+                        return response, access
+                    async with response:
+                        no = Refusal(
+                            response.status,
+                            await http.body(response),
+                            _seconds(response.headers.get("Retry-After")),
+                        )
+            if no.status != 401:
+                raise no
+            self._credentials.reject(access)
+            if second:
+                raise no
+        raise AssertionError
+
+
+class Lines:
+    """The batches of lines of one answer, each without its line end."""
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        access: ApiAccess,
+        where: str,
+        silence: float,
+        until: float,
+    ) -> None:
+        self._response = response
+        self._access = access
+        self._where = where
+        self._silence = silence
+        self._until = until
+        self._rest = bytearray()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[bytes]:
+        loop = asyncio.get_running_loop()
+        while True:
+            with http.translated(self._access, self._where):
+                async with asyncio.timeout_at(min(loop.time() + self._silence, self._until)):
+                    chunk = await self._response.content.readany()
+            self._rest += chunk
+            if not chunk:
+                last, self._rest = bytes(self._rest), bytearray()
+                if not last:
+                    raise StopAsyncIteration
+                return [last]
+            if b"\n" in chunk:
+                *lines, rest = bytes(self._rest).split(b"\n")
+                self._rest = bytearray(rest)
+                return lines
+            if len(self._rest) > MAX_LINE:
+                raise ClusterError(f"a line of more than {MAX_LINE} bytes ({self._where})")
+
+
+def _object(body: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ClusterError(
+            f"the answer is no JSON object ({where})", hint="is that an API server, or a web page?"
+        )
+    return found
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in its form of seconds, the only one that API servers use (RFC 9110)."""
+    return float(retry_after) if retry_after and retry_after.isdecimal() else None

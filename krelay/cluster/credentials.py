@@ -1,0 +1,181 @@
+"""Credentials: the second step into the cluster; proves to the API server who we are.
+
+Holds one `ApiAccess`, fresh whenever it is asked for: what expires is fetched anew before, what
+lies in files is read again after a minute, what the server rejects is dropped. However many ask
+at once, a plugin runs once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from krelay import __version__
+from krelay.cluster import identity, proxies, tls
+from krelay.cluster.execplugin import ExecPlugin
+from krelay.cluster.identity import Identity, Source
+from krelay.cluster.kubeconfig import Login, material
+from krelay.cluster.oidc import Oidc
+from krelay.errors import CredentialsError
+from krelay.model import ApiAccess
+
+logger = logging.getLogger("krelay.cluster")
+
+FILES_PERIOD = 60.0
+"""Seconds after which files are read again; a projected token lives for ten minutes at least."""
+
+
+class Credentials:
+    """The credentials of one login.
+
+    Args:
+        load: reads kubeconfig; called in a thread, and again when the server rejected us.
+    """
+
+    def __init__(self, load: Callable[[], Login]) -> None:
+        self._load = load
+        self._lock = asyncio.Lock()
+        self._login: Login | None = None
+        self._source: Source | None = None
+        self._fetched: Identity | None = None
+        self._access: ApiAccess | None = None
+        self._until = 0.0
+        self._rejected = False
+        self._tls: tuple[tuple[object, ...], ssl.SSLContext] | None = None
+
+    @property
+    def login(self) -> Login:
+        """The login as last read; `open` comes first."""
+        assert self._login is not None
+        return self._login
+
+    async def open(self) -> None:
+        """Reads kubeconfig.
+
+        Raises:
+            CredentialsError: it says nothing that we can use.
+        """
+        login = await asyncio.to_thread(self._load)
+        if self._login is None or login.user != self._login.user:
+            self._source = _source(login)
+        self._login = login
+
+    def reject(self, access: ApiAccess) -> None:
+        """The server refused `access` (401): the next one will be another."""
+        if self._access is access:
+            self._access = self._fetched = None
+            self._rejected = True
+
+    async def access(self) -> ApiAccess:
+        """How to open a connection now.
+
+        Raises:
+            CredentialsError: the credentials cannot be had, and why.
+        """
+        async with self._lock:
+            now = time.time()
+            if self._access is None or now >= self._until:
+                try:
+                    access = await self._renew(now)
+                except CredentialsError as exc:
+                    if self._access is None or self._expired(now):
+                        raise
+                    logger.warning("keeping the credentials of a minute ago: %s", exc)
+                    self._until = now + FILES_PERIOD
+                else:
+                    # Those who hold the old object may reject it only if it was another.
+                    self._access = self._access if self._access == access else access
+            return self._access
+
+    def _expired(self, now: float) -> bool:
+        return self._fetched is not None and now >= self._fetched.expires
+
+    async def _renew(self, now: float) -> ApiAccess:
+        if self._rejected:
+            await self.open()
+        login = self.login
+        found = await asyncio.to_thread(identity.from_entry, login.user)
+        expires = math.inf
+        if self._source is not None:
+            if self._fetched is None or self._expired(now):
+                self._fetched = await self._source.fetch(rejected=self._rejected)
+            expires = self._fetched.expires
+            found = Identity(
+                self._fetched.authorization, self._fetched.certificate or found.certificate
+            )
+        access = ApiAccess(
+            url=login.server,
+            ssl=await self._context(login, found.certificate),
+            server_hostname=login.cluster.get("tls-server-name") or None,
+            headers=tuple(_headers(login.user, found.authorization)),
+            proxy=proxies.given(login.cluster.get("proxy-url")) or proxies.of(login.server),
+        )
+        self._rejected = False
+        self._until = min(expires, now + FILES_PERIOD if _in_files(login) else math.inf)
+        return access
+
+    async def _context(self, login: Login, certificate: bytes | None) -> ssl.SSLContext | None:
+        if not login.server.startswith("https:"):
+            return None
+        ca = await asyncio.to_thread(material, login.cluster, "certificate-authority")
+        verify = not login.cluster.get("insecure-skip-tls-verify")
+        made_of = (ca, certificate, verify)
+        if self._tls is None or self._tls[0] != made_of:
+            context = await asyncio.to_thread(tls.context, ca, certificate, verify=verify)
+            self._tls = (made_of, context)
+        return self._tls[1]
+
+
+def _source(login: Login) -> Source | None:
+    """Who is to be asked; nobody where kubeconfig holds a token or a password (as client-go)."""
+    user = login.user
+    if any(user.get(key) for key in ("token", "tokenFile", "username")):
+        return None
+    if plugin := user.get("exec"):
+        return ExecPlugin(plugin, login.cluster)
+    if provider := user.get("auth-provider"):
+        if provider.get("name") != "oidc":
+            raise CredentialsError(
+                f'kubeconfig: the auth-provider "{provider.get("name")}" is gone from Kubernetes',
+                hint="use the provider's exec plugin, as kubectl does since 1.26",
+            )
+        return Oidc(provider.get("config") or {})
+    return None
+
+
+def _in_files(login: Login) -> bool:
+    keys = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
+    return any(entry.get(key) for entry in (login.cluster, login.user) for key in keys)
+
+
+def _headers(user: Mapping[str, Any], authorization: str | None) -> Iterator[tuple[str, str]]:
+    yield "User-Agent", f"krelay/{__version__}"
+    if authorization:
+        yield "Authorization", authorization
+    # kubernetes.io, "User impersonation"; a group or an extra value is one header each.
+    for name, value in _impersonation(user):
+        if not value.isprintable():
+            raise CredentialsError(f"kubeconfig: {name} holds a character that no header can")
+        yield name, value
+
+
+def _impersonation(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    groups, extra = user.get("as-groups") or (), user.get("as-user-extra") or {}
+    if not user.get("as"):
+        if user.get("as-uid") or groups or extra:
+            raise CredentialsError("kubeconfig: as-groups, as-uid and as-user-extra need `as`")
+        return
+    yield "Impersonate-User", str(user["as"])
+    if user.get("as-uid"):
+        yield "Impersonate-Uid", str(user["as-uid"])
+    for group in groups:
+        yield "Impersonate-Group", str(group)
+    for key, values in extra.items():
+        for value in values or ():
+            yield f"Impersonate-Extra-{quote(str(key), safe='')}", str(value)

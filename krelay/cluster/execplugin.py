@@ -1,0 +1,163 @@
+"""Exec plugins: credentials from a program that kubeconfig names.
+
+As client-go plugin/pkg/client/auth/exec/exec.go; kubernetes.io, "client-go credential plugins".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from krelay.cluster.identity import Identity, ahead, bearer
+from krelay.cluster.kubeconfig import material
+from krelay.cluster.lean import kube_config
+from krelay.errors import CredentialsError
+
+logger = logging.getLogger("krelay.cluster")
+
+DEADLINE = 180.0
+"""Seconds; a plugin may be waiting for a person in a browser."""
+MAX_OUTPUT = 1 << 20
+_SHOWN = 2000
+"""Characters of the plugin's complaint that an error repeats."""
+_CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
+_EXTENSION = "client.authentication.k8s.io/exec"
+
+
+class ExecPlugin:
+    """A source that runs the program `plugin["command"]`.
+
+    Args:
+        plugin: the user's `exec` in kubeconfig.
+        cluster: the cluster that it is for.
+    """
+
+    def __init__(self, plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
+        self._plugin = plugin
+        self._cluster = cluster
+        if not plugin.get("command") or not plugin.get("apiVersion"):
+            raise CredentialsError("kubeconfig: exec needs command and apiVersion")
+        self._name = os.path.basename(str(plugin["command"]))
+
+    async def fetch(self, *, rejected: bool) -> Identity:
+        interactive = self._interactive()
+        info = await asyncio.to_thread(self._info, interactive)
+        return self._read(await self._run(info, interactive))
+
+    def _interactive(self) -> bool:
+        mode = self._plugin.get("interactiveMode") or "IfAvailable"
+        if mode == "Never":
+            return False
+        terminal = sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
+        if mode == "Always" and not terminal:
+            raise CredentialsError(
+                f"{self._name} must ask you something, and standard input is no terminal",
+                hint="log in with kubectl first, or run krelay in a terminal",
+            )
+        return terminal
+
+    def _info(self, interactive: bool) -> str:
+        spec: dict[str, Any] = {"interactive": interactive}
+        if self._plugin.get("provideClusterInfo"):
+            spec["cluster"] = self._cluster_info()
+        return json.dumps(
+            {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
+        )
+
+    def _cluster_info(self) -> dict[str, Any]:
+        known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}
+        ca = material(self._cluster, "certificate-authority")
+        if ca is not None:
+            known["certificate-authority-data"] = base64.b64encode(ca).decode()
+        for item in self._cluster.get("extensions") or ():
+            if item.get("name") == _EXTENSION:
+                known["config"] = item.get("extension")
+        return known
+
+    async def _run(self, info: str, interactive: bool) -> bytes:
+        environment = dict(os.environ)
+        for item in self._plugin.get("env") or ():
+            environment[str(item["name"])] = str(item.get("value") or "")
+        environment["KUBERNETES_EXEC_INFO"] = info
+        pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(self._plugin["command"]),
+                *map(str, self._plugin.get("args") or ()),
+                env=environment,
+                stdin=None if interactive else null,
+                stdout=pipe,
+                stderr=None if interactive else pipe,
+            )
+        except OSError as exc:
+            raise CredentialsError(
+                f"cannot run the credential plugin {self._plugin['command']}: {exc.strerror}",
+                hint=str(self._plugin.get("installHint") or "").strip() or None,
+            ) from exc
+        try:
+            async with asyncio.timeout(DEADLINE):
+                async with asyncio.TaskGroup() as group:
+                    output = group.create_task(_all(process.stdout))
+                    complaint = group.create_task(self._said(process.stderr))
+                code = await process.wait()
+        except TimeoutError as exc:
+            raise CredentialsError(f"{self._name} gave no answer in {DEADLINE:.0f} s") from exc
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if code != 0:
+            said = complaint.result()
+            raise CredentialsError(
+                f"{self._name} failed with status {code}" + (f": {said}" if said else ""),
+                hint="log in again; kubectl runs the same plugin",
+            )
+        return output.result()
+
+    async def _said(self, stream: asyncio.StreamReader | None) -> str:
+        """What the plugin writes on stderr, logged as it comes; the end of it, on one line."""
+        said = ""
+        while stream is not None and (chunk := await stream.read(1 << 16)):
+            text = chunk.decode("utf-8", "replace")
+            for line in text.splitlines():
+                if line.strip():
+                    logger.info("%s: %s", self._name, line.rstrip())
+            said = (said + text)[-_SHOWN:]
+        return " ".join(said.split())
+
+    def _read(self, output: bytes) -> Identity:
+        try:
+            answer = json.loads(output)
+            version, status = answer["apiVersion"], answer["status"]
+            token, expires = status.get("token"), status.get("expirationTimestamp")
+            pair = status.get("clientCertificateData"), status.get("clientKeyData")
+            until = kube_config().parse_rfc3339(expires).timestamp() if expires else math.inf
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise CredentialsError(f"{self._name} did not answer with an ExecCredential") from exc
+        if version != self._plugin["apiVersion"]:
+            raise CredentialsError(
+                f"{self._name} answers in {version}, kubeconfig asks for "
+                f"{self._plugin['apiVersion']}"
+            )
+        if bool(pair[0]) != bool(pair[1]) or not (token or pair[0]):
+            raise CredentialsError(f"{self._name} gave neither a token nor a certificate with key")
+        return Identity(
+            authorization=bearer(str(token)) if token else None,
+            certificate="\n".join(map(str, pair)).encode() if pair[0] else None,
+            expires=ahead(until),
+        )
+
+
+async def _all(stream: asyncio.StreamReader | None) -> bytes:
+    """All that comes, of which MAX_OUTPUT is kept."""
+    kept = bytearray()
+    while stream is not None and (chunk := await stream.read(1 << 16)):
+        kept += chunk[: MAX_OUTPUT - len(kept)]
+    return bytes(kept)

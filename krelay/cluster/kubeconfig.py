@@ -1,0 +1,280 @@
+"""Kubeconfig: the first step into the cluster; which API server, and as whom.
+
+Reads what kubectl reads, by kubectl's rules (kubernetes.io, "Organizing Cluster Access Using
+kubeconfig Files"; client-go tools/clientcmd): of several files the first to name an entry, or
+the current context, wins, and paths are relative to the file that holds them. Nothing is ever
+written. All of it blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from krelay.cluster.lean import kube_config
+from krelay.errors import CredentialsError
+
+SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_NO_USER: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """kubectl's connection flags; what is set wins over kubeconfig.
+
+    `cluster` and `user` name entries of kubeconfig; the rest are values. `request_timeout` is in
+    seconds.
+    """
+
+    cluster: str | None = None
+    user: str | None = None
+    server: str | None = None
+    token: str | None = field(default=None, repr=False)
+    as_: str | None = None
+    as_group: tuple[str, ...] = ()
+    certificate_authority: str | None = None
+    tls_server_name: str | None = None
+    insecure_skip_tls_verify: bool | None = None
+    request_timeout: float | None = None
+
+
+NO_OVERRIDES = Overrides()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What one context says. `cluster` and `user` are as in kubeconfig, with absolute paths.
+
+    `server` is a URL without a trailing slash, perhaps with a path. `context` is None inside a
+    cluster.
+    """
+
+    server: str
+    namespace: str
+    cluster: Mapping[str, Any] = field(repr=False)
+    user: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    context: str | None = None
+
+    def __str__(self) -> str:
+        return f"context {self.context}, {self.server}" if self.context else self.server
+
+
+def load(
+    context: str | None = None,
+    kubeconfig: str | None = None,
+    overrides: Overrides = NO_OVERRIDES,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    service_account: Path = SERVICE_ACCOUNT,
+) -> Login:
+    """The login of `context` (None: the current one), or of the pod we run in.
+
+    Raises:
+        CredentialsError: no such file, context, cluster or user, or a file that is none.
+    """
+    paths = _paths(kubeconfig, environ)
+    entries = _read(paths)
+    if not (entries.contexts or entries.clusters) and kubeconfig is None and context is None:
+        token = service_account / "token"
+        if environ.get("KUBERNETES_SERVICE_HOST") and token.is_file():
+            return _apply(overrides, _in_cluster(environ, service_account), entries)
+        if not overrides.server:
+            raise CredentialsError(
+                f"no kubeconfig: {os.pathsep.join(paths)} is missing or empty",
+                hint="set KUBECONFIG, or write ~/.kube/config; "
+                "`kubectl config view` shows what kubectl would use",
+            )
+    return _apply(overrides, _of_context(context, entries, overrides), entries)
+
+
+@dataclass(slots=True)
+class _Entries:
+    """The merged files. Each entry is its body, paths made absolute."""
+
+    contexts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    clusters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    users: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    current: str | None = None
+
+
+def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
+    if kubeconfig is not None:
+        if not os.path.isfile(kubeconfig):
+            raise CredentialsError(f"no kubeconfig at {kubeconfig}")
+        return [kubeconfig]
+    listed = [path for path in environ.get("KUBECONFIG", "").split(os.pathsep) if path]
+    return listed or [os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".kube/config")]
+
+
+def _read(paths: list[str]) -> _Entries:
+    """All files, merged; one that is missing or empty adds nothing."""
+    merged = _Entries()
+    for path in paths:
+        if not os.path.exists(path) or _is_blank(path):
+            continue
+        try:
+            # One merger a file: over several it lets the last current-context win.
+            merger = kube_config().KubeConfigMerger(path)
+            body = merger.config.value
+            for kind, entry, into in (
+                ("contexts", "context", merged.contexts),
+                ("clusters", "cluster", merged.clusters),
+                ("users", "user", merged.users),
+            ):
+                for node in body[kind]:
+                    value = _absolute(node.value.get(entry) or {}, Path(path).absolute().parent)
+                    into.setdefault(str(node.value["name"]), value)
+        except Exception as exc:
+            reason = " ".join(str(exc).split())
+            raise CredentialsError(f"{path} is no kubeconfig: {reason}") from exc
+        merged.current = merged.current or body.get("current-context") or None
+    return merged
+
+
+def _is_blank(path: str) -> bool:
+    try:
+        text = Path(path).read_text("utf-8", errors="replace")
+    except OSError as exc:
+        raise CredentialsError(f"cannot read {path}: {exc.strerror}") from exc
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    return all(line in ("", "---", "...", "null") for line in lines)
+
+
+def _absolute(entry: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """The entry with every path in it relative to `folder` no more."""
+    out = dict(entry)
+    for key in ("certificate-authority", "client-certificate", "client-key", "tokenFile"):
+        if out.get(key):
+            out[key] = os.path.join(folder, out[key])
+    if (plugin := out.get("exec")) and os.sep in plugin.get("command", ""):
+        out["exec"] = {**plugin, "command": os.path.join(folder, plugin["command"])}
+    return out
+
+
+def _of_context(name: str | None, entries: _Entries, overrides: Overrides) -> Login:
+    name = name or entries.current
+    if name is not None and name not in entries.contexts:
+        raise CredentialsError(
+            f'no context "{name}" in kubeconfig', hint=_nearest(name, entries.contexts)
+        )
+    if name is None and not (overrides.cluster or overrides.server):
+        raise CredentialsError(
+            "kubeconfig has no current-context",
+            hint="name one with --context; " + _known(entries.contexts),
+        )
+    context = entries.contexts[name] if name is not None else {}
+    cluster = _named(context.get("cluster"), overrides.cluster, entries.clusters, "cluster", name)
+    user = _named(context.get("user"), overrides.user, entries.users, "user", name)
+    return Login(
+        server=str(cluster.get("server") or ""),
+        namespace=str(context.get("namespace") or "default"),
+        cluster=cluster,
+        user=user,
+        context=name,
+    )
+
+
+def _named(
+    own: object,
+    override: str | None,
+    entries: Mapping[str, Mapping[str, Any]],
+    kind: str,
+    context: str | None,
+) -> Mapping[str, Any]:
+    name = override or (str(own) if own else None)
+    if name is None:
+        return _NO_USER
+    if name not in entries:
+        of = "" if override else f', which context "{context}" names'
+        raise CredentialsError(
+            f'no {kind} "{name}" in kubeconfig{of}', hint=_nearest(name, entries)
+        )
+    return entries[name]
+
+
+def _in_cluster(environ: Mapping[str, str], folder: Path) -> Login:
+    """The pod's own service account (client-go rest/config.go, InClusterConfig)."""
+    host = environ["KUBERNETES_SERVICE_HOST"]
+    port = environ.get("KUBERNETES_SERVICE_PORT") or "443"
+    namespace = folder / "namespace"
+    return Login(
+        server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
+        namespace=namespace.read_text().strip() if namespace.is_file() else "default",
+        cluster={"certificate-authority": str(folder / "ca.crt")},
+        user={"tokenFile": str(folder / "token")},
+    )
+
+
+def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
+    """Lays the flags over kubeconfig, and checks what came of it."""
+    cluster, user = dict(login.cluster), dict(login.user)
+    if overrides.server or overrides.tls_server_name:
+        # The name belonged to the other server (client-go clientcmd/client_config.go).
+        cluster["tls-server-name"] = overrides.tls_server_name
+    if overrides.certificate_authority:
+        cluster["certificate-authority"] = os.path.abspath(overrides.certificate_authority)
+        cluster.pop("certificate-authority-data", None)
+    if overrides.insecure_skip_tls_verify is not None:
+        cluster["insecure-skip-tls-verify"] = overrides.insecure_skip_tls_verify
+    if overrides.token:
+        user["token"] = overrides.token
+        user.pop("tokenFile", None)
+    if overrides.as_:
+        user["as"] = overrides.as_
+    if overrides.as_group:
+        user["as-groups"] = list(overrides.as_group)
+    server = (overrides.server or login.server).strip().rstrip("/")
+    if not server:
+        raise CredentialsError(f'kubeconfig names no server for context "{login.context}"')
+    if "://" not in server:
+        secure = any(cluster.get(key) for key in _SAYS_TLS)
+        server = f"{'https' if secure else 'http'}://{server}"
+    try:
+        parts = urlsplit(server)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise CredentialsError(f'kubeconfig: "{server}" is no URL of an API server')
+    cluster["server"] = server
+    return Login(server, login.namespace, cluster, user, login.context)
+
+
+_SAYS_TLS = ("certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify")
+
+
+def material(entry: Mapping[str, Any], key: str) -> bytes | None:
+    """The content of `entry[key + "-data"]` (base64), else of the file `entry[key]`, else None.
+
+    Raises:
+        CredentialsError: no base64, or no such file.
+    """
+    if data := entry.get(f"{key}-data"):
+        try:
+            return base64.b64decode(data)
+        except (binascii.Error, ValueError, TypeError) as exc:
+            raise CredentialsError(f"kubeconfig: {key}-data is not base64") from exc
+    if path := entry.get(key):
+        try:
+            return Path(path).read_bytes()
+        except OSError as exc:
+            raise CredentialsError(f"{key}: cannot read {path}: {exc.strerror}") from exc
+    return None
+
+
+def _nearest(name: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return (f'did you mean "{close[0]}"? ' if close else "") + _known(known)
+
+
+def _known(names: Mapping[str, object]) -> str:
+    shown = sorted(names)
+    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+    return f"known: {', '.join(shown[:10]) or 'none'}{more}"

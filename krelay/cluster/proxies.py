@@ -1,0 +1,106 @@
+"""Proxies: which one, if any, stands before an API server; resolved once, passed on explicitly.
+
+The rules are those of Go's golang.org/x/net/http/httpproxy, so that krelay goes the way that
+kubectl goes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from krelay.errors import CredentialsError
+
+
+def given(url: object) -> str | None:
+    """kubeconfig's `proxy-url`, checked; None if there is none."""
+    return _checked(str(url), "kubeconfig: proxy-url") if url else None
+
+
+def of(server: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The proxy that the environment wants for `server` (a URL), None for a direct connection.
+
+    Raises:
+        CredentialsError: a variable holds no URL of an http, https or socks5 proxy.
+    """
+    parts = urlsplit(server)
+    name = f"{parts.scheme}_proxy"
+    found = environ.get(name.upper()) or environ.get(name)
+    if not found or not parts.hostname:
+        return None
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if _bypassed(parts.hostname, port, environ.get("NO_PROXY") or environ.get("no_proxy") or ""):
+        return None
+    return _checked(found, name.upper())
+
+
+def _checked(url: str, where: str) -> str:
+    url = url.strip()
+    if "://" not in url:
+        url = f"http://{url}"
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError as exc:
+        raise CredentialsError(f"{where}: no URL of a proxy: {exc}") from exc
+    if scheme == "socks5h":  # Go's socks5 too lets the proxy resolve names
+        url = url.replace("socks5h", "socks5", 1)
+    if scheme not in ("http", "https", "socks5", "socks5h") or not host or port == 0:
+        raise CredentialsError(
+            f"{where}: no URL of a proxy", hint="http://, https:// or socks5://HOST:PORT"
+        )
+    return url
+
+
+def _bypassed(host: str, port: int, no_proxy: str) -> bool:
+    host = host.lower().rstrip(".")
+    address = _address(host)
+    if host == "localhost" or (address and address.is_loopback):
+        return True
+    return any(
+        _matches(entry, host, address, port)
+        for entry in (entry.strip().lower() for entry in no_proxy.split(","))
+        if entry
+    )
+
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def _matches(entry: str, host: str, address: _Address | None, port: int) -> bool:
+    if entry == "*":
+        return True
+    if "/" in entry:
+        try:
+            return address is not None and address in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            return False
+    name, wanted = _split(entry)
+    if wanted not in (None, str(port)):
+        return False
+    if address is not None or _address(name) is not None:
+        return address is not None and address == _address(name)
+    name = name.removeprefix("*")
+    if name.startswith("."):
+        return host.endswith(name)
+    return host == name or host.endswith(f".{name}")
+
+
+def _split(entry: str) -> tuple[str, str | None]:
+    """`host:port`, `[v6]:port`, `host` or a bare v6 address."""
+    if entry.startswith("["):
+        name, _, rest = entry[1:].partition("]")
+        return name, rest.removeprefix(":") or None
+    if entry.count(":") == 1:
+        name, _, wanted = entry.partition(":")
+        return name, wanted or None
+    return entry, None
+
+
+def _address(text: str) -> _Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None

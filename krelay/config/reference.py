@@ -1,0 +1,92 @@
+"""docs/config.md, written from the schema: `python -m krelay.config.reference > docs/config.md`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from krelay.config.schema import schema
+
+_INTRO = """\
+# The file
+
+<!-- Written by `python -m krelay.config.reference` from schema/krelay.schema.json. -->
+
+`krelay up` reads `krelay.yaml` or `krelay.yml` in the current directory, the file of `-f`, or
+standard input for `-f -`. A targets.txt of the Go krelay works as well: krelay looks at what is
+in a file, not at its name. `krelay check` tells every problem of a file with its line and column.
+
+**YAML** is read by its version 1.2: `8080:53` is text, and only `true` and `false` are booleans.
+Anchors, aliases and merge keys (`<<`) work. A key that krelay does not know is an error. A key
+without a value is as good as no key, where the table's type has `null`.
+
+**Variables**: `${VAR}` is the environment's, `${VAR:-default}` has a default for one that is
+unset or empty, `$$` is a dollar. They work in values, never in keys, and fill in one value each:
+what a variable holds cannot add lines or keys. Inside of `[ ]` and `{ }` they need quotes.
+
+**Durations** are seconds (`30`, `0.5`) or text such as `30s`, `5m`, `1h30m` and `500ms`.
+
+**A target** is `TYPE/NAME`. The types are `svc`, `deploy`, `sts`, `ds`, `rs`, `job` and `pod`, by
+any name that kubectl has for them (`service/`, `deployments.apps/`); `host/NAME`, a name that is
+resolved inside the cluster; and `ip/ADDRESS`. A bare name is a pod.
+
+**A port** is `[LOCAL:]REMOTE[/PROTOCOL]`, or with `@` before the protocol:
+
+| written | listens on | relays to |
+|---|---|---|
+| `8080:80` | 8080 | 80 |
+| `8080` | 8080 | 8080 |
+| `:80` or `0:80` | a free port | 80 |
+| `8080:http` | 8080 | the port named http |
+| `http` | the number of the port named http | the port named http |
+| `5353:53/udp` | 5353, UDP | 53, UDP |
+
+**A line** of targets.txt, or of a text in `targets`, is a target and its ports, with
+`-n NAMESPACE` (`--namespace`) and `-l ADDRESS` (`--address`) anywhere in it. A comment starts with
+`#` or `//`.
+
+## Keys
+"""
+
+
+def markdown() -> str:
+    """The whole page."""
+    parts = [_INTRO]
+    for path, properties in _sections((), schema(), schema()["definitions"]):
+        parts.append(f"\n### {path}\n\n| key | type | default | what it is |\n|---|---|---|---|\n")
+        parts += [_row(key, rules) for key, rules in properties.items()]
+    return "".join(parts)
+
+
+def _sections(
+    path: tuple[str, ...], rules: dict[str, Any], definitions: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping of the format under its name, outermost first."""
+    if properties := rules.get("properties"):
+        yield f"`{'.'.join(path)}`" if path else "The file", properties
+    for key, child in rules.get("properties", {}).items():
+        yield from _sections((*path, key), child, definitions)
+    for step in ("items", "additionalProperties"):
+        child = rules.get(step)
+        if isinstance(child, dict):
+            if "$ref" in child:
+                child = definitions[child["$ref"].rpartition("/")[2]]
+            name = f"{path[-1]}[]" if step == "items" else f"{path[-1]}.NAME"
+            yield from _sections((*path[:-1], name), child, definitions)
+
+
+def _row(key: str, rules: dict[str, Any]) -> str:
+    if "enum" in rules:
+        kind = ", ".join("null" if word is None else f"`{word}`" for word in rules["enum"])
+    elif "type" in rules:
+        kind = rules["type"] if isinstance(rules["type"], str) else " or ".join(rules["type"])
+    else:
+        kind = "any" if "allOf" not in rules else "as in `ports`"
+    default = "" if rules["default"] is None else f"`{json.dumps(rules['default'])}`"
+    return f"| `{key}` | {kind} | {default} | {rules['description'].replace('|', '/')} |\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(markdown())

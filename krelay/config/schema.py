@@ -1,0 +1,85 @@
+"""The JSON Schema of krelay.yaml: where it is, and a tree held against it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from krelay.config.complaints import Steps, find, translate
+from krelay.config.document import Node
+from krelay.errors import Problem
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
+
+FILE = "krelay.schema.json"
+MAX_PROBLEMS = 200
+
+
+@functools.cache
+def _text() -> str:
+    inside = resources.files("krelay").joinpath("schema", FILE)  # a wheel brings it along
+    if inside.is_file():
+        return inside.read_text("utf-8")
+    return (Path(__file__).parents[2] / "schema" / FILE).read_text("utf-8")  # a checkout
+
+
+def schema() -> dict[str, Any]:
+    """The schema, draft-07, as a fresh copy: of the wheel, or of an editable install's checkout."""
+    loaded: dict[str, Any] = json.loads(_text())
+    return loaded
+
+
+def check(root: Node) -> tuple[Node | None, list[Problem]]:
+    """Every problem that the schema sees, and what is left without the values that have one.
+
+    What is left is as the schema says but for keys that are missing, so that whoever reads it
+    next can find more problems and not the same ones again.
+    """
+    problems: list[Problem] = []
+    bad: set[Steps] = set()
+    rules = schema()
+    for error in _validator().iter_errors(root.plain()):
+        if find(root, tuple(error.absolute_path)).broken:
+            continue
+        for path, problem in translate(error, root, rules):
+            problems.append(problem)
+            if path is not None:
+                bad.add(path)
+            if len(problems) == MAX_PROBLEMS:
+                rest = f"more than {MAX_PROBLEMS} problems; this one and the rest are left out"
+                problems[-1] = Problem(problem.line, problem.column, rest)
+                return None, problems
+    return _without(root, bad, ()), problems
+
+
+@functools.cache
+def _validator() -> Any:
+    from jsonschema import Draft7Validator, ValidationError, validators
+
+    def pattern(_: Any, wanted: str, instance: Any, __: Any) -> Iterator[ValidationError]:
+        # Python's `$` also matches before a last line break; ECMA 262's does not
+        if isinstance(instance, str) and (instance[-1:] == "\n" or not re.search(wanted, instance)):
+            yield ValidationError("pattern")
+
+    strict = validators.extend(Draft7Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    return strict(schema())
+
+
+def _without(node: Node, bad: set[Steps], path: Steps) -> Node | None:
+    """A copy of the tree without the values at the bad paths, and without broken ones."""
+    if node.broken or path in bad:
+        return None
+    if isinstance(node.value, dict):
+        kept = {key: _without(child, bad, (*path, key)) for key, child in node.value.items()}
+        some = {key: child for key, child in kept.items() if child is not None}
+        return Node(node.line, node.column, some, node.keys)
+    if isinstance(node.value, list):
+        items = [_without(item, bad, (*path, index)) for index, item in enumerate(node.value)]
+        return Node(node.line, node.column, [item for item in items if item is not None])
+    return node

@@ -1,0 +1,75 @@
+"""Binding local addresses; `localhost` is both families or neither."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+
+from krelay.errors import ListenError
+
+LOCALHOST = "localhost"
+_RANDOM_PORT_TRIES = 20
+
+
+def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
+    """Bound sockets, not listening yet: one, or for `localhost` one of each family that this
+    machine has, with the same port.
+
+    Raises:
+        ListenError: it cannot be had; the message says why, the hint what to do.
+    """
+    hosts = [address]
+    if address == LOCALHOST:
+        hosts = ["127.0.0.1", "::1"] if _has_ipv6() else ["127.0.0.1"]
+    for _ in range(_RANDOM_PORT_TRIES if port == 0 else 1):
+        sockets: list[socket.socket] = []
+        try:
+            for host in hosts:
+                taken = sockets[0].getsockname()[1] if sockets else port
+                sockets.append(_bind_one(host, taken, kind))
+        except OSError as exc:
+            for sock in sockets:
+                sock.close()
+            if sockets and port == 0 and exc.errno == errno.EADDRINUSE:
+                continue
+            raise _listen_error(address, port, exc) from exc
+        return sockets
+    raise ListenError(f"cannot listen on {address}: no port is free in both families")
+
+
+def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+    family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    sock = socket.socket(family, kind)
+    try:
+        if kind == socket.SOCK_STREAM and os.name == "posix":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind((host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _has_ipv6() -> bool:
+    try:
+        _bind_one("::1", 0, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
+
+
+def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
+    hint = None
+    if exc.errno == errno.EADDRINUSE:
+        hint = f"another program has port {port}; choose another, or `:REMOTE` for any free one"
+    elif exc.errno in (errno.EACCES, errno.EPERM):
+        hint = "ports below 1024 need more rights; choose a higher local port"
+    elif exc.errno == errno.EADDRNOTAVAIL:
+        hint = "this machine has no such address"
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return ListenError(f"cannot listen on {where}: {os.strerror(exc.errno or 0)}", hint=hint)

@@ -1,0 +1,61 @@
+"""Pool: third stage of the data path; picks the tunnel that a new stream rides on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from krelay.datapath.tunnel import Dial, Tunnel
+from krelay.mux.driver import Driver
+
+
+def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
+    """The tunnel that is up and has the least queued; the first among equals."""
+    return min((tunnel for tunnel in tunnels if tunnel.up), key=lambda t: t.load, default=None)
+
+
+class Pool:
+    """The sessions to one agent, shared by all of its targets. `run` lasts until cancelled."""
+
+    def __init__(self, name: str, dial: Dial, key: bytes, *, size: int, private: bool) -> None:
+        """`private`: the way to the agent is encrypted end to end."""
+        self.name = name
+        self._changed = asyncio.Event()
+        self.tunnels = [
+            Tunnel(f"{name}t{n}", dial, key, private=private, on_change=self._on_change)
+            for n in range(1, size + 1)
+        ]
+
+    def pick(self) -> Driver | None:
+        """The session for a new stream; None while no tunnel is up."""
+        tunnel = least_loaded(self.tunnels)
+        return tunnel.driver if tunnel else None
+
+    async def wait(self) -> Driver:
+        """The session for a new stream, once there is one."""
+        while (driver := self.pick()) is None:
+            await self._changed.wait()
+        return driver
+
+    async def wait_change(self) -> None:
+        """Return when a tunnel came up, went down or failed to come up."""
+        await self._changed.wait()
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the last tunnel that tried did not come up."""
+        return next((tunnel.failure for tunnel in self.tunnels if tunnel.failure), None)
+
+    async def run(self) -> None:
+        """Keep every tunnel up; ends with a good-bye to the agent."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for tunnel in self.tunnels:
+                    tasks.create_task(tunnel.run(), name=tunnel.name)
+        finally:
+            for tunnel in self.tunnels:
+                tunnel.close()
+
+    def _on_change(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()

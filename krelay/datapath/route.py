@@ -1,0 +1,59 @@
+"""Route: second stage of the data path; where a forward's new streams go now, and through what."""
+
+from __future__ import annotations
+
+import asyncio
+
+from krelay.datapath.pool import Pool
+from krelay.model import Endpoint, Resolution
+
+
+class Route:
+    """What a forward points at. Listeners hold it; following changes it under them.
+
+    `followed`: the endpoint may change (a Service, a workload), so that a refused dial is worth
+    a second try.
+    """
+
+    def __init__(self, pool: Pool, *, followed: bool = True) -> None:
+        self.pool = pool
+        self.followed = followed
+        self.resolution: Resolution | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where to dial now; None while nothing answers."""
+        return self.resolution.endpoint if self.resolution else None
+
+    @property
+    def reason(self) -> str:
+        """Why there is no endpoint."""
+        return self.resolution.reason if self.resolution else "not resolved yet"
+
+    def update(self, resolution: Resolution) -> None:
+        """New streams go there from now on; live ones stay where they are."""
+        self.resolution = resolution
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def resolved(self) -> Resolution:
+        """The first answer, whatever it is."""
+        while self.resolution is None:
+            await self._changed.wait()
+        return self.resolution
+
+    async def wait_endpoint(self) -> Endpoint:
+        """An endpoint, once there is one."""
+        while (endpoint := self.endpoint) is None:
+            await self._changed.wait()
+        return endpoint
+
+    async def wait_other(self, endpoint: Endpoint, timeout: float) -> None:
+        """Return when the route no longer leads to `endpoint`, or after `timeout` seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.endpoint == endpoint:
+                    await self._changed.wait()
+        except TimeoutError:
+            return

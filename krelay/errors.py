@@ -1,0 +1,112 @@
+"""Every error a person can meet, and the exit code each one ends with.
+
+::
+
+    KrelayError                   exit 1   failed at run time
+    ├─ UsageError                 exit 2   the command line is wrong
+    ├─ ConfigError                exit 2   the file is wrong; `.problems` holds all of them
+    ├─ NotReadyError              exit 3   not ready in time
+    ├─ ClusterError               exit 4   the cluster refused, or cannot be reached
+    │   ├─ CredentialsError       exit 4   kubeconfig: no such context, a failed exec plugin, …
+    │   ├─ UnreachableError       exit 4   no answer from the API server
+    │   ├─ AccessDeniedError      exit 4   RBAC: names verb, resource and namespace
+    │   ├─ NotFoundError          exit 4   the object does not exist
+    │   └─ AgentError             exit 4   the agent's pod cannot start: the cluster's own reason
+    ├─ ListenError                exit 1   a local address cannot be bound
+    └─ TunnelError                exit 1   no connection to the agent
+        ├─ TunnelRefusedError     exit 1   the agent answered no (version, secret, unknown session)
+        └─ PodGoneError           exit 1   the pod behind the tunnel no longer runs
+
+`krelay.wire` has a tree of its own (the agent ships without this module); `mux` and
+`datapath` translate where the two meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class KrelayError(Exception):
+    """What failed, on which target, and what to do next.
+
+    Args:
+        message: what failed and on what, on one line, without a full stop.
+        hint: what the user can do about it, or None.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(KrelayError):
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Problem:
+    """One thing wrong in a file. `line` and `column` count from 1; 0 means unknown."""
+
+    line: int
+    column: int
+    message: str
+    hint: str | None = None
+
+
+class ConfigError(KrelayError):
+    """A file that cannot be used; carries every problem found in it, in order."""
+
+    exit_code = 2
+
+    def __init__(self, path: str, problems: list[Problem], *, hint: str | None = None) -> None:
+        self.path = path
+        self.problems = sorted(problems, key=lambda p: (p.line, p.column, p.message))
+        count = len(self.problems)
+        super().__init__(f"{path}: {count} problem{'' if count == 1 else 's'}", hint=hint)
+
+
+class NotReadyError(KrelayError):
+    exit_code = 3
+
+
+class ClusterError(KrelayError):
+    exit_code = 4
+
+
+class CredentialsError(ClusterError):
+    pass
+
+
+class UnreachableError(ClusterError):
+    pass
+
+
+class AccessDeniedError(ClusterError):
+    pass
+
+
+class NotFoundError(ClusterError):
+    pass
+
+
+class AgentError(ClusterError):
+    pass
+
+
+class ListenError(KrelayError):
+    pass
+
+
+class TunnelError(KrelayError):
+    pass
+
+
+class TunnelRefusedError(TunnelError):
+    pass
+
+
+class PodGoneError(TunnelError):
+    pass

@@ -1,0 +1,196 @@
+"""The words of the design as frozen dataclasses; every default of the product lives here."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Protocol(StrEnum):
+    """What a forward relays."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Kind(StrEnum):
+    """What a target names: the prefix before its slash, in the short form."""
+
+    SERVICE = "svc"
+    DEPLOYMENT = "deploy"
+    STATEFULSET = "sts"
+    DAEMONSET = "ds"
+    REPLICASET = "rs"
+    JOB = "job"
+    POD = "pod"
+    HOST = "host"
+    IP = "ip"
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether the API server knows it; a host or an address is dialled as it stands."""
+        return self not in (Kind.HOST, Kind.IP)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One forward of a target, as the user wrote it.
+
+    `local` is the port to listen on: 0 takes a free one, None the number that `remote`
+    resolves to. `remote` is a number or a port's name. `protocol` is None where the user left
+    it to the Service (TCP for everything else).
+    """
+
+    remote: int | str
+    local: int | None = None
+    protocol: Protocol | None = None
+
+    def __str__(self) -> str:
+        if self.local is None or self.local == self.remote:
+            text = str(self.remote)
+        else:
+            text = f"{self.local or ''}:{self.remote}"
+        return f"{text}/{self.protocol}" if self.protocol else text
+
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One entry of the file. Its `name` is unique, and the key of every diff.
+
+    `listen` is an address (v4 or v6) or `localhost`, which is both families or neither.
+    `namespace` and `context` are None where kubeconfig's own apply.
+    """
+
+    name: str
+    kind: Kind
+    resource: str
+    ports: tuple[Port, ...]
+    namespace: str | None = None
+    context: str | None = None
+    listen: str = LOOPBACK
+    line: int = field(default=0, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.resource}"
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A change to the agent's pod before it is created.
+
+    `type` is `strategic` (lists merge by their key), `merge` (RFC 7396) or `json` (RFC 6902,
+    where `body` is the list of operations); `target` is `pod` or `job`.
+    """
+
+    body: Mapping[str, Any] | tuple[Mapping[str, Any], ...]
+    type: str = "strategic"
+    target: str = "pod"
+
+
+AGENT_PORT = 9527
+AGENT_IMAGE = "python:3.11-slim"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """The program in the cluster: where it runs and as what. Times are in seconds.
+
+    `namespace` is None for the file's own. `resources` has the shape of a container's.
+    `embedded` runs it as a child process of this machine instead.
+    """
+
+    namespace: str | None = None
+    image: str = AGENT_IMAGE
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    resources: Mapping[str, Mapping[str, str]] = field(
+        default_factory=lambda: {
+            "requests": {"cpu": "10m", "memory": "48Mi"},
+            "limits": {"cpu": "1", "memory": "256Mi"},
+        }
+    )
+    patches: tuple[Patch, ...] = ()
+    idle_timeout: float = 300.0
+    embedded: bool = False
+
+
+class Transport(StrEnum):
+    """How the SPDY bytes of a port-forward are carried; AUTO tries one, then the other."""
+
+    AUTO = "auto"
+    WEBSOCKET = "websocket"
+    SPDY = "spdy"
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelConfig:
+    """The shared way into the cluster. Times are in seconds.
+
+    `sessions` is the size of a pool; `park` how long a new connection waits for a route;
+    `dial` the agent's time to reach a target; `drain` how long live streams get to finish.
+    """
+
+    sessions: int = 2
+    transport: Transport = Transport.AUTO
+    park: float = 30.0
+    dial: float = 10.0
+    drain: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole file, validated. `targets` is in the file's order, with unique names."""
+
+    targets: tuple[Target, ...]
+    context: str | None = None
+    namespace: str | None = None
+    agent: AgentConfig = AgentConfig()
+    tunnel: TunnelConfig = TunnelConfig()
+    path: str = field(default="<memory>", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The host (a name or an address) and the port that the agent dials now."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What one port of a target means now: an endpoint, or None and the reason.
+
+    `via` says in a word or two what answers, for people (`clusterIP`, `pod web-7d4b9`).
+    """
+
+    protocol: Protocol
+    endpoint: Endpoint | None = None
+    reason: str = ""
+    via: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiAccess:
+    """How to open one connection to an API server, with credentials that are fresh now.
+
+    `url` may have a path prefix. `headers` may repeat a name (impersonation). `proxy` is the
+    URL of an `http`, `https` or `socks5` proxy, or None for a direct connection.
+    """
+
+    url: str
+    ssl: ssl.SSLContext | None
+    server_hostname: str | None
+    headers: tuple[tuple[str, str], ...]
+    proxy: str | None = None

@@ -1,0 +1,253 @@
+"""Driver: pumps one Session over whichever tunnel it has now.
+
+Callbacks only, on asyncio's own transport interface: no task per stream or frame. The reader
+never waits for a consumer; credit and the session's limits bound what arrives. Whoever made the
+driver ends it with `close`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from krelay.mux.stream import Handler, MuxStream
+from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.events import (
+    DatagramReceived,
+    DataReceived,
+    Event,
+    GoAway,
+    StreamAccepted,
+    StreamEnded,
+    StreamOpened,
+    StreamRefused,
+    StreamReset,
+)
+from krelay.wire.frames import Buffer
+from krelay.wire.header import Header
+from krelay.wire.session import Limits, Session, Side
+from krelay.wire.stream import Stream
+
+logger = logging.getLogger("krelay.mux")
+
+_BATCH = 256 << 10
+
+
+class Driver:
+    """One session, live. `on_open` is told of streams that the peer opens; `on_detached` of a
+    lost tunnel (None when the session itself has ended with it); `on_go_away` of the peer's
+    good-bye."""
+
+    def __init__(
+        self,
+        side: Side,
+        name: str,
+        *,
+        limits: Limits = Limits(),  # noqa: B008
+        on_open: Callable[[MuxStream], None] | None = None,
+        on_detached: Callable[[Exception | None], None] | None = None,
+        on_go_away: Callable[[ErrorCode, str], None] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.name = name
+        self.session = Session(side, self._loop.time(), limits)
+        self.closed = False
+        self.on_detached = on_detached
+        self.on_go_away = on_go_away
+        self._on_open = on_open
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+        self._awake = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._debug = logger.isEnabledFor(logging.DEBUG)
+
+    def __repr__(self) -> str:
+        return f"<Driver {self.name} streams={len(self.session.streams)}>"
+
+    @property
+    def attached(self) -> bool:
+        """Whether a tunnel carries it now."""
+        return self._transport is not None
+
+    # -- streams -------------------------------------------------------------------------------
+
+    def open(self, header: Header, handler: Handler) -> MuxStream:
+        """Open a stream; `handler` learns what becomes of it.
+
+        Raises:
+            ProtocolError: too many streams, or the session is going away.
+        """
+        stream = MuxStream(self, self.session.open(header, self._loop.time()), handler)
+        if self._debug:
+            logger.debug("> OPEN %r %s:%d", stream, header.host, header.port)
+        self.wake()
+        return stream
+
+    def consume(self, stream: Stream, count: int) -> None:
+        """Return credit for bytes that were handed on."""
+        self.session.consume(stream, count, self._loop.time())
+        self.wake()
+
+    # -- tunnels -------------------------------------------------------------------------------
+
+    def attach(self, transport: asyncio.Transport, peer_received: int, rest: bytes = b"") -> None:
+        """Carry the session on over `transport`, whose data comes to `receive` from now on. A
+        tunnel that it had before is dropped.
+
+        Raises:
+            ProtocolError: the peer has lost more than is kept; the session is over.
+        """
+        if self._transport is not None:
+            self._transport.abort()
+        self.session.attach(peer_received, self._loop.time())
+        self._transport = transport
+        self._paused = False
+        transport.set_write_buffer_limits(high=_BATCH)
+        if rest:
+            self.receive(transport, rest)
+        self.wake()
+        self._arm()
+
+    def lost(self, transport: asyncio.BaseTransport, exc: Exception | None) -> None:
+        """`transport` is gone; if it is the session's present one, it waits for another."""
+        if transport is not self._transport:
+            return
+        self._transport = None
+        self._disarm()
+        self.session.detach()
+        if self.on_detached is not None and not self.closed:
+            self.on_detached(exc or ConnectionResetError("the tunnel was closed"))
+
+    def receive(self, transport: asyncio.BaseTransport, data: Buffer) -> None:
+        """Bytes of a tunnel; those of a former one are dropped."""
+        if transport is not self._transport:
+            return
+        try:
+            events = self.session.receive_data(data, self._loop.time())
+        except ProtocolError as exc:
+            logger.error("%s: protocol error: %s", self.name, exc)
+            self.close(exc.code, str(exc))
+            if self.on_detached is not None:
+                self.on_detached(None)
+            return
+        self._dispatch(events)
+        self.wake()
+        self._arm()
+
+    def pause_writing(self, transport: asyncio.BaseTransport) -> None:
+        """The tunnel takes no more for now."""
+        self._paused = self._paused or transport is self._transport
+
+    def resume_writing(self, transport: asyncio.BaseTransport) -> None:
+        """The tunnel takes bytes again."""
+        if transport is self._transport:
+            self._paused = False
+            self._flush()
+
+    def go_away(self, code: ErrorCode, message: str = "") -> None:
+        """Say that this end opens and accepts no more streams."""
+        self.session.go_away(code, message)
+        self.wake()
+
+    def close(self, code: ErrorCode, message: str = "") -> None:
+        """End the session for good: say so if the tunnel still takes it, cut every stream."""
+        if self.closed:
+            return
+        self.closed = True
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            self.session.go_away(code, message)
+            transport.writelines(self.session.data_to_send(_BATCH, self._loop.time()))
+            transport.close()
+        self._disarm()
+        self._dispatch(self.session.close(code))
+
+    # -- pumping -------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something may be due: send it at the end of this turn of the loop, with the rest."""
+        if not self._awake and self._transport is not None:
+            self._awake = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._awake = False
+        session = self.session
+        while self._transport is not None and not self._paused:
+            buffers = session.data_to_send(_BATCH, self._loop.time())
+            if not buffers:
+                break
+            self._transport.writelines(buffers)
+            while session.writable:
+                stream = session.writable.pop()
+                self._call(stream, "on_writable")
+        self._arm()
+
+    def _dispatch(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, DataReceived):
+                self._call(event.stream, "on_data", event.data)
+            elif isinstance(event, DatagramReceived):
+                self._call(event.stream, "on_datagram", event.data)
+            elif isinstance(event, StreamEnded):
+                self._call(event.stream, "on_end")
+            elif isinstance(event, StreamAccepted):
+                self._call(event.stream, "on_accepted")
+            elif isinstance(event, StreamReset):
+                self._call(event.stream, "on_reset", event.code)
+            elif isinstance(event, StreamRefused):
+                self._call(event.stream, "on_refused", event.code, event.message)
+            elif isinstance(event, StreamOpened):
+                self._opened(event.stream)
+            elif isinstance(event, GoAway) and self.on_go_away is not None:
+                self.on_go_away(event.code, event.message)
+
+    def _opened(self, stream: Stream) -> None:
+        handle = MuxStream(self, stream)
+        if self._on_open is None:
+            handle.refuse(ErrorCode.PROTOCOL, "this end opens streams")
+        else:
+            self._on_open(handle)
+
+    def _call(self, stream: Stream, method: str, *args: object) -> None:
+        handle: MuxStream = stream.owner
+        if handle is None or handle.handler is None:
+            return
+        if self._debug:
+            logger.debug("< %s %r", method[3:].upper(), handle)
+        try:
+            getattr(handle.handler, method)(*args)
+        except Exception:
+            # One stream's bug or bad luck is that stream's alone.
+            logger.exception("%r: %s failed; the stream is reset", handle, method)
+            handle.reset(ErrorCode.INTERNAL)
+
+    def _arm(self) -> None:
+        """Have `_tick` called when the session next needs it."""
+        if self._transport is None:
+            return
+        deadline = self.session.tick(self._loop.time())
+        if deadline is None:
+            return
+        if self._timer is not None:
+            if self._timer.when() <= deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._transport is not None and self.session.stalled(self._loop.time()):
+            logger.warning("%s: no answer from the other end; dropping the tunnel", self.name)
+            transport = self._transport
+            self.lost(transport, TimeoutError("no answer to a ping"))
+            transport.abort()
+            return
+        self._arm()
+        self._flush()

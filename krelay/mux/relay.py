@@ -1,0 +1,152 @@
+"""Relay: one TCP socket coupled to one stream, with TCP's own semantics both ways.
+
+Bytes go straight from one callback to the next. A socket that is slow to take them keeps the
+stream's credit back, a stream that is slow stops the reading of the socket; an end is handed on
+as an end, a reset as a reset.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from typing import cast
+
+from krelay.mux.stream import MuxStream
+from krelay.wire.errors import ErrorCode
+from krelay.wire.frames import Buffer
+
+logger = logging.getLogger("krelay.relay")
+
+_RST_ON_CLOSE = struct.pack("ii", 1, 0)
+_WRITE_HIGH_WATER = 256 << 10
+
+
+def reset_socket(transport: asyncio.BaseTransport) -> None:
+    """Close a TCP connection with RST, so that the peer cannot take it for an orderly end."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+    cast(asyncio.Transport, transport).abort()
+
+
+class TcpRelay(asyncio.Protocol):
+    """The socket's protocol and the stream's handler in one.
+
+    Either may come first: a client has the socket and reads it from `start` on; an agent has the
+    stream, and what that brings before its target is reached waits (one first window at most).
+    `on_closed` is called once, when the socket is gone.
+    """
+
+    def __init__(self, on_closed: Callable[[TcpRelay], None] | None = None) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.stream: MuxStream | None = None
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self._on_closed = on_closed
+        self._early: list[Buffer] = []
+        self._held = 0
+        self._paused = False
+        self._local_ended = False
+        self._remote_ended = False
+
+    # -- the socket's side ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.pause_reading()
+        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        early, self._early = self._early, []
+        for data in early:
+            self.on_data(data)
+        if self._remote_ended:
+            self.transport.write_eof()
+
+    def start(self, stream: MuxStream) -> None:
+        """Couple the socket to `stream` and read it."""
+        self.stream = stream
+        stream.handler = self
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self.stream is None:
+            return
+        self.received_bytes += len(data)
+        if not self.stream.write(data) and self.transport is not None:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._local_ended = True
+        if self.stream is not None:
+            self.stream.end()
+        if self._remote_ended and self.transport is not None:
+            self.transport.close()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        stream, self.stream = self.stream, None
+        self.transport = None
+        if stream is not None:
+            if not (self._local_ended and self._remote_ended) or exc is not None:
+                stream.reset(ErrorCode.RESET if exc is not None else ErrorCode.CANCELLED)
+            stream.handler = None
+        if self._on_closed is not None:
+            on_closed, self._on_closed = self._on_closed, None
+            on_closed(self)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._held and self.stream is not None:
+            held, self._held = self._held, 0
+            self.stream.consume(held)
+
+    # -- the stream's side ---------------------------------------------------------------------
+
+    def on_accepted(self) -> None:
+        """The other end reached its target; nothing to do for a socket that is already read."""
+
+    def on_refused(self, code: ErrorCode, message: str) -> None:
+        """The other end could not: whoever connected here sees a reset, never an empty answer."""
+        logger.debug("%r refused: %s %s", self.stream, code.text, message)
+        self.on_reset(code)
+
+    def on_data(self, data: Buffer) -> None:
+        if self.stream is None:
+            return
+        if self.transport is None:
+            self._early.append(data)
+            return
+        size = len(data)
+        self.sent_bytes += size
+        self.transport.write(data)
+        if self._paused:
+            self._held += size
+        else:
+            self.stream.consume(size)
+
+    def on_datagram(self, data: Buffer) -> None:
+        """A datagram on a TCP stream is nobody's."""
+
+    def on_end(self) -> None:
+        self._remote_ended = True
+        if self.transport is None:
+            return
+        if self._local_ended:
+            self.transport.close()
+        elif self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def on_reset(self, code: ErrorCode) -> None:
+        self.stream = None
+        if self.transport is not None:
+            reset_socket(self.transport)
+
+    def on_writable(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()

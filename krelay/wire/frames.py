@@ -1,0 +1,121 @@
+"""Frames, the unit on the wire in session mode (protocol.md, section 4).
+
+An 8-byte head, big-endian: type 1, payload length 3, stream id 4; then the payload, at most
+64 KiB so that streams interleave.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+
+from krelay.wire.errors import ProtocolError
+
+MAX_PAYLOAD = 65_536
+HEAD = Struct(">II")
+HEAD_SIZE = HEAD.size
+
+# A payload this short is copied out of the read it came in, so that it does not keep that alive.
+_COPY_BELOW = 4_096
+
+Buffer = bytes | bytearray | memoryview
+
+
+class FrameType(IntEnum):
+    """What a frame says. Those up to WINDOW are sequenced: numbered, kept, replayed."""
+
+    OPEN = 1
+    OPENED = 2
+    REFUSED = 3
+    DATA = 4
+    END = 5
+    RESET = 6
+    WINDOW = 7
+    DATAGRAM = 16
+    ACK = 17
+    PING = 18
+    PONG = 19
+    GOAWAY = 20
+    HELLO = 32
+    AUTH = 33
+    WELCOME = 34
+
+
+LAST_SEQUENCED = FrameType.WINDOW
+_KNOWN = frozenset(int(frame_type) for frame_type in FrameType)
+
+Frame = tuple[int, int, Buffer]
+"""(type, stream id, payload)"""
+
+
+def encode_frame(frame_type: int, stream_id: int, payload: Buffer = b"") -> bytes:
+    """One whole frame. `payload` has at most MAX_PAYLOAD bytes."""
+    return HEAD.pack(frame_type << 24 | len(payload), stream_id) + payload
+
+
+class FrameDecoder:
+    """Cuts a byte stream into frames, however the reads fall; copies a payload once at most."""
+
+    __slots__ = ("_head", "_missing", "_parts", "_stream_id", "_type")
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._type = 0
+        self._stream_id = 0
+        self._missing = 0
+        self._parts: list[Buffer] = []
+
+    def feed(self, data: Buffer) -> list[Frame]:
+        """The frames that `data` completes, in order.
+
+        Raises:
+            ProtocolError: an unknown type or a payload over the limit. What the same call had
+                decoded before is lost: a protocol error ends the session.
+        """
+        frames: list[Frame] = []
+        view = memoryview(data)
+        at, end = 0, len(view)
+        if self._missing:
+            if end < self._missing:
+                self._parts.append(bytes(view) if isinstance(data, bytearray) else data)
+                self._missing -= end
+                return frames
+            at = self._missing
+            self._parts.append(view[:at])
+            frames.append((self._type, self._stream_id, b"".join(self._parts)))
+            self._parts.clear()
+            self._missing = 0
+        while at < end:
+            if self._head or end - at < HEAD_SIZE:
+                take = HEAD_SIZE - len(self._head)
+                self._head += bytes(view[at : at + take])
+                at += take
+                if len(self._head) < HEAD_SIZE:
+                    break
+                word, stream_id = HEAD.unpack(self._head)
+                self._head = b""
+            else:
+                word, stream_id = HEAD.unpack_from(view, at)
+                at += HEAD_SIZE
+            frame_type, length = word >> 24, word & 0xFFFFFF
+            if length > MAX_PAYLOAD or frame_type not in _KNOWN:
+                raise ProtocolError(f"a frame of type {frame_type} with {length} bytes")
+            if end - at >= length:
+                payload: Buffer = view[at : at + length]
+                frames.append(
+                    (frame_type, stream_id, bytes(payload) if length < _COPY_BELOW else payload)
+                )
+                at += length
+            else:
+                self._type, self._stream_id = frame_type, stream_id
+                self._missing = length - (end - at)
+                self._parts.append(bytes(view[at:]))
+                break
+        return frames
+
+    def pending(self) -> bytes:
+        """The bytes of a frame that has begun and is not whole."""
+        if not self._missing:
+            return self._head
+        got = b"".join(self._parts)
+        return HEAD.pack(self._type << 24 | len(got) + self._missing, self._stream_id) + got

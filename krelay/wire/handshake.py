@@ -1,0 +1,243 @@
+"""How a tunnel becomes a session's: hello, proof, welcome (protocol.md, section 3).
+
+A shared key proves each end to the other by HMAC over the whole exchange, so it never crosses
+the wire itself, with one exception: an agent that was told only the key's digest (its pod's
+spec is no place for secrets) asks the first client to show it, inside the cluster's own TLS.
+Each session gets a key of its own, which a later tunnel needs to carry that session on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
+from krelay.wire.frames import Buffer, Frame, FrameDecoder, FrameType, encode_frame
+from krelay.wire.header import SESSION, Header, Status
+
+VERSION = 1
+NONCE_SIZE = 32
+SESSION_ID_SIZE = 16
+
+_HELLO = Struct(">BB32s")
+_AUTH = Struct(">BB32s16sQB")
+_WELCOME = Struct(">16sQI")
+_PROOF_SIZE = 32
+_MAX_KEY = 64
+_NEW = 0
+_RESUME = 1
+_NO_SESSION = bytes(SESSION_ID_SIZE)
+
+OPENING = Header(SESSION, "krelay", 0).encode()
+"""What a client sends first: a Header whose protocol only a session agent knows."""
+
+
+class Ask(IntEnum):
+    """What an agent asks a client for in its HELLO."""
+
+    NOTHING = 0
+    PROOF = 1
+    KEY = 2
+
+
+def _mac(key: bytes, *parts: bytes) -> bytes:
+    return hmac.digest(key, b"".join(parts), "sha256")
+
+
+def session_key(key: bytes, agent_nonce: bytes, client_nonce: bytes) -> bytes:
+    """The key of a session that these two nonces opened."""
+    return _mac(key, b"krelay session", agent_nonce, client_nonce)
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Which session a new tunnel shall carry on, and how many sequenced frames it has received."""
+
+    session_id: bytes
+    session_key: bytes
+    received: int
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The agent's yes. `received` counts the sequenced frames it has of this session; `rest` are
+    bytes that came behind and belong to the session."""
+
+    session_id: bytes
+    session_key: bytes
+    received: int
+    max_streams: int
+    rest: bytes
+
+
+class ClientHandshake:
+    """The client's half. Feed it what the tunnel brings; send what it gives."""
+
+    def __init__(
+        self, key: bytes, nonce: bytes, *, resume: Resume | None = None, private: bool = False
+    ) -> None:
+        """`nonce` is NONCE_SIZE random bytes; `private`: the way to the agent is encrypted, so
+        that the key may be shown to an agent that asks for it."""
+        self._key = key
+        self._nonce = nonce
+        self._resume = resume
+        self._private = private
+        self._decoder = FrameDecoder()
+        self._out = OPENING
+        self._status_seen = False
+        self._session_key = b""
+        self._proof = b""
+
+    def data_to_send(self) -> bytes:
+        """What is due; empty when nothing is."""
+        out, self._out = self._out, b""
+        return out
+
+    def receive_data(self, data: Buffer) -> Welcome | None:
+        """The agent's welcome, once it is whole.
+
+        Raises:
+            HandshakeError: the agent refused; with UNKNOWN_PROTOCOL it speaks plain mode only.
+            ProtocolError: it spoke nonsense.
+        """
+        if not self._status_seen and len(data):
+            self._status_seen = True
+            if data[0] != Status.OK:
+                raise HandshakeError("the agent knows no sessions", ErrorCode.UNKNOWN_PROTOCOL)
+            data = memoryview(data)[1:]
+        frames = self._decoder.feed(data)
+        for index, (frame_type, _, payload) in enumerate(frames):
+            if frame_type == FrameType.GOAWAY and payload:
+                code = ErrorCode.of(payload[0])
+                raise HandshakeError(bytes(payload[1:]).decode(errors="replace") or code.text, code)
+            if frame_type == FrameType.HELLO and not self._proof:
+                self._receive_hello(bytes(payload))
+            elif frame_type == FrameType.WELCOME and self._proof:
+                rest = _rest(self._decoder, frames[index + 1 :])
+                return self._receive_welcome(bytes(payload), rest)
+            else:
+                raise ProtocolError(f"{FrameType(frame_type).name} during the handshake")
+        return None
+
+    def _receive_hello(self, hello: bytes) -> None:
+        if len(hello) < _HELLO.size:
+            raise ProtocolError("a short HELLO")
+        version, ask, agent_nonce = _HELLO.unpack_from(hello)
+        if version < VERSION:
+            raise HandshakeError(f"the agent speaks version {version}", ErrorCode.VERSION)
+        shown = b""
+        if ask == Ask.KEY:
+            if not self._private:
+                raise HandshakeError("the agent asks for the key on an open line", ErrorCode.DENIED)
+            shown = self._key
+        key = b"" if ask == Ask.NOTHING else self._key
+        if self._resume:
+            kind, session_id, received = _RESUME, self._resume.session_id, self._resume.received
+            proof_key = self._session_key = self._resume.session_key
+        else:
+            kind, session_id, received = _NEW, _NO_SESSION, 0
+            proof_key = key
+            self._session_key = session_key(key, agent_nonce, self._nonce)
+        fixed = _AUTH.pack(VERSION, kind, self._nonce, session_id, received, len(shown))
+        auth = fixed + shown
+        self._proof = _mac(proof_key, b"krelay client", hello, auth)
+        self._out += encode_frame(FrameType.AUTH, 0, auth + self._proof)
+
+    def _receive_welcome(self, payload: bytes, rest: bytes) -> Welcome:
+        if len(payload) < _WELCOME.size + _PROOF_SIZE:
+            raise ProtocolError("a short WELCOME")
+        welcome, proof = payload[: _WELCOME.size], payload[_WELCOME.size :][:_PROOF_SIZE]
+        expected = _mac(self._session_key, b"krelay agent", self._proof, welcome)
+        if not hmac.compare_digest(proof, expected):
+            raise HandshakeError("the agent does not know the key", ErrorCode.DENIED)
+        session_id, received, max_streams = _WELCOME.unpack(welcome)
+        return Welcome(session_id, self._session_key, received, max_streams, rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """A client's claim: who it is, and which session it wants (None for a new one)."""
+
+    version: int
+    session_id: bytes | None
+    received: int
+    nonce: bytes
+    key: bytes
+    signed: bytes
+    proof: bytes
+    rest: bytes
+
+
+class AgentHandshake:
+    """The agent's half, for one tunnel. Knowing keys and sessions is its caller's part."""
+
+    def __init__(self, nonce: bytes, ask: Ask) -> None:
+        self.nonce = nonce
+        self._decoder = FrameDecoder()
+        self._hello = _HELLO.pack(VERSION, ask, nonce)
+
+    def hello(self) -> bytes:
+        """What an agent answers to the opening Header."""
+        return bytes([Status.OK]) + encode_frame(FrameType.HELLO, 0, self._hello)
+
+    def receive_data(self, data: Buffer) -> Auth | None:
+        """The client's claim, once it is whole; prove it with `verify`.
+
+        Raises:
+            ProtocolError: it is no claim.
+        """
+        frames = self._decoder.feed(data)
+        if not frames:
+            return None
+        frame_type, _, payload = frames[0]
+        if frame_type != FrameType.AUTH or len(payload) < _AUTH.size + _PROOF_SIZE:
+            raise ProtocolError(f"{FrameType(frame_type).name} instead of AUTH")
+        version, kind, nonce, session_id, received, key_size = _AUTH.unpack_from(payload)
+        signed = _AUTH.size + key_size
+        if (
+            key_size > _MAX_KEY
+            or len(payload) < signed + _PROOF_SIZE
+            or kind not in (_NEW, _RESUME)
+        ):
+            raise ProtocolError("a malformed AUTH")
+        return Auth(
+            version=version,
+            session_id=session_id if kind == _RESUME else None,
+            received=received,
+            nonce=nonce,
+            key=bytes(payload[_AUTH.size : signed]),
+            signed=bytes(payload[:signed]),
+            proof=bytes(payload[signed : signed + _PROOF_SIZE]),
+            rest=_rest(self._decoder, frames[1:]),
+        )
+
+    def verify(self, auth: Auth, key: bytes) -> bool:
+        """Whether the client knows `key`, in constant time."""
+        expected = _mac(key, b"krelay client", self._hello, auth.signed)
+        return hmac.compare_digest(expected, auth.proof)
+
+    def welcome(
+        self, auth: Auth, session_id: bytes, key: bytes, received: int, max_streams: int
+    ) -> bytes:
+        """The agent's yes; `key` is the session's."""
+        welcome = _WELCOME.pack(session_id, received, max_streams)
+        proof = _mac(key, b"krelay agent", auth.proof, welcome)
+        return encode_frame(FrameType.WELCOME, 0, welcome + proof)
+
+
+def deny(code: ErrorCode, message: str) -> bytes:
+    """The agent's no; it closes the tunnel behind it."""
+    return encode_frame(FrameType.GOAWAY, 0, bytes([code]) + message.encode()[:255])
+
+
+def key_digest(key: bytes) -> str:
+    """What a pod's spec may say of a key: its SHA-256, in hex."""
+    return hashlib.sha256(key).hexdigest()
+
+
+def _rest(decoder: FrameDecoder, frames: list[Frame]) -> bytes:
+    """The bytes behind the handshake, as they came: whole frames and the piece of another."""
+    return b"".join(encode_frame(*frame) for frame in frames) + decoder.pending()

@@ -1,0 +1,105 @@
+"""How many bytes may be under way on one tunnel: bandwidth times delay, measured as it goes.
+
+The path into a cluster buffers tens of MiB, and a full buffer is seconds of delay for a
+keystroke. So the sender keeps under way what the path needs and little more: the delivery rate
+seen by acknowledgements times twice the shortest round trip (protocol.md, section 7). The ideas
+of BBR (draft-cardwell-iccrg-bbr-congestion-control), as far as a reliable pipe needs them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+MIN_LIMIT = 32 << 10
+START_LIMIT = 256 << 10
+# Queueing that is allowed for even where the round trip is next to nothing: the price of two
+# event loops and a scheduler, in seconds.
+_SLACK = 0.005
+_RATE_SAMPLES = 32
+# A shortest round trip older than this, in seconds, is measured anew with the queue drained:
+# under a steady load it would otherwise be the queue that we built ourselves.
+_RTT_MEMORY = 10.0
+_MARK_EVERY = 16 << 10
+
+
+class InFlight:
+    """Octets sent on a tunnel against octets its peer has reported, and the limit between them."""
+
+    __slots__ = (
+        "_limited",
+        "_marks",
+        "_max_limit",
+        "_probe_from",
+        "_rates",
+        "_rtt_at",
+        "acked",
+        "limit",
+        "rtt",
+        "sent",
+    )
+
+    def __init__(self, max_limit: int) -> None:
+        self.sent = 0
+        self.acked = 0
+        self.limit = min(START_LIMIT, max_limit)
+        self.rtt = 0.0
+        self._max_limit = max_limit
+        self._rtt_at = 0.0
+        self._probe_from: int | None = None
+        self._rates: deque[float] = deque(maxlen=_RATE_SAMPLES)
+        # (sent after this write, acked then, time): one for each write that is not yet acked
+        self._marks: deque[tuple[int, int, float]] = deque()
+        self._limited = False
+
+    @property
+    def room(self) -> int:
+        """How many octets may be sent now; not positive when none may."""
+        return self.limit - (self.sent - self.acked)
+
+    def on_sent(self, count: int, now: float, *, limited: bool) -> None:
+        """`count` octets went out; `limited`: more were waiting, and only the limit held them."""
+        self.sent += count
+        self._limited = self._limited or limited
+        if count and (not self._marks or self.sent - self._marks[-1][0] >= _MARK_EVERY):
+            self._marks.append((self.sent, self.acked, now))
+
+    def on_ack(self, acked: int, now: float) -> bool:
+        """The peer has seen `acked` octets of this tunnel; False when that cannot be."""
+        if not self.acked <= acked <= self.sent:
+            return False
+        self.acked = acked
+        mark = None
+        while self._marks and self._marks[0][0] <= acked:
+            mark = self._marks.popleft()
+        if mark is not None:
+            sent_after, acked_then, sent_at = mark
+            elapsed = max(now - sent_at, 1e-6)
+            self._on_round(sent_after, elapsed, (acked - acked_then) / elapsed, now)
+        return True
+
+    def on_rtt(self, sample: float, now: float) -> None:
+        """A round trip took `sample` seconds (a PING's, where nothing waits at the far end)."""
+        if not self.rtt or sample <= self.rtt:
+            self.rtt = sample
+            self._rtt_at = now
+
+    def _on_round(self, sent_after: int, rtt: float, rate: float, now: float) -> None:
+        if self._probe_from is not None:
+            if sent_after <= self._probe_from:
+                return
+            self._probe_from = None
+            self.rtt, self._rtt_at = rtt, now
+        elif self.rtt and now - self._rtt_at > _RTT_MEMORY:
+            self._probe_from = self.sent
+            self.limit = max(MIN_LIMIT, int(max(self._rates, default=0.0) * self.rtt / 2))
+            return
+        else:
+            self.on_rtt(rtt, now)
+            # A rate that the application and not the limit held down says nothing of the
+            # path, unless it is the best yet.
+            if not self._limited and rate <= max(self._rates, default=0.0):
+                return
+            self._rates.append(rate)
+        self._limited = False
+        wanted = int(max(self._rates, default=0.0) * (self.rtt + max(self.rtt, _SLACK)))
+        self.limit = max(MIN_LIMIT, min(wanted, self._max_limit))

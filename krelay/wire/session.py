@@ -1,0 +1,516 @@
+"""A session: the streams of one client and one agent, and the state that outlives a tunnel.
+
+Sans-I/O: `receive_data` turns bytes into events, `data_to_send` gives the bytes that are due,
+`tick` keeps time. Nothing here waits, so the caller never has to. Normative: protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+from struct import Struct
+
+from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.events import (
+    DatagramReceived,
+    DataReceived,
+    Event,
+    GoAway,
+    StreamAccepted,
+    StreamEnded,
+    StreamOpened,
+    StreamRefused,
+    StreamReset,
+)
+from krelay.wire.frames import (
+    HEAD,
+    HEAD_SIZE,
+    LAST_SEQUENCED,
+    MAX_PAYLOAD,
+    Buffer,
+    FrameDecoder,
+    FrameType,
+    encode_frame,
+)
+from krelay.wire.header import Header, decode_header
+from krelay.wire.inflight import InFlight
+from krelay.wire.stream import State, Stream
+
+_COUNT = Struct(">I")
+_ACK = Struct(">QQ")
+_PING = Struct(">Q")
+_MAX_REASON = 255
+
+# A stream with this little to send goes before those with more: a keystroke before a download.
+_SMALL = 16 << 10
+# Queued bytes of a stream below which its writer is told to go on.
+_LOW_WATER = 64 << 10
+_ACK_DELAY = 0.010
+_ACK_EVERY_MIN = 16 << 10
+_ACK_EVERY_MAX = 256 << 10
+
+
+class Side(IntEnum):
+    """Which end this is; the value is the first id of the streams that it opens."""
+
+    CLIENT = 1
+    AGENT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a session. Sizes are in bytes, times in seconds.
+
+    `replay` is what may be sent and not yet acknowledged; `windows` the sum to which the
+    windows of all streams may grow; `datagrams` what may queue of UDP before it is dropped.
+    """
+
+    streams: int = 4_096
+    replay: int = 4 << 20
+    windows: int = 32 << 20
+    datagrams: int = 1 << 20
+    ping_interval: float = 3.0
+    ping_timeout: float = 6.0
+
+
+class Session:
+    """One end of a session. Not tied to a tunnel: see `attach` and `detach`."""
+
+    def __init__(self, side: Side, now: float, limits: Limits = Limits()) -> None:
+        self.side = side
+        self.limits = limits
+        self.streams: dict[int, Stream] = {}
+        self.writable: list[Stream] = []
+        self.attached = False
+        self.going_away = False
+        self.peer_going_away = False
+        self.received = 0
+        self.dropped_datagrams = 0
+        self.flight = InFlight(limits.replay)
+        self._next_id = int(side)
+        self._last_peer_id = 0
+        self._windows = 0
+        self._decoder = FrameDecoder()
+        # what is due, in the order in which it goes out
+        self._pong: bytes | None = None
+        self._goaway: bytes | None = None
+        self._ping_due = False
+        self._ack_due = False
+        self._resend: deque[tuple[Buffer, ...]] = deque()
+        self._control: deque[bytes] = deque()
+        self._datagrams: deque[tuple[bytes, Buffer]] = deque()
+        self._datagram_bytes = 0
+        self._small: deque[Stream] = deque()
+        self._bulk: deque[Stream] = deque()
+        # sequenced frames sent and not acknowledged; the first of them has number `_acked`
+        self._kept: deque[tuple[Buffer, ...]] = deque()
+        self._kept_bytes = 0
+        self._acked = 0
+        # octets of this tunnel, as its acknowledgements count them
+        self._octets = 0
+        self._octets_reported = 0
+        self._ack_every = _ACK_EVERY_MIN
+        self._ack_at: float | None = None
+        self._acked_at = now
+        self._ping_at = now
+        self._ping_sent_at: float | None = None
+        self._heard_at = now
+
+    # -- what the layer above asks for ---------------------------------------------------------
+
+    def open(self, header: Header, now: float) -> Stream:
+        """Open a stream to `header`'s target; data may follow at once, within the first window.
+
+        Raises:
+            ProtocolError: too many streams, or the session is going away.
+        """
+        if len(self.streams) >= self.limits.streams:
+            raise ProtocolError(f"{len(self.streams)} streams are open", ErrorCode.LIMIT)
+        if self.going_away or self.peer_going_away:
+            raise ProtocolError("the session is going away", ErrorCode.GOING_AWAY)
+        stream = Stream(self._next_id, header, now, State.OPENING)
+        self._next_id += 2
+        self._add(stream)
+        self._control.append(encode_frame(FrameType.OPEN, stream.id, header.encode()))
+        return stream
+
+    def accept(self, stream: Stream) -> None:
+        """The target of a stream that the peer opened is reached."""
+        self._control.append(encode_frame(FrameType.OPENED, stream.id))
+
+    def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
+        """It is not; the stream is closed. `message` is cut to 255 bytes."""
+        if self._drop(stream):
+            payload = bytes([code]) + message.encode()[:_MAX_REASON]
+            self._control.append(encode_frame(FrameType.REFUSED, stream.id, payload))
+
+    def write(self, stream: Stream, data: Buffer) -> None:
+        """Queue bytes. The caller stops at `stream.queued`'s high-water mark, having set
+        `wants_writable`, and goes on when the stream turns up in `writable`."""
+        if stream.end_queued or stream.state is State.CLOSED or not data:
+            return
+        stream.queue.append(data)
+        stream.queued += len(data)
+        self._schedule(stream)
+
+    def end(self, stream: Stream) -> None:
+        """Send no more on this stream, after what is queued."""
+        if stream.state is not State.CLOSED:
+            stream.end_queued = True
+            self._schedule(stream)
+
+    def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
+        """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
+        if self._drop(stream):
+            self._control.append(encode_frame(FrameType.RESET, stream.id, bytes([code])))
+
+    def consume(self, stream: Stream, count: int, now: float) -> None:
+        """`count` received bytes of this stream were handed on: return their credit."""
+        if stream.state is not State.OPEN and stream.state is not State.OPENING:
+            return
+        before = stream.window.size
+        room = self.limits.windows - self._windows
+        increment = stream.window.consume(count, now, max(self.flight.rtt, 0.001), room)
+        self._windows += stream.window.size - before
+        if increment:
+            frame = encode_frame(FrameType.WINDOW, stream.id, _COUNT.pack(increment))
+            self._control.append(frame)
+
+    def datagram(self, stream: Stream, data: Buffer) -> bool:
+        """Queue a datagram; False when it was dropped, since too much waits already."""
+        if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
+            return False
+        if not self.attached or self._datagram_bytes + len(data) > self.limits.datagrams:
+            self.dropped_datagrams += 1
+            return False
+        head = HEAD.pack(FrameType.DATAGRAM << 24 | len(data), stream.id)
+        self._datagrams.append((head, data))
+        self._datagram_bytes += len(data)
+        return True
+
+    def go_away(self, code: ErrorCode, message: str = "") -> None:
+        """Tell the peer that no new streams are opened or accepted."""
+        self.going_away = True
+        payload = bytes([code]) + message.encode()[:_MAX_REASON]
+        self._goaway = encode_frame(FrameType.GOAWAY, 0, payload)
+
+    def close(self, code: ErrorCode) -> list[Event]:
+        """Cut every stream, without a word to the peer: the session has failed or is over."""
+        self.detach()
+        streams = list(self.streams.values())
+        for stream in streams:
+            self._drop(stream)
+        return [StreamReset(stream, code) for stream in streams]
+
+    # -- tunnels -------------------------------------------------------------------------------
+
+    def attach(self, peer_received: int, now: float) -> None:
+        """A new tunnel carries the session on; the peer has `peer_received` sequenced frames.
+
+        Raises:
+            ProtocolError: what it misses is no longer kept.
+        """
+        if not self._acked <= peer_received <= self._acked + len(self._kept):
+            raise ProtocolError(
+                f"the peer has {peer_received} frames, kept are {len(self._kept)} "
+                f"from {self._acked}"
+            )
+        self._forget(peer_received)
+        self._decoder = FrameDecoder()
+        self._resend = deque(self._kept)
+        self.flight = InFlight(self.limits.replay)
+        self._octets = self._octets_reported = 0
+        self._pong = None
+        self._ack_due = False
+        self._ack_at = None
+        self._ping_sent_at = None
+        self._ping_at = self._heard_at = now
+        self.attached = True
+
+    def detach(self) -> None:
+        """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
+        self.attached = False
+        self._datagrams.clear()
+        self._datagram_bytes = 0
+        self._ack_at = None
+
+    # -- bytes out -----------------------------------------------------------------------------
+
+    def data_to_send(self, limit: int, now: float) -> list[Buffer]:
+        """Buffers to write to the tunnel, in order: about `limit` bytes, empty when none is due.
+
+        Streams whose writers may go on are then in `writable`, for the caller to take out.
+        """
+        if not self.attached:
+            return []
+        out: list[Buffer] = []
+        self._send_urgent(out, now)
+        flight = self.flight
+        room = flight.room
+        sent = 0
+        while self._resend and sent < min(limit, room):
+            frame = self._resend.popleft()
+            out.extend(frame)
+            sent += sum(map(len, frame))
+        if not self._resend:
+            while self._control:
+                frame = (self._control.popleft(),)
+                out.append(frame[0])
+                sent += self._keep(frame)
+            while self._datagrams and sent < min(limit, room):
+                head, data = self._datagrams.popleft()
+                self._datagram_bytes -= len(data)
+                out += (head, data)
+                sent += HEAD_SIZE + len(data)
+            room = min(room, self.limits.replay - self._kept_bytes)
+            while (self._small or self._bulk) and sent < min(limit, room):
+                sent += self._send_stream(out, room - sent)
+        limited = sent >= room and bool(self._small or self._bulk)
+        if sent or limited:
+            flight.on_sent(sent, now, limited=limited)
+        return out
+
+    def _send_urgent(self, out: list[Buffer], now: float) -> None:
+        if self._goaway:
+            out.append(self._goaway)
+            self._goaway = None
+        if self._pong is not None:
+            out.append(encode_frame(FrameType.PONG, 0, self._pong))
+            self._pong = None
+        if self._ping_due:
+            self._ping_due = False
+            self._ping_sent_at = now
+            out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
+        # An acknowledgement that waits for its time may as well ride along.
+        if self._ack_due or (self._ack_at is not None and (self._control or self._small)):
+            self._ack_due = False
+            self._ack_at = None
+            self._acked_at = now
+            self._octets_reported = self._octets
+            payload = _ACK.pack(self.received, self._octets)
+            out.append(encode_frame(FrameType.ACK, 0, payload))
+
+    def _send_stream(self, out: list[Buffer], room: int) -> int:
+        """One turn of one stream; how many octets it took."""
+        stream = self._small.popleft() if self._small else self._bulk.popleft()
+        stream.scheduled = False
+        if stream.state is State.CLOSED:
+            return 0
+        sent = 0
+        budget = min(MAX_PAYLOAD, stream.credit, max(room, _SMALL))
+        chunks: list[Buffer] = []
+        size = 0
+        while stream.queue and size < budget:
+            chunk = stream.take(budget - size)
+            chunks.append(chunk)
+            size += len(chunk)
+        if size:
+            stream.credit -= size
+            frame = (HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks)
+            out.extend(frame)
+            sent += self._keep(frame)
+            if stream.wants_writable and stream.queued <= _LOW_WATER:
+                stream.wants_writable = False
+                self.writable.append(stream)
+        if stream.end_queued and not stream.queue and not stream.end_sent:
+            stream.end_sent = True
+            frame = (encode_frame(FrameType.END, stream.id),)
+            out.extend(frame)
+            sent += self._keep(frame)
+            if stream.state is State.ENDED:
+                self._drop(stream)
+        self._schedule(stream)
+        return sent
+
+    def _keep(self, frame: tuple[Buffer, ...]) -> int:
+        size = sum(map(len, frame))
+        self._kept.append(frame)
+        self._kept_bytes += size
+        return size
+
+    def _forget(self, received: int) -> None:
+        while self._acked < received:
+            self._kept_bytes -= sum(map(len, self._kept.popleft()))
+            self._acked += 1
+
+    def _schedule(self, stream: Stream) -> None:
+        if not stream.scheduled and stream.sendable:
+            stream.scheduled = True
+            (self._small if stream.queued <= _SMALL else self._bulk).append(stream)
+
+    def _add(self, stream: Stream) -> None:
+        self.streams[stream.id] = stream
+        self._windows += stream.window.size
+
+    def _drop(self, stream: Stream) -> bool:
+        """Forget a stream; False when it was forgotten before."""
+        stream.state = State.CLOSED
+        stream.queue.clear()
+        stream.queued = 0
+        if self.streams.pop(stream.id, None) is None:
+            return False
+        self._windows -= stream.window.size
+        return True
+
+    # -- bytes in ------------------------------------------------------------------------------
+
+    def receive_data(self, data: Buffer, now: float) -> list[Event]:
+        """The events that these bytes of the tunnel complete.
+
+        Raises:
+            ProtocolError: the peer broke the protocol; the session is over.
+        """
+        self._heard_at = now
+        self._ping_sent_at = None
+        events: list[Event] = []
+        for frame_type, stream_id, payload in self._decoder.feed(data):
+            if frame_type <= FrameType.DATAGRAM:
+                self._octets += HEAD_SIZE + len(payload)
+                if self._ack_at is None:
+                    self._ack_at = now + _ACK_DELAY
+                if frame_type <= LAST_SEQUENCED:
+                    self.received += 1
+                self._receive_frame(frame_type, stream_id, payload, now, events)
+            else:
+                self._receive_control(frame_type, stream_id, payload, now, events)
+        if self._octets - self._octets_reported >= self._ack_every:
+            self._ack_due = True
+            self._pace_acks(now)
+        return events
+
+    def _pace_acks(self, now: float) -> None:
+        """Acknowledge every few milliseconds whatever the rate: fine on a slow path, cheap on a
+        fast one."""
+        since = now - self._acked_at
+        if since < 0.001:
+            self._ack_every = min(self._ack_every * 2, _ACK_EVERY_MAX)
+        elif since > 0.004:
+            self._ack_every = max(self._ack_every // 2, _ACK_EVERY_MIN)
+
+    def _receive_frame(
+        self, frame_type: int, stream_id: int, payload: Buffer, now: float, events: list[Event]
+    ) -> None:
+        stream = self.streams.get(stream_id)
+        if frame_type == FrameType.OPEN:
+            self._receive_open(stream_id, payload, now, events)
+            return
+        if stream is None:
+            # What the peer had under way when we closed the stream is no error.
+            if not 0 < stream_id <= self._highest(stream_id):
+                raise ProtocolError(
+                    f"{FrameType(frame_type).name} on stream {stream_id}, never opened"
+                )
+            return
+        if frame_type == FrameType.DATAGRAM:
+            events.append(DatagramReceived(stream, payload))
+            return
+        if frame_type == FrameType.DATA and stream.state is State.OPEN:
+            if payload:
+                stream.window.receive(len(payload))
+                events.append(DataReceived(stream, payload))
+            return
+        stream.receive(frame_type)
+        if frame_type == FrameType.WINDOW:
+            stream.credit += _unpack(_COUNT, payload)[0]
+            self._schedule(stream)
+        elif frame_type == FrameType.END:
+            events.append(StreamEnded(stream))
+            if stream.end_sent:
+                self._drop(stream)
+        elif frame_type == FrameType.OPENED:
+            events.append(StreamAccepted(stream))
+        else:
+            code, message = _reason(payload)
+            self._drop(stream)
+            if frame_type == FrameType.REFUSED:
+                events.append(StreamRefused(stream, code, message))
+            else:
+                events.append(StreamReset(stream, code))
+
+    def _receive_open(
+        self, stream_id: int, payload: Buffer, now: float, events: list[Event]
+    ) -> None:
+        if stream_id <= self._last_peer_id or stream_id % 2 == self.side % 2:
+            raise ProtocolError(f"OPEN of stream {stream_id} after {self._last_peer_id}")
+        self._last_peer_id = stream_id
+        stream = Stream(stream_id, decode_header(payload), now, State.OPEN)
+        full = len(self.streams) >= self.limits.streams
+        self._add(stream)
+        if self.going_away:
+            self.refuse(stream, ErrorCode.GOING_AWAY, "the agent is going away")
+        elif full:
+            self.refuse(stream, ErrorCode.LIMIT, f"more than {self.limits.streams} streams")
+        else:
+            events.append(StreamOpened(stream))
+
+    def _receive_control(
+        self, frame_type: int, stream_id: int, payload: Buffer, now: float, events: list[Event]
+    ) -> None:
+        if stream_id:
+            raise ProtocolError(f"{FrameType(frame_type).name} on stream {stream_id}")
+        if frame_type == FrameType.ACK:
+            received, octets = _unpack(_ACK, payload)
+            if not self._acked <= received <= self._acked + len(self._kept) - len(self._resend):
+                raise ProtocolError(f"ACK of {received} frames after {self._acked}")
+            self._forget(received)
+            if not self.flight.on_ack(octets, now):
+                raise ProtocolError(f"ACK of {octets} octets after {self.flight.acked}")
+        elif frame_type == FrameType.PING:
+            if len(payload) != _PING.size:
+                raise ProtocolError(f"PING with {len(payload)} bytes")
+            self._pong = bytes(payload)
+        elif frame_type == FrameType.PONG:
+            sent = _unpack(_PING, payload)[0] / 1e6
+            if sent <= now:
+                self.flight.on_rtt(max(now - sent, 1e-6), now)
+        elif frame_type == FrameType.GOAWAY:
+            self.peer_going_away = True
+            events.append(GoAway(*_reason(payload)))
+        else:
+            raise ProtocolError(f"{FrameType(frame_type).name} in a session")
+
+    def _highest(self, stream_id: int) -> int:
+        """The highest id ever used by the end that opens ids like this one."""
+        return self._next_id - 2 if stream_id % 2 == self.side % 2 else self._last_peer_id
+
+    # -- time ----------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> float | None:
+        """Do what is due by `now`; when to call again, None while no tunnel is attached."""
+        if not self.attached:
+            return None
+        if self._ack_at is not None and now >= self._ack_at:
+            self._ack_due = True
+            self._ack_at = None
+        if now >= self._ping_at:
+            self._ping_due = True
+            self._ping_at = now + self.limits.ping_interval
+        deadlines = [self._ping_at]
+        if self._ack_at is not None:
+            deadlines.append(self._ack_at)
+        if self._ping_sent_at is not None:
+            deadlines.append(self._ping_sent_at + self.limits.ping_timeout)
+        return min(deadlines)
+
+    def stalled(self, now: float) -> bool:
+        """Whether nothing was heard for `ping_timeout` since a PING went out."""
+        sent_at = self._ping_sent_at
+        return sent_at is not None and now - sent_at >= self.limits.ping_timeout
+
+    @property
+    def unacknowledged(self) -> int:
+        """Bytes of sequenced frames that a lost tunnel would make us send again."""
+        return self._kept_bytes
+
+
+def _unpack(layout: Struct, payload: Buffer) -> tuple[int, ...]:
+    if len(payload) != layout.size:
+        raise ProtocolError(f"a payload of {len(payload)} bytes where {layout.size} belong")
+    return layout.unpack(payload)
+
+
+def _reason(payload: Buffer) -> tuple[ErrorCode, str]:
+    if not payload or len(payload) > 1 + _MAX_REASON:
+        raise ProtocolError(f"a reason of {len(payload)} bytes")
+    return ErrorCode.of(payload[0]), bytes(payload[1:]).decode(errors="replace")

@@ -1,0 +1,32 @@
+"""Rules for every test: no blocking call on the loop, no task left behind, no stray warning."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[BlockBuster]:
+    """A call that blocks while the loop runs fails the test, where it is made by krelay itself."""
+    with blockbuster_ctx(["krelay", "agent"]) as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture(autouse=True)
+async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """Tasks that outlive an async test were nobody's: that is a leak."""
+    before = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)
+    mine = asyncio.current_task()
+    leaked = [t for t in asyncio.all_tasks() - before if t is not mine and not t.done()]
+    for task in leaked:
+        task.cancel()
+    await asyncio.gather(*leaked, return_exceptions=True)
+    gc.collect()
+    assert not leaked, f"tasks left behind: {leaked}"
