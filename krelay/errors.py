@@ -15,6 +15,7 @@
     ├─ ListenError                exit 1   a local address cannot be bound
     └─ TunnelError                exit 1   no connection to the agent
         ├─ TunnelRefusedError     exit 1   the agent answered no (version, secret, unknown session)
+        ├─ NotListeningError      exit 1   the pod runs, the agent in it does not listen (yet)
         └─ PodGoneError           exit 1   the pod behind the tunnel no longer runs
 
 `krelay.wire` has a tree of its own (the agent ships without this module); `mux` and
@@ -105,6 +106,10 @@ class TunnelError(KrelayError):
 
 
 class TunnelRefusedError(TunnelError):
+    pass
+
+
+class NotListeningError(TunnelError):
     pass
 
 

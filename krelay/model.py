@@ -180,6 +180,12 @@ class Resolution:
     reason: str = ""
     via: str = ""
 
+    @classmethod
+    def as_given(cls, target: Target, port: Port) -> Resolution:
+        """What a host or an address means: itself. Its port is a number (the config sees to it)."""
+        endpoint = Endpoint(target.resource, int(port.remote))
+        return cls(port.protocol or Protocol.TCP, endpoint, via="as given")
+
 
 @dataclass(frozen=True, slots=True)
 class ApiAccess:

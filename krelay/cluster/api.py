@@ -59,7 +59,7 @@ class Api:
     def __init__(self, credentials: Credentials, deadline: float = REQUEST_DEADLINE) -> None:
         self._credentials = credentials
         self._deadline = deadline
-        self._session = http.session()
+        self._sessions: dict[str | None, aiohttp.ClientSession] = {}
 
     @classmethod
     async def connect(
@@ -114,7 +114,8 @@ class Api:
 
     async def aclose(self) -> None:
         """Closes every connection."""
-        await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -187,7 +188,7 @@ class Api:
             with http.translated(access, self.where):
                 async with asyncio.timeout_at(until):
                     response = await http.send(
-                        self._session, access, method, path, query=query, body=data
+                        self._session(access), access, method, path, query=query, body=data
                     )
                     if 200 <= response.status < 300:
                         return response, access
@@ -203,6 +204,12 @@ class Api:
             if second:
                 raise no
         raise AssertionError
+
+    def _session(self, access: ApiAccess) -> aiohttp.ClientSession:
+        socks = http.socks_of(access)
+        if socks not in self._sessions:
+            self._sessions[socks] = http.session(socks)
+        return self._sessions[socks]
 
 
 class Lines:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from multidict import CIMultiDict
 
+from krelay.cluster.socks import SocksConnector
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.model import ApiAccess
 
@@ -22,13 +23,21 @@ CONNECT_DEADLINE = 5.0
 MAX_BODY = 64 << 20
 
 
-def session() -> aiohttp.ClientSession:
-    """A session without a limit on connections (each watch holds one) and without cookies."""
+def session(socks: str | None = None) -> aiohttp.ClientSession:
+    """A session without a limit on connections (each watch holds one) and without cookies.
+
+    `socks` is the URL of a SOCKS5 proxy, which aiohttp itself takes for an HTTP proxy.
+    """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=SocksConnector(socks) if socks else aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_DEADLINE),
     )
+
+
+def socks_of(access: ApiAccess) -> str | None:
+    """The access's proxy, if it is a SOCKS5 one."""
+    return access.proxy if access.proxy and access.proxy.startswith("socks5:") else None
 
 
 async def send(
@@ -54,7 +63,7 @@ async def send(
         headers=headers,
         ssl=access.ssl if access.ssl is not None else True,
         server_hostname=access.server_hostname,
-        proxy=access.proxy,
+        proxy=None if socks_of(access) else access.proxy,
         allow_redirects=False,
     )
 
@@ -80,10 +89,10 @@ def translated(access: ApiAccess, where: str) -> Iterator[None]:
         yield
     except TimeoutError as exc:
         raise _unreachable(where, "no answer in time", access) from exc
-    except ssl.SSLCertVerificationError as exc:
-        raise _untrusted(where, exc) from exc
     except aiohttp.ClientConnectorCertificateError as exc:
         raise _untrusted(where, exc.certificate_error) from exc
+    except ssl.SSLCertVerificationError as exc:
+        raise _untrusted(where, exc) from exc
     except (aiohttp.ClientError, OSError, ValueError) as exc:
         raise _unreachable(where, _reason(exc), access) from exc
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
-from krelay.cluster.patch import PatchError
+from krelay.cluster.patch import PatchError, plain
 
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
@@ -21,7 +20,7 @@ def json_patch(document: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
     Raises:
         PatchError: an operation is malformed, its place does not exist, or its test failed.
     """
-    holder = [deepcopy(document)]
+    holder = [plain(document)]
     for number, operation in enumerate(operations):
         try:
             _apply(holder, operation)
@@ -46,7 +45,7 @@ def _apply(holder: list[Any], operation: Mapping[str, Any]) -> None:
                 raise PatchError(f"cannot move {source!r} into itself")
             _add(holder, path, _remove(holder, source))
         case "copy":
-            _add(holder, path, deepcopy(_get(holder, _text(operation, "from"))))
+            _add(holder, path, plain(_get(holder, _text(operation, "from"))))
         case "test":
             if not same(_get(holder, path), _content(operation)):
                 raise PatchError(f"the test of {path!r} failed")
@@ -63,7 +62,7 @@ def _text(operation: Mapping[str, Any], name: str) -> str:
 def _content(operation: Mapping[str, Any]) -> Any:
     if "value" not in operation:
         raise PatchError("needs a 'value'")
-    return deepcopy(operation["value"])
+    return plain(operation["value"])
 
 
 def _tokens(path: str) -> list[str]:

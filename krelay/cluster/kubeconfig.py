@@ -230,7 +230,7 @@ def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
         user["as"] = overrides.as_
     if overrides.as_group:
         user["as-groups"] = list(overrides.as_group)
-    server = (overrides.server or login.server).strip().rstrip("/")
+    server = (overrides.server or login.server).strip()
     if not server:
         raise CredentialsError(f'kubeconfig names no server for context "{login.context}"')
     if "://" not in server:
@@ -243,7 +243,7 @@ def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
         valid = False
     if not valid:
         raise CredentialsError(f'kubeconfig: "{server}" is no URL of an API server')
-    cluster["server"] = server
+    server = cluster["server"] = server.rstrip("/")
     return Login(server, login.namespace, cluster, user, login.context)
 
 

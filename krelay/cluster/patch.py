@@ -1,7 +1,7 @@
 """Patches: a user's changes to the agent's manifest, in the three forms that Kubernetes has.
 
-Pure: documents are what JSON makes (dict, list, str, int, float, bool, None), and no argument
-is ever changed. `jsonpatch.py` beside this module has the third form.
+Pure: documents are what JSON makes (dict, list, str, int, float, bool, None; a patch may hold
+any Mapping and tuples), and no argument is ever changed. The third form is in `jsonpatch.py`.
 
 - `merge`: RFC 7396. Objects merge, null deletes, lists are replaced.
 - `strategic`: as above, but some lists merge by a key. Kubernetes: sig-api-machinery's
@@ -12,7 +12,6 @@ is ever changed. `jsonpatch.py` beside this module has the third form.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 MERGE_KEYS: Mapping[str, str] = {
@@ -42,17 +41,26 @@ class PatchError(ValueError):
     """The patch does not fit the document, or is none."""
 
 
+def plain(value: Any) -> Any:
+    """A copy, as deep as it goes, made of dict and list alone."""
+    if isinstance(value, Mapping):
+        return {name: plain(inner) for name, inner in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [plain(inner) for inner in value]
+    return value
+
+
 def merge(document: Any, patch: Any) -> Any:
     """RFC 7396, section 2."""
     if not isinstance(patch, Mapping):
-        return deepcopy(patch)
+        return plain(patch)
     merged = dict(document) if isinstance(document, Mapping) else {}
     for name, value in patch.items():
         if value is None:
             merged.pop(name, None)
         else:
             merged[name] = merge(merged.get(name), value)
-    return deepcopy(merged)
+    return plain(merged)
 
 
 def strategic(document: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,7 +81,7 @@ def _objects(document: Mapping[str, Any], patch: Mapping[str, Any], at: str) -> 
     elif directive is not None:
         raise PatchError(f"{at or 'the patch'}: $patch is {directive!r}, not delete or replace")
     kept = patch.get(_RETAIN)
-    merged = {k: deepcopy(v) for k, v in document.items() if kept is None or k in kept}
+    merged = {k: plain(v) for k, v in document.items() if kept is None or k in kept}
     for name, value in patch.items():
         where = f"{at}.{name}" if at else name
         if name.startswith("$"):
@@ -89,14 +97,16 @@ def _objects(document: Mapping[str, Any], patch: Mapping[str, Any], at: str) -> 
 def _value(name: str, old: Any, new: Any, at: str) -> Any:
     if isinstance(new, Mapping):
         return _objects(old if isinstance(old, Mapping) else {}, new, at)
-    if isinstance(new, Sequence) and not isinstance(new, str) and name in MERGE_KEYS:
+    if isinstance(new, list | tuple) and name in MERGE_KEYS:
         return _lists(old if isinstance(old, list) else [], new, MERGE_KEYS[name], at)
-    return deepcopy(new)
+    return plain(new)
 
 
 def _lists(old: Sequence[Any], new: Sequence[Any], key: str, at: str) -> list[Any]:
     """Merge two lists of objects: those with equal `key` merge, new ones go to the end."""
-    changes, dropped, replace = [], [], False
+    changes: list[Mapping[str, Any]] = []
+    dropped: list[Mapping[str, Any]] = []
+    replace = False
     for element in new:
         if not isinstance(element, Mapping):
             raise PatchError(f"{at}: holds objects, not {element!r}")

@@ -76,13 +76,14 @@ def _denied(found: re.Match[str]) -> AccessDeniedError:
     what, _, sub = resource.partition("/")
     name = (f"{what}.{group}" if group else what) + (f"/{sub}" if sub else "")
     in_namespace = f' in namespace "{namespace}"' if namespace else " in the cluster"
-    kind, scope = ("role", f" -n {namespace}") if namespace else ("clusterrole", "")
+    title, scope = ("Role", f" -n {namespace}") if namespace else ("ClusterRole", "")
+    kind = title.lower()
     account = re.fullmatch(r"system:serviceaccount:([^:]+):([^:]+)", user)
     subject = f"--serviceaccount={account[1]}:{account[2]}" if account else f"--user={user}"
     create = f"kubectl create {kind}"
     return AccessDeniedError(
         f"cannot {verb} {name}{in_namespace}",
-        hint=f"{user} needs a {kind.capitalize()} that allows it: "
+        hint=f"{user} needs a {title} that allows it: "
         f"{create} krelay{scope} --verb={verb} --resource={name} && "
         f"{create}binding krelay{scope} --{kind}=krelay {subject}",
     )

@@ -78,7 +78,7 @@ def _about_value(
             return "is empty", hint
         if words == ["text"] and isinstance(found, bool | int | float):
             hint = "put the value in quotes"
-        return f"must be {' or '.join(words)}, not {_described(found)}", hint
+        return f"must be {_either(words)}, not {_described(found)}", hint
     if keyword == "enum":
         texts = [value for value in wanted if value]
         near = _nearest(str(found), texts)
@@ -89,8 +89,8 @@ def _about_value(
     if keyword in ("minLength", "minItems", "minProperties"):
         return "is empty", hint
     # minimum, exclusiveMinimum, maximum
-    low = "more than 0" if "exclusiveMinimum" in rules else f"{rules['minimum']}"
-    return f"is out of range: {quote(found)}", f"from {low} to {rules['maximum']}"
+    low = f"at least {rules['minimum']}" if "minimum" in rules else "more than 0"
+    return f"is out of range: {quote(found)}", f"{low}, at most {rules['maximum']}"
 
 
 def _unknown(key: str, known: list[str], schema: dict[str, Any]) -> tuple[str, str]:
@@ -120,6 +120,10 @@ def _for_example(rules: dict[str, Any], prefix: str = "") -> str | None:
 
 def _listed(words: Iterable[str]) -> str:
     return ", ".join(map(quote, words))
+
+
+def _either(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if words[1:] else words[0]
 
 
 def _described(value: Any) -> str:

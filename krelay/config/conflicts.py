@@ -64,6 +64,4 @@ def conflicts(claims: Iterable[Claim]) -> Iterator[tuple[Claim, Claim]]:
 def _addresses(listen: str) -> tuple[IPv4Address | IPv6Address, ...]:
     if listen == "localhost":
         return _LOCALHOST
-    address = ip_address(listen)
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address,)
+    return (ip_address(listen),)

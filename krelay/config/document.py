@@ -10,7 +10,7 @@ Kubernetes reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ MAX_NODES = 50_000  # counted with every alias followed
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _BASED = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}")
-_OLD_OCTAL = re.compile(r"[-+]?0[0-9]+")
+_OLD_OCTAL = re.compile(r"0[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,30}|[0-9]{1,30}(\.[0-9]{0,30})?)([eE][-+]?[0-9]{1,3})?")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WORDS = {
@@ -156,13 +156,14 @@ class _Composer:
     def _sequence(self, event: Any) -> Node:
         self._check_tag(event, "seq")
         items = list(self._children())
-        return self._collection(event, items, {}, items)
+        return self._collection(event, items)
 
     def _mapping(self, event: Any) -> Node:
         self._check_tag(event, "map")
         entries: dict[str, Node] = {}
         keys: dict[str, tuple[int, int]] = {}
         merged: list[Node] = []
+        broken = False
         for key_event, key in self._keys():
             node = self._node(next(self._events))
             if key == "<<" and not key_event.style:
@@ -170,14 +171,16 @@ class _Composer:
             elif key in keys:
                 hint = f"the first is on line {keys[key][0]}; keep one of them"
                 self._problem(key_event, f"{quote(key)} is written twice", hint)
-            elif key is not None:
+            elif key is None:
+                broken = True
+            else:
                 entries[key], keys[key] = node, _place(key_event)
         for source in merged:
             assert isinstance(source.value, dict)
             for key, value in source.value.items():
                 if key not in entries:
                     entries[key], keys[key] = value, source.keys[key]
-        return self._collection(event, entries, keys, entries.values())
+        return self._collection(event, entries, keys, broken=broken)
 
     def _children(self) -> Iterator[Node]:
         from yaml import events
@@ -209,15 +212,17 @@ class _Composer:
         self,
         event: Any,
         value: list[Node] | dict[str, Node],
-        keys: dict[str, tuple[int, int]],
-        below: Collection[Node],
+        keys: dict[str, tuple[int, int]] | None = None,
+        *,
+        broken: bool = False,
     ) -> Node:
+        below = value.values() if isinstance(value, dict) else value
         size = 1 + sum(node.size for node in below)
         height = 1 + max((node.height for node in below), default=0)
         if size > MAX_NODES or height > MAX_DEPTH:
             self._problem(event, f"more than {MAX_NODES} values or {MAX_DEPTH} levels in here")
             raise _Stop
-        return Node(*_place(event), value, keys, size=size, height=height)
+        return Node(*_place(event), value, keys or {}, size=size, height=height, broken=broken)
 
     def _check_tag(self, event: Any, *allowed: str) -> None:
         tag = event.tag
@@ -226,8 +231,8 @@ class _Composer:
             self._problem(event, f"the tag {quote(shown)} means nothing here", "remove it")
 
     def _scalar(self, event: Any) -> Node:
-        self._check_tag(event, "str")
         before = len(self.problems)
+        self._check_tag(event, "str")
         line, column = _place(event)
         quotes = 1 if event.style else 0
         # the text starts after the quote, unless it runs over lines or has escapes
@@ -241,8 +246,7 @@ class _Composer:
             self.problems.append(Problem(line, column + offset, flaw.message, flaw.hint))
         plain = not event.style and event.tag is None
         if plain and _OLD_OCTAL.fullmatch(text):
-            decimal = text.lstrip("0") or "0"
-            hint = f"write `{decimal}` or `0o{decimal}`, or quote it"
+            hint = "say which: `0o644` is octal, `644` is decimal; or quote it"
             self._problem(event, f"{quote(text)} is octal to some and decimal to others", hint)
         if _SURROGATE.search(text):
             self._problem(event, f"{quote(text)} is not all text", "a variable may not be UTF-8")

@@ -25,6 +25,9 @@ class Flaw(ValueError):
 
 def quote(value: object, limit: int = 60) -> str:
     """A user's own value for a message: in backticks, on one line, shortened."""
-    text = "".join(char if char.isprintable() else "\ufffd" for char in str(value)[: limit + 1])
+    shown = str(value)[: limit + 1]
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown)
+    if not text:
+        return '`""`'
     mark = "'" if "`" in text else "`"
     return f"{mark}{text[:limit]}{'…' if len(text) > limit else ''}{mark}"

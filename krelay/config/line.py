@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from krelay.config.flaw import Flaw, quote
 from krelay.config.target import check_port, parse_listen, parse_port, parse_resource
@@ -16,6 +16,7 @@ from krelay.model import Kind, Port
 
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _WORD = re.compile(r"\S+")
+_T = TypeVar("_T")
 _EXAMPLE = "for example `svc/nginx 8080:80`"
 
 
@@ -87,69 +88,68 @@ def parse_line(words: Sequence[Word]) -> tuple[Line | None, list[Flaw]]:
     and `-nX` are the same, and so are the two forms of the long options.
     """
     flaws: list[Flaw] = []
-    options: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     plain: list[Word] = []
     rest = iter(words)
     for word in rest:
         if not word.text.startswith("-"):
             plain.append(word)
             continue
-        try:
-            name, value = _option(word, lambda: next(rest, None))
-            if name in options:
-                raise Flaw(f"{quote(word.text)} sets `{name}` again", hint="write it once")
-            options[name] = value
-        except Flaw as flaw:
-            flaws.append(flaw.moved(word.offset))
+        name, value = _taken_apart(word)
+        if name not in _OPTIONS:
+            # whether the next word is its value is anyone's guess: what follows is not read
+            hint = "`-n NAMESPACE` and `-l ADDRESS` are known"
+            flaws.append(Flaw(f"unknown option {quote(name)}", hint=hint, offset=word.offset))
+            return None, flaws
+        field, parse = _OPTIONS[name]
+        value = next(rest, None) if value is None else value
+        if value is None:
+            hint = f"write `{name} {field.upper()}`"
+            flaws.append(Flaw(f"`{name}` has no value", hint=hint, offset=word.offset))
+        elif field in fields:
+            message = f"`{name}` sets the {field} again"
+            flaws.append(Flaw(message, hint="write it once", offset=word.offset))
+        else:
+            fields[field] = _parsed(value, parse, flaws)
     if not plain:
         end = words[-1].offset + len(words[-1].text) if words else 0
         return None, [*flaws, Flaw("no target", hint=_EXAMPLE, offset=end)]
 
-    found, ports = _plain(plain, flaws)
-    if flaws or found is None:
+    found, ports = _target(plain, flaws)
+    if found is None or flaws:
         return None, flaws
-    return Line(*found, tuple(ports), **options, offsets=tuple(w.offset for w in plain[1:])), []
+    return Line(*found, tuple(ports), **fields, offsets=tuple(w.offset for w in plain[1:])), []
 
 
-def _plain(words: list[Word], flaws: list[Flaw]) -> tuple[tuple[Kind, str] | None, list[Port]]:
-    first = words[0]
-    found: tuple[Kind, str] | None = None
-    try:
-        found = parse_resource(first.text)
-    except Flaw as flaw:
-        flaws.append(flaw.moved(first.offset))
+def _target(words: list[Word], flaws: list[Flaw]) -> tuple[tuple[Kind, str] | None, list[Port]]:
+    found = _parsed(words[0], parse_resource, flaws)
     if not words[1:]:
-        end = first.offset + len(first.text)
-        flaws.append(Flaw(f"{quote(first.text)} has no port", hint=_EXAMPLE, offset=end))
-    ports: list[Port] = []
-    for word in words[1:]:
-        try:
-            port = parse_port(word.text)
-            if found is not None:
-                check_port(found[0], port)
-            ports.append(port)
-        except Flaw as flaw:
-            flaws.append(flaw.moved(word.offset))
-    return found, ports
+        end = words[0].offset + len(words[0].text)
+        flaws.append(Flaw(f"{quote(words[0].text)} has no port", hint=_EXAMPLE, offset=end))
+
+    def parse(text: str) -> Port:
+        port = parse_port(text)
+        if found is not None:
+            check_port(found[0], port)
+        return port
+
+    ports = [_parsed(word, parse, flaws) for word in words[1:]]
+    return found, [port for port in ports if port is not None]
 
 
-def _option(word: Word, following: Callable[[], Word | None]) -> tuple[str, str]:
-    """The field that an option sets and its value; flaws count from the option's own start."""
-    name, equals, text = word.text.partition("=")
-    if name not in _OPTIONS and word.text[:2] in ("-n", "-l"):
-        name, equals, text = word.text[:2], "", word.text[2:]
-    if name not in _OPTIONS:
-        raise Flaw(
-            f"unknown option {quote(word.text)}", hint="`-n NAMESPACE` and `-l ADDRESS` are known"
-        )
-    field, parse = _OPTIONS[name]
-    offset = len(name) + len(equals)
-    if not equals and not text:
-        value = following()
-        if value is None:
-            raise Flaw(f"`{name}` has no value", hint=f"write `{name} {field.upper()}`")
-        text, offset = value.text, value.offset - word.offset
+def _parsed(word: Word, parse: Callable[[str], _T], flaws: list[Flaw]) -> _T | None:
     try:
-        return field, parse(text)
+        return parse(word.text)
     except Flaw as flaw:
-        raise flaw.moved(offset) from None
+        flaws.append(flaw.moved(word.offset))
+        return None
+
+
+def _taken_apart(word: Word) -> tuple[str, Word | None]:
+    """The name of an option, and its value where that is in the same word."""
+    name, equals, value = word.text.partition("=")
+    if name not in _OPTIONS and name[:2] in ("-n", "-l"):
+        name, equals, value = name[:2], "", word.text[2:]
+    if not equals and not value:
+        return name, None
+    return name, Word(value, word.offset + len(name) + len(equals))

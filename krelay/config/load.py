@@ -42,7 +42,8 @@ def parse(text: str, path: str, environ: Mapping[str, str]) -> Config:
         config, claims, problems = _read_yaml(text, path, environ)
     problems += [_conflict(earlier, later) for earlier, later in conflicts(claims)]
     if problems:
-        raise ConfigError(path, problems)
+        # what an alias repeats is one problem
+        raise ConfigError(path, list(dict.fromkeys(problems)))
     return config
 
 

@@ -79,7 +79,7 @@ def _sections(
 
 def _row(key: str, rules: dict[str, Any]) -> str:
     if "enum" in rules:
-        kind = ", ".join("null" if word is None else f"`{word}`" for word in rules["enum"])
+        kind = ", ".join(word and f"`{word}`" or json.dumps(word) for word in rules["enum"])
     elif "type" in rules:
         kind = rules["type"] if isinstance(rules["type"], str) else " or ".join(rules["type"])
     else:

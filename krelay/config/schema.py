@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jsonschema import ValidationError
 
 FILE = "krelay.schema.json"
-MAX_PROBLEMS = 200
+MAX_PROBLEMS = 100
 
 
 @functools.cache

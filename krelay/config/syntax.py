@@ -36,7 +36,10 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
             return problem("a tab indents this line", "YAML indents with spaces only")
         return problem(f"{quote(char)} cannot start a value", "put the value in quotes")
     if "mapping values are not allowed" in what:
-        return problem("unexpected `:`", "quote a value that holds `: `, or mend the indentation")
+        return problem(
+            "unexpected `:`",
+            "quote a value with `: ` in it or `:` at its end, or mend the indentation",
+        )
     if "end of stream" in what and "quoted scalar" in context:
         return problem("the quote that opens here is never closed", opened=True)
     if "escape" in what:

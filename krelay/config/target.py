@@ -136,12 +136,15 @@ def parse_listen(text: str) -> str:
     if text.lower() == "localhost":
         return "localhost"
     try:
-        return str(ip_address(_unbracketed(text)))
+        address = ip_address(_unbracketed(text))
     except ValueError:
         raise Flaw(
             f"{quote(text)} is not an address to listen on",
             hint="write an IP address such as `127.0.0.1`, `0.0.0.0` or `::1`, or `localhost`",
         ) from None
+    # an IPv6 socket that is IPv6 only, as krelay's are, cannot bind an IPv4-mapped address
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
 
 
 def _split_protocol(text: str) -> tuple[str, Protocol | None]:

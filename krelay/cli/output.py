@@ -1,0 +1,63 @@
+"""What a person reads: data on stdout, everything else on stderr, colour only on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from krelay.errors import ConfigError, KrelayError
+
+_LEVELS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+
+
+class _Formatter(logging.Formatter):
+    """`12:34:56 warning: text`; the level is left out where it is only news."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        if record.levelno != logging.INFO:
+            level = record.levelname.lower() + ":"
+            if record.levelno in _LEVELS and coloured():
+                level = click.style(level, fg=_LEVELS[record.levelno])
+            text = f"{level} {text}"
+        return f"{self.formatTime(record, '%H:%M:%S')} {text}"
+
+
+def coloured() -> bool:
+    """Whether stderr is a terminal whose user wants colour (https://no-color.org)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Log to stderr: news by default, `-v` the data path's debugging, `-vv` every library's."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
+    logging.getLogger("krelay").setLevel(logging.DEBUG if verbosity else logging.INFO)
+
+
+def say(line: str) -> None:
+    """One line of data, at once also into a pipe."""
+    click.echo(line)
+    sys.stdout.flush()
+
+
+def complain(error: KrelayError) -> None:
+    """An error with its hint; a file's with all of its problems, `path:line:column: message`."""
+    label = click.style("error:", fg="red") if coloured() else "error:"
+    if isinstance(error, ConfigError):
+        for problem in error.problems:
+            place = "".join(f":{n}" for n in (problem.line, problem.column) if n)
+            click.echo(f"{error.path}{place}: {problem.message}", err=True)
+            if problem.hint:
+                click.echo(f"  hint: {problem.hint}", err=True)
+    click.echo(f"{label} {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  hint: {error.hint}", err=True)

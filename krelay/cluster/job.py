@@ -1,0 +1,219 @@
+"""Job: what the agent is to the cluster, a manifest made of the config and its patches. Pure.
+
+The source lies in `env` and not in `args`, and the lists of a container merge by key: a patch
+of `args`, or one that adds to `env`, leaves it alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from krelay import __version__, payload
+from krelay.cluster.jsonpatch import json_patch
+from krelay.cluster.patch import PatchError, merge, plain, strategic
+from krelay.errors import ConfigError, Problem
+from krelay.model import AgentConfig, Patch
+
+NAME = "krelay-server"
+"""The container's name and the value of the label `app`, as users of the Go krelay know them."""
+
+KEY_ENV = "KRELAY_KEY_SHA256"
+"""Holds the hex SHA-256 of the run's key: the spec is no place for the key itself."""
+
+TTL = 15
+"""Seconds that a finished Job stays: time to look at it, and nothing is left behind."""
+
+GRACE = 5
+UID = 65532
+"""Any but 0; no image needs to know it."""
+
+
+def job_manifest(
+    config: AgentConfig, *, namespace: str, key_sha256: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The batch/v1 Job to create, and a warning for each thing of use that a patch took away.
+
+    The Job's `metadata.namespace` is `namespace`, unless a patch moved it.
+
+    Raises:
+        ConfigError: a patch does not fit; names it by its number, from 0.
+    """
+    labels = _labels(config)
+    metadata = {"labels": labels, "annotations": plain(config.annotations)}
+    manifest: dict[str, Any] = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"generateName": f"{NAME}-", "namespace": namespace, **plain(metadata)},
+        "spec": {
+            # A second pod would know nothing of the first one's sessions: no retries, and for
+            # the same reason no podFailurePolicy that makes a new one after a disruption.
+            "backoffLimit": 0,
+            "ttlSecondsAfterFinished": TTL,
+            "template": {"metadata": metadata, "spec": _pod(config, key_sha256)},
+        },
+    }
+    warnings: list[str] = []
+    for number, patch in enumerate(config.patches):
+        try:
+            changed = _patched(manifest, patch)
+        except PatchError as exc:
+            problem = Problem(0, 0, f"agent.patches[{number}] ({patch.type}): {exc}")
+            raise ConfigError("agent.patches", [problem]) from exc
+        after = set(_needed(changed))
+        warnings += [
+            f"agent.patches[{number}] drops {what} of the agent's pod"
+            for what in _needed(manifest)
+            if what not in after
+        ]
+        manifest = changed
+    return manifest, warnings
+
+
+def carries_source(image: str) -> bool:
+    """Whether the agent's source goes along. An image with `krelay` in its name has a program
+    of its own (ours, or the Go krelay's); any other is taken for a Python. Its registry's name
+    and its tag do not count."""
+    return "krelay" not in re.split("[:@]", image.rpartition("/")[2])[0]
+
+
+def _labels(config: AgentConfig) -> dict[str, str]:
+    labels = {
+        "app": NAME,
+        "app.kubernetes.io/name": NAME,
+        "app.kubernetes.io/managed-by": "krelay",
+        "app.kubernetes.io/version": __version__.replace("+", "_"),
+    }
+    if carries_source(config.image):
+        labels["krelay/payload"] = payload.digest()
+    return labels | dict(config.labels)
+
+
+def _pod(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
+    """The pod's spec; passes Pod Security `restricted` (policy/check_*.go)."""
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": GRACE,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": UID,
+            "runAsGroup": UID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(config, key_sha256)],
+    }
+    if config.node_selector:
+        spec["nodeSelector"] = plain(config.node_selector)
+    if config.tolerations:
+        spec["tolerations"] = plain(config.tolerations)
+    return spec
+
+
+def _container(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
+    env = [{"name": KEY_ENV, "value": key_sha256}]
+    container: dict[str, Any] = {
+        "name": NAME,
+        "image": config.image,
+        "imagePullPolicy": "IfNotPresent",
+        # The only argument that the Go krelay's image knows too.
+        "args": [f"--idle-timeout={config.idle_timeout:.3f}".rstrip("0").rstrip(".") + "s"],
+        "env": env,
+        "resources": plain(config.resources),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        # The last lines of the log arrive in the pod's status: no right to pods/log is needed.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if carries_source(config.image):
+        container["command"] = payload.command()
+        env.append({"name": payload.ENV_NAME, "value": payload.payload()})
+    return container
+
+
+def _patched(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:
+    """A copy of the Job with one patch applied, to it or to its pod.
+
+    A pod has its namespace and its name's beginning from the Job, so where a patch of the pod
+    changes these, it changes the Job's: as it was when the agent was a bare pod.
+    """
+    if patch.target == "job":
+        return _whole(_applied(manifest, patch))
+    job = merge(manifest, {})
+    inherited = {k: v for k, v in job["metadata"].items() if k in ("namespace", "generateName")}
+    template = job["spec"]["template"]
+    pod = _applied(merge(template, {"metadata": inherited}), patch)
+    job["spec"]["template"] = pod
+    if isinstance(metadata := pod.get("metadata"), dict):
+        job["metadata"] |= {k: metadata.pop(k) for k in inherited if k in metadata}
+    return _whole(job)
+
+
+def _whole(job: dict[str, Any]) -> dict[str, Any]:
+    """The Job, where there is still enough of it to ask the API server about the rest."""
+    if not isinstance(_at(job, ("spec", "template", "metadata")), dict):
+        raise PatchError("leaves no pod with metadata")
+    namespace = _at(job, ("metadata", "namespace"))
+    if not isinstance(namespace, str) or not namespace:
+        raise PatchError("leaves no namespace")
+    return job
+
+
+def _applied(document: dict[str, Any], patch: Patch) -> dict[str, Any]:
+    after: Any
+    if patch.type == "json":
+        after = json_patch(document, patch.body if isinstance(patch.body, Sequence) else ())
+    elif not isinstance(patch.body, Mapping):
+        raise PatchError("is no object")
+    elif patch.type == "merge":
+        after = merge(document, patch.body)
+    else:
+        after = strategic(document, patch.body)
+    if not isinstance(after, dict):
+        raise PatchError("leaves no object")
+    return after
+
+
+_OF_POD = (("securityContext", "runAsNonRoot"), ("securityContext", "seccompProfile"))
+_OF_CONTAINER = (
+    ("image",),
+    ("command",),
+    ("resources",),
+    ("securityContext", "allowPrivilegeEscalation"),
+    ("securityContext", "capabilities"),
+)
+
+
+def _needed(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """What is there of all that the agent, or admission, cannot do without."""
+    spec = _at(manifest, ("spec", "template", "spec"))
+    yield from (f"spec.{'.'.join(path)}" for path in _OF_POD if _at(spec, path) is not None)
+    server = next(_named(_at(spec, ("containers",)), NAME), None)
+    if server is None:
+        return
+    yield f"the container {NAME}"
+    yield from (
+        f"the container's {'.'.join(path)}"
+        for path in _OF_CONTAINER
+        if _at(server, path) is not None
+    )
+    for name in (KEY_ENV, payload.ENV_NAME):
+        if any(_named(server.get("env"), name)):
+            yield f"the variable {name}"
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _named(elements: Any, name: str) -> Iterator[Mapping[str, Any]]:
+    for element in elements if isinstance(elements, list) else ():
+        if isinstance(element, Mapping) and element.get("name") == name:
+            yield element

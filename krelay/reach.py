@@ -1,0 +1,190 @@
+"""Reach: how a pool gets to its agent: starts it, dials it, starts another when it is gone.
+
+Joins what `cluster` knows (credentials, the pod) with what `transport` can do, so that neither
+needs the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+from krelay import payload
+from krelay.errors import AgentError, ClusterError, NotFoundError, PodGoneError
+from krelay.model import AGENT_PORT, AgentConfig, TunnelConfig
+from krelay.wire.handshake import key_digest
+
+if TYPE_CHECKING:
+    from krelay.cluster.agent import Agent
+    from krelay.cluster.api import Api
+
+logger = logging.getLogger("krelay.agent")
+
+_PROCESS_DEADLINE = 10.0
+_STOP_DEADLINE = 5.0
+
+
+class Reach(Protocol):
+    """One agent, wherever it runs."""
+
+    private: bool
+    """Whether the way to it is encrypted, so that the key may be shown on it."""
+
+    async def start(self) -> None:
+        """Have an agent that runs. Raises ClusterError."""
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """A byte pipe to the agent. Raises KrelayError or OSError."""
+
+    async def stop(self) -> None:
+        """Remove the agent; never raises for what is gone already."""
+
+
+class ClusterReach:
+    """An agent in a cluster, as a Job of its own, through the API server's port-forward."""
+
+    private = True
+
+    def __init__(
+        self, api: Api, config: AgentConfig, tunnel: TunnelConfig, namespace: str, key: bytes
+    ) -> None:
+        self._api = api
+        self._config = config
+        self._tunnel = tunnel
+        self._namespace = namespace
+        self._key = key
+        self._agent: Agent | None = None
+        self._starting = asyncio.Lock()
+
+    async def start(self) -> None:
+        from krelay.cluster.agent import create_agent
+
+        async with self._starting:
+            if self._agent is None:
+                self._agent = await create_agent(
+                    self._api,
+                    self._config,
+                    namespace=self._namespace,
+                    key_sha256=key_digest(self._key),
+                    on_progress=lambda text: logger.info("agent: %s", text),
+                )
+                logger.info("agent: pod %s/%s runs", self._agent.namespace, self._agent.pod)
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        from krelay.transport.portforward import open_portforward, transport_from_env
+
+        if self._agent is None:
+            await self.start()
+        agent = self._agent
+        if agent is None:
+            raise AgentError("the agent is gone")
+        try:
+            return await open_portforward(
+                await self._api.access(),
+                namespace=agent.namespace,
+                pod=agent.pod,
+                port=AGENT_PORT,
+                protocol=protocol,
+                transport=transport_from_env(self._tunnel.transport, os.environ),
+            )
+        except PodGoneError:
+            if self._agent is agent:
+                self._agent = None
+                await self._remove(agent)
+            raise
+
+    async def stop(self) -> None:
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            await self._remove(agent)
+        await self._api.aclose()
+
+    async def _remove(self, agent: Agent) -> None:
+        from krelay.cluster.agent import delete_agent
+
+        try:
+            await delete_agent(self._api, agent)
+        except NotFoundError:
+            pass
+        except ClusterError as exc:
+            logger.warning(
+                "agent: job %s/%s was not deleted (%s); it ends by itself when idle",
+                agent.namespace,
+                agent.job,
+                exc,
+            )
+
+
+class EmbeddedReach:
+    """An agent as a child process of this one, over loopback TCP with a key."""
+
+    private = False
+
+    def __init__(self, tunnel: TunnelConfig, key: bytes) -> None:
+        self._tunnel = tunnel
+        self._key = key
+        self._process: asyncio.subprocess.Process | None = None
+        self._port = 0
+        self._starting = asyncio.Lock()
+
+    async def start(self) -> None:
+        async with self._starting:
+            if self._process is not None and self._process.returncode is None:
+                return
+            source = await asyncio.to_thread(payload.payload)
+            environ = {
+                **os.environ,
+                payload.ENV_NAME: source,
+                "KRELAY_KEY": self._key.hex(),
+            }
+            # Without its parent it has nobody: it may end soon.
+            arguments = ["--port=0", "--idle-timeout=10s", "--grace=10s"]
+            arguments.append(f"--connect-timeout={self._tunnel.dial:g}")
+            self._process = await asyncio.create_subprocess_exec(
+                *payload.command(sys.executable),
+                *arguments,
+                env=environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=None if logger.isEnabledFor(logging.DEBUG) else asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._port = await self._read_port(self._process)
+            logger.info("agent: embedded, process %d, port %d", self._process.pid, self._port)
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        from krelay.transport.tcp import open_tcp
+
+        process = self._process
+        if process is None or process.returncode is not None:
+            await self.start()
+            if process is not None:
+                raise PodGoneError("the embedded agent ended; another is started")
+        return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None or process.returncode is not None:
+            return
+        process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_DEADLINE):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _read_port(self, process: asyncio.subprocess.Process) -> int:
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(_PROCESS_DEADLINE):
+                line = await process.stdout.readline()
+            return int(line.rpartition(b":")[2])
+        except (TimeoutError, ValueError) as exc:
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            raise AgentError("the embedded agent did not start", hint="run with -vv") from exc

@@ -1,0 +1,80 @@
+"""HTTP/1.1: one request and the head of its answer, as upgrades and CONNECT need it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from krelay.errors import CredentialsError
+from krelay.transport.dialogue import Dialogue
+
+BODY_LIMIT = 64 << 10
+BODY_DEADLINE = 1.0
+
+Headers = Iterable[tuple[str, str]]
+
+
+class HttpError(OSError):
+    """An answer that is no HTTP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status, the headers by lower-case name (the last of equal ones), and `head` as it came."""
+
+    status: int
+    headers: dict[str, str]
+    head: bytes
+
+
+def request(method: str, target: str, headers: Headers) -> bytes:
+    """The head of a request.
+
+    Raises:
+        CredentialsError: a line break in a header, which can come from kubeconfig only.
+    """
+    lines = [f"{method} {target} HTTP/1.1"]
+    for name, value in headers:
+        if any(character in name + value for character in "\r\n\0"):
+            raise CredentialsError(f"a line break in the HTTP header {name.strip()!r}")
+        lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+async def read_answer(dialogue: Dialogue) -> Answer:
+    """The next answer's head.
+
+    Raises:
+        HttpError: not HTTP.
+        OSError, EOFError: as the dialogue.
+    """
+    head = await dialogue.read_until(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
+    words = first.split(" ", 2)
+    if not words[0].startswith("HTTP/1.") or len(words) < 2 or not words[1].isdecimal():
+        raise HttpError("its answer is not HTTP")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.strip().lower()] = value.strip()
+    return Answer(int(words[1]), headers, head)
+
+
+async def read_body(dialogue: Dialogue, answer: Answer) -> str:
+    """The text of an answer's body: what comes of it within a second, about 64 KiB at most."""
+    body = b""
+    length = answer.headers.get("content-length", "")
+    with contextlib.suppress(OSError, EOFError, ValueError):
+        async with asyncio.timeout(BODY_DEADLINE):
+            if answer.headers.get("transfer-encoding", "").lower() == "chunked":
+                while len(body) < BODY_LIMIT:
+                    size = int(await dialogue.read_until(b"\r\n"), 16)
+                    if size <= 0:
+                        break
+                    body += (await dialogue.read_exactly(size + 2))[:size]
+            else:
+                size = int(length) if length.isdecimal() else BODY_LIMIT
+                body = await dialogue.read_exactly(min(size, BODY_LIMIT))
+    return (body or dialogue.rest()[:BODY_LIMIT]).decode("utf-8", "replace")

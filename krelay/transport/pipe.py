@@ -1,0 +1,200 @@
+"""Pipe: a forwarded port as an asyncio transport, from the upgraded connection to the mux.
+
+Callbacks only. Bytes pass each way in the turn of the loop that they came in; the socket's own
+transport paces the writer, nothing here ever paces the reader.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any, cast
+
+from krelay.errors import TunnelError
+from krelay.transport import spdy
+from krelay.transport.refusal import stream_error
+from krelay.transport.spdy import DATA_STREAM, Buffer
+from krelay.transport.upgrade import Carrier
+
+logger = logging.getLogger("krelay.transport")
+
+CLOSE_DEADLINE = 2.0
+"""Seconds that `close` gives the connection to take what was written."""
+
+_READ_SIZE = 256 << 10
+_TEXT_LIMIT = 4 << 10
+_TEXT_DEADLINE = 1.0
+_REPLIES_LIMIT = 1 << 20
+
+
+class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
+    """A transport to the protocol above it, the protocol of the connection's transport below.
+
+    What it reads lands in one buffer of its own (asyncio's TLS decrypts right into it) and is
+    copied once, joined, for the protocol above.
+    """
+
+    _below: asyncio.Transport
+
+    def __init__(self, protocol: asyncio.Protocol, carrier: Carrier, port: int) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._protocol = protocol
+        self._carrier = carrier
+        self._port = port
+        self._decoder = spdy.Decoder()
+        self._view = memoryview(bytearray(_READ_SIZE))
+        self._error_text = b""
+        self._reason: TunnelError | None = None
+        self._closing = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- the transport of the protocol above ---------------------------------------------------
+
+    def write(self, data: Buffer) -> None:
+        self.writelines((data,))
+
+    def writelines(self, list_of_data: Iterable[Buffer]) -> None:
+        buffers = tuple(list_of_data)
+        size = sum(map(len, buffers))
+        if self._closing or not size:
+            return
+        sent = self._carrier.wrap(spdy.data_frames(DATA_STREAM, buffers, size))
+        # TLS takes a record's worth at a time and slices off the rest, which copies `bytes`.
+        self._below.write(memoryview(sent))
+
+    def close(self) -> None:
+        """End the connection after what is written, but soon."""
+        if not self._closing:
+            self._closing = True
+            self._arm(CLOSE_DEADLINE, self._below.abort)
+            self._below.close()
+
+    def abort(self) -> None:
+        """End the connection now."""
+        self._closing = True
+        self._below.abort()
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def pause_reading(self) -> None:
+        self._below.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._below.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._below.is_reading()
+
+    def can_write_eof(self) -> bool:
+        """No: half-close does not survive a port-forward."""
+        return False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = cast(asyncio.Protocol, protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._below.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._below.get_write_buffer_limits()
+
+    def get_write_buffer_size(self) -> int:
+        return self._below.get_write_buffer_size()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._below.get_extra_info(name, default)
+
+    # -- the protocol of the transport below ---------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._below = cast(asyncio.Transport, transport)
+        self._below.write(self._carrier.wrap(spdy.open_streams(self._port)))
+        self._protocol.connection_made(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received(self._view[:nbytes])
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        reason = self._reason
+        if reason is None and not self._closing:
+            reason = TunnelError(f"the connection to the API server was lost: {exc or 'it ended'}")
+            reason.__cause__ = exc
+        self._closing = True
+        self._protocol.connection_lost(reason)
+
+    # -- what comes ----------------------------------------------------------------------------
+
+    def received(self, data: Buffer) -> None:
+        """Bytes of the connection. May be called with those read before the pipe had it."""
+        if self._closing:
+            return
+        pieces: list[Buffer] = []
+        end: TunnelError | None = None
+        try:
+            for part in self._carrier.unwrap(data):
+                for event in self._decoder.receive_data(part):
+                    if isinstance(event, spdy.Data) and event.stream_id == DATA_STREAM:
+                        pieces.append(event.payload)
+                    else:
+                        end = end or self._heard(event)
+        except spdy.SpdyError as exc:
+            end = TunnelError(f"the API server does not speak SPDY: {exc}")
+        if replies := self._carrier.replies():
+            self._reply(replies)
+        if end is None and (why := self._carrier.ended):
+            end = TunnelError(why)
+        if pieces:
+            self._protocol.data_received(b"".join(pieces))
+        if end is not None:
+            self._end(end)
+
+    def _heard(self, event: spdy.Event) -> TunnelError | None:
+        """The error that ends the pipe, if this does."""
+        if isinstance(event, spdy.Ping):
+            self._reply(self._carrier.wrap(event.frame))
+            return None
+        if isinstance(event, spdy.Data):
+            self._error_text = (self._error_text + event.payload)[:_TEXT_LIMIT]
+            self._arm(_TEXT_DEADLINE, self._end_with_text)
+            return None
+        return self._stream_error()
+
+    def _stream_error(self) -> TunnelError:
+        return stream_error(self._error_text.decode("utf-8", "replace"))
+
+    def _end_with_text(self) -> None:
+        """The error stream spoke, but does not end."""
+        self._end(self._stream_error())
+
+    def _end(self, reason: TunnelError) -> None:
+        if not self._closing:
+            logger.debug("the pipe to port %d ends: %s", self._port, reason)
+            self._reason = reason
+            self.abort()
+
+    def _reply(self, data: bytes) -> None:
+        # Who asks without reading the answers gets no more of them.
+        if self._below.get_write_buffer_size() < _REPLIES_LIMIT:
+            self._below.write(data)
+
+    def _arm(self, delay: float, callback: Any) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, callback)

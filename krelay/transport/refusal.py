@@ -1,0 +1,90 @@
+"""Refusal: what a failed upgrade or a stream's error means, in krelay's own errors.
+
+Texts of the runtimes: containerd internal/cri/server/sandbox_portforward*.go, CRI-O
+server/sandbox_portforward.go; of the kubelet: pkg/kubelet/server/server.go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from krelay.errors import (
+    AccessDeniedError,
+    CredentialsError,
+    KrelayError,
+    NotListeningError,
+    PodGoneError,
+    TunnelError,
+)
+from krelay.transport.upgrade import Refused
+
+_SHOWN = 300
+_GONE = re.compile(
+    r"network namespace for sandbox .* is closed"
+    r"|sandbox( \S+| container)? is not running"
+    r"|sandbox [\\\"\w-]+( in store)?:? not found|could not find sandbox|no such container"
+    r"|pod does not exist|pods?( \S+)? not found",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def final(refused: Refused) -> bool:
+    """Whether the other way would be answered the same: who we are, or the pod, is unknown."""
+    if refused.status == 404:
+        return _status(refused.text) is not None or _GONE.search(refused.text) is not None
+    return refused.status == 401 or _GONE.search(refused.text) is not None
+
+
+def upgrade_error(refused: Refused, *, namespace: str, pod: str) -> KrelayError:
+    """The error for an upgrade that was refused."""
+    status = _status(refused.text)
+    said = _short(re.sub(r"<[^>]*>", " ", refused.text) if status is None else status)
+    if refused.status == 401:
+        return CredentialsError(
+            f"the API server does not know us: {said or 'Unauthorized'}",
+            hint="log in again; `kubectl auth whoami` should fail alike",
+        )
+    if refused.status == 403:
+        # What an API server says of RBAC the message says better; anything else is shown.
+        more = "" if "pods/portforward" in said or not said else f": {said}"
+        return access_denied(refused.verb, namespace, more)
+    if refused.status == 404 or _GONE.search(said):
+        return PodGoneError(f"pod {namespace}/{pod} is gone: {said or 'not found'}")
+    return TunnelError(
+        f"no port-forward to pod {namespace}/{pod}: "
+        f"{said or 'the answer is empty'} ({refused.status or 'a wrong answer'})"
+    )
+
+
+def access_denied(verbs: str, namespace: str, more: str = "") -> AccessDeniedError:
+    """RBAC's no; `verbs` in words."""
+    return AccessDeniedError(
+        f'cannot {verbs} pods/portforward in namespace "{namespace}"{more}',
+        hint="the Role needs the verbs get and create on pods/portforward",
+    )
+
+
+def stream_error(text: str) -> TunnelError:
+    """The error for what came on the error stream (nothing: the forward just ended)."""
+    said = _short(text)
+    if not said:
+        return TunnelError("the agent ended the connection")
+    if _GONE.search(said):
+        return PodGoneError(f"the agent's pod is gone: {said}")
+    if "connection refused" in said:
+        return NotListeningError("nothing listens on the agent's port in its pod")
+    return TunnelError(f"the port-forward ended: {said}")
+
+
+def _status(text: str) -> str | None:
+    """The message of a Kubernetes Status object, None if `text` is none."""
+    try:
+        status = json.loads(text)
+        return str(status["message"]) if status["kind"] == "Status" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:_SHOWN]

@@ -1,0 +1,159 @@
+"""SPDY: the framing of a port-forward, between a carrier and its pipe; sans-I/O.
+
+As much of SPDY/3.1 as Kubernetes needs: a connection carries one pair of streams, `error` and
+`data` (k8s.io/client-go tools/portforward/portforward.go). Header blocks are plain zlib, without
+the dictionary of the specification (2.6.10.1), and those of the answer are not read.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from struct import Struct
+from typing import NamedTuple
+
+Buffer = bytes | bytearray | memoryview
+
+ERROR_STREAM = 1
+DATA_STREAM = 3
+
+MAX_PAYLOAD = 64 << 10
+"""Of one DATA frame sent. The runtime in the node reads a frame whole before it passes it on."""
+
+_HEAD = Struct(">II")
+_HEAD_SIZE = _HEAD.size
+_CONTROL = 0x8003 << 16
+_SYN_STREAM, _RST_STREAM, _PING = 1, 3, 6
+_FIN = 1
+_KEPT = {_RST_STREAM: 8, _PING: 4}
+
+
+class SpdyError(Exception):
+    """Bytes that are no SPDY/3.1, or of a stream that was never opened."""
+
+
+class Data(NamedTuple):
+    """A piece of a stream's bytes; a view of what `receive_data` was given."""
+
+    stream_id: int
+    payload: memoryview
+
+
+class Fin(NamedTuple):
+    """The server sends no more on a stream."""
+
+    stream_id: int
+
+
+class Reset(NamedTuple):
+    """The server ended a stream with a status code (SPDY/3.1, section 2.6.3)."""
+
+    stream_id: int
+    status: int
+
+
+class Ping(NamedTuple):
+    """A whole frame, to be sent back as it is."""
+
+    frame: bytes
+
+
+Event = Data | Fin | Reset | Ping
+
+
+def open_streams(port: int) -> bytes:
+    """The frames that ask for both streams of a forward to `port` of the pod."""
+    deflate = zlib.compressobj()
+    frames = bytearray()
+    for stream_id, kind in ((ERROR_STREAM, b"error"), (DATA_STREAM, b"data")):
+        headers = {b"streamtype": kind, b"port": b"%d" % port, b"requestid": b"0"}
+        block = len(headers).to_bytes(4, "big")
+        for text in (text for pair in headers.items() for text in pair):
+            block += len(text).to_bytes(4, "big") + text
+        packed = deflate.compress(block) + deflate.flush(zlib.Z_SYNC_FLUSH)
+        frames += _HEAD.pack(_CONTROL | _SYN_STREAM, len(packed) + 10)
+        frames += _HEAD.pack(stream_id, 0) + b"\0\0" + packed
+    return bytes(frames)
+
+
+def data_frames(stream_id: int, buffers: Iterable[Buffer], size: int) -> bytes:
+    """`buffers`, `size` bytes in all, as DATA frames; copied once."""
+    parts: list[Buffer] = []
+    room = 0
+    for buffer in buffers:
+        view = memoryview(buffer)
+        while view:
+            if not room:
+                room = min(size, MAX_PAYLOAD)
+                size -= room
+                parts.append(_HEAD.pack(stream_id, room))
+            parts.append(view[:room])
+            view, room = view[room:], room - min(room, len(view))
+    return b"".join(parts)
+
+
+class Decoder:
+    """Cuts a byte stream into events, however the reads fall; keeps a dozen bytes at most."""
+
+    __slots__ = ("_body", "_head", "_kind", "_last", "_missing", "_stream_id")
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._missing = 0  # of the present frame's payload
+        self._kind = 0  # of a control frame, 0 for DATA
+        self._stream_id = 0
+        self._last = False
+        self._body = b""
+
+    def receive_data(self, data: Buffer) -> list[Event]:
+        """The events in `data`, in order. Payloads are views of it: use or copy them.
+
+        Raises:
+            SpdyError: the connection is of no more use.
+        """
+        events: list[Event] = []
+        view = memoryview(data)
+        at, end = 0, len(view)
+        while at < end:
+            if not self._missing:
+                start = at
+                at = min(end, at + _HEAD_SIZE - len(self._head))
+                self._head += bytes(view[start:at])
+                if len(self._head) < _HEAD_SIZE:
+                    break
+                self._begin()
+            piece = view[at : at + self._missing]
+            at += len(piece)
+            self._missing -= len(piece)
+            if self._kind:
+                if self._kind in _KEPT:
+                    self._body += bytes(piece)
+                    if not self._missing:
+                        events.append(self._control())
+                continue
+            if piece:
+                events.append(Data(self._stream_id, piece))
+            if self._last and not self._missing:
+                events.append(Fin(self._stream_id))
+        return events
+
+    def _begin(self) -> None:
+        word, tail = _HEAD.unpack(self._head)
+        self._head = b""
+        self._missing = tail & 0xFFFFFF
+        if not word >> 31:
+            if word not in (ERROR_STREAM, DATA_STREAM):
+                raise SpdyError(f"data of stream {word}, which nobody opened")
+            self._kind, self._stream_id = 0, word
+            self._last = bool(tail >> 24 & _FIN)
+            return
+        if word >> 16 != _CONTROL >> 16:
+            raise SpdyError(f"version {word >> 16 & 0x7FFF} of SPDY")
+        self._kind, self._body = word & 0xFFFF, b""
+        if self._missing != _KEPT.get(self._kind, self._missing):
+            raise SpdyError(f"a control frame of type {self._kind} with {self._missing} bytes")
+
+    def _control(self) -> Event:
+        if self._kind == _PING:
+            return Ping(_HEAD.pack(_CONTROL | _PING, 4) + self._body)
+        return Reset(*_HEAD.unpack(self._body))

@@ -1,0 +1,52 @@
+"""TCP: plain connections, to an agent on this machine, a proxy or an API server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from krelay.errors import NotListeningError, TunnelError
+
+HAPPY_EYEBALLS_DELAY = 0.25
+"""Seconds until a host's next address is tried beside the one that does not answer (RFC 8305)."""
+
+_ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
+
+
+async def dial(
+    factory: Callable[[], _ProtocolT], host: str, port: int
+) -> tuple[asyncio.Transport, _ProtocolT]:
+    """Connect, without Nagle's delay (asyncio's default) and with keepalive.
+
+    Raises:
+        OSError: no connection.
+    """
+    transport, protocol = await asyncio.get_running_loop().create_connection(
+        factory, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY
+    )
+    sock: socket.socket = transport.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    return transport, protocol
+
+
+async def open_tcp(
+    host: str, port: int, *, protocol: asyncio.Protocol, timeout: float = 10.0
+) -> asyncio.Transport:
+    """A pipe to an agent that listens on `host` and `port`. `timeout` is in seconds.
+
+    Raises:
+        NotListeningError: refused: it may not listen yet.
+        TunnelError: no connection.
+    """
+    try:
+        async with asyncio.timeout(timeout):
+            transport, _ = await dial(lambda: protocol, host, port)
+    except ConnectionRefusedError as exc:
+        raise NotListeningError(f"nothing listens on {host} port {port}") from exc
+    except TimeoutError as exc:
+        raise TunnelError(f"no answer from {host} port {port} within {timeout:g} s") from exc
+    except OSError as exc:
+        raise TunnelError(f"cannot reach {host} port {port}: {exc.strerror or exc}") from exc
+    return transport

@@ -1,0 +1,417 @@
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import math
+import ssl
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krelay import __version__
+from krelay.cluster import credentials as module
+from krelay.cluster.credentials import Credentials
+from krelay.cluster.identity import ahead
+from krelay.cluster.kubeconfig import Login
+from krelay.errors import CredentialsError
+from krelay.model import ApiAccess
+
+
+async def opened(user: Mapping[str, Any], **cluster: Any) -> Credentials:
+    server = cluster.pop("server", "https://h:6443")
+    found = Credentials(lambda: Login(server, "default", {"server": server, **cluster}, user))
+    await found.open()
+    return found
+
+
+def header(access: ApiAccess, name: str) -> str | None:
+    return dict(access.headers).get(name)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({}, None),
+        ({"token": "t"}, "Bearer t"),
+        ({"token": 12345}, "Bearer 12345"),
+        ({"username": "u", "password": "p:q"}, "Basic dTpwOnE="),
+        ({"username": "u"}, "Basic dTo="),
+        ({"token": "t", "username": "u"}, "Bearer t"),
+        ({"token": "t", "exec": {"command": "/none", "apiVersion": "v"}}, "Bearer t"),
+    ],
+)
+async def test_what_needs_no_help(user: dict[str, Any], expected: str | None) -> None:
+    access = await (await opened(user)).access()
+    assert header(access, "Authorization") == expected
+    assert header(access, "User-Agent") == f"krelay/{__version__}"
+
+
+async def test_an_access_is_all_a_tunnel_needs(pki: Path) -> None:
+    credentials = await opened(
+        {"token": "t"},
+        server="https://h/k8s/clusters/c",
+        **{
+            "certificate-authority": str(pki / "ca.pem"),
+            "tls-server-name": "kube.test",
+            "proxy-url": "socks5h://p:1080",
+        },
+    )
+    access = await credentials.access()
+    assert access.url == "https://h/k8s/clusters/c"
+    assert access.server_hostname == "kube.test"
+    assert access.proxy == "socks5://p:1080"
+    assert access.ssl is not None
+    assert access.ssl.verify_mode == ssl.CERT_REQUIRED
+    assert access.ssl.check_hostname
+    assert await credentials.access() is access, "the context is built once"
+
+
+async def test_without_tls() -> None:
+    access = await (await opened({}, server="http://h:8001")).access()
+    assert access.ssl is None
+    assert access.server_hostname is None
+
+
+async def test_verification_is_off_only_where_kubeconfig_says_so() -> None:
+    access = await (await opened({}, **{"insecure-skip-tls-verify": True})).access()
+    assert access.ssl is not None
+    assert access.ssl.verify_mode == ssl.CERT_NONE
+
+
+async def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "p:3128")
+    assert (await (await opened({})).access()).proxy == "http://p:3128"
+    monkeypatch.setenv("NO_PROXY", "h")
+    assert (await (await opened({})).access()).proxy is None
+    assert (await (await opened({}, **{"proxy-url": "http://q"})).access()).proxy == "http://q"
+
+
+async def test_impersonation_repeats_its_headers() -> None:
+    user = {
+        "as": "jane",
+        "as-uid": "7",
+        "as-groups": ["a", "b"],
+        "as-user-extra": {"acme.com/p q": ["x", "y"], "none": None},
+    }
+    access = await (await opened(user)).access()
+    assert [pair for pair in access.headers if pair[0].startswith("Impersonate")] == [
+        ("Impersonate-User", "jane"),
+        ("Impersonate-Uid", "7"),
+        ("Impersonate-Group", "a"),
+        ("Impersonate-Group", "b"),
+        ("Impersonate-Extra-acme.com%2Fp%20q", "x"),
+        ("Impersonate-Extra-acme.com%2Fp%20q", "y"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({"as-groups": ["a"]}, "need `as`"),
+        ({"as": "a\r\nX: y"}, "no header can"),
+        ({"token": "a\nb"}, "no token has"),
+        ({"token": "a b"}, "no token has"),
+        ({"tokenFile": "/none/token"}, "cannot read the token file /none/token"),
+        ({"client-certificate-data": "eA=="}, "no client-key"),
+        ({"client-key-data": "eA=="}, "no client-certificate"),
+        ({"client-certificate-data": "eA==", "client-key-data": "eA=="}, "bad client certificate"),
+        ({"client-certificate": "/none", "client-key-data": "eA=="}, "cannot read /none"),
+    ],
+)
+async def test_what_cannot_be_used(user: dict[str, Any], message: str) -> None:
+    credentials = await opened(user)
+    with pytest.raises(CredentialsError, match=message):
+        await credentials.access()
+
+
+async def test_providers_that_are_gone() -> None:
+    with pytest.raises(CredentialsError, match='"gcp" is gone') as caught:
+        await opened({"auth-provider": {"name": "gcp"}})
+    assert caught.value.hint is not None
+
+
+async def test_a_bad_authority() -> None:
+    with pytest.raises(CredentialsError, match="bad certificate-authority"):
+        await (await opened({}, **{"certificate-authority-data": "eA=="})).access()
+
+
+async def test_an_encrypted_key_is_no_prompt(pki: Path) -> None:
+    user = {
+        "client-certificate": str(pki / "client.pem"),
+        "client-key": str(pki / "client-locked-key.pem"),
+    }
+    with pytest.raises(CredentialsError, match="encrypted"):
+        await (await opened(user)).access()
+
+
+class Clock:
+    """Seconds since the epoch, as a test wants them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.time()
+        monkeypatch.setattr("krelay.cluster.credentials.time.time", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+async def test_token_files_are_read_again(tmp_path: Path, clock: Clock) -> None:
+    file = tmp_path / "token"
+    file.write_text("one\n")
+    credentials = await opened({"tokenFile": str(file)})
+    first = await credentials.access()
+    assert header(first, "Authorization") == "Bearer one"
+    file.write_text("two\n")
+    assert await credentials.access() is first
+    clock.now += module.FILES_PERIOD
+    second = await credentials.access()
+    assert header(second, "Authorization") == "Bearer two"
+    assert second.ssl is first.ssl, "the context is kept"
+    clock.now += module.FILES_PERIOD
+    assert await credentials.access() is second, "nothing changed"
+
+
+async def test_a_token_file_that_vanishes_keeps_the_last(tmp_path: Path, clock: Clock) -> None:
+    file = tmp_path / "token"
+    file.write_text("one")
+    credentials = await opened({"tokenFile": str(file)})
+    first = await credentials.access()
+    file.unlink()
+    clock.now += module.FILES_PERIOD
+    assert await credentials.access() is first
+    credentials.reject(first)
+    with pytest.raises(CredentialsError, match="cannot read the token file"):
+        await credentials.access()
+
+
+async def test_certificates_in_files_are_read_again(
+    tmp_path: Path, pki: Path, clock: Clock
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes((pki / "ca.pem").read_bytes())
+    credentials = await opened({}, **{"certificate-authority": str(ca)})
+    first = await credentials.access()
+    ca.write_bytes((pki / "other-ca.pem").read_bytes())
+    clock.now += module.FILES_PERIOD
+    assert (await credentials.access()).ssl is not first.ssl
+
+
+async def test_a_rejection_reads_kubeconfig_again() -> None:
+    logins = iter(
+        Login("https://h", "default", {}, user) for user in ({"token": "old"}, {"token": "new"})
+    )
+    credentials = Credentials(lambda: next(logins))
+    await credentials.open()
+    first = await credentials.access()
+    credentials.reject(first)
+    second = await credentials.access()
+    assert header(second, "Authorization") == "Bearer new"
+    credentials.reject(first)
+    assert await credentials.access() is second, "a late rejection of the old is no matter"
+
+
+Program = Callable[[str, str], Path]
+V1 = "client.authentication.k8s.io/v1"
+
+
+def plugin(command: Path | str, **more: Any) -> dict[str, Any]:
+    return {"exec": {"command": str(command), "apiVersion": V1, **more}}
+
+
+def answer(**status: Any) -> str:
+    """Shell that answers with an ExecCredential."""
+    body = json.dumps({"kind": "ExecCredential", "apiVersion": V1, "status": status})
+    return f"cat <<'END'\n{body}\nEND"
+
+
+def stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+
+
+async def test_a_plugin_runs_once_for_many(program: Program, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    script = program(
+        "login", f"echo run >>{runs}; {answer(token='t', expirationTimestamp=stamp(3600))}"
+    )
+    credentials = await opened(plugin(script))
+    async with asyncio.TaskGroup() as group:
+        found = [group.create_task(credentials.access()) for _ in range(20)]
+    assert {header(task.result(), "Authorization") for task in found} == {"Bearer t"}
+    assert runs.read_text() == "run\n"
+
+
+async def test_a_plugin_runs_again_when_its_token_ends(
+    program: Program, tmp_path: Path, clock: Clock
+) -> None:
+    runs = tmp_path / "runs"
+    script = program(
+        "login", f"echo run >>{runs}\n{answer(token='t', expirationTimestamp=stamp(600))}"
+    )
+    credentials = await opened(plugin(script))
+    await credentials.access()
+    clock.now += 530
+    await credentials.access()
+    assert runs.read_text() == "run\n"
+    clock.now += 20
+    await credentials.access()
+    assert runs.read_text() == "run\nrun\n"
+
+
+async def test_a_plugin_runs_again_when_its_token_is_refused(
+    program: Program, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    script = program("login", f"echo run >>{runs}; {answer(token='t')}")
+    credentials = await opened(plugin(script))
+    first = await credentials.access()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(5):
+            credentials.reject(first)
+            group.create_task(credentials.access())
+    assert runs.read_text() == "run\nrun\n"
+
+
+async def test_what_a_plugin_is_told(program: Program, tmp_path: Path, pki: Path) -> None:
+    told = tmp_path / "told"
+    script = program(
+        "login",
+        f'echo "$KUBERNETES_EXEC_INFO" >{told}; echo "$1 $COLOUR" >>{told}; cat >>{told}\n'
+        + answer(token="t"),
+    )
+    cluster = {
+        "certificate-authority": str(pki / "ca.pem"),
+        "tls-server-name": "kube.test",
+        "extensions": [
+            {"name": "client.authentication.k8s.io/exec", "extension": {"audience": "a"}},
+            {"name": "other", "extension": 1},
+        ],
+    }
+    user = plugin(
+        script,
+        provideClusterInfo=True,
+        interactiveMode="Never",
+        args=["get-token"],
+        env=[{"name": "COLOUR", "value": "red"}],
+    )
+    await (await opened(user, **cluster)).access()
+    info, rest = told.read_text().split("\n", 1)
+    assert rest == "get-token red\n", "and standard input is empty"
+    spec = json.loads(info)["spec"]
+    assert spec["interactive"] is False
+    data = spec["cluster"].pop("certificate-authority-data")
+    assert spec["cluster"] == {
+        "server": "https://h:6443",
+        "tls-server-name": "kube.test",
+        "config": {"audience": "a"},
+    }
+    assert data
+
+
+async def test_no_cluster_info_unless_asked_for(program: Program, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    script = program("login", f'echo "$KUBERNETES_EXEC_INFO" >{told}\n' + answer(token="t"))
+    await (await opened(plugin(script))).access()
+    assert "cluster" not in json.loads(told.read_text())["spec"]
+
+
+async def test_a_plugin_that_wants_a_terminal(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    credentials = await opened(plugin(program("login", ""), interactiveMode="Always"))
+    with pytest.raises(CredentialsError, match="login must ask you something"):
+        await credentials.access()
+
+
+async def test_the_certificate_of_a_plugin(program: Program, pki: Path) -> None:
+    script = program(
+        "login",
+        answer(
+            clientCertificateData=(pki / "client.pem").read_text(),
+            clientKeyData=(pki / "client-key.pem").read_text(),
+        ),
+    )
+    credentials = await opened(plugin(script))
+    access = await credentials.access()
+    assert header(access, "Authorization") is None
+    assert (await credentials.access()).ssl is access.ssl
+
+
+async def test_a_plugin_that_fails_says_why(
+    program: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "krelay")
+    script = program("login", "echo 'token has expired,\nrun: acme login' >&2; exit 3")
+    with pytest.raises(CredentialsError) as caught:
+        await (await opened(plugin(script))).access()
+    assert caught.value.message == "login failed with status 3: token has expired, run: acme login"
+    assert "login: run: acme login" in caplog.messages
+
+
+async def test_a_plugin_that_is_missing_says_how_to_install_it() -> None:
+    user = plugin("krelay-no-such-plugin", installHint="  brew install it\n")
+    with pytest.raises(CredentialsError, match="cannot run .* No such file") as caught:
+        await (await opened(user)).access()
+    assert caught.value.hint == "brew install it"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo hello", "did not answer with an ExecCredential"),
+        ("echo '[]'", "did not answer with an ExecCredential"),
+        (answer(token="t", expirationTimestamp="soon"), "did not answer with an ExecCredential"),
+        (answer(token="t").replace("/v1", "/v1beta1"), "answers in .*/v1beta1, kubeconfig asks"),
+        (answer(clientCertificateData="x"), "neither a token nor a certificate with key"),
+        (answer(), "neither a token nor a certificate with key"),
+        (answer(token="a b"), "no token has"),
+        ("yes | head -c 3000000", "did not answer with an ExecCredential"),
+    ],
+)
+async def test_a_plugin_that_talks_nonsense(program: Program, script: str, message: str) -> None:
+    with pytest.raises(CredentialsError, match=message):
+        await (await opened(plugin(program("login", script)))).access()
+
+
+async def test_a_plugin_that_hangs(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("krelay.cluster.execplugin.DEADLINE", 0.1)
+    with pytest.raises(CredentialsError, match="gave no answer"):
+        await (await opened(plugin(program("login", "exec sleep 60")))).access()
+
+
+async def test_a_plugin_without_a_command() -> None:
+    with pytest.raises(CredentialsError, match="exec needs command and apiVersion"):
+        await opened({"exec": {"command": "x"}})
+
+
+async def test_a_failed_plugin_does_not_bring_down_a_token_that_lives(
+    program: Program, tmp_path: Path, clock: Clock, pki: Path
+) -> None:
+    flag = tmp_path / "flag"
+    script = program(
+        "login", f"test -e {flag} && exit 1\n{answer(token='t', expirationTimestamp=stamp(600))}"
+    )
+    ca = {"certificate-authority": str(pki / "ca.pem")}
+    credentials = await opened(plugin(script), **ca)
+    await credentials.access()
+    flag.write_text("")
+    clock.now += module.FILES_PERIOD
+    await credentials.access()
+    clock.now += 600
+    with pytest.raises(CredentialsError, match="status 1"):
+        await credentials.access()
+
+
+def test_ahead() -> None:
+    now = time.time()
+    assert ahead(math.inf) == math.inf
+    assert ahead(now - 5) == now - 5
+    assert ahead(now + 3600) == now + 3540
+    assert now + 7 < ahead(now + 10) < now + 9

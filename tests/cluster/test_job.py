@@ -1,0 +1,296 @@
+"""The manifest is held against the rules it must pass; the real API server judges it in e2e."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from krelay import payload
+from krelay.cluster.job import KEY_ENV, NAME, carries_source, job_manifest
+from krelay.errors import ConfigError
+from krelay.model import AgentConfig, Patch
+
+KEY = "ab" * 32
+
+
+DEFAULT = AgentConfig()
+
+
+def made(config: AgentConfig = DEFAULT) -> dict[str, Any]:
+    """The manifest of a config whose patches take nothing of use away."""
+    manifest, warnings = job_manifest(config, namespace="tools", key_sha256=KEY)
+    assert warnings == []
+    return manifest
+
+
+def pod(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The pod's spec."""
+    spec: dict[str, Any] = manifest["spec"]["template"]["spec"]
+    return spec
+
+
+def server(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The agent's container."""
+    (container,) = pod(manifest)["containers"]
+    assert container["name"] == NAME
+    return dict(container)
+
+
+def env(manifest: dict[str, Any]) -> dict[str, str]:
+    """The agent's environment."""
+    return {each["name"]: each["value"] for each in server(manifest)["env"]}
+
+
+def of_container(**changes: Any) -> dict[str, Any]:
+    """A patch of the agent's container."""
+    return {"spec": {"containers": [{"name": NAME, **changes}]}}
+
+
+def with_patches(*patches: Patch) -> AgentConfig:
+    return AgentConfig(patches=patches)
+
+
+def test_the_job_ends_itself_and_is_tried_once() -> None:
+    manifest = made()
+    assert manifest["apiVersion"] == "batch/v1"
+    assert manifest["metadata"]["generateName"] == "krelay-server-"
+    assert manifest["metadata"]["namespace"] == "tools"
+    assert manifest["spec"]["backoffLimit"] == 0
+    assert 10 <= manifest["spec"]["ttlSecondsAfterFinished"] <= 60
+    assert pod(manifest)["restartPolicy"] == "Never"
+    assert pod(manifest)["terminationGracePeriodSeconds"] == 5
+
+
+def test_it_is_what_json_makes_and_the_same_each_time() -> None:
+    manifest = made(
+        AgentConfig(
+            labels={"team": "net"}, tolerations=({"key": "a"},), node_selector={"disk": "ssd"}
+        )
+    )
+    assert json.loads(json.dumps(manifest)) == manifest
+    assert made() == made()
+
+
+def test_pod_security_restricted() -> None:
+    spec, container = pod(made()), server(made())
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert "volumes" not in spec
+
+
+def test_requests_and_limits_pass_a_quota() -> None:
+    assert set(server(made())["resources"]) == {"requests", "limits"}
+    for amounts in server(made())["resources"].values():
+        assert set(amounts) == {"cpu", "memory"}
+
+
+def test_a_stock_image_gets_the_source() -> None:
+    manifest = made()
+    assert server(manifest)["command"] == payload.command()
+    assert env(manifest) == {KEY_ENV: KEY, payload.ENV_NAME: payload.payload()}
+    assert manifest["metadata"]["labels"]["krelay/payload"] == payload.digest()
+
+
+def test_an_image_with_a_program_of_its_own_does_not() -> None:
+    manifest = made(AgentConfig(image="ghcr.io/knight42/krelay-server:v0.0.4"))
+    assert "command" not in server(manifest)
+    assert env(manifest) == {KEY_ENV: KEY}
+    assert "krelay/payload" not in manifest["metadata"]["labels"]
+    assert server(manifest)["args"] == ["--idle-timeout=300s"]
+
+
+@pytest.mark.parametrize(
+    ("image", "carried"),
+    [
+        ("python:3.11-slim", True),
+        ("docker.io/library/python@sha256:0123", True),
+        ("mirror.corp:5000/base/py311:7", True),
+        ("krelay.test/tools:1", True),
+        ("python:3.12-for-krelay", True),
+        ("ghcr.io/knight42/krelay-server:v0.0.1", False),
+        ("corp/krelay-agent", False),
+        ("krelay:0.1.0", False),
+        ("host:5000/krelay@sha256:0123", False),
+    ],
+)
+def test_which_image_that_is(image: str, carried: bool) -> None:
+    assert carries_source(image) is carried
+
+
+@pytest.mark.parametrize(
+    ("seconds", "argument"), [(300.0, "300s"), (0.5, "0.5s"), (90000, "90000s"), (1 / 3, "0.333s")]
+)
+def test_the_idle_timeout_is_a_go_duration(seconds: float, argument: str) -> None:
+    container = server(made(AgentConfig(idle_timeout=seconds)))
+    assert container["args"] == [f"--idle-timeout={argument}"]
+
+
+def test_the_config_s_own_fields() -> None:
+    manifest = made(
+        AgentConfig(
+            image="python:3.13-slim",
+            labels={"team": "net"},
+            annotations={"sidecar.istio.io/inject": "false"},
+            node_selector={"disk": "ssd"},
+            tolerations=({"operator": "Exists"},),
+            resources={"limits": {"memory": "64Mi"}},
+        )
+    )
+    for metadata in (manifest["metadata"], manifest["spec"]["template"]["metadata"]):
+        assert metadata["labels"]["team"] == "net"
+        assert metadata["labels"]["app"] == "krelay-server"
+        assert metadata["labels"]["app.kubernetes.io/managed-by"] == "krelay"
+        assert metadata["annotations"] == {"sidecar.istio.io/inject": "false"}
+    assert server(manifest)["image"] == "python:3.13-slim"
+    assert server(manifest)["resources"] == {"limits": {"memory": "64Mi"}}
+    assert pod(manifest)["nodeSelector"] == {"disk": "ssd"}
+    assert pod(manifest)["tolerations"] == [{"operator": "Exists"}]
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        Patch(of_container(args=["--port=1"])),
+        Patch(
+            ({"op": "replace", "path": "/spec/containers/0/args", "value": ["--port=1"]},), "json"
+        ),
+        Patch({"spec": {"template": of_container(args=["--port=1"])}}, target="job"),
+    ],
+)
+def test_a_patch_of_args_leaves_the_source_alone(patch: Patch) -> None:
+    manifest = made(with_patches(patch))
+    assert server(manifest)["args"] == ["--port=1"]
+    assert server(manifest) == server(made()) | {"args": ["--port=1"]}
+
+
+def test_a_patch_adds_to_env() -> None:
+    patch = Patch(of_container(env=[{"name": "HTTP_PROXY", "value": "http://p:1"}]))
+    assert env(made(with_patches(patch))) == env(made()) | {"HTTP_PROXY": "http://p:1"}
+
+
+def test_a_merge_patch_of_the_pod() -> None:
+    patch = Patch({"spec": {"priorityClassName": "low", "enableServiceLinks": None}}, "merge")
+    spec = pod(made(with_patches(patch)))
+    assert spec["priorityClassName"] == "low"
+    assert "enableServiceLinks" not in spec
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        Patch({"metadata": {"namespace": "other", "generateName": "foo-"}}, "merge"),
+        Patch({"metadata": {"namespace": "other", "generateName": "foo-"}}),
+        Patch({"metadata": {"namespace": "other", "generateName": "foo-"}}, target="job"),
+        Patch(
+            (
+                {"op": "replace", "path": "/metadata/namespace", "value": "other"},
+                {"op": "replace", "path": "/metadata/generateName", "value": "foo-"},
+            ),
+            "json",
+        ),
+    ],
+)
+def test_a_patch_moves_and_names_the_agent(patch: Patch) -> None:
+    manifest = made(with_patches(patch))
+    assert manifest["metadata"]["namespace"] == "other"
+    assert manifest["metadata"]["generateName"] == "foo-"
+    assert "namespace" not in manifest["spec"]["template"]["metadata"]
+    assert "generateName" not in manifest["spec"]["template"]["metadata"]
+
+
+def test_patches_apply_in_order() -> None:
+    manifest = made(
+        with_patches(
+            Patch({"metadata": {"labels": {"step": "one", "team": "net"}}}),
+            Patch(({"op": "test", "path": "/metadata/labels/step", "value": "one"},), "json"),
+            Patch({"metadata": {"labels": {"step": "two"}}}, "merge"),
+            Patch({"spec": {"activeDeadlineSeconds": 60}}, target="job"),
+        )
+    )
+    labels = manifest["spec"]["template"]["metadata"]["labels"]
+    assert (labels["step"], labels["team"], labels["app"]) == ("two", "net", "krelay-server")
+    assert manifest["spec"]["activeDeadlineSeconds"] == 60
+
+
+@pytest.mark.parametrize(
+    ("patch", "dropped"),
+    [
+        (Patch(of_container(command=None)), ["the container's command"]),
+        (Patch(of_container(image=None)), ["the container's image"]),
+        (
+            Patch(of_container(securityContext=None)),
+            [
+                "the container's securityContext.allowPrivilegeEscalation",
+                "the container's securityContext.capabilities",
+            ],
+        ),
+        (
+            Patch({"spec": {"securityContext": {"$patch": "replace", "runAsNonRoot": True}}}),
+            ["spec.securityContext.seccompProfile"],
+        ),
+        (
+            Patch(of_container(env=[{"name": KEY_ENV, "$patch": "delete"}])),
+            [f"the variable {KEY_ENV}"],
+        ),
+        (
+            Patch({"spec": {"containers": [{"name": NAME, "image": "x"}]}}, "merge"),
+            [
+                "the container's command",
+                "the container's resources",
+                "the container's securityContext.allowPrivilegeEscalation",
+                "the container's securityContext.capabilities",
+                f"the variable {KEY_ENV}",
+                f"the variable {payload.ENV_NAME}",
+            ],
+        ),
+        (Patch(of_container(securityContext={"runAsUser": None})), []),
+    ],
+)
+def test_a_patch_that_takes_something_away_is_warned_about(
+    patch: Patch, dropped: list[str]
+) -> None:
+    _, warnings = job_manifest(with_patches(patch), namespace="x", key_sha256=KEY)
+    assert warnings == [f"agent.patches[0] drops {what} of the agent's pod" for what in dropped]
+
+
+def test_each_loss_is_told_once_and_of_the_patch_that_did_it() -> None:
+    config = with_patches(
+        Patch({"metadata": {"labels": {"a": "b"}}}),
+        Patch({"spec": {"containers": [{"name": "mine"}]}}, "merge"),
+        Patch({"metadata": {"labels": {"a": "c"}}}),
+    )
+    _, warnings = job_manifest(config, namespace="x", key_sha256=KEY)
+    assert f"agent.patches[1] drops the container {NAME} of the agent's pod" in warnings
+    assert {warning.split()[0] for warning in warnings} == {"agent.patches[1]"}
+    assert len(set(warnings)) == len(warnings)
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        (Patch(({"op": "remove", "path": "/spec/none"},), "json"), "'/spec/none' does not exist"),
+        (Patch(of_container(env=[{"value": "x"}])), "an element has no 'name'"),
+        (Patch(({"op": "add", "path": "", "value": 1},), "json"), "leaves no object"),
+        (Patch({"metadata": None}, "merge"), "leaves no pod with metadata"),
+        (Patch({"spec": None}, "merge", "job"), "leaves no pod with metadata"),
+        (Patch({"metadata": {"namespace": None}}, target="job"), "leaves no namespace"),
+        (Patch(({"op": "add"},), "merge"), "is no object"),
+    ],
+)
+def test_a_patch_that_does_not_fit_is_an_error_of_the_config(patch: Patch, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job_manifest(with_patches(Patch({}), patch), namespace="x", key_sha256=KEY)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith(f"agent.patches[1] ({patch.type}): ")
+    assert message in problem.message
+    assert caught.value.exit_code == 2

@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from krelay.cluster.kubeconfig import Login, Overrides, load, material
+from krelay.errors import CredentialsError
+
+
+def write(path: Path, **body: Any) -> str:
+    """A kubeconfig from `contexts={name: context}`, `clusters=…`, `users=…`, `current=…`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out: dict[str, Any] = {"apiVersion": "v1", "kind": "Config"}
+    for kind in ("contexts", "clusters", "users"):
+        if kind in body:
+            out[kind] = [{"name": n, kind[:-1]: entry} for n, entry in body[kind].items()]
+    if "current" in body:
+        out["current-context"] = body["current"]
+    path.write_text(json.dumps(out))
+    return str(path)
+
+
+def listed(*paths: str | Path) -> dict[str, str]:
+    return {"KUBECONFIG": os.pathsep.join(map(str, paths))}
+
+
+ONE = {
+    "contexts": {"dev": {"cluster": "c", "user": "u", "namespace": "team"}},
+    "clusters": {"c": {"server": "https://dev.test:6443/"}},
+    "users": {"u": {"token": "secret"}},
+    "current": "dev",
+}
+
+
+def test_current_context(tmp_path: Path) -> None:
+    login = load(environ=listed(write(tmp_path / "a", **ONE)))
+    assert (login.context, login.namespace, login.server) == (
+        "dev",
+        "team",
+        "https://dev.test:6443",
+    )
+    assert login.user == {"token": "secret"}
+    assert "secret" not in repr(login)
+
+
+def test_yaml_as_kubectl_writes_it(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    path.write_text(
+        "apiVersion: v1\nkind: Config\npreferences: {}\ncurrent-context: dev # mine\n"
+        "clusters:\n- name: c\n  cluster:\n    server: https://dev.test/k8s/clusters/c-1/\n"
+        "contexts:\n- context:\n    cluster: c\n  name: dev\n- context: {cluster: c}\n  name: 12\n"
+        "users: null\n"
+    )
+    login = load(kubeconfig=str(path), environ={})
+    assert login == Login("https://dev.test/k8s/clusters/c-1", "default", login.cluster, {}, "dev")
+    assert load("12", str(path), environ={}).context == "12"
+
+
+def test_the_default_path(tmp_path: Path) -> None:
+    write(tmp_path / ".kube/config", **ONE)
+    assert load(environ={"HOME": str(tmp_path)}).context == "dev"
+    assert load(environ={"HOME": str(tmp_path), "KUBECONFIG": ""}).context == "dev"
+
+
+def test_the_first_current_context_wins(tmp_path: Path) -> None:
+    a = write(tmp_path / "a", contexts={"x": {"cluster": "c"}})
+    b = write(tmp_path / "b", contexts={"y": {"cluster": "c"}}, current="y")
+    c = write(tmp_path / "c", **ONE)
+    assert load(environ=listed(a, b, c)).context == "y"
+
+
+def test_missing_and_empty_files_are_skipped(tmp_path: Path) -> None:
+    empty, comment = tmp_path / "empty", tmp_path / "comment"
+    empty.write_text("")
+    comment.write_text("# nothing\n---\n\n")
+    environ = listed(tmp_path / "none", empty, comment, "", write(tmp_path / "a", **ONE))
+    assert load(environ=environ).context == "dev"
+
+
+def test_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
+    a = write(
+        tmp_path / "one" / "a",
+        contexts={"x": {"cluster": "c", "user": "u"}},
+        clusters={"c": {"server": "https://h", "certificate-authority": "ca.pem"}},
+        current="x",
+    )
+    b = write(
+        tmp_path / "two" / "b",
+        users={
+            "u": {
+                "client-certificate": "me/cert.pem",
+                "client-key": "/abs/key.pem",
+                "tokenFile": "../token",
+                "exec": {"command": "bin/login", "args": ["./x"]},
+            }
+        },
+    )
+    login = load(environ=listed(a, b))
+    assert login.cluster["certificate-authority"] == str(tmp_path / "one" / "ca.pem")
+    assert login.user["client-certificate"] == str(tmp_path / "two" / "me/cert.pem")
+    assert login.user["client-key"] == "/abs/key.pem"
+    assert Path(login.user["tokenFile"]).resolve() == tmp_path / "token"
+    assert login.user["exec"] == {
+        "command": str(tmp_path / "two" / "bin/login"),
+        "args": ["./x"],
+    }
+
+
+def test_a_command_without_a_slash_is_of_the_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", **{**ONE, "users": {"u": {"exec": {"command": "aws"}}}})
+    assert load(environ=listed(path)).user["exec"]["command"] == "aws"
+
+
+def test_files_are_never_written(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "a", **ONE))
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    path.chmod(0o400)
+    load(environ=listed(path))
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+names = st.sampled_from(["a", "b", "c"])
+files = st.lists(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "clusters": st.dictionaries(names, st.integers(1, 9)),
+            "current": st.sampled_from(["a", "b", "c", ""]),
+        },
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(files=files, context=st.none() | names)
+def test_the_first_file_to_name_an_entry_wins(
+    tmp_path: Path, files: list[dict[str, Any]], context: str | None
+) -> None:
+    paths = []
+    for number, body in enumerate(files):
+        clusters = (
+            {n: {"server": f"https://{n}.test:{p}"} for n, p in body["clusters"].items()}
+            if ("clusters" in body)
+            else {}
+        )
+        contexts = {n: {"cluster": n} for n in clusters}
+        more = {"current": body["current"]} if "current" in body else {}
+        paths.append(write(tmp_path / str(number), clusters=clusters, contexts=contexts, **more))
+    wanted = context or next((f["current"] for f in files if f.get("current")), None)
+    first = next((f["clusters"][wanted] for f in files if wanted in f.get("clusters", {})), None)
+    if first is None:
+        with pytest.raises(CredentialsError):
+            load(context, environ=listed(*paths))
+    else:
+        login = load(context, environ=listed(*paths))
+        assert (login.context, login.server) == (wanted, f"https://{wanted}.test:{first}")
+
+
+def refused(message: str, hint: str | None = None, **arguments: Any) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        load(**arguments)
+    assert caught.value.message == message
+    if hint is not None:
+        assert caught.value.hint == hint
+
+
+def test_an_unknown_context_names_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", **{**ONE, "contexts": {"dev": {}, "prod": {}}})
+    refused(
+        'no context "prdo" in kubeconfig',
+        'did you mean "prod"? known: dev, prod',
+        context="prdo",
+        environ=listed(path),
+    )
+    refused('no context "qqq" in kubeconfig', "known: dev, prod", context="qqq", kubeconfig=path)
+
+
+def test_many_contexts_are_not_all_shown(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", **{**ONE, "contexts": {f"c{n:02}": {} for n in range(14)}})
+    with pytest.raises(CredentialsError) as caught:
+        load("zzz", path, environ={})
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("c09 and 4 more")
+
+
+def test_no_current_context(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", **{**ONE, "current": ""})
+    refused(
+        "kubeconfig has no current-context",
+        "name one with --context; known: dev",
+        environ=listed(path),
+    )
+
+
+def test_a_context_whose_cluster_or_user_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", **{**ONE, "clusters": {"d": {}}})
+    refused('no cluster "c" in kubeconfig, which context "dev" names', "known: d", kubeconfig=path)
+    path = write(tmp_path / "a", **{**ONE, "users": {}})
+    refused('no user "u" in kubeconfig, which context "dev" names', "known: none", kubeconfig=path)
+    path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {}}})
+    refused('kubeconfig names no server for context "dev"', kubeconfig=path)
+
+
+def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        load(environ={"HOME": str(tmp_path)}, service_account=tmp_path)
+    assert str(tmp_path / ".kube/config") in caught.value.message
+    assert caught.value.hint is not None
+    assert "KUBECONFIG" in caught.value.hint
+    refused(f"no kubeconfig at {tmp_path / 'none'}", kubeconfig=str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- a\n- b\n", "hello", "clusters: [", "clusters: [{cluster: {}}]", "contexts: {a: b}", "\x00"],
+)
+def test_what_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises(CredentialsError, match="is no kubeconfig: .") as caught:
+        load(kubeconfig=str(path), environ={})
+    assert "\n" not in caught.value.message
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@given(data=st.binary(max_size=60))
+def test_any_bytes_load_or_are_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "config"
+    path.write_bytes(data)
+    with pytest.raises(CredentialsError):
+        load(kubeconfig=str(path), environ={})
+
+
+@pytest.mark.parametrize("server", ["ftp://x", "https://", "https://h:99999", "https://[::1", "//"])
+def test_a_server_that_is_no_url(tmp_path: Path, server: str) -> None:
+    path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": server}}})
+    with pytest.raises(CredentialsError, match=r"is no URL|names no server"):
+        load(kubeconfig=path, environ={})
+
+
+def test_a_server_without_a_scheme(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": "h:80"}}})
+    assert load(kubeconfig=path).server == "http://h:80"
+    path = write(
+        tmp_path / "a",
+        **{**ONE, "clusters": {"c": {"server": "h:80", "insecure-skip-tls-verify": True}}},
+    )
+    assert load(kubeconfig=path).server == "https://h:80"
+
+
+@pytest.fixture
+def service_account(tmp_path: Path) -> Path:
+    folder = tmp_path / "serviceaccount"
+    folder.mkdir()
+    (folder / "token").write_text("t")
+    (folder / "namespace").write_text("team\n")
+    return folder
+
+
+def test_in_a_cluster(service_account: Path, tmp_path: Path) -> None:
+    environ = {"HOME": str(tmp_path), "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+    login = load(environ=environ, service_account=service_account)
+    assert (login.server, login.namespace, login.context) == ("https://10.96.0.1:443", "team", None)
+    assert login.user == {"tokenFile": str(service_account / "token")}
+    environ |= {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
+    assert load(environ=environ, service_account=service_account).server == "https://[fd00::1]:6443"
+
+
+def test_a_kubeconfig_wins_over_the_cluster_around(service_account: Path, tmp_path: Path) -> None:
+    environ = {
+        "HOME": str(tmp_path),
+        "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+        "KUBECONFIG": write(tmp_path / "a", **ONE),
+    }
+    assert load(environ=environ, service_account=service_account).context == "dev"
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a",
+        **{
+            **ONE,
+            "clusters": {
+                "c": {
+                    "server": "https://dev.test",
+                    "tls-server-name": "n",
+                    "certificate-authority-data": "eA==",
+                },
+                "d": {"server": "https://other.test", "tls-server-name": "n"},
+            },
+            "users": {"u": {"tokenFile": "t"}, "v": {"token": "v", "as": "x"}},
+        },
+    )
+
+    def of(**flags: Any) -> Login:
+        return load(kubeconfig=path, overrides=Overrides(**flags), environ={})
+
+    assert of(cluster="d").server == "https://other.test"
+    assert of(user="v").user["token"] == "v"
+    assert of(token="t").user == {"token": "t"}
+    assert of(as_="y", as_group=("g", "h")).user["as-groups"] == ["g", "h"]
+    assert of(server="https://third.test/").server == "https://third.test"
+    assert of(server="https://third.test").cluster["tls-server-name"] is None
+    assert of(tls_server_name="m").cluster["tls-server-name"] == "m"
+    assert of(insecure_skip_tls_verify=True).cluster["insecure-skip-tls-verify"] is True
+    ca = of(certificate_authority="ca.pem").cluster
+    assert ca["certificate-authority"] == os.path.abspath("ca.pem")
+    assert "certificate-authority-data" not in ca
+    with pytest.raises(CredentialsError, match='no user "w" in kubeconfig$'):
+        of(user="w")
+
+
+def test_a_server_alone_needs_no_kubeconfig(tmp_path: Path) -> None:
+    login = load(overrides=Overrides(server="http://h:8001"), environ={"HOME": str(tmp_path)})
+    assert (login.server, login.context, login.namespace) == ("http://h:8001", None, "default")
+
+
+def test_material(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(b"file")
+    data = base64.b64encode(b"data").decode()
+    assert material({"ca": str(file), "ca-data": data}, "ca") == b"data"
+    assert material({"ca": str(file), "ca-data": ""}, "ca") == b"file"
+    assert material({}, "ca") is None
+    with pytest.raises(CredentialsError, match="ca-data is not base64"):
+        material({"ca-data": "a"}, "ca")
+    with pytest.raises(CredentialsError, match=r"ca: cannot read .*: No such file"):
+        material({"ca": str(tmp_path / "none")}, "ca")

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.cluster.proxies import given as checked
+from krelay.cluster.proxies import of
+from krelay.errors import CredentialsError
+
+
+@pytest.mark.parametrize(
+    ("server", "environ", "expected"),
+    [
+        ("https://h", {}, None),
+        ("https://h", {"HTTPS_PROXY": "http://p:1"}, "http://p:1"),
+        ("https://h", {"https_proxy": "p:1"}, "http://p:1"),
+        ("https://h", {"HTTP_PROXY": "http://p:1", "ALL_PROXY": "http://p:1"}, None),
+        ("http://h", {"HTTP_PROXY": "http://p:1"}, "http://p:1"),
+        ("https://h", {"HTTPS_PROXY": "socks5h://u:p@p:1"}, "socks5://u:p@p:1"),
+        ("https://h", {"HTTPS_PROXY": "https://p"}, "https://p"),
+        ("https://localhost:6443", {"HTTPS_PROXY": "p"}, None),
+        ("https://127.0.0.9:6443", {"HTTPS_PROXY": "p"}, None),
+        ("https://[::1]:6443", {"HTTPS_PROXY": "p"}, None),
+    ],
+)
+def test_of(server: str, environ: dict[str, str], expected: str | None) -> None:
+    assert of(server, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "server", "direct"),
+    [
+        ("*", "https://h.test", True),
+        ("h.test", "https://h.test", True),
+        ("H.Test ", "https://h.TEST", True),
+        ("h.test", "https://a.h.test", True),
+        ("h.test", "https://ah.test", False),
+        (".h.test", "https://a.h.test", True),
+        (".h.test", "https://h.test", False),
+        ("*.h.test", "https://a.h.test", True),
+        ("h.test:443", "https://h.test", True),
+        ("h.test:6443", "https://h.test", False),
+        ("x, ,h.test", "https://h.test", True),
+        ("10.0.0.1", "https://10.0.0.1:6443", True),
+        ("10.0.0.1:443", "https://10.0.0.1:6443", False),
+        ("10.0.0.0/8", "https://10.9.9.9", True),
+        ("10.0.0.0/8", "https://11.9.9.9", False),
+        ("10.0.0.0/8", "https://h.test", False),
+        ("10.0.0.0/99", "https://10.0.0.1", False),
+        ("0.0.1", "https://10.0.0.1", False),
+        ("fd00::/8", "https://[fd00::1]:6443", True),
+        ("fd00::1", "https://[fd00::1]:6443", True),
+        ("[fd00::1]:6443", "https://[fd00::1]:6443", True),
+        ("[fd00::1]:443", "https://[fd00::1]:6443", False),
+        ("fd00::2", "https://[fd00::1]", False),
+    ],
+)
+def test_no_proxy(no_proxy: str, server: str, direct: bool) -> None:
+    found = of(server, {"HTTPS_PROXY": "http://p:1", "no_proxy": no_proxy})
+    assert found == (None if direct else "http://p:1")
+
+
+@pytest.mark.parametrize("url", ["ftp://p", "http://", "http://p:99999", "http://[::1"])
+def test_what_is_no_proxy(url: str) -> None:
+    with pytest.raises(CredentialsError, match="^HTTPS_PROXY: no URL of a proxy") as caught:
+        of("https://h", {"HTTPS_PROXY": url})
+    assert "secret" not in str(caught.value)
+    with pytest.raises(CredentialsError, match="^kubeconfig: proxy-url: no URL of a proxy"):
+        checked(url)
+
+
+def test_given() -> None:
+    assert checked(None) is None
+    assert checked("") is None
+    assert checked("http://p:1") == "http://p:1"
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+def test_any_text_is_a_proxy_or_refused(proxy: str, no_proxy: str) -> None:
+    try:
+        found = of("https://h.test", {"HTTPS_PROXY": proxy, "NO_PROXY": no_proxy})
+    except CredentialsError:
+        return
+    assert found is None or found.startswith(("http://", "https://", "socks5://"))

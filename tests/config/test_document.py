@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.config.document import MAX_DEPTH, Node, read, typed
+
+
+def plain(text: str, **environ: str) -> Any:
+    node, problems = read(text, environ)
+    assert problems == []
+    return None if node is None else node.plain()
+
+
+def problems(text: str, **environ: str) -> list[str]:
+    return [f"{p.line}:{p.column} {p.message}" for p in read(text, environ)[1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("", None),
+        ("~", None),
+        ("null", None),
+        ("true", True),
+        ("False", False),
+        ("yes", "yes"),
+        ("off", "off"),
+        ("0", 0),
+        ("-12", -12),
+        ("+12", 12),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("1_000", "1_000"),
+        ("8080:53", "8080:53"),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("1e3", 1000.0),
+        ("9" * 20, 1e20),
+        ("9" * 5000, "9" * 5000),
+        (".inf", ".inf"),
+        (".nan", ".nan"),
+        ("2024-01-01", "2024-01-01"),
+        ("٣", "٣"),
+    ],
+)
+def test_plain_scalars_by_the_core_schema(text: str, value: object) -> None:
+    assert typed(text) == value
+    assert type(typed(text)) is type(value)
+
+
+def test_positions() -> None:
+    node, _ = read('a: 1\nb:\n  - x\n  - {c: "y"}\n', {})
+    assert isinstance(node, Node)
+    assert node.keys == {"a": (1, 1), "b": (2, 1)}
+    assert isinstance(node.value, dict)
+    items = node.value["b"].value
+    assert isinstance(items, list)
+    assert (items[0].line, items[0].column, items[0].inside) == (3, 5, 5)
+    assert items[1].keys == {"c": (4, 6)}
+    assert isinstance(items[1].value, dict)
+    assert (items[1].value["c"].column, items[1].value["c"].inside) == (9, 10)
+
+
+@pytest.mark.parametrize(
+    "text", ['"a\\tb"', "'a''b'", "|\n  ab", ">-\n  ab", '"a\n  b"', "${V}", "a\n  b"]
+)
+def test_a_text_that_is_not_verbatim_has_no_place_inside(text: str) -> None:
+    node, found = read(f"k: {text}\n", {"V": "x"})
+    assert found == []
+    assert isinstance(node, Node)
+    assert isinstance(node.value, dict)
+    assert node.value["k"].inside is None
+
+
+def test_variables_are_typed_where_the_scalar_is_plain() -> None:
+    assert plain("[8${P}, '8${P}', !!str 8${P}, ! 1]".replace("${P}", "0")) == [80, "80", "80", "1"]
+    text = "a: ${P}\nb: '${P}'\nc: ${E}\nd: ${P}:80\ne: ${N:-true}\n${P}: 1\n"
+    assert plain(text, P="80", E="") == {
+        "a": 80,
+        "b": "80",
+        "c": None,
+        "d": "80:80",
+        "e": True,
+        "${P}": 1,
+    }
+
+
+def test_a_variable_never_adds_structure() -> None:
+    evil = "x\nb: 1\n- {c: d} #"
+    assert plain("a: ${EVIL}\n", EVIL=evil) == {"a": evil}
+
+
+def test_merge_keys() -> None:
+    assert plain("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{x: 0}, *a]}\n") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": {"x": 0, "y": 2},
+    }
+    assert plain('{"<<": 1}') == {"<<": 1}
+    assert problems("a: {<<: 1}\nb: {<<: [[], {}]}") == [
+        "1:9 `<<` merges mappings only",
+        "2:10 `<<` merges mappings only",
+    ]
+
+
+def test_an_anchor_may_be_set_again() -> None:
+    assert plain("[&a 1, *a, &a 2, *a]") == [1, 1, 2, 2]
+
+
+def test_empty_documents() -> None:
+    for text in ("", "# only a comment\n", "---\n", "~\n"):
+        assert plain(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: 1\na: 2\n? [x]\n: 1\nc: ${X}", [
+            "2:1 `a` is written twice",
+            "3:3 a key must be plain text",
+            "5:4 the variable `X` is not set",
+        ]),
+        ("a: 'b ${X}'", ["1:7 the variable `X` is not set"]),
+        ("a: |\n  ${X}", ["1:4 the variable `X` is not set"]),
+        ("*a : 1", ["1:1 a key must be plain text", "1:1 `*a` has no anchor before it"]),
+        ("a: 0644", ["1:4 `0644` is octal to some and decimal to others"]),
+        ("a: !!int 1", ["1:4 the tag `!!int` means nothing here"]),
+        ("a: !x [1]", ["1:4 the tag `!x` means nothing here"]),
+        ("a: !!seq {b: 1}", ["1:4 the tag `!!seq` means nothing here"]),
+        ("&a [*a]", ["1:5 `*a` is inside of what it stands for"]),
+        ("a: 1\n--- b", ["2:1 a second document"]),
+        ("[" * 50, ["1:41 nested more than 40 levels deep"]),
+        ("a: @", ["1:4 `@` cannot start a value"]),
+    ],
+)
+def test_problems(text: str, expected: list[str]) -> None:
+    assert problems(text) == expected
+
+
+def test_a_variable_that_is_not_text() -> None:
+    assert problems("a: ${X}", X="caf\udce9") == ["1:4 `caf\\udce9` is not all text"]
+
+
+def test_aliases_count_for_what_they_stand_for() -> None:
+    wide = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
+    )
+    (problem,) = problems(wide)
+    assert "more than 50000 values" in problem
+    deep = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 2 * MAX_DEPTH))
+    (problem,) = problems(deep)
+    assert "40 levels" in problem
+
+
+@pytest.mark.parametrize("text", ["a: [b\n", 'a: "\\U00110000"\n', "a: 1\na: 2\n", "a: b: c\n"])
+def test_the_slow_parser_says_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = bool(problems(text))
+    monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
+    assert bool(problems(text)) is fast is True
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**17), 10**17) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(JSON.filter(lambda value: value is not None))
+def test_what_yaml_writes_is_read_back(value: object) -> None:
+    text = yaml.safe_dump(value, default_style='"', allow_unicode=False).replace("$", "$$")
+    if "!!int" in text or "!!bool" in text or "!!null" in text or "!!float" in text or "$$" in text:
+        return
+    assert plain(text) == value
+
+
+@given(st.text(alphabet="ab:- \n#&*[]{}?|>'\"!%@`,$~<1\t", max_size=60))
+def test_any_text_is_a_node_or_problems(text: str) -> None:
+    node, found = read(text, {})
+    if node is not None:
+        node.plain()
+    assert all(problem.line > 0 and problem.column > 0 for problem in found)

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.config.flaw import Flaw
+from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
+from krelay.model import Kind, Port, Protocol
+
+ALIASES = {
+    Kind.SERVICE: "svc service services service.v1 services.v1. services.",
+    Kind.DEPLOYMENT: "deploy deployment deployments deployment.apps deployments.v1.apps",
+    Kind.STATEFULSET: "sts statefulset statefulsets statefulset.apps sts.v1.apps",
+    Kind.DAEMONSET: "ds daemonset daemonsets daemonsets.apps",
+    Kind.REPLICASET: "rs replicaset replicasets replicasets.apps",
+    Kind.JOB: "job jobs job.batch jobs.v1.batch",
+    Kind.POD: "po pod pods pods.v1.",
+    Kind.HOST: "host",
+    Kind.IP: "ip",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "alias"), [(kind, alias) for kind, line in ALIASES.items() for alias in line.split()]
+)
+def test_every_name_of_a_kind_in_any_case(kind: Kind, alias: str) -> None:
+    for written in (alias, alias.upper(), alias.title()):
+        assert parse_resource(f"{written}/10.0.0.7") == (kind, "10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("web-0", (Kind.POD, "web-0")),
+        ("web.0", (Kind.POD, "web.0")),
+        ("host/a", (Kind.HOST, "a")),
+        ("host/_srv.Corp.example.", (Kind.HOST, "_srv.Corp.example.")),
+        ("ip/::1", (Kind.IP, "::1")),
+        ("ip/[::0:1]", (Kind.IP, "::1")),
+        ("IP/FD00::7", (Kind.IP, "fd00::7")),
+    ],
+)
+def test_resources(text: str, expected: tuple[Kind, str]) -> None:
+    assert parse_resource(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "offset", "hint"),
+    [
+        ("", 0, "write `TYPE/NAME`"),
+        ("/x", 0, "the types are"),
+        ("svc/", 4, "write `TYPE/NAME`"),
+        ("svc/A", 4, "lower-case"),
+        ("svc/a/b", 4, "lower-case"),
+        ("svc/a\n", 4, "lower-case"),
+        ("svc/" + "a" * 254, 4, "lower-case"),
+        ("servise/a", 0, "did you mean `service/`?"),
+        ("hots/a", 0, "did you mean `host/`?"),
+        ("svc.apps/a", 0, "the types are"),
+        ("deploy.v1/a", 0, "the types are"),
+        ("deploy./a", 0, "the types are"),
+        ("ip.v1/1.1.1.1", 0, "the types are"),
+        ("node/a", 0, "the types are"),
+        ("host/a:80", 5, "ip/ADDRESS"),
+        ("host/a b", 5, "for example"),
+        ("host/" + "a." * 130, 5, "for example"),
+        ("ip/1.2.3", 3, "for example"),
+        ("ip/", 3, "for example"),
+        ("ip/[::1", 3, "for example"),
+        ("ip/fe80::1%eth0", 3, "leave out"),
+    ],
+)
+def test_no_resources(text: str, offset: int, hint: str) -> None:
+    with pytest.raises(Flaw) as caught:
+        parse_resource(text)
+    assert caught.value.offset == offset
+    assert hint in str(caught.value.hint)
+
+
+UDP, TCP = Protocol.UDP, Protocol.TCP
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("8080:80", Port(80, 8080)),
+        ("8080", Port(8080, 8080)),
+        (":80", Port(80, 0)),
+        ("0:80", Port(80, 0)),
+        ("8080:http", Port("http", 8080)),
+        (":http", Port("http", 0)),
+        ("http", Port("http")),
+        ("1-a", Port("1-a")),
+        ("65535", Port(65535, 65535)),
+        ("53@udp", Port(53, 53, UDP)),
+        ("53@UDP", Port(53, 53, UDP)),
+        ("5353:53/tcp", Port(53, 5353, TCP)),
+        ("dns/Udp", Port("dns", None, UDP)),
+    ],
+)
+def test_ports(text: str, port: Port) -> None:
+    assert parse_port(text) == port
+
+
+@pytest.mark.parametrize(
+    ("text", "offset", "message"),
+    [
+        ("", 0, "no remote port"),
+        ("8080:", 5, "no remote port"),
+        ("@udp", 0, "no remote port"),
+        ("0", 0, "port 0 is out of range"),
+        (":0", 1, "port 0 is out of range"),
+        ("65536", 0, "port 65536 is out of range"),
+        ("65536:80", 0, "port 65536 is out of range"),
+        ("9" * 5000, 0, "port 999999999999 is out of range"),
+        ("1:2:3", 0, "`1:2:3` has one `:` too many"),
+        ("x:80", 0, "the local port `x` is not a number"),
+        ("-1:80", 0, "the local port `-1` is not a number"),
+        ("٣", 0, "`٣` is neither a port nor a port's name"),
+        ("a_b", 0, "`a_b` is neither a port nor a port's name"),
+        ("1-2", 0, "`1-2` is neither a port nor a port's name"),
+        ("a" * 64, 0, f"`{'a' * 60}…` is neither a port nor a port's name"),
+        ("80@", 3, '`""` is not a protocol'),
+        ("80/sctp", 3, "`sctp` is not a protocol"),
+        ("80/tcp@udp", 3, "`tcp@udp` is not a protocol"),
+    ],
+)
+def test_no_ports(text: str, offset: int, message: str) -> None:
+    with pytest.raises(Flaw) as caught:
+        parse_port(text)
+    assert (caught.value.offset, caught.value.message) == (offset, message)
+    assert caught.value.hint
+
+
+def test_a_remote_port_alone() -> None:
+    assert parse_remote("80") == 80
+    assert parse_remote("http") == "http"
+    with pytest.raises(Flaw):
+        parse_remote("8080:80")
+
+
+def test_only_what_is_in_the_cluster_has_named_ports() -> None:
+    check_port(Kind.SERVICE, Port("http"))
+    check_port(Kind.IP, Port(80))
+    for kind in (Kind.IP, Kind.HOST):
+        with pytest.raises(Flaw, match="`http` is a port's name"):
+            check_port(kind, Port("http"))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("LocalHost", "localhost"),
+        ("[::1]", "::1"),
+        ("::0", "::"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("::ffff:127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_listen_addresses(text: str, address: str) -> None:
+    assert parse_listen(text) == address
+
+
+@pytest.mark.parametrize("text", ["", "*", "example.com", "127.0.0.1:80", "[127.0.0.1", "1.2.3"])
+def test_no_listen_addresses(text: str) -> None:
+    with pytest.raises(Flaw, match="is not an address to listen on"):
+        parse_listen(text)
+
+
+NAMES = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True)
+REMOTES = st.integers(1, 65535) | NAMES.filter(lambda name: not name.replace("-", "").isdigit())
+
+
+@st.composite
+def ports(draw: st.DrawFn) -> Port:
+    remote = draw(REMOTES)
+    locals_ = st.integers(0, 65535)
+    local = draw(locals_ if isinstance(remote, int) else locals_ | st.none())
+    return Port(remote, local, draw(st.none() | st.sampled_from(Protocol)))
+
+
+@given(ports())
+def test_a_port_reads_back_as_it_is_written(port: Port) -> None:
+    assert parse_port(str(port)) == port
+
+
+@given(st.text(max_size=20) | st.text(alphabet="0189:@/tcpud-[]", max_size=12))
+def test_any_text_is_parsed_or_a_flaw_within_it(text: str) -> None:
+    for parse in (parse_port, parse_resource, parse_listen):
+        try:
+            parse(text)
+        except Flaw as flaw:
+            assert 0 <= flaw.offset <= len(text)
