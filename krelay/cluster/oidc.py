@@ -52,7 +52,7 @@ class Oidc:
             async with asyncio.timeout(DEADLINE):
                 answer = await self._ask(issuer)
         except (aiohttp.ClientError, OSError, ValueError) as exc:  # OSError: TimeoutError too
-            reason = str(exc) or f"no answer in {DEADLINE:.0f} s"
+            reason = str(exc) or "no answer in time"
             raise CredentialsError(f"oidc: refresh at {issuer} failed: {reason}") from exc
         if not answer.get("id_token"):
             raise CredentialsError(f"oidc: {issuer} gave no id_token", hint=_HINT)

@@ -51,7 +51,9 @@ def test_each_later_claim_is_told_once_with_the_first_it_meets() -> None:
     ]
 
 
-@given(st.lists(st.builds(claim, st.sampled_from(ADDRESSES), st.sampled_from([80, 81])), max_size=6))
+@given(
+    st.lists(st.builds(claim, st.sampled_from(ADDRESSES), st.sampled_from([80, 81])), max_size=6)
+)
 def test_a_claim_conflicts_exactly_if_it_does_with_one_before_it(claims: list[Claim]) -> None:
     later = [id(claim) for _, claim in conflicts(claims)]
     expected = [

@@ -1,0 +1,175 @@
+"""OIDC against an issuer that is the test's own server, under TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from krelay.cluster.oidc import Oidc
+from krelay.errors import CredentialsError
+
+
+def token(ends: float, name: str = "Zoë ÿ?>") -> str:
+    """A JWT that ends in `ends` seconds, with the letters that only base64url has."""
+    claims = json.dumps({"exp": int(time.time() + ends), "name": name}, ensure_ascii=False)
+    payload = base64.urlsafe_b64encode(claims.encode()).decode().rstrip("=")
+    return f"e30.{payload}.c2ln"
+
+
+class Issuer:
+    """The discovery document and the token endpoint of `kube`."""
+
+    def __init__(self, kube: Any, pki: Path) -> None:
+        self.kube = kube
+        self.pki = pki
+        self.document = {"issuer": kube.url, "token_endpoint": f"{kube.url}/token"}
+        self.answer: Any = {"id_token": token(3600)}
+        self.status = 200
+        self.forms: list[dict[str, Any]] = []
+        self.authorizations: list[str | None] = []
+        kube.handler = self.handle
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/.well-known/openid-configuration":
+            return web.json_response(self.document)
+        assert (request.method, request.path) == ("POST", "/token")
+        self.forms.append(dict(await request.post()))
+        self.authorizations.append(request.headers.get("Authorization"))
+        return web.json_response(self.answer, status=self.status)
+
+    def source(self, **config: str | None) -> Oidc:
+        body: dict[str, str | None] = {
+            "idp-issuer-url": self.kube.url,
+            "idp-certificate-authority": str(self.pki / "ca.pem"),
+            "client-id": "kube",
+            "refresh-token": "r1",
+            "id-token": token(-10),
+            **config,
+        }
+        return Oidc({key: value for key, value in body.items() if value is not None})
+
+
+@pytest.fixture
+async def issuer(kube: Any, pki: Path) -> AsyncIterator[Issuer]:
+    yield Issuer(kube, pki)
+
+
+async def test_a_token_that_lives_is_used(issuer: Issuer) -> None:
+    living = token(3600)
+    found = await issuer.source(**{"id-token": living}).fetch(rejected=False)
+    assert found.authorization == f"Bearer {living}"
+    assert time.time() + 3500 < found.expires < time.time() + 3600
+    assert not issuer.kube.seen
+
+
+@pytest.mark.parametrize("old", [token(-1), "", None, "a.b", "no token", "a.%%%.c", "a.W10.c"])
+async def test_any_other_is_refreshed(issuer: Issuer, old: str | None) -> None:
+    found = await issuer.source(**{"id-token": old}).fetch(rejected=False)
+    assert found.authorization == f"Bearer {issuer.answer['id_token']}"
+    assert issuer.forms == [
+        {"grant_type": "refresh_token", "refresh_token": "r1", "client_id": "kube"}
+    ]
+
+
+async def test_a_token_that_the_server_refuses_is_refreshed(issuer: Issuer) -> None:
+    found = await issuer.source(**{"id-token": token(3600, "old")}).fetch(rejected=True)
+    assert found.authorization == f"Bearer {issuer.answer['id_token']}"
+
+
+async def test_a_refresh_token_that_rotates_is_kept(issuer: Issuer) -> None:
+    source = issuer.source()
+    issuer.answer = {"id_token": token(3600), "refresh_token": "r2"}
+    await source.fetch(rejected=False)
+    issuer.answer = {"id_token": token(3600)}
+    await source.fetch(rejected=True)
+    await source.fetch(rejected=True)
+    assert [form["refresh_token"] for form in issuer.forms] == ["r1", "r2", "r2"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "basic"),
+    [(None, True), (["client_secret_basic", "client_secret_post"], True), (["x"], False)],
+)
+async def test_a_client_with_a_secret(
+    issuer: Issuer, methods: list[str] | None, basic: bool
+) -> None:
+    if methods is not None:
+        issuer.document["token_endpoint_auth_methods_supported"] = methods  # type: ignore[assignment]
+    await issuer.source(**{"client-secret": "s&:"}).fetch(rejected=False)
+    if basic:
+        expected = base64.b64encode(b"kube:s%26%3A").decode()
+        assert issuer.authorizations == [f"Basic {expected}"]
+        assert "client_secret" not in issuer.forms[0]
+    else:
+        assert issuer.authorizations == [None]
+        assert issuer.forms[0]["client_secret"] == "s&:"
+
+
+async def test_the_issuer_is_verified(issuer: Issuer) -> None:
+    for ca in (None, str(issuer.pki / "other-ca.pem")):
+        with pytest.raises(CredentialsError, match="refresh at .* failed: .*certificate"):
+            await issuer.source(**{"idp-certificate-authority": ca}).fetch(rejected=False)
+    assert not issuer.forms, "and the refresh token stays here"
+
+
+async def test_an_authority_in_data(issuer: Issuer) -> None:
+    data = base64.b64encode((issuer.pki / "ca.pem").read_bytes()).decode()
+    await issuer.source(
+        **{"idp-certificate-authority": None, "idp-certificate-authority-data": data}
+    ).fetch(rejected=False)
+
+
+@pytest.mark.parametrize("missing", ["refresh-token", "idp-issuer-url", "client-id"])
+async def test_a_refresh_that_cannot_be(issuer: Issuer, missing: str) -> None:
+    with pytest.raises(CredentialsError, match="lacks what a refresh needs") as caught:
+        await issuer.source(**{missing: None}).fetch(rejected=False)
+    assert caught.value.hint is not None
+
+
+async def test_an_issuer_that_refuses(issuer: Issuer) -> None:
+    issuer.status, issuer.answer = 400, {"error": "invalid_grant"}
+    with pytest.raises(CredentialsError, match='says 400: {"error": "invalid_grant"}'):
+        await issuer.source().fetch(rejected=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [({}, "gave no id_token"), ([], "the answer is no object")]
+)
+async def test_an_answer_without_a_token(issuer: Issuer, answer: Any, message: str) -> None:
+    issuer.answer = answer
+    with pytest.raises(CredentialsError, match=message):
+        await issuer.source().fetch(rejected=False)
+
+
+async def test_a_document_of_someone_else(issuer: Issuer) -> None:
+    issuer.document["issuer"] = "https://evil.test"
+    with pytest.raises(CredentialsError, match=r"calls itself https://evil\.test"):
+        await issuer.source().fetch(rejected=False)
+
+
+@pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:1/token"])
+async def test_a_token_endpoint_without_tls(issuer: Issuer, endpoint: str) -> None:
+    issuer.document["token_endpoint"] = endpoint
+    with pytest.raises(CredentialsError, match="no token endpoint under TLS"):
+        await issuer.source().fetch(rejected=False)
+
+
+async def test_an_issuer_that_is_silent(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def silent(request: web.Request) -> web.StreamResponse:
+        await released.wait()
+        return web.Response()
+
+    released = asyncio.Event()
+    issuer.kube.handler = silent
+    monkeypatch.setattr("krelay.cluster.oidc.DEADLINE", 0.2)
+    with pytest.raises(CredentialsError, match="no answer in time"):
+        await issuer.source().fetch(rejected=False)
+    released.set()

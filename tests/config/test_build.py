@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from krelay.config.build import build
+from krelay.config.document import Node, read
+from krelay.config.schema import check
+from krelay.model import AgentConfig, Config, Kind, Patch, Port, Protocol, Transport, TunnelConfig
+
+
+def built(text: str) -> tuple[Config, list[Any], list[str]]:
+    root, problems = read("apiVersion: krelay/v1\n" + text, {})
+    assert problems == []
+    assert isinstance(root, Node)
+    left, _ = check(root)
+    assert left is not None
+    config, claims, found = build(left, "x.yaml")
+    places = [(str(claim), claim.line, claim.column) for claim in claims]
+    return config, places, [f"{p.line}:{p.column} {p.message}" for p in sorted(found)]
+
+
+def config(text: str) -> Config:
+    made, _, problems = built(text)
+    assert problems == []
+    return made
+
+
+TARGETS = "\ntargets: {web: svc/web 80}\n"
+
+
+def test_a_file_without_sections_has_the_defaults_of_the_model() -> None:
+    for text in ("", "agent:\ntunnel:\ndefaults:\ncontext:\n"):
+        made = config(text + TARGETS)
+        assert (made.agent, made.tunnel) == (AgentConfig(), TunnelConfig())
+        assert (made.context, made.namespace, made.path) == (None, None, "x.yaml")
+
+
+def test_tunnel() -> None:
+    text = "tunnel: {sessions: 4.0, transport: spdy, park: 0, dial: 1.5, drain: 2m}"
+    assert config(text + TARGETS).tunnel == TunnelConfig(4, Transport.SPDY, 0.0, 1.5, 120.0)
+
+
+def test_agent() -> None:
+    made = config(
+        """
+agent:
+  namespace: relays
+  image: img
+  labels: {a: b}
+  annotations: {c: d}
+  nodeSelector: {e: f}
+  tolerations: [{key: k, operator: Exists}]
+  resources: {limits: {cpu: 1, memory: 1.5e3, x: "2"}}
+  idleTimeout: 90
+  embedded: false
+  patches:
+    - {patch: {spec: {a: null}}}
+    - {type: merge, target: job, patch: {}}
+    - {type: json, patch: [{op: add, path: /a, value: null}]}
+"""
+        + TARGETS
+    ).agent
+    assert made == AgentConfig(
+        namespace="relays",
+        image="img",
+        labels={"a": "b"},
+        annotations={"c": "d"},
+        node_selector={"e": "f"},
+        tolerations=({"key": "k", "operator": "Exists"},),
+        resources={"limits": {"cpu": "1", "memory": "1500.0", "x": "2"}},
+        idle_timeout=90.0,
+        patches=(
+            Patch({"spec": {"a": None}}),
+            Patch({}, "merge", "job"),
+            Patch(({"op": "add", "path": "/a", "value": None},), "json"),
+        ),
+    )
+
+
+def test_what_holds_for_a_target() -> None:
+    made = config(
+        """
+namespace: file
+context: ctx
+defaults: {listen: "[::1]"}
+targets:
+  a: svc/a 1
+  b: svc/b 1 -n own -l localhost
+  c: {target: svc/c, port: 1, namespace: own, context: other, listen: 127.0.0.1}
+  d: {target: svc/d, port: 1, namespace: null, context: ~, listen: }
+"""
+    )
+    assert [(t.namespace, t.context, t.listen) for t in made.targets] == [
+        ("file", "ctx", "::1"),
+        ("own", "ctx", "localhost"),
+        ("own", "other", "127.0.0.1"),
+        ("file", "ctx", "::1"),
+    ]
+    assert [t.line for t in made.targets] == [6, 7, 8, 9]
+    own = config("namespace: a\ncontext: b\ndefaults: {namespace: c, context: d}" + TARGETS)
+    assert (own.namespace, own.context) == ("a", "b")
+    assert (own.targets[0].namespace, own.targets[0].context) == ("c", "d")
+
+
+def test_ports_and_where_they_are_claimed() -> None:
+    made, claims, problems = built(
+        """targets:
+  a: svc/a 80 81:http
+  b:
+    target: Deployments.apps/b
+    ports:
+      - 90
+      - 91:9100
+      - {remote: 92}
+      - {remote: "93", local: 0}
+      - {remote: dns, local: 53, protocol: udp}
+      - {remote: dns}
+  c: {target: ip/::1, port: "94"}
+  d: >-
+    svc/d 95
+"""
+    )
+    assert problems == []
+    assert made.targets[1].kind is Kind.DEPLOYMENT
+    assert made.targets[1].ports == (
+        Port(90, 90),
+        Port(9100, 91),
+        Port(92, 92),
+        Port(93, 0),
+        Port("dns", 53, Protocol.UDP),
+        Port("dns"),
+    )
+    assert claims == [
+        ("127.0.0.1:80/tcp", 3, 12),
+        ("127.0.0.1:81/tcp", 3, 15),
+        ("127.0.0.1:90/tcp", 7, 9),
+        ("127.0.0.1:91/tcp", 8, 9),
+        ("127.0.0.1:92/tcp", 9, 9),
+        ("127.0.0.1:0/tcp", 10, 9),
+        ("127.0.0.1:53/udp", 11, 9),
+        ("127.0.0.1:None/tcp", 12, 9),
+        ("127.0.0.1:94/tcp", 13, 27),
+        ("127.0.0.1:95/tcp", 14, 6),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (
+            "tunnel: {dial: 0s, park: 25h}" + TARGETS,
+            [
+                "2:16 `0s` is no time at all",
+                "2:26 `25h` is out of range",
+            ],
+        ),
+        (
+            "agent: {patches: [{type: json, patch: {}}, {patch: []}, {}]}" + TARGETS,
+            [
+                "2:39 a patch of type json is a list",
+                "2:52 a list is a patch of type json",
+            ],
+        ),
+        ("defaults: {listen: here}" + TARGETS, ["2:20 `here` is not an address to listen on"]),
+        (
+            "agent: {embedded: true}\ntargets:\n  a: svc/a 1\n  b: host/b 2",
+            [
+                "4:3 `svc/a` is in a cluster, and an embedded agent is not",
+            ],
+        ),
+        (
+            "targets:\n  a: svc/a 0\n  b: 'x/b http'",
+            [
+                "3:12 port 0 is out of range",
+                "4:7 `x` is not a type of target",
+            ],
+        ),
+        ("targets:\n  a: |\n    svc/a 0\n", ["3:6 port 0 is out of range"]),
+        (
+            "targets: {a: {target: nope/a, ports: [http, 'x:y'], listen: here, namespace: b}}",
+            [
+                "2:23 `nope` is not a type of target",
+                "2:46 the local port `x` is not a number",
+                "2:61 `here` is not an address to listen on",
+            ],
+        ),
+        (
+            "targets: {a: {target: nope/a, ports: [{remote: http}, {remote: 0x50}]}}",
+            [
+                "2:23 `nope` is not a type of target",
+            ],
+        ),
+        (
+            "targets: {a: {target: ip/1.1.1.1, ports: [http, {remote: http}, {remote: 'a:b'}]}}",
+            [
+                "2:43 `http` is a port's name, and `ip/` has none",
+                "2:58 `http` is a port's name, and `ip/` has none",
+                "2:75 `a:b` is neither a port nor a port's name",
+            ],
+        ),
+    ],
+)
+def test_problems(text: str, problems: list[str]) -> None:
+    assert built(text)[2] == problems
+
+
+def test_what_the_schema_took_away_is_no_second_problem() -> None:
+    for text in (
+        "targets: {a: {ports: [80]}}",
+        "targets: {a: {target: svc/a}}",
+        "targets: {a: {target: svc/a, ports: [{local: 1}, 80]}}",
+        "targets: 5",
+        "targets: {a: 5}",
+        "agent: {patches: [{type: json}]}" + TARGETS,
+    ):
+        assert built(text)[2] == []

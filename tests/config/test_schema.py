@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft7Validator
+
+from krelay.config.document import Node, read
+from krelay.config.duration import parse_duration
+from krelay.config.flaw import Flaw
+from krelay.config.schema import MAX_PROBLEMS, check, schema
+from krelay.model import LOOPBACK, AgentConfig, Patch, Protocol, Transport, TunnelConfig
+
+
+def mappings(rules: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every subschema with its place."""
+    if isinstance(rules, dict):
+        yield path, rules
+        for key, child in rules.items():
+            if key not in ("examples", "default", "enum"):
+                yield from mappings(child, f"{path}/{key}")
+    elif isinstance(rules, list):
+        for index, child in enumerate(rules):
+            yield from mappings(child, f"{path}/{index}")
+
+
+PROPERTIES = [
+    (f"{path}/properties/{key}", child)
+    for path, rules in mappings(schema())
+    if isinstance(rules.get("properties"), dict) and not path.endswith("/properties")
+    for key, child in rules["properties"].items()
+]
+
+
+def test_it_is_a_draft_07_schema() -> None:
+    assert schema()["$schema"] == "http://json-schema.org/draft-07/schema#"
+    Draft7Validator.check_schema(schema())
+
+
+def test_each_copy_is_fresh() -> None:
+    schema()["properties"].clear()
+    assert schema()["properties"]
+
+
+@pytest.mark.parametrize(("path", "rules"), PROPERTIES, ids=[path for path, _ in PROPERTIES])
+def test_every_property_is_documented(path: str, rules: dict[str, Any]) -> None:
+    assert re.search(r"[.:]$", rules["description"])
+    own = {**rules, "definitions": schema()["definitions"]}
+    for example in rules["examples"]:
+        Draft7Validator(own).validate(example)
+    assert rules["examples"]
+    # null is "none": the property is required, or left out means something of its own
+    if rules["default"] is not None:
+        Draft7Validator(own).validate(rules["default"])
+
+
+def test_every_mapping_is_closed_but_for_free_form_ones() -> None:
+    free = [
+        path
+        for path, rules in mappings(schema())
+        if "object" in rules.get("type", ()) and "properties" not in rules
+    ]
+    names = sorted(path.rpartition("/")[2] for path in free)
+    assert names == [
+        "annotations", "labels", "limits", "nodeSelector", "patch", "requests", "targets"
+    ]  # fmt: skip
+    for path, rules in mappings(schema()):
+        if "properties" in rules and not path.endswith("/properties"):
+            assert rules["additionalProperties"] is False, path
+
+
+def defaults(section: str) -> dict[str, Any]:
+    properties = schema()["properties"][section]["properties"]
+    return {key: rules["default"] for key, rules in properties.items()}
+
+
+def test_the_defaults_are_the_models() -> None:
+    agent, model = defaults("agent"), AgentConfig()
+    assert parse_duration(agent.pop("idleTimeout")) == model.idle_timeout
+    assert agent.pop("nodeSelector") == model.node_selector
+    assert tuple(agent.pop("tolerations")) == model.tolerations
+    assert tuple(agent.pop("patches")) == model.patches
+    assert agent == {key: getattr(model, key) for key in agent}
+
+    tunnel = defaults("tunnel")
+    for key in ("park", "dial", "drain"):
+        assert parse_duration(tunnel.pop(key)) == getattr(TunnelConfig(), key)
+    assert tunnel == {key: getattr(TunnelConfig(), key) for key in tunnel}
+
+    assert defaults("defaults")["listen"] == LOOPBACK
+    patch = schema()["properties"]["agent"]["properties"]["patches"]["items"]["properties"]
+    made = Patch({})
+    assert (patch["type"]["default"], patch["target"]["default"]) == (made.type, made.target)
+
+
+def test_the_words_are_the_models() -> None:
+    tunnel = schema()["properties"]["tunnel"]["properties"]
+    assert tunnel["transport"]["enum"] == list(Transport)
+    protocol = schema()["definitions"]["port"]["properties"]["protocol"]
+    assert protocol["enum"] == [*Protocol, None]
+
+
+PATTERN = schema()["properties"]["tunnel"]["properties"]["park"]["pattern"]
+
+
+@given(st.from_regex(PATTERN, fullmatch=True) | st.text(alphabet="0123456789.hms", max_size=10))
+def test_the_pattern_of_durations_is_their_grammar(text: str) -> None:
+    try:
+        parse_duration(text)
+        grammatical = True
+    except Flaw as flaw:
+        grammatical = "out of range" in flaw.message
+    assert grammatical is bool(re.fullmatch(PATTERN, text))
+
+
+def checked(text: str) -> tuple[Any, list[str]]:
+    root, problems = read("apiVersion: krelay/v1\n" + text, {})
+    assert problems == []
+    assert isinstance(root, Node)
+    left, found = check(root)
+    return left and left.plain(), [f"{p.line}:{p.column} {p.message}" for p in found]
+
+
+def test_what_is_wrong_is_left_out_and_the_rest_stays() -> None:
+    left, problems = checked(
+        "agent: {labels: {a: 1, b: x}, oops: 1}\ntargets: {web: {ports: [0, 80], context: y}}\n"
+    )
+    assert left == {
+        "apiVersion": "krelay/v1",
+        "agent": {"labels": {"b": "x"}},
+        "targets": {"web": {"ports": [80], "context": "y"}},
+    }
+    assert sorted(problems) == [
+        "2:21 `agent.labels.a` must be text, not the number `1`",
+        "2:31 unknown key `oops`",
+        "3:11 `targets.web` has no `target`",
+        "3:24 `targets.web.ports[0]` is out of range: `0`",
+    ]
+
+
+def test_what_is_broken_already_is_not_told_again() -> None:
+    root, problems = read("apiVersion: ${X}\ntargets: {a: 'svc/${X} 80', b: svc/b 80}\n", {})
+    assert isinstance(root, Node)
+    left, found = check(root)
+    assert len(problems) == 2
+    assert found == []
+    assert left is not None
+    assert left.plain() == {"targets": {"b": "svc/b 80"}}
+
+
+def test_a_line_break_at_the_end_is_not_overlooked() -> None:
+    _, problems = checked("namespace: |\n  shop\ntargets: {web: svc/web 80}\n")
+    assert problems == ["2:12 `namespace` cannot be `shop\\n`"]
+
+
+def test_there_is_an_end_to_problems() -> None:
+    left, problems = checked("".join(f"k{n}: 1\n" for n in range(MAX_PROBLEMS + 5)))
+    assert left is None
+    assert len(problems) == MAX_PROBLEMS
+    assert "more than 100 problems" in problems[-1]
+
+
+def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
+    pytest.importorskip("hatchling")
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=root, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import krelay.config as c;"
+        "assert c.__file__.startswith(sys.argv[1]); assert c.schema()['$id']"
+    )
+    site = str(tmp_path / "site")
+    subprocess.run([sys.executable, "-I", "-c", code, site], cwd=tmp_path, check=True)

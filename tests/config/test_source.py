@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from krelay.config.source import MAX_BYTES, clean, decode, find, is_targets_txt, read
+from krelay.errors import ConfigError, UsageError
+
+
+def test_the_file_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find("other.yaml") == "other.yaml"
+    with pytest.raises(UsageError) as caught:
+        find(None)
+    assert "krelay.yaml.example" in str(caught.value.hint)
+    assert "-f" in str(caught.value.hint)
+    Path("krelay.yml").touch()
+    assert find(None) == "krelay.yml"
+    Path("krelay.yaml").touch()
+    assert find(None) == "krelay.yaml"
+
+
+@pytest.mark.parametrize("name", ["none.yaml", ".", "a\0b"])
+def test_a_file_that_cannot_be_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="cannot read"):
+        read(name)
+
+
+def test_no_more_is_read_than_a_config_may_have(tmp_path: Path) -> None:
+    path = tmp_path / "big"
+    path.write_bytes(b"#" * (2 * MAX_BYTES))
+    data = read(str(path))
+    assert len(data) == MAX_BYTES + 1
+    for attempt in (lambda: decode(data, "x"), lambda: clean(data.decode(), "x")):
+        with pytest.raises(ConfigError) as caught:
+            attempt()
+        assert caught.value.problems[0].message == "the file is larger than 1 MiB"
+    assert decode(data[1:], "x") == "#" * MAX_BYTES
+
+
+def test_marks_and_line_ends_are_plain() -> None:
+    assert decode(b"\xef\xbb\xbfa\r\nb\rc\n\n", "x") == "a\nb\nc\n\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "column", "message"),
+    [
+        (b"a\r\nb\xc3\xa4\xff", 2, 3, "byte 0xff is not UTF-8"),
+        (b"\xff\xfea\0", 1, 1, "byte 0xff is not UTF-8"),
+        (b"\xef\xbb\xbf\xe4", 1, 1, "byte 0xe4 is not UTF-8"),
+        (b"\xed\xa0\x80", 1, 1, "byte 0xed is not UTF-8"),
+        (b"a\nb\0", 2, 2, "the character U+0000 does not belong into a text file"),
+        (b"a\x1b[0m", 1, 2, "the character U+001B does not belong into a text file"),
+    ],
+)
+def test_bytes_that_are_no_text(data: bytes, line: int, column: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        decode(data, "x")
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.column, problem.message) == (line, column, message)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "expected"),
+    [
+        ("svc/a 80", "krelay.yaml", True),
+        ("-n a svc/a 80\n# x: y\n", "-", True),
+        ("--address ::1 a 80", "-", True),
+        ("\n// a: b\n\tweb-0 8080:80\n", "-", True),
+        ("ip/fe80:: 53", "-", True),
+        ("deployments.apps/web", "-", True),
+        ("apiVersion: krelay/v1", "targets.txt", False),
+        ('"apiVersion":\n  krelay/v1', "targets.txt", False),
+        ('{"apiVersion": 1}', "targets.txt", False),
+        ("---\n", "targets.txt", False),
+        ("- svc: 1\n- svc: 2", "targets.txt", False),
+        ("targets:\n  a: svc/a 80\n  b: svc/b 80", "x.txt", False),
+        ("", "x.txt", True),
+        ("", "x.yaml", False),
+        ("what is this?", "x.txt", True),
+        ("what is this?", "x.yaml", False),
+        ("svc/a 80\nwhat: is this\n", "x.yaml", False),
+        ("svc/a 80\nsvc/b 80\nwhat: is this\n", "x.yaml", True),
+    ],
+)
+def test_a_file_is_known_by_its_content(text: str, path: str, expected: bool) -> None:
+    assert is_targets_txt(text, path) is expected

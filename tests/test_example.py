@@ -1,0 +1,69 @@
+"""The example and the files of examples/: they load, and the tour leaves out nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from krelay import config
+from krelay.model import AgentConfig, Protocol
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "krelay.yaml.example"
+OTHERS = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".yaml", ".txt"))
+
+
+def test_editors_find_the_schema_of_the_example() -> None:
+    first = EXAMPLE.read_text("utf-8").splitlines()[0]
+    prefix = "# yaml-language-server: $schema="
+    assert first.startswith(prefix)
+    assert (EXAMPLE.parent / first.removeprefix(prefix)).is_file()
+
+
+def test_the_example_is_valid() -> None:
+    made = config.load(str(EXAMPLE), environ={})
+    assert {port.protocol for target in made.targets for port in target.ports} > {Protocol.UDP}
+    assert made.agent.resources == AgentConfig().resources
+    assert config.load(str(EXAMPLE), environ={"KRELAY_CONTEXT": "x"}).context == "x"
+    jsonschema.validate(yaml.safe_load(EXAMPLE.read_text("utf-8")), config.schema())
+
+
+def used(value: Any, rules: dict[str, Any], path: str = "") -> set[str]:
+    """The properties of the schema that a value has, by their paths."""
+    rules = config.schema()["definitions"]["port"] if "$ref" in rules else rules
+    if isinstance(value, list):
+        return {name for item in value for name in used(item, rules.get("items", {}), f"{path}[]")}
+    if not isinstance(value, dict):
+        return set()
+    properties = rules.get("properties")
+    if properties is None:
+        more = rules.get("additionalProperties", {})
+        return {name for item in value.values() for name in used(item, more, f"{path}.*")}
+    below = (used(item, properties[key], f"{path}.{key}") for key, item in value.items())
+    return {f"{path}.{key}" for key in value}.union(*below)
+
+
+def known(rules: dict[str, Any], path: str = "") -> set[str]:
+    rules = config.schema()["definitions"]["port"] if "$ref" in rules else rules
+    names: set[str] = set()
+    for key, child in rules.get("properties", {}).items():
+        names |= {f"{path}.{key}"} | known(child, f"{path}.{key}")
+    for step, mark in (("items", "[]"), ("additionalProperties", ".*")):
+        if isinstance(rules.get(step), dict):
+            names |= known(rules[step], path + mark)
+    return names
+
+
+def test_the_example_shows_every_key() -> None:
+    schema = config.schema()
+    shown = used(yaml.safe_load(EXAMPLE.read_text("utf-8")), schema)
+    assert known(schema) - shown == set()
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.name)
+def test_the_other_examples_are_valid(path: Path) -> None:
+    assert config.load(str(path), environ={}).targets
