@@ -7,7 +7,6 @@ One `Api` a context. Every request has a deadline, renews credentials that the s
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import logging
 import math
@@ -20,9 +19,8 @@ from urllib.parse import quote
 import aiohttp
 
 from krelay.cluster import http
-from krelay.cluster import kubeconfig as kubeconfig_module
 from krelay.cluster.credentials import Credentials
-from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides
+from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError
 from krelay.model import ApiAccess
@@ -74,7 +72,7 @@ class Api:
         Raises:
             CredentialsError: no such context, or no kubeconfig at all.
         """
-        credentials = Credentials(lambda: kubeconfig_module.load(context, kubeconfig, overrides))
+        credentials = Credentials(lambda: load(context, kubeconfig, overrides))
         await credentials.open()
         return cls(credentials, overrides.request_timeout or REQUEST_DEADLINE)
 
@@ -132,16 +130,14 @@ class Api:
         `silence` and `total` are deadlines in seconds, for one batch and for all of them; either
         one ends the iteration with UnreachableError. Raises any ClusterError.
         """
-        await self._credentials.access()
-        loop = asyncio.get_running_loop()
+        until = asyncio.get_running_loop().time() + (total or math.inf)
         try:
-            response, access = await self._open(
-                "GET", path, query, None, loop.time() + self._deadline
-            )
+            response, access = await self._open("GET", path, query, None)
         except Refusal as no:
             raise no.error(self.where) from no
         try:
-            yield Lines(response, access, self.where, silence, loop.time() + (total or math.inf))
+            http.keep_alive(response)
+            yield Lines(response, access, self.where, silence, until)
         finally:
             response.close()
 
@@ -154,12 +150,12 @@ class Api:
     ) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         data = json.dumps(body).encode() if body is not None else None
-        # First, and apart from the request's deadline: a plugin may be waiting for a person.
-        await self._credentials.access()
         until = loop.time() + self._deadline
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
-                response, access = await self._open(method, path, query, data, until)
+                response, access = await self._open(method, path, query, data)
             except Refusal as no:
                 wait = no.after if no.after is not None else random.uniform(0, 0.5 * 2**attempt)
                 # A 429 was not even begun; anything else may have been, so only what can be
@@ -170,40 +166,40 @@ class Api:
                 logger.debug("%s %s: %s, again in %.1f s", method, path, no.status, wait)
             else:
                 with http.translated(access, self.where):
-                    async with asyncio.timeout_at(until), response:
-                        return _object(await http.body(response), self.where)
+                    async with asyncio.timeout(self._deadline), response:
+                        return _object(await http.body(response, http.MAX_BODY), self.where)
             await asyncio.sleep(wait)
-        raise AssertionError
 
     async def _open(
-        self, method: str, path: str, query: dict[str, str], data: bytes | None, until: float
+        self, method: str, path: str, query: dict[str, str], data: bytes | None
     ) -> tuple[aiohttp.ClientResponse, ApiAccess]:
         """The head of a success, with new credentials if the old ones are refused.
 
         Raises:
             Refusal: any other answer.
         """
-        for second in (False, True):
+        renewed = False
+        while True:
+            # Not part of the deadline: a plugin may be waiting for a person.
             access = await self._credentials.access()
             with http.translated(access, self.where):
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout(self._deadline):
                     response = await http.send(
-                        self._session(access), access, method, path, query=query, body=data
+                        self._session(access), access, method, path, query=query, data=data
                     )
                     if 200 <= response.status < 300:
                         return response, access
                     async with response:
                         no = Refusal(
                             response.status,
-                            await http.body(response),
+                            await http.body(response, http.MAX_BODY),
                             _seconds(response.headers.get("Retry-After")),
                         )
-            if no.status != 401:
+            if no.status == 401:
+                self._credentials.reject(access)
+            if no.status != 401 or renewed:
                 raise no
-            self._credentials.reject(access)
-            if second:
-                raise no
-        raise AssertionError
+            renewed = True
 
     def _session(self, access: ApiAccess) -> aiohttp.ClientSession:
         socks = http.socks_of(access)

@@ -10,17 +10,20 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
 from multidict import CIMultiDict
 
+from krelay.cluster.identity import basic
 from krelay.cluster.socks import SocksConnector
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.model import ApiAccess
 
 CONNECT_DEADLINE = 5.0
 MAX_BODY = 64 << 20
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds and probes; the second is the first's name on macOS. aiohttp sets SO_KEEPALIVE."""
 
 
 def session(socks: str | None = None) -> aiohttp.ClientSession:
@@ -47,28 +50,49 @@ async def send(
     path: str,
     *,
     query: dict[str, str] | None = None,
-    body: bytes | None = None,
+    data: bytes | None = None,
 ) -> aiohttp.ClientResponse:
     """One request; the answer's head, whatever its status. The caller releases it."""
     headers = CIMultiDict(access.headers)
     headers["Accept"] = "application/json"
     headers["Accept-Encoding"] = "identity"
-    if body is not None:
+    if data is not None:
         headers["Content-Type"] = "application/json"
+    proxy, password = (None, None) if socks_of(access) else _proxy(access.proxy)
     return await opened.request(
         method,
         access.url + path,
         params=query,
-        data=body,
+        data=data,
         headers=headers,
         ssl=access.ssl if access.ssl is not None else True,
         server_hostname=access.server_hostname,
-        proxy=None if socks_of(access) else access.proxy,
+        proxy=proxy,
+        proxy_headers=password,
         allow_redirects=False,
     )
 
 
-async def body(response: aiohttp.ClientResponse, limit: int = MAX_BODY) -> bytes:
+def _proxy(url: str | None) -> tuple[str | None, dict[str, str] | None]:
+    """A proxy's URL without its password, which aiohttp would repeat in its errors; a header."""
+    parts = urlsplit(url or "")
+    if parts.username is None:
+        return url, None
+    name = basic(unquote(parts.username), unquote(parts.password or ""))
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2])
+    return urlunsplit(bare), {"Proxy-Authorization": name}
+
+
+def keep_alive(response: aiohttp.ClientResponse) -> None:
+    """Lets the kernel find out within half a minute that the other end of a stream is gone."""
+    transport = response.connection.transport if response.connection else None
+    sock = transport.get_extra_info("socket") if transport else None
+    for name, value in _KEEP_ALIVE.items():
+        if sock is not None and hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+async def body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """The whole body.
 
     Raises:
@@ -105,6 +129,8 @@ def _reason(exc: BaseException) -> str:
         if isinstance(cause, socket.gaierror):
             return "no such host"
         cause = cause.__cause__
+    if isinstance(exc, aiohttp.ClientResponseError):  # a proxy's
+        return f"{exc.status} {exc.message}".strip()
     if isinstance(exc, aiohttp.ClientConnectorError):
         return exc.os_error.strerror or str(exc.os_error)
     return str(exc) or type(exc).__name__

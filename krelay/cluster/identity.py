@@ -66,9 +66,13 @@ def _authorization(user: Mapping[str, Any]) -> str | None:
     if token:
         return bearer(str(token))
     if user.get("username") or user.get("password"):
-        pair = f"{user.get('username') or ''}:{user.get('password') or ''}"
-        return "Basic " + base64.b64encode(pair.encode()).decode()
+        return basic(str(user.get("username") or ""), str(user.get("password") or ""))
     return None
+
+
+def basic(name: str, password: str) -> str:
+    """The header's value for a name and a password (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 def bearer(token: str) -> str:

@@ -122,6 +122,8 @@ def _read(paths: list[str]) -> _Entries:
         try:
             # One merger a file: over several it lets the last current-context win.
             merger = kube_config().KubeConfigMerger(path)
+            if merger.config is None:
+                raise ValueError(f"its path holds a {os.pathsep!r}")
             body = merger.config.value
             for kind, entry, into in (
                 ("contexts", "context", merged.contexts),

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import aiohttp
 
 from krelay.cluster import http, proxies, tls
-from krelay.cluster.identity import Identity, ahead, bearer
+from krelay.cluster.identity import Identity, ahead, basic, bearer
 from krelay.cluster.kubeconfig import material
 from krelay.errors import CredentialsError
 
@@ -82,8 +82,8 @@ class Oidc:
         form = {"grant_type": "refresh_token", "refresh_token": self._refresh_token}
         methods = discovered.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         if secret and "client_secret_basic" in methods:
-            auth = aiohttp.BasicAuth(quote(client, safe=""), quote(secret, safe=""))
-            return {"data": form, "headers": {"Authorization": auth.encode()}}
+            name = basic(quote(client, safe=""), quote(secret, safe=""))
+            return {"data": form, "headers": {"Authorization": name}}
         return {
             "data": {**form, "client_id": client, **({"client_secret": secret} if secret else {})}
         }

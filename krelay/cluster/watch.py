@@ -23,8 +23,8 @@ logger = logging.getLogger("krelay.cluster")
 
 Objects = dict[str, dict[str, Any]]
 
-PAGE = 500
-MAX_PAGES = 100
+PAGE = 200
+MAX_PAGES = 250
 LENGTH = (240, 300)
 """Seconds that a watch is asked to last: random, so that many do not end at once."""
 SILENCE = 90.0
@@ -76,7 +76,8 @@ async def follow(
                 version = ""
                 pause = pace.ended()
             elif _passes(exc, no):
-                pause = max(pace.ended(), no.after or 0.0 if no else 0.0)
+                after = (no.after or 0.0) if no is not None else 0.0
+                pause = max(pace.ended(), min(after, DENIED_PAUSE))
                 pace.bad(exc)
             elif admitted:
                 # Perhaps list still is allowed: then this is a slow poll.
@@ -117,12 +118,15 @@ async def _list(api: Api, path: str, query: dict[str, str]) -> tuple[Objects, st
     more: dict[str, str] = {}
     for _ in range(MAX_PAGES):
         page = await api.get(path, limit=str(PAGE), **query, **more)
-        for item in page.get("items") or ():
-            _put(found, item)
-        metadata = page.get("metadata") or {}
-        if not metadata.get("continue"):
-            return found, str(metadata.get("resourceVersion") or "")
-        more = {"continue": metadata["continue"]}
+        try:
+            for item in page.get("items") or ():
+                _put(found, item)
+            metadata = page["metadata"]
+            if not metadata.get("continue"):
+                return found, str(metadata["resourceVersion"])
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise ClusterError(f"the answer is no list of objects: {path}") from exc
+        more = {"continue": str(metadata["continue"])}
     raise ClusterError(
         f"more than {MAX_PAGES * PAGE} objects at {path}", hint="narrow it by a label selector"
     )

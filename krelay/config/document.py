@@ -21,6 +21,7 @@ from krelay.errors import Problem
 
 MAX_DEPTH = 40
 MAX_NODES = 50_000  # counted with every alias followed
+MAX_FLAWS = 100  # in one scalar
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _BASED = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}")
@@ -241,7 +242,7 @@ class _Composer:
         inside = column + quotes if one_line and length == len(event.value) else None
 
         text, flaws = expand(event.value, self._environ)
-        for flaw in flaws:
+        for flaw in flaws[:MAX_FLAWS]:
             offset = 0 if inside is None else flaw.offset + quotes
             self.problems.append(Problem(line, column + offset, flaw.message, flaw.hint))
         plain = not event.style and event.tag is None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 
-from krelay.config import build, document, schema, source, targets_txt
+from krelay.config import build, document, source, targets_txt, validation
 from krelay.config.conflicts import Claim, conflicts
+from krelay.config.flaw import quote
 from krelay.config.line import Word, parse_line
+from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import LOOPBACK, Config, Target
 
@@ -40,10 +43,10 @@ def parse(text: str, path: str, environ: Mapping[str, str]) -> Config:
         config, claims, problems = targets_txt.read(text, path)
     else:
         config, claims, problems = _read_yaml(text, path, environ)
-    problems += [_conflict(earlier, later) for earlier, later in conflicts(claims)]
+    overlaps = islice(conflicts(claims), MAX_PROBLEMS + 1)
+    problems += [_conflict(earlier, later) for earlier, later in overlaps]
     if problems:
-        # what an alias repeats is one problem
-        raise ConfigError(path, list(dict.fromkeys(problems)))
+        raise _error(path, problems)
     return config
 
 
@@ -77,20 +80,30 @@ def _read_yaml(
         empty = Problem(
             1, 1, "the file is empty", "krelay.yaml.example is a tour of what it can say"
         )
-        raise ConfigError(path, problems or [empty])
+        raise _error(path, problems or [empty])
     if not isinstance(root.value, dict):
         message = "neither a krelay.yaml nor a targets.txt"
         hint = "start with `apiVersion: krelay/v1`, or write lines such as `svc/nginx 8080:80`"
-        raise ConfigError(path, [*problems, Problem(root.line, root.column, message, hint)])
-    left, more = schema.check(root)
+        raise _error(path, [*problems, Problem(root.line, root.column, message, hint)])
+    left, more = validation.check(root)
     if left is None:
-        raise ConfigError(path, [*problems, *more])
+        raise _error(path, [*problems, *more])
     config, claims, rest = build.build(left, path)
     return config, claims, [*problems, *more, *rest]
 
 
+def _error(path: str, problems: list[Problem]) -> ConfigError:
+    """The problems in their order; what an alias repeats is one, and there is an end to them."""
+    found = ConfigError(path, list(dict.fromkeys(problems))).problems
+    if len(found) > MAX_PROBLEMS:
+        first = found[MAX_PROBLEMS]
+        message = f"more problems from here on; the first {MAX_PROBLEMS} are told"
+        found[MAX_PROBLEMS:] = [Problem(first.line, first.column, message)]
+    return ConfigError(path, found)
+
+
 def _conflict(earlier: Claim, later: Claim) -> Problem:
-    place = f"target `{earlier.target.name}`, line {earlier.line}"
+    place = f"target {quote(earlier.target.name)}, line {earlier.line}"
     if str(earlier) == str(later):
         message = f"`{later}` is taken by {place}"
     else:

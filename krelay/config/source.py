@@ -84,14 +84,14 @@ def clean(text: str, path: str) -> str:
 
 
 def is_targets_txt(text: str, path: str) -> bool:
-    """Whether the text is lines of targets rather than YAML; the name decides only a draw."""
+    """Whether the text is lines of targets rather than YAML; the name decides if all else fails."""
     keys = targets = 0
     for line in text.split("\n"):
         if line.lstrip().startswith(("#", "//")):
             continue
         keys += bool(_KEY.match(line))
         targets += bool(_TARGET.match(line))
-    return targets > keys or (targets == keys and path.endswith(".txt"))
+    return targets > keys or (not keys and path.endswith(".txt"))
 
 
 def _at_end(before: str, message: str, hint: str) -> Problem:

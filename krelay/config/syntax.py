@@ -64,5 +64,5 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
     if "sequence entries" in what:
         return problem("a list cannot start here", "start it on a line of its own")
     if "directive" in context or "document start" in what:
-        return problem("text outside of the document", "a file is one mapping, without `%` lines")
+        return problem("text outside of the document", "no `%` or `...` lines; " + _INDENT)
     return problem("not YAML" + (f": {what.lower()}" if what else ""))

@@ -60,9 +60,8 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         size = sum(map(len, buffers))
         if self._closing or not size:
             return
-        sent = self._carrier.wrap(spdy.data_frames(DATA_STREAM, buffers, size))
-        # TLS takes a record's worth at a time and slices off the rest, which copies `bytes`.
-        self._below.write(memoryview(sent))
+        for frame in spdy.data_frames(DATA_STREAM, buffers, size):
+            self._below.write(self._carrier.wrap(frame))
 
     def close(self) -> None:
         """End the connection after what is written, but soon."""

@@ -8,7 +8,7 @@ the dictionary of the specification (2.6.10.1), and those of the answer are not 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def open_streams(port: int) -> bytes:
     return bytes(frames)
 
 
-def data_frames(stream_id: int, buffers: Iterable[Buffer], size: int) -> bytes:
+def data_frames(stream_id: int, buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
     """`buffers`, `size` bytes in all, as DATA frames; copied once."""
     parts: list[Buffer] = []
     room = 0
@@ -86,10 +86,13 @@ def data_frames(stream_id: int, buffers: Iterable[Buffer], size: int) -> bytes:
             if not room:
                 room = min(size, MAX_PAYLOAD)
                 size -= room
-                parts.append(_HEAD.pack(stream_id, room))
-            parts.append(view[:room])
-            view, room = view[room:], room - min(room, len(view))
-    return b"".join(parts)
+                parts = [_HEAD.pack(stream_id, room)]
+            piece = view[:room]
+            parts.append(piece)
+            view = view[room:]
+            room -= len(piece)
+            if not room:
+                yield b"".join(parts)
 
 
 class Decoder:

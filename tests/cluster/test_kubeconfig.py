@@ -126,6 +126,14 @@ def test_files_are_never_written(tmp_path: Path) -> None:
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CredentialsError, match=f"cannot read {tmp_path}: Is a directory"):
+        load(environ=listed(tmp_path))
+    path = write(tmp_path / "a:b", **ONE)
+    with pytest.raises(CredentialsError, match="its path holds a ':'"):
+        load(kubeconfig=path, environ={})
+
+
 names = st.sampled_from(["a", "b", "c"])
 files = st.lists(
     st.fixed_dictionaries(

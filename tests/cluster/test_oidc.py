@@ -6,7 +6,6 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ class Issuer:
     def __init__(self, kube: Any, pki: Path) -> None:
         self.kube = kube
         self.pki = pki
-        self.document = {"issuer": kube.url, "token_endpoint": f"{kube.url}/token"}
+        self.document: dict[str, Any] = {"issuer": kube.url, "token_endpoint": f"{kube.url}/token"}
         self.answer: Any = {"id_token": token(3600)}
         self.status = 200
         self.forms: list[dict[str, Any]] = []
@@ -58,8 +57,8 @@ class Issuer:
 
 
 @pytest.fixture
-async def issuer(kube: Any, pki: Path) -> AsyncIterator[Issuer]:
-    yield Issuer(kube, pki)
+async def issuer(kube: Any, pki: Path) -> Issuer:
+    return Issuer(kube, pki)
 
 
 async def test_a_token_that_lives_is_used(issuer: Issuer) -> None:
@@ -102,7 +101,7 @@ async def test_a_client_with_a_secret(
     issuer: Issuer, methods: list[str] | None, basic: bool
 ) -> None:
     if methods is not None:
-        issuer.document["token_endpoint_auth_methods_supported"] = methods  # type: ignore[assignment]
+        issuer.document["token_endpoint_auth_methods_supported"] = methods
     await issuer.source(**{"client-secret": "s&:"}).fetch(rejected=False)
     if basic:
         expected = base64.b64encode(b"kube:s%26%3A").decode()

@@ -6,7 +6,7 @@ import pytest
 
 from krelay.config.build import build
 from krelay.config.document import Node, read
-from krelay.config.schema import check
+from krelay.config.validation import check
 from krelay.model import AgentConfig, Config, Kind, Patch, Port, Protocol, Transport, TunnelConfig
 
 
@@ -98,7 +98,7 @@ targets:
         ("own", "other", "127.0.0.1"),
         ("file", "ctx", "::1"),
     ]
-    assert [t.line for t in made.targets] == [6, 7, 8, 9]
+    assert [t.line for t in made.targets] == [7, 8, 9, 10]
     own = config("namespace: a\ncontext: b\ndefaults: {namespace: c, context: d}" + TARGETS)
     assert (own.namespace, own.context) == ("a", "b")
     assert (own.targets[0].namespace, own.targets[0].context) == ("c", "d")
@@ -141,7 +141,7 @@ def test_ports_and_where_they_are_claimed() -> None:
         ("127.0.0.1:0/tcp", 10, 9),
         ("127.0.0.1:53/udp", 11, 9),
         ("127.0.0.1:None/tcp", 12, 9),
-        ("127.0.0.1:94/tcp", 13, 27),
+        ("127.0.0.1:94/tcp", 13, 29),
         ("127.0.0.1:95/tcp", 14, 6),
     ]
 

@@ -4,7 +4,7 @@ import pytest
 
 from krelay.config.complaints import find
 from krelay.config.document import Node, read
-from krelay.config.schema import check
+from krelay.config.validation import check
 from krelay.errors import Problem
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,14 @@ def test_overlaps() -> None:
     assert caught.value.problems[0].hint == "give one of them another local port"
 
 
+def test_there_is_an_end_to_problems() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("".join(f"svc/A{n} 80\n" for n in range(300)), "t.txt", {})
+    assert len(caught.value.problems) == 101
+    last = caught.value.problems[-1]
+    assert (last.line, last.message) == (101, "more problems from here on; the first 100 are told")
+
+
 @pytest.mark.parametrize("text", ["- a: 1\n", "apiVersion\n", "5"])
 def test_a_yaml_that_is_no_mapping(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -112,23 +122,27 @@ def test_a_command_line_that_is_no_target(words: list[str], message: str) -> Non
     assert caught.value.hint
 
 
-WORDS = st.sampled_from(
-    "apiVersion: krelay/v1 targets: agent: tunnel: defaults: web: svc/a 80 8080:http - { } [ ] , "
-    "${X} ${X:-1} *a &a << : port: ports: listen: ::1 -n -l # !!str ' \" | > null true 1e9".split()
-    + ["\n", "\n  ", "\n    ", " "]
-)
+LINE = """apiVersion: krelay/v1 targets: agent: tunnel: defaults: web: svc/a 80 8080:http - { } [
+] , ${X} ${X:-1} *a &a << : port: ports: listen: ::1 -n -l # !!str ' " | > null true 1e9"""
+WORDS = st.sampled_from([*LINE.split(), "\n", "\n  ", "\n    ", " "])
 TEXTS = st.lists(WORDS, max_size=40).map("".join) | st.lists(WORDS, max_size=40).map(" ".join)
+
+
+def outcome_of(text: str, path: str) -> Config | ConfigError:
+    try:
+        return parse(text, path, {"X": "1"})
+    except ConfigError as error:
+        return error
 
 
 @given(TEXTS | st.text(max_size=200))
 def test_any_text_is_a_config_or_its_problems(text: str) -> None:
     for path in ("x.yaml", "x.txt"):
-        try:
-            assert isinstance(parse(text, path, {"X": "1"}), Config)
-        except ConfigError as error:
-            assert error.problems
-            assert all(problem.message for problem in error.problems)
-            for problem in error.problems:
+        outcome = outcome_of(text, path)
+        if isinstance(outcome, ConfigError):
+            assert outcome.problems
+            for problem in outcome.problems:
+                assert problem.message
                 assert "\n" not in problem.message + str(problem.hint)
 
 
@@ -170,3 +184,9 @@ def test_any_bytes_are_a_config_or_an_error(data: bytes) -> None:
 def test_a_hostile_file_takes_bounded_time(text: str) -> None:
     with contextlib.suppress(ConfigError):
         parse(text, "x", {})
+
+
+def test_the_libraries_are_not_imported_before_they_are_needed() -> None:
+    code = "import sys, krelay.config; print({'yaml', 'jsonschema', 'asyncio'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

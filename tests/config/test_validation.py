@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
+from krelay.config import validation
 from krelay.config.document import Node, read
 from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
-from krelay.config.schema import MAX_PROBLEMS, check, schema
+from krelay.config.validation import MAX_PROBLEMS, check, schema
 from krelay.model import LOOPBACK, AgentConfig, Patch, Protocol, Transport, TunnelConfig
 
 
@@ -142,7 +143,7 @@ def test_what_is_wrong_is_left_out_and_the_rest_stays() -> None:
         "2:21 `agent.labels.a` must be text, not the number `1`",
         "2:31 unknown key `oops`",
         "3:11 `targets.web` has no `target`",
-        "3:24 `targets.web.ports[0]` is out of range: `0`",
+        "3:25 `targets.web.ports[0]` is out of range: `0`",
     ]
 
 
@@ -164,8 +165,20 @@ def test_a_line_break_at_the_end_is_not_overlooked() -> None:
 def test_there_is_an_end_to_problems() -> None:
     left, problems = checked("".join(f"k{n}: 1\n" for n in range(MAX_PROBLEMS + 5)))
     assert left is None
-    assert len(problems) == MAX_PROBLEMS
-    assert "more than 100 problems" in problems[-1]
+    assert len(problems) == MAX_PROBLEMS + 1
+
+
+def test_the_one_beside_the_package_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "schema").mkdir()
+    (tmp_path / "schema" / validation.FILE).write_text('{"$id": "wheel"}')
+    monkeypatch.setattr(validation.resources, "files", lambda package: tmp_path)
+    validation._text.cache_clear()
+    try:
+        assert schema() == {"$id": "wheel"}
+    finally:
+        validation._text.cache_clear()
 
 
 def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:

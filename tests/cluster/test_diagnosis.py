@@ -1,0 +1,316 @@
+"""Objects as the real cluster shows them, cut down to what matters, and what a person is told."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.cluster.diagnosis import (
+    PATIENCE,
+    PATIENCE_UNTOLD,
+    Diagnosis,
+    diagnose,
+    end_of,
+    of_pod,
+)
+
+
+def pod(
+    status: dict[str, Any] | None = None, *, node: str | None = "n1", **metadata: Any
+) -> dict[str, Any]:
+    """A pod of the agent."""
+    return {
+        "metadata": {"name": "krelay-server-x-y", "uid": "p1", **metadata},
+        "spec": {"nodeName": node} if node else {},
+        "status": status or {},
+    }
+
+
+def container(state: dict[str, Any], name: str = "krelay-server", **more: Any) -> dict[str, Any]:
+    """The status of a pod with one container in `state`."""
+    return {"containerStatuses": [{"name": name, "image": "some:1", "state": state, **more}]}
+
+
+def waiting(reason: str, message: str = "") -> dict[str, Any]:
+    return container({"waiting": {"reason": reason, "message": message}})
+
+
+def event(reason: str, message: str, *, uid: str = "p1", time: str = "2026-01-01T00:00:00Z") -> Any:
+    return {
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": time,
+        "involvedObject": {"uid": uid},
+    }
+
+
+def condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]}
+
+
+RUNNING = container({"running": {"startedAt": "2026-01-01T00:00:00Z"}})
+EXIT = {"terminated": {"exitCode": 1, "reason": "Error", "message": "Traceback:\n  x\nOh: no\n"}}
+QUOTA = (
+    'Error creating: pods "krelay-server-x-" is forbidden: exceeded quota: small, requested: '
+    "limits.memory=256Mi, used: limits.memory=0, limited: limits.memory=1Mi"
+)
+PSA = (
+    'Error creating: pods "krelay-server-x-" is forbidden: violates PodSecurity "restricted:latest'
+    '": runAsNonRoot != true (pod or container "krelay-server" must set runAsNonRoot=true)'
+)
+ACCOUNT = (
+    'Error creating: pods "krelay-server-x-" is forbidden: error looking up service account a/d: '
+    'serviceaccount "d" not found'
+)
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "patience", "words"),
+    [
+        (pod(RUNNING), "Running", inf, "the agent runs"),
+        (pod(node=None), "Scheduling", inf, "waiting for a node"),
+        (pod(), "Starting", inf, "waiting for the agent's container"),
+        (pod(waiting("ContainerCreating")), "Starting", inf, "waiting for the agent's container"),
+        (
+            pod(
+                condition("PodScheduled", "False", "Unschedulable", "0/1 nodes are available:\n x")
+            ),
+            "Unschedulable",
+            PATIENCE,
+            "no node takes the agent's pod: 0/1 nodes are available: x",
+        ),
+        (
+            pod(condition("PodScheduled", "False", "SchedulingGated", "gated")),
+            "Scheduling",
+            inf,
+            "no node takes the agent's pod: gated",
+        ),
+        (
+            pod(waiting("ErrImagePull", "no such host")),
+            "ErrImagePull",
+            0,
+            "cannot pull the image some:1: no such host",
+        ),
+        (
+            pod(waiting("InvalidImageName")),
+            "InvalidImageName",
+            0,
+            "cannot pull the image some:1: InvalidImageName",
+        ),
+        (
+            pod(waiting("CreateContainerConfigError", "image will run as root")),
+            "CreateContainerConfigError",
+            0,
+            "cannot start the agent's container: image will run as root",
+        ),
+        (pod(container(EXIT)), "Ended", 0, "the agent ended with exit code 1: Oh: no"),
+        (
+            pod(container({"terminated": {"exitCode": 0, "reason": "Completed"}})),
+            "Ended",
+            0,
+            "the agent ended with exit code 0",
+        ),
+        (
+            pod(container({"terminated": {"exitCode": 137, "reason": "OOMKilled"}})),
+            "Ended",
+            0,
+            "the agent ended with exit code 137 (OOMKilled)",
+        ),
+        (
+            pod(waiting("CrashLoopBackOff") | {"phase": "Running"}),
+            "Ended",
+            0,
+            "the agent ended with exit code unknown",
+        ),
+        (
+            pod({"phase": "Failed", "reason": "Evicted", "message": "low on memory"} | RUNNING),
+            "Ended",
+            0,
+            "the agent's pod krelay-server-x-y ended: Evicted: low on memory",
+        ),
+        (
+            pod({"phase": "Failed"} | container(EXIT, "other")),
+            "Ended",
+            0,
+            "the agent ended with exit code 1: Oh: no",
+        ),
+        (pod({"phase": "Succeeded"}), "Ended", 0, "the agent ended with exit code unknown"),
+        (
+            pod(RUNNING, deletionTimestamp="2026-01-01T00:00:00Z"),
+            "Deleted",
+            0,
+            "the agent's pod krelay-server-x-y is being deleted",
+        ),
+        (
+            pod(
+                condition("DisruptionTarget", "True", "Evicted", "node drained"),
+                deletionTimestamp="2026-01-01T00:00:00Z",
+            ),
+            "Deleted",
+            0,
+            "the agent's pod krelay-server-x-y is being deleted: Evicted: node drained",
+        ),
+    ],
+)
+def test_a_pod(seen: Any, code: str, patience: float, words: str) -> None:
+    found = of_pod(seen)
+    assert (found.code, found.patience, found.reason) == (code, patience, words)
+    assert found.running is (code == "Running")
+    ended = end_of(seen)
+    if code == "Deleted" or (code == "Ended" and "unknown" not in words):
+        assert ended == found
+    elif code != "Ended":
+        assert ended is None
+
+
+def test_an_init_container_of_a_patch_can_be_what_is_stuck() -> None:
+    stuck = {
+        "initContainerStatuses": [
+            {"image": "i:2", "state": {"waiting": {"reason": "ErrImagePull"}}}
+        ]
+    }
+    assert of_pod(pod(stuck)).reason == "cannot pull the image i:2: ErrImagePull"
+
+
+def test_another_container_s_end_is_not_the_agent_s() -> None:
+    both = {
+        "containerStatuses": [
+            *container(EXIT, "other")["containerStatuses"],
+            *RUNNING["containerStatuses"],
+        ]
+    }
+    assert of_pod(pod(both)).running
+
+
+def test_the_last_words_are_kept_whole() -> None:
+    assert of_pod(pod(container(EXIT))).words == "Traceback:\n  x\nOh: no"
+
+
+def test_an_image_without_python_gets_a_hint() -> None:
+    message = 'exec: "python3": executable file not found in $PATH: unknown'
+    ended = {"terminated": {"exitCode": 128, "reason": "StartError", "message": message}}
+    found = of_pod(pod(container(ended)))
+    assert found.reason == f"the agent ended with exit code 128 (StartError): {message}"
+    assert "Python 3.11" in str(found.hint)
+
+
+@pytest.mark.parametrize(
+    ("message", "patience", "reason", "hint"),
+    [
+        (QUOTA, PATIENCE, "exceeded quota: small, requested: limits.memory=256Mi", "quota"),
+        (PSA, 0, 'violates PodSecurity "restricted:latest": runAsNonRoot != true', "patches"),
+        (ACCOUNT, PATIENCE, "error looking up service account a/d: ", None),
+        (
+            'Error creating: admission webhook "x" denied the request: no',
+            0,
+            "admission webhook",
+            None,
+        ),
+        ("Error creating: timed out", PATIENCE, "timed out", None),
+    ],
+)
+def test_a_refused_pod_shows_in_the_job_s_events(
+    message: str, patience: float, reason: str, hint: str | None
+) -> None:
+    found = diagnose([{"metadata": {}}], [], [event("FailedCreate", message, uid="j1")])
+    assert (found.code, found.patience) == ("Refused", patience)
+    assert found.reason.startswith(f"the cluster refuses the agent's pod: {reason}")
+    assert found.hint == hint or str(hint) in str(found.hint)
+
+
+def test_the_latest_refusal_counts_and_a_pod_ends_them() -> None:
+    old = event("FailedCreate", "Error creating: old", uid="j1", time="2026-01-01T00:00:01Z")
+    new = {"reason": "FailedCreate", "message": "Error creating: new"}
+    new |= {"eventTime": None, "series": {"lastObservedTime": "2026-01-01T00:00:02.5Z"}}
+    assert diagnose(None, [], [new, old]).reason.endswith(": new")
+    assert diagnose(None, [], [old, new]).reason.endswith(": new")
+    assert diagnose(None, [pod()], [old, new]).code == "Starting"
+
+
+def test_a_job_without_a_pod() -> None:
+    assert diagnose([{"metadata": {}}], [], []) == Diagnosis("NoPod", "waiting for the Job's pod")
+    assert diagnose(None, [], ()).patience == inf
+    assert diagnose([], [], []).code == "JobDeleted"
+    suspended = {"status": condition("Suspended", "True")}
+    assert diagnose([suspended], [], []).code == "Suspended"
+    failed = diagnose([{"status": condition("Failed", "True", "Deadline", "too late")}], [], [])
+    assert (failed.reason, failed.patience) == ("the agent's Job failed: Deadline: too late", 0)
+
+
+def test_without_the_right_to_events_the_wait_has_an_end() -> None:
+    untold = diagnose(None, [], None)
+    assert untold.patience == PATIENCE_UNTOLD
+    assert "events" in str(untold.hint)
+    assert diagnose(None, [pod(RUNNING)], None).running
+
+
+def test_the_newest_pod_counts() -> None:
+    old = pod({"phase": "Failed"}, creationTimestamp="2026-01-01T00:00:00Z")
+    new = pod(RUNNING, creationTimestamp="2026-01-01T00:00:01Z")
+    assert diagnose(None, [old, new], ()).running
+    assert diagnose(None, [new, old], ()).running
+
+
+def test_what_holds_up_a_container_shows_in_the_pod_s_events() -> None:
+    seen = pod(waiting("ContainerCreating"))
+    sandbox = event("FailedCreatePodSandBox", "cni not ready", time="2026-01-01T00:00:01Z")
+    mount = event("FailedMount", 'secret "s" not found', time="2026-01-01T00:00:02Z")
+    of_job = event("Other", "not the pod's", uid="j1", time="2026-01-01T00:00:03Z")
+    normal = event("Pulling", "x", time="2026-01-01T00:00:04Z") | {"type": "Normal"}
+    found = of_pod(seen, [sandbox, of_job, normal])
+    assert (found.code, found.patience) == ("FailedCreatePodSandBox", inf)
+    assert found.reason == (
+        "the agent's container cannot start: FailedCreatePodSandBox: cni not ready"
+    )
+    found = of_pod(seen, [mount, sandbox, of_job, normal])
+    assert (found.code, found.patience) == ("FailedMount", PATIENCE)
+
+
+def test_a_reason_is_one_line_of_bounded_length() -> None:
+    found = of_pod(pod(waiting("ErrImagePull", "long\n" * 10_000)))
+    assert "\n" not in found.reason
+    assert len(found.reason) < 1000
+
+
+def some(**fields: Any) -> Any:
+    """Objects with any of these fields missing or null."""
+    return st.fixed_dictionaries({}, optional={k: st.none() | v for k, v in fields.items()})
+
+
+TEXT = st.sampled_from(["", "x", "Failed", "ErrImagePull", "FailedMount", "PodScheduled"])
+STATE = some(
+    waiting=some(reason=TEXT, message=TEXT),
+    terminated=some(exitCode=st.integers(0, 255), reason=TEXT, message=TEXT),
+    running=some(startedAt=TEXT),
+)
+STATUSES = st.lists(some(name=TEXT, image=TEXT, state=STATE, lastState=STATE), max_size=2)
+CONDITIONS = st.lists(
+    some(type=TEXT, status=st.sampled_from(["True", "False"]), reason=TEXT, message=TEXT),
+    max_size=2,
+)
+STATUS = some(
+    phase=TEXT,
+    reason=TEXT,
+    conditions=CONDITIONS,
+    containerStatuses=STATUSES,
+    initContainerStatuses=STATUSES,
+)
+METADATA = some(name=TEXT, uid=TEXT, creationTimestamp=TEXT, deletionTimestamp=TEXT)
+OBJECTS = st.lists(some(metadata=METADATA, spec=some(nodeName=TEXT), status=STATUS), max_size=1)
+EVENTS = st.lists(
+    some(type=TEXT, reason=TEXT, message=TEXT, involvedObject=some(uid=TEXT), series=some()),
+    max_size=2,
+)
+
+
+@given(st.none() | OBJECTS, OBJECTS, st.none() | EVENTS)
+def test_objects_with_parts_missing_still_give_a_reason(jobs: Any, pods: Any, events: Any) -> None:
+    found = diagnose(jobs, pods, events)
+    assert found.code
+    assert found.reason
+    assert "\n" not in found.reason

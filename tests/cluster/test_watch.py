@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.cluster import watch as module
+from krelay.cluster.api import Api, Overrides
+from krelay.cluster.watch import _apply, follow
+from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, NotFoundError
+
+PODS = "/api/v1/namespaces/x/pods"
+END = b""
+
+
+def pod(name: str, version: int, **more: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, "uid": f"u-{name}", "resourceVersion": str(version)}, **more}
+
+
+def event(kind: str, item: dict[str, Any]) -> bytes:
+    return json.dumps({"type": kind, "object": item}).encode() + b"\n"
+
+
+def error(code: int) -> bytes:
+    return event("ERROR", {"kind": "Status", "code": code, "message": "too old"})
+
+
+class Pods:
+    """A collection: each list and each watch takes the next answer that the test gives."""
+
+    def __init__(self, kube: Any) -> None:
+        self.lists: asyncio.Queue[web.Response] = asyncio.Queue()
+        self.watches: asyncio.Queue[asyncio.Queue[bytes] | web.Response] = asyncio.Queue()
+        self.listed: list[dict[str, str]] = []
+        self.watched: list[dict[str, str]] = []
+        self.bodies: list[asyncio.Queue[bytes]] = []
+        kube.handler = self.handle
+
+    def list(self, *items: dict[str, Any], version: int = 1, **metadata: str) -> None:
+        body = {"items": items, "metadata": {"resourceVersion": str(version), **metadata}}
+        self.lists.put_nowait(web.json_response(body))
+
+    def refuse_list(self, status: int, message: str = "no", **headers: str) -> None:
+        body = json.dumps({"message": message})
+        self.lists.put_nowait(web.Response(status=status, text=body, headers=headers))
+
+    def refuse_watch(self, status: int, message: str = "no", **headers: str) -> None:
+        body = json.dumps({"message": message})
+        self.watches.put_nowait(web.Response(status=status, text=body, headers=headers))
+
+    def watch(self, *chunks: bytes) -> asyncio.Queue[bytes]:
+        """Answers the next watch with these chunks, and what is put later; END ends it."""
+        body: asyncio.Queue[bytes] = asyncio.Queue()
+        for chunk in chunks:
+            body.put_nowait(chunk)
+        self.watches.put_nowait(body)
+        self.bodies.append(body)
+        return body
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        query = dict(request.query)
+        if "watch" not in query:
+            self.listed.append(query)
+            return await self.lists.get()
+        self.watched.append(query)
+        body = await self.watches.get()
+        if isinstance(body, web.Response):
+            return body
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while chunk := await body.get():
+            await response.write(chunk)
+        return response
+
+
+@pytest.fixture
+async def pods(kube: Any) -> AsyncIterator[Pods]:
+    found = Pods(kube)
+    yield found
+    for body in found.bodies:
+        body.put_nowait(END)
+
+
+@contextlib.asynccontextmanager
+async def following(kube: Any, **selectors: str) -> AsyncIterator[Any]:
+    path = kube.kubeconfig({"token": "t"})
+    async with (
+        await Api.connect(kubeconfig=path, overrides=Overrides(request_timeout=8)) as api,
+        contextlib.aclosing(follow(api, PODS, **selectors)) as sets,
+    ):
+        yield sets
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every pause is none; the tests ask what happens, not when."""
+    monkeypatch.setattr("krelay.cluster.watch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
+
+
+def names(found: Mapping[str, dict[str, Any]]) -> list[str]:
+    assert all(key == item["metadata"]["uid"] for key, item in found.items())
+    return sorted(
+        f"{item['metadata']['name']}@{item['metadata']['resourceVersion']}"
+        for item in found.values()
+    )
+
+
+async def test_the_set_and_its_changes(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1), version=5)
+    body = pods.watch()
+    async with following(kube, label_selector="app=x", field_selector="spec.a=b") as sets:
+        first = await anext(sets)
+        assert names(first) == ["a@1"]
+        body.put_nowait(event("ADDED", pod("b", 6)))
+        assert names(await anext(sets)) == ["a@1", "b@6"]
+        body.put_nowait(event("MODIFIED", pod("a", 7)))
+        assert names(await anext(sets)) == ["a@7", "b@6"]
+        body.put_nowait(event("DELETED", pod("b", 8)))
+        assert names(await anext(sets)) == ["a@7"]
+        assert names(first) == ["a@1"], "what was given is not changed"
+    assert pods.listed == [{"limit": "200", "labelSelector": "app=x", "fieldSelector": "spec.a=b"}]
+    (query,) = pods.watched
+    assert 240 <= int(query.pop("timeoutSeconds")) <= 300
+    assert query == {
+        "watch": "true",
+        "resourceVersion": "5",
+        "allowWatchBookmarks": "true",
+        "labelSelector": "app=x",
+        "fieldSelector": "spec.a=b",
+    }
+
+
+async def test_an_empty_set_is_a_set(kube: Any, pods: Pods) -> None:
+    pods.list()
+    async with following(kube) as sets:
+        assert await anext(sets) == {}
+
+
+async def test_what_came_together_is_one_change(kube: Any, pods: Pods) -> None:
+    pods.list()
+    together = event("ADDED", pod("a", 2)) + event("ADDED", pod("b", 3))
+    pods.watch(together + event("DELETED", pod("a", 4)) + b"\n")
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["b@3"]
+
+
+async def test_what_changes_nothing_is_not_told(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1))
+    pods.watch(
+        event("MODIFIED", pod("a", 1))
+        + event("DELETED", pod("z", 2))
+        + event("BOOKMARK", {"kind": "Pod", "metadata": {"resourceVersion": "3"}})
+        + event("UNHEARD", pod("y", 3)),
+        event("ADDED", pod("b", 4)),
+    )
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["a@1", "b@4"]
+
+
+async def test_managed_fields_are_left_out(kube: Any, pods: Pods) -> None:
+    item = pod("a", 1)
+    item["metadata"]["managedFields"] = [{"manager": "x"}]
+    pods.list(item)
+    async with following(kube) as sets:
+        assert "managedFields" not in (await anext(sets))["u-a"]["metadata"]
+
+
+async def test_pages(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1), **{"continue": "more"})
+    pods.list(pod("b", 1), version=9)
+    pods.watch()
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1", "b@1"]
+    assert [query.get("continue") for query in pods.listed] == [None, "more"]
+
+
+async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PAGES", 1)
+    pods.list(pod("a", 1), **{"continue": "more"})
+    pods.list(pod("a", 1))
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1"], "it is tried again, not given up"
+    assert "continue" not in pods.listed[1]
+
+
+@pytest.mark.parametrize("body", [{}, {"items": [1]}, {"items": [{}]}, {"metadata": []}])
+async def test_what_is_no_list_is_asked_for_again(kube: Any, pods: Pods, body: Any) -> None:
+    pods.lists.put_nowait(web.json_response(body))
+    pods.list(pod("a", 1))
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1"]
+
+
+async def test_the_end_of_a_watch_goes_on_from_its_last_version(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1), version=5)
+    bookmark = event("BOOKMARK", {"metadata": {"resourceVersion": "70"}})
+    pods.watch(event("ADDED", pod("b", 6)), bookmark, END)
+    pods.watch(event("DELETED", pod("a", 71)))
+    async with following(kube) as sets:
+        await anext(sets)
+        await anext(sets)
+        assert names(await anext(sets)) == ["b@6"]
+    assert [query["resourceVersion"] for query in pods.watched] == ["5", "70"]
+    assert len(pods.listed) == 1
+
+
+@pytest.mark.parametrize("how", ["status", "event", "nonsense", "odd"])
+async def test_a_version_too_old_lists_again(kube: Any, pods: Pods, how: str) -> None:
+    pods.list(pod("a", 1), pod("b", 1), version=5)
+    if how == "status":
+        pods.refuse_watch(410)
+    elif how == "event":
+        pods.watch(error(410))
+    elif how == "odd":
+        pods.watch(b'{"type": "ADDED", "object": [1]}\n')
+    else:
+        pods.watch(b"no json\n")
+    pods.list(pod("b", 7), version=8)
+    pods.watch()
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1", "b@1"]
+        assert names(await anext(sets)) == ["b@7"]
+
+
+async def test_a_change_before_the_error_is_not_lost(kube: Any, pods: Pods) -> None:
+    """Also where the list afterwards finds what the event already told."""
+    pods.list(version=5)
+    pods.watch(event("ADDED", pod("a", 6)) + error(410))
+    pods.list(pod("a", 6), version=7)
+    body = pods.watch()
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["a@6"]
+        body.put_nowait(event("ADDED", pod("b", 8)))
+        assert names(await anext(sets)) == ["a@6", "b@8"]
+
+
+async def test_a_list_that_finds_nothing_new_is_not_told(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1), version=5)
+    pods.watch(error(410))
+    pods.list(pod("a", 1), version=6)
+    pods.watch(event("ADDED", pod("b", 7)))
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["a@1", "b@7"]
+
+
+async def test_a_server_in_trouble(kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "krelay")
+    pods.list(pod("a", 1))
+    for status in (500, 503, 429, 504, 408):
+        pods.refuse_watch(status, **{"Retry-After": "0"})
+    pods.watch(event("ADDED", pod("b", 2)))
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["a@1", "b@2"]
+    assert [query["resourceVersion"] for query in pods.watched] == ["1"] * 6
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"], "said once"
+
+
+async def test_retry_after_is_honoured(
+    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def record(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("krelay.cluster.watch.asyncio.sleep", record)
+    pods.list(pod("a", 1))
+    pods.refuse_watch(429, **{"Retry-After": "7"})
+    pods.refuse_watch(429, **{"Retry-After": "7000"})
+    pods.watch(event("ADDED", pod("b", 2)))
+    async with following(kube) as sets:
+        await anext(sets)
+        await anext(sets)
+    assert [pause for pause in pauses if pause > 1] == [7, module.DENIED_PAUSE]
+
+
+async def test_a_server_that_is_not_there_yet(kube: Any, pods: Pods) -> None:
+    for _ in range(4):
+        pods.refuse_list(503, **{"Retry-After": "0"})
+    pods.list(pod("a", 1))
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1"]
+
+
+async def test_a_watch_that_falls_silent(
+    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SILENCE", 0.1)
+    pods.list(pod("a", 1), version=5)
+    pods.watch()
+    pods.watch(event("ADDED", pod("b", 6)))
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["a@1", "b@6"]
+    assert len(pods.listed) == 1
+
+
+async def test_a_token_that_is_refused_on_the_way(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1))
+    pods.refuse_watch(401)
+    pods.watch(event("ADDED", pod("b", 2)))
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["a@1", "b@2"]
+
+
+DENIED = (
+    'pods is forbidden: User "j" cannot {} resource "pods" in API group "" in the namespace "x"'
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(403, AccessDeniedError), (401, CredentialsError), (404, NotFoundError), (400, ClusterError)],
+)
+async def test_what_waiting_does_not_mend(
+    kube: Any, pods: Pods, status: int, kind: type[Exception]
+) -> None:
+    pods.refuse_list(status, DENIED.format("list"))
+    pods.refuse_list(status, DENIED.format("list"))
+    async with following(kube) as sets:
+        with pytest.raises(kind):
+            await anext(sets)
+
+
+async def test_a_watch_that_never_was_allowed(kube: Any, pods: Pods) -> None:
+    pods.list(pod("a", 1))
+    pods.refuse_watch(403, DENIED.format("watch"))
+    async with following(kube) as sets:
+        await anext(sets)
+        with pytest.raises(AccessDeniedError, match='^cannot watch pods in namespace "x"$'):
+            await anext(sets)
+
+
+async def test_a_right_that_is_lost_on_the_way(
+    kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krelay")
+    pods.list(pod("a", 1), version=5)
+    pods.watch(END)
+    pods.refuse_watch(403, DENIED.format("watch"))
+    for _ in range(3):
+        pods.refuse_list(403, DENIED.format("list"))
+    pods.list(pod("b", 9), version=9)
+    pods.watch(event("ADDED", pod("c", 10)))
+    async with following(kube) as sets:
+        await anext(sets)
+        assert names(await anext(sets)) == ["b@9"]
+        assert names(await anext(sets)) == ["b@9", "c@10"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert 'cannot watch pods in namespace "x"' in caplog.messages[0]
+
+
+async def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full jitter up to LONGEST_PAUSE; none after a watch that lasted."""
+    monkeypatch.setattr("krelay.cluster.watch.random.uniform", lambda low, high: (low, high))
+    now = [0.0]
+    pace = module._Pace("/x")
+    monkeypatch.setattr(pace, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
+    pace.begin()
+    pauses: list[Any] = [pace.ended() for _ in range(9)]
+    assert pauses[:3] == [(0, 0.2), (0, 0.4), (0, 0.8)]
+    assert pauses[-1] == (0, 10.0)
+    now[0] = 11.0
+    assert pace.ended() == 0.0
+    pace.begin()
+    assert pace.ended() == (0, 0.2)
+
+
+operations = st.lists(
+    st.tuples(st.sampled_from(["ADDED", "MODIFIED", "DELETED", "BOOKMARK"]), st.integers(0, 4))
+)
+
+
+@given(operations=operations, cuts=st.sets(st.integers(0, 30)))
+def test_any_partition_of_the_events_gives_the_same_set(
+    operations: list[tuple[str, int]], cuts: set[int]
+) -> None:
+    model: dict[str, Any] = {}
+    known: dict[str, Any] = {}
+    batch: list[bytes] = []
+    version = "0"
+    for number, (kind, name) in enumerate(operations, 1):
+        item = pod(str(name), number)
+        before = dict(model)
+        if kind == "DELETED":
+            model.pop(f"u-{name}", None)
+        elif kind != "BOOKMARK":
+            model[f"u-{name}"] = item
+        batch.append(event(kind, item))
+        if number in cuts or number == len(operations):
+            alone = len(batch) == 1
+            version, changed = _apply(known, batch, version)
+            assert known == model
+            assert version == str(number)
+            if alone:
+                assert changed == (before != model)
+            batch = []
+
+
+@given(st.lists(st.binary(max_size=40) | st.sampled_from([b"{}", b"[]", b"null", b'{"type":1}'])))
+def test_any_bytes_are_events_or_a_reason_to_list(batch: list[bytes]) -> None:
+    known: dict[str, Any] = {}
+    version, changed = _apply(known, batch, "5")
+    assert version in ("5", "")
+    assert not changed

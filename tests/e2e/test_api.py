@@ -1,0 +1,285 @@
+"""How krelay speaks to a real API server: who we may be there, what we are told, and watches."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krelay.cluster import watch as watch_module
+from krelay.cluster.api import Api, Overrides, collection, object_path
+from krelay.cluster.kubeconfig import load
+from krelay.cluster.watch import follow
+from krelay.errors import (
+    AccessDeniedError,
+    ClusterError,
+    CredentialsError,
+    NotFoundError,
+    UnreachableError,
+)
+
+pytestmark = pytest.mark.e2e
+
+RBAC = "rbac.authorization.k8s.io/v1"
+
+
+@pytest.fixture
+async def admin() -> AsyncIterator[Api]:
+    """The administrator of $KUBECONFIG, by client certificate."""
+    assert os.environ.get("KUBECONFIG"), "these tests want KUBECONFIG; see `make e2e`"
+    async with await Api.connect() as api:
+        yield api
+
+
+@pytest.fixture
+async def namespace(admin: Api) -> AsyncIterator[str]:
+    name = f"api-{uuid.uuid4().hex[:8]}"
+    await admin.create(collection("v1", "namespaces"), {"metadata": {"name": name}})
+    yield name
+    await admin.delete(object_path("v1", "namespaces", None, name))
+
+
+Grant = Callable[..., Any]
+
+
+@pytest.fixture
+def grant(admin: Api, namespace: str) -> Grant:
+    """`await grant(verb, …)`: a token of a new service account that may do that to configmaps."""
+
+    async def make(*verbs: str) -> str:
+        name = f"who-{uuid.uuid4().hex[:8]}"
+        body = {"metadata": {"name": name}}
+        await admin.create(collection("v1", "serviceaccounts", namespace), body)
+        rules = [{"apiGroups": [""], "resources": ["configmaps"], "verbs": verbs}]
+        await admin.create(collection(RBAC, "roles", namespace), {**body, "rules": rules})
+        await admin.create(
+            collection(RBAC, "rolebindings", namespace),
+            {
+                **body,
+                "roleRef": {"apiGroup": RBAC[:-3], "kind": "Role", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+            },
+        )
+        answer = await admin.create(
+            object_path("v1", "serviceaccounts", namespace, name, "token"),
+            {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"},
+        )
+        return str(answer["status"]["token"])
+
+    return make
+
+
+def kubeconfig(folder: Path, user: Mapping[str, Any]) -> str:
+    """The cluster of $KUBECONFIG, for another user."""
+    path = folder / "kubeconfig"
+    body = {
+        "current-context": "it",
+        "clusters": [{"name": "c", "cluster": dict(load().cluster)}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "it", "context": {"cluster": "c", "user": "u"}}],
+    }
+    path.write_text(json.dumps(body))
+    return str(path)
+
+
+def config_map(name: str, **data: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": {"mine": "yes"}}, "data": data}
+
+
+async def who(api: Api) -> dict[str, Any]:
+    answer = await api.create(collection("authentication.k8s.io/v1", "selfsubjectreviews"), {})
+    return dict(answer["status"]["userInfo"])
+
+
+async def test_the_administrator(admin: Api) -> None:
+    assert (await admin.get("/version"))["major"] == "1"
+    assert "system:masters" in (await who(admin))["groups"]
+
+
+async def test_a_token_and_its_rights(grant: Grant, namespace: str, tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path, {"token": await grant("get", "list")})
+    maps = collection("v1", "configmaps", namespace)
+    async with await Api.connect(kubeconfig=path) as api:
+        assert (await api.get(maps))["kind"] == "ConfigMapList"
+        with pytest.raises(NotFoundError, match='^configmaps "none" not found$'):
+            await api.get(object_path("v1", "configmaps", namespace, "none"))
+        with pytest.raises(AccessDeniedError) as caught:
+            await api.create(maps, config_map("a"))
+        assert caught.value.message == f'cannot create configmaps in namespace "{namespace}"'
+        account = (await who(api))["username"].removeprefix("system:serviceaccount:")
+        hint = f"rolebinding krelay -n {namespace} --role=krelay --serviceaccount={account}"
+        assert caught.value.hint is not None
+        assert caught.value.hint.endswith(hint)
+        with pytest.raises(AccessDeniedError, match="^cannot list nodes in the cluster$"):
+            await api.get(collection("v1", "nodes"))
+        jobs = collection("batch/v1", "jobs", namespace)
+        with pytest.raises(AccessDeniedError, match=rf'^cannot create jobs\.batch in "?'):
+            await api.create(jobs, {"metadata": {"generateName": "x-"}})
+
+
+async def test_a_token_in_a_file_that_is_replaced(
+    grant: Grant, namespace: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("out-of-date")
+    path = kubeconfig(tmp_path, {"tokenFile": "token"})
+    async with await Api.connect(kubeconfig=path) as api:
+        with pytest.raises(CredentialsError, match="does not know us"):
+            await api.get(collection("v1", "configmaps", namespace))
+        file.write_text(await grant("list"))
+        await api.get(collection("v1", "configmaps", namespace))
+
+
+async def test_a_plugin_whose_token_the_server_refuses(
+    grant: Grant, namespace: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "login"
+    runs = tmp_path / "runs"
+    version = "client.authentication.k8s.io/v1"
+    answer = '{"apiVersion": "%s", "kind": "ExecCredential", "status": {"token": "%s"}}'
+    script.write_text(
+        f"#!/bin/sh\necho run >>{runs}\ntoken={await grant('list')}\n"
+        f'test "$(wc -l <{runs})" = 1 && token=expired\n'
+        f"printf '{answer}' {version} $token\n"
+    )
+    script.chmod(0o755)
+    user = {"exec": {"apiVersion": version, "command": "./login", "interactiveMode": "Never"}}
+    async with (
+        await Api.connect(kubeconfig=kubeconfig(tmp_path, user)) as api,
+        asyncio.TaskGroup() as group,
+    ):
+        for _ in range(5):
+            group.create_task(api.get(collection("v1", "configmaps", namespace)))
+    assert runs.read_text() == "run\nrun\n"
+
+
+async def test_the_certificate_of_a_plugin(tmp_path: Path) -> None:
+    mine = load().user
+    status = {
+        "clientCertificateData": base64.b64decode(mine["client-certificate-data"]).decode(),
+        "clientKeyData": base64.b64decode(mine["client-key-data"]).decode(),
+    }
+    script = tmp_path / "login"
+    answer = json.dumps({"apiVersion": "v", "kind": "ExecCredential", "status": status})
+    script.write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
+    script.chmod(0o755)
+    path = kubeconfig(tmp_path, {"exec": {"apiVersion": "v", "command": str(script)}})
+    async with await Api.connect(kubeconfig=path) as api:
+        assert "system:masters" in (await who(api))["groups"]
+
+
+async def test_impersonation(tmp_path: Path) -> None:
+    user = {
+        **load().user,
+        "as": "jane",
+        "as-uid": "7",
+        "as-groups": ["red", "blue"],
+        "as-user-extra": {"acme.com/team": ["x", "y"]},
+    }
+    async with await Api.connect(kubeconfig=kubeconfig(tmp_path, user)) as api:
+        me = await who(api)
+    assert (me["username"], me["uid"]) == ("jane", "7")
+    assert me["groups"] == ["red", "blue", "system:authenticated"]
+    assert me["extra"] == {"acme.com/team": ["x", "y"]}
+
+
+async def test_a_quota_is_no_matter_of_rights(admin: Api, namespace: str) -> None:
+    quota = {"metadata": {"name": "q"}, "spec": {"hard": {"count/configmaps": "0"}}}
+    await admin.create(collection("v1", "resourcequotas", namespace), quota)
+    with pytest.raises(ClusterError, match="exceeded quota: q|status unknown for quota") as caught:
+        await admin.create(collection("v1", "configmaps", namespace), config_map("a"))
+    assert not isinstance(caught.value, AccessDeniedError)
+
+
+async def test_an_api_server_that_is_not_there() -> None:
+    overrides = Overrides(server=load().server.rpartition(":")[0] + ":1")
+    async with await Api.connect(overrides=overrides) as api:
+        with pytest.raises(UnreachableError, match="connection refused|no answer in time"):
+            await api.get("/version")
+
+
+def named(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    return {item["metadata"]["name"]: item.get("data", {}) for item in found.values()}
+
+
+@contextlib.asynccontextmanager
+async def following(api: Api, namespace: str) -> AsyncIterator[Any]:
+    """The configmaps that are ours."""
+    sets = follow(api, collection("v1", "configmaps", namespace), label_selector="mine=yes")
+    async with contextlib.aclosing(sets):
+        yield sets
+
+
+async def until(sets: Any, expected: dict[str, dict[str, str]]) -> None:
+    async for found in sets:
+        if named(found) == expected:
+            return
+
+
+async def test_a_watch(admin: Api, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "PAGE", 2)
+    maps = collection("v1", "configmaps", namespace)
+    for number in range(5):
+        await admin.create(maps, config_map(f"m{number}", n=str(number)))
+    expected = {f"m{n}": {"n": str(n)} for n in range(5)}
+    async with following(admin, namespace) as sets:
+        assert named(await anext(sets)) == expected, "five objects in three pages"
+        await admin.create(maps, config_map("new", a="1"))
+        assert named(await anext(sets)) == expected | {"new": {"a": "1"}}
+        await admin.delete(object_path("v1", "configmaps", namespace, "new"))
+        assert named(await anext(sets)) == expected
+        await admin.create(maps, config_map("new", a="2"))
+        assert named(await anext(sets)) == expected | {"new": {"a": "2"}}
+
+
+async def test_a_watch_goes_on_when_its_connection_breaks(admin: Api, namespace: str) -> None:
+    maps = collection("v1", "configmaps", namespace)
+    host, _, port = load().server.rpartition("/")[2].rpartition(":")
+    open_writers: list[asyncio.StreamWriter] = []
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        other_reader, other_writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        open_writers.extend((writer, other_writer))
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(1 << 16):
+                    sink.write(data)
+            sink.close()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(copy(reader, other_writer))
+            group.create_task(copy(other_reader, writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    here = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    overrides = Overrides(server=here, tls_server_name=host.strip("[]"))
+    async with (
+        server,
+        await Api.connect(overrides=overrides) as api,
+        following(api, namespace) as sets,
+    ):
+        await until(sets, {})
+        expected = {}
+        for number in range(3):
+            for writer in open_writers:
+                writer.transport.abort()
+            await admin.create(maps, config_map(f"m{number}", n=str(number)))
+            expected[f"m{number}"] = {"n": str(number)}
+            await until(sets, expected)
+
+
+async def test_a_watch_that_is_not_allowed(grant: Grant, namespace: str, tmp_path: Path) -> None:
+    path = kubeconfig(tmp_path, {"token": await grant("list")})
+    async with await Api.connect(kubeconfig=path) as api, following(api, namespace) as sets:
+        assert named(await anext(sets)) == {}
+        with pytest.raises(AccessDeniedError, match="^cannot watch configmaps in namespace"):
+            await anext(sets)
