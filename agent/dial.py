@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+from agent.udp import UdpSocket
 from krelay.wire.errors import ErrorCode
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
@@ -91,7 +92,13 @@ async def _first(
     raise failure or DialError(ErrorCode.NO_SUCH_HOST, "no address")
 
 
-async def dial_udp(host: str, port: int, timeout: float, protocol: Callable[[], _P]) -> _P:
+async def dial_udp(
+    host: str,
+    port: int,
+    timeout: float,
+    on_datagram: Callable[[bytes], None],
+    on_gone: Callable[[], None],
+) -> UdpSocket:
     """A UDP socket connected to the first address of `host`.
 
     Raises:
@@ -100,11 +107,16 @@ async def dial_udp(host: str, port: int, timeout: float, protocol: Callable[[], 
     try:
         async with asyncio.timeout(timeout):
             family, address = (await resolve(host, port, socket.SOCK_DGRAM))[0]
-            _, connected = await asyncio.get_running_loop().create_datagram_endpoint(
-                protocol,
-                remote_addr=(address, port),
-                family=family,
-            )
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            try:
+                sock.setblocking(False)
+                sock.connect((address, port))
+                _, connected = await asyncio.get_running_loop().create_datagram_endpoint(
+                    lambda: UdpSocket(sock, on_datagram, on_gone), sock=sock
+                )
+            except BaseException:
+                sock.close()
+                raise
             return connected
     except TimeoutError as exc:
         raise DialError(ErrorCode.RESOLVE_TIMEOUT, f"resolving {host} timed out") from exc

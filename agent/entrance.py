@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 from agent.sessions import Sessions
 from krelay.mux.link import Link
 from krelay.wire import header
-from krelay.wire.errors import ProtocolError, WireError
+from krelay.wire.errors import WireError
 from krelay.wire.handshake import AgentHandshake, deny
-from krelay.wire.header import Header, decode_header, header_length
+from krelay.wire.header import Header, Status, decode_header, header_length
 
 logger = logging.getLogger("krelay.agent")
 
 DEADLINE = 10.0
 
 
-class Plain(Protocol):
-    """Takes a v0 connection over: its Header, what came behind it, its paused transport."""
+class Host(Protocol):
+    """Who keeps count of the connections, and serves the plain ones."""
 
-    def __call__(self, asked: Header, early: bytes, transport: asyncio.Transport) -> None: ...
+    sessions: Sessions
+
+    def arrived(self, entrance: Entrance) -> None:
+        """A connection is there."""
+
+    def left(self, entrance: Entrance) -> None:
+        """It is gone."""
+
+    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
+        """It is a plain one: its Header, what came behind it; its transport is paused."""
 
 
 class Entrance(Link):
     """Reads the Header, then either shakes hands for a session or hands over to plain mode."""
 
-    def __init__(
-        self, sessions: Sessions, plain: Plain | None, on_gone: Callable[[Entrance], None]
-    ) -> None:
-        """`plain` is None where a key is asked for, which plain mode cannot give."""
-        self._sessions = sessions
-        self._plain = plain
-        self._on_gone = on_gone
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self._buffer = b""
         self._handshake: AgentHandshake | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -43,6 +46,7 @@ class Entrance(Link):
         super().connection_made(transport)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(DEADLINE, self.transport.abort)
+        self._host.arrived(self)
 
     def data_received(self, data: bytes) -> None:
         if self.driver is not None:
@@ -57,16 +61,16 @@ class Entrance(Link):
             logger.info("refused: %s", exc)
             if self._handshake is not None:
                 self.transport.write(deny(exc.code, str(exc)))
-            self._leave()
+            self._decided()
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
+        self._decided()
         super().connection_lost(exc)
-        self._on_gone(self)
+        self._host.left(self)
 
-    def _leave(self) -> None:
-        """It is decided what this connection becomes."""
+    def _decided(self) -> None:
+        """It is known what this connection becomes."""
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -79,26 +83,28 @@ class Entrance(Link):
         asked, early = decode_header(data[:length]), data[length:]
         self._buffer = b""
         if asked.protocol == header.SESSION:
-            self._handshake = self._sessions.greet()
+            self._handshake = self._host.sessions.greet()
             self.transport.write(self._handshake.hello())
             if early:
                 self._shake_hands(early)
-        elif asked.protocol == header.HEARTBEAT:
-            self._leave()
+            return
+        self._decided()
+        if asked.protocol == header.HEARTBEAT:
             self.transport.close()
-        elif self._plain is None:
-            raise ProtocolError("a plain connection, which cannot prove a key")
+        elif self._host.sessions.secured:
+            logger.info("refused: a plain connection, which cannot prove a key")
+            self.transport.write(bytes([Status.UNKNOWN_ERROR]))
+            self.transport.close()
         else:
-            self._leave()
             self.transport.pause_reading()
-            self._plain(asked, early, self.transport)
+            self._host.take_over(self, asked, early)
 
     def _shake_hands(self, data: bytes) -> None:
         assert self._handshake is not None
         auth = self._handshake.receive_data(data)
         if auth is None:
             return
-        self.driver = self._sessions.admit(self._handshake, auth, self.transport)
-        self._leave()
+        self.driver = self._host.sessions.admit(self._handshake, auth, self.transport)
+        self._decided()
         if auth.rest:
             self.driver.receive(self.transport, auth.rest)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from struct import Struct
-from typing import Any, cast
 
 from agent.dial import DialError, dial_tcp, dial_udp
 from agent.settings import Settings
+from agent.udp import UdpSocket
 from krelay.mux.splice import Splice
 from krelay.wire import header
 from krelay.wire.header import Header, Status, status_of
@@ -17,7 +17,7 @@ logger = logging.getLogger("krelay.agent")
 
 UDP_IDLE = 110.0
 _LENGTH = Struct(">H")
-_UDP_BACKLOG = 1 << 20
+_BACKLOG = 1 << 20
 
 
 async def serve_plain(
@@ -37,6 +37,9 @@ async def serve_plain(
     except DialError as exc:
         logger.info("plain %s:%d: %s: %s", asked.host, asked.port, exc.code.text, exc)
         transport.write(bytes([status_of(exc.code)]))
+    except Exception:
+        # One connection's bug is that connection's alone; let through, it would end the agent.
+        logger.exception("plain %s:%d failed", asked.host, asked.port)
     finally:
         transport.close()
 
@@ -58,12 +61,14 @@ async def _serve_tcp(
     asked: Header, early: bytes, transport: asyncio.Transport, timeout: float
 ) -> None:
     target = await dial_tcp(asked.host, asked.port, timeout, _Half)
-    client = _Half()
-    client.connection_made(transport)
-    transport.set_protocol(client)
-    transport.write(bytes([Status.OK]))
-    client.join(target, early)
     try:
+        if transport.is_closing():
+            return
+        client = _Half()
+        client.connection_made(transport)
+        transport.set_protocol(client)
+        transport.write(bytes([Status.OK]))
+        client.join(target, early)
         await client.gone
         await target.gone
     finally:
@@ -71,41 +76,28 @@ async def _serve_tcp(
             target.transport.abort()
 
 
-class _Flow(asyncio.DatagramProtocol):
-    """The target's side of a v0 flow."""
-
-    def __init__(self) -> None:
-        self.transport: Any = None
-        self.client: _Framed | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        if self.client is not None:
-            self.client.send(data)
-
-    def error_received(self, exc: Exception) -> None:
-        if self.client is not None:
-            self.client.finish()
-
-
 class _Framed(asyncio.Protocol):
-    """The client's side: each datagram behind its length, 2 bytes."""
+    """A flow's client: each datagram behind its length, 2 bytes."""
 
-    def __init__(self, transport: asyncio.Transport, flow: _Flow) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
-        self._flow = flow
+        self._target: UdpSocket | None = None
         self._buffer = bytearray()
         self._active_at = self._loop.time()
         self._timer = self._loop.call_later(UDP_IDLE, self._check_idle)
         self.gone = self._loop.create_future()
 
+    def start(self, target: UdpSocket, early: bytes) -> None:
+        """Read datagrams for `target`; `early` are bytes that were read already."""
+        self._target = target
+        self.data_received(early)
+        self._transport.resume_reading()
+
     def send(self, data: bytes) -> None:
         """Hand a datagram of the target to the client; dropped when too much waits."""
         self._active_at = self._loop.time()
-        if self._transport.get_write_buffer_size() < _UDP_BACKLOG:
+        if self._transport.get_write_buffer_size() < _BACKLOG:
             self._transport.write(_LENGTH.pack(len(data)) + data)
 
     def finish(self) -> None:
@@ -117,14 +109,16 @@ class _Framed(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._active_at = self._loop.time()
         self._buffer += data
-        while len(self._buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+        at = 0
+        while len(self._buffer) - at >= _LENGTH.size:
+            begin = at + _LENGTH.size
+            end = begin + _LENGTH.unpack_from(self._buffer, at)[0]
             if len(self._buffer) < end:
                 break
-            datagram = bytes(self._buffer[_LENGTH.size : end])
-            del self._buffer[:end]
-            if self._flow.transport.get_write_buffer_size() < _UDP_BACKLOG:
-                self._flow.transport.sendto(datagram)
+            if self._target is not None:
+                self._target.send(self._buffer[begin:end])
+            at = end
+        del self._buffer[:at]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.finish()
@@ -140,14 +134,17 @@ class _Framed(asyncio.Protocol):
 async def _serve_udp(
     asked: Header, early: bytes, transport: asyncio.Transport, timeout: float
 ) -> None:
-    flow = await dial_udp(asked.host, asked.port, timeout, _Flow)
-    client = flow.client = _Framed(transport, flow)
+    client = _Framed(transport)
+    target = None
     try:
-        transport.set_protocol(cast(asyncio.BaseProtocol, client))
+        target = await dial_udp(asked.host, asked.port, timeout, client.send, client.finish)
+        if transport.is_closing():
+            return
+        transport.set_protocol(client)
         transport.write(bytes([Status.OK]))
-        client.data_received(early)
-        transport.resume_reading()
+        client.start(target, early)
         await client.gone
     finally:
         client.finish()
-        flow.transport.abort()
+        if target is not None:
+            target.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 
 from agent.entrance import Entrance
@@ -19,6 +20,7 @@ MAX_CONNECTIONS = 2_048
 # After the last good-bye: long enough for a client's next session, short enough for people.
 LINGER = 2.0
 _DRAIN = 4.0
+_BACKLOG = 512
 
 
 class _EndedError(Exception):
@@ -28,14 +30,17 @@ class _EndedError(Exception):
 class Server:
     """The agent's life: `run` returns when it is idle, was told good-bye or to stop."""
 
+    sessions: Sessions
+
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
-        self._connections: set[Entrance] = set()
+        self._entrances: set[Entrance] = set()
         self._plain: set[asyncio.Transport] = set()
         self._changed = asyncio.Event()
         self._done = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._tasks: asyncio.TaskGroup
         self.listening = asyncio.Event()
         self.address = ("", 0)
 
@@ -45,14 +50,19 @@ class Server:
         Raises:
             OSError: the port cannot be bound.
         """
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                self._tasks = tasks
-                self._sessions = Sessions(self._settings, tasks, self._on_empty)
-                await self._serve()
-                raise _EndedError
-        except* _EndedError:
-            pass
+        settings = self._settings
+        family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+        with socket.create_server(
+            (settings.bind, settings.port), family=family, backlog=_BACKLOG
+        ) as sock:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
+                    self.sessions = Sessions(settings, tasks, self._on_empty)
+                    await self._serve(sock)
+                    raise _EndedError
+            except* _EndedError:
+                pass
 
     def stop(self, reason: str) -> None:
         """End `run` soon."""
@@ -60,25 +70,23 @@ class Server:
             logger.info("ending: %s", reason)
             self._done.set()
 
-    async def _serve(self) -> None:
-        settings = self._settings
-        server = await self._loop.create_server(
-            self._enter, settings.bind, settings.port, backlog=512
-        )
-        self.address = server.sockets[0].getsockname()[:2]
+    async def _serve(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        server = await self._loop.create_server(lambda: Entrance(self), sock=sock, backlog=_BACKLOG)
+        self.address = sock.getsockname()[:2]
         logger.info("listening on %s port %d", *self.address)
-        if not settings.port:
+        if not self._settings.port:
             # Whoever asked for any port wants to know which.
             sys.stdout.write("{}:{}\n".format(*self.address))
             sys.stdout.flush()
         self.listening.set()
-        self._wait_idle(settings.idle_timeout)
+        self._wait_idle(self._settings.idle_timeout)
         try:
             await self._done.wait()
         finally:
             server.close()
             self._stay()
-            self._sessions.close(ErrorCode.GOING_AWAY, "the agent ends")
+            self.sessions.close(ErrorCode.GOING_AWAY, "the agent ends")
             for transport in self._transports():
                 transport.close()
             await self._drained()
@@ -87,7 +95,7 @@ class Server:
         """Give what was written, such as a good-bye, the time to leave."""
         try:
             async with asyncio.timeout(_DRAIN):
-                while self._connections or self._plain:
+                while self._entrances or self._plain:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -95,26 +103,27 @@ class Server:
                 transport.abort()
 
     def _transports(self) -> list[asyncio.Transport]:
-        return [connection.transport for connection in self._connections] + list(self._plain)
+        return [entrance.transport for entrance in self._entrances] + list(self._plain)
 
     # -- who is there --------------------------------------------------------------------------
 
-    def _enter(self) -> Entrance:
-        plain = None if self._settings.secured else self._take_over
-        entrance = Entrance(self._sessions, plain, self._leave)
-        self._connections.add(entrance)
-        if len(self._connections) + len(self._plain) > MAX_CONNECTIONS:
-            self._loop.call_soon(lambda: entrance.transport.abort())
+    def arrived(self, entrance: Entrance) -> None:
+        """A connection is there."""
+        self._entrances.add(entrance)
         self._stay()
-        return entrance
+        if len(self._entrances) + len(self._plain) > MAX_CONNECTIONS:
+            logger.warning("more than %d connections", MAX_CONNECTIONS)
+            entrance.transport.abort()
 
-    def _leave(self, entrance: Entrance) -> None:
-        self._connections.discard(entrance)
+    def left(self, entrance: Entrance) -> None:
+        """It is gone, or has become a plain one before."""
+        self._entrances.discard(entrance)
         self._left()
 
-    def _take_over(self, asked: Header, early: bytes, transport: asyncio.Transport) -> None:
+    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
         """A connection turned out to be a plain one."""
-        self._connections = {c for c in self._connections if c.transport is not transport}
+        transport = entrance.transport
+        self._entrances.discard(entrance)
         self._plain.add(transport)
         task = self._tasks.create_task(serve_plain(asked, early, transport, self._settings))
         task.add_done_callback(lambda _: self._plain_left(transport))
@@ -125,7 +134,7 @@ class Server:
 
     def _left(self) -> None:
         self._changed.set()
-        if not self._connections and not self._plain and not len(self._sessions):
+        if not self._entrances and not self._plain and not len(self.sessions):
             self._wait_idle(self._settings.idle_timeout)
 
     def _on_empty(self, said_goodbye: bool) -> None:
@@ -134,13 +143,14 @@ class Server:
             self._wait_idle(LINGER if said_goodbye else self._settings.idle_timeout)
 
     def _wait_idle(self, timeout: float) -> None:
-        """End after `timeout` seconds without anybody; a shorter wait under way goes on."""
+        """End after `timeout` seconds without anybody (0: never); a shorter wait goes on."""
+        if not timeout or self._done.is_set():
+            return
         when = self._loop.time() + timeout
         if self._idle_timer is not None and self._idle_timer.when() <= when:
             return
         self._stay()
-        if timeout > 0:
-            self._idle_timer = self._loop.call_at(when, self.stop, f"idle for {timeout:g} s")
+        self._idle_timer = self._loop.call_at(when, self.stop, f"idle for {timeout:g} s")
 
     def _stay(self) -> None:
         """Somebody is there."""

@@ -12,7 +12,7 @@ from agent.settings import Settings
 from agent.target import open_target
 from krelay.mux.driver import Driver
 from krelay.mux.stream import MuxStream
-from krelay.wire.errors import ErrorCode, HandshakeError
+from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
 from krelay.wire.handshake import (
     NONCE_SIZE,
     SESSION_ID_SIZE,
@@ -58,9 +58,14 @@ class Sessions:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def secured(self) -> bool:
+        """Whether a client has to prove itself."""
+        return self._settings.secured
+
     def greet(self) -> AgentHandshake:
         """The handshake for a tunnel that asks for a session."""
-        if not self._settings.secured:
+        if not self.secured:
             ask = Ask.NOTHING
         elif self._key is None:
             ask = Ask.KEY
@@ -72,8 +77,7 @@ class Sessions:
         """Let a proven client in: the driver that has the tunnel from now on.
 
         Raises:
-            HandshakeError: the claim does not hold.
-            ProtocolError: the session cannot be carried on from where the client is.
+            HandshakeError: the claim does not hold, or its session cannot be carried on.
         """
         if auth.session_id is None:
             session_id, kept = self._open(handshake, auth)
@@ -82,12 +86,16 @@ class Sessions:
         if kept.grace is not None:
             kept.grace.cancel()
             kept.grace = None
-        session = kept.driver.session
-        welcome = handshake.welcome(
-            auth, session_id, kept.key, session.received, self._limits.streams
+        try:
+            # Sends nothing before this turn of the loop ends, so the welcome goes first.
+            kept.driver.attach(transport, auth.received)
+        except ProtocolError as exc:
+            self._end(session_id, said_goodbye=False)
+            raise HandshakeError(str(exc), ErrorCode.UNKNOWN_SESSION) from exc
+        received = kept.driver.session.received
+        transport.write(
+            handshake.welcome(auth, session_id, kept.key, received, self._limits.streams)
         )
-        transport.write(welcome)
-        kept.driver.attach(transport, auth.received)
         return kept.driver
 
     def close(self, code: ErrorCode, message: str) -> None:
@@ -97,11 +105,6 @@ class Sessions:
                 kept.grace.cancel()
             kept.driver.close(code, message)
         self._kept.clear()
-
-    def go_away(self, message: str) -> None:
-        """Tell every client that this agent takes no more streams."""
-        for kept in self._kept.values():
-            kept.driver.go_away(ErrorCode.GOING_AWAY, message)
 
     def _open(self, handshake: AgentHandshake, auth: Auth) -> tuple[bytes, _Kept]:
         if not handshake.verify(auth, self._authorise(auth)):

@@ -47,18 +47,43 @@ def duration(text: str) -> float:
     return seconds
 
 
+def address(text: str) -> str:
+    """An IP address, v4 or v6, as it stands.
+
+    Raises:
+        ValueError: it is none.
+    """
+    ipaddress.ip_address(text)
+    return text
+
+
+def port(text: str) -> int:
+    """A port number; 0 is any free one.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(text)
+    if not 0 <= number <= 65_535:
+        raise ValueError(text)
+    return number
+
+
 def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings for these arguments; a usage error ends the program with 2, as argparse does."""
     parser = argparse.ArgumentParser("krelay-server", allow_abbrev=False)
     default = Settings()
-    parser.add_argument("--bind", default=default.bind, help="the address to listen on")
-    parser.add_argument("--port", type=int, default=default.port)
+    parser.add_argument("--bind", type=address, default=default.bind, help="where to listen")
+    parser.add_argument("--port", type=port, default=default.port)
     parser.add_argument("--idle-timeout", type=duration, default=default.idle_timeout)
     parser.add_argument("--connect-timeout", type=duration, default=default.connect_timeout)
     parser.add_argument("--grace", type=duration, default=default.grace)
     parser.add_argument("-v", "--v", default="0", help="accepted for old manifests; no effect")
     known = parser.parse_args(args)
-    key = bytes.fromhex(environ.get("KRELAY_KEY", ""))
+    try:
+        key = bytes.fromhex(environ.get("KRELAY_KEY", ""))
+    except ValueError:
+        parser.error("KRELAY_KEY is not hexadecimal")
     settings = Settings(
         bind=known.bind,
         port=known.port,

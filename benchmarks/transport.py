@@ -95,8 +95,8 @@ async def measure(
     name: str, direction: str, size: int, opener: Opener, cpu: Callable[[], float], block: int
 ) -> None:
     client = Client(direction, size, block)
-    opened = await opener(client)
     before, start = cpu(), time.perf_counter()
+    opened = await opener(client)
     await client.done
     took, used = time.perf_counter() - start, cpu() - before
     opened.close()

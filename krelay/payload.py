@@ -25,7 +25,7 @@ LIMIT = 131_071
 """Bytes of one `NAME=value` string; Linux refuses to start a program with a longer one."""
 
 BOOT = f'''\
-import base64, importlib.abc, importlib.util, json, linecache, os, runpy, sys, traceback, zlib
+import base64, importlib.abc, importlib.machinery, json, linecache, os, runpy, sys, traceback, zlib
 if sys.version_info < (3, 11):
     sys.exit("krelay: the agent needs Python 3.11 or later, this is %d.%d" % sys.version_info[:2])
 class Carried(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
@@ -34,8 +34,9 @@ class Carried(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
         for path, text in sources.items():
             linecache.cache[path] = len(text), None, text.splitlines(True), path
     def find_spec(self, name, path=None, target=None):
-        if self.get_filename(name) in self.sources:
-            return importlib.util.spec_from_loader(name, self, is_package=self.is_package(name))
+        file, package = self.get_filename(name), self.is_package(name)
+        if file in self.sources:
+            return importlib.machinery.ModuleSpec(name, self, origin=file, is_package=package)
     def is_package(self, name):
         return name.replace(".", "/") + "/__init__.py" in self.sources
     def get_filename(self, name):
@@ -50,7 +51,8 @@ runpy.run_module("agent", run_name="__main__", alter_sys=True)
 """The program that `command()` passes to `python -c`: import from memory, then run the agent.
 
 Nothing in it may look like `$(`, for the kubelet's sake. Tracebacks show the agent's own lines;
-the interpreter's own hook for them would look for files (until 3.13).
+the interpreter's own hook for them would look for files (until 3.13). A package without a search
+path has no other modules than those that were carried, whatever lies in the current directory.
 """
 
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import pytest
 
@@ -48,7 +49,7 @@ def test_modules_import_each_other_and_come_from_memory() -> None:
             "agent/serve.py": "from krelay.wire import frames\nfrom . import __name__ as mine\n",
             "agent/__main__.py": (
                 "import krelay\nfrom agent import serve\n"
-                "print(serve.frames.SIZE, serve.mine, krelay.__version__, serve.__file__)\n"
+                "print(serve.frames.SIZE, serve.mine, krelay.__version__, serve.__spec__.origin)\n"
             ),
         }
     )
@@ -76,7 +77,12 @@ def test_a_traceback_shows_real_lines() -> None:
     assert "# called here" in done.stderr
 
 
-def test_a_missing_module_is_an_import_error() -> None:
+def test_a_module_that_was_not_carried_is_not_found_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "krelay").mkdir()
+    (tmp_path / "krelay" / "supervisor.py").write_text("")
+    monkeypatch.chdir(tmp_path)
     done = boot(PACKAGE | {"agent/__main__.py": "import krelay.supervisor\n"})
     assert "ModuleNotFoundError: No module named 'krelay.supervisor'" in done.stderr
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
-from multidict import CIMultiDict
 
 from krelay.cluster.identity import basic
 from krelay.cluster.socks import SocksConnector
@@ -53,11 +52,9 @@ async def send(
     data: bytes | None = None,
 ) -> aiohttp.ClientResponse:
     """One request; the answer's head, whatever its status. The caller releases it."""
-    headers = CIMultiDict(access.headers)
-    headers["Accept"] = "application/json"
-    headers["Accept-Encoding"] = "identity"
+    headers = [*access.headers, ("Accept", "application/json"), ("Accept-Encoding", "identity")]
     if data is not None:
-        headers["Content-Type"] = "application/json"
+        headers.append(("Content-Type", "application/json"))
     proxy, password = (None, None) if socks_of(access) else _proxy(access.proxy)
     return await opened.request(
         method,
@@ -113,22 +110,27 @@ def translated(access: ApiAccess, where: str) -> Iterator[None]:
         yield
     except TimeoutError as exc:
         raise _unreachable(where, "no answer in time", access) from exc
-    except aiohttp.ClientConnectorCertificateError as exc:
-        raise _untrusted(where, exc.certificate_error) from exc
-    except ssl.SSLCertVerificationError as exc:
-        raise _untrusted(where, exc) from exc
     except (aiohttp.ClientError, OSError, ValueError) as exc:
+        if untrusted := _cause(exc, ssl.SSLCertVerificationError):
+            raise _untrusted(where, untrusted) from exc
         raise _unreachable(where, _reason(exc), access) from exc
 
 
-def _reason(exc: BaseException) -> str:
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, ConnectionRefusedError):
-            return "connection refused"
-        if isinstance(cause, socket.gaierror):
-            return "no such host"
-        cause = cause.__cause__
+def _cause(exc: BaseException, *kinds: type[BaseException]) -> BaseException | None:
+    """The innermost of the exceptions that led to `exc` that is one of `kinds`."""
+    found, at = None, exc
+    while True:
+        found = at if isinstance(at, kinds) else found
+        if at.__cause__ is None:
+            return found
+        at = at.__cause__
+
+
+def _reason(exc: Exception) -> str:
+    if _cause(exc, ConnectionRefusedError):
+        return "connection refused"
+    if _cause(exc, socket.gaierror):
+        return "no such host"
     if isinstance(exc, aiohttp.ClientResponseError):  # a proxy's
         return f"{exc.status} {exc.message}".strip()
     if isinstance(exc, aiohttp.ClientConnectorError):
@@ -145,7 +147,7 @@ def _unreachable(where: str, reason: str, access: ApiAccess) -> UnreachableError
     )
 
 
-def _untrusted(where: str, error: Exception) -> CredentialsError:
+def _untrusted(where: str, error: BaseException) -> CredentialsError:
     why = getattr(error, "verify_message", "") or str(error)
     return CredentialsError(
         f"the API server's certificate is not trusted ({where}): {why}",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from krelay.errors import TunnelError
@@ -22,7 +22,9 @@ logger = logging.getLogger("krelay.transport")
 CLOSE_DEADLINE = 2.0
 """Seconds that `close` gives the connection to take what was written."""
 
-_READ_SIZE = 256 << 10
+# asyncio's TLS decrypts reads of 256 KiB: with room for the record that the last one cut in two,
+# one call takes it all.
+_READ_SIZE = 272 << 10
 _TEXT_LIMIT = 4 << 10
 _TEXT_DEADLINE = 1.0
 _REPLIES_LIMIT = 1 << 20
@@ -146,41 +148,41 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
             return
         pieces: list[Buffer] = []
         end: TunnelError | None = None
+        ended = False
         try:
             for part in self._carrier.unwrap(data):
                 for event in self._decoder.receive_data(part):
                     if isinstance(event, spdy.Data) and event.stream_id == DATA_STREAM:
                         pieces.append(event.payload)
                     else:
-                        end = end or self._heard(event)
+                        ended |= self._heard(event)
         except spdy.SpdyError as exc:
             end = TunnelError(f"the API server does not speak SPDY: {exc}")
         if replies := self._carrier.replies():
             self._reply(replies)
-        if end is None and (why := self._carrier.ended):
+        if ended or self._error_text and self._carrier.ended:
+            end = self._stream_error()
+        elif end is None and (why := self._carrier.ended):
             end = TunnelError(why)
         if pieces:
             self._protocol.data_received(b"".join(pieces))
         if end is not None:
             self._end(end)
 
-    def _heard(self, event: spdy.Event) -> TunnelError | None:
-        """The error that ends the pipe, if this does."""
+    def _heard(self, event: spdy.Event) -> bool:
+        """Whether a stream ended, and the pipe with it."""
         if isinstance(event, spdy.Ping):
             self._reply(self._carrier.wrap(event.frame))
-            return None
-        if isinstance(event, spdy.Data):
+        elif isinstance(event, spdy.Data):
+            if not self._error_text:  # its end, and all of it, should be next
+                self._arm(_TEXT_DEADLINE, lambda: self._end(self._stream_error()))
             self._error_text = (self._error_text + event.payload)[:_TEXT_LIMIT]
-            self._arm(_TEXT_DEADLINE, self._end_with_text)
-            return None
-        return self._stream_error()
+        else:
+            return True
+        return False
 
     def _stream_error(self) -> TunnelError:
         return stream_error(self._error_text.decode("utf-8", "replace"))
-
-    def _end_with_text(self) -> None:
-        """The error stream spoke, but does not end."""
-        self._end(self._stream_error())
 
     def _end(self, reason: TunnelError) -> None:
         if not self._closing:
@@ -193,7 +195,7 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         if self._below.get_write_buffer_size() < _REPLIES_LIMIT:
             self._below.write(data)
 
-    def _arm(self, delay: float, callback: Any) -> None:
+    def _arm(self, delay: float, callback: Callable[[], object]) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(delay, callback)

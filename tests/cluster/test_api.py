@@ -476,8 +476,14 @@ class Proxy:
         host = await reader.readexactly(4 if head[3] == 1 else (await reader.readexactly(1))[0])
         self.asked.append(host)
         port = int.from_bytes(await reader.readexactly(2), "big")
-        writer.write(b"\5\0\0\1" + bytes(6))
-        await self._relay(reader, writer, port)
+        if self.answer == b"no":
+            writer.write(b"\5\5\0\1" + bytes(6))
+            writer.close()
+        elif self.answer == b"close":
+            writer.close()
+        else:
+            writer.write(b"\5\0\0\1" + bytes(6))
+            await self._relay(reader, writer, port)
 
     async def _relay(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int
@@ -549,6 +555,35 @@ async def test_through_a_socks_proxy(kube: Any, user: str) -> None:
             assert await api.get("/x") == {"path": "/x"}
             await api.get("/x")
     assert proxy.asked == ([b"\1\2me\4pass"] if user else []) + [b"kube.test"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [(b"no", "says: connection refused"), (b"close", "says: nothing: it closed the connection")],
+)
+async def test_a_socks_proxy_that_refuses(kube: Any, answer: bytes, message: str) -> None:
+    proxy = Proxy(answer)
+    async with proxied(proxy, "socks"):
+        path = kube.kubeconfig(**{"proxy-url": f"socks5://127.0.0.1:{proxy.port}"})
+        async with connected(path) as api:
+            with pytest.raises(UnreachableError, match=f"through the proxy .*{message}"):
+                await api.get("/x")
+
+
+async def test_a_proxy_is_not_the_server(kube: Any, pki: Path) -> None:
+    """Through a SOCKS proxy too the certificate is verified."""
+    proxy = Proxy()
+    async with proxied(proxy, "socks"):
+        path = kube.kubeconfig(
+            **{
+                "proxy-url": f"socks5://127.0.0.1:{proxy.port}",
+                "certificate-authority": str(pki / "other-ca.pem"),
+            }
+        )
+        async with connected(path) as api:
+            with pytest.raises(CredentialsError, match="certificate is not trusted"):
+                await api.get("/x")
+    assert not kube.seen
 
 
 async def test_a_proxy_that_refuses(kube: Any, caplog: pytest.LogCaptureFixture) -> None:

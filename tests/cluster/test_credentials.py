@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import math
@@ -133,6 +134,13 @@ async def test_providers_that_are_gone() -> None:
     with pytest.raises(CredentialsError, match='"gcp" is gone') as caught:
         await opened({"auth-provider": {"name": "gcp"}})
     assert caught.value.hint is not None
+
+
+async def test_an_oidc_token_of_kubeconfig() -> None:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + 3600}).encode()).decode()
+    config = {"id-token": f"e30.{claims}.c2ln"}
+    access = await (await opened({"auth-provider": {"name": "oidc", "config": config}})).access()
+    assert header(access, "Authorization") == f"Bearer {config['id-token']}"
 
 
 async def test_a_bad_authority() -> None:
