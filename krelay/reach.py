@@ -32,6 +32,8 @@ class Reach(Protocol):
 
     private: bool
     """Whether the way to it is encrypted, so that the key may be shown on it."""
+    lost: str
+    """Why the last agent that was lost is gone; empty while none was."""
 
     async def start(self) -> None:
         """Have an agent that runs. Raises ClusterError."""
@@ -49,13 +51,22 @@ class ClusterReach:
     private = True
 
     def __init__(
-        self, api: Api, config: AgentConfig, tunnel: TunnelConfig, namespace: str, key: bytes
+        self,
+        api: Api,
+        config: AgentConfig,
+        tunnel: TunnelConfig,
+        namespace: str,
+        key: bytes,
+        tasks: asyncio.TaskGroup,
     ) -> None:
+        """`tasks` gets the watch of the agent's pod."""
+        self.lost = ""
         self._api = api
         self._config = config
         self._tunnel = tunnel
         self._namespace = namespace
         self._key = key
+        self._tasks = tasks
         self._agent: Agent | None = None
         self._starting = asyncio.Lock()
 
@@ -63,15 +74,18 @@ class ClusterReach:
         from krelay.cluster.agent import create_agent
 
         async with self._starting:
-            if self._agent is None:
-                self._agent = await create_agent(
-                    self._api,
-                    self._config,
-                    namespace=self._namespace,
-                    key_sha256=key_digest(self._key),
-                    on_progress=lambda text: logger.info("agent: %s", text),
-                )
-                logger.info("agent: pod %s/%s runs", self._agent.namespace, self._agent.pod)
+            if self._agent is not None:
+                return
+            agent = self._agent = await create_agent(
+                self._api,
+                self._config,
+                namespace=self._namespace,
+                key_sha256=key_digest(self._key),
+                connect_timeout=self._tunnel.dial,
+                on_progress=lambda text: logger.info("agent: %s", text),
+            )
+            logger.info("agent: pod %s runs", agent)
+            self._tasks.create_task(self._watch(agent), name=f"agent {agent}")
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
@@ -90,10 +104,8 @@ class ClusterReach:
                 protocol=protocol,
                 transport=transport_from_env(self._tunnel.transport, os.environ),
             )
-        except PodGoneError:
-            if self._agent is agent:
-                self._agent = None
-                await self._remove(agent)
+        except PodGoneError as exc:
+            await self._lose(agent, str(exc))
             raise
 
     async def stop(self) -> None:
@@ -101,6 +113,25 @@ class ClusterReach:
         if agent is not None:
             await self._remove(agent)
         await self._api.aclose()
+
+    async def _watch(self, agent: Agent) -> None:
+        """Learn that the pod ends as soon as the cluster knows, and not by the next dial."""
+        from krelay.cluster.agent import agent_gone
+
+        try:
+            reason = await agent_gone(self._api, agent)
+        except ClusterError as exc:
+            logger.debug("agent: %s is not watched: %s", agent, exc)
+        else:
+            await self._lose(agent, reason)
+
+    async def _lose(self, agent: Agent, reason: str) -> None:
+        """The next dial starts another agent."""
+        if self._agent is agent:
+            self._agent = None
+            self.lost = reason
+            logger.warning("agent: %s", reason)
+            await self._remove(agent)
 
     async def _remove(self, agent: Agent) -> None:
         from krelay.cluster.agent import delete_agent
@@ -124,6 +155,7 @@ class EmbeddedReach:
     private = False
 
     def __init__(self, tunnel: TunnelConfig, key: bytes) -> None:
+        self.lost = ""
         self._tunnel = tunnel
         self._key = key
         self._process: asyncio.subprocess.Process | None = None
@@ -162,7 +194,8 @@ class EmbeddedReach:
         if process is None or process.returncode is not None:
             await self.start()
             if process is not None:
-                raise PodGoneError("the embedded agent ended; another is started")
+                self.lost = f"the embedded agent ended with {process.returncode}"
+                raise PodGoneError(self.lost)
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
 
     async def stop(self) -> None:

@@ -10,7 +10,14 @@ from collections.abc import Awaitable, Callable
 
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
-from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem, TunnelRefusedError
+from krelay.errors import (
+    AgentError,
+    ConfigError,
+    KrelayError,
+    NotReadyError,
+    Problem,
+    TunnelRefusedError,
+)
 from krelay.forward import Forward
 from krelay.model import Config, Resolution, Target
 from krelay.reach import ClusterReach, EmbeddedReach, Reach
@@ -103,8 +110,8 @@ class Supervisor:
                 starting.create_task(reach.start())
         for pool in self._pools:
             tasks.create_task(pool.run(), name=pool.name)
-        for pool in self._pools:
-            await self._wait_pool(pool)
+        for pool, reach in zip(self._pools, self._reaches, strict=True):
+            await self._wait_pool(pool, reach)
         await self._wait_bound()
         self._started = True
         for forward in self._forwards:
@@ -130,7 +137,7 @@ class Supervisor:
             api = await Api.connect(context=context or config.context)
             namespace = config.namespace or api.namespace
             agent_namespace = config.agent.namespace or namespace
-            reach = ClusterReach(api, config.agent, config.tunnel, agent_namespace, key)
+            reach = ClusterReach(api, config.agent, config.tunnel, agent_namespace, key, tasks)
 
             def follow(target: Target, publish: _Publish) -> Awaitable[None]:
                 return follow_target(api, target, target.namespace or namespace, publish)
@@ -169,12 +176,14 @@ class Supervisor:
                 raise
             logger.error("%s: no longer followed: %s", target.name, exc)
 
-    async def _wait_pool(self, pool: Pool) -> None:
+    async def _wait_pool(self, pool: Pool, reach: Reach) -> None:
         """A tunnel is up, or the reason why there will be none is raised."""
         try:
             async with asyncio.timeout(_TUNNEL_DEADLINE):
                 while pool.pick() is None:
                     await pool.wait_change()
+                    if reach.lost:
+                        raise AgentError(reach.lost, hint="`-v` shows each step")
                     if isinstance(pool.failure, TunnelRefusedError) or (
                         isinstance(pool.failure, KrelayError) and pool.failure.exit_code == 4
                     ):

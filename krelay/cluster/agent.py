@@ -48,10 +48,12 @@ async def create_agent(
     *,
     namespace: str,
     key_sha256: str,
+    connect_timeout: float = 10.0,
     deadline: float = 300.0,
     on_progress: Callable[[str], None] = lambda reason: None,
 ) -> Agent:
-    """Create the Job and wait until its container runs. `deadline` is in seconds.
+    """Create the Job and wait until its container runs. `deadline`, and the `connect_timeout`
+    that the agent gets for a target, are in seconds.
 
     `on_progress` gets a line whenever what is waited for changes. If this raises, or is
     cancelled, the Job is deleted first.
@@ -63,7 +65,11 @@ async def create_agent(
     """
     # In a thread: it reads the agent's files, and compresses them.
     manifest, warnings = await asyncio.to_thread(
-        job_manifest, config, namespace=namespace, key_sha256=key_sha256
+        job_manifest,
+        config,
+        namespace=namespace,
+        key_sha256=key_sha256,
+        connect_timeout=connect_timeout,
     )
     for warning in warnings:
         logger.warning("%s", warning)

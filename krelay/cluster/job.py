@@ -31,11 +31,16 @@ UID = 65532
 
 
 def job_manifest(
-    config: AgentConfig, *, namespace: str, key_sha256: str
+    config: AgentConfig,
+    *,
+    namespace: str,
+    key_sha256: str,
+    connect_timeout: float = 10.0,
 ) -> tuple[dict[str, Any], list[str]]:
     """The batch/v1 Job to create, and a warning for each thing of use that a patch took away.
 
-    The Job's `metadata.namespace` is `namespace`, unless a patch moved it.
+    `connect_timeout`, in seconds, is the agent's time to reach a target. The Job's
+    `metadata.namespace` is `namespace`, unless a patch moved it.
 
     Raises:
         ConfigError: a patch does not fit; names it by its number, from 0.
@@ -51,7 +56,7 @@ def job_manifest(
             # the same reason no podFailurePolicy that makes a new one after a disruption.
             "backoffLimit": 0,
             "ttlSecondsAfterFinished": TTL,
-            "template": {"metadata": metadata, "spec": _pod(config, key_sha256)},
+            "template": {"metadata": metadata, "spec": _pod(config, key_sha256, connect_timeout)},
         },
     }
     warnings: list[str] = []
@@ -90,7 +95,7 @@ def _labels(config: AgentConfig) -> dict[str, str]:
     return labels | dict(config.labels)
 
 
-def _pod(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
+def _pod(config: AgentConfig, key_sha256: str, connect_timeout: float) -> dict[str, Any]:
     """The pod's spec; passes Pod Security `restricted` (policy/check_*.go)."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -103,7 +108,7 @@ def _pod(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
             "runAsGroup": UID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(config, key_sha256)],
+        "containers": [_container(config, key_sha256, connect_timeout)],
     }
     if config.node_selector:
         spec["nodeSelector"] = plain(config.node_selector)
@@ -112,14 +117,17 @@ def _pod(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
     return spec
 
 
-def _container(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
+def _container(config: AgentConfig, key_sha256: str, connect_timeout: float) -> dict[str, Any]:
     env = [{"name": KEY_ENV, "value": key_sha256}]
     container: dict[str, Any] = {
         "name": NAME,
         "image": config.image,
         "imagePullPolicy": "IfNotPresent",
-        # The only argument that the Go krelay's image knows too.
-        "args": [f"--idle-timeout={config.idle_timeout:.3f}".rstrip("0").rstrip(".") + "s"],
+        # No argument that the Go krelay's image does not know too.
+        "args": [
+            f"--idle-timeout={_go_duration(config.idle_timeout)}",
+            f"--connect-timeout={_go_duration(connect_timeout)}",
+        ],
         "env": env,
         "resources": plain(config.resources),
         "securityContext": {
@@ -134,6 +142,10 @@ def _container(config: AgentConfig, key_sha256: str) -> dict[str, Any]:
         container["command"] = payload.command()
         env.append({"name": payload.ENV_NAME, "value": payload.payload()})
     return container
+
+
+def _go_duration(seconds: float) -> str:
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 def _patched(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import socket
 
 from krelay.errors import ListenError
 
+BACKLOG = 512
 LOCALHOST = "localhost"
 _RANDOM_PORT_TRIES = 20
 
 
 def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
-    """Bound sockets, not listening yet: one, or for `localhost` one of each family that this
-    machine has, with the same port.
+    """Bound sockets, those for TCP listening: one, or for `localhost` one of each family that
+    this machine has, with the same port.
 
     Raises:
         ListenError: it cannot be had; the message says why, the hint what to do.
@@ -49,6 +50,9 @@ def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setblocking(False)
         sock.bind((host, port))
+        if kind == socket.SOCK_STREAM:
+            # Two sockets may bind one address; it is listening that tells who has it.
+            sock.listen(BACKLOG)
     except BaseException:
         sock.close()
         raise

@@ -6,17 +6,15 @@ import asyncio
 import logging
 import socket
 
-from krelay.datapath.bind import bind
-from krelay.datapath.opening import RETRIED, open_now, open_parked
+from krelay.datapath.bind import BACKLOG, bind
+from krelay.datapath.opening import RETRIED, Opening
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.relay import TcpRelay, reset_socket
+from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import MuxStream
-from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.listener")
-
-BACKLOG = 512
 
 
 class TcpListener:
@@ -33,6 +31,11 @@ class TcpListener:
         self._servers: list[asyncio.Server] = []
         self._empty = asyncio.Event()
 
+    @property
+    def accepting(self) -> bool:
+        """Whether it takes new connections."""
+        return bool(self._servers)
+
     async def open(self, address: str, port: int) -> None:
         """Bind and accept.
 
@@ -40,11 +43,15 @@ class TcpListener:
             ListenError: the address cannot be bound.
         """
         sockets = bind(address, port, socket.SOCK_STREAM)
+        self.addresses = [sock.getsockname()[:2] for sock in sockets]
         loop = asyncio.get_running_loop()
         for sock in sockets:
-            server = await loop.create_server(lambda: LocalRelay(self), sock=sock, backlog=BACKLOG)
+            server = await loop.create_server(
+                lambda: LocalRelay(self), sock=sock, backlog=BACKLOG, start_serving=False
+            )
             self._servers.append(server)
-        self.addresses = [sock.getsockname()[:2] for sock in sockets]
+        for server in self._servers:
+            await server.start_serving()
 
     def close(self) -> None:
         """Accept no more; live connections go on."""
@@ -53,13 +60,21 @@ class TcpListener:
         self._servers.clear()
 
     async def drain(self, timeout: float) -> None:
-        """Close, let live connections finish within `timeout` seconds, then reset them."""
+        """Close, let live connections finish within `timeout` seconds, then reset them.
+
+        Those that still wait for a stream are reset at once.
+        """
         self.close()
+        for connection in list(self.connections):
+            if connection.stream is None:
+                connection.on_reset(ErrorCode.CANCELLED)
         try:
             async with asyncio.timeout(timeout):
                 while self.connections:
                     self._empty.clear()
                     await self._empty.wait()
+        except TimeoutError:
+            logger.warning("%s: %d connections are cut", self.name, len(self.connections))
         finally:
             self.cut()
 
@@ -83,25 +98,19 @@ class LocalRelay(TcpRelay):
     def __init__(self, listener: TcpListener) -> None:
         super().__init__()
         self._listener = listener
-        self._route = listener.route
+        self._opening = Opening(listener, Protocol.TCP, self)
         self._endpoint: Endpoint | None = None
         self._sent: list[bytes] | None = []
         self._retried = False
-        self._opening: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._listener.connections.add(self)
-        try:
-            stream = open_now(self._route, Protocol.TCP, self)
-        except ProtocolError as exc:
-            logger.warning("%s: %s", self._listener.name, exc)
-            self.on_reset(exc.code)
-            return
-        if stream is not None:
-            self._begin(stream)
+        if self._listener.accepting:
+            self._opening.start()
         else:
-            self._open_later(None)
+            # Accepted in the very turn of the loop in which the listener closed.
+            self.on_reset(ErrorCode.CANCELLED)
 
     def data_received(self, data: bytes) -> None:
         if self._sent is not None:
@@ -110,49 +119,35 @@ class LocalRelay(TcpRelay):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._opening is not None:
-            self._opening.cancel()
+        self._opening.cancel()
         self._listener.left(self)
 
-    def on_accepted(self) -> None:
-        self._sent = None
-
-    def on_refused(self, code: ErrorCode, message: str) -> None:
-        if self._route.followed and not self._retried and code in RETRIED:
-            self._retried = True
-            self.stream = None
-            if self.transport is not None:
-                self.transport.pause_reading()
-            logger.debug("%s: %s; trying once more", self._listener.name, message)
-            self._open_later(self._endpoint)
-            return
-        logger.warning("%s: %s%s", self._listener.name, code.text, message and f": {message}")
-        self.on_reset(code)
-
-    def _begin(self, stream: MuxStream) -> None:
-        self._endpoint = self._route.endpoint
+    def on_stream(self, stream: MuxStream) -> None:
+        """There is a stream: what the application sent so far goes first."""
+        self._endpoint = self._listener.route.endpoint
         for data in self._sent or ():
             stream.write(data)
         self.start(stream)
         if self._local_ended:
             stream.end()
 
-    def _open_later(self, after: Endpoint | None) -> None:
-        listener = self._listener
-        self._opening = listener.tasks.create_task(self._open(after), name=listener.name)
+    def on_no_stream(self, reason: str) -> None:
+        """There is none: whoever connected sees a reset."""
+        logger.warning("%s: connection reset: %s", self._listener.name, reason)
+        self.on_reset(ErrorCode.CANCELLED)
 
-    async def _open(self, after: Endpoint | None) -> None:
-        listener = self._listener
-        stream = await open_parked(self._route, Protocol.TCP, self, listener.park, after=after)
-        self._opening = None
-        if stream is not None:
-            self._begin(stream)
+    def on_accepted(self) -> None:
+        self._sent = None
+
+    def on_refused(self, code: ErrorCode, message: str) -> None:
+        name = self._listener.name
+        if self._listener.route.followed and not self._retried and code in RETRIED:
+            logger.debug("%s: %s; trying once more", name, message)
+            self._retried = True
+            self.stream = None
+            if self.transport is not None:
+                self.transport.pause_reading()
+                self._opening.start(after=self._endpoint)
             return
-        logger.warning(
-            "%s: connection reset after %g s: %s",
-            listener.name,
-            listener.park,
-            self._route.reason if self._route.endpoint is None else "no tunnel to the agent",
-        )
-        if self.transport is not None:
-            reset_socket(self.transport)
+        logger.warning("%s: %s%s", name, code.text, message and f": {message}")
+        self.on_reset(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from typing import Protocol as Shape
 
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
@@ -10,6 +12,8 @@ from krelay.mux.stream import Handler, MuxStream
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
+
+logger = logging.getLogger("krelay.listener")
 
 _NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
@@ -22,11 +26,92 @@ RETRIED = frozenset(
 """Refusals that an endpoint gives that has just gone away."""
 
 
+class Forwarding(Shape):
+    """What an opening needs of its listener."""
+
+    name: str
+    route: Route
+    park: float
+    tasks: asyncio.TaskGroup
+
+
+class Opener(Handler, Shape):
+    """Whoever asks for a stream: it is told of that, then of what happens on it."""
+
+    def on_stream(self, stream: MuxStream) -> None:
+        """Here it is."""
+
+    def on_no_stream(self, reason: str) -> None:
+        """There will be none."""
+
+
+class Opening:
+    """The way of one connection or flow to its stream; `opener` learns how it ends."""
+
+    def __init__(self, forwarding: Forwarding, protocol: Protocol, opener: Opener) -> None:
+        self._forwarding = forwarding
+        self._protocol = protocol
+        self._opener = opener
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def parked(self) -> bool:
+        """Whether it waits."""
+        return self._task is not None
+
+    def start(self, after: Endpoint | None = None) -> None:
+        """Ask for a stream. `after` is an endpoint that refused: another is waited for a little."""
+        forwarding = self._forwarding
+        if after is None:
+            try:
+                stream = open_now(forwarding.route, self._protocol, self._opener)
+            except ProtocolError as exc:
+                self._opener.on_no_stream(str(exc))
+                return
+            if stream is not None:
+                self._opener.on_stream(stream)
+                return
+        waiting = self._wait(after)
+        try:
+            self._task = forwarding.tasks.create_task(waiting, name=forwarding.name)
+        except RuntimeError:
+            # The group is ending, and what it started with it.
+            waiting.close()
+            self._opener.on_no_stream("krelay is ending")
+
+    def cancel(self) -> None:
+        """Nobody waits any more; the opener is told nothing."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+
+    async def _wait(self, after: Endpoint | None) -> None:
+        route, park = self._forwarding.route, self._forwarding.park
+        reason = ""
+        stream = None
+        try:
+            stream = await open_parked(route, self._protocol, self._opener, park, after=after)
+        except TimeoutError:
+            why = route.reason if route.endpoint is None else "no tunnel to the agent"
+            reason = f"waited {park:g} s: {why}"
+        except ProtocolError as exc:
+            reason = str(exc)
+        except Exception:
+            # One connection's bug is its own; let through, it would end every forward.
+            logger.exception("%s: opening failed", self._forwarding.name)
+            reason = "internal error"
+        self._task = None
+        if stream is not None:
+            self._opener.on_stream(stream)
+        else:
+            self._opener.on_no_stream(reason)
+
+
 def open_now(route: Route, protocol: Protocol, handler: Handler) -> MuxStream | None:
     """A stream to where `route` leads; None while there is no endpoint or no tunnel.
 
     Raises:
-        ProtocolError: the session has too many streams.
+        ProtocolError: the session has too many streams, or the endpoint's name cannot be one.
     """
     endpoint, driver = route.endpoint, route.pool.pick()
     if endpoint is None or driver is None:
@@ -41,19 +126,20 @@ async def open_parked(
     park: float,
     *,
     after: Endpoint | None = None,
-) -> MuxStream | None:
-    """The same, waiting up to `park` seconds; None when that was not enough.
+) -> MuxStream:
+    """The same, waiting up to `park` seconds for an endpoint and a tunnel.
 
     `after` is an endpoint that refused: a route that leads elsewhere is waited for a little.
+
+    Raises:
+        TimeoutError: that was not enough.
+        ProtocolError: as `open_now`.
     """
-    try:
-        async with asyncio.timeout(park):
-            if after is not None:
-                await route.wait_other(after, RETRY_WAIT)
-            while True:
-                await route.wait_endpoint()
-                await route.pool.wait()
-                if (stream := open_now(route, protocol, handler)) is not None:
-                    return stream
-    except (TimeoutError, ProtocolError):
-        return None
+    async with asyncio.timeout(park):
+        if after is not None:
+            await route.wait_other(after, RETRY_WAIT)
+        while True:
+            await route.wait_endpoint()
+            await route.pool.wait()
+            if (stream := open_now(route, protocol, handler)) is not None:
+                return stream

@@ -11,7 +11,7 @@ from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.mux.driver import Driver
 from krelay.mux.link import ClientLink
-from krelay.wire.errors import ErrorCode, HandshakeError, WireError
+from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError, WireError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Resume, Welcome
 from krelay.wire.session import Side
 
@@ -26,13 +26,15 @@ Raises KrelayError or OSError; it has a deadline of its own.
 _HANDSHAKE_TIMEOUT = 10.0
 # A session without a tunnel for longer than this, in seconds, is over; the agent's own grace.
 _GRACE = 120.0
+# A tunnel that lasted this long, in seconds, was no failed try: the next one is dialled at once.
+_STABLE = 5.0
 
 
 class Tunnel:
     """One session and the tunnels that carry it, one after the other.
 
-    `on_up` and `on_down` are told when it starts and ceases to carry streams. `run` lasts until
-    it is cancelled; `close` says good-bye.
+    `on_change` is told when it starts and ceases to carry streams, and of each failed try.
+    `run` lasts until it is cancelled; `close` says good-bye.
     """
 
     def __init__(
@@ -74,20 +76,23 @@ class Tunnel:
 
     async def run(self) -> None:
         """Dial, keep, dial again."""
+        clock = asyncio.get_running_loop().time
         backoff = Backoff()
         while True:
             try:
                 await self._connect()
-            except (KrelayError, OSError, WireError, TimeoutError) as exc:
+            except (KrelayError, OSError, WireError) as exc:
                 self._failed(exc)
-                await asyncio.sleep(backoff.delay())
-                continue
-            backoff.reset()
-            self.failure = None
-            logger.info("%s: tunnel up", self.name)
-            self._on_change()
-            await self._lost.wait()
-            self._on_change()
+            else:
+                up_at = clock()
+                self.failure = None
+                logger.info("%s: tunnel up", self.name)
+                self._on_change()
+                await self._lost.wait()
+                self._on_change()
+                if clock() - up_at >= _STABLE:
+                    backoff.reset()
+            await asyncio.sleep(backoff.delay())
 
     def close(self) -> None:
         """Say good-bye and cut what still lives."""
@@ -123,6 +128,9 @@ class Tunnel:
             if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION, ErrorCode.UNKNOWN_PROTOCOL):
                 raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
             raise TunnelError(f"no session with the agent: {exc}") from exc
+        except ProtocolError as exc:
+            self._drop_session(str(exc))
+            raise
         finally:
             link.welcome.cancel()
             if link.welcome.done() and not link.welcome.cancelled():

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import socket
 from collections import OrderedDict, deque
+from functools import partial
 from typing import Any
 
 from krelay.datapath.bind import bind
-from krelay.datapath.opening import open_now, open_parked
+from krelay.datapath.opening import Opening
 from krelay.datapath.route import Route
 from krelay.model import Protocol
 from krelay.mux.stream import MuxStream
-from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
 logger = logging.getLogger("krelay.listener")
@@ -21,8 +22,7 @@ logger = logging.getLogger("krelay.listener")
 IDLE = 110.0
 MAX_FLOWS = 1_024
 _EARLY_DATAGRAMS = 16
-_SEND_BACKLOG = 1 << 20
-_RECEIVE_BUFFER = 1 << 20
+_BUFFER = 1 << 20
 
 Address = tuple[Any, ...]
 
@@ -51,10 +51,12 @@ class UdpListener:
         """
         loop = asyncio.get_running_loop()
         for sock in bind(address, port, socket.SOCK_DGRAM):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
             self.addresses.append(sock.getsockname()[:2])
-            _, protocol = await loop.create_datagram_endpoint(lambda: _LocalSocket(self), sock=sock)
-            self._sockets.append(protocol)
+            make = partial(_LocalSocket, self, sock)
+            _, local = await loop.create_datagram_endpoint(make, sock=sock)
+            self._sockets.append(local)
 
     def close(self) -> None:
         """End all flows and free the sockets."""
@@ -74,18 +76,21 @@ class UdpListener:
 class _LocalSocket(asyncio.DatagramProtocol):
     """One bound socket and its flows by client address, the least recently used first."""
 
-    def __init__(self, listener: UdpListener) -> None:
+    def __init__(self, listener: UdpListener, sock: socket.socket) -> None:
         self.listener = listener
         self.flows: OrderedDict[Address, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
-        # A DatagramTransport; typeshed does not know that it tells its buffer's size.
-        self.transport: Any = None
+        # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
+        self._sock = sock
+        self._transport: asyncio.BaseTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self._transport = transport
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
+        if self._transport is None:
+            return
         flow = self.flows.get(addr)
         if flow is None:
             if len(self.flows) >= MAX_FLOWS:
@@ -94,8 +99,6 @@ class _LocalSocket(asyncio.DatagramProtocol):
             flow = self.flows[addr] = Flow(self, addr)
             if self._sweeper is None:
                 self._sweeper = self.loop.call_later(IDLE, self._sweep)
-        else:
-            self.flows.move_to_end(addr)
         flow.send(data)
 
     def error_received(self, exc: Exception) -> None:
@@ -103,9 +106,15 @@ class _LocalSocket(asyncio.DatagramProtocol):
         logger.debug("%s: %s", self.listener.name, exc)
 
     def reply(self, data: Buffer, addr: Address) -> None:
-        """Answer the client that asked; dropped when the socket takes no more."""
-        if self.transport.get_write_buffer_size() < _SEND_BACKLOG:
-            self.transport.sendto(data, addr)
+        """Answer the client that asked; lost where the kernel takes no more, as datagrams are."""
+        if self._transport is None:
+            return
+        try:
+            self._sock.sendto(data, addr)
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            self.error_received(exc)
 
     def close(self) -> None:
         """End every flow."""
@@ -114,7 +123,9 @@ class _LocalSocket(asyncio.DatagramProtocol):
         for flow in list(self.flows.values()):
             flow.close(ErrorCode.CANCELLED)
         self.flows.clear()
-        self.transport.abort()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
 
     def _sweep(self) -> None:
         now = self.loop.time()
@@ -136,40 +147,51 @@ class Flow:
         self._addr = addr
         self._stream: MuxStream | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
-        self._opening: asyncio.Task[None] | None = None
+        self._opening = Opening(sock.listener, Protocol.UDP, self)
         self.active_at = sock.loop.time()
 
     def send(self, data: bytes) -> None:
         """A datagram from the client."""
-        self.active_at = self._socket.loop.time()
-        if self._stream is None:
-            self._early.append(data)
-            self._open()
-        else:
+        self._touch()
+        if self._stream is not None:
             self._stream.datagram(data)
+            return
+        self._early.append(data)
+        if not self._opening.parked:
+            self._opening.start()
 
     def close(self, code: ErrorCode) -> None:
         """End the flow at both ends."""
-        if self._opening is not None:
-            self._opening.cancel()
+        self._opening.cancel()
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code)
 
+    def on_stream(self, stream: MuxStream) -> None:
+        """There is a stream: what the client sent so far goes first."""
+        self._stream = stream
+        while self._early:
+            stream.datagram(self._early.popleft())
+
+    def on_no_stream(self, reason: str) -> None:
+        """There is none; the client's next datagram tries anew."""
+        logger.warning("%s: datagrams dropped: %s", self._socket.listener.name, reason)
+        self._forget()
+
     def on_datagram(self, data: Buffer) -> None:
-        self.active_at = self._socket.loop.time()
-        self._socket.flows.move_to_end(self._addr)
+        self._touch()
         self._socket.reply(data, self._addr)
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        listener = self._socket.listener
-        logger.warning("%s: %s%s", listener.name, code.text, message and f": {message}")
+        name = self._socket.listener.name
+        logger.warning("%s: %s%s", name, code.text, message and f": {message}")
         self._forget()
 
     def on_reset(self, code: ErrorCode) -> None:
         self._forget()
 
     def on_end(self) -> None:
+        self.close(ErrorCode.NONE)
         self._forget()
 
     def on_accepted(self) -> None:
@@ -181,36 +203,12 @@ class Flow:
     def on_writable(self) -> None:
         """Datagrams are dropped rather than held."""
 
-    def _open(self) -> None:
-        if self._opening is not None:
-            return
-        listener = self._socket.listener
-        try:
-            stream = open_now(listener.route, Protocol.UDP, self)
-        except ProtocolError as exc:
-            logger.warning("%s: %s", listener.name, exc)
-            self._forget()
-            return
-        if stream is not None:
-            self._begin(stream)
-        else:
-            self._opening = listener.tasks.create_task(self._open_later(), name=listener.name)
-
-    async def _open_later(self) -> None:
-        listener = self._socket.listener
-        stream = await open_parked(listener.route, Protocol.UDP, self, listener.park)
-        self._opening = None
-        if stream is None:
-            self._forget()
-        else:
-            self._begin(stream)
-
-    def _begin(self, stream: MuxStream) -> None:
-        self._stream = stream
-        while self._early:
-            stream.datagram(self._early.popleft())
+    def _touch(self) -> None:
+        self.active_at = self._socket.loop.time()
+        self._socket.flows.move_to_end(self._addr)
 
     def _forget(self) -> None:
         self._stream = None
+        self._early.clear()
         if self._socket.flows.get(self._addr) is self:
             del self._socket.flows[self._addr]

@@ -9,8 +9,11 @@ from typing import TypeVar
 
 from krelay.errors import NotListeningError, TunnelError
 
-HAPPY_EYEBALLS_DELAY = 0.25
-"""Seconds until a host's next address is tried beside the one that does not answer (RFC 8305)."""
+ADDRESS_DEADLINE = 2.0
+"""Seconds for each but the last of a host's addresses.
+
+One after the other, since asyncio's own race of them leaves tasks behind when it is cancelled.
+"""
 
 _ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
 
@@ -21,14 +24,24 @@ async def dial(
     """Connect, without Nagle's delay (asyncio's default) and with keepalive.
 
     Raises:
-        OSError: no connection.
+        OSError: no connection, for the reason that the last address gave.
     """
-    transport, protocol = await asyncio.get_running_loop().create_connection(
-        factory, host, port, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY
-    )
-    sock: socket.socket = transport.get_extra_info("socket")
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    return transport, protocol
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for left, (family, *_, address) in zip(range(len(found))[::-1], found, strict=True):
+        try:
+            async with asyncio.timeout(ADDRESS_DEADLINE if left else None):
+                transport, protocol = await loop.create_connection(
+                    factory, str(address[0]), port, family=family
+                )
+        except OSError:
+            if not left:
+                raise
+        else:
+            sock: socket.socket = transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return transport, protocol
+    raise OSError(f"no address for {host}")
 
 
 async def open_tcp(

@@ -106,7 +106,7 @@ def test_an_image_with_a_program_of_its_own_does_not() -> None:
     assert "command" not in server(manifest)
     assert env(manifest) == {KEY_ENV: KEY}
     assert "krelay/payload" not in manifest["metadata"]["labels"]
-    assert server(manifest)["args"] == ["--idle-timeout=300s"]
+    assert server(manifest)["args"] == ["--idle-timeout=300s", "--connect-timeout=10s"]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_which_image_that_is(image: str, carried: bool) -> None:
 )
 def test_the_idle_timeout_is_a_go_duration(seconds: float, argument: str) -> None:
     container = server(made(AgentConfig(idle_timeout=seconds)))
-    assert container["args"] == [f"--idle-timeout={argument}"]
+    assert container["args"] == [f"--idle-timeout={argument}", "--connect-timeout=10s"]
 
 
 def test_the_config_s_own_fields() -> None:

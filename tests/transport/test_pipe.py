@@ -308,6 +308,33 @@ async def test_what_comes_after_close_is_dropped(server: Server, way: Transport)
     assert len(witness.data) < 1 << 20
 
 
+async def test_close_at_once(server: Server, way: Transport) -> None:
+    class Closing(Witness):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            transport.close()
+
+    async def play(peer: Peer) -> None:
+        peer.accept(data(b"early"))
+        await peer.closed()
+
+    server.play = play
+    pipe, witness = await open_pipe(server, way, Closing())
+    pipe.received(b"")
+    assert await witness.lost is None
+    assert witness.data == b""
+
+
+async def test_close_while_the_server_ends_it(server: Server, way: Transport) -> None:
+    class Closing(Witness):
+        def data_received(self, data: bytes) -> None:
+            pipe.close()
+
+    server.play = Script(data(b"text", ERROR) + data(b"x") + FIN)
+    pipe, witness = await open_pipe(server, way, Closing())
+    assert await witness.lost is None
+
+
 async def test_the_rest_of_the_transport(server: Server, way: Transport) -> None:
     pipe, first = await open_pipe(server, way)
     assert isinstance(pipe, Pipe)

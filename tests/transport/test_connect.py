@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from krelay.errors import ClusterError, CredentialsError, UnreachableError
+from krelay.model import Transport
+from krelay.transport.connect import connect
+
+from .conftest import PKI, Server, client_context, open_pipe, server_context, serving
+
+Ask = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[tuple[str, int] | None]]
+
+
+class Proxy:
+    """A real one: `ask` reads what the client wants; then bytes pass."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.asked: list[bytes] = []
+        self.open = 0
+
+    async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while got := await reader.read(1 << 16):
+                writer.write(got)
+                await writer.drain()
+        writer.close()
+
+    async def serve(
+        self, ask: Ask, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.open += 1
+        try:
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                wanted = await ask(reader, writer)
+                if wanted is None:
+                    return
+                there, back = await asyncio.open_connection("127.0.0.1", wanted[1])
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.copy(reader, back))
+                    group.create_task(self.copy(there, writer))
+        finally:
+            self.open -= 1
+            writer.transport.abort()
+
+    async def http(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[str, int] | None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        self.asked.append(head)
+        if b"Proxy-Authorization: Basic dTpwQA==" not in head:
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+            return None
+        host, _, port = head.split(b" ")[1].decode().rpartition(":")
+        if host == "forbidden.test":
+            writer.write(b"HTTP/1.0 403 Forbidden\r\n\r\n")
+            return None
+        writer.write(b"HTTP/1.0 200 Connection established\r\nVia: x\r\n\r\n")
+        return host, int(port)
+
+    async def socks(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> tuple[str, int] | None:
+        version, count = await reader.readexactly(2)
+        assert (version, await reader.readexactly(count)) == (5, b"\0\2")
+        writer.write(b"\5\2")
+        assert await reader.readexactly(6) == b"\1\1u\2p@"
+        writer.write(b"\1\0")
+        assert await reader.readexactly(4) == b"\5\1\0\3"
+        host = await reader.readexactly((await reader.readexactly(1))[0])
+        port = int.from_bytes(await reader.readexactly(2), "big")
+        self.asked.append(host)
+        if host == b"forbidden.test":
+            writer.write(b"\5\2\0\1" + bytes(6))
+            return None
+        writer.write(b"\5\0\0\1" + bytes(6))
+        return host.decode(), port
+
+
+@contextlib.asynccontextmanager
+async def proxying(scheme: str) -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+    ask = proxy.socks if scheme.startswith("socks") else proxy.http
+    tasks: set[asyncio.Task[Any] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        await proxy.serve(ask, reader, writer)
+        tasks.discard(asyncio.current_task())
+
+    context = server_context() if scheme == "https" else None
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    proxy.port = listener.sockets[0].getsockname()[1]
+    yield proxy
+    listener.close()
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+    assert proxy.open == 0
+
+
+SCHEMES = ["http", "https", "socks5", "socks5h"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_through_a_proxy(server: Server, way: Transport, scheme: str) -> None:
+    async with proxying(scheme) as proxy:
+        pipe, witness = await open_pipe(
+            server,
+            way,
+            url=f"https://kube.test:{server.port}",
+            proxy=f"{scheme}://u:p%40@127.0.0.1:{proxy.port}",
+        )
+        pipe.write(bytes(100_000))
+        await witness.until(lambda: len(witness.data) == 100_000)
+        pipe.abort()
+        assert await witness.lost is None
+        assert b"kube.test" in proxy.asked[0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("url", "user", "shown"),
+    [
+        ("https://forbidden.test:1", "u:p%40@", ("403 to CONNECT", "not allowed by its rules")),
+        ("https://kube.test", "", ("user name and a password", "it closed the connection")),
+    ],
+)
+async def test_a_proxy_that_refuses(
+    server: Server, scheme: str, url: str, user: str, shown: tuple[str, str]
+) -> None:
+    async with proxying(scheme) as proxy:
+        given = f"{scheme}://{user}127.0.0.1:{proxy.port}"
+        with pytest.raises(UnreachableError) as caught:
+            await connect(server.access(url=url, proxy=given))
+        assert str(caught.value).startswith(f"cannot reach the proxy {scheme}://127.0.0.1: ")
+        assert any(words in str(caught.value) for words in shown)
+        assert "p@" not in str(caught.value)
+        assert "p%40" not in str(caught.value)
+
+
+async def test_an_https_proxy_is_checked_too(server: Server) -> None:
+    async with proxying("https") as proxy:
+        access = server.access(
+            ssl=client_context("other-ca.pem"), proxy=f"https://127.0.0.1:{proxy.port}"
+        )
+        with pytest.raises(CredentialsError, match="the certificate of the proxy"):
+            await connect(access)
+
+
+async def test_no_proxy_there(unused_port: int, server: Server) -> None:
+    with pytest.raises(UnreachableError, match="the proxy http://127.0.0.1: connection refused"):
+        await connect(server.access(proxy=f"http://127.0.0.1:{unused_port}"))
+
+
+@pytest.fixture
+async def unused_port() -> AsyncIterator[int]:
+    """A port that refuses: bound, and nobody listens."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+async def test_no_server_there(unused_port: int, server: Server) -> None:
+    with pytest.raises(UnreachableError, match="connection refused"):
+        await connect(server.access(url=f"https://127.0.0.1:{unused_port}"))
+
+
+async def test_no_such_host(server: Server) -> None:
+    with pytest.raises(UnreachableError, match="cannot reach the API server https://no.invalid"):
+        await connect(server.access(url="https://no.invalid"))
+
+
+async def test_an_untrusted_certificate(server: Server) -> None:
+    for changes in ({"ssl": client_context("other-ca.pem")}, {"ssl": None}):
+        with pytest.raises(CredentialsError, match="is not trusted: ") as caught:
+            await connect(server.access(**changes))
+        assert caught.value.hint is not None
+    assert not server.peers
+
+
+async def test_another_name_in_the_certificate(server: Server) -> None:
+    with pytest.raises(CredentialsError, match="(?i)hostname mismatch"):
+        await connect(server.access(server_hostname="other.test"))
+    dialogue = await connect(server.access(server_hostname="kube.test"))
+    dialogue.abort()
+
+
+async def test_a_server_without_tls(server: Server) -> None:
+    async with serving("http") as plain:
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            writer.close()
+
+        plain.serve = answer  # type: ignore[method-assign]
+        with pytest.raises(ClusterError, match="TLS with the API server"):
+            await connect(server.access(url=f"https://127.0.0.1:{plain.port}"))
+
+
+async def test_a_server_that_wants_a_certificate(server: Server) -> None:
+    """In TLS 1.3 its no comes after the client thinks that all is well."""
+    context = server_context()
+    context.load_verify_locations(PKI / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    def refuse(listener: socket.socket) -> None:
+        with pytest.raises(ssl.SSLError), context.wrap_socket(listener, server_side=True) as tls:
+            tls.accept()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://localhost:{listener.getsockname()[1]}"
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.to_thread(refuse, listener))
+            with pytest.raises(ClusterError, match="certificate required"):
+                await open_pipe(server, Transport.SPDY, url=url)
+
+
+async def test_a_handshake_that_never_ends(server: Server) -> None:
+    """Cancelled within TLS: the connection is closed."""
+    closed = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while await reader.read(1 << 16):
+                pass
+        writer.close()
+        closed.set()
+
+    listener = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    for scheme in ("http", "https", "socks5"):
+        closed.clear()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await connect(server.access(proxy=f"{scheme}://127.0.0.1:{port}"))
+        await closed.wait()
+    closed.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await connect(server.access(url=f"https://127.0.0.1:{port}"))
+    await closed.wait()
+    listener.close()

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from krelay.errors import (
+    AccessDeniedError,
+    CredentialsError,
+    KrelayError,
+    PodGoneError,
+    TunnelError,
+    UnreachableError,
+)
+from krelay.model import Transport
+from krelay.transport.portforward import Ways, open_portforward, transport_from_env
+
+from .conftest import Peer, Play, Server, Witness, serving
+
+AUTO, SPDY, WEBSOCKET = Transport.AUTO, Transport.SPDY, Transport.WEBSOCKET
+
+
+def answer(status: int, body: str | dict[str, Any] = "", *headers: str) -> bytes:
+    text = json.dumps({"kind": "Status", **body}) if isinstance(body, dict) else body
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(text)}", *headers]
+    return "\r\n".join([*lines, "", text]).encode()
+
+
+def forbidden(verb: str) -> dict[str, Any]:
+    return {
+        "reason": "Forbidden",
+        "message": f'pods "web-0" is forbidden: User "dev" cannot {verb} resource '
+        '"pods/portforward" in API group "" in the namespace "team"',
+    }
+
+
+GONE = {"reason": "NotFound", "message": 'pods "web-0" not found'}
+
+
+class Gateway:
+    """Answers what `post` and `get` say; None plays the echo, b"" hangs up."""
+
+    def __init__(self, server: Server, post: bytes | None = None, get: bytes | None = None) -> None:
+        self.server, self.answers = server, {"POST": post, "GET": get}
+
+    async def __call__(self, peer: Peer) -> None:
+        said = self.answers[peer.method]
+        if said is None:
+            await self.server.echo(peer)
+        else:
+            peer.writer.write(said)
+            peer.writer.close()
+            await peer.writer.wait_closed()
+
+
+async def dial(
+    server: Server, way: Transport = AUTO, *, ways: Ways | None = None, **changes: Any
+) -> Witness:
+    """Opens a pipe, has one byte come back, and closes it."""
+    witness = Witness()
+    timeout = changes.pop("timeout", 5.0)
+    pipe = await open_portforward(
+        server.access(**changes),
+        namespace="team",
+        pod="web-0",
+        port=8080,
+        protocol=witness,
+        transport=way,
+        timeout=timeout,
+        ways=ways or Ways(),
+    )
+    pipe.write(b"x")
+    await witness.until(lambda: witness.data == b"x")
+    pipe.abort()
+    await witness.lost
+    return witness
+
+
+async def refusal(server: Server, play: Play, way: Transport = AUTO) -> KrelayError:
+    server.play = play
+    with pytest.raises(KrelayError) as caught:
+        await dial(server, way)
+    return caught.value
+
+
+def methods(server: Server) -> list[str]:
+    return [peer.method for peer in server.peers]
+
+
+async def test_the_request(server: Server, way: Transport) -> None:
+    await dial(server, way)
+    (peer,) = server.peers
+    assert peer.target == "/prefix/api/v1/namespaces/team/pods/web-0/portforward"
+    headers = peer.headers
+    assert ("Host", f"127.0.0.1:{server.port}") in headers
+    assert headers[-2:] == [("Authorization", "Bearer t"), ("Impersonate-Group", "a")]
+    if way is SPDY:
+        assert peer.method == "POST"
+        assert ("X-Stream-Protocol-Version", "portforward.k8s.io") in headers
+        assert ("Upgrade", "SPDY/3.1") in headers
+    else:
+        assert peer.method == "GET"
+        assert ("Sec-WebSocket-Protocol", "SPDY/3.1+portforward.k8s.io") in headers
+
+
+async def test_without_tls(way: Transport) -> None:
+    async with serving("http") as server:
+        await dial(server, way)
+
+
+async def test_headers_may_repeat(server: Server, way: Transport) -> None:
+    groups = (("Impersonate-Group", "a"), ("Impersonate-Group", "b"))
+    await dial(server, way, headers=groups)
+    assert server.peers[0].headers[-2:] == list(groups)
+
+
+async def test_no_header_brings_a_line_along(server: Server, way: Transport) -> None:
+    with pytest.raises(CredentialsError, match="line break"):
+        await dial(server, way, headers=(("Impersonate-User", "a\r\nX: y"),))
+    assert not server.peers
+
+
+async def test_plain_spdy_goes_first(server: Server) -> None:
+    await dial(server)
+    assert methods(server) == ["POST"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        answer(403, forbidden("create")),
+        answer(400, "Bad Request"),
+        answer(404, "<html>no such page</html>"),
+        answer(405),
+        answer(502, "<h1>Bad Gateway</h1>"),
+        answer(200, "index"),
+        answer(101, "", "Upgrade: h2c"),
+        b"SSH-2.0-x\r\n\r\n",
+        b"HTTP/1.1\r\n\r\n",
+        b"",
+    ],
+)
+async def test_the_other_way_where_one_is_refused(server: Server, said: bytes) -> None:
+    server.play = Gateway(server, post=said)
+    ways = Ways()
+    await dial(server, ways=ways)
+    assert methods(server) == ["POST", "GET"]
+    await dial(server, ways=ways)
+    assert methods(server) == ["POST", "GET", "GET"]
+    server.play = Gateway(server, get=answer(403, forbidden("get")))
+    await dial(server, ways=ways)
+    await dial(server, ways=ways)
+    assert methods(server)[3:] == ["GET", "POST", "POST"]
+
+
+async def test_a_gateway_that_swallows_one_way(server: Server) -> None:
+    async def play(peer: Peer) -> None:
+        await (peer.closed() if peer.method == "POST" else server.echo(peer))
+
+    server.play = play
+    await dial(server, timeout=0.5)
+    assert methods(server) == ["POST", "GET"]
+
+
+@pytest.mark.parametrize(("way", "verb"), [(SPDY, "create"), (WEBSOCKET, "get")])
+async def test_one_way_forbidden(server: Server, way: Transport, verb: str) -> None:
+    said = answer(403, forbidden(verb))
+    error = await refusal(server, Gateway(server, said, said), way)
+    assert isinstance(error, AccessDeniedError)
+    assert str(error) == f'cannot {verb} pods/portforward in namespace "team"'
+    assert error.hint == "the Role needs the verbs get and create on pods/portforward"
+    assert len(server.peers) == 1
+
+
+async def test_both_ways_forbidden(server: Server) -> None:
+    play = Gateway(server, answer(403, forbidden("create")), answer(403, forbidden("get")))
+    error = await refusal(server, play)
+    assert isinstance(error, AccessDeniedError)
+    assert str(error) == 'cannot get or create pods/portforward in namespace "team"'
+
+
+async def test_one_way_forbidden_and_the_other_broken(server: Server) -> None:
+    play = Gateway(server, answer(403, "go away"), answer(502))
+    assert str(await refusal(server, play)) == (
+        'cannot create pods/portforward in namespace "team": go away'
+    )
+    play = Gateway(server, answer(405), answer(403, forbidden("get")))
+    assert str(await refusal(server, play)) == 'cannot get pods/portforward in namespace "team"'
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (answer(401, {"message": "Unauthorized"}), CredentialsError),
+        (answer(401), CredentialsError),
+        (answer(404, GONE), PodGoneError),
+        (answer(404, "pod does not exist"), PodGoneError),
+        (answer(500, "rpc error: sandbox container is not running"), PodGoneError),
+    ],
+)
+async def test_what_the_other_way_cannot_mend(
+    server: Server, said: bytes, error: type[KrelayError]
+) -> None:
+    assert type(await refusal(server, Gateway(server, said, said))) is error
+    assert len(server.peers) == 1
+
+
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (answer(500, {"message": "error dialing backend"}), "error dialing backend (500)"),
+        (answer(502, "<h1>Bad\n Gateway</h1>"), "Bad Gateway (502)"),
+        (answer(503), "the answer is empty (503)"),
+        (b"HTTP/1.1 500 X\r\n\r\nuntil the end", "until the end (500)"),
+        (b"HTTP/1.1 500 X\r\nContent-Length: 99\r\n\r\ncut", "cut (500)"),
+        (f"HTTP/1.1 500 X\r\n{CHUNKED}\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n".encode(), "abcde"),
+        (f"HTTP/1.1 500 X\r\n{CHUNKED}\r\n\r\n12345\r\n{'b' * 0x12345}\r\n".encode(), "bb (500)"),
+        (f"HTTP/1.1 500 X\r\n{CHUNKED}\r\n\r\nnonsense\r\nabc".encode(), "abc (500)"),
+        (b"HTTP/1.1 500 X\r\n\r\n" + b"a" * 99_999, "a" * 300 + " (500)"),
+        (answer(404, "not here"), "pod team/web-0 is gone: not here"),
+        (
+            answer(101, "", "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Accept: x"),
+            "invalid Sec-WebSocket-Accept header: x (a wrong answer)",
+        ),
+        (b"HTTP/1.1 200\r\n\r\n", "the answer is empty (200)"),
+    ],
+)
+async def test_any_other_answer(server: Server, said: bytes, shown: str) -> None:
+    error = await refusal(server, Gateway(server, get=said), WEBSOCKET)
+    assert isinstance(error, TunnelError)
+    assert shown in str(error)
+
+
+async def test_another_subprotocol(server: Server) -> None:
+    async def play(peer: Peer) -> None:
+        peer.writer = Renaming(peer.writer)  # type: ignore[assignment]
+        await server.echo(peer)
+
+    class Renaming:
+        def __init__(self, writer: asyncio.StreamWriter) -> None:
+            self.writer = writer
+
+        def write(self, data: bytes) -> None:
+            self.writer.write(data.replace(b"SPDY/3.1+portforward", b"v4.channel"))
+
+    error = await refusal(server, play, WEBSOCKET)
+    assert "another subprotocol (a wrong answer)" in str(error)
+
+
+async def test_no_answer(server: Server, way: Transport) -> None:
+    async def play(peer: Peer) -> None:
+        await peer.closed()
+
+    server.play = play
+    with pytest.raises(UnreachableError, match="no answer from the API server .* within 0.05 s"):
+        await dial(server, way, timeout=0.05)
+    await server.gone.wait()
+
+
+async def test_hanging_up_without_an_answer(server: Server, way: Transport) -> None:
+    error = await refusal(server, Gateway(server, b"", b""), way)
+    assert isinstance(error, UnreachableError)
+    assert "it closed the connection" in str(error)
+
+
+async def test_cancelled_while_it_asks(server: Server, way: Transport) -> None:
+    asked = asyncio.Event()
+
+    async def play(peer: Peer) -> None:
+        asked.set()
+        await peer.closed()
+
+    server.play = play
+    with pytest.raises(asyncio.CancelledError):  # noqa: PT012
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(dial(server, way))
+            await asked.wait()
+            task.cancel()
+            await task
+    await server.gone.wait()
+
+
+async def test_a_protocol_that_fails_leaves_nothing_open(server: Server, way: Transport) -> None:
+    class Failing(Witness):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            raise ZeroDivisionError
+
+    witness = Failing()
+    with pytest.raises(ZeroDivisionError):
+        await open_portforward(
+            server.access(), namespace="n", pod="p", port=1, protocol=witness, transport=way
+        )
+    await witness.lost
+    await server.gone.wait()
+
+
+@pytest.mark.parametrize(
+    ("configured", "value", "means"),
+    [
+        (AUTO, None, AUTO),
+        (AUTO, "true", AUTO),
+        (AUTO, "false", SPDY),
+        (AUTO, "False", SPDY),
+        (WEBSOCKET, "false", WEBSOCKET),
+        (SPDY, "true", SPDY),
+    ],
+)
+def test_the_variable_of_kubectl(
+    configured: Transport, value: str | None, means: Transport
+) -> None:
+    environ = {} if value is None else {"KUBECTL_PORT_FORWARD_WEBSOCKETS": value}
+    assert transport_from_env(configured, environ) is means
+
+
+def test_what_worked_is_kept_for_so_many_servers() -> None:
+    ways = Ways()
+    for number in range(Ways.LIMIT + 1):
+        ways.worked(f"https://{number}", WEBSOCKET)
+    assert ways.order(AUTO, "https://0") == (SPDY, WEBSOCKET)
+    assert ways.order(AUTO, "https://1") == (WEBSOCKET, SPDY)
+    assert ways.order(SPDY, "https://1") == (SPDY,)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from krelay.errors import NotListeningError, TunnelError
+from krelay.transport.tcp import open_tcp
+
+from .conftest import Witness
+
+
+async def test_open() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(5))
+        writer.close()
+
+    listener = await asyncio.start_server(echo, "127.0.0.1", 0)
+    witness = Witness()
+    transport = await open_tcp(*listener.sockets[0].getsockname(), protocol=witness)
+    assert witness.transport is transport
+    sock = transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    transport.write(b"hello")
+    assert await witness.lost is None
+    assert witness.data == b"hello"
+    listener.close()
+
+
+async def test_refused() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(NotListeningError, match="nothing listens on 127.0.0.1 port"):
+            await open_tcp(*sock.getsockname(), protocol=Witness())
+
+
+async def test_no_answer() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen(0)
+        address = sock.getsockname()
+        # A full queue: the kernel answers no further connection.
+        with socket.create_connection(address), pytest.raises(TunnelError, match="within 0.05 s"):
+            await open_tcp(*address, protocol=Witness(), timeout=0.05)
+
+
+async def addresses(*hosts: str) -> list[Any]:
+    """What getaddrinfo gives for a name with all these addresses."""
+    loop = asyncio.get_running_loop()
+    found = [await loop.getaddrinfo(host, 1, type=socket.SOCK_STREAM) for host in hosts]
+    return [info for infos in found for info in infos]
+
+
+async def test_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.2", 0)
+    port = listener.sockets[0].getsockname()[1]
+    for hosts, meets in (
+        (("127.0.0.3", "127.0.0.2"), None),
+        (("127.0.0.3", "127.0.0.4"), NotListeningError),
+        ((), TunnelError),
+    ):
+        found = await addresses(*hosts)
+
+        async def getaddrinfo(*_: object, found: list[Any] = found, **__: object) -> list[Any]:
+            return found
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        witness = Witness()
+        if meets is None:
+            await open_tcp("name.test", port, protocol=witness)
+            await witness.lost
+        else:
+            with pytest.raises(meets):
+                await open_tcp("name.test", port, protocol=witness)
+        monkeypatch.undo()
+    listener.close()
+
+
+async def test_unreachable() -> None:
+    with pytest.raises(TunnelError, match="cannot reach no.invalid port 1"):
+        await open_tcp("no.invalid", 1, protocol=Witness())
