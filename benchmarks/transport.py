@@ -19,7 +19,7 @@ from krelay.cluster.api import Api
 from krelay.model import ApiAccess, Transport
 from krelay.transport.portforward import open_portforward
 
-NAMESPACE = "transport-bench"
+NAMESPACE = f"transport-bench-{os.getpid()}"
 PORT = 9700
 SOURCE = """
 import asyncio, sys

@@ -67,7 +67,7 @@ class TcpListener:
         self.close()
         for connection in list(self.connections):
             if connection.stream is None:
-                connection.on_reset(ErrorCode.CANCELLED)
+                connection.cut()
         try:
             async with asyncio.timeout(timeout):
                 while self.connections:
@@ -82,7 +82,7 @@ class TcpListener:
         """Reset every live connection."""
         self.close()
         for connection in list(self.connections):
-            connection.on_reset(ErrorCode.CANCELLED)
+            connection.cut()
 
     def left(self, connection: LocalRelay) -> None:
         """A connection is gone."""
@@ -110,7 +110,13 @@ class LocalRelay(TcpRelay):
             self._opening.start()
         else:
             # Accepted in the very turn of the loop in which the listener closed.
-            self.on_reset(ErrorCode.CANCELLED)
+            self.cut()
+
+    def cut(self) -> None:
+        """Reset it at both ends."""
+        if self.stream is not None:
+            self.stream.reset(ErrorCode.CANCELLED)
+        self.on_reset(ErrorCode.CANCELLED)
 
     def data_received(self, data: bytes) -> None:
         if self._sent is not None:

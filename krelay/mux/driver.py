@@ -81,7 +81,9 @@ class Driver:
         stream = MuxStream(self, self.session.open(header, self._loop.time()), handler)
         if self._debug:
             logger.debug("> OPEN %r %s:%d", stream, header.host, header.port)
-        self.wake()
+        # A turn later than the rest: an application that speaks first has spoken by then, and
+        # its bytes ride along.
+        self._loop.call_soon(self.wake)
         return stream
 
     def consume(self, stream: Stream, count: int) -> None:

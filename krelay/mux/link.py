@@ -6,7 +6,8 @@ import asyncio
 from typing import cast
 
 from krelay.mux.driver import Driver
-from krelay.wire.errors import HandshakeError, WireError
+from krelay.mux.sockets import no_delay
+from krelay.wire.errors import WireError
 from krelay.wire.handshake import ClientHandshake, Welcome
 
 
@@ -18,6 +19,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
+        no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
         if self.driver is not None:
@@ -72,6 +74,7 @@ class ClientLink(Link):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.welcome.done():
-            lost = exc or HandshakeError("the connection ended during the handshake")
+            # No answer is not a no: it is worth another try.
+            lost = exc or ConnectionResetError("the connection ended during the handshake")
             self.welcome.set_exception(lost)
         super().connection_lost(exc)

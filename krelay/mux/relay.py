@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import struct
 from collections.abc import Callable
 from typing import cast
 
+from krelay.mux.sockets import no_delay, reset_socket
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
 logger = logging.getLogger("krelay.relay")
 
-_RST_ON_CLOSE = struct.pack("ii", 1, 0)
 _WRITE_HIGH_WATER = 256 << 10
-
-
-def reset_socket(transport: asyncio.BaseTransport) -> None:
-    """Close a TCP connection with RST, so that the peer cannot take it for an orderly end."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
-    cast(asyncio.Transport, transport).abort()
 
 
 class TcpRelay(asyncio.Protocol):
@@ -58,6 +48,7 @@ class TcpRelay(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.pause_reading()
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        no_delay(transport)
         early, self._early = self._early, []
         for data in early:
             self.on_data(data)

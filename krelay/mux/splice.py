@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from krelay.mux.relay import reset_socket
+from krelay.mux.sockets import no_delay, reset_socket
 
 _HIGH_WATER = 256 << 10
 
@@ -34,6 +34,7 @@ class Splice(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.pause_reading()
         self.transport.set_write_buffer_limits(high=_HIGH_WATER)
+        no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
         if self.other is not None and self.other.transport is not None:

@@ -69,12 +69,15 @@ async def read_body(dialogue: Dialogue, answer: Answer) -> str:
     with contextlib.suppress(OSError, EOFError, ValueError):
         async with asyncio.timeout(BODY_DEADLINE):
             if answer.headers.get("transfer-encoding", "").lower() == "chunked":
-                while len(body) < BODY_LIMIT:
-                    size = int(await dialogue.read_until(b"\r\n"), 16)
-                    if size <= 0:
-                        break
-                    body += (await dialogue.read_exactly(size + 2))[:size]
+                body = await _read_chunks(dialogue)
             else:
                 size = int(length) if length.isdecimal() else BODY_LIMIT
                 body = await dialogue.read_exactly(min(size, BODY_LIMIT))
     return (body or dialogue.rest()[:BODY_LIMIT]).decode("utf-8", "replace")
+
+
+async def _read_chunks(dialogue: Dialogue) -> bytes:
+    body = b""
+    while len(body) < BODY_LIMIT and (size := int(await dialogue.read_until(b"\r\n"), 16)) > 0:
+        body += (await dialogue.read_exactly(size + 2))[:size]
+    return body

@@ -14,7 +14,7 @@ from typing import Any, cast
 from krelay.errors import TunnelError
 from krelay.transport import spdy
 from krelay.transport.refusal import stream_error
-from krelay.transport.spdy import DATA_STREAM, Buffer
+from krelay.transport.spdy import DATA_STREAM, ERROR_STREAM, Buffer
 from krelay.transport.upgrade import Carrier
 
 logger = logging.getLogger("krelay.transport")
@@ -26,7 +26,7 @@ CLOSE_DEADLINE = 2.0
 # one call takes it all.
 _READ_SIZE = 272 << 10
 _TEXT_LIMIT = 4 << 10
-_TEXT_DEADLINE = 1.0
+_TEXT_DEADLINE = 0.25
 _REPLIES_LIMIT = 1 << 20
 
 
@@ -134,7 +134,9 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         if self._timer is not None:
             self._timer.cancel()
         reason = self._reason
-        if reason is None and not self._closing:
+        if reason is None and self._error_text and not self._closing:
+            reason = self._stream_error()
+        elif reason is None and not self._closing:
             reason = TunnelError(f"the connection to the API server was lost: {exc or 'it ended'}")
             reason.__cause__ = exc
         self._closing = True
@@ -170,15 +172,20 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
             self._end(end)
 
     def _heard(self, event: spdy.Event) -> bool:
-        """Whether a stream ended, and the pipe with it."""
+        """Whether all is said.
+
+        The data stream ends first, then the error stream, with the reason if there is one: often
+        in a read of its own, and not surely at all.
+        """
         if isinstance(event, spdy.Ping):
             self._reply(self._carrier.wrap(event.frame))
-        elif isinstance(event, spdy.Data):
-            if not self._error_text:  # its end, and all of it, should be next
-                self._arm(_TEXT_DEADLINE, lambda: self._end(self._stream_error()))
+            return False
+        if isinstance(event, spdy.Data):
             self._error_text = (self._error_text + event.payload)[:_TEXT_LIMIT]
-        else:
+        elif event.stream_id == ERROR_STREAM:
             return True
+        if self._timer is None:
+            self._arm(_TEXT_DEADLINE, lambda: self._end(self._stream_error()))
         return False
 
     def _stream_error(self) -> TunnelError:

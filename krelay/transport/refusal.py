@@ -67,14 +67,14 @@ def access_denied(verbs: str, namespace: str, more: str = "") -> AccessDeniedErr
 
 def stream_error(text: str) -> TunnelError:
     """The error for what came on the error stream (nothing: the forward just ended)."""
-    said = _short(text)
+    said = " ".join(text.split())
     if not said:
         return TunnelError("the agent ended the connection")
-    if _GONE.search(said):
-        return PodGoneError(f"the agent's pod is gone: {said}")
+    if gone := _GONE.search(said):
+        return PodGoneError(f"the agent's pod is gone: {_short(gone[0])}")
     if "connection refused" in said:
         return NotListeningError("nothing listens on the agent's port in its pod")
-    return TunnelError(f"the port-forward ended: {said}")
+    return TunnelError(f"the port-forward ended: {said[-_SHOWN:]}")  # the cause comes last
 
 
 def _status(text: str) -> str | None:

@@ -15,6 +15,7 @@ from krelay.transport.pipe import Pipe
 from .conftest import ERROR, FIN, Peer, Server, Witness, control, data, open_pipe
 
 PING = control(6, b"\0\0\0\2")
+END = FIN + data(b"", ERROR, fin=True)
 
 
 class Script:
@@ -72,7 +73,7 @@ async def test_bytes_both_ways(server: Server, way: Transport) -> None:
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
 async def test_reads_fall_anywhere(server: Server, way: Transport, pieces: int) -> None:
-    server.play = Script(*(data(bytes([i]) * i) for i in range(40)), PING, FIN, pieces=pieces)
+    server.play = Script(*(data(bytes([i]) * i) for i in range(40)), PING, END, pieces=pieces)
     _, witness = await open_pipe(server, way)
     assert isinstance(await witness.lost, TunnelError)
     assert bytes(witness.data) == b"".join(bytes([i]) * i for i in range(40))
@@ -101,7 +102,8 @@ async def test_pieces_of_one_read_are_handed_on_at_once(server: Server, way: Tra
 @pytest.mark.parametrize(
     ("frames", "error", "said"),
     [
-        ([FIN], TunnelError, "the agent ended the connection"),
+        ([FIN, PING], TunnelError, "the agent ended the connection"),
+        ([END], TunnelError, "the agent ended the connection"),
         ([data(b"", ERROR, fin=True)], TunnelError, "the agent ended the connection"),
         ([control(3, struct.pack(">II", 3, 3))], TunnelError, "the agent ended the connection"),
         (
@@ -111,12 +113,20 @@ async def test_pieces_of_one_read_are_handed_on_at_once(server: Server, way: Tra
             "nothing listens on the agent's port",
         ),
         (
-            [FIN + data(b"network namespace for sandbox 3f is cl", ERROR) + data(b"osed", ERROR)],
+            [FIN, data(b"network namespace for sandbox 3f is cl", ERROR), data(b"osed", ERROR),
+             control(3, struct.pack(">II", 1, 3))],
             PodGoneError,
             "network namespace for sandbox 3f is closed",
         ),
-        ([data(b"sandbox 3f is not running", ERROR), FIN], PodGoneError, "is not running"),
-        ([data(b"no socat", ERROR), FIN], TunnelError, "the port-forward ended: no socat"),
+        (
+            [data(b"sandbox 3f is not running", ERROR, fin=True)], PodGoneError, "is not running"
+        ),
+        (
+            [FIN, data(b"a" * 9000, ERROR), data(b"no socat", ERROR, fin=True)],
+            TunnelError,
+            "the port-forward ended: " + "a" * 300,
+        ),
+        ([data(b"a" * 900 + b"no socat", ERROR, fin=True)], TunnelError, "aano socat"),
     ],
 )  # fmt: skip
 async def test_the_server_ends_it_and_stays_connected(
@@ -152,6 +162,16 @@ async def test_the_connection_is_cut_within_a_frame(server: Server, way: Transpo
     assert "the connection to the API server was lost" in str(await witness.lost)
     assert bytes(witness.data) == b"ab"
     assert witness.calls == ["made", "lost"]
+
+
+async def test_the_connection_is_cut_after_an_error_text(server: Server, way: Transport) -> None:
+    async def play(peer: Peer) -> None:
+        peer.accept()
+        await peer.send(data(b"sandbox 3f is not running", ERROR))
+
+    server.play = play
+    _, witness = await open_pipe(server, way)
+    assert isinstance(await witness.lost, PodGoneError)
 
 
 async def test_garbage(server: Server, way: Transport) -> None:
@@ -221,7 +241,7 @@ async def test_who_does_not_read_gets_no_more_answers(
     server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "_REPLIES_LIMIT", 0)
-    server.play = Script(PING, FIN)
+    server.play = Script(PING, END)
     _, witness = await open_pipe(server, way)
     await witness.lost
     assert server.peers[0]._pending == b""
@@ -236,7 +256,7 @@ async def test_back_pressure_reaches_the_writer(server: Server, way: Transport) 
         await peer.streams()
         await read_on.wait()
         await peer.payload(total)
-        await peer.send(FIN)
+        await peer.send(END)
         await peer.closed()
 
     server.play = play
@@ -301,7 +321,7 @@ async def test_what_comes_after_close_is_dropped(server: Server, way: Transport)
             super().data_received(data)
             pipe.close()
 
-    server.play = Script(data(b"one"), data(bytes(1 << 20)), FIN)
+    server.play = Script(data(b"one"), data(bytes(1 << 20)), END)
     pipe, witness = await open_pipe(server, way, Closing())
     assert await witness.lost is None
     assert witness.data.startswith(b"one")
@@ -330,7 +350,7 @@ async def test_close_while_the_server_ends_it(server: Server, way: Transport) ->
         def data_received(self, data: bytes) -> None:
             pipe.close()
 
-    server.play = Script(data(b"text", ERROR) + data(b"x") + FIN)
+    server.play = Script(data(b"text", ERROR) + data(b"x") + END)
     pipe, witness = await open_pipe(server, way, Closing())
     assert await witness.lost is None
 

@@ -1,0 +1,27 @@
+"""Sockets: the two options that the mux depends on, for any transport that has a TCP socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import cast
+
+_RST_ON_CLOSE = struct.pack("ii", 1, 0)
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+
+
+def no_delay(transport: asyncio.BaseTransport) -> None:
+    """Send small writes at once. asyncio does so itself, but not on what is accepted by a socket
+    that was made without its protocol's number (asyncio, `base_events._set_nodelay`)."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in _FAMILIES:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def reset_socket(transport: asyncio.BaseTransport) -> None:
+    """Close a TCP connection with RST, so that the peer cannot take it for an orderly end."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+    cast(asyncio.Transport, transport).abort()

@@ -1,0 +1,262 @@
+"""Dialling: real sockets where an answer comes, a patched resolver where none would."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from agent import dial
+from agent.dial import DialError, dial_tcp, dial_udp, resolve
+from krelay.wire.errors import ErrorCode
+from tests import rig
+
+TCP = socket.SOCK_STREAM
+
+
+class Connected(asyncio.Protocol):
+    """Waits for its connection."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A port whose connections neither come up nor fail: its queue is full."""
+    with socket.socket() as server:
+        server.bind((rig.HOST, 0))
+        server.listen(0)
+        waiting = []
+        try:
+            for _ in range(4):
+                sock = socket.socket()
+                sock.setblocking(False)
+                sock.connect_ex(server.getsockname())
+                waiting.append(sock)
+            yield server.getsockname()[1]
+        finally:
+            for sock in waiting:
+                sock.close()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the resolver answer with these addresses, or raise this error."""
+
+    def answer(*addresses: str, error: Exception | None = None) -> None:
+        def getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[object]:
+            if error is not None:
+                raise error
+            families = [socket.AF_INET6 if ":" in a else socket.AF_INET for a in addresses]
+            return [(f, TCP, 6, "", (a, port)) for f, a in zip(families, addresses, strict=True)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return answer
+
+
+async def failing(host: str, port: int, timeout: float = 5.0) -> DialError:
+    with pytest.raises(DialError) as caught:
+        await dial_tcp(host, port, timeout, Connected)
+    return caught.value
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "family"),
+    [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("fe80::1%lo", socket.AF_INET6)],
+)
+async def test_an_address_is_itself_and_no_resolver_is_asked(
+    host: str, family: int, names: Callable[..., None]
+) -> None:
+    names(error=AssertionError("asked"))
+    assert await resolve(host, 80, TCP) == [(family, host)]
+
+
+async def test_a_name_is_its_addresses_in_order(names: Callable[..., None]) -> None:
+    names("::1", "127.0.0.1")
+    expected = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
+    assert await resolve("both.test", 80, TCP) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (socket.gaierror(socket.EAI_NONAME, "not known"), ErrorCode.NO_SUCH_HOST),
+        (socket.gaierror(socket.EAI_FAIL, "failure"), ErrorCode.NO_SUCH_HOST),
+        (socket.gaierror(socket.EAI_AGAIN, "try again"), ErrorCode.RESOLVE_TIMEOUT),
+        (UnicodeError("label too long"), ErrorCode.NO_SUCH_HOST),
+    ],
+)
+async def test_a_name_that_is_none(
+    error: Exception, code: ErrorCode, names: Callable[..., None]
+) -> None:
+    names(error=error)
+    failure = await failing("nowhere.test", 80)
+    assert failure.code == code
+    assert str(failure).startswith("nowhere.test: ")
+
+
+async def test_a_name_that_no_resolver_can_take_asks_none() -> None:
+    assert (await failing("x" * 200, 80)).code == ErrorCode.NO_SUCH_HOST
+
+
+async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait())
+    try:
+        tcp = await failing("slow.test", 80, 0.02)
+        with pytest.raises(DialError) as udp:
+            await dial_udp("slow.test", 80, 0.02, lambda data: None, lambda: None)
+    finally:
+        answered.set()
+    assert tcp.code == udp.value.code == ErrorCode.RESOLVE_TIMEOUT
+    assert str(tcp) == "resolving slow.test:80 took over 0.02 s"
+
+
+# -- TCP ---------------------------------------------------------------------------------------
+
+
+async def test_a_connection_comes_up() -> None:
+    async with rig.tcp_target(rig.swallow) as port:
+        connected = await dial_tcp(rig.HOST, port, 5.0, Connected)
+        assert connected.transport is not None
+        connected.transport.close()
+        await asyncio.sleep(0)
+
+
+async def test_a_port_that_is_closed_is_refused() -> None:
+    port = rig.closed_port()
+    failure = await failing(rig.HOST, port)
+    assert failure.code == ErrorCode.REFUSED
+    assert str(failure) == f"127.0.0.1:{port}: Connect call failed ('127.0.0.1', {port})"
+
+
+async def test_a_port_that_does_not_answer_is_a_connect_timeout() -> None:
+    with silent() as port:
+        assert (await failing(rig.HOST, port, 0.05)).code == ErrorCode.CONNECT_TIMEOUT
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.EHOSTUNREACH, ErrorCode.UNREACHABLE),
+        (errno.ENETUNREACH, ErrorCode.UNREACHABLE),
+        (errno.EADDRNOTAVAIL, ErrorCode.UNREACHABLE),
+        (errno.ETIMEDOUT, ErrorCode.CONNECT_TIMEOUT),
+        (errno.ECONNRESET, ErrorCode.REFUSED),
+        (errno.EMFILE, ErrorCode.DIAL_FAILED),
+    ],
+)
+async def test_what_the_kernel_says_is_told(
+    number: int, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, "the kernel says no")
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "create_connection", refuse)
+    monkeypatch.setattr(loop, "create_datagram_endpoint", refuse)
+    tcp = await failing(rig.HOST, 80)
+    with pytest.raises(DialError) as udp:
+        await dial_udp(rig.HOST, 80, 5.0, lambda data: None, lambda: None)
+    assert tcp.code == udp.value.code == code
+    assert str(tcp) == "127.0.0.1:80: the kernel says no"
+
+
+async def test_the_next_address_is_tried_after_one_that_refuses(names: Callable[..., None]) -> None:
+    names("127.0.0.2", "127.0.0.1")
+    async with rig.tcp_target(rig.swallow) as port:
+        connected = await dial_tcp("both.test", port, 5.0, Connected)
+        assert connected.transport is not None
+        assert connected.transport.get_extra_info("peername") == ("127.0.0.1", port)
+        connected.transport.close()
+        await asyncio.sleep(0)
+
+
+async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
+    async with rig.tcp_target(rig.swallow, "127.0.0.2") as port:
+        with silent() as dead:
+            both = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2")]
+            loop = asyncio.get_running_loop()
+            real = loop.create_connection
+
+            async def redirect(protocol: object, address: str, *_: object, **kw: object) -> object:
+                to = dead if address == "127.0.0.1" else port
+                return await real(protocol, address, to, **kw)  # type: ignore[arg-type]
+
+            loop.create_connection = redirect  # type: ignore[method-assign, assignment]
+            connected = await dial._first(both, port, 2.0, Connected)
+    assert connected.transport is not None
+    connected.transport.close()
+    await asyncio.sleep(0)
+
+
+async def test_the_last_failure_is_the_one_told(names: Callable[..., None]) -> None:
+    names("127.0.0.2", "127.0.0.1")
+    port = rig.closed_port()
+    assert str(await failing("both.test", port)).startswith(f"127.0.0.1:{port}: ")
+
+
+async def test_no_address_at_all(names: Callable[..., None]) -> None:
+    names()
+    assert (await failing("none.test", 80)).code == ErrorCode.NO_SUCH_HOST
+
+
+# -- UDP ---------------------------------------------------------------------------------------
+
+
+async def test_datagrams_go_and_come() -> None:
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+    async with rig.udp_echo() as port:
+        sock = await dial_udp(rig.HOST, port, 5.0, got.put_nowait, lambda: None)
+        for data in (b"x", b"", b"y" * 65_507):
+            sock.send(data)
+            assert await got.get() == data
+        sock.close()
+        sock.send(b"nobody takes this")
+        sock.close()
+        await asyncio.sleep(0)
+
+
+async def test_nobody_there_is_told_by_icmp() -> None:
+    gone = asyncio.Event()
+    port = rig.closed_port(socket.SOCK_DGRAM)
+    sock = await dial_udp(rig.HOST, port, 5.0, lambda data: None, gone.set)
+    sock.send(b"x")
+    await gone.wait()
+    sock.close()
+    await asyncio.sleep(0)
+
+
+async def test_a_datagram_that_is_too_long_is_lost_alone() -> None:
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+    gone = asyncio.Event()
+    async with rig.udp_echo() as port:
+        sock = await dial_udp(rig.HOST, port, 5.0, got.put_nowait, gone.set)
+        sock.send(bytes(65_536))
+        sock.send(b"x")
+        assert await got.get() == b"x"
+        assert not gone.is_set()
+        sock.close()
+        await asyncio.sleep(0)
+
+
+async def test_a_socket_without_ipv6_is_a_dial_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+
+    monkeypatch.setattr("agent.dial.socket.socket", none)
+    with pytest.raises(DialError, match="no IPv6"):
+        await dial_udp("::1", 80, 5.0, lambda data: None, lambda: None)

@@ -1,0 +1,152 @@
+"""Binding real addresses of this machine."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from krelay.datapath import bind as module
+from krelay.datapath.bind import bind
+from krelay.errors import ListenError
+
+TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
+KINDS = pytest.mark.parametrize("kind", [TCP, UDP])
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, TCP) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+IPV6 = pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+
+
+@contextmanager
+def bound(address: str, port: int, kind: socket.SocketKind) -> Iterator[list[socket.socket]]:
+    sockets = bind(address, port, kind)
+    try:
+        yield sockets
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+@KINDS
+def test_an_address_is_one_socket_that_does_not_block(kind: socket.SocketKind) -> None:
+    with bound("127.0.0.1", 0, kind) as (sock,):
+        assert sock.getsockname()[0] == "127.0.0.1"
+        assert sock.type == kind
+        assert not sock.getblocking()
+
+
+def test_a_tcp_socket_listens_already() -> None:
+    with bound("127.0.0.1", 0, TCP) as (sock,):
+        socket.create_connection(sock.getsockname()).close()
+
+
+@IPV6
+@KINDS
+def test_an_ipv6_address_is_ipv6_only(kind: socket.SocketKind) -> None:
+    with bound("::", 0, kind) as (six,):
+        port = six.getsockname()[1]
+        with bound("127.0.0.1", port, kind) as (four,):
+            assert four.family == socket.AF_INET
+
+
+@IPV6
+@KINDS
+def test_localhost_is_both_families_on_one_port(kind: socket.SocketKind) -> None:
+    with bound("localhost", 0, kind) as (four, six):
+        assert four.getsockname()[:2] == ("127.0.0.1", six.getsockname()[1])
+        assert six.getsockname()[0] == "::1"
+
+
+@IPV6
+@KINDS
+def test_localhost_is_neither_where_one_family_has_no_room(kind: socket.SocketKind) -> None:
+    with bound("::1", 0, kind) as (six,):
+        port = six.getsockname()[1]
+        with pytest.raises(ListenError, match=rf"localhost:{port}: Address already in use"):
+            bind("localhost", port, kind)
+        with bound("127.0.0.1", port, kind):
+            """It was given back."""
+
+
+def test_localhost_is_ipv4_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_has_ipv6", lambda: False)
+    with bound("localhost", 0, TCP) as (sock,):
+        assert sock.family == socket.AF_INET
+
+
+def test_a_machine_without_ipv6_is_seen_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "no")
+
+    monkeypatch.setattr(module, "_bind_one", refuse)
+    assert not module._has_ipv6()
+
+
+@IPV6
+def test_another_free_port_is_tried_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, taken = module._bind_one, [True, True]
+
+    def unlucky(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        if host == "::1" and port and taken and taken.pop():
+            raise OSError(errno.EADDRINUSE, "in use")
+        return real(host, port, kind)
+
+    monkeypatch.setattr(module, "_bind_one", unlucky)
+    with bound("localhost", 0, TCP) as sockets:
+        assert len(sockets) == 2
+    assert not taken
+
+
+@IPV6
+def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._bind_one
+
+    def unlucky(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        if host == "::1" and port:
+            raise OSError(errno.EADDRINUSE, "in use")
+        return real(host, port, kind)
+
+    monkeypatch.setattr(module, "_bind_one", unlucky)
+    with pytest.raises(ListenError, match="no port is free in both families"):
+        bind("localhost", 0, TCP)
+
+
+@KINDS
+def test_a_port_in_use_says_so_with_a_hint(kind: socket.SocketKind) -> None:
+    with bound("127.0.0.1", 0, kind) as (sock,):
+        port = sock.getsockname()[1]
+        with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: ") as caught:
+            bind("127.0.0.1", port, kind)
+    assert caught.value.hint is not None
+    assert f"another program has port {port}" in caught.value.hint
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_another_machine_s_address_says_so() -> None:
+    with pytest.raises(ListenError, match=r"192\.0\.2\.1:0: ") as caught:
+        bind("192.0.2.1", 0, TCP)
+    assert caught.value.hint == "this machine has no such address"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
+def test_a_privileged_port_says_so(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(module, "_bind_one", refuse)
+    with pytest.raises(ListenError, match=r"\[::1\]:80: ") as caught:
+        bind("::1", 80, TCP)
+    assert caught.value.hint is not None
+    assert "below 1024" in caught.value.hint

@@ -1,0 +1,77 @@
+"""Which tunnel a new stream rides on, and those who wait for one."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.datapath.pool import Pool, least_loaded
+from krelay.errors import NotListeningError
+from tests import rig
+
+
+class Load:
+    """What `least_loaded` sees of a tunnel."""
+
+    def __init__(self, up: bool, load: int) -> None:
+        self.up = up
+        self.load = load
+
+
+@given(st.lists(st.builds(Load, st.booleans(), st.integers(0, 5)), max_size=6))
+def test_the_first_of_the_least_loaded_that_are_up(tunnels: list[Load]) -> None:
+    picked = least_loaded(tunnels)  # type: ignore[arg-type]
+    up = [tunnel for tunnel in tunnels if tunnel.up]
+    if not up:
+        assert picked is None
+    else:
+        least = min(tunnel.load for tunnel in up)
+        assert picked is next(tunnel for tunnel in up if tunnel.load == least)
+
+
+async def test_streams_spread_over_the_tunnels() -> None:
+    async with rig.path(tunnels=3) as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        writers = [(await asyncio.open_connection(rig.HOST, port))[1] for _ in range(30)]
+        await rig.until(lambda: path.streams == (30, 30))
+        counts = [len(t.driver.session.streams) for t in path.pool.tunnels if t.driver]
+        assert counts == [10, 10, 10]
+        for writer in writers:
+            rig.rst(writer)
+        await rig.until(lambda: path.streams == (0, 0))
+
+
+async def test_a_tunnel_that_is_down_gets_none() -> None:
+    async with rig.path(tunnels=2) as path:
+        first, second = path.pool.tunnels
+        path.way.blocked = True
+        path.way.transports[0].abort()
+        await rig.until(lambda: not first.up or not second.up)
+        left = first if first.up else second
+        assert path.pool.pick() is left.driver
+
+
+async def test_whoever_waits_gets_the_first_tunnel_that_comes_up() -> None:
+    async with rig.agent() as server:
+        way = rig.Way(server)
+        way.blocked = True
+        pool = Pool("p", way.dial, rig.KEY, size=2, private=False)
+        assert pool.failure is None
+        async with rig.running(pool, up=False), asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(pool.wait())
+            await pool.wait_change()
+            assert isinstance(pool.failure, NotListeningError)
+            assert not waiting.done()
+            way.blocked = False
+            assert (await waiting).attached
+
+
+async def test_the_end_says_good_bye() -> None:
+    async with rig.agent() as server:
+        way = rig.Way(server)
+        async with rig.running(Pool("p", way.dial, rig.KEY, size=2, private=False)) as pool:
+            assert len(server.sessions) == 2
+        assert pool.pick() is None
+        await rig.until(lambda: len(server.sessions) == 0)

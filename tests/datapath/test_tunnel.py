@@ -1,0 +1,293 @@
+"""Tunnels that break, agents that vanish, and what becomes of the streams."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from krelay.datapath import tunnel as module
+from krelay.datapath.pool import Pool
+from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
+from krelay.wire.frames import encode_frame
+from tests import rig
+
+
+@asynccontextmanager
+async def reaching(
+    server: object, *, key: bytes = rig.KEY, up: bool = True
+) -> AsyncIterator[tuple[Pool, rig.Way]]:
+    """A pool of one tunnel to `server`."""
+    way = rig.Way(server)  # type: ignore[arg-type]
+    pool = Pool("p", way.dial, key, size=1, private=False)
+    async with rig.running(pool, up=up):
+        yield pool, way
+
+
+async def test_a_stream_goes_on_after_cuts_byte_by_byte() -> None:
+    data = rig.noise(4 << 20)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        cuts = 0
+        async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
+
+            async def send() -> None:
+                for at in range(0, len(data), 1 << 16):
+                    writer.write(data[at : at + (1 << 16)])
+                    await writer.drain()
+                writer.write_eof()
+
+            tasks.create_task(send())
+            got = bytearray()
+            while chunk := await reader.read(1 << 16):
+                got += chunk
+                if len(got) > (cuts + 1) << 20:
+                    cuts += 1
+                    path.way.cut()
+        assert got == data
+        assert cuts == 3
+        assert path.way.dials == 1 + cuts
+        assert len(path.server.sessions) == 1
+
+
+async def test_a_cut_while_nothing_flows_loses_no_end() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        async with rig.connect(port) as (reader, writer):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            path.way.cut(blocked=True)
+            await rig.until(lambda: path.pool.pick() is None)
+            writer.write(b"b")
+            writer.write_eof()
+            path.way.blocked = False
+            assert await reader.read() == b"b"
+        await rig.until(lambda: path.streams == (0, 0))
+
+
+async def test_a_client_that_goes_during_a_cut_is_told_of_afterwards() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        async with rig.connect(port) as (_, writer):
+            await rig.until(lambda: path.streams == (1, 1))
+            path.way.cut(blocked=True)
+            await rig.until(lambda: path.pool.pick() is None)
+            rig.rst(writer)
+        path.way.blocked = False
+        await rig.until(lambda: path.streams == (0, 0))
+
+
+async def test_another_agent_means_another_session_and_resets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        async with rig.agent() as another, rig.connect(port) as (reader, writer):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            path.way.server = another
+            path.way.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            await rig.until(lambda: path.pool.pick() is not None)
+            assert len(another.sessions) == 1
+            assert await rig.exchange(port, b"on") == b"on"
+            path.way.server = path.server
+            path.way.cut()
+            await rig.until(lambda: len(path.server.sessions) == 2)
+    assert "p" in caplog.text
+    assert "session lost, 1 streams are reset: the agent does not know it" in caplog.text
+
+
+async def test_a_pod_that_is_gone_ends_the_session_at_once() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        real = path.pool.tunnels[0]._dial
+
+        async def gone(protocol: asyncio.Protocol) -> asyncio.Transport:
+            path.pool.tunnels[0]._dial = real
+            raise PodGoneError("the pod is gone")
+
+        async with rig.connect(port) as (reader, _):
+            await rig.until(lambda: path.streams == (1, 1))
+            path.pool.tunnels[0]._dial = gone
+            path.way.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        await rig.until(lambda: path.pool.pick() is not None)
+
+
+async def test_a_session_without_a_tunnel_for_too_long_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_GRACE", 0.05)
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        async with rig.connect(port) as (reader, _):
+            await rig.until(lambda: path.streams == (1, 1))
+            path.way.cut(blocked=True)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            path.way.blocked = False
+            await rig.until(lambda: path.pool.pick() is not None)
+            assert len(path.server.sessions) == 2
+
+
+async def test_a_wrong_key_is_refused_for_good() -> None:
+    async with rig.agent() as server, reaching(server, key=bytes(32), up=False) as (pool, _):
+        await pool.wait_change()
+        assert isinstance(pool.failure, TunnelRefusedError)
+        assert str(pool.failure) == "the agent refused the tunnel: wrong key"
+        assert len(server.sessions) == 0
+
+
+async def test_an_agent_that_does_not_know_the_key_either_is_refused() -> None:
+    async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = bytes([1, 1]) + bytes(32)
+        writer.write(b"\1" + encode_frame(32, 0, hello) + encode_frame(34, 0, bytes(60)))
+        await reader.read()
+
+    async with rig.tcp_target(lie) as port, reaching(Fake(port), up=False) as (pool, _):
+        await pool.wait_change()
+        assert isinstance(pool.failure, TunnelRefusedError)
+        assert "the agent does not know the key" in str(pool.failure)
+
+
+async def test_an_old_agent_is_refused_for_good() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"\6")
+
+    async with rig.tcp_target(plain) as port, reaching(Fake(port), up=False) as (pool, _):
+        await pool.wait_change()
+        assert isinstance(pool.failure, TunnelRefusedError)
+        assert "knows no sessions" in str(pool.failure)
+
+
+class Fake:
+    """What a `Way` needs of an agent."""
+
+    def __init__(self, port: int) -> None:
+        self.address = (rig.HOST, port)
+
+
+async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None:
+    async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+
+    async with rig.tcp_target(slam) as port, reaching(Fake(port), up=False) as (pool, way):
+        await pool.wait_change()
+        assert pool.failure is not None
+        assert not isinstance(pool.failure, TunnelRefusedError)
+        await rig.until(lambda: way.dials > 2)
+
+
+async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_HANDSHAKE_TIMEOUT", 0.05)
+    async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, way):
+        await pool.wait_change()
+        assert isinstance(pool.failure, TimeoutError)
+        await rig.until(lambda: way.transports[0].is_closing())
+
+
+async def test_an_agent_that_is_full_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.sessions.MAX_SESSIONS", 0)
+    async with rig.agent() as server, reaching(server, up=False) as (pool, _):
+        await pool.wait_change()
+        assert type(pool.failure) is TunnelError
+        assert "0 sessions are open" in str(pool.failure)
+        monkeypatch.setattr("agent.sessions.MAX_SESSIONS", 1)
+        await pool.wait()
+
+
+async def test_nonsense_from_the_agent_ends_the_session_and_another_is_opened(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        (kept,) = path.server.sessions._kept.values()
+        async with rig.connect(port) as (reader, _):
+            await rig.until(lambda: path.streams == (1, 1))
+            transport = kept.driver._transport
+            assert transport is not None
+            transport.write(encode_frame(99, 0))
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        await rig.until(lambda: path.pool.pick() is not None)
+        await rig.until(lambda: path.streams == (0, 0))
+    assert "protocol error" in caplog.text
+
+
+async def test_a_session_that_cannot_be_carried_on_is_replaced() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        async with rig.connect(port) as (reader, _):
+            await rig.until(lambda: path.streams == (1, 1))
+            driver = path.pool.pick()
+            assert driver is not None
+            driver.session.received += 1000
+            path.way.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        await rig.until(lambda: path.pool.pick() is not None)
+        await rig.until(lambda: path.streams == (0, 0))
+        assert len(path.server.sessions) == 1
+
+
+async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        async with rig.connect(port) as (reader, _):
+            await rig.until(lambda: path.streams == (1, 1))
+            (kept,) = path.server.sessions._kept.values()
+            kept.driver.session.received += 1000
+            path.way.cut()
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        await rig.until(lambda: path.pool.pick() is not None)
+        assert await path.pool.wait()
+
+
+async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    delays: list[float] = []
+    real = module.Backoff.delay
+
+    def note(backoff: module.Backoff) -> float:
+        delays.append(real(backoff))
+        return 0.0
+
+    monkeypatch.setattr(module.Backoff, "delay", note)
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    async with rig.agent() as server, reaching(server) as (pool, way):
+        for count in range(1, 5):
+            way.cut()
+            await rig.until(lambda count=count: len(delays) == count and pool.pick())
+        assert delays == [0, 0.1, 0.2, 0.4]
+        monkeypatch.setattr(module, "_STABLE", 0.0)
+        way.cut()
+        await rig.until(lambda: len(delays) == 5 and pool.pick())
+        assert delays[-1] == 0
+
+
+async def test_the_same_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    async with reaching(None, up=False) as (_, way):
+        await rig.until(lambda: way.dials > 2)
+    assert caplog.text.count("no tunnel: the way is shut") == 1
+
+
+async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
+    async with rig.agent() as server:
+        way = rig.Way(server)
+        async with rig.running(Pool("p", way.dial, rig.KEY, size=1, private=False)) as pool:
+            way.blocked = True
+            server.stop("test")
+            await rig.until(lambda: pool.pick() is None)
+            assert "down" in repr(pool.tunnels[0])

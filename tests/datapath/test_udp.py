@@ -1,0 +1,334 @@
+"""The UDP listener: a flow for each client, datagrams as they are, drops rather than waits."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+
+import pytest
+
+from krelay.datapath import udp as module
+from krelay.datapath.udp import UdpListener
+from krelay.errors import ListenError
+from krelay.model import Endpoint, Protocol, Resolution
+from krelay.wire.errors import ErrorCode
+from krelay.wire.session import Limits
+from tests import rig
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 1472, 9000, 65_506, 65_507])
+async def test_datagrams_of_any_size_come_back_whole(size: int) -> None:
+    data = rig.noise(size)
+    async with rig.path() as path, rig.udp_echo() as target:
+        port = rig.port_of(await path.udp(target))
+        async with rig.udp_socket(connect=port) as client:
+            client.send(data)
+            assert await rig.recv(client) == data
+
+
+async def test_borders_and_order_are_kept() -> None:
+    sent = [b"%d" % number * (number % 7) for number in range(200)]
+    async with rig.path() as path, rig.udp_echo() as target:
+        port = rig.port_of(await path.udp(target))
+        async with rig.udp_socket(connect=port) as client:
+            client.send(b"first")
+            assert await rig.recv(client) == b"first"
+            for at in range(0, len(sent), 20):
+                for data in sent[at : at + 20]:
+                    client.send(data)
+                got = [await rig.recv(client) for _ in range(20)]
+                assert got == sent[at : at + 20]
+
+
+async def test_each_client_has_its_own_flow_and_its_own_answers() -> None:
+    async with rig.path(tunnels=2) as path, rig.udp_echo() as target, AsyncExitStack() as stack:
+        listener = await path.udp(target)
+        port = rig.port_of(listener)
+        clients = [
+            await stack.enter_async_context(rig.udp_socket(connect=port)) for _ in range(100)
+        ]
+        for turn in range(3):
+            for number, client in enumerate(clients):
+                client.send(b"%d/%d" % (turn, number))
+            for number, client in enumerate(clients):
+                assert await rig.recv(client) == b"%d/%d" % (turn, number)
+        assert listener.flows == 100
+        assert path.streams == (100, 100)
+    assert path.streams == (0, 0)
+
+
+async def test_the_target_sees_one_socket_for_each_client() -> None:
+    async with rig.path() as path, rig.udp_socket() as target:
+        loop = asyncio.get_running_loop()
+        port = rig.port_of(await path.udp(target.getsockname()[1]))
+        async with rig.udp_socket(connect=port) as one, rig.udp_socket(connect=port) as two:
+            seen = {}
+            for client, data in ((one, b"1"), (two, b"2"), (one, b"1"), (two, b"2")):
+                client.send(data)
+                got, address = await loop.sock_recvfrom(target, 100)
+                assert seen.setdefault(got, address) == address
+            assert len(seen) == 2
+            target.sendto(b"late 1", seen[b"1"])
+            target.sendto(b"late 2", seen[b"2"])
+            assert await rig.recv(two) == b"late 2"
+            assert await rig.recv(one) == b"late 1"
+
+
+async def test_the_least_recently_used_flow_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FLOWS", 2)
+    async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
+        listener = await path.udp(target)
+        port = rig.port_of(listener)
+        one, two, three = [
+            await stack.enter_async_context(rig.udp_socket(connect=port)) for _ in range(3)
+        ]
+
+        async def ask(client: socket.socket) -> None:
+            client.send(b"x")
+            assert await rig.recv(client) == b"x"
+
+        def who() -> set[int]:
+            return {address[1] for sock in listener._sockets for address in sock.flows}
+
+        def ports(*clients: socket.socket) -> set[int]:
+            return {client.getsockname()[1] for client in clients}
+
+        for client in (one, two, one, three):
+            await ask(client)
+        assert who() == ports(one, three)
+        await ask(two)
+        assert who() == ports(three, two)
+        await rig.until(lambda: path.streams == (2, 2))
+
+
+async def test_idle_flows_expire_and_live_ones_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE", 0.3)
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        port = rig.port_of(listener)
+        async with rig.udp_socket(connect=port) as idle, rig.udp_socket(connect=port) as live:
+            idle.send(b"x")
+            assert await rig.recv(idle) == b"x"
+            live.send(b"x")
+            assert await rig.recv(live) == b"x"
+            assert listener.flows == 2
+            stays = live.getsockname()[1]
+            while listener.flows == 2:
+                live.send(b"x")
+                assert await rig.recv(live) == b"x"
+            assert [address[1] for sock in listener._sockets for address in sock.flows] == [stays]
+            await rig.until(lambda: listener.flows == 0)
+            await rig.until(lambda: path.streams == (0, 0))
+            idle.send(b"again")
+            assert await rig.recv(idle) == b"again"
+
+
+async def test_answers_alone_keep_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE", 0.3)
+    async with rig.path() as path, rig.udp_socket() as target:
+        loop = asyncio.get_running_loop()
+        listener = await path.udp(target.getsockname()[1])
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"subscribe")
+            _, address = await loop.sock_recvfrom(target, 100)
+            end = loop.time() + 0.9
+            while loop.time() < end:
+                target.sendto(b"news", address)
+                assert await rig.recv(client) == b"news"
+            assert listener.flows == 1
+
+
+async def test_a_target_that_is_not_there_ends_its_flow_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        good = await path.udp(target)
+        bad = await path.udp(rig.closed_port(socket.SOCK_DGRAM))
+        async with (
+            rig.udp_socket(connect=rig.port_of(good)) as client,
+            rig.udp_socket(connect=rig.port_of(bad)) as lost,
+        ):
+            client.send(b"1")
+            assert await rig.recv(client) == b"1"
+            for _ in range(3):
+                lost.send(b"x")
+                await rig.until(lambda: bad.flows == 1)
+                await rig.until(lambda: bad.flows == 0)
+            client.send(b"2")
+            assert await rig.recv(client) == b"2"
+            assert path.streams == (1, 1)
+
+
+async def test_a_name_that_does_not_exist_is_a_warning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    async with rig.path() as path:
+        listener = await path.udp(path.route(53, Protocol.UDP, "nowhere.test"))
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"x")
+            await rig.until(lambda: "dns: no such host: nowhere.test" in caplog.text)
+            await rig.until(lambda: listener.flows == 0)
+
+
+async def test_the_first_datagrams_wait_for_the_route_a_few_of_them() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        route = path.route(None)
+        listener = await path.udp(route)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            for number in range(40):
+                client.send(b"%d" % number)
+            (sock,) = listener._sockets
+            await rig.until(lambda: sock.flows and flow_of(listener)._early[-1] == b"39")
+            route.update(Resolution(Protocol.UDP, Endpoint(rig.HOST, target)))
+            got = [await rig.recv(client) for _ in range(16)]
+            assert got == [b"%d" % number for number in range(24, 40)]
+
+
+def flow_of(listener: UdpListener) -> module.Flow:
+    """The only flow of a listener."""
+    (sock,) = listener._sockets
+    (flow,) = sock.flows.values()
+    return flow
+
+
+async def test_a_flow_that_waited_long_enough_is_forgotten(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path:
+        listener = await path.udp(path.route(None), park=0.05)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"x")
+            await rig.until(lambda: listener.flows == 1)
+            await rig.until(lambda: listener.flows == 0)
+    assert "dns: datagrams dropped: waited 0.05 s: not resolved yet" in caplog.text
+
+
+async def test_datagrams_are_dropped_and_not_held_while_the_tunnel_is_cut() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"before")
+            assert await rig.recv(client) == b"before"
+            driver = path.pool.pick()
+            assert driver is not None
+            path.way.cut(blocked=True)
+            await rig.until(lambda: path.pool.pick() is None)
+            client.send(b"lost")
+            await rig.until(lambda: driver.session.dropped_datagrams == 1)
+            path.way.blocked = False
+            await path.pool.wait()
+            client.send(b"after")
+            assert await rig.recv(client) == b"after"
+            assert listener.flows == 1
+
+
+async def test_a_full_session_drops_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        driver = path.pool.pick()
+        assert driver is not None
+        driver.session.limits = Limits(streams=0)
+        listener = await path.udp(target)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"x")
+            await rig.until(lambda: "dns: datagrams dropped: 0 streams are open" in caplog.text)
+        assert listener.flows == 0
+
+
+async def test_an_agent_that_ends_a_flow_ends_it_here_too() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            for end in ("end", "close"):
+                client.send(b"x")
+                assert await rig.recv(client) == b"x"
+                (kept,) = path.server.sessions._kept.values()
+                (stream,) = kept.driver.session.streams.values()
+                if end == "end":
+                    stream.owner.end()
+                else:
+                    stream.owner.handler.close(ErrorCode.IDLE)
+                await rig.until(lambda: listener.flows == 0)
+                await rig.until(lambda: path.streams == (0, 0))
+
+
+async def test_what_belongs_to_a_tcp_stream_is_ignored_by_a_flow() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"x")
+            assert await rig.recv(client) == b"x"
+            flow = flow_of(listener)
+            flow.on_data(b"stray")
+            flow.on_writable()
+            client.send(b"y")
+            assert await rig.recv(client) == b"y"
+
+
+async def test_a_client_that_is_gone_disturbs_nobody() -> None:
+    async with rig.path() as path, rig.udp_socket() as target:
+        loop = asyncio.get_running_loop()
+        listener = await path.udp(target.getsockname()[1])
+        port = rig.port_of(listener)
+        async with rig.udp_socket(connect=port) as client:
+            client.send(b"x")
+            _, gone = await loop.sock_recvfrom(target, 100)
+        for _ in range(3):
+            target.sendto(b"nobody hears this", gone)
+        async with rig.udp_socket(connect=port) as client:
+            client.send(b"y")
+            data, address = await loop.sock_recvfrom(target, 100)
+            assert data == b"y"
+            target.sendto(b"z", address)
+            assert await rig.recv(client) == b"z"
+
+
+async def test_answers_are_dropped_where_the_kernel_takes_no_more() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        (sock,) = listener._sockets
+
+        class Full:
+            def sendto(self, data: bytes, address: object) -> None:
+                raise BlockingIOError
+
+        class Broken:
+            def sendto(self, data: bytes, address: object) -> None:
+                raise PermissionError("no")
+
+        for bad in (Full(), Broken()):
+            sock._sock = bad  # type: ignore[assignment]
+            sock.reply(b"x", (rig.HOST, 9))
+
+
+async def test_the_end_closes_sockets_and_flows() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        (sock,) = listener._sockets
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"x")
+            assert await rig.recv(client) == b"x"
+            flow = flow_of(listener)
+            await listener.drain(3600.0)
+            assert listener.flows == 0
+            await rig.until(lambda: path.streams == (0, 0))
+            sock.reply(b"late", client.getsockname())
+            sock.datagram_received(b"late", client.getsockname())
+            sock.close()
+            flow.close(ErrorCode.CANCELLED)
+            assert listener.flows == 0
+        again = UdpListener("dns", path.route(target), path.tasks, park=1.0)
+        await again.open(rig.HOST, listener.addresses[0][1])
+        again.cut()
+
+
+async def test_an_address_in_use_is_a_listen_error() -> None:
+    async with rig.path() as path:
+        port = rig.port_of(await path.udp(1))
+        listener = UdpListener("dns", path.route(1), path.tasks, park=1.0)
+        with pytest.raises(ListenError, match="Address already in use"):
+            await listener.open(rig.HOST, port)

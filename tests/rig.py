@@ -1,0 +1,286 @@
+"""What tests of the data path stand on: targets on real sockets, an agent, a way to cut it off."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from agent.server import Server
+from agent.settings import Settings
+from krelay.datapath.listener import TcpListener
+from krelay.datapath.pool import Pool
+from krelay.datapath.route import Route
+from krelay.datapath.udp import UdpListener
+from krelay.errors import NotListeningError
+from krelay.model import Endpoint, Protocol, Resolution
+
+HOST = "127.0.0.1"
+KEY = bytes(range(32))
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Return once `true()` is; the test's own timeout ends a wait that is in vain."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+
+
+# -- targets -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> AsyncIterator[int]:
+    """A TCP server; yields its port. What its connections still do at the end is cancelled."""
+    async with asyncio.TaskGroup() as tasks:
+        live: set[asyncio.Task[None]] = set()
+
+        async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                with suppress(ConnectionError):
+                    await serve(reader, writer)
+            finally:
+                writer.transport.abort() if writer.is_closing() else writer.close()
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            task = tasks.create_task(run(reader, writer))
+            live.add(task)
+            task.add_done_callback(live.discard)
+
+        server = await asyncio.start_server(accept, host, 0, backlog=1024, limit=limit)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            for task in live:
+                task.cancel()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send every byte back, then the end."""
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+    await writer.drain()
+
+
+async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read until the end, say nothing."""
+    while await reader.read(1 << 16):
+        pass
+
+
+async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Neither read nor write."""
+    await asyncio.get_running_loop().create_future()
+
+
+@asynccontextmanager
+async def udp_socket(port: int = 0, *, connect: int | None = None) -> AsyncIterator[socket.socket]:
+    """A UDP socket on loopback, for `loop.sock_*`."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sock.setblocking(False)
+        sock.bind((HOST, port))
+        if connect is not None:
+            sock.connect((HOST, connect))
+        yield sock
+
+
+@asynccontextmanager
+async def udp_echo(prefix: bytes = b"") -> AsyncIterator[int]:
+    """Sends each datagram back to where it came from; yields the port."""
+    loop = asyncio.get_running_loop()
+    async with udp_socket() as sock:
+
+        def answer() -> None:
+            data, address = sock.recvfrom(1 << 16)
+            sock.sendto(prefix + data, address)
+
+        loop.add_reader(sock, answer)
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            loop.remove_reader(sock)
+
+
+def port_of(listener: TcpListener | UdpListener) -> int:
+    """The local port of a listener."""
+    return listener.addresses[0][1]
+
+
+def rst(writer: asyncio.StreamWriter) -> None:
+    """Cut a connection with RST."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+def closed_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
+    """A port on which nothing listens."""
+    with socket.socket(socket.AF_INET, kind) as sock:
+        sock.bind((HOST, 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def recv(sock: socket.socket, size: int = 1 << 16) -> bytes:
+    """The next datagram or bytes of a non-blocking socket."""
+    return await asyncio.get_running_loop().sock_recv(sock, size)
+
+
+# -- an agent, and a pool that reaches it ------------------------------------------------------
+
+
+@asynccontextmanager
+async def agent(**settings: Any) -> AsyncIterator[Server]:
+    """An agent in this process, on a free port, with KEY unless told otherwise."""
+    server = Server(Settings(**{"port": 0, "key": KEY, **settings}))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.run())
+        await server.listening.wait()
+        try:
+            yield server
+        finally:
+            server.stop("the test ends")
+
+
+class Way:
+    """The way to an agent: `dial` goes there, `cut` breaks what is up, `blocked` keeps it shut."""
+
+    def __init__(self, server: Server | None) -> None:
+        self.server = server
+        self.blocked = server is None
+        self.dials = 0
+        self.transports: list[asyncio.Transport] = []
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        self.dials += 1
+        if self.blocked or self.server is None:
+            raise NotListeningError("the way is shut")
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: protocol, *self.server.address)
+        self.transports.append(transport)
+        return transport
+
+    def cut(self, *, blocked: bool = False) -> None:
+        """Break every tunnel; `blocked`: and let none come up again."""
+        self.blocked = blocked
+        for transport in self.transports:
+            transport.abort()
+        self.transports.clear()
+
+
+@asynccontextmanager
+async def running(pool: Pool, *, up: bool = True) -> AsyncIterator[Pool]:
+    """Keeps a pool up, from when all of its tunnels are."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(pool.run())
+        try:
+            if up:
+                await until(lambda: all(tunnel.up for tunnel in pool.tunnels))
+            yield pool
+        finally:
+            task.cancel()
+
+
+class Path:
+    """A whole data path in one process."""
+
+    def __init__(self, server: Server, way: Way, pool: Pool, tasks: asyncio.TaskGroup) -> None:
+        self.server = server
+        self.way = way
+        self.pool = pool
+        self.tasks = tasks
+        self.listeners: list[TcpListener | UdpListener] = []
+
+    async def tcp(self, target: int | Route, *, park: float = 30.0) -> TcpListener:
+        """A listener on a free port, before a target's port or a route."""
+        route = self.route(target) if isinstance(target, int) else target
+        listener = TcpListener("web", route, self.tasks, park=park)
+        self.listeners.append(listener)
+        await listener.open(HOST, 0)
+        return listener
+
+    async def udp(self, target: int | Route, *, park: float = 30.0) -> UdpListener:
+        """The same for UDP."""
+        route = self.route(target, Protocol.UDP) if isinstance(target, int) else target
+        listener = UdpListener("dns", route, self.tasks, park=park)
+        self.listeners.append(listener)
+        await listener.open(HOST, 0)
+        return listener
+
+    def route(
+        self,
+        port: int | None,
+        protocol: Protocol = Protocol.TCP,
+        host: str = HOST,
+        *,
+        followed: bool = False,
+    ) -> Route:
+        """A route to `port`; None for one that leads nowhere yet."""
+        route = Route(self.pool, followed=followed)
+        if port is not None:
+            route.update(Resolution(protocol, Endpoint(host, port)))
+        return route
+
+    @property
+    def streams(self) -> tuple[int, int]:
+        """How many streams live, here and at the agent."""
+        drivers = [tunnel.driver for tunnel in self.pool.tunnels if tunnel.driver]
+        kept = self.server.sessions._kept.values()
+        return (
+            sum(len(driver.session.streams) for driver in drivers),
+            sum(len(k.driver.session.streams) for k in kept),
+        )
+
+
+@asynccontextmanager
+async def path(*, tunnels: int = 1, **settings: Any) -> AsyncIterator[Path]:
+    """An agent, a pool to it, and a task group for listeners."""
+    async with agent(**settings) as server:
+        way = Way(server)
+        pool = Pool("p", way.dial, KEY, size=tunnels, private=False)
+        async with running(pool), asyncio.TaskGroup() as tasks:
+            built = Path(server, way, pool, tasks)
+            try:
+                yield built
+            finally:
+                for listener in built.listeners:
+                    listener.cut()
+
+
+# -- a client ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def connect(
+    port: int, host: str = HOST
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A TCP connection to a local port; cut at the end."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def exchange(port: int, data: bytes, host: str = HOST) -> bytes:
+    """Send `data`, end, and read to the end."""
+    async with connect(port, host) as (reader, writer):
+        writer.write(data)
+        writer.write_eof()
+        return await reader.read()
+
+
+def noise(size: int) -> bytes:
+    """Bytes that show any loss, repetition or reordering."""
+    return secrets.token_bytes(size)
