@@ -173,6 +173,10 @@ class Driver:
             self._awake = True
             self._loop.call_soon(self._flush)
 
+    def wake_within(self, delay: float) -> None:
+        """The same, but up to `delay` seconds later: what is due may wait for company."""
+        self._loop.call_later(delay, self.wake)
+
     def _flush(self) -> None:
         self._awake = False
         session = self.session

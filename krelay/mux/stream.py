@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 HIGH_WATER = 256 << 10
 """Bytes queued on a stream at which its writer is to stop until `on_writable`."""
 
+_ACCEPT_DELAY = 0.001
+
 
 class Handler(Protocol):
     """Whoever acts on a stream's events. Plain calls on the loop, which must not block."""
@@ -61,9 +63,10 @@ class MuxStream:
         return self._stream.header
 
     def accept(self) -> None:
-        """Answer yes to a stream that the other end opened."""
+        """Answer yes to a stream that the other end opened. Nobody waits for it but what is kept
+        for a second try, so it goes with the target's first bytes if those come soon."""
         self._driver.session.accept(self._stream)
-        self._driver.wake()
+        self._driver.wake_within(_ACCEPT_DELAY)
 
     def refuse(self, code: ErrorCode, message: str) -> None:
         """Answer no."""

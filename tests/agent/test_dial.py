@@ -154,7 +154,6 @@ async def test_a_port_that_does_not_answer_is_a_connect_timeout() -> None:
         (errno.EHOSTUNREACH, ErrorCode.UNREACHABLE),
         (errno.ENETUNREACH, ErrorCode.UNREACHABLE),
         (errno.EADDRNOTAVAIL, ErrorCode.UNREACHABLE),
-        (errno.ETIMEDOUT, ErrorCode.CONNECT_TIMEOUT),
         (errno.ECONNRESET, ErrorCode.REFUSED),
         (errno.EMFILE, ErrorCode.DIAL_FAILED),
     ],
@@ -173,6 +172,16 @@ async def test_what_the_kernel_says_is_told(
         await dial_udp(rig.HOST, 80, 5.0, lambda data: None, lambda: None)
     assert tcp.code == udp.value.code == code
     assert str(tcp) == "127.0.0.1:80: the kernel says no"
+
+
+async def test_the_kernel_s_own_timeout_is_a_connect_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def give_up(*_: object, **__: object) -> None:
+        raise OSError(errno.ETIMEDOUT, "the kernel gives up")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", give_up)
+    assert (await failing(rig.HOST, 80)).code == ErrorCode.CONNECT_TIMEOUT
 
 
 async def test_the_next_address_is_tried_after_one_that_refuses(names: Callable[..., None]) -> None:
@@ -197,7 +206,7 @@ async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
                 return await real(protocol, address, to, **kw)  # type: ignore[arg-type]
 
             loop.create_connection = redirect  # type: ignore[method-assign, assignment]
-            connected = await dial._first(both, port, 2.0, Connected)
+            connected = await dial._first(both, port, 1.0, Connected)
     assert connected.transport is not None
     connected.transport.close()
     await asyncio.sleep(0)

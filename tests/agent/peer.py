@@ -1,0 +1,113 @@
+"""Peers written from the protocol's text: a v0 client, and a session client without a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from agent.server import Server
+from krelay.mux.driver import Driver
+from krelay.mux.link import ClientLink
+from krelay.wire.handshake import ClientHandshake, Resume, Welcome
+from krelay.wire.session import Side
+from tests import rig
+
+
+def header(protocol: int, host: str, port: int, *, version: int = 0) -> bytes:
+    """Version 1, length 2, request id 5, protocol 1, port 2, address type 1, address."""
+    try:
+        kind, address = 0, ipaddress.ip_address(host).packed
+    except ValueError:
+        kind, address = 1, host.encode()
+    total = 12 + len(address)
+    return (
+        bytes([version])
+        + struct.pack(">H", total)
+        + b"abcde"
+        + bytes([protocol])
+        + struct.pack(">H", port)
+        + bytes([kind])
+        + address
+    )
+
+
+def framed(*datagrams: bytes) -> bytes:
+    """Each behind its length, 2 bytes."""
+    return b"".join(struct.pack(">H", len(data)) + data for data in datagrams)
+
+
+class PlainPeer:
+    """One v0 connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def status(self) -> int:
+        """The one byte that answers the Header; -1 where there is none."""
+        return (await self.reader.read(1) or b"\xff")[0] if not self.reader.at_eof() else -1
+
+    async def datagram(self) -> bytes:
+        (size,) = struct.unpack(">H", await self.reader.readexactly(2))
+        return await self.reader.readexactly(size)
+
+
+@asynccontextmanager
+async def plain(server: Server, first: bytes) -> AsyncIterator[PlainPeer]:
+    """A connection to an agent on which `first` is sent."""
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(first)
+    try:
+        yield PlainPeer(reader, writer)
+    finally:
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+class Client:
+    """A session's client end, and the tunnel that it has now."""
+
+    def __init__(self, driver: Driver, welcome: Welcome, link: ClientLink) -> None:
+        self.driver = driver
+        self.welcome = welcome
+        self.link = link
+
+    @property
+    def resume(self) -> Resume:
+        return Resume(
+            self.welcome.session_id, self.welcome.session_key, self.driver.session.received
+        )
+
+    async def cut(self) -> None:
+        """Lose the tunnel."""
+        self.link.transport.abort()
+        await rig.until(lambda: not self.driver.attached)
+
+    def leave(self) -> None:
+        """Say good-bye."""
+        self.driver.close(8)  # type: ignore[arg-type]
+
+
+async def session(
+    server: Server,
+    *,
+    key: bytes = rig.KEY,
+    private: bool = False,
+    resume: Resume | None = None,
+    driver: Driver | None = None,
+) -> Client:
+    """A tunnel to `server` for a new session, or for one to resume.
+
+    Raises:
+        WireError: the agent said no.
+    """
+    driver = driver or Driver(Side.CLIENT, "test")
+    nonce = secrets.token_bytes(32)
+    link = ClientLink(driver, ClientHandshake(key, nonce, resume=resume, private=private))
+    await asyncio.get_running_loop().create_connection(lambda: link, *server.address)
+    return Client(driver, await link.welcome, link)
