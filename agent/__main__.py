@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from agent.server import Server
 from agent.settings import Settings, parse
+from krelay.mux.files import raise_file_limit
 
 # Each name that a slow resolver holds up takes a thread; more of them must not wait for it.
 _RESOLVER_THREADS = 64
@@ -33,6 +34,7 @@ def main() -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    raise_file_limit()
     loop = asyncio.new_event_loop()
     try:
         loop.run_until_complete(serve(settings))

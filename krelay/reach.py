@@ -172,8 +172,8 @@ class EmbeddedReach:
                 payload.ENV_NAME: source,
                 "KRELAY_KEY": self._key.hex(),
             }
-            # Without its parent it has nobody: it may end soon.
-            arguments = ["--port=0", "--idle-timeout=10s", "--grace=10s"]
+            # Without its parent it has nobody, and nothing else cuts loopback: it may end soon.
+            arguments = ["--port=0", "--idle-timeout=5s", "--grace=2s"]
             arguments.append(f"--connect-timeout={self._tunnel.dial:g}")
             self._process = await asyncio.create_subprocess_exec(
                 *payload.command(sys.executable),

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from krelay import __version__
-from krelay.cli.output import complain, say, set_up_logging
+from krelay.cli.output import complain, hush, say, set_up_logging
 from krelay.errors import KrelayError, UsageError
 
 _INTERRUPTED = 130
@@ -75,7 +75,7 @@ def _load(file: str | None) -> Any:
 def main() -> int:
     """Run the command line; returns the exit code."""
     try:
-        return cli.main(standalone_mode=False) or 0
+        return cli.main(prog_name="krelay", standalone_mode=False) or 0
     except click.ClickException as exc:
         exc.show()
         return UsageError.exit_code
@@ -85,6 +85,5 @@ def main() -> int:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has gone; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        hush()
         return 1

@@ -49,6 +49,13 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
+def hush() -> None:
+    """Whoever read our output has gone: what follows goes nowhere, also at the flush at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
 def complain(error: KrelayError) -> None:
     """An error with its hint; a file's with all of its problems, `path:line:column: message`."""
     label = click.style("error:", fg="red") if coloured() else "error:"

@@ -8,9 +8,10 @@ import difflib
 import logging
 import signal
 
-from krelay.cli.output import say
+from krelay.cli.output import hush, say
 from krelay.errors import UsageError
 from krelay.model import Config
+from krelay.mux.files import raise_file_limit
 from krelay.supervisor import Supervisor
 
 logger = logging.getLogger("krelay.cli")
@@ -27,13 +28,14 @@ def run(config: Config, names: tuple[str, ...], *, embedded: bool = False) -> in
     config = _select(config, names)
     if embedded:
         config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, embedded=True))
+    raise_file_limit()
     return asyncio.run(_run(config))
 
 
 async def _run(config: Config) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    supervisor = Supervisor(config, say)
+    supervisor = Supervisor(config, _announce)
     task = asyncio.current_task()
     assert task is not None
 
@@ -52,6 +54,14 @@ async def _run(config: Config) -> int:
     except asyncio.CancelledError:
         return _INTERRUPTED
     return 0
+
+
+def _announce(line: str) -> None:
+    """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on."""
+    try:
+        say(line)
+    except BrokenPipeError:
+        hush()
 
 
 def _select(config: Config, names: tuple[str, ...]) -> Config:

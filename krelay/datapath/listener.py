@@ -146,8 +146,9 @@ class LocalRelay(TcpRelay):
         self._sent = None
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        name = self._listener.name
-        if self._listener.route.followed and not self._retried and code in RETRIED:
+        name, route = self._listener.name, self._listener.route
+        again = not self._retried or route.settling
+        if route.followed and again and code in RETRIED:
             logger.debug("%s: %s; trying once more", name, message)
             self._retried = True
             self.stream = None

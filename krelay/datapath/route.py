@@ -7,6 +7,10 @@ import asyncio
 from krelay.datapath.pool import Pool
 from krelay.model import Endpoint, Resolution
 
+SETTLE = 3.0
+"""Seconds in which an endpoint that has just appeared may still refuse: the cluster's own proxies
+learn of it after the watch does (kube-proxy writes its rules once a second)."""
+
 
 class Route:
     """What a forward points at. Listeners hold it; following changes it under them.
@@ -20,6 +24,7 @@ class Route:
         self.followed = followed
         self.resolution: Resolution | None = None
         self._changed = asyncio.Event()
+        self._settled_at = 0.0
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -31,8 +36,15 @@ class Route:
         """Why there is no endpoint."""
         return self.resolution.reason if self.resolution else "not resolved yet"
 
+    @property
+    def settling(self) -> bool:
+        """Whether there was no endpoint a moment ago."""
+        return asyncio.get_running_loop().time() < self._settled_at
+
     def update(self, resolution: Resolution) -> None:
         """New streams go there from now on; live ones stay where they are."""
+        if self.resolution and not self.resolution.endpoint and resolution.endpoint:
+            self._settled_at = asyncio.get_running_loop().time() + SETTLE
         self.resolution = resolution
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

@@ -1,0 +1,279 @@
+"""The agent's life: who keeps it, what ends it, and what it says about that."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from agent import server as module
+from agent.server import Server
+from agent.settings import Settings
+from krelay.wire.errors import ErrorCode
+from tests import rig
+from tests.agent.peer import header, plain, session
+from tests.agent.test_target import ask
+
+ROOT = Path(__file__).parents[2]
+
+
+@asynccontextmanager
+async def life(**settings: object) -> AsyncIterator[tuple[Server, asyncio.Task[None]]]:
+    """A server that ends by itself."""
+    server = Server(Settings(port=0, key=rig.KEY, **settings))  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(server.run())
+        await server.listening.wait()
+        yield server, task
+
+
+# -- idleness ----------------------------------------------------------------------------------
+
+
+async def test_it_ends_when_nobody_comes() -> None:
+    async with life(idle_timeout=0.05):
+        pass
+
+
+async def test_it_ends_when_the_last_has_gone_without_a_word() -> None:
+    async with life(idle_timeout=0.2, grace=0.05) as (server, task):
+        client = await session(server)
+        async with plain(server, b"") as other:
+            other.writer.close()
+        assert not task.done()
+        await client.cut()
+
+
+async def test_whoever_is_there_keeps_it() -> None:
+    async with life(idle_timeout=0.05, grace=0.1) as (server, task):
+        client = await session(server)
+        assert server._idle_timer is None
+        async with plain(server, b""):
+            pass
+        await rig.until(lambda: len(server._entrances) == 1)
+        assert server._idle_timer is None
+        await client.cut()
+        await rig.until(lambda: not server._entrances)
+        assert server._idle_timer is None
+        assert not task.done()
+
+
+async def test_plain_connections_keep_it_too() -> None:
+    server = Server(Settings(port=0, idle_timeout=0.2))
+    async with asyncio.TaskGroup() as tasks, rig.tcp_target(rig.echo) as target:
+        task = tasks.create_task(server.run())
+        await server.listening.wait()
+        async with plain(server, header(0, rig.HOST, target)) as peer:
+            assert await peer.status() == 1
+            client = await session(server)
+            client.leave()
+            await rig.until(lambda: len(server.sessions) == 0)
+            await rig.until(lambda: not server._entrances)
+            assert server._idle_timer is None
+            peer.writer.write(b"x")
+            assert await peer.reader.readexactly(1) == b"x"
+        await task
+
+
+async def test_after_a_good_bye_it_ends_within_its_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    async with life(idle_timeout=3600.0) as (server, _):
+        clients = [await session(server) for _ in range(2)]
+        clients[0].leave()
+        await rig.until(lambda: len(server.sessions) == 1)
+        assert server._idle_timer is None
+        clients[1].leave()
+
+
+async def test_after_a_good_bye_it_ends_also_where_idleness_never_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    async with life(idle_timeout=0.0) as (server, _):
+        assert server._idle_timer is None
+        client = await session(server)
+        client.leave()
+
+
+async def test_a_session_that_comes_within_the_linger_keeps_it() -> None:
+    async with life(idle_timeout=3600.0) as (server, task):
+        client = await session(server)
+        client.leave()
+        await rig.until(lambda: server._idle_timer)
+        client = await session(server)
+        assert server._idle_timer is None
+        client.leave()
+        server.stop("enough")
+        server.stop("twice is once")
+        await task
+
+
+# -- stopping ----------------------------------------------------------------------------------
+
+
+async def test_stopping_says_good_bye_and_cuts() -> None:
+    async with rig.tcp_target(rig.hold) as target:
+        async with life() as (server, _):
+            client = await session(server)
+            told: list[ErrorCode] = []
+            client.driver.on_go_away = lambda code, message: told.append(code)
+            _, seen = ask(client, 0, target)
+            await rig.until(lambda: seen.told)
+            server.stop("test")
+            await rig.until(lambda: told)
+        assert told == [ErrorCode.GOING_AWAY]
+        await rig.until(lambda: not client.driver.attached)
+        client.leave()
+
+
+async def test_stopping_waits_for_no_dial() -> None:
+    with socket.socket() as full:
+        full.bind((rig.HOST, 0))
+        full.listen(0)
+        socks = [socket.socket() for _ in range(3)]
+        for sock in socks:
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        async with life(connect_timeout=3600.0) as (server, _):
+            client = await session(server)
+            ask(client, 0, full.getsockname()[1])
+            (kept,) = server.sessions._kept.values()
+            await rig.until(lambda: kept.driver.session.streams)
+            server.stop("test")
+        for sock in socks:
+            sock.close()
+        client.leave()
+
+
+async def test_stopping_waits_for_no_silent_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_DRAIN", 0.05)
+    async with life() as (server, _):
+        async with plain(server, b"") as peer:
+            await rig.until(lambda: server._entrances)
+            (entrance,) = server._entrances
+            # More than the kernel takes: a close has to wait for it.
+            entrance.transport.write(bytes(32 << 20))
+            server.stop("test")
+            with suppress(ConnectionResetError):
+                while await peer.reader.read(1 << 10):
+                    await rig.until(lambda: not server._entrances)
+
+
+async def test_connections_are_limited(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+    async with rig.agent() as server:
+        client = await session(server)
+        async with plain(server, b""):
+            await rig.until(lambda: len(server._entrances) == 2)
+            async with plain(server, b"") as over:
+                assert await over.reader.read() == b""
+            assert len(server._entrances) == 2
+        await rig.until(lambda: len(server._entrances) == 1)
+        assert client.driver.attached
+        client.leave()
+    assert "more than 2 connections" in caplog.text
+
+
+async def test_a_port_in_use_is_an_os_error() -> None:
+    async with rig.agent() as server:
+        with pytest.raises(OSError, match="in use"):
+            await Server(Settings(port=server.address[1])).run()
+
+
+async def test_it_listens_on_ipv6_too() -> None:
+    try:
+        async with rig.agent(bind="::1") as server:
+            assert server.address[0] == "::1"
+            client = await session(server)
+            client.leave()
+    except* OSError:
+        pytest.skip("no IPv6 here")
+
+
+# -- the program -------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def program(*args: str, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`python -m agent`, killed at the end where it still runs."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-W", "error", "-m", "agent", *args),
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def listening(process: asyncio.subprocess.Process) -> tuple[str, int]:
+    """The address that it prints when it was asked for any port."""
+    assert process.stdout is not None
+    host, _, port = (await process.stdout.readline()).decode().rpartition(":")
+    return host, int(port)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_program_with_0(number: signal.Signals) -> None:
+    async with program("--port=0", KRELAY_KEY=rig.KEY.hex()) as process:
+        host, port = await listening(process)
+        reader, writer = await asyncio.open_connection(host, port)
+        process.send_signal(number)
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        _, log = await process.communicate()
+        assert process.returncode == 0
+        assert f"ending: {number.name}" in log.decode()
+        assert rig.KEY.hex() not in log.decode()
+
+
+async def test_idleness_ends_the_program_with_0() -> None:
+    async with program("--port=0", "--idle-timeout=10ms") as process:
+        _, log = await process.communicate()
+        assert process.returncode == 0
+        assert "idle for 0.01 s" in log.decode()
+
+
+async def test_a_port_in_use_ends_the_program_with_1() -> None:
+    async with rig.agent() as server, program(f"--port={server.address[1]}") as process:
+        _, log = await process.communicate()
+        assert process.returncode == 1
+        assert "cannot listen" in log.decode()
+        assert "Traceback" not in log.decode()
+
+
+async def test_a_usage_error_ends_the_program_with_2() -> None:
+    async with program("--bind=0.0.0.0") as process:
+        _, log = await process.communicate()
+        assert process.returncode == 2
+        assert "needs a key" in log.decode()
+
+
+async def test_the_program_is_standard_library_only() -> None:
+    script = (
+        "import sys; sys.path.insert(0, '.'); import agent.__main__, json;"
+        "print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", "-S", "-c", script), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    foreign = set(json.loads(out)) - set(sys.stdlib_module_names) - {"agent", "krelay"}
+    assert foreign <= {"__main__", "__mp_main__"}

@@ -1,0 +1,264 @@
+"""What becomes of a stream at the agent's end; `open` and `reset` come from a session's client."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from agent import target as module
+from agent.dial import DialError
+from krelay.mux.stream import MuxStream
+from krelay.wire.errors import ErrorCode
+from krelay.wire.frames import Buffer
+from krelay.wire.header import Header
+from tests import rig
+from tests.agent.peer import Client, session
+
+TCP, UDP = 0, 1
+
+
+class Seen:
+    """A handler that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+        self.data = b""
+
+    def on_accepted(self) -> None:
+        self.told.append("accepted")
+
+    def on_refused(self, code: ErrorCode, message: str) -> None:
+        self.told.append(code)
+
+    def on_data(self, data: Buffer) -> None:
+        self.data += data
+
+    def on_datagram(self, data: Buffer) -> None:
+        self.told.append(bytes(data))
+
+    def on_end(self) -> None:
+        self.told.append("end")
+
+    def on_reset(self, code: ErrorCode) -> None:
+        self.told.append(code)
+
+    def on_writable(self) -> None:
+        self.told.append("writable")
+
+
+def ask(client: Client, protocol: int, port: int, host: str = rig.HOST) -> tuple[MuxStream, Seen]:
+    """Open a stream to a target."""
+    seen = Seen()
+    return client.driver.open(Header(protocol, host, port), seen), seen
+
+
+async def settled(client: Client) -> None:
+    """Everything sent so far has been handled at the other end, and its answer here."""
+    stream, seen = ask(client, 99, 1)
+    await rig.until(lambda: seen.told)
+    assert seen.told == [ErrorCode.UNKNOWN_PROTOCOL]
+
+
+async def test_an_unknown_protocol_is_refused() -> None:
+    async with rig.agent() as server:
+        client = await session(server)
+        _, seen = ask(client, 75, 1)
+        await rig.until(lambda: seen.told)
+        assert seen.told == [ErrorCode.UNKNOWN_PROTOCOL]
+        client.leave()
+
+
+async def test_early_bytes_and_an_early_end_reach_the_target() -> None:
+    async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
+        client = await session(server)
+        stream, seen = ask(client, TCP, port)
+        stream.write(b"early")
+        stream.end()
+        await rig.until(lambda: "end" in seen.told)
+        assert seen.told == ["accepted", "end"]
+        assert seen.data == b"early"
+        client.leave()
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+async def test_a_target_that_is_not_reached_is_refused_with_the_reason(
+    protocol: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise DialError(ErrorCode.UNREACHABLE, "no way")
+
+    monkeypatch.setattr(module, "dial_tcp", fail)
+    monkeypatch.setattr(module, "dial_udp", fail)
+    async with rig.agent() as server:
+        client = await session(server)
+        _, seen = ask(client, protocol, 80)
+        await rig.until(lambda: seen.told)
+        assert seen.told == [ErrorCode.UNREACHABLE]
+        assert not client.driver.session.streams
+        client.leave()
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+async def test_a_bug_in_a_dial_is_that_stream_s_alone(
+    protocol: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module, "dial_tcp", fail)
+    monkeypatch.setattr(module, "dial_udp", fail)
+    async with rig.agent() as server:
+        client = await session(server)
+        _, seen = ask(client, protocol, 80)
+        await rig.until(lambda: seen.told)
+        assert seen.told == [ErrorCode.INTERNAL]
+        await settled(client)
+        client.leave()
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+async def test_a_reset_ends_the_dial(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dialling, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(*_: object) -> None:
+        dialling.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(module, "dial_tcp", never)
+    monkeypatch.setattr(module, "dial_udp", never)
+    async with rig.agent() as server:
+        client = await session(server)
+        stream, seen = ask(client, protocol, 80)
+        await dialling.wait()
+        stream.reset()
+        await ended.wait()
+        await settled(client)
+        assert seen.told == []
+        client.leave()
+
+
+async def test_a_connection_that_comes_up_as_its_stream_is_reset_is_reset() -> None:
+    seen: asyncio.Future[type[BaseException]] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+        except ConnectionResetError as exc:
+            seen.set_result(type(exc))
+
+    async with rig.agent() as server, rig.tcp_target(serve) as port:
+        client = await session(server)
+        stream, _ = ask(client, TCP, port)
+        (kept,) = server.sessions._kept.values()
+        await rig.until(lambda: kept.driver.session.streams)
+        (there,) = kept.driver.session.streams.values()
+        relay = there.owner.handler
+        await rig.until(lambda: relay.transport)
+        relay.stream.reset()
+        relay.stream = None
+        relay.begin(there.owner)
+        assert await seen is ConnectionResetError
+        stream.reset()
+        client.leave()
+
+
+async def test_a_target_that_slams_the_door_is_a_reset() -> None:
+    async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        rig.rst(writer)
+
+    async with rig.agent() as server, rig.tcp_target(slam) as port:
+        client = await session(server)
+        for _ in range(20):
+            _, seen = ask(client, TCP, port)
+            await rig.until(lambda seen=seen: seen.told and seen.told[-1] != "accepted")
+            assert seen.told[-1] in (ErrorCode.RESET, ErrorCode.REFUSED)
+        assert not client.driver.session.streams
+        client.leave()
+
+
+# -- flows -------------------------------------------------------------------------------------
+
+
+async def test_early_datagrams_wait_for_the_socket_a_few_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_EARLY_DATAGRAMS", 2)
+    real, go = module.dial_udp, asyncio.Event()
+
+    async def later(*args: object) -> object:
+        await go.wait()
+        return await real(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "dial_udp", later)
+    async with rig.agent() as server, rig.udp_echo() as port:
+        client = await session(server)
+        stream, seen = ask(client, UDP, port)
+        for data in (b"lost", b"", b"kept"):
+            stream.datagram(data)
+        await settled(client)
+        go.set()
+        await rig.until(lambda: len(seen.told) == 3)
+        assert seen.told == ["accepted", b"", b"kept"]
+        client.leave()
+
+
+async def test_nobody_there_resets_the_flow() -> None:
+    async with rig.agent() as server:
+        client = await session(server)
+        stream, seen = ask(client, UDP, rig.closed_port(socket.SOCK_DGRAM))
+        stream.datagram(b"x")
+        await rig.until(lambda: len(seen.told) == 2)
+        assert seen.told == ["accepted", ErrorCode.REFUSED]
+        client.leave()
+
+
+async def test_an_idle_flow_ends_and_a_live_one_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UDP_IDLE", 0.2)
+    async with rig.agent() as server, rig.udp_echo() as port:
+        client = await session(server)
+        loop = asyncio.get_running_loop()
+        stream, seen = ask(client, UDP, port)
+        count, end = 1, loop.time() + 0.5
+        while loop.time() < end:
+            stream.datagram(b"x")
+            count += 1
+            await rig.until(lambda: len(seen.told) == count)  # noqa: B023
+        await rig.until(lambda: seen.told[-1] == ErrorCode.IDLE)
+        assert set(seen.told) == {"accepted", b"x", ErrorCode.IDLE}
+        client.leave()
+
+
+async def test_an_end_ends_a_flow() -> None:
+    async with rig.agent() as server, rig.udp_echo() as port:
+        client = await session(server)
+        stream, seen = ask(client, UDP, port)
+        await rig.until(lambda: seen.told)
+        stream.write(b"stray bytes")
+        stream.end()
+        await rig.until(lambda: len(seen.told) == 2)
+        assert seen.told == ["accepted", ErrorCode.NONE]
+        client.leave()
+
+
+async def test_what_only_an_opener_is_told_is_ignored() -> None:
+    async with rig.agent() as server, rig.udp_echo() as port:
+        client = await session(server)
+        stream, seen = ask(client, UDP, port)
+        (kept,) = server.sessions._kept.values()
+        await rig.until(lambda: seen.told)
+        (there,) = kept.driver.session.streams.values()
+        flow = there.owner.handler
+        flow.on_accepted()
+        flow.on_refused(ErrorCode.NONE, "")
+        flow.on_writable()
+        flow.close(ErrorCode.NONE)
+        flow._receive(b"not told")
+        await rig.until(lambda: len(seen.told) == 2)
+        assert seen.told == ["accepted", ErrorCode.NONE]
+        client.leave()

@@ -1,0 +1,224 @@
+"""The command line: what it prints where, and the code that it ends with."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from krelay import __version__, config
+from krelay.cli import main as module
+from krelay.errors import (
+    AccessDeniedError,
+    AgentError,
+    KrelayError,
+    ListenError,
+    NotReadyError,
+    TunnelError,
+)
+
+ROOT = Path(__file__).parents[2]
+GOOD = "apiVersion: krelay/v1\ntargets:\n  web: svc/web 8080:80\n"
+BAD = (
+    "apiVersion: krelay/v1\ntargets:\n  web: svc/web 99999\n  db: {target: svc/db, prt: 5432}\n"
+    "  x: host/a 80\n  y: host/b 80\n"
+)
+
+Krelay = Callable[..., int]
+
+
+@pytest.fixture
+def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Krelay:
+    """Run `krelay ARGS` in an empty directory; the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, stdin: bytes = b"") -> int:
+        monkeypatch.setattr(sys, "argv", ["krelay", *args])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        return module.main()
+
+    return run
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("command", [[], ["up"], ["check"], ["schema"]])
+def test_help_is_data_and_no_failure(
+    command: list[str], option: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay(*command, option) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: krelay")
+    assert err == ""
+
+
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version(option: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay(option) == 0
+    assert capsys.readouterr().out == f"krelay {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "args", [[], ["bogus"], ["up", "--bogus"], ["check", "a", "b"], ["up", "-f"]]
+)
+def test_a_wrong_command_line_is_2_and_all_on_stderr(
+    args: list[str], krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay(*args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("Usage: krelay" in err) or err == "Error: Option '-f' requires an argument.\n"
+
+
+# -- check -------------------------------------------------------------------------------------
+
+
+def test_check_says_that_a_file_is_good(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("krelay.yaml").write_text(GOOD)
+    Path("other.yaml").write_text(GOOD + "  api: svc/api 9090\n")
+    Path("targets.txt").write_text("# mine\nsvc/web 8080:80\n")
+    for args in ([], ["-f", "other.yaml"], ["other.yaml"], ["targets.txt"]):
+        assert krelay("check", *args) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "krelay.yaml: ok, 1 target",
+        "other.yaml: ok, 2 targets",
+        "other.yaml: ok, 2 targets",
+        "targets.txt: ok, 1 target",
+    ]
+    assert err == ""
+
+
+@pytest.mark.parametrize("args", [["check", "-f", "-"], ["check", "-"]])
+def test_check_reads_standard_input(
+    args: list[str], krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay(*args, stdin=GOOD.encode()) == 0
+    assert capsys.readouterr().out == "<stdin>: ok, 1 target\n"
+    assert krelay(*args, stdin=b"targets: {web: 1}") == 2
+
+
+@pytest.mark.parametrize("args", [["check", "bad.yaml"], ["up", "-f", "bad.yaml"]])
+def test_every_problem_of_a_file_at_once_with_its_place_and_a_hint(
+    args: list[str], krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("bad.yaml").write_text(BAD)
+    assert krelay(*args) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    places = [line for line in lines if line.startswith("bad.yaml:")]
+    assert [place.split(": ")[0] for place in places] == [
+        "bad.yaml:3:16",
+        "bad.yaml:4:3",
+        "bad.yaml:4:24",
+        "bad.yaml:6:13",
+    ]
+    assert "  hint: did you mean `port`?" in lines
+    assert lines[-1] == "error: bad.yaml: 4 problems"
+
+
+@pytest.mark.parametrize("command", ["check", "up"])
+def test_without_a_file_it_says_where_to_start(
+    command: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay(command) == 2
+    assert capsys.readouterr().err == (
+        "error: no krelay.yaml in this directory\n"
+        "  hint: name a file with `-f FILE`, or start from a copy of krelay.yaml.example\n"
+    )
+
+
+def test_a_file_that_is_not_there(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("check", "nope.yaml") == 2
+    assert "cannot read 'nope.yaml': no such file" in capsys.readouterr().err
+
+
+# -- schema ------------------------------------------------------------------------------------
+
+
+def test_schema_prints_the_schema(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("schema") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == config.schema()
+    assert err == ""
+
+
+# -- exit codes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KrelayError("it failed"), 1),
+        (ListenError("it failed"), 1),
+        (TunnelError("it failed"), 1),
+        (NotReadyError("it failed"), 3),
+        (AgentError("it failed", hint="help it"), 4),
+        (AccessDeniedError("it failed"), 4),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_an_error_is_its_exit_code(
+    error: BaseException,
+    code: int,
+    krelay: Krelay,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "_load", fail)
+    assert krelay("check") == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    if isinstance(error, KrelayError):
+        assert err.startswith("error: it failed\n")
+        assert ("  hint: help it\n" in err) == (error.hint is not None)
+
+
+# -- as a program ------------------------------------------------------------------------------
+
+
+def program(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # type: ignore[call-overload, no-any-return]
+        [sys.executable, *args],
+        cwd=ROOT,
+        text=True,
+        capture_output="stdout" not in kwargs,
+        check=False,
+        **kwargs,
+    )
+
+
+HEAVY = ("kubernetes_asyncio", "aiohttp", "websockets", "watchfiles")
+
+
+@pytest.mark.parametrize(
+    "args", [["--help"], ["up", "--help"], ["check", "krelay.yaml.example"], ["schema"]]
+)
+def test_what_needs_no_cluster_imports_no_cluster_client(args: list[str]) -> None:
+    done = program("-X", "importtime", "-m", "krelay", *args)
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "krelay.cli.main" in imported
+    assert not [name for name in imported if name.startswith(HEAVY)]
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = program("-m", "krelay", "schema", stdout=closed, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_python_dash_m_ends_with_the_exit_code() -> None:
+    assert program("-m", "krelay", "check", "nope.yaml").returncode == 2

@@ -1,0 +1,137 @@
+"""Lines for people: levels, colour, hints."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from krelay.cli.output import coloured, complain, say, set_up_logging
+from krelay.errors import ConfigError, KrelayError, Problem
+
+LOG = logging.getLogger("krelay.test")
+OTHER = logging.getLogger("websockets.test")
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("krelay")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+
+
+def make_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have stderr be one."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+def speak() -> None:
+    for logger in (LOG, OTHER):
+        logger.debug("debugging")
+        logger.info("news")
+        logger.warning("beware of %s", logger.name)
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "lines"),
+    [
+        (0, ["news", "warning: beware of krelay.test", "warning: beware of websockets.test"]),
+        (
+            1,
+            ["debug: debugging", "news", "warning: beware of krelay.test"]
+            + ["warning: beware of websockets.test"],
+        ),
+        (
+            2,
+            ["debug: debugging", "news", "warning: beware of krelay.test"]
+            + ["debug: debugging", "news", "warning: beware of websockets.test"],
+        ),
+    ],
+)
+def test_how_much_is_said(
+    verbosity: int, lines: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging(verbosity)
+    speak()
+    out, err = capsys.readouterr()
+    assert out == ""
+    stamped = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line) for line in err.splitlines()]
+    assert [match and match[1] for match in stamped] == lines
+
+
+def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(0)
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        LOG.exception("it broke")
+    err = capsys.readouterr().err.splitlines()
+    assert err[0].endswith("error: it broke")
+    assert err[1].startswith("Traceback")
+
+
+def test_a_terminal_has_colour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_terminal(monkeypatch)
+    set_up_logging(0)
+    speak()
+    err = capsys.readouterr().err
+    assert "\x1b[33mwarning:\x1b[0m" in err
+    assert "\x1b" not in err.splitlines()[0]
+
+
+def test_no_color_is_heeded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_terminal(monkeypatch)
+    assert coloured()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not coloured()
+    set_up_logging(0)
+    speak()
+    complain(KrelayError("it failed", hint="help it"))
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_a_pipe_has_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not coloured()
+
+
+def test_data_is_a_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    say("web: 127.0.0.1:8080")
+    assert capsys.readouterr() == ("web: 127.0.0.1:8080\n", "")
+
+
+def test_an_error_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    complain(KrelayError("it failed", hint="help it"))
+    complain(KrelayError("it failed"))
+    assert capsys.readouterr() == (
+        "",
+        "error: it failed\n  hint: help it\nerror: it failed\n",
+    )
+
+
+def test_a_file_s_problems_in_order_with_what_is_known_of_their_place(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    problems = [
+        Problem(7, 3, "later", "do this"),
+        Problem(2, 0, "earlier"),
+        Problem(0, 0, "nowhere"),
+    ]
+    complain(ConfigError("krelay.yaml", problems))
+    assert capsys.readouterr().err.splitlines() == [
+        "krelay.yaml: nowhere",
+        "krelay.yaml:2: earlier",
+        "krelay.yaml:7:3: later",
+        "  hint: do this",
+        "error: krelay.yaml: 3 problems",
+    ]

@@ -1,0 +1,164 @@
+"""krelay as a user runs it: `python -m krelay`, a file, two output streams and signals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests import rig
+
+ROOT = Path(__file__).parents[2]
+_LINE = re.compile(r"(\S+): (?:\[(\S+)\]|([\d.]+)):(\d+) -> (\S+) \((tcp|udp)\)\n")
+_AGENT = re.compile(r"embedded, process (\d+), port (\d+)")
+
+
+@dataclass
+class Done:
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Up:
+    """A `krelay up` that relays."""
+
+    process: asyncio.subprocess.Process
+    out: str = ""
+    err: str = ""
+    ports: dict[str, int] = field(default_factory=dict)
+    hosts: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def agent(self) -> int:
+        """The process id of the embedded agent that runs now."""
+        return int(_AGENT.findall(self.err)[-1][0])
+
+    async def agents(self, count: int) -> None:
+        """Wait until `count` agents were started in all."""
+        await rig.until(lambda: len(_AGENT.findall(self.err)) >= count)
+
+    async def said(self, text: str) -> None:
+        """Wait for a text on standard error."""
+        await rig.until(lambda: text in self.err)
+
+    async def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal; the exit code."""
+        self.process.send_signal(number)
+        return await self.process.wait()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment without what would change krelay's ways."""
+    mine = {k: v for k, v in os.environ.items() if k not in ("KUBECONFIG", "NO_COLOR")}
+    return {**mine, "KUBECONFIG": os.devnull, "PYTHONWARNINGS": "error", **changes}
+
+
+def command(*args: str) -> list[str]:
+    """`python -m krelay` and its arguments."""
+    return [sys.executable, "-m", "krelay", *args]
+
+
+async def run(*args: str, cwd: Path = ROOT, stdin: bytes | None = None, **environ: str) -> Done:
+    """Run a command to its end."""
+    process = await asyncio.create_subprocess_exec(
+        *command(*args),
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(ROOT), **environ),
+        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+def document(targets: dict[str, str], *more: str) -> str:
+    """A file with an embedded agent and these targets."""
+    lines = ["apiVersion: krelay/v1", "agent: {embedded: true}", *more, "targets:"]
+    return "\n".join([*lines, *(f"  {name}: {line}" for name, line in targets.items())]) + "\n"
+
+
+@asynccontextmanager
+async def up(
+    file: Path,
+    targets: dict[str, str],
+    *more: str,
+    args: tuple[str, ...] = (),
+    lines: int = -1,
+    files: int = 0,
+) -> AsyncIterator[Up]:
+    """`krelay up -f FILE`, once it has announced `lines` forwards (one for each target); it is
+    interrupted at the end where it still runs. `files`: how many it may open at first."""
+    await asyncio.to_thread(file.write_text, document(targets, *more))
+    limited = ["sh", "-c", f'ulimit -Sn {files} && exec "$@"', "sh"] if files else []
+    process = await asyncio.create_subprocess_exec(
+        *limited,
+        *command("up", "-f", str(file), *args),
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    running = Up(process)
+
+    async def read_out() -> None:
+        assert process.stdout is not None
+        while line := (await process.stdout.readline()).decode():
+            running.out += line
+            match = _LINE.fullmatch(line)
+            if match:
+                name, six, four, port, _, _ = match.groups()
+                running.ports[name] = int(port)
+                running.hosts.setdefault(name, []).append(six or four)
+
+    async def read_err() -> None:
+        assert process.stderr is not None
+        while line := (await process.stderr.readline()).decode():
+            running.err += line
+
+    expected = len(targets) if lines < 0 else lines
+    async with asyncio.TaskGroup() as tasks:
+        readers = [tasks.create_task(read_out()), tasks.create_task(read_err())]
+        try:
+            await rig.until(lambda: running.out.count("\n") >= expected or readers[0].done())
+            assert running.out.count("\n") >= expected, running.err
+            yield running
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)
+            await process.wait()
+    assert "Traceback" not in running.err, running.err
+
+
+def alive(pid: int) -> bool:
+    """Whether a process that is not ours still runs; one that nobody buries does not."""
+    try:
+        os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def listens(port: int) -> bool:
+    """Whether something accepts connections there."""
+    with socket.socket() as sock:
+        return sock.connect_ex((rig.HOST, port)) == 0
