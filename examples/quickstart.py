@@ -73,12 +73,15 @@ async def main() -> int:
         "ECHO_UDP_PORT": str(udp.get_extra_info("sockname")[1]),
     }
     print(TRY, flush=True)
-    # A terminal's Ctrl-C reaches krelay by itself; a signal to this process alone is handed on.
+    # In a group of its own, so that it gets each signal once, whether a terminal sends it to
+    # everybody or somebody to this process alone.
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "krelay", "up", "-f", str(HERE / "quickstart.yaml"), env=environ
+        *(sys.executable, "-m", "krelay", "up", "-f", str(HERE / "quickstart.yaml")),
+        env=environ,
+        process_group=0,
     )
-    loop.add_signal_handler(signal.SIGINT, lambda: None)
-    loop.add_signal_handler(signal.SIGTERM, process.terminate)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, process.send_signal, signal.SIGINT)
     code = await process.wait()
     udp.close()
     tcp.close()

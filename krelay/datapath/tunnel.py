@@ -83,6 +83,10 @@ class Tunnel:
                 await self._connect()
             except (KrelayError, OSError, WireError) as exc:
                 self._failed(exc)
+            except Exception as exc:
+                # A bug in a transport is one failed try; let through, it would end every forward.
+                logger.exception("%s: the dial failed", self.name)
+                self._failed(exc)
             else:
                 up_at = clock()
                 self.failure = None

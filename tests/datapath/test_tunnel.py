@@ -276,6 +276,22 @@ async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
         assert delays[-1] == 0
 
 
+async def test_a_bug_in_a_transport_is_one_failed_try(caplog: pytest.LogCaptureFixture) -> None:
+    async with rig.agent() as server:
+        way = rig.Way(server)
+
+        async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
+            if way.dials:
+                return await way.dial(protocol)
+            way.dials += 1
+            raise ZeroDivisionError("a bug")
+
+        async with rig.running(Pool("p", broken, rig.KEY, size=1, private=False)):
+            assert way.dials == 2
+    assert "no tunnel: a bug" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_the_same_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     async with reaching(None, up=False) as (_, way):

@@ -26,8 +26,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(TIMEOUT))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cluster() -> None:
+def find_cluster() -> None:
     """$KUBECONFIG if it is set, else the cluster that the starter keeps on this machine."""
     if os.environ.get("KUBECONFIG"):
         return
@@ -38,6 +37,12 @@ def cluster() -> None:
     for line in told.splitlines():
         name, _, value = line.removeprefix("export ").partition("=")
         os.environ[name] = os.path.expandvars(value.strip("\"'"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> None:
+    """A cluster, for every test here."""
+    find_cluster()
 
 
 @pytest.fixture(scope="session")

@@ -103,16 +103,18 @@ async def up(
     args: tuple[str, ...] = (),
     lines: int = -1,
     files: int = 0,
+    piped: bool = False,
 ) -> AsyncIterator[Up]:
     """`krelay up -f FILE`, once it has announced `lines` forwards (one for each target); it is
-    interrupted at the end where it still runs. `files`: how many it may open at first."""
+    interrupted at the end where it still runs. `files`: how many it may open at first. `piped`: its
+    file comes on standard input."""
     await asyncio.to_thread(file.write_text, document(targets, *more))
     limited = ["sh", "-c", f'ulimit -Sn {files} && exec "$@"', "sh"] if files else []
     process = await asyncio.create_subprocess_exec(
         *limited,
-        *command("up", "-f", str(file), *args),
+        *command("up", "-f", "-" if piped else str(file), *args),
         env=environment(),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=os.open(file, os.O_RDONLY) if piped else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

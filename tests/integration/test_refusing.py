@@ -66,7 +66,9 @@ async def test_only_the_ports_in_use_are_left(tmp_path: Path) -> None:
 async def test_a_file_on_standard_input_and_some_of_its_targets(tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         targets = {"web": f"ip/127.0.0.1 :{target}", "other": f"ip/127.0.0.1 :{target}"}
-        async with up(tmp_path / "krelay.yaml", targets, args=("other",), lines=1) as krelay:
+        async with up(
+            tmp_path / "krelay.yaml", targets, args=("other",), lines=1, piped=True
+        ) as krelay:
             assert list(krelay.ports) == ["other"]
             assert krelay.out.count("\n") == 1
             assert await krelay.stop() == 0

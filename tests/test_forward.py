@@ -1,0 +1,137 @@
+"""One port of a target: named, bound once it is known on what, described."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from krelay import forward as module
+from krelay.datapath.listener import TcpListener
+from krelay.datapath.udp import UdpListener
+from krelay.forward import Forward
+from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target, TunnelConfig
+from tests import rig
+
+TUNNEL = TunnelConfig()
+HTTP = Port("http", 0)
+DNS = Port(53, 0, Protocol.UDP)
+
+
+def make(path: rig.Path, port: Port, *others: Port, listen: str = rig.HOST) -> Forward:
+    target = Target("web", Kind.SERVICE, "nginx", (port, *others), listen=listen)
+    return Forward(target, port, path.route(None), TUNNEL)
+
+
+def resolved(port: int = 80, protocol: Protocol = Protocol.TCP) -> Resolution:
+    return Resolution(protocol, Endpoint(rig.HOST, port))
+
+
+async def test_a_name_has_its_port_where_a_target_has_several() -> None:
+    async with rig.path() as path:
+        assert make(path, HTTP).name == "web"
+        assert make(path, HTTP, DNS).name == "web[:http]"
+        assert make(path, DNS, HTTP).name == "web[:53/udp]"
+
+
+async def test_what_is_not_bound_has_nothing_to_say_or_to_end() -> None:
+    async with rig.path() as path:
+        forward = make(path, HTTP)
+        assert forward.describe() == []
+        await forward.drain(3600.0)
+        forward.cut()
+
+
+async def test_it_binds_at_once_what_the_file_says_in_full() -> None:
+    async with rig.path() as path:
+        for port, kind, text in (
+            (Port(80, 0, Protocol.TCP), TcpListener, "svc/nginx:80 (tcp)"),
+            (DNS, UdpListener, "svc/nginx:53 (udp)"),
+        ):
+            forward = make(path, port)
+            await forward.bind(path.tasks)
+            assert forward.bound.is_set()
+            listener = forward.listener
+            assert isinstance(listener, kind)
+            local = rig.port_of(listener)
+            assert forward.describe() == [f"web: 127.0.0.1:{local} -> {text}"]
+            forward.cut()
+
+
+async def test_ipv6_is_in_brackets() -> None:
+    async with rig.path() as path:
+        forward = make(path, Port(80, 0, Protocol.TCP), listen="::1")
+        await forward.bind(path.tasks)
+        if forward.failure is not None:
+            pytest.skip("no IPv6 here")
+        assert forward.describe()[0].startswith("web: [::1]:")
+        forward.cut()
+
+
+async def test_it_waits_for_the_service_to_say_the_protocol() -> None:
+    async with rig.path() as path:
+        forward = make(path, Port("dns", 0))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(forward.bind(path.tasks))
+            forward.route.update(Resolution(Protocol.TCP, None, "not yet"))
+            await asyncio.sleep(0)
+            assert not forward.bound.is_set()
+            forward.route.update(resolved(53, Protocol.UDP))
+        assert isinstance(forward.listener, UdpListener)
+        forward.cut()
+
+
+async def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PROTOCOL_WAIT", 0.01)
+    async with rig.path() as path:
+        forward = make(path, Port("dns", 0))
+        forward.route.update(Resolution(Protocol.UDP, None, "no ready pod"))
+        await forward.bind(path.tasks)
+        assert isinstance(forward.listener, UdpListener)
+        forward.cut()
+
+
+async def test_the_local_port_may_be_what_the_remote_one_resolves_to() -> None:
+    async with rig.path() as path:
+        forward = make(path, Port("http", None, Protocol.TCP))
+        free = rig.closed_port()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(forward.bind(path.tasks))
+            await asyncio.sleep(0)
+            assert not forward.bound.is_set()
+            forward.route.update(resolved(free))
+        assert forward.listener is not None
+        assert rig.port_of(forward.listener) == free
+        forward.cut()
+
+
+async def test_a_port_in_use_is_kept_as_the_failure_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path:
+        taken = rig.port_of(await path.tcp(1))
+        forward = make(path, Port(80, taken, Protocol.TCP), HTTP)
+        await forward.bind(path.tasks)
+        assert forward.bound.is_set()
+        assert forward.listener is None
+        assert forward.failure is not None
+    assert f"web[{taken}:80/tcp]: cannot listen on 127.0.0.1:{taken}" in caplog.text
+    assert f"hint: another program has port {taken}" in caplog.text
+
+
+async def test_draining_and_cutting_reach_the_listener() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        for end in ("drain", "cut"):
+            forward = make(path, Port(80, 0, Protocol.TCP))
+            forward.route.update(resolved(target))
+            await forward.bind(path.tasks)
+            assert isinstance(forward.listener, TcpListener)
+            async with rig.connect(rig.port_of(forward.listener)) as (reader, _):
+                await rig.until(lambda: path.streams == (1, 1))
+                if end == "drain":
+                    await forward.drain(0.01)
+                else:
+                    forward.cut()
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            await rig.until(lambda: path.streams == (0, 0))

@@ -1,0 +1,281 @@
+"""Agents started, dialled, lost and removed: a real child process, and a cluster's steps."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from krelay import payload
+from krelay import reach as module
+from krelay.cluster.agent import Agent
+from krelay.errors import (
+    AccessDeniedError,
+    AgentError,
+    NotFoundError,
+    NotListeningError,
+    PodGoneError,
+)
+from krelay.model import AGENT_PORT, AgentConfig, Transport, TunnelConfig
+from krelay.reach import ClusterReach, EmbeddedReach
+from krelay.wire.handshake import key_digest
+from tests import rig
+
+# -- a child process ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def embedded(*, start: bool = True) -> AsyncIterator[EmbeddedReach]:
+    reach = EmbeddedReach(TunnelConfig(), rig.KEY)
+    try:
+        if start:
+            await reach.start()
+        yield reach
+    finally:
+        await reach.stop()
+
+
+def process(reach: EmbeddedReach) -> asyncio.subprocess.Process:
+    assert reach._process is not None
+    return reach._process
+
+
+async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
+    async with embedded() as reach:
+        first = process(reach)
+        await asyncio.gather(reach.start(), reach.start())
+        assert process(reach) is first
+        for key, up in ((rig.KEY, True), (bytes(32), False)):
+            pool = rig.Pool("p", reach.dial, key, size=1, private=reach.private)
+            async with rig.running(pool, up=up):
+                if not up:
+                    await pool.wait_change()
+                    assert "wrong key" in str(pool.failure)
+        assert reach.lost == ""
+    assert first.returncode == 0
+
+
+async def test_the_key_is_in_no_argument() -> None:
+    async with embedded() as reach:
+        with open(f"/proc/{process(reach).pid}/cmdline", "rb") as file:  # noqa: ASYNC230
+            assert rig.KEY.hex().encode() not in file.read()
+
+
+async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
+    async with embedded() as reach:
+        first = process(reach)
+        os.kill(first.pid, signal.SIGKILL)
+        await first.wait()
+        with pytest.raises(PodGoneError, match="the embedded agent ended with -9"):
+            await reach.dial(asyncio.Protocol())
+        assert reach.lost
+        assert process(reach) is not first
+        (await reach.dial(asyncio.Protocol())).abort()
+        await asyncio.sleep(0)
+
+
+async def test_dialling_starts_one_where_there_is_none() -> None:
+    async with embedded(start=False) as reach:
+        (await reach.dial(asyncio.Protocol())).abort()
+        await asyncio.sleep(0)
+
+
+async def test_one_that_does_not_listen_any_more() -> None:
+    async with embedded() as reach:
+        reach._port = rig.closed_port()
+        with pytest.raises(NotListeningError):
+            await reach.dial(asyncio.Protocol())
+
+
+@pytest.mark.parametrize(
+    "boot", ["raise SystemExit(1)", "print('no port')", "import time; time.sleep(99)"]
+)
+async def test_one_that_does_not_start(boot: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload, "BOOT", boot)
+    monkeypatch.setattr(module, "_PROCESS_DEADLINE", 0.5)
+    async with embedded(start=False) as reach:
+        with pytest.raises(AgentError, match="the embedded agent did not start"):
+            await reach.start()
+        assert process(reach).returncode is not None
+
+
+async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STOP_DEADLINE", 0.05)
+    async with embedded() as reach:
+        stuck = process(reach)
+        os.kill(stuck.pid, signal.SIGSTOP)
+        await reach.stop()
+        assert stuck.returncode == -signal.SIGKILL
+
+
+async def test_stopping_twice_or_nothing() -> None:
+    async with embedded(start=False) as reach:
+        await reach.stop()
+        await reach.start()
+        await reach.stop()
+
+
+# -- a cluster ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Cluster:
+    """What ClusterReach uses of `cluster` and `transport`, and what was asked of it."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    dial_error: Exception | None = None
+    delete_error: Exception | None = None
+    watch_error: Exception | None = None
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: bool = False
+
+    async def access(self) -> str:
+        return "fresh credentials"
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+    async def create_agent(self, api: object, config: AgentConfig, **kwargs: Any) -> Agent:
+        await asyncio.sleep(0)
+        kwargs.pop("on_progress")("pulling the image")
+        self.asked.append(("create", kwargs))
+        number = self.created
+        return Agent(kwargs["namespace"], f"job-{number}", f"pod-{number}", f"uid-{number}")
+
+    async def delete_agent(self, api: object, agent: Agent) -> None:
+        self.asked.append(("delete", agent.job))
+        if self.delete_error is not None:
+            raise self.delete_error
+
+    async def agent_gone(self, api: object, agent: Agent) -> str:
+        if self.watch_error is not None:
+            raise self.watch_error
+        await self.gone.wait()
+        self.gone.clear()
+        return f"{agent.pod} was evicted"
+
+    async def open_portforward(self, access: object, **kwargs: Any) -> str:
+        self.asked.append(("dial", access, kwargs))
+        if self.dial_error is not None:
+            raise self.dial_error
+        return "a transport"
+
+    @property
+    def created(self) -> int:
+        return sum(step[0] == "create" for step in self.asked)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    made = Cluster()
+    for name in ("create_agent", "delete_agent", "agent_gone"):
+        monkeypatch.setattr(f"krelay.cluster.agent.{name}", getattr(made, name))
+    monkeypatch.setattr("krelay.transport.portforward.open_portforward", made.open_portforward)
+    return made
+
+
+@asynccontextmanager
+async def reaching(cluster: Cluster) -> AsyncIterator[ClusterReach]:
+    """A reach whose tasks end with it."""
+    async with asyncio.TaskGroup() as tasks:
+        config, tunnel = AgentConfig(), TunnelConfig(transport=Transport.SPDY, dial=7.0)
+        api: Any = cluster
+        reach = ClusterReach(api, config, tunnel, "relays", rig.KEY, tasks)
+        try:
+            yield reach
+        finally:
+            await reach.stop()
+            for task in list(tasks._tasks):
+                task.cancel()
+
+
+async def test_one_agent_for_everybody_who_asks(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with reaching(cluster) as reach:
+        await asyncio.gather(reach.start(), reach.dial(asyncio.Protocol()), reach.start())
+        assert reach.private
+        (create, dial) = cluster.asked
+        assert create[1] == {
+            "namespace": "relays",
+            "key_sha256": key_digest(rig.KEY),
+            "connect_timeout": 7.0,
+        }
+        kwargs = dial[2]
+        kwargs.pop("protocol")
+        assert dial[1] == "fresh credentials"
+        assert kwargs == {
+            "namespace": "relays",
+            "pod": "pod-1",
+            "port": AGENT_PORT,
+            "transport": Transport.SPDY,
+        }
+    assert cluster.asked[-1] == ("delete", "job-1")
+    assert cluster.closed
+    assert "agent: pulling the image" in caplog.text
+
+
+async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(
+    cluster: Cluster,
+) -> None:
+    async with reaching(cluster) as reach:
+        await reach.start()
+        cluster.dial_error = PodGoneError("the pod is gone")
+        with pytest.raises(PodGoneError):
+            await reach.dial(asyncio.Protocol())
+        assert reach.lost == "the pod is gone"
+        assert cluster.asked[-1] == ("delete", "job-1")
+        cluster.dial_error = None
+        await reach.dial(asyncio.Protocol())
+        assert cluster.asked[-1][2]["pod"] == "pod-2"
+
+
+async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
+    async with reaching(cluster) as reach:
+        cluster.dial_error = NotListeningError("not yet")
+        for _ in range(2):
+            with pytest.raises(NotListeningError):
+                await reach.dial(asyncio.Protocol())
+        assert cluster.created == 1
+
+
+async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reaching(cluster) as reach:
+        await reach.start()
+        cluster.gone.set()
+        await rig.until(lambda: reach.lost)
+        assert reach.lost == "pod-1 was evicted"
+        await rig.until(lambda: cluster.asked[-1] == ("delete", "job-1"))
+        await reach.dial(asyncio.Protocol())
+        assert cluster.asked[-1][2]["pod"] == "pod-2"
+    assert "agent: pod-1 was evicted" in caplog.text
+
+
+async def test_a_watch_that_is_not_allowed_is_done_without(cluster: Cluster) -> None:
+    cluster.watch_error = AccessDeniedError("no watching")
+    async with reaching(cluster) as reach:
+        await reach.start()
+        await asyncio.sleep(0)
+        await reach.dial(asyncio.Protocol())
+        assert reach.lost == ""
+
+
+@pytest.mark.parametrize("error", [NotFoundError("gone"), AccessDeniedError("no deleting")])
+async def test_an_agent_that_cannot_be_deleted_is_a_warning_unless_it_is_gone(
+    error: Exception, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.delete_error = error
+    async with reaching(cluster) as reach:
+        await reach.start()
+    warned = "job relays/job-1 was not deleted (no deleting); it ends by itself when idle"
+    assert (warned in caplog.text) == isinstance(error, AccessDeniedError)
+    assert cluster.closed

@@ -1,0 +1,442 @@
+"""From a Config to running forwards and back to nothing, also where something fails midway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from agent.server import Server
+from agent.settings import Settings
+from krelay import supervisor as module
+from krelay.datapath.listener import TcpListener
+from krelay.errors import (
+    AgentError,
+    ConfigError,
+    CredentialsError,
+    KrelayError,
+    ListenError,
+    NotReadyError,
+    TunnelRefusedError,
+    UnreachableError,
+)
+from krelay.model import (
+    AgentConfig,
+    Config,
+    Endpoint,
+    Kind,
+    Port,
+    Protocol,
+    Resolution,
+    Target,
+    TunnelConfig,
+)
+from krelay.supervisor import Supervisor, check_embedded
+from tests import rig
+
+EMBEDDED = AgentConfig(embedded=True)
+
+
+def target(name: str, *ports: Port, kind: Kind = Kind.IP, line: int = 1) -> Target:
+    return Target(name, kind, rig.HOST if kind is Kind.IP else name, ports, line=line)
+
+
+def config(*targets: Target, **tunnel: float) -> Config:
+    return Config(targets, agent=EMBEDDED, tunnel=TunnelConfig(sessions=1, **tunnel))  # type: ignore[arg-type]
+
+
+class FakeReach:
+    """An agent in this process; a test may replace each of its steps."""
+
+    made: list[FakeReach]
+    tasks: asyncio.TaskGroup
+    private = False
+
+    def __init__(self, tunnel: TunnelConfig, key: bytes) -> None:
+        self.lost = ""
+        self.stopped = False
+        self.server = Server(Settings(port=0, key=key))
+        self.made.append(self)
+
+    async def start(self) -> None:
+        self.tasks.create_task(self.server.run())
+        await self.server.listening.wait()
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(lambda: protocol, *self.server.address))[0]
+
+    async def stop(self) -> None:
+        self.stopped = True
+        self.server.stop("test")
+
+
+@asynccontextmanager
+async def reaches(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FakeReach]]:
+    """Agents come from here; all of them must have been stopped at the end."""
+    async with asyncio.TaskGroup() as tasks:
+        FakeReach.made = []
+        FakeReach.tasks = tasks
+        monkeypatch.setattr(module, "EmbeddedReach", FakeReach)
+        try:
+            yield FakeReach.made
+        finally:
+            for reach in FakeReach.made:
+                reach.server.stop("test")
+    assert all(reach.stopped for reach in FakeReach.made)
+
+
+class Running:
+    """A supervisor's run, what it announced, and the way to stop it."""
+
+    def __init__(self, supervised: Config) -> None:
+        self.lines: list[str] = []
+        self.stop = asyncio.Event()
+        self.supervisor = Supervisor(supervised, self.lines.append)
+
+    async def run(self) -> None:
+        await self.supervisor.run(self.stop)
+
+    def port(self, name: str) -> int:
+        line = next(line for line in self.lines if line.startswith(f"{name}: "))
+        return int(line.split(" -> ")[0].rpartition(":")[2])
+
+
+async def fails(supervised: Config) -> KrelayError:
+    """The error that a run ends with."""
+    running = Running(supervised)
+    with pytest.raises(KrelayError) as caught:
+        await running.run()
+    return caught.value
+
+
+# -- checking ----------------------------------------------------------------------------------
+
+
+def test_an_embedded_agent_reaches_no_cluster() -> None:
+    targets = (target("a", Port(80)), target("b", Port(80), kind=Kind.POD, line=7))
+    check_embedded(Config(targets))
+    check_embedded(Config(targets[:1], agent=EMBEDDED))
+    with pytest.raises(ConfigError) as caught:
+        Supervisor(Config(targets, agent=EMBEDDED, path="krelay.yaml"), print)
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.column) == (7, 0)
+    assert problem.message == "target `b`: pod/b needs a cluster, and the agent is embedded"
+
+
+# -- running -----------------------------------------------------------------------------------
+
+
+async def test_it_relays_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp, rig.udp_echo() as udp:
+        running = Running(
+            config(
+                target("web", Port(tcp, 0)),
+                target("both", Port(tcp, 0), Port(udp, 0, Protocol.UDP)),
+            )
+        )
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: len(running.lines) == 3)
+            assert running.lines[0] == (
+                f"web: 127.0.0.1:{running.port('web')} -> ip/127.0.0.1:{tcp} (tcp)"
+            )
+            assert await rig.exchange(running.port("web"), b"x") == b"x"
+            assert await rig.exchange(running.port("both"), b"x") == b"x"
+            running.stop.set()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(rig.HOST, running.port("web"))
+
+
+async def test_each_context_has_its_own_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
+        one, two = (
+            Target(name, Kind.IP, rig.HOST, (Port(tcp, 0),), context=context)
+            for name, context in (("one", None), ("two", "other"))
+        )
+        running = Running(config(one, two))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: len(running.lines) == 2)
+            assert len(made) == 2
+            for name in ("one", "two"):
+                assert await rig.exchange(running.port(name), b"x") == b"x"
+            running.stop.set()
+
+
+async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        running = Running(config(target("web", Port(tcp, 0)), drain=3600.0))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            async with rig.connect(running.port("web")) as (reader, writer):
+                writer.write(b"a")
+                assert await reader.readexactly(1) == b"a"
+                running.stop.set()
+                await rig.until(lambda: not listening(running))
+                writer.write(b"b")
+                writer.write_eof()
+                assert await reader.read() == b"b"
+
+
+def listening(running: Running) -> bool:
+    return any(getattr(f.listener, "accepting", False) for f in running.supervisor._forwards)
+
+
+async def test_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        running = Running(config(target("web", Port(tcp, 0)), drain=0.01))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            async with rig.connect(running.port("web")) as (reader, writer):
+                writer.write(b"a")
+                await writer.drain()
+                running.stop.set()
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+
+
+async def test_cancelling_skips_the_draining(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        running = Running(config(target("web", Port(tcp, 0)), drain=3600.0))
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            async with rig.connect(running.port("web")) as (reader, writer):
+                writer.write(b"a")
+                await writer.drain()
+                running.stop.set()
+                await rig.until(lambda: not listening(running))
+                task.cancel()
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+        assert task.cancelled()
+
+
+async def test_connections_that_come_while_it_is_cancelled_break_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        running = Running(config(target("web", Port(tcp, 0)), drain=3600.0))
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            loop, port = asyncio.get_running_loop(), running.port("web")
+
+            async def knock() -> None:
+                with contextlib.suppress(ConnectionError):
+                    async with rig.connect(port) as (reader, _):
+                        await reader.read()
+
+            clients = [tasks.create_task(knock()) for _ in range(50)]
+            loop.call_soon(task.cancel)
+            await asyncio.wait(clients)
+        assert task.cancelled()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+# -- starting ----------------------------------------------------------------------------------
+
+
+async def test_stopping_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    starting = asyncio.Event()
+
+    async def forever(reach: FakeReach) -> None:
+        starting.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "start", forever)
+        running = Running(config(target("web", Port(80, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await starting.wait()
+            running.stop.set()
+        assert running.lines == []
+
+
+async def test_an_agent_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(reach: FakeReach) -> None:
+        raise AgentError("no image", hint="build one")
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "start", fail)
+        error = await fails(config(target("web", Port(80, 0))))
+        assert (str(error), error.hint, error.exit_code) == ("no image", "build one", 4)
+
+
+@pytest.mark.parametrize("kind", [TunnelRefusedError, UnreachableError, CredentialsError])
+async def test_a_tunnel_that_will_never_come_up(
+    kind: type[KrelayError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+        raise kind("no way")
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "dial", fail)
+        error = await fails(config(target("web", Port(80, 0))))
+        assert type(error) is kind
+
+
+async def test_a_tunnel_that_does_not_come_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+        raise ConnectionRefusedError("not yet")
+
+    monkeypatch.setattr(module, "_TUNNEL_DEADLINE", 0.05)
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "dial", fail)
+        error = await fails(config(target("web", Port(80, 0))))
+        assert type(error) is NotReadyError
+        assert str(error) == "no tunnel to the agent within 0.05 s: not yet"
+
+
+async def test_a_tunnel_that_comes_up_late_is_early_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, tries = FakeReach.dial, 0
+
+    async def later(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise ConnectionRefusedError("not yet")
+        return await real(reach, protocol)
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "dial", later)
+        running = Running(config(target("web", Port(80, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            running.stop.set()
+
+
+async def test_an_agent_that_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lose(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+        reach.lost = "the pod was evicted"
+        raise ConnectionResetError
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "dial", lose)
+        error = await fails(config(target("web", Port(80, 0))))
+        assert (type(error), str(error)) == (AgentError, "the pod was evicted")
+
+
+async def test_one_port_in_use_is_that_forward_s_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        running = Running(config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            assert await rig.exchange(running.port("web"), b"x") == b"x"
+            running.stop.set()
+        assert len(running.lines) == 1
+    assert f"taken: cannot listen on 127.0.0.1:{tcp}: Address already in use" in caplog.text
+
+
+async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        error = await fails(config(target("a", Port(80, tcp)), target("b", Port(81, tcp))))
+        assert type(error) is ListenError
+
+
+# -- following ---------------------------------------------------------------------------------
+
+Publish = Callable[[tuple[Resolution, ...]], None]
+
+
+async def test_a_forward_that_waits_is_told_of_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        ready = asyncio.Event()
+
+        async def follow(target: Target, publish: Publish) -> None:
+            publish((Resolution(Protocol.TCP, None, "no ready pod"),))
+            await ready.wait()
+            publish((Resolution(Protocol.TCP, Endpoint(rig.HOST, tcp), via="pod x"),))
+
+        monkeypatch.setattr(module, "_follow_constant", follow)
+        monkeypatch.setattr(module, "_RESOLVE_DEADLINE", 0.01)
+        free = rig.closed_port()
+        running = Running(config(target("web", Port("http", None, Protocol.TCP))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: "web: waiting: no ready pod" in caplog.text)
+            assert running.lines == []
+            monkeypatch.setattr(TcpListener, "open", opens_on(free))
+            ready.set()
+            await rig.until(lambda: running.lines)
+            assert running.lines == [f"web: 127.0.0.1:{free} -> ip/127.0.0.1:http (tcp)"]
+            assert await rig.exchange(free, b"x") == b"x"
+            running.stop.set()
+
+
+def opens_on(port: int) -> Callable[..., object]:
+    """`TcpListener.open`, but on `port`: the target has that of the forward."""
+    real = TcpListener.open
+
+    async def open_there(listener: TcpListener, address: str, _: int) -> None:
+        await real(listener, address, port)
+
+    return open_there
+
+
+async def test_following_that_fails_at_first_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(target: Target, publish: Publish) -> None:
+        raise CredentialsError("not allowed")
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(module, "_follow_constant", fail)
+        error = await fails(config(target("web", Port(80, 0))))
+        assert type(error) is CredentialsError
+
+
+async def test_following_that_fails_later_leaves_the_route_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        fail = asyncio.Event()
+
+        async def follow(target: Target, publish: Publish) -> None:
+            publish((Resolution(Protocol.TCP, Endpoint(rig.HOST, tcp)),))
+            await fail.wait()
+            raise CredentialsError("no longer allowed")
+
+        monkeypatch.setattr(module, "_follow_constant", follow)
+        running = Running(config(target("web", Port(tcp, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            fail.set()
+            await rig.until(lambda: "web: no longer followed: no longer allowed" in caplog.text)
+            assert await rig.exchange(running.port("web"), b"x") == b"x"
+            running.stop.set()
+
+
+# -- the end -----------------------------------------------------------------------------------
+
+
+async def test_an_agent_that_cannot_be_removed_in_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def forever(reach: FakeReach) -> None:
+        reach.stopped = True
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(module, "_REMOVE_DEADLINE", 0.05)
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "stop", forever)
+        running = Running(config(target("web", Port(80, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            running.stop.set()
+    assert "the agent was not removed in time" in caplog.text
