@@ -9,6 +9,7 @@ from collections import deque
 from agent.dial import DialError, dial_tcp, dial_udp
 from agent.udp import UdpSocket
 from krelay.mux.relay import TcpRelay
+from krelay.mux.sockets import reset_socket
 from krelay.mux.stream import MuxStream
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode
@@ -76,6 +77,12 @@ class TargetRelay(TcpRelay):
             return
         stream.accept()
         self.start(stream)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.stream is None:
+            # Reset during the dial, which was cancelled too late.
+            reset_socket(transport)
 
     def on_reset(self, code: ErrorCode) -> None:
         if self.dialling is not None:

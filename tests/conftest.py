@@ -10,6 +10,12 @@ import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 
+def pytest_collection_finish() -> None:
+    """What was imported stays: a collection after each test need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def no_blocking_calls() -> Iterator[BlockBuster]:
     """A call that blocks while the loop runs fails the test, where it is made by krelay itself."""

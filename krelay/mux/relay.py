@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from krelay.mux.sockets import no_delay, reset_socket
+from krelay.mux.sockets import end_socket, no_delay, reset_socket
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -53,7 +53,7 @@ class TcpRelay(asyncio.Protocol):
         for data in early:
             self.on_data(data)
         if self._remote_ended:
-            self.transport.write_eof()
+            end_socket(self.transport)
 
     def start(self, stream: MuxStream) -> None:
         """Couple the socket to `stream` and read it."""
@@ -131,7 +131,7 @@ class TcpRelay(asyncio.Protocol):
         if self._local_ended:
             self.transport.close()
         elif self.transport.can_write_eof():
-            self.transport.write_eof()
+            end_socket(self.transport)
 
     def on_reset(self, code: ErrorCode) -> None:
         self.stream = None

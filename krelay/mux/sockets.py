@@ -1,4 +1,4 @@
-"""Sockets: the two options that the mux depends on, for any transport that has a TCP socket."""
+"""Sockets: what the mux asks of a transport beyond reading and writing, if it has a TCP socket."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ def no_delay(transport: asyncio.BaseTransport) -> None:
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in _FAMILIES:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def end_socket(transport: asyncio.Transport) -> None:
+    """Send no more. A connection that its peer has reset just now, unnoticed, is dropped."""
+    try:
+        transport.write_eof()
+    except OSError:
+        transport.abort()
 
 
 def reset_socket(transport: asyncio.BaseTransport) -> None:

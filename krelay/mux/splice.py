@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from krelay.mux.sockets import no_delay, reset_socket
+from krelay.mux.sockets import end_socket, no_delay, reset_socket
 
 _HIGH_WATER = 256 << 10
 
@@ -47,7 +47,7 @@ class Splice(asyncio.Protocol):
         if self.other.ended:
             self.other.transport.close()
             return False
-        self.other.transport.write_eof()
+        end_socket(self.other.transport)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:

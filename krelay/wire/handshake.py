@@ -128,19 +128,21 @@ class ClientHandshake:
         version, ask, agent_nonce = _HELLO.unpack_from(hello)
         if version < VERSION:
             raise HandshakeError(f"the agent speaks version {version}", ErrorCode.VERSION)
+        if ask == Ask.NOTHING and self._key:
+            # Whoever asks for no proof gives none either: it may be anyone.
+            raise HandshakeError("the agent asks for no key", ErrorCode.DENIED)
         shown = b""
         if ask == Ask.KEY:
             if not self._private:
                 raise HandshakeError("the agent asks for the key on an open line", ErrorCode.DENIED)
             shown = self._key
-        key = b"" if ask == Ask.NOTHING else self._key
         if self._resume:
             kind, session_id, received = _RESUME, self._resume.session_id, self._resume.received
             proof_key = self._session_key = self._resume.session_key
         else:
             kind, session_id, received = _NEW, _NO_SESSION, 0
-            proof_key = key
-            self._session_key = session_key(key, agent_nonce, self._nonce)
+            proof_key = self._key
+            self._session_key = session_key(self._key, agent_nonce, self._nonce)
         fixed = _AUTH.pack(VERSION, kind, self._nonce, session_id, received, len(shown))
         auth = fixed + shown
         self._proof = _mac(proof_key, b"krelay client", hello, auth)

@@ -206,7 +206,7 @@ async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
                 return await real(protocol, address, to, **kw)  # type: ignore[arg-type]
 
             loop.create_connection = redirect  # type: ignore[method-assign, assignment]
-            connected = await dial._first(both, port, 1.0, Connected)
+            connected = await dial._first(both, port, 2.0, Connected)
     assert connected.transport is not None
     connected.transport.close()
     await asyncio.sleep(0)

@@ -48,25 +48,24 @@ async def test_silence_ends(first: bytes, monkeypatch: pytest.MonkeyPatch) -> No
         await rig.until(lambda: not server._entrances)
 
 
-async def test_a_session_outlives_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEADLINE", 0.2)
+async def test_a_session_has_no_deadline_any_more() -> None:
     async with rig.agent() as server:
         client = await session(server)
-        async with plain(server, b"") as silent:
-            assert await silent.reader.read() == b""
-        assert client.driver.attached
+        (entrance,) = server._entrances
+        assert entrance._deadline is None
         client.leave()
 
 
-async def test_a_plain_connection_outlives_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "DEADLINE", 0.2)
+async def test_a_plain_connection_has_none_either() -> None:
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
-        async with plain(server, header(0, rig.HOST, target)) as peer:
+        async with plain(server, b"") as peer:
+            await rig.until(lambda: server._entrances)
+            (entrance,) = server._entrances
+            deadline = entrance._deadline
+            assert deadline is not None
+            peer.writer.write(header(0, rig.HOST, target))
             assert await peer.status() == 1
-            async with plain(server, b"") as silent:
-                assert await silent.reader.read() == b""
-            peer.writer.write(b"still")
-            assert await peer.reader.readexactly(5) == b"still"
+            assert deadline.cancelled()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 3])

@@ -222,19 +222,33 @@ async def test_udp_that_nobody_takes_ends_the_connection() -> None:
         await rig.until(lambda: not server._plain)
 
 
-async def test_udp_that_is_idle_ends_and_what_lives_stays(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "UDP_IDLE", 0.2)
+async def test_udp_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "UDP_IDLE", 0.05)
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
         async with plain(server, header(UDP, rig.HOST, target)) as peer:
-            assert await peer.status() == OK
-            loop = asyncio.get_running_loop()
-            end = loop.time() + 0.5
-            while loop.time() < end:
-                peer.writer.write(framed(b"x"))
-                assert await peer.datagram() == b"x"
-            assert await peer.reader.read() == b""
+            assert await peer.reader.read() == bytes([OK])
+
+
+async def test_datagrams_keep_a_udp_connection() -> None:
+    loop = asyncio.get_running_loop()
+    reader, writer = await asyncio.open_connection(sock=(pair := socket.socketpair())[0])
+    client = module._Framed(writer.transport)
+    try:
+        first = client._timer
+        client._active_at -= module.UDP_IDLE
+        client.data_received(b"")
+        client._check_idle()
+        assert client._timer.when() > loop.time()
+        assert not client.gone.done()
+        first.cancel()
+        client._active_at -= module.UDP_IDLE
+        client._timer.cancel()
+        client._check_idle()
+        assert client.gone.done()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+        pair[1].close()
 
 
 async def test_udp_answers_that_nobody_reads_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import signal
@@ -35,6 +36,11 @@ async def life(**settings: object) -> AsyncIterator[tuple[Server, asyncio.Task[N
         yield server, task
 
 
+def wait(server: Server, idle_timeout: float) -> None:
+    """From now on the server waits this long for somebody."""
+    server._settings = dataclasses.replace(server._settings, idle_timeout=idle_timeout)
+
+
 # -- idleness ----------------------------------------------------------------------------------
 
 
@@ -44,8 +50,9 @@ async def test_it_ends_when_nobody_comes() -> None:
 
 
 async def test_it_ends_when_the_last_has_gone_without_a_word() -> None:
-    async with life(idle_timeout=0.2, grace=0.05) as (server, task):
+    async with life(grace=0.05) as (server, task):
         client = await session(server)
+        wait(server, 0.05)
         async with plain(server, b"") as other:
             other.writer.close()
         assert not task.done()
@@ -53,7 +60,7 @@ async def test_it_ends_when_the_last_has_gone_without_a_word() -> None:
 
 
 async def test_whoever_is_there_keeps_it() -> None:
-    async with life(idle_timeout=0.05, grace=0.1) as (server, task):
+    async with life(grace=3600.0) as (server, task):
         client = await session(server)
         assert server._idle_timer is None
         async with plain(server, b""):
@@ -64,10 +71,11 @@ async def test_whoever_is_there_keeps_it() -> None:
         await rig.until(lambda: not server._entrances)
         assert server._idle_timer is None
         assert not task.done()
+        server.stop("test")
 
 
 async def test_plain_connections_keep_it_too() -> None:
-    server = Server(Settings(port=0, idle_timeout=0.2))
+    server = Server(Settings(port=0))
     async with asyncio.TaskGroup() as tasks, rig.tcp_target(rig.echo) as target:
         task = tasks.create_task(server.run())
         await server.listening.wait()
@@ -80,6 +88,7 @@ async def test_plain_connections_keep_it_too() -> None:
             assert server._idle_timer is None
             peer.writer.write(b"x")
             assert await peer.reader.readexactly(1) == b"x"
+            wait(server, 0.05)
         await task
 
 
@@ -103,7 +112,10 @@ async def test_after_a_good_bye_it_ends_also_where_idleness_never_ends_it(
         client.leave()
 
 
-async def test_a_session_that_comes_within_the_linger_keeps_it() -> None:
+async def test_a_session_that_comes_within_the_linger_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 3600.0)
     async with life(idle_timeout=3600.0) as (server, task):
         client = await session(server)
         client.leave()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,16 +13,6 @@ from krelay.errors import ConfigError, KrelayError, Problem
 
 LOG = logging.getLogger("krelay.test")
 OTHER = logging.getLogger("websockets.test")
-
-
-@pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("krelay")
-    before = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
 
 
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,7 +315,7 @@ async def test_localhost_answers_in_both_families() -> None:
     for sock in bound:
         sock.close()
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
-        listener = TcpListener("web", path.route(target), path.tasks, park=1.0)
+        listener = TcpListener("web", path.route(target), path.tasks, park=30.0)
         await listener.open("localhost", 0)
         (four, port), (six, other) = listener.addresses
         assert (four, six, port) == ("127.0.0.1", "::1", other)

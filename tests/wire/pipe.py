@@ -1,0 +1,129 @@
+"""Two sessions joined by a pipe that lags, cuts reads anywhere and loses tunnels; virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from krelay.wire.events import (
+    DatagramReceived,
+    DataReceived,
+    Event,
+    StreamAccepted,
+    StreamEnded,
+    StreamOpened,
+    StreamRefused,
+    StreamReset,
+)
+from krelay.wire.header import TCP, Header
+from krelay.wire.session import Limits, Session, Side
+from krelay.wire.stream import Stream
+
+TARGET = Header(TCP, "10.0.0.1", 80)
+
+
+class End:
+    """A session, and what its layer above has seen of each stream."""
+
+    def __init__(self, side: Side, limits: Limits) -> None:
+        self.session = Session(side, 0.0, limits)
+        self.wire = bytearray()  # sent by this end, not yet with the other
+        self.received: dict[int, bytearray] = {}
+        self.unconsumed: dict[int, int] = {}
+        self.ended: set[int] = set()
+        self.closed: dict[int, str] = {}
+        self.accepted: set[int] = set()
+        self.opened: list[Stream] = []
+        self.datagrams: list[bytes] = []
+
+    def handle(self, events: Sequence[Event]) -> None:
+        """Keep account, and hold that nothing comes after a stream's end."""
+        for event in events:
+            if isinstance(event, StreamOpened):
+                self.opened.append(event.stream)
+            elif isinstance(event, StreamAccepted):
+                self.accepted.add(event.stream.id)
+            elif isinstance(event, DataReceived):
+                number = event.stream.id
+                assert number not in self.ended
+                assert number not in self.closed
+                self.received.setdefault(number, bytearray()).extend(event.data)
+                self.unconsumed[number] = self.unconsumed.get(number, 0) + len(event.data)
+            elif isinstance(event, DatagramReceived):
+                self.datagrams.append(bytes(event.data))
+            elif isinstance(event, StreamEnded):
+                assert event.stream.id not in self.ended
+                self.ended.add(event.stream.id)
+            elif isinstance(event, StreamReset):
+                self.closed[event.stream.id] = f"reset {event.code.name}"
+            elif isinstance(event, StreamRefused):
+                self.closed[event.stream.id] = f"refused {event.code.name}"
+
+
+class Joined:
+    """A client and an agent, and the time between them."""
+
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008
+        self.now = 0.0
+        self.client = End(Side.CLIENT, limits)
+        self.agent = End(Side.AGENT, limits)
+        self.ends = (self.client, self.agent)
+        self.attach()
+
+    def attach(self) -> None:
+        """A new tunnel; whatever was under way on the old one is lost."""
+        counts = [end.session.received for end in self.ends]
+        for end, theirs in zip(self.ends, reversed(counts), strict=True):
+            end.wire.clear()
+            end.session.attach(theirs, self.now)
+
+    def cut(self) -> None:
+        """The tunnel is gone."""
+        for end in self.ends:
+            end.wire.clear()
+            end.session.detach()
+
+    def other(self, end: End) -> End:
+        """The far end of this one."""
+        return self.agent if end is self.client else self.client
+
+    def flush(self, end: End, limit: int = 1 << 18) -> int:
+        """Put what is due on the wire."""
+        buffers = end.session.data_to_send(limit, self.now)
+        for buffer in buffers:
+            end.wire += buffer
+        end.session.writable.clear()
+        return len(buffers)
+
+    def deliver(self, end: End, size: int) -> None:
+        """Up to `size` bytes from this end's wire reach the other."""
+        piece = bytes(end.wire[:size])
+        del end.wire[:size]
+        if piece:
+            other = self.other(end)
+            other.handle(other.session.receive_data(piece, self.now))
+
+    def consume(self, end: End) -> None:
+        """The layer above takes all that waits."""
+        for number, size in list(end.unconsumed.items()):
+            stream = end.session.streams.get(number)
+            if stream is not None and size:
+                end.session.consume(stream, size, self.now)
+            end.unconsumed[number] = 0
+
+    def settle(self, rounds: int = 20_000) -> None:
+        """Until nothing moves any more: everything under way arrives and is consumed."""
+        quiet = 0
+        for _ in range(rounds):
+            self.now += 0.011
+            moved = 0
+            for end in self.ends:
+                end.session.tick(self.now)
+                moved += self.flush(end)
+                size = len(end.wire)
+                self.deliver(end, size)
+                self.consume(end)
+            queued = any(s.queued for end in self.ends for s in end.session.streams.values())
+            quiet = 0 if moved and queued else quiet + 1
+            if quiet > 6:
+                return
+        raise AssertionError("it never settles")
