@@ -124,15 +124,17 @@ class Session:
 
         Raises:
             ProtocolError: too many streams, or the session is going away.
+            ValueError: the Header's host is none.
         """
         if len(self.streams) >= self.limits.streams:
             raise ProtocolError(f"{len(self.streams)} streams are open", ErrorCode.LIMIT)
         if self.going_away or self.peer_going_away:
             raise ProtocolError("the session is going away", ErrorCode.GOING_AWAY)
+        frame = encode_frame(FrameType.OPEN, self._next_id, header.encode())
         stream = Stream(self._next_id, header, now, State.OPENING)
         self._next_id += 2
         self._add(stream)
-        self._control.append(encode_frame(FrameType.OPEN, stream.id, header.encode()))
+        self._control.append(frame)
         return stream
 
     def accept(self, stream: Stream) -> None:

@@ -1,0 +1,115 @@
+"""The in-flight limit finds a path's bandwidth and keeps its queue short, in simulated paths."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krelay.wire.inflight import MIN_LIMIT, START_LIMIT, InFlight
+
+CAP = 4 << 20
+
+
+class Path:
+    """A bottleneck of `rate` bytes a second with a round trip of `rtt` seconds."""
+
+    def __init__(self, rate: float, rtt: float) -> None:
+        self.rate, self.rtt = rate, rtt
+        self.now = 0.0
+        self.free_at = 0.0
+        self.flight = InFlight(CAP)
+        self.acks: deque[tuple[float, int]] = deque()
+        self.worst_queue = 0.0
+
+    def run(self, seconds: float, chunk: int = 16 << 10) -> float:
+        """Send all that the limit allows for so long; the bytes a second that got through."""
+        until, began = self.now + seconds, self.flight.acked
+        self.worst_queue = 0.0
+        while self.now < until:
+            sent = 0
+            while self.flight.room > 0 and sent < 1 << 18:
+                self.free_at = max(self.free_at, self.now) + chunk / self.rate
+                self.worst_queue = max(self.worst_queue, self.free_at - self.now)
+                sent += chunk
+                self.flight.on_sent(chunk, self.now, limited=self.flight.room <= chunk)
+                self.acks.append((self.free_at + self.rtt, self.flight.sent))
+            if not self.acks:
+                break
+            self.now, acked = self.acks.popleft()
+            assert self.flight.on_ack(acked, self.now)
+        return (self.flight.acked - began) / seconds
+
+
+@pytest.mark.parametrize(
+    ("rate", "rtt"), [(6.25e6, 0.04), (250e6, 0.0005), (1.25e6, 0.1), (12.5e6, 0.005)]
+)
+def test_it_fills_the_path_and_little_more(rate: float, rtt: float) -> None:
+    path = Path(rate, rtt)
+    path.run(5)
+    assert path.run(4) > 0.8 * rate
+    assert path.worst_queue < 2 * rtt + 0.05
+    # A minute later it has measured the round trip anew, and not its own queue.
+    path.run(60)
+    assert path.flight.rtt < rtt * 1.5 + 0.02
+    assert path.run(4) > 0.8 * rate
+
+
+def test_it_follows_a_path_that_becomes_faster() -> None:
+    path = Path(1e6, 0.02)
+    path.run(10)
+    path.rate = 20e6
+    path.run(5)
+    assert path.run(3) > 0.8 * 20e6
+
+
+def test_trickling_traffic_does_not_stop_later_growth() -> None:
+    path = Path(50e6, 0.001)
+    for _ in range(500):
+        path.now += 0.05
+        path.flight.on_sent(100, path.now, limited=False)
+        assert path.flight.on_ack(path.flight.sent, path.now + 0.001)
+    path.run(2)
+    assert path.run(2) > 0.8 * 50e6
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 300_000), st.floats(0, 30), st.integers(0, 400_000), st.booleans()
+        ),
+        max_size=80,
+    )
+)
+@settings(deadline=None)
+def test_the_limit_stays_within_its_bounds(
+    steps: list[tuple[int, float, int, bool]],
+) -> None:
+    flight, now = InFlight(CAP), 0.0
+    assert flight.limit == START_LIMIT
+    for sent, later, acked, limited in steps:
+        flight.on_sent(sent, now, limited=limited)
+        now += later
+        if flight.on_ack(flight.acked + acked, now):
+            assert flight.acked <= flight.sent
+        assert MIN_LIMIT <= flight.limit <= CAP
+        assert flight.rtt >= 0
+
+
+def test_an_ack_that_cannot_be() -> None:
+    flight = InFlight(CAP)
+    flight.on_sent(100, 0.0, limited=False)
+    assert not flight.on_ack(101, 0.1)
+    assert flight.on_ack(100, 0.1)
+    assert not flight.on_ack(99, 0.2)
+
+
+def test_a_ping_s_round_trip_counts_when_it_is_the_shortest() -> None:
+    flight = InFlight(CAP)
+    flight.on_rtt(0.05, 1.0)
+    flight.on_rtt(0.09, 2.0)
+    assert flight.rtt == 0.05
+    flight.on_rtt(0.01, 3.0)
+    assert flight.rtt == 0.01
