@@ -29,7 +29,11 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
     return [*pieces, data[at:]]
 
 
-@given(st.lists(a_frame, max_size=8), st.lists(st.integers(0, 9_000), max_size=20), st.data())
+@given(
+    st.lists(a_frame, min_size=1, max_size=8),
+    st.lists(st.one_of(st.integers(0, 12), st.integers(0, 9_000)), max_size=20),
+    st.data(),
+)
 def test_any_split_gives_the_same_frames(
     frames: list[tuple[int, int, bytes]], cuts: list[int], data: st.DataObject
 ) -> None:
@@ -60,6 +64,23 @@ def test_any_bytes_are_frames_or_an_error(data: bytes) -> None:
     except ProtocolError:
         return
     assert all(len(payload) <= MAX_PAYLOAD for _, _, payload in frames)
+
+
+def test_a_payload_in_many_reads_of_a_buffer_that_is_used_again() -> None:
+    wire = encode_frame(FrameType.DATA, 1, bytes(range(100)))
+    decoder, buffer, frames = FrameDecoder(), bytearray(7), []
+    for at in range(0, len(wire), 7):
+        piece = wire[at : at + 7]
+        buffer[: len(piece)] = piece
+        frames += decoder.feed(buffer[: len(piece)])
+    assert frames == [(FrameType.DATA, 1, bytes(range(100)))]
+
+
+def test_pending_in_the_middle_of_a_payload() -> None:
+    wire = encode_frame(FrameType.DATA, 1, bytes(100))
+    decoder = FrameDecoder()
+    assert decoder.feed(wire[:50]) == []
+    assert decoder.pending() == wire[:50]
 
 
 def test_the_largest_payload_and_one_more() -> None:

@@ -75,6 +75,11 @@ def test_a_host_that_does_not_fit(host: str) -> None:
         Header(TCP, host, 80).encode()
 
 
+def test_a_piece_of_a_header_is_none() -> None:
+    with pytest.raises(ProtocolError, match="truncated"):
+        decode_header(Header(TCP, "10.0.0.1", 80).encode()[:-1])
+
+
 def test_every_code_has_a_status() -> None:
     assert {code: status_of(code) for code in ErrorCode} == {
         code: {

@@ -147,7 +147,7 @@ class Story:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_every_byte_arrives_once_and_in_order_or_the_stream_is_given_up(seed: int) -> None:
     story = Story(seed)
     for _ in range(400):
