@@ -115,3 +115,12 @@ class NotListeningError(TunnelError):
 
 class PodGoneError(TunnelError):
     pass
+
+
+def first_error(group: BaseExceptionGroup[KrelayError]) -> KrelayError:
+    """The error to tell of, of those that a task group ended with."""
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    assert isinstance(leaf, KrelayError)
+    return leaf

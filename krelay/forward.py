@@ -36,6 +36,12 @@ class Forward:
             return self.target.name
         return f"{self.target.name}[{self.port}]"
 
+    @property
+    def certain(self) -> bool:
+        """Whether the file alone says what to listen on."""
+        known = self.port.protocol is not None or not self.target.kind.in_cluster
+        return known and self.port.local is not None
+
     def describe(self) -> list[str]:
         """A line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""
         if self.listener is None:

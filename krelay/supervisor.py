@@ -17,6 +17,7 @@ from krelay.errors import (
     NotReadyError,
     Problem,
     TunnelRefusedError,
+    first_error,
 )
 from krelay.forward import Forward
 from krelay.model import Config, Resolution, Target
@@ -75,7 +76,7 @@ class Supervisor:
         except* _StoppedError:
             pass
         except* KrelayError as group:
-            raise _first(group) from None
+            raise first_error(group) from None
         finally:
             for forward in self._forwards:
                 forward.cut()
@@ -93,11 +94,7 @@ class Supervisor:
             logger.info("draining %d connections; press Ctrl-C again to cut them", live)
         async with asyncio.TaskGroup() as draining:
             for forward in self._forwards:
-                draining.create_task(self._drain(forward))
-
-    async def _drain(self, forward: Forward) -> None:
-        with contextlib.suppress(TimeoutError):
-            await forward.drain(self._config.tunnel.drain)
+                draining.create_task(forward.drain(self._config.tunnel.drain))
 
     # -- starting ------------------------------------------------------------------------------
 
@@ -105,6 +102,8 @@ class Supervisor:
         for context in dict.fromkeys(target.context for target in self._config.targets):
             targets = [target for target in self._config.targets if target.context == context]
             await self._start_context(context, targets, tasks)
+        # What needs nobody's answer binds first: a port in use must not cost an agent.
+        await self._wait_bound([forward for forward in self._forwards if forward.certain])
         async with asyncio.TaskGroup() as starting:
             for reach in self._reaches:
                 starting.create_task(reach.start())
@@ -112,7 +111,7 @@ class Supervisor:
             tasks.create_task(pool.run(), name=pool.name)
         for pool, reach in zip(self._pools, self._reaches, strict=True):
             await self._wait_pool(pool, reach)
-        await self._wait_bound()
+        await self._wait_bound(self._forwards)
         self._started = True
         for forward in self._forwards:
             if forward.bound.is_set():
@@ -194,11 +193,12 @@ class Supervisor:
                 hint="run with -v to see each try",
             ) from exc
 
-    async def _wait_bound(self) -> None:
-        """Every forward is bound, has failed, or has been waited for long enough."""
+    async def _wait_bound(self, forwards: list[Forward]) -> None:
+        """Each of `forwards` is bound, has failed, or has been waited for long enough; none of
+        all being bound is an error."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RESOLVE_DEADLINE):
-                for forward in self._forwards:
+                for forward in forwards:
                     await forward.bound.wait()
         failures = [forward.failure for forward in self._forwards if forward.failure]
         if failures and len(failures) == len(self._forwards):
@@ -235,12 +235,3 @@ async def _follow_constant(target: Target, publish: _Publish) -> None:
 
 class _StoppedError(Exception):
     """Ends the task group, and with it pools and watches."""
-
-
-def _first(group: BaseExceptionGroup[KrelayError]) -> KrelayError:
-    """The error to tell of: the first leaf."""
-    leaf: BaseException = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    assert isinstance(leaf, KrelayError)
-    return leaf

@@ -17,7 +17,7 @@ from krelay.cluster.pods import choose, resolve_port, why_none
 from krelay.cluster.selectors import selector_text
 from krelay.cluster.services import resolve_service
 from krelay.cluster.watch import follow
-from krelay.errors import AccessDeniedError
+from krelay.errors import AccessDeniedError, KrelayError, first_error
 from krelay.model import Kind, Protocol, Resolution, Target
 
 logger = logging.getLogger("krelay.resolve")
@@ -47,12 +47,15 @@ async def follow_target(api: Api, target: Target, namespace: str, publish: Publi
         publish(tuple(Resolution.as_given(target, port) for port in target.ports))
         return
     following = _Following(api, target, namespace, publish)
-    if target.kind is Kind.SERVICE:
-        await following.service()
-    elif target.kind is Kind.POD:
-        await following.pod()
-    else:
-        await following.workload()
+    try:
+        if target.kind is Kind.SERVICE:
+            await following.service()
+        elif target.kind is Kind.POD:
+            await following.pod()
+        else:
+            await following.workload()
+    except* KrelayError as group:
+        raise first_error(group) from None
 
 
 class _Following:
@@ -80,6 +83,10 @@ class _Following:
         version, resource, word = _WORKLOADS[self._target.kind]
 
         async def pods(selector: str) -> None:
+            if not selector:
+                # As a selector it would be every pod of the namespace.
+                self._tell_none(f"{self._target} selects no pods")
+                return
             async for found in self._watch("v1", "pods", label_selector=selector):
                 self._tell_pod(found.values())
 

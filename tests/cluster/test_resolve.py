@@ -1,0 +1,223 @@
+"""Following a target: what is told, and when, as the watched sets change."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from krelay.cluster import resolve
+from krelay.errors import AccessDeniedError, ClusterError
+from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
+from tests.cluster.test_pods import LEAVING, UNREADY, pod
+from tests.cluster.test_services import endpoint, part, service
+
+Objects = Mapping[str, dict[str, Any]]
+Told = tuple[Resolution, ...]
+
+
+class Sets:
+    """Stands for `watch.follow`: each collection yields the sets that the test puts there."""
+
+    def __init__(self) -> None:
+        self.queues: dict[tuple[str, str], asyncio.Queue[Objects | Exception]] = {}
+        self.open: list[tuple[str, str]] = []
+
+    def __getitem__(self, key: tuple[str, str]) -> asyncio.Queue[Objects | Exception]:
+        return self.queues.setdefault(key, asyncio.Queue())
+
+    def put(self, resource: str, selector: str, *items: dict[str, Any]) -> None:
+        self[resource, selector].put_nowait({i["metadata"]["name"]: i for i in items})
+
+    async def follow(
+        self, api: object, path: str, *, label_selector: str = "", field_selector: str = ""
+    ) -> AsyncIterator[Objects]:
+        key = (path.rpartition("/")[2], label_selector or field_selector)
+        self.open.append(key)
+        try:
+            while True:
+                item = await self[key].get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self.open.remove(key)
+
+
+class Following:
+    """`follow_target` as a task, and what it told."""
+
+    def __init__(self, target: Target) -> None:
+        self.told: asyncio.Queue[Told] = asyncio.Queue()
+        self.work = resolve.follow_target(None, target, "shop", self.told.put_nowait)  # type: ignore[arg-type]
+
+    async def __aenter__(self) -> Following:
+        self.task = asyncio.get_running_loop().create_task(self.work)
+        return self
+
+    async def next(self) -> Resolution:
+        async with asyncio.timeout(5):
+            return (await self.told.get())[0]
+
+    async def error(self) -> BaseException:
+        async with asyncio.timeout(5):
+            await asyncio.wait([self.task])
+        error = self.task.exception()
+        assert error is not None
+        return error
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        assert self.told.empty()
+
+
+@pytest.fixture
+def sets(monkeypatch: pytest.MonkeyPatch) -> Sets:
+    made = Sets()
+    monkeypatch.setattr(resolve, "follow", made.follow)
+    return made
+
+
+def target(kind: Kind, name: str = "web", *ports: Port) -> Target:
+    return Target(name, kind, name, ports or (Port(8080),))
+
+
+NAME = "metadata.name=web"
+SLICES = "kubernetes.io/service-name=web"
+
+
+def workload(selector: dict[str, Any] | None) -> dict[str, Any]:
+    return {"metadata": {"name": "web"}, "spec": {"selector": selector}}
+
+
+async def test_a_host_is_told_at_once_and_that_is_all(sets: Sets) -> None:
+    told: list[Told] = []
+    wanted = Target("h", Kind.HOST, "db.example.test", (Port(5432, 1), Port(53, 2, Protocol.UDP)))
+    await resolve.follow_target(None, wanted, "", told.append)  # type: ignore[arg-type]
+    assert told == [
+        (
+            Resolution(Protocol.TCP, Endpoint("db.example.test", 5432), via="as given"),
+            Resolution(Protocol.UDP, Endpoint("db.example.test", 53), via="as given"),
+        )
+    ]
+
+
+async def test_a_pod_comes_goes_and_comes_again(sets: Sets) -> None:
+    async with Following(target(Kind.POD)) as following:
+        sets.put("pods", NAME)
+        assert (await following.next()).reason == 'pod "web" not found in namespace "shop"'
+        sets.put("pods", NAME, pod("web", **UNREADY))
+        assert (await following.next()).reason == "pod/web: pod web is not ready"
+        sets.put("pods", NAME, pod("web"))
+        assert (await following.next()).endpoint == Endpoint("10.1.0.1", 8080)
+        sets.put("pods", NAME, pod("web", spec={"nodeName": "n"}))  # nothing new for us
+        sets.put("pods", NAME, pod("web", **LEAVING))
+        assert (await following.next()).endpoint is None
+    assert sets.open == []
+
+
+async def test_a_workload_s_pods_are_followed(sets: Sets) -> None:
+    async with Following(target(Kind.DEPLOYMENT)) as following:
+        sets.put("deployments", NAME)
+        missing = await following.next()
+        assert missing.reason == 'deployment "web" not found in namespace "shop"'
+        sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))
+        sets.put("pods", "app=web", pod("a"))
+        assert (await following.next()).via == "pod a"
+        sets.put("pods", "app=web", pod("a"), pod("b", status={"podIP": "10.1.0.2"}))
+        sets.put("pods", "app=web", pod("a", **LEAVING), pod("b", status={"podIP": "10.1.0.2"}))
+        assert (await following.next()).endpoint == Endpoint("10.1.0.2", 8080)
+
+
+async def test_a_workload_made_anew_with_another_selector(sets: Sets) -> None:
+    async with Following(target(Kind.STATEFULSET)) as following:
+        sets.put("statefulsets", NAME, workload({"matchLabels": {"app": "old"}}))
+        sets.put("pods", "app=old", pod("old"))
+        assert (await following.next()).via == "pod old"
+        sets.put("statefulsets", NAME, workload({"matchLabels": {"app": "new"}}))
+        sets.put("pods", "app=new", pod("new"))
+        assert (await following.next()).via == "pod new"
+        assert ("pods", "app=old") not in sets.open
+
+
+async def test_an_empty_selector_is_not_every_pod(sets: Sets) -> None:
+    async with Following(target(Kind.JOB)) as following:
+        sets.put("jobs", NAME, workload(None))
+        assert (await following.next()).reason == "job/web selects no pods"
+        assert ("pods", "") not in sets.open
+
+
+async def test_a_service_with_endpoints_then_none_then_some(sets: Sets) -> None:
+    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+        sets.put("services", NAME, service())
+        sets.put("endpointslices", SLICES, part_named(endpoint()))
+        assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
+        sets.put("endpointslices", SLICES, part_named())
+        assert (await following.next()).reason == 'service "web" has no ready endpoint'
+        sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.7")))
+        assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
+        changed = service(clusterIP="10.96.0.77")
+        sets.put("services", NAME, changed)
+        sets.put("endpointslices", SLICES, part_named(endpoint()))
+        assert (await following.next()).endpoint == Endpoint("10.96.0.77", 80)
+        labelled = {**changed, "metadata": {"name": "web", "labels": {"a": "b"}}}
+        sets.put("services", NAME, labelled)  # says nothing of where it leads
+        sets.put("services", NAME)
+        assert "not found" in (await following.next()).reason
+
+
+def part_named(*endpoints: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"name": "web-1"}, **part(*endpoints)}
+
+
+async def test_a_headless_service_stays_with_its_endpoint(sets: Sets) -> None:
+    async with Following(target(Kind.SERVICE, "web", Port("http"))) as following:
+        sets.put("services", NAME, service(clusterIP="None"))
+        sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.5")))
+        assert (await following.next()).endpoint == Endpoint("10.1.0.5", 8080)
+        sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.1"), endpoint("10.1.0.5")))
+        sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.1")))
+        assert (await following.next()).endpoint == Endpoint("10.1.0.1", 8080)
+
+
+async def test_an_external_name_needs_no_endpoints(sets: Sets) -> None:
+    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+        sets.put("services", NAME, service(type="ExternalName", externalName="a.example.test"))
+        assert (await following.next()).endpoint == Endpoint("a.example.test", 80)
+
+
+DENIED = AccessDeniedError("cannot list endpointslices.discovery.k8s.io")
+
+
+async def test_a_cluster_ip_is_trusted_where_endpoints_may_not_be_read(sets: Sets) -> None:
+    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+        sets["endpointslices", SLICES].put_nowait(DENIED)
+        sets.put("services", NAME, service())
+        assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
+
+
+async def test_a_headless_service_is_not(sets: Sets) -> None:
+    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+        sets["endpointslices", SLICES].put_nowait(DENIED)
+        sets.put("services", NAME, service(clusterIP="None"))
+        assert await following.error() is DENIED
+
+
+@pytest.mark.parametrize("kind", [Kind.POD, Kind.DEPLOYMENT, Kind.SERVICE])
+async def test_an_error_comes_out_as_itself(sets: Sets, kind: Kind) -> None:
+    resource = {Kind.POD: "pods", Kind.DEPLOYMENT: "deployments", Kind.SERVICE: "services"}[kind]
+    error = ClusterError("no such collection")
+    async with Following(target(kind)) as following:
+        sets[resource, NAME].put_nowait(error)
+        assert await following.error() is error
+
+
+async def test_an_error_of_an_inner_watch_comes_out_as_itself(sets: Sets) -> None:
+    async with Following(target(Kind.DEPLOYMENT)) as following:
+        sets["pods", "app=web"].put_nowait(DENIED)
+        sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))
+        assert await following.error() is DENIED
+    assert sets.open == []

@@ -1,0 +1,166 @@
+"""What a port of a Service means."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.cluster.services import resolve_service
+from krelay.model import Endpoint, Port, Protocol
+
+PORTS = [
+    {"name": "http", "port": 80, "targetPort": "web"},
+    {"name": "dns", "port": 53, "protocol": "UDP"},
+    {"name": "dns-tcp", "port": 53, "protocol": "TCP"},
+    {"name": "metrics", "port": 9090, "protocol": "UDP"},
+    {"name": "sctp", "port": 99, "protocol": "SCTP"},
+]
+
+
+def service(**spec: Any) -> dict[str, Any]:
+    made = {"clusterIP": "10.96.0.9", "ports": PORTS, "selector": {"app": "web"}, **spec}
+    return {"metadata": {"name": "web"}, "spec": made}
+
+
+def part(*endpoints: dict[str, Any], port: int = 8080, **more: Any) -> dict[str, Any]:
+    return {
+        "addressType": "IPv4",
+        "ports": [{"name": p["name"], "port": port, "protocol": p.get("protocol")} for p in PORTS],
+        "endpoints": list(endpoints),
+        **more,
+    }
+
+
+def endpoint(address: str = "10.1.0.1", **conditions: Any) -> dict[str, Any]:
+    return {"addresses": [address], "conditions": conditions}
+
+
+READY = [part(endpoint())]
+
+
+@pytest.mark.parametrize(
+    ("port", "number", "protocol"),
+    [
+        (Port(80), 80, Protocol.TCP),
+        (Port("http"), 80, Protocol.TCP),
+        (Port("web"), 80, Protocol.TCP),
+        (Port(53), 53, Protocol.TCP),
+        (Port("dns"), 53, Protocol.UDP),
+        (Port(53, protocol=Protocol.UDP), 53, Protocol.UDP),
+        (Port(9090), 9090, Protocol.UDP),
+    ],
+)
+def test_a_cluster_ip(port: Port, number: int, protocol: Protocol) -> None:
+    for slices in (READY, None):
+        found = resolve_service(service(), port, slices)
+        assert found.endpoint == Endpoint("10.96.0.9", number)
+        assert (found.protocol, found.via) == (protocol, "clusterIP")
+
+
+def test_a_port_that_it_has_not() -> None:
+    found = resolve_service(service(), Port(81), READY)
+    assert found.endpoint is None
+    assert found.reason == (
+        'service "web" has no port 81; it has 80 (http), 53 (dns)/udp, 53 (dns-tcp), '
+        "9090 (metrics)/udp, 99 (sctp)/sctp"
+    )
+    asked = Port("http", protocol=Protocol.UDP)
+    assert "no port http/udp" in resolve_service(service(), asked, READY).reason
+    nothing = resolve_service(service(ports=None), Port(80), READY)
+    assert nothing.reason == 'service "web" has no port 80'
+
+
+def test_sctp_is_not_relayed() -> None:
+    assert "SCTP" in resolve_service(service(), Port("sctp"), READY).reason
+
+
+@pytest.mark.parametrize(
+    "slices",
+    [
+        [],
+        [part()],
+        [part(endpoint(ready=False, serving=False))],
+        [part({"addresses": []})],
+        [part(endpoint(), ports=None)],
+        [{"endpoints": None}],
+    ],
+)
+def test_no_ready_endpoint(slices: list[dict[str, Any]]) -> None:
+    for kind in (service(), service(clusterIP="None")):
+        found = resolve_service(kind, Port(80), slices)
+        assert found.endpoint is None
+        assert found.reason == 'service "web" has no ready endpoint'
+
+
+def test_a_headless_service_leads_to_an_endpoint_and_stays_there() -> None:
+    headless = service(clusterIP="None")
+    slices = [part(endpoint("10.1.0.1"), endpoint("10.1.0.2")), part(endpoint("10.1.0.3"), port=9)]
+    assert resolve_service(headless, Port(80), slices).endpoint == Endpoint("10.1.0.1", 8080)
+    for host, number in (("10.1.0.2", 8080), ("10.1.0.3", 9)):
+        found = resolve_service(headless, Port(80), slices, host)
+        assert found.endpoint == Endpoint(host, number)
+        assert found.via == "endpoint"
+    assert resolve_service(headless, Port(80), slices, "10.9.9.9").endpoint
+
+
+def test_an_endpoint_that_ends_serves_only_where_there_is_no_other() -> None:
+    headless = service(clusterIP="None")
+    leaving = endpoint("10.1.0.1", ready=False, serving=True, terminating=True)
+    fresh = endpoint("10.1.0.2", ready=True)
+    assert resolve_service(headless, Port(80), [part(leaving)]).endpoint
+    found = resolve_service(headless, Port(80), [part(leaving, fresh)], "10.1.0.1")
+    assert found.endpoint == Endpoint("10.1.0.2", 8080)
+
+
+def test_the_service_s_first_family_is_preferred() -> None:
+    headless = service(clusterIP="None", ipFamilies=["IPv6", "IPv4"])
+    slices = [part(endpoint("10.1.0.1")), part(endpoint("fd00::1"), addressType="IPv6")]
+    found = resolve_service(headless, Port(80), slices)
+    assert found.endpoint == Endpoint("fd00::1", 8080)
+
+
+def test_a_headless_service_whose_endpoints_may_not_be_read() -> None:
+    assert "may not be read" in resolve_service(service(clusterIP="None"), Port(80), None).reason
+
+
+def test_an_external_name() -> None:
+    external = service(type="ExternalName", externalName="db.example.test", clusterIP=None)
+    for port, number in ((Port(5432), 5432), (Port("http"), 80), (Port(80), 80)):
+        found = resolve_service(external, port, None)
+        assert found.endpoint == Endpoint("db.example.test", number)
+    assert resolve_service(external, Port("dns"), None).protocol is Protocol.UDP
+    unknown = resolve_service(external, Port("nope"), None)
+    assert unknown.endpoint is None
+    assert "use its number" in unknown.reason
+
+
+conditions = st.dictionaries(
+    st.sampled_from(["ready", "serving", "terminating"]), st.none() | st.booleans()
+)
+some_endpoint = st.fixed_dictionaries(
+    {"addresses": st.lists(st.sampled_from(["10.1.0.1", "10.1.0.2", "10.1.0.3"]), max_size=2)},
+    optional={"conditions": st.none() | conditions},
+)
+
+
+@given(
+    st.lists(st.lists(some_endpoint, max_size=3), max_size=3), st.sampled_from(["10.1.0.1", None])
+)
+def test_nobody_is_sent_to_an_endpoint_that_is_not_ready_while_one_is(
+    groups: list[list[dict[str, Any]]], present: str | None
+) -> None:
+    slices = [part(*endpoints) for endpoints in groups]
+    ready = {
+        one["addresses"][0]
+        for endpoints in groups
+        for one in endpoints
+        if one["addresses"] and (one.get("conditions") or {}).get("ready") is not False
+    }
+    found = resolve_service(service(clusterIP="None"), Port(80), slices, present)
+    if ready:
+        assert found.endpoint is not None
+        assert found.endpoint.host in ready
+        assert present not in ready or found.endpoint.host == present
