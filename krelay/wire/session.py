@@ -282,7 +282,8 @@ class Session:
             self._pong = None
         if self._ping_due:
             self._ping_due = False
-            self._ping_sent_at = now
+            if self._ping_sent_at is None:
+                self._ping_sent_at = now
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
         if self._ack_due or (self._ack_at is not None and (self._control or self._small)):
@@ -496,7 +497,7 @@ class Session:
         return min(deadlines)
 
     def stalled(self, now: float) -> bool:
-        """Whether nothing was heard for `ping_timeout` since a PING went out."""
+        """Whether nothing was heard for `ping_timeout` since the first PING that waits."""
         sent_at = self._ping_sent_at
         return sent_at is not None and now - sent_at >= self.limits.ping_timeout
 

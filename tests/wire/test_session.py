@@ -290,9 +290,11 @@ def test_pings_measure_and_find_a_dead_peer() -> None:
     session = made()
     session.tick(10.0)
     [(_, _, ping)] = sent(session, 10.0)
+    assert session.tick(10.0) == 13.0
+    session.tick(13.0)
+    assert [f[0] for f in sent(session, 13.0)] == [FrameType.PING], "and the first still waits"
     assert not session.stalled(15.9)
     assert session.stalled(16.0)
-    assert session.tick(10.0) == 13.0
     session.receive_data(encode_frame(FrameType.PONG, 0, ping), 10.25)
     assert session.flight.rtt == pytest.approx(0.25)
     assert not session.stalled(100.0)

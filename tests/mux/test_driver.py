@@ -1,0 +1,245 @@
+"""A driver pumps a session over memory, sockets and a trickle alike."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+import pytest
+
+from krelay.mux.link import Link
+from krelay.mux.stream import HIGH_WATER, MuxStream
+from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.session import Limits
+from krelay.wire.window import INITIAL_WINDOW
+from tests import fakes
+from tests.mux.pair import TARGET, WAYS, Ear, Pair, pair
+from tests.rig import until
+
+every_way = pytest.mark.parametrize("way", WAYS)
+
+
+@every_way
+async def test_bytes_both_ways_and_half_close(way: str) -> None:
+    data = random.Random(1).randbytes(300_000 if way != "trickle" else 20_000)
+    async with pair(way) as both:
+        near, near_ear, far, far_ear = await both.stream()
+        near.write(data)
+        near.end()
+        await far_ear.until("end")
+        assert far_ear.data == data
+        far.write(data[::-1])
+        far.end()
+        await near_ear.until("end")
+        assert near_ear.data == data[::-1]
+        assert not both.client.session.streams
+        assert not both.agent.session.streams
+
+
+@every_way
+async def test_a_reset_either_way(way: str) -> None:
+    async with pair(way) as both:
+        near, near_ear, far, far_ear = await both.stream()
+        near.reset(ErrorCode.RESET)
+        await far_ear.until("reset RESET")
+        near, near_ear, far, far_ear = await both.stream()
+        far.reset(ErrorCode.IDLE)
+        await near_ear.until("reset IDLE")
+        assert not both.client.session.streams
+        assert not both.agent.session.streams
+
+
+@every_way
+async def test_early_data_a_refusal_and_datagrams(way: str) -> None:
+    async with pair(way) as both:
+        ear = Ear()
+        stream = both.client.open(TARGET, ear)
+        stream.write(b"early")
+        stream.datagram(b"ping")
+        arrived, far = await both.arrivals.get()
+        assert arrived.header == TARGET
+        await far.until("datagram ping")
+        await far.until_size(5)
+        assert far.data == b"early"
+        arrived.refuse(ErrorCode.REFUSED, "nobody there")
+        await ear.until("refused REFUSED nobody there")
+
+
+@every_way
+async def test_a_paused_reader_holds_a_window_while_another_stream_flows(way: str) -> None:
+    size = 400_000 if way != "trickle" else 30_000
+    async with pair(way) as both:
+        slow, _, slow_far, slow_ear = await both.stream(greedy=False)
+        fast, _, _, fast_ear = await both.stream()
+        slow.write(bytes(1 << 20))
+        fast.write(bytes(size))
+        await fast_ear.until_size(size)
+        await slow_ear.until_size(min(INITIAL_WINDOW, size))
+        assert len(slow_ear.data) <= INITIAL_WINDOW
+        slow_far.consume(INITIAL_WINDOW)
+        await slow_ear.until_size(INITIAL_WINDOW + 1)
+
+
+async def test_a_writer_is_told_when_to_wait_and_when_to_go_on() -> None:
+    async with pair() as both:
+        near, near_ear, _, far_ear = await both.stream()
+        assert near.write(bytes(10))
+        assert not near.write(bytes(HIGH_WATER))
+        await near_ear.until("writable")
+        await far_ear.until_size(HIGH_WATER + 10)
+
+
+async def test_a_handler_that_fails_resets_its_own_stream_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Ear):
+        def on_data(self, data: object) -> None:
+            raise RuntimeError("a bug")
+
+    async with pair() as both:
+        near, _, far, far_ear = await both.stream()
+        bad, bad_ear, bad_far, _ = await both.stream()
+        bad_far.handler = Broken()
+        bad.write(b"x")
+        await bad_ear.until("reset INTERNAL")
+        assert "a bug" in caplog.text
+        near.write(b"fine")
+        await far_ear.until_size(4)
+
+
+@every_way
+async def test_a_session_moves_to_another_tunnel_and_loses_nothing(way: str) -> None:
+    data = random.Random(2).randbytes(200_000 if way != "trickle" else 15_000)
+    async with pair(way) as both:
+        near, _, far, far_ear = await both.stream()
+        for at in range(0, len(data), 5_000):
+            near.write(data[at : at + 5_000])
+            if at % 20_000 == 0:
+                old = [link.transport for link in both.links]
+                if at % 40_000 == 0:
+                    for transport in old:
+                        transport.abort()
+                    await asyncio.sleep(0)
+                await both.connect(way)
+        near.end()
+        await far_ear.until("end")
+        assert far_ear.data == data
+        assert not both.client.closed
+
+
+async def test_a_lost_tunnel_is_told_once_and_a_former_one_is_ignored() -> None:
+    async with pair() as both:
+        former = both.links[0].transport
+        await both.connect("memory")
+        both.client.receive(former, b"\xff" * 20)
+        both.client.lost(former, None)
+        both.client.pause_writing(former)
+        both.client.resume_writing(former)
+        assert both.detached == []
+        both.links[0].transport.abort()
+        await asyncio.sleep(0.001)
+        assert [type(exc) for exc in both.detached] == [ConnectionResetError]
+        assert not both.client.attached
+
+
+async def test_a_protocol_error_ends_the_session_and_says_so() -> None:
+    async with pair() as both:
+        _, near_ear, _, _ = await both.stream()
+        both.client.receive(both.links[0].transport, b"\xff" * 8)
+        assert near_ear.said[-1] == "reset PROTOCOL"
+        assert both.detached == [None]
+        assert both.client.closed
+        await until(lambda: both.agent.session.peer_going_away)
+
+
+async def test_a_good_bye_is_heard_and_no_stream_opens_after_it() -> None:
+    async with pair() as both:
+        both.agent.go_away(ErrorCode.GOING_AWAY, "later")
+        await until(lambda: both.goodbyes)
+        assert both.goodbyes == ["GOING_AWAY later"]
+        with pytest.raises(ProtocolError):
+            both.client.open(TARGET, Ear())
+
+
+async def test_a_client_takes_no_streams() -> None:
+    async with pair() as both:
+        ear = Ear()
+        both.agent.open(TARGET, ear)
+        await ear.until("refused PROTOCOL this end opens streams")
+
+
+async def test_a_stalled_tunnel_is_dropped() -> None:
+    limits = Limits(ping_interval=0.01, ping_timeout=0.05)
+    async with pair(limits=limits) as both:
+        transport = both.links[0].transport
+        assert isinstance(transport, fakes.MemoryTransport)
+        assert transport.other is not None
+        transport.other.choke(True)
+        await until(lambda: both.detached)
+        assert [type(exc) for exc in both.detached] == [TimeoutError]
+
+
+async def test_a_full_tunnel_pauses_the_driver_and_nothing_is_lost() -> None:
+    async with pair() as both:
+        near, _, _, far_ear = await both.stream()
+        transport = both.links[0].transport
+        assert isinstance(transport, fakes.MemoryTransport)
+        transport.choke(True)
+        transport.set_write_buffer_limits(high=10_000)
+        for _ in range(10):
+            near.write(bytes(10_000))
+            await asyncio.sleep(0)
+        assert transport.get_write_buffer_size() < 200_000
+        transport.choke(False)
+        await far_ear.until_size(100_000)
+
+
+async def test_a_thousand_streams_leave_nothing() -> None:
+    async with pair() as both:
+        for _ in range(20):
+            streams = [await both.stream() for _ in range(50)]
+            for number, (near, _, far, _) in enumerate(streams):
+                near.write(b"x")
+                if number % 3:
+                    near.reset()
+                else:
+                    near.end()
+                    far.end()
+            await until(lambda: not both.client.session.streams and not both.agent.session.streams)
+
+
+async def test_what_it_logs_and_how_it_prints(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "krelay.mux")
+    async with pair() as both:
+        near, *_ = await both.stream()
+        assert repr(near) == "c/s1"
+        assert repr(both.client) == "<Driver c streams=1>"
+        assert "> OPEN c/s1 10.0.0.1:80" in caplog.text
+        assert "< ACCEPTED c/s1" in caplog.text
+
+
+def test_a_link_without_a_driver_drops_what_comes() -> None:
+    link = Link()
+    link.data_received(b"x")
+    link.pause_writing()
+    link.resume_writing()
+    link.connection_lost(None)
+
+
+async def test_a_handle_whose_handler_has_gone_is_told_nothing() -> None:
+    async with pair() as both:
+        near, near_ear, far, _ = await both.stream()
+        near.handler = None
+        far.write(b"x")
+        far.end()
+        other, *_ = await both.stream()
+        assert isinstance(other, MuxStream)
+        assert near_ear.data == b""
+
+
+async def test_closing_twice_and_closing_detached() -> None:
+    both = Pair(Limits())
+    both.client.close(ErrorCode.NONE)
+    both.client.close(ErrorCode.NONE)
+    assert both.detached == []

@@ -1,0 +1,71 @@
+"""The handshake on real sockets: in, or a reason why not."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+
+import pytest
+
+from krelay.mux.driver import Driver
+from krelay.mux.link import ClientLink
+from krelay.wire.errors import ErrorCode, HandshakeError, WireError
+from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Welcome
+from krelay.wire.session import Side
+from tests import rig
+from tests.mux.pair import TARGET, Ear
+
+
+async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientLink, Driver]:
+    """A client's link whose handshake has begun."""
+    loop = asyncio.get_running_loop()
+    driver = Driver(Side.CLIENT, "c")
+    link = ClientLink(driver, ClientHandshake(key, secrets.token_bytes(NONCE_SIZE)))
+    await loop.create_connection(lambda: link, "127.0.0.1", port)
+    return link, driver
+
+
+async def test_an_agent_lets_us_in_and_streams_open() -> None:
+    async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
+        link, driver = await knock(server.address[1])
+        welcome = await link.welcome
+        assert isinstance(welcome, Welcome)
+        assert driver.attached
+        ear = Ear()
+        header = type(TARGET)(TARGET.protocol, "127.0.0.1", port)
+        stream = ear.stream = driver.open(header, ear)
+        stream.write(b"hello")
+        await ear.until_size(5)
+        driver.close(ErrorCode.GOING_AWAY)
+
+
+async def test_a_wrong_key() -> None:
+    async with rig.agent() as server:
+        link, driver = await knock(server.address[1], b"wrong" * 6)
+        with pytest.raises(HandshakeError) as caught:
+            await link.welcome
+        assert caught.value.code is ErrorCode.DENIED
+        assert not driver.attached
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"\x06", HandshakeError),
+        (b"\x01" + b"\xff" * 40, WireError),
+        (b"", ConnectionResetError),
+        (b"\x01", ConnectionResetError),
+    ],
+)
+async def test_an_agent_that_is_none(answer: bytes, error: type[Exception]) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        await writer.drain()
+
+    async with rig.tcp_target(serve) as port:
+        link, driver = await knock(port)
+        with pytest.raises(error):
+            await link.welcome
+        assert not driver.attached
+        link.data_received(b"too late")

@@ -1,0 +1,57 @@
+"""What the mux asks of TCP sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from krelay.mux.sockets import end_socket, no_delay, reset_socket
+from tests import rig
+from tests.fakes import MemoryTransport
+
+
+async def test_what_a_bare_socket_accepts_sends_small_writes_at_once() -> None:
+    """asyncio leaves these out: the socket was made without its protocol's number."""
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Queue[asyncio.BaseTransport] = asyncio.Queue()
+
+    class Accept(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.put_nowait(transport)
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        server = await loop.create_server(Accept, sock=sock)
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        transport = await accepted.get()
+        assert isinstance(transport, asyncio.Transport)
+        theirs = transport.get_extra_info("socket")
+        no_delay(transport)
+        assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        end_socket(transport)
+        assert await reader.read() == b""
+        writer.transport.abort()
+        reset_socket(transport)
+        server.close()
+
+
+async def test_a_reset_is_one() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        reset_socket(writer.transport)
+
+    async with rig.tcp_target(serve) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"x")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.transport.abort()
+
+
+async def test_a_transport_without_a_socket_is_left_as_it_is() -> None:
+    transport = MemoryTransport()
+    no_delay(transport)
+    reset_socket(transport)
+    assert transport.is_closing()
