@@ -46,6 +46,9 @@ async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> As
                     await serve(reader, writer)
             finally:
                 writer.transport.abort() if writer.is_closing() else writer.close()
+            with suppress(ConnectionError):
+                # A connection that was reset keeps that for whoever asks.
+                await writer.wait_closed()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = tasks.create_task(run(reader, writer))

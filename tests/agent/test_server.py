@@ -81,7 +81,7 @@ async def test_plain_connections_keep_it_too() -> None:
         await server.listening.wait()
         async with plain(server, header(0, rig.HOST, target)) as peer:
             assert await peer.status() == 1
-            client = await session(server)
+            client = await session(server, key=b"")
             client.leave()
             await rig.until(lambda: len(server.sessions) == 0)
             await rig.until(lambda: not server._entrances)

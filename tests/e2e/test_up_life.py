@@ -141,7 +141,8 @@ def account(namespace: str, tmp_path: Path, *rules: dict[str, Any]) -> str:
         "subjects": [{"kind": "ServiceAccount", "name": "somebody"}],
     }
     kit.kubectl("-n", namespace, "create", "serviceaccount", "somebody")
-    kit.apply(namespace, role, binding)
+    if rules:
+        kit.apply(namespace, role, binding)
     token = kit.kubectl("-n", namespace, "create", "token", "somebody").strip()
     mine = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
     mine["users"] = [{"name": mine["contexts"][0]["context"]["user"], "user": {"token": token}}]
@@ -161,6 +162,60 @@ def test_missing_rights_are_named(namespace: Make, tmp_path: Path) -> None:
     )
     assert done.process.returncode == 4, done.told()
     assert f'cannot create jobs.batch in namespace "{place}"' in "\n".join(done.log)
+
+
+def bound(role: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "RoleBinding",
+        "metadata": {"name": f"somebody-{role}"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": role},
+        "subjects": [{"kind": "ServiceAccount", "name": "somebody", "namespace": ""}],
+    }
+
+
+def test_the_example_s_roles_are_enough(namespace: Make, world: str, tmp_path: Path) -> None:
+    place = namespace()
+    roles = list(yaml.safe_load_all((kit.ROOT / "examples" / "rbac.yaml").read_text()))
+    agent, targets = (role for role in roles if role["kind"] == "Role")
+    kubeconfig = account(place, tmp_path)
+    for where, role in ((place, agent), (world, targets)):
+        binding = bound(role["metadata"]["name"])
+        binding["subjects"][0]["namespace"] = place
+        kit.apply(where, role, binding)
+    text = config(
+        place,
+        f"svc: svc/web :80 -n {world}\n  headless: svc/headless :80 -n {world}\n"
+        f"  deploy: deploy/web :8000 -n {world}\n  job: job/task :8000 -n {world}\n"
+        f"  pod: solo :8000 -n {world}",
+    )
+    with kit.up(text, tmp_path, 5, environ={"KUBECONFIG": kubeconfig}) as krelay:
+        for name in ("svc", "headless", "deploy", "job", "pod"):
+            assert kit.http_get(krelay.address(name))
+
+
+def test_two_contexts_in_one_file(namespace: Make, world: str, tmp_path: Path) -> None:
+    """Two of one cluster, which krelay cannot know: an agent for each."""
+    first, second = namespace(), namespace()
+    mine = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+    context = mine["contexts"][0]["context"]
+    mine["contexts"] = [
+        {"name": name, "context": {**context, "namespace": place}}
+        for name, place in (("one", first), ("two", second))
+    ]
+    mine["current-context"] = "one"
+    kubeconfig = write(tmp_path, yaml.safe_dump(mine), "kubeconfig")
+    text = f"""
+apiVersion: krelay/v1
+targets:
+  here: svc/web :80 -n {world}
+  there: {{target: pod/solo, port: ":8000", namespace: {world}, context: two}}
+"""
+    with kit.up(text, tmp_path, 2, environ={"KUBECONFIG": kubeconfig}) as krelay:
+        assert kit.http_get(krelay.address("here")).startswith(b"web-")
+        assert kit.http_get(krelay.address("there")) == b"solo\n"
+        assert len(kit.agents(first)) == len(kit.agents(second)) == 2
+    assert kit.agents(first) == kit.agents(second) == []
 
 
 def test_an_api_server_that_nobody_answers_for(tmp_path: Path) -> None:

@@ -211,8 +211,14 @@ async def test_a_server_that_wants_a_certificate(server: Server) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
 
     def refuse(listener: socket.socket) -> None:
-        with pytest.raises(ssl.SSLError), context.wrap_socket(listener, server_side=True) as tls:
-            tls.accept()
+        accepted, _ = listener.accept()
+        with context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as tls:
+            with pytest.raises(ssl.SSLError):
+                tls.do_handshake()
+            # Closed with bytes unread it would be a reset, which overtakes the alert.
+            with socket.socket(fileno=tls.detach()) as bare, contextlib.suppress(ConnectionError):
+                while bare.recv(1 << 16):
+                    pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"https://localhost:{listener.getsockname()[1]}"
