@@ -128,9 +128,8 @@ def table(results: dict[tuple[str, str], list[float]]) -> str:
     for name, unit, *_ in LOADS:
         ours = statistics.median(results[name, "krelay"])
         theirs = statistics.median(results[name, "kubectl"])
-        lines.append(
-            f"| {name} | {ours:,.3g} {unit} | {theirs:,.3g} {unit} | {ours / theirs:.2f} |"
-        )
+        cells = f"{figure(ours)} {unit} | {figure(theirs)} {unit} | {ours / theirs:.2f}"
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 
