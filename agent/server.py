@@ -19,6 +19,7 @@ logger = logging.getLogger("krelay.agent")
 MAX_CONNECTIONS = 2_048
 # After the last good-bye: long enough for a client's next session, short enough for people.
 LINGER = 2.0
+_LAST_CALL = 0.2
 _DRAIN = 4.0
 _BACKLOG = 512
 
@@ -86,6 +87,9 @@ class Server:
         finally:
             server.close()
             self._stay()
+            if self.sessions.go_away(ErrorCode.GOING_AWAY, "the agent ends"):
+                # What was opened before that arrived is refused, and not lost.
+                await asyncio.sleep(_LAST_CALL)
             self.sessions.close(ErrorCode.GOING_AWAY, "the agent ends")
             for transport in self._transports():
                 transport.close()

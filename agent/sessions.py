@@ -98,6 +98,13 @@ class Sessions:
         )
         return kept.driver
 
+    def go_away(self, code: ErrorCode, message: str) -> bool:
+        """Tell all of them that no more streams are taken; whether there is anybody to tell."""
+        attached = [kept.driver for kept in self._kept.values() if kept.driver.attached]
+        for driver in attached:
+            driver.go_away(code, message)
+        return bool(attached)
+
     def close(self, code: ErrorCode, message: str) -> None:
         """End all of them."""
         for kept in list(self._kept.values()):

@@ -42,6 +42,14 @@ class KrelayError(Exception):
         self.message = message
         self.hint = hint
 
+    def details(self) -> list[str]:
+        """What comes before the message, in lines."""
+        return []
+
+    def report(self) -> list[str]:
+        """All that there is to say, in lines, without colour."""
+        return [*self.details(), self.message, *([f"  hint: {self.hint}"] if self.hint else [])]
+
 
 class UsageError(KrelayError):
     exit_code = 2
@@ -49,24 +57,55 @@ class UsageError(KrelayError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing wrong in a file. `line` and `column` count from 1; 0 means unknown."""
+    """One thing wrong in a file. `line` and `column` count from 1; 0 means unknown.
+
+    `path` is the file's where it is another than the ConfigError's own.
+    """
 
     line: int
     column: int
     message: str
     hint: str | None = None
+    path: str | None = None
 
 
 class ConfigError(KrelayError):
-    """A file that cannot be used; carries every problem found in it, in order."""
+    """A file that cannot be used; carries every problem found in it, in order.
+
+    The problems of the file itself come before those of the files that it names. `files` has
+    the path of each that was read for it, or could not be: whoever mends it will edit one.
+    """
 
     exit_code = 2
 
-    def __init__(self, path: str, problems: list[Problem], *, hint: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        problems: list[Problem],
+        *,
+        hint: str | None = None,
+        files: tuple[str, ...] = (),
+    ) -> None:
         self.path = path
-        self.problems = sorted(problems, key=lambda p: (p.line, p.column, p.message))
+        self.files = files
+
+        def place(problem: Problem) -> tuple[str, int, int, str]:
+            other = "" if problem.path in (None, path) else str(problem.path)
+            return other, problem.line, problem.column, problem.message
+
+        self.problems = sorted(problems, key=place)
         count = len(self.problems)
         super().__init__(f"{path}: {count} problem{'' if count == 1 else 's'}", hint=hint)
+
+    def details(self) -> list[str]:
+        """`path:line:column: message` for each problem, and its hint."""
+        lines = []
+        for problem in self.problems:
+            place = "".join(f":{n}" for n in (problem.line, problem.column) if n)
+            lines.append(f"{problem.path or self.path}{place}: {problem.message}")
+            if problem.hint:
+                lines.append(f"  hint: {problem.hint}")
+        return lines
 
 
 class NotReadyError(KrelayError):

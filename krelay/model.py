@@ -64,7 +64,8 @@ class Target:
     """One entry of the file. Its `name` is unique, and the key of every diff.
 
     `listen` is an address (v4 or v6) or `localhost`, which is both families or neither.
-    `namespace` and `context` are None where kubeconfig's own apply.
+    `namespace` and `context` are None where kubeconfig's own apply. `line` and `column`, from 1,
+    are its place in `file`; a target of the command line has none.
     """
 
     name: str
@@ -75,6 +76,8 @@ class Target:
     context: str | None = None
     listen: str = LOOPBACK
     line: int = field(default=0, compare=False)
+    column: int = field(default=0, compare=False)
+    file: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.resource}"
@@ -146,8 +149,27 @@ class TunnelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupSpec:
+    """What an agent and the pool to it are made from; where that changes, others are made.
+
+    `namespace` is the agent's, None for the context's own.
+    """
+
+    context: str | None
+    namespace: str | None
+    agent: AgentConfig
+    sessions: int = 2
+    transport: Transport = Transport.AUTO
+    dial: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
-    """A whole file, validated. `targets` is in the file's order, with unique names."""
+    """A whole file, validated. `targets` is in the file's order, with unique names.
+
+    `files` has the path of every file that was read for it, the main one's first; standard
+    input has none.
+    """
 
     targets: tuple[Target, ...]
     context: str | None = None
@@ -155,6 +177,7 @@ class Config:
     agent: AgentConfig = AgentConfig()
     tunnel: TunnelConfig = TunnelConfig()
     path: str = field(default="<memory>", compare=False)
+    files: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

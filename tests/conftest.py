@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
@@ -14,6 +16,25 @@ def pytest_collection_finish() -> None:
     """What was imported stays: a collection after each test need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runtime_directory() -> Iterator[Path]:
+    """Where sockets go, also those of programs that tests start: short, as their paths must be."""
+    with (
+        tempfile.TemporaryDirectory(prefix="kr-") as directory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        yield Path(directory)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def prompt_ends() -> Iterator[None]:
+    """An agent in a test's own process stops at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent.server._LAST_CALL", 0.0)
+        yield
 
 
 @pytest.fixture(autouse=True)

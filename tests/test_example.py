@@ -38,6 +38,28 @@ def test_the_example_is_valid() -> None:
     jsonschema.validate(yaml.safe_load(EXAMPLE.read_text("utf-8")), config.schema())
 
 
+def whole() -> str:
+    """The example with the lines that name files of the user's own, which are commented out."""
+    return re.sub(r"^( *)# (?=include: |- file: )", r"\1", EXAMPLE.read_text("utf-8"), flags=re.M)
+
+
+def test_the_files_that_the_example_names(tmp_path: Path) -> None:
+    for name in ("main", "legacy"):
+        (tmp_path / name).mkdir()
+    main = tmp_path / "main" / "krelay.yaml"
+    main.write_text(whole())
+    (tmp_path / "legacy" / "targets.txt").write_text("svc/old 8099:80\n")
+    team = "apiVersion: krelay/v1\ntargets: {theirs: svc/theirs 8098:80}\n"
+    (tmp_path / "main" / "team.yaml").write_text(team)
+    (tmp_path / "main" / "patch.yaml").write_text("spec: {priorityClassName: low}\n")
+    made = config.load(str(main), environ={})
+    assert [(target.name, target.namespace) for target in made.targets[-2:]] == [
+        ("theirs", None),
+        ("svc/old 8099:80", "shop"),
+    ]
+    assert made.agent.patches[-1].body == {"spec": {"priorityClassName": "low"}}
+
+
 def used(value: Any, rules: dict[str, Any], path: str = "") -> set[str]:
     """The properties of the schema that a value has, by their paths."""
     rules = config.schema()["definitions"]["port"] if "$ref" in rules else rules
@@ -66,7 +88,7 @@ def known(rules: dict[str, Any], path: str = "") -> set[str]:
 
 def test_the_example_shows_every_key() -> None:
     schema = config.schema()
-    shown = used(yaml.safe_load(EXAMPLE.read_text("utf-8")), schema)
+    shown = used(yaml.safe_load(whole()), schema)
     assert known(schema) - shown == set()
 
 

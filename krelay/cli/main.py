@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from krelay import __version__
 from krelay.cli.output import complain, hush, say, set_up_logging
-from krelay.errors import KrelayError, UsageError
+from krelay.errors import KrelayError, NotReadyError, UsageError
+
+if TYPE_CHECKING:
+    from krelay.config.selection import Selection
 
 _INTERRUPTED = 130
 
@@ -30,27 +33,82 @@ _file = click.option(
 _verbose = click.option("-v", "--verbose", count=True, help="Say more; twice: everything.")
 
 
+_output = click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="For people or for programs.",
+)
+
+
 @cli.command()
 @_file
 @click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
+@click.option("--watch/--no-watch", default=True, help="Follow edits of the file.  [default: on]")
+@click.option("--strict", is_flag=True, help="Start all forwards, or none and fail.")
 @_verbose
 @click.argument("names", metavar="[NAME]...", nargs=-1)
-def up(file: str | None, embedded: bool, verbose: int, names: tuple[str, ...]) -> int:
-    """Relay the file's targets (or those NAMEd) until Ctrl-C."""
+def up(
+    file: str | None,
+    embedded: bool,
+    watch: bool,
+    strict: bool,
+    verbose: int,
+    names: tuple[str, ...],
+) -> int:
+    """Relay the file's targets (or those NAMEd) until Ctrl-C.
+
+    Edits of the file are carried out as they are saved; connections whose forward did not change
+    are not touched.
+    """
     from krelay.cli.up import run
 
     set_up_logging(verbose)
-    return run(_load(file), names, embedded=embedded)
+    selection = _selection(file, names=names, embedded=embedded)
+    return run(selection, watch=watch, strict=strict)
 
 
 @cli.command()
 @_file
+@_output
 @click.argument("path", metavar="[FILE]", required=False)
-def check(file: str | None, path: str | None) -> int:
+def check(file: str | None, output: str, path: str | None) -> int:
     """Say what is wrong with a file; nothing is started."""
-    config = _load(file or path)
-    count = len(config.targets)
-    say(f"{config.path}: ok, {count} target{'' if count == 1 else 's'}")
+    from krelay.cli.check import run
+
+    if file is not None and path is not None:
+        raise UsageError("two files to check", hint="name one, with or without `-f`")
+    return run(_selection(file or path), json=output == "json")
+
+
+@cli.command()
+@_file
+@_output
+@click.option("--exit-code", is_flag=True, help="Exit with 3 where there are changes.")
+@click.argument("candidate", required=False)
+def plan(file: str | None, output: str, exit_code: bool, candidate: str | None) -> int:
+    """Say what an edit would do to the krelay that runs the file.
+
+    The edit is what the file says now, or what CANDIDATE says (`-`: standard input).
+    """
+    from krelay.cli.plan import run
+
+    if file == "-":
+        raise UsageError("`-f` names the file that a krelay runs", hint="write `krelay plan -`")
+    edit = None if candidate is None else _selection(candidate)
+    changed = run(_selection(file), edit, json=output == "json")
+    return NotReadyError.exit_code if changed and exit_code else 0
+
+
+@cli.command()
+@_file
+@_output
+def reload(file: str | None, output: str) -> int:
+    """Have the krelay that runs the file carry out what it says now, and say what changed."""
+    from krelay.cli.plan import reload
+
+    reload(_selection(file), json=output == "json")
     return 0
 
 
@@ -65,11 +123,13 @@ def schema() -> int:
     return 0
 
 
-def _load(file: str | None) -> Any:
-    from krelay import config
+def _selection(
+    file: str | None, *, names: tuple[str, ...] = (), embedded: bool = False
+) -> Selection:
+    from krelay.config.selection import Selection
 
     text = sys.stdin.buffer.read() if file == "-" else None
-    return config.load(file, environ=os.environ, text=text)
+    return Selection(file, names, embedded, os.environ, text)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from krelay.errors import ConfigError, KrelayError
+from krelay.errors import KrelayError
 
 _LEVELS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
@@ -59,12 +59,8 @@ def hush() -> None:
 def complain(error: KrelayError) -> None:
     """An error with its hint; a file's with all of its problems, `path:line:column: message`."""
     label = click.style("error:", fg="red") if coloured() else "error:"
-    if isinstance(error, ConfigError):
-        for problem in error.problems:
-            place = "".join(f":{n}" for n in (problem.line, problem.column) if n)
-            click.echo(f"{error.path}{place}: {problem.message}", err=True)
-            if problem.hint:
-                click.echo(f"  hint: {problem.hint}", err=True)
+    for line in error.details():
+        click.echo(line, err=True)
     click.echo(f"{label} {error.message}", err=True)
     if error.hint:
         click.echo(f"  hint: {error.hint}", err=True)

@@ -1,59 +1,130 @@
-"""`krelay up`: a supervisor, and signals that end it."""
+"""`krelay up`: a supervisor, kept at what the file says, and signals that end it."""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import difflib
+import contextlib
 import logging
+import os
 import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 from krelay.cli.output import hush, say
-from krelay.errors import UsageError
-from krelay.model import Config
+from krelay.config.selection import Selection
+from krelay.config.watch import Mode, mode_from_env
+from krelay.errors import KrelayError, first_error
 from krelay.mux.files import raise_file_limit
-from krelay.supervisor import Supervisor
+from krelay.status.place import socket_path
+from krelay.status.server import AlreadyRunningError, serve
+from krelay.supervisor.control import Control
+from krelay.supervisor.reload import Reloader
+from krelay.supervisor.supervisor import Supervisor
 
 logger = logging.getLogger("krelay.cli")
 
 _INTERRUPTED = 130
 
 
-def run(config: Config, names: tuple[str, ...], *, embedded: bool = False) -> int:
+def run(selection: Selection, *, watch: bool = True, strict: bool = False) -> int:
     """Relay until a signal; the exit code.
 
     Raises:
         KrelayError: it could not start.
     """
-    config = _select(config, names)
-    if embedded:
-        config = dataclasses.replace(config, agent=dataclasses.replace(config.agent, embedded=True))
+    file = selection.file
+    mode = mode_from_env(os.environ) if watch and file else None
+    config = selection.load()
     raise_file_limit()
-    return asyncio.run(_run(config))
+    supervisor = Supervisor(config, _announce, strict=strict)
+    reloader = Reloader(selection, supervisor, config)
+    place = socket_path(file) if file else None
+    control = Control(supervisor, reloader, selection)
+    return asyncio.run(_run(supervisor, reloader, mode, control, place))
 
 
-async def _run(config: Config) -> int:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    supervisor = Supervisor(config, _announce)
-    task = asyncio.current_task()
-    assert task is not None
+async def _run(
+    supervisor: Supervisor,
+    reloader: Reloader,
+    mode: Mode | None,
+    control: Control,
+    place: Path | None,
+) -> int:
+    signals = _Signals()
+    code = 0
+    try:
+        async with AsyncExitStack() as stack:
+            if place is not None:
+                await _open_control(stack, control, place)
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            reloading = [tasks.create_task(_reload_on(signals.hangup, reloader), name="SIGHUP")]
+            if mode is not None:
+                reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
+            await supervisor.run(signals.stop)
+            for task in reloading:
+                task.cancel()
+    except* KrelayError as group:
+        raise first_error(group) from None
+    except* asyncio.CancelledError:
+        code = _INTERRUPTED
+    return code
 
-    def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+
+class _Signals:
+    """SIGINT and SIGTERM end the run, the second one at once; SIGHUP is a wish to reload, or the
+    end of the terminal."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hangup = asyncio.Event()
+        self._task = asyncio.current_task()
+        self._had_terminal = _has_terminal()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._end, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.stop.is_set():
             logger.info("%s again: stopping at once", number.name)
-            task.cancel()
+            assert self._task is not None
+            self._task.cancel()
         else:
             logger.info("%s: stopping", number.name)
-            stop.set()
+            self.stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, on_signal, number)
+    def _hangup(self) -> None:
+        if self._had_terminal and not _has_terminal():
+            self.stop.set()
+        else:
+            self.hangup.set()
+
+
+def _has_terminal() -> bool:
+    """Whether a terminal controls this process, and is still there."""
     try:
-        await supervisor.run(stop)
-    except asyncio.CancelledError:
-        return _INTERRUPTED
-    return 0
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+async def _reload_on(hangup: asyncio.Event, reloader: Reloader) -> None:
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        with contextlib.suppress(KrelayError):  # it was told
+            await reloader.load("SIGHUP")
+
+
+async def _open_control(stack: AsyncExitStack, control: Control, place: Path) -> None:
+    """Let other commands ask; where that cannot be had, relaying matters more."""
+    try:
+        await stack.enter_async_context(serve(place, control.handlers()))
+    except AlreadyRunningError:
+        raise
+    except KrelayError as exc:
+        logger.warning("other krelay commands cannot reach this one: %s", exc)
 
 
 def _announce(line: str) -> None:
@@ -62,21 +133,3 @@ def _announce(line: str) -> None:
         say(line)
     except BrokenPipeError:
         hush()
-
-
-def _select(config: Config, names: tuple[str, ...]) -> Config:
-    """Only the targets with these names, in the file's order; all where none is named.
-
-    Raises:
-        UsageError: the file has no such target.
-    """
-    known = [target.name for target in config.targets]
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"{config.path} has no target `{name}`", hint=hint)
-    if not names:
-        return config
-    chosen = tuple(target for target in config.targets if target.name in names)
-    return dataclasses.replace(config, targets=chosen)

@@ -1,4 +1,4 @@
-"""The tree of a krelay.yaml -> Config, and the problems that only meaning shows.
+"""The tree of a krelay.yaml -> a Part, with the problems that only meaning shows.
 
 It reads what the schema has left: a value is of the type that the schema says, or missing.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from krelay.config import patches
 from krelay.config.conflicts import Claim
 from krelay.config.document import Node
 from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
 from krelay.config.line import Line, parse_line, parse_namespace, split
+from krelay.config.part import Part
+from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
 from krelay.config.targets_txt import target_of
 from krelay.errors import Problem
@@ -32,10 +35,9 @@ from krelay.model import (
 Section = dict[str, Node]
 
 
-def build(root: Node, path: str) -> tuple[Config, list[Claim], list[Problem]]:
-    """The config, its claims to local addresses, and every problem; it is whole without any."""
-    builder = _Builder(_section(root))
-    return builder.config(path), builder.claims, builder.problems
+def build(root: Node, path: str, files: Files) -> Part:
+    """What the file at `path` says; `files` opens the patches that it names. Blocks."""
+    return _Builder(_section(root), path, files).part()
 
 
 def _section(node: Node | None) -> Section:
@@ -45,38 +47,46 @@ def _section(node: Node | None) -> Section:
     return {key: value for key, value in node.value.items() if value.value is not None}
 
 
+def _items(node: Node | None) -> list[Node]:
+    """The items of a list that may be missing."""
+    return node.value if node is not None and isinstance(node.value, list) else []
+
+
 class _Builder:
-    def __init__(self, root: Section) -> None:
-        self.problems: list[Problem] = []
-        self.claims: list[Claim] = []
+    def __init__(self, root: Section, path: str, files: Files) -> None:
         self._root = root
-        self._namespace = self._text(root, "namespace", parse_namespace)
-        self._context = self._text(root, "context")
+        self._path = path
+        self._files = files
+        self._problems: list[Problem] = []
+        self._claims: list[Claim] = []
 
-    def config(self, path: str) -> Config:
-        agent = self._agent(_section(self._root.get("agent")))
-        return Config(
-            targets=self._targets(embedded=agent.embedded),
-            context=self._context,
-            namespace=self._namespace,
-            agent=agent,
+    def part(self) -> Part:
+        namespace = self._text(self._root, "namespace", parse_namespace)
+        context = self._text(self._root, "context")
+        defaults = _section(self._root.get("defaults"))
+        everyone = {
+            "namespace": self._text(defaults, "namespace", parse_namespace) or namespace,
+            "context": self._text(defaults, "context") or context,
+            "listen": self._text(defaults, "listen", parse_listen) or LOOPBACK,
+        }
+        config = Config(
+            targets=self._targets(everyone),
+            context=context,
+            namespace=namespace,
+            agent=self._agent(_section(self._root.get("agent"))),
             tunnel=self._tunnel(_section(self._root.get("tunnel"))),
-            path=path,
+            path=self._path,
         )
-
-    def _flaw(self, node: Node, flaw: Flaw) -> None:
-        """A problem in a scalar: at the very character where the file has it as it is."""
-        if node.inside is not None:
-            self.problems.append(flaw.at(node.line, node.inside))
-        else:
-            self.problems.append(Problem(node.line, node.column, flaw.message, flaw.hint))
+        return Part(
+            config, self._claims, self._problems, _items(self._root.get("include")), everyone
+        )
 
     def _parsed(self, node: Node, parse: Callable[[Any], Any]) -> Any:
         """What `parse` makes of the scalar, or None and a problem."""
         try:
             return parse(node.value)
         except Flaw as flaw:
-            self._flaw(node, flaw)
+            self._problems.append(node.problem(flaw))
             return None
 
     def _text(self, section: Section, key: str, parse: Callable[[str], str] = str) -> str | None:
@@ -119,66 +129,37 @@ class _Builder:
                 for when, amounts in given["resources"].plain().items()
             }
         if "patches" in given:
-            patches = given["patches"].value
-            assert isinstance(patches, list)
-            fields["patches"] = tuple(
-                patch for patch in map(self._patch, patches) if patch is not None
-            )
+            made = [self._patch(_section(entry)) for entry in _items(given["patches"])]
+            fields["patches"] = tuple(patch for patch in made if patch is not None)
         return AgentConfig(**fields)
 
-    def _patch(self, node: Node) -> Patch | None:
-        given = _section(node)
-        if "patch" not in given:
-            return None
-        node = given["patch"]
-        words = {key: given[key].plain() for key in ("type", "target") if key in given}
-        is_list = isinstance(node.value, list)
-        patch = Patch(tuple(node.plain()) if is_list else node.plain(), **words)
-        if is_list == (patch.type == "json"):
-            return patch
-        if is_list:
-            message, hint = "a list is a patch of type json", "write `type: json` beside it"
-        else:
-            message, hint = "a patch of type json is a list", "write `- {op: ..., path: ...}`"
-        self.problems.append(Problem(node.line, node.column, message, hint))
-        return None
+    def _patch(self, entry: Section) -> Patch | None:
+        patch, problems = patches.read(entry, self._path, self._files)
+        self._problems += problems
+        return patch
 
-    def _targets(self, *, embedded: bool) -> tuple[Target, ...]:
-        defaults = _section(self._root.get("defaults"))
-        everyone: dict[str, Any] = {
-            "namespace": self._text(defaults, "namespace", parse_namespace) or self._namespace,
-            "context": self._text(defaults, "context") or self._context,
-            "listen": self._text(defaults, "listen", parse_listen) or LOOPBACK,
-        }
+    def _targets(self, everyone: dict[str, str | None]) -> tuple[Target, ...]:
         targets: list[Target] = []
         given = self._root.get("targets")
         for name, node in _section(given).items():
             assert given is not None
-            place = given.keys[name]
             line, places, own = (
                 self._short(node) if isinstance(node.value, str) else self._long(_section(node))
             )
             if line is None:
                 continue
-            target = target_of(line, name=name, at=place[0], **{**everyone, **own})
+            said: dict[str, Any] = {**everyone, **own}
+            target = target_of(line, name=name, place=given.keys[name], file=self._path, **said)
             targets.append(target)
-            self.claims += [
+            self._claims += [
                 Claim(target, port, *where) for port, where in zip(line.ports, places, strict=True)
             ]
-            if embedded and target.kind.in_cluster:
-                self.problems.append(
-                    Problem(
-                        *place,
-                        f"`{target}` is in a cluster, and an embedded agent is not",
-                        "remove `agent.embedded`, or use `host/` and `ip/` targets",
-                    )
-                )
         return tuple(targets)
 
     def _short(self, node: Node) -> tuple[Line | None, list[tuple[int, int]], dict[str, Any]]:
         line, flaws = parse_line(split(node.plain()))
         for flaw in flaws:
-            self._flaw(node, flaw)
+            self._problems.append(node.problem(flaw))
         if line is None:
             return None, [], {}
         if node.inside is None:
@@ -186,12 +167,11 @@ class _Builder:
         return line, [(node.line, node.inside + offset) for offset in line.offsets], {}
 
     def _long(self, given: Section) -> tuple[Line | None, list[tuple[int, int]], dict[str, Any]]:
-        before = len(self.problems)
+        before = len(self._problems)
         found: tuple[Kind, str] | None = None
         if "target" in given:
             found = self._parsed(given["target"], parse_resource)
-        nodes = given["ports"].value if "ports" in given else []
-        assert isinstance(nodes, list)
+        nodes = _items(given.get("ports"))
         nodes = [*nodes, given["port"]] if "port" in given else nodes
         ports = [(self._port(node, found[0] if found else None), node) for node in nodes]
         parts: dict[str, Any] = {
@@ -199,7 +179,7 @@ class _Builder:
             "listen": self._text(given, "listen", parse_listen),
         }
         own = {"context": given["context"].plain()} if "context" in given else {}
-        if found is None or len(self.problems) > before:
+        if found is None or len(self._problems) > before:
             return None, [], own
         whole = [(port, node) for port, node in ports if port is not None]
         line = Line(*found, tuple(port for port, _ in whole), **parts)

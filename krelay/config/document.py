@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from krelay.config.flaw import quote
+from krelay.config.flaw import Flaw, quote
 from krelay.config.syntax import explain
 from krelay.config.variables import expand
 from krelay.errors import Problem
@@ -63,6 +63,12 @@ class Node:
         if isinstance(self.value, list):
             return [node.plain() for node in self.value]
         return self.value
+
+    def problem(self, flaw: Flaw) -> Problem:
+        """A flaw in the scalar: at the very character where the file has it as it is."""
+        if self.inside is not None:
+            return flaw.at(self.line, self.inside)
+        return Problem(self.line, self.column, flaw.message, flaw.hint)
 
 
 def read(text: str, environ: Mapping[str, str]) -> tuple[Node | None, list[Problem]]:

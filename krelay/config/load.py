@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
-from krelay.config import build, document, source, targets_txt, validation
+from krelay.config import include, source, targets_txt
 from krelay.config.conflicts import Claim, conflicts
-from krelay.config.flaw import quote
 from krelay.config.line import Word, parse_line
+from krelay.config.part import join
+from krelay.config.source import Files
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import LOOPBACK, Config, Target
@@ -24,30 +25,23 @@ def load(path: str | None, *, environ: Mapping[str, str], text: bytes | None = N
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
-        ConfigError: the file is wrong; carries every problem.
+        ConfigError: the file is wrong, or one that it names; carries every problem.
     """
     path = source.find(path)
-    data = source.read(path) if text is None else text
-    shown = "<stdin>" if path == source.STDIN else path
-    return parse(source.decode(data, shown), shown, environ)
+    files = Files(environ)
+    data = files.main(path, text)
+    return _config(data, "<stdin>" if path == source.STDIN else path, files)
 
 
 def parse(text: str, path: str, environ: Mapping[str, str]) -> Config:
-    """The config that the text says; `path` is for messages, and for a draw in what it is.
+    """The config that the text says, and the files that it names: this blocks as well.
+
+    `path` is for messages, for the directory of those files, and for a draw in what it is.
 
     Raises:
-        ConfigError: the text is wrong; carries every problem.
+        ConfigError: the text is wrong, or a file that it names; carries every problem.
     """
-    text = source.clean(text, path)
-    if source.is_targets_txt(text, path):
-        config, claims, problems = targets_txt.read(text, path)
-    else:
-        config, claims, problems = _read_yaml(text, path, environ)
-    overlaps = islice(conflicts(claims), MAX_PROBLEMS + 1)
-    problems += [_conflict(earlier, later) for earlier, later in overlaps]
-    if problems:
-        raise _error(path, problems)
-    return config
+    return _config(text, path, Files(environ))
 
 
 def parse_target(
@@ -72,43 +66,20 @@ def parse_target(
     return target
 
 
-def _read_yaml(
-    text: str, path: str, environ: Mapping[str, str]
-) -> tuple[Config, list[Claim], list[Problem]]:
-    root, problems = document.read(text, environ)
-    if root is None:
-        empty = Problem(
-            1, 1, "the file is empty", "krelay.yaml.example is a tour of what it can say"
-        )
-        raise _error(path, problems or [empty])
-    if not isinstance(root.value, dict):
-        message = "neither a krelay.yaml nor a targets.txt"
-        hint = "start with `apiVersion: krelay/v1`, or write lines such as `svc/nginx 8080:80`"
-        raise _error(path, [*problems, Problem(root.line, root.column, message, hint)])
-    left, more = validation.check(root)
-    if left is None:
-        raise _error(path, [*problems, *more])
-    config, claims, rest = build.build(left, path)
-    return config, claims, [*problems, *more, *rest]
+def _config(content: bytes | str, path: str, files: Files) -> Config:
+    config, problems = join(include.read(content, path, files))
+    if problems:
+        raise _error(path, problems, files.paths)
+    return dataclasses.replace(config, files=files.paths)
 
 
-def _error(path: str, problems: list[Problem]) -> ConfigError:
+def _error(path: str, problems: list[Problem], files: tuple[str, ...]) -> ConfigError:
     """The problems in their order; what an alias repeats is one, and there is an end to them."""
-    found = ConfigError(path, list(dict.fromkeys(problems))).problems
+    own = (dataclasses.replace(p, path=None) if p.path == path else p for p in problems)
+    found = ConfigError(path, list(dict.fromkeys(own))).problems
     if len(found) > MAX_PROBLEMS:
-        first = found[MAX_PROBLEMS]
         message = f"more problems from here on; the first {MAX_PROBLEMS} are told"
-        found[MAX_PROBLEMS:] = [Problem(first.line, first.column, message)]
-    return ConfigError(path, found)
-
-
-def _conflict(earlier: Claim, later: Claim) -> Problem:
-    place = f"target {quote(earlier.target.name)}, line {earlier.line}"
-    if str(earlier) == str(later):
-        message = f"`{later}` is taken by {place}"
-    else:
-        message = f"`{later}` overlaps `{earlier}` of {place}"
-    hint = "give one of them another local port"
-    if earlier.port.protocol is None or later.port.protocol is None:
-        hint += ", or say `/udp` if one of them is"
-    return Problem(later.line, later.column, message, hint)
+        found[MAX_PROBLEMS:] = [
+            dataclasses.replace(found[MAX_PROBLEMS], message=message, hint=None)
+        ]
+    return ConfigError(path, found, files=files)

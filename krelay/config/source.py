@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from krelay.config.flaw import Flaw
 from krelay.errors import ConfigError, Problem, UsageError
 
 MAX_BYTES = 1024 * 1024
+MAX_FILES = 100
 NAMES = ("krelay.yaml", "krelay.yml")
 STDIN = "-"
 
@@ -17,6 +21,49 @@ _KEY = re.compile(r"""[\s{-]*["']?[A-Za-z_][\w.-]*["']?\s*:(\s|$)|---(\s|$)""")
 _TARGET = re.compile(
     r"""\s*(-[nl]|--namespace|--address|[A-Za-z0-9.]+/\S+(\s|$)|[a-z0-9.-]+\s+[0-9]*:?[0-9]+\b)"""
 )
+
+
+class Files:
+    """What a config is read from: files, opened through here alone, and the environment."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self.environ = environ
+        self._opened: list[str] = []
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Each file that was opened, or should have been, in that order and once."""
+        return tuple(dict.fromkeys(self._opened))
+
+    def main(self, path: str, text: bytes | None) -> bytes:
+        """The bytes of the file that names all others; `text` where they are known already.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        if path != STDIN:
+            self._opened.append(path)
+        return read(path) if text is None else text
+
+    def named(self, name: str, by: str) -> tuple[str, bytes]:
+        """The path and the bytes of a file that the file at `by` names.
+
+        Raises:
+            Flaw: it cannot be read, or is one too many.
+        """
+        if len(self._opened) >= MAX_FILES:
+            # each may be large, and a name costs a few bytes: without an end, a small file
+            # could ask for hours of reading
+            raise Flaw(f"more than {MAX_FILES} files", hint="put some of them together")
+        path = os.path.join(os.path.dirname(by), name)
+        self._opened.append(path)
+        try:
+            return path, read(path)
+        except UsageError as exc:
+            hint = "a path starts in the directory of the file that it is written in"
+            if name.startswith("~"):
+                hint += "; `~` is itself"
+            raise Flaw(exc.message, hint=hint) from exc
 
 
 def find(path: str | None) -> str:

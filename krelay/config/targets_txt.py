@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from krelay.config.conflicts import Claim
 from krelay.config.flaw import quote
 from krelay.config.line import Line, parse_line, split
+from krelay.config.part import Part
 from krelay.errors import Problem
 from krelay.model import LOOPBACK, Config, Target
 
@@ -16,7 +19,8 @@ def target_of(
     namespace: str | None = None,
     context: str | None = None,
     listen: str = LOOPBACK,
-    at: int = 0,
+    place: tuple[int, int] = (0, 0),
+    file: str = "",
 ) -> Target:
     """The target that a line describes; what the line leaves out is as the arguments say."""
     return Target(
@@ -27,12 +31,14 @@ def target_of(
         namespace=namespace if line.namespace is None else line.namespace,
         context=context,
         listen=listen if line.listen is None else line.listen,
-        line=at,
+        line=place[0],
+        column=place[1],
+        file=file,
     )
 
 
-def read(text: str, path: str) -> tuple[Config, list[Claim], list[Problem]]:
-    """The targets of the file, their claims to local addresses, and every problem."""
+def read(text: str, path: str, **everyone: Any) -> Part:
+    """The targets of the file. It cannot say what holds for `everyone`: the arguments do."""
     problems: list[Problem] = []
     claims: list[Claim] = []
     targets: dict[str, Target] = {}
@@ -44,9 +50,9 @@ def read(text: str, path: str) -> tuple[Config, list[Claim], list[Problem]]:
         problems += [flaw.at(number, 1) for flaw in flaws]
         if line is None:
             continue
-        target = target_of(line, at=number)
+        column = words[0].offset + 1
+        target = target_of(line, place=(number, column), file=path, **everyone)
         if target.name in targets:
-            column = words[0].offset + 1
             hint = f"line {targets[target.name].line} says the same; keep one of them"
             problems.append(Problem(number, column, f"{quote(target.name)} is there twice", hint))
             continue
@@ -57,4 +63,4 @@ def read(text: str, path: str) -> tuple[Config, list[Claim], list[Problem]]:
         ]
     if not targets and not problems:
         problems.append(Problem(1, 1, "no targets", "write a line such as `svc/nginx 8080:80`"))
-    return Config(tuple(targets.values()), path=path), claims, problems
+    return Part(Config(tuple(targets.values()), path=path), claims, problems)

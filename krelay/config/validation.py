@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jsonschema import ValidationError
 
 FILE = "krelay.schema.json"
+PATCH = ("properties", "agent", "properties", "patches", "items", "properties", "patch")
 MAX_PROBLEMS = 100  # the nearest key to each of thousands would take minutes
 
 
@@ -35,16 +36,17 @@ def schema() -> dict[str, Any]:
     return loaded
 
 
-def check(root: Node) -> tuple[Node | None, list[Problem]]:
+def check(root: Node, *steps: str) -> tuple[Node | None, list[Problem]]:
     """Every problem that the schema sees, and the tree without the values that have one.
 
+    `steps` lead to the part of the schema that holds for the tree, as `PATCH` does.
     What is left is as the schema says but for keys that are missing, so that whoever reads it
     next can find more problems and not the same ones again. Beyond MAX_PROBLEMS nothing is left.
     """
     problems: list[Problem] = []
     bad: set[Steps] = set()
     rules = schema()
-    for error in _validator().iter_errors(root.plain()):
+    for error in _validator(*steps).iter_errors(root.plain()):
         if find(root, tuple(error.absolute_path)).broken:
             continue
         for path, problem in translate(error, root, rules):
@@ -57,7 +59,7 @@ def check(root: Node) -> tuple[Node | None, list[Problem]]:
 
 
 @functools.cache
-def _validator() -> Any:
+def _validator(*steps: str) -> Any:
     from jsonschema import Draft7Validator, ValidationError, validators
 
     def pattern(_: Any, wanted: str, instance: Any, __: Any) -> Iterator[ValidationError]:
@@ -66,7 +68,10 @@ def _validator() -> Any:
             yield ValidationError("pattern")
 
     strict = validators.extend(Draft7Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
-    return strict(schema())
+    rules = schema()
+    for step in steps:
+        rules = rules[step]
+    return strict(rules)
 
 
 def _without(node: Node, bad: set[Steps], path: Steps) -> Node | None:

@@ -70,7 +70,7 @@ def _has_ipv6() -> bool:
 def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
     hint = None
     if exc.errno == errno.EADDRINUSE:
-        hint = f"another program has port {port}; choose another, or `:REMOTE` for any free one"
+        hint = "stop what has it, or choose another local port; `:REMOTE` takes any free one"
     elif exc.errno in (errno.EACCES, errno.EPERM):
         hint = "ports below 1024 need more rights; choose a higher local port"
     elif exc.errno == errno.EADDRNOTAVAIL:

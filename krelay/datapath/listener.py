@@ -36,6 +36,11 @@ class TcpListener:
         """Whether it takes new connections."""
         return bool(self._servers)
 
+    @property
+    def live(self) -> int:
+        """How many connections it carries now."""
+        return len(self.connections)
+
     async def open(self, address: str, port: int) -> None:
         """Bind and accept.
 
@@ -148,7 +153,8 @@ class LocalRelay(TcpRelay):
     def on_refused(self, code: ErrorCode, message: str) -> None:
         name, route = self._listener.name, self._listener.route
         again = not self._retried or route.settling
-        if route.followed and again and code in RETRIED:
+        elsewhere = route.followed or code is ErrorCode.GOING_AWAY
+        if elsewhere and again and code in RETRIED:
             logger.debug("%s: %s; trying once more", name, message)
             self._retried = True
             self.stream = None

@@ -139,7 +139,6 @@ async def open_parked(
         if after is not None:
             await route.wait_other(after, RETRY_WAIT)
         while True:
-            await route.wait_endpoint()
-            await route.pool.wait()
+            await route.wait_ready()
             if (stream := open_now(route, protocol, handler)) is not None:
                 return stream

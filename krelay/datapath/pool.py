@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 from krelay.datapath.tunnel import Dial, Tunnel
 from krelay.mux.driver import Driver
+
+if TYPE_CHECKING:
+    from krelay.datapath.route import Route
 
 
 def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
@@ -20,6 +25,8 @@ class Pool:
     def __init__(self, name: str, dial: Dial, key: bytes, *, size: int, private: bool) -> None:
         """`private`: the way to the agent is encrypted end to end."""
         self.name = name
+        self.routes: WeakSet[Route] = WeakSet()
+        """Those that lead through it; they are told of every change."""
         self._changed = asyncio.Event()
         self.tunnels = [
             Tunnel(f"{name}t{n}", dial, key, private=private, on_change=self._on_change)
@@ -31,15 +38,15 @@ class Pool:
         tunnel = least_loaded(self.tunnels)
         return tunnel.driver if tunnel else None
 
-    async def wait(self) -> Driver:
-        """The session for a new stream, once there is one."""
-        while (driver := self.pick()) is None:
-            await self._changed.wait()
-        return driver
-
     async def wait_change(self) -> None:
         """Return when a tunnel came up, went down or failed to come up."""
         await self._changed.wait()
+
+    @property
+    def streams(self) -> int:
+        """How many streams live on it."""
+        drivers = (tunnel.driver for tunnel in self.tunnels)
+        return sum(len(driver.session.streams) for driver in drivers if driver)
 
     @property
     def failure(self) -> Exception | None:
@@ -59,3 +66,5 @@ class Pool:
     def _on_change(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        for route in list(self.routes):
+            route.wake()

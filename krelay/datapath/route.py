@@ -13,18 +13,34 @@ learn of it after the watch does (kube-proxy writes its rules once a second)."""
 
 
 class Route:
-    """What a forward points at. Listeners hold it; following changes it under them.
+    """What a forward points at. Listeners hold it; following changes it under them, and so does
+    an edit of the file.
 
     `followed`: the endpoint may change (a Service, a workload), so that a refused dial is worth
     a second try.
     """
 
     def __init__(self, pool: Pool, *, followed: bool = True) -> None:
-        self.pool = pool
         self.followed = followed
         self.resolution: Resolution | None = None
+        self.trouble = ""
+        """Why nobody can say where it leads, while that is so."""
         self._changed = asyncio.Event()
         self._settled_at = 0.0
+        self._pool = pool
+        pool.routes.add(self)
+
+    @property
+    def pool(self) -> Pool:
+        """What new streams ride on."""
+        return self._pool
+
+    @pool.setter
+    def pool(self, pool: Pool) -> None:
+        self._pool.routes.discard(self)
+        self._pool = pool
+        pool.routes.add(self)
+        self.wake()
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -34,7 +50,9 @@ class Route:
     @property
     def reason(self) -> str:
         """Why there is no endpoint."""
-        return self.resolution.reason if self.resolution else "not resolved yet"
+        if self.resolution is None:
+            return self.trouble or "not resolved yet"
+        return self.resolution.reason
 
     @property
     def settling(self) -> bool:
@@ -46,6 +64,10 @@ class Route:
         if self.resolution and not self.resolution.endpoint and resolution.endpoint:
             self._settled_at = asyncio.get_running_loop().time() + SETTLE
         self.resolution = resolution
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed, here or in the pool: whoever waits looks again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
@@ -60,6 +82,11 @@ class Route:
         while (endpoint := self.endpoint) is None:
             await self._changed.wait()
         return endpoint
+
+    async def wait_ready(self) -> None:
+        """Return when there are an endpoint and a tunnel."""
+        while self.endpoint is None or self.pool.pick() is None:
+            await self._changed.wait()
 
     async def wait_other(self, endpoint: Endpoint, timeout: float) -> None:
         """Return when the route no longer leads to `endpoint`, or after `timeout` seconds."""

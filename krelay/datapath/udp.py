@@ -12,7 +12,7 @@ from typing import Any
 from krelay.datapath.bind import bind
 from krelay.datapath.opening import Opening
 from krelay.datapath.route import Route
-from krelay.model import Protocol
+from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -39,7 +39,7 @@ class UdpListener:
         self._sockets: list[_LocalSocket] = []
 
     @property
-    def flows(self) -> int:
+    def live(self) -> int:
         """How many clients have a flow now."""
         return sum(len(sock.flows) for sock in self._sockets)
 
@@ -50,6 +50,7 @@ class UdpListener:
             ListenError: the address cannot be bound.
         """
         loop = asyncio.get_running_loop()
+        self.addresses = []
         for sock in bind(address, port, socket.SOCK_DGRAM):
             for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
                 sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
@@ -140,12 +141,17 @@ class _LocalSocket(asyncio.DatagramProtocol):
 
 
 class Flow:
-    """One client address and its stream. It drops rather than waits."""
+    """One client address and its stream. It drops rather than waits.
+
+    Datagrams have no connection to finish: where the route leads elsewhere, the next one goes
+    there. An agent that drains keeps its flows.
+    """
 
     def __init__(self, sock: _LocalSocket, addr: Address) -> None:
         self._socket = sock
         self._addr = addr
         self._stream: MuxStream | None = None
+        self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
         self._opening = Opening(sock.listener, Protocol.UDP, self)
         self.active_at = sock.loop.time()
@@ -154,8 +160,10 @@ class Flow:
         """A datagram from the client."""
         self._touch()
         if self._stream is not None:
-            self._stream.datagram(data)
-            return
+            if self._socket.listener.route.endpoint in (self._endpoint, None):
+                self._stream.datagram(data)
+                return
+            self.close(ErrorCode.CANCELLED)
         self._early.append(data)
         if not self._opening.parked:
             self._opening.start()
@@ -170,6 +178,7 @@ class Flow:
     def on_stream(self, stream: MuxStream) -> None:
         """There is a stream: what the client sent so far goes first."""
         self._stream = stream
+        self._endpoint = self._socket.listener.route.endpoint
         while self._early:
             stream.datagram(self._early.popleft())
 

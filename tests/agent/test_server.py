@@ -141,9 +141,30 @@ async def test_stopping_says_good_bye_and_cuts() -> None:
             await rig.until(lambda: seen.told)
             server.stop("test")
             await rig.until(lambda: told)
-        assert told == [ErrorCode.GOING_AWAY]
+        assert set(told) == {ErrorCode.GOING_AWAY}
         await rig.until(lambda: not client.driver.attached)
         client.leave()
+
+
+async def test_what_comes_while_it_stops_is_refused_and_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_LAST_CALL", 3600.0)
+    async with rig.tcp_target(rig.echo) as target, asyncio.TaskGroup() as tasks:
+        server = module.Server(Settings(port=0, key=rig.KEY))
+        running = tasks.create_task(server.run())
+        await server.listening.wait()
+        client = await session(server)
+        # As if it were on its way when the good-bye was written.
+        client.driver.on_go_away = lambda code, message: None
+        server.stop("test")
+        await rig.until(lambda: client.driver.session.peer_going_away)
+        client.driver.session.peer_going_away = False
+        _, seen = ask(client, 0, target)
+        await rig.until(lambda: seen.told)
+        assert seen.told == [ErrorCode.GOING_AWAY]
+        client.leave()
+        running.cancel()
 
 
 async def test_stopping_waits_for_no_dial() -> None:

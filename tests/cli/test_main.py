@@ -174,7 +174,7 @@ def test_an_error_is_its_exit_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_load", fail)
+    monkeypatch.setattr(module, "_selection", fail)
     assert krelay("check") == code
     out, err = capsys.readouterr()
     assert out == ""

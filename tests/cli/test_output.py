@@ -124,3 +124,24 @@ def test_a_file_s_problems_in_order_with_what_is_known_of_their_place(
         "  hint: do this",
         "error: krelay.yaml: 3 problems",
     ]
+
+
+def test_the_problems_of_other_files_come_after_under_their_own_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    problems = [
+        Problem(1, 1, "of another", path="b.yaml"),
+        Problem(2, 1, "second", path="a.yaml"),
+        Problem(1, 9, "first", path="a.yaml"),
+        Problem(9, 1, "late", path="krelay.yaml"),
+        Problem(8, 1, "its own"),
+    ]
+    complain(ConfigError("krelay.yaml", problems))
+    assert capsys.readouterr().err.splitlines() == [
+        "krelay.yaml:8:1: its own",
+        "krelay.yaml:9:1: late",
+        "a.yaml:1:9: first",
+        "a.yaml:2:1: second",
+        "b.yaml:1:1: of another",
+        "error: krelay.yaml: 5 problems",
+    ]

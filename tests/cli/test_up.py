@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import os
+import pty
+import signal
 import sys
+from pathlib import Path
 
 import pytest
 
 from krelay.cli import up as module
 from krelay.cli.up import run
-from krelay.errors import ConfigError, UsageError
-from krelay.model import AgentConfig, Config, Kind, Port, Target
-from krelay.supervisor import Supervisor
+from krelay.config.selection import Selection
+from krelay.errors import KrelayError, UsageError
+from krelay.model import Config
+from krelay.status.place import socket_path
+from krelay.status.server import AlreadyRunningError, serve
+from krelay.supervisor.supervisor import Supervisor
 
-WEB = Target("web", Kind.SERVICE, "web", (Port(80, 8080),), line=3)
-DB = Target("db", Kind.STATEFULSET, "postgres", (Port(5432, 5432),), line=4)
-HOST = Target("cache", Kind.HOST, "redis.test", (Port(6379, 6379),), line=5)
-CONFIG = Config((WEB, DB, HOST), path="krelay.yaml")
+TEXT = b"host/a 1\nhost/b 2\n"
 
 
 @pytest.fixture
@@ -25,57 +30,114 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     configs: list[Config] = []
 
     async def note(supervisor: Supervisor, stop: object) -> None:
-        configs.append(supervisor._config)
+        configs.append(supervisor._want.config)
 
     monkeypatch.setattr(Supervisor, "run", note)
     return configs
 
 
-def test_all_targets_where_none_is_named(started: list[Config]) -> None:
-    assert run(CONFIG, ()) == 0
-    assert started == [CONFIG]
+@pytest.fixture
+def file(tmp_path: Path) -> Selection:
+    path = tmp_path / "targets.txt"
+    path.write_bytes(TEXT)
+    return Selection(str(path), embedded=True)
 
 
-def test_those_named_in_the_file_s_order(started: list[Config]) -> None:
-    assert run(CONFIG, ("cache", "web", "web")) == 0
-    assert started[0].targets == (WEB, HOST)
+def test_a_file_and_standard_input(started: list[Config], file: Selection) -> None:
+    assert run(file) == 0
+    assert run(Selection("-", ("host/b 2",), embedded=True, text=TEXT)) == 0
+    assert [len(config.targets) for config in started] == [2, 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [("wbe", "did you mean `web`?"), ("nothing", "it has: web, db, cache")],
-)
-def test_a_name_that_the_file_has_not(name: str, hint: str, started: list[Config]) -> None:
-    with pytest.raises(UsageError, match=f"krelay.yaml has no target `{name}`") as caught:
-        run(CONFIG, ("web", name))
-    assert caught.value.hint == hint
+def test_what_is_wrong_is_told_before_anything_starts(
+    started: list[Config], monkeypatch: pytest.MonkeyPatch, file: Selection
+) -> None:
+    with pytest.raises(UsageError, match="has no target `c`"):
+        run(Selection(file.path, ("c",)))
+    monkeypatch.setenv("KRELAY_WATCH", "never")
+    with pytest.raises(UsageError, match="KRELAY_WATCH"):
+        run(file)
     assert not started
+    assert run(file, watch=False) == 0
+    assert len(started) == 1
 
 
-def test_an_embedded_agent_reaches_no_cluster(started: list[Config]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        run(CONFIG, (), embedded=True)
-    assert [(p.line, p.message) for p in caught.value.problems] == [
-        (3, "target `web`: svc/web needs a cluster, and the agent is embedded"),
-        (4, "target `db`: sts/postgres needs a cluster, and the agent is embedded"),
-    ]
-    assert all(p.hint for p in caught.value.problems)
-    assert not started
-
-
-def test_an_embedded_agent_for_the_named_ones_alone(started: list[Config]) -> None:
-    assert run(CONFIG, ("cache",), embedded=True) == 0
-    assert started[0].agent == AgentConfig(embedded=True)
-
-
-def test_a_cancelled_run_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
+def test_a_cancelled_run_is_130(monkeypatch: pytest.MonkeyPatch, file: Selection) -> None:
     async def cancelled(*_: object) -> None:
         raise asyncio.CancelledError
 
     monkeypatch.setattr(Supervisor, "run", cancelled)
-    assert run(CONFIG, ()) == 130
+    assert run(file) == 130
+
+
+def test_a_failed_run_is_its_error(monkeypatch: pytest.MonkeyPatch, file: Selection) -> None:
+    async def fail(*_: object) -> None:
+        raise KrelayError("no way")
+
+    monkeypatch.setattr(Supervisor, "run", fail)
+    with pytest.raises(KrelayError, match="no way"):
+        run(file)
+
+
+def test_two_on_one_file_are_one_too_many(monkeypatch: pytest.MonkeyPatch, file: Selection) -> None:
+    assert file.file is not None
+    place = socket_path(file.file)
+
+    async def another(*_: object) -> None:
+        with pytest.raises(AlreadyRunningError):
+            async with serve(place, {}):
+                pytest.fail("two of them")
+
+    monkeypatch.setattr(Supervisor, "run", another)
+    assert run(file) == 0
+
+
+def test_it_relays_without_a_socket(
+    started: list[Config], file: Selection, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert file.file is not None
+    socket_path(file.file).parent.mkdir(mode=0o700, exist_ok=True)
+    socket_path(file.file).mkdir()
+    assert run(file) == 0
+    assert len(started) == 1
+    assert "other krelay commands cannot reach this one" in caplog.text
+    socket_path(file.file).rmdir()
+
+
+def test_a_hangup_is_a_reload_while_there_is_a_terminal_or_never_was(
+    monkeypatch: pytest.MonkeyPatch, file: Selection
+) -> None:
+    terminal, path = True, Path(str(file.path))
+    monkeypatch.setattr(module, "_has_terminal", lambda: terminal)
+
+    async def hang_up(supervisor: Supervisor, stop: asyncio.Event) -> None:
+        nonlocal terminal
+        await asyncio.to_thread(path.write_text, "host/a 1\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        while supervisor._want.reason != "SIGHUP":  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert not stop.is_set()
+        terminal = False
+        os.kill(os.getpid(), signal.SIGHUP)
+        await stop.wait()
+
+    monkeypatch.setattr(Supervisor, "run", hang_up)
+    assert run(file, watch=False) == 0
+
+
+def test_the_terminal_is_seen_and_seen_to_go() -> None:
+    """In a child: a controlling terminal is a session's own."""
+    pid, master = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        here = module._has_terminal()
+        os.write(1, b"here" if here else b"none")
+        while module._has_terminal():
+            signal.sigtimedwait([], 0.01)
+        os._exit(7)
+    assert os.read(master, 4) == b"here"
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 def test_what_nobody_reads_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

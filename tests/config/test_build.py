@@ -6,6 +6,7 @@ import pytest
 
 from krelay.config.build import build
 from krelay.config.document import Node, read
+from krelay.config.source import Files
 from krelay.config.validation import check
 from krelay.model import AgentConfig, Config, Kind, Patch, Port, Protocol, Transport, TunnelConfig
 
@@ -16,9 +17,10 @@ def built(text: str) -> tuple[Config, list[Any], list[str]]:
     assert isinstance(root, Node)
     left, _ = check(root)
     assert left is not None
-    config, claims, found = build(left, "x.yaml")
-    places = [(str(claim), claim.line, claim.column) for claim in claims]
-    return config, places, [f"{p.line}:{p.column} {p.message}" for p in sorted(found)]
+    part = build(left, "x.yaml", Files({}))
+    places = [(str(claim), claim.line, claim.column) for claim in part.claims]
+    found = [f"{p.line}:{p.column} {p.message}" for p in sorted(part.problems)]
+    return part.config, places, found
 
 
 def config(text: str) -> Config:
@@ -98,7 +100,9 @@ targets:
         ("own", "other", "127.0.0.1"),
         ("file", "ctx", "::1"),
     ]
-    assert [t.line for t in made.targets] == [7, 8, 9, 10]
+    assert [(t.file, t.line, t.column) for t in made.targets] == [
+        ("x.yaml", line, 3) for line in (7, 8, 9, 10)
+    ]
     own = config("namespace: a\ncontext: b\ndefaults: {namespace: c, context: d}" + TARGETS)
     assert (own.namespace, own.context) == ("a", "b")
     assert (own.targets[0].namespace, own.targets[0].context) == ("c", "d")
@@ -164,12 +168,6 @@ def test_ports_and_where_they_are_claimed() -> None:
             ],
         ),
         ("defaults: {listen: here}" + TARGETS, ["2:20 `here` is not an address to listen on"]),
-        (
-            "agent: {embedded: true}\ntargets:\n  a: svc/a 1\n  b: host/b 2",
-            [
-                "4:3 `svc/a` is in a cluster, and an embedded agent is not",
-            ],
-        ),
         (
             "targets:\n  a: svc/a 0\n  b: 'x/b http'",
             [

@@ -53,6 +53,9 @@ def test_words(text: str, message: str, hint: str | None) -> None:
 
 def test_targets() -> None:
     assert one("")[0] == "the file has no `targets`"
+    assert one("include: []")[0] == "`include` is empty"
+    assert problems("include: [a.yaml]") == []
+    assert one("include: [5]" + TARGETS)[0] == "`include[0]` must be text, not the number `5`"
     assert one("targets: {}") == (
         "`targets` is empty",
         'for example `{"web": "svc/nginx 8080:80"}`',
@@ -63,6 +66,20 @@ def test_targets() -> None:
     assert found[0] == "`targets.a` has both `port` and `ports`"
     text = "targets: {a: {target: svc/a, port: true}}"
     assert "must be a whole number, text or a mapping, not `true`" in one(text)[0]
+
+
+def test_a_patch_is_here_or_in_a_file() -> None:
+    for entry, word in (
+        ("{}", "neither `patch` nor"),
+        ("{file: a, patch: {}}", "both `patch` and"),
+    ):
+        found, hint = one(f"agent: {{patches: [{entry}]}}{TARGETS}")
+        assert found == f"`agent.patches[0]` has {word} `file`"
+        assert hint
+    assert one(f"agent: {{patches: [{{file: }}]}}{TARGETS}") == (
+        "`agent.patches[0].file` is empty",
+        "for example `patch.yaml`",
+    )
 
 
 def test_a_missing_key_is_told_at_the_key_of_its_mapping_or_at_its_item() -> None:

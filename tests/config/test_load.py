@@ -178,8 +178,10 @@ def test_any_bytes_are_a_config_or_an_error(data: bytes) -> None:
         "svc/a " + "a-" * 400_000,
         "{" + "'" + "a" * 1_000_000,
         "? " * 500_000,
+        "apiVersion: krelay/v1\ninclude: [" + "none, " * 40_000 + "]",
+        "apiVersion: krelay/v1\nagent: {patches: [" + "{file: none}, " * 15_000 + "]}",
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_hostile_file_takes_bounded_time(text: str) -> None:
     with contextlib.suppress(ConfigError):

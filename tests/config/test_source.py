@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from krelay.config.source import MAX_BYTES, clean, decode, find, is_targets_txt, read
+from krelay.config.flaw import Flaw
+from krelay.config.source import (
+    MAX_BYTES,
+    MAX_FILES,
+    Files,
+    clean,
+    decode,
+    find,
+    is_targets_txt,
+    read,
+)
 from krelay.errors import ConfigError, UsageError
 
 
@@ -28,6 +38,40 @@ def test_a_file_that_cannot_be_read(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="cannot read"):
         read(name)
+
+
+def test_the_files_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    main, other = str(tmp_path / "main"), str(tmp_path / "other")
+    for path in (main, other):
+        Path(path).write_text(path)
+    files = Files({})
+    assert files.main(main, None) == main.encode()
+    sub = str(tmp_path / "sub" / "x")
+    assert files.named("../other", sub) == (f"{tmp_path}/sub/../other", other.encode())
+    assert files.named("other", main) == files.named(other, "elsewhere") == (other, other.encode())
+    for name, hint in (("none", "directory"), ("a\0b", "directory"), ("~/a", "`~` is itself")):
+        with pytest.raises(Flaw, match="cannot read") as caught:
+            files.named(name, main)
+        assert hint in str(caught.value.hint)
+    opened = ["main", "sub/../other", "other", "none", "a\0b", "~/a"]
+    assert files.paths == tuple(f"{tmp_path}/{name}" for name in opened)
+
+
+def test_standard_input_is_no_file() -> None:
+    files = Files({})
+    assert files.main("-", b"x") == b"x"
+    assert files.paths == ()
+
+
+def test_there_is_an_end_to_files() -> None:
+    files = Files({})
+    files.main("main", b"")
+    for _ in range(MAX_FILES - 1):
+        files.named(__file__, "main")
+    with pytest.raises(Flaw, match="more than 100 files"):
+        files.named("other", "main")
+    assert files.paths == ("main", __file__)
 
 
 def test_no_more_is_read_than_a_config_may_have(tmp_path: Path) -> None:

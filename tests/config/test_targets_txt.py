@@ -8,9 +8,11 @@ from krelay.model import Kind, Port, Protocol, Target
 def test_what_a_line_leaves_out_is_as_told() -> None:
     line, _ = parse_line(split("svc/a 80"))
     assert line is not None
-    target = target_of(line, name="x", namespace="n", context="c", listen="::1", at=3)
+    target = target_of(
+        line, name="x", namespace="n", context="c", listen="::1", place=(3, 2), file="f"
+    )
     assert target == Target("x", Kind.SERVICE, "a", (Port(80, 80),), "n", "c", "::1")
-    assert target.line == 3
+    assert (target.file, target.line, target.column) == ("f", 3, 2)
     line, _ = parse_line(split("svc/a 80 -n own -l 127.0.0.2"))
     assert line is not None
     target = target_of(line, namespace="n", listen="::1")
@@ -19,24 +21,29 @@ def test_what_a_line_leaves_out_is_as_told() -> None:
 
 
 def test_targets_with_their_lines_and_claims() -> None:
-    config, claims, problems = read("\n# x\n deploy/a 80 53@udp\nweb 81 -l ::1\n", "t.txt")
-    assert problems == []
-    assert [(target.name, target.line) for target in config.targets] == [
-        ("deploy/a 80 53/udp", 3),
-        ("pod/web 81 -l ::1", 4),
+    part = read("\n# x\n deploy/a 80 53@udp\nweb 81 -l ::1\n", "t.txt")
+    assert part.problems == []
+    assert [(t.name, t.file, t.line, t.column) for t in part.config.targets] == [
+        ("deploy/a 80 53/udp", "t.txt", 3, 2),
+        ("pod/web 81 -l ::1", "t.txt", 4, 1),
     ]
-    assert config.path == "t.txt"
-    assert [(c.port, c.line, c.column) for c in claims] == [
+    assert part.config.path == "t.txt"
+    assert [(c.port, c.line, c.column) for c in part.claims] == [
         (Port(80, 80), 3, 11),
         (Port(53, 53, Protocol.UDP), 3, 14),
         (Port(81, 81), 4, 5),
     ]
 
 
+def test_what_holds_for_every_line() -> None:
+    part = read("svc/a 80\nsvc/b 81 -n own -l ::2\n", "t.txt", namespace="n", listen="::1")
+    assert [(t.namespace, t.listen) for t in part.config.targets] == [("n", "::1"), ("own", "::2")]
+
+
 def test_every_problem_with_its_place() -> None:
-    config, claims, problems = read("svc/a 80\nsvc/A x:y\n service/a   80\n", "t.txt")
-    assert len(config.targets) == len(claims) == 1
-    assert [(p.line, p.column, p.message) for p in problems] == [
+    part = read("svc/a 80\nsvc/A x:y\n service/a   80\n", "t.txt")
+    assert len(part.config.targets) == len(part.claims) == 1
+    assert [(p.line, p.column, p.message) for p in part.problems] == [
         (2, 5, "`A` cannot be the name of an object"),
         (2, 7, "the local port `x` is not a number"),
         (3, 2, "`svc/a 80` is there twice"),
@@ -45,5 +52,5 @@ def test_every_problem_with_its_place() -> None:
 
 def test_no_targets_at_all() -> None:
     for text in ("", "\n\n", "# a\n// b\n"):
-        (problem,) = read(text, "t.txt")[2]
+        (problem,) = read(text, "t.txt").problems
         assert problem.message == "no targets"

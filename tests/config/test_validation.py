@@ -17,7 +17,7 @@ from krelay.config import validation
 from krelay.config.document import Node, read
 from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
-from krelay.config.validation import MAX_PROBLEMS, check, schema
+from krelay.config.validation import MAX_PROBLEMS, PATCH, check, schema
 from krelay.model import LOOPBACK, AgentConfig, Patch, Protocol, Transport, TunnelConfig
 
 
@@ -145,6 +145,30 @@ def test_what_is_wrong_is_left_out_and_the_rest_stays() -> None:
         "3:11 `targets.web` has no `target`",
         "3:25 `targets.web.ports[0]` is out of range: `0`",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("spec: {a: 1}", []),
+        ("- {op: add, path: /a}", []),
+        ("text", ["1:1 the file must be a mapping or a list, not the text `text`"]),
+        (
+            "- {op: ad, path: a}\n- {op: add}\n- 1",
+            [
+                "1:8 `[0].op` cannot be `ad`",
+                "1:18 `[0].path` cannot be `a`",
+                "2:3 `[1]` has no `path`",
+                "3:3 `[2]` must be a mapping, not the number `1`",
+            ],
+        ),
+    ],
+)
+def test_the_rules_for_a_patch_hold_for_one_by_itself(text: str, expected: list[str]) -> None:
+    root, _ = read(text, {})
+    assert isinstance(root, Node)
+    _, found = check(root, *PATCH)
+    assert [f"{p.line}:{p.column} {p.message}" for p in sorted(found)] == expected
 
 
 def test_what_is_broken_already_is_not_told_again() -> None:

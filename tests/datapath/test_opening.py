@@ -61,7 +61,7 @@ async def test_an_endpoint_that_goes_while_the_tunnel_comes_is_waited_for_again(
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, None, reason="gone"))
             path.way.blocked = False
-            await path.pool.wait()
+            await rig.until(path.pool.pick)
             assert not parked.done()
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
         assert parked.result().header.port == target

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.datapath.pool import Pool, least_loaded
+from krelay.datapath.route import Route
 from krelay.errors import NotListeningError
+from krelay.model import Endpoint, Protocol, Resolution
 from tests import rig
 
 
@@ -53,19 +55,22 @@ async def test_a_tunnel_that_is_down_gets_none() -> None:
         assert path.pool.pick() is left.driver
 
 
-async def test_whoever_waits_gets_the_first_tunnel_that_comes_up() -> None:
+async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_comes_up() -> None:
     async with rig.agent() as server:
         way = rig.Way(server)
         way.blocked = True
         pool = Pool("p", way.dial, rig.KEY, size=2, private=False)
         assert pool.failure is None
         async with rig.running(pool, up=False), asyncio.TaskGroup() as tasks:
-            waiting = tasks.create_task(pool.wait())
+            route = Route(pool)
+            route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, 80)))
+            waiting = tasks.create_task(route.wait_ready())
             await pool.wait_change()
             assert isinstance(pool.failure, NotListeningError)
             assert not waiting.done()
             way.blocked = False
-            assert (await waiting).attached
+            await waiting
+            assert pool.pick() is not None
 
 
 async def test_the_end_says_good_bye() -> None:

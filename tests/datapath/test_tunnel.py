@@ -200,7 +200,7 @@ async def test_an_agent_that_is_full_is_tried_again(monkeypatch: pytest.MonkeyPa
         assert type(pool.failure) is TunnelError
         assert "0 sessions are open" in str(pool.failure)
         monkeypatch.setattr("agent.sessions.MAX_SESSIONS", 1)
-        await pool.wait()
+        await rig.until(pool.pick)
 
 
 async def test_nonsense_from_the_agent_ends_the_session_and_another_is_opened(
@@ -250,7 +250,7 @@ async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         await rig.until(lambda: path.pool.pick() is not None)
-        assert await path.pool.wait()
+        await rig.until(path.pool.pick)
 
 
 async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(

@@ -139,7 +139,7 @@ async def test_udp_leaves_nothing_behind() -> None:
             for flow in sock.flows.values():
                 flow.active_at -= udp.IDLE
             sock._sweep()
-        assert good.flows == dead.flows == 0
+        assert good.live == dead.live == 0
         await rig.until(lambda: path.streams == (0, 0))
         await rig.until(lambda: len(asyncio.all_tasks()) == tasks)
         await rig.until(lambda: open_files() == files)

@@ -50,7 +50,7 @@ async def test_embedded_with_a_cluster_s_target(tmp_path: Path) -> None:
     file = await write(tmp_path, text)
     done = await run("up", "--embedded", "-f", file)
     assert (done.code, done.out) == (2, "")
-    assert f"{file}:3: target `web`: svc/web needs a cluster" in done.err
+    assert f"{file}:3:3: target `web`: svc/web needs a cluster" in done.err
 
 
 async def test_only_the_ports_in_use_are_left(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ async def test_only_the_ports_in_use_are_left(tmp_path: Path) -> None:
         done = await run("up", "-f", file)
     assert (done.code, done.out) == (1, "")
     assert f"error: cannot listen on 127.0.0.1:{taken}: Address already in use" in done.err
-    assert f"hint: another program has port {taken}" in done.err
+    assert "  hint: stop what has it, or choose another local port" in done.err
     assert "Traceback" not in done.err
 
 

@@ -6,21 +6,28 @@ import asyncio
 
 import pytest
 
-from krelay import forward as module
+from krelay.config.diff import Spec
 from krelay.datapath.listener import TcpListener
 from krelay.datapath.udp import UdpListener
-from krelay.forward import Forward
-from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target, TunnelConfig
+from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
+from krelay.supervisor import forward as module
+from krelay.supervisor.forward import Forward
 from tests import rig
 
-TUNNEL = TunnelConfig()
 HTTP = Port("http", 0)
 DNS = Port(53, 0, Protocol.UDP)
 
 
 def make(path: rig.Path, port: Port, *others: Port, listen: str = rig.HOST) -> Forward:
     target = Target("web", Kind.SERVICE, "nginx", (port, *others), listen=listen)
-    return Forward(target, port, path.route(None), TUNNEL)
+    return Forward(
+        Spec(target, 0), path.route(None), path.tasks, park=30.0, on_bound=lambda forward: None
+    )
+
+
+async def bound(forward: Forward) -> None:
+    forward.bind()
+    await forward.settled.wait()
 
 
 def resolved(port: int = 80, protocol: Protocol = Protocol.TCP) -> Resolution:
@@ -49,8 +56,7 @@ async def test_it_binds_at_once_what_the_file_says_in_full() -> None:
             (DNS, UdpListener, "svc/nginx:53 (udp)"),
         ):
             forward = make(path, port)
-            await forward.bind(path.tasks)
-            assert forward.bound.is_set()
+            await bound(forward)
             listener = forward.listener
             assert isinstance(listener, kind)
             local = rig.port_of(listener)
@@ -61,7 +67,7 @@ async def test_it_binds_at_once_what_the_file_says_in_full() -> None:
 async def test_ipv6_is_in_brackets() -> None:
     async with rig.path() as path:
         forward = make(path, Port(80, 0, Protocol.TCP), listen="::1")
-        await forward.bind(path.tasks)
+        await bound(forward)
         if forward.failure is not None:
             pytest.skip("no IPv6 here")
         assert forward.describe()[0].startswith("web: [::1]:")
@@ -71,12 +77,12 @@ async def test_ipv6_is_in_brackets() -> None:
 async def test_it_waits_for_the_service_to_say_the_protocol() -> None:
     async with rig.path() as path:
         forward = make(path, Port("dns", 0))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(forward.bind(path.tasks))
-            forward.route.update(Resolution(Protocol.TCP, None, "not yet"))
-            await asyncio.sleep(0)
-            assert not forward.bound.is_set()
-            forward.route.update(resolved(53, Protocol.UDP))
+        forward.bind()
+        forward.route.update(Resolution(Protocol.TCP, None, "not yet"))
+        await asyncio.sleep(0)
+        assert not forward.settled.is_set()
+        forward.route.update(resolved(53, Protocol.UDP))
+        await forward.settled.wait()
         assert isinstance(forward.listener, UdpListener)
         forward.cut()
 
@@ -86,7 +92,7 @@ async def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.path() as path:
         forward = make(path, Port("dns", 0))
         forward.route.update(Resolution(Protocol.UDP, None, "no ready pod"))
-        await forward.bind(path.tasks)
+        await bound(forward)
         assert isinstance(forward.listener, UdpListener)
         forward.cut()
 
@@ -95,11 +101,11 @@ async def test_the_local_port_may_be_what_the_remote_one_resolves_to() -> None:
     async with rig.path() as path:
         forward = make(path, Port("http", None, Protocol.TCP))
         free = rig.closed_port()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(forward.bind(path.tasks))
-            await asyncio.sleep(0)
-            assert not forward.bound.is_set()
-            forward.route.update(resolved(free))
+        forward.bind()
+        await asyncio.sleep(0)
+        assert not forward.settled.is_set()
+        forward.route.update(resolved(free))
+        await forward.settled.wait()
         assert forward.listener is not None
         assert rig.port_of(forward.listener) == free
         forward.cut()
@@ -111,12 +117,12 @@ async def test_a_port_in_use_is_kept_as_the_failure_and_told(
     async with rig.path() as path:
         taken = rig.port_of(await path.tcp(1))
         forward = make(path, Port(80, taken, Protocol.TCP), HTTP)
-        await forward.bind(path.tasks)
-        assert forward.bound.is_set()
+        await bound(forward)
         assert forward.listener is None
         assert forward.failure is not None
+        forward.cut()
     assert f"web[{taken}:80/tcp]: cannot listen on 127.0.0.1:{taken}" in caplog.text
-    assert f"hint: another program has port {taken}" in caplog.text
+    assert "hint: stop what has it, or choose another local port" in caplog.text
 
 
 async def test_draining_and_cutting_reach_the_listener() -> None:
@@ -124,7 +130,7 @@ async def test_draining_and_cutting_reach_the_listener() -> None:
         for end in ("drain", "cut"):
             forward = make(path, Port(80, 0, Protocol.TCP))
             forward.route.update(resolved(target))
-            await forward.bind(path.tasks)
+            await bound(forward)
             assert isinstance(forward.listener, TcpListener)
             async with rig.connect(rig.port_of(forward.listener)) as (reader, _):
                 await rig.until(lambda: path.streams == (1, 1))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from krelay import payload
 from krelay.errors import AgentError, ClusterError, NotFoundError, PodGoneError
-from krelay.model import AGENT_PORT, AgentConfig, TunnelConfig
+from krelay.model import AGENT_PORT, GroupSpec
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
@@ -50,24 +50,15 @@ class ClusterReach:
 
     private = True
 
-    def __init__(
-        self,
-        api: Api,
-        config: AgentConfig,
-        tunnel: TunnelConfig,
-        namespace: str,
-        key: bytes,
-        tasks: asyncio.TaskGroup,
-    ) -> None:
-        """`tasks` gets the watch of the agent's pod."""
+    def __init__(self, api: Api, spec: GroupSpec, key: bytes, tasks: asyncio.TaskGroup) -> None:
+        """`api` stays its maker's; `tasks` gets the watch of the agent's pod."""
         self.lost = ""
         self._api = api
-        self._config = config
-        self._tunnel = tunnel
-        self._namespace = namespace
+        self._spec = spec
         self._key = key
         self._tasks = tasks
         self._agent: Agent | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
     async def start(self) -> None:
@@ -78,14 +69,14 @@ class ClusterReach:
                 return
             agent = self._agent = await create_agent(
                 self._api,
-                self._config,
-                namespace=self._namespace,
+                self._spec.agent,
+                namespace=self._spec.namespace or self._api.namespace,
                 key_sha256=key_digest(self._key),
-                connect_timeout=self._tunnel.dial,
+                connect_timeout=self._spec.dial,
                 on_progress=lambda text: logger.info("agent: %s", text),
             )
             logger.info("agent: pod %s runs", agent)
-            self._tasks.create_task(self._watch(agent), name=f"agent {agent}")
+            self._watching = self._tasks.create_task(self._watch(agent), name=f"agent {agent}")
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
@@ -102,7 +93,7 @@ class ClusterReach:
                 pod=agent.pod,
                 port=AGENT_PORT,
                 protocol=protocol,
-                transport=transport_from_env(self._tunnel.transport, os.environ),
+                transport=transport_from_env(self._spec.transport, os.environ),
             )
         except PodGoneError as exc:
             await self._lose(agent, str(exc))
@@ -111,8 +102,9 @@ class ClusterReach:
     async def stop(self) -> None:
         agent, self._agent = self._agent, None
         if agent is not None:
+            if self._watching is not None:
+                self._watching.cancel()
             await self._remove(agent)
-        await self._api.aclose()
 
     async def _watch(self, agent: Agent) -> None:
         """Learn that the pod ends as soon as the cluster knows, and not by the next dial."""
@@ -154,9 +146,9 @@ class EmbeddedReach:
 
     private = False
 
-    def __init__(self, tunnel: TunnelConfig, key: bytes) -> None:
+    def __init__(self, spec: GroupSpec, key: bytes) -> None:
         self.lost = ""
-        self._tunnel = tunnel
+        self._spec = spec
         self._key = key
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
@@ -174,7 +166,7 @@ class EmbeddedReach:
             }
             # Without its parent it has nobody, and nothing else cuts loopback: it may end soon.
             arguments = ["--port=0", "--idle-timeout=5s", "--grace=2s"]
-            arguments.append(f"--connect-timeout={self._tunnel.dial:g}")
+            arguments.append(f"--connect-timeout={self._spec.dial:g}")
             self._process = await asyncio.create_subprocess_exec(
                 *payload.command(sys.executable),
                 *arguments,

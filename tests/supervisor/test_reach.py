@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from krelay import payload
-from krelay import reach as module
 from krelay.cluster.agent import Agent
 from krelay.errors import (
     AccessDeniedError,
@@ -22,17 +21,20 @@ from krelay.errors import (
     NotListeningError,
     PodGoneError,
 )
-from krelay.model import AGENT_PORT, AgentConfig, Transport, TunnelConfig
-from krelay.reach import ClusterReach, EmbeddedReach
+from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, Transport
+from krelay.supervisor import reach as module
+from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 from krelay.wire.handshake import key_digest
 from tests import rig
+
+EMBEDDED = GroupSpec(None, None, AgentConfig(embedded=True))
 
 # -- a child process ---------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def embedded(*, start: bool = True) -> AsyncIterator[EmbeddedReach]:
-    reach = EmbeddedReach(TunnelConfig(), rig.KEY)
+    reach = EmbeddedReach(EMBEDDED, rig.KEY)
     try:
         if start:
             await reach.start()
@@ -184,9 +186,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 async def reaching(cluster: Cluster) -> AsyncIterator[ClusterReach]:
     """A reach whose tasks end with it."""
     async with asyncio.TaskGroup() as tasks:
-        config, tunnel = AgentConfig(), TunnelConfig(transport=Transport.SPDY, dial=7.0)
+        spec = GroupSpec(None, "relays", AgentConfig(), transport=Transport.SPDY, dial=7.0)
         api: Any = cluster
-        reach = ClusterReach(api, config, tunnel, "relays", rig.KEY, tasks)
+        reach = ClusterReach(api, spec, rig.KEY, tasks)
         try:
             yield reach
         finally:
@@ -218,7 +220,7 @@ async def test_one_agent_for_everybody_who_asks(
             "transport": Transport.SPDY,
         }
     assert cluster.asked[-1] == ("delete", "job-1")
-    assert cluster.closed
+    assert not cluster.closed  # others share it
     assert "agent: pulling the image" in caplog.text
 
 
@@ -278,4 +280,4 @@ async def test_an_agent_that_cannot_be_deleted_is_a_warning_unless_it_is_gone(
         await reach.start()
     warned = "job relays/job-1 was not deleted (no deleting); it ends by itself when idle"
     assert (warned in caplog.text) == isinstance(error, AccessDeniedError)
-    assert cluster.closed
+    assert not cluster.closed  # others share it

@@ -1,0 +1,190 @@
+"""Control stage 2, what an edit changes: two configs -> a Plan. Pure; compares content by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from krelay.model import Config, GroupSpec, Kind, Port, Protocol, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One forward as a file says it: the port at `index` of its target's."""
+
+    target: Target
+    index: int
+
+    @property
+    def port(self) -> Port:
+        return self.target.ports[self.index]
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """As the file says; None where a Service is yet to say it."""
+        default = None if self.target.kind is Kind.SERVICE else Protocol.TCP
+        return self.port.protocol or default
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What it is found by within its config."""
+        return self.target.name, self.index
+
+    @property
+    def listens(self) -> tuple[Hashable, ...]:
+        """Where applications find it, but for the protocol. A local port that is yet to be
+        resolved is as different as what it is resolved from."""
+        local = self.leads if self.port.local is None else self.port.local
+        return self.target.listen, local
+
+    @property
+    def leads(self) -> tuple[Hashable, ...]:
+        """What its new streams go to."""
+        target = self.target
+        where = (target.context, target.namespace) if target.kind.in_cluster else (target.context,)
+        return *where, target.kind, target.resource, self.port.remote
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A forward before and after; None where there is none."""
+
+    old: Spec | None
+    new: Spec | None
+
+    @property
+    def rebound(self) -> bool:
+        """Whether it listens elsewhere. A protocol that one of two Services is yet to say may
+        well be the same."""
+        if not (self.old and self.new):
+            return False
+        protocols = {self.old.protocol, self.new.protocol}
+        other = len(protocols) > 1 and not (self.rerouted and None in protocols)
+        return other or self.old.listens != self.new.listens
+
+    @property
+    def rerouted(self) -> bool:
+        """Whether new streams go elsewhere."""
+        return bool(self.old and self.new and self.old.leads != self.new.leads)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything at all is to be done."""
+        return not (self.old and self.new) or self.rebound or self.rerouted
+
+
+@dataclass(frozen=True, slots=True)
+class GroupChange:
+    """The agent of one context, before and after; another one where both are there."""
+
+    old: GroupSpec | None
+    new: GroupSpec | None
+
+    @property
+    def key(self) -> str | None:
+        """The context."""
+        return self.new.context if self.new else self.old.context if self.old else None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A number that is used as it is from now on."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done. `pairs` has the forwards that stay as they are as well."""
+
+    pairs: tuple[Pair, ...]
+    groups: tuple[GroupChange, ...] = ()
+    settings: tuple[Setting, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.groups or self.settings or any(pair.changed for pair in self.pairs))
+
+    @property
+    def changed(self) -> list[Pair]:
+        """The forwards that something happens to."""
+        return [pair for pair in self.pairs if pair.changed]
+
+
+def specs(config: Config | None) -> list[Spec]:
+    """Every forward of a config, in the file's order."""
+    targets = config.targets if config else ()
+    return [Spec(target, index) for target in targets for index in range(len(target.ports))]
+
+
+def groups(config: Config | None) -> dict[str | None, GroupSpec]:
+    """The agents that a config needs, by context; an embedded one is everybody's."""
+    if config is None:
+        return {}
+    tunnel = config.tunnel
+    common: dict[str, Any] = {
+        "agent": config.agent,
+        "sessions": tunnel.sessions,
+        "transport": tunnel.transport,
+        "dial": tunnel.dial,
+    }
+    if config.agent.embedded:
+        return {None: GroupSpec(None, None, **common)}
+    namespace = config.agent.namespace or config.namespace
+    contexts = dict.fromkeys(target.context or config.context for target in config.targets)
+    return {context: GroupSpec(context, namespace, **common) for context in contexts}
+
+
+def group_of(config: Config, target: Target) -> str | None:
+    """The key of a target's agent in `groups`."""
+    return None if config.agent.embedded else target.context or config.context
+
+
+def diff(old: Config | None, new: Config | None) -> Plan:
+    """What leads from one config to the other; None is a krelay that relays nothing."""
+    before, after = groups(old), groups(new)
+    changes = [GroupChange(before.get(key), after.get(key)) for key in {**before, **after}]
+    settings: tuple[Setting, ...] = ()
+    if old and new:
+        settings = tuple(
+            Setting(f"tunnel.{name}", getattr(old.tunnel, name), getattr(new.tunnel, name))
+            for name in ("park", "drain")
+            if getattr(old.tunnel, name) != getattr(new.tunnel, name)
+        )
+    return Plan(
+        tuple(_pairs(specs(old), specs(new))),
+        tuple(change for change in changes if change.old != change.new),
+        settings,
+    )
+
+
+# How a forward after is found among those of the same target before, the closest likeness first.
+_LIKENESSES: tuple[Callable[[Spec], Hashable], ...] = (
+    lambda spec: (spec.listens, spec.leads, spec.protocol),
+    lambda spec: (spec.port.local, _protocol(spec)) if spec.port.local else spec,
+    lambda spec: (spec.port.remote, _protocol(spec)),
+    lambda spec: None if len(spec.target.ports) == 1 else spec,
+)
+
+
+def _protocol(spec: Spec) -> Protocol:
+    return spec.protocol or Protocol.TCP
+
+
+def _pairs(old: list[Spec], new: list[Spec]) -> Iterator[Pair]:
+    """Every forward once: those of the new config in its order, then those that are gone."""
+    found: dict[Spec, Spec] = {}
+    left = {spec.key: spec for spec in old}
+    for likeness in _LIKENESSES:
+        alike: dict[Hashable, list[Spec]] = {}
+        for spec in left.values():
+            alike.setdefault((spec.target.name, likeness(spec)), []).append(spec)
+        for spec in new:
+            candidates = alike.get((spec.target.name, likeness(spec)))
+            if spec not in found and candidates:
+                found[spec] = candidates.pop(0)
+                del left[found[spec].key]
+    yield from (Pair(found.get(spec), spec) for spec in new)
+    yield from (Pair(spec, None) for spec in left.values())

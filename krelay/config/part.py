@@ -1,0 +1,95 @@
+"""What each file of a config says -> one Config, and the problems that show only in all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+from krelay.config.conflicts import Claim, conflicts
+from krelay.config.document import Node
+from krelay.config.flaw import quote
+from krelay.config.validation import MAX_PROBLEMS
+from krelay.errors import Problem
+from krelay.model import Config, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file by itself: its config, and every problem found in it; whole without any.
+
+    `claims` are those of its targets to local addresses. `include` names other files, and
+    `everyone` has what holds for every target that says nothing else.
+    """
+
+    config: Config
+    claims: list[Claim] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    include: list[Node] = field(default_factory=list)
+    everyone: dict[str, Any] = field(default_factory=dict)
+
+
+def join(parts: Sequence[Part]) -> tuple[Config, list[Problem]]:
+    """The config of the first part with the targets of all, and every problem."""
+    main = parts[0].config
+    problems = [
+        problem if problem.path else dataclasses.replace(problem, path=part.config.path)
+        for part in parts
+        for problem in part.problems
+    ]
+    targets: dict[str, Target] = {}
+    again: list[tuple[Target, Target]] = []
+    for target in chain.from_iterable(part.config.targets for part in parts):
+        first = targets.setdefault(target.name, target)
+        if first is not target:
+            again.append((first, target))
+    claims = (
+        claim
+        for claim in chain.from_iterable(part.claims for part in parts)
+        if targets[claim.target.name] is claim.target
+    )
+    for found in (
+        (_twice(first, later) for first, later in again),
+        (_conflict(earlier, later) for earlier, later in conflicts(claims)),
+        _unreachable(targets.values()) if main.agent.embedded else (),
+    ):
+        problems += islice(found, MAX_PROBLEMS + 1)
+    return dataclasses.replace(main, targets=tuple(targets.values())), problems
+
+
+def _twice(first: Target, later: Target) -> Problem:
+    return Problem(
+        later.line,
+        later.column,
+        f"the name {quote(later.name)} is taken by {first.file}, line {first.line}",
+        "give one of them another name, or remove it",
+        later.file,
+    )
+
+
+def _conflict(earlier: Claim, later: Claim) -> Problem:
+    place = f"target {quote(earlier.target.name)}, line {earlier.line}"
+    if earlier.target.file != later.target.file:
+        place += f" of {earlier.target.file}"
+    if str(earlier) == str(later):
+        message = f"`{later}` is taken by {place}"
+    else:
+        message = f"`{later}` overlaps `{earlier}` of {place}"
+    hint = "give one of them another local port"
+    if earlier.port.protocol is None or later.port.protocol is None:
+        hint += ", or say `/udp` if one of them is"
+    return Problem(later.line, later.column, message, hint, later.target.file)
+
+
+def _unreachable(targets: Iterable[Target]) -> Iterator[Problem]:
+    for target in targets:
+        if target.kind.in_cluster:
+            yield Problem(
+                target.line,
+                target.column,
+                f"`{target}` is in a cluster, and an embedded agent is not",
+                "remove `agent.embedded`, or use `host/` and `ip/` targets",
+                target.file,
+            )

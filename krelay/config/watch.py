@@ -1,0 +1,235 @@
+"""Control stage 1, again and again: tells that a file has changed, whatever way it was saved.
+
+Events of the operating system say when to look, and a slow look says so too: for file systems
+without events, and for what happens between two of them. What changed is always told by looking.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePath
+
+from watchfiles import awatch
+
+from krelay.errors import KrelayError, UsageError
+
+logger = logging.getLogger("krelay.watch")
+
+_VARIABLE = "KRELAY_WATCH"
+_MAX_LINKS = 40
+
+Places = frozenset[tuple[str, int]]
+"""Directories by path and inode."""
+
+POLL = 0.25
+"""Seconds between two looks where there are no events."""
+LOOK = 1.0
+"""The same where there are."""
+SETTLE = 0.05
+"""Seconds for which a file must not have changed before it is whole."""
+CUT_OFF_SETTLE = 0.4
+"""The same for one that is gone, empty, or ends in the middle of a line: more may come."""
+PATIENCE = 2.0
+"""Seconds after which a file that never rests is told of all the same."""
+
+
+class Mode(StrEnum):
+    """What to go by: events and looks, events or an error, looks alone."""
+
+    AUTO = "auto"
+    INOTIFY = "inotify"
+    POLL = "poll"
+
+
+def mode_from_env(environ: Mapping[str, str]) -> Mode:
+    """The mode of KRELAY_WATCH.
+
+    Raises:
+        UsageError: it is none.
+    """
+    word = environ.get(_VARIABLE) or Mode.AUTO
+    try:
+        return Mode(word)
+    except ValueError:
+        known = ", ".join(f"`{mode}`" for mode in Mode)
+        raise UsageError(f"{_VARIABLE} cannot be {word!r}", hint=f"it is one of {known}") from None
+
+
+async def watch(
+    files: Callable[[], Collection[str]], mode: Mode = Mode.AUTO
+) -> AsyncGenerator[frozenset[str], None]:
+    """The files, as `files()` names them, that have changed, each time that some have.
+
+    The first item is empty, and so is the one after `files()` named new ones: what happened to
+    them before they were watched is for whoever reads them to see.
+
+    Raises:
+        KrelayError: the mode is INOTIFY, and there are no events to be had.
+    """
+    watcher = _Watcher(mode)
+    while True:
+        names = tuple(dict.fromkeys(files()))
+        if await watcher.take(names):
+            yield frozenset()
+            continue  # whoever read them may have found more
+        places = await asyncio.to_thread(_places, names)
+        if changed := await watcher.settled():
+            yield changed
+            continue
+        async with aclosing(watcher.wakes(names, places)) as wakes:
+            async for _ in wakes:
+                if changed := await watcher.settled():
+                    yield changed
+                    if set(files()) != set(names):
+                        break
+                    if await asyncio.to_thread(_places, names) != places:
+                        break
+
+
+class _Watcher:
+    """What is known of the files, and what may wake whoever waits for a change of that."""
+
+    def __init__(self, mode: Mode) -> None:
+        self._mode = mode
+        self._known: dict[str, _State] = {}
+        self._told: set[str] = set()
+
+    async def take(self, names: Collection[str]) -> bool:
+        """Watch these from now on; whether one of them is new."""
+        new = [name for name in names if name not in self._known]
+        found = await asyncio.to_thread(_look, new)
+        self._known = {name: self._known.get(name) or found[name] for name in names}
+        return bool(new)
+
+    async def settled(self) -> frozenset[str]:
+        """The files that are not as they were known; waits until they rest."""
+        clock = asyncio.get_running_loop().time
+        began = rested = clock()
+        now = await asyncio.to_thread(_look, self._known)
+        while changed := [
+            name for name in now if now[name].signature != self._known[name].signature
+        ]:
+            quiet = CUT_OFF_SETTLE if any(now[name].cut_off for name in changed) else SETTLE
+            if clock() - rested >= quiet or clock() - began >= PATIENCE:
+                break
+            await asyncio.sleep(SETTLE / 2)
+            later = await asyncio.to_thread(_look, self._known)
+            if later != now:
+                now, rested = later, clock()
+        self._known = now
+        for name in changed:
+            if now[name].orphaned:
+                self._tell(
+                    f"{name} was replaced outside of the mount, and never changes here again;"
+                    " mount its directory instead"
+                )
+        return frozenset(changed)
+
+    async def wakes(self, names: Iterable[str], places: Places) -> AsyncGenerator[None, None]:
+        """Something may have changed: an item each time, for ever or until a place is gone."""
+        if self._mode is not Mode.POLL:
+            try:
+                # A file's own events are all there is of one that a mount put there alone.
+                present = [name for name in names if self._known[name].signature]
+                async with aclosing(_events([*present, *sorted(dict(places))])) as events:
+                    async for _ in events:
+                        yield
+            except FileNotFoundError:
+                await asyncio.sleep(POLL)
+                return
+            except (OSError, RuntimeError) as exc:
+                hint = f"raise fs.inotify.max_user_watches, or set {_VARIABLE}=poll"
+                if self._mode is Mode.INOTIFY:
+                    raise KrelayError(f"no file events: {exc}", hint=hint) from exc
+                self._tell(f"no file events ({exc}); looking each {POLL:g} s instead; hint: {hint}")
+        while True:
+            await asyncio.sleep(POLL)
+            yield
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            logger.warning("%s", text)
+
+
+def _events(places: list[str]) -> AsyncGenerator[object, None]:
+    return awatch(
+        *places,
+        watch_filter=None,
+        debounce=200,
+        step=20,
+        rust_timeout=int(LOOK * 1000),
+        yield_on_timeout=True,
+        force_polling=False,
+        recursive=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A file now. `signature` is None where it is gone; `orphaned`: no directory has it."""
+
+    signature: tuple[int, ...] | None = None
+    cut_off: bool = True
+    orphaned: bool = False
+
+
+def _look(names: Iterable[str]) -> dict[str, _State]:
+    return {name: _state(name) for name in names}
+
+
+def _state(name: str) -> _State:
+    try:
+        with open(name, "rb", opener=_open_file) as file:
+            found = os.fstat(file.fileno())
+            if found.st_size:
+                file.seek(-1, os.SEEK_END)
+            cut_off = file.read(1) != b"\n"
+    except (OSError, ValueError):
+        return _State()
+    signature = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    return _State(signature, cut_off, not found.st_nlink)
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Not to wait where a pipe stands in the file's place."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _places(names: Iterable[str]) -> Places:
+    """The directories whose entries decide what the names lead to, and which ones they are."""
+    found: set[tuple[str, int]] = set()
+    for name in names:
+        for directory in _way(name):
+            with suppress(OSError):
+                found.add((directory, os.stat(directory).st_ino))
+    return frozenset(found)
+
+
+def _way(name: str) -> Iterator[str]:
+    here = "/"
+    left = list(reversed(PurePath(os.path.abspath(name)).parts[1:]))
+    links = 0
+    while left:
+        part = left.pop()
+        if part == "..":
+            here = os.path.dirname(here)
+            continue
+        path = os.path.join(here, part)
+        if os.path.islink(path) and links < _MAX_LINKS:
+            links += 1
+            yield here
+            target = PurePath(os.readlink(path))
+            here = "/" if target.is_absolute() else here
+            left.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
+        elif not left or not os.path.exists(path):
+            yield here
+            return
+        else:
+            here = path

@@ -1,0 +1,61 @@
+"""Asking the krelay that runs a file, over its socket; blocks, for commands."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from krelay.errors import KrelayError
+from krelay.status.place import socket_path
+from krelay.status.refusal import from_json
+
+_CONNECT_DEADLINE = 5.0
+_MAX_ANSWER = 64 << 20
+
+
+class NotRunningError(KrelayError):
+    """No krelay runs this file."""
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(_CONNECT_DEADLINE)
+        self.sock.connect(str(self._path))
+        self.sock.settimeout(self.timeout)
+
+
+def ask(
+    file: str, method: str, resource: str, body: dict[str, Any] | None = None, *, timeout: float
+) -> Any:
+    """What the krelay that runs `file` answers; `timeout` is in seconds.
+
+    Raises:
+        NotRunningError: there is none.
+        KrelayError: it says no, or does not answer.
+    """
+    connection = _Connection(socket_path(file), timeout)
+    try:
+        connection.request(method, resource, json.dumps(body or {}))
+        response = connection.getresponse()
+        answer = json.loads(response.read(_MAX_ANSWER))
+    except (FileNotFoundError, ConnectionRefusedError) as exc:
+        raise NotRunningError(
+            f"no krelay runs for {file}", hint=f"start one: `krelay up -f {file}`"
+        ) from exc
+    except TimeoutError as exc:
+        raise KrelayError(f"the krelay that runs for {file} did not answer in time") from exc
+    except (OSError, http.client.HTTPException, ValueError) as exc:
+        raise KrelayError(f"the krelay that runs for {file} gave no answer: {exc}") from exc
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise from_json(answer.get("error", {}) if isinstance(answer, dict) else {})
+    return answer

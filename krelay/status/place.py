@@ -1,0 +1,48 @@
+"""Where the socket of the krelay that runs a file is: one place a file, private to the user."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+from krelay.errors import KrelayError
+
+_LONGEST_PATH = 100
+"""Bytes; `sun_path` has 104 on some systems, 108 on others."""
+
+
+def socket_path(file: str) -> Path:
+    """The path of the socket for `file`, whose own name counts, but not the way to its directory:
+    what a link in its place leads to may change while it runs."""
+    directory, name = os.path.split(os.path.abspath(file))
+    identity = os.path.join(os.path.realpath(directory), name)
+    digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:20]
+    return _directory() / f"{digest}.sock"
+
+
+def make_directory(path: Path) -> None:
+    """The socket's directory, for this user alone.
+
+    Raises:
+        KrelayError: it cannot be made, or is somebody else's.
+    """
+    directory = path.parent
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = directory.lstat()
+    except OSError as exc:
+        raise KrelayError(f"cannot make {directory}: {exc.strerror}") from exc
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise KrelayError(f"{directory} is not a directory of this user alone")
+
+
+def _directory() -> Path:
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        directory = Path(runtime) / "krelay"
+        if directory.is_absolute() and len(os.fsencode(directory)) + 30 <= _LONGEST_PATH:
+            return directory
+    return Path(tempfile.gettempdir()) / f"krelay-{os.getuid()}"

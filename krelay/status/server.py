@@ -1,0 +1,133 @@
+"""The control socket of a running krelay: JSON over HTTP, for whoever may open it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from krelay.errors import KrelayError
+from krelay.status.place import make_directory
+from krelay.status.refusal import to_json
+
+logger = logging.getLogger("krelay.status")
+
+Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
+"""Gets the JSON object of a request, answers with JSON; a KrelayError is told to who asked."""
+
+_MAX_BODY = 2 << 20
+_CLOSE_DEADLINE = 1.0
+
+
+class AlreadyRunningError(KrelayError):
+    """Another krelay runs this file."""
+
+
+@asynccontextmanager
+async def serve(path: Path, handlers: Mapping[tuple[str, str], Handler]) -> AsyncIterator[None]:
+    """Answer at `path`, by method and resource, until the block is left.
+
+    Raises:
+        AlreadyRunningError: somebody else does.
+        KrelayError: the socket cannot be made.
+    """
+    from aiohttp import web
+
+    sock, lock = await asyncio.to_thread(_claim, path)
+    app = web.Application(client_max_size=_MAX_BODY)
+    for (method, resource), handler in handlers.items():
+        app.router.add_route(method, resource, _answering(handler))
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=_CLOSE_DEADLINE,
+        handler_cancellation=True,  # nobody waits for the answer any more
+    )
+    try:
+        await runner.setup()
+        await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+        sock.close()
+        await asyncio.to_thread(_release, path, lock)
+
+
+def _answering(handler: Handler) -> Callable[[Any], Awaitable[Any]]:
+    from aiohttp import web
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            text = await request.text()
+            body = json.loads(text) if text else {}
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            return web.json_response(
+                {"error": {"message": "the body is no JSON object"}}, status=400
+            )
+        try:
+            return web.json_response(await handler(body))
+        except KrelayError as exc:
+            return web.json_response({"error": to_json(exc)}, status=422)
+
+    return answer
+
+
+def _claim(path: Path) -> tuple[socket.socket, int]:
+    """A socket that only its owner may connect to, and the lock that keeps others off."""
+    make_directory(path)
+    lock = _lock(path.with_suffix(".lock"))
+    try:
+        # What is there has nobody behind it.
+        path.unlink(missing_ok=True)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.bind(str(path))
+            path.chmod(0o600)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as exc:
+        os.close(lock)
+        raise KrelayError(f"cannot listen on {path}: {exc.strerror}") from exc
+    return sock, lock
+
+
+def _lock(path: Path) -> int:
+    """The lock on `path`, as a descriptor; its text says who has it."""
+    import fcntl
+
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise KrelayError(f"cannot open {path}: {exc.strerror}") from exc
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = path.exists() and os.path.samestat(path.stat(), os.fstat(lock))
+        except OSError:
+            who = os.read(lock, 200).decode(errors="replace")
+            os.close(lock)
+            raise AlreadyRunningError(
+                f"krelay runs for this file already{who and f' ({who})'}"
+            ) from None
+        if mine:
+            break
+        os.close(lock)  # its former owner removed it just now
+    os.ftruncate(lock, 0)
+    os.write(lock, f"pid {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
+    return lock
+
+
+def _release(path: Path, lock: int) -> None:
+    path.unlink(missing_ok=True)
+    path.with_suffix(".lock").unlink(missing_ok=True)
+    os.close(lock)

@@ -1,0 +1,35 @@
+"""Contexts: one API client for each kubeconfig context in use, shared by agents and watches."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from krelay.cluster.api import Api
+
+
+class Contexts:
+    """Clients by context, each made when it is first asked for; `close` ends them."""
+
+    def __init__(self) -> None:
+        self._apis: dict[str | None, Api] = {}
+        self._connecting = asyncio.Lock()
+
+    async def api(self, context: str | None) -> Api:
+        """The client of a context; None is kubeconfig's current one.
+
+        Raises:
+            CredentialsError: there is no such context, or no kubeconfig.
+        """
+        from krelay.cluster.api import Api
+
+        async with self._connecting:
+            if context not in self._apis:
+                self._apis[context] = await Api.connect(context=context)
+            return self._apis[context]
+
+    async def close(self) -> None:
+        """End every client."""
+        while self._apis:
+            await self._apis.popitem()[1].aclose()

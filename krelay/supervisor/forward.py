@@ -1,0 +1,177 @@
+"""Forward: one port of a target, from the file to a bound listener on a route."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+
+from krelay.config.diff import Spec
+from krelay.datapath.backoff import Backoff
+from krelay.datapath.holder import holder
+from krelay.datapath.listener import TcpListener
+from krelay.datapath.route import Route
+from krelay.datapath.udp import UdpListener
+from krelay.errors import ListenError
+from krelay.model import Protocol
+
+logger = logging.getLogger("krelay.forward")
+
+# How long a forward without a protocol of its own waits for its Service to say one, in seconds.
+_PROTOCOL_WAIT = 5.0
+# Between tries to bind, in seconds: whoever has the port may leave at any time.
+_RETRY_FIRST, _RETRY_MOST = 0.5, 5.0
+
+Listener = TcpListener | UdpListener
+
+
+class Forward:
+    """Binds when it knows its protocol and local port, and tries again where that fails.
+
+    `settled` is set when it is bound, or has failed for the first time; `failure` says why it is
+    not bound now. `on_bound` is told each time that it is. Its tasks, and its connections', belong
+    to `tasks`; whoever made it ends it with `drain` or `cut`.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        route: Route,
+        tasks: asyncio.TaskGroup,
+        *,
+        park: float,
+        on_bound: Callable[[Forward], None],
+    ) -> None:
+        """`park` is how long, in seconds, a new connection may wait for a stream."""
+        self.spec = spec
+        self.route = route
+        self.park = park
+        self.listener: Listener | None = None
+        self.failure: ListenError | None = None
+        self.settled = asyncio.Event()
+        self._tasks = tasks
+        self._on_bound = on_bound
+        self._binding: asyncio.Task[None] | None = None
+        # One of each protocol at most: connections outlive a change of it.
+        self._listeners: dict[Protocol, Listener] = {}
+
+    @property
+    def name(self) -> str:
+        """For people: the target's name, and the port where it has several."""
+        target = self.spec.target
+        return target.name if len(target.ports) == 1 else f"{target.name}[{self.spec.port}]"
+
+    @property
+    def certain(self) -> bool:
+        """Whether the file alone says what to listen on."""
+        return self.spec.protocol is not None and self.spec.port.local is not None
+
+    @property
+    def live(self) -> int:
+        """How many connections and flows it carries now."""
+        return sum(listener.live for listener in self._listeners.values())
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """What it is bound for; None while it is not."""
+        return next((p for p, found in self._listeners.items() if found is self.listener), None)
+
+    @property
+    def addresses(self) -> list[str]:
+        """`127.0.0.1:8080` for each bound address."""
+        bound = self.listener.addresses if self.listener else ()
+        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in bound]
+
+    def describe(self) -> list[str]:
+        """A line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""
+        target, remote = self.spec.target, self.spec.port.remote
+        end = f"{target}:{remote} ({self.protocol})"
+        return [f"{target.name}: {local} -> {end}" for local in self.addresses]
+
+    def bind(self) -> None:
+        """Listen where the file says now, as soon as that is known."""
+        self.unbind()
+        self._binding = self._tasks.create_task(self._bind(), name=self.name)
+
+    def unbind(self) -> None:
+        """Free the address; connections live on, datagrams do not."""
+        binding, self._binding = self._binding, None
+        if binding is not None:
+            binding.cancel()
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+        self.failure = None
+        self.settled.clear()
+
+    def allow(self, park: float) -> None:
+        """A new connection may wait `park` seconds for a stream."""
+        self.park = park
+        for listener in self._listeners.values():
+            listener.park = park
+
+    async def drain(self, timeout: float) -> None:
+        """Accept no more; cut what is left after `timeout` seconds."""
+        self.unbind()
+        async with asyncio.TaskGroup() as draining:
+            for listener in self._listeners.values():
+                draining.create_task(listener.drain(timeout))
+
+    def cut(self) -> None:
+        """Free the address and reset what lives, now."""
+        self.unbind()
+        for listener in self._listeners.values():
+            listener.cut()
+
+    async def _bind(self) -> None:
+        backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
+        protocol = self.spec.protocol or await self._protocol()
+        local = self.spec.port.local
+        if local is None:
+            local = (await self.route.wait_endpoint()).port
+        while True:
+            try:
+                await self._open(protocol, local)
+            except ListenError as exc:
+                await self._failed(exc, protocol, local)
+            except Exception:
+                # One forward's bug is its own; let through, it would end every other.
+                logger.exception("%s: binding failed", self.name)
+                await self._failed(ListenError("internal error"), protocol, local)
+            else:
+                break
+            self.settled.set()
+            await asyncio.sleep(backoff.delay())
+        self.failure = None
+        self.settled.set()
+        self._on_bound(self)
+
+    async def _open(self, protocol: Protocol, local: int) -> None:
+        listener = self._listeners.get(protocol)
+        if listener is None:
+            make = UdpListener if protocol is Protocol.UDP else TcpListener
+            listener = make(self.name, self.route, self._tasks, park=self.park)
+        await listener.open(self.spec.target.listen, local)
+        self.listener = self._listeners[protocol] = listener
+
+    async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
+        """Say so, once for each reason."""
+        cause = exc.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
+            who = await asyncio.to_thread(holder, protocol, self.spec.target.listen, local)
+            if who:
+                exc = ListenError(f"{exc} by {who}", hint=exc.hint)
+        if str(exc) != str(self.failure):
+            logger.error("%s: %s%s", self.name, exc, f"; hint: {exc.hint}" if exc.hint else "")
+        self.failure = exc
+
+    async def _protocol(self) -> Protocol:
+        resolution = await self.route.resolved()
+        try:
+            async with asyncio.timeout(_PROTOCOL_WAIT):
+                await self.route.wait_endpoint()
+        except TimeoutError:
+            return resolution.protocol
+        assert self.route.resolution is not None
+        return self.route.resolution.protocol

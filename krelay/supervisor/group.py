@@ -1,0 +1,86 @@
+"""Group: one agent and the pool of sessions to it; started, waited for, drained, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+
+from krelay.datapath.pool import Pool
+from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
+from krelay.model import GroupSpec
+from krelay.supervisor.reach import Reach
+
+logger = logging.getLogger("krelay.supervisor")
+
+_NUMBERS = itertools.count(1)
+_TUNNEL_DEADLINE = 30.0
+_REMOVE_DEADLINE = 10.0
+_LOOK_EVERY = 0.1
+
+
+class Group:
+    """What a GroupSpec stands for. `start` has it ready; whoever made it ends it with `stop`."""
+
+    def __init__(self, spec: GroupSpec, reach: Reach, key: bytes) -> None:
+        """`key` proves this client to the agent that `reach` leads to."""
+        self.spec = spec
+        self.reach = reach
+        name = f"p{next(_NUMBERS)}"
+        self.pool = Pool(name, reach.dial, key, size=spec.sessions, private=reach.private)
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """An agent runs, and a tunnel to it is up. The pool's tasks belong to `tasks`.
+
+        Raises:
+            ClusterError: the agent cannot be had.
+            NotReadyError: no tunnel came up in time.
+            TunnelError: none ever will.
+        """
+        await self.reach.start()
+        self._running = tasks.create_task(self.pool.run(), name=self.pool.name)
+        try:
+            async with asyncio.timeout(_TUNNEL_DEADLINE):
+                await self._wait_tunnel()
+        except TimeoutError as exc:
+            raise NotReadyError(
+                f"no tunnel to the agent within {_TUNNEL_DEADLINE:g} s: {self.pool.failure}",
+                hint="run with -v to see each try",
+            ) from exc
+
+    async def drain(self, timeout: float) -> None:
+        """Let what rides on it finish within `timeout` seconds, then `stop`."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.pool.streams:  # noqa: ASYNC110 - streams end in thousands, this once
+                    await asyncio.sleep(_LOOK_EVERY)
+        except TimeoutError:
+            count = self.pool.streams
+            logger.warning("%s: %d streams of the former agent are cut", self.pool.name, count)
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Cut what still rides on it, and remove the agent."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            await asyncio.wait([running])
+        try:
+            async with asyncio.timeout(_REMOVE_DEADLINE):
+                await self.reach.stop()
+        except TimeoutError:
+            logger.warning("the agent was not removed in time; it ends by itself when idle")
+
+    async def _wait_tunnel(self) -> None:
+        """A tunnel is up, or the reason why there will be none is raised."""
+        while self.pool.pick() is None:
+            await self.pool.wait_change()
+            if self.reach.lost:
+                raise AgentError(self.reach.lost, hint="`-v` shows each step")
+            failure = self.pool.failure
+            if isinstance(failure, TunnelRefusedError) or (
+                isinstance(failure, KrelayError) and failure.exit_code == 4
+            ):
+                raise failure

@@ -1,0 +1,112 @@
+"""Reload: from the file to the supervisor, whenever it changes; a file that is wrong changes
+nothing but what is known of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from krelay.config.changes import Change
+from krelay.config.selection import Selection
+from krelay.config.watch import Mode, watch
+from krelay.errors import ConfigError, KrelayError
+from krelay.model import Config
+from krelay.supervisor.supervisor import Supervisor, Want
+
+logger = logging.getLogger("krelay.reload")
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The file says something else than what runs: since when, and what is wrong with it."""
+
+    since: datetime
+    error: KrelayError
+
+
+class Reloader:
+    """Hands a supervisor the newest config that `selection` has."""
+
+    def __init__(self, selection: Selection, supervisor: Supervisor, config: Config) -> None:
+        """`config` is what the supervisor began with."""
+        self._selection = selection
+        self._supervisor = supervisor
+        self._loading = asyncio.Lock()
+        self._files = config.files
+        self._drift: Drift | None = None
+        self._want: Want | None = None
+
+    @property
+    def drift(self) -> Drift | None:
+        """None while what runs is what the file says."""
+        want = self._want
+        if self._drift is None and want is not None and want.failure is not None:
+            return Drift(want.made, want.failure)
+        return self._drift
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file, and those that it includes."""
+        return self._files
+
+    async def watch(self, mode: Mode) -> None:
+        """Reload whenever one of the files changes; lasts until it is cancelled."""
+        async for changed in watch(lambda: self._files, mode):
+            names = ", ".join(sorted(Path(file).name for file in changed))
+            try:
+                await self.load(f"{names} changed" if names else "a second look")
+            except KrelayError:
+                continue  # it was told
+
+    async def load(self, reason: str) -> Want:
+        """Hand over what the file says now; `done` of what comes back tells when that is over.
+
+        Raises:
+            UsageError: the file cannot be read.
+            ConfigError: the file is wrong. What ran before stays, and this was told.
+        """
+        async with self._loading:
+            try:
+                config = await asyncio.to_thread(self._selection.load)
+            except KrelayError as exc:
+                self._wrong(exc)
+                raise
+            self._files = config.files
+            if self._drift is not None:
+                logger.info("%s is right again", config.path)
+                self._drift = None
+            self._want = self._supervisor.want(config, reason)
+            return self._want
+
+    async def reload(self, reason: str) -> list[Change]:
+        """`load`, and wait until it is carried out; what changed.
+
+        Raises:
+            KrelayError: the file is wrong, or it could not be carried out (yet).
+        """
+        want = await self.load(reason)
+        await want.done.wait()
+        if want.failure is not None:
+            raise want.failure
+        return want.changes
+
+    async def plan(self, selection: Selection | None = None) -> list[Change]:
+        """What `reload` would change; or, with another file, what that would.
+
+        Raises:
+            UsageError: the file cannot be read.
+            ConfigError: the file is wrong.
+        """
+        config = await asyncio.to_thread((selection or self._selection).load)
+        return self._supervisor.plan(config)
+
+    def _wrong(self, exc: KrelayError) -> None:
+        known = self._drift
+        if isinstance(exc, ConfigError):
+            self._files = tuple(dict.fromkeys((*exc.files, *self._files)))
+        if known is None or known.error.report() != exc.report():
+            logger.error("%s", "\n".join([*exc.report(), "what ran before stays"]))
+        self._drift = Drift(known.since if known else datetime.now(UTC), exc)

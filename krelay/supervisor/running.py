@@ -1,0 +1,161 @@
+"""Running: the forwards, watches and agents that there are now, and what carrying out a plan does
+to them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from krelay.config.diff import Spec, group_of
+from krelay.datapath.route import Route
+from krelay.model import Config, GroupSpec
+from krelay.supervisor.contexts import Contexts
+from krelay.supervisor.following import Following
+from krelay.supervisor.forward import Forward
+from krelay.supervisor.group import Group
+from krelay.supervisor.stage import Stage
+
+logger = logging.getLogger("krelay.supervisor")
+
+
+class Running:
+    """`forwards` by target and port, in the file's order; `followings` by target; `groups` by
+    context; `ending` has what drains. Its tasks belong to `tasks`."""
+
+    def __init__(
+        self,
+        contexts: Contexts,
+        tasks: asyncio.TaskGroup,
+        on_bound: Callable[[Forward], None],
+    ) -> None:
+        self.config: Config | None = None
+        self.forwards: dict[tuple[str, int], Forward] = {}
+        self.followings: dict[str, Following] = {}
+        self.groups: dict[str | None, Group] = {}
+        self.ending: set[Forward | Group] = set()
+        self._ended = asyncio.Event()
+        self._contexts = contexts
+        self._tasks = tasks
+        self._on_bound = on_bound
+
+    def live(self, spec: Spec) -> int:
+        """How many connections a forward carries."""
+        forward = self.forwards.get(spec.key)
+        return forward.live if forward else 0
+
+    def carried(self, spec: GroupSpec) -> int:
+        """How many streams an agent carries."""
+        return sum(group.pool.streams for group in self.groups.values() if group.spec == spec)
+
+    def commit(self, stage: Stage) -> None:
+        """Carry out the stage's plan, at once: what ends stops before what starts, so that an
+        address may change hands; what did not change is not touched."""
+        config, plan, before = stage.config, stage.plan, self.forwards
+        drain = config.tunnel.drain
+        for pair in plan.pairs:
+            if pair.new is None:
+                assert pair.old is not None
+                self._end(before[pair.old.key], drain)
+            elif pair.old is not None and pair.rebound:
+                before[pair.old.key].unbind()
+        self._take_groups(stage, drain)
+        self.forwards = {}
+        to_bind = []
+        for pair in plan.pairs:
+            if pair.new is None:
+                continue
+            old = before[pair.old.key] if pair.old else None
+            forward = self.forwards[pair.new.key] = self._forward(pair.new, old, config)
+            unbound = forward.listener is None and (pair.changed or forward.failure)
+            if old is None or pair.rebound or unbound:
+                to_bind.append(forward)
+        self._take_followings(stage)
+        for pair in plan.pairs:
+            if pair.new is not None and pair.rerouted and not pair.rebound:
+                to_bind += _of_another_protocol(self.forwards[pair.new.key])
+        for forward in dict.fromkeys(to_bind):
+            forward.bind()
+        self.config = config
+
+    def drain(self, timeout: float) -> None:
+        """Every forward ends; `ending` is without forwards when that is done."""
+        for forward in self.forwards.values():
+            self._end(forward, timeout)
+        self.forwards = {}
+
+    async def drained(self) -> None:
+        """Return when no forward is in `ending`."""
+        while any(isinstance(thing, Forward) for thing in self.ending):
+            self._ended.clear()
+            await self._ended.wait()
+
+    def cut(self) -> None:
+        """No connection is left."""
+        for thing in (*self.forwards.values(), *self.ending):
+            if isinstance(thing, Forward):
+                thing.cut()
+
+    async def stop(self) -> None:
+        """No agent, watch or client is left."""
+        for following in self.followings.values():
+            following.stop()
+        ending = (thing for thing in self.ending if isinstance(thing, Group))
+        async with asyncio.TaskGroup() as stopping:
+            for group in (*self.groups.values(), *ending):
+                stopping.create_task(group.stop())
+        await self._contexts.close()
+
+    def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
+        """The forward that there is, or a new one, as `spec` says."""
+        pool = self.groups[group_of(config, spec.target)].pool
+        followed, park = spec.target.kind.in_cluster, config.tunnel.park
+        if forward is None:
+            route = Route(pool, followed=followed)
+            return Forward(spec, route, self._tasks, park=park, on_bound=self._on_bound)
+        forward.spec = spec
+        forward.allow(park)
+        forward.route.followed = followed
+        if forward.route.pool is not pool:
+            forward.route.pool = pool
+        return forward
+
+    def _take_groups(self, stage: Stage, drain: float) -> None:
+        for change in stage.plan.groups:
+            former = self.groups.pop(change.key, None)
+            if change.key in stage.groups:
+                self.groups[change.key] = stage.groups[change.key]
+            if former is not None:
+                self._end(former, drain)
+
+    def _take_followings(self, stage: Stage) -> None:
+        present = {name for name, _ in self.forwards}
+        for name, following in list(self.followings.items()):
+            if name in stage.followings or name not in present:
+                following.stop()
+                del self.followings[name]
+        for name, following in stage.followings.items():
+            self.followings[name] = following
+            count = len(following.target.ports)
+            following.feed([self.forwards[name, index].route for index in range(count)])
+
+    def _end(self, thing: Forward | Group, timeout: float) -> None:
+        self.ending.add(thing)
+        self._tasks.create_task(self._drain(thing, timeout))
+
+    async def _drain(self, thing: Forward | Group, timeout: float) -> None:
+        try:
+            await thing.drain(timeout)
+        except Exception:
+            # What ends badly must not end the rest.
+            logger.exception("draining failed")
+        finally:
+            self.ending.discard(thing)
+            self._ended.set()
+
+
+def _of_another_protocol(forward: Forward) -> list[Forward]:
+    """The forward, where it now leads to what speaks another protocol than it is bound for."""
+    resolution = forward.route.resolution
+    wanted = forward.spec.protocol or (resolution.protocol if resolution else None)
+    return [forward] if forward.protocol and wanted and forward.protocol != wanted else []

@@ -1,0 +1,253 @@
+"""Supervisor: from the newest Config to what runs, and back to nothing; owns every lifetime."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from krelay.config.changes import Change, changes
+from krelay.config.diff import Plan, diff
+from krelay.datapath.backoff import Backoff
+from krelay.errors import KrelayError, first_error
+from krelay.model import Config
+from krelay.supervisor.contexts import Contexts
+from krelay.supervisor.forward import Forward
+from krelay.supervisor.running import Running
+from krelay.supervisor.stage import Stage
+
+logger = logging.getLogger("krelay.supervisor")
+
+_SETTLE_DEADLINE = 10.0
+_RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
+
+
+@dataclass(eq=False, slots=True)
+class Want:
+    """A config to be carried out, and why. When `done` is set, it was, or `failure` says why not
+    (yet: it is tried again), or a newer one took its place."""
+
+    config: Config
+    reason: str
+    made: datetime = field(default_factory=lambda: datetime.now(UTC))
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    changes: list[Change] = field(default_factory=list)
+    failure: KrelayError | None = None
+
+
+class Supervisor:
+    """Runs one Config after the other. `announce` gets a line for each forward that is ready."""
+
+    def __init__(
+        self, config: Config, announce: Callable[[str], None], *, strict: bool = False
+    ) -> None:
+        """`strict`: what cannot be bound or followed at the start is an error, not just told."""
+        self._announce = announce
+        self._strict = strict
+        self._running: Running | None = None
+        self._started = False
+        self._want = Want(config, "start")
+        self._newer = asyncio.Event()
+
+    @property
+    def running(self) -> Running:
+        """What runs, from when `run` has begun."""
+        assert self._running is not None
+        return self._running
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start, relay until `stop` is set, drain, clean up. Cancelling it skips the draining.
+
+        Raises:
+            KrelayError: it could not start; nothing is left behind.
+        """
+        contexts = Contexts()
+        running: Running | None = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = self._running = Running(contexts, tasks, self._bound)
+                await self._run(running, contexts, tasks, stop)
+                raise _StoppedError
+        except* _StoppedError:
+            pass
+        except* KrelayError as group:
+            raise first_error(group) from None
+        finally:
+            if running is not None:
+                running.cut()
+                await running.stop()
+
+    def want(self, config: Config, reason: str) -> Want:
+        """Have `config` carried out, rather than any before it; `done` tells when that is over."""
+        if config == self._want.config and not self._want.done.is_set():
+            return self._want
+        former, self._want = self._want, Want(config, reason)
+        former.done.set()
+        self._newer.set()
+        return self._want
+
+    def plan(self, config: Config) -> list[Change]:
+        """What carrying out `config` would do to what runs now."""
+        running = self.running
+        return self._lines(diff(running.config, config), config, running)
+
+    # -- running -------------------------------------------------------------------------------
+
+    async def _run(
+        self,
+        running: Running,
+        contexts: Contexts,
+        tasks: asyncio.TaskGroup,
+        stop: asyncio.Event,
+    ) -> None:
+        stopping = tasks.create_task(stop.wait(), name="stop")
+        starting = tasks.create_task(self._start(running, contexts, tasks), name="start")
+        await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            starting.result()
+            following = tasks.create_task(self._follow(running, contexts, tasks), name="wants")
+            await stopping
+            following.cancel()
+        else:
+            starting.cancel()
+        config = running.config or self._want.config
+        running.drain(config.tunnel.drain)
+        live = sum(thing.live for thing in running.ending if isinstance(thing, Forward))
+        if live:
+            logger.info("draining %d connections; press Ctrl-C again to cut them", live)
+        await running.drained()
+
+    async def _start(self, running: Running, contexts: Contexts, tasks: asyncio.TaskGroup) -> None:
+        """The first config: what cannot be had is an error now."""
+        want = self._want
+        stage = Stage(want.config, diff(None, want.config), contexts, tasks)
+        await stage.prepare()
+        running.commit(stage)
+        # What needs nobody's answer binds before anything is made in the cluster: a port in use
+        # must not cost an agent.
+        await self._settled([f for f in running.forwards.values() if f.certain])
+        self._check(running)
+        async with asyncio.TaskGroup() as warming:
+            warming.create_task(stage.warm())
+            await stage.answers()
+            self._check(running)
+        await self._settled(list(running.forwards.values()))
+        self._check(running)
+        self._started = True
+        for forward in running.forwards.values():
+            if forward.listener is not None:
+                self._bound(forward)
+            elif forward.failure is None:
+                logger.warning("%s: waiting: %s", forward.name, forward.route.reason)
+        want.done.set()
+
+    async def _follow(self, running: Running, contexts: Contexts, tasks: asyncio.TaskGroup) -> None:
+        """Carry out what is wanted, the newest only, for ever."""
+        backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
+        delay: float | None = None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._newer.wait()
+            if self._newer.is_set():
+                backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
+            self._newer.clear()
+            want = self._want
+            try:
+                await self._carry_out(want, running, contexts, tasks)
+                delay, want.failure = None, None
+            except KrelayError as exc:
+                if str(exc) != str(want.failure):
+                    hint = f"; hint: {exc.hint}" if exc.hint else ""
+                    logger.error("not applied, what ran before stays: %s%s", exc, hint)
+                want.failure = exc
+                delay = _RETRY_FIRST + backoff.delay()
+            if want is self._want:
+                want.done.set()
+
+    async def _carry_out(
+        self, want: Want, running: Running, contexts: Contexts, tasks: asyncio.TaskGroup
+    ) -> None:
+        """All of it, or nothing and an error; or nothing, where a newer one comes meanwhile."""
+        plan = diff(running.config, want.config)
+        if not plan:
+            running.config = want.config
+            logger.debug("nothing changed (%s)", want.reason)
+            return
+        lines = self._lines(plan, want.config, running)
+        stage = Stage(want.config, plan, contexts, tasks)
+        try:
+            if not await self._warmed(stage):
+                await stage.discard()
+                return
+        except BaseException:
+            await stage.discard()
+            raise
+        running.commit(stage)
+        await self._settled(
+            [running.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
+        )
+        took = (datetime.now(UTC) - want.made).total_seconds()
+        want.changes = lines
+        for line in lines:
+            logger.info("%s (%s, %.2f s)", line, want.reason, took)
+
+    async def _warmed(self, stage: Stage) -> bool:
+        """Whether the stage is ready; False when something newer is wanted before it is."""
+
+        async def newer() -> None:
+            await self._newer.wait()
+            raise _SupersededError
+
+        ready = True
+        try:
+            async with asyncio.TaskGroup() as warming:
+                watching = warming.create_task(newer())
+                await stage.prepare()
+                await stage.warm()
+                watching.cancel()
+        except* _SupersededError:
+            ready = False
+        except* KrelayError as group:
+            raise first_error(group) from None
+        return ready
+
+    # -- the parts -----------------------------------------------------------------------------
+
+    def _lines(self, plan: Plan, config: Config, running: Running) -> list[Change]:
+        return list(
+            changes(plan, live=running.live, carried=running.carried, drain=config.tunnel.drain)
+        )
+
+    async def _settled(self, forwards: list[Forward]) -> None:
+        """Each is bound, has failed, or has been waited for long enough."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_DEADLINE):
+                for forward in forwards:
+                    await forward.settled.wait()
+
+    def _check(self, running: Running) -> None:
+        """At the start, no forward being of use is an error; where it is strict, one is enough."""
+        failures: list[KrelayError | None] = []
+        for forward in running.forwards.values():
+            following = running.followings[forward.spec.target.name]
+            failures.append(forward.failure or following.failure)
+        found = [failure for failure in failures if failure is not None]
+        if found and (self._strict or len(found) == len(failures)):
+            raise found[0]
+
+    def _bound(self, forward: Forward) -> None:
+        if self._started:
+            for line in forward.describe():
+                self._announce(line)
+
+
+class _StoppedError(Exception):
+    """Ends the task group, and with it pools and watches."""
+
+
+class _SupersededError(Exception):
+    """Something newer is wanted."""

@@ -1,0 +1,171 @@
+"""A plan in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from krelay.config.changes import Change, changes
+from krelay.config.diff import Spec, diff
+from krelay.config.line import parse_line, split
+from krelay.config.targets_txt import target_of
+from krelay.model import AgentConfig, Config, GroupSpec, Target, Transport, TunnelConfig
+
+
+def target(line: str, **fields: str) -> Target:
+    found, _ = parse_line(split(line))
+    assert found is not None
+    return target_of(found, name="web", **fields)
+
+
+def told(
+    before: str | Config | None, after: str | Config | None, *, live: int = 0, drain: float = 30.0
+) -> list[str]:
+    """The plan's lines with their signs, where each forward and each agent carries `live`."""
+    old, new = (Config((target(c),)) if isinstance(c, str) else c for c in (before, after))
+    lines = changes(diff(old, new), live=lambda _: live, carried=lambda _: live, drain=drain)
+    return [f"{line.sign} {line}" for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (
+            "svc/a 80",
+            "svc/a 8080",
+            [
+                "~ web: re-routed svc/a:80 -> svc/a:8080, 2 live connections stay",
+                "~ web: rebound 127.0.0.1:80 -> 127.0.0.1:8080, 2 live connections stay",
+            ],
+        ),
+        (
+            "svc/a 1:80",
+            "deploy/a 1:http",
+            ["~ web: re-routed svc/a:80 -> deploy/a:http, 2 live connections stay"],
+        ),
+        (
+            "svc/a 1:80 -n x",
+            "svc/a 1:80 -n y",
+            ["~ web: re-routed svc/a:80 (in x) -> svc/a:80 (in y), 2 live connections stay"],
+        ),
+        (
+            "svc/a 1:80 -l ::1",
+            "svc/a :80 -l localhost",
+            ["~ web: rebound [::1]:1 -> localhost:<free>, 2 live connections stay"],
+        ),
+        (
+            "svc/a 1:80 2:http/udp",
+            "svc/a http/udp",
+            [
+                "~ web: rebound 127.0.0.1:2/udp -> 127.0.0.1:<http>/udp, 2 live connections stay",
+                "- web: removed 127.0.0.1:1 -> svc/a:80, 2 live connections given 30 s to finish",
+            ],
+        ),
+        ("svc/a 1:80", "svc/a 1:80 2:81/udp", ["+ web: added 127.0.0.1:2/udp -> svc/a:81"]),
+        ("svc/a 1:80", "svc/a 1:80", []),
+    ],
+)
+def test_forwards(before: str, after: str, expected: list[str]) -> None:
+    assert told(before, after, live=2) == expected
+
+
+def test_one_connection_is_one() -> None:
+    (line,) = told("svc/a 1:80", "svc/a 1:81", live=1)
+    assert line.endswith(", 1 live connection stays")
+    (line,) = told("svc/a 1:80 2:81", "svc/a 1:80", live=1, drain=0.0)
+    assert line.endswith(", 1 live connection cut")
+
+
+def test_the_context_tells_apart_what_nothing_else_does() -> None:
+    old = Config((target("svc/a 80"),))
+    new = Config((target("svc/a 80", context="prod"),))
+    assert told(old, new) == [
+        "- agent: removed python:3.11-slim",
+        "+ agent (prod): added python:3.11-slim",
+        "~ web: re-routed svc/a:80 (context current) -> svc/a:80 (context prod)",
+    ]
+
+
+def test_from_nothing() -> None:
+    assert told(None, "svc/a 80") == [
+        "+ agent: added python:3.11-slim",
+        "+ web: added 127.0.0.1:80 -> svc/a:80",
+    ]
+    embedded = Config((target("host/a 80"),), agent=AgentConfig(embedded=True))
+    assert told(None, embedded)[0] == "+ agent: added embedded"
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        (
+            {"agent": AgentConfig(image="b", idle_timeout=5.0, node_selector={"a": "b"})},
+            "agent.image python:3.11-slim -> b, agent.nodeSelector, agent.idleTimeout 300 -> 5",
+        ),
+        ({"agent": AgentConfig(namespace="x")}, "agent.namespace"),
+        ({"namespace": "x"}, "namespace None -> x"),
+        (
+            {"tunnel": TunnelConfig(sessions=3, transport=Transport.SPDY)},
+            "tunnel.sessions 2 -> 3, tunnel.transport auto -> spdy",
+        ),
+    ],
+)
+def test_agents(changed: dict[str, object], text: str) -> None:
+    old = Config((target("svc/a 80 -n n"),))
+    (line,) = told(old, dataclasses.replace(old, **changed), live=3)  # type: ignore[arg-type]
+    assert line == f"~ agent: re-pooled {text}, 3 live connections given 30 s to finish"
+
+
+def test_an_agent_that_is_no_longer_needed() -> None:
+    both = Config(
+        (target("svc/a 80"), dataclasses.replace(target("svc/a 1:80", context="c"), name="b"))
+    )
+    one = dataclasses.replace(both, targets=both.targets[:1])
+    assert told(both, one, live=1)[0] == (
+        "- agent (c): removed python:3.11-slim, 1 live connection given 30 s to finish"
+    )
+
+
+def test_settings() -> None:
+    old = Config((target("svc/a 80"),))
+    assert told(old, dataclasses.replace(old, tunnel=TunnelConfig(park=0.5, drain=0.0))) == [
+        "~ tunnel.park: set 30 s -> 0.5 s",
+        "~ tunnel.drain: set 30 s -> 0 s",
+    ]
+
+
+def test_nobody_is_counted_by_default() -> None:
+    plan = diff(Config((target("svc/a 1:80"),)), Config((target("svc/a 2:80"),)))
+    assert [str(line) for line in changes(plan)] == ["web: rebound 127.0.0.1:1 -> 127.0.0.1:2"]
+
+
+def test_counts_are_of_the_forward_and_the_agent_as_they_are() -> None:
+    asked: list[object] = []
+
+    def live(spec: Spec) -> int:
+        asked.append(spec.port.local)
+        return 0
+
+    def carried(group: GroupSpec) -> int:
+        asked.append(group.agent.image)
+        return 0
+
+    old = Config((target("svc/a 1:80 2:81"),), agent=AgentConfig(image="old"))
+    new = Config((target("svc/a 3:80"),), agent=AgentConfig(image="new"))
+    list(changes(diff(old, new), live=live, carried=carried))
+    assert asked == ["old", 1, 2]
+
+
+def test_for_programs() -> None:
+    change = Change("rebound", "web", "a", "b", 1, "stays")
+    assert change.as_json() == {
+        "change": "rebound",
+        "name": "web",
+        "before": "a",
+        "after": "b",
+        "live": 1,
+        "fate": "stays",
+        "sign": "~",
+        "text": "web: rebound a -> b, 1 live connection stays",
+    }

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from krelay.config.conflicts import Claim
+from krelay.config.part import Part, join
+from krelay.errors import Problem
+from krelay.model import AgentConfig, Config, Kind, Port, Protocol, Target
+
+
+def part(
+    path: str, *names: str, port: int = 0, protocol: Protocol | None = None, listen: str = "::1"
+) -> Part:
+    """A file with these targets; they are on lines of their own."""
+    targets = [
+        Target(name, Kind.SERVICE, "x", (), listen=listen, line=line, column=3, file=path)
+        for line, name in enumerate(names, start=2)
+    ]
+    claims = [Claim(target, Port(80, port, protocol), target.line, 9) for target in targets]
+    return Part(Config(tuple(targets), context=path, path=path), claims)
+
+
+def test_the_first_file_with_the_targets_of_all() -> None:
+    config, problems = join([part("a", "one", "two"), part("b"), part("c", "three")])
+    assert problems == []
+    assert (config.path, config.context) == ("a", "a")
+    assert [target.name for target in config.targets] == ["one", "two", "three"]
+
+
+def test_a_problem_gets_the_path_of_its_file_unless_it_has_another() -> None:
+    one, other = part("a"), part("b")
+    one.problems.append(Problem(1, 1, "x"))
+    other.problems.extend([Problem(2, 2, "y"), Problem(3, 3, "z", path="patch")])
+    assert [problem.path for problem in join([one, other])[1]] == ["a", "b", "patch"]
+
+
+def test_a_name_is_for_one_target() -> None:
+    files = [part("a", "x", port=1), part("b", "y", "x", port=2), part("c", "x", port=1)]
+    config, problems = join(files)
+    assert [target.file for target in config.targets] == ["a", "b"]
+    message = "the name `x` is taken by a, line 2"
+    hint = "give one of them another name, or remove it"
+    # and what is no target of its own takes no port from another
+    assert problems == [Problem(3, 3, message, hint, "b"), Problem(2, 3, message, hint, "c")]
+
+
+def test_a_local_address_is_for_one_forward() -> None:
+    (problem,) = join([part("a", "x", port=1), part("b", "y", port=1, listen="::")])[1]
+    assert problem == Problem(
+        2,
+        9,
+        "`[::]:1/tcp` overlaps `[::1]:1/tcp` of target `x`, line 2 of a",
+        "give one of them another local port, or say `/udp` if one of them is",
+        "b",
+    )
+    (problem,) = join([part("a", "x", "y", port=1, protocol=Protocol.UDP)])[1]
+    assert problem.message == "`[::1]:1/udp` is taken by target `x`, line 2"
+    assert problem.hint == "give one of them another local port"
+
+
+def test_an_embedded_agent_has_no_cluster() -> None:
+    host = Target("h", Kind.HOST, "x", (), file="a")
+    main = Part(Config((host,), agent=AgentConfig(embedded=True), path="a"))
+    (problem,) = join([main, part("b", "x")])[1]
+    assert (problem.path, problem.line, problem.column) == ("b", 2, 3)
+    assert problem.message == "`svc/x` is in a cluster, and an embedded agent is not"
+
+
+def test_there_is_an_end_to_problems() -> None:
+    names = [f"t{number}" for number in range(300)]
+    assert len(join([part("a", *names), part("b", *names)])[1]) == 101

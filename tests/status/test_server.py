@@ -1,0 +1,135 @@
+"""The control socket: who answers, who may ask, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
+from krelay.status.client import NotRunningError, ask
+from krelay.status.place import socket_path
+from krelay.status.server import AlreadyRunningError, serve
+
+
+@pytest.fixture
+def path(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    directory = runtime_directory / "s"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
+    yield socket_path("krelay.yaml")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+async def echo(body: Mapping[str, Any]) -> Any:
+    return {"got": dict(body)}
+
+
+HANDLERS = {("POST", "/v1/echo"): echo}
+
+
+async def asked(resource: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+    return await asyncio.to_thread(ask, "krelay.yaml", method, resource, body, timeout=5.0)
+
+
+async def test_a_question_is_answered(path: Path) -> None:
+    async with serve(path, HANDLERS):
+        assert await asked("/v1/echo", {"a": [1]}) == {"got": {"a": [1]}}
+        assert await asked("/v1/echo") == {"got": {}}
+
+
+async def test_the_socket_is_the_owner_s_alone_and_gone_at_the_end(path: Path) -> None:
+    async with serve(path, HANDLERS):
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(NotRunningError, match=r"no krelay runs for krelay\.yaml") as caught:
+        await asked("/v1/echo")
+    assert caught.value.hint == "start one: `krelay up -f krelay.yaml`"
+
+
+async def test_a_stale_socket_is_replaced(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(NotRunningError):
+        await asked("/v1/echo")
+    async with serve(path, HANDLERS):
+        assert await asked("/v1/echo") == {"got": {}}
+
+
+async def test_one_at_a_time(path: Path) -> None:
+    async with serve(path, HANDLERS):
+        with pytest.raises(AlreadyRunningError, match=rf"already \(pid {os.getpid()}, since 20"):
+            async with serve(path, HANDLERS):
+                pytest.fail("two of them")
+        assert await asked("/v1/echo") == {"got": {}}
+    async with serve(path, HANDLERS):
+        assert await asked("/v1/echo") == {"got": {}}
+
+
+async def test_a_refusal_arrives_as_itself(path: Path) -> None:
+    problem = Problem(1, 2, "bad", "mend it", "other.yaml")
+    errors = iter(
+        [
+            ConfigError("krelay.yaml", [problem, Problem(3, 4, "worse")]),
+            NotReadyError("not yet", hint="wait"),
+        ]
+    )
+
+    async def refuse(body: Mapping[str, Any]) -> Any:
+        raise next(errors)
+
+    async with serve(path, {("GET", "/v1/no"): refuse}):
+        with pytest.raises(ConfigError) as config:
+            await asked("/v1/no", method="GET")
+        with pytest.raises(KrelayError) as other:
+            await asked("/v1/no", method="GET")
+    assert (config.value.path, config.value.exit_code) == ("krelay.yaml", 2)
+    assert config.value.problems == [Problem(3, 4, "worse"), problem]
+    assert other.value.report() == ["not yet", "  hint: wait"]
+    assert other.value.exit_code == 3
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b"\xff"])
+async def test_what_is_no_object_is_refused(body: bytes, path: Path) -> None:
+    async with serve(path, HANDLERS):
+        reader, writer = await asyncio.open_unix_connection(path)
+        head = f"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"no JSON object" in answer
+
+
+async def test_what_nobody_knows_is_an_error(path: Path) -> None:
+    async with serve(path, HANDLERS):
+        with pytest.raises(KrelayError, match="gave no answer"):
+            await asked("/v1/nothing")
+
+
+async def test_an_answer_that_does_not_come(path: Path) -> None:
+    asking = asyncio.Event()
+
+    async def never(body: Mapping[str, Any]) -> Any:
+        asking.set()
+        await asyncio.get_running_loop().create_future()
+
+    async with serve(path, {("POST", "/v1/never"): never}):
+        with pytest.raises(KrelayError, match="did not answer in time"):
+            await asyncio.to_thread(ask, "krelay.yaml", "POST", "/v1/never", timeout=0.05)
+        assert asking.is_set()
+
+
+async def test_a_place_that_cannot_be_had(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True)
+    path.mkdir()
+    with pytest.raises(KrelayError, match=f"cannot listen on {path}"):
+        async with serve(path, HANDLERS):
+            pytest.fail("served")

@@ -1,0 +1,39 @@
+"""One API client a context."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Self
+
+import pytest
+
+from krelay.cluster.api import Api
+from krelay.errors import CredentialsError
+from krelay.supervisor.contexts import Contexts
+
+
+class FakeApi:
+    closed = 0
+
+    @classmethod
+    async def connect(cls, context: str | None) -> Self:
+        await asyncio.sleep(0)
+        if context == "none":
+            raise CredentialsError("no such context")
+        return cls()
+
+    async def aclose(self) -> None:
+        FakeApi.closed += 1
+
+
+async def test_each_is_made_once_and_closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    contexts = Contexts()
+    first, again, other = await asyncio.gather(*(contexts.api(c) for c in (None, None, "other")))
+    assert first is again
+    assert first is not other
+    with pytest.raises(CredentialsError):
+        await contexts.api("none")
+    await contexts.close()
+    await contexts.close()
+    assert FakeApi.closed == 2

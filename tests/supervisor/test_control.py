@@ -1,0 +1,117 @@
+"""What a running krelay says of itself, over its socket."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krelay.config.selection import Selection
+from krelay.errors import ConfigError, UsageError
+from krelay.status.client import ask
+from krelay.status.place import socket_path
+from krelay.status.server import serve
+from krelay.supervisor.control import Control
+from tests import rig
+from tests.supervisor.world import HEAD, Talk, World, named, text, world
+
+HOST = "ip/127.0.0.1"
+
+
+@asynccontextmanager
+async def controlled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> AsyncIterator[World]:
+    async with world(monkeypatch, tmp_path, content) as w:
+        control = Control(w.supervisor, w.reloader, Selection(str(w.file)))
+        place = await asyncio.to_thread(socket_path, str(w.file))
+        async with serve(place, control.handlers()):
+            yield w
+
+
+async def asked(w: World, method: str, resource: str, **body: Any) -> Any:
+    return await asyncio.to_thread(ask, str(w.file), method, resource, body, timeout=5.0)
+
+
+async def test_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with_port = rig.closed_port()
+    async with named(b"a") as a, rig.tcp_target(rig.echo) as taken:
+        lines = f"one: {HOST} {with_port}:{a}", f"two: {HOST} {taken}:{a}"
+        async with controlled(monkeypatch, tmp_path, text(*lines)) as w:
+            talk = await Talk.to(with_port)
+            found = await asked(w, "GET", "/v1/status")
+            await talk.close()
+            assert found["pid"] == os.getpid()
+            assert found["file"] == {
+                "path": str(w.file),
+                "files": [str(w.file)],
+                "inStep": True,
+                "since": None,
+                "error": None,
+            }
+            assert found["agents"] == [{"context": None, "tunnels": 1, "streams": 1}]
+            one, two = found["forwards"]
+            assert one == {
+                "target": "one",
+                "to": f"{HOST}:{a}",
+                "protocol": "tcp",
+                "listen": [f"127.0.0.1:{with_port}"],
+                "endpoint": f"127.0.0.1:{a}",
+                "state": "listening",
+                "reason": "",
+                "live": 1,
+            }
+            assert (two["state"], two["listen"]) == ("failed", [])
+            assert "Address already in use by this krelay" in two["reason"]
+
+
+async def test_a_file_that_is_wrong_is_out_of_step_since_then(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        since = None
+        for wrong in (":x", ":y"):
+            await asyncio.to_thread(w.file.write_text, text(f"one: {HOST} {wrong}"))
+            with pytest.raises(ConfigError) as caught:
+                await asked(w, "POST", "/v1/reload")
+            assert caught.value.problems[0].line == 5
+            found = (await asked(w, "GET", "/v1/status"))["file"]
+            assert not found["inStep"]
+            since = since or found["since"]
+            assert found["since"] == since
+            assert wrong[1:] in found["error"]["problems"][0]["message"]
+        await w.edit(text(f"one: {HOST} :1"))
+        assert (await asked(w, "GET", "/v1/status"))["file"]["inStep"]
+
+
+async def test_plan_and_reload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        added = f"two: added 127.0.0.1:<free> -> {HOST}:2"
+        assert await asked(w, "POST", "/v1/plan") == {"changes": []}
+        new = text(f"one: {HOST} :1", f"two: {HOST} :2")
+        by_text = await asked(w, "POST", "/v1/plan", text=new)
+        assert [(change["sign"], change["text"]) for change in by_text["changes"]] == [("+", added)]
+        other = tmp_path / "other.yaml"
+        await asyncio.to_thread(other.write_text, new)
+        assert await asked(w, "POST", "/v1/plan", path=str(other)) == by_text
+        await asyncio.to_thread(w.file.write_text, new)
+        assert await asked(w, "POST", "/v1/plan") == by_text
+        assert set(w.listening) == {"one"}
+        assert await asked(w, "POST", "/v1/reload") == by_text
+        assert set(w.listening) == {"one", "two"}
+        assert await asked(w, "POST", "/v1/reload") == {"changes": []}
+
+
+async def test_a_plan_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        with pytest.raises(ConfigError, match="<stdin>: 1 problem"):
+            await asked(w, "POST", "/v1/plan", text=HEAD)
+        for body in ({"path": 1}, {"text": []}):
+            with pytest.raises(Exception, match="`path` and `text` are strings") as caught:
+                await asked(w, "POST", "/v1/plan", **body)
+            assert caught.value.exit_code == UsageError.exit_code  # type: ignore[attr-defined]

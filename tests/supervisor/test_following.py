@@ -1,0 +1,125 @@
+"""One target's answers, on their way to the routes of its forwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from krelay.datapath.pool import Pool
+from krelay.datapath.route import Route
+from krelay.errors import AccessDeniedError
+from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
+from krelay.supervisor import following as module
+from krelay.supervisor.following import Following, Publish
+from tests import rig
+
+TARGET = Target("web", Kind.SERVICE, "nginx", (Port(80), Port(53, protocol=Protocol.UDP)))
+HERE = Resolution(Protocol.TCP, Endpoint("10.0.0.1", 80), via="clusterIP")
+NOWHERE = Resolution(Protocol.TCP, None, "no ready pod")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RETRY_FIRST", 0.01)
+
+
+class Source:
+    """What a follow function tells, as a test says: resolutions, or an error."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Queue[tuple[Resolution, ...] | Exception] = asyncio.Queue()
+        self.runs = 0
+
+    async def follow(self, target: Target, publish: Publish) -> None:
+        self.runs += 1
+        while True:
+            item = await self.told.get()
+            if isinstance(item, Exception):
+                raise item
+            publish(item)
+
+
+@asynccontextmanager
+async def following() -> AsyncIterator[tuple[Source, Following, list[Route]]]:
+    async with asyncio.TaskGroup() as tasks:
+        source = Source()
+        pool = Pool("p", rig.Way(None).dial, rig.KEY, size=1, private=False)
+        found = Following(TARGET, source.follow, tasks)
+        yield source, found, [Route(pool), Route(pool)]
+        found.stop()
+
+
+async def test_answers_go_to_the_routes_also_the_one_before() -> None:
+    async with following() as (source, found, routes):
+        source.told.put_nowait((HERE, NOWHERE))
+        await found.answered.wait()
+        assert routes[0].resolution is None
+        found.feed(routes)
+        assert [route.resolution for route in routes] == [HERE, NOWHERE]
+        source.told.put_nowait((HERE, HERE))
+        await rig.until(lambda: routes[1].endpoint)
+        others = [Route(routes[0].pool), Route(routes[0].pool)]
+        found.feed(others)
+        assert [route.endpoint for route in others] == [HERE.endpoint] * 2
+
+
+async def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "krelay.supervisor")
+    async with following() as (source, found, routes):
+        found.feed(routes)
+        for answer in ((HERE, NOWHERE), (HERE, NOWHERE), (NOWHERE, NOWHERE)):
+            source.told.put_nowait(answer)
+        await rig.until(lambda: routes[0].resolution == NOWHERE)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "web: -> 10.0.0.1:80 (clusterIP)"),
+        ("WARNING", "web: no ready pod"),
+        ("WARNING", "web: no ready pod"),
+    ]
+
+
+@pytest.mark.parametrize("feed_first", [True, False])
+async def test_a_failure_is_the_reason_and_is_tried_again(
+    feed_first: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following() as (source, found, routes):
+        if feed_first:
+            found.feed(routes)
+        error = AccessDeniedError("no watching", hint="ask for it")
+        source.told.put_nowait(error)
+        await found.answered.wait()
+        found.feed(routes)
+        assert found.failure is error
+        assert {route.reason for route in routes} == {"no watching"}
+        source.told.put_nowait(AccessDeniedError("no watching"))
+        await rig.until(lambda: source.runs == 3)
+        source.told.put_nowait((HERE, HERE))
+        await rig.until(lambda: routes[0].endpoint)
+        assert found.failure is None
+        # From here on a failure leaves what was known.
+        source.told.put_nowait(error)
+        await rig.until(lambda: found.failure)
+        assert routes[0].endpoint == HERE.endpoint
+    errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["web: not followed: no watching; hint: ask for it"] * 2
+
+
+async def test_a_bug_is_that_target_s_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with following() as (source, found, _):
+        source.told.put_nowait(ZeroDivisionError("oops"))
+        await found.answered.wait()
+        assert str(found.failure) == "internal error: oops"
+        source.told.put_nowait((HERE, HERE))
+        await rig.until(lambda: not found.failure)
+    assert "web: following failed" in caplog.text
+
+
+async def test_what_never_changes_ends() -> None:
+    async def follow(target: Target, publish: Callable[..., None]) -> None:
+        publish((HERE, HERE))
+
+    async with asyncio.TaskGroup() as tasks:
+        found = Following(TARGET, follow, tasks)
+    assert found.answered.is_set()

@@ -1,0 +1,228 @@
+"""From the file to what runs: whatever is saved, the last valid file is what listens."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from krelay.config.watch import Mode
+from krelay.errors import ConfigError, KrelayError, UsageError
+from tests import rig
+from tests.supervisor.world import HEAD, Talk, World, named, text, world
+
+HOST = "ip/127.0.0.1"
+
+
+async def test_a_wrong_file_is_told_once_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        before = w.port("one")
+        for wrong in ("", "targets: {", HEAD, HEAD + "targets: {}\n", "nonsense"):
+            caplog.clear()
+            for _ in range(2):
+                with pytest.raises(ConfigError):
+                    await w.edit(wrong)
+            (record,) = caplog.records
+            assert str(w.file) in record.message
+            assert record.message.endswith("problem\nwhat ran before stays")
+            assert w.port("one") == before
+        caplog.clear()
+        w.file.unlink()
+        with pytest.raises(UsageError, match="cannot read"):
+            await w.reloader.reload("it is gone")
+        assert "what ran before stays" in caplog.text
+        assert w.port("one") == before
+        await w.edit(text(f"one: {HOST} :{a}"))
+        assert w.reloader.drift is None
+        assert w.port("one") == before
+
+
+async def test_every_problem_is_told_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        with pytest.raises(ConfigError):
+            await w.edit(text(f"one: {HOST} :x", f"two: {HOST} 99999"))
+        assert f"{w.file}:5:21: `x` is a port's name, and `ip/` has none" in caplog.text
+        assert f"{w.file}:6:21: port 99999 is out of range" in caplog.text
+
+
+async def test_files_that_it_names_are_followed_also_while_they_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    team = tmp_path / "team.txt"
+    await asyncio.to_thread(team.write_text, f"{HOST} :2\n")
+    main = HEAD + f"include: [team.txt]\ntargets: {{one: {HOST} :1}}\n"
+    async with world(monkeypatch, tmp_path, main) as w, asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(w.reloader.watch(Mode.AUTO))
+        second = f"{HOST} :2"
+        assert set(w.listening) == {"one", second}
+        for new, problem in ((f"{HOST} :3\n", False), ("oh/no 1\n", True), (f"{HOST} :4\n", False)):
+            await asyncio.to_thread(team.write_text, new)
+            await rig.until(lambda problem=problem: bool(w.reloader.drift) == problem)
+            if not problem:
+                await rig.until(lambda new=new: set(w.listening) == {"one", new.strip()})
+        await asyncio.to_thread(team.unlink)
+        await rig.until(lambda: w.reloader.drift)
+        assert str(team) in w.reloader.files
+        await asyncio.to_thread(team.write_text, f"{HOST} :5\n")
+        await rig.until(lambda: set(w.listening) == {"one", f"{HOST} :5"})
+        watching.cancel()
+
+
+async def test_targets_txt_is_known_by_its_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        agent = w.supervisor.running.groups[None]
+        # The same agent: a targets.txt cannot say that it is embedded.
+        real = w.reloader._selection
+        monkeypatch.setattr(w.reloader, "_selection", Embedded(real))
+        one, two = f"{HOST} :{a}", f"{HOST} :{a} -l ::1"
+        await w.edit(f"{one}\n")
+        assert w.supervisor.running.groups[None] is not agent  # other tunnel settings
+        talk = await Talk.to(w.port(one))
+        await w.edit(f"# a comment\n{two}\n{one}  // another\n")
+        assert set(w.listening) == {one, two}
+        assert await talk.alive()
+        await talk.close()
+        await w.edit(f"{two}\n")
+        assert set(w.listening) == {two}
+
+
+class Embedded:
+    """A selection with an agent in this process."""
+
+    def __init__(self, selection: Any) -> None:
+        self._selection = selection
+
+    def load(self) -> Any:
+        import dataclasses
+
+        return dataclasses.replace(self._selection, embedded=True).load()
+
+
+# -- any sequence of files ---------------------------------------------------------------------
+
+NAMES = "abc"
+STEP = st.one_of(
+    st.sampled_from(["", "targets: {", "apiVersion: krelay/v1\n"]),
+    st.dictionaries(
+        st.sampled_from(NAMES),
+        st.tuples(st.integers(0, 2), st.integers(0, 1)),
+        min_size=1,
+    ),
+)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=st.lists(STEP, min_size=1, max_size=8))
+def test_the_last_valid_file_is_what_listens(steps: list[Any], tmp_path: Path) -> None:
+    """Each step is a file: text that is wrong, or local ports and targets by name. Connections
+    that were opened on the way live as long as their forward stays, wherever that leads."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        asyncio.run(_machine(steps, monkeypatch, tmp_path))
+
+
+async def _machine(steps: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ports = [rig.closed_port() for _ in range(3)]
+    async with named(b"0") as zero, named(b"1") as one:
+        remotes = [zero, one]
+
+        def content(state: dict[str, tuple[int, int]]) -> str:
+            lines = [
+                f"{name}: {HOST} {ports[local]}:{remotes[remote]}"
+                for name, (local, remote) in state.items()
+            ]
+            return text(*lines)
+
+        state: dict[str, tuple[int, int]] = {"a": (0, 0)}
+        talks: dict[str, list[Talk]] = {name: [] for name in NAMES}
+        async with world(monkeypatch, tmp_path, content(state)) as w:
+            for step in steps:
+                taken = [local for local, _ in step.values()] if isinstance(step, dict) else []
+                valid = isinstance(step, dict) and len(set(taken)) == len(taken)
+                try:
+                    await w.edit(content(step) if isinstance(step, dict) else step)
+                except KrelayError:
+                    assert not valid
+                else:
+                    assert valid
+                if valid:
+                    for name in set(state) - set(step):
+                        for talk in talks[name]:
+                            await talk.cut()
+                            await talk.close()
+                        talks[name] = []
+                    state = step
+                await _holds(w, state, ports, talks)
+            for talk in (talk for held in talks.values() for talk in held):
+                await talk.close()
+
+
+async def _holds(
+    w: World, state: dict[str, tuple[int, int]], ports: list[int], talks: dict[str, list[Talk]]
+) -> None:
+    assert w.listening == {name: {ports[local]} for name, (local, _) in state.items()}
+    for held in talks.values():
+        for talk in held:
+            assert await talk.alive()
+    for name, (local, remote) in state.items():
+        talk = await Talk.to(ports[local])
+        assert talk.name == str(remote).encode()
+        talks[name].append(talk)
+    free = set(ports) - {ports[local] for local, _ in state.values()}
+    for port in free:
+        with pytest.raises(ConnectionRefusedError):
+            await Talk.to(port)
+
+
+# -- leaks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+async def test_a_thousand_edits_leave_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    process = psutil.Process()
+    async with named(b"a") as a, named(b"b") as b:
+
+        def content(number: int) -> str:
+            lines = [
+                f"stays: {HOST} :{a}",
+                f"moves: {HOST} :{(a, b)[number % 2]}",
+                f"{'xyz'[number % 3]}: {HOST} :{a}",
+                f"flow: {HOST} :{(a, b)[number % 2]}/udp",
+            ]
+            # Now and then another agent.
+            head = HEAD.replace("sessions: 1", f"sessions: {1 + number // 100 % 2}")
+            return text(*lines, head=head)
+
+        async with world(monkeypatch, tmp_path, content(0)) as w:
+
+            async def edits(begin: int, end: int) -> tuple[int, int, int]:
+                for number in range(begin, end):
+                    await w.edit(content(number))
+                    if number % 10 == 0:
+                        other = await Talk.to(w.port("moves"))
+                        await other.close()
+                await rig.until(lambda: not w.supervisor.running.ending)
+                gc.collect()
+                tasks = len(asyncio.all_tasks())
+                return process.num_fds(), tasks, process.memory_info().rss
+
+            first = await edits(1, 101)
+            last = await edits(101, 1101)
+        assert last[0] <= first[0]
+        assert last[1] <= first[1]
+        assert last[2] - first[2] < 8 << 20

@@ -1,0 +1,370 @@
+"""What carrying out a plan does to listeners, connections and agents."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests import rig
+from tests.supervisor.agents import FakeReach
+from tests.supervisor.world import HEAD, Talk, named, text, world
+
+HOST = "ip/127.0.0.1"
+LONG = HEAD.replace("0.05", "1h")
+
+
+async def test_an_edit_adds_and_removes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        port = w.port("one")
+        changed = await w.edit(text(f"one: {HOST} :{a}", f"two: {HOST} :{a}"))
+        assert changed == [f"two: added 127.0.0.1:<free> -> {HOST}:{a}"]
+        assert w.port("one") == port
+        assert w.lines[-1] == f"two: 127.0.0.1:{w.port('two')} -> {HOST}:{a} (tcp)"
+        for name in ("one", "two"):
+            talk = await Talk.to(w.port(name))
+            assert talk.name == b"a"
+            await talk.close()
+        await w.edit(text(f"two: {HOST} :{a}"))
+        assert set(w.listening) == {"two"}
+        with pytest.raises(ConnectionRefusedError):
+            await Talk.to(port)
+
+
+async def test_a_comment_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "krelay.supervisor")
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        before = dict(w.supervisor.running.forwards)
+        caplog.clear()
+        assert await w.edit("# a comment\n" + text(f"'one': {HOST} :{a}  # another")) == []
+        assert w.supervisor.running.forwards == before
+        assert [(r.levelname, r.message) for r in caplog.records] == [
+            ("DEBUG", "nothing changed (an edit)")
+        ]
+
+
+async def test_a_removed_forward_drains_then_resets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one, two = f"one: {HOST} :1", f"two: {HOST} :1"
+    async with named(b"a") as a:
+        one, two = f"one: {HOST} :{a}", f"two: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(one, two, head=LONG)) as w:
+            talk = await Talk.to(w.port("one"))
+            changed = await w.edit(text(two, head=LONG))
+            assert changed[0].endswith("1 live connection given 3600 s to finish")
+            assert await talk.alive()
+            await w.edit(text(two))  # a shorter drain is for what is removed from now on
+            assert await talk.alive()
+            other = await Talk.to(w.port("two"))
+            await w.edit(text(one))
+            await other.cut()
+            assert await talk.alive()
+            await talk.close()
+            await other.close()
+            await rig.until(lambda: not w.supervisor.running.ending)
+
+
+async def test_without_a_drain_it_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    head = HEAD.replace("0.05", "0")
+    async with named(b"a") as a:
+        one, two = f"one: {HOST} :{a}", f"two: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(one, two, head=head)) as w:
+            talk = await Talk.to(w.port("one"))
+            assert (await w.edit(text(two, head=head)))[0].endswith("1 live connection cut")
+            await talk.cut()
+            await talk.close()
+
+
+async def test_rerouting_keeps_the_socket_and_its_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = rig.closed_port()
+    async with named(b"a") as a, named(b"b") as b:
+        async with world(monkeypatch, tmp_path, text(f"one: {HOST} {free}:{a}")) as w:
+            (forward,) = w.supervisor.running.forwards.values()
+            listener = forward.listener
+            old = await Talk.to(free)
+            changed = await w.edit(text(f"one: {HOST} {free}:{b}"))
+            assert changed == [f"one: re-routed {HOST}:{a} -> {HOST}:{b}, 1 live connection stays"]
+            assert forward.listener is listener
+            new = await Talk.to(free)
+            assert (old.name, new.name) == (b"a", b"b")
+            await asyncio.sleep(0.1)  # longer than the drain: it is none
+            assert await old.alive()
+            await old.close()
+            await new.close()
+
+
+async def test_rebinding_keeps_the_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one, two = rig.closed_port(), rig.closed_port()
+    async with named(b"a") as a:
+        async with world(monkeypatch, tmp_path, text(f"one: {HOST} {one}:{a}")) as w:
+            old = await Talk.to(one)
+            assert await w.edit(text(f"one: {HOST} {two}:{a}")) == [
+                f"one: rebound 127.0.0.1:{one} -> 127.0.0.1:{two}, 1 live connection stays"
+            ]
+            new = await Talk.to(two)
+            with pytest.raises(ConnectionRefusedError):
+                await Talk.to(one)
+            assert await old.alive()
+            assert await new.alive()
+            await old.close()
+            await new.close()
+
+
+async def test_ports_change_hands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, two = rig.closed_port(), rig.closed_port()
+    async with named(b"a") as a, named(b"b") as b:
+
+        def lines(x: int, y: int) -> str:
+            return text(f"a: {HOST} {x}:{a}", f"b: {HOST} {y}:{b}")
+
+        async with world(monkeypatch, tmp_path, lines(one, two)) as w:
+            talks = [await Talk.to(one), await Talk.to(two)]
+            for _ in range(3):
+                for x, y in ((two, one), (one, two)):
+                    await w.edit(lines(x, y))
+                    assert w.listening == {"a": {x}, "b": {y}}
+                    for port, name in ((x, b"a"), (y, b"b")):
+                        talk = await Talk.to(port)
+                        assert talk.name == name
+                        await talk.close()
+            # From one that goes to one that comes.
+            await w.edit(text(f"a: {HOST} {one}:{a}", f"c: {HOST} {two}:{b}"))
+            assert w.listening == {"a": {one}, "c": {two}}
+            assert await talks[0].alive()
+            await talks[1].cut()
+            for talk in talks:
+                await talk.close()
+
+
+async def test_tcp_turns_into_udp_and_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = rig.closed_port()
+    async with named(b"a") as a, rig.udp_echo() as udp:
+        tcp_line, udp_line = f"one: {HOST} {free}:{a}", f"one: {HOST} {free}:{udp}/udp"
+        async with world(monkeypatch, tmp_path, text(tcp_line)) as w:
+            old = await Talk.to(free)
+            for _ in range(2):
+                await w.edit(text(udp_line))
+                async with rig.udp_socket(connect=free) as sock:
+                    sock.send(b"x")
+                    assert await rig.recv(sock) == b"x"
+                with pytest.raises(ConnectionRefusedError):
+                    await Talk.to(free)
+                await w.edit(text(tcp_line))
+                new = await Talk.to(free)
+                await new.close()
+            assert await old.alive()
+            await old.close()
+
+
+async def test_datagrams_go_where_the_route_leads_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free = rig.closed_port()
+    async with rig.udp_echo(b"a") as a, rig.udp_echo(b"b") as b:
+        async with world(monkeypatch, tmp_path, text(f"one: {HOST} {free}:{a}/udp")) as w:
+            async with rig.udp_socket(connect=free) as sock:
+                sock.send(b"x")
+                assert await rig.recv(sock) == b"ax"
+                await w.edit(text(f"one: {HOST} {free}:{b}/udp"))
+                sock.send(b"x")
+                assert await rig.recv(sock) == b"bx"
+
+
+# -- agents ------------------------------------------------------------------------------------
+
+
+async def test_another_agent_comes_first_and_the_former_one_drains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with named(b"a") as a:
+        line = f"one: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(line, head=LONG)) as w:
+            old = await Talk.to(w.port("one"))
+            port = w.port("one")
+            changed = await w.edit(text(line, head=LONG.replace("sessions: 1", "sessions: 2")))
+            assert changed == [
+                "agent: re-pooled tunnel.sessions 1 -> 2, 1 live connection given 3600 s to finish"
+            ]
+            assert w.port("one") == port
+            assert [agent.stopped for agent in w.agents] == [False, False]
+            new = await Talk.to(port)
+            assert len(w.agents[1].server.sessions) == 2
+            assert await old.alive()
+            await old.close()
+            await rig.until(lambda: w.agents[0].stopped)
+            assert await new.alive()
+            await new.close()
+
+
+async def test_a_former_agent_s_time_is_limited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with named(b"a") as a:
+        line = f"one: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(line)) as w:
+            old = await Talk.to(w.port("one"))
+            await w.edit(text(line, head=HEAD.replace("sessions: 1", "sessions: 2")))
+            await old.cut()
+            await old.close()
+            await rig.until(lambda: w.agents[0].stopped)
+
+
+async def test_a_parked_connection_moves_with_the_route(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its agent is gone and none comes; an edit brings another one."""
+    async with named(b"a") as a:
+        line = f"one: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(line)) as w:
+            lost = w.agents[0]
+
+            async def fail(protocol: asyncio.Protocol) -> asyncio.Transport:
+                raise ConnectionRefusedError("gone")
+
+            monkeypatch.setattr(lost, "dial", fail)
+            group = w.supervisor.running.groups[None]
+            for tunnel in group.pool.tunnels:
+                tunnel._dial = fail
+            lost.server.stop("the test")
+            await rig.until(lambda: group.pool.pick() is None)
+            async with asyncio.TaskGroup() as tasks:
+                talk = tasks.create_task(Talk.to(w.port("one")))
+                forward = next(iter(w.supervisor.running.forwards.values()))
+                await rig.until(lambda: forward.live)
+                await w.edit(text(line, head=HEAD.replace("sessions: 1", "sessions: 2")))
+            assert talk.result().name == b"a"
+            await talk.result().close()
+
+
+async def test_an_agent_that_cannot_be_had_changes_nothing_until_it_can(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from krelay.errors import AgentError
+    from krelay.supervisor import supervisor as module
+
+    monkeypatch.setattr(module, "_RETRY_FIRST", 0.01)
+    async with named(b"a") as a:
+        one, two = f"one: {HOST} :{a}", f"two: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(one)) as w:
+            real = FakeReach.start
+
+            async def fail(reach: FakeReach) -> None:
+                raise AgentError("no image", hint="build one")
+
+            monkeypatch.setattr(FakeReach, "start", fail)
+            with pytest.raises(AgentError, match="no image"):
+                await w.edit(text(one, two, head=HEAD.replace("sessions: 1", "sessions: 2")))
+            assert set(w.listening) == {"one"}
+            drift = w.reloader.drift
+            assert drift is not None
+            assert str(drift.error) == "no image"
+            assert "not applied, what ran before stays: no image; hint: build one" in caplog.text
+            monkeypatch.setattr(FakeReach, "start", real)
+            await rig.until(lambda: set(w.listening) == {"one", "two"})
+            await rig.until(lambda: w.reloader.drift is None)
+            assert caplog.text.count("no image") == 1
+
+
+async def test_the_newest_edit_does_not_wait_for_an_older_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An agent that takes for ever to start is given up when the file no longer wants it."""
+    async with named(b"a") as a:
+        one, two = f"one: {HOST} :{a}", f"two: {HOST} :{a}"
+        async with world(monkeypatch, tmp_path, text(one)) as w:
+            starting = asyncio.Event()
+
+            async def forever(reach: FakeReach) -> None:
+                starting.set()
+                await asyncio.get_running_loop().create_future()
+
+            with monkeypatch.context() as patch:
+                patch.setattr(FakeReach, "start", forever)
+                async with asyncio.TaskGroup() as tasks:
+                    changed = HEAD.replace("sessions: 1", "sessions: 2")
+                    slow = tasks.create_task(w.edit(text(one, two, head=changed)))
+                    await starting.wait()
+                    # The same again is no newer one.
+                    again = tasks.create_task(w.edit(text(one, two, head=changed + "# same\n")))
+                    for _ in range(20):
+                        await asyncio.sleep(0.005)
+                    assert not slow.done()
+                    assert not again.done()
+                    await w.edit(text(one, two))
+                assert slow.result() == again.result() == []
+            assert set(w.listening) == {"one", "two"}
+            assert [agent.stopped for agent in w.agents] == [False, True]
+
+
+# -- what must not be felt ---------------------------------------------------------------------
+
+
+async def test_transfers_through_a_hundred_edits_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chance = random.Random(4)
+    ports = [rig.closed_port() for _ in range(4)]
+    block = rig.noise(1 << 16)
+    done = asyncio.Event()
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        whole = hashlib.sha256()
+        while not done.is_set():
+            writer.write(block)
+            whole.update(block)
+            await writer.drain()
+        writer.write(whole.digest())
+        writer.write_eof()
+        await writer.drain()
+
+    async with AsyncExitStack() as stack:
+        source = await stack.enter_async_context(rig.tcp_target(pour))
+        udp = await stack.enter_async_context(rig.udp_echo())
+        a = await stack.enter_async_context(named(b"a"))
+        b = await stack.enter_async_context(named(b"b"))
+        ours = [f"bulk: {HOST} :{source}", f"dns: {HOST} :{udp}/udp"]
+        w = await stack.enter_async_context(world(monkeypatch, tmp_path, text(*ours)))
+
+        async def receive() -> tuple[bytes, bytes]:
+            async with rig.connect(w.port("bulk")) as (reader, _):
+                whole, tail = hashlib.sha256(), b""
+                while data := await reader.read(1 << 16):
+                    data = tail + data
+                    whole.update(data[:-32])
+                    tail = data[-32:]
+                return whole.digest(), tail
+
+        async def ask() -> int:
+            count = 0
+            async with rig.udp_socket(connect=w.port("dns")) as sock:
+                while not done.is_set():
+                    sock.send(count.to_bytes(4, "big"))
+                    assert await rig.recv(sock) == count.to_bytes(4, "big")
+                    count += 1
+            return count
+
+        async with asyncio.TaskGroup() as tasks:
+            transfer = tasks.create_task(receive())
+            asking = tasks.create_task(ask())
+            for _ in range(100):
+                others = [
+                    f"t{n}: {HOST} {local}:{chance.choice((a, b))}"
+                    for n, local in enumerate(chance.sample(ports, chance.randint(0, 4)))
+                ]
+                await w.edit(text(*chance.sample([*ours, *others], 2 + len(others))))
+                assert set(w.listening) == {"bulk", "dns", *(line.split(":")[0] for line in others)}
+            done.set()
+        digest, told = transfer.result()
+        assert digest == told
+        assert asking.result() > 0
