@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format lint types layers e2e bench-quick lock clean
+.PHONY: help up test check format lint types layers e2e bench-quick bench-reload lock clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it sta
 
 bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
 	$(BIN)/python -m benchmarks.quick
+
+bench-reload: $(STAMP)  ## from the save of an edit to the new listener
+	$(BIN)/python -m benchmarks.reload
 
 lock: $(STAMP)   ## pin what pyproject.toml allows
 	$(BIN)/pip-compile --quiet --strip-extras --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements.lock pyproject.toml

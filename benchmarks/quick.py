@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import subprocess
 import sys
@@ -12,12 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import page
+from benchmarks.page import figure
 from tests.e2e import conftest, kit
 
 ROUNDS = 3
 HERE = Path(__file__).parent
-PAGE = kit.ROOT / "docs" / "performance.md"
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 ECHO, SOURCE, SINK = 7001, 7002, 7003
 
 # name, unit, mode, port, amount, the mode of what runs beside it, whether less is better
@@ -117,11 +116,6 @@ def kubectl(namespace: str) -> Iterator[dict[int, int]]:
         process.wait()
 
 
-def figure(value: float) -> str:
-    """Three digits and no more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
 def table(results: dict[tuple[str, str], list[float]]) -> str:
     """The figures in Markdown: medians, and their ratio."""
     lines = ["| | krelay | kubectl port-forward | krelay / kubectl |", "|---|---|---|---|"]
@@ -146,12 +140,7 @@ def main() -> None:
                     print(f"round {number + 1}: {name}: {who} {figure(value)} {unit}", flush=True)
     text = table(results)
     print(text)
-    if os.environ.get("CI") or "--dry" in sys.argv:
-        return
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    page.write("figures", text)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from krelay.model import Config, GroupSpec, Kind, Port, Protocol, Target
+from krelay.model import Config, GroupSpec, Port, Protocol, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,8 @@ class Spec:
 
     @property
     def protocol(self) -> Protocol | None:
-        """As the file says; None where a Service is yet to say it."""
-        default = None if self.target.kind is Kind.SERVICE else Protocol.TCP
-        return self.port.protocol or default
+        """As the file says; None where a Service or a pod is yet to say it."""
+        return self.port.protocol or (None if self.target.kind.in_cluster else Protocol.TCP)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -55,8 +54,8 @@ class Pair:
 
     @property
     def rebound(self) -> bool:
-        """Whether it listens elsewhere. A protocol that one of two Services is yet to say may
-        well be the same."""
+        """Whether it listens elsewhere. A protocol that one of two is yet to say may well be
+        the same."""
         if not (self.old and self.new):
             return False
         protocols = {self.old.protocol, self.new.protocol}

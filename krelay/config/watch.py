@@ -193,8 +193,9 @@ def _state(name: str) -> _State:
             cut_off = file.read(1) != b"\n"
     except (OSError, ValueError):
         return _State()
-    signature = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
-    return _State(signature, cut_off, not found.st_nlink)
+    orphaned = not found.st_nlink
+    signature = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, orphaned)
+    return _State(signature, cut_off, orphaned)
 
 
 def _open_file(path: str, flags: int) -> int:

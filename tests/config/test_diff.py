@@ -65,8 +65,10 @@ def told(old: Config | None, new: Config | None) -> list[str]:
         ("svc/a http", "svc/b http", ["rebound+rerouted t http > http"]),
         # A host's namespace means nothing.
         ("host/a 80", "host/a 80 -n x", []),
-        # TCP is what is meant where nothing else can be; a Service may have meant UDP.
-        ("pod/a 80", "pod/a 80/tcp", []),
+        # TCP is what is meant where nothing else can be; a Service or a pod may have said UDP.
+        ("host/a 80", "host/a 80/tcp", []),
+        ("host/a 80", "host/a 80/udp", ["rebound t 80 > 80/udp"]),
+        ("pod/a 80", "pod/a 80/tcp", ["rebound t 80 > 80/tcp"]),
         ("svc/a 80", "svc/a 80/tcp", ["rebound t 80 > 80/tcp"]),
         ("pod/a 80", "pod/a 80/udp", ["rebound t 80 > 80/udp"]),
         # One port of several.

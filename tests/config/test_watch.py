@@ -444,7 +444,6 @@ async def test_a_file_that_no_directory_has_is_told_of(
 
     async with watching(Mode.POLL, monkeypatch, file) as watched:
         monkeypatch.setattr(os, "fstat", lambda fd: Orphan(real(fd)))
-        append(file)
         assert await watched.next() == {str(file)}
         monkeypatch.undo()
     assert f"{file} was replaced outside of the mount" in caplog.text
