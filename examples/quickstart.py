@@ -18,7 +18,7 @@ try, in another terminal:
   curl http://127.0.0.1:{LOCAL_WEB}/
   echo hello | nc -N 127.0.0.1 {LOCAL_ECHO}
   echo hello | nc -u -w1 127.0.0.1 {LOCAL_ECHO}
-Ctrl-C ends it.
+Edit examples/quickstart.yaml and save it: the listeners follow. Ctrl-C ends it.
 """
 
 

@@ -37,6 +37,7 @@ from tests import rig
 from tests.supervisor.agents import FakeReach, reaches
 
 EMBEDDED = AgentConfig(embedded=True)
+Publish = Callable[[tuple[Resolution, ...]], None]
 
 
 def target(name: str, *ports: Port, kind: Kind = Kind.IP, line: int = 1) -> Target:
@@ -285,6 +286,37 @@ async def test_one_port_in_use_is_that_forward_s_alone(
     assert f"taken: cannot listen on 127.0.0.1:{tcp}: Address already in use" in caplog.text
 
 
+async def test_strictly_one_is_enough_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaches(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
+        both = config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0)))
+        supervisor = Supervisor(both, print, strict=True)
+        with pytest.raises(ListenError):
+            await supervisor.run(asyncio.Event())
+        # It binds before an agent is made.
+        assert [reach.server.listening.is_set() for reach in made] == [False]
+
+
+async def test_strictly_one_that_may_not_be_followed_is_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def follow(target: Target, publish: Publish) -> None:
+        if target.name == "bad":
+            raise CredentialsError("not allowed")
+        publish((Resolution.as_given(target, target.ports[0]),))
+
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        monkeypatch.setattr(module, "_follow_constant", follow)
+        both = config(target("bad", Port(tcp, 0)), target("web", Port(tcp, 0)))
+        with pytest.raises(CredentialsError):
+            await Supervisor(both, print, strict=True).run(asyncio.Event())
+        running = Running(both)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: any(line.startswith("web:") for line in running.lines))
+            assert await rig.exchange(running.port("web"), b"x") == b"x"
+            running.stop.set()
+
+
 async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         error = await fails(config(target("a", Port(80, tcp)), target("b", Port(81, tcp))))
@@ -292,8 +324,6 @@ async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 # -- following ---------------------------------------------------------------------------------
-
-Publish = Callable[[tuple[Resolution, ...]], None]
 
 
 async def test_a_forward_that_waits_is_told_of_later(
