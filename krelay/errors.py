@@ -16,6 +16,7 @@
     └─ TunnelError                exit 1   no connection to the agent
         ├─ TunnelRefusedError     exit 1   the agent answered no (version, secret, unknown session)
         ├─ NotListeningError      exit 1   the pod runs, the agent in it does not listen (yet)
+        ├─ EndedError             exit 1   the agent ended the connection
         └─ PodGoneError           exit 1   the pod behind the tunnel no longer runs
 
 `krelay.wire` has a tree of its own (the agent ships without this module); `mux` and
@@ -149,6 +150,10 @@ class TunnelRefusedError(TunnelError):
 
 
 class NotListeningError(TunnelError):
+    pass
+
+
+class EndedError(TunnelError):
     pass
 
 

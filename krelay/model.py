@@ -105,7 +105,8 @@ class AgentConfig:
     """The program in the cluster: where it runs and as what. Times are in seconds.
 
     `namespace` is None for the file's own. `resources` has the shape of a container's.
-    `embedded` runs it as a child process of this machine instead.
+    `inject`: whether the agent's source goes along to the image; None: where the image's name
+    ends in `python`. `embedded` runs it as a child process of this machine instead.
     """
 
     namespace: str | None = None
@@ -122,6 +123,7 @@ class AgentConfig:
     )
     patches: tuple[Patch, ...] = ()
     idle_timeout: float = 300.0
+    inject: bool | None = None
     embedded: bool = False
 
 
@@ -196,12 +198,14 @@ class Resolution:
     """What one port of a target means now: an endpoint, or None and the reason.
 
     `via` says in a word or two what answers, for people (`clusterIP`, `pod web-7d4b9`).
+    `missing`: there is no such object, or no such port of it.
     """
 
     protocol: Protocol
     endpoint: Endpoint | None = None
     reason: str = ""
     via: str = ""
+    missing: bool = False
 
     @classmethod
     def as_given(cls, target: Target, port: Port) -> Resolution:

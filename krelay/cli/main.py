@@ -132,10 +132,10 @@ def _selection(
     return Selection(file, names, embedded, os.environ, text)
 
 
-def main() -> int:
-    """Run the command line; returns the exit code."""
+def run_command(command: click.Command, name: str) -> int:
+    """Run a command line; returns the exit code. Every error is told here."""
     try:
-        return cli.main(prog_name="krelay", standalone_mode=False) or 0
+        return command.main(prog_name=name, standalone_mode=False) or 0
     except click.ClickException as exc:
         exc.show()
         return UsageError.exit_code
@@ -147,3 +147,8 @@ def main() -> int:
     except BrokenPipeError:
         hush()
         return 1
+
+
+def main() -> int:
+    """`krelay`; returns the exit code."""
+    return run_command(cli, "krelay")

@@ -34,13 +34,15 @@ def coloured() -> bool:
 
 
 def set_up_logging(verbosity: int) -> None:
-    """Log to stderr: news by default, `-v` the data path's debugging, `-vv` every library's."""
+    """Log to stderr: news for 0, the data path's debugging for 1, every library's for 2; only
+    warnings for -1, only errors below that."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
-    logging.getLogger("krelay").setLevel(logging.DEBUG if verbosity else logging.INFO)
+    level = logging.INFO - 10 * max(-2, min(verbosity, 1))
+    logging.getLogger("krelay").setLevel(level)
 
 
 def say(line: str) -> None:

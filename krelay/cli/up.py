@@ -7,17 +7,21 @@ import contextlib
 import logging
 import os
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Protocol
 
 from krelay.cli.output import hush, say
-from krelay.config.selection import Selection
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
+from krelay.model import Config
 from krelay.mux.files import raise_file_limit
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, serve
+from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.control import Control
+from krelay.supervisor.forward import Forward
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 
@@ -26,20 +30,42 @@ logger = logging.getLogger("krelay.cli")
 _INTERRUPTED = 130
 
 
-def run(selection: Selection, *, watch: bool = True, strict: bool = False) -> int:
-    """Relay until a signal; the exit code.
+class Source(Protocol):
+    """Where a config comes from, as often as it is asked for."""
+
+    @property
+    def file(self) -> str | None:
+        """The path to watch; None where there is nothing to watch."""
+
+    def load(self) -> Config:
+        """What it says now. Blocks. Raises UsageError or ConfigError."""
+
+
+def run(
+    source: Source,
+    *,
+    announce: Callable[[Forward], None] | None = None,
+    contexts: Contexts | None = None,
+    watch: bool = True,
+    strict: bool = False,
+    must_exist: bool = False,
+) -> int:
+    """Relay until a signal; the exit code. `strict`, `must_exist` and `contexts` are the
+    supervisor's; `announce` is told of each forward that is ready.
 
     Raises:
         KrelayError: it could not start.
     """
-    file = selection.file
+    file = source.file
     mode = mode_from_env(os.environ) if watch and file else None
-    config = selection.load()
+    config = source.load()
     raise_file_limit()
-    supervisor = Supervisor(config, _announce, strict=strict)
-    reloader = Reloader(selection, supervisor, config)
+    supervisor = Supervisor(
+        config, announce or tell, contexts=contexts, strict=strict, must_exist=must_exist
+    )
+    reloader = Reloader(source, supervisor, config)
     place = socket_path(file) if file else None
-    control = Control(supervisor, reloader, selection)
+    control = Control(supervisor, reloader)
     return asyncio.run(_run(supervisor, reloader, mode, control, place))
 
 
@@ -127,9 +153,10 @@ async def _open_control(stack: AsyncExitStack, control: Control, place: Path) ->
         logger.warning("other krelay commands cannot reach this one: %s", exc)
 
 
-def _announce(line: str) -> None:
+def tell(forward: Forward) -> None:
     """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on."""
     try:
-        say(line)
+        for line in forward.describe():
+            say(line)
     except BrokenPipeError:
         hush()

@@ -22,7 +22,7 @@ from krelay.cluster import http
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.cluster.refusal import Refusal
-from krelay.errors import ClusterError
+from krelay.errors import ClusterError, UnreachableError
 from krelay.model import ApiAccess
 
 __all__ = ["Api", "Overrides", "collection", "object_path"]
@@ -128,7 +128,7 @@ class Api:
         """The lines of a watch (or a log), as batches of what arrived together.
 
         `silence` and `total` are deadlines in seconds, for one batch and for all of them; either
-        one ends the iteration with UnreachableError. Raises any ClusterError.
+        one ends the iteration, as the server may. Raises any ClusterError.
         """
         until = asyncio.get_running_loop().time() + (total or math.inf)
         try:
@@ -232,9 +232,15 @@ class Lines:
     async def __anext__(self) -> list[bytes]:
         loop = asyncio.get_running_loop()
         while True:
-            with http.translated(self._access, self._where):
-                async with asyncio.timeout_at(min(loop.time() + self._silence, self._until)):
-                    chunk = await self._response.content.readany()
+            try:
+                with http.translated(self._access, self._where):
+                    async with asyncio.timeout_at(min(loop.time() + self._silence, self._until)):
+                        chunk = await self._response.content.readany()
+            except UnreachableError as exc:
+                if isinstance(exc.__cause__, TimeoutError):
+                    # Nobody promised to say anything: whoever asks anew learns who is there.
+                    raise StopAsyncIteration from exc
+                raise
             self._rest += chunk
             if not chunk:
                 last, self._rest = bytes(self._rest), bytearray()

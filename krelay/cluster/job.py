@@ -76,11 +76,13 @@ def job_manifest(
     return manifest, warnings
 
 
-def carries_source(image: str) -> bool:
-    """Whether the agent's source goes along. An image with `krelay` in its name has a program
-    of its own (ours, or the Go krelay's); any other is taken for a Python. Its registry's name
-    and its tag do not count."""
-    return "krelay" not in re.split("[:@]", image.rpartition("/")[2])[0]
+def carries_source(config: AgentConfig) -> bool:
+    """Whether the agent's source goes along: as the config says, or to an image whose name ends
+    in `python`. Any other image has a program of its own (ours, or the Go krelay's). Its
+    registry and its tag do not count."""
+    if config.inject is not None:
+        return config.inject
+    return re.split("[:@]", config.image.rpartition("/")[2])[0].endswith("python")
 
 
 def _labels(config: AgentConfig) -> dict[str, str]:
@@ -90,7 +92,7 @@ def _labels(config: AgentConfig) -> dict[str, str]:
         "app.kubernetes.io/managed-by": "krelay",
         "app.kubernetes.io/version": __version__.replace("+", "_"),
     }
-    if carries_source(config.image):
+    if carries_source(config):
         labels["krelay/payload"] = payload.digest()
     return labels | dict(config.labels)
 
@@ -138,7 +140,7 @@ def _container(config: AgentConfig, key_sha256: str, connect_timeout: float) -> 
         # The last lines of the log arrive in the pod's status: no right to pods/log is needed.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-    if carries_source(config.image):
+    if carries_source(config):
         container["command"] = payload.command()
         env.append({"name": payload.ENV_NAME, "value": payload.payload()})
     return container

@@ -72,7 +72,8 @@ def resolve_port(pod: Pod, port: Port) -> Resolution:
     else:
         names = sorted(str(d["name"]) for d in container_ports(pod) if d.get("name"))
         has = f"; it has {', '.join(names)}" if names else ""
-        return Resolution(protocol, reason=f"pod {name} has no port named {port.remote!r}{has}")
+        reason = f"pod {name} has no port named {port.remote!r}{has}"
+        return Resolution(protocol, reason=reason, missing=True)
     return Resolution(protocol, Endpoint(pod["status"]["podIP"], number), via=f"pod {name}")
 
 

@@ -182,12 +182,13 @@ class _Following:
 
     def _tell_missing(self, word: str) -> None:
         name, namespace = self._target.resource, self._namespace
-        self._tell_none(f'{word} "{name}" not found in namespace "{namespace}"')
+        reason = f'{word} "{name}" not found in namespace "{namespace}"'
+        self._tell_none(reason, missing=True)
 
-    def _tell_none(self, reason: str) -> None:
+    def _tell_none(self, reason: str, *, missing: bool = False) -> None:
         self._tell(
             tuple(
-                Resolution(port.protocol or Protocol.TCP, reason=reason)
+                Resolution(port.protocol or Protocol.TCP, reason=reason, missing=missing)
                 for port in self._target.ports
             )
         )

@@ -23,7 +23,8 @@ def resolve_service(
         return _external(spec, port)
     found = find_port(spec.get("ports") or (), port)
     if found is None:
-        return Resolution(port.protocol or Protocol.TCP, reason=_no_port(service, port))
+        reason = _no_port(service, port)
+        return Resolution(port.protocol or Protocol.TCP, reason=reason, missing=True)
     protocol = protocol_of(found)
     if protocol is None:
         reason = f"port {port.remote} is {found['protocol']}, which is not relayed"

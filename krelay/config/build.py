@@ -113,7 +113,7 @@ class _Builder:
     def _agent(self, given: Section) -> AgentConfig:
         fields: dict[str, Any] = {
             key: given[key].plain()
-            for key in ("image", "labels", "annotations", "embedded")
+            for key in ("image", "labels", "annotations", "inject", "embedded")
             if key in given
         }
         fields["namespace"] = self._text(given, "namespace", parse_namespace)

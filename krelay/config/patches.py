@@ -36,6 +36,23 @@ def read(entry: Mapping[str, Node], path: str, files: Files) -> tuple[Patch | No
     return patch, [dataclasses.replace(problem, path=path) for problem in problems]
 
 
+def parse(data: bytes, path: str, environ: Mapping[str, str], *, kind: str | None = None) -> Patch:
+    """The patch in JSON or YAML; `kind` is its type, None: json for a list, else strategic.
+
+    Raises:
+        ConfigError: it is none; carries every problem.
+    """
+    patch = None
+    body, problems = _body(data, path, Files(environ))
+    if body is not None:
+        words = {"type": kind or ("json" if isinstance(body.value, list) else "strategic")}
+        patch, more = _patch(body, words)
+        problems += more
+    if patch is None or problems:
+        raise ConfigError(path, problems)
+    return patch
+
+
 def _body(data: bytes, path: str, files: Files) -> tuple[Node | None, list[Problem]]:
     """What a file holds, without what the schema's rules for `patch` forbid."""
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from krelay.config import source
 from krelay.config.load import load
+from krelay.config.overlay import Overlay
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import Config, Target
 
@@ -17,13 +18,14 @@ from krelay.model import Config, Target
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The file at `path` (None: the one of this directory; `-`: `text`), only the targets in
-    `names` if there are any, with an agent on this machine if `embedded`."""
+    `names` if there are any, with an agent on this machine if `embedded`, under `overlay`."""
 
     path: str | None
     names: tuple[str, ...] = ()
     embedded: bool = False
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     text: bytes | None = field(default=None, repr=False)
+    overlay: Overlay = Overlay()
 
     @property
     def file(self) -> str | None:
@@ -44,7 +46,7 @@ class Selection:
             agent = dataclasses.replace(config.agent, embedded=True)
             config = dataclasses.replace(config, agent=agent)
             _check_embedded(config)
-        return config
+        return self.overlay.over(config)
 
 
 def _chosen(config: Config, names: tuple[str, ...]) -> tuple[Target, ...]:

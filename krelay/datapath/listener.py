@@ -11,7 +11,7 @@ from krelay.datapath.opening import RETRIED, Opening
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
-from krelay.mux.stream import MuxStream
+from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.listener")
@@ -133,7 +133,7 @@ class LocalRelay(TcpRelay):
         self._opening.cancel()
         self._listener.left(self)
 
-    def on_stream(self, stream: MuxStream) -> None:
+    def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the application sent so far goes first."""
         self._endpoint = self._listener.route.endpoint
         for data in self._sent or ():

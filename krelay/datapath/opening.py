@@ -8,7 +8,7 @@ from typing import Protocol as Shape
 
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.stream import Handler, MuxStream
+from krelay.mux.stream import Handle, Handler
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
@@ -38,7 +38,7 @@ class Forwarding(Shape):
 class Opener(Handler, Shape):
     """Whoever asks for a stream: it is told of that, then of what happens on it."""
 
-    def on_stream(self, stream: MuxStream) -> None:
+    def on_stream(self, stream: Handle) -> None:
         """Here it is."""
 
     def on_no_stream(self, reason: str) -> None:
@@ -107,7 +107,7 @@ class Opening:
             self._opener.on_no_stream(reason)
 
 
-def open_now(route: Route, protocol: Protocol, handler: Handler) -> MuxStream | None:
+def open_now(route: Route, protocol: Protocol, handler: Handler) -> Handle | None:
     """A stream to where `route` leads; None while there is no endpoint or no tunnel.
 
     Raises:
@@ -126,7 +126,7 @@ async def open_parked(
     park: float,
     *,
     after: Endpoint | None = None,
-) -> MuxStream:
+) -> Handle:
     """The same, waiting up to `park` seconds for an endpoint and a tunnel.
 
     `after` is an endpoint that refused: a route that leads elsewhere is waited for a little.

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from krelay.datapath.tunnel import Dial, Tunnel
-from krelay.mux.driver import Driver
+from krelay.datapath.tunnel import Carrier, Dial, Tunnel
 
 if TYPE_CHECKING:
     from krelay.datapath.route import Route
+
+logger = logging.getLogger("krelay.tunnel")
 
 
 def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
@@ -27,13 +29,14 @@ class Pool:
         self.name = name
         self.routes: WeakSet[Route] = WeakSet()
         """Those that lead through it; they are told of every change."""
+        self._plain = False
         self._changed = asyncio.Event()
         self.tunnels = [
             Tunnel(f"{name}t{n}", dial, key, private=private, on_change=self._on_change)
             for n in range(1, size + 1)
         ]
 
-    def pick(self) -> Driver | None:
+    def pick(self) -> Carrier | None:
         """The session for a new stream; None while no tunnel is up."""
         tunnel = least_loaded(self.tunnels)
         return tunnel.driver if tunnel else None
@@ -45,8 +48,7 @@ class Pool:
     @property
     def streams(self) -> int:
         """How many streams live on it."""
-        drivers = (tunnel.driver for tunnel in self.tunnels)
-        return sum(len(driver.session.streams) for driver in drivers if driver)
+        return sum(tunnel.streams for tunnel in self.tunnels)
 
     @property
     def failure(self) -> Exception | None:
@@ -64,6 +66,12 @@ class Pool:
                 tunnel.close()
 
     def _on_change(self) -> None:
+        if not self._plain and any(tunnel.plain for tunnel in self.tunnels):
+            self._plain = True
+            logger.warning(
+                "the agent knows no sessions (it is not krelay's own): each connection has a"
+                " tunnel of its own, and none is resumed"
+            )
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for route in list(self.routes):

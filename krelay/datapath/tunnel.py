@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Awaitable, Callable
 
 from krelay.datapath.backoff import Backoff
+from krelay.datapath.plain import PlainDriver
 from krelay.errors import KrelayError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.mux.driver import Driver
 from krelay.mux.link import ClientLink
@@ -30,6 +31,14 @@ _GRACE = 120.0
 _STABLE = 5.0
 
 
+Carrier = Driver | PlainDriver
+"""What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
+
+
+class _PlainError(Exception):
+    """The agent speaks plain mode only."""
+
+
 class Tunnel:
     """One session and the tunnels that carry it, one after the other.
 
@@ -47,7 +56,7 @@ class Tunnel:
         on_change: Callable[[], None],
     ) -> None:
         self.name = name
-        self.driver: Driver | None = None
+        self.driver: Carrier | None = None
         self.failure: Exception | None = None
         self._dial = dial
         self._key = key
@@ -64,12 +73,29 @@ class Tunnel:
     def up(self) -> bool:
         """Whether it takes new streams now."""
         driver = self.driver
+        if isinstance(driver, PlainDriver):
+            return not driver.closed
         return driver is not None and driver.attached and not driver.session.peer_going_away
+
+    @property
+    def plain(self) -> bool:
+        """Whether its agent knows no sessions."""
+        return isinstance(self.driver, PlainDriver)
+
+    @property
+    def streams(self) -> int:
+        """How many streams live on it."""
+        driver = self.driver
+        if isinstance(driver, PlainDriver):
+            return len(driver.streams)
+        return len(driver.session.streams) if driver is not None else 0
 
     @property
     def load(self) -> int:
         """What waits or is under way on it, in bytes; each stream weighs a little too."""
         assert self.driver is not None
+        if isinstance(self.driver, PlainDriver):
+            return len(self.driver.streams)
         session = self.driver.session
         queued = sum(stream.queued for stream in session.streams.values())
         return queued + session.unacknowledged + 1024 * len(session.streams)
@@ -81,6 +107,8 @@ class Tunnel:
         while True:
             try:
                 await self._connect()
+            except _PlainError:
+                await self._run_plain()
             except (KrelayError, OSError, WireError) as exc:
                 self._failed(exc)
             except Exception as exc:
@@ -106,7 +134,7 @@ class Tunnel:
 
     async def _connect(self) -> None:
         driver = self.driver
-        if driver is None or driver.closed:
+        if driver is None or isinstance(driver, PlainDriver) or driver.closed:
             self._resume = None
             driver = Driver(Side.CLIENT, self.name, on_detached=self._detached)
         resume = None
@@ -129,7 +157,9 @@ class Tunnel:
         except HandshakeError as exc:
             if exc.code == ErrorCode.UNKNOWN_SESSION:
                 self._drop_session("the agent does not know it")
-            if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION, ErrorCode.UNKNOWN_PROTOCOL):
+            if exc.code is ErrorCode.UNKNOWN_PROTOCOL:
+                raise _PlainError from exc
+            if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION):
                 raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
             raise TunnelError(f"no session with the agent: {exc}") from exc
         except ProtocolError as exc:
@@ -141,10 +171,28 @@ class Tunnel:
                 link.welcome.exception()
         self.driver = driver
 
+    async def _run_plain(self) -> None:
+        """Go on without a session, until the agent is lost."""
+        self._drop_session("the agent knows no sessions")
+        driver = self.driver = PlainDriver(self.name, self._dial)
+        self.failure = None
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(driver.run(), name=self.name)
+                # It opens streams from when it runs.
+                await asyncio.sleep(0)
+                self._on_change()
+            self._failed(running.result())
+        finally:
+            self.driver = None
+            self._on_change()
+
     def _drop_session(self, why: str) -> None:
         driver, self.driver = self.driver, None
         if driver is not None:
-            count = len(driver.session.streams)
+            count = len(
+                driver.streams if isinstance(driver, PlainDriver) else driver.session.streams
+            )
             logger.warning("%s: session lost, %d streams are reset: %s", self.name, count, why)
             driver.close(ErrorCode.RESET)
 

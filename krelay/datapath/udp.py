@@ -13,7 +13,7 @@ from krelay.datapath.bind import bind
 from krelay.datapath.opening import Opening
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.stream import MuxStream
+from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -150,7 +150,7 @@ class Flow:
     def __init__(self, sock: _LocalSocket, addr: Address) -> None:
         self._socket = sock
         self._addr = addr
-        self._stream: MuxStream | None = None
+        self._stream: Handle | None = None
         self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
         self._opening = Opening(sock.listener, Protocol.UDP, self)
@@ -175,7 +175,7 @@ class Flow:
         if stream is not None:
             stream.reset(code)
 
-    def on_stream(self, stream: MuxStream) -> None:
+    def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the client sent so far goes first."""
         self._stream = stream
         self._endpoint = self._socket.listener.route.endpoint

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import cast
 
 from krelay.mux.sockets import end_socket, no_delay, reset_socket
-from krelay.mux.stream import MuxStream
+from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -32,7 +32,7 @@ class TcpRelay(asyncio.Protocol):
 
     def __init__(self, on_closed: Callable[[TcpRelay], None] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
-        self.stream: MuxStream | None = None
+        self.stream: Handle | None = None
         self.received_bytes = 0
         self.sent_bytes = 0
         self._on_closed = on_closed
@@ -55,7 +55,7 @@ class TcpRelay(asyncio.Protocol):
         if self._remote_ended:
             end_socket(self.transport)
 
-    def start(self, stream: MuxStream) -> None:
+    def start(self, stream: Handle) -> None:
         """Couple the socket to `stream` and read it."""
         self.stream = stream
         stream.handler = self

@@ -43,6 +43,27 @@ class Handler(Protocol):
         """What was queued is nearly gone: write on."""
 
 
+class Handle(Protocol):
+    """What a handler may do with its stream, whatever carries that."""
+
+    handler: Handler | None
+
+    def write(self, data: Buffer) -> bool:
+        """Queue bytes; False when the writer is to wait for `on_writable`."""
+
+    def end(self) -> None:
+        """Send no more, after what is queued."""
+
+    def reset(self, code: ErrorCode = ErrorCode.CANCELLED) -> None:
+        """Cut it now. The handler is not called again."""
+
+    def consume(self, count: int) -> None:
+        """`count` received bytes were handed on."""
+
+    def datagram(self, data: Buffer) -> bool:
+        """Send one datagram; False when it was dropped."""
+
+
 class MuxStream:
     """One relayed connection or flow. Every call on a stream that is closed does nothing."""
 

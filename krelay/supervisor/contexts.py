@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
+    from krelay.cluster.kubeconfig import Overrides
 
 
 class Contexts:
     """Clients by context, each made when it is first asked for; `close` ends them."""
 
-    def __init__(self) -> None:
+    def __init__(self, kubeconfig: str | None = None, overrides: Overrides | None = None) -> None:
+        """`kubeconfig` is a path, None for the environment's; `overrides` win over it."""
+        self._options: dict[str, Any] = {"kubeconfig": kubeconfig}
+        if overrides is not None:
+            self._options["overrides"] = overrides
         self._apis: dict[str | None, Api] = {}
         self._connecting = asyncio.Lock()
 
@@ -26,7 +31,7 @@ class Contexts:
 
         async with self._connecting:
             if context not in self._apis:
-                self._apis[context] = await Api.connect(context=context)
+                self._apis[context] = await Api.connect(context=context, **self._options)
             return self._apis[context]
 
     async def close(self) -> None:

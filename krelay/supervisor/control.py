@@ -22,10 +22,9 @@ from krelay.supervisor.supervisor import Supervisor
 class Control:
     """The handlers of one run."""
 
-    def __init__(self, supervisor: Supervisor, reloader: Reloader, selection: Selection) -> None:
+    def __init__(self, supervisor: Supervisor, reloader: Reloader) -> None:
         self._supervisor = supervisor
         self._reloader = reloader
-        self._selection = selection
         self._started = datetime.now(UTC)
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
@@ -65,15 +64,15 @@ class Control:
 
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the file, or the one of `path` or `text`, would change."""
-        selection = self._selection
+        source = self._reloader.source
         path, text = body.get("path"), body.get("text")
-        if isinstance(text, str):
-            selection = dataclasses.replace(selection, path="-", text=text.encode())
-        elif isinstance(path, str):
-            selection = dataclasses.replace(selection, path=path)
-        elif path is not None or text is not None:
+        if not all(value is None or isinstance(value, str) for value in (path, text)):
             raise UsageError("`path` and `text` are strings")
-        return _changes(await self._reloader.plan(selection))
+        if isinstance(source, Selection) and text is not None:
+            source = dataclasses.replace(source, path="-", text=text.encode())
+        elif isinstance(source, Selection) and path is not None:
+            source = dataclasses.replace(source, path=path)
+        return _changes(await self._reloader.plan(source))
 
     async def reload(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Carry out what the file says; what changed."""

@@ -8,9 +8,9 @@ import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from krelay.config.changes import Change
-from krelay.config.selection import Selection
 from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
@@ -27,12 +27,19 @@ class Drift:
     error: KrelayError
 
 
-class Reloader:
-    """Hands a supervisor the newest config that `selection` has."""
+class Source(Protocol):
+    """Where configs come from."""
 
-    def __init__(self, selection: Selection, supervisor: Supervisor, config: Config) -> None:
+    def load(self) -> Config:
+        """What it says now. Blocks. Raises UsageError or ConfigError."""
+
+
+class Reloader:
+    """Hands a supervisor the newest config that `source` has."""
+
+    def __init__(self, source: Source, supervisor: Supervisor, config: Config) -> None:
         """`config` is what the supervisor began with."""
-        self._selection = selection
+        self.source = source
         self._supervisor = supervisor
         self._loading = asyncio.Lock()
         self._files = config.files
@@ -70,7 +77,7 @@ class Reloader:
         """
         async with self._loading:
             try:
-                config = await asyncio.to_thread(self._selection.load)
+                config = await asyncio.to_thread(self.source.load)
             except KrelayError as exc:
                 self._wrong(exc)
                 raise
@@ -93,14 +100,14 @@ class Reloader:
             raise want.failure
         return want.changes
 
-    async def plan(self, selection: Selection | None = None) -> list[Change]:
+    async def plan(self, source: Source | None = None) -> list[Change]:
         """What `reload` would change; or, with another file, what that would.
 
         Raises:
             UsageError: the file cannot be read.
             ConfigError: the file is wrong.
         """
-        config = await asyncio.to_thread((selection or self._selection).load)
+        config = await asyncio.to_thread((source or self.source).load)
         return self._supervisor.plan(config)
 
     def _wrong(self, exc: KrelayError) -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
 from krelay.datapath.backoff import Backoff
-from krelay.errors import KrelayError, first_error
+from krelay.errors import KrelayError, NotFoundError, first_error
 from krelay.model import Config
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
@@ -39,14 +39,23 @@ class Want:
 
 
 class Supervisor:
-    """Runs one Config after the other. `announce` gets a line for each forward that is ready."""
+    """Runs one Config after the other. `announce` is told of each forward that is ready."""
 
     def __init__(
-        self, config: Config, announce: Callable[[str], None], *, strict: bool = False
+        self,
+        config: Config,
+        announce: Callable[[Forward], None],
+        *,
+        contexts: Contexts | None = None,
+        strict: bool = False,
+        must_exist: bool = False,
     ) -> None:
-        """`strict`: what cannot be bound or followed at the start is an error, not just told."""
+        """`strict`: what cannot be bound or followed at the start is an error, not just told.
+        `must_exist`: so it is that no target or port exists. `contexts` has the API clients."""
         self._announce = announce
+        self._contexts = contexts or Contexts()
         self._strict = strict
+        self._must_exist = must_exist
         self._running: Running | None = None
         self._started = False
         self._want = Want(config, "start")
@@ -64,7 +73,7 @@ class Supervisor:
         Raises:
             KrelayError: it could not start; nothing is left behind.
         """
-        contexts = Contexts()
+        contexts = self._contexts
         running: Running | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -238,11 +247,14 @@ class Supervisor:
         found = [failure for failure in failures if failure is not None]
         if found and (self._strict or len(found) == len(failures)):
             raise found[0]
+        meanings = [forward.route.resolution for forward in running.forwards.values()]
+        if self._must_exist and all(meaning and meaning.missing for meaning in meanings):
+            assert meanings[0] is not None
+            raise NotFoundError(meanings[0].reason)
 
     def _bound(self, forward: Forward) -> None:
         if self._started:
-            for line in forward.describe():
-                self._announce(line)
+            self._announce(forward)
 
 
 class _StoppedError(Exception):

@@ -90,8 +90,12 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         return self._below.is_reading()
 
     def can_write_eof(self) -> bool:
-        """No: half-close does not survive a port-forward."""
-        return False
+        """Yes, after a fashion: the container runtime ends both ways a second later."""
+        return True
+
+    def write_eof(self) -> None:
+        if not self._closing:
+            self._below.write(self._carrier.wrap(spdy.end_frame(DATA_STREAM)))
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = cast(asyncio.Protocol, protocol)

@@ -12,6 +12,7 @@ import re
 from krelay.errors import (
     AccessDeniedError,
     CredentialsError,
+    EndedError,
     KrelayError,
     NotListeningError,
     PodGoneError,
@@ -69,7 +70,7 @@ def stream_error(text: str) -> TunnelError:
     """The error for what came on the error stream (nothing: the forward just ended)."""
     said = " ".join(text.split())
     if not said:
-        return TunnelError("the agent ended the connection")
+        return EndedError("the agent ended the connection")
     if gone := _GONE.search(said):
         return PodGoneError(f"the agent's pod is gone: {_short(gone[0])}")
     if "connection refused" in said:

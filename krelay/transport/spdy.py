@@ -76,6 +76,11 @@ def open_streams(port: int) -> bytes:
     return bytes(frames)
 
 
+def end_frame(stream_id: int) -> bytes:
+    """The DATA frame that ends this side of a stream."""
+    return _HEAD.pack(stream_id, _FIN << 24)
+
+
 def data_frames(stream_id: int, buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
     """`buffers`, `size` bytes in all, as DATA frames; copied once."""
     parts: list[Buffer] = []

@@ -106,7 +106,9 @@ class ClientHandshake:
         if not self._status_seen and len(data):
             self._status_seen = True
             if data[0] != Status.OK:
-                raise HandshakeError("the agent knows no sessions", ErrorCode.UNKNOWN_PROTOCOL)
+                known = data[0] != Status.UNKNOWN_PROTOCOL
+                code = ErrorCode.DENIED if known else ErrorCode.UNKNOWN_PROTOCOL
+                raise HandshakeError("the agent knows no sessions", code)
             data = memoryview(data)[1:]
         frames = self._decoder.feed(data)
         for index, (frame_type, _, payload) in enumerate(frames):

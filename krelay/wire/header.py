@@ -50,6 +50,11 @@ def status_of(code: ErrorCode) -> Status:
     return _STATUS_OF.get(code, Status.UNKNOWN_ERROR)
 
 
+def code_of(status: int) -> ErrorCode:
+    """The error code that a v0 status byte comes nearest to."""
+    return next((code for code, found in _STATUS_OF.items() if found == status), ErrorCode.REFUSED)
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Where one stream goes. `host` is an address or a name; `request_id` is 5 bytes."""

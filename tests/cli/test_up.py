@@ -147,7 +147,11 @@ def test_what_nobody_reads_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
+    class Ready:
+        def describe(self) -> list[str]:
+            return ["web: 127.0.0.1:8080 -> svc/web:80 (tcp)"]
+
     monkeypatch.setattr(sys, "stdout", Closed())
     monkeypatch.setattr(module, "hush", lambda: hushed.append(True))
-    module._announce("web: 127.0.0.1:8080 -> svc/web:80 (tcp)")
+    module.tell(Ready())  # type: ignore[arg-type]
     assert hushed == [True]

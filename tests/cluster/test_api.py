@@ -417,7 +417,7 @@ async def test_a_stream_that_falls_silent(kube: Any, deadline: str) -> None:
     async with connected(kube.kubeconfig()) as api:
         async with api.stream("/", **{deadline: 0.2}) as batches:
             assert await anext(batches) == [b"one"]
-            with pytest.raises(UnreachableError, match="no answer in time"):
+            with pytest.raises(StopAsyncIteration):
                 await anext(batches)
         released.set()
 

@@ -114,17 +114,17 @@ def test_an_image_with_a_program_of_its_own_does_not() -> None:
     [
         ("python:3.11-slim", True),
         ("docker.io/library/python@sha256:0123", True),
-        ("mirror.corp:5000/base/py311:7", True),
-        ("krelay.test/tools:1", True),
+        ("mirror.corp:5000/base/our-python:7", True),
+        ("mirror.corp:5000/base/py311:7", False),
         ("python:3.12-for-krelay", True),
         ("ghcr.io/knight42/krelay-server:v0.0.1", False),
-        ("corp/krelay-agent", False),
-        ("krelay:0.1.0", False),
-        ("host:5000/krelay@sha256:0123", False),
+        ("python/krelay:0.1.0", False),
     ],
 )
 def test_which_image_that_is(image: str, carried: bool) -> None:
-    assert carries_source(image) is carried
+    assert carries_source(AgentConfig(image=image)) is carried
+    for inject in (True, False):
+        assert carries_source(AgentConfig(image=image, inject=inject)) is inject
 
 
 @pytest.mark.parametrize(

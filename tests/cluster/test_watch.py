@@ -298,8 +298,8 @@ async def test_a_server_that_is_not_there_yet(kube: Any, pods: Pods) -> None:
         assert names(await anext(sets)) == ["a@1"]
 
 
-async def test_a_watch_that_falls_silent(
-    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
+async def test_a_watch_that_falls_silent_is_asked_for_again_without_a_word(
+    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.1)
     pods.list(pod("a", 1), version=5)
@@ -309,6 +309,7 @@ async def test_a_watch_that_falls_silent(
         await anext(sets)
         assert names(await anext(sets)) == ["a@1", "b@6"]
     assert len(pods.listed) == 1
+    assert not caplog.records
 
 
 async def test_a_token_that_is_refused_on_the_way(kube: Any, pods: Pods) -> None:

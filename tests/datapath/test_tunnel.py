@@ -156,10 +156,10 @@ async def test_an_agent_that_does_not_know_the_key_either_is_refused() -> None:
         assert "the agent does not know the key" in str(pool.failure)
 
 
-async def test_an_old_agent_is_refused_for_good() -> None:
+async def test_another_status_than_that_is_a_refusal_for_good() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
-        writer.write(b"\6")
+        writer.write(b"\2")
 
     async with rig.tcp_target(plain) as port, reaching(Fake(port), up=False) as (pool, _):
         await pool.wait_change()

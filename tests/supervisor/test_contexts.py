@@ -16,7 +16,7 @@ class FakeApi:
     closed = 0
 
     @classmethod
-    async def connect(cls, context: str | None) -> Self:
+    async def connect(cls, context: str | None, kubeconfig: str | None) -> Self:
         await asyncio.sleep(0)
         if context == "none":
             raise CredentialsError("no such context")

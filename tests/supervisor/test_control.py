@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from krelay.config.selection import Selection
 from krelay.errors import ConfigError, UsageError
 from krelay.status.client import ask
 from krelay.status.place import socket_path
@@ -28,7 +27,7 @@ async def controlled(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
 ) -> AsyncIterator[World]:
     async with world(monkeypatch, tmp_path, content) as w:
-        control = Control(w.supervisor, w.reloader, Selection(str(w.file)))
+        control = Control(w.supervisor, w.reloader)
         place = await asyncio.to_thread(socket_path, str(w.file))
         async with serve(place, control.handlers()):
             yield w

@@ -84,8 +84,8 @@ async def test_targets_txt_is_known_by_its_lines(
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
         agent = w.supervisor.running.groups[None]
         # The same agent: a targets.txt cannot say that it is embedded.
-        real = w.reloader._selection
-        monkeypatch.setattr(w.reloader, "_selection", Embedded(real))
+        real = w.reloader.source
+        monkeypatch.setattr(w.reloader, "source", Embedded(real))
         one, two = f"{HOST} :{a}", f"{HOST} :{a} -l ::1"
         await w.edit(f"{one}\n")
         assert w.supervisor.running.groups[None] is not agent  # other tunnel settings

@@ -54,7 +54,9 @@ class Running:
     def __init__(self, supervised: Config) -> None:
         self.lines: list[str] = []
         self.stop = asyncio.Event()
-        self.supervisor = Supervisor(supervised, self.lines.append)
+        self.supervisor = Supervisor(
+            supervised, lambda forward: self.lines.extend(forward.describe())
+        )
 
     async def run(self) -> None:
         await self.supervisor.run(self.stop)

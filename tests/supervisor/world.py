@@ -32,7 +32,7 @@ class World:
         self.agents = agents
         self.lines: list[str] = []
         config = selection.load()
-        self.supervisor = Supervisor(config, self.lines.append)
+        self.supervisor = Supervisor(config, lambda forward: self.lines.extend(forward.describe()))
         self.reloader = Reloader(selection, self.supervisor, config)
 
     async def edit(self, new: str) -> list[str]:

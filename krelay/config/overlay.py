@@ -1,0 +1,73 @@
+"""Overlay: what a command line says over a file, or with targets of its own instead of one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from krelay.config.load import parse_target
+from krelay.model import LOOPBACK, AgentConfig, Config, Patch, Target
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Options of the command line; what is None or empty leaves the file's.
+
+    `namespace` is that of targets which name none of their own. `listens` are addresses for the
+    targets that listen where they do by default; each of several gets its own listener.
+    """
+
+    context: str | None = None
+    namespace: str | None = None
+    listens: tuple[str, ...] = ()
+    image: str | None = None
+    patches: tuple[Patch, ...] = field(default=(), repr=False)
+
+    def over(self, config: Config) -> Config:
+        """The config with these options over it."""
+        return dataclasses.replace(
+            config,
+            context=self.context or config.context,
+            agent=self._agent(config.agent),
+            targets=tuple(at for target in config.targets for at in self._targets(target)),
+        )
+
+    def _agent(self, agent: AgentConfig) -> AgentConfig:
+        image = self.image or agent.image
+        return dataclasses.replace(agent, image=image, patches=(*agent.patches, *self.patches))
+
+    def _targets(self, target: Target) -> list[Target]:
+        target = dataclasses.replace(
+            target,
+            namespace=target.namespace or self.namespace,
+            context=self.context or target.context,
+        )
+        listens = self.listens if target.listen == LOOPBACK and self.listens else (target.listen,)
+        return [
+            dataclasses.replace(
+                target,
+                listen=listen,
+                name=target.name if len(listens) == 1 else f"{target.name} -l {listen}",
+            )
+            for listen in listens
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The target of a command line, in the place of a file's."""
+
+    words: tuple[str, ...]
+    overlay: Overlay = Overlay()
+
+    @property
+    def file(self) -> None:
+        """There is none."""
+
+    def load(self) -> Config:
+        """What they say.
+
+        Raises:
+            UsageError: they name no target, or no ports of it.
+        """
+        return self.overlay.over(Config((parse_target(self.words),), path="the command line"))

@@ -1,0 +1,341 @@
+"""Through an agent that knows no sessions: every stream on a tunnel of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from krelay.datapath import plain as module
+from krelay.datapath.listener import TcpListener
+from krelay.datapath.plain import PlainDriver
+from krelay.datapath.pool import Pool
+from krelay.datapath.route import Route
+from krelay.datapath.udp import UdpListener
+from krelay.errors import EndedError, PodGoneError
+from krelay.model import Endpoint, Protocol, Resolution
+from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.header import Header
+from tests import rig
+from tests.datapath.v0 import V0Agent, v0_agent
+
+
+class Place:
+    """A pool before a v0 agent, and listeners on it."""
+
+    def __init__(self, agent: V0Agent, port: int, tasks: asyncio.TaskGroup) -> None:
+        self.agent = agent
+        self.gone = False
+        self.dials = 0
+        self._port = port
+        self._tasks = tasks
+        self.pool = Pool("p", self.dial, rig.KEY, size=1, private=True)
+        self.listeners: list[TcpListener | UdpListener] = []
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        self.dials += 1
+        if self.gone:
+            raise PodGoneError("the pod was deleted")
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: protocol, rig.HOST, self._port)
+        return transport
+
+    async def listen(
+        self, port: int, protocol: Protocol = Protocol.TCP, host: str = rig.HOST
+    ) -> int:
+        route = Route(self.pool, followed=False)
+        route.update(Resolution(protocol, Endpoint(host, port)))
+        make = UdpListener if protocol is Protocol.UDP else TcpListener
+        listener = make("web", route, self._tasks, park=5.0)
+        self.listeners.append(listener)
+        await listener.open(rig.HOST, 0)
+        return rig.port_of(listener)
+
+
+@asynccontextmanager
+async def place() -> AsyncIterator[Place]:
+    async with v0_agent() as (agent, port), asyncio.TaskGroup() as tasks:
+        made = Place(agent, port, tasks)
+        running = tasks.create_task(made.pool.run())
+        await rig.until(made.pool.pick)
+        try:
+            yield made
+        finally:
+            for listener in made.listeners:
+                listener.cut()
+            running.cancel()
+
+
+async def test_the_session_s_opening_answer_decides(caplog: pytest.LogCaptureFixture) -> None:
+    async with place() as p:
+        assert p.pool.tunnels[0].plain
+        # Version 0, 16 bytes, an id, protocol 75: what a session opens with.
+        assert p.agent.headers[0][8] == 75
+        assert caplog.text.count("the agent knows no sessions") == 1
+
+
+async def test_the_header_is_the_go_krelay_s_byte_for_byte() -> None:
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        assert await rig.exchange(await p.listen(target), b"hello") == b"hello"
+        head = p.agent.headers[-1]
+        port = target.to_bytes(2, "big")
+        assert (head[:3], head[8:]) == (b"\0\0\x10", b"\0" + port + b"\0\x7f\0\0\1")
+        assert await rig.exchange(await p.listen(target, host="localhost"), b"x") == b"x"
+        assert p.agent.headers[-1][8:] == b"\0" + port + b"\1localhost"
+
+
+async def test_bytes_both_ways_and_the_ends() -> None:
+    data = rig.noise(8 << 20)
+
+    async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # The whole is read to its end before the answer: the half-close crosses.
+        writer.write(hashlib.sha256(await reader.read()).digest() + data)
+        await writer.drain()
+
+    async with rig.tcp_target(digest) as target, place() as p:
+        answer = await rig.exchange(await p.listen(target), data)
+        assert answer == hashlib.sha256(data).digest() + data
+        await rig.until(lambda: not p.pool.streams and not p.agent.live)
+
+
+async def test_many_at_once() -> None:
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        port = await p.listen(target)
+        asked = [rig.noise(5_000) for _ in range(100)]
+        assert await asyncio.gather(*(rig.exchange(port, data) for data in asked)) == asked
+        await rig.until(lambda: not p.pool.streams)
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (2, "refused"),
+        (3, "no such host"),
+        (4, "resolution timed out"),
+        (5, "connect"),
+        (6, "unknown protocol"),
+        (99, "refused"),
+    ],
+)
+async def test_a_refusal_is_a_reset_and_told(
+    status: int, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with place() as p:
+        port = await p.listen(1)
+        p.agent.status = status
+        with pytest.raises(ConnectionResetError):
+            await rig.exchange(port, b"x")
+        await rig.until(lambda: not p.pool.streams)
+    assert text in caplog.text.lower()
+
+
+async def test_a_slow_reader_holds_the_tunnel_back() -> None:
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(64):
+            writer.write(bytes(1 << 20))
+            await writer.drain()
+        writer.write_eof()
+
+    async with rig.tcp_target(pour) as target, place() as p:
+        async with rig.connect(await p.listen(target)) as (reader, _):
+            (stream,) = await streams(p)
+            await rig.until(lambda: stream._unconsumed > module.WINDOW)
+            assert stream._unconsumed < module.WINDOW + (1 << 20)
+            assert len(await reader.read()) == 64 << 20
+
+
+async def streams(p: Place) -> list[module.PlainStream]:
+    driver = p.pool.tunnels[0].driver
+    assert isinstance(driver, PlainDriver)
+    await rig.until(lambda: driver.streams)
+    return list(driver.streams)
+
+
+async def test_datagrams() -> None:
+    async with rig.udp_echo() as target, place() as p:
+        port = await p.listen(target, Protocol.UDP)
+        async with rig.udp_socket(connect=port) as one, rig.udp_socket(connect=port) as two:
+            for size in (0, 1, 1_400, 60_000):
+                for sock in (one, two):
+                    data = rig.noise(size)
+                    sock.send(data)
+                    assert await rig.recv(sock) == data
+            assert len(p.agent.headers) == 3
+
+
+async def test_a_heartbeat_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
+    async with place() as p:
+        await rig.until(lambda: p.agent.heartbeats >= 3)
+
+
+async def test_an_agent_that_is_gone_resets_what_it_carried_and_is_dialled_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        port = await p.listen(target)
+        async with rig.connect(port) as (reader, writer):
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            p.gone = True
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        await rig.until(lambda: not p.pool.pick())
+        async with asyncio.TaskGroup() as tasks:
+            parked = tasks.create_task(rig.exchange(port, b"y"))
+            p.gone = False
+        assert parked.result() == b"y"
+
+
+async def test_a_dial_that_fails_is_tried_once_more(caplog: pytest.LogCaptureFixture) -> None:
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        port = await p.listen(target)
+        real, fails = p.dial, 1
+
+        async def once(protocol: asyncio.Protocol) -> asyncio.Transport:
+            nonlocal fails
+            if fails:
+                fails -= 1
+                raise ConnectionRefusedError("not now")
+            return await real(protocol)
+
+        driver = p.pool.tunnels[0].driver
+        assert isinstance(driver, PlainDriver)
+        driver._dial = once
+        assert await rig.exchange(port, b"x") == b"x"
+        fails = 2
+        with pytest.raises(ConnectionResetError):
+            await rig.exchange(port, b"x")
+
+
+async def test_a_bug_in_a_dial_is_that_stream_s_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        port = await p.listen(target)
+        driver = p.pool.tunnels[0].driver
+        assert isinstance(driver, PlainDriver)
+
+        async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
+            raise ZeroDivisionError
+
+        driver._dial, real = broken, driver._dial
+        with pytest.raises(ConnectionResetError):
+            await rig.exchange(port, b"x")
+        driver._dial = real
+        assert await rig.exchange(port, b"x") == b"x"
+    assert "p t1: dialling failed".replace(" ", "") in caplog.text.replace(" ", "")
+
+
+# -- a stream by itself ------------------------------------------------------------------------
+
+
+class Told:
+    """A handler that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def __getattr__(self, name: str) -> object:
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+
+        def note(*args: object) -> None:
+            self.told.append((name[3:], *args))
+
+        return note
+
+
+async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(protocol: asyncio.Protocol) -> asyncio.Transport:
+        return await asyncio.get_running_loop().create_future()
+
+    driver = PlainDriver("p", never)
+    asked = Header(0, rig.HOST, 1)
+    with pytest.raises(ProtocolError, match="the agent is gone"):
+        driver.open(asked, Told())  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "MAX_STREAMS", 2)
+    monkeypatch.setattr(module, "_MAX_WAITING", 10)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(driver.run())
+        await asyncio.sleep(0)
+        seen = [Told(), Told()]
+        one, two = (driver.open(asked, told) for told in seen)  # type: ignore[arg-type]
+        with pytest.raises(ProtocolError, match="2 streams are open"):
+            driver.open(asked, Told())  # type: ignore[arg-type]
+        assert one.datagram(b"12345")
+        assert not one.datagram(b"12345")
+        assert two.write(b"x")
+        assert not two.write(bytes(1 << 20))
+        assert repr(one) == "<PlainStream 127.0.0.1:1>"
+        one.reset()
+        assert seen[0].told == []
+        driver._lost.set_result(PodGoneError("gone"))
+    assert str(running.result()) == "gone"
+    assert seen[1].told == [("reset", ErrorCode.RESET)]
+    assert not driver.streams
+
+
+def lose(stream: module.PlainStream, exc: Exception | None) -> None:
+    """The stream's tunnel is gone, and why."""
+    transport, stream._transport = stream._transport, None
+    assert transport is not None
+    transport.set_protocol(asyncio.Protocol())
+    transport.abort()
+    stream.connection_lost(exc)
+
+
+async def test_writing_on_after_the_end_is_a_reset() -> None:
+    async with place() as p:
+        (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
+        assert isinstance(driver, PlainDriver)
+        async with rig.tcp_target(rig.hold) as target:
+            for end in ("write", "end"):
+                told = Told()
+                stream = driver.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
+                await rig.until(lambda told=told: told.told == [("accepted",)])
+                # As a port-forward ends: both ways at once.
+                lose(stream, EndedError("the agent ended the connection"))
+                assert told.told[1:] == [("end",)]
+                if end == "write":
+                    assert stream.write(b"x")
+                    await rig.until(lambda told=told: len(told.told) == 3)
+                    assert told.told[2] == ("reset", ErrorCode.RESET)
+                else:
+                    stream.end()
+                    assert len(told.told) == 2
+            assert not driver.streams
+
+
+async def test_no_answer() -> None:
+    async with place() as p, rig.tcp_target(rig.hold) as silent:
+        p._port = silent
+        told = Told()
+        (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
+        assert isinstance(driver, PlainDriver)
+        stream = driver.open(Header(0, rig.HOST, 1), told)  # type: ignore[arg-type]
+        await rig.until(lambda: stream._transport)
+        lose(stream, None)
+        assert told.told == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
+
+
+async def test_a_tunnel_that_breaks() -> None:
+    async with place() as p, rig.tcp_target(rig.hold) as target:
+        (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
+        assert isinstance(driver, PlainDriver)
+        told = Told()
+        stream = driver.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
+        await rig.until(lambda: told.told)
+        lose(stream, ConnectionResetError())
+        assert told.told == [("accepted",), ("reset", ErrorCode.RESET)]
+
+
+async def test_the_log_is_quiet_about_what_passes(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        caplog.clear()
+        assert await rig.exchange(await p.listen(target), b"x") == b"x"
+    assert not caplog.records
