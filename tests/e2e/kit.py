@@ -141,13 +141,14 @@ class Krelay:
         stdin: str | None = None,
         environ: dict[str, str] | None = None,
         expect: int | None = 0,
+        program: tuple[str, ...] = (sys.executable, "-m", "krelay"),
     ) -> None:
         self._expect = expect
         self.output: list[str] = []
         self.log: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "krelay", *args],
+            [*program, *args],
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,0 +1,59 @@
+"""What a command line says over a file, or instead of one."""
+
+from __future__ import annotations
+
+import pytest
+
+from krelay.config.overlay import Overlay, Words
+from krelay.errors import UsageError
+from krelay.model import AgentConfig, Config, Kind, Patch, Port, Target
+
+PATCH = Patch({"spec": {}})
+WEB = Target("web", Kind.SERVICE, "web", (Port(80, 8080),))
+DB = Target("db", Kind.SERVICE, "db", (Port(5432, 5432),), namespace="data", listen="::1")
+
+
+def test_nothing_said_is_nothing_changed() -> None:
+    config = Config((WEB, DB), context="c", namespace="n", agent=AgentConfig(image="i"))
+    assert Overlay().over(config) == config
+
+
+def test_a_namespace_is_for_those_that_have_none() -> None:
+    config = Overlay(namespace="n", context="c").over(Config((WEB, DB)))
+    assert [target.namespace for target in config.targets] == ["n", "data"]
+    assert [target.context for target in config.targets] == ["c", "c"]
+    # The agent goes where the context says, as the targets' namespace may allow no pods.
+    assert (config.context, config.namespace) == ("c", None)
+
+
+def test_addresses_are_for_those_that_listen_where_all_do() -> None:
+    config = Overlay(listens=("0.0.0.0",)).over(Config((WEB, DB)))
+    assert [(target.name, target.listen) for target in config.targets] == [
+        ("web", "0.0.0.0"),
+        ("db", "::1"),
+    ]
+    config = Overlay(listens=("127.0.0.1", "::1")).over(Config((WEB, DB)))
+    assert [(target.name, target.listen) for target in config.targets] == [
+        ("web -l 127.0.0.1", "127.0.0.1"),
+        ("web -l ::1", "::1"),
+        ("db", "::1"),
+    ]
+
+
+def test_patches_come_after_the_file_s() -> None:
+    first = Patch({"metadata": {}})
+    config = Config((WEB,), agent=AgentConfig(patches=(first,)))
+    agent = Overlay(image="i", patches=(PATCH,)).over(config).agent
+    assert (agent.image, agent.patches) == ("i", (first, PATCH))
+
+
+def test_words_are_a_target() -> None:
+    words = Words(("service/my-service", "8080:http"), Overlay(namespace="n", image="i"))
+    config = words.load()
+    (target,) = config.targets
+    assert (target.kind, target.resource, target.namespace) == (Kind.SERVICE, "my-service", "n")
+    assert target.ports == (Port("http", 8080),)
+    assert config.agent.image == "i"
+    assert words.file is None
+    with pytest.raises(UsageError, match="has no port"):
+        Words(("svc/web",)).load()

@@ -1,0 +1,197 @@
+"""`kubectl relay`, run by kubectl: the lines of the Go krelay's README, and what scripts expect."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import kit
+from tests.e2e.kit import Krelay
+
+Make = Callable[..., str]
+# What tools wait for: kubectl's own line on stdout, and the Go krelay's in the log.
+KUBECTL = re.compile(r"Forwarding from (?:\[(\S+)\]|([\d.]+)):(\d+) -> (\d+)")
+SEED = re.compile(r"(?:localAddr|address)=\S+:(\d+)")
+# The scripts are beside the interpreter that runs this.
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+# A query for the addresses of kubernetes.default.svc.cluster.local.
+QUERY = (
+    b"\x12\x34\1\0\0\1\0\0\0\0\0\0"
+    + b"".join(
+        bytes([len(part)]) + part for part in b"kubernetes.default.svc.cluster.local".split(b".")
+    )
+    + b"\0\0\1\0\1"
+)
+
+
+def kubectl_relay(*args: str, stdin: str | None = None, expect: int | None = 0) -> Krelay:
+    return Krelay(
+        *args,
+        stdin=stdin,
+        expect=expect,
+        environ={"PATH": PATH},
+        program=("kubectl", "relay"),
+    )
+
+
+def ready(krelay: Krelay, count: int = 1) -> list[int]:
+    """The local ports, once `count` forwards are ready."""
+    krelay.wait_lines(count)
+    krelay.wait(
+        lambda: sum(bool(SEED.search(line)) for line in krelay.log) >= count, "log lines", 60.0
+    )
+    ports = [int(match[3]) for match in map(KUBECTL.fullmatch, krelay.output) if match]
+    logged = [int(match[1]) for match in map(SEED.search, krelay.log) if match]
+    assert sorted(ports) == sorted(logged), krelay.told()
+    return ports
+
+
+def body(port: int, host: str = "127.0.0.1") -> bytes:
+    return kit.http_get((host, port))
+
+
+def failed(*args: str) -> str:
+    """What a command that fails says; it leaves no agent behind."""
+    krelay = kubectl_relay(*args)
+    code = krelay.finish(90.0)
+    assert code == 4, krelay.told()
+    assert krelay.output == []
+    return "\n".join(krelay.log)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "service/web :http -n {world}",
+        "-n {world} deploy/web :8000",
+        "pod/solo :http --namespace={world}",
+        "solo -n {world} :8000",
+        "host/web.{world} :80",
+        "host/web.{world}.svc.cluster.local :80@tcp",
+        "-n {world} sts/db 0:8000",
+    ],
+)
+def test_a_target(line: str, world: str) -> None:
+    with kubectl_relay(*line.format(world=world).split()) as krelay:
+        (port,) = ready(krelay)
+        assert body(port)
+
+
+def test_udp_to_a_deployment_s_pod() -> None:
+    with kubectl_relay("-n", "kube-system", "deploy/coredns", ":53@udp") as krelay:
+        (port,) = ready(krelay)
+        assert kit.ask_udp(("127.0.0.1", port), QUERY)[:2] == QUERY[:2]
+
+
+def test_all_addresses(world: str) -> None:
+    with kubectl_relay("--address", "0.0.0.0", "-n", world, "pod/solo", ":8000") as krelay:
+        (port,) = ready(krelay)
+        assert body(port, "127.0.0.2") == b"solo\n"
+
+
+def test_an_address_by_tcp_and_udp(world: str) -> None:
+    address = kit.get(world, "pod", "solo")["status"]["podIP"]
+    with kubectl_relay(f"ip/{address}", ":8000@tcp", ":9001@udp") as krelay:
+        tcp, udp = ready(krelay, 2)
+        assert body(tcp) == b"solo\n"
+        assert kit.ask_udp(("127.0.0.1", udp), b"who") == b"solo"
+
+
+def test_many_targets_from_a_file_and_from_standard_input(world: str, tmp_path: Path) -> None:
+    text = (
+        "# Each line is a target\n// also a comment\n\n"
+        "-n kube-system svc/kube-dns :53@udp\n"
+        f"svc/web :80\nhost/web.{world} :80\n-l 127.0.0.3 pod/solo :8000\n"
+    )
+    file = tmp_path / "targets.txt"
+    file.write_text(text)
+    for args, stdin in ((("-f", str(file)), None), (("-f", "-"), text)):
+        with kubectl_relay(*args, "-n", world, stdin=stdin) as krelay:
+            ready(krelay, 4)
+            found = [match for match in map(KUBECTL.fullmatch, krelay.output) if match]
+            for match in found:
+                if match[4] != "53":
+                    assert body(int(match[3]), match[2])
+            assert "127.0.0.3" in [match[2] for match in found]
+
+
+def test_a_patch_moves_the_agent_and_chooses_its_node(world: str, namespace: Make) -> None:
+    place = namespace()
+    patch = {
+        "metadata": {"namespace": place},
+        "spec": {"nodeSelector": {"kubernetes.io/os": "linux"}},
+    }
+    address = kit.get(world, "pod", "solo")["status"]["podIP"]
+    with kubectl_relay("--patch", json.dumps(patch), f"ip/{address}", ":8000") as krelay:
+        (port,) = ready(krelay)
+        assert body(port) == b"solo\n"
+        (pod,) = kit.get(place, "pods", "-l", "app=krelay-server")["items"]
+        assert pod["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    kit.eventually(lambda: not kit.agents(place), "no agent")
+
+
+def test_a_patch_file_names_the_agent_and_a_patch_of_args_leaves_the_rest(
+    world: str, namespace: Make, tmp_path: Path
+) -> None:
+    place = namespace()
+    file = tmp_path / "patch.yaml"
+    file.write_text(f"metadata:\n  generateName: foo-\n  namespace: {place}\n")
+    args = '{"spec":{"containers":[{"name":"krelay-server","args":["--idle-timeout=15s"]}]}}'
+    with kubectl_relay(
+        *("--patch-file", str(file), "--patch", args, "-n", world, "svc/web", ":80")
+    ) as krelay:
+        (port,) = ready(krelay)
+        assert body(port)
+        (pod,) = kit.get(place, "pods", "-l", "app=krelay-server")["items"]
+        assert pod["metadata"]["name"].startswith("foo-")
+        assert pod["spec"]["containers"][0]["args"] == ["--idle-timeout=15s"]
+        assert not any("warning" in line for line in krelay.log)
+
+
+def test_a_patch_that_takes_what_is_needed_is_warned_of(world: str, namespace: Make) -> None:
+    patch = {
+        "metadata": {"namespace": namespace()},
+        "spec": {"containers": [{"name": "krelay-server", "command": None}]},
+    }
+    with kubectl_relay(
+        *("-p", json.dumps(patch), "-n", world, "svc/web", ":80"), expect=None
+    ) as krelay:
+        krelay.wait_log("drops the container's command of the agent's pod")
+        krelay.interrupt()
+
+
+def test_a_patch_that_the_api_server_refuses(world: str) -> None:
+    patch = '{"spec":{"containers":[{"name":"krelay-server","imagePullPolicy":"Sometimes"}]}}'
+    said = failed("-p", patch, "-n", world, "svc/web", ":80")
+    assert "imagePullPolicy" in said
+    assert "Sometimes" in said
+
+
+def test_what_does_not_exist_is_an_error(world: str) -> None:
+    assert f'pods "none" not found in namespace "{world}"'.replace("pods", "pod") in failed(
+        "-n", world, "pod/none", "8000"
+    )
+    assert "has no port nope" in failed("-n", world, "svc/web", ":nope")
+
+
+def test_kubectl_s_flags_reach_the_api_server(world: str) -> None:
+    assert "nobody" in failed("--as", "nobody", "-n", world, "svc/web", ":80")
+    assert "cannot reach" in failed(
+        "--server", "https://127.0.0.1:1", "--request-timeout", "5s", "-n", world, "svc/web", ":80"
+    )
+
+
+def test_a_lost_cluster_does_not_end_it(world: str) -> None:
+    with kubectl_relay("-n", world, "svc/web", ":80") as krelay:
+        (port,) = ready(krelay)
+        match = next(m for m in (re.search(r"pod (\S+)/(\S+) runs", x) for x in krelay.log) if m)
+        kit.kubectl("-n", match[1], "delete", "pod", match[2], "--wait=false")
+        krelay.wait_log("tunnel lost")
+        assert body(port)
+        assert krelay.process.poll() is None
