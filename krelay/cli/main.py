@@ -113,6 +113,28 @@ def reload(file: str | None, output: str) -> int:
 
 
 @cli.command()
+@_file
+@click.option("--user", "users", multiple=True, help="Bind the Roles to this user.")
+@click.option("--group", "groups", multiple=True, help="Bind them to this group.")
+@click.option("--serviceaccount", "accounts", multiple=True, metavar="NAMESPACE:NAME")
+@click.option("--optional", is_flag=True, help="Also the rights that only make errors clearer.")
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def rbac(
+    file: str | None,
+    users: tuple[str, ...],
+    groups: tuple[str, ...],
+    accounts: tuple[str, ...],
+    optional: bool,
+    names: tuple[str, ...],
+) -> int:
+    """Print the least rights that the file's targets (or those NAMEd) need, as Roles."""
+    from krelay.cli.rbac import run, subjects
+
+    given = subjects(users, groups, accounts)
+    return run(_selection(file, names=names), given, optional=optional)
+
+
+@cli.command()
 def schema() -> int:
     """Print the JSON Schema of krelay.yaml."""
     import json

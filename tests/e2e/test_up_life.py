@@ -194,6 +194,29 @@ def test_the_example_s_roles_are_enough(namespace: Make, world: str, tmp_path: P
             assert kit.http_get(krelay.address(name))
 
 
+def test_what_krelay_rbac_prints_is_enough(namespace: Make, world: str, tmp_path: Path) -> None:
+    """Each rule of it is needed, too: without any one of them something is refused."""
+    place = namespace()
+    kubeconfig = account(place, tmp_path)
+    text = config(
+        place,
+        f"svc: svc/web :80 -n {world}\n  deploy: deploy/web :8000 -n {world}\n"
+        f"  job: job/task :8000 -n {world}\n  pod: solo :8000 -n {world}",
+    )
+    file = write(tmp_path, text)
+    printed = kit.run("rbac", "-f", file, "--serviceaccount", f"{place}:somebody")
+    assert printed.process.returncode == 0, printed.told()
+    documents = list(yaml.safe_load_all("\n".join(printed.output)))
+    assert {(d["kind"], d["metadata"]["namespace"]) for d in documents} == {
+        (kind, where) for kind in ("Role", "RoleBinding") for where in (place, world)
+    }
+    kit.kubectl("apply", "-f", "-", stdin="\n".join(printed.output))
+    with kit.up(text, tmp_path, 4, environ={"KUBECONFIG": kubeconfig}) as krelay:
+        for name in ("svc", "deploy", "job", "pod"):
+            assert kit.http_get(krelay.address(name))
+        assert not any("cannot" in line for line in krelay.log), krelay.told()
+
+
 def test_two_contexts_in_one_file(namespace: Make, world: str, tmp_path: Path) -> None:
     """Two of one cluster, which krelay cannot know: an agent for each."""
     first, second = namespace(), namespace()

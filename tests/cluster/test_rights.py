@@ -1,0 +1,111 @@
+"""The least rights of a config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from krelay.cluster.rights import roles
+from krelay.config import parse
+from krelay.model import Config
+
+AGENT = [
+    ("batch/jobs", "create,delete", None),
+    ("/pods", "list,watch", None),
+    ("/pods/portforward", "get,create", None),
+]
+SERVICES = "discovery.k8s.io/endpointslices", "list,watch", None
+
+
+def config(*lines: str, more: str = "") -> Config:
+    targets = "".join(f"  t{number}: {line}\n" for number, line in enumerate(lines))
+    text = f"apiVersion: krelay/v1\nnamespace: shop\n{more}targets:\n{targets}"
+    return parse(text, "krelay.yaml", {})
+
+
+def told(found: list[dict[str, Any]]) -> dict[str, list[tuple[str, str, str | None]]]:
+    """The rules by namespace, each as its resource, its verbs and its names."""
+    return {
+        role["metadata"]["namespace"]: [
+            (
+                f"{rule['apiGroups'][0]}/{rule['resources'][0]}",
+                ",".join(rule["verbs"]),
+                ",".join(rule["resourceNames"]) if "resourceNames" in rule else None,
+            )
+            for rule in role["rules"]
+        ]
+        for role in found
+        if role["kind"] == "Role"
+    }
+
+
+def own(context: str | None) -> str:
+    return f"own-{context}"
+
+
+def least(given: Config, **more: Any) -> dict[str, list[tuple[str, str, str | None]]]:
+    ((_, found),) = roles(given, own, **more).items()
+    return told(found)
+
+
+def test_hosts_and_addresses_need_the_agent_s_alone() -> None:
+    assert least(config("host/a 80", "ip/10.0.0.1 81")) == {"shop": AGENT}
+
+
+@pytest.mark.parametrize(
+    ("line", "rules"),
+    [
+        ("svc/web 80", [("/services", "list,watch", "web"), SERVICES]),
+        ("deploy/web 80", [("apps/deployments", "list,watch", "web"), AGENT[1]]),
+        ("sts/web 80", [("apps/statefulsets", "list,watch", "web"), AGENT[1]]),
+        ("ds/web 80", [("apps/daemonsets", "list,watch", "web"), AGENT[1]]),
+        ("rs/web 80", [("apps/replicasets", "list,watch", "web"), AGENT[1]]),
+        ("job/web 80", [("batch/jobs", "list,watch", "web"), AGENT[1]]),
+        ("pod/web 80", [("/pods", "list,watch", "web")]),
+    ],
+)
+def test_a_target_in_another_namespace(line: str, rules: list[Any]) -> None:
+    assert least(config(f"{line} -n far")) == {"shop": AGENT, "far": rules}
+
+
+def test_each_right_once_and_names_where_they_will_do() -> None:
+    given = config(
+        "svc/a 80", "svc/b 81", "svc/a 82", "pod/p 83", "pod/q 84 -n far", "pod/r 85 -n far"
+    )
+    assert least(given) == {
+        "shop": [*AGENT, ("/services", "list,watch", "a,b"), SERVICES],
+        "far": [("/pods", "list,watch", "q,r")],
+    }
+    given = config("pod/p 83 -n far", "deploy/d 84 -n far", "pod/q 85 -n far")
+    assert least(given)["far"][0] == ("/pods", "list,watch", None)
+
+
+def test_what_only_makes_errors_clearer() -> None:
+    (rules,) = least(config("host/a 80"), optional=True).values()
+    assert rules == [*AGENT, ("/events", "list,watch", None), ("batch/jobs", "list,watch", None)]
+
+
+def test_where_the_agent_goes() -> None:
+    assert list(least(config("host/a 80", more="agent: {namespace: relays}\n"))) == ["relays"]
+    patch = "agent: {patches: [{patch: {metadata: {namespace: moved}}}]}\n"
+    assert list(least(config("host/a 80", more=patch))) == ["moved"]
+    text = "svc/web 80\n-n far svc/web 81\n"
+    assert list(least(parse(text, "targets.txt", {}))) == ["own-None", "far"]
+
+
+def test_a_role_for_each_context() -> None:
+    more = "context: main\n"
+    given = config("svc/a 80", "{target: svc/b, port: 81, context: other}", more=more)
+    found = roles(given, own)
+    assert list(found) == ["main", "other"]
+    assert told(found["other"])["shop"][3] == ("/services", "list,watch", "b")
+
+
+def test_a_binding_for_each_role() -> None:
+    jane = {"kind": "User", "name": "jane"}
+    ((_, found),) = roles(config("svc/a 80 -n far"), own, subjects=[jane]).items()
+    assert [document["kind"] for document in found] == ["Role", "RoleBinding"] * 2
+    assert found[1]["subjects"] == [jane]
+    assert found[1]["roleRef"]["name"] == found[0]["metadata"]["name"]
+    assert found[1]["metadata"]["namespace"] == "shop"
