@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +22,12 @@ _INTERRUPTED = 130
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
     """Relay local TCP and UDP ports into a Kubernetes cluster, as a file declares them."""
+
+
+def _names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    from krelay.cli.completion import names
+
+    return names(context, param, word)
 
 
 _file = click.option(
@@ -48,7 +54,7 @@ _output = click.option(
 @click.option("--watch/--no-watch", default=True, help="Follow edits of the file.  [default: on]")
 @click.option("--strict", is_flag=True, help="Start all forwards, or none and fail.")
 @_verbose
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
 def up(
     file: str | None,
     embedded: bool,
@@ -118,7 +124,7 @@ def reload(file: str | None, output: str) -> int:
 @click.option("--group", "groups", multiple=True, help="Bind them to this group.")
 @click.option("--serviceaccount", "accounts", multiple=True, metavar="NAMESPACE:NAME")
 @click.option("--optional", is_flag=True, help="Also the rights that only make errors clearer.")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
 def rbac(
     file: str | None,
     users: tuple[str, ...],
@@ -132,6 +138,20 @@ def rbac(
 
     given = subjects(users, groups, accounts)
     return run(_selection(file, names=names), given, optional=optional)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print what a SHELL has to run to complete krelay's commands.
+
+    For bash: `eval "$(krelay completion bash)"` in ~/.bashrc. `kubectl relay` is completed by
+    kubectl's own completion.
+    """
+    from krelay.cli.completion import script
+
+    say(script(shell, cli, "krelay"))
+    return 0
 
 
 @cli.command()

@@ -159,12 +159,23 @@ def _overlay(given: dict[str, Any]) -> Overlay:
     )
 
 
+def _complete(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    from krelay.cli.completion import words
+
+    return words(context, param, word)
+
+
 @click.command(
     "kubectl relay",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EXAMPLES,
 )
-@click.argument("words", metavar="TYPE/NAME [LOCAL_PORT:]REMOTE_PORT[@PROTOCOL]...", nargs=-1)
+@click.argument(
+    "words",
+    metavar="TYPE/NAME [LOCAL_PORT:]REMOTE_PORT[@PROTOCOL]...",
+    nargs=-1,
+    shell_complete=_complete,
+)
 @click.option("-f", "--file", metavar="FILE", help="Targets, one a line, or a krelay.yaml.")
 @click.option(
     "-l", "--address", multiple=True, help="Address to listen on; several allowed. [127.0.0.1]"

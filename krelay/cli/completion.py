@@ -1,0 +1,152 @@
+"""Completion for shells: targets and ports, from the file and from the cluster, within a second."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+
+from krelay.errors import KrelayError, UsageError
+from krelay.model import Kind
+
+if TYPE_CHECKING:
+    from krelay.cluster.api import Api
+
+_DEADLINE = 0.8
+"""Seconds for the cluster's answer; a shell that waits longer is worse than one that shows less."""
+_LIMIT = 500
+
+_COLLECTIONS: dict[Kind, tuple[str, str]] = {
+    Kind.SERVICE: ("v1", "services"),
+    Kind.POD: ("v1", "pods"),
+    Kind.DEPLOYMENT: ("apps/v1", "deployments"),
+    Kind.STATEFULSET: ("apps/v1", "statefulsets"),
+    Kind.DAEMONSET: ("apps/v1", "daemonsets"),
+    Kind.REPLICASET: ("apps/v1", "replicasets"),
+    Kind.JOB: ("batch/v1", "jobs"),
+}
+# cobra's: no space after the word (2), no file names (4).
+_NO_SPACE, _NO_FILES = 2, 4
+
+
+def names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
+    """The file's targets, for the NAMEs of a command."""
+    from krelay.config.selection import Selection
+
+    try:
+        config = Selection(context.params.get("file"), environ=os.environ).load()
+    except KrelayError:
+        return []
+    given = context.params.get("names") or ()
+    found = (target for target in config.targets if target.name not in given)
+    return [CompletionItem(t.name, help=str(t)) for t in found if t.name.startswith(word)]
+
+
+def words(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
+    """TYPE/NAME, then its ports, for `kubectl relay`."""
+    given = context.params.get("words") or ()
+    options = context.params
+    found = _ports(given[0], options) if given else _targets(word, options)
+    return [CompletionItem(text) for text in found if text.startswith(word) and text not in given]
+
+
+def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
+    from krelay.config.flaw import Flaw
+    from krelay.config.target import parse_kind
+
+    prefix, slash, _ = word.partition("/")
+    if not slash:
+        return [f"{kind}/" for kind in Kind]
+    try:
+        collection = _COLLECTIONS.get(parse_kind(prefix))
+    except Flaw:
+        return []
+    if collection is None:
+        return []
+    items = _asked(options, *collection)
+    return sorted(f"{prefix}/{item['metadata']['name']}" for item in items)
+
+
+def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
+    from krelay.config.flaw import Flaw
+    from krelay.config.target import parse_resource
+
+    try:
+        kind, name = parse_resource(target)
+    except Flaw:
+        return []
+    if kind not in _COLLECTIONS:
+        return []
+    found: dict[str, None] = {}
+    for item in _asked(options, *_COLLECTIONS[kind], fieldSelector=f"metadata.name={name}"):
+        for port in _declared(kind, item["spec"]):
+            suffix = "@udp" if port.get("protocol") == "UDP" else ""
+            found[f"{port.get('port') or port.get('containerPort')}{suffix}"] = None
+            if port.get("name"):
+                found[f":{port['name']}{suffix}"] = None
+    return list(found)
+
+
+def _declared(kind: Kind, spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    if kind is Kind.SERVICE:
+        return spec.get("ports") or ()
+    pod = spec if kind is Kind.POD else spec["template"]["spec"]
+    return [port for container in pod["containers"] for port in container.get("ports") or ()]
+
+
+def _asked(options: Mapping[str, Any], version: str, resource: str, **query: str) -> list[Any]:
+    """The objects of a collection; none where that takes too long, or is not allowed."""
+    from krelay.cluster.api import Api, collection
+
+    async def ask() -> list[Any]:
+        async with asyncio.timeout(_DEADLINE):
+            api: Api = await Api.connect(
+                context=options.get("context"), kubeconfig=options.get("kubeconfig")
+            )
+            async with api:
+                path = collection(version, resource, options.get("namespace") or api.namespace)
+                found = await api.get(path, limit=str(_LIMIT), **query)
+        return found.get("items") or []
+
+    try:
+        return asyncio.run(ask())
+    except (KrelayError, OSError, TimeoutError, KeyError, TypeError):
+        return []
+
+
+def script(shell: str, command: click.Command, name: str) -> str:
+    """What a shell has to run to complete `name`.
+
+    Raises:
+        UsageError: no such shell is known.
+    """
+    found = get_completion_class(shell)
+    if found is None:
+        raise UsageError(f"no completion for {shell!r}", hint="bash, zsh and fish are known")
+    return found(command, {}, name, f"_{name.upper().replace('-', '_')}_COMPLETE").source()
+
+
+def plugin() -> int:
+    """`kubectl_complete-relay WORD...`: what kubectl runs to complete `kubectl relay`, in cobra's
+    form: a line for each word, then a directive."""
+    from krelay.cli.relay import relay
+
+    _never_hang()
+    *given, word = sys.argv[1:] or [""]
+    completion = ShellComplete(relay, {}, "kubectl relay", "")
+    found = [item.value for item in completion.get_completions(given, word)]
+    directive = _NO_FILES | (_NO_SPACE if any(text.endswith("/") for text in found) else 0)
+    sys.stdout.write("".join(f"{text}\n" for text in found) + f":{directive}\n")
+    return 0
+
+
+def _never_hang(end: Callable[[int], None] = os._exit) -> None:
+    """Whatever a credential plugin or a resolver does, the shell gets its prompt back."""
+    signal.signal(signal.SIGALRM, lambda *_: end(0))
+    signal.setitimer(signal.ITIMER_REAL, 2 * _DEADLINE)
