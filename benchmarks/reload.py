@@ -47,7 +47,7 @@ def until_accepted(port: int) -> float:
 
 
 def measure(file: Path, head: str) -> list[float]:
-    """Milliseconds of each edit, which has another target of a Service, saved in two ways in turn."""
+    """Milliseconds of each edit; each has another target of a Service, saved in one of two ways."""
     taken = []
     for number in range(EDITS):
         port = free_port()

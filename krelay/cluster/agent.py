@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from krelay.cluster.job import job_manifest
 from krelay.cluster.startup import started
 from krelay.cluster.watch import follow
 from krelay.errors import ClusterError, NotFoundError, UnreachableError
+from krelay.finish import finish
 from krelay.model import AgentConfig
 
 logger = logging.getLogger("krelay.agent")
@@ -80,11 +81,12 @@ async def create_agent(
         made.append(await api.create(path, manifest))
 
     try:
-        await _to_the_end(create())
+        # A request that was cut off half-way may or may not have been carried out.
+        await finish(create())
         pod = await started(api, made[0], deadline=deadline, on_progress=on_progress)
     except BaseException:
         for job in made:
-            await _to_the_end(_discard(api, job["metadata"]))
+            await finish(_discard(api, job["metadata"]))
         raise
     job, running = made[0]["metadata"], pod["metadata"]
     return Agent(job["namespace"], job["name"], running["name"], running["uid"])
@@ -138,21 +140,3 @@ async def _discard(api: Api, metadata: Mapping[str, Any]) -> None:
         await _delete(api, metadata["namespace"], metadata["name"])
     except ClusterError as exc:
         logger.warning("a Job may stay behind until it is idle: %s", exc)
-
-
-async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, which has a deadline of its own, through any cancellation; that comes after.
-
-    A request that was cut off half-way may or may not have been carried out.
-    """
-    task = asyncio.get_running_loop().create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait((task,))
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-    if cancelled is not None:
-        task.exception()
-        raise cancelled
-    task.result()

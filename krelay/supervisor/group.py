@@ -8,6 +8,7 @@ import logging
 
 from krelay.datapath.pool import Pool
 from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
+from krelay.finish import finish
 from krelay.model import GroupSpec
 from krelay.supervisor.reach import Reach
 
@@ -59,7 +60,7 @@ class Group:
             count = self.pool.streams
             logger.warning("%s: %d streams of the former agent are cut", self.pool.name, count)
         finally:
-            await self.stop()
+            await finish(self.stop())
 
     async def stop(self) -> None:
         """Cut what still rides on it, and remove the agent."""

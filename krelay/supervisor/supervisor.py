@@ -13,6 +13,7 @@ from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
 from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, NotFoundError, first_error
+from krelay.finish import finish
 from krelay.model import Config
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
@@ -87,7 +88,8 @@ class Supervisor:
         finally:
             if running is not None:
                 running.cut()
-                await running.stop()
+                # Also where somebody is in a hurry: nothing else would remove the agents.
+                await finish(running.stop())
 
     def want(self, config: Config, reason: str) -> Want:
         """Have `config` carried out, rather than any before it; `done` tells when that is over."""
@@ -190,10 +192,10 @@ class Supervisor:
         stage = Stage(want.config, plan, contexts, tasks)
         try:
             if not await self._warmed(stage):
-                await stage.discard()
+                await finish(stage.discard())
                 return
         except BaseException:
-            await stage.discard()
+            await finish(stage.discard())
             raise
         running.commit(stage)
         await self._settled(
