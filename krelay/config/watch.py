@@ -223,10 +223,10 @@ def _way(name: str) -> Iterator[str]:
             here = os.path.dirname(here)
             continue
         path = os.path.join(here, part)
-        if os.path.islink(path) and links < _MAX_LINKS:
+        if (link := _link(path)) is not None and links < _MAX_LINKS:
             links += 1
             yield here
-            target = PurePath(os.readlink(path))
+            target = PurePath(link)
             here = "/" if target.is_absolute() else here
             left.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
         elif not left or not os.path.exists(path):
@@ -234,3 +234,11 @@ def _way(name: str) -> Iterator[str]:
             return
         else:
             here = path
+
+
+def _link(path: str) -> str | None:
+    """Where a link leads; None for what is none, or is no longer there."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None

@@ -81,6 +81,12 @@ class Reloader:
             except KrelayError as exc:
                 self._wrong(exc)
                 raise
+            except Exception as exc:
+                # A file that finds a bug is a wrong file: what runs has nothing to do with it.
+                logger.exception("reading the file failed")
+                error = KrelayError(f"internal error: {exc!r}")
+                self._wrong(error)
+                raise error from exc
             self._files = config.files
             if self._drift is not None:
                 logger.info("%s is right again", config.path)

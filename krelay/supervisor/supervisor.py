@@ -176,6 +176,10 @@ class Supervisor:
                     logger.error("not applied, what ran before stays: %s%s", exc, hint)
                 want.failure = exc
                 delay = _RETRY_FIRST + backoff.delay()
+            except Exception as exc:
+                # An edit that finds a bug must not end what runs.
+                logger.exception("not applied")
+                want.failure, delay = KrelayError(f"internal error: {exc!r}"), None
             if want is self._want:
                 want.done.set()
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from krelay.config.watch import Mode
 from krelay.errors import ConfigError, KrelayError, UsageError
+from krelay.supervisor import supervisor as module
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 
@@ -108,6 +109,26 @@ class Embedded:
         import dataclasses
 
         return dataclasses.replace(self._selection, embedded=True).load()
+
+
+async def test_a_bug_in_reading_or_in_carrying_out_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        for place, name in ((module, "diff"), (w.reloader.source.__class__, "load")):
+            with monkeypatch.context() as patch:
+
+                def fail(*_: object) -> None:
+                    raise ZeroDivisionError("oops")
+
+                patch.setattr(place, name, fail)
+                with pytest.raises(KrelayError, match="internal error: ZeroDivisionError"):
+                    await w.edit(text(f"one: {HOST} :{a}", f"{name}: {HOST} :{a}"))
+            assert w.reloader.drift is not None
+            assert set(w.listening) == {"one"}
+            await w.edit(text(f"one: {HOST} :{a}"))
+            assert w.reloader.drift is None
+    assert caplog.text.count("ZeroDivisionError: oops") == 2
 
 
 # -- any sequence of files ---------------------------------------------------------------------
