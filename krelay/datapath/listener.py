@@ -7,7 +7,7 @@ import logging
 import socket
 
 from krelay.datapath.bind import BACKLOG, bind
-from krelay.datapath.opening import RETRIED, Opening
+from krelay.datapath.opening import RETRIED, Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
@@ -52,11 +52,14 @@ class TcpListener:
         loop = asyncio.get_running_loop()
         for sock in sockets:
             server = await loop.create_server(
-                lambda: LocalRelay(self), sock=sock, backlog=BACKLOG, start_serving=False
+                self._accept, sock=sock, backlog=BACKLOG, start_serving=False
             )
             self._servers.append(server)
         for server in self._servers:
             await server.start_serving()
+
+    def _accept(self) -> LocalRelay:
+        return LocalRelay(self)
 
     def close(self) -> None:
         """Accept no more; live connections go on."""
@@ -103,6 +106,7 @@ class LocalRelay(TcpRelay):
     def __init__(self, listener: TcpListener) -> None:
         super().__init__()
         self._listener = listener
+        self._forwarding: Forwarding = listener
         self._opening = Opening(listener, Protocol.TCP, self)
         self._endpoint: Endpoint | None = None
         self._sent: list[bytes] | None = []
@@ -112,10 +116,14 @@ class LocalRelay(TcpRelay):
         super().connection_made(transport)
         self._listener.connections.add(self)
         if self._listener.accepting:
-            self._opening.start()
+            self._begin()
         else:
             # Accepted in the very turn of the loop in which the listener closed.
             self.cut()
+
+    def _begin(self) -> None:
+        """The connection is there: ask for its stream."""
+        self._opening.start()
 
     def cut(self) -> None:
         """Reset it at both ends."""
@@ -135,7 +143,7 @@ class LocalRelay(TcpRelay):
 
     def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the application sent so far goes first."""
-        self._endpoint = self._listener.route.endpoint
+        self._endpoint = self._forwarding.route.endpoint
         for data in self._sent or ():
             stream.write(data)
         self.start(stream)
@@ -144,14 +152,14 @@ class LocalRelay(TcpRelay):
 
     def on_no_stream(self, reason: str) -> None:
         """There is none: whoever connected sees a reset."""
-        logger.warning("%s: connection reset: %s", self._listener.name, reason)
-        self.on_reset(ErrorCode.CANCELLED)
+        logger.warning("%s: connection reset: %s", self._forwarding.name, reason)
+        self._fail(ErrorCode.CANCELLED, reason)
 
     def on_accepted(self) -> None:
         self._sent = None
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        name, route = self._listener.name, self._listener.route
+        name, route = self._forwarding.name, self._forwarding.route
         again = not self._retried or route.settling
         elsewhere = route.followed or code is ErrorCode.GOING_AWAY
         if elsewhere and again and code in RETRIED:
@@ -163,4 +171,8 @@ class LocalRelay(TcpRelay):
                 self._opening.start(after=self._endpoint)
             return
         logger.warning("%s: %s%s", name, code.text, message and f": {message}")
+        self._fail(code, message)
+
+    def _fail(self, code: ErrorCode, message: str) -> None:
+        """There is no stream, and there will be none."""
         self.on_reset(code)

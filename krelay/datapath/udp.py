@@ -8,9 +8,10 @@ import socket
 from collections import OrderedDict, deque
 from functools import partial
 from typing import Any
+from typing import Protocol as Shape
 
 from krelay.datapath.bind import bind
-from krelay.datapath.opening import Opening
+from krelay.datapath.opening import Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle
@@ -78,7 +79,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
     """One bound socket and its flows by client address, the least recently used first."""
 
     def __init__(self, listener: UdpListener, sock: socket.socket) -> None:
-        self.listener = listener
+        self.listener: Forwarding = listener
         self.flows: OrderedDict[Address, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
         # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
@@ -140,6 +141,17 @@ class _LocalSocket(asyncio.DatagramProtocol):
             flow.close(ErrorCode.IDLE)
 
 
+class Socket(Shape):
+    """What a flow needs of the socket that it came by."""
+
+    listener: Forwarding
+    flows: OrderedDict[Any, Flow]
+    loop: asyncio.AbstractEventLoop
+
+    def reply(self, data: Buffer, addr: Any) -> None:
+        """Answer the client."""
+
+
 class Flow:
     """One client address and its stream. It drops rather than waits.
 
@@ -147,7 +159,7 @@ class Flow:
     there. An agent that drains keeps its flows.
     """
 
-    def __init__(self, sock: _LocalSocket, addr: Address) -> None:
+    def __init__(self, sock: Socket, addr: Address) -> None:
         self._socket = sock
         self._addr = addr
         self._stream: Handle | None = None
@@ -156,11 +168,16 @@ class Flow:
         self._opening = Opening(sock.listener, Protocol.UDP, self)
         self.active_at = sock.loop.time()
 
+    @property
+    def route(self) -> Route:
+        """Where it leads."""
+        return self._socket.listener.route
+
     def send(self, data: bytes) -> None:
         """A datagram from the client."""
         self._touch()
         if self._stream is not None:
-            if self._socket.listener.route.endpoint in (self._endpoint, None):
+            if self.route.endpoint in (self._endpoint, None):
                 self._stream.datagram(data)
                 return
             self.close(ErrorCode.CANCELLED)
@@ -178,7 +195,7 @@ class Flow:
     def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the client sent so far goes first."""
         self._stream = stream
-        self._endpoint = self._socket.listener.route.endpoint
+        self._endpoint = self.route.endpoint
         while self._early:
             stream.datagram(self._early.popleft())
 

@@ -1,0 +1,126 @@
+"""Associate: SOCKS5's UDP, a socket for one client whose datagrams say themselves where they go
+(RFC 1928, section 7). A flow for each destination, as any other UDP flow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, cast
+
+from krelay.datapath.opening import Forwarding
+from krelay.datapath.pool import Pool
+from krelay.datapath.socks5 import read_datagram, write_datagram
+from krelay.datapath.udp import IDLE, Flow
+from krelay.wire.errors import ErrorCode
+from krelay.wire.frames import Buffer
+
+logger = logging.getLogger("krelay.listener")
+
+MAX_DESTINATIONS = 64
+_MAX_BACKLOG = 1 << 20
+
+Place = tuple[str, int]
+
+
+class Association(asyncio.DatagramProtocol):
+    """Lives as long as the connection that asked for it, which calls `close`."""
+
+    def __init__(self, client: str, destination: Callable[[str, int], Forwarding]) -> None:
+        """`client` is the address that may use it; `destination` makes where a datagram goes."""
+        self.flows: OrderedDict[Any, Flow] = OrderedDict()
+        self.loop = asyncio.get_running_loop()
+        self._client = client
+        self._port: Any = None
+        self._destination = destination
+        self._transport: asyncio.DatagramTransport | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    async def open(self, host: str) -> int:
+        """Bind beside the proxy; the port.
+
+        Raises:
+            OSError: there is none.
+        """
+        await self.loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
+        assert self._transport is not None
+        self._sweep()
+        port: int = self._transport.get_extra_info("sockname")[1]
+        return port
+
+    def close(self) -> None:
+        """End every flow, and free the socket."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for flow in list(self.flows.values()):
+            flow.close(ErrorCode.CANCELLED)
+        self.flows.clear()
+        if self._transport is not None:
+            self._transport.close()
+
+    @property
+    def pool(self) -> Pool | None:
+        """What the flows ride on; None where there are none."""
+        return next((flow.route.pool for flow in self.flows.values()), None)
+
+    @pool.setter
+    def pool(self, pool: Pool) -> None:
+        for flow in self.flows.values():
+            flow.route.pool = pool
+
+    # -- the socket's side ---------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
+        if addr[0] != self._client or self._port not in (None, addr):
+            return
+        found = read_datagram(data)
+        if found is None:
+            return
+        self._port = addr
+        host, port, payload = found
+        place = host, port
+        flow = self.flows.get(place)
+        if flow is None:
+            if len(self.flows) >= MAX_DESTINATIONS:
+                _, oldest = self.flows.popitem(last=False)
+                oldest.close(ErrorCode.LIMIT)
+            toward = _Toward(self, self._destination(host, port))
+            flow = self.flows[place] = Flow(toward, place)
+        flow.send(payload)
+
+    def error_received(self, exc: Exception) -> None:
+        logger.debug("UDP association: %s", exc)
+
+    def answer(self, data: Buffer, place: Place) -> None:
+        """To the client, from where it came."""
+        transport = self._transport
+        if transport is None or self._port is None or transport.is_closing():
+            return
+        if cast(Any, transport).get_write_buffer_size() < _MAX_BACKLOG:
+            transport.sendto(write_datagram(*place, data), self._port)
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for place, flow in list(self.flows.items()):
+            if now - flow.active_at >= IDLE:
+                del self.flows[place]
+                flow.close(ErrorCode.IDLE)
+        self._sweeper = self.loop.call_later(IDLE / 2, self._sweep)
+
+
+class _Toward:
+    """What a Flow needs of its socket, for one destination."""
+
+    def __init__(self, association: Association, destination: Forwarding) -> None:
+        self.listener = destination
+        self.flows = association.flows
+        self.loop = association.loop
+        self._association = association
+
+    def reply(self, data: Buffer, place: Any) -> None:
+        """An answer from the destination."""
+        self._association.answer(data, place)

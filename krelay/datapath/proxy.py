@@ -1,0 +1,251 @@
+"""Proxy: another first stage of the data path; a port that asks each connection where it wants to
+go, in SOCKS5 or HTTP. Names are resolved by the agent, in the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from krelay.datapath.associate import Association
+from krelay.datapath.http_proxy import (
+    ESTABLISHED,
+    HttpRefusal,
+    answer,
+    cut_head,
+    read_head,
+)
+from krelay.datapath.listener import LocalRelay, TcpListener
+from krelay.datapath.opening import Opening
+from krelay.datapath.pool import Pool
+from krelay.datapath.route import Route
+from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
+from krelay.model import Endpoint, Protocol, Resolution
+from krelay.wire.errors import ErrorCode
+
+logger = logging.getLogger("krelay.listener")
+
+PATIENCE = 30.0
+"""Seconds for a client to say where it wants to go."""
+MAX_ASKING = 1_024
+"""Connections that have not said it yet."""
+
+_REPLIES = {
+    ErrorCode.REFUSED: Reply.REFUSED,
+    ErrorCode.NO_SUCH_HOST: Reply.HOST_UNREACHABLE,
+    ErrorCode.UNREACHABLE: Reply.NETWORK_UNREACHABLE,
+    ErrorCode.CONNECT_TIMEOUT: Reply.EXPIRED,
+    ErrorCode.RESOLVE_TIMEOUT: Reply.EXPIRED,
+}
+_TIMEOUTS = (ErrorCode.CONNECT_TIMEOUT, ErrorCode.RESOLVE_TIMEOUT)
+
+
+@dataclass(slots=True)
+class Destination:
+    """Where one connection wants to go; what an Opening needs to know."""
+
+    name: str
+    route: Route
+    park: float
+    tasks: asyncio.TaskGroup
+
+    @classmethod
+    def of(cls, listener: ProxyListener, protocol: Protocol, host: str, port: int) -> Destination:
+        """A destination that is dialled as it stands, through the listener's pool."""
+        route = Route(listener.pool, followed=False)
+        route.update(Resolution(protocol, Endpoint(host, port)))
+        name = f"{listener.name}: {Endpoint(host, port)}"
+        return cls(name, route, listener.park, listener.tasks)
+
+
+class ProxyListener(TcpListener):
+    """The proxy's local end: a TcpListener whose connections say themselves where they go.
+
+    `credentials` are a user's name and password, where the proxy asks for them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pool: Pool,
+        tasks: asyncio.TaskGroup,
+        *,
+        park: float,
+        credentials: tuple[str, str] | None = None,
+    ) -> None:
+        super().__init__(name, Route(pool, followed=False), tasks, park=park)
+        self.credentials = credentials
+        self.asking = 0
+
+    @property
+    def pool(self) -> Pool:
+        """What new connections ride on, and those that still wait."""
+        return self.route.pool
+
+    @pool.setter
+    def pool(self, pool: Pool) -> None:
+        self.route.pool = pool
+        for connection in self.connections:
+            if isinstance(connection, ProxyConnection):
+                connection.move(pool)
+
+    def _accept(self) -> LocalRelay:
+        return ProxyConnection(self)
+
+
+class ProxyConnection(LocalRelay):
+    """One accepted connection: it negotiates, then it is a relay as any other."""
+
+    def __init__(self, listener: ProxyListener) -> None:
+        super().__init__(listener)
+        self._proxy = listener
+        self._asking = False
+        self._head = b""
+        self._acceptor: Acceptor | None = None
+        self._association: Association | None = None
+        self._success = b""
+        self._failure: Callable[[ErrorCode, str], bytes] = lambda code, message: b""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def move(self, pool: Pool) -> None:
+        """A connection that still waits gets its stream from there."""
+        if self.stream is None:
+            self._forwarding.route.pool = pool
+        if self._association is not None:
+            self._association.pool = pool
+
+    # -- the negotiation -----------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        assert self.transport is not None
+        if self._proxy.asking >= MAX_ASKING:
+            logger.warning("%s: too many connections that ask for nothing", self._proxy.name)
+            self.cut()
+            return
+        self._asking = True
+        self._proxy.asking += 1
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(PATIENCE, self._late)
+        self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._asking:
+            if self._association is None:
+                super().data_received(data)
+            return
+        try:
+            self._negotiate(data)
+        except (SocksRefusal, HttpRefusal) as exc:
+            logger.info("%s: refused: %s", self._proxy.name, exc)
+            self._end(exc.reply if isinstance(exc, SocksRefusal) else exc.answer)
+        except Exception:
+            # One connection's bug is its own.
+            logger.exception("%s: the negotiation failed", self._proxy.name)
+            self.cut()
+
+    def eof_received(self) -> bool:
+        if self._asking or self._association is not None:
+            return False
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._asked()
+        if self._association is not None:
+            self._association.close()
+        super().connection_lost(exc)
+
+    def _negotiate(self, data: bytes) -> None:
+        self._head += data
+        if self._head[:1] in (b"\4", b"\5"):
+            if self._acceptor is None:
+                self._acceptor = Acceptor(self._proxy.credentials)
+                data = self._head
+            self._socks(self._acceptor, data)
+        elif (parts := cut_head(self._head)) is not None:
+            head, rest = parts
+            asked = read_head(head, self._proxy.credentials)
+            self._success = b"" if asked.head else ESTABLISHED
+            self._failure = lambda code, message: answer(
+                504 if code in _TIMEOUTS else 502,
+                f"{asked.host}:{asked.port}: {message or code.text}",
+            )
+            self._open(asked.host, asked.port, asked.head + rest)
+
+    def _socks(self, acceptor: Acceptor, data: bytes) -> None:
+        out = acceptor.receive(data)
+        if out and self.transport is not None:
+            self.transport.write(out)
+        asked = acceptor.asked
+        if asked is None:
+            return
+        if asked.command is Command.UDP_ASSOCIATE:
+            self._asked()
+            self._associate()
+            return
+        self._success = reply(Reply.OK)
+        self._failure = lambda code, _: reply(_REPLIES.get(code, Reply.FAILURE))
+        self._open(asked.host, asked.port, acceptor.rest)
+
+    def _open(self, host: str, port: int, early: bytes) -> None:
+        """It said where it wants to go: from here on it is a relay."""
+        assert self.transport is not None
+        self._asked()
+        self.transport.pause_reading()
+        destination = Destination.of(self._proxy, Protocol.TCP, host, port)
+        self._forwarding = destination
+        self._opening = Opening(destination, Protocol.TCP, self)
+        if early and self._sent is not None:
+            self._sent.append(early)
+        self._opening.start()
+
+    def _associate(self) -> None:
+        assert self.transport is not None
+        host = self.transport.get_extra_info("sockname")[0]
+        client = self.transport.get_extra_info("peername")[0]
+        self._association = association = Association(
+            client, lambda *place: Destination.of(self._proxy, Protocol.UDP, *place)
+        )
+        self._proxy.tasks.create_task(self._bind(association, host), name=self._proxy.name)
+
+    async def _bind(self, association: Association, host: str) -> None:
+        try:
+            port = await association.open(host)
+        except OSError as exc:
+            logger.warning("%s: no UDP: %s", self._proxy.name, exc)
+            self._end(reply(Reply.FAILURE))
+        else:
+            if self.transport is None:
+                association.close()
+            else:
+                self.transport.write(reply(Reply.OK, host, port))
+
+    # -- its end -------------------------------------------------------------------------------
+
+    def on_accepted(self) -> None:
+        if self.transport is not None and self._success:
+            self.transport.write(self._success)
+        super().on_accepted()
+
+    def _fail(self, code: ErrorCode, message: str) -> None:
+        self._end(self._failure(code, message))
+
+    def _late(self) -> None:
+        logger.info("%s: a connection asked for nothing in time", self._proxy.name)
+        self.cut()
+
+    def _asked(self) -> None:
+        """The negotiation is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._asking:
+            self._asking = False
+            self._proxy.asking -= 1
+
+    def _end(self, last: bytes) -> None:
+        """Say why, and close."""
+        self._asked()
+        self.stream = None
+        if self.transport is not None:
+            self.transport.write(last)
+            self.transport.close()

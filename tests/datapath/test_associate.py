@@ -1,0 +1,128 @@
+"""SOCKS5's UDP: datagrams that say themselves where they go."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from krelay.datapath import associate as module
+from krelay.datapath.pool import Pool
+from krelay.datapath.proxy import ProxyConnection, ProxyListener
+from krelay.datapath.socks5 import read_datagram, write_datagram
+from tests import rig
+from tests.datapath.test_proxy import HELLO, proxy
+
+ASSOCIATE = b"\5\3\0\1\0\0\0\0\0\0"
+
+
+@asynccontextmanager
+async def associated(
+    listener: ProxyListener,
+) -> AsyncIterator[tuple[socket.socket, asyncio.StreamWriter]]:
+    """A UDP socket that is led to an association, and the connection that holds it."""
+    async with rig.connect(rig.port_of(listener)) as (reader, writer):
+        writer.write(HELLO + ASSOCIATE)
+        answer = await reader.readexactly(12)
+        assert answer[:6] == b"\5\0\5\0\0\1"
+        assert answer[6:10] == b"\x7f\0\0\1"
+        async with rig.udp_socket(connect=int.from_bytes(answer[10:], "big")) as sock:
+            yield sock, writer
+
+
+async def ask(sock: socket.socket, host: str, port: int, data: bytes) -> tuple[str, int, bytes]:
+    sock.send(write_datagram(host, port, data))
+    found = read_datagram(await rig.recv(sock))
+    assert found is not None
+    return found
+
+
+async def test_datagrams_to_several_places() -> None:
+    async with rig.udp_echo(b"a") as a, rig.udp_echo(b"b") as b, proxy() as (listener, path):
+        async with associated(listener) as (sock, writer):
+            for data in (b"", b"x", rig.noise(60_000)):
+                assert await ask(sock, rig.HOST, a, data) == (rig.HOST, a, b"a" + data)
+                # The answer has the name that was asked for.
+                assert await ask(sock, "localhost", b, data) == ("localhost", b, b"b" + data)
+            assert path.streams == (2, 2)
+            writer.write(b"ignored")
+            await writer.drain()
+            assert await ask(sock, rig.HOST, a, b"y") == (rig.HOST, a, b"ay")
+        await rig.until(lambda: path.streams == (0, 0) and not listener.connections)
+
+
+async def test_it_ends_with_its_connection() -> None:
+    async with rig.udp_echo() as target, proxy() as (listener, path):
+        async with associated(listener) as (sock, writer):
+            await ask(sock, rig.HOST, target, b"x")
+            writer.write_eof()
+            await rig.until(lambda: path.streams == (0, 0) and not listener.connections)
+            sock.send(b"x")
+            with pytest.raises(ConnectionRefusedError):
+                await rig.recv(sock)
+
+
+async def test_pieces_nonsense_and_strangers_are_dropped() -> None:
+    async with rig.udp_echo() as target, proxy() as (listener, path):
+        async with associated(listener) as (sock, _):
+            good = write_datagram(rig.HOST, target, b"x")
+            sock.send(good[:2] + b"\1" + good[3:])
+            sock.send(b"\0\0")
+            await ask(sock, rig.HOST, target, b"mine")
+            async with rig.udp_socket() as stranger:
+                stranger.sendto(write_datagram(rig.HOST, target, b"theirs"), sock.getpeername())
+                assert await ask(sock, rig.HOST, target, b"still") == (rig.HOST, target, b"still")
+            assert path.streams == (1, 1)
+
+
+async def test_the_least_used_destination_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_DESTINATIONS", 2)
+    async with rig.udp_echo() as a, rig.udp_echo() as b, rig.udp_echo() as c:
+        async with proxy() as (listener, path), associated(listener) as (sock, _):
+            for port in (a, b, a, c):
+                await ask(sock, rig.HOST, port, b"x")
+            (connection,) = listener.connections
+            assert isinstance(connection, ProxyConnection)
+            assert connection._association is not None
+            assert list(connection._association.flows) == [(rig.HOST, a), (rig.HOST, c)]
+            await rig.until(lambda: path.streams == (2, 2))
+
+
+async def test_idle_destinations_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE", 0.1)
+    async with rig.udp_echo() as target, proxy() as (listener, path):
+        async with associated(listener) as (sock, _):
+            await ask(sock, rig.HOST, target, b"x")
+            await rig.until(lambda: path.streams == (0, 0))
+            await ask(sock, rig.HOST, target, b"again")
+
+
+async def test_it_moves_to_another_pool() -> None:
+    async with rig.udp_echo() as target, proxy() as (listener, path), rig.agent() as server:
+        other = Pool("q", rig.Way(server).dial, rig.KEY, size=1, private=False)
+        async with rig.running(other), associated(listener) as (sock, _):
+            await ask(sock, rig.HOST, target, b"x")
+            listener.pool = other
+            (connection,) = listener.connections
+            assert isinstance(connection, ProxyConnection)
+            assert connection._association is not None
+            assert connection._association.pool is other
+            # What lives stays where it is; another destination goes there.
+            await ask(sock, rig.HOST, target, b"x")
+            await ask(sock, "localhost", target, b"x")
+            assert path.streams == (1, 1)
+            assert other.streams == 1
+
+
+async def test_no_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def none(association: module.Association, host: str) -> int:
+        raise OSError("no room")
+
+    monkeypatch.setattr(module.Association, "open", none)
+    async with proxy() as (listener, _):
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(HELLO + ASSOCIATE)
+            assert (await reader.read())[2:4] == b"\5\1"

@@ -1,0 +1,304 @@
+"""The proxy port, over real sockets and by real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from krelay.datapath import proxy as module
+from krelay.datapath.pool import Pool
+from krelay.datapath.proxy import ProxyListener
+from tests import rig
+
+HELLO = b"\5\1\0"
+OK = b"\5\0\0\1\0\0\0\0\0\0"
+
+
+@asynccontextmanager
+async def proxy(
+    *, park: float = 5.0, credentials: tuple[str, str] | None = None
+) -> AsyncIterator[tuple[ProxyListener, rig.Path]]:
+    async with rig.path() as path:
+        listener = ProxyListener("proxy", path.pool, path.tasks, park=park, credentials=credentials)
+        path.listeners.append(listener)
+        await listener.open(rig.HOST, 0)
+        yield listener, path
+
+
+def connect_to(port: int, host: str = rig.HOST) -> bytes:
+    name = host.encode()
+    return b"\5\1\0\3" + bytes([len(name)]) + name + port.to_bytes(2, "big")
+
+
+@asynccontextmanager
+async def socks(
+    listener: ProxyListener, port: int, host: str = rig.HOST
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection by SOCKS5 to a target, when it stands."""
+    async with rig.connect(rig.port_of(listener)) as (reader, writer):
+        writer.write(HELLO)
+        assert await reader.readexactly(2) == b"\5\0"
+        writer.write(connect_to(port, host))
+        assert await reader.readexactly(10) == OK
+        yield reader, writer
+
+
+async def curl(*args: str) -> tuple[int, bytes]:
+    """curl's exit code and what it printed."""
+    if shutil.which("curl") is None:
+        pytest.skip("no curl")
+    process = await asyncio.create_subprocess_exec(
+        "curl", "-sS", "--max-time", "8", *args, stdout=-1, stderr=-3
+    )
+    out, _ = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out
+
+
+async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answers with what it was asked, head and body; chunked."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    if b"Expect: 100-continue" in head:
+        writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    body = b""
+    for line in head.split(b"\r\n"):
+        if line.lower().startswith(b"content-length:"):
+            body = await reader.readexactly(int(line.split(b":")[1]))
+    if b"chunked" in head:
+        body = await reader.readuntil(b"0\r\n\r\n")
+    answer = head + hashlib.sha256(body).hexdigest().encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    writer.write(f"{len(answer):x}\r\n".encode() + answer + b"\r\n0\r\n\r\n")
+    await writer.drain()
+
+
+# -- by real clients ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["--socks5-hostname", "--socks5", "--proxy", "--proxytunnel"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_curl(way: str, host: str) -> None:
+    async with rig.tcp_target(web) as target, proxy() as (listener, _):
+        port = rig.port_of(listener)
+        args = [way, f"127.0.0.1:{port}"]
+        if way == "--proxytunnel":
+            args = ["--proxytunnel", "--proxy", f"127.0.0.1:{port}"]
+        code, out = await curl(*args, f"http://{host}:{target}/path?q", "-H", "X-Mine: 1")
+        assert code == 0, out
+        assert out.startswith(b"GET /path?q HTTP/1.1\r\n")
+        assert f"Host: {host}:{target}\r\n".encode() in out
+        assert b"X-Mine: 1\r\n" in out
+        assert b"Proxy-Connection" not in out
+        await rig.until(lambda: not listener.connections)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_bodies_pass_as_they_are(chunked: bool) -> None:
+    data = "x" * 100_000
+    async with rig.tcp_target(web, limit=1 << 20) as target, proxy() as (listener, _):
+        args = ["-H", "Transfer-Encoding: chunked"] if chunked else ["-H", "Expect: 100-continue"]
+        code, out = await curl(
+            *("-x", f"127.0.0.1:{rig.port_of(listener)}", "-d", data, *args),
+            f"http://127.0.0.1:{target}/",
+        )
+        assert code == 0, out
+        if not chunked:
+            assert out.endswith(hashlib.sha256(data.encode()).hexdigest().encode())
+
+
+async def test_who_is_asked_for_a_password() -> None:
+    async with rig.tcp_target(web) as target, proxy(credentials=("me", "pw")) as (listener, _):
+        port, url = rig.port_of(listener), f"http://127.0.0.1:{target}/"
+        for kind in ("http", "socks5h"):
+            code, out = await curl("-x", f"{kind}://me:pw@127.0.0.1:{port}", url)
+            assert code == 0, out
+            assert b"Proxy-Authorization" not in out
+        assert (await curl("-x", f"http://me:no@127.0.0.1:{port}", "-f", url))[0] == 22
+        assert (await curl("-x", f"socks5h://me:no@127.0.0.1:{port}", url))[0] == 97
+        assert (await curl("-x", f"socks5h://127.0.0.1:{port}", url))[0] == 97
+
+
+async def test_why_not_is_told() -> None:
+    closed = rig.closed_port()
+    async with proxy() as (listener, _):
+        port = rig.port_of(listener)
+        code, out = await curl("-x", f"127.0.0.1:{port}", f"http://127.0.0.1:{closed}/")
+        assert (code, out[:7]) == (0, b"krelay:")
+        assert f"127.0.0.1:{closed}".encode() in out
+        for host, wanted, reply in ((rig.HOST, closed, 5), ("nope.invalid", 80, 4)):
+            async with rig.connect(port) as (reader, writer):
+                writer.write(HELLO + connect_to(wanted, host))
+                assert (await reader.readexactly(12))[2:4] == bytes([5, reply])
+                assert await reader.read() == b""
+
+
+# -- what a relay has to keep ------------------------------------------------------------------
+
+
+async def test_bytes_and_ends_both_ways() -> None:
+    data = rig.noise(8 << 20)
+
+    async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(hashlib.sha256(await reader.read()).digest() + data)
+        await writer.drain()
+
+    async with rig.tcp_target(digest) as target, proxy() as (listener, path):
+        async with socks(listener, target) as (reader, writer):
+            writer.write(data)
+            writer.write_eof()
+            assert await reader.read() == hashlib.sha256(data).digest() + data
+        await rig.until(lambda: not listener.connections and path.streams == (0, 0))
+
+
+async def test_what_is_said_early_goes_first() -> None:
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(HELLO + connect_to(target) + b"early")
+            await writer.drain()
+            assert await reader.readexactly(12) == b"\5\0" + OK
+            writer.write(b" and late")
+            writer.write_eof()
+            assert await reader.read() == b"early and late"
+
+
+async def test_many_at_once() -> None:
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+
+        async def ask(number: int) -> None:
+            async with socks(listener, target) as (reader, writer):
+                data = number.to_bytes(4, "big") * 500
+                writer.write(data)
+                writer.write_eof()
+                assert await reader.read() == data
+
+        await asyncio.gather(*(ask(number) for number in range(200)))
+        await rig.until(lambda: not listener.connections)
+        assert listener.asking == 0
+
+
+async def test_a_reset_is_a_reset() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        rig.rst(writer)
+
+    async with rig.tcp_target(cut) as target, proxy() as (listener, _):
+        async with socks(listener, target) as (reader, writer):
+            writer.write(b"x")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+
+
+# -- who behaves badly -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [b"\4\1\0\x50\x7f\0\0\1\0", b"\0\0\0\0", b"\r\n\r\n", b"\5\0"])
+async def test_nonsense_is_answered_and_ended(first: bytes) -> None:
+    async with proxy() as (listener, _):
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(first + b"\r\n\r\n")
+            assert await reader.read()
+        await rig.until(lambda: not listener.connections)
+
+
+async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+        async with socks(listener, target) as (kept, writer):
+            for said in (b"", b"\5", b"GET http"):
+                async with rig.connect(rig.port_of(listener)) as (reader, other):
+                    other.write(said)
+                    with pytest.raises(ConnectionResetError):
+                        await reader.read()
+            writer.write(b"x")
+            assert await kept.readexactly(1) == b"x"
+
+
+async def test_there_is_an_end_to_those_who_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ASKING", 2)
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+        port = rig.port_of(listener)
+        async with rig.connect(port), rig.connect(port):
+            await rig.until(lambda: listener.asking == 2)
+            async with rig.connect(port) as (reader, _):
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+        await rig.until(lambda: listener.asking == 0)
+        async with socks(listener, target):
+            pass
+
+
+async def test_who_leaves_while_asking_leaves_nothing() -> None:
+    async with proxy() as (listener, _):
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(b"\5")
+            writer.write_eof()
+            assert await reader.read() == b""
+        await rig.until(lambda: not listener.connections)
+        assert listener.asking == 0
+
+
+async def test_a_bug_is_that_connection_s_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "Acceptor", lambda credentials: 1 / 0)
+            async with rig.connect(rig.port_of(listener)) as (reader, writer):
+                writer.write(HELLO)
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+        async with socks(listener, target):
+            pass
+    assert "proxy: the negotiation failed" in caplog.text
+
+
+# -- its life ----------------------------------------------------------------------------------
+
+
+async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, path):
+        path.way.cut(blocked=True)
+        await rig.until(lambda: path.pool.pick() is None)
+        async with rig.agent() as server:
+            other = Pool("q", rig.Way(server).dial, rig.KEY, size=1, private=False)
+            async with rig.running(other):
+                async with rig.connect(rig.port_of(listener)) as (reader, writer):
+                    writer.write(HELLO + connect_to(target))
+                    assert await reader.readexactly(2) == b"\5\0"
+                    await rig.until(lambda: not listener.asking)
+                    listener.pool = other
+                    assert await reader.readexactly(10) == OK
+                async with socks(listener, target):
+                    pass
+                path.way.blocked = False
+
+
+async def test_nobody_there_is_told_in_time() -> None:
+    async with proxy(park=0.05) as (listener, path):
+        path.way.cut(blocked=True)
+        await rig.until(lambda: path.pool.pick() is None)
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(HELLO + connect_to(80))
+            assert (await reader.readexactly(12))[2:4] == b"\5\1"
+        path.way.blocked = False
+
+
+async def test_draining_lets_the_live_finish() -> None:
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+        async with rig.connect(rig.port_of(listener)) as (asking, _):
+            await rig.until(lambda: listener.asking)
+            async with socks(listener, target) as (reader, writer):
+                async with asyncio.TaskGroup() as tasks:
+                    draining = tasks.create_task(listener.drain(3600.0))
+                    with pytest.raises(ConnectionResetError):
+                        await asking.read()
+                    writer.write(b"x")
+                    writer.write_eof()
+                    assert await reader.read() == b"x"
+                assert draining.done()
+        assert listener.live == 0
