@@ -28,11 +28,17 @@ class Kind(StrEnum):
     POD = "pod"
     HOST = "host"
     IP = "ip"
+    PROXY = "proxy"
+    """Wherever each connection asks for: an entry of `proxies`, and no type that a target has."""
 
     @property
     def in_cluster(self) -> bool:
         """Whether the API server knows it; a host or an address is dialled as it stands."""
-        return self not in (Kind.HOST, Kind.IP)
+        return self not in (Kind.HOST, Kind.IP, Kind.PROXY)
+
+
+TYPES = tuple(kind for kind in Kind if kind is not Kind.PROXY)
+"""What a target may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,7 @@ class Target:
     """One entry of the file. Its `name` is unique, and the key of every diff.
 
     `listen` is an address (v4 or v6) or `localhost`, which is both families or neither.
+    `credentials` are the user's name and password that a proxy asks for.
     `namespace` and `context` are None where kubeconfig's own apply. `line` and `column`, from 1,
     are its place in `file`; a target of the command line has none.
     """
@@ -75,12 +82,22 @@ class Target:
     namespace: str | None = None
     context: str | None = None
     listen: str = LOOPBACK
+    credentials: tuple[str, str] | None = field(default=None, repr=False)
     line: int = field(default=0, compare=False)
     column: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.resource}"
+
+
+PROXY_PORT = 1080
+
+
+def proxy_target(name: str, port: int = PROXY_PORT, **fields: Any) -> Target:
+    """A proxy as a target: whatever is done to those is done to it. Its remote port is nobody's."""
+    ports = (Port(PROXY_PORT, port, Protocol.TCP),)
+    return Target(name, Kind.PROXY, "socks5+http", ports, **fields)
 
 
 @dataclass(frozen=True, slots=True)

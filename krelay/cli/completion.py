@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
 
 from krelay.errors import KrelayError, UsageError
-from krelay.model import Kind
+from krelay.model import TYPES, Kind
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
@@ -62,7 +62,7 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
 
     prefix, slash, _ = word.partition("/")
     if not slash:
-        return [f"{kind}/" for kind in Kind]
+        return [f"{kind}/" for kind in TYPES]
     try:
         collection = _COLLECTIONS.get(parse_kind(prefix))
     except Flaw:

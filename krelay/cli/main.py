@@ -76,6 +76,36 @@ def up(
 
 
 @cli.command()
+@click.option("-l", "--listen", default="127.0.0.1:1080", show_default=True, metavar="ADDRESS:PORT")
+@click.option("--context", help="The kubeconfig context whose cluster it leads into.")
+@click.option("--username", envvar="KRELAY_PROXY_USERNAME", help="Who may use it.")
+@click.option("--password", envvar="KRELAY_PROXY_PASSWORD", help="Better from this variable.")
+@click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
+@_verbose
+def proxy(
+    listen: str,
+    context: str | None,
+    username: str | None,
+    password: str | None,
+    embedded: bool,
+    verbose: int,
+) -> int:
+    """Run a SOCKS5 and HTTP proxy into the cluster until Ctrl-C; names are resolved there.
+
+    With a username and a password, which KRELAY_PROXY_USERNAME and KRELAY_PROXY_PASSWORD hold
+    as well, others are refused.
+    """
+    from krelay.cli.up import run
+    from krelay.config.overlay import Overlay, Proxy
+
+    if (username is None) != (password is None):
+        raise UsageError("a username needs a password", hint="write both, or neither")
+    credentials = (username, password) if username is not None and password is not None else None
+    set_up_logging(verbose)
+    return run(Proxy(listen, credentials, embedded, Overlay(context=context)))
+
+
+@cli.command()
 @_file
 @_output
 @click.argument("path", metavar="[FILE]", required=False)

@@ -15,6 +15,7 @@ from krelay import __version__
 from krelay.cli.main import run_command
 from krelay.cli.output import hush, say, set_up_logging
 from krelay.errors import UsageError
+from krelay.model import Kind
 
 if TYPE_CHECKING:
     from krelay.cluster.kubeconfig import Overrides
@@ -38,6 +39,9 @@ Examples:
   # Forward to a host or an address that the cluster reaches
   kubectl relay host/redis.cn-north-1.cache.example.com 6379
   kubectl relay ip/1.2.3.4 5000@tcp 6000@udp
+\b
+  # A SOCKS5 and HTTP proxy into the cluster, on 127.0.0.1:1080 (or -l ADDRESS:PORT)
+  kubectl relay proxy
 \b
   # Change the agent's pod
   kubectl relay --patch '{"spec":{"nodeSelector":{"k":"v"}}}' ip/1.2.3.4 5000
@@ -83,6 +87,10 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
 
 def _announce(forward: Forward) -> None:
     """In kubectl's words for whoever waits for them, and in the Go krelay's in the log."""
+    if forward.spec.target.kind is Kind.PROXY:
+        for local in forward.addresses:
+            say(f"SOCKS5 server is running address={local}")
+        return
     endpoint = forward.route.endpoint
     remote = endpoint.port if endpoint else forward.spec.port.remote
     try:
@@ -178,7 +186,12 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
 )
 @click.option("-f", "--file", metavar="FILE", help="Targets, one a line, or a krelay.yaml.")
 @click.option(
-    "-l", "--address", multiple=True, help="Address to listen on; several allowed. [127.0.0.1]"
+    "-l",
+    "--address",
+    "--listen",
+    "address",
+    multiple=True,
+    help="Address to listen on; several allowed. [127.0.0.1]",
 )
 @click.option("-p", "--patch", metavar="PATCH", help="A patch to the agent's pod, JSON or YAML.")
 @click.option("--patch-file", metavar="FILE", help="A file with such a patch.")
@@ -202,10 +215,12 @@ def relay(
         return 0
     set_up_logging(verbosity - 3)
     from krelay.cli import up
-    from krelay.config.overlay import Words
+    from krelay.config.overlay import Proxy, Words
     from krelay.config.selection import Selection
     from krelay.supervisor.contexts import Contexts
 
+    proxy = words == ("proxy",) and file is None
+    listens, given["address"] = given["address"], () if proxy else given["address"]
     overlay = _overlay(given)
     source: up.Source
     if file is not None and words:
@@ -213,6 +228,10 @@ def relay(
     if file is not None:
         text = sys.stdin.buffer.read() if file == "-" else None
         source = Selection(file, environ=os.environ, text=text, overlay=overlay)
+    elif proxy:
+        source = Proxy(overlay=overlay)
+        if listens:
+            source = Proxy(listens[-1], overlay=overlay)
     elif words:
         source = Words(words, overlay)
     else:

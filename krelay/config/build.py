@@ -5,7 +5,7 @@ It reads what the schema has left: a value is of the type that the schema says, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from krelay.config import patches
@@ -21,6 +21,7 @@ from krelay.config.targets_txt import target_of
 from krelay.errors import Problem
 from krelay.model import (
     LOOPBACK,
+    PROXY_PORT,
     AgentConfig,
     Config,
     Kind,
@@ -30,6 +31,7 @@ from krelay.model import (
     Target,
     Transport,
     TunnelConfig,
+    proxy_target,
 )
 
 Section = dict[str, Node]
@@ -70,7 +72,7 @@ class _Builder:
             "listen": self._text(defaults, "listen", parse_listen) or LOOPBACK,
         }
         config = Config(
-            targets=self._targets(everyone),
+            targets=(*self._targets(everyone), *self._proxies(everyone)),
             context=context,
             namespace=namespace,
             agent=self._agent(_section(self._root.get("agent"))),
@@ -155,6 +157,31 @@ class _Builder:
                 Claim(target, port, *where) for port, where in zip(line.ports, places, strict=True)
             ]
         return tuple(targets)
+
+    def _proxies(self, everyone: dict[str, str | None]) -> Iterator[Target]:
+        given = self._root.get("proxies")
+        for name, node in given.value.items() if given and isinstance(given.value, dict) else ():
+            assert given is not None
+            entry = _section(node)
+            port = int(entry["port"].plain()) if "port" in entry else PROXY_PORT
+            texts = {key: entry[key].plain() for key in ("username", "password") if key in entry}
+            line, column = given.keys[name]
+            for key in texts if len(texts) == 1 else ():
+                other = "password" if key == "username" else "username"
+                message = f"`{key}` without `{other}`"
+                self._problems.append(Problem(*node.keys[key], message, "write both, or neither"))
+            target = proxy_target(
+                name,
+                port,
+                context=self._text(entry, "context") or everyone["context"],
+                listen=self._text(entry, "listen", parse_listen) or everyone["listen"],
+                credentials=(texts["username"], texts["password"]) if len(texts) == 2 else None,
+                line=line,
+                column=column,
+                file=self._path,
+            )
+            self._claims.append(Claim(target, target.ports[0], line, column))
+            yield target
 
     def _short(self, node: Node) -> tuple[Line | None, list[tuple[int, int]], dict[str, Any]]:
         line, flaws = parse_line(split(node.plain()))

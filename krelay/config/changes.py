@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from krelay.config.diff import GroupChange, Plan, Spec
-from krelay.model import GroupSpec
+from krelay.model import GroupSpec, Kind
 
 _SIGNS = {"added": "+", "removed": "-"}
 
@@ -125,6 +125,8 @@ def _local(spec: Spec) -> str:
 
 
 def _remote(spec: Spec) -> str:
+    if spec.target.kind is Kind.PROXY:
+        return str(spec.target)
     return f"{spec.target}:{spec.port.remote}"
 
 
@@ -134,6 +136,8 @@ def _remotes(old: Spec, new: Spec) -> tuple[str, str]:
     if texts[0] != texts[1]:
         return texts
     before, after = old.target, new.target
+    if before.credentials != after.credentials:
+        return texts[0], f"{texts[1]} (other credentials)"
     if before.context != after.context:
         return (
             f"{texts[0]} (context {before.context or 'current'})",

@@ -42,7 +42,7 @@ class Spec:
         """What its new streams go to."""
         target = self.target
         where = (target.context, target.namespace) if target.kind.in_cluster else (target.context,)
-        return *where, target.kind, target.resource, self.port.remote
+        return *where, target.kind, target.resource, self.port.remote, target.credentials
 
 
 @dataclass(frozen=True, slots=True)

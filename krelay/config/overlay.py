@@ -5,8 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from krelay.config.flaw import Flaw
 from krelay.config.load import parse_target
-from krelay.model import LOOPBACK, AgentConfig, Config, Patch, Target
+from krelay.config.target import parse_listen, parse_port
+from krelay.errors import UsageError
+from krelay.model import (
+    LOOPBACK,
+    PROXY_PORT,
+    AgentConfig,
+    Config,
+    Patch,
+    Target,
+    proxy_target,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +82,36 @@ class Words:
             UsageError: they name no target, or no ports of it.
         """
         return self.overlay.over(Config((parse_target(self.words),), path="the command line"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The proxy of a command line, in the place of a file's. `listen` is `ADDRESS:PORT`, or one
+    of the two."""
+
+    listen: str = f"{LOOPBACK}:{PROXY_PORT}"
+    credentials: tuple[str, str] | None = None
+    embedded: bool = False
+    overlay: Overlay = Overlay()
+
+    @property
+    def file(self) -> None:
+        """There is none."""
+
+    def load(self) -> Config:
+        """What they say.
+
+        Raises:
+            UsageError: that cannot be listened on.
+        """
+        address, colon, port = self.listen.rpartition(":")
+        if not colon and not port.isdigit():
+            address, port = port, str(PROXY_PORT)
+        try:
+            number = int(parse_port(f"{port}:1").local or 0)
+            listen = parse_listen(address) if address else LOOPBACK
+        except Flaw as flaw:
+            raise UsageError(flaw.message, hint="for example `127.0.0.1:1080`") from flaw
+        target = proxy_target("proxy", number, listen=listen, credentials=self.credentials)
+        agent = AgentConfig(embedded=self.embedded)
+        return self.overlay.over(Config((target,), agent=agent, path="the command line"))

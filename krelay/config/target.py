@@ -11,7 +11,7 @@ import re
 from ipaddress import IPv6Address, ip_address
 
 from krelay.config.flaw import Flaw, quote
-from krelay.model import Kind, Port, Protocol
+from krelay.model import TYPES, Kind, Port, Protocol
 
 # plural, singular, short names; the API group
 _NAMES: dict[Kind, tuple[tuple[str, ...], str]] = {
@@ -24,7 +24,7 @@ _NAMES: dict[Kind, tuple[tuple[str, ...], str]] = {
     Kind.POD: (("pods", "pod", "po"), ""),
 }
 _KINDS = {name: kind for kind, (names, _) in _NAMES.items() for name in names}
-_ALL_KINDS = ", ".join(f"`{kind}/`" for kind in Kind)
+_ALL_KINDS = ", ".join(f"`{kind}/`" for kind in TYPES)
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _OBJECT = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")

@@ -11,10 +11,12 @@ from krelay.config.diff import Spec
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.holder import holder
 from krelay.datapath.listener import TcpListener
+from krelay.datapath.pool import Pool
+from krelay.datapath.proxy import ProxyListener
 from krelay.datapath.route import Route
 from krelay.datapath.udp import UdpListener
 from krelay.errors import ListenError
-from krelay.model import Protocol
+from krelay.model import Kind, Protocol
 
 logger = logging.getLogger("krelay.forward")
 
@@ -86,7 +88,11 @@ class Forward:
     def describe(self) -> list[str]:
         """A line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""
         target, remote = self.spec.target, self.spec.port.remote
-        end = f"{target}:{remote} ({self.protocol})"
+        end = (
+            f"{target} (tcp)"
+            if target.kind is Kind.PROXY
+            else f"{target}:{remote} ({self.protocol})"
+        )
         return [f"{target.name}: {local} -> {end}" for local in self.addresses]
 
     def bind(self) -> None:
@@ -105,11 +111,16 @@ class Forward:
         self.failure = None
         self.settled.clear()
 
-    def allow(self, park: float) -> None:
-        """A new connection may wait `park` seconds for a stream."""
-        self.park = park
+    def update(self, spec: Spec, pool: Pool, park: float) -> None:
+        """What the file says now, short of where to listen; live connections do not feel it."""
+        self.spec, self.park = spec, park
+        if self.route.pool is not pool:
+            self.route.pool = pool
         for listener in self._listeners.values():
             listener.park = park
+            if isinstance(listener, ProxyListener):
+                listener.pool = pool
+                listener.credentials = spec.target.credentials
 
     async def drain(self, timeout: float) -> None:
         """Accept no more; cut what is left after `timeout` seconds."""
@@ -148,12 +159,18 @@ class Forward:
         self._on_bound(self)
 
     async def _open(self, protocol: Protocol, local: int) -> None:
-        listener = self._listeners.get(protocol)
-        if listener is None:
-            make = UdpListener if protocol is Protocol.UDP else TcpListener
-            listener = make(self.name, self.route, self._tasks, park=self.park)
+        listener = self._listeners.get(protocol) or self._listener(protocol)
         await listener.open(self.spec.target.listen, local)
         self.listener = self._listeners[protocol] = listener
+
+    def _listener(self, protocol: Protocol) -> Listener:
+        if self.spec.target.kind is Kind.PROXY:
+            pool, credentials = self.route.pool, self.spec.target.credentials
+            return ProxyListener(
+                self.name, pool, self._tasks, park=self.park, credentials=credentials
+            )
+        make = UdpListener if protocol is Protocol.UDP else TcpListener
+        return make(self.name, self.route, self._tasks, park=self.park)
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
         """Say so, once for each reason."""

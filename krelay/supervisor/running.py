@@ -113,11 +113,8 @@ class Running:
         if forward is None:
             route = Route(pool, followed=followed)
             return Forward(spec, route, self._tasks, park=park, on_bound=self._on_bound)
-        forward.spec = spec
-        forward.allow(park)
+        forward.update(spec, pool, park)
         forward.route.followed = followed
-        if forward.route.pool is not pool:
-            forward.route.pool = pool
         return forward
 
     def _take_groups(self, stage: Stage, drain: float) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,24 @@ def test_a_wrong_command_line_is_2_and_all_on_stderr(
     out, err = capsys.readouterr()
     assert out == ""
     assert ("Usage: krelay" in err) or err == "Error: Option '-f' requires an argument.\n"
+
+
+def test_a_proxy_s_command_line(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from krelay.cli import up
+
+    sources: list[Any] = []
+    monkeypatch.setattr(up, "run", lambda source: sources.append(source) or 0)
+    assert krelay("proxy") == 0
+    monkeypatch.setenv("KRELAY_PROXY_PASSWORD", "pw")
+    assert krelay("proxy", "-l", "127.0.0.1:0", "--username", "me", "--embedded") == 0
+    assert [(s.listen, s.credentials, s.embedded) for s in sources] == [
+        ("127.0.0.1:1080", None, False),
+        ("127.0.0.1:0", ("me", "pw"), True),
+    ]
+    assert krelay("proxy") == 2
+    assert "a username needs a password" in capsys.readouterr().err
 
 
 # -- check -------------------------------------------------------------------------------------

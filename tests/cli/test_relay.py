@@ -224,6 +224,17 @@ def test_how_much_is_said(number: str, level: int, started: Started, relay: Rela
         assert logging.getLogger("krelay").level == level
 
 
+def test_the_seed_s_proxy(started: Started, relay: Relay) -> None:
+    for args in ([], ["-l", "127.0.0.1:0"], ["--listen", "127.0.0.1:0"]):
+        assert relay("proxy", *args, "--context", "c") == 0
+    assert [config.targets[0].ports[0].local for config in started.configs] == [1080, 0, 0]
+    assert {config.targets[0].kind for config in started.configs} == {Kind.PROXY}
+    # A pod of that name has ports.
+    started.configs.clear()
+    assert relay("proxy", "8080") == 0
+    assert str(started.config.targets[0]) == "pod/proxy"
+
+
 def test_ready_is_said_in_kubectl_s_words_and_in_the_seed_s(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
@@ -241,6 +252,10 @@ def test_ready_is_said_in_kubectl_s_words_and_in_the_seed_s(
         "Forwarding from 127.0.0.1:8080 -> 80\nForwarding from [::1]:8080 -> 80\n"
     )
     assert caplog.messages[0] == "Forwarding protocol=tcp localAddr=127.0.0.1:8080 remotePort=80"
+    forward.spec.target.kind = Kind.PROXY
+    module._announce(forward)
+    assert capsys.readouterr().out.startswith("SOCKS5 server is running address=127.0.0.1:8080\n")
+    forward.spec.target.kind = Kind.SERVICE
     forward.route.endpoint = None
     module._announce(forward)
     assert "-> http\n" in capsys.readouterr().out

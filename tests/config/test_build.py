@@ -4,10 +4,12 @@ from typing import Any
 
 import pytest
 
+from krelay.config import parse
 from krelay.config.build import build
 from krelay.config.document import Node, read
 from krelay.config.source import Files
 from krelay.config.validation import check
+from krelay.errors import ConfigError
 from krelay.model import AgentConfig, Config, Kind, Patch, Port, Protocol, Transport, TunnelConfig
 
 
@@ -214,3 +216,40 @@ def test_what_the_schema_took_away_is_no_second_problem() -> None:
         "agent: {patches: [{type: json}]}" + TARGETS,
     ):
         assert built(text)[2] == []
+
+
+def test_proxies_are_targets_of_a_kind_of_their_own() -> None:
+    config = parse(
+        "apiVersion: krelay/v1\ncontext: c\ndefaults: {listen: '::1'}\n"
+        "proxies:\n  one:\n"
+        "  two: {port: 0, listen: 127.0.0.1, context: other, username: me, password: '${PW}'}\n",
+        "krelay.yaml",
+        {"PW": "secret"},
+    )
+    one, two = config.targets
+    assert (one.kind, one.name, one.listen, one.context) == (Kind.PROXY, "one", "::1", "c")
+    assert (one.ports[0].local, one.credentials) == (1080, None)
+    assert (two.listen, two.context, two.ports[0].local) == ("127.0.0.1", "other", 0)
+    assert two.credentials == ("me", "secret")
+    assert not one.kind.in_cluster
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("proxies: {p: {username: me}}", 2, "`username` without `password`"),
+        ("proxies: {p: {password: pw}}", 2, "`password` without `username`"),
+        ("proxies: {p: {port: 70000}}", 2, "out of range"),
+        ("proxies: {}", 2, "is empty"),
+        ("proxies: {p: {}, q: {}}", 2, "is taken by target `p`"),
+        ("targets: {p: ip/10.0.0.1 1}\nproxies: {p: {}}", 3, "the name `p` is taken"),
+        ("targets: {t: ip/10.0.0.1 1080}\nproxies: {p: {}}", 3, "is taken by target `t`"),
+        ("targets: {t: proxy/x 1080}", 2, "is not a type of target"),
+    ],
+)
+def test_proxies_that_are_wrong(text: str, line: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"apiVersion: krelay/v1\n{text}\n", "krelay.yaml", {})
+    (problem,) = caught.value.problems
+    assert problem.line == line
+    assert message in problem.message

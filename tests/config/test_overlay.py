@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.overlay import Overlay, Words
+from krelay.config.overlay import Overlay, Proxy, Words
 from krelay.errors import UsageError
 from krelay.model import AgentConfig, Config, Kind, Patch, Port, Target
 
@@ -57,3 +57,30 @@ def test_words_are_a_target() -> None:
     assert words.file is None
     with pytest.raises(UsageError, match="has no port"):
         Words(("svc/web",)).load()
+
+
+@pytest.mark.parametrize(
+    ("listen", "address", "port"),
+    [
+        ("127.0.0.1:1080", "127.0.0.1", 1080),
+        ("0.0.0.0:0", "0.0.0.0", 0),
+        ("[::1]:9050", "::1", 9050),
+        (":9050", "127.0.0.1", 9050),
+        ("9050", "127.0.0.1", 9050),
+        ("localhost", "localhost", 1080),
+    ],
+)
+def test_a_proxy_is_a_target_too(listen: str, address: str, port: int) -> None:
+    config = Proxy(listen, ("me", "pw"), True, Overlay(context="c")).load()
+    (target,) = config.targets
+    assert (target.listen, target.ports[0].local) == (address, port)
+    assert target.credentials == ("me", "pw")
+    assert (config.agent.embedded, target.context) == (True, "c")
+    assert Proxy().file is None
+    assert "pw" not in repr(config)
+
+
+@pytest.mark.parametrize("listen", ["nowhere:80", "127.0.0.1:99999", "127.0.0.1:x", "::1"])
+def test_a_proxy_that_can_listen_nowhere(listen: str) -> None:
+    with pytest.raises(UsageError):
+        Proxy(listen).load()

@@ -71,7 +71,8 @@ def test_every_mapping_is_closed_but_for_free_form_ones() -> None:
     ]
     names = sorted(path.rpartition("/")[2] for path in free)
     assert names == [
-        "annotations", "labels", "limits", "nodeSelector", "patch", "requests", "targets"
+        "annotations", "labels", "limits", "nodeSelector", "patch", "proxies", "requests",
+        "targets",
     ]  # fmt: skip
     for path, rules in mappings(schema()):
         if "properties" in rules and not path.endswith("/properties"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -195,3 +196,49 @@ def test_a_lost_cluster_does_not_end_it(world: str) -> None:
         krelay.wait_log("tunnel lost")
         assert body(port)
         assert krelay.process.poll() is None
+
+
+# -- proxies -----------------------------------------------------------------------------------
+
+
+def through(port: int, kind: str, url: str) -> str:
+    """What curl gets by a proxy."""
+    done = subprocess.run(
+        ["curl", "-sS", "--max-time", "20", "-x", f"{kind}://127.0.0.1:{port}", url],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("program", [("kubectl", "relay"), (sys.executable, "-m", "krelay")])
+def test_a_proxy_into_the_cluster(program: tuple[str, ...], world: str) -> None:
+    krelay = Krelay("proxy", "-l", "127.0.0.1:0", environ={"PATH": PATH}, program=program)
+    with krelay:
+        krelay.wait_lines(1)
+        match = re.search(r"127\.0\.0\.1:(\d+)", krelay.output[0])
+        assert match is not None
+        if program[0] == "kubectl":
+            assert krelay.output == [f"SOCKS5 server is running address={match[0]}"]
+        port = int(match[1])
+        for kind in ("socks5h", "http"):
+            for host in (f"web.{world}", f"web.{world}.svc.cluster.local"):
+                assert through(port, kind, f"http://{host}/").startswith("web-")
+
+
+def test_a_proxy_s_short_names_are_of_the_agent_s_namespace(world: str, tmp_path: Path) -> None:
+    text = (
+        f"apiVersion: krelay/v1\nagent: {{namespace: {world}}}\n"
+        "proxies: {px: {port: 0, username: me, password: pw}}\n"
+    )
+    with kit.up(text, tmp_path, 1) as krelay:
+        port = krelay.address("px")[1]
+        done = subprocess.run(
+            ["curl", "-sS", "-x", f"socks5h://me:pw@127.0.0.1:{port}", "http://web/"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.startswith("web-")

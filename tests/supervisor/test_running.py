@@ -181,6 +181,52 @@ async def test_datagrams_go_where_the_route_leads_now(
                 assert await rig.recv(sock) == b"bx"
 
 
+# -- proxies -----------------------------------------------------------------------------------
+
+
+async def test_a_proxy_follows_edits_as_targets_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one, two = rig.closed_port(), rig.closed_port()
+
+    def content(entry: str, head: str = HEAD) -> str:
+        return f"{head}proxies: {{px: {{{entry}}}}}\n"
+
+    async def through(port: int, target: int) -> Talk:
+        reader, writer = await asyncio.open_connection(rig.HOST, port)
+        writer.write(b"\5\1\0\5\1\0\1\x7f\0\0\1" + target.to_bytes(2, "big"))
+        assert (await reader.readexactly(12))[3] == 0
+        talk = Talk(reader, writer)
+        talk.name = await reader.readexactly(1)
+        return talk
+
+    async with named(b"a") as a:
+        async with world(monkeypatch, tmp_path, content(f"port: {one}")) as w:
+            assert w.lines == [f"px: 127.0.0.1:{one} -> proxy/socks5+http (tcp)"]
+            live = await through(one, a)
+            assert live.name == b"a"
+            assert await w.edit(content(f"port: {two}")) == [
+                f"px: rebound 127.0.0.1:{one}/tcp -> 127.0.0.1:{two}/tcp, 1 live connection stays"
+            ]
+            with pytest.raises(ConnectionRefusedError):
+                await through(one, a)
+            # Another agent: what is new goes there, what lives has the former one's drain.
+            await w.edit(content(f"port: {two}", LONG.replace("sessions: 1", "sessions: 2")))
+            new = await through(two, a)
+            assert w.supervisor.running.groups[None].pool.streams == 1
+            assert await live.alive()
+            head = LONG.replace("sessions: 1", "sessions: 2")
+            (line,) = await w.edit(content(f"port: {two}, username: me, password: pw", head))
+            assert line.startswith("px: re-routed proxy/socks5+http")
+            reader, writer = await asyncio.open_connection(rig.HOST, two)
+            writer.write(b"\5\1\0")
+            assert await reader.read() == b"\5\xff"
+            writer.close()
+            assert await new.alive()
+            await live.close()
+            await new.close()
+
+
 # -- agents ------------------------------------------------------------------------------------
 
 
