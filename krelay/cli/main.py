@@ -170,6 +170,33 @@ def rbac(
     return run(_selection(file, names=names), given, optional=optional)
 
 
+@cli.command("import")
+@click.argument("path", metavar="FILE|kubefwd")
+@click.option("-n", "--namespace", "namespaces", multiple=True, help="For kubefwd: its namespaces.")
+@click.option("--context", help="For kubefwd: the kubeconfig context.")
+def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
+    """Print a krelay.yaml made from another tool's file.
+
+    FILE is a targets.txt, a kftray export or a .kportal.yaml; `kubefwd` stands for the Services
+    of the namespaces.
+    """
+    from krelay.cli.importing import run
+
+    return run(path, namespaces, context)
+
+
+@cli.command()
+@click.option("-f", "--file", metavar="FILE", help="The file to write.  [default: ./krelay.yaml]")
+@click.option("--from-namespace", "namespace", help="With the Services that this namespace has.")
+@click.option("--context", help="The kubeconfig context.")
+@click.option("--force", is_flag=True, help="Write over a file that exists.")
+def init(file: str | None, namespace: str | None, context: str | None, force: bool) -> int:
+    """Write a krelay.yaml to begin with. Asks nothing."""
+    from krelay.cli.importing import init as write
+
+    return write(file, namespace, context, force=force)
+
+
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:

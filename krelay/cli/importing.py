@@ -1,0 +1,82 @@
+"""`krelay import` and `krelay init`: a krelay.yaml made of what there is."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from krelay.cli.output import say
+from krelay.config import source
+from krelay.convert import Converted, convert, kubefwd, starter
+from krelay.errors import UsageError
+
+KUBEFWD = "kubefwd"
+
+
+def run(path: str, namespaces: Sequence[str], context: str | None) -> int:
+    """Print what the file at `path` says (`-`: standard input) as a krelay.yaml; the exit code.
+
+    Raises:
+        UsageError: it cannot be read.
+        ConfigError: it is nothing that is known.
+        ClusterError: it is kubefwd, and the Services cannot be listed.
+    """
+    if path == KUBEFWD and not Path(path).exists():
+        found = asyncio.run(_listed(namespaces, context, ["services"]))
+        converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
+    else:
+        data = sys.stdin.buffer.read() if path == source.STDIN else source.read(path)
+        converted = convert(data, "<stdin>" if path == source.STDIN else path)
+    say(converted.text.rstrip())
+    for warning in converted.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    return 0
+
+
+def init(
+    path: str | None, namespace: str | None, context: str | None, *, force: bool = False
+) -> int:
+    """Write a file to begin with; the exit code.
+
+    Raises:
+        UsageError: there is one already, or it cannot be written.
+        ClusterError: the namespace cannot be looked at.
+    """
+    target = Path(path or source.NAMES[0])
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists", hint="`--force` writes over it")
+    items: list[list[Any]] = [[], [], []]
+    if namespace is not None:
+        kinds = ["services", "deployments", "statefulsets"]
+        items = asyncio.run(_listed([namespace], context, kinds))[namespace]
+    text = starter(namespace, items[0], [*items[1], *items[2]])
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
+    say(f"{target}: written; next: `krelay check`, then `krelay up`")
+    return 0
+
+
+async def _listed(
+    namespaces: Sequence[str], context: str | None, kinds: Sequence[str]
+) -> dict[str, list[list[Any]]]:
+    """The objects of each namespace (without any: the context's own), kind by kind."""
+    from krelay.cluster.api import Api, collection
+
+    async with await Api.connect(context=context) as api:
+        found = {}
+        for namespace in namespaces or [api.namespace]:
+            lists = []
+            for kind in kinds:
+                version = "v1" if kind == "services" else "apps/v1"
+                answer = await api.get(collection(version, kind, namespace))
+                word = {"deployments": "Deployment", "statefulsets": "StatefulSet"}.get(kind, "")
+                lists.append([{**item, "kind": word} for item in answer.get("items") or ()])
+            found[namespace] = lists
+        return found

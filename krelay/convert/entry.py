@@ -1,0 +1,132 @@
+"""Entry: one target on its way into a krelay.yaml, and the text of all of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from krelay.config.flaw import Flaw
+from krelay.config.line import Word, parse_line, split
+from krelay.model import LOOPBACK
+
+_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ._/:@-]*")
+_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+_NAME = re.compile(r"[^a-z0-9._-]+")
+_LONGEST_NAME = 63
+_HEAD = """\
+# yaml-language-server: $schema=https://krelay.dev/schema/v1.json
+#
+# Made from {origin}. `krelay check` says whether it is right.
+apiVersion: krelay/v1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One target. `target` is TYPE/NAME, `ports` are as in a file. `comments` go above it, and so
+    do `notes`, of what could not be carried over; with a `why`, the whole entry is a comment."""
+
+    name: str
+    target: str
+    ports: tuple[str, ...]
+    namespace: str | None = None
+    context: str | None = None
+    listen: str | None = None
+    comments: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """The text of a krelay.yaml, and what could not be carried over."""
+
+    text: str
+    warnings: tuple[str, ...] = ()
+
+
+def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted:
+    """The file with these entries; `origin` is for its head, `head` goes before its targets."""
+    lines: list[str] = []
+    warnings: list[str] = []
+    taken: dict[tuple[str, str, str], str] = {}
+    names: set[str] = set()
+    live = 0
+    for given in entries:
+        entry = replace(given, name=_unique(given.name, names))
+        entry = _checked(entry, taken)
+        warnings += [f"{entry.name}: {text}" for text in (*entry.notes, entry.why) if text]
+        lines += [f"  # {text}" for text in (*entry.comments, *entry.notes)]
+        if entry.why:
+            lines += [f"  # {entry.why}:", f"  # {_line(entry)}"]
+        else:
+            live += 1
+            lines.append(f"  {_line(entry)}")
+    if not live:
+        lines.insert(0, "  example: svc/my-service 8080:80")
+    text = _HEAD.format(origin=origin) + head + "targets:\n" + "\n".join(lines) + "\n"
+    return Converted(text, tuple(warnings))
+
+
+def _unique(wanted: str, names: set[str]) -> str:
+    """A name that a target may have, and that none has yet."""
+    base = _NAME.sub("-", wanted.lower()).strip("-._")[: _LONGEST_NAME - 4].strip("-._") or "target"
+    name, number = base, 2
+    while name in names:
+        name, number = f"{base}-{number}", number + 1
+    names.add(name)
+    return name
+
+
+def _checked(entry: Entry, taken: dict[tuple[str, str, str], str]) -> Entry:
+    """The entry, as a comment if no file may have it."""
+    if entry.why:
+        return entry
+    options = ["-n", entry.namespace] if entry.namespace else []
+    options += ["-l", entry.listen] if entry.listen else []
+    words = [*split(" ".join((entry.target, *entry.ports))), *(Word(word) for word in options)]
+    line, flaws = parse_line(words)
+    if line is None:
+        return replace(entry, why=_one_line(flaws[0]))
+    for port in line.ports:
+        key = (entry.listen or LOOPBACK, str(port.local), str(port.protocol or "tcp"))
+        if port.local and key in taken:
+            return replace(entry, why=f"local port {port.local} is taken by {taken[key]}")
+        taken[key] = entry.name
+    return entry
+
+
+def _one_line(flaw: Flaw) -> str:
+    return " ".join(flaw.message.split())
+
+
+def _line(entry: Entry) -> str:
+    """The entry in YAML: a line of targets.txt where that says it all."""
+    name = _scalar(entry.name)
+    if entry.context is None:
+        words = [entry.target, *entry.ports]
+        words += ["-n", entry.namespace] if entry.namespace else []
+        words += ["-l", entry.listen] if entry.listen else []
+        return f"{name}: {_scalar(' '.join(words))}"
+    fields = {
+        "target": entry.target,
+        "ports": list(entry.ports),
+        "namespace": entry.namespace,
+        "context": entry.context,
+        "listen": entry.listen,
+    }
+    inside = ", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items() if value)
+    return f"{name}: {{{inside}}}"
+
+
+def _scalar(text: str) -> str:
+    """The text as YAML has it, in quotes only where it must be."""
+    plain = _PLAIN.fullmatch(text) and ": " not in text and not text.endswith(":")
+    return text if plain and text not in _WORDS else _quoted(text)
+
+
+def _quoted(value: str | list[str] | None) -> str:
+    # A dollar would start a variable.
+    return json.dumps(value).replace("$", "$$")

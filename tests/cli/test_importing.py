@@ -1,0 +1,98 @@
+"""`krelay import` and `krelay init`."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krelay.cli import importing
+from krelay.cli import main as module
+from krelay.config import parse
+from tests.convert.test_services import service, workload
+
+Krelay = Callable[..., int]
+
+
+@pytest.fixture
+def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Krelay:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, stdin: bytes = b"") -> int:
+        monkeypatch.setattr(sys, "argv", ["krelay", *args])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        return module.main()
+
+    return run
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What was asked for; each namespace has a Service and a Deployment."""
+    asked: list[tuple[Any, ...]] = []
+
+    async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
+        asked.append((list(namespaces), context, kinds))
+        items = {"services": [service("web", 80)], "deployments": [workload("Deployment", "job")]}
+        return {name: [items.get(kind, []) for kind in kinds] for name in namespaces or ["own"]}
+
+    monkeypatch.setattr(importing, "_listed", listed)
+    return asked
+
+
+def test_a_file_and_standard_input(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("targets.txt").write_text("svc/web 8080:80\n")
+    assert krelay("import", "targets.txt") == 0
+    first = capsys.readouterr()
+    assert krelay("import", "-", stdin=b"svc/web 8080:80\n") == 0
+    second = capsys.readouterr()
+    assert first.out.replace("targets.txt", "<stdin>") == second.out
+    assert first.err == ""
+    assert parse(second.out, "krelay.yaml", {}).targets[0].name == "web"
+
+
+def test_warnings_are_no_data(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("import", "-", stdin=b'[{"workload_type": "pod"}]') == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in out
+    assert err.startswith("warning: pod: a pod by its labels")
+
+
+def test_what_cannot_be_imported(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("import", "missing") == 2
+    assert krelay("import", "-", stdin=b"[") == 2
+    assert krelay("import") == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_kubefwd(
+    krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("import", "kubefwd", "-n", "a", "-n", "b", "--context", "c") == 0
+    assert cluster == [(["a", "b"], "c", ["services"])]
+    assert len(parse(capsys.readouterr().out, "krelay.yaml", {}).targets) == 2
+
+
+def test_a_starter_never_writes_over_a_file_unasked(
+    krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("init") == 0
+    assert capsys.readouterr().out == (
+        "krelay.yaml: written; next: `krelay check`, then `krelay up`\n"
+    )
+    assert krelay("check") == 0
+    before = Path("krelay.yaml").read_text()
+    assert krelay("init", "--from-namespace", "shop") == 2
+    assert "hint: `--force` writes over it" in capsys.readouterr().err
+    assert Path("krelay.yaml").read_text() == before
+    assert not cluster
+    assert krelay("init", "--from-namespace", "shop", "--force") == 0
+    assert krelay("check") == 0
+    text = Path("krelay.yaml").read_text()
+    assert "  web: svc/web 8080:80\n" in text
+    assert "  # job: deploy/job :PORT\n" in text
+    assert krelay("init", "-f", "no/such/directory.yaml") == 2

@@ -1,0 +1,152 @@
+"""Each kind of file, recognised by what is in it, with what is kept and what is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from krelay.config import parse
+from krelay.convert import convert
+from krelay.errors import ConfigError
+from krelay.model import Config
+
+KFTRAY = [
+    {
+        "alias": "argo",
+        "context": "kind",
+        "kubeconfig": "default",
+        "local_port": 8080,
+        "namespace": "argocd",
+        "protocol": "tcp",
+        "remote_port": 80,
+        "service": "argocd-server",
+        "workload_type": "service",
+        "http_logs_enabled": True,
+    },
+    {
+        "alias": "by-label",
+        "local_port": 8083,
+        "namespace": "argocd",
+        "protocol": "tcp",
+        "remote_port": 8083,
+        "target": "app=server",
+        "workload_type": "pod",
+    },
+    {
+        "alias": "dns",
+        "local_port": 5353,
+        "namespace": "argocd",
+        "protocol": "udp",
+        "remote_address": "coredns.internal",
+        "remote_port": 53,
+        "workload_type": "proxy",
+        "local_address": "127.0.0.2",
+    },
+    {"remote_address": "10.0.0.7", "remote_port": 22, "workload_type": "proxy"},
+    {"service": "x", "remote_port": 1, "workload_type": "expose"},
+]
+KPORTAL = """\
+contexts:
+  - name: prod
+    namespaces:
+      - name: shop
+        forwards:
+          - {resource: service/web, protocol: tcp, port: 80, localPort: 8080, alias: web}
+          - {resource: deployment/api, port: 9000, localPort: 9000, httpLog: true}
+          - {resource: pod/worker, port: 1, localPort: 2}
+          - {resource: pod, selector: app=x, port: 1, localPort: 3}
+          - {resource: service/dns, protocol: udp, port: 53, localPort: 5353}
+  - name: empty
+"""
+TARGETS = """\
+# the cache
+host/redis.test 6379
+
+# not about the next
+
+-n x -l ::1 svc/a 1:http@tcp // t
+"""
+
+
+def read(text: str) -> tuple[Config, tuple[str, ...], str]:
+    found = convert(text.encode(), "file")
+    return parse(found.text, "krelay.yaml", {}), found.warnings, found.text
+
+
+def told(config: Config) -> list[str]:
+    return [
+        f"{t.name} {t} {' '.join(map(str, t.ports))} {t.namespace} {t.context} {t.listen}"
+        for t in config.targets
+    ]
+
+
+def test_kftray() -> None:
+    config, warnings, text = read(json.dumps(KFTRAY))
+    assert told(config) == [
+        "argo svc/argocd-server 8080:80 argocd kind 127.0.0.1",
+        "dns host/coredns.internal 5353:53/udp None None 127.0.0.2",
+        "proxy ip/10.0.0.7 :22 None None 127.0.0.1",
+    ]
+    assert warnings == (
+        "argo: its HTTP log was not carried over",
+        "argo: 80 was its pods' port; here it is the Service's",
+        "by-label: a pod by its labels (app=server): name its workload instead",
+        "x: kftray's type expose is not known here",
+    )
+    assert "# Made from kftray's file." in text
+
+
+def test_kportal() -> None:
+    config, warnings, _ = read(KPORTAL)
+    assert told(config) == [
+        "web svc/web 8080:80 shop prod 127.0.0.1",
+        "api deploy/api 9000 shop prod 127.0.0.1",
+        "dns svc/dns 5353:53/udp shop prod 127.0.0.1",
+    ]
+    assert warnings == (
+        "api: its httpLog was not carried over",
+        "worker: a pod by the beginning of its name: name its workload instead",
+        "pod: a pod by its labels (app=x): name its workload instead",
+    )
+
+
+def test_targets_txt_keeps_its_comments() -> None:
+    config, warnings, text = read(TARGETS)
+    assert told(config) == [
+        "redis.test host/redis.test 6379 None None 127.0.0.1",
+        "a svc/a 1:http/tcp x None ::1",
+    ]
+    assert warnings == ()
+    assert "  # the cache\n  redis.test: host/redis.test 6379\n  a: " in text
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("[{", 1, "not JSON"),
+        ("[1]", 1, "no list of forwards"),
+        ("{}\n[]", 2, "not JSON"),
+        ("svc/web 99999\nsvc/a b c!\n", 1, "out of range"),
+        ("contexts: [\n", 2, "not YAML"),
+        ("apiVersion: krelay/v1\ntargets: {}\n", 0, "nothing that can be imported"),
+        ("contexts: text\n", 0, "nothing that can be imported"),
+        ("", 0, "nothing that can be imported"),
+    ],
+)
+def test_what_is_none_of_them(text: str, line: int, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        convert(text.encode(), "file")
+    assert caught.value.problems[0].line == line
+    assert message in caught.value.problems[0].message
+
+
+def test_what_is_no_text() -> None:
+    with pytest.raises(ConfigError, match="1 problem"):
+        convert(b"\xff", "file")
+
+
+def test_one_forward_alone_and_dollars() -> None:
+    config, _, _ = read(json.dumps({**KFTRAY[0], "alias": None, "context": "$HOME"}))
+    assert told(config) == ["argocd-server svc/argocd-server 8080:80 argocd $HOME 127.0.0.1"]
+    assert len(read(KPORTAL.replace("prod", "${X}"))[0].targets) == 3
