@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from krelay.config.flaw import Flaw
-from krelay.config.line import Word, parse_line, split
+from krelay.config import parse
+from krelay.errors import ConfigError
 from krelay.model import LOOPBACK
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ._/:@-]*")
@@ -58,15 +58,21 @@ def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted
         entry = replace(given, name=_unique(given.name, names))
         entry = _checked(entry, taken)
         warnings += [f"{entry.name}: {text}" for text in (*entry.notes, entry.why) if text]
-        lines += [f"  # {text}" for text in (*entry.comments, *entry.notes)]
+        lines += map(_comment, (*entry.comments, *entry.notes))
         if entry.why:
-            lines += [f"  # {entry.why}:", f"  # {_line(entry)}"]
+            lines += map(_comment, (f"{entry.why}:", _line(entry)))
         else:
             live += 1
             lines.append(f"  {_line(entry)}")
     if not live:
         lines.insert(0, "  example: svc/my-service 8080:80")
-    text = _HEAD.format(origin=origin) + head + "targets:\n" + "\n".join(lines) + "\n"
+    text = (
+        _HEAD.format(origin=" ".join(origin.split()))
+        + head
+        + "targets:\n"
+        + "\n".join(lines)
+        + "\n"
+    )
     return Converted(text, tuple(warnings))
 
 
@@ -84,13 +90,11 @@ def _checked(entry: Entry, taken: dict[tuple[str, str, str], str]) -> Entry:
     """The entry, as a comment if no file may have it."""
     if entry.why:
         return entry
-    options = ["-n", entry.namespace] if entry.namespace else []
-    options += ["-l", entry.listen] if entry.listen else []
-    words = [*split(" ".join((entry.target, *entry.ports))), *(Word(word) for word in options)]
-    line, flaws = parse_line(words)
-    if line is None:
-        return replace(entry, why=_one_line(flaws[0]))
-    for port in line.ports:
+    try:
+        config = parse(f"apiVersion: krelay/v1\ntargets:\n  {_line(entry)}\n", "entry", {})
+    except ConfigError as exc:
+        return replace(entry, why=exc.problems[0].message)
+    for port in config.targets[0].ports:
         key = (entry.listen or LOOPBACK, str(port.local), str(port.protocol or "tcp"))
         if port.local and key in taken:
             return replace(entry, why=f"local port {port.local} is taken by {taken[key]}")
@@ -98,14 +102,15 @@ def _checked(entry: Entry, taken: dict[tuple[str, str, str], str]) -> Entry:
     return entry
 
 
-def _one_line(flaw: Flaw) -> str:
-    return " ".join(flaw.message.split())
+def _comment(text: str) -> str:
+    """The text as a comment may have it: on one line, without what no file may have."""
+    return "  # " + " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _line(entry: Entry) -> str:
     """The entry in YAML: a line of targets.txt where that says it all."""
     name = _scalar(entry.name)
-    if entry.context is None:
+    if not entry.context:
         words = [entry.target, *entry.ports]
         words += ["-n", entry.namespace] if entry.namespace else []
         words += ["-l", entry.listen] if entry.listen else []
