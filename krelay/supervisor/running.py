@@ -56,6 +56,7 @@ class Running:
         for pair in plan.pairs:
             if pair.new is None:
                 assert pair.old is not None
+                before[pair.old.key].unbind()
                 self._end(before[pair.old.key], drain)
             elif pair.old is not None and pair.rebound:
                 before[pair.old.key].unbind()
@@ -81,6 +82,7 @@ class Running:
     def drain(self, timeout: float) -> None:
         """Every forward ends; `ending` is without forwards when that is done."""
         for forward in self.forwards.values():
+            forward.unbind()
             self._end(forward, timeout)
         self.forwards = {}
 

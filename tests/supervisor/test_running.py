@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from krelay.datapath.listener import TcpListener
+from krelay.supervisor.stage import Stage
 from tests import rig
 from tests.supervisor.agents import FakeReach
 from tests.supervisor.world import HEAD, Talk, named, text, world
@@ -33,6 +35,24 @@ async def test_an_edit_adds_and_removes(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert set(w.listening) == {"two"}
         with pytest.raises(ConnectionRefusedError):
             await Talk.to(port)
+
+
+async def test_what_is_removed_is_closed_when_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    one, two = f"one: {HOST} :1", f"two: {HOST} :1"
+    async with world(monkeypatch, tmp_path, text(one, two)) as w:
+        sockets = [forward.listener for forward in w.supervisor.running.forwards.values()]
+        real = w.supervisor.running.commit
+        open_after: list[bool] = []
+
+        def commit(stage: Stage) -> None:
+            real(stage)
+            open_after.append(any(isinstance(s, TcpListener) and s.accepting for s in sockets[:1]))
+
+        monkeypatch.setattr(w.supervisor.running, "commit", commit)
+        await w.edit(text(two))
+        assert open_after == [False]
 
 
 async def test_a_comment_changes_nothing(
