@@ -91,7 +91,7 @@ class InFlight:
             self.rtt, self._rtt_at = rtt, now
         elif self.rtt and now - self._rtt_at > _RTT_MEMORY:
             self._probe_from = self.sent
-            self.limit = max(MIN_LIMIT, int(max(self._rates, default=0.0) * self.rtt / 2))
+            self._set_limit(self.rtt / 2)
             return
         else:
             self.on_rtt(rtt, now)
@@ -101,5 +101,9 @@ class InFlight:
                 return
             self._rates.append(rate)
         self._limited = False
-        wanted = int(max(self._rates, default=0.0) * (self.rtt + max(self.rtt, _SLACK)))
+        self._set_limit(self.rtt + max(self.rtt, _SLACK))
+
+    def _set_limit(self, seconds: float) -> None:
+        """As much as the path delivers in this time, within the bounds."""
+        wanted = int(max(self._rates, default=0.0) * seconds)
         self.limit = max(MIN_LIMIT, min(wanted, self._max_limit))

@@ -99,6 +99,17 @@ def test_the_limit_stays_within_its_bounds(
         assert flight.rtt >= 0
 
 
+def test_the_limit_of_a_probe_is_within_its_bounds_too() -> None:
+    flight = InFlight(CAP)
+    # A rate beyond all measure, then a round trip that is too old to be believed.
+    flight.on_sent(1 << 20, 0.0, limited=True)
+    assert flight.on_ack(1 << 20, 0.0)
+    flight.rtt = 10.0
+    flight.on_sent(1, 100.0, limited=False)
+    assert flight.on_ack((1 << 20) + 1, 111.0)
+    assert flight.limit == CAP
+
+
 def test_an_ack_that_cannot_be() -> None:
     flight = InFlight(CAP)
     flight.on_sent(100, 0.0, limited=False)
