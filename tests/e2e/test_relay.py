@@ -242,3 +242,24 @@ def test_a_proxy_s_short_names_are_of_the_agent_s_namespace(world: str, tmp_path
             check=True,
         )
         assert done.stdout.startswith("web-")
+
+
+def test_datagrams_by_socks5(world: str) -> None:
+    """A DNS query to a Service by its name, from a client that speaks RFC 1928 itself."""
+    krelay = Krelay("proxy", "-l", "127.0.0.1:0")
+    with krelay:
+        krelay.wait_lines(1)
+        match = re.search(r"127\.0\.0\.1:(\d+)", krelay.output[0])
+        assert match is not None
+        with kit.dial(("127.0.0.1", int(match[1]))) as control:
+            control.sendall(b"\5\1\0\5\3\0\1\0\0\0\0\0\0")
+            answer = b""
+            while len(answer) < 12:
+                answer += control.recv(12 - len(answer))
+            assert answer[:6] == b"\5\0\5\0\0\1"
+            relay = ("127.0.0.1", int.from_bytes(answer[10:], "big"))
+            name = b"kube-dns.kube-system"
+            head = b"\0\0\0\3" + bytes([len(name)]) + name + b"\0\x35"
+            found = kit.ask_udp(relay, head + QUERY)
+            assert found.startswith(head + QUERY[:2])
+            assert len(found) > len(head + QUERY)
