@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from krelay.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +21,16 @@ def logging_as_it_was() -> Iterator[None]:
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])
+
+
+@pytest.fixture
+def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Run `krelay ARGS` in an empty directory; the exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str, stdin: bytes = b"") -> int:
+        monkeypatch.setattr(sys, "argv", ["krelay", *args])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        return main.main()
+
+    return run

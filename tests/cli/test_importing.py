@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,23 +9,10 @@ from typing import Any
 import pytest
 
 from krelay.cli import importing
-from krelay.cli import main as module
 from krelay.config import parse
 from tests.convert.test_services import service, workload
 
 Krelay = Callable[..., int]
-
-
-@pytest.fixture
-def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Krelay:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: str, stdin: bytes = b"") -> int:
-        monkeypatch.setattr(sys, "argv", ["krelay", *args])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return module.main()
-
-    return run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -32,19 +31,6 @@ BAD = (
 )
 
 Krelay = Callable[..., int]
-
-
-@pytest.fixture
-def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Krelay:
-    """Run `krelay ARGS` in an empty directory; the exit code."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args: str, stdin: bytes = b"") -> int:
-        monkeypatch.setattr(sys, "argv", ["krelay", *args])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return module.main()
-
-    return run
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from krelay.cli import main as module
 from tests import rig
 from tests.integration.product import run, up
 
 GOOD = "apiVersion: krelay/v1\nagent: {embedded: true}\ntargets:\n  web: ip/127.0.0.1 8080:80\n"
 
 
-@pytest.fixture
-def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def file(krelay: Callable[..., int]) -> None:
+    """A file in the directory that `krelay` runs in."""
     Path("krelay.yaml").write_text(GOOD)
-
-    def invoke(*args: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["krelay", *args])
-        return module.main()
-
-    return invoke
 
 
 def test_where_none_runs_all_would_start(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-
-from krelay.cli import main as module
 
 TEXT = """\
 apiVersion: krelay/v1
@@ -19,17 +16,11 @@ targets:
 """
 
 
-@pytest.fixture
-def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def file(krelay: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A file in the directory that `krelay` runs in."""
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     Path("krelay.yaml").write_text(TEXT)
-
-    def invoke(*args: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["krelay", *args])
-        return module.main()
-
-    return invoke
 
 
 def test_roles_by_context(krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
