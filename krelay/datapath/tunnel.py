@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.plain import PlainDriver
@@ -35,6 +36,20 @@ Carrier = Driver | PlainDriver
 """What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
 
 
+@dataclass(slots=True)
+class TunnelStats:
+    """What became of a session's tunnels since the start: those that came up, those of them that
+    carried the session on, and those of these that took over from a working one; the bytes that
+    were sent again. `window_stalls` and `limit_stalls` are the session's own counts."""
+
+    connects: int = 0
+    resumed: int = 0
+    rotated: int = 0
+    replayed_bytes: int = 0
+    window_stalls: int = 0
+    limit_stalls: int = 0
+
+
 class _PlainError(Exception):
     """The agent speaks plain mode only."""
 
@@ -58,6 +73,7 @@ class Tunnel:
         self.name = name
         self.driver: Carrier | None = None
         self.failure: Exception | None = None
+        self.stats = TunnelStats()
         self._dial = dial
         self._key = key
         self._private = private

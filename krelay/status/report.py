@@ -1,0 +1,159 @@
+"""Report: what is true of a running krelay at one moment; all that is shown is made from it.
+
+The supervisor makes reports; `/v1/status`, the metrics, the page and the commands read them. Their
+JSON form is that of `schema/status.schema.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class State(StrEnum):
+    """How a forward is."""
+
+    PENDING = "pending"
+    """It has not worked yet, and nothing says that it cannot."""
+    READY = "ready"
+    """It is bound, the agent is reached, and the last dial or probe of its endpoint worked."""
+    DEGRADED = "degraded"
+    """It worked before; now something on the way does not."""
+    FAILED = "failed"
+    """It does not work, and did not before."""
+    DRAINING = "draining"
+    """It takes nothing new; what lives may finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a forward has carried since it is there. `results` counts the streams that have ended,
+    and the dials that failed, by what became of them (`ok`, `reset`, `refused`, `no_such_host`, …);
+    `dials` are the seconds that the agent took to reach the endpoint, as cumulative counts by upper
+    bound, with their `dial_count` and `dial_sum`; `drops` counts lost datagrams by reason."""
+
+    opened: int = 0
+    results: Mapping[str, int] = field(default_factory=dict)
+    to_remote_bytes: int = 0
+    to_local_bytes: int = 0
+    dials: Mapping[float, int] = field(default_factory=dict)
+    dial_count: int = 0
+    dial_sum: float = 0.0
+    drops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardReport:
+    """One forward: a port of a target. `index` counts the target's ports from 0; `check` is how
+    it is probed; `live` its connections and flows now."""
+
+    target: str
+    index: int
+    name: str
+    to: str
+    state: State
+    reason: str
+    since: datetime
+    context: str | None = None
+    namespace: str | None = None
+    protocol: str | None = None
+    listen: tuple[str, ...] = ()
+    endpoint: str | None = None
+    via: str = ""
+    check: str = "dial"
+    live: int = 0
+    traffic: Traffic = Traffic()
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelReport:
+    """One session to an agent. `rtt` is in seconds, None before it was measured; the rest counts
+    since the start: `connects` tunnels that came up, `resumed` those that carried the session on,
+    `rotated` those that took over from a working one; `window_stalls` times that a stream had bytes
+    and no credit, `limit_stalls` that the tunnel's own limit held it up."""
+
+    name: str
+    up: bool
+    streams: int
+    rtt: float | None = None
+    connects: int = 0
+    resumed: int = 0
+    rotated: int = 0
+    replayed_bytes: int = 0
+    window_stalls: int = 0
+    limit_stalls: int = 0
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """The agents of one context: where they run (`namespace/pod`, or a process) and the tunnels."""
+
+    context: str | None
+    where: tuple[str, ...]
+    tunnels: tuple[TunnelReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileReport:
+    """The file, and whether what runs is what it says. `generation` counts what was carried out;
+    `error` (as `status.refusal` has it) says why the file is not, `since` since when."""
+
+    path: str | None
+    files: tuple[str, ...]
+    in_step: bool
+    generation: int = 1
+    reloads: int = 0
+    failed_reloads: int = 0
+    since: datetime | None = None
+    error: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All of it. `tasks` and `descriptors` are this process's own, as is `memory_bytes`."""
+
+    version: str
+    pid: int
+    started: datetime
+    file: FileReport
+    forwards: tuple[ForwardReport, ...]
+    draining: int
+    agents: tuple[AgentReport, ...]
+    tasks: int = 0
+    descriptors: int = 0
+    memory_bytes: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether every forward is."""
+        return all(forward.state is State.READY for forward in self.forwards)
+
+    def as_json(self) -> dict[str, Any]:
+        """Its JSON form: camelCase keys, times as ISO 8601."""
+        found: dict[str, Any] = _json(self)
+        return {**found, "ready": self.ready}
+
+
+def _json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {
+            _camel(name.name): _json(getattr(value, name.name))
+            for name in dataclasses.fields(value)
+        }
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return value
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
