@@ -1,4 +1,4 @@
-"""Feed: what happens in a running krelay, for whoever listens now and a little for who comes late."""
+"""Feed: what happens in a running krelay, for who listens now, and a little for who comes late."""
 
 from __future__ import annotations
 
