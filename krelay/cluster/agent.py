@@ -20,7 +20,7 @@ from krelay.cluster.startup import started
 from krelay.cluster.watch import follow
 from krelay.errors import ClusterError, NotFoundError, UnreachableError
 from krelay.finish import finish
-from krelay.model import AgentConfig
+from krelay.model import AgentConfig, SessionConfig
 
 logger = logging.getLogger("krelay.agent")
 
@@ -50,11 +50,13 @@ async def create_agent(
     namespace: str,
     key_sha256: str,
     connect_timeout: float = 10.0,
+    session: SessionConfig = SessionConfig(),  # noqa: B008
+    run: str = "",
     deadline: float = 300.0,
     on_progress: Callable[[str], None] = lambda reason: None,
 ) -> Agent:
     """Create the Job and wait until its container runs. `deadline`, and the `connect_timeout`
-    that the agent gets for a target, are in seconds.
+    that the agent gets for a target, are in seconds. `run` is as in `job_manifest`.
 
     `on_progress` gets a line whenever what is waited for changes. If this raises, or is
     cancelled, the Job is deleted first.
@@ -71,6 +73,8 @@ async def create_agent(
         namespace=namespace,
         key_sha256=key_sha256,
         connect_timeout=connect_timeout,
+        session=session,
+        run=run,
     )
     for warning in warnings:
         logger.warning("%s", warning)

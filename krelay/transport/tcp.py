@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TypeVar
 
 from krelay.errors import NotListeningError, TunnelError
 
+AGAIN = 1.0
+"""Seconds after which a connection that has no answer yet is tried once more, beside the first.
+
+TCP itself tries again after 1, 3 and 7 seconds, while the network may long be back.
+"""
 ADDRESS_DEADLINE = 2.0
 """Seconds for each but the last of a host's addresses.
 
@@ -31,9 +37,7 @@ async def dial(
     for left, (family, *_, address) in zip(range(len(found))[::-1], found, strict=True):
         try:
             async with asyncio.timeout(ADDRESS_DEADLINE if left else None):
-                transport, protocol = await loop.create_connection(
-                    factory, str(address[0]), port, family=family
-                )
+                transport, protocol = await _insist(factory, str(address[0]), port, family)
         except OSError:
             if not left:
                 raise
@@ -42,6 +46,44 @@ async def dial(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return transport, protocol
     raise OSError(f"no address for {host}")
+
+
+async def _insist(
+    factory: Callable[[], _ProtocolT], address: str, port: int, family: int
+) -> tuple[asyncio.Transport, _ProtocolT]:
+    """Connect to one address, by the first of as many tries as it takes; the caller sets the
+    deadline. Raises OSError: as soon as one is refused."""
+    loop = asyncio.get_running_loop()
+    made: list[tuple[asyncio.Transport, _ProtocolT]] = []
+    there = asyncio.Event()
+
+    async def attempt() -> None:
+        transport, protocol = await loop.create_connection(factory, address, port, family=family)
+        if made:
+            transport.abort()
+        else:
+            made.append((transport, protocol))
+            there.set()
+
+    tries: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            while not there.is_set():
+                tries.append(tasks.create_task(attempt()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(AGAIN):
+                        await there.wait()
+            for late in tries:
+                late.cancel()
+    except BaseExceptionGroup as group:
+        for transport, _ in made:
+            transport.abort()
+        raise next(iter(group.exceptions)) from None
+    except BaseException:
+        for transport, _ in made:
+            transport.abort()
+        raise
+    return made[0]
 
 
 async def open_tcp(

@@ -54,7 +54,7 @@ async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
         await asyncio.gather(reach.start(), reach.start())
         assert process(reach) is first
         for key, up in ((rig.KEY, True), (bytes(32), False)):
-            pool = rig.Pool("p", reach.dial, key, size=1, private=reach.private)
+            pool = rig.Pool("p", [reach], key, size=1)
             async with rig.running(pool, up=up):
                 if not up:
                     await pool.wait_change()
