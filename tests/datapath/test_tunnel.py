@@ -12,6 +12,7 @@ import pytest
 from krelay.datapath import tunnel as module
 from krelay.datapath.pool import Pool
 from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
+from krelay.model import SessionConfig
 from krelay.wire.frames import encode_frame
 from tests import rig
 
@@ -121,10 +122,10 @@ async def test_a_pod_that_is_gone_ends_the_session_at_once() -> None:
 
 
 async def test_a_session_without_a_tunnel_for_too_long_is_over(
-    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "_GRACE", 0.05)
-    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+    config = SessionConfig(grace=0.05)
+    async with rig.path(config=config) as path, rig.tcp_target(rig.hold) as target:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
@@ -134,6 +135,9 @@ async def test_a_session_without_a_tunnel_for_too_long_is_over(
             path.way.blocked = False
             await rig.until(lambda: path.pool.pick() is not None)
             assert len(path.server.sessions) == 2
+            # The agent was not there to be reached: another may be better.
+            assert set(path.way.abandoned) == {"no tunnel for 0.05 s (tunnel.grace)"}
+    assert "1 streams are reset: no tunnel for 0.05 s (tunnel.grace)" in caplog.text
 
 
 async def test_a_wrong_key_is_refused_for_good() -> None:
@@ -186,10 +190,10 @@ async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None
 
 
 async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HANDSHAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr("krelay.datapath.attach._HANDSHAKE_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, way):
         await pool.wait_change()
-        assert isinstance(pool.failure, TimeoutError)
+        assert str(pool.failure) == "no answer from the agent within 0.05 s"
         await rig.until(lambda: way.transports[0].is_closing())
 
 

@@ -21,12 +21,13 @@ from krelay.errors import (
     NotListeningError,
     PodGoneError,
 )
-from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, Transport
+from krelay.model import AGENT_PORT, AgentConfig, ApiAccess, GroupSpec, SessionConfig, Transport
 from krelay.supervisor import reach as module
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 from krelay.wire.handshake import key_digest
 from tests import rig
 
+ACCESS = ApiAccess("https://127.0.0.1:1", None, None, (), expires=12.0)
 EMBEDDED = GroupSpec(None, None, AgentConfig(embedded=True))
 
 # -- a child process ---------------------------------------------------------------------------
@@ -80,6 +81,17 @@ async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
         assert process(reach) is not first
         (await reach.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
+
+
+async def test_one_that_is_given_up_is_killed() -> None:
+    async with embedded() as reach:
+        first = process(reach)
+        assert reach.where == f"process {first.pid}, port {reach._port}"
+        await reach.abandon("not reached for ages")
+        await first.wait()
+        with pytest.raises(PodGoneError):
+            await reach.dial(asyncio.Protocol())
+        assert process(reach) is not first
 
 
 async def test_dialling_starts_one_where_there_is_none() -> None:
@@ -137,8 +149,8 @@ class Cluster:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
 
-    async def access(self) -> str:
-        return "fresh credentials"
+    async def access(self) -> ApiAccess:
+        return ACCESS
 
     async def aclose(self) -> None:
         self.closed = True
@@ -186,7 +198,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 async def reaching(cluster: Cluster) -> AsyncIterator[ClusterReach]:
     """A reach whose tasks end with it."""
     async with asyncio.TaskGroup() as tasks:
-        spec = GroupSpec(None, "relays", AgentConfig(), transport=Transport.SPDY, dial=7.0)
+        spec = GroupSpec(
+            None,
+            "relays",
+            AgentConfig(),
+            transport=Transport.SPDY,
+            dial=7.0,
+            session=SessionConfig(grace=60.0),
+        )
         api: Any = cluster
         reach = ClusterReach(api, spec, rig.KEY, tasks)
         try:
@@ -209,10 +228,13 @@ async def test_one_agent_for_everybody_who_asks(
             "namespace": "relays",
             "key_sha256": key_digest(rig.KEY),
             "connect_timeout": 7.0,
+            "session": SessionConfig(grace=60.0),
+            "run": "",
         }
         kwargs = dial[2]
         kwargs.pop("protocol")
-        assert dial[1] == "fresh credentials"
+        assert dial[1] is ACCESS
+        assert reach.expires == ACCESS.expires
         assert kwargs == {
             "namespace": "relays",
             "pod": "pod-1",
@@ -260,6 +282,17 @@ async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(
         await reach.dial(asyncio.Protocol())
         assert cluster.asked[-1][2]["pod"] == "pod-2"
     assert "agent: pod-1 was evicted" in caplog.text
+
+
+async def test_one_that_is_given_up_is_removed_and_replaced(cluster: Cluster) -> None:
+    async with reaching(cluster) as reach:
+        await reach.abandon("there is none")
+        await reach.start()
+        assert reach.where == "relays/pod-1"
+        await reach.abandon("not reached for ages")
+        assert reach.lost == "not reached for ages"
+        assert reach.where == ""
+        assert cluster.asked[-1] == ("delete", "job-1")
 
 
 async def test_a_watch_that_is_not_allowed_is_done_without(cluster: Cluster) -> None:
