@@ -124,6 +124,22 @@ async def agent_gone(api: Api, agent: Agent) -> str:
     return f"the agent's pod {agent.pod} is gone"
 
 
+async def agent_ended(api: Api, agent: Agent) -> str | None:
+    """Why the agent's pod has ended, as the API server knows it; None while it has not.
+
+    Raises:
+        ClusterError: it cannot be asked.
+    """
+    try:
+        pod = await api.get(object_path("v1", "pods", agent.namespace, agent.pod))
+    except NotFoundError:
+        return f"the agent's pod {agent.pod} is gone"
+    if pod["metadata"]["uid"] != agent.uid:
+        return f"the agent's pod {agent.pod} is another one"
+    ended = end_of(pod)
+    return ended.reason if ended else None
+
+
 async def _delete(api: Api, namespace: str, job: str) -> None:
     path = object_path("batch/v1", "jobs", namespace, job)
     try:

@@ -170,6 +170,8 @@ class Tunnel:
             raise
         self._still_good()
         self._lost = not driver.attached
+        # The end of the former tunnel may be why: it is no reason to look again.
+        self._nudge.clear()
         self.driver = driver
         self._stats.connects += 1
         self._stats.resumed += former is not None

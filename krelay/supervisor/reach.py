@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from krelay import payload
 from krelay.datapath.way import Way
-from krelay.errors import AgentError, ClusterError, NotFoundError, PodGoneError
+from krelay.errors import (
+    AccessDeniedError,
+    AgentError,
+    ClusterError,
+    NotFoundError,
+    PodGoneError,
+    TunnelError,
+)
 from krelay.model import AGENT_PORT, GroupSpec
 from krelay.wire.handshake import key_digest
 
@@ -107,7 +114,10 @@ class ClusterReach:
             self.expires = access.expires
             return pipe
         except PodGoneError as exc:
-            await self._lose(agent, str(exc))
+            reason = await self._ended(agent, exc)
+            if reason is None:
+                raise TunnelError(f"{exc}, says its node, but the API server has it") from exc
+            await self._lose(agent, reason)
             raise
 
     @property
@@ -129,6 +139,19 @@ class ClusterReach:
             if self._watching is not None:
                 self._watching.cancel()
             await self._remove(agent)
+
+    async def _ended(self, agent: Agent, exc: PodGoneError) -> str | None:
+        """Why the agent has ended; None if it has not. A kubelet that has just started knows none
+        of its pods yet, and says of each that it does not exist."""
+        from krelay.cluster.agent import agent_ended
+
+        try:
+            return await agent_ended(self._api, agent)
+        except AccessDeniedError:
+            return str(exc)
+        except ClusterError as error:
+            logger.debug("agent: nobody knows whether %s has ended: %s", agent, error)
+            return None
 
     async def _watch(self, agent: Agent) -> None:
         """Learn that the pod ends as soon as the cluster knows, and not by the next dial."""

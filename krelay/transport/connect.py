@@ -29,7 +29,7 @@ async def connect(access: ApiAccess) -> Dialogue:
     host, port = address_of(server)
     if access.proxy is None:
         with reaching(access):
-            _, dialogue = await dial(Dialogue, host, port)
+            _, dialogue = await dial(Dialogue, host, port, insist=True)
     else:
         dialogue = await _through(urlsplit(access.proxy), access, host, port)
     if server.scheme != "https":
@@ -47,7 +47,7 @@ async def _through(via: SplitResult, access: ApiAccess, host: str, port: int) ->
     """The proxy's TLS is checked as the server's, as client-go (and aiohttp) do it."""
     where = f"the proxy {via.scheme}://{via.hostname}"  # without its password
     with reaching(access, where):
-        _, dialogue = await dial(Dialogue, *address_of(via))
+        _, dialogue = await dial(Dialogue, *address_of(via), insist=True)
         try:
             if via.scheme == "https":
                 await dialogue.start_tls(await _context(access), via.hostname or "")

@@ -25,9 +25,12 @@ _ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
 
 
 async def dial(
-    factory: Callable[[], _ProtocolT], host: str, port: int
+    factory: Callable[[], _ProtocolT], host: str, port: int, *, insist: bool = False
 ) -> tuple[asyncio.Transport, _ProtocolT]:
     """Connect, without Nagle's delay (asyncio's default) and with keepalive.
+
+    `insist`: what gets no answer is tried again each second, beside the first; then `factory` makes
+    another protocol for each try.
 
     Raises:
         OSError: no connection, for the reason that the last address gave.
@@ -37,15 +40,24 @@ async def dial(
     for left, (family, *_, address) in zip(range(len(found))[::-1], found, strict=True):
         try:
             async with asyncio.timeout(ADDRESS_DEADLINE if left else None):
-                transport, protocol = await _insist(factory, str(address[0]), port, family)
+                connect = _insist if insist else _connect
+                transport, protocol = await connect(factory, str(address[0]), port, family)
         except OSError:
             if not left:
                 raise
         else:
             sock: socket.socket = transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with contextlib.suppress(OSError):  # it has ended meanwhile; its protocol knows
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return transport, protocol
     raise OSError(f"no address for {host}")
+
+
+async def _connect(
+    factory: Callable[[], _ProtocolT], address: str, port: int, family: int
+) -> tuple[asyncio.Transport, _ProtocolT]:
+    loop = asyncio.get_running_loop()
+    return await loop.create_connection(factory, address, port, family=family)
 
 
 async def _insist(
@@ -53,16 +65,15 @@ async def _insist(
 ) -> tuple[asyncio.Transport, _ProtocolT]:
     """Connect to one address, by the first of as many tries as it takes; the caller sets the
     deadline. Raises OSError: as soon as one is refused."""
-    loop = asyncio.get_running_loop()
     made: list[tuple[asyncio.Transport, _ProtocolT]] = []
     there = asyncio.Event()
 
     async def attempt() -> None:
-        transport, protocol = await loop.create_connection(factory, address, port, family=family)
+        found = await _connect(factory, address, port, family)
         if made:
-            transport.abort()
+            found[0].abort()
         else:
-            made.append((transport, protocol))
+            made.append(found)
             there.set()
 
     tries: list[asyncio.Task[None]] = []
@@ -75,13 +86,11 @@ async def _insist(
                         await there.wait()
             for late in tries:
                 late.cancel()
-    except BaseExceptionGroup as group:
+    except BaseException as exc:
         for transport, _ in made:
             transport.abort()
-        raise next(iter(group.exceptions)) from None
-    except BaseException:
-        for transport, _ in made:
-            transport.abort()
+        if isinstance(exc, ExceptionGroup):
+            raise next(iter(exc.exceptions)) from None
         raise
     return made[0]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
+from krelay.wire.acks import Acks
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
@@ -48,9 +49,6 @@ _MAX_REASON = 255
 _SMALL = 16 << 10
 # Queued bytes of a stream below which its writer is told to go on.
 _LOW_WATER = 64 << 10
-_ACK_DELAY = 0.010
-_ACK_EVERY_MIN = 16 << 10
-_ACK_EVERY_MAX = 256 << 10
 # What frames that are no DATA may take besides the replay limit, in bytes: enough for every stream
 # to open and close a few times within a round trip. More is a peer that acknowledges nothing.
 _CONTROL_ROOM = 4 << 20
@@ -103,7 +101,6 @@ class Session:
         # what is due, in the order in which it goes out
         self._pong: bytes | None = None
         self._goaway: bytes | None = None
-        self._ack_due = False
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
         self._datagrams: deque[tuple[bytes, Buffer]] = deque()
@@ -111,12 +108,7 @@ class Session:
         self._small: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
         self._sent = Sent()
-        # octets of this tunnel, as its acknowledgements count them
-        self._octets = 0
-        self._octets_reported = 0
-        self._ack_every = _ACK_EVERY_MIN
-        self._ack_at: float | None = None
-        self._acked_at = now
+        self._acks = Acks(now)
         self._limited = False
         self._liveness = Liveness(limits.ping_interval, limits.ping_timeout, now)
 
@@ -222,10 +214,8 @@ class Session:
         self.received.moved()
         self._decoder = FrameDecoder()
         self.flight = InFlight(self.limits.replay)
-        self._octets = self._octets_reported = 0
+        self._acks.begin()
         self._pong = None
-        self._ack_due = False
-        self._ack_at = None
         self._limited = False
         self._liveness.begin(now)
         self.attached = True
@@ -236,7 +226,7 @@ class Session:
         self.attached = False
         self._datagrams.clear()
         self._datagram_bytes = 0
-        self._ack_at = None
+        self._acks.begin()
 
     # -- bytes out -----------------------------------------------------------------------------
 
@@ -290,12 +280,9 @@ class Session:
             self._liveness.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
-        if self._ack_due or (self._ack_at is not None and (self._control or self._small)):
-            self._ack_due = False
-            self._ack_at = None
-            self._acked_at = now
-            self._octets_reported = self._octets
-            payload = _ACK.pack(self.received.acknowledged, self._octets)
+        if self._acks.due or (self._acks.waiting and (self._control or self._small)):
+            octets = self._acks.tell(now)
+            payload = _ACK.pack(self.received.acknowledged, octets)
             out.append(encode_frame(FrameType.ACK, 0, payload))
 
     def _send_stream(self, out: list[Buffer], room: int) -> int:
@@ -370,29 +357,16 @@ class Session:
         events: list[Event] = []
         for frame_type, stream_id, payload in self._decoder.feed(data):
             if frame_type <= FrameType.DATAGRAM:
-                self._octets += HEAD_SIZE + len(payload)
-                if self._ack_at is None:
-                    self._ack_at = now + _ACK_DELAY
+                self._acks.take(HEAD_SIZE + len(payload), now)
                 if frame_type <= LAST_SEQUENCED and not self.received.take():
                     continue
                 self._receive_frame(frame_type, stream_id, payload, now, events)
             else:
                 self._receive_control(frame_type, stream_id, payload, now, events)
-        if self._octets - self._octets_reported >= self._ack_every:
-            self._ack_due = True
-            self._pace_acks(now)
+        self._acks.pace(now)
         if self.memory > self.limits.replay + _CONTROL_ROOM:
             raise ProtocolError("the peer acknowledges nothing", ErrorCode.LIMIT)
         return events
-
-    def _pace_acks(self, now: float) -> None:
-        """Acknowledge every few milliseconds whatever the rate: fine on a slow path, cheap on a
-        fast one."""
-        since = now - self._acked_at
-        if since < 0.001:
-            self._ack_every = min(self._ack_every * 2, _ACK_EVERY_MAX)
-        elif since > 0.004:
-            self._ack_every = max(self._ack_every // 2, _ACK_EVERY_MIN)
 
     def _receive_frame(
         self, frame_type: int, stream_id: int, payload: Buffer, now: float, events: list[Event]
@@ -484,11 +458,7 @@ class Session:
         """Do what is due by `now`; when to call again, None while no tunnel is attached."""
         if not self.attached:
             return None
-        if self._ack_at is not None and now >= self._ack_at:
-            self._ack_due = True
-            self._ack_at = None
-        look_at = self._liveness.tick(now)
-        return look_at if self._ack_at is None else min(look_at, self._ack_at)
+        return min(self._liveness.tick(now), self._acks.tick(now))
 
     def hurry(self, now: float, within: float) -> None:
         """Ask the peer now, and count the tunnel as dead if `within` seconds bring nothing."""

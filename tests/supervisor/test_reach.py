@@ -20,6 +20,8 @@ from krelay.errors import (
     NotFoundError,
     NotListeningError,
     PodGoneError,
+    TunnelError,
+    UnreachableError,
 )
 from krelay.model import AGENT_PORT, AgentConfig, ApiAccess, GroupSpec, SessionConfig, Transport
 from krelay.supervisor import reach as module
@@ -147,6 +149,7 @@ class Cluster:
     delete_error: Exception | None = None
     watch_error: Exception | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: str | Exception | None = "the pod is gone"
     closed: bool = False
 
     async def access(self) -> ApiAccess:
@@ -174,6 +177,11 @@ class Cluster:
         self.gone.clear()
         return f"{agent.pod} was evicted"
 
+    async def agent_ended(self, api: object, agent: Agent) -> str | None:
+        if isinstance(self.ended, Exception):
+            raise self.ended
+        return self.ended
+
     async def open_portforward(self, access: object, **kwargs: Any) -> str:
         self.asked.append(("dial", access, kwargs))
         if self.dial_error is not None:
@@ -188,7 +196,7 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
-    for name in ("create_agent", "delete_agent", "agent_gone"):
+    for name in ("create_agent", "delete_agent", "agent_gone", "agent_ended"):
         monkeypatch.setattr(f"krelay.cluster.agent.{name}", getattr(made, name))
     monkeypatch.setattr("krelay.transport.portforward.open_portforward", made.open_portforward)
     return made
@@ -259,6 +267,24 @@ async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(
         cluster.dial_error = None
         await reach.dial(asyncio.Protocol())
         assert cluster.asked[-1][2]["pod"] == "pod-2"
+
+
+async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) -> None:
+    async with reaching(cluster) as reach:
+        await reach.start()
+        cluster.dial_error = PodGoneError("pod does not exist")
+        for ended in (None, UnreachableError("no answer")):
+            cluster.ended = ended
+            with pytest.raises(TunnelError, match="the API server has it") as caught:
+                await reach.dial(asyncio.Protocol())
+            assert not isinstance(caught.value, PodGoneError)
+            assert cluster.created == 1
+        assert reach.lost == ""
+        # Who may not ask takes the node's word.
+        cluster.ended = AccessDeniedError("no getting pods")
+        with pytest.raises(PodGoneError):
+            await reach.dial(asyncio.Protocol())
+        assert reach.lost == "pod does not exist"
 
 
 async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
