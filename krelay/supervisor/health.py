@@ -145,7 +145,9 @@ class Health:
             return  # no news
         spec, name = self._forward.spec, self._forward.name
         text = f"{name}: {state}{reason and f': {reason}'}"
-        logger.log(_LEVELS.get(state, logging.INFO), "%s", text)
+        # Who failed to bind or to resolve has told it.
+        told = bool(reason) and reason in (str(self._forward.failure), self._forward.route.reason)
+        logger.log(logging.DEBUG if told else _LEVELS.get(state, logging.INFO), "%s", text)
         details = {"from": before.value, "to": state.value, "reason": reason, "index": spec.index}
         self._feed.tell("state", text, target=spec.target.name, **details)
 

@@ -119,9 +119,10 @@ async def test_what_never_worked_has_failed_and_what_did_is_degraded(
             await w.becomes(State.DEGRADED, "no ready endpoint")
             w.route.update(leads(target))
             await w.becomes(State.READY)
-    # Each of them once, however many probes there were.
-    levels = [r.levelname for r in caplog.records if r.name == "krelay.health"]
-    assert levels == ["WARNING"] * 3
+    # Each of them once, however many probes there were; following tells what it finds itself.
+    texts = [r.message for r in caplog.records if r.name == "krelay.health"]
+    assert [text[:15] for text in texts] == ["web: failed: re", "web: degraded: "]
+    assert w.told[-3:-1] == ["web: degraded: no ready endpoint", "web: ready"]
 
 
 async def test_what_does_not_exist_or_cannot_be_followed_has_failed() -> None:
