@@ -44,7 +44,7 @@ class Reach(Way, Protocol):
 
     @property
     def where(self) -> str:
-        """Where the agent runs, for people; empty while there is none."""
+        """`NAMESPACE/POD`, or the process; empty while there is none."""
 
     async def start(self) -> None:
         """Have an agent that runs. Raises ClusterError."""
@@ -73,6 +73,10 @@ class ClusterReach:
         self._agent: Agent | None = None
         self._watching: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+
+    @property
+    def where(self) -> str:
+        return str(self._agent or "")
 
     async def start(self) -> None:
         from krelay.cluster.agent import create_agent
@@ -119,10 +123,6 @@ class ClusterReach:
                 raise TunnelError(f"{exc}, says its node, but the API server has it") from exc
             await self._lose(agent, reason)
             raise
-
-    @property
-    def where(self) -> str:
-        return str(self._agent or "")
 
     async def reopened(self) -> None:
         from krelay.transport.reopened import reopened
@@ -202,6 +202,13 @@ class EmbeddedReach:
         self._port = 0
         self._starting = asyncio.Lock()
 
+    @property
+    def where(self) -> str:
+        process = self._process
+        if process is None or process.returncode is not None or not self._port:
+            return ""
+        return f"process {process.pid}, port {self._port}"
+
     async def start(self) -> None:
         async with self._starting:
             if self._process is not None and self._process.returncode is None:
@@ -240,11 +247,6 @@ class EmbeddedReach:
                 self.lost = f"the embedded agent ended with {process.returncode}"
                 raise PodGoneError(self.lost)
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
-
-    @property
-    def where(self) -> str:
-        process = self._process
-        return f"process {process.pid}, port {self._port}" if process is not None else ""
 
     async def reopened(self) -> None:
         """Loopback is never shut."""

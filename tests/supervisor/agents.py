@@ -22,6 +22,7 @@ class FakeReach:
     tasks: asyncio.TaskGroup
     private = False
     expires = math.inf
+    where = "in this process"
 
     def __init__(self, spec: GroupSpec, key: bytes) -> None:
         self.lost = ""
@@ -36,10 +37,6 @@ class FakeReach:
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
         return (await loop.create_connection(lambda: protocol, *self.server.address))[0]
-
-    @property
-    def where(self) -> str:
-        return "here"
 
     async def reopened(self) -> None:
         await asyncio.get_running_loop().create_future()
