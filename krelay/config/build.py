@@ -12,9 +12,10 @@ from krelay.config import patches
 from krelay.config.conflicts import Claim
 from krelay.config.document import Node
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw
+from krelay.config.flaw import Flaw, quote
 from krelay.config.line import Line, parse_line, parse_namespace, split
 from krelay.config.part import Part
+from krelay.config.serving import is_loopback, parse_serving
 from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
 from krelay.config.targets_txt import target_of
@@ -28,6 +29,7 @@ from krelay.model import (
     Patch,
     Port,
     Protocol,
+    StatusConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -77,6 +79,7 @@ class _Builder:
             namespace=namespace,
             agent=self._agent(_section(self._root.get("agent"))),
             tunnel=self._tunnel(_section(self._root.get("tunnel"))),
+            status=self._status(_section(self._root.get("status"))),
             path=self._path,
         )
         return Part(
@@ -104,6 +107,18 @@ class _Builder:
         for key in ("park", "dial", "drain"):
             self._duration(given, key, key, fields)
         return TunnelConfig(**fields)
+
+    def _status(self, given: Section) -> StatusConfig:
+        token = self._text(given, "token")
+        listen = self._parsed(given["listen"], parse_serving) if "listen" in given else None
+        if listen is not None and token is None and not is_loopback(listen[0]):
+            flaw = Flaw(
+                f"{quote(given['listen'].plain())} is open to other machines, which takes a "
+                "`status.token`",
+                hint="set one, or listen on `127.0.0.1`",
+            )
+            self._problems.append(given["listen"].problem(flaw))
+        return StatusConfig(listen, token)
 
     def _duration(self, given: Section, key: str, name: str, fields: dict[str, Any]) -> None:
         positive = key in ("dial", "idleTimeout")

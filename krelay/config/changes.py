@@ -68,7 +68,11 @@ def changes(
             if pair.rebound:
                 yield Change("rebound", new.target.name, _local(old), _local(new), **stay)
     for setting in plan.settings:
-        yield Change("set", setting.name, f"{setting.before:g} s", f"{setting.after:g} s")
+        before, after = (
+            value if isinstance(value, str) else f"{value:g} s"
+            for value in (setting.before, setting.after)
+        )
+        yield Change("set", setting.name, before, after)
 
 
 def _group(group: GroupChange, carried: Callable[[GroupSpec], int], ending: str) -> Change:
