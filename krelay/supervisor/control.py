@@ -13,6 +13,7 @@ from krelay.config.changes import Change
 from krelay.config.selection import Selection
 from krelay.errors import UsageError
 from krelay.status.refusal import to_json
+from krelay.status.report import FileReport, ForwardReport, Report, State
 from krelay.status.server import Handler
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.reload import Reloader
@@ -62,6 +63,40 @@ class Control:
             ],
         }
 
+    def report(self) -> Report:
+        """What is true now."""
+        drift, files = self._reloader.drift, self._reloader.files
+        return Report(
+            __version__,
+            os.getpid(),
+            self._started,
+            FileReport(
+                files[0] if files else None,
+                files,
+                drift is None,
+                since=drift.since if drift else None,
+                error=to_json(drift.error) if drift else None,
+            ),
+            tuple(
+                ForwardReport(
+                    forward.spec.target.name,
+                    forward.spec.index,
+                    forward.name,
+                    f"{forward.spec.target}:{forward.spec.port.remote}",
+                    _state(forward),
+                    str(forward.failure or "") or forward.route.reason,
+                    self._started,
+                    protocol=forward.protocol,
+                    listen=tuple(forward.addresses),
+                    endpoint=str(forward.route.endpoint) if forward.route.endpoint else None,
+                    live=forward.live,
+                )
+                for forward in self._supervisor.running.forwards.values()
+            ),
+            0,
+            (),
+        )
+
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the file, or the one of `path` or `text`, would change."""
         source = self._reloader.source
@@ -81,6 +116,12 @@ class Control:
 
 def _changes(changes: list[Change]) -> dict[str, Any]:
     return {"changes": [change.as_json() for change in changes]}
+
+
+def _state(forward: Forward) -> State:
+    if forward.listener is not None and forward.route.endpoint is not None:
+        return State.READY
+    return State.FAILED if forward.failure else State.PENDING
 
 
 def _forward(forward: Forward) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, NotFoundError, first_error
 from krelay.finish import finish
 from krelay.model import Config
+from krelay.status.feed import Feed
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.running import Running
@@ -61,6 +62,9 @@ class Supervisor:
         self._started = False
         self._want = Want(config, "start")
         self._newer = asyncio.Event()
+        self.feed = Feed()
+        self.applied = asyncio.Event()
+        """Set whenever a config was carried out after the first; for one who waits and clears."""
 
     @property
     def running(self) -> Running:
@@ -170,6 +174,7 @@ class Supervisor:
             try:
                 await self._carry_out(want, running, contexts, tasks)
                 delay, want.failure = None, None
+                self.applied.set()
             except KrelayError as exc:
                 if str(exc) != str(want.failure):
                     hint = f"; hint: {exc.hint}" if exc.hint else ""
