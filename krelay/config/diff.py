@@ -88,7 +88,7 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value that is used as it is from now on: seconds, or words."""
+    """A value that is used as it is from now on: seconds, or a text."""
 
     name: str
     before: float | str
@@ -151,7 +151,7 @@ def diff(old: Config | None, new: Config | None) -> Plan:
             Setting(f"tunnel.{name}", getattr(old.tunnel, name), getattr(new.tunnel, name))
             for name in ("park", "drain")
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
-        ) + tuple(_status(old.status, new.status))
+        ) + (*_checks(old, new), *_status(old.status, new.status))
     return Plan(
         tuple(_pairs(specs(old), specs(new))),
         tuple(change for change in changes if change.old != change.new),
@@ -168,6 +168,15 @@ def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
         yield Setting("status.listen", before, after)
     if old.token != new.token:
         yield Setting("status.token", "", "another one" if new.token else "none")
+
+
+def _checks(old: Config, new: Config) -> Iterator[Setting]:
+    """How the targets that stay are probed, where that is another way now."""
+    before = {target.name: target.check for target in old.targets}
+    for target in new.targets:
+        check = before.get(target.name, target.check)
+        if check != target.check:
+            yield Setting(f"{target.name}.check", str(check), str(target.check))
 
 
 # How a forward after is found among those of the same target before, the closest likeness first.

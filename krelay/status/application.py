@@ -39,7 +39,7 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'"
 def application(
     handlers: Mapping[tuple[str, str], Handler],
     *,
-    report: Callable[[], Report] | None = None,
+    report: Callable[[], Awaitable[Report]] | None = None,
     feed: Feed | None = None,
     guard: Guard | None = None,
 ) -> web.Application:
@@ -70,7 +70,7 @@ def application(
 class _Shown:
     """What is made of a report."""
 
-    def __init__(self, report: Callable[[], Report]) -> None:
+    def __init__(self, report: Callable[[], Awaitable[Report]]) -> None:
         self._report = report
 
     def routes(
@@ -82,7 +82,7 @@ class _Shown:
             router.add_get("/v1/status", self.status)
 
     async def readyz(self, request: web.Request) -> web.Response:
-        found = readiness(self._report(), request.query.getall("target", []))
+        found = readiness(await self._report(), request.query.getall("target", []))
         if found.unknown:
             names = ", ".join(f"`{name[:100]}`" for name in found.unknown[:10])
             raise web.HTTPNotFound(text=f"no target {names}")
@@ -90,11 +90,11 @@ class _Shown:
 
     async def metrics(self, request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
-        text, content_type = await asyncio.to_thread(_scraped, self._report(), accept)
+        text, content_type = await asyncio.to_thread(_scraped, await self._report(), accept)
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response(self._report().as_json())
+        return web.json_response((await self._report()).as_json())
 
 
 def _scraped(report: Report, accept: str) -> tuple[bytes, str]:

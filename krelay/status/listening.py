@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ class Listening:
         self,
         handlers: Mapping[tuple[str, str], Handler],
         *,
-        report: Callable[[], Report],
+        report: Callable[[], Awaitable[Report]],
         feed: Feed,
     ) -> None:
         self._handlers = handlers

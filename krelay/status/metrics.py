@@ -68,7 +68,7 @@ def _config(file: FileReport, report: Report) -> Iterator[Metric]:
     reloads = CounterMetricFamily(
         "krelay_config_reloads", "Reloads by what became of them.", labels=["result"]
     )
-    reloads.add_metric(["ok"], max(0, file.reloads - file.failed_reloads))
+    reloads.add_metric(["ok"], file.reloads)
     reloads.add_metric(["failed"], file.failed_reloads)
     yield reloads
     yield GaugeMetricFamily(

@@ -46,11 +46,15 @@ def readiness(report: Report, names: Collection[str] = ()) -> Readiness:
     if not report.forwards:
         return Readiness((), starting=True)
     known = {forward.target for forward in report.forwards}
+    asked = [f for f in report.forwards if not names or f.target in names]
+    # What drains beside others has had its time.
+    staying = {f.target for f in asked if f.state is not State.DRAINING}
+
+    def counts(f: ForwardReport) -> bool:
+        alone = f.target not in staying if names else not staying
+        return f.state is not State.DRAINING or alone
+
     return Readiness(
-        tuple(
-            forward
-            for forward in report.forwards
-            if forward.state is not State.READY and (not names or forward.target in names)
-        ),
+        tuple(f for f in asked if f.state is not State.READY and counts(f)),
         tuple(dict.fromkeys(name for name in names if name not in known)),
     )

@@ -35,7 +35,7 @@ async def serve(
     path: Path,
     handlers: Mapping[tuple[str, str], Handler],
     *,
-    report: Callable[[], Report] | None = None,
+    report: Callable[[], Awaitable[Report]] | None = None,
     feed: Feed | None = None,
 ) -> AsyncIterator[None]:
     """Answer at `path`, by method and resource, until the block is left; also by what can be made

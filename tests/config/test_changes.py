@@ -12,6 +12,8 @@ from krelay.config.line import parse_line, split
 from krelay.config.targets_txt import target_of
 from krelay.model import (
     AgentConfig,
+    Check,
+    CheckKind,
     Config,
     GroupSpec,
     StatusConfig,
@@ -149,6 +151,14 @@ def test_where_the_status_service_listens_is_told_and_its_token_is_not() -> None
     assert told(old, new) == [
         "~ status.listen: set nowhere -> 127.0.0.1:9527",
         "~ status.token: set another one",
+    ]
+
+
+def test_a_check_is_a_setting_of_its_target() -> None:
+    one = target("svc/a 80")
+    other = dataclasses.replace(one, check=Check(CheckKind.HTTP, path="/x", status=200))
+    assert told(Config((one,)), Config((other,)), live=2) == [
+        "~ web.check: set dial -> http GET /x -> 200"
     ]
 
 

@@ -65,7 +65,9 @@ FORWARDS = (
         listen=("127.0.0.1:5353",),
         endpoint="10.96.0.10:53",
         live=2,
-        traffic=Traffic(opened=88, drops={"no_credit": 4}, to_local_bytes=9_120, to_remote_bytes=3_004),
+        traffic=Traffic(
+            opened=88, drops={"no_credit": 4}, to_local_bytes=9_120, to_remote_bytes=3_004
+        ),
     ),
     forward(
         "shop-db",
@@ -102,8 +104,18 @@ FORWARDS = (
 )
 
 TUNNELS = (
-    TunnelReport("p1t1", True, 16, rtt=0.0127, connects=3, resumed=2, rotated=1, replayed_bytes=4096,
-                 window_stalls=5, limit_stalls=2),
+    TunnelReport(
+        "p1t1",
+        True,
+        16,
+        rtt=0.0127,
+        connects=3,
+        resumed=2,
+        rotated=1,
+        replayed_bytes=4096,
+        window_stalls=5,
+        limit_stalls=2,
+    ),
     TunnelReport("p1t2", True, 4, rtt=0.0131, connects=1),
     TunnelReport("p1t3", False, 0, failure="no answer from the API server"),
 )
@@ -116,8 +128,13 @@ def report(*forwards: ForwardReport, **fields: Any) -> Report:
         "pid": 4242,
         "started": NOW - timedelta(hours=3, minutes=20),
         "file": FileReport(
-            "/home/me/shop/krelay.yaml", ("/home/me/shop/krelay.yaml",), True, generation=4,
-            reloads=5, failed_reloads=2, applied=NOW - timedelta(minutes=12),
+            "/home/me/shop/krelay.yaml",
+            ("/home/me/shop/krelay.yaml",),
+            True,
+            generation=4,
+            reloads=5,
+            failed_reloads=2,
+            applied=NOW - timedelta(minutes=12),
         ),
         "draining": 0,
         "agents": (AgentReport("staging", ("relays/krelay-server-7k2xw",), TUNNELS),),
@@ -134,7 +151,7 @@ class Live:
     def __init__(self, *forwards: ForwardReport, **fields: Any) -> None:
         self.now = report(*forwards, **fields)
 
-    def __call__(self) -> Report:
+    async def __call__(self) -> Report:
         return self.now
 
     def change(self, target: str, **fields: Any) -> None:
