@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -104,7 +105,7 @@ async def test_a_body_is_an_object(body: bytes) -> None:
 
 async def test_a_body_has_a_bound() -> None:
     async with service(TOKEN) as made, client(made) as http:
-        content = json.dumps({"text": "x" * (2 << 20)})
+        content = io.BytesIO(json.dumps({"text": "x" * (2 << 20)}).encode())
         headers = {**BEARER, "Content-Type": "application/json"}
         async with http.post("/v1/echo", data=content, headers=headers) as response:
             assert response.status == 413

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientPayloadError, ClientResponse
 
 from krelay.model import StatusConfig
 from krelay.status import events as module
@@ -128,7 +128,8 @@ async def test_there_is_room_for_some() -> None:
 async def test_the_end_of_the_service_ends_them() -> None:
     async with service() as made, stream(made) as response:
         await made.listening.apply(StatusConfig())
-        assert await response.content.read() == b""
+        with pytest.raises(ClientPayloadError):
+            await response.content.read()
         assert not made.feed._listeners
 
 
@@ -173,7 +174,6 @@ async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch
         (listener,) = made.feed._listeners
         await flood(made, listener)
         await rig.until(lambda: not made.feed._listeners)
-        with pytest.raises(ConnectionResetError):
-            while await rig.recv(sock):
-                pass
+        while await rig.recv(sock):
+            pass  # what was on its way; then the end
         sock.close()

@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from aiohttp import ClientConnectionError, ClientSession
+from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
 
 from krelay.model import StatusConfig
 from krelay.status import listening as module
@@ -59,7 +59,8 @@ async def test_another_token_ends_what_the_former_opened() -> None:
         async with session.get(f"{made.url}/v1/events", headers=shown) as response:
             await response.content.readuntil(b"\n\n")
             await made.listening.apply(StatusConfig(("127.0.0.1", 0), TOKEN[::-1]))
-            assert await response.content.read() == b""
+            with pytest.raises(ClientPayloadError):
+                await response.content.read()
         assert await asked(made.url, **shown) == 401
 
 
@@ -124,13 +125,10 @@ async def test_connections_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None
         assert made.listening._runner is not None
         server = made.listening._runner.server
         assert server is not None
-        opened = []
-        for _ in range(3):
-            opened.append(await asyncio.open_connection(address.host, address.port))
+        opened = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
         await rig.until(lambda: len(server.connections) == 3)
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        with pytest.raises(ConnectionResetError):
-            await reader.read()
+        assert await reader.read() == b""
         writer.close()
         opened.pop()[1].close()
         await rig.until(lambda: len(server.connections) == 2)

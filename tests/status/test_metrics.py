@@ -82,7 +82,7 @@ def test_a_forward() -> None:
     assert value(found, "forward_bytes_total", direction="to_remote", **WEB) == 48_300_112
     assert value(found, "forward_bytes_total", direction="to_local", **WEB) == 912_004_211
     dns = {"target": "dns", "forward": "dns"}
-    assert value(found, "forward_dropped_datagrams_total", reason="no_credit", **dns) == 4
+    assert value(found, "forward_dropped_datagrams_total", reason="no_stream", **dns) == 4
     assert value(found, "forward_open_streams", target="api", forward="api[9000:http]") == 3
 
 
