@@ -7,18 +7,19 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from krelay.cli.output import hush, say
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
-from krelay.model import Config
+from krelay.model import Config, StatusConfig
 from krelay.mux.files import raise_file_limit
+from krelay.status.listening import Listening
 from krelay.status.place import socket_path
-from krelay.status.server import AlreadyRunningError, serve
+from krelay.status.server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.control import Control
 from krelay.supervisor.forward import Forward
@@ -66,7 +67,7 @@ def run(
     reloader = Reloader(source, supervisor, config)
     place = socket_path(file) if file else None
     control = Control(supervisor, reloader)
-    return asyncio.run(_run(supervisor, reloader, mode, control, place))
+    return asyncio.run(_run(supervisor, reloader, mode, control, place, config.status))
 
 
 async def _run(
@@ -75,17 +76,24 @@ async def _run(
     mode: Mode | None,
     control: Control,
     place: Path | None,
+    status: StatusConfig,
 ) -> int:
     signals = _Signals()
+    handlers = {**control.handlers(), ("POST", "/v1/stop"): signals.asked}
     code = 0
     try:
         async with AsyncExitStack() as stack:
             if place is not None:
-                await _open_control(stack, control, place)
+                await _open_control(stack, supervisor, control, handlers, place)
+            listening = await stack.enter_async_context(
+                Listening(handlers, report=control.report, feed=supervisor.feed)
+            )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             reloading = [tasks.create_task(_reload_on(signals.hangup, reloader), name="SIGHUP")]
             if mode is not None:
                 reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
+            serving = _serve_on_tcp(listening, status, supervisor)
+            reloading.append(tasks.create_task(serving, name="status"))
             await supervisor.run(signals.stop)
             for task in reloading:
                 task.cancel()
@@ -119,6 +127,15 @@ class _Signals:
             logger.info("%s: stopping", number.name)
             self.stop.set()
 
+    async def asked(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one."""
+        logger.info("asked to stop%s", " at once" if body.get("now") is True else "")
+        self.stop.set()
+        if body.get("now") is True:
+            assert self._task is not None
+            self._task.cancel()
+        return {"pid": os.getpid(), "stopping": True}
+
     def _hangup(self) -> None:
         if self._had_terminal and not _has_terminal():
             self.stop.set()
@@ -143,10 +160,27 @@ async def _reload_on(hangup: asyncio.Event, reloader: Reloader) -> None:
             await reloader.load("SIGHUP")
 
 
-async def _open_control(stack: AsyncExitStack, control: Control, place: Path) -> None:
+async def _serve_on_tcp(listening: Listening, status: StatusConfig, supervisor: Supervisor) -> None:
+    """Keep the status service where what runs says."""
+    await listening.apply(status)
+    while True:
+        await supervisor.applied.wait()
+        supervisor.applied.clear()
+        config = supervisor.running.config
+        await listening.apply(config.status if config else status)
+
+
+async def _open_control(
+    stack: AsyncExitStack,
+    supervisor: Supervisor,
+    control: Control,
+    handlers: Mapping[tuple[str, str], Handler],
+    place: Path,
+) -> None:
     """Let other commands ask; where that cannot be had, relaying matters more."""
     try:
-        await stack.enter_async_context(serve(place, control.handlers()))
+        service = serve(place, handlers, report=control.report, feed=supervisor.feed)
+        await stack.enter_async_context(service)
     except AlreadyRunningError:
         raise
     except KrelayError as exc:

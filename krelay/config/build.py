@@ -13,9 +13,10 @@ from krelay.config.checks import parse_check, read_check
 from krelay.config.conflicts import Claim
 from krelay.config.document import Node
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw
+from krelay.config.flaw import Flaw, quote
 from krelay.config.line import Line, parse_line, parse_namespace, split
 from krelay.config.part import Part
+from krelay.config.serving import is_loopback, parse_serving
 from krelay.config.size import parse_size
 from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
@@ -32,6 +33,7 @@ from krelay.model import (
     Port,
     Protocol,
     SessionConfig,
+    StatusConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -89,6 +91,7 @@ class _Builder:
             namespace=namespace,
             agent=self._agent(_section(self._root.get("agent"))),
             tunnel=self._tunnel(_section(self._root.get("tunnel"))),
+            status=self._status(_section(self._root.get("status"))),
             path=self._path,
         )
         return Part(
@@ -124,6 +127,18 @@ class _Builder:
         if "replay" in given:
             fields["replay"] = self._parsed(given["replay"], parse_size)
         return SessionConfig(**{key: value for key, value in fields.items() if value is not None})
+
+    def _status(self, given: Section) -> StatusConfig:
+        token = self._text(given, "token")
+        listen = self._parsed(given["listen"], parse_serving) if "listen" in given else None
+        if listen is not None and token is None and not is_loopback(listen[0]):
+            flaw = Flaw(
+                f"{quote(given['listen'].plain())} is open to other machines, which takes a "
+                "`status.token`",
+                hint="set one, or listen on `127.0.0.1`",
+            )
+            self._problems.append(given["listen"].problem(flaw))
+        return StatusConfig(listen, token)
 
     def _duration(self, given: Section, key: str, name: str, fields: dict[str, Any]) -> None:
         positive = key in ("dial", "idleTimeout", *_SESSION_TIMES)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from krelay.model import Config, GroupSpec, Port, Protocol, Target
+from krelay.model import Config, Endpoint, GroupSpec, Port, Protocol, StatusConfig, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +152,23 @@ def diff(old: Config | None, new: Config | None) -> Plan:
             Setting(f"tunnel.{name}", getattr(old.tunnel, name), getattr(new.tunnel, name))
             for name in ("park", "drain")
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
-        ) + tuple(_checks(old, new))
+        ) + (*_checks(old, new), *_status(old.status, new.status))
     return Plan(
         tuple(_pairs(specs(old), specs(new))),
         tuple(change for change in changes if change.old != change.new),
         settings,
     )
+
+
+def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
+    """What differs; a token is not for a log."""
+    if old.listen != new.listen:
+        before, after = (
+            str(Endpoint(*listen)) if listen else "nowhere" for listen in (old.listen, new.listen)
+        )
+        yield Setting("status.listen", before, after)
+    if old.token != new.token:
+        yield Setting("status.token", "", "another one" if new.token else "none")
 
 
 def _checks(old: Config, new: Config) -> Iterator[Setting]:

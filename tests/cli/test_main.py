@@ -202,7 +202,7 @@ def program(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-HEAVY = ("kubernetes_asyncio", "aiohttp", "websockets", "watchfiles")
+HEAVY = ("kubernetes_asyncio", "aiohttp", "prometheus_client", "websockets", "watchfiles")
 
 
 @pytest.mark.parametrize(

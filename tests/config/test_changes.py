@@ -16,6 +16,7 @@ from krelay.model import (
     CheckKind,
     Config,
     GroupSpec,
+    StatusConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -141,6 +142,15 @@ def test_settings() -> None:
     assert told(old, dataclasses.replace(old, tunnel=TunnelConfig(park=0.5, drain=0.0))) == [
         "~ tunnel.park: set 30 s -> 0.5 s",
         "~ tunnel.drain: set 30 s -> 0 s",
+    ]
+
+
+def test_where_the_status_service_listens_is_told_and_its_token_is_not() -> None:
+    old = Config((target("svc/a 80"),))
+    new = dataclasses.replace(old, status=StatusConfig(("127.0.0.1", 9527), "secret" * 4))
+    assert told(old, new) == [
+        "~ status.listen: set nowhere -> 127.0.0.1:9527",
+        "~ status.token: set another one",
     ]
 
 

@@ -20,6 +20,7 @@ from krelay.model import (
     Kind,
     Port,
     Protocol,
+    StatusConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -161,6 +162,18 @@ def test_numbers_that_need_no_agent() -> None:
         ("tunnel.park", 30.0, 1.0),
         ("tunnel.drain", 30.0, 0.0),
     ]
+
+
+def test_the_status_service_needs_no_agent_either() -> None:
+    old = config(a="svc/a 80")
+    new = dataclasses.replace(old, status=StatusConfig(("::1", 9527), "a token that is long"))
+    plan = diff(old, new)
+    assert (plan.groups, plan.changed) == ((), [])
+    assert [(s.name, s.before, s.after) for s in plan.settings] == [
+        ("status.listen", "nowhere", "[::1]:9527"),
+        ("status.token", "", "another one"),
+    ]
+    assert [s.after for s in diff(new, old).settings] == ["nowhere", "none"]
 
 
 def test_another_check_is_used_from_now_on_and_nothing_else() -> None:
