@@ -15,7 +15,6 @@ from prometheus_client.core import (
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from krelay.status.report import AgentReport, FileReport, ForwardReport, Report, State, TunnelReport
 
@@ -115,7 +114,7 @@ def _forwards(forwards: Iterable[ForwardReport]) -> Iterator[Metric]:
         carried.add_metric([*who, "to_remote"], traffic.to_remote_bytes)
         carried.add_metric([*who, "to_local"], traffic.to_local_bytes)
         buckets = [
-            (floatToGoString(bound), float(count)) for bound, count in sorted(traffic.dials.items())
+            (str(float(bound)), float(count)) for bound, count in sorted(traffic.dials.items())
         ]
         dials.add_metric(who, [*buckets, ("+Inf", traffic.dial_count)], traffic.dial_sum)
         for reason, count in _bounded(traffic.drops):

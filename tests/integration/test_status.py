@@ -50,7 +50,7 @@ async def test_it_is_true_and_follows_the_file(file: Path) -> None:
             url = await served(krelay)
             assert await get(f"{url}/healthz") == (200, "ok\n")
             while (await get(f"{url}/readyz?target=web"))[0] != 200:
-                await asyncio.sleep(0.02)
+                pass  # it is probed
             assert (await get(f"{url}/readyz?target=nope"))[0] == 404
             for _ in range(3):
                 assert await rig.exchange(krelay.ports["web"], b"x" * 1000) == b"x" * 1000
@@ -69,8 +69,7 @@ async def test_it_is_true_and_follows_the_file(file: Path) -> None:
             assert scraped["krelay_process_open_fds"].value > 5
             # what the examples' test takes for a scrape has the names that a real one has
             there = {name for name, _ in samples(report())}
-            missing = {name for name in there - scraped.keys() if "_results" not in name}
-            assert missing <= {"krelay_forward_dropped_datagrams_total"}
+            assert there - scraped.keys() <= {"krelay_forward_dropped_datagrams_total"}
 
             other = f"status: {{listen: 0, token: {TOKEN}}}"
             await asyncio.to_thread(file.write_text, document(targets, other))
