@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FUZZ_SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format lint types layers e2e bench-quick bench-reload lock clean
+.PHONY: help up test check format lint types layers e2e fuzz bench-quick bench-reload lock clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,10 @@ layers: $(STAMP)
 
 e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it starts (root)
 	$(BIN)/python -m pytest -m e2e tests/e2e
+
+fuzz: $(STAMP)   ## every hostile-bytes target for FUZZ_SECONDS (600), two at a time (Linux)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[fuzz]'
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
 	$(BIN)/python -m benchmarks.quick

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from krelay.config.flaw import Flaw, quote
-from krelay.config.target import check_port, parse_listen, parse_port, parse_resource
+from krelay.config.target import MAX_PORT, check_port, parse_listen, parse_port, parse_resource
 from krelay.model import Kind, Port
 
+MAX_FLAWS = 100  # told of in one line
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _WORD = re.compile(r"\S+")
 _T = TypeVar("_T")
@@ -106,6 +107,8 @@ def parse_line(words: Sequence[Word]) -> tuple[Line | None, list[Flaw]]:
         if value is None:
             hint = f"write `{name} {field.upper()}`"
             flaws.append(Flaw(f"`{name}` has no value", hint=hint, offset=word.offset))
+        elif len(flaws) > MAX_FLAWS:
+            break
         elif field in fields:
             message = f"`{name}` sets the {field} again"
             flaws.append(Flaw(message, hint="write it once", offset=word.offset))
@@ -133,8 +136,17 @@ def _target(words: list[Word], flaws: list[Flaw]) -> tuple[tuple[Kind, str] | No
             check_port(found[0], port)
         return port
 
-    ports = [_parsed(word, parse, flaws) for word in words[1:]]
-    return found, [port for port in ports if port is not None]
+    ports: list[Port] = []
+    for word in words[1:]:
+        port = _parsed(word, parse, flaws)
+        if port is not None:
+            ports.append(port)
+        if len(ports) > MAX_PORT:
+            hint = f"a machine has {MAX_PORT} of them"
+            flaws.append(Flaw(f"more than {MAX_PORT} ports", hint=hint, offset=word.offset))
+        if len(ports) > MAX_PORT or len(flaws) > MAX_FLAWS:
+            break
+    return found, ports
 
 
 def _parsed(word: Word, parse: Callable[[str], _T], flaws: list[Flaw]) -> _T | None:

@@ -8,6 +8,7 @@ from krelay.config.conflicts import Claim
 from krelay.config.flaw import quote
 from krelay.config.line import Line, parse_line, split
 from krelay.config.part import Part
+from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import Problem
 from krelay.model import LOOPBACK, Check, Config, Target
 
@@ -45,6 +46,8 @@ def read(text: str, path: str, **everyone: Any) -> Part:
     claims: list[Claim] = []
     targets: dict[str, Target] = {}
     for number, content in enumerate(text.split("\n"), start=1):
+        if len(problems) > MAX_PROBLEMS:
+            break  # half a million would be gathered to tell of a hundred
         words = split(content)
         if not words:
             continue

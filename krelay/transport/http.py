@@ -53,13 +53,14 @@ async def read_answer(dialogue: Dialogue) -> Answer:
     head = await dialogue.read_until(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     words = first.split(" ", 2)
-    if not words[0].startswith("HTTP/1.") or len(words) < 2 or not words[1].isdecimal():
+    status = words[1] if len(words) > 1 else ""
+    if not words[0].startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal():
         raise HttpError("its answer is not HTTP")
     headers = {}
     for line in lines:
         name, _, value = line.partition(":")
         headers[name.strip().lower()] = value.strip()
-    return Answer(int(words[1]), headers, head)
+    return Answer(int(status), headers, head)
 
 
 async def read_body(dialogue: Dialogue, answer: Answer) -> str:

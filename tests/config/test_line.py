@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.line import Line, Word, parse_line, split
+from krelay.config.line import MAX_FLAWS, Line, Word, parse_line, split
+from krelay.config.target import MAX_PORT
 from krelay.model import Kind, Port, Protocol
 
 
@@ -112,3 +113,10 @@ def test_any_text_is_a_line_or_flaws_within_it(text: str) -> None:
     line, flaws = parse_line(split(text))
     assert (line is None) == bool(flaws)
     assert all(0 <= flaw.offset <= len(text) for flaw in flaws)
+
+
+def test_what_is_said_of_one_line_has_an_end() -> None:
+    for text in ("svc/a " + "x! " * 1_000, "svc/a 80 " + "-n a " * 1_000, "- " + "-n " * 1_000):
+        assert len(parse(text)[1]) <= MAX_FLAWS + 2
+    flaws = parse("svc/a " + ":1 " * (MAX_PORT + 9))[1]
+    assert flaws == [(6 + 3 * MAX_PORT, f"more than {MAX_PORT} ports")]

@@ -139,6 +139,7 @@ async def test_plain_spdy_goes_first(server: Server) -> None:
         answer(101, "", "Upgrade: h2c"),
         b"SSH-2.0-x\r\n\r\n",
         b"HTTP/1.1\r\n\r\n",
+        b"HTTP/1.1 " + b"9" * 5_000 + b" a number that is none\r\n\r\n",
         b"",
     ],
 )

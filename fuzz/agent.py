@@ -1,0 +1,107 @@
+"""Targets of the agent: whoever connects to it costs himself alone, and never more than a bound."""
+
+from __future__ import annotations
+
+import asyncio
+from unittest.mock import patch
+
+from agent.entrance import Entrance
+from agent.plain import _Framed
+from agent.sessions import Sessions
+from agent.settings import Settings
+from fuzz.draw import Draw
+from fuzz.memory import Nowhere, run
+from fuzz.wire import AGENT_NONCE, KEY
+from krelay.mux.stream import MuxStream
+from krelay.wire.errors import ErrorCode
+from krelay.wire.header import HEARTBEAT, SESSION, Header
+
+
+class _Sessions(Sessions):
+    """Its streams go nowhere: half of them are refused, the others say nothing."""
+
+    def _open_target(self, stream: MuxStream) -> None:
+        if stream.header.port & 1:
+            stream.refuse(ErrorCode.REFUSED, "no")
+        else:
+            stream.accept()
+
+
+class _Host:
+    def __init__(self, tasks: asyncio.TaskGroup, *, secured: bool) -> None:
+        settings = Settings(key=KEY if secured else None)
+        self.here = 0
+        self.plain: list[tuple[Header, bytes]] = []
+        self.sessions: Sessions = _Sessions(settings, tasks, lambda said_goodbye: None)
+
+    def arrived(self, entrance: Entrance) -> None:
+        self.here += 1
+
+    def left(self, entrance: Entrance) -> None:
+        self.here -= 1
+
+    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
+        self.plain.append((asked, early))
+
+
+def entrance(data: bytes) -> None:
+    """A connection from its first byte to its last, then its loss."""
+    run(_entrance(data))
+
+
+async def _entrance(data: bytes) -> None:
+    draw = Draw(data)
+    flags = draw.number()
+    async with asyncio.TaskGroup() as tasks:
+        host = _Host(tasks, secured=bool(flags & 1))
+        transport = Nowhere()
+        connection = Entrance(host)
+        connection.connection_made(transport)
+        with patch("agent.sessions.secrets.token_bytes", lambda size: AGENT_NONCE[:size]):
+            for piece in draw.pieces():
+                connection.data_received(piece)
+                if transport.closed or host.plain:
+                    break
+                if flags & 2:
+                    await asyncio.sleep(0)
+        connection.connection_lost(None)
+        assert host.here == 0
+        assert len(host.sessions) <= 1
+        assert all(asked.protocol not in (SESSION, HEARTBEAT) for asked, _ in host.plain)
+        assert not (host.plain and flags & 1)
+        assert len(connection._buffer) < 600  # a Header, and the piece that ended it
+        host.sessions.close(ErrorCode.GOING_AWAY, "over")
+        assert connection._deadline is None
+
+
+class _Socket:
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def send(self, data: bytes) -> None:
+        self.sent.append(bytes(data))
+
+
+def framing(data: bytes) -> None:
+    """Datagrams behind their lengths: any split gives the same, and little is kept."""
+    run(_framing(data))
+
+
+async def _framing(data: bytes) -> None:
+    pieces = list(Draw(data).pieces())
+    stream = b"".join(pieces)
+    expected, at = [], 0
+    while len(stream) - at >= 2:
+        size = int.from_bytes(stream[at : at + 2], "big")
+        if len(stream) - at - 2 < size:
+            break
+        expected.append(stream[at + 2 : at + 2 + size])
+        at += 2 + size
+    target = _Socket()
+    client = _Framed(Nowhere())
+    client.start(target, pieces[0] if pieces else b"")  # type: ignore[arg-type]
+    for piece in pieces[1:]:
+        client.data_received(piece)
+    client.finish()
+    assert target.sent == expected
+    assert client._buffer == stream[at:]

@@ -1,0 +1,69 @@
+"""Targets of `krelay.config`: any bytes are a Config or a UsageError, with words for a person."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+from krelay.config.changes import changes
+from krelay.config.diff import diff
+from krelay.config.load import load, parse_target
+from krelay.errors import ConfigError, UsageError
+from krelay.model import Config
+
+ENVIRON = {"HOME": "/home/me", "PORT": "8080", "EMPTY": "", "TEXT": "a: b", "BYTES": "\udcff"}
+SEPARATOR = b"\0"
+"""Between the files of one input: none may hold it."""
+
+_files: dict[str, bytes] = {}
+
+
+def _read(path: str) -> bytes:
+    """The files that an input names are in the input, and never on this machine."""
+    try:
+        return _files[path.rpartition("/")[2]]
+    except KeyError:
+        raise UsageError(f"cannot read {path!r}: no such file", hint="name a file") from None
+
+
+def config_yaml(data: bytes) -> None:
+    """krelay.yaml, and two files that it may name: `a.yaml` and `b.txt`."""
+    main, *others = data.split(SEPARATOR, 2)
+    _files.clear()
+    _files.update(zip(("a.yaml", "b.txt"), others, strict=False))
+    _load("krelay.yaml", main)
+
+
+def config_txt(data: bytes) -> None:
+    """targets.txt; and its first line as a command line."""
+    _files.clear()
+    _load("targets.txt", data)
+    words = data.partition(b"\n")[0].decode(errors="replace").split()
+    try:
+        parse_target(words)
+    except UsageError as exc:
+        _readable(exc)
+
+
+def _load(path: str, data: bytes) -> None:
+    try:
+        with patch("krelay.config.source.read", _read):
+            config = load(path, environ=ENVIRON, text=data)
+    except ConfigError as exc:
+        assert exc.problems
+        _readable(exc)
+        return
+    assert isinstance(config, Config)
+    assert config.targets
+    assert len({target.name for target in config.targets}) == len(config.targets)
+    assert all(0 <= (port.local or 0) < 65_536 for t in config.targets for port in t.ports)
+    plan = diff(None, config)
+    assert len(plan.pairs) == sum(len(target.ports) for target in config.targets)
+    assert list(changes(plan, live=lambda _: 0, carried=lambda _: 0, drain=0.0))
+    assert not diff(config, config)
+
+
+def _readable(exc: UsageError | ConfigError) -> None:
+    """What is said fits on a terminal, and has nothing for it to obey."""
+    for line in exc.report():
+        assert len(line) < 2_000, len(line)
+        assert line.isprintable(), repr(line)

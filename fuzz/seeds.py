@@ -1,0 +1,245 @@
+"""The corpus, made from the conformance set of the wire, the examples and a few lines of each
+protocol: `python -m fuzz.seeds` writes it anew."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from fuzz.config import SEPARATOR
+from fuzz.targets import TARGETS
+from krelay.datapath.socks5 import Reply, reply, write_datagram
+from krelay.transport import spdy
+from krelay.wire.frames import FrameType
+
+ROOT = Path(__file__).parents[1]
+WHOLE, TRICKLE = b"\xff", b"\0"
+"""The first byte of what is fed in pieces: their size less one."""
+_SMALL = 4_096
+
+
+def seeds(name: str) -> Iterator[bytes]:
+    """What the target begins with."""
+    yield from _MADE[name]()
+
+
+def _vectors() -> dict[str, list[dict[str, str]]]:
+    loaded: dict[str, list[dict[str, str]]] = json.loads(
+        (ROOT / "tests/wire/vectors.json").read_text()
+    )
+    return loaded
+
+
+def _hex(entry: dict[str, str], *keys: str) -> bytes:
+    return b"".join(bytes.fromhex(entry[key]) for key in keys if key in entry)
+
+
+def _frames() -> Iterator[bytes]:
+    vectors = _vectors()
+    every = [_hex(entry, "bytes") for entry in (*vectors["frames"], *vectors["errors"])]
+    for frame in every:
+        yield WHOLE + frame[:_SMALL]
+    for pieces in (WHOLE, TRICKLE, b"\6"):
+        yield pieces + b"".join(every)[:_SMALL]
+
+
+def _session() -> Iterator[bytes]:
+    vectors = _vectors()
+    every = [_hex(entry, "bytes") for entry in (*vectors["frames"], *vectors["errors"])]
+    for side in (b"\0", b"\1"):
+        for frame in every:
+            if len(frame) < _SMALL:
+                yield side + b"\0" + len(frame).to_bytes(2, "big") + frame
+    # Steps by their number, as fuzz.wire has them: frames, then what this end does about them.
+    opened = b"".join(bytes([2, 0x80 | 0, 2 * n + 1, 0]) for n in range(4))
+    data = b"".join(bytes([2, 3, 2 * n + 1, 0xFF]) + b"\x40\0" for n in range(4))
+    ends = b"".join(bytes([2, 4, 2 * n + 1, 0]) for n in range(4))
+    acts = b"\6\1\6\1\6\0\5\0\7\0\x40\0\5\1\7\1\xff\xff\x0c\xff\x0e\x0c\xff\x08\0\x09\1\x0c\xff"
+    tunnels = b"\x0f\x0f\0\x0c\xff\x0f\x0f\1\x0c\xff"
+    yield b"\1" + opened + acts
+    yield b"\1" + opened + data + acts + ends + acts
+    yield b"\1" + opened + data + acts + tunnels + ends + acts + tunnels
+    mine = b"\x0b\x0b\x0b\x07\0\x40\0\x0c\xff"
+    yield b"\0" + mine + bytes([2, 1, 1, 0]) + acts + tunnels
+    yield b"\0" + mine + bytes([2, 2, 1, 1, 19]) + bytes([2, 5, 3, 1, 22]) + acts
+    for kind in range(len(FrameType)):
+        yield b"\1" + opened + bytes([2, kind, 1, 4, 0, 0, 1, 0]) + acts
+
+
+def _handshake() -> Iterator[bytes]:
+    for entry in _vectors()["handshakes"]:
+        agent, client = _hex(entry, "hello", "welcome"), _hex(entry, "auth")
+        for pieces in (WHOLE, TRICKLE):
+            for flags in (0, 1, 4, 8):
+                yield bytes([flags]) + pieces + client
+            for flags in (2, 3, 6, 10):
+                yield bytes([flags]) + pieces + agent
+    yield b"\2" + WHOLE + b"\6"
+    yield b"\2" + WHOLE + b"\1\x14\0\0\4\0\0\0\0\5no!"
+
+
+def _header() -> Iterator[bytes]:
+    for entry in _vectors()["headers"]:
+        yield _hex(entry, "bytes")
+
+
+def _entrance() -> Iterator[bytes]:
+    vectors = _vectors()
+    for entry in vectors["plain"]:
+        for flags in (0, 1):
+            yield bytes([flags]) + WHOLE + _hex(entry, "client")
+    frames = b"".join(_hex(entry, "bytes") for entry in vectors["frames"])
+    for entry in vectors["handshakes"]:
+        for flags in range(4):
+            for pieces in (WHOLE, b"\x0b"):
+                opening = bytes([flags]) + pieces + _hex(entry, "opening", "auth")
+                yield opening
+                yield opening + frames[:_SMALL]
+
+
+def _framing() -> Iterator[bytes]:
+    datagrams = b"\0\4ping\0\0\0\1x\1\0" + bytes(256) + b"\xff\xffend"
+    for pieces in (WHOLE, TRICKLE, b"\4"):
+        yield pieces + datagrams
+
+
+def _config_yaml() -> Iterator[bytes]:
+    paths = [ROOT / "krelay.yaml.example", *sorted((ROOT / "examples").glob("*.yaml"))]
+    paths += sorted((ROOT / "tests/config/data").glob("*/*.yaml"))
+    for path in paths:
+        yield path.read_bytes()
+    head = b"apiVersion: krelay/v1\n"
+    yield SEPARATOR.join(
+        (
+            head + b"include: [a.yaml, ./b.txt, a.yaml]\ntargets: {web: svc/web 8080:80}\n",
+            head + b"namespace: team\ntargets:\n  db: {target: sts/db, port: ${PORT}:5432}\n",
+            b"-n dev svc/web 8081:80\nhost/db.corp :5432 # a comment\n",
+        )
+    )
+    yield SEPARATOR.join(
+        (
+            head + b"agent: {patches: [{type: json, file: a.yaml}, {file: b.txt}]}\n"
+            b"proxies: {p: {port: 1080, username: me, password: $$}}\ntargets: {}\n",
+            b"- {op: add, path: /spec/x, value: 1}\n",
+            b"spec: {hostNetwork: true}\n",
+        )
+    )
+
+
+def _config_txt() -> Iterator[bytes]:
+    paths = [ROOT / "examples/targets.txt", *sorted((ROOT / "tests/config/data").glob("*/*.txt"))]
+    for path in paths:
+        yield path.read_bytes()
+    yield b"-n=dev --address [::1] deployments.apps/web 80:http@tcp :53/udp ip/[fd00::7] 1\n"
+
+
+def _socks5() -> Iterator[bytes]:
+    name = b"\x0fdb.example.test\x01\xbb"
+    plain, login = b"\5\1\0", b"\5\2\0\2\1\2me\6secret"
+    for flags, hello in ((b"\0", plain), (b"\1", login), (b"\1", plain), (b"\0", b"\4\1")):
+        for ask in (
+            b"\5\1\0\1\x0a\0\0\1\0\x50",
+            b"\5\1\0\3" + name,
+            b"\5\3\0\4" + bytes(18),
+            b"\5\2\0\1" + bytes(6),
+        ):
+            yield flags + WHOLE + hello + ask + b"early"
+            yield flags + TRICKLE + hello + ask
+    yield b"\0" + WHOLE + write_datagram("db.example.test", 53, b"question")
+    yield b"\0" + WHOLE + write_datagram("fd00::7", 53, b"question")
+
+
+def _http_proxy() -> Iterator[bytes]:
+    login = b"Proxy-Authorization: Basic bWU6c2VjcmV0\r\n"
+    heads = (
+        b"CONNECT db.example.test:443 HTTP/1.1\r\nHost: db.example.test:443\r\n%s\r\nearly",
+        b"CONNECT [fd00::7]:443 HTTP/1.0\r\n%s\r\n",
+        b"GET http://me@web.test:8080/a/b?c=d#e HTTP/1.1\r\nHost: web.test\r\n%s\r\n",
+        (
+            b"POST http://web.test HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, X-Y\r\nX-Y: 1\r\n"
+            b"Transfer-Encoding: chunked\r\nTE: trailers\r\nUpgrade: h2c\r\n%s\r\n0\r\n\r\n"
+        ),
+        b"GET / HTTP/1.1\r\nHost: web.test\r\n%s\r\n",
+        b"OPTIONS * HTTP/1.1\r\nHost: web.test\r\n%s\r\n",
+    )
+    for head in heads:
+        yield b"\0" + head % b""
+        yield b"\1" + head % login
+
+
+def _socks_client() -> Iterator[bytes]:
+    for flags in range(6):
+        accepted = b"\5\2\1\0" if flags & 1 else b"\5\0"
+        for host in ("10.0.0.1", "fd00::7", "db.example.test"):
+            yield bytes([flags]) + accepted + reply(Reply.OK, host, 443)
+        yield bytes([flags]) + accepted + reply(Reply.REFUSED)
+        yield bytes([flags]) + b"\5\xff"
+
+
+def _events() -> bytes:
+    answer = spdy.open_streams(9527).replace(b"\0\1", b"\0\2", 1)
+    data = b"".join(spdy.data_frames(spdy.DATA_STREAM, [b"hello"], 5))
+    error = b"".join(spdy.data_frames(spdy.ERROR_STREAM, [b"no such thing"], 13))
+    ping = b"\x80\3\0\6\0\0\0\4\0\0\0\1"
+    reset = b"\x80\3\0\3\0\0\0\x08\0\0\0\3\0\0\0\5"
+    end = spdy.end_frame(spdy.DATA_STREAM)
+    return answer + data + ping + error + data + end + reset
+
+
+def _spdy() -> Iterator[bytes]:
+    for flags in (b"\0", b"\1"):
+        for pieces in (WHOLE, TRICKLE, b"\4"):
+            yield flags + pieces + _events()
+
+
+def _websocket() -> Iterator[bytes]:
+    events = _events()
+    message = b"\x82\x7e" + len(events).to_bytes(2, "big") + events
+    for pieces in (WHOLE, TRICKLE):
+        yield b"\0" + pieces + message
+        yield b"\0" + pieces + b"\2\4" + events[:4] + b"\x80\0" + message + b"\x89\4ping\x8a\0"
+        yield b"\0" + pieces + message + b"\x88\5\3\xe8bye"
+    yield b"\1HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+    yield b"\1HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno"
+
+
+def _http_answer() -> Iterator[bytes]:
+    for pieces in (WHOLE, TRICKLE):
+        yield pieces + b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: SPDY/3.1\r\n\r\n" + _events()
+        yield pieces + b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\nno!!"
+        chunked = b"HTTP/1.0 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n"
+        yield pieces + chunked + b"4\r\nno!!\r\n0\r\n\r\n"
+        yield pieces + chunked + b"ffffffff\r\nno"
+    yield WHOLE + b"HTTP/1.1 " + b"9" * 5_000 + b" many\r\n\r\n"
+
+
+_MADE = {
+    "frames": _frames,
+    "session": _session,
+    "handshake": _handshake,
+    "header": _header,
+    "entrance": _entrance,
+    "framing": _framing,
+    "config_yaml": _config_yaml,
+    "config_txt": _config_txt,
+    "socks5": _socks5,
+    "http_proxy": _http_proxy,
+    "socks_client": _socks_client,
+    "spdy": _spdy,
+    "websocket": _websocket,
+    "http_answer": _http_answer,
+}
+
+
+def write() -> None:
+    """Write each seed that is not there yet, under a digest of what it holds."""
+    for name, target in TARGETS.items():
+        target.corpus.mkdir(parents=True, exist_ok=True)
+        for seed in seeds(name):
+            (target.corpus / hashlib.sha1(seed).hexdigest()[:16]).write_bytes(seed)
+
+
+if __name__ == "__main__":
+    write()

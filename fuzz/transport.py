@@ -1,0 +1,130 @@
+"""Targets of `krelay.transport`: whatever a server, or something before it, answers."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import groupby
+
+from websockets.utils import accept_key
+
+from fuzz.draw import Draw
+from fuzz.memory import Nowhere, run
+from krelay.errors import TunnelError
+from krelay.transport.dialogue import Dialogue
+from krelay.transport.http import BODY_LIMIT, HttpError, read_answer, read_body
+from krelay.transport.pipe import Pipe
+from krelay.transport.spdy import Data, Decoder, Event, SpdyError
+from krelay.transport.upgrade import Carrier, Plain
+from krelay.transport.websocket import MAX_MESSAGE, SUBPROTOCOL, WebSocket
+
+
+def spdy(data: bytes) -> None:
+    """SPDY as it is: any split gives the same events; then the pipe that stands on it."""
+    draw = Draw(data)
+    flags = draw.number()
+    pieces = list(draw.pieces())
+    stream = b"".join(pieces)
+    whole, parts = _decoded([stream]), _decoded(pieces)
+    assert whole == parts
+    if flags & 1:
+        run(_through(Plain(), pieces))
+
+
+def _decoded(pieces: list[bytes]) -> list[object] | str:
+    decoder = Decoder()
+    events: list[Event] = []
+    try:
+        for piece in pieces:
+            events += decoder.receive_data(piece)
+            assert len(decoder._head) + len(decoder._body) < 16
+    except SpdyError as exc:
+        return str(exc)
+    joined: list[object] = []
+    for stream_id, group in groupby(
+        events, lambda event: event.stream_id if isinstance(event, Data) else None
+    ):
+        if stream_id is None:
+            joined += group
+        else:
+            joined.append((stream_id, b"".join(event.payload for event in group)))  # type: ignore[union-attr]
+    return joined
+
+
+def websocket(data: bytes) -> None:
+    """The answer to a WebSocket's request, and what comes in one, with a pipe on it."""
+    draw = Draw(data)
+    flags = draw.number()
+    carrier = WebSocket()
+    if flags & 1:
+        wrong = carrier.accept(draw.rest())
+        assert wrong is None or isinstance(wrong, str)
+        return
+    if wrong := carrier.accept(_granted(carrier)):
+        raise AssertionError(wrong)
+    run(_through(carrier, list(draw.pieces())))
+
+
+def _granted(carrier: WebSocket) -> bytes:
+    key = dict(carrier.headers)["Sec-WebSocket-Key"]
+    lines = (
+        "HTTP/1.1 101 Switching Protocols",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        f"Sec-WebSocket-Accept: {accept_key(key)}",
+        f"Sec-WebSocket-Protocol: {SUBPROTOCOL}",
+        "\r\n",
+    )
+    return "\r\n".join(lines).encode()
+
+
+class _Above(asyncio.Protocol):
+    """What a tunnel hears of its pipe."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.lost: list[Exception | None] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.append(exc)
+
+
+async def _through(carrier: Carrier, pieces: list[bytes]) -> None:
+    above, below = _Above(), Nowhere()
+    pipe = Pipe(above, carrier, 9527)
+    pipe.connection_made(below)
+    before = below.written
+    for piece in pieces:
+        pipe.received(piece)
+    pipe.write(b"x")
+    size = sum(map(len, pieces))
+    assert above.received <= size
+    # A ping of a dozen bytes is worth its answer and a head.
+    assert below.written - before <= 4 * size + 64
+    pipe.connection_lost(None)
+    (lost,) = above.lost
+    assert isinstance(lost, TunnelError)
+    assert len(str(lost)) < 1_000
+    assert size < MAX_MESSAGE
+
+
+def http_answer(data: bytes) -> None:
+    """The head of an HTTP answer and its body."""
+    run(_http_answer(data))
+
+
+async def _http_answer(data: bytes) -> None:
+    dialogue = Dialogue()
+    dialogue.connection_made(Nowhere())
+    for piece in Draw(data).pieces():
+        dialogue.data_received(piece)
+    dialogue.eof_received()
+    try:
+        answer = await read_answer(dialogue)
+    except (HttpError, EOFError):
+        return
+    assert 0 <= answer.status < 1_000
+    text = await read_body(dialogue, answer)
+    assert len(text) <= 2 * BODY_LIMIT
