@@ -7,18 +7,19 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from krelay.cli.output import hush, say
+from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
 from krelay.status.place import socket_path
-from krelay.status.server import AlreadyRunningError, serve
+from krelay.status.server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.control import Control
 from krelay.supervisor.forward import Forward
@@ -49,9 +50,11 @@ def run(
     watch: bool = True,
     strict: bool = False,
     must_exist: bool = False,
+    live: bool = False,
 ) -> int:
     """Relay until a signal; the exit code. `strict`, `must_exist` and `contexts` are the
-    supervisor's; `announce` is told of each forward that is ready.
+    supervisor's; `announce` is told of each forward that is ready. `live`: where there is a
+    terminal for it, a table takes its place.
 
     Raises:
         KrelayError: it could not start.
@@ -60,13 +63,18 @@ def run(
     mode = mode_from_env(os.environ) if watch and file else None
     config = source.load()
     raise_file_limit()
+    live = live and _can_be_live(config)
+    if announce is None:
+        announce = _show if live else tell
     supervisor = Supervisor(
-        config, announce or tell, contexts=contexts, strict=strict, must_exist=must_exist
+        config, announce, contexts=contexts, strict=strict, must_exist=must_exist
     )
     reloader = Reloader(source, supervisor, config)
     place = socket_path(file) if file else None
     control = Control(supervisor, reloader)
-    return asyncio.run(_run(supervisor, reloader, mode, control, place))
+    with keep_log() as ring:
+        handlers = {**control.handlers(), ("GET", "/v1/logs"): ring.answer}
+        return asyncio.run(_run(supervisor, reloader, mode, control, handlers, place, live))
 
 
 async def _run(
@@ -74,18 +82,26 @@ async def _run(
     reloader: Reloader,
     mode: Mode | None,
     control: Control,
+    handlers: Mapping[tuple[str, str], Handler],
     place: Path | None,
+    live: bool,
 ) -> int:
-    signals = _Signals()
+    signals = _Signals(control.stopping)
     code = 0
     try:
         async with AsyncExitStack() as stack:
             if place is not None:
-                await _open_control(stack, control, place)
+                await _open_control(stack, handlers, place)
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            reloading = [tasks.create_task(_reload_on(signals.hangup, reloader), name="SIGHUP")]
+            reloading = [tasks.create_task(_reload_on(signals, reloader), name="SIGHUP")]
             if mode is not None:
                 reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
+            if live:
+                from krelay.cli.live import Live
+
+                keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
+                screen = Live(control.report, keys)
+                reloading.append(tasks.create_task(screen.run(), name="live"))
             await supervisor.run(signals.stop)
             for task in reloading:
                 task.cancel()
@@ -100,30 +116,37 @@ class _Signals:
     """SIGINT and SIGTERM end the run, the second one at once; SIGHUP is a wish to reload, or the
     end of the terminal."""
 
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
+    def __init__(self, stop: asyncio.Event) -> None:
+        self.stop = stop
         self.hangup = asyncio.Event()
+        self.reason = "SIGHUP"
         self._task = asyncio.current_task()
         self._had_terminal = _has_terminal()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end, number)
+            loop.add_signal_handler(number, self.end, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
 
-    def _end(self, number: signal.Signals) -> None:
+    def end(self, name: str) -> None:
+        """End, or end at once; `name` is what says so."""
         if self.stop.is_set():
-            logger.info("%s again: stopping at once", number.name)
+            logger.info("%s again: stopping at once", name)
             assert self._task is not None
             self._task.cancel()
         else:
-            logger.info("%s: stopping", number.name)
+            logger.info("%s: stopping", name)
             self.stop.set()
+
+    def reload(self, reason: str) -> None:
+        """Have the file carried out."""
+        self.reason = reason
+        self.hangup.set()
 
     def _hangup(self) -> None:
         if self._had_terminal and not _has_terminal():
             self.stop.set()
         else:
-            self.hangup.set()
+            self.reload("SIGHUP")
 
 
 def _has_terminal() -> bool:
@@ -135,18 +158,20 @@ def _has_terminal() -> bool:
     return True
 
 
-async def _reload_on(hangup: asyncio.Event, reloader: Reloader) -> None:
+async def _reload_on(signals: _Signals, reloader: Reloader) -> None:
     while True:
-        await hangup.wait()
-        hangup.clear()
+        await signals.hangup.wait()
+        signals.hangup.clear()
         with contextlib.suppress(KrelayError):  # it was told
-            await reloader.load("SIGHUP")
+            await reloader.load(signals.reason)
 
 
-async def _open_control(stack: AsyncExitStack, control: Control, place: Path) -> None:
+async def _open_control(
+    stack: AsyncExitStack, handlers: Mapping[tuple[str, str], Handler], place: Path
+) -> None:
     """Let other commands ask; where that cannot be had, relaying matters more."""
     try:
-        await stack.enter_async_context(serve(place, control.handlers()))
+        await stack.enter_async_context(serve(place, handlers))
     except AlreadyRunningError:
         raise
     except KrelayError as exc:
@@ -157,6 +182,22 @@ def tell(forward: Forward) -> None:
     """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on."""
     try:
         for line in forward.describe():
+            if in_json():
+                logger.info("%s", line, extra={"target": forward.spec.target.name})
             say(line)
     except BrokenPipeError:
         hush()
+
+
+def _can_be_live(config: Config) -> bool:
+    """Whether there is a terminal for a table, and nobody else writes there: an embedded agent
+    does, where all is to be said."""
+    from krelay.cli.terminal import live
+
+    chatty = config.agent.embedded and logging.getLogger("krelay.agent").isEnabledFor(logging.DEBUG)
+    return live() and not chatty
+
+
+def _show(forward: Forward) -> None:
+    """The table has it."""
+    logger.debug("%s: ready", forward.name)

@@ -1,0 +1,161 @@
+"""The table of forwards, of a report in its JSON form, as wide as there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from krelay.cli.rates import Rate, size
+
+Forward = Mapping[str, Any]
+Rates = Mapping[tuple[str, int], Rate]
+
+_GAP = 2
+_NONE = "–"
+GLYPHS = {
+    "ready": ("●", "green"),
+    "degraded": ("◐", "yellow"),
+    "pending": ("○", "cyan"),
+    "failed": ("✗", "red"),
+    "draining": ("◌", "magenta"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """`spare`: where there is no room, the column with the highest one goes first; 0 stays."""
+
+    title: str
+    cell: Callable[[Forward, Rates | None, datetime], Text]
+    spare: int = 0
+    right: bool = False
+
+
+def table(
+    report: Mapping[str, Any],
+    *,
+    forwards: Sequence[Forward] | None = None,
+    rates: Rates | None = None,
+    width: int | None = None,
+    wide: bool = False,
+    explained: bool = True,
+    now: datetime | None = None,
+) -> RenderableType:
+    """The forwards, all or these; with `rates`, and within `width` where that is given: then why
+    some are not ready comes below (if `explained`), else in a column. `wide` has all there is."""
+    rows = report["forwards"] if forwards is None else forwards
+    now = now or datetime.now(UTC)
+    columns = [*_COLUMNS, *(_RATES if rates is not None else ()), _SINCE, *(_WIDE if wide else ())]
+    if width is None or wide:
+        columns.append(_REASON)
+    cells = [[column.cell(row, rates, now) for column in columns] for row in rows]
+    columns, cells = _fit(columns, cells, width if not wide else None)
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for column in columns:
+        made.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            no_wrap=True,
+            overflow="ellipsis",
+            min_width=1,
+        )
+    for row in cells:
+        made.add_row(*row)
+    return made if width is None or wide or not explained else Group(made, *reasons(rows, now))
+
+
+def reasons(rows: Iterable[Forward], now: datetime) -> list[Text]:
+    """A line for each that is not ready and says why."""
+    found = []
+    for row in rows:
+        if row["state"] != "ready" and row["reason"]:
+            glyph, style = GLYPHS[row["state"]]
+            text = clean(f"{row['name']}: {row['reason']} ({age(row['since'], now)})")
+            found.append(Text.assemble((f"{glyph} ", style), text, no_wrap=True))
+    return found
+
+
+def state(word: str) -> Text:
+    """The state with its glyph: it can be told without colour."""
+    glyph, style = GLYPHS.get(word, ("?", ""))
+    return Text(f"{glyph} {word}", style)
+
+
+def clean(text: str) -> str:
+    """Without what a terminal might obey: some of it was written by who knows whom."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def age(since: str, now: datetime) -> str:
+    """`12s`, `5m`, `3h`, `2d`: how long ago that was."""
+    seconds = max(0.0, (now - datetime.fromisoformat(since)).total_seconds())
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)}{unit}"
+    return f"{int(seconds)}s"
+
+
+def _fit(
+    columns: list[_Column], cells: list[list[Text]], width: int | None
+) -> tuple[list[_Column], list[list[Text]]]:
+    """Leave out what there is no room for."""
+    widths = [
+        max((cell_len(column.title), *(row[n].cell_len for row in cells)))
+        for n, column in enumerate(columns)
+    ]
+    kept = list(range(len(columns)))
+    while width is not None and sum(widths[n] + _GAP for n in kept) - _GAP > width:
+        spare = max(columns[n].spare for n in kept)
+        if spare == 0:
+            break
+        kept = [n for n in kept if columns[n].spare != spare]
+    return [columns[n] for n in kept], [[row[n] for n in kept] for row in cells]
+
+
+def _plain(of: Callable[[Forward], Any], style: str = "") -> Callable[..., Text]:
+    def cell(forward: Forward, rates: Rates | None, now: datetime) -> Text:
+        value = of(forward)
+        return Text(_NONE, "dim") if value in (None, "") else Text(clean(str(value)), style)
+
+    return cell
+
+
+def _to(forward: Forward) -> str:
+    return f"{forward['to']}/udp" if forward["protocol"] == "udp" else str(forward["to"])
+
+
+def _rate(direction: int) -> Callable[..., Text]:
+    def cell(forward: Forward, rates: Rates | None, now: datetime) -> Text:
+        rate = (rates or {}).get((forward["target"], forward["index"]), (0.0, 0.0))[direction]
+        return Text(f"{size(rate)}/s") if rate >= 0.5 else Text(_NONE, "dim")
+
+    return cell
+
+
+_COLUMNS = (
+    _Column("TARGET", _plain(lambda f: f["name"], "bold")),
+    _Column("STATE", lambda f, rates, now: state(f["state"])),
+    _Column("LOCAL", _plain(lambda f: ", ".join(f["listen"]))),
+    _Column("TO", _plain(_to), 3),
+    _Column("ENDPOINT", _plain(lambda f: f["endpoint"]), 4),
+    _Column("LIVE", _plain(lambda f: f["live"] or None), 1, right=True),
+)
+_RATES = (_Column("UP", _rate(0), 2, right=True), _Column("DOWN", _rate(1), 2, right=True))
+_SINCE = _Column("SINCE", lambda f, rates, now: Text(age(f["since"], now)), 5, right=True)
+_WIDE = (
+    _Column("CONTEXT", _plain(lambda f: f["context"])),
+    _Column("NAMESPACE", _plain(lambda f: f["namespace"])),
+    _Column("VIA", _plain(lambda f: f["via"])),
+    _Column("CHECK", _plain(lambda f: f["check"])),
+    _Column("OPENED", _plain(lambda f: f["traffic"]["opened"]), right=True),
+    _Column("SENT", _plain(lambda f: size(f["traffic"]["toRemoteBytes"])), right=True),
+    _Column("RECEIVED", _plain(lambda f: size(f["traffic"]["toLocalBytes"])), right=True),
+)
+_REASON = _Column("REASON", lambda f, rates, now: Text(clean(f["reason"])))
