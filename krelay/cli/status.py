@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DEADLINE = 10.0
 _WATCH_EVERY = 1.0
 _ANY = 10_000
-"""Columns of what is no terminal."""
+"""Columns of what is not to be cut."""
 
 
 def run(file: str, names: Collection[str], *, output: str, watch: bool) -> int:
@@ -121,8 +121,8 @@ def _columns() -> int | None:
 def _print(block: RenderableType) -> None:
     from rich.console import Console
 
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=sys.stdout, highlight=False, width=_ANY)
     with console.capture() as captured:
-        console.print(block, width=_columns() or _ANY, crop=False)
+        console.print(block)
     for line in captured.get().splitlines():
         say(line.rstrip())

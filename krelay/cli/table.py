@@ -30,12 +30,16 @@ GLYPHS = {
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """`spare`: where there is no room, the column with the highest one goes first; 0 stays."""
+    """`spare`: where there is no room, the column with the highest one goes first; 0 stays. One
+    with a `least` width can be cut down to that first; `room` is taken in any case, so that what
+    changes all the time does not move the rest."""
 
     title: str
     cell: Callable[[Forward, Rates | None, datetime], Text]
     spare: int = 0
     right: bool = False
+    least: int = 0
+    room: int = 0
 
 
 def table(
@@ -56,18 +60,19 @@ def table(
     if width is None or wide:
         columns.append(_REASON)
     cells = [[column.cell(row, rates, now) for column in columns] for row in rows]
-    columns, cells = _fit(columns, cells, width if not wide else None)
+    widths = _fit(columns, cells, width if not wide else None)
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
-    for column in columns:
+    for number, cell_width in widths.items():
+        column = columns[number]
         made.add_column(
             column.title,
+            width=cell_width,
             justify="right" if column.right else "left",
             no_wrap=True,
             overflow="ellipsis",
-            min_width=1,
         )
     for row in cells:
-        made.add_row(*row)
+        made.add_row(*(row[number] for number in widths))
     return made if width is None or wide or not explained else Group(made, *reasons(rows, now))
 
 
@@ -103,20 +108,30 @@ def age(since: str, now: datetime) -> str:
 
 
 def _fit(
-    columns: list[_Column], cells: list[list[Text]], width: int | None
-) -> tuple[list[_Column], list[list[Text]]]:
-    """Leave out what there is no room for."""
-    widths = [
-        max((cell_len(column.title), *(row[n].cell_len for row in cells)))
+    columns: Sequence[_Column], cells: Sequence[Sequence[Text]], width: int | None
+) -> dict[int, int]:
+    """The numbers of the columns that there is room for, and their widths."""
+    widths = {
+        n: max((column.room, cell_len(column.title), *(row[n].cell_len for row in cells)))
         for n, column in enumerate(columns)
-    ]
-    kept = list(range(len(columns)))
-    while width is not None and sum(widths[n] + _GAP for n in kept) - _GAP > width:
-        spare = max(columns[n].spare for n in kept)
+    }
+    if width is None:
+        return widths
+
+    def over(found: Mapping[int, int]) -> int:
+        return sum(found.values()) + _GAP * (len(found) - 1) - width
+
+    def least(n: int) -> int:
+        return min(widths[n], columns[n].least or widths[n])
+
+    while over({n: least(n) for n in widths}) > 0:
+        spare = max(columns[n].spare for n in widths)
         if spare == 0:
             break
-        kept = [n for n in kept if columns[n].spare != spare]
-    return [columns[n] for n in kept], [[row[n] for n in kept] for row in cells]
+        widths = {n: found for n, found in widths.items() if columns[n].spare != spare}
+    for n in sorted(widths, key=lambda n: -columns[n].spare):
+        widths[n] -= max(0, min(over(widths), widths[n] - least(n)))
+    return widths
 
 
 def _plain(of: Callable[[Forward], Any], style: str = "") -> Callable[..., Text]:
@@ -140,14 +155,17 @@ def _rate(direction: int) -> Callable[..., Text]:
 
 
 _COLUMNS = (
-    _Column("TARGET", _plain(lambda f: f["name"], "bold")),
+    _Column("TARGET", _plain(lambda f: f["name"], "bold"), least=12),
     _Column("STATE", lambda f, rates, now: state(f["state"])),
     _Column("LOCAL", _plain(lambda f: ", ".join(f["listen"]))),
-    _Column("TO", _plain(_to), 3),
-    _Column("ENDPOINT", _plain(lambda f: f["endpoint"]), 4),
+    _Column("TO", _plain(_to), 3, least=12),
+    _Column("ENDPOINT", _plain(lambda f: f["endpoint"]), 4, least=14),
     _Column("LIVE", _plain(lambda f: f["live"] or None), 1, right=True),
 )
-_RATES = (_Column("UP", _rate(0), 2, right=True), _Column("DOWN", _rate(1), 2, right=True))
+_RATES = (
+    _Column("UP", _rate(0), 2, right=True, room=8),
+    _Column("DOWN", _rate(1), 2, right=True, room=8),
+)
 _SINCE = _Column("SINCE", lambda f, rates, now: Text(age(f["since"], now)), 5, right=True)
 _WIDE = (
     _Column("CONTEXT", _plain(lambda f: f["context"])),
