@@ -62,6 +62,44 @@ class Port:
         return f"{text}/{self.protocol}" if self.protocol else text
 
 
+class CheckKind(StrEnum):
+    """How a forward is probed."""
+
+    DIAL = "dial"
+    HTTP = "http"
+    DNS = "dns"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What shows that a target works, while nothing that is relayed does.
+
+    `http` has a `method`, a `path` and the `status` that is expected, None for 200 to 399; `dns`
+    the `name` to ask for.
+    """
+
+    kind: CheckKind = CheckKind.DIAL
+    method: str = "GET"
+    path: str = "/"
+    status: int | None = None
+    name: str = ""
+
+    def of(self, protocol: Protocol) -> Check:
+        """What of it a port of that protocol can be asked: a datagram says nothing without an
+        answer, and only DNS has one for everybody."""
+        if protocol is Protocol.UDP:
+            return self if self.kind is CheckKind.DNS else Check(CheckKind.NONE)
+        return Check() if self.kind is CheckKind.DNS else self
+
+    def __str__(self) -> str:
+        """As it is written in a file."""
+        if self.kind is CheckKind.HTTP:
+            expected = f" -> {self.status}" if self.status else ""
+            return f"http {self.method} {self.path}{expected}"
+        return f"dns {self.name}" if self.kind is CheckKind.DNS else self.kind.value
+
+
 LOOPBACK = "127.0.0.1"
 
 
@@ -70,9 +108,9 @@ class Target:
     """One entry of the file. Its `name` is unique, and the key of every diff.
 
     `listen` is an address (v4 or v6) or `localhost`, which is both families or neither.
-    `credentials` are the user's name and password that a proxy asks for.
-    `namespace` and `context` are None where kubeconfig's own apply. `line` and `column`, from 1,
-    are its place in `file`; a target of the command line has none.
+    `credentials` are the user's name and password that a proxy asks for. `check` is how it is
+    probed. `namespace` and `context` are None where kubeconfig's own apply. `line` and `column`,
+    from 1, are its place in `file`; a target of the command line has none.
     """
 
     name: str
@@ -83,6 +121,7 @@ class Target:
     context: str | None = None
     listen: str = LOOPBACK
     credentials: tuple[str, str] | None = field(default=None, repr=False)
+    check: Check = Check()
     line: int = field(default=0, compare=False)
     column: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)

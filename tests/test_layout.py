@@ -36,6 +36,7 @@ ELSEWHERE = {
     "krelay/status/refusal.py": "tests/status/test_server.py",
     "krelay/supervisor/group.py": "tests/supervisor/test_supervisor.py",
     "krelay/supervisor/stage.py": "tests/supervisor/test_running.py",
+    "krelay/supervisor/reporting.py": "tests/supervisor/test_control.py",
     "krelay/transport/http.py": "tests/transport/test_portforward.py",
     "krelay/transport/proxy.py": "tests/transport/test_connect.py",
     "krelay/transport/refusal.py": "tests/transport/test_portforward.py",

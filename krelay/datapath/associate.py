@@ -12,6 +12,7 @@ from typing import Any, cast
 from krelay.datapath.opening import Forwarding
 from krelay.datapath.pool import Pool
 from krelay.datapath.socks5 import read_datagram, write_datagram
+from krelay.datapath.traffic import EVICTED, KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -27,8 +28,14 @@ Place = tuple[str, int]
 class Association(asyncio.DatagramProtocol):
     """Lives as long as the connection that asked for it, which calls `close`."""
 
-    def __init__(self, client: str, destination: Callable[[str, int], Forwarding]) -> None:
+    def __init__(
+        self,
+        client: str,
+        destination: Callable[[str, int], Forwarding],
+        account: Account | None = None,
+    ) -> None:
         """`client` is the address that may use it; `destination` makes where a datagram goes."""
+        self.account = account or Account()
         self.flows: OrderedDict[Any, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
         self._client = client
@@ -88,6 +95,7 @@ class Association(asyncio.DatagramProtocol):
             if len(self.flows) >= MAX_DESTINATIONS:
                 _, oldest = self.flows.popitem(last=False)
                 oldest.close(ErrorCode.LIMIT)
+                self.account.drops[EVICTED] += 1
             toward = _Toward(self, self._destination(host, port))
             flow = self.flows[place] = Flow(toward, place)
         flow.send(payload)
@@ -102,6 +110,8 @@ class Association(asyncio.DatagramProtocol):
             return
         if cast(Any, transport).get_write_buffer_size() < _MAX_BACKLOG:
             transport.sendto(write_datagram(*place, data), self._port)
+        else:
+            self.account.drops[KERNEL] += 1
 
     def _sweep(self) -> None:
         now = self.loop.time()

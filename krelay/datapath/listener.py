@@ -9,6 +9,7 @@ import socket
 from krelay.datapath.bind import BACKLOG, bind
 from krelay.datapath.opening import RETRIED, Forwarding, Opening
 from krelay.datapath.route import Route
+from krelay.datapath.traffic import Account, Entry
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Handle
@@ -20,11 +21,21 @@ logger = logging.getLogger("krelay.listener")
 class TcpListener:
     """A TCP forward's local end. `open` binds it, `close` stops accepting, `drain` ends it."""
 
-    def __init__(self, name: str, route: Route, tasks: asyncio.TaskGroup, *, park: float) -> None:
-        """`name` is for people; `park` is how long, in seconds, a connection may wait."""
+    def __init__(
+        self,
+        name: str,
+        route: Route,
+        tasks: asyncio.TaskGroup,
+        *,
+        park: float,
+        account: Account | None = None,
+    ) -> None:
+        """`name` is for people; `park` is how long, in seconds, a connection may wait; what is
+        carried goes to `account`."""
         self.name = name
         self.route = route
         self.park = park
+        self.account = account or Account()
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
@@ -111,6 +122,7 @@ class LocalRelay(TcpRelay):
         self._endpoint: Endpoint | None = None
         self._sent: list[bytes] | None = []
         self._retried = False
+        self._entry: Entry | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -123,6 +135,7 @@ class LocalRelay(TcpRelay):
 
     def _begin(self) -> None:
         """The connection is there: ask for its stream."""
+        self._entry = self._forwarding.account.begin(self)
         self._opening.start()
 
     def cut(self) -> None:
@@ -137,13 +150,18 @@ class LocalRelay(TcpRelay):
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        clean = exc is None and self._local_ended and self._remote_ended
         super().connection_lost(exc)
         self._opening.cancel()
+        if self._entry is not None:
+            self._entry.left(clean=clean)
         self._listener.left(self)
 
     def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the application sent so far goes first."""
         self._endpoint = self._forwarding.route.endpoint
+        if self._entry is not None:
+            self._entry.asked()
         for data in self._sent or ():
             stream.write(data)
         self.start(stream)
@@ -153,10 +171,14 @@ class LocalRelay(TcpRelay):
     def on_no_stream(self, reason: str) -> None:
         """There is none: whoever connected sees a reset."""
         logger.warning("%s: connection reset: %s", self._forwarding.name, reason)
+        if self._entry is not None:
+            self._entry.unserved()
         self._fail(ErrorCode.CANCELLED, reason)
 
     def on_accepted(self) -> None:
         self._sent = None
+        if self._entry is not None:
+            self._entry.accepted()
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
         name, route = self._forwarding.name, self._forwarding.route
@@ -171,7 +193,14 @@ class LocalRelay(TcpRelay):
                 self._opening.start(after=self._endpoint)
             return
         logger.warning("%s: %s%s", name, code.text, message and f": {message}")
+        if self._entry is not None:
+            self._entry.refused(code, message)
         self._fail(code, message)
+
+    def on_reset(self, code: ErrorCode) -> None:
+        if self._entry is not None:
+            self._entry.reset(code)
+        super().on_reset(code)
 
     def _fail(self, code: ErrorCode, message: str) -> None:
         """There is no stream, and there will be none."""

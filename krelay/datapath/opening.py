@@ -7,6 +7,7 @@ import logging
 from typing import Protocol as Shape
 
 from krelay.datapath.route import Route
+from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle, Handler
 from krelay.wire import header
@@ -33,6 +34,7 @@ class Forwarding(Shape):
     route: Route
     park: float
     tasks: asyncio.TaskGroup
+    account: Account
 
 
 class Opener(Handler, Shape):

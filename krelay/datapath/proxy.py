@@ -21,6 +21,7 @@ from krelay.datapath.opening import Opening
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
+from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode
 
@@ -49,6 +50,7 @@ class Destination:
     route: Route
     park: float
     tasks: asyncio.TaskGroup
+    account: Account
 
     @classmethod
     def of(cls, listener: ProxyListener, protocol: Protocol, host: str, port: int) -> Destination:
@@ -56,7 +58,7 @@ class Destination:
         route = Route(listener.pool, followed=False)
         route.update(Resolution(protocol, Endpoint(host, port)))
         name = f"{listener.name}: {Endpoint(host, port)}"
-        return cls(name, route, listener.park, listener.tasks)
+        return cls(name, route, listener.park, listener.tasks, listener.account)
 
 
 class ProxyListener(TcpListener):
@@ -73,8 +75,9 @@ class ProxyListener(TcpListener):
         *,
         park: float,
         credentials: tuple[str, str] | None = None,
+        account: Account | None = None,
     ) -> None:
-        super().__init__(name, Route(pool, followed=False), tasks, park=park)
+        super().__init__(name, Route(pool, followed=False), tasks, park=park, account=account)
         self.credentials = credentials
         self.asking = 0
 
@@ -195,8 +198,10 @@ class ProxyConnection(LocalRelay):
         destination = Destination.of(self._proxy, Protocol.TCP, host, port)
         self._forwarding = destination
         self._opening = Opening(destination, Protocol.TCP, self)
+        self._entry = destination.account.begin(self)
         if early and self._sent is not None:
             self._sent.append(early)
+            self.received_bytes += len(early)
         self._opening.start()
 
     def _associate(self) -> None:
@@ -204,7 +209,9 @@ class ProxyConnection(LocalRelay):
         host = self.transport.get_extra_info("sockname")[0]
         client = self.transport.get_extra_info("peername")[0]
         self._association = association = Association(
-            client, lambda *place: Destination.of(self._proxy, Protocol.UDP, *place)
+            client,
+            lambda *place: Destination.of(self._proxy, Protocol.UDP, *place),
+            self._proxy.account,
         )
         self._proxy.tasks.create_task(self._bind(association, host), name=self._proxy.name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from krelay.datapath.pool import Pool
 from krelay.model import Endpoint, Resolution
@@ -25,6 +26,8 @@ class Route:
         self.resolution: Resolution | None = None
         self.trouble = ""
         """Why nobody can say where it leads, while that is so."""
+        self.on_change: Callable[[], None] | None = None
+        """Called at each change, here or in the pool."""
         self._changed = asyncio.Event()
         self._settled_at = 0.0
         self._pool = pool
@@ -70,6 +73,8 @@ class Route:
         """Something changed, here or in the pool: whoever waits looks again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+        if self.on_change is not None:
+            self.on_change()
 
     async def resolved(self) -> Resolution:
         """The first answer, whatever it is."""

@@ -13,6 +13,15 @@ from typing import Protocol as Shape
 from krelay.datapath.bind import bind
 from krelay.datapath.opening import Forwarding, Opening
 from krelay.datapath.route import Route
+from krelay.datapath.traffic import (
+    BACKLOG,
+    EARLY,
+    EVICTED,
+    KERNEL,
+    UNROUTED,
+    Account,
+    Entry,
+)
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
@@ -31,10 +40,19 @@ Address = tuple[Any, ...]
 class UdpListener:
     """A UDP forward's local end. Flows are bounded: the least recently used makes room."""
 
-    def __init__(self, name: str, route: Route, tasks: asyncio.TaskGroup, *, park: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        route: Route,
+        tasks: asyncio.TaskGroup,
+        *,
+        park: float,
+        account: Account | None = None,
+    ) -> None:
         self.name = name
         self.route = route
         self.park = park
+        self.account = account or Account()
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self._sockets: list[_LocalSocket] = []
@@ -98,6 +116,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
             if len(self.flows) >= MAX_FLOWS:
                 _, oldest = self.flows.popitem(last=False)
                 oldest.close(ErrorCode.LIMIT)
+                self.listener.account.drops[EVICTED] += 1
             flow = self.flows[addr] = Flow(self, addr)
             if self._sweeper is None:
                 self._sweeper = self.loop.call_later(IDLE, self._sweep)
@@ -114,7 +133,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         try:
             self._sock.sendto(data, addr)
         except BlockingIOError:
-            return
+            self.listener.account.drops[KERNEL] += 1
         except OSError as exc:
             self.error_received(exc)
 
@@ -166,6 +185,9 @@ class Flow:
         self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
         self._opening = Opening(sock.listener, Protocol.UDP, self)
+        self._account = sock.listener.account
+        self._entry: Entry | None = None
+        self._heard = False
         self.active_at = sock.loop.time()
 
     @property
@@ -178,11 +200,14 @@ class Flow:
         self._touch()
         if self._stream is not None:
             if self.route.endpoint in (self._endpoint, None):
-                self._stream.datagram(data)
+                self._sent(self._stream, data)
                 return
             self.close(ErrorCode.CANCELLED)
+        if len(self._early) == _EARLY_DATAGRAMS:
+            self._account.drops[EARLY] += 1
         self._early.append(data)
         if not self._opening.parked:
+            self._entry, self._heard = self._account.begin(), False
             self._opening.start()
 
     def close(self, code: ErrorCode) -> None:
@@ -191,29 +216,45 @@ class Flow:
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code)
+        if self._entry is not None:
+            self._entry.left(clean=True)
 
     def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the client sent so far goes first."""
         self._stream = stream
         self._endpoint = self.route.endpoint
+        if self._entry is not None:
+            self._entry.asked()
         while self._early:
-            stream.datagram(self._early.popleft())
+            self._sent(stream, self._early.popleft())
 
     def on_no_stream(self, reason: str) -> None:
         """There is none; the client's next datagram tries anew."""
         logger.warning("%s: datagrams dropped: %s", self._socket.listener.name, reason)
+        if self._entry is not None:
+            self._entry.unserved()
         self._forget()
 
     def on_datagram(self, data: Buffer) -> None:
         self._touch()
+        self._account.to_local += len(data)
+        if not self._heard and self._entry is not None:
+            self._heard = True
+            self._entry.answered(None)
         self._socket.reply(data, self._addr)
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
         name = self._socket.listener.name
         logger.warning("%s: %s%s", name, code.text, message and f": {message}")
+        if self._entry is not None:
+            self._entry.refused(code, message)
         self._forget()
 
     def on_reset(self, code: ErrorCode) -> None:
+        if self._entry is not None:
+            self._entry.reset(code)
+            if code is ErrorCode.REFUSED:
+                self._entry.answered(code, "by ICMP")
         self._forget()
 
     def on_end(self) -> None:
@@ -221,7 +262,9 @@ class Flow:
         self._forget()
 
     def on_accepted(self) -> None:
-        """Datagrams are on their way already."""
+        # Datagrams are on their way already; only an answer shows that somebody is there.
+        if self._entry is not None:
+            self._entry.accepted(proof=False)
 
     def on_data(self, data: Buffer) -> None:
         """Stream bytes on a flow are nobody's: the window bounds them."""
@@ -229,12 +272,20 @@ class Flow:
     def on_writable(self) -> None:
         """Datagrams are dropped rather than held."""
 
+    def _sent(self, stream: Handle, data: bytes) -> None:
+        if stream.datagram(data):
+            self._account.to_remote += len(data)
+        else:
+            self._account.drops[BACKLOG] += 1
+
     def _touch(self) -> None:
         self.active_at = self._socket.loop.time()
         self._socket.flows.move_to_end(self._addr)
 
     def _forget(self) -> None:
         self._stream = None
-        self._early.clear()
+        if self._early:
+            self._account.drops[UNROUTED] += len(self._early)
+            self._early.clear()
         if self._socket.flows.get(self._addr) is self:
             del self._socket.flows[self._addr]

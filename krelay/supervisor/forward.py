@@ -14,9 +14,12 @@ from krelay.datapath.listener import TcpListener
 from krelay.datapath.pool import Pool
 from krelay.datapath.proxy import ProxyListener
 from krelay.datapath.route import Route
+from krelay.datapath.traffic import Account
 from krelay.datapath.udp import UdpListener
 from krelay.errors import ListenError
 from krelay.model import Kind, Protocol
+from krelay.status.feed import Feed
+from krelay.supervisor.health import Health
 
 logger = logging.getLogger("krelay.forward")
 
@@ -44,19 +47,23 @@ class Forward:
         *,
         park: float,
         on_bound: Callable[[Forward], None],
+        feed: Feed | None = None,
     ) -> None:
-        """`park` is how long, in seconds, a new connection may wait for a stream."""
+        """`park` is how long, in seconds, a new connection may wait for a stream; `feed` is told
+        how it is."""
         self.spec = spec
         self.route = route
         self.park = park
         self.listener: Listener | None = None
         self.failure: ListenError | None = None
         self.settled = asyncio.Event()
+        self.account = Account()
         self._tasks = tasks
         self._on_bound = on_bound
         self._binding: asyncio.Task[None] | None = None
         # One of each protocol at most: connections outlive a change of it.
         self._listeners: dict[Protocol, Listener] = {}
+        self.health = Health(self, feed or Feed())
 
     @property
     def name(self) -> str:
@@ -80,6 +87,12 @@ class Forward:
         return next((p for p, found in self._listeners.items() if found is self.listener), None)
 
     @property
+    def speaks(self) -> Protocol | None:
+        """What it is bound for, or will be as far as that is known."""
+        resolution = self.route.resolution
+        return self.protocol or self.spec.protocol or (resolution.protocol if resolution else None)
+
+    @property
     def addresses(self) -> list[str]:
         """`127.0.0.1:8080` for each bound address."""
         bound = self.listener.addresses if self.listener else ()
@@ -99,6 +112,7 @@ class Forward:
         """Listen where the file says now, as soon as that is known."""
         self.unbind()
         self._binding = self._tasks.create_task(self._bind(), name=self.name)
+        self.health.start(self._tasks)
 
     def unbind(self) -> None:
         """Free the address; connections live on, datagrams do not."""
@@ -121,9 +135,11 @@ class Forward:
             if isinstance(listener, ProxyListener):
                 listener.pool = pool
                 listener.credentials = spec.target.credentials
+        self.health.look()
 
     async def drain(self, timeout: float) -> None:
         """Accept no more; cut what is left after `timeout` seconds."""
+        self.health.drain()
         self.unbind()
         async with asyncio.TaskGroup() as draining:
             for listener in self._listeners.values():
@@ -131,6 +147,7 @@ class Forward:
 
     def cut(self) -> None:
         """Free the address and reset what lives, now."""
+        self.health.drain()
         self.unbind()
         for listener in self._listeners.values():
             listener.cut()
@@ -156,6 +173,7 @@ class Forward:
             await asyncio.sleep(backoff.delay())
         self.failure = None
         self.settled.set()
+        self.health.look()
         self._on_bound(self)
 
     async def _open(self, protocol: Protocol, local: int) -> None:
@@ -167,10 +185,15 @@ class Forward:
         if self.spec.target.kind is Kind.PROXY:
             pool, credentials = self.route.pool, self.spec.target.credentials
             return ProxyListener(
-                self.name, pool, self._tasks, park=self.park, credentials=credentials
+                self.name,
+                pool,
+                self._tasks,
+                park=self.park,
+                credentials=credentials,
+                account=self.account,
             )
         make = UdpListener if protocol is Protocol.UDP else TcpListener
-        return make(self.name, self.route, self._tasks, park=self.park)
+        return make(self.name, self.route, self._tasks, park=self.park, account=self.account)
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
         """Say so, once for each reason."""
@@ -182,6 +205,7 @@ class Forward:
         if str(exc) != str(self.failure):
             logger.error("%s: %s%s", self.name, exc, f"; hint: {exc.hint}" if exc.hint else "")
         self.failure = exc
+        self.health.look()
 
     async def _protocol(self) -> Protocol:
         resolution = await self.route.resolved()

@@ -35,6 +35,10 @@ class Reach(Protocol):
     lost: str
     """Why the last agent that was lost is gone; empty while none was."""
 
+    @property
+    def where(self) -> str:
+        """`NAMESPACE/POD`, or the process; empty while there is none."""
+
     async def start(self) -> None:
         """Have an agent that runs. Raises ClusterError."""
 
@@ -60,6 +64,10 @@ class ClusterReach:
         self._agent: Agent | None = None
         self._watching: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
+
+    @property
+    def where(self) -> str:
+        return f"{self._agent.namespace}/{self._agent.pod}" if self._agent else ""
 
     async def start(self) -> None:
         from krelay.cluster.agent import create_agent
@@ -153,6 +161,13 @@ class EmbeddedReach:
         self._process: asyncio.subprocess.Process | None = None
         self._port = 0
         self._starting = asyncio.Lock()
+
+    @property
+    def where(self) -> str:
+        process = self._process
+        if process is None or process.returncode is not None or not self._port:
+            return ""
+        return f"process {process.pid}, port {self._port}"
 
     async def start(self) -> None:
         async with self._starting:

@@ -14,6 +14,7 @@ from krelay.config.changes import Change
 from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
+from krelay.status.refusal import to_json
 from krelay.supervisor.supervisor import Supervisor, Want
 
 logger = logging.getLogger("krelay.reload")
@@ -45,6 +46,10 @@ class Reloader:
         self._files = config.files
         self._drift: Drift | None = None
         self._want: Want | None = None
+        self.loads = 0
+        """How many times the file was read and right, the first time not counted."""
+        self.failed = 0
+        """How many times it was wrong."""
 
     @property
     def drift(self) -> Drift | None:
@@ -88,6 +93,7 @@ class Reloader:
                 self._wrong(error)
                 raise error from exc
             self._files = config.files
+            self.loads += 1
             if self._drift is not None:
                 logger.info("%s is right again", config.path)
                 self._drift = None
@@ -118,8 +124,10 @@ class Reloader:
 
     def _wrong(self, exc: KrelayError) -> None:
         known = self._drift
+        self.failed += 1
         if isinstance(exc, ConfigError):
             self._files = tuple(dict.fromkeys((*exc.files, *self._files)))
         if known is None or known.error.report() != exc.report():
             logger.error("%s", "\n".join([*exc.report(), "what ran before stays"]))
+            self._supervisor.feed.tell("reload", f"refused: {exc}", error=to_json(exc))
         self._drift = Drift(known.since if known else datetime.now(UTC), exc)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from krelay.config.diff import Spec, group_of
 from krelay.datapath.route import Route
 from krelay.model import Config, GroupSpec
+from krelay.status.feed import Feed
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.following import Following
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.group import Group
+from krelay.supervisor.news import tell_of
 from krelay.supervisor.stage import Stage
 
 logger = logging.getLogger("krelay.supervisor")
@@ -28,6 +30,7 @@ class Running:
         contexts: Contexts,
         tasks: asyncio.TaskGroup,
         on_bound: Callable[[Forward], None],
+        feed: Feed,
     ) -> None:
         self.config: Config | None = None
         self.forwards: dict[tuple[str, int], Forward] = {}
@@ -38,6 +41,8 @@ class Running:
         self._contexts = contexts
         self._tasks = tasks
         self._on_bound = on_bound
+        self._feed = feed
+        self._tellers: dict[Group, asyncio.Task[None]] = {}
 
     def live(self, spec: Spec) -> int:
         """How many connections a forward carries."""
@@ -102,6 +107,8 @@ class Running:
         """No agent, watch or client is left."""
         for following in self.followings.values():
             following.stop()
+        for teller in self._tellers.values():
+            teller.cancel()
         ending = (thing for thing in self.ending if isinstance(thing, Group))
         async with asyncio.TaskGroup() as stopping:
             for group in (*self.groups.values(), *ending):
@@ -114,7 +121,9 @@ class Running:
         followed, park = spec.target.kind.in_cluster, config.tunnel.park
         if forward is None:
             route = Route(pool, followed=followed)
-            return Forward(spec, route, self._tasks, park=park, on_bound=self._on_bound)
+            return Forward(
+                spec, route, self._tasks, park=park, on_bound=self._on_bound, feed=self._feed
+            )
         forward.update(spec, pool, park)
         forward.route.followed = followed
         return forward
@@ -123,7 +132,10 @@ class Running:
         for change in stage.plan.groups:
             former = self.groups.pop(change.key, None)
             if change.key in stage.groups:
-                self.groups[change.key] = stage.groups[change.key]
+                group = self.groups[change.key] = stage.groups[change.key]
+                self._tellers[group] = self._tasks.create_task(
+                    tell_of(group, self._feed), name=f"news of {group.pool.name}"
+                )
             if former is not None:
                 self._end(former, drain)
 
@@ -140,6 +152,8 @@ class Running:
 
     def _end(self, thing: Forward | Group, timeout: float) -> None:
         self.ending.add(thing)
+        if isinstance(thing, Group):
+            self._tellers.pop(thing).cancel()
         self._tasks.create_task(self._drain(thing, timeout))
 
     async def _drain(self, thing: Forward | Group, timeout: float) -> None:

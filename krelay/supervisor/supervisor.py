@@ -15,6 +15,8 @@ from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, NotFoundError, first_error
 from krelay.finish import finish
 from krelay.model import Config
+from krelay.status.feed import Feed
+from krelay.status.refusal import to_json
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.running import Running
@@ -50,13 +52,20 @@ class Supervisor:
         contexts: Contexts | None = None,
         strict: bool = False,
         must_exist: bool = False,
+        feed: Feed | None = None,
     ) -> None:
         """`strict`: what cannot be bound or followed at the start is an error, not just told.
-        `must_exist`: so it is that no target or port exists. `contexts` has the API clients."""
+        `must_exist`: so it is that no target or port exists. `contexts` has the API clients;
+        `feed` is told what happens."""
         self._announce = announce
         self._contexts = contexts or Contexts()
         self._strict = strict
         self._must_exist = must_exist
+        self.feed = feed or Feed()
+        self.generation = 1
+        """How many configs were carried out, the first one too."""
+        self.refused = 0
+        """How many could not be, at first."""
         self._running: Running | None = None
         self._started = False
         self._want = Want(config, "start")
@@ -78,7 +87,7 @@ class Supervisor:
         running: Running | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = self._running = Running(contexts, tasks, self._bound)
+                running = self._running = Running(contexts, tasks, self._bound, self.feed)
                 await self._run(running, contexts, tasks, stop)
                 raise _StoppedError
         except* _StoppedError:
@@ -171,14 +180,18 @@ class Supervisor:
                 await self._carry_out(want, running, contexts, tasks)
                 delay, want.failure = None, None
             except KrelayError as exc:
+                if want.failure is None:
+                    self.refused += 1
                 if str(exc) != str(want.failure):
                     hint = f"; hint: {exc.hint}" if exc.hint else ""
                     logger.error("not applied, what ran before stays: %s%s", exc, hint)
+                    self.feed.tell("reload", f"not applied: {exc}", error=to_json(exc))
                 want.failure = exc
                 delay = _RETRY_FIRST + backoff.delay()
             except Exception as exc:
                 # An edit that finds a bug must not end what runs.
                 logger.exception("not applied")
+                self.refused += 1
                 want.failure, delay = KrelayError(f"internal error: {exc!r}"), None
             if want is self._want:
                 want.done.set()
@@ -207,6 +220,10 @@ class Supervisor:
         )
         took = (datetime.now(UTC) - want.made).total_seconds()
         want.changes = lines
+        self.generation += 1
+        told = [str(line) for line in lines]
+        text = f"applied ({want.reason}): {told[0]}" + (f", +{len(told) - 1}" if told[1:] else "")
+        self.feed.tell("reload", text, generation=self.generation, changes=told)
         for line in lines:
             logger.info("%s (%s, %.2f s)", line, want.reason, took)
 

@@ -20,6 +20,7 @@ class FakeReach:
     made: list[FakeReach]
     tasks: asyncio.TaskGroup
     private = False
+    where = "in this process"
 
     def __init__(self, spec: GroupSpec, key: bytes) -> None:
         self.lost = ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from krelay.errors import ConfigError, UsageError
@@ -19,6 +21,7 @@ from krelay.supervisor.control import Control
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 
+SCHEMA = json.loads((Path(__file__).parents[2] / "schema" / "status.schema.json").read_text())
 HOST = "ip/127.0.0.1"
 
 
@@ -34,7 +37,10 @@ async def controlled(
 
 
 async def asked(w: World, method: str, resource: str, **body: Any) -> Any:
-    return await asyncio.to_thread(ask, str(w.file), method, resource, body, timeout=5.0)
+    found = await asyncio.to_thread(ask, str(w.file), method, resource, body, timeout=5.0)
+    if resource == "/v1/status":
+        jsonschema.validate(found, SCHEMA)
+    return found
 
 
 async def test_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -50,23 +56,41 @@ async def test_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
                 "path": str(w.file),
                 "files": [str(w.file)],
                 "inStep": True,
+                "generation": 1,
+                "reloads": 0,
+                "failedReloads": 0,
                 "since": None,
                 "error": None,
             }
-            assert found["agents"] == [{"context": None, "tunnels": 1, "streams": 1}]
+            (agent,) = found["agents"]
+            assert (agent["context"], agent["where"]) == (None, ["in this process"])
+            assert [(t["up"], t["streams"]) for t in agent["tunnels"]] == [(True, 1)]
             one, two = found["forwards"]
-            assert one == {
+            assert not found["ready"]
+            assert (two["state"], two["listen"]) == ("failed", [])
+            assert "Address already in use by this krelay" in two["reason"]
+            expected = {
                 "target": "one",
+                "index": 0,
+                "name": "one",
                 "to": f"{HOST}:{a}",
+                "state": "ready",
+                "reason": "",
+                "context": None,
+                "namespace": None,
                 "protocol": "tcp",
                 "listen": [f"127.0.0.1:{with_port}"],
                 "endpoint": f"127.0.0.1:{a}",
-                "state": "listening",
-                "reason": "",
+                "via": "as given",
+                "check": "dial",
                 "live": 1,
             }
-            assert (two["state"], two["listen"]) == ("failed", [])
-            assert "Address already in use by this krelay" in two["reason"]
+            assert {key: one[key] for key in expected} == expected
+            assert one["traffic"]["opened"] == one["traffic"]["dialCount"] == 1
+            assert one["traffic"]["toLocalBytes"] == 1
+            assert found["tasks"] > 0
+            assert found["descriptors"] > 3
+            assert found["memoryBytes"] > 1 << 20
 
 
 async def test_a_file_that_is_wrong_is_out_of_step_since_then(

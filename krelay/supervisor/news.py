@@ -1,0 +1,36 @@
+"""News: what becomes of an agent and the tunnels to it, for the feed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from krelay.status.feed import Feed
+from krelay.supervisor.group import Group
+
+
+async def tell_of(group: Group, feed: Feed) -> None:
+    """Tell of each tunnel that comes up or goes down, and of each agent; lasts until cancelled."""
+    pool, context = group.pool, group.spec.context
+    up: set[str] = set()
+    where = ""
+    while True:
+        if (now := group.reach.where) != where:
+            lost = group.reach.lost if where else ""
+            common: dict[str, Any] = {"context": context, "where": now}
+            if lost:
+                feed.tell("agent", f"agent lost: {lost}", **{**common, "where": where})
+            if now:
+                feed.tell("agent", f"agent runs: {now}", **common)
+            where = now
+        for tunnel in pool.tunnels:
+            if tunnel.up == (tunnel.name in up):
+                continue
+            common = {"context": context, "tunnel": tunnel.name, "up": tunnel.up}
+            if tunnel.up:
+                up.add(tunnel.name)
+                feed.tell("tunnel", f"{tunnel.name}: up", **common)
+            else:
+                up.discard(tunnel.name)
+                why = f": {tunnel.failure}" if tunnel.failure else ""
+                feed.tell("tunnel", f"{tunnel.name}: lost{why}", **common)
+        await pool.wait_change()

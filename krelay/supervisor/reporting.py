@@ -1,0 +1,150 @@
+"""Reporting: what runs, as a Report: read where it is kept, at one moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from datetime import datetime
+
+from krelay import __version__
+from krelay.config.diff import group_of
+from krelay.datapath.plain import PlainDriver
+from krelay.datapath.traffic import Account
+from krelay.datapath.tunnel import Tunnel
+from krelay.model import Config, Kind
+from krelay.status.refusal import to_json
+from krelay.status.report import (
+    AgentReport,
+    FileReport,
+    ForwardReport,
+    Report,
+    Traffic,
+    TunnelReport,
+)
+from krelay.supervisor.forward import Forward
+from krelay.supervisor.group import Group
+from krelay.supervisor.reload import Reloader
+from krelay.supervisor.running import Running
+from krelay.supervisor.supervisor import Supervisor
+
+
+async def report(supervisor: Supervisor, reloader: Reloader, started: datetime) -> Report:
+    """All of it; `started` is when this run began."""
+    # The system is asked first: what follows is of one turn of the loop.
+    descriptors, memory = await asyncio.to_thread(_process)
+    running = supervisor.running
+    return Report(
+        version=__version__,
+        pid=os.getpid(),
+        started=started,
+        file=_file(supervisor, reloader, started),
+        forwards=tuple(_forward(forward, running.config) for forward in _forwards(running)),
+        draining=sum(f.live for f in running.ending if isinstance(f, Forward)),
+        agents=tuple(_agent(group) for group in running.groups.values()),
+        tasks=len(asyncio.all_tasks()),
+        descriptors=descriptors,
+        memory_bytes=memory,
+    )
+
+
+def _process() -> tuple[int, int]:
+    """How many descriptors this process has open, and its resident memory. Blocks."""
+    import psutil
+
+    process = psutil.Process()
+    try:
+        return process.num_fds(), process.memory_info().rss
+    except (psutil.Error, OSError):
+        return 0, 0
+
+
+def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> FileReport:
+    drift = reloader.drift
+    return FileReport(
+        path=reloader.files[0] if reloader.files else None,
+        files=reloader.files,
+        in_step=drift is None,
+        generation=supervisor.generation,
+        reloads=reloader.loads,
+        failed_reloads=reloader.failed + supervisor.refused,
+        since=drift.since if drift else None,
+        error=to_json(drift.error) if drift else None,
+    )
+
+
+def _forwards(running: Running) -> Iterator[Forward]:
+    """Those that the file has, then those that drain, but for what has a namesake that does not."""
+    keys = set(running.forwards)
+    yield from running.forwards.values()
+    for thing in running.ending:
+        if isinstance(thing, Forward) and thing.spec.key not in keys:
+            keys.add(thing.spec.key)
+            yield thing
+
+
+def _forward(forward: Forward, config: Config | None) -> ForwardReport:
+    spec, health = forward.spec, forward.health
+    target, proxy = spec.target, spec.target.kind is Kind.PROXY
+    resolution = forward.route.resolution
+    endpoint = None if resolution is None or proxy else resolution.endpoint
+    speaks = forward.speaks
+    namespace = target.namespace or (config.namespace if config else None)
+    return ForwardReport(
+        target=target.name,
+        index=spec.index,
+        name=forward.name,
+        to=str(target) if proxy else f"{target}:{spec.port.remote}",
+        state=health.state,
+        reason=health.reason,
+        since=health.since,
+        context=group_of(config, target) if config else target.context,
+        namespace=namespace if target.kind.in_cluster else None,
+        protocol=speaks.value if speaks else None,
+        listen=tuple(forward.addresses),
+        endpoint=str(endpoint) if endpoint else None,
+        via=resolution.via if endpoint and resolution else "",
+        check=str(health.check),
+        live=forward.live,
+        traffic=_traffic(forward.account),
+    )
+
+
+def _traffic(account: Account) -> Traffic:
+    return Traffic(
+        opened=account.opened,
+        results=dict(account.results),
+        to_remote_bytes=account.to_remote_bytes,
+        to_local_bytes=account.to_local_bytes,
+        dials=account.dials.cumulative(),
+        dial_count=account.dials.count,
+        dial_sum=account.dials.sum,
+        drops=dict(account.drops),
+    )
+
+
+def _agent(group: Group) -> AgentReport:
+    where = group.reach.where
+    return AgentReport(
+        context=group.spec.context,
+        where=(where,) if where else (),
+        tunnels=tuple(_tunnel(tunnel) for tunnel in group.pool.tunnels),
+    )
+
+
+def _tunnel(tunnel: Tunnel) -> TunnelReport:
+    driver, stats = tunnel.driver, tunnel.stats
+    rtt = None if driver is None or isinstance(driver, PlainDriver) else driver.session.flight.rtt
+    return TunnelReport(
+        name=tunnel.name,
+        up=tunnel.up,
+        streams=tunnel.streams,
+        rtt=rtt or None,
+        connects=stats.connects,
+        resumed=stats.resumed,
+        rotated=stats.rotated,
+        replayed_bytes=stats.replayed_bytes,
+        window_stalls=stats.window_stalls,
+        limit_stalls=stats.limit_stalls,
+        failure=str(tunnel.failure) if tunnel.failure and not tunnel.up else None,
+    )

@@ -1,0 +1,246 @@
+"""The account: each stream ends in one result, bytes only grow, and live ones count."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.datapath import traffic
+from krelay.datapath import udp as udp_module
+from krelay.datapath.traffic import BUCKETS, OK, RESET, Account, Entry, Histogram
+from krelay.model import Endpoint, Protocol, Resolution
+from krelay.wire.errors import ErrorCode
+from krelay.wire.session import Limits
+from tests import rig
+
+
+async def gone(path: rig.Path) -> None:
+    await rig.until(lambda: path.streams == (0, 0))
+
+
+# -- TCP ---------------------------------------------------------------------------------------
+
+
+async def test_a_connection_and_its_bytes_while_it_lives_and_after() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        listener = await path.tcp(target)
+        account = listener.account
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            assert (account.to_remote_bytes, account.to_local_bytes) == (5, 5)
+            assert (account.opened, account.results) == (1, {})
+            writer.write(b"!")
+            writer.write_eof()
+            assert await reader.read() == b"!"
+        await rig.until(lambda: account.results)
+        assert account.results == {OK: 1}
+        assert (account.to_remote_bytes, account.to_local_bytes) == (6, 6)
+        assert account.dials.count == 1
+        assert account.dials.cumulative()[10.0] == 1
+
+
+async def test_what_is_cut_is_a_reset_whoever_cut_it() -> None:
+    async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        rig.rst(writer)
+
+    async with rig.path() as path, rig.tcp_target(slam) as there, rig.tcp_target(rig.hold) as here:
+        far, near, cut = await path.tcp(there), await path.tcp(here), await path.tcp(here)
+        async with rig.connect(rig.port_of(far)) as (reader, writer):
+            writer.write(b"x")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        async with rig.connect(rig.port_of(near)) as (_, writer):
+            await rig.until(lambda: near.account.opened)
+            rig.rst(writer)
+        async with rig.connect(rig.port_of(cut)):
+            await rig.until(lambda: cut.account.opened)
+            cut.cut()
+        await gone(path)
+        for listener in (far, near, cut):
+            await rig.until(lambda listener=listener: listener.account.results)
+            assert listener.account.results == {RESET: 1}
+
+
+async def test_a_refusal_is_counted_by_the_agents_answer_and_told() -> None:
+    told: list[tuple[ErrorCode | None, str]] = []
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        closed = rig.closed_port()
+        listener = await path.tcp(closed)
+        account = listener.account
+        account.on_dial = lambda code, message: told.append((code, message))
+        async with rig.connect(rig.port_of(listener)) as (reader, _):
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        assert account.results == {"refused": 1}
+        assert account.opened == account.dials.count == 0
+        ((code, message),) = told
+        assert code is ErrorCode.REFUSED
+        assert message.startswith(f"127.0.0.1:{closed}: ")
+        listener.route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
+        assert await rig.exchange(rig.port_of(listener), b"x") == b"x"
+        assert told[1:] == [(None, "")]
+
+
+async def test_parked_in_vain_and_parked_by_one_who_leaves() -> None:
+    async with rig.path() as path:
+        vain, left = await path.tcp(path.route(None), park=0.0), await path.tcp(path.route(None))
+        async with rig.connect(rig.port_of(vain)) as (reader, _):
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        assert vain.account.results == {"no_stream": 1}
+        async with rig.connect(rig.port_of(left)) as (_, writer):
+            await rig.until(lambda: left.live == 1)
+            rig.rst(writer)
+            # Nobody reads a parked connection: only the listener's end tells.
+            left.cut()
+            await rig.until(lambda: left.account.results)
+        assert left.account.results == {"cancelled": 1}
+
+
+async def test_a_stream_that_is_lost_before_the_answer_was_none() -> None:
+    async with rig.path() as path:
+        listener = await path.tcp(path.route(53, host="10.255.255.1"))
+        async with rig.connect(rig.port_of(listener)) as (reader, _):
+            await rig.until(lambda: path.streams[0] == 1)
+            driver = path.pool.pick()
+            assert driver is not None
+            driver.close(ErrorCode.RESET)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        assert listener.account.results == {"no_stream": 1}
+
+
+# -- UDP ---------------------------------------------------------------------------------------
+
+
+async def test_flows_and_their_datagrams() -> None:
+    told: list[ErrorCode | None] = []
+    async with rig.path() as path, rig.udp_echo(b"> ") as target:
+        listener = await path.udp(target)
+        account = listener.account
+        account.on_dial = lambda code, message: told.append(code)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            for _ in range(3):
+                client.send(b"abc")
+                await rig.recv(client)
+        assert (account.to_remote_bytes, account.to_local_bytes) == (9, 15)
+        assert (account.opened, account.results) == (1, {})
+        assert told == [None]
+        listener.close()
+        assert account.results == {OK: 1}
+        assert not account.drops
+
+
+async def test_a_port_that_nobody_has_is_a_reset_by_icmp_and_told() -> None:
+    told: list[ErrorCode | None] = []
+    async with rig.path() as path:
+        listener = await path.udp(rig.closed_port(socket.SOCK_DGRAM))
+        listener.account.on_dial = lambda code, message: told.append(code)
+        async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+            client.send(b"x")
+            await rig.until(lambda: listener.account.results)
+        assert listener.account.results == {RESET: 1}
+        assert told == [ErrorCode.REFUSED]
+
+
+async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(udp_module, "MAX_FLOWS", 1)
+    async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
+        route = path.route(None)
+        listener = await path.udp(route)
+        account = listener.account
+        one, two = [
+            await stack.enter_async_context(rig.udp_socket(connect=rig.port_of(listener)))
+            for _ in range(2)
+        ]
+        for _ in range(udp_module._EARLY_DATAGRAMS + 2):
+            one.send(b"x")
+        await rig.until(lambda: account.drops[traffic.EARLY] == 2)
+        two.send(b"x")
+        await rig.until(lambda: account.drops[traffic.EVICTED] == 1)
+        assert account.results == {"cancelled": 1}
+        route.update(Resolution(Protocol.UDP, Endpoint(rig.HOST, target)))
+        assert await rig.recv(two) == b"x"
+        driver = path.pool.pick()
+        assert driver is not None
+        driver.session.limits = Limits(datagrams=0)
+        two.send(b"x")
+        await rig.until(lambda: account.drops[traffic.BACKLOG] == 1)
+        impatient = await path.udp(path.route(None), park=0.0)
+        three = await stack.enter_async_context(rig.udp_socket(connect=rig.port_of(impatient)))
+        three.send(b"x")
+        await rig.until(lambda: impatient.account.drops == {traffic.UNROUTED: 1})
+        assert impatient.account.results == {"no_stream": 1}
+
+
+# -- the account by itself ---------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 20)))
+def test_the_histogram_is_cumulative(seconds: list[float]) -> None:
+    histogram = Histogram()
+    for each in seconds:
+        histogram.add(each)
+    assert histogram.cumulative() == {
+        bound: sum(each <= bound for each in seconds) for bound in BUCKETS
+    }
+    assert histogram.count == len(seconds)
+    assert histogram.sum == pytest.approx(sum(seconds))
+
+
+class Carrying:
+    def __init__(self) -> None:
+        self.received_bytes = self.sent_bytes = 0
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 4),
+        st.sampled_from(["accepted", "refused", "reset", "left", "clean", "unserved", "bytes"]),
+        st.sampled_from(list(ErrorCode)),
+    ),
+    max_size=60,
+)
+
+
+@given(_STEPS)
+def test_every_stream_has_one_result_and_no_count_falls(
+    steps: list[tuple[int, str, ErrorCode]],
+) -> None:
+    account = Account()
+    relays = [Carrying() for _ in range(5)]
+    entries = [account.begin(relay) for relay in relays]
+    ended: set[int] = set()
+    before = (0, 0)
+    for index, step, code in steps:
+        entry: Entry = entries[index]
+        if step == "bytes":
+            relays[index].received_bytes += 3
+            relays[index].sent_bytes += 5
+        elif step == "accepted":
+            entry.accepted()
+        elif step == "refused":
+            entry.refused(code, "")
+        elif step == "reset":
+            entry.reset(code)
+        elif step == "unserved":
+            entry.unserved()
+        else:
+            entry.left(clean=step == "clean")
+        if step not in ("bytes", "accepted"):
+            ended.add(index)
+        now = (account.to_remote_bytes, account.to_local_bytes)
+        assert now >= before
+        before = now
+        assert account.results.total() == len(ended)
+        assert account.opened == account.dials.count
+        assert account.results[OK] + account.results[RESET] <= account.opened
+    names = {OK, RESET, traffic.NO_STREAM, *(code.name.lower() for code in ErrorCode)}
+    assert set(account.results) <= names
