@@ -55,7 +55,9 @@ def _forwards(moment: Moment, width: int, room: int) -> list[RenderableType]:
     forwards = moment.report["forwards"]
     if not forwards or room < 2:
         return []
-    why = reasons(forwards, moment.now)
+    # While an agent is waited for, that is what most of them wait for.
+    told = [f for f in forwards if f["state"] != "pending"] if moment.waiting else forwards
+    why = reasons(told, moment.now)
     # The title of the table, and a reason a line, but never more of these than of the rest.
     why = why[: max(room - 1 - len(forwards), (room - 1) // 3)]
     rows = room - 1 - len(why)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -23,7 +23,6 @@ from krelay.cli.frame import Moment, frame
 from krelay.cli.painter import Painter
 from krelay.cli.rates import Rate, Rates
 from krelay.cli.terminal import Keys, in_front
-from krelay.status.report import Report
 
 logger = logging.getLogger("krelay.cli")
 
@@ -36,10 +35,12 @@ _LEAVE_DEADLINE = 1.0
 
 
 class Live:
-    """`keys` has what is to be done at each; `report` makes a report, on the loop."""
+    """`keys` has what is to be done at each; `report` makes a report, in its JSON form."""
 
     def __init__(
-        self, report: Callable[[], Report], keys: Mapping[str, Callable[[], None]]
+        self,
+        report: Callable[[], Awaitable[dict[str, Any]]],
+        keys: Mapping[str, Callable[[], None]],
     ) -> None:
         self._report = report
         self._actions = {**keys, "?": self._toggle_help}
@@ -73,7 +74,7 @@ class Live:
             self._thread.start()
             try:
                 while True:
-                    report = self._report().as_json()
+                    report = await self._report()
                     self._latest = report, self._rates.update(report, loop.time())
                     if self._shown != in_front(self._terminal):
                         self._appear() if not self._shown else self._vanish()

@@ -27,8 +27,11 @@ def targets(report: Report) -> set[str]:
 
 
 def unready(report: Report, names: Collection[str] = ()) -> list[str]:
-    """What is not ready, a line each: of all forwards, or of those of the targets in `names`."""
+    """What is not ready, a line each: of all forwards but those that an edit took away and that
+    only finish, or of those of the targets in `names`."""
     forwards = [f for f in report["forwards"] if not names or f["target"] in names]
+    if any(forward["state"] != "draining" for forward in forwards):
+        forwards = [forward for forward in forwards if forward["state"] != "draining"]
     found = [told(forward) for forward in forwards if forward["state"] != "ready"]
     missing = sorted(set(names) - {forward["target"] for forward in forwards})
     found += [f"{name}: not relayed (yet)" for name in missing]

@@ -129,7 +129,7 @@ class _Run:
             async with asyncio.timeout(self._timeout):
                 while True:
                     await asyncio.sleep(0)  # the supervisor goes first
-                    report = self._control.report().as_json()
+                    report = await self._control.status({})
                     if len(report["forwards"]) == expected and not unready(report):
                         return report
                     await asyncio.sleep(_LOOK_EVERY)

@@ -82,8 +82,10 @@ def reasons(rows: Iterable[Forward], now: datetime) -> list[Text]:
     for row in rows:
         if row["state"] != "ready" and row["reason"]:
             glyph, style = GLYPHS[row["state"]]
-            text = clean(f"{row['name']}: {row['reason']} ({age(row['since'], now)})")
-            found.append(Text.assemble((f"{glyph} ", style), text, no_wrap=True))
+            text = clean(f"{row['name']} ({age(row['since'], now)}): {row['reason']}")
+            found.append(
+                Text.assemble((f"{glyph} ", style), text, no_wrap=True, overflow="ellipsis")
+            )
     return found
 
 

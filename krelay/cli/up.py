@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
+from krelay.status.logs import LogRing
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.contexts import Contexts
@@ -73,8 +74,7 @@ def run(
     place = socket_path(file) if file else None
     control = Control(supervisor, reloader)
     with keep_log() as ring:
-        handlers = {**control.handlers(), ("GET", "/v1/logs"): ring.answer}
-        return asyncio.run(_run(supervisor, reloader, mode, control, handlers, place, live))
+        return asyncio.run(_run(supervisor, reloader, mode, control, ring, place, live=live))
 
 
 async def _run(
@@ -82,11 +82,27 @@ async def _run(
     reloader: Reloader,
     mode: Mode | None,
     control: Control,
-    handlers: Mapping[tuple[str, str], Handler],
+    ring: LogRing,
     place: Path | None,
+    *,
     live: bool,
 ) -> int:
-    signals = _Signals(control.stopping)
+    signals = _Signals()
+
+    async def stop(body: Mapping[str, Any]) -> dict[str, Any]:
+        """`POST /v1/stop`: as SIGTERM, but asked twice it is not in a hurry; what lives, and the
+        seconds that it gets to finish."""
+        if not signals.stop.is_set():
+            signals.end("krelay down")
+        config, forwards = supervisor.running.config, supervisor.running.forwards.values()
+        drain = config.tunnel.drain if config else 0.0
+        return {"pid": os.getpid(), "drain": drain, "live": sum(f.live for f in forwards)}
+
+    handlers = {
+        **control.handlers(),
+        ("POST", "/v1/stop"): stop,
+        ("GET", "/v1/logs"): ring.answer,
+    }
     code = 0
     try:
         async with AsyncExitStack() as stack:
@@ -100,7 +116,7 @@ async def _run(
                 from krelay.cli.live import Live
 
                 keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
-                screen = Live(control.report, keys)
+                screen = Live(lambda: control.status({}), keys)
                 reloading.append(tasks.create_task(screen.run(), name="live"))
             await supervisor.run(signals.stop)
             for task in reloading:
@@ -116,8 +132,8 @@ class _Signals:
     """SIGINT and SIGTERM end the run, the second one at once; SIGHUP is a wish to reload, or the
     end of the terminal."""
 
-    def __init__(self, stop: asyncio.Event) -> None:
-        self.stop = stop
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
         self.hangup = asyncio.Event()
         self.reason = "SIGHUP"
         self._task = asyncio.current_task()
