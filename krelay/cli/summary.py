@@ -9,32 +9,27 @@ from typing import Any
 
 from rich.text import Text
 
-from krelay.cli.table import age
+from krelay.cli.table import age, clean
 
 Report = Mapping[str, Any]
 
 
 def head(report: Report, now: datetime) -> Text:
-    """`krelay.yaml · 3 of 4 ready · agent default/krelay-server-x4k2p · 2 tunnels, 3 ms · 5m`."""
+    """`krelay.yaml · 3 of 4 ready · up 5m · agent default/krelay-server-x4k2p: 2 tunnels, 3 ms`."""
     forwards = report["forwards"]
     ready = sum(forward["state"] == "ready" for forward in forwards)
     style = "green" if forwards and ready == len(forwards) else "yellow"
     path = report["file"]["path"]
+    ending = bool(forwards) and all(forward["state"] == "draining" for forward in forwards)
     parts = [
-        Text(Path(path).name if path else "krelay", "bold"),
-        Text(f"{ready} of {len(forwards)} ready", style),
-        *(_agent(agent) for agent in report["agents"]),
+        Text(clean(Path(path).name) if path else "krelay", "bold"),
+        Text("ending", "magenta") if ending else Text(f"{ready} of {len(forwards)} ready", style),
     ]
     if report["draining"]:
         parts.append(Text(f"{report['draining']} draining", "magenta"))
     parts.append(Text(f"up {age(report['started'], now)}", "dim"))
+    parts += [_agent(agent) for agent in report["agents"]]
     return _line(Text(" · ", "dim").join(parts))
-
-
-def run(report: Report, now: datetime) -> Text:
-    """`krelay 0.3.0, pid 4711, for 5m`: which one it is."""
-    text = f"krelay {report['version']}, pid {report['pid']}, for {age(report['started'], now)}"
-    return _line(Text(text, "dim"))
 
 
 def drift(report: Report, now: datetime) -> Text | None:
@@ -44,7 +39,7 @@ def drift(report: Report, now: datetime) -> Text | None:
         return None
     since = f" for {age(file['since'], now)}" if file["since"] else ""
     message = (file["error"] or {}).get("message", "")
-    return _line(Text(f"! not what the file says{since}: {message}", "red"))
+    return _line(Text(f"! not what the file says{since}: {clean(message)}", "red"))
 
 
 def _agent(agent: Report) -> Text:
@@ -57,7 +52,10 @@ def _agent(agent: Report) -> Text:
     count = f"{len(up)}" if len(up) == len(tunnels) else f"{len(up)} of {len(tunnels)}"
     text += f"{count} tunnel{'' if count == '1' else 's'}"
     delays = [tunnel["rtt"] for tunnel in up if tunnel["rtt"] is not None]
-    return Text(f"{text}, {min(delays) * 1000:.0f} ms" if delays else text)
+    if delays:
+        ms = min(delays) * 1000
+        text += f", {ms:.0f} ms" if ms >= 1 else ", <1 ms"
+    return Text(text)
 
 
 def _line(text: Text) -> Text:

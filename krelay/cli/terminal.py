@@ -51,7 +51,8 @@ class Keys:
             termios.tcsetattr(self._descriptor, termios.TCSANOW, wanted)
         except termios.error:
             return False
-        self._before = before
+        if self._before is None:
+            self._before = before
         atexit.register(self.give_back)
         return True
 

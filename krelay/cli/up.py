@@ -215,5 +215,4 @@ def _can_be_live(config: Config) -> bool:
 
 
 def _show(forward: Forward) -> None:
-    """The table has it."""
-    logger.debug("%s: ready", forward.name)
+    """The table has it already."""
