@@ -29,7 +29,7 @@ def head(report: Report, now: datetime) -> Text:
         parts.append(Text(f"{report['draining']} draining", "magenta"))
     parts.append(Text(f"up {age(report['started'], now)}", "dim"))
     parts += [_agent(agent) for agent in report["agents"]]
-    return _line(Text(" · ", "dim").join(parts))
+    return _line(Text.assemble((" · ", "dim")).join(parts))
 
 
 def drift(report: Report, now: datetime) -> Text | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -82,6 +82,7 @@ def test_a_table_that_is_too_long_says_so() -> None:
     assert found[-4].startswith("t25 ")
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from(State), max_size=40),
     st.integers(30, 150),
@@ -97,6 +98,7 @@ def test_it_fits(states: list[State], width: int, height: int, waits: bool, help
     assert all(cell_len(line) <= width for line in found)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(State), max_size=20), st.integers(-1, 25))
 def test_trouble_comes_first_and_the_order_stays(states: list[State], count: int) -> None:
     forwards = report(*(forward(f"t{n}", s.value) for n, s in enumerate(states)))["forwards"]

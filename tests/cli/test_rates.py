@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krelay.cli.rates import Rates, size
@@ -53,6 +53,7 @@ def test_a_size_for_people(count: float, text: str) -> None:
     assert size(count) == text
 
 
+@settings(deadline=None)
 @given(st.floats(0, 9e14))
 def test_a_size_has_three_digits_at_most(count: float) -> None:
     assert re.fullmatch(r"(\d{1,3}|\d\.\d) [kMGT]?B", size(count))

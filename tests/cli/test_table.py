@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
@@ -88,6 +88,7 @@ def test_udp_says_so() -> None:
 words = st.text(st.characters(codec="utf-8", exclude_characters="\x1b"), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(
     rows=st.lists(st.tuples(words, st.sampled_from(State), words, words), max_size=6),
     width=st.integers(20, 160),
