@@ -207,6 +207,15 @@ class TunnelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class StatusConfig:
+    """The status service over TCP: `listen` is the address and port, None for no TCP. `token` is
+    what whoever asks has to show, None for nothing."""
+
+    listen: tuple[str, int] | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class GroupSpec:
     """What an agent and the pool to it are made from; where that changes, others are made.
 
@@ -234,6 +243,7 @@ class Config:
     namespace: str | None = None
     agent: AgentConfig = AgentConfig()
     tunnel: TunnelConfig = TunnelConfig()
+    status: StatusConfig = StatusConfig()
     path: str = field(default="<memory>", compare=False)
     files: tuple[str, ...] = field(default=(), compare=False)
 

@@ -6,8 +6,8 @@ import asyncio
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 from agent.server import Server
@@ -131,6 +131,25 @@ def closed_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
         sock.bind((HOST, 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+@contextmanager
+def silent() -> Iterator[int]:
+    """A port whose connections neither come up nor fail: its queue is full."""
+    with socket.socket() as server:
+        server.bind((HOST, 0))
+        server.listen(0)
+        waiting = []
+        try:
+            for _ in range(4):
+                sock = socket.socket()
+                sock.setblocking(False)
+                sock.connect_ex(server.getsockname())
+                waiting.append(sock)
+            yield server.getsockname()[1]
+        finally:
+            for sock in waiting:
+                sock.close()
 
 
 async def recv(sock: socket.socket, size: int = 1 << 16) -> bytes:

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
-from krelay.model import Config
+from krelay.model import Config, StatusConfig
 from krelay.mux.files import raise_file_limit
-from krelay.status.logs import LogRing
+from krelay.status.listening import Listening
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.contexts import Contexts
@@ -30,6 +30,8 @@ from krelay.supervisor.supervisor import Supervisor
 logger = logging.getLogger("krelay.cli")
 
 _INTERRUPTED = 130
+_LOGS = ("GET", "/v1/logs")
+"""For the user alone: on the socket, not over TCP."""
 
 
 class Source(Protocol):
@@ -74,7 +76,10 @@ def run(
     place = socket_path(file) if file else None
     control = Control(supervisor, reloader)
     with keep_log() as ring:
-        return asyncio.run(_run(supervisor, reloader, mode, control, ring, place, live=live))
+        handlers = {**control.handlers(), _LOGS: ring.answer}
+        return asyncio.run(
+            _run(supervisor, reloader, mode, control, handlers, place, config.status, live=live)
+        )
 
 
 async def _run(
@@ -82,36 +87,39 @@ async def _run(
     reloader: Reloader,
     mode: Mode | None,
     control: Control,
-    ring: LogRing,
+    handlers: Mapping[tuple[str, str], Handler],
     place: Path | None,
+    status: StatusConfig,
     *,
     live: bool,
 ) -> int:
     signals = _Signals()
 
     async def stop(body: Mapping[str, Any]) -> dict[str, Any]:
-        """`POST /v1/stop`: as SIGTERM, but asked twice it is not in a hurry; what lives, and the
+        """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one. What lives, and the
         seconds that it gets to finish."""
-        if not signals.stop.is_set():
-            signals.end("krelay down")
+        if body.get("now") is True or not signals.stop.is_set():
+            signals.end("asked to end")
         config, forwards = supervisor.running.config, supervisor.running.forwards.values()
         drain = config.tunnel.drain if config else 0.0
         return {"pid": os.getpid(), "drain": drain, "live": sum(f.live for f in forwards)}
 
-    handlers = {
-        **control.handlers(),
-        ("POST", "/v1/stop"): stop,
-        ("GET", "/v1/logs"): ring.answer,
-    }
+    handlers = {**handlers, ("POST", "/v1/stop"): stop}
     code = 0
     try:
         async with AsyncExitStack() as stack:
             if place is not None:
-                await _open_control(stack, handlers, place)
+                await _open_control(stack, supervisor, control, handlers, place)
+            public = {asked: handler for asked, handler in handlers.items() if asked != _LOGS}
+            listening = await stack.enter_async_context(
+                Listening(public, report=control.report, feed=supervisor.feed)
+            )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             reloading = [tasks.create_task(_reload_on(signals, reloader), name="SIGHUP")]
             if mode is not None:
                 reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
+            serving = _serve_on_tcp(listening, status, supervisor)
+            reloading.append(tasks.create_task(serving, name="status"))
             if live:
                 from krelay.cli.live import Live
 
@@ -182,12 +190,27 @@ async def _reload_on(signals: _Signals, reloader: Reloader) -> None:
             await reloader.load(signals.reason)
 
 
+async def _serve_on_tcp(listening: Listening, status: StatusConfig, supervisor: Supervisor) -> None:
+    """Keep the status service where what runs says."""
+    await listening.apply(status)
+    while True:
+        await supervisor.applied.wait()
+        supervisor.applied.clear()
+        config = supervisor.running.config
+        await listening.apply(config.status if config else status)
+
+
 async def _open_control(
-    stack: AsyncExitStack, handlers: Mapping[tuple[str, str], Handler], place: Path
+    stack: AsyncExitStack,
+    supervisor: Supervisor,
+    control: Control,
+    handlers: Mapping[tuple[str, str], Handler],
+    place: Path,
 ) -> None:
     """Let other commands ask; where that cannot be had, relaying matters more."""
     try:
-        await stack.enter_async_context(serve(place, handlers))
+        service = serve(place, handlers, report=control.report, feed=supervisor.feed)
+        await stack.enter_async_context(service)
     except AlreadyRunningError:
         raise
     except KrelayError as exc:

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from krelay.config import patches
+from krelay.config.checks import parse_check, read_check
 from krelay.config.conflicts import Claim
 from krelay.config.document import Node
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw
+from krelay.config.flaw import Flaw, quote
 from krelay.config.line import Line, parse_line, parse_namespace, split
 from krelay.config.part import Part
+from krelay.config.serving import is_loopback, parse_serving
 from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
 from krelay.config.targets_txt import target_of
@@ -23,11 +25,13 @@ from krelay.model import (
     LOOPBACK,
     PROXY_PORT,
     AgentConfig,
+    Check,
     Config,
     Kind,
     Patch,
     Port,
     Protocol,
+    StatusConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -66,10 +70,11 @@ class _Builder:
         namespace = self._text(self._root, "namespace", parse_namespace)
         context = self._text(self._root, "context")
         defaults = _section(self._root.get("defaults"))
-        everyone = {
+        everyone: dict[str, Any] = {
             "namespace": self._text(defaults, "namespace", parse_namespace) or namespace,
             "context": self._text(defaults, "context") or context,
             "listen": self._text(defaults, "listen", parse_listen) or LOOPBACK,
+            "check": self._check(defaults) or Check(),
         }
         config = Config(
             targets=(*self._targets(everyone), *self._proxies(everyone)),
@@ -77,6 +82,7 @@ class _Builder:
             namespace=namespace,
             agent=self._agent(_section(self._root.get("agent"))),
             tunnel=self._tunnel(_section(self._root.get("tunnel"))),
+            status=self._status(_section(self._root.get("status"))),
             path=self._path,
         )
         return Part(
@@ -104,6 +110,18 @@ class _Builder:
         for key in ("park", "dial", "drain"):
             self._duration(given, key, key, fields)
         return TunnelConfig(**fields)
+
+    def _status(self, given: Section) -> StatusConfig:
+        token = self._text(given, "token")
+        listen = self._parsed(given["listen"], parse_serving) if "listen" in given else None
+        if listen is not None and token is None and not is_loopback(listen[0]):
+            flaw = Flaw(
+                f"{quote(given['listen'].plain())} is open to other machines, which takes a "
+                "`status.token`",
+                hint="set one, or listen on `127.0.0.1`",
+            )
+            self._problems.append(given["listen"].problem(flaw))
+        return StatusConfig(listen, token)
 
     def _duration(self, given: Section, key: str, name: str, fields: dict[str, Any]) -> None:
         positive = key in ("dial", "idleTimeout")
@@ -140,7 +158,7 @@ class _Builder:
         self._problems += problems
         return patch
 
-    def _targets(self, everyone: dict[str, str | None]) -> tuple[Target, ...]:
+    def _targets(self, everyone: dict[str, Any]) -> tuple[Target, ...]:
         targets: list[Target] = []
         given = self._root.get("targets")
         for name, node in _section(given).items():
@@ -158,7 +176,7 @@ class _Builder:
             ]
         return tuple(targets)
 
-    def _proxies(self, everyone: dict[str, str | None]) -> Iterator[Target]:
+    def _proxies(self, everyone: dict[str, Any]) -> Iterator[Target]:
         given = self._root.get("proxies")
         for name, node in given.value.items() if given and isinstance(given.value, dict) else ():
             assert given is not None
@@ -206,11 +224,23 @@ class _Builder:
             "listen": self._text(given, "listen", parse_listen),
         }
         own = {"context": given["context"].plain()} if "context" in given else {}
+        if check := self._check(given):
+            own["check"] = check
         if found is None or len(self._problems) > before:
             return None, [], own
         whole = [(port, node) for port, node in ports if port is not None]
         line = Line(*found, tuple(port for port, _ in whole), **parts)
         return line, [(node.line, node.column) for _, node in whole], own
+
+    def _check(self, given: Section) -> Check | None:
+        if "check" not in given:
+            return None
+        node = given["check"]
+        text = isinstance(node.value, str)
+        found: Check | None = self._parsed(
+            node, lambda value: parse_check(value) if text else read_check(node.plain())
+        )
+        return found
 
     def _port(self, node: Node, kind: Kind | None) -> Port | None:
         def parse(value: Any) -> Port:

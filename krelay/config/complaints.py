@@ -85,7 +85,8 @@ def _about_value(
         hint = f"did you mean {quote(near)}?" if near else f"it is one of {_listed(texts)}"
         return f"cannot be {quote(found) if isinstance(found, str) else _described(found)}", hint
     if keyword == "pattern":
-        return f"cannot be {quote(found)}", rules["patternErrorMessage"]
+        shown = "what it is" if rules.get("writeOnly") else quote(found)  # a secret is not told
+        return f"cannot be {shown}", rules["patternErrorMessage"]
     if keyword in ("minLength", "minItems", "minProperties"):
         return "is empty", hint
     # minimum, exclusiveMinimum, maximum

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from krelay.model import Config, GroupSpec, Port, Protocol, Target
+from krelay.model import Config, Endpoint, GroupSpec, Port, Protocol, StatusConfig, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +88,11 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A number that is used as it is from now on."""
+    """A value that is used as it is from now on: seconds, or a text."""
 
     name: str
-    before: float
-    after: float
+    before: float | str
+    after: float | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +151,32 @@ def diff(old: Config | None, new: Config | None) -> Plan:
             Setting(f"tunnel.{name}", getattr(old.tunnel, name), getattr(new.tunnel, name))
             for name in ("park", "drain")
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
-        )
+        ) + (*_checks(old, new), *_status(old.status, new.status))
     return Plan(
         tuple(_pairs(specs(old), specs(new))),
         tuple(change for change in changes if change.old != change.new),
         settings,
     )
+
+
+def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
+    """What differs; a token is not for a log."""
+    if old.listen != new.listen:
+        before, after = (
+            str(Endpoint(*listen)) if listen else "nowhere" for listen in (old.listen, new.listen)
+        )
+        yield Setting("status.listen", before, after)
+    if old.token != new.token:
+        yield Setting("status.token", "", "another one" if new.token else "none")
+
+
+def _checks(old: Config, new: Config) -> Iterator[Setting]:
+    """How the targets that stay are probed, where that is another way now."""
+    before = {target.name: target.check for target in old.targets}
+    for target in new.targets:
+        check = before.get(target.name, target.check)
+        if check != target.check:
+            yield Setting(f"{target.name}.check", str(check), str(target.check))
 
 
 # How a forward after is found among those of the same target before, the closest likeness first.

@@ -33,9 +33,9 @@ itself. A path starts in the directory of the file that it is written in (for st
 the working directory); `~` is nothing special. Each included krelay.yaml stands on its own: its
 `context`, `namespace` and `defaults` hold for its own targets, and those of the including file do
 not. The lines of a targets.txt cannot say such things and take them from the including file.
-`agent` and `tunnel` are for the first file alone. An included file may include others; all are
-read once, the names of targets and the local addresses are unique across them, and 100 files
-(those of `agent.patches` too) are the most.
+`agent`, `tunnel` and `status` are for the first file alone. An included file may include others;
+all are read once, the names of targets and the local addresses are unique across them, and 100
+files (those of `agent.patches` too) are the most.
 
 **A target** is `TYPE/NAME`. The types are `svc`, `deploy`, `sts`, `ds`, `rs`, `job` and `pod`, by
 any name that kubectl has for them (`service/`, `deployments.apps/`); `host/NAME`, a name that is

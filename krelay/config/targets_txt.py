@@ -9,7 +9,7 @@ from krelay.config.flaw import quote
 from krelay.config.line import Line, parse_line, split
 from krelay.config.part import Part
 from krelay.errors import Problem
-from krelay.model import LOOPBACK, Config, Target
+from krelay.model import LOOPBACK, Check, Config, Target
 
 
 def target_of(
@@ -19,6 +19,7 @@ def target_of(
     namespace: str | None = None,
     context: str | None = None,
     listen: str = LOOPBACK,
+    check: Check = Check(),  # noqa: B008
     place: tuple[int, int] = (0, 0),
     file: str = "",
 ) -> Target:
@@ -31,6 +32,7 @@ def target_of(
         namespace=namespace if line.namespace is None else line.namespace,
         context=context,
         listen=listen if line.listen is None else line.listen,
+        check=check,
         line=place[0],
         column=place[1],
         file=file,

@@ -28,6 +28,7 @@ HTTP_DEADLINE = 10.0
 DNS_WAITS = (1.0, 2.0, 3.0)
 """Seconds for an answer to each of a few DNS queries: datagrams may be lost."""
 MAX_READ = 64 << 10
+_MAX_DATAGRAMS = 16
 _DNS_HEAD = Struct(">2sHHHHH")
 _RECURSION_DESIRED = 0x0100
 _IS_ANSWER = 0x80
@@ -62,6 +63,7 @@ async def probe(check: Check, route: Route) -> None:
         raise ProbeError(str(exc), exc.code) from exc
     if stream is None:
         raise NoWayError
+    end.stream = stream
     try:
         async with _deadline(DIAL_DEADLINE, "the agent gave no answer"):
             await end.accepted()
@@ -140,6 +142,7 @@ class _End:
     """What is heard on the stream."""
 
     def __init__(self) -> None:
+        self.stream: Handle | None = None
         self.ended = False
         self._accepted = False
         self._failure: ProbeError | None = None
@@ -186,9 +189,13 @@ class _End:
             return
         self._received.append(bytes(data))
         self._news.set()
+        if self.stream is not None:
+            self.stream.consume(len(data))
 
     def on_datagram(self, data: Buffer) -> None:
-        self.on_data(data)
+        if len(self._received) < _MAX_DATAGRAMS:
+            self._received.append(bytes(data))
+            self._news.set()
 
     def on_end(self) -> None:
         self.ended = True

@@ -102,7 +102,8 @@ class AgentReport:
 @dataclass(frozen=True, slots=True)
 class FileReport:
     """The file, and whether what runs is what it says. `generation` counts what was carried out;
-    `error` (as `status.refusal` has it) says why the file is not, `since` since when."""
+    `error` (as `status.refusal` has it) says why the file is not, `since` since when; `applied`
+    is when what runs was carried out."""
 
     path: str | None
     files: tuple[str, ...]
@@ -112,6 +113,7 @@ class FileReport:
     failed_reloads: int = 0
     since: datetime | None = None
     error: Mapping[str, Any] | None = None
+    applied: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

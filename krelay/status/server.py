@@ -1,9 +1,8 @@
-"""The control socket of a running krelay: JSON over HTTP, for whoever may open it."""
+"""The status service on the socket of a running krelay, for whoever may open it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
@@ -14,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from krelay.errors import KrelayError
+from krelay.status.feed import Feed
 from krelay.status.place import make_directory
-from krelay.status.refusal import to_json
+from krelay.status.report import Report
 
 logger = logging.getLogger("krelay.status")
 
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Gets the JSON object of a request, answers with JSON; a KrelayError is told to who asked."""
 
-_MAX_BODY = 2 << 20
-_CLOSE_DEADLINE = 1.0
+CLOSE_DEADLINE = 1.0
+"""How long an answer under way may take when the service ends."""
 
 
 class AlreadyRunningError(KrelayError):
@@ -31,8 +31,15 @@ class AlreadyRunningError(KrelayError):
 
 
 @asynccontextmanager
-async def serve(path: Path, handlers: Mapping[tuple[str, str], Handler]) -> AsyncIterator[None]:
-    """Answer at `path`, by method and resource, until the block is left.
+async def serve(
+    path: Path,
+    handlers: Mapping[tuple[str, str], Handler],
+    *,
+    report: Callable[[], Awaitable[Report]] | None = None,
+    feed: Feed | None = None,
+) -> AsyncIterator[None]:
+    """Answer at `path`, by method and resource, until the block is left; also by what can be made
+    of a report and a feed.
 
     Raises:
         AlreadyRunningError: somebody else does.
@@ -40,14 +47,13 @@ async def serve(path: Path, handlers: Mapping[tuple[str, str], Handler]) -> Asyn
     """
     from aiohttp import web
 
+    from krelay.status.application import application
+
     sock, lock = await asyncio.to_thread(_claim, path)
-    app = web.Application(client_max_size=_MAX_BODY)
-    for (method, resource), handler in handlers.items():
-        app.router.add_route(method, resource, _answering(handler))
     runner = web.AppRunner(
-        app,
+        application(handlers, report=report, feed=feed),
         access_log=None,
-        shutdown_timeout=_CLOSE_DEADLINE,
+        shutdown_timeout=CLOSE_DEADLINE,
         handler_cancellation=True,  # nobody waits for the answer any more
     )
     try:
@@ -58,27 +64,6 @@ async def serve(path: Path, handlers: Mapping[tuple[str, str], Handler]) -> Asyn
         await runner.cleanup()
         sock.close()
         await asyncio.to_thread(_release, path, lock)
-
-
-def _answering(handler: Handler) -> Callable[[Any], Awaitable[Any]]:
-    from aiohttp import web
-
-    async def answer(request: web.Request) -> web.Response:
-        try:
-            text = await request.text()
-            body = json.loads(text) if text else {}
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            return web.json_response(
-                {"error": {"message": "the body is no JSON object"}}, status=400
-            )
-        try:
-            return web.json_response(await handler(body))
-        except KrelayError as exc:
-            return web.json_response({"error": to_json(exc)}, status=422)
-
-    return answer
 
 
 def _claim(path: Path) -> tuple[socket.socket, int]:

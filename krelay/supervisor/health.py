@@ -92,7 +92,7 @@ class Health:
             return
         spec = self._forward.spec
         if spec.leads != self._leads:
-            self._leads, self._worked = spec.leads, False
+            self._leads, self._worked, self._asked = spec.leads, False, None
             self._set(State.PENDING, _CHECKING)
         obstacle = self._obstacle()
         asked = None if obstacle else (self._forward.route.endpoint, self.check)

@@ -70,6 +70,7 @@ def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> File
         failed_reloads=reloader.failed + supervisor.refused,
         since=drift.since if drift else None,
         error=to_json(drift.error) if drift else None,
+        applied=supervisor.applied_at or started,
     )
 
 

@@ -70,6 +70,9 @@ class Supervisor:
         self._started = False
         self._want = Want(config, "start")
         self._newer = asyncio.Event()
+        self.applied_at: datetime | None = None
+        self.applied = asyncio.Event()
+        """Set whenever a config was carried out after the first; for one who waits and clears."""
 
     @property
     def running(self) -> Running:
@@ -179,6 +182,7 @@ class Supervisor:
             try:
                 await self._carry_out(want, running, contexts, tasks)
                 delay, want.failure = None, None
+                self.applied.set()
             except KrelayError as exc:
                 if want.failure is None:
                     self.refused += 1
@@ -221,6 +225,7 @@ class Supervisor:
         took = (datetime.now(UTC) - want.made).total_seconds()
         want.changes = lines
         self.generation += 1
+        self.applied_at = datetime.now(UTC)
         told = [str(line) for line in lines]
         text = f"applied ({want.reason}): {told[0]}" + (f", +{len(told) - 1}" if told[1:] else "")
         self.feed.tell("reload", text, generation=self.generation, changes=told)

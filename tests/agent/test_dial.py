@@ -6,8 +6,7 @@ import asyncio
 import errno
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
@@ -27,25 +26,6 @@ class Connected(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
-
-
-@contextmanager
-def silent() -> Iterator[int]:
-    """A port whose connections neither come up nor fail: its queue is full."""
-    with socket.socket() as server:
-        server.bind((rig.HOST, 0))
-        server.listen(0)
-        waiting = []
-        try:
-            for _ in range(4):
-                sock = socket.socket()
-                sock.setblocking(False)
-                sock.connect_ex(server.getsockname())
-                waiting.append(sock)
-            yield server.getsockname()[1]
-        finally:
-            for sock in waiting:
-                sock.close()
 
 
 @pytest.fixture
@@ -144,7 +124,7 @@ async def test_a_port_that_is_closed_is_refused() -> None:
 
 
 async def test_a_port_that_does_not_answer_is_a_connect_timeout() -> None:
-    with silent() as port:
+    with rig.silent() as port:
         assert (await failing(rig.HOST, port, 0.05)).code == ErrorCode.CONNECT_TIMEOUT
 
 
@@ -196,7 +176,7 @@ async def test_the_next_address_is_tried_after_one_that_refuses(names: Callable[
 
 async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
     async with rig.tcp_target(rig.swallow, "127.0.0.2") as port:
-        with silent() as dead:
+        with rig.silent() as dead:
             both = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2")]
             loop = asyncio.get_running_loop()
             real = loop.create_connection

@@ -10,7 +10,17 @@ from krelay.config.document import Node, read
 from krelay.config.source import Files
 from krelay.config.validation import check
 from krelay.errors import ConfigError
-from krelay.model import AgentConfig, Config, Kind, Patch, Port, Protocol, Transport, TunnelConfig
+from krelay.model import (
+    AgentConfig,
+    Config,
+    Kind,
+    Patch,
+    Port,
+    Protocol,
+    StatusConfig,
+    Transport,
+    TunnelConfig,
+)
 
 
 def built(text: str) -> tuple[Config, list[Any], list[str]]:
@@ -44,6 +54,31 @@ def test_a_file_without_sections_has_the_defaults_of_the_model() -> None:
 def test_tunnel() -> None:
     text = "tunnel: {sessions: 4.0, transport: spdy, park: 0, dial: 1.5, drain: 2m}"
     assert config(text + TARGETS).tunnel == TunnelConfig(4, Transport.SPDY, 0.0, 1.5, 120.0)
+
+
+def test_status() -> None:
+    assert config("status:\n" + TARGETS).status == StatusConfig()
+    assert config("status: {listen: 9527}" + TARGETS).status == StatusConfig(("127.0.0.1", 9527))
+    token = "0123456789abcdef"
+    made = config(f"status: {{listen: '[::]:0', token: '{token}'}}" + TARGETS).status
+    assert made == StatusConfig(("::", 0), token)
+    assert token not in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        (
+            "0.0.0.0:80",
+            "2:19 `0.0.0.0:80` is open to other machines, which takes a `status.token`",
+        ),
+        ("nowhere:80", "2:19 `nowhere` is not an address to listen on"),
+        ("127.0.0.1", "2:19 `127.0.0.1` has no port"),
+    ],
+)
+def test_a_place_where_status_cannot_be_served(given: str, problem: str) -> None:
+    made, _, problems = built(f"status: {{listen: '{given}'}}" + TARGETS)
+    assert problems == [problem]
 
 
 def test_agent() -> None:

@@ -10,7 +10,17 @@ from krelay.config.changes import Change, changes
 from krelay.config.diff import Spec, diff
 from krelay.config.line import parse_line, split
 from krelay.config.targets_txt import target_of
-from krelay.model import AgentConfig, Config, GroupSpec, Target, Transport, TunnelConfig
+from krelay.model import (
+    AgentConfig,
+    Check,
+    CheckKind,
+    Config,
+    GroupSpec,
+    StatusConfig,
+    Target,
+    Transport,
+    TunnelConfig,
+)
 
 
 def target(line: str, **fields: str) -> Target:
@@ -132,6 +142,23 @@ def test_settings() -> None:
     assert told(old, dataclasses.replace(old, tunnel=TunnelConfig(park=0.5, drain=0.0))) == [
         "~ tunnel.park: set 30 s -> 0.5 s",
         "~ tunnel.drain: set 30 s -> 0 s",
+    ]
+
+
+def test_where_the_status_service_listens_is_told_and_its_token_is_not() -> None:
+    old = Config((target("svc/a 80"),))
+    new = dataclasses.replace(old, status=StatusConfig(("127.0.0.1", 9527), "secret" * 4))
+    assert told(old, new) == [
+        "~ status.listen: set nowhere -> 127.0.0.1:9527",
+        "~ status.token: set another one",
+    ]
+
+
+def test_a_check_is_a_setting_of_its_target() -> None:
+    one = target("svc/a 80")
+    other = dataclasses.replace(one, check=Check(CheckKind.HTTP, path="/x", status=200))
+    assert told(Config((one,)), Config((other,)), live=2) == [
+        "~ web.check: set dial -> http GET /x -> 200"
     ]
 
 

@@ -13,11 +13,14 @@ from krelay.config.line import Word, parse_line
 from krelay.config.targets_txt import target_of
 from krelay.model import (
     AgentConfig,
+    Check,
+    CheckKind,
     Config,
     GroupSpec,
     Kind,
     Port,
     Protocol,
+    StatusConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -161,6 +164,27 @@ def test_numbers_that_need_no_agent() -> None:
     ]
 
 
+def test_the_status_service_needs_no_agent_either() -> None:
+    old = config(a="svc/a 80")
+    new = dataclasses.replace(old, status=StatusConfig(("::1", 9527), "a token that is long"))
+    plan = diff(old, new)
+    assert (plan.groups, plan.changed) == ((), [])
+    assert [(s.name, s.before, s.after) for s in plan.settings] == [
+        ("status.listen", "nowhere", "[::1]:9527"),
+        ("status.token", "", "another one"),
+    ]
+    assert [s.after for s in diff(new, old).settings] == ["nowhere", "none"]
+
+
+def test_another_check_is_used_from_now_on_and_nothing_else() -> None:
+    one, two = target("a", "svc/a 80"), target("b", "svc/b 81")
+    none = dataclasses.replace(one, check=Check(CheckKind.NONE))
+    plan = diff(Config((one, two)), Config((two, none)))
+    assert [(s.name, s.before, s.after) for s in plan.settings] == [("a.check", "dial", "none")]
+    assert not plan.changed
+    assert not diff(Config((two,)), Config((two, none))).settings
+
+
 def test_an_agent_for_each_context_in_use() -> None:
     one, two = target("a", "svc/a 80"), target("b", "svc/b 81", context="other")
     old = Config((one, two), context="main")
@@ -199,6 +223,7 @@ TARGETS = st.builds(
     namespace=st.sampled_from([None, "n"]),
     context=st.sampled_from([None, "c"]),
     listen=st.sampled_from(["127.0.0.1", "::1"]),
+    check=st.sampled_from([Check(), Check(CheckKind.NONE)]),
 )
 CONFIGS = st.builds(
     Config,

@@ -53,6 +53,7 @@ async def test_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             await talk.close()
             assert found["pid"] == os.getpid()
             assert found["file"] == {
+                "applied": found["started"],
                 "path": str(w.file),
                 "files": [str(w.file)],
                 "inStep": True,

@@ -1,0 +1,89 @@
+"""Events: the Feed as server-sent events, for as many as there is room for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from aiohttp import web
+
+from krelay.status.feed import Event, Feed, Listener
+
+MAX_STREAMS = 32
+HEARTBEAT = 15.0
+"""Seconds without an event after which a comment says that the stream is alive."""
+_WRITE_DEADLINE = 20.0
+"""How long a client may take nothing before it is cut off."""
+
+
+class Streams:
+    """The event streams of one server. What waits for a slow client is bounded by its `Listener`,
+    and by the time that it has."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._open: set[asyncio.Task[object]] = set()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """Send events until the client goes, or the server ends."""
+        if len(self._open) >= MAX_STREAMS:
+            raise web.HTTPServiceUnavailable(
+                text=f"{MAX_STREAMS} others listen already", headers={"Retry-After": "5"}
+            )
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            async with self._feed.listen(self._after(request)) as listener:
+                await response.prepare(request)
+                await _send(response, "retry: 1000\n\n")
+                await _pour(listener, response)
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        except ConnectionError:
+            pass  # it went
+        finally:
+            self._open.discard(task)
+        return response
+
+    async def close(self) -> None:
+        """End all of them."""
+        for task in self._open:
+            task.cancel()
+
+    def _after(self, request: web.Request) -> int | None:
+        """The number of the last event that the client knows; None where it knows of none and
+        asks for none of those before."""
+        text = request.headers.get("Last-Event-ID") or request.query.get("after", "")
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            return None
+        history = self._feed.history
+        # A number that is yet to come is that of a krelay that ran before this one.
+        return int(text) if history and int(text) <= history[-1].number else 0
+
+
+async def _pour(listener: Listener, response: web.StreamResponse) -> None:
+    dropped = 0
+    while True:
+        try:
+            async with asyncio.timeout(HEARTBEAT):
+                text = as_text(await listener.next())
+        except TimeoutError:
+            text = ": still here\n\n"
+        if listener.dropped > dropped:
+            missed = listener.dropped - dropped
+            dropped = listener.dropped
+            text = f'event: dropped\ndata: {{"count": {missed}}}\n\n{text}'
+        await _send(response, text)
+
+
+async def _send(response: web.StreamResponse, text: str) -> None:
+    async with asyncio.timeout(_WRITE_DEADLINE):
+        await response.write(text.encode())
+
+
+def as_text(event: Event) -> str:
+    """The event as it is sent; JSON keeps its data on one line."""
+    return f"id: {event.number}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"

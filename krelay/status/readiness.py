@@ -1,0 +1,60 @@
+"""Readiness: whether all that was asked for is ready, and what is not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from krelay.status.report import ForwardReport, Report, State
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """`waiting` has the forwards that are not ready, `unknown` the names that no target has.
+    `starting`: there is nothing yet that could be ready."""
+
+    waiting: tuple[ForwardReport, ...]
+    unknown: tuple[str, ...] = ()
+    starting: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return not (self.waiting or self.unknown or self.starting)
+
+    def as_json(self) -> dict[str, Any]:
+        """Its JSON form."""
+        return {
+            "ready": self.ready,
+            "reason": "nothing is relayed yet" if self.starting else "",
+            "notReady": [
+                {
+                    "target": forward.target,
+                    "forward": forward.name,
+                    "state": forward.state,
+                    "reason": forward.reason,
+                    "since": forward.since.isoformat(),
+                }
+                for forward in self.waiting
+            ],
+        }
+
+
+def readiness(report: Report, names: Collection[str] = ()) -> Readiness:
+    """That of the targets with these names, or of all of them."""
+    if not report.forwards:
+        return Readiness((), starting=True)
+    known = {forward.target for forward in report.forwards}
+    asked = [f for f in report.forwards if not names or f.target in names]
+    # What drains beside others has had its time.
+    staying = {f.target for f in asked if f.state is not State.DRAINING}
+
+    def counts(f: ForwardReport) -> bool:
+        alone = f.target not in staying if names else not staying
+        return f.state is not State.DRAINING or alone
+
+    return Readiness(
+        tuple(f for f in asked if f.state is not State.READY and counts(f)),
+        tuple(dict.fromkeys(name for name in names if name not in known)),
+    )

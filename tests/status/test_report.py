@@ -1,0 +1,145 @@
+"""A report: what is ready, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.status.report import (
+    AgentReport,
+    FileReport,
+    ForwardReport,
+    Report,
+    State,
+    Traffic,
+    TunnelReport,
+)
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "schema" / "status.schema.json").read_text())
+WHEN = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
+
+COUNTS = st.integers(0, 1 << 60)
+TEXTS = st.text(max_size=10)
+TIMES = st.datetimes(timezones=st.just(UTC))
+TRAFFIC = st.builds(
+    Traffic,
+    opened=COUNTS,
+    results=st.dictionaries(st.sampled_from(["ok", "reset", "no_such_host"]), COUNTS),
+    to_remote_bytes=COUNTS,
+    to_local_bytes=COUNTS,
+    dials=st.dictionaries(st.sampled_from([0.001, 1.0, 10.0]), COUNTS),
+    dial_count=COUNTS,
+    dial_sum=st.floats(0, 1e6),
+    drops=st.dictionaries(st.sampled_from(["backlog", "kernel"]), COUNTS),
+)
+FORWARDS = st.builds(
+    ForwardReport,
+    target=TEXTS,
+    index=st.integers(0, 9),
+    name=TEXTS,
+    to=TEXTS,
+    state=st.sampled_from(State),
+    reason=TEXTS,
+    since=TIMES,
+    protocol=st.sampled_from(["tcp", "udp", None]),
+    listen=st.lists(TEXTS, max_size=2).map(tuple),
+    endpoint=st.none() | TEXTS,
+    live=COUNTS,
+    traffic=TRAFFIC,
+)
+TUNNELS = st.builds(
+    TunnelReport,
+    name=TEXTS,
+    up=st.booleans(),
+    streams=COUNTS,
+    rtt=st.none() | st.floats(0, 10),
+    failure=st.none() | TEXTS,
+)
+AGENTS = st.builds(
+    AgentReport,
+    context=st.none() | TEXTS,
+    where=st.lists(TEXTS, max_size=2).map(tuple),
+    tunnels=st.lists(TUNNELS, max_size=2).map(tuple),
+)
+FILES = st.builds(
+    FileReport,
+    path=st.none() | TEXTS,
+    files=st.lists(TEXTS, max_size=2).map(tuple),
+    in_step=st.booleans(),
+    since=st.none() | TIMES,
+    error=st.none() | st.just({"message": "x", "hint": None, "exitCode": 2}),
+)
+REPORTS = st.builds(
+    Report,
+    version=TEXTS,
+    pid=st.integers(1, 1 << 22),
+    started=TIMES,
+    file=FILES,
+    forwards=st.lists(FORWARDS, max_size=3).map(tuple),
+    draining=COUNTS,
+    agents=st.lists(AGENTS, max_size=2).map(tuple),
+)
+
+
+def report(*states: State) -> Report:
+    forwards = tuple(
+        ForwardReport("web", index, "web", "svc/web:80", state, "", WHEN)
+        for index, state in enumerate(states)
+    )
+    return Report("1", 1, WHEN, FileReport(None, (), True), forwards, 0, ())
+
+
+@pytest.mark.parametrize(
+    ("states", "ready"),
+    [
+        ((), True),
+        ((State.READY, State.READY), True),
+        ((State.READY, State.PENDING), False),
+        ((State.DEGRADED,), False),
+        ((State.FAILED, State.READY), False),
+        # What an edit removed keeps nobody waiting; the end of all of them is no readiness.
+        ((State.READY, State.DRAINING), True),
+        ((State.DRAINING,), False),
+    ],
+)
+def test_ready_is_when_every_forward_is(states: tuple[State, ...], ready: bool) -> None:
+    assert report(*states).ready is ready
+    assert report(*states).as_json()["ready"] is ready
+
+
+def test_the_names_and_values_of_the_json() -> None:
+    found = report(State.READY).as_json()
+    assert found["memoryBytes"] == 0
+    assert found["started"] == "2024-02-29T12:30:00+00:00"
+    (forward,) = found["forwards"]
+    assert (forward["state"], forward["listen"]) == ("ready", [])
+    traffic = Traffic(dials={0.25: 3}, to_remote_bytes=7)
+    assert Report.as_json(report()) is not None
+    made = ForwardReport("a", 0, "a", "b", State.READY, "", WHEN, traffic=traffic)
+    whole = Report("1", 1, WHEN, FileReport(None, (), True), (made,), 0, ()).as_json()
+    assert whole["forwards"][0]["traffic"]["dials"] == {"0.25": 3}
+    assert whole["forwards"][0]["traffic"]["toRemoteBytes"] == 7
+
+
+def test_the_schema_is_one_and_describes_everything() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+
+    def walk(rules: dict[str, object]) -> None:
+        assert rules.get("description"), rules
+        for child in rules.get("properties", {}).values():  # type: ignore[attr-defined]
+            walk(child)
+        if rules.get("type") == "array" and "properties" in rules["items"]:  # type: ignore[operator]
+            walk(rules["items"])  # type: ignore[arg-type]
+
+    walk(SCHEMA)
+
+
+@given(REPORTS)
+def test_every_report_is_as_the_schema_says(made: Report) -> None:
+    jsonschema.validate(json.loads(json.dumps(made.as_json())), SCHEMA)

@@ -1,0 +1,373 @@
+"""How a forward is: judged by real agents, targets, cuts and refusals, and told when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from krelay.config.diff import Spec
+from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
+from krelay.status.feed import Feed
+from krelay.status.report import State
+from krelay.supervisor import health as module
+from krelay.supervisor.forward import Forward
+from krelay.supervisor.health import explain
+from krelay.wire.errors import ErrorCode
+from tests import rig
+
+DIAL = Check()
+TCP, UDP = Port(80, 0, Protocol.TCP), Port(53, 0, Protocol.UDP)
+NONE = Check(CheckKind.NONE)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries do not take seconds; what works is not asked again within a test."""
+    monkeypatch.setattr(module, "AGAIN", (0.01, 0.02, 0.05))
+    monkeypatch.setattr(module, "INTERVAL", 3600.0)
+    monkeypatch.setattr(module, "_CONFIRM_WAIT", 0.01)
+
+
+def leads(port: int, protocol: Protocol = Protocol.TCP) -> Resolution:
+    return Resolution(protocol, Endpoint(rig.HOST, port))
+
+
+class Watched:
+    """A forward and what was told of it."""
+
+    def __init__(self, path: rig.Path, port: Port = TCP, check: Check = DIAL, **more: Any):
+        target = Target("web", Kind.SERVICE, "nginx", (port,), check=check, **more)
+        self.feed = Feed()
+        self.forward = Forward(
+            Spec(target, 0),
+            path.route(None, followed=True),
+            path.tasks,
+            park=30.0,
+            on_bound=lambda forward: None,
+            feed=self.feed,
+        )
+        self.health, self.route = self.forward.health, self.forward.route
+
+    async def becomes(self, state: State, reason: str = "") -> None:
+        await rig.until(lambda: self.health.state is state and reason in self.health.reason)
+
+    @property
+    def told(self) -> list[str]:
+        return [event.text for event in self.feed.history]
+
+    @property
+    def port(self) -> int:
+        assert self.forward.listener is not None
+        return rig.port_of(self.forward.listener)
+
+
+@asynccontextmanager
+async def watched(
+    path: rig.Path, port: Port = TCP, check: Check = DIAL, **more: Any
+) -> AsyncIterator[Watched]:
+    made = Watched(path, port, check, **more)
+    made.forward.bind()
+    try:
+        yield made
+    finally:
+        made.forward.cut()
+
+
+async def test_it_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "krelay.health")
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        async with watched(path) as w:
+            assert (w.health.state, w.health.reason) == (State.PENDING, "not bound yet")
+            began = w.health.since
+            await w.becomes(State.PENDING, "not resolved yet")
+            w.route.update(Resolution(Protocol.TCP, None, "no ready endpoint"))
+            assert w.health.reason == "no ready endpoint"
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            assert w.health.since > began
+            # It is no traffic.
+            assert w.forward.account.opened == w.forward.live == 0
+            await rig.until(lambda: path.streams == (0, 0))
+        (event, last) = w.feed.history
+        assert (event.kind, event.target) == ("state", "web")
+        assert event.details == {"from": "pending", "to": "ready", "reason": "", "index": 0}
+        assert last.details["to"] == "draining"
+    assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "web: ready")]
+
+
+async def test_what_never_worked_has_failed_and_what_did_is_degraded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        async with watched(path) as w:
+            closed = rig.closed_port()
+            w.route.update(leads(closed))
+            await w.becomes(State.FAILED, "refused: ")
+            assert "nothing listens there (127.0.0.1:" in w.health.reason
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            w.route.update(leads(closed))
+            await w.becomes(State.DEGRADED, "refused: ")
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            w.route.update(Resolution(Protocol.TCP, None, "no ready endpoint"))
+            await w.becomes(State.DEGRADED, "no ready endpoint")
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+    # Each of them once, however many probes there were.
+    levels = [r.levelname for r in caplog.records if r.name == "krelay.health"]
+    assert levels == ["WARNING"] * 3
+
+
+async def test_what_does_not_exist_or_cannot_be_followed_has_failed() -> None:
+    async with rig.path() as path, watched(path) as w:
+        w.route.update(Resolution(Protocol.TCP, None, "service not found", missing=True))
+        assert (w.health.state, w.health.reason) == (State.FAILED, "service not found")
+        async with watched(path) as other:
+            other.route.trouble = "forbidden"
+            other.route.wake()
+            assert (other.health.state, other.health.reason) == (State.FAILED, "forbidden")
+
+
+async def test_a_port_in_use_has_failed_until_it_is_free() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        taken = await path.tcp(1)
+        port = Port(80, rig.port_of(taken), Protocol.TCP)
+        async with watched(path, port) as w:
+            w.route.update(leads(target))
+            await w.becomes(State.FAILED, "cannot listen on 127.0.0.1:")
+            taken.close()
+            await w.becomes(State.READY)
+
+
+async def test_no_tunnel() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        path.way.cut(blocked=True)
+        await rig.until(lambda: path.pool.pick() is None)
+        async with watched(path) as w:
+            w.route.update(leads(target))
+            await w.becomes(State.PENDING, "no tunnel to the agent: the way is shut")
+            path.way.blocked = False
+            await w.becomes(State.READY)
+            path.way.cut(blocked=True)
+            await w.becomes(State.DEGRADED, "no tunnel to the agent: ")
+            path.way.blocked = False
+            await w.becomes(State.READY)
+
+
+async def test_real_traffic_tells_before_any_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        pytest.fail("a probe, where traffic told all there is to know")
+
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        async with watched(path) as w:
+            await w.forward.settled.wait()
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            monkeypatch.setattr(module, "probe", never)
+            began = asyncio.get_running_loop().time()
+            assert await rig.exchange(w.port, b"x") == b"x"
+            assert w.health._due >= began + module.INTERVAL
+
+
+async def test_a_connection_that_is_refused_degrades_and_one_that_is_not_ends_that() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        async with watched(path, check=NONE) as w:
+            w.route.followed = False
+            await w.forward.settled.wait()
+            w.route.update(leads(rig.closed_port()))
+            # Nobody looks at what is not probed.
+            await w.becomes(State.READY)
+            async with rig.connect(w.port) as (reader, _):
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            await w.becomes(State.DEGRADED, "refused: ")
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            assert await rig.exchange(w.port, b"x") == b"x"
+            assert w.told == [
+                "web: ready",
+                f"web: degraded: {w.feed.history[1].details['reason']}",
+                "web: ready",
+            ]
+
+
+async def test_a_probe_is_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    seen = 0
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen += 1
+
+    async with rig.path() as path, rig.tcp_target(count) as target, watched(path) as w:
+        w.route.update(leads(target))
+        await rig.until(lambda: seen > 3)
+        assert w.told == ["web: ready"]
+
+
+async def test_what_was_ready_gets_a_second_probe_before_it_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    real, odd = module.probe, 0
+
+    async def flaky(*args: Any) -> None:
+        nonlocal odd
+        odd += 1
+        if odd % 2 == 0:
+            raise module.ProbeError("once", ErrorCode.REFUSED)
+        await real(*args)
+
+    monkeypatch.setattr(module, "probe", flaky)
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target, watched(path) as w:
+        w.route.update(leads(target))
+        await rig.until(lambda: odd > 7)
+        assert w.told == ["web: ready"]
+
+
+async def test_an_http_check_and_another_one_while_it_runs() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        status = b"200 OK" if request.startswith(b"GET /good ") else b"503 No"
+        writer.write(b"HTTP/1.1 " + status + b"\r\n\r\n")
+
+    async with rig.path() as path, rig.tcp_target(serve) as target:
+        async with watched(path, check=Check(CheckKind.HTTP, path="/bad")) as w:
+            w.route.update(leads(target))
+            await w.becomes(State.FAILED, "GET /bad -> 503, expected 200 to 399")
+            for check, state in (
+                (Check(CheckKind.HTTP, path="/good"), State.READY),
+                (Check(CheckKind.HTTP, path="/bad"), State.DEGRADED),
+                (NONE, State.READY),
+            ):
+                spec = w.forward.spec
+                new = Spec(dataclasses.replace(spec.target, check=check), 0)
+                w.forward.update(new, path.pool, 30.0)
+                assert w.health.check == check
+                await w.becomes(state)
+
+
+async def test_another_target_has_to_prove_itself() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        async with watched(path) as w:
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            other = Target("web", Kind.SERVICE, "other", (TCP,))
+            w.forward.update(Spec(other, 0), path.pool, 30.0)
+            assert w.health.state is State.PENDING
+            w.route.update(leads(rig.closed_port()))
+            await w.becomes(State.FAILED, "refused: ")
+
+
+async def test_a_silent_target_is_told_from_one_that_refuses() -> None:
+    with rig.silent() as port:
+        await _is_silent(port)
+
+
+async def _is_silent(port: int) -> None:
+    async with rig.path(connect_timeout=0.05) as path, watched(path) as w:
+        w.route.update(leads(port))
+        await w.becomes(State.FAILED, "timed out: ")
+        assert "NetworkPolicy" in w.health.reason
+
+
+async def test_datagrams_without_a_check_and_with_one() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        async with watched(path, UDP) as plain:
+            assert str(plain.health.check) == "none"
+            plain.route.update(leads(target, Protocol.UDP))
+            await plain.becomes(State.READY)
+        check = Check(CheckKind.DNS, name="a.b")
+        async with watched(path, UDP, check) as dns, rig.udp_socket() as server:
+            dns.route.update(leads(server.getsockname()[1], Protocol.UDP))
+            query, address = await asyncio.get_running_loop().sock_recvfrom(server, 512)
+            assert dns.health.state is State.PENDING
+            server.sendto(query[:2] + b"\x81\x80" + query[4:], address)
+            await dns.becomes(State.READY)
+
+
+async def test_a_datagram_that_comes_back_and_one_that_nobody_wants() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        async with watched(path, UDP) as w:
+            await w.forward.settled.wait()
+            w.route.update(leads(rig.closed_port(kind=2), Protocol.UDP))
+            async with rig.udp_socket(connect=w.port) as client:
+                client.send(b"x")
+                await w.becomes(State.DEGRADED, "refused: ")
+                w.route.update(leads(target, Protocol.UDP))
+                await w.becomes(State.READY)
+                client.send(b"x")
+                assert await rig.recv(client) == b"x"
+
+
+async def test_a_proxy_is_ready_with_its_agent_whatever_it_is_asked_for() -> None:
+    async with rig.path() as path:
+        w = Watched(path, Port(1080, 0, Protocol.TCP))
+        proxy = dataclasses.replace(w.forward.spec.target, kind=Kind.PROXY)
+        w.forward.spec = Spec(proxy, 0)
+        w.route.update(Resolution.as_given(proxy, proxy.ports[0]))
+        w.forward.bind()
+        await w.becomes(State.READY)
+        assert str(w.health.check) == "none"
+        closed = rig.closed_port()
+        async with rig.connect(w.port) as (reader, writer):
+            writer.write(f"GET http://127.0.0.1:{closed}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert (await reader.read()).startswith(b"HTTP/1.1 502 ")
+        assert w.forward.account.results == {"refused": 1}
+        assert w.health.state is State.READY
+        w.forward.cut()
+
+
+async def test_draining_is_the_last_of_it() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        async with watched(path) as w:
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            await w.forward.drain(0.0)
+            w.route.update(leads(rig.closed_port()))
+            w.forward.health._dialled(ErrorCode.REFUSED, "")
+            assert (w.health.state, w.health.reason) == (State.DRAINING, "")
+            assert w.told == ["web: ready", "web: draining"]
+
+
+async def test_a_bug_in_a_probe_is_that_forwards_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, first = module.probe, True
+
+    async def odd(*args: Any) -> None:
+        nonlocal first
+        if first:
+            first = False
+            raise ValueError("odd")
+        await real(*args)
+
+    monkeypatch.setattr(module, "probe", odd)
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target, watched(path) as w:
+        w.route.update(leads(target))
+        await w.becomes(State.READY)
+        assert w.told == ["web: failed: internal error: ValueError('odd')", "web: ready"]
+    assert "web: probing failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (ErrorCode.REFUSED, "refused: "),
+        (ErrorCode.NO_SUCH_HOST, "no such host: "),
+        (ErrorCode.RESOLVE_TIMEOUT, "timed out: the cluster's DNS"),
+        (ErrorCode.CONNECT_TIMEOUT, "timed out: no answer at all"),
+        (ErrorCode.UNREACHABLE, "unreachable: "),
+        (ErrorCode.DIAL_FAILED, "dial failed (x)"),
+    ],
+)
+def test_the_agents_answers_are_told_apart(code: ErrorCode, text: str) -> None:
+    assert explain(code, "x").startswith(text)
+    assert explain(code, "x").endswith("(x)")
+    assert "(" not in explain(code, "")
