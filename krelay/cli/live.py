@@ -32,6 +32,7 @@ _LEAST = 0.1
 _BACKLOG = 2_000
 """Lines that may wait to be painted; the oldest are lost."""
 _LEAVE_DEADLINE = 1.0
+_FAILED = "the live table failed; `--plain` does without"
 
 
 class Live:
@@ -74,8 +75,14 @@ class Live:
             self._thread.start()
             try:
                 while True:
-                    report = await self._report()
-                    self._latest = report, self._rates.update(report, loop.time())
+                    try:
+                        report = await self._report()
+                        rates = self._rates.update(report, loop.time())
+                    except Exception:
+                        # What is only shown must not end what is relayed.
+                        logger.exception(_FAILED)
+                        return
+                    self._latest = report, rates
                     if self._shown != in_front(self._terminal):
                         self._appear() if not self._shown else self._vanish()
                     self._log.news.set()
@@ -157,9 +164,8 @@ class Live:
             except OSError:
                 return  # the terminal has gone; SIGHUP has been told of it
             except Exception:
-                # What is only shown must not end what is relayed.
                 self._log.give_up()
-                logger.exception("the live table failed; `--plain` does without")
+                logger.exception(_FAILED)
                 return
             time.sleep(_LEAST)
 
@@ -224,7 +230,7 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never waits for the terminal."""
-        if record.msg == "agent: %s" and record.levelno == logging.INFO and record.args:
+        if record.name == "krelay.agent" and record.levelno == logging.INFO:
             self.progress = (record.getMessage().removeprefix("agent: "), time.monotonic())
         self._lines.extend(self.format(record).splitlines())
         self.news.set()

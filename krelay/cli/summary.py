@@ -23,7 +23,9 @@ def head(report: Report, now: datetime) -> Text:
     ending = bool(forwards) and all(forward["state"] == "draining" for forward in forwards)
     parts = [
         Text(clean(Path(path).name) if path else "krelay", "bold"),
-        Text("ending", "magenta") if ending else Text(f"{ready} of {len(forwards)} ready", style),
+        Text("ending", "magenta")
+        if ending
+        else Text(f"{ready} of {len(forwards)} ready" if forwards else "starting", style),
     ]
     if report["draining"]:
         parts.append(Text(f"{report['draining']} draining", "magenta"))

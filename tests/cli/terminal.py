@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import struct
+import sys
 import termios
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,12 +22,12 @@ from tests.integration.product import ROOT, command, environment
 class Terminal:
     """`screen` is what a person sees; `process` the program."""
 
-    def __init__(self, descriptor: int, columns: int, rows: int) -> None:
+    def __init__(self, descriptor: int, slave: int, columns: int, rows: int) -> None:
         self.process: asyncio.subprocess.Process
         self.screen = pyte.HistoryScreen(columns, rows, history=1000)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
-        self._descriptor = descriptor
+        self._descriptor, self._slave = descriptor, slave
         self.resize(columns, rows)
 
     @property
@@ -65,6 +66,13 @@ class Terminal:
         """Wait until it does not."""
         await rig.until(lambda: text not in self.text)
 
+    def hang_up(self) -> None:
+        """The window is closed."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        os.close(self._slave)
+        self._descriptor = self._slave = -1
+
     def read(self) -> None:
         """Whatever there is to read."""
         try:
@@ -79,12 +87,17 @@ class Terminal:
 
 @asynccontextmanager
 async def terminal(
-    *args: str, cwd: Path, columns: int = 80, rows: int = 24, **environ: str
+    *args: str,
+    cwd: Path,
+    columns: int = 80,
+    rows: int = 24,
+    script: str | None = None,
+    **environ: str,
 ) -> AsyncIterator[Terminal]:
-    """`krelay ARGS` there, killed at the end where it still runs."""
+    """`krelay ARGS` there, or a Python `script` with them; killed at the end where it still runs."""
     master, slave = pty.openpty()
     loop = asyncio.get_running_loop()
-    shown = Terminal(master, columns, rows)
+    shown = Terminal(master, slave, columns, rows)
     loop.add_reader(master, shown.read)
 
     def own() -> None:
@@ -92,7 +105,7 @@ async def terminal(
 
     try:
         shown.process = await asyncio.create_subprocess_exec(
-            *command(*args),
+            *(command(*args) if script is None else [sys.executable, "-c", script, *args]),
             cwd=cwd,
             env=environment(**{"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environ}),
             stdin=slave,
@@ -109,6 +122,5 @@ async def terminal(
                 shown.process.terminate()
             await shown.process.wait()
     finally:
-        loop.remove_reader(master)
-        os.close(master)
-        os.close(slave)
+        if shown._descriptor >= 0:
+            shown.hang_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests import rig
 from tests.cli.terminal import Terminal, terminal
-from tests.integration.product import document
+from tests.integration.product import alive, document
 
 KEYS = "r reload   q quit   ? help"
 
@@ -152,3 +153,41 @@ async def test_ctrl_backslash_ends_it_by_that_signal_and_leaves_a_terminal(tmp_p
             await screen.shows("● ready")
             screen.type("\x1c")
             await ended(screen, -signal.SIGQUIT)
+
+
+async def test_a_window_that_is_closed_ends_it_and_its_agent(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("● ready")
+            agent = re.search(r"embedded, process (\d+)", screen.text)
+            assert agent is not None
+            screen.hang_up()
+            assert await screen.process.wait() == 0
+            assert not alive(int(agent[1]))
+
+
+BROKEN = """
+import sys
+from krelay.cli import live, main
+def fail(*_):
+    raise ZeroDivisionError
+{}
+sys.exit(main.main())
+"""
+PAINTING = "live.frame = fail"
+REPORTING = "live.Rates.update = fail"
+
+
+@pytest.mark.parametrize("where", [PAINTING, REPORTING])
+async def test_a_bug_of_the_table_does_not_end_what_is_relayed(where: str, tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        path = write(tmp_path, port)
+        script = BROKEN.format(where)
+        async with terminal("up", cwd=tmp_path, columns=120, rows=50, script=script) as screen:
+            await screen.shows("the live table failed; `--plain` does without")
+            await screen.shows("web: ready")
+            path.write_text(path.read_text() + f"  new: ip/127.0.0.1 :{port}\n")
+            await screen.shows("new: ready")
+            screen.type("\x03")
+            await ended(screen, 0)
