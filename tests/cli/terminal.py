@@ -94,7 +94,7 @@ async def terminal(
     script: str | None = None,
     **environ: str,
 ) -> AsyncIterator[Terminal]:
-    """`krelay ARGS` there, or a Python `script` with them; killed at the end where it still runs."""
+    """`krelay ARGS` there, or a Python `script` with them; killed where it still runs."""
     master, slave = pty.openpty()
     loop = asyncio.get_running_loop()
     shown = Terminal(master, slave, columns, rows)
