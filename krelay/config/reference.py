@@ -56,6 +56,20 @@ resolved inside the cluster; and `ip/ADDRESS`. A bare name is a pod.
 `-n NAMESPACE` (`--namespace`) and `-l ADDRESS` (`--address`) anywhere in it. A comment starts with
 `#` or `//`.
 
+**A check** is what shows that a target works while nothing that is relayed does, every 10 s at
+most; `krelay up` probes through the tunnel, as a connection would.
+
+| written | a TCP port | a UDP port |
+|---|---|---|
+| `dial` | the agent connects, and closes at once | as `none` |
+| `http [METHOD] /PATH [-> STATUS]` | a request is answered with that status | as `none` |
+| `dns NAME` | as `dial` | a query for NAME is answered, whatever the answer |
+| `none` | nothing is asked: bound, resolved and the agent reached is ready | the same |
+
+`http` asks without TLS, waits 10 s, and is content with 200 to 399 where no status is given. Some
+servers count a connection that says nothing against who made it (MySQL's `max_connect_errors`):
+`none` is for them.
+
 ## Keys
 """
 

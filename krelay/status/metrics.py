@@ -113,7 +113,9 @@ def _forwards(forwards: Iterable[ForwardReport]) -> Iterator[Metric]:
             ended.add_metric([*who, result], count)
         carried.add_metric([*who, "to_remote"], traffic.to_remote_bytes)
         carried.add_metric([*who, "to_local"], traffic.to_local_bytes)
-        buckets = [(f"{bound:g}", float(count)) for bound, count in sorted(traffic.dials.items())]
+        buckets = [
+            (str(float(bound)), float(count)) for bound, count in sorted(traffic.dials.items())
+        ]
         dials.add_metric(who, [*buckets, ("+Inf", traffic.dial_count)], traffic.dial_sum)
         for reason, count in _bounded(traffic.drops):
             drops.add_metric([*who, reason], count)

@@ -25,6 +25,8 @@ logger = logging.getLogger("krelay.health")
 
 INTERVAL = 10.0
 """Seconds for which a dial or a probe that worked is good; so long it is not probed again."""
+PLAIN_INTERVAL = 60.0
+"""The same where each probe is a tunnel of its own."""
 AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
 """Seconds from each probe that did not work to the next one."""
 _CONFIRM_WAIT = 0.5
@@ -145,7 +147,9 @@ class Health:
             return  # no news
         spec, name = self._forward.spec, self._forward.name
         text = f"{name}: {state}{reason and f': {reason}'}"
-        logger.log(_LEVELS.get(state, logging.INFO), "%s", text)
+        # Who failed to bind or to resolve has told it.
+        told = bool(reason) and reason in (str(self._forward.failure), self._forward.route.reason)
+        logger.log(logging.DEBUG if told else _LEVELS.get(state, logging.INFO), "%s", text)
         details = {"from": before.value, "to": state.value, "reason": reason, "index": spec.index}
         self._feed.tell("state", text, target=spec.target.name, **details)
 
@@ -161,7 +165,8 @@ class Health:
     def _worked_now(self) -> None:
         now = asyncio.get_running_loop().time()
         self._proved_at = now
-        self._due = now + INTERVAL * random.uniform(1.0, 1.2)
+        plain = any(tunnel.plain for tunnel in self._forward.route.pool.tunnels)
+        self._due = now + (PLAIN_INTERVAL if plain else INTERVAL) * random.uniform(1.0, 1.2)
         self._tries = 0
         if self._verdict is not True:
             self._verdict = True

@@ -273,7 +273,7 @@ def program(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-HEAVY = ("kubernetes_asyncio", "aiohttp", "websockets", "watchfiles", "rich")
+HEAVY = ("kubernetes_asyncio", "aiohttp", "prometheus_client", "websockets", "watchfiles", "rich")
 
 
 @pytest.mark.parametrize(

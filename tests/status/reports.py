@@ -66,7 +66,7 @@ FORWARDS = (
         endpoint="10.96.0.10:53",
         live=2,
         traffic=Traffic(
-            opened=88, drops={"no_credit": 4}, to_local_bytes=9_120, to_remote_bytes=3_004
+            opened=88, drops={"no_stream": 4}, to_local_bytes=9_120, to_remote_bytes=3_004
         ),
     ),
     forward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, UnixConnector
 
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
 from krelay.status.client import NotRunningError, ask
+from krelay.status.feed import Feed
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, serve
+from tests.status.reports import Live
 
 
 @pytest.fixture
@@ -41,6 +45,20 @@ async def test_a_question_is_answered(path: Path) -> None:
     async with serve(path, HANDLERS):
         assert await asked("/v1/echo", {"a": [1]}) == {"got": {"a": [1]}}
         assert await asked("/v1/echo") == {"got": {}}
+
+
+async def test_the_whole_service_is_on_the_socket_and_needs_no_token_there(path: Path) -> None:
+    live, feed = Live(), Feed()
+    async with serve(path, HANDLERS, report=live, feed=feed):
+        assert await asked("/v1/status", method="GET") == json.loads(json.dumps(live.now.as_json()))
+        assert await asked("/v1/echo", {"a": 1}) == {"got": {"a": 1}}
+        async with ClientSession(connector=UnixConnector(str(path))) as http:
+            async with http.get("http://any.name/readyz?target=web") as response:
+                assert response.status == 200
+            async with http.get("http://any.name/v1/events?after=0") as response:
+                feed.tell("state", "ready", target="web")
+                assert "ready" in (await response.content.readuntil(b"}\n\n")).decode()
+        assert path.stat().st_mode & 0o777 == 0o600
 
 
 async def test_the_socket_is_the_owner_s_alone_and_gone_at_the_end(path: Path) -> None:

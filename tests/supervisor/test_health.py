@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from krelay.config.diff import Spec
+from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.status.feed import Feed
 from krelay.status.report import State
@@ -119,9 +123,10 @@ async def test_what_never_worked_has_failed_and_what_did_is_degraded(
             await w.becomes(State.DEGRADED, "no ready endpoint")
             w.route.update(leads(target))
             await w.becomes(State.READY)
-    # Each of them once, however many probes there were.
-    levels = [r.levelname for r in caplog.records if r.name == "krelay.health"]
-    assert levels == ["WARNING"] * 3
+    # Each of them once, however many probes there were; following tells what it finds itself.
+    texts = [r.message for r in caplog.records if r.name == "krelay.health"]
+    assert [text[:15] for text in texts] == ["web: failed: re", "web: degraded: "]
+    assert w.told[-3:-1] == ["web: degraded: no ready endpoint", "web: ready"]
 
 
 async def test_what_does_not_exist_or_cannot_be_followed_has_failed() -> None:
@@ -354,6 +359,62 @@ async def test_a_bug_in_a_probe_is_that_forwards_alone(
         await w.becomes(State.READY)
         assert w.told == ["web: failed: internal error: ValueError('odd')", "web: ready"]
     assert "web: probing failed" in caplog.text
+
+
+_STEPS = st.lists(
+    st.sampled_from(
+        ["here", "there", "nowhere", "missing", "works", "refused", "limit", "dial", "none"]
+        + ["other", "port taken", "port free", "drain"]
+    ),
+    max_size=30,
+)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(_STEPS)
+async def test_whatever_happens_a_state_is_never_better_than_the_way(steps: list[str]) -> None:
+    async with rig.path() as path, watched(path) as w:
+        await w.forward.settled.wait()
+        spec, was_ready = w.forward.spec, False
+        # No turn of the loop from here on, and so no probe: only what the steps say.
+        for step in steps:
+            if step in ("here", "there"):
+                w.route.update(leads(1 if step == "here" else 2))
+            elif step in ("nowhere", "missing"):
+                gone = Resolution(Protocol.TCP, None, step, missing=step == "missing")
+                w.route.update(gone)
+            elif step in ("works", "refused", "limit"):
+                code = None if step == "works" else ErrorCode[step.upper()]
+                w.health._dialled(code, "")
+            elif step in ("dial", "none", "other"):
+                check = NONE if step == "none" else DIAL
+                name = "other" if step == "other" else spec.target.resource
+                spec = Spec(dataclasses.replace(spec.target, check=check, resource=name), 0)
+                was_ready = was_ready and step != "other"
+                w.forward.update(spec, path.pool, 30.0)
+            elif step == "drain":
+                w.health.drain()
+            else:
+                taken = step == "port taken"
+                w.forward.failure = ListenError("taken") if taken else None
+                w.health.look()
+            state = w.health.state
+            was_ready = was_ready or state is State.READY
+            way = w.route.endpoint is not None and w.forward.failure is None
+            assert state is not State.READY or way
+            assert state is not State.DEGRADED or was_ready
+            assert state is not State.FAILED or not was_ready or w.forward.failure
+            assert bool(w.health.reason) is (state not in (State.READY, State.DRAINING))
+        told = [(event.details["from"], event.details["to"]) for event in w.feed.history]
+        states = ["pending", *(after for _, after in told)]
+        assert told == list(itertools.pairwise(states))
+        assert states[-1] == w.health.state.value
+        assert "draining" not in states[:-1]
+        w.forward.failure = None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""The service over TCP, in a test's own process, and a client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import ClientSession, ClientTimeout
+
+from krelay.model import StatusConfig
+from krelay.status.feed import Feed
+from krelay.status.listening import Listening
+from krelay.status.server import Handler
+from tests.status.reports import Live
+
+TOKEN = "0123456789abcdef"
+
+
+async def echo(body: Mapping[str, Any]) -> Any:
+    """A handler: what it was given."""
+    return {"got": dict(body)}
+
+
+HANDLERS: dict[tuple[str, str], Handler] = {("POST", "/v1/echo"): echo}
+
+
+@dataclass
+class Service:
+    """What a test has of one."""
+
+    live: Live = field(default_factory=Live)
+    feed: Feed = field(default_factory=Feed)
+    handlers: Mapping[tuple[str, str], Handler] = field(default_factory=lambda: HANDLERS)
+
+    def __post_init__(self) -> None:
+        self.listening = Listening(self.handlers, report=self.live, feed=self.feed)
+
+    @property
+    def url(self) -> str:
+        """Where it is, without a slash at the end."""
+        return f"http://{self.listening.addresses[0]}"
+
+
+@asynccontextmanager
+async def service(
+    token: str | None = None, handlers: Mapping[tuple[str, str], Handler] = HANDLERS
+) -> AsyncIterator[Service]:
+    """It serves on a free port of loopback."""
+    made = Service(handlers=handlers)
+    async with made.listening:
+        await made.listening.apply(StatusConfig(("127.0.0.1", 0), token))
+        yield made
+
+
+@asynccontextmanager
+async def client(made: Service) -> AsyncIterator[ClientSession]:
+    """Requests to it by path; cookies are kept also for an address."""
+    from aiohttp import CookieJar
+
+    async with ClientSession(
+        made.url, timeout=ClientTimeout(8), cookie_jar=CookieJar(unsafe=True)
+    ) as session:
+        yield session

@@ -1,0 +1,165 @@
+"""The routes: what each answers, in which form, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from krelay.errors import KrelayError
+from krelay.status import application as module
+from krelay.status.report import State
+from tests.status.reports import Live
+from tests.status.serving import TOKEN, client, echo, service
+
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+
+
+async def test_healthz() -> None:
+    async with service() as made, client(made) as http:
+        async with http.get("/healthz") as response:
+            assert (response.status, await response.text()) == (200, "ok\n")
+        async with http.get("/healthz", headers={"Accept": "application/json"}) as response:
+            assert await response.json() == {"status": "ok"}
+        async with http.head("/healthz") as response:
+            assert response.status == 200
+
+
+async def test_readyz() -> None:
+    async with service() as made, client(made) as http:
+        async with http.get("/readyz") as response:
+            found = await response.json()
+            assert (response.status, found["ready"]) == (503, False)
+            assert [one["target"] for one in found["notReady"]] == ["shop-db", "legacy", "cache"]
+            assert found["notReady"][0]["reason"].startswith("no pod of sts/postgres is ready")
+        async with http.get("/readyz?target=web&target=api") as response:
+            assert (response.status, await response.json()) == (
+                200,
+                {"ready": True, "reason": "", "notReady": []},
+            )
+        async with http.get("/readyz?target=web&target=cache") as response:
+            assert response.status == 503
+        made.live.change("cache", state=State.READY)
+        async with http.get("/readyz?target=web&target=cache") as response:
+            assert response.status == 200
+        async with http.get("/readyz?target=web&target=nope") as response:
+            assert response.status == 404
+            assert (await response.json())["error"]["message"] == "no target `nope`"
+
+
+async def test_metrics() -> None:
+    async with service() as made, client(made) as http:
+        async with http.get("/metrics") as response:
+            assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            assert 'krelay_forward_open_streams{forward="web",target="web"} 14.0' in (
+                await response.text()
+            )
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        async with http.get("/metrics", headers=accept) as response:
+            assert response.headers["Content-Type"].startswith("application/openmetrics-text")
+            assert (await response.text()).endswith("# EOF\n")
+
+
+async def test_status_is_the_report() -> None:
+    schema = Path(__file__).parents[2] / "schema" / "status.schema.json"
+    async with service() as made, client(made) as http:
+        async with http.get("/v1/status") as response:
+            found = await response.json()
+    assert found == json.loads(json.dumps(made.live.now.as_json()))
+    jsonschema.validate(found, json.loads(schema.read_text("utf-8")))
+
+
+async def test_a_handler_of_the_same_name_comes_first() -> None:
+    async with service(handlers={("GET", "/v1/status"): echo}) as made, client(made) as http:
+        async with http.get("/v1/status") as response:
+            assert await response.json() == {"got": {}}
+
+
+async def test_what_nobody_knows_and_what_is_asked_in_the_wrong_way() -> None:
+    async with service(TOKEN) as made, client(made) as http:
+        async with http.get("/v2/status", headers=BEARER) as response:
+            assert response.status == 404
+            assert await response.json() == {"error": {"message": "GET /v2/status: not found"}}
+        async with http.post("/v1/status", headers=BEARER, json={}) as response:
+            assert (response.status, response.headers["Allow"]) == (405, "GET,HEAD")
+            assert (await response.json())["error"]["message"].endswith("method not allowed")
+
+
+@pytest.mark.parametrize(
+    "body", [b"[]", b"{", b"\xff\xfe\xff", b"1", b"[" * 100_000, b'"' + b"x" * 1000 + b'"']
+)
+async def test_a_body_is_an_object(body: bytes) -> None:
+    headers = {**BEARER, "Content-Type": "application/json; charset=nonsense"}
+    async with service(TOKEN) as made, client(made) as http:
+        async with http.post("/v1/echo", data=body, headers=headers) as response:
+            assert response.status == 400
+            assert await response.json() == {"error": {"message": "the body is no JSON object"}}
+
+
+async def test_a_body_has_a_bound() -> None:
+    async with service(TOKEN) as made, client(made) as http:
+        content = io.BytesIO(json.dumps({"text": "x" * (2 << 20)}).encode())
+        headers = {**BEARER, "Content-Type": "application/json"}
+        async with http.post("/v1/echo", data=content, headers=headers) as response:
+            assert response.status == 413
+            assert "error" in await response.json()
+
+
+async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BODY_DEADLINE", 0.05)
+    async with service(TOKEN) as made:
+        address = made.listening.addresses[0]
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(
+            f"POST /v1/echo HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {TOKEN}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{".encode()
+        )
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()
+        await writer.wait_closed()
+
+
+async def test_a_refusal_and_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse(body: Mapping[str, Any]) -> Any:
+        raise KrelayError("no", hint="try again")
+
+    async def fail(body: Mapping[str, Any]) -> Any:
+        raise ZeroDivisionError("oops")
+
+    handlers = {("POST", "/refuse"): refuse, ("POST", "/fail"): fail}
+    async with service(TOKEN, handlers) as made, client(made) as http:
+        async with http.post("/refuse", json={}, headers=BEARER) as response:
+            assert response.status == 422
+            error = {"message": "no", "hint": "try again", "exitCode": 1}
+            assert await response.json() == {"error": error}
+        with caplog.at_level(logging.CRITICAL, "krelay.status"):
+            async with http.post("/fail", json={}, headers=BEARER) as response:
+                assert response.status == 500
+                assert "ZeroDivisionError" in (await response.json())["error"]["message"]
+
+
+async def test_every_answer_is_protected() -> None:
+    async with service() as made, client(made) as http:
+        for resource in ("/", "/healthz", "/metrics", "/v1/events", "/v1/status", "/nope"):
+            async with http.get(resource) as response:
+                headers = response.headers
+                assert headers["X-Content-Type-Options"] == "nosniff"
+                assert headers["Cache-Control"] == "no-store"
+                assert headers["Server"] == "krelay"
+                assert "default-src 'none'" in headers["Content-Security-Policy"]
+                assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
+async def test_without_a_report_there_is_nothing_to_show() -> None:
+    app = module.application({})
+    assert [str(resource.canonical) for resource in app.router.resources()] == ["/healthz"]
+    app = module.application({}, report=Live())
+    shown = {resource.canonical for resource in app.router.resources()}
+    assert shown == {"/healthz", "/readyz", "/metrics", "/v1/status"}

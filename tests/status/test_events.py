@@ -1,0 +1,179 @@
+"""Server-sent events: what a client gets, when it comes back, and when it is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientPayloadError, ClientResponse
+
+from krelay.model import StatusConfig
+from krelay.status import events as module
+from krelay.status.events import MAX_STREAMS, as_text
+from krelay.status.feed import BACKLOG, Event
+from tests import rig
+from tests.status.serving import Service, client, service
+
+
+@asynccontextmanager
+async def stream(
+    made: Service, resource: str = "/v1/events", **headers: str
+) -> AsyncIterator[ClientResponse]:
+    """An open stream, from when it is one."""
+    async with client(made) as http:
+        async with http.get(resource, headers=headers) as response:
+            assert response.status == 200
+            assert response.headers["Content-Type"] == "text/event-stream"
+            assert await block(response) == "retry: 1000"
+            yield response
+
+
+async def block(response: ClientResponse) -> str:
+    """The next event or comment, as it is."""
+    return (await response.content.readuntil(b"\n\n")).decode().rstrip("\n")
+
+
+async def numbers(response: ClientResponse, count: int) -> list[int]:
+    """Those of the next events."""
+    found = [await block(response) for _ in range(count)]
+    return [int(text.splitlines()[0].removeprefix("id: ")) for text in found]
+
+
+async def test_what_happens_arrives() -> None:
+    async with service() as made, stream(made) as response:
+        made.feed.tell("state", "ready\nand more", target="web", state="ready")
+        lines = (await block(response)).splitlines()
+        assert lines[:2] == ["id: 1", "event: state"]
+        assert len(lines) == 3
+        found = json.loads(lines[2].removeprefix("data: "))
+        assert (found["text"], found["target"]) == ("ready\nand more", "web")
+        assert found == json.loads(json.dumps(made.feed.history[0].as_json()))
+
+
+@pytest.mark.parametrize("text", ["\n\n", "\r", "\x00", "\u2028", "data: x\n\nid: 7"])
+def test_no_text_ends_an_event(text: str) -> None:
+    sent = as_text(Event("state", text, number=3))
+    assert sent.count("\n") == 4
+    assert "\r" not in sent
+    assert json.loads(sent.splitlines()[2].removeprefix("data: "))["text"] == text
+
+
+async def test_who_comes_back_gets_what_it_missed() -> None:
+    async with service() as made:
+        for _ in range(3):
+            made.feed.tell("state", "x")
+        async with stream(made, Last_Event_ID="1") as unknown, stream(made) as new:
+            made.feed.tell("state", "x")
+            assert await numbers(new, 1) == [4]
+            assert await numbers(unknown, 1) == [4]  # no such header
+        async with stream(made, **{"Last-Event-ID": "1"}) as response:
+            assert await numbers(response, 3) == [2, 3, 4]
+        async with stream(made, "/v1/events?after=2") as response:
+            assert await numbers(response, 2) == [3, 4]
+        # the header is newer than the address
+        async with stream(made, "/v1/events?after=0", **{"Last-Event-ID": "3"}) as response:
+            assert await numbers(response, 1) == [4]
+
+
+@pytest.mark.parametrize("known", ["99", "999999999999999999"])
+async def test_who_knows_another_krelay_gets_all_of_this_one(known: str) -> None:
+    async with service() as made:
+        made.feed.tell("state", "x")
+        async with stream(made, **{"Last-Event-ID": known}) as response:
+            assert await numbers(response, 1) == [1]
+
+
+@pytest.mark.parametrize("known", ["x", "-1", "1.5", "٣", "1" * 5000])
+async def test_a_number_that_is_none_is_ignored(known: str) -> None:
+    async with service() as made:
+        made.feed.tell("state", "x")
+        async with client(made) as http:
+            async with http.get("/v1/events", params={"after": known}) as response:
+                assert await block(response) == "retry: 1000"
+                made.feed.tell("state", "y")
+                assert await numbers(response, 1) == [2]
+
+
+async def test_a_comment_keeps_it_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
+    async with service() as made, stream(made) as response:
+        assert [await block(response) for _ in range(2)] == [": still here"] * 2
+        made.feed.tell("state", "x")
+        while (text := await block(response)) == ": still here":
+            pass
+        assert text.startswith("id: 1\n")
+
+
+async def test_there_is_room_for_some() -> None:
+    async with service() as made, AsyncExitStack() as stack:
+        for _ in range(MAX_STREAMS):
+            await stack.enter_async_context(stream(made))
+        async with client(made) as http:
+            async with http.get("/v1/events") as response:
+                assert (response.status, response.headers["Retry-After"]) == (503, "5")
+            async with http.get("/healthz") as response:
+                assert response.status == 200
+        assert len(made.feed._listeners) == MAX_STREAMS
+        await stack.aclose()
+        await rig.until(lambda: not made.feed._listeners)
+        async with stream(made):
+            assert len(made.feed._listeners) == 1
+
+
+async def test_the_end_of_the_service_ends_them() -> None:
+    async with service() as made, stream(made) as response:
+        await made.listening.apply(StatusConfig())
+        with pytest.raises(ClientPayloadError):
+            await response.content.read()
+        assert not made.feed._listeners
+
+
+async def reading_nothing(made: Service) -> socket.socket:
+    """A client that asked, and takes nothing, with little room on the way."""
+    address = made.listening.addresses[0]
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, (address.host, address.port))
+    await loop.sock_sendall(sock, f"GET /v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+    await rig.until(lambda: made.feed._listeners)
+    return sock
+
+
+async def flood(made: Service, listener: Any) -> None:
+    """More than fits on the way and into the listener."""
+    while not listener.dropped:
+        for _ in range(100):
+            made.feed.tell("state", "x" * 2000)
+        await asyncio.sleep(0)
+
+
+async def test_a_slow_client_loses_the_oldest_and_is_told() -> None:
+    async with service() as made:
+        sock = await reading_nothing(made)
+        (listener,) = made.feed._listeners
+        await flood(made, listener)
+        assert len(listener._events) == BACKLOG
+        data = bytearray()
+        while b"event: dropped\ndata: {" not in data:
+            data += await rig.recv(sock)
+        sock.close()
+        await rig.until(lambda: not made.feed._listeners)
+
+
+async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WRITE_DEADLINE", 0.05)
+    async with service() as made:
+        sock = await reading_nothing(made)
+        (listener,) = made.feed._listeners
+        await flood(made, listener)
+        await rig.until(lambda: not made.feed._listeners)
+        while await rig.recv(sock):
+            pass  # what was on its way; then the end
+        sock.close()

@@ -1,0 +1,137 @@
+"""The TCP listener: it follows what the file says, and can do without a port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
+
+from krelay.model import StatusConfig
+from krelay.status import listening as module
+from tests import rig
+from tests.status.serving import TOKEN, Service, service
+
+
+async def asked(url: str, **headers: str) -> int:
+    async with ClientSession() as session:
+        async with session.get(f"{url}/v1/status", headers=headers) as response:
+            return response.status
+
+
+async def test_nowhere_until_it_is_told_where() -> None:
+    made = Service()
+    async with made.listening as listening:
+        await listening.apply(StatusConfig())
+        assert listening.addresses == []
+        await listening.apply(StatusConfig(token=TOKEN))
+        assert listening.addresses == []
+        await listening.apply(StatusConfig(("127.0.0.1", 0)))
+        assert await asked(made.url) == 200
+    assert listening.addresses == []
+
+
+async def test_it_moves() -> None:
+    async with service() as made:
+        before = made.url
+        port = rig.closed_port()
+        await made.listening.apply(StatusConfig(("127.0.0.1", port)))
+        assert made.url == f"http://127.0.0.1:{port}"
+        assert await asked(made.url) == 200
+        with pytest.raises(ClientConnectionError):
+            await asked(before)
+        # the same port for another address of it
+        await made.listening.apply(StatusConfig(("0.0.0.0", port), TOKEN))
+        assert await asked(f"http://127.0.0.1:{port}") == 401
+
+
+async def test_what_stays_is_not_touched() -> None:
+    async with service() as made:
+        runner, address = made.listening._runner, made.listening.addresses
+        await made.listening.apply(StatusConfig(("127.0.0.1", 0)))
+        assert (made.listening._runner, made.listening.addresses) == (runner, address)
+
+
+async def test_another_token_ends_what_the_former_opened() -> None:
+    async with service(TOKEN) as made, ClientSession() as session:
+        shown = {"Authorization": f"Bearer {TOKEN}"}
+        async with session.get(f"{made.url}/v1/events", headers=shown) as response:
+            await response.content.readuntil(b"\n\n")
+            await made.listening.apply(StatusConfig(("127.0.0.1", 0), TOKEN[::-1]))
+            with pytest.raises(ClientPayloadError):
+                await response.content.read()
+        assert await asked(made.url, **shown) == 401
+
+
+async def test_a_port_in_use_is_told_and_tried_at_the_next_change(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = Service()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = StatusConfig(taken.getsockname())
+        async with made.listening as listening:
+            for _ in range(2):
+                await listening.apply(config)
+                assert listening.addresses == []
+            where = f"127.0.0.1:{taken.getsockname()[1]}"
+            assert f"status is not served on {where}, until the next change" in caplog.text
+            assert "Address already in use" in caplog.text
+            assert len(caplog.records) == 2
+            taken.close()
+            await listening.apply(config)
+            assert await asked(f"http://{where}") == 200
+
+
+async def test_an_address_that_is_not_of_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+    made = Service()
+    async with made.listening as listening:
+        await listening.apply(StatusConfig(("192.0.2.1", 0), TOKEN))
+        assert listening.addresses == []
+    assert "status is not served on 192.0.2.1:0" in caplog.text
+
+
+async def test_localhost_is_both_families_on_one_port() -> None:
+    made = Service()
+    async with made.listening as listening:
+        await listening.apply(StatusConfig(("localhost", 0)))
+        assert listening.addresses[0].host == "127.0.0.1"
+        assert len({address.port for address in listening.addresses}) == 1
+        for address in listening.addresses:
+            assert await asked(f"http://{address}") == 200
+
+
+async def test_localhost_without_ipv6_is_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = module._socket
+
+    def refuse(address: str, port: int) -> socket.socket:
+        if ":" in address:
+            raise OSError(module.errno.EAFNOSUPPORT, "no IPv6")
+        return make(address, port)
+
+    monkeypatch.setattr(module, "_socket", refuse)
+    made = Service()
+    async with made.listening as listening:
+        await listening.apply(StatusConfig(("localhost", 0)))
+        assert [address.host for address in listening.addresses] == ["127.0.0.1"]
+
+
+async def test_connections_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
+    async with service() as made:
+        address = made.listening.addresses[0]
+        assert made.listening._runner is not None
+        server = made.listening._runner.server
+        assert server is not None
+        opened = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
+        await rig.until(lambda: len(server.connections) == 3)
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        assert await reader.read() == b""
+        writer.close()
+        opened.pop()[1].close()
+        await rig.until(lambda: len(server.connections) == 2)
+        assert await asked(made.url) == 200
+        for _, writer in opened:
+            writer.close()

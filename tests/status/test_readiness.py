@@ -1,0 +1,73 @@
+"""Who is ready, and who is asked about."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from krelay.status.readiness import readiness
+from krelay.status.report import ForwardReport, State
+from tests.status.reports import forward, report
+
+READY, FAILED = forward("web"), forward("db", State.FAILED, reason="refused")
+DRAINING = forward("old", State.DRAINING)
+
+
+def waiting(*forwards: ForwardReport, names: tuple[str, ...] = ()) -> list[str]:
+    return [found.target for found in readiness(report(*forwards), names).waiting]
+
+
+def test_all_of_them() -> None:
+    assert readiness(report(READY)).ready
+    assert not readiness(report(READY, FAILED)).ready
+    assert waiting(READY, FAILED) == ["db"]
+
+
+@pytest.mark.parametrize("state", [State.PENDING, State.DEGRADED, State.FAILED, State.DRAINING])
+def test_only_ready_is_ready(state: State) -> None:
+    assert waiting(forward("a", state)) == ["a"]
+
+
+def test_those_that_are_named() -> None:
+    assert readiness(report(READY, FAILED), ["web"]).ready
+    assert waiting(READY, FAILED, names=("db", "web")) == ["db"]
+
+
+def test_every_port_of_a_target_counts() -> None:
+    other = dataclasses.replace(FAILED, target="web", index=1, name="web[81]")
+    assert [f.name for f in readiness(report(READY, other), ["web"]).waiting] == ["web[81]"]
+
+
+def test_names_that_no_target_has() -> None:
+    found = readiness(report(READY), ["web", "x", "y", "x"])
+    assert found.unknown == ("x", "y")
+    assert not found.ready
+
+
+def test_what_drains_beside_others_is_not_waited_for_unless_it_is_named() -> None:
+    assert waiting(READY, DRAINING) == []
+    assert waiting(READY, DRAINING, names=("old",)) == ["old"]
+    second = dataclasses.replace(DRAINING, target="web", index=1)
+    assert waiting(READY, second, names=("web",)) == []
+
+
+def test_nothing_is_not_ready_but_starting() -> None:
+    nothing = dataclasses.replace(report(READY), forwards=())
+    for names in ((), ("web",)):
+        found = readiness(nothing, names)
+        assert (found.ready, found.unknown) == (False, ())
+        assert found.as_json()["reason"] == "nothing is relayed yet"
+
+
+def test_as_json() -> None:
+    assert readiness(report(READY)).as_json() == {"ready": True, "reason": "", "notReady": []}
+    assert readiness(report(FAILED)).as_json()["notReady"] == [
+        {
+            "target": "db",
+            "forward": "db",
+            "state": "failed",
+            "reason": "refused",
+            "since": FAILED.since.isoformat(),
+        }
+    ]
