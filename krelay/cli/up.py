@@ -98,11 +98,17 @@ async def _run(
     async def stop(body: Mapping[str, Any]) -> dict[str, Any]:
         """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one. What lives, and the
         seconds that it gets to finish."""
-        if body.get("now") is True or not signals.stop.is_set():
+        if not signals.stop.is_set():
+            signals.end("asked to end")
+        if body.get("now") is True:
             signals.end("asked to end")
         config, forwards = supervisor.running.config, supervisor.running.forwards.values()
-        drain = config.tunnel.drain if config else 0.0
-        return {"pid": os.getpid(), "drain": drain, "live": sum(f.live for f in forwards)}
+        return {
+            "pid": os.getpid(),
+            "stopping": True,
+            "live": sum(forward.live for forward in forwards),
+            "drain": config.tunnel.drain if config else 0.0,
+        }
 
     handlers = {**handlers, ("POST", "/v1/stop"): stop}
     code = 0
