@@ -12,16 +12,18 @@ async def tell_of(group: Group, feed: Feed) -> None:
     """Tell of each tunnel that comes up or goes down, and of each agent; lasts until cancelled."""
     pool, context = group.pool, group.spec.context
     up: set[str] = set()
-    where = ""
+    where = ["" for _ in group.reaches]
     while True:
-        if (now := group.reach.where) != where:
-            lost = group.reach.lost if where else ""
-            common: dict[str, Any] = {"context": context, "where": now}
-            if lost:
-                feed.tell("agent", f"agent lost: {lost}", **{**common, "where": where})
+        for index, reach in enumerate(group.reaches):
+            now, before = reach.where, where[index]
+            if now == before:
+                continue
+            common: dict[str, Any] = {"context": context, "where": before}
+            if before and reach.lost:
+                feed.tell("agent", f"agent lost: {reach.lost}", **common)
             if now:
-                feed.tell("agent", f"agent runs: {now}", **common)
-            where = now
+                feed.tell("agent", f"agent runs: {now}", **{**common, "where": now})
+            where[index] = now
         for tunnel in pool.tunnels:
             if tunnel.up == (tunnel.name in up):
                 continue

@@ -125,10 +125,9 @@ def _traffic(account: Account) -> Traffic:
 
 
 def _agent(group: Group) -> AgentReport:
-    where = group.reach.where
     return AgentReport(
         context=group.spec.context,
-        where=(where,) if where else (),
+        where=tuple(reach.where for reach in group.reaches if reach.where),
         tunnels=tuple(_tunnel(tunnel) for tunnel in group.pool.tunnels),
     )
 
