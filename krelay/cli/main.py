@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import TYPE_CHECKING, Any
-
 import click
 
 from krelay import __version__
+from krelay.cli import asking, options
+from krelay.cli.options import complete as _names
+from krelay.cli.options import file as _file
+from krelay.cli.options import output as _output
+from krelay.cli.options import selection as _selection
+from krelay.cli.options import verbose as _verbose
 from krelay.cli.output import complain, hush, say, set_up_logging
 from krelay.errors import KrelayError, NotReadyError, UsageError
-
-if TYPE_CHECKING:
-    from krelay.config.selection import Selection
 
 _INTERRUPTED = 130
 
@@ -24,35 +23,13 @@ def cli() -> None:
     """Relay local TCP and UDP ports into a Kubernetes cluster, as a file declares them."""
 
 
-def _names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
-    from krelay.cli.completion import names
-
-    return names(context, param, word)
-
-
-_file = click.option(
-    "-f",
-    "--file",
-    metavar="FILE",
-    help="krelay.yaml or targets.txt; `-` is standard input.  [default: ./krelay.yaml]",
-)
-_verbose = click.option("-v", "--verbose", count=True, help="Say more; twice: everything.")
-
-
-_output = click.option(
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="For people or for programs.",
-)
-
-
 @cli.command()
 @_file
 @click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
 @click.option("--watch/--no-watch", default=True, help="Follow edits of the file.  [default: on]")
 @click.option("--strict", is_flag=True, help="Start all forwards, or none and fail.")
+@click.option("--plain", is_flag=True, help="Lines instead of a live table, on a terminal too.")
+@options.log_format
 @_verbose
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
 def up(
@@ -60,6 +37,8 @@ def up(
     embedded: bool,
     watch: bool,
     strict: bool,
+    plain: bool,
+    log_format: str,
     verbose: int,
     names: tuple[str, ...],
 ) -> int:
@@ -70,9 +49,9 @@ def up(
     """
     from krelay.cli.up import run
 
-    set_up_logging(verbose)
+    set_up_logging(verbose, json=log_format == "json")
     selection = _selection(file, names=names, embedded=embedded)
-    return run(selection, watch=watch, strict=strict)
+    return run(selection, watch=watch, strict=strict, live=not plain and log_format == "text")
 
 
 @cli.command()
@@ -81,6 +60,7 @@ def up(
 @click.option("--username", envvar="KRELAY_PROXY_USERNAME", help="Who may use it.")
 @click.option("--password", envvar="KRELAY_PROXY_PASSWORD", help="Better from this variable.")
 @click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
+@options.log_format
 @_verbose
 def proxy(
     listen: str,
@@ -88,6 +68,7 @@ def proxy(
     username: str | None,
     password: str | None,
     embedded: bool,
+    log_format: str,
     verbose: int,
 ) -> int:
     """Run a SOCKS5 and HTTP proxy into the cluster until Ctrl-C; names are resolved there.
@@ -101,8 +82,37 @@ def proxy(
     if (username is None) != (password is None):
         raise UsageError("a username needs a password", hint="write both, or neither")
     credentials = (username, password) if username is not None and password is not None else None
-    set_up_logging(verbose)
+    set_up_logging(verbose, json=log_format == "json")
     return run(Proxy(listen, credentials, embedded, Overlay(context=context)))
+
+
+@cli.command("run", cls=options.WithCommand, options_metavar="[OPTIONS]")
+@_file
+@click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
+@options.timeout
+@options.log_format
+@_verbose
+@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
+@click.pass_context
+def run_(
+    context: click.Context,
+    file: str | None,
+    embedded: bool,
+    timeout: float,
+    log_format: str,
+    verbose: int,
+    names: tuple[str, ...],
+) -> int:
+    """Run CMD while the file's targets (or those NAMEd) are relayed, and exit as it does.
+
+    CMD starts when every forward is ready. It finds them in KRELAY_<TARGET>_HOST, _PORT and
+    _ADDR; a target with several ports has KRELAY_<TARGET>_<PORT>_HOST and so on besides.
+    """
+    from krelay.cli.run import run
+
+    set_up_logging(verbose - 1, json=log_format == "json")
+    selection = _selection(file, names=names, embedded=embedded)
+    return run(selection, options.WithCommand.of(context), timeout=timeout)
 
 
 @cli.command()
@@ -222,13 +232,8 @@ def schema() -> int:
     return 0
 
 
-def _selection(
-    file: str | None, *, names: tuple[str, ...] = (), embedded: bool = False
-) -> Selection:
-    from krelay.config.selection import Selection
-
-    text = sys.stdin.buffer.read() if file == "-" else None
-    return Selection(file, names, embedded, os.environ, text)
+for _command in asking.COMMANDS:
+    cli.add_command(_command)
 
 
 def run_command(command: click.Command, name: str) -> int:

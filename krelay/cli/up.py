@@ -9,10 +9,11 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from krelay.cli.output import hush, say
+from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
 from krelay.model import Config, StatusConfig
@@ -29,6 +30,8 @@ from krelay.supervisor.supervisor import Supervisor
 logger = logging.getLogger("krelay.cli")
 
 _INTERRUPTED = 130
+_LOGS = ("GET", "/v1/logs")
+"""For the user alone: on the socket, not over TCP."""
 
 
 class Source(Protocol):
@@ -50,9 +53,11 @@ def run(
     watch: bool = True,
     strict: bool = False,
     must_exist: bool = False,
+    live: bool = False,
 ) -> int:
     """Relay until a signal; the exit code. `strict`, `must_exist` and `contexts` are the
-    supervisor's; `announce` is told of each forward that is ready.
+    supervisor's; `announce` is told of each forward that is ready. `live`: where there is a
+    terminal for it, a table takes its place.
 
     Raises:
         KrelayError: it could not start.
@@ -61,13 +66,20 @@ def run(
     mode = mode_from_env(os.environ) if watch and file else None
     config = source.load()
     raise_file_limit()
+    live = live and _can_be_live(config)
+    if announce is None:
+        announce = _show if live else tell
     supervisor = Supervisor(
-        config, announce or tell, contexts=contexts, strict=strict, must_exist=must_exist
+        config, announce, contexts=contexts, strict=strict, must_exist=must_exist
     )
     reloader = Reloader(source, supervisor, config)
     place = socket_path(file) if file else None
     control = Control(supervisor, reloader)
-    return asyncio.run(_run(supervisor, reloader, mode, control, place, config.status))
+    with keep_log() as ring:
+        handlers = {**control.handlers(), _LOGS: ring.answer}
+        return asyncio.run(
+            _run(supervisor, reloader, mode, control, handlers, place, config.status, live=live)
+        )
 
 
 async def _run(
@@ -75,25 +87,51 @@ async def _run(
     reloader: Reloader,
     mode: Mode | None,
     control: Control,
+    handlers: Mapping[tuple[str, str], Handler],
     place: Path | None,
     status: StatusConfig,
+    *,
+    live: bool,
 ) -> int:
     signals = _Signals()
-    handlers = {**control.handlers(), ("POST", "/v1/stop"): signals.asked}
+
+    async def stop(body: Mapping[str, Any]) -> dict[str, Any]:
+        """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one. What lives, and the
+        seconds that it gets to finish."""
+        if not signals.stop.is_set():
+            signals.end("asked to end")
+        if body.get("now") is True:
+            signals.end("asked to end")
+        config, forwards = supervisor.running.config, supervisor.running.forwards.values()
+        return {
+            "pid": os.getpid(),
+            "stopping": True,
+            "live": sum(forward.live for forward in forwards),
+            "drain": config.tunnel.drain if config else 0.0,
+        }
+
+    handlers = {**handlers, ("POST", "/v1/stop"): stop}
     code = 0
     try:
         async with AsyncExitStack() as stack:
             if place is not None:
                 await _open_control(stack, supervisor, control, handlers, place)
+            public = {asked: handler for asked, handler in handlers.items() if asked != _LOGS}
             listening = await stack.enter_async_context(
-                Listening(handlers, report=control.report, feed=supervisor.feed)
+                Listening(public, report=control.report, feed=supervisor.feed)
             )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            reloading = [tasks.create_task(_reload_on(signals.hangup, reloader), name="SIGHUP")]
+            reloading = [tasks.create_task(_reload_on(signals, reloader), name="SIGHUP")]
             if mode is not None:
                 reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
             serving = _serve_on_tcp(listening, status, supervisor)
             reloading.append(tasks.create_task(serving, name="status"))
+            if live:
+                from krelay.cli.live import Live
+
+                keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
+                screen = Live(lambda: control.status({}), keys)
+                reloading.append(tasks.create_task(screen.run(), name="live"))
             await supervisor.run(signals.stop)
             for task in reloading:
                 task.cancel()
@@ -111,36 +149,34 @@ class _Signals:
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hangup = asyncio.Event()
+        self.reason = "SIGHUP"
         self._task = asyncio.current_task()
         self._had_terminal = _has_terminal()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._end, number)
+            loop.add_signal_handler(number, self.end, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
 
-    def _end(self, number: signal.Signals) -> None:
+    def end(self, name: str) -> None:
+        """End, or end at once; `name` is what says so."""
         if self.stop.is_set():
-            logger.info("%s again: stopping at once", number.name)
+            logger.info("%s again: stopping at once", name)
             assert self._task is not None
             self._task.cancel()
         else:
-            logger.info("%s: stopping", number.name)
+            logger.info("%s: stopping", name)
             self.stop.set()
 
-    async def asked(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one."""
-        logger.info("asked to stop%s", " at once" if body.get("now") is True else "")
-        self.stop.set()
-        if body.get("now") is True:
-            assert self._task is not None
-            self._task.cancel()
-        return {"pid": os.getpid(), "stopping": True}
+    def reload(self, reason: str) -> None:
+        """Have the file carried out."""
+        self.reason = reason
+        self.hangup.set()
 
     def _hangup(self) -> None:
         if self._had_terminal and not _has_terminal():
             self.stop.set()
         else:
-            self.hangup.set()
+            self.reload("SIGHUP")
 
 
 def _has_terminal() -> bool:
@@ -152,12 +188,12 @@ def _has_terminal() -> bool:
     return True
 
 
-async def _reload_on(hangup: asyncio.Event, reloader: Reloader) -> None:
+async def _reload_on(signals: _Signals, reloader: Reloader) -> None:
     while True:
-        await hangup.wait()
-        hangup.clear()
+        await signals.hangup.wait()
+        signals.hangup.clear()
         with contextlib.suppress(KrelayError):  # it was told
-            await reloader.load("SIGHUP")
+            await reloader.load(signals.reason)
 
 
 async def _serve_on_tcp(listening: Listening, status: StatusConfig, supervisor: Supervisor) -> None:
@@ -191,6 +227,21 @@ def tell(forward: Forward) -> None:
     """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on."""
     try:
         for line in forward.describe():
+            if in_json():
+                logger.info("%s", line, extra={"target": forward.spec.target.name})
             say(line)
     except BrokenPipeError:
         hush()
+
+
+def _can_be_live(config: Config) -> bool:
+    """Whether there is a terminal for a table, and nobody else writes there: an embedded agent
+    does, where all is to be said."""
+    from krelay.cli.terminal import live
+
+    chatty = config.agent.embedded and logging.getLogger("krelay.agent").isEnabledFor(logging.DEBUG)
+    return live() and not chatty
+
+
+def _show(forward: Forward) -> None:
+    """The table has it already."""

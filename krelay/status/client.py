@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,20 @@ def ask(
     if response.status != 200:
         raise from_json(answer.get("error", {}) if isinstance(answer, dict) else {})
     return answer
+
+
+def runs(file: str) -> bool:
+    """Whether a krelay runs `file`, or has not quite ended: somebody holds the lock."""
+    import fcntl
+
+    try:
+        lock = os.open(socket_path(file).with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False

@@ -80,6 +80,77 @@ def test_a_proxy_s_command_line(
     assert "a username needs a password" in capsys.readouterr().err
 
 
+# -- commands with options of their own -------------------------------------------------------
+
+
+def test_what_comes_after_two_dashes_is_another_command(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from krelay.cli import run
+
+    asked: list[Any] = []
+
+    def note(source: Any, command: Any, *, timeout: float) -> int:
+        asked.append((source.path, source.names, source.embedded, command, timeout))
+        return 5
+
+    monkeypatch.setattr(run, "run", note)
+    assert krelay("run", "-f", "a.yaml", "web", "--", "make", "-f", "b", "--", "x") == 5
+    assert krelay("run", "--embedded", "--timeout", "1m30s", "--", "true") == 5
+    assert asked == [
+        ("a.yaml", ("web",), False, ("make", "-f", "b", "--", "x"), 60.0),
+        (None, (), True, ("true",), 90.0),
+    ]
+    for args in (["run"], ["run", "true"], ["run", "web", "--"]):
+        assert krelay(*args) == 2
+        assert "hint: write it after `--`" in capsys.readouterr().err
+    assert krelay("run", "--help") == 0
+    assert "Usage: krelay run [OPTIONS] [NAME]... -- CMD [ARG]..." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["status", "wait", "logs", "down"])
+def test_a_command_that_asks_names_a_file(
+    command: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay(command, "-f", "-") == 2
+    assert "`-f` names the file that a krelay runs" in capsys.readouterr().err
+    assert krelay(command) == 2
+    assert "no krelay.yaml in this directory" in capsys.readouterr().err
+    Path("krelay.yaml").write_text(GOOD)
+    if command != "wait":
+        assert krelay(command) == 1
+        assert "no krelay runs for krelay.yaml" in capsys.readouterr().err
+    else:
+        assert krelay(command, "--timeout", "0") == 3
+        assert krelay(command, "nope", "--timeout", "60s") == 2
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["-1s", "soon", "1", "2d"])
+def test_a_timeout(text: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("krelay.yaml").write_text(GOOD)
+    if text == "1":
+        assert krelay("wait", "--timeout", "0.05") == 3
+    else:
+        assert krelay("wait", "--timeout", text) == 2
+        assert "--timeout" in capsys.readouterr().err
+
+
+def test_the_log_s_format(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("krelay.yaml").write_text("nonsense")
+    assert krelay("up", "--log-format", "json") == 2
+    assert json.loads(capsys.readouterr().err)["level"] == "error"
+    monkeypatch.setenv("KRELAY_LOG_FORMAT", "json")
+    for command in (["up"], ["run", "--", "true"]):
+        assert krelay(*command) == 2
+        assert json.loads(capsys.readouterr().err)["message"].endswith("krelay.yaml: 1 problem")
+    monkeypatch.setenv("KRELAY_LOG_FORMAT", "xml")
+    assert krelay("up") == 2
+    assert "'xml' is not one of" in capsys.readouterr().err
+
+
 # -- check -------------------------------------------------------------------------------------
 
 
@@ -202,11 +273,12 @@ def program(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-HEAVY = ("kubernetes_asyncio", "aiohttp", "prometheus_client", "websockets", "watchfiles")
+HEAVY = ("kubernetes_asyncio", "aiohttp", "prometheus_client", "websockets", "watchfiles", "rich")
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["up", "--help"], ["check", "krelay.yaml.example"], ["schema"]]
+    "args",
+    [["--help"], ["up", "--help"], ["run", "--help"], ["check", "krelay.yaml.example"], ["schema"]],
 )
 def test_what_needs_no_cluster_imports_no_cluster_client(args: list[str]) -> None:
     done = program("-X", "importtime", "-m", "krelay", *args)

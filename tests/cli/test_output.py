@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
-from krelay.cli.output import coloured, complain, say, set_up_logging
+from krelay.cli.output import (
+    JsonFormatter,
+    coloured,
+    complain,
+    in_json,
+    keep_log,
+    say,
+    set_up_logging,
+)
 from krelay.errors import ConfigError, KrelayError, Problem
 
 LOG = logging.getLogger("krelay.test")
@@ -145,3 +155,84 @@ def test_the_problems_of_other_files_come_after_under_their_own_names(
         "b.yaml:1:1: of another",
         "error: krelay.yaml: 5 problems",
     ]
+
+
+# -- JSON ----------------------------------------------------------------------------------------
+
+
+def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, str]]:
+    out, err = capsys.readouterr()
+    assert out == ""
+    return [json.loads(line) for line in err.splitlines()]
+
+
+def test_an_event_is_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(0, json=True)
+    assert in_json()
+    LOG.info("news of\n%s", "two lines, ünd")
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError:
+        LOG.exception("it broke")
+    first, second = events(capsys)
+    moment = datetime.fromisoformat(first.pop("time"))
+    assert moment.tzinfo is UTC
+    assert first == {
+        "level": "info",
+        "logger": "krelay.test",
+        "message": "news of\ntwo lines, ünd",
+    }
+    assert second["level"] == "error"
+    assert second["exception"].endswith("ZeroDivisionError")
+
+
+def test_an_error_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(-2, json=True)
+    complain(ConfigError("k.yaml", [Problem(3, 1, "wrong", "right it")]))
+    (event,) = events(capsys)
+    assert event["level"] == "error"
+    assert event["message"] == "k.yaml:3:1: wrong\n  hint: right it\nk.yaml: 1 problem"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "text", "args", "extra", "target"),
+    [
+        ("listener", "krelay.listener", "%s: connection reset: %s", ("web", "x"), {}, "web"),
+        ("forward", "krelay.forward", "%s: %s%s", ("web[80:80]", "x", ""), {}, "web"),
+        ("group", "krelay.supervisor", "%s: %d streams are cut", ("p1", 2), {}, None),
+        ("listener", "krelay.listener", "bound", (), {}, None),
+        ("proxy", "other.proxy", "%s: connect", ("host",), {}, None),
+        ("up", "krelay.cli", "%s", ("web: ...",), {"target": "web"}, "web"),
+    ],
+)
+def test_whose_event_it_is(
+    module: str,
+    name: str,
+    text: str,
+    args: tuple[object, ...],
+    extra: dict[str, str],
+    target: str | None,
+) -> None:
+    record = logging.LogRecord(name, logging.INFO, f"/x/{module}.py", 1, text, args, None)
+    record.__dict__.update(extra)
+    assert json.loads(JsonFormatter().format(record)).get("target") == target
+
+
+# -- what is kept --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("for_programs", [False, True])
+def test_the_log_is_kept_without_colour(
+    for_programs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_terminal(monkeypatch)
+    set_up_logging(0, json=for_programs)
+    with keep_log() as ring:
+        LOG.warning("beware")
+    LOG.warning("not kept")
+    ((number, text),) = ring.after(0)
+    assert number == 1
+    if for_programs:
+        assert json.loads(text)["message"] == "beware"
+    else:
+        assert re.fullmatch(r"\d\d:\d\d:\d\d warning: beware", text)

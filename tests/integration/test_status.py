@@ -96,7 +96,12 @@ async def test_asked_to_stop_it_stops(now: bool, code: int, file: Path) -> None:
                 said = await asyncio.to_thread(
                     ask, str(file), "POST", "/v1/stop", {"now": now}, timeout=5.0
                 )
-                assert said == {"pid": krelay.process.pid, "stopping": True}
+                assert said == {
+                    "pid": krelay.process.pid,
+                    "stopping": True,
+                    "live": 1,
+                    "drain": 30.0,
+                }
                 if not now:
                     await krelay.said("draining 1 connections")
                     writer.write(b"b")

@@ -1,0 +1,195 @@
+"""`krelay run`: forwards for as long as a command lasts."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+from krelay.cli.readiness import LateError, unready
+from krelay.cli.terminal import in_front
+from krelay.cli.variables import prefixes, variables
+from krelay.config.selection import Selection
+from krelay.errors import KrelayError, first_error
+from krelay.model import Config
+from krelay.mux.files import raise_file_limit
+from krelay.supervisor.control import Control
+from krelay.supervisor.reload import Reloader
+from krelay.supervisor.supervisor import Supervisor
+
+logger = logging.getLogger("krelay.cli")
+
+_NOT_EXECUTABLE, _NOT_FOUND, _BY_SIGNAL = 126, 127, 128
+_LOOK_EVERY = 0.05
+_DRAIN = 2.0
+"""Seconds that connections get to finish once the command has ended: its children's, mostly."""
+_KILL_AFTER = 5.0
+
+PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+TYPED = (signal.SIGINT, signal.SIGQUIT)
+"""What a terminal sends to the command as well, by a key."""
+
+
+class CommandError(KrelayError):
+    """The command cannot be run; the exit code is the one that a shell has for it."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
+    """Relay, run the command once all is ready, end with it; the exit code.
+
+    Raises:
+        CommandError: it cannot be run.
+        LateError: not all is ready within `timeout` seconds.
+        KrelayError: it could not start.
+    """
+    config = source.load()
+    prefixes(config)
+    find(command[0])
+    raise_file_limit()
+    tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
+    return asyncio.run(
+        _Run(source, dataclasses.replace(config, tunnel=tunnel), command, timeout).run()
+    )
+
+
+def find(name: str) -> None:
+    """See to it that there is such a program, before anything is started for it.
+
+    Raises:
+        CommandError: there is none.
+    """
+    if shutil.which(name) is None:
+        if os.path.dirname(name) and os.path.exists(name):
+            raise CommandError(f"{name}: not executable", _NOT_EXECUTABLE)
+        raise CommandError(f"{name}: command not found", _NOT_FOUND)
+
+
+class _Run:
+    def __init__(
+        self, source: Selection, config: Config, command: Sequence[str], timeout: float
+    ) -> None:
+        self._config = config
+        self._command = command
+        self._timeout = timeout
+        # What cannot be bound or followed is told at once, not when the time is over.
+        self._supervisor = Supervisor(config, lambda forward: None, strict=True)
+        self._control = Control(self._supervisor, Reloader(source, self._supervisor, config))
+        self._child: asyncio.subprocess.Process | None = None
+        self._signalled = asyncio.Event()
+        self._number: signal.Signals | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._code: int | None = None
+
+    async def run(self) -> int:
+        """All of it; the exit code."""
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        for number in PASSED:
+            loop.add_signal_handler(number, self._signal, number)
+        stop = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._supervisor.run(stop), name="relay")
+                # Whoever is told while nothing is ready ends that at once.
+                waiting = tasks.create_task(self._ready(), name="ready")
+                signalled = tasks.create_task(self._signalled.wait(), name="signals")
+                await asyncio.wait({waiting, signalled}, return_when=asyncio.FIRST_COMPLETED)
+                if self._number is None:
+                    self._code = await self._run(waiting.result())
+                else:
+                    waiting.cancel()
+                    self._code = _BY_SIGNAL + self._number
+                signalled.cancel()
+                stop.set()
+        except* KrelayError as group:
+            raise first_error(group) from None
+        except* asyncio.CancelledError:
+            logger.info("stopping at once")
+        assert self._code is not None
+        return self._code
+
+    async def _ready(self) -> dict[str, Any]:
+        """A report in which everything is.
+
+        Raises:
+            LateError: that takes too long.
+        """
+        expected = sum(len(target.ports) for target in self._config.targets)
+        report: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(self._timeout):
+                while True:
+                    await asyncio.sleep(0)  # the supervisor goes first
+                    report = await self._control.status({})
+                    if len(report["forwards"]) == expected and not unready(report):
+                        return report
+                    await asyncio.sleep(_LOOK_EVERY)
+        except TimeoutError:
+            late = unready(report) if report else []
+            raise LateError(
+                f"not ready after {self._timeout:g} s; the command was not run", late
+            ) from None
+
+    async def _run(self, report: dict[str, Any]) -> int:
+        """The command, from its start to its end; its exit code."""
+        name = self._command[0]
+        environ = {**os.environ, **variables(self._config, report)}
+        try:
+            child = await asyncio.create_subprocess_exec(*self._command, env=environ)
+        except FileNotFoundError as exc:
+            raise CommandError(f"{name}: command not found", _NOT_FOUND) from exc
+        except OSError as exc:
+            raise CommandError(f"{name}: {exc.strerror}", _NOT_EXECUTABLE) from exc
+        self._child = child
+        if self._number is not None:  # it came in between
+            child.send_signal(self._number)
+        try:
+            code = await child.wait()
+        finally:
+            self._child = None
+            if child.returncode is None:
+                await _kill(child)
+        logger.info("the command has ended with %d", code)
+        return code if code >= 0 else _BY_SIGNAL - code
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._child is not None:
+            if not (number in TYPED and _typed()):
+                self._child.send_signal(number)
+        elif self._number is None and self._code is None:
+            self._number = number
+            self._signalled.set()
+        elif self._task is not None:
+            self._task.cancel()
+
+
+async def _kill(child: asyncio.subprocess.Process) -> None:
+    """Nothing is relayed any more: the command ends too."""
+    child.terminate()
+    try:
+        async with asyncio.timeout(_KILL_AFTER):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+
+
+def _typed() -> bool:
+    """Whether keys of a terminal are for this process, and so for the command as well."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return in_front(terminal)
+    finally:
+        os.close(terminal)

@@ -1,0 +1,57 @@
+"""The last lines of the log of a running krelay, kept for who asks later."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from krelay.errors import UsageError
+
+KEPT = 1_000
+"""How many lines are kept."""
+LONGEST = 4_000
+"""Characters of one; what is longer is cut."""
+
+
+class LogRing(logging.Handler):
+    """Bounded in number and in length. A handler for loggers, and one for questions about it."""
+
+    def __init__(self, level: int = logging.NOTSET, *, kept: int = KEPT) -> None:
+        super().__init__(level)
+        self._lines: deque[tuple[int, str]] = deque(maxlen=kept)
+        self._count = 0
+        # Records come from any thread.
+        self._mutex = threading.Lock()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one more, as the formatter has it."""
+        try:
+            text = self.format(record)
+        except Exception:
+            self.handleError(record)
+            return
+        if len(text) > LONGEST:
+            text = text[:LONGEST] + " …"
+        with self._mutex:
+            self._count += 1
+            self._lines.append((self._count, text))
+
+    def after(self, number: int, most: int = KEPT) -> list[tuple[int, str]]:
+        """The newest `most` of the lines with a number above `number`, oldest first."""
+        with self._mutex:
+            found = [line for line in self._lines if line[0] > number]
+        return found[max(0, len(found) - most) :]
+
+    async def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """`GET /v1/logs`: the last `lines` of those with a number above `after`."""
+        after, most = body.get("after", 0), body.get("lines", KEPT)
+        for value in (after, most):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise UsageError("`after` and `lines` are numbers from 0")
+        found = self.after(after, most)
+        last = found[-1][0] if found else self._count
+        lines = [{"number": number, "text": text} for number, text in found]
+        return {"last": last, "lines": lines}

@@ -1,0 +1,37 @@
+"""A krelay that only answers: the real socket, and answers that a test gives."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from krelay.status.place import socket_path
+from krelay.status.server import serve
+
+TEXT = "apiVersion: krelay/v1\ntargets:\n  web: host/a 80\n  db: host/b 81\n  other: host/c 82\n"
+
+
+@asynccontextmanager
+async def answering(
+    file: Path, **answers: Callable[[Mapping[str, Any]], Any]
+) -> AsyncIterator[None]:
+    """Runs `file`; `GET_status=…` is what it does for `GET /v1/status`."""
+
+    def handler(answer: Callable[[Mapping[str, Any]], Any]) -> Any:
+        async def handle(body: Mapping[str, Any]) -> Any:
+            found = answer(body)
+            return await found if inspect.isawaitable(found) else found
+
+        return handle
+
+    handlers = {
+        (name.partition("_")[0], f"/v1/{name.partition('_')[2]}"): handler(answer)
+        for name, answer in answers.items()
+    }
+    place = await asyncio.to_thread(socket_path, str(file))
+    async with serve(place, handlers):
+        yield

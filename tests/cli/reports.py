@@ -1,0 +1,62 @@
+"""Reports in their JSON form, for what shows them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from krelay.status.report import (
+    AgentReport,
+    FileReport,
+    ForwardReport,
+    Report,
+    State,
+    Traffic,
+    TunnelReport,
+)
+
+START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
+NOW = START + timedelta(minutes=5)
+
+
+def forward(target: str = "web", state: str = "ready", **fields: Any) -> ForwardReport:
+    """One that is ready, or is not for a reason."""
+    values: dict[str, Any] = {
+        "index": 0,
+        "name": target,
+        "to": f"svc/{target}:80",
+        "reason": "" if state == "ready" else "connection refused",
+        "since": START,
+        "protocol": "tcp",
+        "listen": ("127.0.0.1:8080",),
+        "endpoint": "10.96.0.7:80",
+        **fields,
+    }
+    return ForwardReport(target, state=State(state), **values)
+
+
+def report(*forwards: ForwardReport, **fields: Any) -> dict[str, Any]:
+    """Of a krelay that has run for five minutes at NOW, with an agent that is reached."""
+    tunnels = (TunnelReport("p1t1", True, 1, 0.003), TunnelReport("p1t2", True, 0, 0.004))
+    values: dict[str, Any] = {
+        "file": FileReport("/home/me/krelay.yaml", ("/home/me/krelay.yaml",), True),
+        "draining": 0,
+        "agents": (AgentReport(None, ("default/krelay-server-x",), tunnels),),
+        **fields,
+    }
+    return Report("1.2.3", 4711, START, forwards=forwards, **values).as_json()
+
+
+def carried(up: int, down: int) -> Traffic:
+    """So many bytes."""
+    return Traffic(to_remote_bytes=up, to_local_bytes=down)
+
+
+def shown(block: Any, width: int = 200) -> list[str]:
+    """A block as lines, without colour."""
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(block)
+    return [line.rstrip() for line in captured.get().splitlines()]

@@ -1,0 +1,126 @@
+"""A program at a terminal of its own: what it shows, as a terminal shows it, and keys for it."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pty
+import struct
+import sys
+import termios
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pyte
+
+from tests import rig
+from tests.integration.product import ROOT, command, environment
+
+
+class Terminal:
+    """`screen` is what a person sees; `process` the program."""
+
+    def __init__(self, descriptor: int, slave: int, columns: int, rows: int) -> None:
+        self.process: asyncio.subprocess.Process
+        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
+        self.raw = b""
+        self._stream = pyte.ByteStream(self.screen)
+        self._descriptor, self._slave = descriptor, slave
+        self.resize(columns, rows)
+
+    @property
+    def lines(self) -> list[str]:
+        """What it shows now."""
+        return [line.rstrip() for line in self.screen.display]
+
+    @property
+    def text(self) -> str:
+        """The same in one piece."""
+        return "\n".join(self.lines)
+
+    @property
+    def as_it_was(self) -> bool:
+        """Whether lines are edited and echoed, and the cursor is seen."""
+        flags = termios.tcgetattr(self._descriptor)[3]
+        wanted = termios.ICANON | termios.ECHO
+        return flags & wanted == wanted and not self.screen.cursor.hidden
+
+    def type(self, keys: str) -> None:
+        """Press them."""
+        os.write(self._descriptor, keys.encode())
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Another size; the program is told by the system."""
+        size = struct.pack("HHHH", rows, columns, 0, 0)
+        fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, size)
+        self.screen.resize(rows, columns)
+
+    async def shows(self, text: str) -> None:
+        """Wait until it does."""
+        await rig.until(lambda: text in self.text or self.process.returncode is not None)
+        assert text in self.text, self.text
+
+    async def hides(self, text: str) -> None:
+        """Wait until it does not."""
+        await rig.until(lambda: text not in self.text)
+
+    def hang_up(self) -> None:
+        """The window is closed."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        os.close(self._descriptor)
+        os.close(self._slave)
+        self._descriptor = self._slave = -1
+
+    def read(self) -> None:
+        """Whatever there is to read."""
+        try:
+            data = os.read(self._descriptor, 1 << 16)
+        except OSError:  # nobody has it open any more
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self.raw += data
+        self._stream.feed(data)
+
+
+@asynccontextmanager
+async def terminal(
+    *args: str,
+    cwd: Path,
+    columns: int = 80,
+    rows: int = 24,
+    script: str | None = None,
+    **environ: str,
+) -> AsyncIterator[Terminal]:
+    """`krelay ARGS` there, or a Python `script` with them; killed where it still runs."""
+    master, slave = pty.openpty()
+    loop = asyncio.get_running_loop()
+    shown = Terminal(master, slave, columns, rows)
+    loop.add_reader(master, shown.read)
+
+    def own() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    try:
+        shown.process = await asyncio.create_subprocess_exec(
+            *(command(*args) if script is None else [sys.executable, "-c", script, *args]),
+            cwd=cwd,
+            env=environment(**{"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", **environ}),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=own,
+        )
+        try:
+            yield shown
+        finally:
+            if shown.process.returncode is None:
+                shown.process.terminate()
+                shown.process.terminate()
+            await shown.process.wait()
+    finally:
+        if shown._descriptor >= 0:
+            shown.hang_up()

@@ -1,0 +1,193 @@
+"""`krelay up` at a real terminal: what a person sees, the keys, and that all is as it was after."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import rig
+from tests.cli.terminal import Terminal, terminal
+from tests.integration.product import alive, document
+
+KEYS = "r reload   q quit   ? help"
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def ended(screen: Terminal, code: int) -> None:
+    assert await screen.process.wait() == code, screen.text
+    await rig.until(lambda: screen.as_it_was)
+    assert KEYS not in screen.text
+    assert "TARGET" not in screen.text
+
+
+def write(tmp_path: Path, port: int, *more: str, names: tuple[str, ...] = ("web",)) -> Path:
+    path = tmp_path / "krelay.yaml"
+    path.write_text(document(dict.fromkeys(names, f"ip/127.0.0.1 :{port}"), *more))
+    return path
+
+
+async def test_the_table_its_keys_and_the_log_above(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        path = write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("1 of 1 ready")
+            assert not screen.as_it_was
+            table = screen.lines.index(next(x for x in screen.lines if x.startswith("TARGET")))
+            assert screen.lines[table - 1].startswith("krelay.yaml · 1 of 1 ready · up ")
+            assert screen.lines[table + 1].startswith("web     ● ready  127.0.0.1:")
+            assert f"ip/127.0.0.1:{port}" in screen.lines[table + 1]
+            assert screen.lines[table + 2] == KEYS
+            assert "agent: embedded, process" in "\n".join(screen.lines[: table - 1])
+            # Keys: help and back, a reload that finds something, Ctrl-Z and back.
+            screen.type("?")
+            await screen.shows("Ctrl-Z puts krelay to sleep")
+            screen.type("?")
+            await screen.hides("Ctrl-Z")
+            path.write_text(path.read_text() + f"  new: ip/127.0.0.1 :{port}\n")
+            screen.type("r")
+            await screen.shows("2 of 2 ready")
+            assert "new: added" in screen.text
+            assert screen.text.count("TARGET") == 1
+            screen.type("\x1a")
+            await rig.until(lambda: state_of(screen.process.pid) == "T")
+            await rig.until(lambda: screen.as_it_was)
+            await screen.hides(KEYS)
+            screen.process.send_signal(signal.SIGCONT)
+            await screen.shows(KEYS)
+            assert not screen.as_it_was
+            screen.type("q")
+            await ended(screen, 0)
+            assert "q: stopping" in screen.text
+
+
+async def test_rates_and_draining(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port, "tunnel: {drain: 20s}")
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("● ready")
+            row = next(line for line in screen.lines if line.startswith("web"))
+            local = int(row.split()[3].rpartition(":")[2])
+            async with rig.connect(local) as (reader, writer):
+                async with asyncio.TaskGroup() as tasks:
+
+                    async def talk() -> None:
+                        while True:
+                            writer.write(b"x" * 5_000)
+                            await reader.readexactly(5_000)
+                            await asyncio.sleep(0.01)
+
+                    talking = tasks.create_task(talk())
+                    await screen.shows("kB/s")
+                    talking.cancel()
+                screen.type("q")
+                await screen.shows("draining 1 connections")
+                await screen.shows("◌ draining")
+                await screen.shows("ending · 1 draining")
+                screen.type("q")
+                await ended(screen, 130)
+
+
+async def test_it_keeps_within_any_screen(tmp_path: Path) -> None:
+    names = tuple(f"target-{number}" for number in range(20))
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port, names=names)
+        async with terminal("up", cwd=tmp_path, columns=60, rows=12) as screen:
+            await screen.shows("20 of 20 ready")
+            await screen.shows("more: `krelay status` has them all")
+            assert screen.text.count("krelay.yaml ·") == 1
+            screen.resize(100, 30)
+            await screen.shows("target-19")
+            await screen.hides("has them all")
+            screen.resize(30, 6)
+            await screen.shows("more: `krelay st")
+            screen.process.send_signal(signal.SIGTERM)
+            await ended(screen, 0)
+
+
+async def test_without_colour_it_says_the_same(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, NO_COLOR="1") as screen:
+            await screen.shows("● ready")
+            assert not any(f"\x1b[{colour}m".encode() in screen.raw for colour in range(30, 38))
+            screen.type("\x03")
+            await ended(screen, 0)
+
+
+@pytest.mark.parametrize("way", ["dumb", "plain", "json"])
+async def test_lines_where_a_table_is_not_wanted(way: str, tmp_path: Path) -> None:
+    args = {"dumb": (), "plain": ("--plain",), "json": ("--log-format", "json")}[way]
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        term = {"TERM": "dumb"} if way == "dumb" else {}
+        async with terminal("up", *args, cwd=tmp_path, columns=200, **term) as screen:
+            await screen.shows(f"-> ip/127.0.0.1:{port} (tcp)")
+            assert screen.as_it_was
+            assert "TARGET" not in screen.text
+            screen.type("\x03")
+            await ended(screen, 0)
+
+
+async def test_a_start_that_fails_leaves_the_terminal_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "krelay.yaml"
+    async with rig.tcp_target(rig.echo) as taken:
+        path.write_text(document({"web": f"ip/127.0.0.1 {taken}:1"}))
+        async with terminal("up", cwd=tmp_path) as screen:
+            await ended(screen, 1)
+            assert f"error: cannot listen on 127.0.0.1:{taken}" in screen.text
+
+
+async def test_ctrl_backslash_ends_it_by_that_signal_and_leaves_a_terminal(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path) as screen:
+            await screen.shows("● ready")
+            screen.type("\x1c")
+            await ended(screen, -signal.SIGQUIT)
+
+
+async def test_a_window_that_is_closed_ends_it_and_its_agent(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("● ready")
+            agent = re.search(r"embedded, process (\d+)", screen.text)
+            assert agent is not None
+            screen.hang_up()
+            assert await screen.process.wait() == 0
+            assert not alive(int(agent[1]))
+
+
+BROKEN = """
+import sys
+from krelay.cli import live, main
+def fail(*_):
+    raise ZeroDivisionError
+{}
+sys.exit(main.main())
+"""
+PAINTING = "live.frame = fail"
+REPORTING = "live.Rates.update = fail"
+
+
+@pytest.mark.parametrize("where", [PAINTING, REPORTING])
+async def test_a_bug_of_the_table_does_not_end_what_is_relayed(where: str, tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        path = write(tmp_path, port)
+        script = BROKEN.format(where)
+        async with terminal("up", cwd=tmp_path, columns=120, rows=50, script=script) as screen:
+            await screen.shows("the live table failed; `--plain` does without")
+            await screen.shows("web: ready")
+            path.write_text(path.read_text() + f"  new: ip/127.0.0.1 :{port}\n")
+            await screen.shows("new: ready")
+            screen.type("\x03")
+            await ended(screen, 0)

@@ -1,0 +1,57 @@
+"""`krelay run`, `wait` and the live table, on the real cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.e2e import kit
+
+FETCH = """
+import os, urllib.request
+with urllib.request.urlopen(f"http://{os.environ['KRELAY_WEB_ADDR']}/") as answer:
+    print(answer.status, len(answer.read()) > 0)
+raise SystemExit(42)
+"""
+
+
+def write(tmp_path: Path, namespace: str, targets: str) -> str:
+    path = tmp_path / "krelay.yaml"
+    path.write_text(f"apiVersion: krelay/v1\nnamespace: {namespace}\ntargets:\n  {targets}\n")
+    return str(path)
+
+
+def test_a_job_runs_with_its_forwards_and_leaves_nothing(
+    namespace: Callable[..., str], world: str, tmp_path: Path
+) -> None:
+    place = namespace()
+    file = write(tmp_path, place, f"web: svc/web :80 -n {world}")
+    done = kit.run("run", "-f", file, "--", sys.executable, "-c", FETCH)
+    assert done.process.returncode == 42, done.told()
+    assert done.output == ["200 True"]
+    assert done.log == []
+    assert kit.agents(place) == []
+
+
+def test_what_is_not_ready_in_time_leaves_nothing_either(
+    namespace: Callable[..., str], tmp_path: Path
+) -> None:
+    place = namespace()
+    file = write(tmp_path, place, "web: svc/not-there :80")
+    done = kit.run("run", "-f", file, "--timeout", "5s", "--", "true")
+    assert done.process.returncode == 3, done.told()
+    assert any("not-there" in line for line in done.log), done.told()
+    assert kit.agents(place) == []
+
+
+def test_wait_is_for_what_was_measured(world: str, tmp_path: Path) -> None:
+    """A Service whose port nobody listens on is bound, and resolved, and not ready."""
+    lines = "web: svc/web :80\n  dead: pod/solo :7"
+    with kit.up(f"apiVersion: krelay/v1\nnamespace: {world}\ntargets:\n  {lines}\n", tmp_path, 2):
+        file = str(next(tmp_path.glob("krelay-*.yaml")))
+        ready = kit.run("wait", "-f", file, "web", "--timeout", "20s")
+        assert ready.process.returncode == 0, ready.told()
+        late = kit.run("wait", "-f", file, "--timeout", "3s")
+        assert late.process.returncode == 3, late.told()
+        assert any(line.startswith("dead: failed: refused") for line in late.log), late.told()

@@ -1,0 +1,62 @@
+"""The log that a running krelay keeps: bounded, and told in pieces."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from krelay.errors import UsageError
+from krelay.status.logs import LONGEST, LogRing
+
+
+def ring(kept: int = 3) -> tuple[LogRing, logging.Logger]:
+    made = LogRing(kept=kept)
+    logger = logging.Logger("test")
+    logger.addHandler(made)
+    return made, logger
+
+
+def test_the_last_lines_are_kept_with_their_numbers() -> None:
+    made, logger = ring()
+    for number in range(5):
+        logger.info("line %d", number)
+    assert made.after(0) == [(3, "line 2"), (4, "line 3"), (5, "line 4")]
+    assert made.after(4) == [(5, "line 4")]
+    assert made.after(0, 1) == [(5, "line 4")]
+    assert made.after(5) == made.after(0, 0) == []
+
+
+def test_a_line_without_an_end_is_cut() -> None:
+    made, logger = ring()
+    logger.info("x" * (2 * LONGEST))
+    ((_, text),) = made.after(0)
+    assert text == "x" * LONGEST + " …"
+
+
+def test_what_cannot_be_formatted_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    made, logger = ring()
+    logger.info("%d", "no number")
+    assert made.after(0) == []
+    assert "a real number is required, not str" in capsys.readouterr().err
+
+
+async def test_questions_about_it() -> None:
+    made, logger = ring(10)
+    assert await made.answer({}) == {"last": 0, "lines": []}
+    for word in ("a", "b", "c"):
+        logger.info(word)
+    assert await made.answer({"lines": 2}) == {
+        "last": 3,
+        "lines": [{"number": 2, "text": "b"}, {"number": 3, "text": "c"}],
+    }
+    assert await made.answer({"after": 3}) == {"last": 3, "lines": []}
+    assert await made.answer({"lines": 0}) == {"last": 3, "lines": []}
+
+
+@pytest.mark.parametrize("value", [-1, "1", None, True, 1.5])
+async def test_a_question_that_makes_no_sense(value: object) -> None:
+    made, _ = ring()
+    for key in ("after", "lines"):
+        with pytest.raises(UsageError, match="are numbers from 0"):
+            await made.answer({key: value})
