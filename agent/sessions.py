@@ -45,12 +45,15 @@ class Sessions:
         settings: Settings,
         tasks: asyncio.TaskGroup,
         on_empty: Callable[[bool], None],
-        limits: Limits = Limits(),  # noqa: B008
     ) -> None:
         self._settings = settings
         self._tasks = tasks
         self._on_empty = on_empty
-        self._limits = limits
+        self._limits = Limits(
+            replay=settings.replay,
+            ping_interval=settings.ping,
+            ping_timeout=settings.ping_timeout,
+        )
         self._key = settings.key
         self._kept: dict[bytes, _Kept] = {}
         self._count = 0
@@ -92,7 +95,7 @@ class Sessions:
         except ProtocolError as exc:
             self._end(session_id, said_goodbye=False)
             raise HandshakeError(str(exc), ErrorCode.UNKNOWN_SESSION) from exc
-        received = kept.driver.session.received
+        received = kept.driver.session.received.count
         transport.write(
             handshake.welcome(auth, session_id, kept.key, received, self._limits.streams)
         )
@@ -170,7 +173,11 @@ class Sessions:
         kept.grace = loop.call_later(self._settings.grace, self._expire, session_id)
 
     def _expire(self, session_id: bytes) -> None:
-        logger.info("%s: no tunnel came back", self._kept[session_id].driver.name)
+        logger.info(
+            "%s: no tunnel came back within %g s",
+            self._kept[session_id].driver.name,
+            self._settings.grace,
+        )
         self._end(session_id, said_goodbye=False)
 
     def _end(self, session_id: bytes, *, said_goodbye: bool) -> None:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from krelay.wire.frames import MAX_PAYLOAD
+
 PORT = 9527
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
@@ -16,14 +18,18 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Times are in seconds. `key` is the run's key; an agent in a pod knows only its digest until
-    the first client shows it. With neither, anybody who reaches the port may use it."""
+    """Times are in seconds, `replay` is in bytes (`Limits.replay`). `key` is the run's key; an
+    agent in a pod knows only its digest until the first client shows it. With neither, anybody who
+    reaches the port may use it."""
 
     bind: str = "127.0.0.1"
     port: int = PORT
     idle_timeout: float = 300.0
     connect_timeout: float = 10.0
     grace: float = 120.0
+    replay: int = 4 << 20
+    ping: float = 3.0
+    ping_timeout: float = 6.0
     key: bytes | None = None
     key_sha256: str | None = None
 
@@ -69,6 +75,18 @@ def port(text: str) -> int:
     return number
 
 
+def size(text: str) -> int:
+    """A number of bytes, at least one frame's.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = int(text)
+    if number < MAX_PAYLOAD:
+        raise ValueError(text)
+    return number
+
+
 def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings for these arguments; a usage error ends the program with 2, as argparse does."""
     parser = argparse.ArgumentParser("krelay-server", allow_abbrev=False)
@@ -77,7 +95,15 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
     parser.add_argument("--port", type=port, default=default.port)
     parser.add_argument("--idle-timeout", type=duration, default=default.idle_timeout)
     parser.add_argument("--connect-timeout", type=duration, default=default.connect_timeout)
-    parser.add_argument("--grace", type=duration, default=default.grace)
+    for name, kind, value in (
+        ("grace", duration, default.grace),
+        ("replay", size, default.replay),
+        ("ping", duration, default.ping),
+        ("ping-timeout", duration, default.ping_timeout),
+    ):
+        # argparse reads a default that is a text as it reads the argument.
+        told = environ.get("KRELAY_" + name.upper().replace("-", "_"), str(value))
+        parser.add_argument(f"--{name}", type=kind, default=told)
     parser.add_argument("-v", "--v", default="0", help="accepted for old manifests; no effect")
     known = parser.parse_args(args)
     try:
@@ -90,6 +116,9 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         idle_timeout=known.idle_timeout,
         connect_timeout=known.connect_timeout,
         grace=known.grace,
+        replay=known.replay,
+        ping=known.ping,
+        ping_timeout=known.ping_timeout,
         key=key or None,
         key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -122,6 +123,7 @@ class AgentConfig:
     """The program in the cluster: where it runs and as what. Times are in seconds.
 
     `namespace` is None for the file's own. `resources` has the shape of a container's.
+    `replicas` is how many of it run, on different nodes where that can be.
     `inject`: whether the agent's source goes along to the image; None: where the image's name
     ends in `python`. `embedded` runs it as a child process of this machine instead.
     """
@@ -140,6 +142,7 @@ class AgentConfig:
     )
     patches: tuple[Patch, ...] = ()
     idle_timeout: float = 300.0
+    replicas: int = 1
     inject: bool | None = None
     embedded: bool = False
 
@@ -150,6 +153,22 @@ class Transport(StrEnum):
     AUTO = "auto"
     WEBSOCKET = "websocket"
     SPDY = "spdy"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """What a session outlives, and what it may cost; both ends go by it. Times are in seconds.
+
+    `grace` is how long it is kept without a tunnel; `replay` the bytes that it keeps until the
+    other end has them. A PING is sent every `ping`, and a tunnel that brings nothing for
+    `ping_timeout` after one is dead. One that is `max_age` old is replaced while it works.
+    """
+
+    grace: float = 120.0
+    replay: int = 4 << 20
+    ping: float = 3.0
+    ping_timeout: float = 6.0
+    max_age: float = 1500.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +184,7 @@ class TunnelConfig:
     park: float = 30.0
     dial: float = 10.0
     drain: float = 30.0
+    session: SessionConfig = SessionConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +200,7 @@ class GroupSpec:
     sessions: int = 2
     transport: Transport = Transport.AUTO
     dial: float = 10.0
+    session: SessionConfig = SessionConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +257,8 @@ class ApiAccess:
     """How to open one connection to an API server, with credentials that are fresh now.
 
     `url` may have a path prefix. `headers` may repeat a name (impersonation). `proxy` is the
-    URL of an `http`, `https` or `socks5` proxy, or None for a direct connection.
+    URL of an `http`, `https` or `socks5` proxy, or None for a direct connection. `expires` is when
+    to ask for another, in seconds since the epoch; infinite if nobody said.
     """
 
     url: str
@@ -244,3 +266,4 @@ class ApiAccess:
     server_hostname: str | None
     headers: tuple[tuple[str, str], ...]
     proxy: str | None = None
+    expires: float = math.inf

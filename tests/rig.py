@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import socket
 import struct
@@ -17,7 +18,7 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.udp import UdpListener
 from krelay.errors import NotListeningError
-from krelay.model import Endpoint, Protocol, Resolution
+from krelay.model import Endpoint, Protocol, Resolution, SessionConfig
 
 HOST = "127.0.0.1"
 KEY = bytes(range(32))
@@ -157,7 +158,12 @@ async def agent(**settings: Any) -> AsyncIterator[Server]:
 class Way:
     """The way to an agent: `dial` goes there, `cut` breaks what is up, `blocked` keeps it shut."""
 
+    private = False
+    expires = math.inf
+
     def __init__(self, server: Server | None) -> None:
+        self.opened = asyncio.Event()
+        self.abandoned: list[str] = []
         self.server = server
         self.blocked = server is None
         self.dials = 0
@@ -171,6 +177,12 @@ class Way:
         transport, _ = await loop.create_connection(lambda: protocol, *self.server.address)
         self.transports.append(transport)
         return transport
+
+    async def reopened(self) -> None:
+        await self.opened.wait()
+
+    async def abandon(self, reason: str) -> None:
+        self.abandoned.append(reason)
 
     def cut(self, *, blocked: bool = False) -> None:
         """Break every tunnel; `blocked`: and let none come up again."""
@@ -245,11 +257,16 @@ class Path:
 
 
 @asynccontextmanager
-async def path(*, tunnels: int = 1, **settings: Any) -> AsyncIterator[Path]:
+async def path(
+    *,
+    tunnels: int = 1,
+    config: SessionConfig = SessionConfig(),  # noqa: B008
+    **settings: Any,
+) -> AsyncIterator[Path]:
     """An agent, a pool to it, and a task group for listeners."""
     async with agent(**settings) as server:
         way = Way(server)
-        pool = Pool("p", way.dial, KEY, size=tunnels, private=False)
+        pool = Pool("p", [way], KEY, size=tunnels, config=config)
         async with running(pool), asyncio.TaskGroup() as tasks:
             built = Path(server, way, pool, tasks)
             try:

@@ -31,6 +31,9 @@ ELSEWHERE = {
     "krelay/cluster/socks.py": "tests/cluster/test_proxies.py",
     "krelay/cluster/startup.py": "tests/cluster/test_agent.py",
     "krelay/cluster/tls.py": "tests/cluster/test_credentials.py",
+    "krelay/datapath/attach.py": "tests/datapath/test_tunnel.py",
+    "krelay/datapath/tunnel_stats.py": "tests/datapath/test_rotation.py",
+    "krelay/datapath/way.py": "tests/datapath/test_tunnel.py",
     "krelay/mux/splice.py": "tests/agent/test_plain.py",
     "krelay/status/client.py": "tests/status/test_server.py",
     "krelay/status/refusal.py": "tests/status/test_server.py",
@@ -65,7 +68,7 @@ def test_a_module_has_its_tests(module: str) -> None:
 def test_a_module_says_its_place_and_fits_in_the_head(path: Path) -> None:
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
-    limit = 520 if path.name == "session.py" else 310
+    limit = 500 if path.name == "session.py" else 310
     assert len(text.splitlines()) <= limit
 
 

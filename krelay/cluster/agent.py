@@ -20,7 +20,7 @@ from krelay.cluster.startup import started
 from krelay.cluster.watch import follow
 from krelay.errors import ClusterError, NotFoundError, UnreachableError
 from krelay.finish import finish
-from krelay.model import AgentConfig
+from krelay.model import AgentConfig, SessionConfig
 
 logger = logging.getLogger("krelay.agent")
 
@@ -50,11 +50,13 @@ async def create_agent(
     namespace: str,
     key_sha256: str,
     connect_timeout: float = 10.0,
+    session: SessionConfig = SessionConfig(),  # noqa: B008
+    run: str = "",
     deadline: float = 300.0,
     on_progress: Callable[[str], None] = lambda reason: None,
 ) -> Agent:
     """Create the Job and wait until its container runs. `deadline`, and the `connect_timeout`
-    that the agent gets for a target, are in seconds.
+    that the agent gets for a target, are in seconds. `run` is as in `job_manifest`.
 
     `on_progress` gets a line whenever what is waited for changes. If this raises, or is
     cancelled, the Job is deleted first.
@@ -71,6 +73,8 @@ async def create_agent(
         namespace=namespace,
         key_sha256=key_sha256,
         connect_timeout=connect_timeout,
+        session=session,
+        run=run,
     )
     for warning in warnings:
         logger.warning("%s", warning)
@@ -118,6 +122,22 @@ async def agent_gone(api: Api, agent: Agent) -> str:
             if ended := end_of(pod):
                 return ended.reason
     return f"the agent's pod {agent.pod} is gone"
+
+
+async def agent_ended(api: Api, agent: Agent) -> str | None:
+    """Why the agent's pod has ended, as the API server knows it; None while it has not.
+
+    Raises:
+        ClusterError: it cannot be asked.
+    """
+    try:
+        pod = await api.get(object_path("v1", "pods", agent.namespace, agent.pod))
+    except NotFoundError:
+        return f"the agent's pod {agent.pod} is gone"
+    if pod["metadata"]["uid"] != agent.uid:
+        return f"the agent's pod {agent.pod} is another one"
+    ended = end_of(pod)
+    return ended.reason if ended else None
 
 
 async def _delete(api: Api, namespace: str, job: str) -> None:

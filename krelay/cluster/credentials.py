@@ -115,6 +115,7 @@ class Credentials:
             server_hostname=login.cluster.get("tls-server-name") or None,
             headers=tuple(_headers(login.user, found.authorization)),
             proxy=proxies.given(login.cluster.get("proxy-url")) or proxies.of(login.server),
+            expires=expires,
         )
         self._rejected = False
         self._until = min(expires, now + FILES_PERIOD if _in_files(login) else math.inf)

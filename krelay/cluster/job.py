@@ -14,13 +14,16 @@ from krelay import __version__, payload
 from krelay.cluster.jsonpatch import json_patch
 from krelay.cluster.patch import PatchError, merge, plain, strategic
 from krelay.errors import ConfigError, Problem
-from krelay.model import AgentConfig, Patch
+from krelay.model import AgentConfig, Patch, SessionConfig
 
 NAME = "krelay-server"
 """The container's name and the value of the label `app`, as users of the Go krelay know them."""
 
 KEY_ENV = "KRELAY_KEY_SHA256"
 """Holds the hex SHA-256 of the run's key: the spec is no place for the key itself."""
+
+RUN_LABEL = "krelay/run"
+"""What the agents of one pool have in common."""
 
 TTL = 15
 """Seconds that a finished Job stays: time to look at it, and nothing is left behind."""
@@ -36,17 +39,25 @@ def job_manifest(
     namespace: str,
     key_sha256: str,
     connect_timeout: float = 10.0,
+    session: SessionConfig = SessionConfig(),  # noqa: B008
+    run: str = "",
 ) -> tuple[dict[str, Any], list[str]]:
     """The batch/v1 Job to create, and a warning for each thing of use that a patch took away.
 
     `connect_timeout`, in seconds, is the agent's time to reach a target. The Job's
-    `metadata.namespace` is `namespace`, unless a patch moved it.
+    `metadata.namespace` is `namespace`, unless a patch moved it. Agents of the same `run` (a
+    label's value; empty: there is one alone) spread over the nodes.
 
     Raises:
         ConfigError: a patch does not fit; names it by its number, from 0.
     """
     labels = _labels(config)
+    if run:
+        labels[RUN_LABEL] = run
     metadata = {"labels": labels, "annotations": plain(config.annotations)}
+    pod = _pod(config, key_sha256, connect_timeout, session)
+    if run:
+        pod["topologySpreadConstraints"] = [_spread(run)]
     manifest: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -56,7 +67,7 @@ def job_manifest(
             # the same reason no podFailurePolicy that makes a new one after a disruption.
             "backoffLimit": 0,
             "ttlSecondsAfterFinished": TTL,
-            "template": {"metadata": metadata, "spec": _pod(config, key_sha256, connect_timeout)},
+            "template": {"metadata": metadata, "spec": pod},
         },
     }
     warnings: list[str] = []
@@ -97,7 +108,19 @@ def _labels(config: AgentConfig) -> dict[str, str]:
     return labels | dict(config.labels)
 
 
-def _pod(config: AgentConfig, key_sha256: str, connect_timeout: float) -> dict[str, Any]:
+def _spread(run: str) -> dict[str, Any]:
+    """On different nodes where that can be, and anywhere rather than nowhere."""
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {RUN_LABEL: run}},
+    }
+
+
+def _pod(
+    config: AgentConfig, key_sha256: str, connect_timeout: float, session: SessionConfig
+) -> dict[str, Any]:
     """The pod's spec; passes Pod Security `restricted` (policy/check_*.go)."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -110,7 +133,7 @@ def _pod(config: AgentConfig, key_sha256: str, connect_timeout: float) -> dict[s
             "runAsGroup": UID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(config, key_sha256, connect_timeout)],
+        "containers": [_container(config, key_sha256, connect_timeout, session)],
     }
     if config.node_selector:
         spec["nodeSelector"] = plain(config.node_selector)
@@ -119,8 +142,19 @@ def _pod(config: AgentConfig, key_sha256: str, connect_timeout: float) -> dict[s
     return spec
 
 
-def _container(config: AgentConfig, key_sha256: str, connect_timeout: float) -> dict[str, Any]:
+def _container(
+    config: AgentConfig, key_sha256: str, connect_timeout: float, session: SessionConfig
+) -> dict[str, Any]:
     env = [{"name": KEY_ENV, "value": key_sha256}]
+    if session != SessionConfig():
+        # By the environment, since the Go krelay's image would end on an argument unknown to it.
+        values = {
+            "KRELAY_GRACE": _go_duration(session.grace),
+            "KRELAY_REPLAY": str(session.replay),
+            "KRELAY_PING": _go_duration(session.ping),
+            "KRELAY_PING_TIMEOUT": _go_duration(session.ping_timeout),
+        }
+        env += [{"name": name, "value": value} for name, value in values.items()]
     container: dict[str, Any] = {
         "name": NAME,
         "image": config.image,

@@ -15,6 +15,7 @@ from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
 from krelay.config.line import Line, parse_line, parse_namespace, split
 from krelay.config.part import Part
+from krelay.config.size import parse_size
 from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
 from krelay.config.targets_txt import target_of
@@ -28,6 +29,7 @@ from krelay.model import (
     Patch,
     Port,
     Protocol,
+    SessionConfig,
     Target,
     Transport,
     TunnelConfig,
@@ -35,6 +37,13 @@ from krelay.model import (
 )
 
 Section = dict[str, Node]
+
+_SESSION_TIMES = {
+    "grace": "grace",
+    "ping": "ping",
+    "pingTimeout": "ping_timeout",
+    "maxAge": "max_age",
+}
 
 
 def build(root: Node, path: str, files: Files) -> Part:
@@ -103,10 +112,18 @@ class _Builder:
             fields["transport"] = Transport(given["transport"].plain())
         for key in ("park", "dial", "drain"):
             self._duration(given, key, key, fields)
-        return TunnelConfig(**fields)
+        return TunnelConfig(**fields, session=self._session(given))
+
+    def _session(self, given: Section) -> SessionConfig:
+        fields: dict[str, Any] = {}
+        for key, name in _SESSION_TIMES.items():
+            self._duration(given, key, name, fields)
+        if "replay" in given:
+            fields["replay"] = self._parsed(given["replay"], parse_size)
+        return SessionConfig(**{key: value for key, value in fields.items() if value is not None})
 
     def _duration(self, given: Section, key: str, name: str, fields: dict[str, Any]) -> None:
-        positive = key in ("dial", "idleTimeout")
+        positive = key in ("dial", "idleTimeout", *_SESSION_TIMES)
         if key in given:
             fields[name] = self._parsed(
                 given[key], lambda value: parse_duration(value, positive=positive)
@@ -120,6 +137,8 @@ class _Builder:
         }
         fields["namespace"] = self._text(given, "namespace", parse_namespace)
         self._duration(given, "idleTimeout", "idle_timeout", fields)
+        if "replicas" in given:
+            fields["replicas"] = int(given["replicas"].plain())
         if "nodeSelector" in given:
             fields["node_selector"] = given["nodeSelector"].plain()
         if "tolerations" in given:

@@ -128,6 +128,7 @@ def groups(config: Config | None) -> dict[str | None, GroupSpec]:
         "sessions": tunnel.sessions,
         "transport": tunnel.transport,
         "dial": tunnel.dial,
+        "session": tunnel.session,
     }
     if config.agent.embedded:
         return {None: GroupSpec(None, None, **common)}

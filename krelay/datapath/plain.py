@@ -48,6 +48,21 @@ class PlainDriver:
         self._tasks: asyncio.TaskGroup | None = None
         self._lost: asyncio.Future[PodGoneError] = asyncio.get_running_loop().create_future()
 
+    @property
+    def ready(self) -> bool:
+        """Whether it takes new streams now."""
+        return not self.closed
+
+    @property
+    def count(self) -> int:
+        """How many streams live on it."""
+        return len(self.streams)
+
+    @property
+    def load(self) -> int:
+        """The same: each has a tunnel of its own."""
+        return len(self.streams)
+
     async def run(self) -> PodGoneError:
         """Carry streams, and keep the agent from being idle, until it is lost: why."""
         try:

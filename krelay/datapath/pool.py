@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from krelay.datapath.tunnel import Carrier, Dial, Tunnel
+from krelay.datapath.tunnel import Carrier, Tunnel
+from krelay.datapath.way import Way
+from krelay.model import SessionConfig
 
 if TYPE_CHECKING:
     from krelay.datapath.route import Route
@@ -22,18 +24,29 @@ def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
 
 
 class Pool:
-    """The sessions to one agent, shared by all of its targets. `run` lasts until cancelled."""
+    """The sessions to a group's agents, shared by all of its targets. `run` lasts until cancelled.
 
-    def __init__(self, name: str, dial: Dial, key: bytes, *, size: int, private: bool) -> None:
-        """`private`: the way to the agent is encrypted end to end."""
+    An agent that is lost costs the streams of its own sessions alone.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ways: Sequence[Way],
+        key: bytes,
+        *,
+        size: int,
+        config: SessionConfig = SessionConfig(),  # noqa: B008
+    ) -> None:
+        """`size` sessions in all, but one for each of the `ways` to an agent at least."""
         self.name = name
         self.routes: WeakSet[Route] = WeakSet()
         """Those that lead through it; they are told of every change."""
         self._plain = False
         self._changed = asyncio.Event()
         self.tunnels = [
-            Tunnel(f"{name}t{n}", dial, key, private=private, on_change=self._on_change)
-            for n in range(1, size + 1)
+            Tunnel(f"{name}t{n + 1}", ways[n % len(ways)], key, config, on_change=self._on_change)
+            for n in range(max(size, len(ways)))
         ]
 
     def pick(self) -> Carrier | None:
@@ -64,6 +77,11 @@ class Pool:
         finally:
             for tunnel in self.tunnels:
                 tunnel.close()
+
+    def poke(self, *, sure: bool) -> None:
+        """The network or the machine is not what it was: see `Tunnel.poke`."""
+        for tunnel in self.tunnels:
+            tunnel.poke(sure=sure)
 
     def _on_change(self) -> None:
         if not self._plain and any(tunnel.plain for tunnel in self.tunnels):

@@ -1,57 +1,48 @@
-"""Tunnel: last stage of the data path on this side; keeps one session carried to the agent."""
+"""Tunnel: last stage of the data path on this side; keeps one session carried to the agent.
+
+A lost tunnel is dialled again, at once at first; the session resumes on it. One that grows old
+hands its session to a new one while it still works.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Callable
 
+from krelay.datapath.attach import PlainError, SessionGoneError, attach
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.plain import PlainDriver
-from krelay.errors import KrelayError, PodGoneError, TunnelError, TunnelRefusedError
+from krelay.datapath.tunnel_stats import TunnelStats
+from krelay.datapath.way import Way
+from krelay.errors import (
+    KrelayError,
+    PodGoneError,
+    TunnelError,
+    TunnelRefusedError,
+    UnreachableError,
+)
+from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
-from krelay.mux.link import ClientLink
-from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError, WireError
-from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Resume, Welcome
-from krelay.wire.session import Side
+from krelay.wire.errors import ErrorCode, ProtocolError, WireError
+from krelay.wire.handshake import Welcome
+from krelay.wire.session import Limits, Side
 
 logger = logging.getLogger("krelay.tunnel")
 
-Dial = Callable[[asyncio.Protocol], Awaitable[asyncio.Transport]]
-"""Opens a byte pipe to the agent and puts this protocol on it.
-
-Raises KrelayError or OSError; it has a deadline of its own.
-"""
-
-_HANDSHAKE_TIMEOUT = 10.0
-# A session without a tunnel for longer than this, in seconds, is over; the agent's own grace.
-_GRACE = 120.0
 # A tunnel that lasted this long, in seconds, was no failed try: the next one is dialled at once.
 _STABLE = 5.0
+# Between two rotations, also where the first failed, in seconds.
+_BETWEEN_ROTATIONS = 30.0
+# A tunnel that there is reason to doubt gets this long, in seconds, to answer.
+_DOUBT = 2.0
 
 
 Carrier = Driver | PlainDriver
 """What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
-
-
-@dataclass(slots=True)
-class TunnelStats:
-    """What became of a session's tunnels since the start: those that came up, those of them that
-    carried the session on, and those of these that took over from a working one; the bytes that
-    were sent again. `window_stalls` and `limit_stalls` are the session's own counts."""
-
-    connects: int = 0
-    resumed: int = 0
-    rotated: int = 0
-    replayed_bytes: int = 0
-    window_stalls: int = 0
-    limit_stalls: int = 0
-
-
-class _PlainError(Exception):
-    """The agent speaks plain mode only."""
 
 
 class Tunnel:
@@ -64,23 +55,27 @@ class Tunnel:
     def __init__(
         self,
         name: str,
-        dial: Dial,
+        way: Way,
         key: bytes,
+        config: SessionConfig,
         *,
-        private: bool,
         on_change: Callable[[], None],
     ) -> None:
         self.name = name
         self.driver: Carrier | None = None
         self.failure: Exception | None = None
-        self.stats = TunnelStats()
-        self._dial = dial
+        self._config = config
+        self._way = way
         self._key = key
-        self._private = private
         self._on_change = on_change
+        self._loop = asyncio.get_running_loop()
+        self._stats = TunnelStats()
         self._resume: Welcome | None = None
-        self._lost = asyncio.Event()
-        self._lost_at = 0.0
+        self._lost = True
+        self._nudge = asyncio.Event()
+        self._rotating = False
+        self._abandoned = ""
+        self._over: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Tunnel {self.name} {'up' if self.up else 'down'}>"
@@ -88,10 +83,7 @@ class Tunnel:
     @property
     def up(self) -> bool:
         """Whether it takes new streams now."""
-        driver = self.driver
-        if isinstance(driver, PlainDriver):
-            return not driver.closed
-        return driver is not None and driver.attached and not driver.session.peer_going_away
+        return self.driver is not None and self.driver.ready
 
     @property
     def plain(self) -> bool:
@@ -101,29 +93,28 @@ class Tunnel:
     @property
     def streams(self) -> int:
         """How many streams live on it."""
-        driver = self.driver
-        if isinstance(driver, PlainDriver):
-            return len(driver.streams)
-        return len(driver.session.streams) if driver is not None else 0
+        return self.driver.count if self.driver is not None else 0
 
     @property
     def load(self) -> int:
-        """What waits or is under way on it, in bytes; each stream weighs a little too."""
-        assert self.driver is not None
-        if isinstance(self.driver, PlainDriver):
-            return len(self.driver.streams)
-        session = self.driver.session
-        queued = sum(stream.queued for stream in session.streams.values())
-        return queued + session.unacknowledged + 1024 * len(session.streams)
+        """What waits or is under way on it, in bytes or nearly so."""
+        return self.driver.load if self.driver is not None else 0
+
+    @property
+    def stats(self) -> TunnelStats:
+        """What became of its tunnels up to now."""
+        return self._stats.with_(self.driver)
 
     async def run(self) -> None:
         """Dial, keep, dial again."""
-        clock = asyncio.get_running_loop().time
         backoff = Backoff()
         while True:
             try:
+                if self._abandoned:
+                    why, self._abandoned = self._abandoned, ""
+                    await self._way.abandon(why)
                 await self._connect()
-            except _PlainError:
+            except PlainError:
                 await self._run_plain()
             except (KrelayError, OSError, WireError) as exc:
                 self._failed(exc)
@@ -132,65 +123,120 @@ class Tunnel:
                 logger.exception("%s: the dial failed", self.name)
                 self._failed(exc)
             else:
-                up_at = clock()
+                up_at = self._loop.time()
                 self.failure = None
-                logger.info("%s: tunnel up", self.name)
                 self._on_change()
-                await self._lost.wait()
+                await self._carry()
                 self._on_change()
-                if clock() - up_at >= _STABLE:
+                if self._loop.time() - up_at >= _STABLE:
                     backoff.reset()
-            await asyncio.sleep(backoff.delay())
+            await self._pause(backoff.delay())
+
+    def poke(self, *, sure: bool) -> None:
+        """The network or the machine is not what it was. `sure`: what is up is of no use any more,
+        so that another takes over; else it gets a moment to prove itself. One that is down is tried
+        again now."""
+        if sure or not self.up:
+            self._nudge.set()
+        elif isinstance(self.driver, Driver):
+            self.driver.hurry(_DOUBT)
 
     def close(self) -> None:
         """Say good-bye and cut what still lives."""
-        if self.driver is not None:
-            self.driver.close(ErrorCode.GOING_AWAY, "the client ends")
-            self.driver = None
+        self._still_good()
+        driver, self.driver = self.driver, None
+        if driver is not None:
+            driver.close(ErrorCode.GOING_AWAY, "the client ends")
+
+    # -- one tunnel ----------------------------------------------------------------------------
 
     async def _connect(self) -> None:
+        """A new tunnel carries the session, or a new session if there is none."""
+        config = self._config
         driver = self.driver
         if driver is None or isinstance(driver, PlainDriver) or driver.closed:
             self._resume = None
-            driver = Driver(Side.CLIENT, self.name, on_detached=self._detached)
-        resume = None
-        if self._resume is not None:
-            received = driver.session.received
-            resume = Resume(self._resume.session_id, self._resume.session_key, received)
-        handshake = ClientHandshake(
-            self._key, secrets.token_bytes(NONCE_SIZE), resume=resume, private=self._private
-        )
-        link = ClientLink(driver, handshake)
-        self._lost.clear()
+            limits = Limits(
+                replay=config.replay,
+                ping_interval=config.ping,
+                ping_timeout=config.ping_timeout,
+            )
+            driver = Driver(Side.CLIENT, self.name, limits=limits, on_detached=self._detached)
+        former = self._resume
         try:
-            transport = await self._dial(link)
-            try:
-                async with asyncio.timeout(_HANDSHAKE_TIMEOUT):
-                    self._resume = await link.welcome
-            except BaseException:
-                transport.abort()
-                raise
-        except HandshakeError as exc:
-            if exc.code == ErrorCode.UNKNOWN_SESSION:
-                self._drop_session("the agent does not know it")
-            if exc.code is ErrorCode.UNKNOWN_PROTOCOL:
-                raise _PlainError from exc
-            if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION):
-                raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
-            raise TunnelError(f"no session with the agent: {exc}") from exc
-        except ProtocolError as exc:
+            self._resume = await attach(driver, self._way, self._key, former)
+        except (SessionGoneError, ProtocolError) as exc:
             self._drop_session(str(exc))
             raise
-        finally:
-            link.welcome.cancel()
-            if link.welcome.done() and not link.welcome.cancelled():
-                link.welcome.exception()
+        self._still_good()
+        self._lost = not driver.attached
+        # The end of the former tunnel may be why: it is no reason to look again.
+        self._nudge.clear()
         self.driver = driver
+        self._stats.connects += 1
+        self._stats.resumed += former is not None
+        logger.info("%s: tunnel %s", self.name, "resumed" if former else "up")
+
+    async def _carry(self) -> None:
+        """Until the tunnel is lost; before it grows old, another takes over."""
+        while not self._lost:
+            await self._nudged(self._best_before())
+            if not self._lost:
+                await self._rotate()
+        self._nudge.clear()
+
+    async def _rotate(self) -> None:
+        """Make before break: what fails here leaves the session where it is."""
+        self._rotating = True
+        try:
+            await self._connect()
+        except Exception as exc:
+            level = logging.DEBUG if self._lost else logging.WARNING
+            bug = not isinstance(exc, (KrelayError, OSError, WireError, PlainError))
+            why = exc or type(exc).__name__
+            logger.log(level, "%s: no tunnel to take over: %s", self.name, why, exc_info=bug)
+            if not self._lost:
+                await self._nudged(_BETWEEN_ROTATIONS)
+        else:
+            self._stats.rotated += 1
+        finally:
+            self._rotating = False
+
+    def _best_before(self) -> float:
+        """Seconds until another tunnel is to take over."""
+        # Not all at once: those that came up together need not go together.
+        max_age = self._config.max_age * random.uniform(0.9, 1.0)
+        left = self._way.expires - time.time() + 1.0
+        return max(min(max_age, left), min(max_age, _BETWEEN_ROTATIONS))
+
+    async def _pause(self, delay: float) -> None:
+        """Before the next try; less where the way is seen to be open again."""
+        async with asyncio.TaskGroup() as tasks:
+            looking = tasks.create_task(self._look(), name=self.name)
+            await self._nudged(delay)
+            looking.cancel()
+
+    async def _look(self) -> None:
+        """A way that was shut and is open is used at once."""
+        if isinstance(self.failure, UnreachableError):
+            try:
+                await self._way.reopened()
+            except (KrelayError, OSError) as exc:
+                logger.debug("%s: cannot tell whether the way is open: %s", self.name, exc)
+            else:
+                self._nudge.set()
+
+    async def _nudged(self, timeout: float) -> None:
+        """Return when there is reason to look again, or after `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._nudge.wait()
+        self._nudge.clear()
 
     async def _run_plain(self) -> None:
         """Go on without a session, until the agent is lost."""
         self._drop_session("the agent knows no sessions")
-        driver = self.driver = PlainDriver(self.name, self._dial)
+        driver = self.driver = PlainDriver(self.name, self._way.dial)
         self.failure = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -203,22 +249,55 @@ class Tunnel:
             self.driver = None
             self._on_change()
 
-    def _drop_session(self, why: str) -> None:
-        driver, self.driver = self.driver, None
-        if driver is not None:
-            count = len(
-                driver.streams if isinstance(driver, PlainDriver) else driver.session.streams
-            )
-            logger.warning("%s: session lost, %d streams are reset: %s", self.name, count, why)
-            driver.close(ErrorCode.RESET)
+    # -- what is lost --------------------------------------------------------------------------
 
     def _detached(self, exc: Exception | None) -> None:
-        if exc is None and self.driver is not None:
-            self.driver = None
+        """The tunnel is lost; None: its session with it."""
+        if exc is None:
+            self._forget_session()
+        elif self._over is None:
+            self._over = self._loop.call_later(self._config.grace, self._expire)
         self.failure = exc
-        logger.warning("%s: tunnel lost: %s", self.name, exc or "protocol error")
-        self._lost_at = asyncio.get_running_loop().time()
-        self._lost.set()
+        # The end of a tunnel that is being replaced is no news.
+        level = logging.DEBUG if self._rotating else logging.WARNING
+        logger.log(level, "%s: tunnel lost: %s", self.name, exc or "protocol error")
+        self._lose()
+
+    def _lose(self) -> None:
+        self._lost = True
+        self._nudge.set()
+
+    def _expire(self) -> None:
+        self._over = None
+        why = f"no tunnel for {self._config.grace:g} s (tunnel.grace)"
+        self._drop_session(why)
+        if isinstance(self.failure, TunnelError) and not isinstance(
+            self.failure, TunnelRefusedError
+        ):
+            # The API server answers, and the agent does not: its node may be gone.
+            self._abandoned = why
+        self._on_change()
+
+    def _still_good(self) -> None:
+        """The session is carried, or over: no end of its grace to wait for."""
+        if self._over is not None:
+            self._over.cancel()
+            self._over = None
+
+    def _drop_session(self, why: str) -> None:
+        driver = self._forget_session()
+        if driver is not None:
+            logger.warning(
+                "%s: session lost, %d streams are reset: %s", self.name, driver.count, why
+            )
+            driver.close(ErrorCode.RESET)
+
+    def _forget_session(self) -> Carrier | None:
+        self._still_good()
+        driver, self.driver = self.driver, None
+        self._stats.add(driver)
+        self._lose()
+        return driver
 
     def _failed(self, exc: Exception) -> None:
         level = logging.DEBUG if str(exc) == str(self.failure) else logging.WARNING
@@ -226,6 +305,6 @@ class Tunnel:
         self.failure = exc
         if isinstance(exc, PodGoneError):
             self._drop_session(str(exc))
-        elif asyncio.get_running_loop().time() - self._lost_at > _GRACE:
-            self._drop_session(f"no tunnel for {_GRACE:g} s")
+        elif self._over is None:
+            self._over = self._loop.call_later(self._config.grace, self._expire)
         self._on_change()

@@ -53,6 +53,7 @@ class Driver:
         self.name = name
         self.session = Session(side, self._loop.time(), limits)
         self.closed = False
+        self.replayed_bytes = 0
         self.on_detached = on_detached
         self.on_go_away = on_go_away
         self._on_open = on_open
@@ -69,6 +70,21 @@ class Driver:
     def attached(self) -> bool:
         """Whether a tunnel carries it now."""
         return self._transport is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes new streams now."""
+        return self.attached and not self.session.peer_going_away
+
+    @property
+    def count(self) -> int:
+        """How many streams live on it."""
+        return len(self.session.streams)
+
+    @property
+    def load(self) -> int:
+        """What waits or is under way on it, in bytes; each stream weighs a little too."""
+        return self.session.queued + self.session.unacknowledged + 1024 * self.count
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -100,9 +116,12 @@ class Driver:
         Raises:
             ProtocolError: the peer has lost more than is kept; the session is over.
         """
-        if self._transport is not None:
-            self._transport.abort()
-        self.session.attach(peer_received, self._loop.time())
+        if self.closed:
+            raise ProtocolError("the session is over", ErrorCode.GOING_AWAY)
+        former, self._transport = self._transport, None
+        if former is not None:
+            former.abort()
+        self.replayed_bytes += self.session.attach(peer_received, self._loop.time())
         self._transport = transport
         self._paused = False
         transport.set_write_buffer_limits(high=_BATCH)
@@ -146,6 +165,13 @@ class Driver:
         if transport is self._transport:
             self._paused = False
             self._flush()
+
+    def hurry(self, within: float) -> None:
+        """There is reason to doubt the tunnel: drop it unless it says something within `within`
+        seconds."""
+        self.session.hurry(self._loop.time(), within)
+        self.wake()
+        self._arm()
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
         """Say that this end opens and accepts no more streams."""

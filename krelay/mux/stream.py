@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 HIGH_WATER = 256 << 10
 """Bytes queued on a stream at which its writer is to stop until `on_writable`."""
+SESSION_HIGH_WATER = 16 << 20
+"""Bytes queued on all streams of a session from which on each may queue only this much:"""
+CROWDED_HIGH_WATER = 16 << 10
 
 _ACCEPT_DELAY = 0.001
 
@@ -96,10 +99,11 @@ class MuxStream:
 
     def write(self, data: Buffer) -> bool:
         """Queue bytes; False when the writer is to wait for `on_writable`."""
-        stream = self._stream
-        self._driver.session.write(stream, data)
+        stream, session = self._stream, self._driver.session
+        session.write(stream, data)
         self._driver.wake()
-        if stream.queued < HIGH_WATER:
+        crowded = session.queued >= SESSION_HIGH_WATER
+        if stream.queued < (CROWDED_HIGH_WATER if crowded else HIGH_WATER):
             return True
         stream.wants_writable = True
         return False

@@ -1,13 +1,15 @@
-"""Group: one agent and the pool of sessions to it; started, waited for, drained, removed."""
+"""Group: one agent, or some that are alike, and the pool of sessions to them; started, waited for,
+drained, removed."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import logging
+from collections.abc import Sequence
 
 from krelay.datapath.pool import Pool
-from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
+from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError, first_error
 from krelay.finish import finish
 from krelay.model import GroupSpec
 from krelay.supervisor.reach import Reach
@@ -23,23 +25,28 @@ _LOOK_EVERY = 0.1
 class Group:
     """What a GroupSpec stands for. `start` has it ready; whoever made it ends it with `stop`."""
 
-    def __init__(self, spec: GroupSpec, reach: Reach, key: bytes) -> None:
-        """`key` proves this client to the agent that `reach` leads to."""
+    def __init__(self, spec: GroupSpec, reaches: Sequence[Reach], key: bytes) -> None:
+        """`key` proves this client to the agents that `reaches` lead to."""
         self.spec = spec
-        self.reach = reach
+        self.reaches = tuple(reaches)
         name = f"p{next(_NUMBERS)}"
-        self.pool = Pool(name, reach.dial, key, size=spec.sessions, private=reach.private)
+        self.pool = Pool(name, self.reaches, key, size=spec.sessions, config=spec.session)
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """An agent runs, and a tunnel to it is up. The pool's tasks belong to `tasks`.
+        """Every agent runs, and a tunnel is up. The pool's tasks belong to `tasks`.
 
         Raises:
             ClusterError: the agent cannot be had.
             NotReadyError: no tunnel came up in time.
             TunnelError: none ever will.
         """
-        await self.reach.start()
+        try:
+            async with asyncio.TaskGroup() as starting:
+                for reach in self.reaches:
+                    starting.create_task(reach.start())
+        except* KrelayError as errors:
+            raise first_error(errors) from None
         self._running = tasks.create_task(self.pool.run(), name=self.pool.name)
         try:
             async with asyncio.timeout(_TUNNEL_DEADLINE):
@@ -69,8 +76,9 @@ class Group:
             running.cancel()
             await asyncio.wait([running])
         try:
-            async with asyncio.timeout(_REMOVE_DEADLINE):
-                await self.reach.stop()
+            async with asyncio.timeout(_REMOVE_DEADLINE), asyncio.TaskGroup() as stopping:
+                for reach in self.reaches:
+                    stopping.create_task(reach.stop())
         except TimeoutError:
             logger.warning("the agent was not removed in time; it ends by itself when idle")
 
@@ -78,8 +86,8 @@ class Group:
         """A tunnel is up, or the reason why there will be none is raised."""
         while self.pool.pick() is None:
             await self.pool.wait_change()
-            if self.reach.lost:
-                raise AgentError(self.reach.lost, hint="`-v` shows each step")
+            if lost := next((reach.lost for reach in self.reaches if reach.lost), None):
+                raise AgentError(lost, hint="`-v` shows each step")
             failure = self.pool.failure
             if isinstance(failure, TunnelRefusedError) or (
                 isinstance(failure, KrelayError) and failure.exit_code == 4

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, Protocol
 
 from krelay import payload
-from krelay.errors import AgentError, ClusterError, NotFoundError, PodGoneError
+from krelay.datapath.way import Way
+from krelay.errors import (
+    AccessDeniedError,
+    AgentError,
+    ClusterError,
+    NotFoundError,
+    PodGoneError,
+    TunnelError,
+)
 from krelay.model import AGENT_PORT, GroupSpec
 from krelay.wire.handshake import key_digest
 
@@ -27,19 +36,18 @@ _PROCESS_DEADLINE = 10.0
 _STOP_DEADLINE = 5.0
 
 
-class Reach(Protocol):
-    """One agent, wherever it runs."""
+class Reach(Way, Protocol):
+    """One agent, wherever it runs, and the way to it."""
 
-    private: bool
-    """Whether the way to it is encrypted, so that the key may be shown on it."""
     lost: str
     """Why the last agent that was lost is gone; empty while none was."""
 
+    @property
+    def where(self) -> str:
+        """Where the agent runs, for people; empty while there is none."""
+
     async def start(self) -> None:
         """Have an agent that runs. Raises ClusterError."""
-
-    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
-        """A byte pipe to the agent. Raises KrelayError or OSError."""
 
     async def stop(self) -> None:
         """Remove the agent; never raises for what is gone already."""
@@ -50,9 +58,14 @@ class ClusterReach:
 
     private = True
 
-    def __init__(self, api: Api, spec: GroupSpec, key: bytes, tasks: asyncio.TaskGroup) -> None:
-        """`api` stays its maker's; `tasks` gets the watch of the agent's pod."""
+    def __init__(
+        self, api: Api, spec: GroupSpec, key: bytes, tasks: asyncio.TaskGroup, *, run: str = ""
+    ) -> None:
+        """`api` stays its maker's; `tasks` gets the watch of the agent's pod. Agents of the same
+        `run` spread over the nodes."""
         self.lost = ""
+        self.expires = math.inf
+        self._run = run
         self._api = api
         self._spec = spec
         self._key = key
@@ -73,6 +86,8 @@ class ClusterReach:
                 namespace=self._spec.namespace or self._api.namespace,
                 key_sha256=key_digest(self._key),
                 connect_timeout=self._spec.dial,
+                session=self._spec.session,
+                run=self._run,
                 on_progress=lambda text: logger.info("agent: %s", text),
             )
             logger.info("agent: pod %s runs", agent)
@@ -87,17 +102,36 @@ class ClusterReach:
         if agent is None:
             raise AgentError("the agent is gone")
         try:
-            return await open_portforward(
-                await self._api.access(),
+            access = await self._api.access()
+            pipe = await open_portforward(
+                access,
                 namespace=agent.namespace,
                 pod=agent.pod,
                 port=AGENT_PORT,
                 protocol=protocol,
                 transport=transport_from_env(self._spec.transport, os.environ),
             )
+            self.expires = access.expires
+            return pipe
         except PodGoneError as exc:
-            await self._lose(agent, str(exc))
+            reason = await self._ended(agent, exc)
+            if reason is None:
+                raise TunnelError(f"{exc}, says its node, but the API server has it") from exc
+            await self._lose(agent, reason)
             raise
+
+    @property
+    def where(self) -> str:
+        return str(self._agent or "")
+
+    async def reopened(self) -> None:
+        from krelay.transport.reopened import reopened
+
+        await reopened(await self._api.access())
+
+    async def abandon(self, reason: str) -> None:
+        if self._agent is not None:
+            await self._lose(self._agent, reason)
 
     async def stop(self) -> None:
         agent, self._agent = self._agent, None
@@ -105,6 +139,19 @@ class ClusterReach:
             if self._watching is not None:
                 self._watching.cancel()
             await self._remove(agent)
+
+    async def _ended(self, agent: Agent, exc: PodGoneError) -> str | None:
+        """Why the agent has ended; None if it has not. A kubelet that has just started knows none
+        of its pods yet, and says of each that it does not exist."""
+        from krelay.cluster.agent import agent_ended
+
+        try:
+            return await agent_ended(self._api, agent)
+        except AccessDeniedError:
+            return str(exc)
+        except ClusterError as error:
+            logger.debug("agent: nobody knows whether %s has ended: %s", agent, error)
+            return None
 
     async def _watch(self, agent: Agent) -> None:
         """Learn that the pod ends as soon as the cluster knows, and not by the next dial."""
@@ -145,6 +192,7 @@ class EmbeddedReach:
     """An agent as a child process of this one, over loopback TCP with a key."""
 
     private = False
+    expires = math.inf
 
     def __init__(self, spec: GroupSpec, key: bytes) -> None:
         self.lost = ""
@@ -164,9 +212,12 @@ class EmbeddedReach:
                 payload.ENV_NAME: source,
                 "KRELAY_KEY": self._key.hex(),
             }
+            session = self._spec.session
             # Without its parent it has nobody, and nothing else cuts loopback: it may end soon.
-            arguments = ["--port=0", "--idle-timeout=5s", "--grace=2s"]
+            arguments = ["--port=0", "--idle-timeout=5s", f"--grace={min(session.grace, 2.0):g}"]
             arguments.append(f"--connect-timeout={self._spec.dial:g}")
+            arguments.append(f"--replay={session.replay}")
+            arguments += [f"--ping={session.ping:g}", f"--ping-timeout={session.ping_timeout:g}"]
             self._process = await asyncio.create_subprocess_exec(
                 *payload.command(sys.executable),
                 *arguments,
@@ -189,6 +240,21 @@ class EmbeddedReach:
                 self.lost = f"the embedded agent ended with {process.returncode}"
                 raise PodGoneError(self.lost)
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
+
+    @property
+    def where(self) -> str:
+        process = self._process
+        return f"process {process.pid}, port {self._port}" if process is not None else ""
+
+    async def reopened(self) -> None:
+        """Loopback is never shut."""
+        await asyncio.get_running_loop().create_future()
+
+    async def abandon(self, reason: str) -> None:
+        """A child that does not answer for so long never will."""
+        if self._process is not None and self._process.returncode is None:
+            logger.warning("agent: killed: %s", reason)
+            self._process.kill()
 
     async def stop(self) -> None:
         process, self._process = self._process, None

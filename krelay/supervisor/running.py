@@ -79,6 +79,12 @@ class Running:
             forward.bind()
         self.config = config
 
+    def poke(self, *, sure: bool) -> None:
+        """The network or the machine is not what it was: see `Tunnel.poke`."""
+        for group in (*self.groups.values(), *self.ending):
+            if isinstance(group, Group):
+                group.pool.poke(sure=sure)
+
     def drain(self, timeout: float) -> None:
         """Every forward ends; `ending` is without forwards when that is done."""
         for forward in self.forwards.values():

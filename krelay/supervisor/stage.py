@@ -13,7 +13,7 @@ from krelay.model import Config, GroupSpec, Resolution, Target
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.following import Follow, Following, Publish
 from krelay.supervisor.group import Group
-from krelay.supervisor.reach import ClusterReach, EmbeddedReach, Reach
+from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
@@ -78,13 +78,13 @@ class Stage:
 
     async def _group(self, spec: GroupSpec) -> Group:
         key = secrets.token_bytes(_KEY_SIZE)
-        reach: Reach
+        count = spec.agent.replicas
         if spec.agent.embedded:
-            reach = EmbeddedReach(spec, key)
-        else:
-            api = await self._contexts.api(spec.context)
-            reach = ClusterReach(api, spec, key, self._tasks)
-        return Group(spec, reach, key)
+            return Group(spec, [EmbeddedReach(spec, key) for _ in range(count)], key)
+        api = await self._contexts.api(spec.context)
+        run = secrets.token_hex(4) if count > 1 else ""
+        reaches = [ClusterReach(api, spec, key, self._tasks, run=run) for _ in range(count)]
+        return Group(spec, reaches, key)
 
     async def _follow(self, target: Target) -> Follow:
         if self.config.agent.embedded or not target.kind.in_cluster:

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
@@ -19,6 +20,7 @@ from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.running import Running
 from krelay.supervisor.stage import Stage
+from krelay.supervisor.surroundings import watch_routes, watch_sleep
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -79,6 +81,8 @@ class Supervisor:
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = self._running = Running(contexts, tasks, self._bound)
+                tasks.create_task(watch_sleep(partial(running.poke, sure=True)), name="sleep")
+                tasks.create_task(watch_routes(partial(running.poke, sure=False)), name="routes")
                 await self._run(running, contexts, tasks, stop)
                 raise _StoppedError
         except* _StoppedError:

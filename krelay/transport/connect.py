@@ -26,10 +26,10 @@ async def connect(access: ApiAccess) -> Dialogue:
         ClusterError: TLS failed in another way.
     """
     server = urlsplit(access.url)
-    host, port = _address(server)
+    host, port = address_of(server)
     if access.proxy is None:
         with reaching(access):
-            _, dialogue = await dial(Dialogue, host, port)
+            _, dialogue = await dial(Dialogue, host, port, insist=True)
     else:
         dialogue = await _through(urlsplit(access.proxy), access, host, port)
     if server.scheme != "https":
@@ -47,7 +47,7 @@ async def _through(via: SplitResult, access: ApiAccess, host: str, port: int) ->
     """The proxy's TLS is checked as the server's, as client-go (and aiohttp) do it."""
     where = f"the proxy {via.scheme}://{via.hostname}"  # without its password
     with reaching(access, where):
-        _, dialogue = await dial(Dialogue, *_address(via))
+        _, dialogue = await dial(Dialogue, *address_of(via), insist=True)
         try:
             if via.scheme == "https":
                 await dialogue.start_tls(await _context(access), via.hostname or "")
@@ -95,7 +95,8 @@ def _words(exc: EOFError | OSError) -> str:
     return (isinstance(exc, OSError) and exc.strerror) or str(exc) or type(exc).__name__
 
 
-def _address(url: SplitResult) -> tuple[str, int]:
+def address_of(url: SplitResult) -> tuple[str, int]:
+    """Host and port of a server's or a proxy's URL."""
     return url.hostname or "", url.port or _PORTS.get(url.scheme, 443)
 
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import TypeVar
 
 from krelay.errors import NotListeningError, TunnelError
 
+AGAIN = 1.0
+"""Seconds after which a connection that has no answer yet is tried once more, beside the first.
+
+TCP itself tries again after 1, 3 and 7 seconds, while the network may long be back.
+"""
 ADDRESS_DEADLINE = 2.0
 """Seconds for each but the last of a host's addresses.
 
@@ -19,9 +25,12 @@ _ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
 
 
 async def dial(
-    factory: Callable[[], _ProtocolT], host: str, port: int
+    factory: Callable[[], _ProtocolT], host: str, port: int, *, insist: bool = False
 ) -> tuple[asyncio.Transport, _ProtocolT]:
     """Connect, without Nagle's delay (asyncio's default) and with keepalive.
+
+    `insist`: what gets no answer is tried again each second, beside the first; then `factory` makes
+    another protocol for each try.
 
     Raises:
         OSError: no connection, for the reason that the last address gave.
@@ -31,17 +40,59 @@ async def dial(
     for left, (family, *_, address) in zip(range(len(found))[::-1], found, strict=True):
         try:
             async with asyncio.timeout(ADDRESS_DEADLINE if left else None):
-                transport, protocol = await loop.create_connection(
-                    factory, str(address[0]), port, family=family
-                )
+                connect = _insist if insist else _connect
+                transport, protocol = await connect(factory, str(address[0]), port, family)
         except OSError:
             if not left:
                 raise
         else:
             sock: socket.socket = transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            with contextlib.suppress(OSError):  # it has ended meanwhile; its protocol knows
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return transport, protocol
     raise OSError(f"no address for {host}")
+
+
+async def _connect(
+    factory: Callable[[], _ProtocolT], address: str, port: int, family: int
+) -> tuple[asyncio.Transport, _ProtocolT]:
+    loop = asyncio.get_running_loop()
+    return await loop.create_connection(factory, address, port, family=family)
+
+
+async def _insist(
+    factory: Callable[[], _ProtocolT], address: str, port: int, family: int
+) -> tuple[asyncio.Transport, _ProtocolT]:
+    """Connect to one address, by the first of as many tries as it takes; the caller sets the
+    deadline. Raises OSError: as soon as one is refused."""
+    made: list[tuple[asyncio.Transport, _ProtocolT]] = []
+    there = asyncio.Event()
+
+    async def attempt() -> None:
+        found = await _connect(factory, address, port, family)
+        if made:
+            found[0].abort()
+        else:
+            made.append(found)
+            there.set()
+
+    tries: list[asyncio.Task[None]] = []
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            while not there.is_set():
+                tries.append(tasks.create_task(attempt()))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(AGAIN):
+                        await there.wait()
+            for late in tries:
+                late.cancel()
+    except BaseException as exc:
+        for transport, _ in made:
+            transport.abort()
+        if isinstance(exc, ExceptionGroup):
+            raise next(iter(exc.exceptions)) from None
+        raise
+    return made[0]
 
 
 async def open_tcp(

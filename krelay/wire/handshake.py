@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -54,11 +55,12 @@ def session_key(key: bytes, agent_nonce: bytes, client_nonce: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Which session a new tunnel shall carry on, and how many sequenced frames it has received."""
+    """Which session a new tunnel shall carry on. `received` is asked how many sequenced frames it
+    has when that is claimed, and no sooner: a tunnel that still works brings more of them."""
 
     session_id: bytes
     session_key: bytes
-    received: int
+    received: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class ClientHandshake:
                 raise HandshakeError("the agent asks for the key on an open line", ErrorCode.DENIED)
             shown = self._key
         if self._resume:
-            kind, session_id, received = _RESUME, self._resume.session_id, self._resume.received
+            kind, session_id, received = _RESUME, self._resume.session_id, self._resume.received()
             proof_key = self._session_key = self._resume.session_key
         else:
             kind, session_id, received = _NEW, _NO_SESSION, 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
+from krelay.wire.acks import Acks
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
@@ -35,6 +36,8 @@ from krelay.wire.frames import (
 )
 from krelay.wire.header import Header, decode_header
 from krelay.wire.inflight import InFlight
+from krelay.wire.liveness import Liveness
+from krelay.wire.replay import FRAME_COST, KeptFrame, Received, Sent
 from krelay.wire.stream import State, Stream
 
 _COUNT = Struct(">I")
@@ -46,9 +49,9 @@ _MAX_REASON = 255
 _SMALL = 16 << 10
 # Queued bytes of a stream below which its writer is told to go on.
 _LOW_WATER = 64 << 10
-_ACK_DELAY = 0.010
-_ACK_EVERY_MIN = 16 << 10
-_ACK_EVERY_MAX = 256 << 10
+# What frames that are no DATA may take besides the replay limit, in bytes: enough for every stream
+# to open and close a few times within a round trip. More is a peer that acknowledges nothing.
+_CONTROL_ROOM = 4 << 20
 
 
 class Side(IntEnum):
@@ -85,8 +88,11 @@ class Session:
         self.attached = False
         self.going_away = False
         self.peer_going_away = False
-        self.received = 0
+        self.queued = 0
         self.dropped_datagrams = 0
+        self.window_stalls = 0
+        self.limit_stalls = 0
+        self.received = Received()
         self.flight = InFlight(limits.replay)
         self._next_id = int(side)
         self._last_peer_id = 0
@@ -95,27 +101,16 @@ class Session:
         # what is due, in the order in which it goes out
         self._pong: bytes | None = None
         self._goaway: bytes | None = None
-        self._ping_due = False
-        self._ack_due = False
-        self._resend: deque[tuple[Buffer, ...]] = deque()
         self._control: deque[bytes] = deque()
+        self._control_bytes = 0
         self._datagrams: deque[tuple[bytes, Buffer]] = deque()
         self._datagram_bytes = 0
         self._small: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
-        # sequenced frames sent and not acknowledged; the first of them has number `_acked`
-        self._kept: deque[tuple[Buffer, ...]] = deque()
-        self._kept_bytes = 0
-        self._acked = 0
-        # octets of this tunnel, as its acknowledgements count them
-        self._octets = 0
-        self._octets_reported = 0
-        self._ack_every = _ACK_EVERY_MIN
-        self._ack_at: float | None = None
-        self._acked_at = now
-        self._ping_at = now
-        self._ping_sent_at: float | None = None
-        self._heard_at = now
+        self._sent = Sent()
+        self._acks = Acks(now)
+        self._limited = False
+        self._liveness = Liveness(limits.ping_interval, limits.ping_timeout, now)
 
     # -- what the layer above asks for ---------------------------------------------------------
 
@@ -134,18 +129,18 @@ class Session:
         stream = Stream(self._next_id, header, now, State.OPENING)
         self._next_id += 2
         self._add(stream)
-        self._control.append(frame)
+        self._say(frame)
         return stream
 
     def accept(self, stream: Stream) -> None:
         """The target of a stream that the peer opened is reached."""
-        self._control.append(encode_frame(FrameType.OPENED, stream.id))
+        self._say(encode_frame(FrameType.OPENED, stream.id))
 
     def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
         """It is not; the stream is closed. `message` is cut to 255 bytes."""
         if self._drop(stream):
             payload = bytes([code]) + message.encode()[:_MAX_REASON]
-            self._control.append(encode_frame(FrameType.REFUSED, stream.id, payload))
+            self._say(encode_frame(FrameType.REFUSED, stream.id, payload))
 
     def write(self, stream: Stream, data: Buffer) -> None:
         """Queue bytes. The caller stops at `stream.queued`'s high-water mark, having set
@@ -154,6 +149,7 @@ class Session:
             return
         stream.queue.append(data)
         stream.queued += len(data)
+        self.queued += len(data)
         self._schedule(stream)
 
     def end(self, stream: Stream) -> None:
@@ -165,7 +161,7 @@ class Session:
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
         """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
         if self._drop(stream):
-            self._control.append(encode_frame(FrameType.RESET, stream.id, bytes([code])))
+            self._say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
 
     def consume(self, stream: Stream, count: int, now: float) -> None:
         """`count` received bytes of this stream were handed on: return their credit."""
@@ -177,7 +173,7 @@ class Session:
         self._windows += stream.window.size - before
         if increment:
             frame = encode_frame(FrameType.WINDOW, stream.id, _COUNT.pack(increment))
-            self._control.append(frame)
+            self._say(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, since too much waits already."""
@@ -207,35 +203,30 @@ class Session:
 
     # -- tunnels -------------------------------------------------------------------------------
 
-    def attach(self, peer_received: int, now: float) -> None:
+    def attach(self, peer_received: int, now: float) -> int:
         """A new tunnel carries the session on; the peer has `peer_received` sequenced frames.
+        How many bytes are sent again.
 
         Raises:
             ProtocolError: what it misses is no longer kept.
         """
-        if not self._acked <= peer_received <= self._acked + len(self._kept):
-            raise ProtocolError(
-                f"the peer has {peer_received} frames, kept are {len(self._kept)} "
-                f"from {self._acked}"
-            )
-        self._forget(peer_received)
+        again = self._sent.rewind(peer_received)
+        self.received.moved()
         self._decoder = FrameDecoder()
-        self._resend = deque(self._kept)
         self.flight = InFlight(self.limits.replay)
-        self._octets = self._octets_reported = 0
+        self._acks.begin()
         self._pong = None
-        self._ack_due = False
-        self._ack_at = None
-        self._ping_sent_at = None
-        self._ping_at = self._heard_at = now
+        self._limited = False
+        self._liveness.begin(now)
         self.attached = True
+        return again
 
     def detach(self) -> None:
         """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
         self.attached = False
         self._datagrams.clear()
         self._datagram_bytes = 0
-        self._ack_at = None
+        self._acks.begin()
 
     # -- bytes out -----------------------------------------------------------------------------
 
@@ -251,26 +242,31 @@ class Session:
         flight = self.flight
         room = flight.room
         sent = 0
-        while self._resend and sent < min(limit, room):
-            frame = self._resend.popleft()
-            out.extend(frame)
-            sent += sum(map(len, frame))
-        if not self._resend:
+        resend = self._sent.resend
+        while resend and sent < min(limit, room):
+            kept = resend.popleft()
+            out.extend(kept)
+            sent += sum(map(len, kept))
+        if not resend:
             while self._control:
-                frame = (self._control.popleft(),)
-                out.append(frame[0])
-                sent += self._keep(frame)
+                frame = self._control.popleft()
+                out.append(frame)
+                sent += self._sent.keep((frame,))
+            self._control_bytes = 0
             while self._datagrams and sent < min(limit, room):
                 head, data = self._datagrams.popleft()
                 self._datagram_bytes -= len(data)
                 out += (head, data)
                 sent += HEAD_SIZE + len(data)
-            room = min(room, self.limits.replay - self._kept_bytes)
+            room = min(room, self.limits.replay - self._sent.cost)
             while (self._small or self._bulk) and sent < min(limit, room):
                 sent += self._send_stream(out, room - sent)
         limited = sent >= room and bool(self._small or self._bulk)
         if sent or limited:
             flight.on_sent(sent, now, limited=limited)
+        if limited and not self._limited:
+            self.limit_stalls += 1
+        self._limited = limited
         return out
 
     def _send_urgent(self, out: list[Buffer], now: float) -> None:
@@ -280,18 +276,13 @@ class Session:
         if self._pong is not None:
             out.append(encode_frame(FrameType.PONG, 0, self._pong))
             self._pong = None
-        if self._ping_due:
-            self._ping_due = False
-            if self._ping_sent_at is None:
-                self._ping_sent_at = now
+        if self._liveness.due:
+            self._liveness.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
-        if self._ack_due or (self._ack_at is not None and (self._control or self._small)):
-            self._ack_due = False
-            self._ack_at = None
-            self._acked_at = now
-            self._octets_reported = self._octets
-            payload = _ACK.pack(self.received, self._octets)
+        if self._acks.due or (self._acks.waiting and (self._control or self._small)):
+            octets = self._acks.tell(now)
+            payload = _ACK.pack(self.received.acknowledged, octets)
             out.append(encode_frame(FrameType.ACK, 0, payload))
 
     def _send_stream(self, out: list[Buffer], room: int) -> int:
@@ -309,10 +300,13 @@ class Session:
             chunks.append(chunk)
             size += len(chunk)
         if size:
+            self.queued -= size
             stream.credit -= size
-            frame = (HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks)
+            frame: KeptFrame = (HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks)
             out.extend(frame)
-            sent += self._keep(frame)
+            sent += self._sent.keep(frame)
+            if stream.queue and not stream.credit:
+                self.window_stalls += 1
             if stream.wants_writable and stream.queued <= _LOW_WATER:
                 stream.wants_writable = False
                 self.writable.append(stream)
@@ -320,22 +314,16 @@ class Session:
             stream.end_sent = True
             frame = (encode_frame(FrameType.END, stream.id),)
             out.extend(frame)
-            sent += self._keep(frame)
+            sent += self._sent.keep(frame)
             if stream.state is State.ENDED:
                 self._drop(stream)
         self._schedule(stream)
         return sent
 
-    def _keep(self, frame: tuple[Buffer, ...]) -> int:
-        size = sum(map(len, frame))
-        self._kept.append(frame)
-        self._kept_bytes += size
-        return size
-
-    def _forget(self, received: int) -> None:
-        while self._acked < received:
-            self._kept_bytes -= sum(map(len, self._kept.popleft()))
-            self._acked += 1
+    def _say(self, frame: bytes) -> None:
+        """Queue a sequenced frame that is no DATA."""
+        self._control.append(frame)
+        self._control_bytes += len(frame) + FRAME_COST
 
     def _schedule(self, stream: Stream) -> None:
         if not stream.scheduled and stream.sendable:
@@ -350,6 +338,7 @@ class Session:
         """Forget a stream; False when it was forgotten before."""
         stream.state = State.CLOSED
         stream.queue.clear()
+        self.queued -= stream.queued
         stream.queued = 0
         if self.streams.pop(stream.id, None) is None:
             return False
@@ -364,32 +353,20 @@ class Session:
         Raises:
             ProtocolError: the peer broke the protocol; the session is over.
         """
-        self._heard_at = now
-        self._ping_sent_at = None
+        self._liveness.heard()
         events: list[Event] = []
         for frame_type, stream_id, payload in self._decoder.feed(data):
             if frame_type <= FrameType.DATAGRAM:
-                self._octets += HEAD_SIZE + len(payload)
-                if self._ack_at is None:
-                    self._ack_at = now + _ACK_DELAY
-                if frame_type <= LAST_SEQUENCED:
-                    self.received += 1
+                self._acks.take(HEAD_SIZE + len(payload), now)
+                if frame_type <= LAST_SEQUENCED and not self.received.take():
+                    continue
                 self._receive_frame(frame_type, stream_id, payload, now, events)
             else:
                 self._receive_control(frame_type, stream_id, payload, now, events)
-        if self._octets - self._octets_reported >= self._ack_every:
-            self._ack_due = True
-            self._pace_acks(now)
+        self._acks.pace(now)
+        if self.memory > self.limits.replay + _CONTROL_ROOM:
+            raise ProtocolError("the peer acknowledges nothing", ErrorCode.LIMIT)
         return events
-
-    def _pace_acks(self, now: float) -> None:
-        """Acknowledge every few milliseconds whatever the rate: fine on a slow path, cheap on a
-        fast one."""
-        since = now - self._acked_at
-        if since < 0.001:
-            self._ack_every = min(self._ack_every * 2, _ACK_EVERY_MAX)
-        elif since > 0.004:
-            self._ack_every = max(self._ack_every // 2, _ACK_EVERY_MIN)
 
     def _receive_frame(
         self, frame_type: int, stream_id: int, payload: Buffer, now: float, events: list[Event]
@@ -454,9 +431,7 @@ class Session:
             raise ProtocolError(f"{FrameType(frame_type).name} on stream {stream_id}")
         if frame_type == FrameType.ACK:
             received, octets = _unpack(_ACK, payload)
-            if not self._acked <= received <= self._acked + len(self._kept) - len(self._resend):
-                raise ProtocolError(f"ACK of {received} frames after {self._acked}")
-            self._forget(received)
+            self._sent.acknowledge(received)
             if not self.flight.on_ack(octets, now):
                 raise ProtocolError(f"ACK of {octets} octets after {self.flight.acked}")
         elif frame_type == FrameType.PING:
@@ -483,28 +458,26 @@ class Session:
         """Do what is due by `now`; when to call again, None while no tunnel is attached."""
         if not self.attached:
             return None
-        if self._ack_at is not None and now >= self._ack_at:
-            self._ack_due = True
-            self._ack_at = None
-        if now >= self._ping_at:
-            self._ping_due = True
-            self._ping_at = now + self.limits.ping_interval
-        deadlines = [self._ping_at]
-        if self._ack_at is not None:
-            deadlines.append(self._ack_at)
-        if self._ping_sent_at is not None:
-            deadlines.append(self._ping_sent_at + self.limits.ping_timeout)
-        return min(deadlines)
+        return min(self._liveness.tick(now), self._acks.tick(now))
+
+    def hurry(self, now: float, within: float) -> None:
+        """Ask the peer now, and count the tunnel as dead if `within` seconds bring nothing."""
+        if self.attached:
+            self._liveness.hurry(now, within)
 
     def stalled(self, now: float) -> bool:
         """Whether nothing was heard for `ping_timeout` since the first PING that waits."""
-        sent_at = self._ping_sent_at
-        return sent_at is not None and now - sent_at >= self.limits.ping_timeout
+        return self._liveness.dead(now)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
+        return self._sent.cost + self._control_bytes
 
     @property
     def unacknowledged(self) -> int:
         """Bytes of sequenced frames that a lost tunnel would make us send again."""
-        return self._kept_bytes
+        return self._sent.cost - FRAME_COST * len(self._sent)
 
 
 def _unpack(layout: Struct, payload: Buffer) -> tuple[int, ...]:

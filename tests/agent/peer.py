@@ -80,7 +80,9 @@ class Client:
     @property
     def resume(self) -> Resume:
         return Resume(
-            self.welcome.session_id, self.welcome.session_key, self.driver.session.received
+            self.welcome.session_id,
+            self.welcome.session_key,
+            self.driver.session.received.claim,
         )
 
     async def cut(self) -> None:

@@ -129,7 +129,7 @@ async def test_a_session_that_cannot_be_carried_on_is_over() -> None:
         client = await session(server)
         _, seen = ask(client, 0, port)
         await rig.until(lambda: seen.told)
-        impossible = dataclasses.replace(client.resume, received=1_000_000)
+        impossible = dataclasses.replace(client.resume, received=lambda: 1_000_000)
         assert (await refused(server, resume=impossible)).code == ErrorCode.UNKNOWN_SESSION
         assert len(server.sessions) == 0
         assert (await refused(server, resume=client.resume)).code == ErrorCode.UNKNOWN_SESSION

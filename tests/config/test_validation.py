@@ -17,8 +17,17 @@ from krelay.config import validation
 from krelay.config.document import Node, read
 from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
+from krelay.config.size import parse_size
 from krelay.config.validation import MAX_PROBLEMS, PATCH, check, schema
-from krelay.model import LOOPBACK, AgentConfig, Patch, Protocol, Transport, TunnelConfig
+from krelay.model import (
+    LOOPBACK,
+    AgentConfig,
+    Patch,
+    Protocol,
+    SessionConfig,
+    Transport,
+    TunnelConfig,
+)
 
 
 def mappings(rules: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -95,6 +104,11 @@ def test_the_defaults_are_the_models() -> None:
     tunnel = defaults("tunnel")
     for key in ("park", "dial", "drain"):
         assert parse_duration(tunnel.pop(key)) == getattr(TunnelConfig(), key)
+    session = SessionConfig()
+    assert parse_size(tunnel.pop("replay")) == session.replay
+    for key, name in (("grace", "grace"), ("ping", "ping"), ("maxAge", "max_age")):
+        assert parse_duration(tunnel.pop(key)) == getattr(session, name)
+    assert parse_duration(tunnel.pop("pingTimeout")) == session.ping_timeout
     assert tunnel == {key: getattr(TunnelConfig(), key) for key in tunnel}
 
     assert defaults("defaults")["listen"] == LOOPBACK

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,13 +28,16 @@ from tests.datapath.v0 import V0Agent, v0_agent
 class Place:
     """A pool before a v0 agent, and listeners on it."""
 
+    private = True
+    expires = math.inf
+
     def __init__(self, agent: V0Agent, port: int, tasks: asyncio.TaskGroup) -> None:
         self.agent = agent
         self.gone = False
         self.dials = 0
         self._port = port
         self._tasks = tasks
-        self.pool = Pool("p", self.dial, rig.KEY, size=1, private=True)
+        self.pool = Pool("p", [self], rig.KEY, size=1)
         self.listeners: list[TcpListener | UdpListener] = []
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -43,6 +47,12 @@ class Place:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: protocol, rig.HOST, self._port)
         return transport
+
+    async def reopened(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def abandon(self, reason: str) -> None:
+        raise AssertionError(reason)
 
     async def listen(
         self, port: int, protocol: Protocol = Protocol.TCP, host: str = rig.HOST

@@ -59,7 +59,7 @@ async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_co
     async with rig.agent() as server:
         way = rig.Way(server)
         way.blocked = True
-        pool = Pool("p", way.dial, rig.KEY, size=2, private=False)
+        pool = Pool("p", [way], rig.KEY, size=2)
         assert pool.failure is None
         async with rig.running(pool, up=False), asyncio.TaskGroup() as tasks:
             route = Route(pool)
@@ -76,7 +76,7 @@ async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_co
 async def test_the_end_says_good_bye() -> None:
     async with rig.agent() as server:
         way = rig.Way(server)
-        async with rig.running(Pool("p", way.dial, rig.KEY, size=2, private=False)) as pool:
+        async with rig.running(Pool("p", [way], rig.KEY, size=2)) as pool:
             assert len(server.sessions) == 2
         assert pool.pick() is None
         await rig.until(lambda: len(server.sessions) == 0)

@@ -12,6 +12,7 @@ import pytest
 from krelay.datapath import tunnel as module
 from krelay.datapath.pool import Pool
 from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
+from krelay.model import SessionConfig
 from krelay.wire.frames import encode_frame
 from tests import rig
 
@@ -22,7 +23,7 @@ async def reaching(
 ) -> AsyncIterator[tuple[Pool, rig.Way]]:
     """A pool of one tunnel to `server`."""
     way = rig.Way(server)  # type: ignore[arg-type]
-    pool = Pool("p", way.dial, key, size=1, private=False)
+    pool = Pool("p", [way], key, size=1)
     async with rig.running(pool, up=up):
         yield pool, way
 
@@ -99,21 +100,21 @@ async def test_another_agent_means_another_session_and_resets(
             path.way.cut()
             await rig.until(lambda: len(path.server.sessions) == 2)
     assert "p" in caplog.text
-    assert "session lost, 1 streams are reset: the agent does not know it" in caplog.text
+    assert "session lost, 1 streams are reset: the agent does not know the session" in caplog.text
 
 
 async def test_a_pod_that_is_gone_ends_the_session_at_once() -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         port = rig.port_of(await path.tcp(target))
-        real = path.pool.tunnels[0]._dial
+        real = path.way.dial
 
         async def gone(protocol: asyncio.Protocol) -> asyncio.Transport:
-            path.pool.tunnels[0]._dial = real
+            path.way.dial = real  # type: ignore[method-assign]
             raise PodGoneError("the pod is gone")
 
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
-            path.pool.tunnels[0]._dial = gone
+            path.way.dial = gone  # type: ignore[method-assign]
             path.way.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
@@ -121,10 +122,10 @@ async def test_a_pod_that_is_gone_ends_the_session_at_once() -> None:
 
 
 async def test_a_session_without_a_tunnel_for_too_long_is_over(
-    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "_GRACE", 0.05)
-    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+    config = SessionConfig(grace=0.05)
+    async with rig.path(config=config) as path, rig.tcp_target(rig.hold) as target:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
@@ -134,6 +135,9 @@ async def test_a_session_without_a_tunnel_for_too_long_is_over(
             path.way.blocked = False
             await rig.until(lambda: path.pool.pick() is not None)
             assert len(path.server.sessions) == 2
+            # The agent was not there to be reached: another may be better.
+            assert set(path.way.abandoned) == {"no tunnel for 0.05 s (tunnel.grace)"}
+    assert "1 streams are reset: no tunnel for 0.05 s (tunnel.grace)" in caplog.text
 
 
 async def test_a_wrong_key_is_refused_for_good() -> None:
@@ -186,10 +190,10 @@ async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None
 
 
 async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HANDSHAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr("krelay.datapath.attach._HANDSHAKE_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, way):
         await pool.wait_change()
-        assert isinstance(pool.failure, TimeoutError)
+        assert str(pool.failure) == "no answer from the agent within 0.05 s"
         await rig.until(lambda: way.transports[0].is_closing())
 
 
@@ -228,7 +232,7 @@ async def test_a_session_that_cannot_be_carried_on_is_replaced() -> None:
             await rig.until(lambda: path.streams == (1, 1))
             driver = path.pool.pick()
             assert driver is not None
-            driver.session.received += 1000
+            driver.session.received.count += 1000
             path.way.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
@@ -245,7 +249,7 @@ async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
             (kept,) = path.server.sessions._kept.values()
-            kept.driver.session.received += 1000
+            kept.driver.session.received.count += 1000
             path.way.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
@@ -279,14 +283,16 @@ async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
 async def test_a_bug_in_a_transport_is_one_failed_try(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.agent() as server:
         way = rig.Way(server)
+        real = way.dial
 
         async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
             if way.dials:
-                return await way.dial(protocol)
+                return await real(protocol)
             way.dials += 1
             raise ZeroDivisionError("a bug")
 
-        async with rig.running(Pool("p", broken, rig.KEY, size=1, private=False)):
+        way.dial = broken  # type: ignore[method-assign]
+        async with rig.running(Pool("p", [way], rig.KEY, size=1)):
             assert way.dials == 2
     assert "no tunnel: a bug" in caplog.text
     assert "ZeroDivisionError" in caplog.text
@@ -302,7 +308,7 @@ async def test_the_same_failure_is_told_once(caplog: pytest.LogCaptureFixture) -
 async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
     async with rig.agent() as server:
         way = rig.Way(server)
-        async with rig.running(Pool("p", way.dial, rig.KEY, size=1, private=False)) as pool:
+        async with rig.running(Pool("p", [way], rig.KEY, size=1)) as pool:
             way.blocked = True
             server.stop("test")
             await rig.until(lambda: pool.pick() is None)

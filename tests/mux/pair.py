@@ -106,7 +106,7 @@ class Pair:
             server.close()
         else:
             fakes.join(here, there, piece=7 if way == "trickle" else 1 << 20)
-        counts = self.client.session.received, self.agent.session.received
+        counts = self.client.session.received.claim(), self.agent.session.received.claim()
         here.driver, there.driver = self.client, self.agent
         self.client.attach(here.transport, counts[1])
         self.agent.attach(there.transport, counts[0])

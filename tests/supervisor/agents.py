@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -20,6 +21,7 @@ class FakeReach:
     made: list[FakeReach]
     tasks: asyncio.TaskGroup
     private = False
+    expires = math.inf
 
     def __init__(self, spec: GroupSpec, key: bytes) -> None:
         self.lost = ""
@@ -34,6 +36,16 @@ class FakeReach:
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
         return (await loop.create_connection(lambda: protocol, *self.server.address))[0]
+
+    @property
+    def where(self) -> str:
+        return "here"
+
+    async def reopened(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def abandon(self, reason: str) -> None:
+        self.server.stop(reason)
 
     async def stop(self) -> None:
         self.stopped = True

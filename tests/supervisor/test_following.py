@@ -46,7 +46,7 @@ class Source:
 async def following() -> AsyncIterator[tuple[Source, Following, list[Route]]]:
     async with asyncio.TaskGroup() as tasks:
         source = Source()
-        pool = Pool("p", rig.Way(None).dial, rig.KEY, size=1, private=False)
+        pool = Pool("p", [rig.Way(None)], rig.KEY, size=1)
         found = Following(TARGET, source.follow, tasks)
         yield source, found, [Route(pool), Route(pool)]
         found.stop()

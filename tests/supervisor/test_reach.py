@@ -20,13 +20,16 @@ from krelay.errors import (
     NotFoundError,
     NotListeningError,
     PodGoneError,
+    TunnelError,
+    UnreachableError,
 )
-from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, Transport
+from krelay.model import AGENT_PORT, AgentConfig, ApiAccess, GroupSpec, SessionConfig, Transport
 from krelay.supervisor import reach as module
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 from krelay.wire.handshake import key_digest
 from tests import rig
 
+ACCESS = ApiAccess("https://127.0.0.1:1", None, None, (), expires=12.0)
 EMBEDDED = GroupSpec(None, None, AgentConfig(embedded=True))
 
 # -- a child process ---------------------------------------------------------------------------
@@ -54,7 +57,7 @@ async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
         await asyncio.gather(reach.start(), reach.start())
         assert process(reach) is first
         for key, up in ((rig.KEY, True), (bytes(32), False)):
-            pool = rig.Pool("p", reach.dial, key, size=1, private=reach.private)
+            pool = rig.Pool("p", [reach], key, size=1)
             async with rig.running(pool, up=up):
                 if not up:
                     await pool.wait_change()
@@ -80,6 +83,17 @@ async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
         assert process(reach) is not first
         (await reach.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
+
+
+async def test_one_that_is_given_up_is_killed() -> None:
+    async with embedded() as reach:
+        first = process(reach)
+        assert reach.where == f"process {first.pid}, port {reach._port}"
+        await reach.abandon("not reached for ages")
+        await first.wait()
+        with pytest.raises(PodGoneError):
+            await reach.dial(asyncio.Protocol())
+        assert process(reach) is not first
 
 
 async def test_dialling_starts_one_where_there_is_none() -> None:
@@ -135,10 +149,11 @@ class Cluster:
     delete_error: Exception | None = None
     watch_error: Exception | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: str | Exception | None = "the pod is gone"
     closed: bool = False
 
-    async def access(self) -> str:
-        return "fresh credentials"
+    async def access(self) -> ApiAccess:
+        return ACCESS
 
     async def aclose(self) -> None:
         self.closed = True
@@ -162,6 +177,11 @@ class Cluster:
         self.gone.clear()
         return f"{agent.pod} was evicted"
 
+    async def agent_ended(self, api: object, agent: Agent) -> str | None:
+        if isinstance(self.ended, Exception):
+            raise self.ended
+        return self.ended
+
     async def open_portforward(self, access: object, **kwargs: Any) -> str:
         self.asked.append(("dial", access, kwargs))
         if self.dial_error is not None:
@@ -176,7 +196,7 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
-    for name in ("create_agent", "delete_agent", "agent_gone"):
+    for name in ("create_agent", "delete_agent", "agent_gone", "agent_ended"):
         monkeypatch.setattr(f"krelay.cluster.agent.{name}", getattr(made, name))
     monkeypatch.setattr("krelay.transport.portforward.open_portforward", made.open_portforward)
     return made
@@ -186,7 +206,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 async def reaching(cluster: Cluster) -> AsyncIterator[ClusterReach]:
     """A reach whose tasks end with it."""
     async with asyncio.TaskGroup() as tasks:
-        spec = GroupSpec(None, "relays", AgentConfig(), transport=Transport.SPDY, dial=7.0)
+        spec = GroupSpec(
+            None,
+            "relays",
+            AgentConfig(),
+            transport=Transport.SPDY,
+            dial=7.0,
+            session=SessionConfig(grace=60.0),
+        )
         api: Any = cluster
         reach = ClusterReach(api, spec, rig.KEY, tasks)
         try:
@@ -209,10 +236,13 @@ async def test_one_agent_for_everybody_who_asks(
             "namespace": "relays",
             "key_sha256": key_digest(rig.KEY),
             "connect_timeout": 7.0,
+            "session": SessionConfig(grace=60.0),
+            "run": "",
         }
         kwargs = dial[2]
         kwargs.pop("protocol")
-        assert dial[1] == "fresh credentials"
+        assert dial[1] is ACCESS
+        assert reach.expires == ACCESS.expires
         assert kwargs == {
             "namespace": "relays",
             "pod": "pod-1",
@@ -239,6 +269,24 @@ async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(
         assert cluster.asked[-1][2]["pod"] == "pod-2"
 
 
+async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) -> None:
+    async with reaching(cluster) as reach:
+        await reach.start()
+        cluster.dial_error = PodGoneError("pod does not exist")
+        for ended in (None, UnreachableError("no answer")):
+            cluster.ended = ended
+            with pytest.raises(TunnelError, match="the API server has it") as caught:
+                await reach.dial(asyncio.Protocol())
+            assert not isinstance(caught.value, PodGoneError)
+            assert cluster.created == 1
+        assert reach.lost == ""
+        # Who may not ask takes the node's word.
+        cluster.ended = AccessDeniedError("no getting pods")
+        with pytest.raises(PodGoneError):
+            await reach.dial(asyncio.Protocol())
+        assert reach.lost == "pod does not exist"
+
+
 async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
     async with reaching(cluster) as reach:
         cluster.dial_error = NotListeningError("not yet")
@@ -260,6 +308,17 @@ async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(
         await reach.dial(asyncio.Protocol())
         assert cluster.asked[-1][2]["pod"] == "pod-2"
     assert "agent: pod-1 was evicted" in caplog.text
+
+
+async def test_one_that_is_given_up_is_removed_and_replaced(cluster: Cluster) -> None:
+    async with reaching(cluster) as reach:
+        await reach.abandon("there is none")
+        await reach.start()
+        assert reach.where == "relays/pod-1"
+        await reach.abandon("not reached for ages")
+        assert reach.lost == "not reached for ages"
+        assert reach.where == ""
+        assert cluster.asked[-1] == ("delete", "job-1")
 
 
 async def test_a_watch_that_is_not_allowed_is_done_without(cluster: Cluster) -> None:

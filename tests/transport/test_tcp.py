@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from krelay.errors import NotListeningError, TunnelError
-from krelay.transport.tcp import open_tcp
+from krelay.transport.tcp import dial, open_tcp
 
 from .conftest import Witness
 
@@ -45,6 +45,58 @@ async def test_no_answer() -> None:
         # A full queue: the kernel answers no further connection.
         with socket.create_connection(address), pytest.raises(TunnelError, match="within 0.05 s"):
             await open_tcp(*address, protocol=Witness(), timeout=0.05)
+
+
+async def test_what_gets_no_answer_is_tried_again_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first SYN is lost, and TCP would wait for long: a second connection is there first."""
+    monkeypatch.setattr("krelay.transport.tcp.AGAIN", 0.01)
+    loop = asyncio.get_running_loop()
+    listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    real, tries = loop.create_connection, 0
+
+    async def lossy(*args: Any, **kwargs: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            await loop.create_future()
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "create_connection", lossy)
+    _, witness = await dial(Witness, *listener.sockets[0].getsockname(), insist=True)
+    assert tries == 2
+    await witness.lost
+    listener.close()
+
+
+async def test_of_two_that_come_up_one_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("krelay.transport.tcp.AGAIN", 0.01)
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    real, both = loop.create_connection, asyncio.Barrier(2)
+    made: list[Any] = []
+
+    async def together(*args: Any, **kwargs: Any) -> Any:
+        found = await real(*args, **kwargs)
+        made.append(found)
+        if len(made) <= 2:
+            await both.wait()
+        return found
+
+    monkeypatch.setattr(loop, "create_connection", together)
+    transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), insist=True)
+    (other,) = [w for t, w in made if t is not transport]
+    await other.lost
+    assert not transport.is_closing()
+    transport.abort()
+    await witness.lost
+    listener.close()
+
+
+async def test_one_that_is_refused_is_not_tried_again() -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        with pytest.raises(ConnectionRefusedError):
+            await dial(Witness, *sock.getsockname(), insist=True)
 
 
 async def addresses(*hosts: str) -> list[Any]:

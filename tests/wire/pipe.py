@@ -67,20 +67,44 @@ class Joined:
         self.client = End(Side.CLIENT, limits)
         self.agent = End(Side.AGENT, limits)
         self.ends = (self.client, self.agent)
+        # A move to another tunnel: what the client has claimed, then what the agent has told.
+        self.claimed: int | None = None
+        self.told: int | None = None
+        self.old = bytearray()  # of the agent, on a tunnel that it has left and the client has not
         self.attach()
 
     def attach(self) -> None:
         """A new tunnel; whatever was under way on the old one is lost."""
-        counts = [end.session.received for end in self.ends]
+        self._forget_move()
+        counts = [end.session.received.claim() for end in self.ends]
         for end, theirs in zip(self.ends, reversed(counts), strict=True):
             end.wire.clear()
             end.session.attach(theirs, self.now)
 
     def cut(self) -> None:
         """The tunnel is gone."""
+        self._forget_move()
         for end in self.ends:
             end.wire.clear()
             end.session.detach()
+
+    def move(self) -> None:
+        """The next step of a session's move to another tunnel: the old one works meanwhile."""
+        if self.claimed is None:
+            self.claimed = self.client.session.received.claim()
+        elif self.told is None:
+            self.told = self.agent.session.received.count
+            self.client.wire.clear()
+            self.old, self.agent.wire = self.agent.wire, bytearray()
+            self.agent.session.attach(self.claimed, self.now)
+        else:
+            self.client.wire.clear()
+            self.client.session.attach(self.told, self.now)
+            self._forget_move()
+
+    def _forget_move(self) -> None:
+        self.claimed = self.told = None
+        self.old.clear()
 
     def other(self, end: End) -> End:
         """The far end of this one."""
@@ -96,8 +120,12 @@ class Joined:
 
     def deliver(self, end: End, size: int) -> None:
         """Up to `size` bytes from this end's wire reach the other."""
-        piece = bytes(end.wire[:size])
-        del end.wire[:size]
+        wire = end.wire
+        if self.told is not None:
+            # The agent reads the new tunnel, where nobody writes yet; the client reads the old one.
+            wire = self.old if end is self.agent else bytearray()
+        piece = bytes(wire[:size])
+        del wire[:size]
         if piece:
             other = self.other(end)
             other.handle(other.session.receive_data(piece, self.now))
@@ -112,6 +140,8 @@ class Joined:
 
     def settle(self, rounds: int = 20_000) -> None:
         """Until nothing moves any more: everything under way arrives and is consumed."""
+        while self.claimed is not None:
+            self.move()
         quiet = 0
         for _ in range(rounds):
             self.now += 0.011

@@ -74,7 +74,7 @@ def test_an_agent_that_asks_for_no_key_is_not_believed_by_a_client_that_has_one(
 
 def test_a_session_is_resumed_with_its_own_key() -> None:
     mine = session_key(KEY, b"x" * 32, b"y" * 32)
-    ours, agent = client(resume=Resume(SESSION, mine, 42)), AgentHandshake(AGENT, Ask.PROOF)
+    ours, agent = client(resume=Resume(SESSION, mine, lambda: 42)), AgentHandshake(AGENT, Ask.PROOF)
     auth = claim(ours, agent)
     assert (auth.session_id, auth.received) == (SESSION, 42)
     assert agent.verify(auth, mine)

@@ -208,7 +208,7 @@ def test_datagrams_are_dropped_rather_than_held() -> None:
     session.datagram(stream, b"lost")
     session.detach()
     assert not session.datagram(stream, b"nobody carries it")
-    session.attach(session._acked + len(session._kept), 0.0)
+    session.attach(session._sent.acked + len(session._sent), 0.0)
     assert sent(session) == []
 
 
@@ -239,7 +239,7 @@ def test_a_replay_limit_stops_data_and_nothing_else() -> None:
     session.write(stream, bytes(60_000))
     while sent(session):
         pass
-    assert 40_000 <= session.unacknowledged <= 40_000 + MAX_PAYLOAD
+    assert 40_000 <= session.memory <= 40_000 + MAX_PAYLOAD
     session.open(TARGET, 0.0)
     assert [f[0] for f in sent(session)] == [FrameType.OPEN]
 

@@ -66,7 +66,7 @@ def test_handshake(vector: dict[str, Any]) -> None:
         resume = Resume(
             bytes.fromhex(vector["resume"]["session_id"]),
             bytes.fromhex(vector["resume"]["session_key"]),
-            vector["resume"]["received"],
+            lambda: vector["resume"]["received"],
         )
     key, nonces = bytes.fromhex(vector["key"]), VECTORS["nonces"]
     client = ClientHandshake(key, bytes.fromhex(nonces["client"]), resume=resume, private=True)

@@ -1,0 +1,113 @@
+"""What makes a session outlive a tunnel: sequenced frames, numbered at both ends and kept until
+the other end has them (protocol.md, section 8)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from krelay.wire.errors import ProtocolError
+from krelay.wire.frames import Buffer
+
+FRAME_COST = 128
+"""What a kept frame takes besides its bytes: a bound on bytes alone would not bound memory, since
+a peer may cause as many small frames as it likes."""
+
+KeptFrame = tuple[Buffer, ...]
+
+
+class Sent:
+    """Frames that were sent and not yet acknowledged; the first of them has number `acked`.
+
+    `resend` are those that a new tunnel has yet to carry; `cost` is the memory that all take.
+    """
+
+    __slots__ = ("_frames", "acked", "cost", "resend")
+
+    def __init__(self) -> None:
+        self.acked = 0
+        self.cost = 0
+        self.resend: deque[KeptFrame] = deque()
+        self._frames: deque[KeptFrame] = deque()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def keep(self, frame: KeptFrame) -> int:
+        """One more was sent; its size in bytes."""
+        size = sum(map(len, frame))
+        self._frames.append(frame)
+        self.cost += size + FRAME_COST
+        return size
+
+    def acknowledge(self, count: int) -> None:
+        """The peer has the first `count` frames of the session.
+
+        Raises:
+            ProtocolError: it cannot have them, or has said otherwise before.
+        """
+        if not self.acked <= count <= self.acked + len(self._frames) - len(self.resend):
+            raise ProtocolError(f"ACK of {count} frames after {self.acked}")
+        self._forget(count)
+
+    def rewind(self, count: int) -> int:
+        """A new tunnel, whose peer has the first `count` frames: the bytes to send again.
+
+        Raises:
+            ProtocolError: what it misses is no longer kept.
+        """
+        if not self.acked <= count <= self.acked + len(self._frames):
+            raise ProtocolError(
+                f"the peer has {count} frames, kept are {len(self._frames)} from {self.acked}"
+            )
+        self._forget(count)
+        self.resend = deque(self._frames)
+        return self.cost - FRAME_COST * len(self._frames)
+
+    def _forget(self, count: int) -> None:
+        while self.acked < count:
+            self.cost -= sum(map(len, self._frames.popleft())) + FRAME_COST
+            self.acked += 1
+
+
+class Received:
+    """Counts the frames that came, `count`, and knows those that come again.
+
+    A session that moves while its old tunnel still works makes a `claim` of what it has; what the
+    old tunnel brings after that is taken, and passed over when the new one repeats it.
+    """
+
+    __slots__ = ("_again", "_claimed", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._claimed: int | None = None
+        self._again = 0
+
+    @property
+    def acknowledged(self) -> int:
+        """What to say in an ACK: the peer keeps what a claim that is out may yet ask for, and
+        counts what it repeats as not sent before that."""
+        seen = self.count - self._again
+        return seen if self._claimed is None else min(seen, self._claimed)
+
+    def claim(self) -> int:
+        """What to tell an agent that shall carry the session on; `withdraw` it if none did."""
+        self._claimed = self.count
+        return self.count
+
+    def withdraw(self) -> None:
+        """The claim led to nothing."""
+        self._claimed = None
+
+    def moved(self) -> None:
+        """A new tunnel carries the session on, from the claim if there was one."""
+        self._again = 0 if self._claimed is None else self.count - self._claimed
+        self._claimed = None
+
+    def take(self) -> bool:
+        """One came; False when it is one that was there before."""
+        if self._again:
+            self._again -= 1
+            return False
+        self.count += 1
+        return True

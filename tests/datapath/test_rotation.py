@@ -1,0 +1,175 @@
+"""Sessions that move while they work, and tunnels that there is reason to doubt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from krelay.datapath import tunnel as module
+from krelay.datapath.tunnel import Tunnel
+from krelay.errors import TunnelError, UnreachableError
+from krelay.model import SessionConfig
+from krelay.mux.driver import Driver
+from tests import rig
+
+
+async def echoed(path: rig.Path, port: int, size: int, meanwhile: object) -> None:
+    """`size` bytes there and back through a tunnel that something happens to `meanwhile`."""
+    data = rig.noise(size)
+    async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
+
+        async def send() -> None:
+            for at in range(0, len(data), 1 << 16):
+                writer.write(data[at : at + (1 << 16)])
+                await writer.drain()
+            writer.write_eof()
+
+        tasks.create_task(send())
+        got = bytearray()
+        step = 0
+        while chunk := await reader.read(1 << 16):
+            got += chunk
+            if len(got) > (step + 1) << 20:
+                step += 1
+                meanwhile()  # type: ignore[operator]
+    assert got == data
+
+
+async def test_a_session_moves_under_load_and_loses_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        (tunnel,) = path.pool.tunnels
+        await echoed(path, port, 16 << 20, lambda: path.pool.poke(sure=True))
+        await rig.until(lambda: tunnel.up)
+        assert tunnel.stats.rotated >= 5
+        assert tunnel.stats.connects == 1 + tunnel.stats.rotated == 1 + tunnel.stats.resumed
+        assert len(path.server.sessions) == 1
+    assert "WARNING" not in caplog.text, caplog.text
+
+
+async def test_one_that_grows_old_is_replaced_while_it_works(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = SessionConfig(max_age=0.05)
+    async with rig.path(config=config) as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        (tunnel,) = path.pool.tunnels
+        async with rig.connect(port) as (reader, writer):
+            for _ in range(3):
+                done = tunnel.stats.rotated
+                await rig.until(lambda done=done: tunnel.stats.rotated > done)
+                writer.write(b"on")
+                assert await reader.readexactly(2) == b"on"
+        await rig.until(lambda: sum(not t.is_closing() for t in path.way.transports) <= 2)
+    assert "WARNING" not in caplog.text, caplog.text
+
+
+async def test_one_is_replaced_when_what_let_it_in_expires() -> None:
+    async with rig.agent() as server:
+        way = rig.Way(server)
+        tunnel = Tunnel("t", way, rig.KEY, SessionConfig(), on_change=lambda: None)
+        assert 1350 <= tunnel._best_before() <= 1500
+        way.expires = time.time() + 100
+        assert 90 <= tunnel._best_before() <= 101
+        # Whatever a plugin gives: not ever again at once.
+        way.expires = 0.0
+        assert tunnel._best_before() == 30
+
+
+async def test_a_rotation_that_fails_leaves_the_session_where_it_is(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BETWEEN_ROTATIONS", 0.01)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        (tunnel,) = path.pool.tunnels
+        real, failures = path.way.dial, [OSError("no way"), ZeroDivisionError("a bug")]
+
+        async def fails(protocol: asyncio.Protocol) -> asyncio.Transport:
+            if failures:
+                raise failures.pop(0)
+            return await real(protocol)
+
+        path.way.dial = fails  # type: ignore[method-assign]
+        async with rig.connect(port) as (reader, writer):
+            while not tunnel.stats.rotated:
+                path.pool.poke(sure=True)
+                writer.write(b"on")
+                assert await reader.readexactly(2) == b"on"
+                await asyncio.sleep(0.01)
+    assert "no tunnel to take over: no way" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_one_that_is_doubted_and_silent_is_dropped_soon(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_DOUBT", 0.05)
+    config = SessionConfig(ping=3600.0, ping_timeout=3600.0)
+    async with rig.path(config=config) as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        (tunnel,) = path.pool.tunnels
+        async with rig.connect(port) as (reader, writer):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            path.pool.poke(sure=False)
+            await asyncio.sleep(0.1)
+            assert tunnel.stats.connects == 1  # it has answered
+            # A tunnel that has gone deaf, and dumb.
+            assert isinstance(tunnel.driver, Driver)
+            (kept,) = path.server.sessions._kept.values()
+            silent = kept.driver._transport
+            assert silent is not None
+            kept.driver._transport = None
+            path.pool.poke(sure=False)
+            await rig.until(lambda: tunnel.stats.resumed)
+            writer.write(b"b")
+            assert await reader.readexactly(1) == b"b"
+            silent.abort()
+    assert "no answer to a ping" in caplog.text
+
+
+async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(module.Backoff):
+        def delay(self) -> float:
+            return 3600.0
+
+    async with rig.path() as path:
+        monkeypatch.setattr(module, "Backoff", Slow)
+        real, tries = path.way.dial, 0
+
+        async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
+            nonlocal tries
+            tries += 1
+            if not path.way.opened.is_set():
+                raise UnreachableError("the network is down")
+            return await real(protocol)
+
+        path.way.dial = shut  # type: ignore[method-assign]
+        (tunnel,) = path.pool.tunnels
+        path.way.cut()
+        # The backoff that runs began before; a nudge ends its present wait.
+        while not tries:
+            path.pool.poke(sure=False)
+            await asyncio.sleep(0.01)
+        path.way.opened.set()
+        await rig.until(lambda: tunnel.up)
+
+
+async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> None:
+    async with rig.path() as path:
+        (tunnel,) = path.pool.tunnels
+        path.way.cut(blocked=True)
+        before = path.way.dials
+        for _ in range(20):
+            path.pool.poke(sure=False)
+            await asyncio.sleep(0.005)
+        assert path.way.dials > before
+        path.way.blocked = False
+        path.pool.poke(sure=False)
+        await rig.until(lambda: tunnel.up)
+        assert isinstance(tunnel.failure, TunnelError | None)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from krelay.wire.liveness import Liveness
+
+
+def made() -> Liveness:
+    alive = Liveness(3.0, 6.0, 0.0)
+    alive.begin(0.0)
+    return alive
+
+
+def test_a_new_tunnel_is_asked_at_once_then_every_interval() -> None:
+    alive = made()
+    assert alive.tick(0.0) == 3.0
+    assert alive.due
+    alive.heard()
+    alive.due = False
+    assert alive.tick(2.0) == 3.0
+    assert not alive.due
+    assert alive.tick(3.5) == 6.5
+    assert alive.due
+
+
+def test_silence_counts_from_when_the_ping_fell_due_whether_it_was_written_or_not() -> None:
+    alive = made()
+    alive.tick(0.0)
+    assert alive.tick(5.0) == 6.0
+    assert not alive.dead(5.9)
+    assert alive.dead(6.0)
+    alive.heard()
+    assert not alive.dead(100.0)
+
+
+def test_one_that_is_doubted_has_less_time_and_has_it_once() -> None:
+    alive = made()
+    alive.tick(0.0)
+    alive.heard()
+    alive.hurry(10.0, 2.0)
+    assert alive.due
+    assert alive.tick(10.0) == 12.0
+    assert not alive.dead(11.9)
+    assert alive.dead(12.0)
+    alive.heard()
+    alive.tick(20.0)
+    assert not alive.dead(25.0)
+    alive.hurry(25.0, 2.0)  # what was left before is less
+    assert alive.dead(26.0)
+
+
+def test_a_new_tunnel_begins_without_a_past() -> None:
+    alive = made()
+    alive.tick(0.0)
+    alive.hurry(1.0, 0.0)
+    assert alive.dead(1.0)
+    alive.begin(1.0)
+    assert not alive.dead(7.0)

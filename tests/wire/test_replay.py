@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.wire.errors import ProtocolError
+from krelay.wire.replay import FRAME_COST, Received, Sent
+
+
+def sent(count: int) -> Sent:
+    kept = Sent()
+    for number in range(count):
+        assert kept.keep((b"head", bytes(number))) == 4 + number
+    return kept
+
+
+def test_what_is_acknowledged_is_forgotten() -> None:
+    kept = sent(3)
+    assert (len(kept), kept.cost) == (3, 3 * (FRAME_COST + 4) + 3)
+    kept.acknowledge(2)
+    assert (len(kept), kept.acked, kept.cost) == (1, 2, FRAME_COST + 6)
+    kept.acknowledge(2)
+    kept.acknowledge(3)
+    assert (len(kept), kept.cost) == (0, 0)
+
+
+@pytest.mark.parametrize("count", [0, 4])
+def test_an_acknowledgement_that_cannot_be(count: int) -> None:
+    kept = sent(3)
+    kept.acknowledge(1)
+    with pytest.raises(ProtocolError, match=f"ACK of {count} frames after 1"):
+        kept.acknowledge(count)
+
+
+def test_a_new_tunnel_gets_what_the_peer_misses() -> None:
+    kept = sent(4)
+    kept.acknowledge(1)
+    assert kept.rewind(2) == 4 + 2 + 4 + 3
+    assert [len(frame[1]) for frame in kept.resend] == [2, 3]
+    with pytest.raises(ProtocolError, match="ACK of 3"):
+        kept.acknowledge(3)  # it is not sent again yet
+    kept.resend.popleft()
+    kept.acknowledge(3)
+    for count in (2, 5):
+        with pytest.raises(ProtocolError, match=f"the peer has {count} frames, kept are 1 from 3"):
+            kept.rewind(count)
+
+
+def test_what_comes_after_a_claim_is_taken_once() -> None:
+    came = Received()
+    assert [came.take(), came.take()] == [True, True]
+    assert came.claim() == 2
+    assert came.take()  # by the old tunnel
+    assert (came.count, came.acknowledged) == (3, 2)
+    came.moved()
+    assert (came.count, came.acknowledged) == (3, 2)
+    assert not came.take()  # the same by the new one
+    assert came.take()
+    assert (came.count, came.acknowledged) == (4, 4)
+
+
+def test_a_claim_that_led_to_nothing() -> None:
+    came = Received()
+    came.claim()
+    assert came.take()
+    assert came.acknowledged == 0
+    came.withdraw()
+    assert came.acknowledged == 1
+    came.moved()
+    assert came.take()
+    assert came.count == 2
+
+
+@given(st.lists(st.sampled_from(["frame", "claim", "withdraw", "move"])))
+def test_a_count_never_falls_and_an_acknowledgement_never_passes_a_claim(steps: list[str]) -> None:
+    """Whatever happens: what the peer is told is less than the count, and less than a claim that
+    may yet be used, so that it keeps what it will be asked for."""
+    came, claimed, counts = Received(), None, [0]
+    for step in steps:
+        if step == "frame":
+            came.take()
+        elif step == "claim":
+            claimed = came.claim()
+        elif step == "withdraw":
+            came.withdraw()
+            claimed = None
+        else:
+            came.moved()
+            claimed = None
+        counts.append(came.count)
+        assert came.acknowledged <= came.count
+        assert claimed is None or came.acknowledged <= claimed
+    assert counts == sorted(counts)
