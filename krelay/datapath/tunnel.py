@@ -199,6 +199,7 @@ class Tunnel:
                 await self._nudged(_BETWEEN_ROTATIONS)
         else:
             self._stats.rotated += 1
+            self._on_change()
         finally:
             self._rotating = False
 

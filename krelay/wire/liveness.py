@@ -46,7 +46,7 @@ class Liveness:
 
     def dead(self, now: float) -> bool:
         """Whether nothing was heard for too long."""
-        return self._asked_at is not None and now - self._asked_at >= self._patience
+        return self._asked_at is not None and now >= self._asked_at + self._patience
 
     def _ask(self, now: float) -> None:
         self.due = True
