@@ -46,6 +46,7 @@ class Liveness:
 
     def dead(self, now: float) -> bool:
         """Whether nothing was heard for too long."""
+        # The very sum that `tick` gives: a difference may be a rounding short of it.
         return self._asked_at is not None and now >= self._asked_at + self._patience
 
     def _ask(self, now: float) -> None:

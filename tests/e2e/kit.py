@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -273,6 +274,23 @@ def agents(namespace: str) -> list[str]:
         for item in found
         if "deletionTimestamp" not in item["metadata"]
     ]
+
+
+@contextlib.contextmanager
+def faults() -> Iterator[Any]:
+    """A function that has the cluster's starter do a fault (`stop`, `freeze`, …); all is undone
+    afterwards. Skips where somebody else's cluster is used."""
+    starter = (ROOT / os.environ.get("KRELAY_TEST_CLUSTER", "../shared/cluster/cluster")).resolve()
+    if not starter.exists():
+        pytest.skip("needs the cluster of the tests' own")
+
+    def fault(*args: str) -> None:
+        subprocess.run([starter, *args], check=True, capture_output=True, timeout=120)
+
+    try:
+        yield fault
+    finally:
+        fault("up")
 
 
 def eventually(there: Any, what: str, timeout: float = 60.0) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from krelay.wire.liveness import Liveness
 
 
@@ -45,6 +48,16 @@ def test_one_that_is_doubted_has_less_time_and_has_it_once() -> None:
     assert not alive.dead(25.0)
     alive.hurry(25.0, 2.0)  # what was left before is less
     assert alive.dead(26.0)
+
+
+@given(st.floats(0.001, 1e9), st.floats(0.5, 60), st.floats(0.5, 60))
+def test_it_is_dead_when_it_said_to_look(now: float, interval: float, timeout: float) -> None:
+    alive = Liveness(interval, timeout, now)
+    alive.begin(now)
+    while not alive.dead(now):
+        then = alive.tick(now)
+        assert then > now or alive.dead(then)
+        now = then
 
 
 def test_a_new_tunnel_begins_without_a_past() -> None:
