@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format lint types layers e2e bench-quick bench-reload lock clean
+.PHONY: help up test check format lint types layers e2e soak bench-quick bench-reload lock clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,14 @@ layers: $(STAMP)
 	$(BIN)/lint-imports
 
 e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it starts (root)
-	$(BIN)/python -m pytest -m e2e tests/e2e
+	$(BIN)/python -m pytest -m e2e tests/e2e tests/chaos
+
+SOAK_SECONDS ?= 1800
+SOAK_SCHEDULES ?= 5000
+
+soak: $(STAMP)   ## half an hour of faults on the real cluster, and thousands of schedules without one
+	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) $(BIN)/python -m pytest -q tests/datapath/test_chaos.py
+	$(BIN)/python -m tests.chaos.run --seconds $(SOAK_SECONDS) $(SOAK)
 
 bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
 	$(BIN)/python -m benchmarks.quick

@@ -24,6 +24,7 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.report import Ends, Report
 from tests.chaos.world import SIDES, World, cluster, later, serves, settle, upstream
 from tests.e2e import kit
+from tests.e2e.conftest import find_cluster
 
 TRANSFERS, FAST, ASKERS, FLOWS = 46, 4, 20, 5
 GRACE = 120.0
@@ -115,7 +116,7 @@ async def under_load(
     world: World, theirs: random.Random, seconds: float, *, short: bool
 ) -> tuple[float, str]:
     """All the clients, all the faults; how long it took, and what is not as the file says."""
-    sizes = (256 << 10, 2 << 20) if short else (512 << 10, 6 << 20)
+    sizes = (128 << 10, 1 << 20) if short else (512 << 10, 6 << 20)
     clients = Clients(world.account, theirs, hang=GRACE + 30, sizes=sizes)
     tcp = [world.address(target) for target in ("svc", "deploy", "other", "moving")]
     udp = world.address("svc", "udp")
@@ -220,6 +221,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the report there, too")
     parser.add_argument("--keep", type=Path, help="a directory for krelay's file and log")
     given = parser.parse_args()
+    find_cluster()
     say(f"seed {given.chaos_seed}: --chaos-seed or CHAOS_SEED repeats it")
     with tempfile.TemporaryDirectory() as scratch:
         directory = given.keep or Path(scratch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import secrets
 import socket
@@ -21,14 +20,15 @@ from krelay.status import client
 from tests.chaos.account import Account
 from tests.chaos.proxy import Proxy
 from tests.e2e import kit
+from tests.e2e.conftest import STARTER
 
-STARTER = os.environ.get("KRELAY_TEST_CLUSTER", "../shared/cluster/cluster")
 SIDES = ("web", "api")
 
 
 def cluster(*args: str, timeout: float = 60.0, check: bool = True) -> str:
     """The cluster's starter, which can also harm it."""
     starter = (kit.ROOT / STARTER).resolve()
+    assert starter.exists(), f"only a cluster with a starter can be harmed: no {starter}"
     done = subprocess.run(
         [starter, *args], capture_output=True, text=True, timeout=timeout, check=False
     )
