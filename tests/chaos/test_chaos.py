@@ -1,4 +1,4 @@
-"""A short run on the real cluster: once as ever, once as never before; `make soak` is the long one."""
+"""Short runs on the real cluster, of a fixed seed and of a new one; `make soak` is the long one."""
 
 from __future__ import annotations
 

@@ -391,3 +391,40 @@ def play(seed: int) -> None:
 @settings(max_examples=SCHEDULES, deadline=None)
 def test_every_stream_is_carried_on_or_reset_whatever_the_network_does(seed: int) -> None:
     play(seed)
+
+
+async def stall(chance: random.Random) -> float:
+    """Seconds from a black hole, in the middle of transfers both ways, to the first byte after."""
+    clock = asyncio.get_running_loop().time
+    async with asyncio.TaskGroup() as tasks:
+        story = Story(chance.randrange(1 << 32), tasks)
+        story.way.shape(rate=2e6, piece=4_000)
+        running = tasks.create_task(story.pool.run())
+        assert await story.until(story.all_up, 1.0)
+        near, far = Half(story, "n0"), Half(story, "f0")
+        near.other, far.other, story.halves["s0"] = far, near, far
+        for half in (near, far):
+            half.due, half.lazy = chance.randbytes(12 << 20), 0.0
+        driver = story.pool.pick()
+        assert driver is not None
+        near.begin(driver.open(Header(TCP, "s0", 80), near))  # type: ignore[arg-type]
+        story.chance = random.Random(1)
+        await asyncio.sleep(chance.uniform(0.5, 4.0))
+        story.way.choke(True)
+        began, had = clock(), len(near.received)
+        assert not near.over
+        assert await story.until(lambda: len(near.received) > had, 60.0)
+        passed = clock() - began
+        running.cancel()
+        story.agent.close(ErrorCode.GOING_AWAY, "the end")
+        for half in (near, far):
+            half._closed("the end")
+    return passed
+
+
+@given(st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_a_black_hole_in_the_middle_of_data_is_left_within_ten_seconds(seed: int) -> None:
+    random.seed(seed)
+    with asyncio.Runner(loop_factory=lambda: JumpingLoop(3_000.0)) as runner:
+        assert runner.run(stall(random.Random(seed))) < 10.0
