@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 1800
+SOAK_SCHEDULES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format lint types layers e2e fuzz bench-quick bench-reload lock clean
+.PHONY: help up test check format lint types layers e2e soak fuzz bench-quick bench-reload lock clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +39,11 @@ layers: $(STAMP)
 	$(BIN)/lint-imports
 
 e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it starts (root)
-	$(BIN)/python -m pytest -m e2e tests/e2e
+	$(BIN)/python -m pytest -m e2e tests/e2e tests/chaos
+
+soak: $(STAMP)   ## half an hour of faults on the real cluster, and thousands of schedules without one
+	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) $(BIN)/python -m pytest -q tests/datapath/test_chaos.py
+	$(BIN)/python -m tests.chaos.run --seconds $(SOAK_SECONDS) $(SOAK)
 
 fuzz: $(STAMP)   ## every hostile-bytes target for FUZZ_SECONDS (600), two at a time (Linux)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[fuzz]'

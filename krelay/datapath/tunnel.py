@@ -40,7 +40,6 @@ _BETWEEN_ROTATIONS = 30.0
 # A tunnel that there is reason to doubt gets this long, in seconds, to answer.
 _DOUBT = 2.0
 
-
 Carrier = Driver | PlainDriver
 """What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
 
@@ -199,6 +198,7 @@ class Tunnel:
                 await self._nudged(_BETWEEN_ROTATIONS)
         else:
             self._stats.rotated += 1
+            self._on_change()
         finally:
             self._rotating = False
 
