@@ -23,6 +23,7 @@ from krelay.datapath.route import Route
 from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
 from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol, Resolution
+from krelay.mux.sockets import close_socket
 from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.listener")
@@ -255,4 +256,4 @@ class ProxyConnection(LocalRelay):
         self.stream = None
         if self.transport is not None:
             self.transport.write(last)
-            self.transport.close()
+            close_socket(self.transport)

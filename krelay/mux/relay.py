@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from krelay.mux.sockets import end_socket, no_delay, reset_socket
+from krelay.mux.sockets import close_socket, end_socket, no_delay, reset_on_close, reset_socket
 from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -49,6 +49,7 @@ class TcpRelay(asyncio.Protocol):
         self.transport.pause_reading()
         self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
         no_delay(transport)
+        reset_on_close(transport)
         early, self._early = self._early, []
         for data in early:
             self.on_data(data)
@@ -74,7 +75,7 @@ class TcpRelay(asyncio.Protocol):
         if self.stream is not None:
             self.stream.end()
         if self._remote_ended and self.transport is not None:
-            self.transport.close()
+            close_socket(self.transport)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -129,7 +130,7 @@ class TcpRelay(asyncio.Protocol):
         if self.transport is None:
             return
         if self._local_ended:
-            self.transport.close()
+            close_socket(self.transport)
         elif self.transport.can_write_eof():
             end_socket(self.transport)
 

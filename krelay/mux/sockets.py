@@ -8,6 +8,7 @@ import struct
 from typing import cast
 
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
+_FIN_ON_CLOSE = struct.pack("ii", 0, 0)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -27,9 +28,25 @@ def end_socket(transport: asyncio.Transport) -> None:
         transport.abort()
 
 
+def close_socket(transport: asyncio.Transport) -> None:
+    """Close a connection whose both ends have said that they are done."""
+    _linger(transport, _FIN_ON_CLOSE)
+    transport.close()
+
+
+def reset_on_close(transport: asyncio.BaseTransport) -> None:
+    """Whatever closes it, unless `close_socket` does, closes it with RST: also the kernel, where
+    this process dies, so that nobody takes what is cut short for the whole."""
+    _linger(transport, _RST_ON_CLOSE)
+
+
 def reset_socket(transport: asyncio.BaseTransport) -> None:
     """Close a TCP connection with RST, so that the peer cannot take it for an orderly end."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+    _linger(transport, _RST_ON_CLOSE)
     cast(asyncio.Transport, transport).abort()
+
+
+def _linger(transport: asyncio.BaseTransport, value: bytes) -> None:
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0 and sock.family in _FAMILIES:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)

@@ -85,6 +85,45 @@ async def test_a_killed_krelay_leaves_an_agent_that_ends_by_itself(file: Path) -
         await rig.until(lambda: not alive(agent))
 
 
+async def test_a_killed_krelay_resets_what_it_carries(file: Path) -> None:
+    """The application must not take what is cut short for the whole."""
+    async with rig.tcp_target(rig.echo) as target:
+        async with up(file, {"web": f"ip/127.0.0.1 :{target}"}) as krelay:
+            async with rig.connect(krelay.ports["web"]) as (reader, writer):
+                writer.write(b"a")
+                assert await reader.readexactly(1) == b"a"
+                assert await krelay.stop(signal.SIGKILL) == -signal.SIGKILL
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+
+
+async def test_a_killed_agent_resets_its_targets(file: Path) -> None:
+    there = asyncio.Event()
+    ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not await reader.read(1 << 16):
+            return  # a probe
+        there.set()
+        try:
+            while await reader.read(1 << 16):
+                pass
+        except ConnectionError as exc:
+            ended.set_result(exc)
+        else:
+            ended.set_result(None)
+
+    async with rig.tcp_target(listen) as target:
+        async with up(file, {"web": f"ip/127.0.0.1 :{target}"}) as krelay:
+            async with rig.connect(krelay.ports["web"]) as (reader, writer):
+                writer.write(b"a part of it")
+                await there.wait()
+                os.kill(krelay.agent, signal.SIGKILL)
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            assert isinstance(await ended, ConnectionResetError)
+
+
 async def test_a_killed_agent_is_replaced_without_a_hand(file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         async with up(file, {"web": f"ip/127.0.0.1 :{target}"}) as krelay:
