@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Protocol
 
 from krelay.cli.output import hush, say
+from krelay.cli.service import Service
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
+from krelay.status.notify import Notifier
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, serve
 from krelay.supervisor.contexts import Contexts
@@ -63,20 +65,21 @@ def run(
     supervisor = Supervisor(
         config, announce or tell, contexts=contexts, strict=strict, must_exist=must_exist
     )
-    reloader = Reloader(source, supervisor, config)
+    service = Service(Notifier.from_env(os.environ), source, supervisor, config)
     place = socket_path(file) if file else None
-    control = Control(supervisor, reloader)
-    return asyncio.run(_run(supervisor, reloader, mode, control, place))
+    control = Control(supervisor, service.reloader)
+    return asyncio.run(_run(supervisor, service, mode, control, place))
 
 
 async def _run(
     supervisor: Supervisor,
-    reloader: Reloader,
+    service: Service,
     mode: Mode | None,
     control: Control,
     place: Path | None,
 ) -> int:
     signals = _Signals()
+    reloader = service.reloader
     code = 0
     try:
         async with AsyncExitStack() as stack:
@@ -86,6 +89,7 @@ async def _run(
             reloading = [tasks.create_task(_reload_on(signals.hangup, reloader), name="SIGHUP")]
             if mode is not None:
                 reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
+            reloading.append(tasks.create_task(service.run(signals.stop), name="service manager"))
             await supervisor.run(signals.stop)
             for task in reloading:
                 task.cancel()

@@ -58,7 +58,8 @@ class Supervisor:
         self._strict = strict
         self._must_exist = must_exist
         self._running: Running | None = None
-        self._started = False
+        self.started = asyncio.Event()
+        """Every forward of the first config is ready, waits, or has failed and was told."""
         self._want = Want(config, "start")
         self._newer = asyncio.Event()
 
@@ -147,7 +148,7 @@ class Supervisor:
             self._check(running)
         await self._settled(list(running.forwards.values()))
         self._check(running)
-        self._started = True
+        self.started.set()
         for forward in running.forwards.values():
             if forward.listener is not None:
                 self._bound(forward)
@@ -259,7 +260,7 @@ class Supervisor:
             raise NotFoundError(meanings[0].reason)
 
     def _bound(self, forward: Forward) -> None:
-        if self._started:
+        if self.started.is_set():
             self._announce(forward)
 
 

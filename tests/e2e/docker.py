@@ -1,6 +1,6 @@
-"""A Docker daemon of the tests' own. It lives in namespaces of its own (network, mounts, processes):
-no bridge, firewall rule or mount of it is seen outside, and none is left when it ends, however.
-Its containers reach one address beyond: the API server, through a relay at `API`."""
+"""A Docker daemon of the tests' own, in namespaces of its own (network, mounts, processes): no
+bridge, firewall rule or mount of it is seen outside, and none is left when it ends, however that
+comes. Its containers reach one address beyond: the API server, through a relay at `API`."""
 
 from __future__ import annotations
 
@@ -101,8 +101,9 @@ class Docker:
             with tarfile.open(path) as archive:
                 manifest = archive.extractfile("manifest.json")
                 assert manifest is not None
-                if name not in (tag for entry in json.load(manifest) for tag in entry["RepoTags"]):
-                    continue
+                tags = [tag for entry in json.load(manifest) for tag in entry["RepoTags"]]
+            if name not in (tag.removeprefix("docker.io/library/") for tag in tags):
+                continue
             self.run("docker", "load", "--input", path)
             return
         raise AssertionError(f"no archive in {images} has {name}")

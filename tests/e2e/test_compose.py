@@ -155,7 +155,9 @@ def test_an_app_reaches_the_cluster_through_the_sidecar(
         *(f"{path} EROFS" for path in ("/x", "/etc/krelay/x", "/opt/krelay/x", "/tmp/x")),
         "/kube/config EROFS",
     ]
-    assert "No module named" in do("exec", "-T", "krelay", "python3", "-m", "pip", check=False).stderr
+    assert (
+        "No module named" in do("exec", "-T", "krelay", "python3", "-m", "pip", check=False).stderr
+    )
 
     # Saved on the host as editors do it, by renaming.
     text = do.file.read_text()
@@ -170,7 +172,9 @@ def test_an_app_reaches_the_cluster_through_the_sidecar(
     kit.eventually(
         lambda: "dead" in do("exec", "-T", "krelay", "krelay", "status").stdout, "the second edit"
     )
-    assert do("exec", "-T", "krelay", "krelay", "wait", "--timeout", "1s", check=False).returncode == 3
+    assert (
+        do("exec", "-T", "krelay", "krelay", "wait", "--timeout", "1s", check=False).returncode == 3
+    )
 
     assert len(kit.agents(place)) == 2
     do("stop")
