@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from krelay.cli.output import hush, in_json, keep_log, say
+from krelay.cli.service import Service
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, first_error
 from krelay.model import Config, StatusConfig
 from krelay.mux.files import raise_file_limit
 from krelay.status.listening import Listening
+from krelay.status.notify import Notifier
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.contexts import Contexts
@@ -72,19 +74,19 @@ def run(
     supervisor = Supervisor(
         config, announce, contexts=contexts, strict=strict, must_exist=must_exist
     )
-    reloader = Reloader(source, supervisor, config)
+    service = Service(Notifier.from_env(os.environ), source, supervisor, config)
     place = socket_path(file) if file else None
-    control = Control(supervisor, reloader)
+    control = Control(supervisor, service.reloader)
     with keep_log() as ring:
         handlers = {**control.handlers(), _LOGS: ring.answer}
         return asyncio.run(
-            _run(supervisor, reloader, mode, control, handlers, place, config.status, live=live)
+            _run(supervisor, service, mode, control, handlers, place, config.status, live=live)
         )
 
 
 async def _run(
     supervisor: Supervisor,
-    reloader: Reloader,
+    service: Service,
     mode: Mode | None,
     control: Control,
     handlers: Mapping[tuple[str, str], Handler],
@@ -111,6 +113,7 @@ async def _run(
         }
 
     handlers = {**handlers, ("POST", "/v1/stop"): stop}
+    reloader = service.reloader
     code = 0
     try:
         async with AsyncExitStack() as stack:
@@ -132,6 +135,7 @@ async def _run(
                 keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
                 screen = Live(lambda: control.status({}), keys)
                 reloading.append(tasks.create_task(screen.run(), name="live"))
+            reloading.append(tasks.create_task(service.run(signals.stop), name="service manager"))
             await supervisor.run(signals.stop)
             for task in reloading:
                 task.cancel()

@@ -69,7 +69,8 @@ class Supervisor:
         self.refused = 0
         """How many could not be, at first."""
         self._running: Running | None = None
-        self._started = False
+        self.started = asyncio.Event()
+        """Every forward of the first config is ready, waits, or has failed and was told."""
         self._want = Want(config, "start")
         self._newer = asyncio.Event()
         self.applied_at: datetime | None = None
@@ -163,7 +164,7 @@ class Supervisor:
             self._check(running)
         await self._settled(list(running.forwards.values()))
         self._check(running)
-        self._started = True
+        self.started.set()
         for forward in running.forwards.values():
             if forward.listener is not None:
                 self._bound(forward)
@@ -285,7 +286,7 @@ class Supervisor:
             raise NotFoundError(meanings[0].reason)
 
     def _bound(self, forward: Forward) -> None:
-        if self._started:
+        if self.started.is_set():
             self._announce(forward)
 
 

@@ -1,0 +1,134 @@
+"""`krelay up` as a service: what its manager is told, from a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from krelay.cli import service as module
+from krelay.cli.service import Service
+from krelay.config.selection import Selection
+from krelay.status.notify import Notifier
+from krelay.supervisor.supervisor import Supervisor
+from tests import rig
+from tests.integration.product import command, document, environment, up
+from tests.status.manager import Manager
+from tests.supervisor.world import text, world
+
+RELAYING = ["READY=1", "STATUS=relaying 1 of 1 forwards"]
+
+
+@pytest.fixture
+def manager(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    """The manager of every krelay that the test starts."""
+    made = Manager(str(runtime_directory / f"notify-{secrets.token_hex(4)}"))
+    with made.sock:
+        monkeypatch.setenv("NOTIFY_SOCKET", made.address)
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        yield made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "krelay.yaml"
+
+
+async def reload(manager: Manager) -> list[str]:
+    """The end of a reload that has begun."""
+    word, stamp, status = await manager.next()
+    assert (word, status) == ("RELOADING=1", "STATUS=reloading")
+    assert int(stamp.removeprefix("MONOTONIC_USEC=")) > 0
+    return await manager.next()
+
+
+async def test_a_life(manager: Manager, file: Path) -> None:
+    async with rig.tcp_target(rig.echo) as target:
+        line = f"ip/127.0.0.1 :{target}"
+        async with up(file, {"web": line}) as krelay:
+            assert await manager.next() == RELAYING
+            await manager.alive()
+
+            krelay.process.send_signal(signal.SIGHUP)
+            assert await reload(manager) == RELAYING
+
+            await asyncio.to_thread(file.write_text, document({"web": line, "more": line}))
+            assert await reload(manager) == ["READY=1", "STATUS=relaying 2 of 2 forwards"]
+
+            await asyncio.to_thread(file.write_text, "targets: [\n")
+            ready, status = await reload(manager)
+            assert ready == "READY=1"
+            assert status.startswith("STATUS=relaying 2 of 2 forwards; not as the file says: ")
+
+            krelay.process.send_signal(signal.SIGHUP)
+            assert (await reload(manager))[0] == "READY=1"
+
+            await manager.alive()
+            krelay.process.send_signal(signal.SIGTERM)
+            assert await manager.next() == ["STOPPING=1", "STATUS=stopping"]
+            assert await krelay.process.wait() == 0
+
+
+async def test_the_line_for_people_follows_what_is_true(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOOK", 0.01)
+    async with rig.tcp_target(rig.echo) as target:
+        line = f"ip/{rig.HOST} :{target}"
+        async with world(monkeypatch, tmp_path, text(f"web: {line}")) as made:
+            source = Selection(str(made.file))
+            config = await asyncio.to_thread(source.load)
+            service = Service(Notifier(manager.address), source, made.supervisor, config)
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(service.run(asyncio.Event()))
+                assert await manager.next() == RELAYING
+                await made.edit(text(f"web: {line}", f"more: {line}"))
+                assert await manager.next() == ["STATUS=relaying 2 of 2 forwards"]
+                running.cancel()
+
+
+async def test_a_start_that_fails_is_never_ready(manager: Manager, file: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        content = document({"web": f"ip/127.0.0.1 {port}:80"})
+        await asyncio.to_thread(file.write_text, content)
+        process = await asyncio.create_subprocess_exec(
+            *command("up", "-f", str(file)), env=environment(), stderr=asyncio.subprocess.DEVNULL
+        )
+        assert await process.wait() == 1
+    told = []
+    while True:
+        try:
+            told.append(manager.read())
+        except BlockingIOError:
+            break
+    assert [lines for lines in told if lines != ["WATCHDOG=1"]] == []
+
+
+async def test_a_reload_during_the_start_is_part_of_it(manager: Manager, file: Path) -> None:
+    await asyncio.to_thread(file.write_text, document({"web": "ip/127.0.0.1 :80"}))
+    source = Selection(str(file))
+    config = await asyncio.to_thread(source.load)
+    service = Service(Notifier(manager.address), source, Supervisor(config, print), config)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(service.run(asyncio.Event()))
+        await asyncio.sleep(0)
+        await service.reloader.load("early")
+        running.cancel()
+    with pytest.raises(BlockingIOError):
+        manager.read()
+
+
+async def test_nobody_is_told_nothing(file: Path) -> None:
+    await asyncio.to_thread(file.write_text, document({"web": "ip/127.0.0.1 :80"}))
+    source = Selection(str(file))
+    config = await asyncio.to_thread(source.load)
+    service = Service(Notifier(), source, Supervisor(config, print), config)
+    await service.run(asyncio.Event())
+    want = await service.reloader.load("an edit")
+    assert want.config == config

@@ -1,0 +1,208 @@
+"""The images, and docker-compose.yml as it is: an app beside krelay reaches the cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import kit
+from tests.e2e.conftest import STARTER
+from tests.e2e.docker import Docker, daemon, kubeconfig, missing
+
+AGENT = "krelay.test/krelay-server:1"
+USER = 12_345
+"""Whoever has the kubeconfig; no image knows of them."""
+
+pytestmark = pytest.mark.timeout(240)
+
+GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
+
+# The address of argv[1], asked of the DNS server at krelay:5353.
+RESOLVE = """
+import socket, sys
+name = b"".join(bytes([len(part)]) + part.encode() for part in sys.argv[1].split(".")) + b"\\0"
+query = b"kr\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + name + b"\\0\\1\\0\\1"
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(3)
+sock.sendto(query, ("krelay", 5353))
+print(socket.inet_ntoa(sock.recv(512)[-4:]))
+"""
+
+PRISON = """
+import errno, os
+for line in open("/proc/1/status"):
+    if line.split(":")[0] in ("Uid", "CapPrm", "CapEff", "CapBnd", "NoNewPrivs"):
+        print(*line.split()[:2])
+for path in ("/x", "/etc/krelay/x", "/opt/krelay/x", "/tmp/x", "/kube/config"):
+    try:
+        open(path, "a")
+    except OSError as exc:
+        print(path, errno.errorcode[exc.errno])
+open(os.environ["XDG_RUNTIME_DIR"] + "/x", "w")
+"""
+
+
+@pytest.fixture(scope="module")
+def docker() -> Iterator[Docker]:
+    """A daemon with the images' base."""
+    starter = (kit.ROOT / STARTER).resolve()
+    lacks = missing() + ([] if starter.exists() else [f"images to load ({starter})"])
+    if lacks:
+        assert not os.environ.get("CI"), f"this machine lacks {', '.join(lacks)}"
+        pytest.skip(f"this machine lacks {', '.join(lacks)}")
+    images = subprocess.run([starter, "images"], check=True, capture_output=True, text=True).stdout
+    with tempfile.TemporaryDirectory(prefix="kr-") as folder, daemon(Path(folder)) as running:
+        running.load(Path(images.strip()), kit.IMAGE)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project as it is cloned, and a wheelhouse in it, since no index is reachable."""
+    folder = tmp_path_factory.mktemp("project") / "krelay"
+    hidden = shutil.ignore_patterns(".*", "__pycache__", "wheelhouse")
+    shutil.copytree(kit.ROOT, folder, ignore=hidden)
+    shutil.copy(kit.ROOT / ".dockerignore", folder)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
+    pip += ["--wheel-dir", "wheelhouse", "-c", "requirements.lock", ".", "pip", "hatchling"]
+    subprocess.run(pip, cwd=folder, check=True, timeout=180)
+    return folder
+
+
+class Compose:
+    """docker-compose in a checkout of the project."""
+
+    def __init__(self, docker: Docker, checkout: Path, namespace: str) -> None:
+        self._docker = docker
+        self._checkout = checkout
+        self.file = checkout / "examples" / "compose" / "krelay.yaml"
+        key = checkout.parent / "kubeconfig"
+        kubeconfig(key)
+        os.chown(key, USER, USER)
+        self._environ = {
+            "KRELAY_KUBECONFIG": str(key),
+            "KRELAY_USER": f"{USER}:{USER}",
+            "KRELAY_NAMESPACE": namespace,
+        }
+
+    def __call__(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self._docker.run(
+            "docker-compose", *args, cwd=self._checkout, check=check, **self._environ
+        )
+
+    def python(self, service: str, code: str, *args: str, check: bool = True) -> str:
+        """What a program prints in a container."""
+        done = self("exec", "-T", service, "python3", "-c", code, *args, check=check)
+        return done.stdout.strip()
+
+    def container(self, service: str) -> str:
+        """Its id."""
+        return self("ps", "-q", service).stdout.strip()
+
+
+@pytest.fixture
+def compose(
+    docker: Docker, checkout: Path, namespace: Callable[..., str]
+) -> Iterator[tuple[Compose, str]]:
+    """What docker-compose.yml describes, up, and the namespace that it leads to."""
+    place = namespace()
+    kit.apply(place, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
+    made = Compose(docker, checkout, place)
+    made("build")
+    kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=55s")
+    try:
+        made("up", "-d")
+        yield made, place
+    except BaseException:
+        print(made("logs", "--no-color", check=False).stdout)
+        raise
+    finally:
+        made("down", "--volumes")
+
+
+def test_an_app_reaches_the_cluster_through_the_sidecar(
+    docker: Docker, compose: tuple[Compose, str]
+) -> None:
+    do, place = compose
+    krelay = do.container("krelay")
+
+    # The app was started when krelay was healthy, and not before.
+    state = docker.inspect(krelay)["State"]
+    assert state["Health"]["Status"] == "healthy"
+    assert state["Health"]["Log"][-1]["End"] <= docker.inspect(do.container("app"))["Created"]
+
+    pod = kit.get(place, "pods", "-l", "app=web")["items"][0]["metadata"]["name"]
+    assert do.python("app", GET, "http://krelay:8080/") == pod
+    assert do.python("app", GET, "http://web:8080/") == pod
+    address = kit.get(place, "service", "web")["spec"]["clusterIP"]
+    assert do.python("app", RESOLVE, f"web.{place}.svc.cluster.local") == address
+    kit.eventually(lambda: "200 " in do("logs", "app").stdout, "the app's own request")
+
+    # No user's rights, no capabilities, nothing to write to but the socket's directory.
+    assert do.python("krelay", PRISON).splitlines() == [
+        f"Uid: {USER}",
+        "CapPrm: 0000000000000000",
+        "CapEff: 0000000000000000",
+        "CapBnd: 0000000000000000",
+        "NoNewPrivs: 1",
+        *(f"{path} EROFS" for path in ("/x", "/etc/krelay/x", "/opt/krelay/x", "/tmp/x")),
+        "/kube/config EROFS",
+    ]
+    assert (
+        "No module named" in do("exec", "-T", "krelay", "python3", "-m", "pip", check=False).stderr
+    )
+
+    # Saved on the host as editors do it, by renaming.
+    text = do.file.read_text()
+    edited = do.file.with_name("krelay.yaml.new")
+    edited.write_text(f"{text}  more: svc/web 8081:80\n")
+    edited.rename(do.file)
+    kit.eventually(
+        lambda: do.python("app", GET, "http://krelay:8081/", check=False) == pod, "the edit"
+    )
+    assert do("exec", "-T", "krelay", "krelay", "wait", "more").returncode == 0
+    do.file.write_text(f"{text}  dead: svc/nowhere 8082:80\n")
+    kit.eventually(
+        lambda: "dead" in do("exec", "-T", "krelay", "krelay", "status").stdout, "the second edit"
+    )
+    assert (
+        do("exec", "-T", "krelay", "krelay", "wait", "--timeout", "1s", check=False).returncode == 3
+    )
+
+    assert len(kit.agents(place)) == 2
+    do("stop")
+    assert docker.inspect(krelay)["State"]["ExitCode"] == 0
+    assert kit.agents(place) == []
+
+
+def test_an_agent_from_an_image_of_its_own(
+    docker: Docker, checkout: Path, namespace: Callable[..., str], tmp_path: Path
+) -> None:
+    docker.run("docker", "build", "-f", "agent/Dockerfile", "-t", AGENT, ".", cwd=checkout)
+    archive = tmp_path / "agent.tar"
+    docker.run("docker", "save", "-o", archive, AGENT)
+    starter = (kit.ROOT / STARTER).resolve()
+    subprocess.run([starter, "image", AGENT, archive], check=True, capture_output=True, timeout=60)
+    place = namespace()
+    kit.kubectl("label", "namespace", place, "pod-security.kubernetes.io/enforce=restricted")
+    config = f"""
+apiVersion: krelay/v1
+namespace: {place}
+agent: {{image: {AGENT}}}
+targets:
+  dns: -n kube-system svc/kube-dns :9153/tcp
+"""
+    with kit.up(config, tmp_path, 1) as krelay:
+        (pod,) = kit.get(place, "pods", "-l", "app=krelay-server")["items"]
+        (container,) = pod["spec"]["containers"]
+        assert container["image"] == AGENT
+        assert "command" not in container
+        assert {variable["name"] for variable in container["env"]} == {"KRELAY_KEY_SHA256"}
+        assert b"coredns_build_info" in kit.http_get(krelay.address("dns"), "/metrics")
