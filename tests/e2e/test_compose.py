@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,14 +25,12 @@ pytestmark = pytest.mark.timeout(240)
 
 GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 
-# The address of argv[1], asked of the DNS server at krelay:5353.
-RESOLVE = """
+# Asks the DNS server at krelay:5353; argv[1] is the question.
+ASK = """
 import socket, sys
-name = b"".join(bytes([len(part)]) + part.encode() for part in sys.argv[1].split(".")) + b"\\0"
-query = b"kr\\1\\0\\0\\1\\0\\0\\0\\0\\0\\0" + name + b"\\0\\1\\0\\1"
 sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.settimeout(3)
-sock.sendto(query, ("krelay", 5353))
+sock.settimeout(10)
+sock.sendto(bytes.fromhex(sys.argv[1]), ("krelay", 5353))
 print(socket.inet_ntoa(sock.recv(512)[-4:]))
 """
 
@@ -49,17 +48,27 @@ open(os.environ["XDG_RUNTIME_DIR"] + "/x", "w")
 """
 
 
+def question(name: str) -> bytes:
+    """A DNS query for a name's IPv4 address."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    return b"kr\1\0\0\1" + bytes(6) + labels + b"\0\0\1\0\1"
+
+
+def starter() -> Path:
+    """The program that keeps the cluster; it has the images' archives, and takes more images."""
+    return (kit.ROOT / STARTER).resolve()
+
+
 @pytest.fixture(scope="module")
 def docker() -> Iterator[Docker]:
     """A daemon with the images' base."""
-    starter = (kit.ROOT / STARTER).resolve()
-    lacks = missing() + ([] if starter.exists() else [f"images to load ({starter})"])
+    lacks = missing() + ([] if starter().exists() else [f"images to load ({starter()})"])
     if lacks:
         assert not os.environ.get("CI"), f"this machine lacks {', '.join(lacks)}"
         pytest.skip(f"this machine lacks {', '.join(lacks)}")
-    images = subprocess.run([starter, "images"], check=True, capture_output=True, text=True).stdout
+    found = subprocess.run([starter(), "images"], check=True, capture_output=True, text=True)
     with tempfile.TemporaryDirectory(prefix="kr-") as folder, daemon(Path(folder)) as running:
-        running.load(Path(images.strip()), kit.IMAGE)
+        running.load(Path(found.stdout.strip()), kit.IMAGE)
         yield running
 
 
@@ -142,7 +151,8 @@ def test_an_app_reaches_the_cluster_through_the_sidecar(
     assert do.python("app", GET, "http://krelay:8080/") == pod
     assert do.python("app", GET, "http://web:8080/") == pod
     address = kit.get(place, "service", "web")["spec"]["clusterIP"]
-    assert do.python("app", RESOLVE, f"web.{place}.svc.cluster.local") == address
+    asked = question(f"web.{place}.svc.cluster.local").hex()
+    assert do.python("app", ASK, asked) == address
     kit.eventually(lambda: "200 " in do("logs", "app").stdout, "the app's own request")
 
     # No user's rights, no capabilities, nothing to write to but the socket's directory.
@@ -188,16 +198,15 @@ def test_an_agent_from_an_image_of_its_own(
     docker.run("docker", "build", "-f", "agent/Dockerfile", "-t", AGENT, ".", cwd=checkout)
     archive = tmp_path / "agent.tar"
     docker.run("docker", "save", "-o", archive, AGENT)
-    starter = (kit.ROOT / STARTER).resolve()
-    subprocess.run([starter, "image", AGENT, archive], check=True, capture_output=True, timeout=60)
-    place = namespace()
-    kit.kubectl("label", "namespace", place, "pod-security.kubernetes.io/enforce=restricted")
+    subprocess.run(
+        [starter(), "image", AGENT, archive], check=True, capture_output=True, timeout=60
+    )
+    place = namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})
     config = f"""
 apiVersion: krelay/v1
 namespace: {place}
 agent: {{image: {AGENT}}}
-targets:
-  dns: -n kube-system svc/kube-dns :9153/tcp
+targets: {{dns: -n kube-system svc/kube-dns :53/tcp}}
 """
     with kit.up(config, tmp_path, 1) as krelay:
         (pod,) = kit.get(place, "pods", "-l", "app=krelay-server")["items"]
@@ -205,4 +214,9 @@ targets:
         assert container["image"] == AGENT
         assert "command" not in container
         assert {variable["name"] for variable in container["env"]} == {"KRELAY_KEY_SHA256"}
-        assert b"coredns_build_info" in kit.http_get(krelay.address("dns"), "/metrics")
+        query = question("kubernetes.default.svc.cluster.local")
+        with kit.dial(krelay.address("dns")) as sock:
+            sock.sendall(len(query).to_bytes(2, "big") + query)
+            answer = sock.recv(1024)
+        service = kit.get("default", "service", "kubernetes")
+        assert socket.inet_ntoa(answer[-4:]) == service["spec"]["clusterIP"]
