@@ -150,7 +150,10 @@ class ProxyConnection(LocalRelay):
 
     def eof_received(self) -> bool:
         if self._asking or self._association is not None:
-            return False
+            # Nothing was cut short: it is an end like any other.
+            if self.transport is not None:
+                close_socket(self.transport)
+            return True
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
