@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from krelay.mux.stream import SESSION_HIGH_WATER
 from krelay.wire.errors import ErrorCode
+from tests import rig
 from tests.mux.pair import pair
 
 
@@ -23,3 +25,21 @@ async def test_a_closed_stream_is_deaf() -> None:
         await other_ear.until_size(1)
         assert far_ear.said == before
         assert near_ear.said == ["accepted"]
+
+
+async def test_many_streams_that_cannot_send_hold_little_each() -> None:
+    """While the tunnel is away, every target goes on talking: what is kept is bounded in all."""
+    async with pair() as both:
+        streams = [await both.stream() for _ in range(200)]
+        for link in both.links:
+            link.transport.abort()
+        await rig.until(lambda: not both.agent.attached)
+        for _, _, far, _ in streams:
+            while far.write(bytes(16 << 10)):
+                pass
+        queued = both.agent.session.queued
+        assert queued == sum(s.queued for s in both.agent.session.streams.values())
+        assert queued <= SESSION_HIGH_WATER + 200 * (16 << 10)
+        for _, _, far, _ in streams:
+            far.reset()
+        assert both.agent.session.queued == 0

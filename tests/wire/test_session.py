@@ -407,3 +407,24 @@ def test_a_paused_reader_holds_its_window_and_another_stream_goes_on() -> None:
     assert len(pair.client.received[paused.id]) == INITIAL_WINDOW
     events = client.receive_data(b"", pair.now)
     assert not [e for e in events if isinstance(e, DataReceived)]
+
+
+def flood(session: Session, *, read: bool) -> None:
+    """Open streams for ever, each refused; `read`: and take the answers from the wire."""
+    for number in range(1, 1 << 20, 2):
+        frame = encode_frame(FrameType.OPEN, number, TARGET.encode())
+        for event in session.receive_data(frame, 0.0):
+            assert isinstance(event, StreamOpened)
+            session.refuse(event.stream, ErrorCode.REFUSED, "nobody is there")
+        if read:
+            sent(session)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_peer_that_acknowledges_nothing_costs_bounded_memory(read: bool) -> None:
+    """However small the frames that it causes: each counts with what it takes besides its bytes."""
+    session = made(Side.AGENT, limits=Limits(replay=1 << 20))
+    with pytest.raises(ProtocolError, match="the peer acknowledges nothing") as caught:
+        flood(session, read=read)
+    assert caught.value.code is ErrorCode.LIMIT
+    assert 5 << 20 < session.memory < 6 << 20
