@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -299,20 +297,3 @@ class Resolution:
         """What a host or an address means: itself. Its port is a number (the config sees to it)."""
         endpoint = Endpoint(target.resource, int(port.remote))
         return cls(port.protocol or Protocol.TCP, endpoint, via="as given")
-
-
-@dataclass(frozen=True, slots=True)
-class ApiAccess:
-    """How to open one connection to an API server, with credentials that are fresh now.
-
-    `url` may have a path prefix. `headers` may repeat a name (impersonation). `proxy` is the
-    URL of an `http`, `https` or `socks5` proxy, or None for a direct connection. `expires` is when
-    to ask for another, in seconds since the epoch; infinite if nobody said.
-    """
-
-    url: str
-    ssl: ssl.SSLContext | None
-    server_hostname: str | None
-    headers: tuple[tuple[str, str], ...]
-    proxy: str | None = None
-    expires: float = math.inf

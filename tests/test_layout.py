@@ -20,6 +20,7 @@ ELSEWHERE = {
     "agent/__main__.py": "tests/agent/test_server.py",
     "krelay/__main__.py": "tests/cli",
     "krelay/errors.py": "tests/supervisor/test_supervisor.py",
+    "krelay/access.py": "tests/cluster/test_credentials.py",
     "krelay/model.py": "tests/config",
     "krelay/cli/asking.py": "tests/cli/test_main.py",
     "krelay/cli/options.py": "tests/cli/test_main.py",

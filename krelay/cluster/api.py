@@ -18,12 +18,12 @@ from urllib.parse import quote
 
 import aiohttp
 
+from krelay.access import ApiAccess
 from krelay.cluster import http
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError, UnreachableError
-from krelay.model import ApiAccess
 
 __all__ = ["Api", "Overrides", "collection", "object_path"]
 

@@ -17,13 +17,13 @@ from typing import Any
 from urllib.parse import quote
 
 from krelay import __version__
+from krelay.access import ApiAccess
 from krelay.cluster import identity, proxies, tls
 from krelay.cluster.execplugin import ExecPlugin
 from krelay.cluster.identity import Identity, Source
 from krelay.cluster.kubeconfig import Login, material
 from krelay.cluster.oidc import Oidc
 from krelay.errors import CredentialsError
-from krelay.model import ApiAccess
 
 logger = logging.getLogger("krelay.cluster")
 

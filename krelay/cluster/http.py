@@ -14,10 +14,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import aiohttp
 
+from krelay.access import ApiAccess
 from krelay.cluster.identity import basic
 from krelay.cluster.socks import SocksConnector
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
-from krelay.model import ApiAccess
 
 CONNECT_DEADLINE = 5.0
 MAX_BODY = 64 << 20

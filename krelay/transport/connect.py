@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
+from krelay.access import ApiAccess
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
-from krelay.model import ApiAccess
 from krelay.transport import proxy
 from krelay.transport.dialogue import Dialogue
 from krelay.transport.tcp import dial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
-from krelay.model import ApiAccess
+from krelay.access import ApiAccess
 from krelay.transport.connect import address_of
 
 EVERY = 1.0

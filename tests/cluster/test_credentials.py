@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from krelay import __version__
+from krelay.access import ApiAccess
 from krelay.cluster import credentials as module
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.identity import ahead
 from krelay.cluster.kubeconfig import Login
 from krelay.errors import CredentialsError
-from krelay.model import ApiAccess
 
 
 async def opened(user: Mapping[str, Any], **cluster: Any) -> Credentials:

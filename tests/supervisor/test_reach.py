@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from krelay import payload
+from krelay.access import ApiAccess
 from krelay.cluster.agent import Agent
 from krelay.errors import (
     AccessDeniedError,
@@ -23,7 +24,7 @@ from krelay.errors import (
     TunnelError,
     UnreachableError,
 )
-from krelay.model import AGENT_PORT, AgentConfig, ApiAccess, GroupSpec, SessionConfig, Transport
+from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.supervisor import reach as module
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 from krelay.wire.handshake import key_digest
