@@ -25,7 +25,7 @@ from tests.e2e import kit
 API = ("198.51.100.1", 6443)
 """Where containers find the API server: an address that is nobody's, local in the namespace."""
 
-_CGROUP = "krelay-test-docker"
+_CGROUP = f"krelay-test-docker-{os.getpid()}"
 
 # /run, too, is its own: where the daemon and what it starts leave their sockets and handles.
 _START = f"""
