@@ -112,8 +112,12 @@ async def systemd(home: Path) -> AsyncIterator[Systemd]:
     more.parent.mkdir()
     more.write_text(f"[Service]\nWatchdogSec=3s\nRestartSec=0\nEnvironment=PYTHONPATH={ROOT}\n")
     with (home / "log").open("wb") as log:
+        # It dies with us, and with it all that it started, should we be killed.
         process = await asyncio.create_subprocess_exec(
-            *("sh", "-euc", _START), env=variables(home), stdout=log, stderr=log
+            *("setpriv", "--pdeathsig", "KILL", "sh", "-euc", _START),
+            env=variables(home),
+            stdout=log,
+            stderr=log,
         )
     try:
         socket = home / "run/systemd/private"
