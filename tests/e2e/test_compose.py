@@ -1,4 +1,5 @@
-"""The images, and docker-compose.yml as it is: an app beside krelay reaches the cluster."""
+"""The images, in a pod and by docker-compose.yml as it is: what is beside krelay reaches the
+cluster."""
 
 from __future__ import annotations
 
@@ -10,16 +11,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from tests.e2e import kit
 from tests.e2e.conftest import STARTER
 from tests.e2e.docker import Docker, daemon, kubeconfig, missing
 
 AGENT = "krelay.test/krelay-server:1"
+KRELAY = "krelay.test/krelay:1"
 USER = 12_345
 """Whoever has the kubeconfig; no image knows of them."""
+
+RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -57,6 +63,15 @@ def question(name: str) -> bytes:
 def starter() -> Path:
     """The program that keeps the cluster; it has the images' archives, and takes more images."""
     return (kit.ROOT / STARTER).resolve()
+
+
+def ship(docker: Docker, image: str, folder: Path) -> None:
+    """Give an image to the cluster's node."""
+    archive = folder / "image.tar"
+    docker.run("docker", "save", "-o", archive, image)
+    subprocess.run(
+        [starter(), "image", image, archive], check=True, capture_output=True, timeout=60
+    )
 
 
 @pytest.fixture(scope="module")
@@ -196,12 +211,8 @@ def test_an_agent_from_an_image_of_its_own(
     docker: Docker, checkout: Path, namespace: Callable[..., str], tmp_path: Path
 ) -> None:
     docker.run("docker", "build", "-f", "agent/Dockerfile", "-t", AGENT, ".", cwd=checkout)
-    archive = tmp_path / "agent.tar"
-    docker.run("docker", "save", "-o", archive, AGENT)
-    subprocess.run(
-        [starter(), "image", AGENT, archive], check=True, capture_output=True, timeout=60
-    )
-    place = namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})
+    ship(docker, AGENT, tmp_path)
+    place = namespace(**RESTRICTED)
     config = f"""
 apiVersion: krelay/v1
 namespace: {place}
@@ -220,3 +231,57 @@ targets: {{dns: -n kube-system svc/kube-dns :53/tcp}}
             answer = sock.recv(1024)
         service = kit.get("default", "service", "kubernetes")
         assert socket.inet_ntoa(answer[-4:]) == service["spec"]["clusterIP"]
+
+
+def documented() -> dict[str, Any]:
+    """The pod of docs/running.md, with the image that was built."""
+    section = (kit.ROOT / "docs" / "running.md").read_text().split("## In a pod\n")[1]
+    pod: dict[str, Any] = yaml.safe_load(section.split("```yaml\n")[1].split("```")[0])
+    pod["spec"]["containers"][0]["image"] = KRELAY
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "krelay"}, **pod}
+
+
+def test_in_a_pod_it_is_the_service_account(
+    docker: Docker, checkout: Path, namespace: Callable[..., str], tmp_path: Path
+) -> None:
+    docker.run("docker", "build", "-t", KRELAY, ".", cwd=checkout)
+    ship(docker, KRELAY, tmp_path)
+    web, place = namespace(), namespace(**RESTRICTED)
+    kit.apply(web, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
+
+    config = f"""
+apiVersion: krelay/v1
+defaults: {{listen: 0.0.0.0}}
+targets: {{web: -n {web} svc/web 8080:80}}
+"""
+    rbac = [sys.executable, "-m", "krelay", "rbac", "-f", "-"]
+    roles = subprocess.run(
+        [*rbac, "--serviceaccount", f"{place}:krelay"],
+        input=f"namespace: {place}\n{config}",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    kit.kubectl("apply", "-f", "-", stdin=roles.stdout)
+    kit.apply(
+        place,
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "krelay"}},
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "krelay"},
+            "data": {"krelay.yaml": config},
+        },
+        documented(),
+    )
+    kit.kubectl("-n", web, "rollout", "status", "deploy/web", "--timeout=55s")
+    kit.kubectl("-n", place, "wait", "--for=condition=Ready", "pod/krelay", "--timeout=55s")
+
+    # Its agent is in its own namespace; what asks it is another pod.
+    assert len(kit.agents(place)) == 2
+    address = kit.get(place, "pod", "krelay")["status"]["podIP"]
+    pod = kit.get(web, "pods", "-l", "app=web")["items"][0]["metadata"]["name"]
+    asked = ["exec", pod, "--", "python3", "-c", GET, f"http://{address}:8080/"]
+    assert kit.kubectl("-n", web, *asked).strip() == pod
+    kit.kubectl("-n", place, "delete", "pod", "krelay", "--timeout=50s")
+    assert kit.agents(place) == []
