@@ -39,7 +39,7 @@ ENV PATH=/opt/krelay/bin:$PATH \
 WORKDIR /etc/krelay
 USER 65532:65532
 # Healthy: every forward of /etc/krelay/krelay.yaml works.
-HEALTHCHECK --interval=5s --timeout=15s --start-period=120s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=15s --start-period=120s --retries=3 \
   CMD ["krelay", "wait", "--timeout", "5s"]
 ENTRYPOINT ["krelay"]
 CMD ["up"]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "krelay.yaml.example"
 OTHERS = sorted(
     path
-    for path in (ROOT / "examples").iterdir()
+    for path in (ROOT / "examples").rglob("*")
     if path.name == "targets.txt"
     or (path.suffix == ".yaml" and "apiVersion: krelay/" in path.read_text("utf-8"))
 )

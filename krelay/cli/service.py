@@ -6,10 +6,11 @@ import asyncio
 
 from krelay.model import Config
 from krelay.status.notify import Notifier
+from krelay.status.report import State
 from krelay.supervisor.reload import Reloader, Source
 from krelay.supervisor.supervisor import Supervisor, Want
 
-_LOOK = 5.0
+_LOOK = 2.0
 """Seconds between two looks whether the status line has become another one."""
 
 
@@ -84,8 +85,8 @@ class Service:
 
     def _line(self) -> str:
         forwards = self._supervisor.running.forwards.values()
-        bound = sum(forward.listener is not None for forward in forwards)
-        line = f"relaying {bound} of {len(forwards)} forwards"
+        ready = sum(forward.health.state is State.READY for forward in forwards)
+        line = f"{ready} of {len(forwards)} forwards ready"
         drift = self.reloader.drift
         return line if drift is None else f"{line}; not as the file says: {drift.error}"
 

@@ -21,8 +21,6 @@ from tests.integration.product import command, document, environment, up
 from tests.status.manager import Manager
 from tests.supervisor.world import text, world
 
-RELAYING = ["READY=1", "STATUS=relaying 1 of 1 forwards"]
-
 
 @pytest.fixture
 def manager(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
@@ -39,39 +37,54 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "krelay.yaml"
 
 
-async def reload(manager: Manager) -> list[str]:
-    """The end of a reload that has begun."""
+async def reloaded(manager: Manager) -> None:
+    """A reload has been told of, its beginning and its end."""
     word, stamp, status = await manager.next()
     assert (word, status) == ("RELOADING=1", "STATUS=reloading")
     assert int(stamp.removeprefix("MONOTONIC_USEC=")) > 0
-    return await manager.next()
+    assert (await manager.next())[0] == "READY=1"
 
 
+@pytest.mark.timeout(30)  # the status line is looked at every 2 s
 async def test_a_life(manager: Manager, file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         line = f"ip/127.0.0.1 :{target}"
         async with up(file, {"web": line}) as krelay:
-            assert await manager.next() == RELAYING
-            await manager.alive()
+            assert (await manager.next())[0] == "READY=1"
+            await manager.shows("1 of 1 forwards ready")
 
             krelay.process.send_signal(signal.SIGHUP)
-            assert await reload(manager) == RELAYING
+            await reloaded(manager)
 
             await asyncio.to_thread(file.write_text, document({"web": line, "more": line}))
-            assert await reload(manager) == ["READY=1", "STATUS=relaying 2 of 2 forwards"]
+            await reloaded(manager)
+            await manager.shows("2 of 2 forwards ready")
 
             await asyncio.to_thread(file.write_text, "targets: [\n")
-            ready, status = await reload(manager)
-            assert ready == "READY=1"
-            assert status.startswith("STATUS=relaying 2 of 2 forwards; not as the file says: ")
-
-            krelay.process.send_signal(signal.SIGHUP)
-            assert (await reload(manager))[0] == "READY=1"
+            await reloaded(manager)
+            assert manager.status.startswith("2 of 2 forwards ready; not as the file says: ")
 
             await manager.alive()
             krelay.process.send_signal(signal.SIGTERM)
             assert await manager.next() == ["STOPPING=1", "STATUS=stopping"]
             assert await krelay.process.wait() == 0
+
+
+async def test_a_file_that_is_wrong_ends_the_reload_that_was_asked_for(
+    manager: Manager, file: Path
+) -> None:
+    async with rig.tcp_target(rig.echo) as target:
+        right = document({"web": f"ip/127.0.0.1 :{target}"})
+        async with up(file, {"web": f"ip/127.0.0.1 :{target}"}, args=("--no-watch",)) as krelay:
+            assert (await manager.next())[0] == "READY=1"
+            await asyncio.to_thread(file.write_text, "targets: [\n")
+            krelay.process.send_signal(signal.SIGHUP)
+            await reloaded(manager)
+            assert "not as the file says" in manager.status
+            await asyncio.to_thread(file.write_text, right)
+            krelay.process.send_signal(signal.SIGHUP)
+            await reloaded(manager)
+            await manager.shows("1 of 1 forwards ready")
 
 
 async def test_the_line_for_people_follows_what_is_true(
@@ -86,9 +99,10 @@ async def test_the_line_for_people_follows_what_is_true(
             service = Service(Notifier(manager.address), source, made.supervisor, config)
             async with asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(service.run(asyncio.Event()))
-                assert await manager.next() == RELAYING
+                assert (await manager.next())[0] == "READY=1"
+                await manager.shows("1 of 1 forwards ready")
                 await made.edit(text(f"web: {line}", f"more: {line}"))
-                assert await manager.next() == ["STATUS=relaying 2 of 2 forwards"]
+                await manager.shows("2 of 2 forwards ready")
                 running.cancel()
 
 

@@ -25,7 +25,7 @@ from tests.e2e import kit
 API = ("198.51.100.1", 6443)
 """Where containers find the API server: an address that is nobody's, local in the namespace."""
 
-_CGROUP = "krelay-test-docker"
+_CGROUP = f"krelay-test-docker-{os.getpid()}"
 
 # /run, too, is its own: where the daemon and what it starts leave their sockets and handles.
 _START = f"""
@@ -47,11 +47,8 @@ socket.send_fds(socket.socket(fileno=int(sys.argv[3])), [b"x"], [listener.fileno
 
 def missing() -> list[str]:
     """What this machine lacks for it."""
-    found = [
-        program
-        for program in ("dockerd", "docker", "docker-init", "docker-compose", "unshare", "nsenter")
-        if not shutil.which(program)
-    ]
+    wanted = ("dockerd", "docker", "docker-init", "docker-compose", "setpriv", "unshare", "nsenter")
+    found = [program for program in wanted if not shutil.which(program)]
     return found if os.geteuid() == 0 else ["root's rights", *found]
 
 
@@ -116,7 +113,9 @@ def daemon(folder: Path) -> Iterator[Docker]:
     log = folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
+            # It dies with us, and with it all that it started, should we be killed.
+            ["setpriv", "--pdeathsig", "KILL"]
+            + ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child"]
             + ["sh", "-euc", _START, "sh", folder],
             stdin=subprocess.DEVNULL,
             stdout=out,
