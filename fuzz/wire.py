@@ -87,7 +87,7 @@ def handshake(data: bytes) -> None:
     known = not flags & 1
     key = KEY if known else OTHER_KEY
     if flags & 2:
-        resume = Resume(SESSION_ID, OTHER_KEY, flags) if flags & 4 else None
+        resume = Resume(SESSION_ID, OTHER_KEY, lambda: flags) if flags & 4 else None
         client = ClientHandshake(key, CLIENT_NONCE, resume=resume, private=bool(flags & 8))
         receive: Callable[[bytes], object] = client.receive_data
     else:

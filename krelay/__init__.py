@@ -1,8 +1,21 @@
 """krelay: local TCP and UDP ports, relayed into a Kubernetes cluster.
 
-Import-free on purpose: the agent ships this package's `wire` and `mux` alone.
+`krelay.relay` has forwards for as long as a `with` block lasts. Nothing is imported before it is
+asked for: the agent ships this package's `wire` and `mux` alone.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from krelay.api import relay as relay
+
+
+def __getattr__(name: str) -> object:
+    if name == "relay":
+        from krelay.api import relay
+
+        return relay
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

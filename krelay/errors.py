@@ -5,7 +5,7 @@
     KrelayError                   exit 1   failed at run time
     ├─ UsageError                 exit 2   the command line is wrong
     ├─ ConfigError                exit 2   the file is wrong; `.problems` holds all of them
-    ├─ NotReadyError              exit 3   not ready in time
+    ├─ NotReadyError              exit 3   not ready in time; `.unready` says what is not
     ├─ ClusterError               exit 4   the cluster refused, or cannot be reached
     │   ├─ CredentialsError       exit 4   kubeconfig: no such context, a failed exec plugin, …
     │   ├─ UnreachableError       exit 4   no answer from the API server
@@ -25,6 +25,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -110,7 +111,19 @@ class ConfigError(KrelayError):
 
 
 class NotReadyError(KrelayError):
+    """Not ready in time; `unready` says what is not and why, a line each."""
+
     exit_code = 3
+
+    def __init__(
+        self, message: str, unready: Sequence[str] = (), *, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.unready = tuple(unready)
+
+    def details(self) -> list[str]:
+        """What is not ready."""
+        return list(self.unready)
 
 
 class ClusterError(KrelayError):

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from krelay.errors import NotReadyError
+from krelay.status.report import told as _told
 
 Report = Mapping[str, Any]
-
-
-class LateError(NotReadyError):
-    """Not ready in time; `unready` says what is not, a line each."""
-
-    def __init__(self, message: str, unready: Sequence[str], *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.unready = unready
-
-    def details(self) -> list[str]:
-        return list(self.unready)
 
 
 def targets(report: Report) -> set[str]:
@@ -42,5 +31,4 @@ def unready(report: Report, names: Collection[str] = ()) -> list[str]:
 
 def told(forward: Mapping[str, Any]) -> str:
     """`web: failed: connection refused`."""
-    reason = forward.get("reason")
-    return f"{forward['name']}: {forward['state']}{f': {reason}' if reason else ''}"
+    return _told(forward["name"], forward["state"], forward.get("reason") or "")

@@ -11,21 +11,20 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from krelay.cli.readiness import LateError, unready
 from krelay.cli.terminal import in_front
 from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
 from krelay.errors import KrelayError, first_error
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
-from krelay.supervisor.control import Control
-from krelay.supervisor.reload import Reloader
+from krelay.status.report import ForwardReport
+from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
 
 logger = logging.getLogger("krelay.cli")
 
+_NOT_RUN = "the command was not run"
 _NOT_EXECUTABLE, _NOT_FOUND, _BY_SIGNAL = 126, 127, 128
-_LOOK_EVERY = 0.05
 _DRAIN = 2.0
 """Seconds that connections get to finish once the command has ended: its children's, mostly."""
 _KILL_AFTER = 5.0
@@ -48,7 +47,7 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
 
     Raises:
         CommandError: it cannot be run.
-        LateError: not all is ready within `timeout` seconds.
+        NotReadyError: not all is ready within `timeout` seconds.
         KrelayError: it could not start.
     """
     config = source.load()
@@ -56,9 +55,7 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
     find(command[0])
     raise_file_limit()
     tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
-    return asyncio.run(
-        _Run(source, dataclasses.replace(config, tunnel=tunnel), command, timeout).run()
-    )
+    return asyncio.run(_Run(dataclasses.replace(config, tunnel=tunnel), command, timeout).run())
 
 
 def find(name: str) -> None:
@@ -74,15 +71,12 @@ def find(name: str) -> None:
 
 
 class _Run:
-    def __init__(
-        self, source: Selection, config: Config, command: Sequence[str], timeout: float
-    ) -> None:
+    def __init__(self, config: Config, command: Sequence[str], timeout: float) -> None:
         self._config = config
         self._command = command
         self._timeout = timeout
         # What cannot be bound or followed is told at once, not when the time is over.
         self._supervisor = Supervisor(config, lambda forward: None, strict=True)
-        self._control = Control(self._supervisor, Reloader(source, self._supervisor, config))
         self._child: asyncio.subprocess.Process | None = None
         self._signalled = asyncio.Event()
         self._number: signal.Signals | None = None
@@ -100,7 +94,10 @@ class _Run:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._supervisor.run(stop), name="relay")
                 # Whoever is told while nothing is ready ends that at once.
-                waiting = tasks.create_task(self._ready(), name="ready")
+                waiting = tasks.create_task(
+                    wait_ready(self._supervisor, self._config, self._timeout, then=_NOT_RUN),
+                    name="ready",
+                )
                 signalled = tasks.create_task(self._signalled.wait(), name="signals")
                 await asyncio.wait({waiting, signalled}, return_when=asyncio.FIRST_COMPLETED)
                 if self._number is None:
@@ -117,32 +114,10 @@ class _Run:
         assert self._code is not None
         return self._code
 
-    async def _ready(self) -> dict[str, Any]:
-        """A report in which everything is.
-
-        Raises:
-            LateError: that takes too long.
-        """
-        expected = sum(len(target.ports) for target in self._config.targets)
-        report: dict[str, Any] = {}
-        try:
-            async with asyncio.timeout(self._timeout):
-                while True:
-                    await asyncio.sleep(0)  # the supervisor goes first
-                    report = await self._control.status({})
-                    if len(report["forwards"]) == expected and not unready(report):
-                        return report
-                    await asyncio.sleep(_LOOK_EVERY)
-        except TimeoutError:
-            late = unready(report) if report else []
-            raise LateError(
-                f"not ready after {self._timeout:g} s; the command was not run", late
-            ) from None
-
-    async def _run(self, report: dict[str, Any]) -> int:
+    async def _run(self, forwards: Sequence[ForwardReport]) -> int:
         """The command, from its start to its end; its exit code."""
         name = self._command[0]
-        environ = {**os.environ, **variables(self._config, report)}
+        environ = {**os.environ, **variables(self._config, forwards)}
         try:
             child = await asyncio.create_subprocess_exec(*self._command, env=environ)
         except FileNotFoundError as exc:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from krelay.errors import UsageError
 from krelay.model import Config, Target
-
-_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+from krelay.status.report import ForwardReport, joined, reached
 
 Key = tuple[str, int]
 """A target and the number of its port."""
@@ -37,18 +35,18 @@ def prefixes(config: Config) -> dict[Key, list[str]]:
     return found
 
 
-def variables(config: Config, report: Mapping[str, Any]) -> dict[str, str]:
-    """What they hold, by a report in its JSON form; a forward that is not bound has none."""
+def variables(config: Config, forwards: Iterable[ForwardReport]) -> dict[str, str]:
+    """What they hold; a forward that is not bound has none."""
     wanted = prefixes(config)
     found: dict[str, str] = {}
-    for forward in report["forwards"]:
-        if not forward["listen"]:
+    for forward in forwards:
+        if not forward.listen:
             continue
-        host, port = _reached(forward["listen"][0])
-        for prefix in wanted[forward["target"], forward["index"]]:
+        host, port = reached(forward.listen[0])
+        for prefix in wanted[forward.target, forward.index]:
             found[f"{prefix}_HOST"] = host
-            found[f"{prefix}_PORT"] = port
-            found[f"{prefix}_ADDR"] = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            found[f"{prefix}_PORT"] = str(port)
+            found[f"{prefix}_ADDR"] = joined(host, port)
     return found
 
 
@@ -72,10 +70,3 @@ def _of(target: Target) -> list[list[str]]:
 
 def _word(*parts: object) -> str:
     return "_".join(re.sub(r"[^A-Z0-9]", "_", str(part).upper()) for part in parts)
-
-
-def _reached(address: str) -> tuple[str, str]:
-    """Where to connect: an address that stands for all is reached by loopback."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    return _LOOPBACK.get(host, host), port

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from krelay.cli.output import say
-from krelay.cli.readiness import LateError, targets, unready
-from krelay.errors import KrelayError
+from krelay.cli.readiness import targets, unready
+from krelay.errors import KrelayError, NotReadyError
 from krelay.status.client import ask
 
 _LOOK_FIRST, _LOOK_EVERY = 0.1, 0.5
@@ -22,7 +22,7 @@ def run(file: str, names: Collection[str], *, timeout: float) -> int:
     """Wait, at most `timeout` seconds; 0.
 
     Raises:
-        LateError: something is not ready in time.
+        NotReadyError: something is not ready in time.
         UsageError: there is no target of such a name, or no such file.
         ConfigError: the file is wrong, so that nobody can say whether there is.
     """
@@ -39,7 +39,7 @@ def run(file: str, names: Collection[str], *, timeout: float) -> int:
             break
         left = until - time.monotonic()
         if left <= 0:
-            raise LateError(f"not ready after {timeout:g} s", late)
+            raise NotReadyError(f"not ready after {timeout:g} s", late)
         if not report and not told:
             click.echo(f"{missing}; waiting", err=True)
             told = True

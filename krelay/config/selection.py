@@ -45,7 +45,7 @@ class Selection:
         if self.embedded:
             agent = dataclasses.replace(config.agent, embedded=True)
             config = dataclasses.replace(config, agent=agent)
-            _check_embedded(config)
+            check_embedded(config)
         return self.overlay.over(config)
 
 
@@ -60,8 +60,12 @@ def _chosen(config: Config, names: tuple[str, ...]) -> tuple[Target, ...]:
     return tuple(target for target in config.targets if target.name in names)
 
 
-def _check_embedded(config: Config) -> None:
-    """An embedded agent runs on this machine, where no cluster's objects are."""
+def check_embedded(config: Config) -> None:
+    """An embedded agent runs on this machine, where no cluster's objects are.
+
+    Raises:
+        ConfigError: a target is one.
+    """
     problems = [
         Problem(
             target.line,

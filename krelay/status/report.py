@@ -145,6 +145,27 @@ class Report:
         return {**found, "ready": self.ready}
 
 
+def told(name: str, state: str, reason: str) -> str:
+    """How a forward is, on one line: `web: failed: connection refused`."""
+    return f"{name}: {state}{f': {reason}' if reason else ''}"
+
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+
+def reached(address: str) -> tuple[str, int]:
+    """Host and port to connect to for a bound address: one that stands for all is reached by
+    loopback."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    return _LOOPBACK.get(host, host), int(port)
+
+
+def joined(host: str, port: int) -> str:
+    """`127.0.0.1:8080`, `[::1]:8080`."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _json(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {

@@ -39,13 +39,19 @@ async def report(supervisor: Supervisor, reloader: Reloader, started: datetime) 
         pid=os.getpid(),
         started=started,
         file=_file(supervisor, reloader, started),
-        forwards=tuple(_forward(forward, running.config) for forward in _forwards(running)),
+        forwards=forwards(supervisor),
         draining=sum(f.live for f in running.ending if isinstance(f, Forward)),
         agents=tuple(_agent(group) for group in running.groups.values()),
         tasks=len(asyncio.all_tasks()),
         descriptors=descriptors,
         memory_bytes=memory,
     )
+
+
+def forwards(supervisor: Supervisor) -> tuple[ForwardReport, ...]:
+    """Each forward of what runs."""
+    running = supervisor.running
+    return tuple(_forward(forward, running.config) for forward in _forwards(running))
 
 
 def _process() -> tuple[int, int]:

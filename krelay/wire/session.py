@@ -108,6 +108,7 @@ class Session:
         self._small: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
         self._sent = Sent()
+        self._untold: list[Event] = []
         self._acks = Acks(now)
         self._limited = False
         self._liveness = Liveness(limits.ping_interval, limits.ping_timeout, now)
@@ -194,12 +195,14 @@ class Session:
         self._goaway = encode_frame(FrameType.GOAWAY, 0, payload)
 
     def close(self, code: ErrorCode) -> list[Event]:
-        """Cut every stream, without a word to the peer: the session has failed or is over."""
+        """Cut every stream, without a word to the peer: the session has failed or is over. What the
+        read that failed had brought before comes first."""
         self.detach()
+        events, self._untold = self._untold, []
         streams = list(self.streams.values())
         for stream in streams:
             self._drop(stream)
-        return [StreamReset(stream, code) for stream in streams]
+        return [*events, *(StreamReset(stream, code) for stream in streams)]
 
     # -- tunnels -------------------------------------------------------------------------------
 
@@ -354,7 +357,9 @@ class Session:
             ProtocolError: the peer broke the protocol; the session is over.
         """
         self._liveness.heard()
-        events: list[Event] = []
+        # Kept where this fails: a stream that a frame before has closed is nobody's any more, and
+        # whoever acts on it must learn of that.
+        events = self._untold = []
         for frame_type, stream_id, payload in self._decoder.feed(data):
             if frame_type <= FrameType.DATAGRAM:
                 self._acks.take(HEAD_SIZE + len(payload), now)
@@ -366,6 +371,7 @@ class Session:
         self._acks.pace(now)
         if self.memory > self.limits.replay + _CONTROL_ROOM:
             raise ProtocolError("the peer acknowledges nothing", ErrorCode.LIMIT)
+        self._untold = []
         return events
 
     def _receive_frame(

@@ -45,6 +45,7 @@ def schedule(chance: random.Random, *, short: bool) -> list[Fault]:
 async def harm(world: World, seconds: float, *, short: bool) -> None:
     """Faults, one after the other, each undone before the next."""
     chance = world.chance
+    process = psutil.Process(world.krelay.process.pid)
     end = now() + seconds
     while now() < end:
         for fault in schedule(chance, short=short):
@@ -52,7 +53,8 @@ async def harm(world: World, seconds: float, *, short: bool) -> None:
             if now() >= end:
                 return
             kind = name(fault)
-            say(f"{end - now():5.0f} s left, {len(world.account.live)} transfers: {kind}")
+            live, memory = len(world.account.live), process.memory_info().rss >> 20
+            say(f"{end - now():5.0f} s left, {live} transfers, krelay {memory} MiB: {kind}")
             world.account.fault(kind)
             try:
                 await fault(world)

@@ -9,7 +9,7 @@ import pytest
 from tests.chaos.run import run, seed_of
 from tests.e2e.conftest import find_cluster
 
-SECONDS = 70.0
+SECONDS = 50.0
 
 
 @pytest.mark.e2e

@@ -7,7 +7,7 @@ import pytest
 from krelay.cli.variables import prefixes, variables
 from krelay.errors import UsageError
 from krelay.model import Config, Kind, Port, Protocol, Target
-from tests.cli.reports import forward, report
+from tests.cli.reports import forward
 
 
 def config(**targets: tuple[Port, ...]) -> Config:
@@ -20,7 +20,7 @@ def config(**targets: tuple[Port, ...]) -> Config:
 
 
 def test_a_port_and_its_address() -> None:
-    found = variables(config(web=(Port(80),)), report(forward()))
+    found = variables(config(web=(Port(80),)), [forward()])
     assert found == {
         "KRELAY_WEB_HOST": "127.0.0.1",
         "KRELAY_WEB_PORT": "8080",
@@ -38,7 +38,7 @@ def test_a_port_and_its_address() -> None:
     ],
 )
 def test_where_to_connect(listen: str, host: str, address: str) -> None:
-    found = variables(config(web=(Port(80),)), report(forward(listen=(listen, "[::1]:80"))))
+    found = variables(config(web=(Port(80),)), [forward(listen=(listen, "[::1]:80"))])
     assert (found["KRELAY_WEB_HOST"], found["KRELAY_WEB_ADDR"]) == (host, address)
 
 
@@ -67,4 +67,4 @@ def test_two_of_the_same_name_are_one_too_many() -> None:
 
 
 def test_one_that_is_not_bound_has_none() -> None:
-    assert variables(config(web=(Port(80),)), report(forward(listen=()))) == {}
+    assert variables(config(web=(Port(80),)), [forward(listen=())]) == {}

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from krelay.cli.readiness import LateError, targets, told, unready
+from krelay.cli.readiness import targets, told, unready
 from krelay.cli.wait import run
-from krelay.errors import ConfigError, KrelayError, UsageError
+from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
 from tests import rig
 from tests.cli.asked import TEXT, answering
 from tests.cli.reports import forward, report
@@ -67,7 +67,7 @@ async def test_ready_at_once(file: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 async def test_late(file: Path) -> None:
     async with answering(file, GET_status=lambda body: HALF):
-        with pytest.raises(LateError, match=r"^not ready after 0.2 s$") as caught:
+        with pytest.raises(match=r"^not ready after 0.2 s$") as caught:
             await waited(file, "db", "other", timeout=0.2)
     assert caught.value.exit_code == 3
     assert caught.value.details() == ["db: failed: connection refused", "other: not relayed (yet)"]
@@ -81,7 +81,7 @@ async def test_ready_in_the_end(file: Path) -> None:
 
 
 async def test_a_krelay_that_comes_later(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(LateError) as caught:
+    with pytest.raises(NotReadyError) as caught:
         await waited(file)
     assert caught.value.details() == [f"no krelay runs for {file}"]
     async with asyncio.TaskGroup() as tasks:

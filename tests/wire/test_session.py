@@ -409,6 +409,20 @@ def test_a_paused_reader_holds_its_window_and_another_stream_goes_on() -> None:
     assert not [e for e in events if isinstance(e, DataReceived)]
 
 
+def test_what_a_read_brought_before_it_failed_is_told_when_the_session_closes() -> None:
+    session = made(Side.AGENT)
+    one, other = asked(session), asked(session, 3)
+    data = encode_frame(FrameType.RESET, 1, b"\x0a") + encode_frame(FrameType.END, 99)
+    with pytest.raises(ProtocolError, match="never opened"):
+        session.receive_data(data, 0.0)
+    events = session.close(ErrorCode.PROTOCOL)
+    assert [(type(e), getattr(e, "stream", None)) for e in events] == [
+        (StreamReset, one),
+        (StreamReset, other),
+    ]
+    assert session.close(ErrorCode.PROTOCOL) == []
+
+
 def flood(session: Session, *, read: bool) -> None:
     """Open streams for ever, each refused; `read`: and take the answers from the wire."""
     for number in range(1, 1 << 20, 2):

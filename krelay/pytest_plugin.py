@@ -1,0 +1,104 @@
+"""The pytest plugin: fixtures `krelay` and `krelay_session`; imports nothing of krelay at first."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from krelay.api import Forwards
+
+_ABSENT = pytest.StashKey[dict[str | None, str]]()
+"""Why there is no cluster, by context: nobody waits for it once a test."""
+
+_OPTIONS = (
+    ("context", "The kubeconfig context to relay into."),
+    ("namespace", "The namespace of targets that name none of their own."),
+    ("embedded", "Run the agent on this machine; then targets are host/ and ip/ only."),
+    ("required", "Fail, rather than skip, where there is no cluster."),
+)
+_SWITCHES = ("embedded", "required")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--krelay-context` and the like, and the same as `krelay_context` in the ini file."""
+    group = parser.getgroup("krelay", "forwards into a Kubernetes cluster")
+    for name, text in _OPTIONS:
+        if name in _SWITCHES:
+            group.addoption(f"--krelay-{name}", action="store_true", default=None, help=text)
+            parser.addini(f"krelay_{name}", text, type="bool", default=False)
+        else:
+            group.addoption(f"--krelay-{name}", metavar="NAME", help=text)
+            parser.addini(f"krelay_{name}", text, default="")
+
+
+class Krelay:
+    """What the fixtures are: call it for forwards that last until the fixture ends."""
+
+    def __init__(self, config: pytest.Config, stack: contextlib.ExitStack) -> None:
+        self._config = config
+        self._stack = stack
+
+    def __call__(
+        self,
+        *texts: str,
+        file: str | os.PathLike[str] | None = None,
+        context: str | None = None,
+        namespace: str | None = None,
+        embedded: bool | None = None,
+        timeout: float | None = None,
+        **targets: str,
+    ) -> Forwards:
+        """Forwards, all ready; the arguments are those of `krelay.relay`, where None is what the
+        options say. Skips the test where there is no cluster.
+
+        Raises:
+            KrelayError: it fails for another reason.
+        """
+        __tracebackhide__ = True
+        from krelay.api import TIMEOUT, relay
+        from krelay.errors import CredentialsError, UnreachableError
+
+        context = context or self._option("context")
+        absent = self._config.stash.setdefault(_ABSENT, {})
+        local = self._option("embedded") if embedded is None else embedded
+        if not local and context in absent:
+            pytest.skip(absent[context])
+        wanted = relay(
+            *texts,
+            file=file,
+            context=context,
+            namespace=namespace or self._option("namespace"),
+            embedded=bool(local),
+            timeout=TIMEOUT if timeout is None else timeout,
+            **targets,
+        )
+        try:
+            return self._stack.enter_context(wanted)
+        except (CredentialsError, UnreachableError) as exc:
+            if self._option("required"):
+                raise
+            absent[context] = f"no cluster: {exc}"
+        pytest.skip(absent[context])
+
+    def _option(self, name: str) -> str | None:
+        given = self._config.getoption(f"krelay_{name}")
+        return given or self._config.getini(f"krelay_{name}") or None
+
+
+@pytest.fixture(name="krelay")
+def _krelay(pytestconfig: pytest.Config) -> Iterator[Krelay]:
+    """Forwards until the test ends: `krelay(web="svc/nginx :80")["web"].url()`."""
+    with contextlib.ExitStack() as stack:
+        yield Krelay(pytestconfig, stack)
+
+
+@pytest.fixture(name="krelay_session", scope="session")
+def _krelay_session(pytestconfig: pytest.Config) -> Iterator[Krelay]:
+    """The same, until all tests have ended: for fixtures of the session."""
+    with contextlib.ExitStack() as stack:
+        yield Krelay(pytestconfig, stack)
