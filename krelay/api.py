@@ -134,6 +134,7 @@ class relay:
             self._source = Selection(path, texts, embedded, environ=environ, overlay=overlay)
 
     async def __aenter__(self) -> Forwards:
+        __tracebackhide__ = True  # pytest shows the line that asked
         self._free()
         try:
             run = self._run = Run(await asyncio.to_thread(self._config), self._timeout)
@@ -153,6 +154,7 @@ class relay:
         await run.end(cut=kind is not None)
 
     def __enter__(self) -> Forwards:
+        __tracebackhide__ = True
         self._free()
         try:
             thread = self._thread = Threaded(Run(self._config(), self._timeout))

@@ -220,8 +220,8 @@ async def test_ctrl_c_while_it_waits_leaves_nothing() -> None:
 
 
 async def test_what_is_not_ready_in_time_and_why() -> None:
-    relay = krelay.relay(db=f"ip/127.0.0.1 :{rig.closed_port()}", embedded=True, timeout=2)
-    with pytest.raises(NotReadyError, match=r"^not ready after 2 s\n") as caught:
+    relay = krelay.relay(db=f"ip/127.0.0.1 :{rig.closed_port()}", embedded=True, timeout=5)
+    with pytest.raises(NotReadyError, match=r"^not ready after 5 s\n") as caught:
         await asyncio.to_thread(with_, relay)
     (line,) = caught.value.unready
     assert line.startswith("db: failed: refused")

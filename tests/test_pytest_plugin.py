@@ -112,7 +112,7 @@ def test_two(krelay_session):
 def test_without_a_kubeconfig_it_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
     result = run(pytester, SVC)
     result.assert_outcomes(skipped=2)
-    result.stdout.fnmatch_lines(["SKIPPED [[]2]*no cluster: no kubeconfig: /dev/null is missing*"])
+    result.stdout.fnmatch_lines([*2 * ["SKIPPED*no cluster: no kubeconfig: /dev/null is missing*"]])
 
 
 def test_an_unreachable_cluster_is_tried_once_and_skipped(pytester: pytest.Pytester) -> None:
@@ -134,10 +134,9 @@ def test_four(krelay):
     # The third one is not tried: it would have another reason, as the fourth one has.
     result.stdout.fnmatch_lines(
         [
-            "SKIPPED [[]3]*no cluster: cannot reach the API server*",
-            'SKIPPED [[]1]*no cluster: no context "other"*',
-        ],
-        consecutive=False,
+            *3 * ["SKIPPED*no cluster: cannot reach the API server*: connection refused"],
+            'SKIPPED*no cluster: no context "other"*',
+        ]
     )
 
 
@@ -160,11 +159,9 @@ def test_late(krelay):
 """
     result = run(pytester, text, "--krelay-embedded")
     result.assert_outcomes(failed=3)
-    result.stdout.fnmatch_lines(["E*no ports*"])
+    result.stdout.fnmatch_lines(['>*krelay("svc/web")', "E*`svc/web` has no port"])
     result.stdout.fnmatch_lines(["E*svc/web needs a cluster, and the agent is embedded*"])
-    result.stdout.fnmatch_lines(
-        ["E*NotReadyError: not ready after 1 s*", "E*web: failed: refused*"]
-    )
+    result.stdout.fnmatch_lines(["E*NotReadyError: not ready after 1 s*", "E*web: *", "E*hint: *"])
 
 
 def test_a_namespace_and_a_context_come_from_the_options(pytester: pytest.Pytester) -> None:
@@ -197,7 +194,7 @@ def test_it_costs_the_start_of_pytest_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=tmp_path,
-        env=environment(),
+        env=environment(PYTHONWARNINGS="default"),
         capture_output=True,
         text=True,
         check=True,
