@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
@@ -135,9 +134,14 @@ class relay:
             self._source = Selection(path, texts, embedded, environ=environ, overlay=overlay)
 
     async def __aenter__(self) -> Forwards:
-        with self._entered():
+        __tracebackhide__ = True  # pytest shows the line that asked
+        self._free()
+        try:
             run = self._run = Run(await asyncio.to_thread(self._config), self._timeout)
             return await run.start()
+        except BaseException as exc:
+            self._run = None
+            raise explained(exc) from exc.__cause__
 
     async def __aexit__(
         self,
@@ -150,9 +154,14 @@ class relay:
         await run.end(cut=kind is not None)
 
     def __enter__(self) -> Forwards:
-        with self._entered():
+        __tracebackhide__ = True
+        self._free()
+        try:
             thread = self._thread = Threaded(Run(self._config(), self._timeout))
             return thread.start(self._timeout)
+        except BaseException as exc:
+            self._thread = None
+            raise explained(exc) from exc.__cause__
 
     def __exit__(
         self,
@@ -169,19 +178,10 @@ class relay:
         tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
         return dataclasses.replace(config, tunnel=tunnel)
 
-    @contextlib.contextmanager
-    def _entered(self) -> Iterator[None]:
-        """What fails in it was not entered; a traceback shows all there is to say of it."""
+    def _free(self) -> None:
         if self._run is not None or self._thread is not None:
             hint = "make another `krelay.relay(...)` for another block"
             raise explained(UsageError("its block has not ended yet", hint=hint))
-        try:
-            yield
-        except BaseException as exc:
-            self._run = self._thread = None
-            if isinstance(exc, KrelayError):
-                explained(exc)
-            raise
 
 
 class Run:
@@ -248,12 +248,15 @@ class Run:
             raise first_error(group) from None
 
 
-def explained(error: KrelayError) -> KrelayError:
-    """The error, with notes that a traceback shows: its details and its hint."""
+def explained(error: BaseException) -> BaseException:
+    """The error; one of krelay's own with its details and its hint as notes, which a traceback
+    shows, and without the places inside where it was noticed, which say nothing to a user."""
+    if not isinstance(error, KrelayError):
+        return error
     for line in error.report():
         if line != error.message:
             error.add_note(line)
-    return error
+    return error.with_traceback(None)
 
 
 def _forward(report: ForwardReport) -> Forward:
