@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from krelay.supervisor import thrift
+from krelay.supervisor.thrift import give_back
+from tests import rig
+
+
+async def test_it_is_given_back_once_after_each_time_that_something_lived(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thrift, "_LOOK_EVERY", 0.001)
+    seen: list[int] = []
+    trimmed: list[int] = []
+    lives = iter([0, 0, 5, 7, 0, 0, 0, 1, 0, 0])
+
+    def trim(pad: int) -> int:
+        trimmed.append(len(seen))
+        return 1
+
+    def streams() -> int:
+        seen.append(next(lives, 0))
+        return seen[-1]
+
+    monkeypatch.setattr(thrift, "_trimmer", lambda: trim)
+    async with asyncio.TaskGroup() as tasks:
+        giving = tasks.create_task(give_back(streams))
+        await rig.until(lambda: len(seen) > 12)
+        giving.cancel()
+    assert trimmed == [5, 9]  # at the first look that found nothing, each time
+
+
+async def test_the_allocator_of_this_system() -> None:
+    trim = thrift._trimmer()
+    assert trim is None or trim(0) in (0, 1)
+
+
+async def test_where_it_cannot_be_asked_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thrift, "_trimmer", lambda: None)
+    await give_back(lambda: 1)
