@@ -13,6 +13,8 @@ from krelay.model import (
     LOOPBACK,
     PROXY_PORT,
     AgentConfig,
+    Check,
+    CheckKind,
     Config,
     Patch,
     Target,
@@ -76,12 +78,14 @@ class Words:
         """There is none."""
 
     def load(self) -> Config:
-        """What they say.
+        """What they say. It is not probed: kubectl's own command opens no connection that nobody
+        asked for, and nobody asks what state this one is in.
 
         Raises:
             UsageError: they name no target, or no ports of it.
         """
-        return self.overlay.over(Config((parse_target(self.words),), path="the command line"))
+        target = dataclasses.replace(parse_target(self.words), check=Check(CheckKind.NONE))
+        return self.overlay.over(Config((target,), path="the command line"))
 
 
 @dataclass(frozen=True, slots=True)

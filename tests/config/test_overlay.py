@@ -6,7 +6,7 @@ import pytest
 
 from krelay.config.overlay import Overlay, Proxy, Words
 from krelay.errors import UsageError
-from krelay.model import AgentConfig, Config, Kind, Patch, Port, Target
+from krelay.model import AgentConfig, Check, CheckKind, Config, Kind, Patch, Port, Target
 
 PATCH = Patch({"spec": {}})
 WEB = Target("web", Kind.SERVICE, "web", (Port(80, 8080),))
@@ -53,6 +53,7 @@ def test_words_are_a_target() -> None:
     (target,) = config.targets
     assert (target.kind, target.resource, target.namespace) == (Kind.SERVICE, "my-service", "n")
     assert target.ports == (Port("http", 8080),)
+    assert target.check == Check(CheckKind.NONE)
     assert config.agent.image == "i"
     assert words.file is None
     with pytest.raises(UsageError, match="has no port"):
