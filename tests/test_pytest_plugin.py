@@ -168,9 +168,7 @@ def test_a_namespace_and_a_context_come_from_the_options(pytester: pytest.Pytest
     text = """
 def test_options(krelay, monkeypatch):
     import krelay.api as api
-    made = []
     def relay(*texts, **given):
-        made.append(api.Lines)
         raise RuntimeError(given)
     monkeypatch.setattr(api, "relay", relay)
     for given in ({}, {"context": "c2", "namespace": "n2", "embedded": True, "timeout": 5}):
