@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from krelay.config.lines import Lines, named
-from krelay.config.overlay import Overlay
-from krelay.config.selection import Selection
-from krelay.errors import KrelayError, UsageError, first_error
-from krelay.finish import finish
-from krelay.model import Config
+from krelay.errors import KrelayError, UsageError
 from krelay.status.report import ForwardReport, joined, reached
-from krelay.supervisor.ready import wait_ready
-from krelay.supervisor.supervisor import Supervisor
 from krelay.threaded import Threaded
 
-logger = logging.getLogger("krelay.api")
+if TYPE_CHECKING:
+    from krelay.block import Found, Run
+    from krelay.config.lines import Lines
+    from krelay.config.selection import Selection
+
 # A library's warnings are its user's to show.
 logging.getLogger("krelay").addHandler(logging.NullHandler())
 
 TIMEOUT = 60.0
 """Seconds that forwards get to become ready."""
-_DRAIN = 1.0
-"""Seconds that connections get to finish once the block has ended."""
-_HINT = "`timeout=` gives it longer"
-
-
-_Found = asyncio.Future[tuple[ForwardReport, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +111,20 @@ class relay:
     ) -> None:
         self._timeout = timeout
         self._run: Run | None = None
-        self._thread: Threaded[Forwards] | None = None
-        self._source: Selection | Lines
-        if file is None:
-            lines = named(texts, targets)
-            self._source = Lines(lines, context, namespace, embedded, path="krelay.relay")
-        elif targets:
+        self._thread: Threaded[Found] | None = None
+        self._texts, self._targets = texts, targets
+        self._file = None if file is None else os.fspath(file)
+        self._context, self._namespace, self._embedded = context, namespace, embedded
+        if file is not None and targets:
             hint = "write the targets into the file"
             raise explained(UsageError("both a file and targets", hint=hint))
-        else:
-            overlay = Overlay(context=context, namespace=namespace)
-            path, environ = os.fspath(file), os.environ
-            self._source = Selection(path, texts, embedded, environ=environ, overlay=overlay)
 
     async def __aenter__(self) -> Forwards:
         __tracebackhide__ = True  # pytest shows the line that asked
         self._free()
         try:
-            run = self._run = Run(await asyncio.to_thread(self._config), self._timeout)
-            return await run.start()
+            run = self._run = await asyncio.to_thread(self._made)
+            return _forwards(await run.start())
         except BaseException as exc:
             self._run = None
             raise explained(exc) from exc.__cause__
@@ -157,8 +143,8 @@ class relay:
         __tracebackhide__ = True
         self._free()
         try:
-            thread = self._thread = Threaded(Run(self._config(), self._timeout))
-            return thread.start(self._timeout)
+            thread = self._thread = Threaded(self._made())
+            return _forwards(thread.start(self._timeout))
         except BaseException as exc:
             self._thread = None
             raise explained(exc) from exc.__cause__
@@ -173,79 +159,29 @@ class relay:
         assert thread is not None
         thread.end(cut=kind is not None)
 
-    def _config(self) -> Config:
-        config = self._source.load()
-        tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
-        return dataclasses.replace(config, tunnel=tunnel)
+    def _made(self) -> Run:
+        """What its block relays. Reads files, and imports most of krelay: not for a loop."""
+        from krelay.block import Run
+
+        return Run.of(self._source(), self._timeout)
+
+    def _source(self) -> Lines | Selection:
+        from krelay.config.lines import Lines, named
+        from krelay.config.overlay import Overlay
+        from krelay.config.selection import Selection
+
+        context, namespace, embedded = self._context, self._namespace, self._embedded
+        if self._file is None:
+            lines = named(self._texts, self._targets)
+            return Lines(lines, context, namespace, embedded, path="krelay.relay")
+        overlay = Overlay(context=context, namespace=namespace)
+        names, environ = self._texts, os.environ
+        return Selection(self._file, names, embedded, environ=environ, overlay=overlay)
 
     def _free(self) -> None:
         if self._run is not None or self._thread is not None:
             hint = "make another `krelay.relay(...)` for another block"
             raise explained(UsageError("its block has not ended yet", hint=hint))
-
-
-class Run:
-    """What one block relays, in a task of its own: it may be ended from another than began it."""
-
-    def __init__(self, config: Config, timeout: float) -> None:
-        self._config = config
-        self._timeout = timeout
-        self._stop = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    async def start(self) -> Forwards:
-        """The forwards, all ready.
-
-        Raises:
-            KrelayError: it cannot be had; nothing is left behind, as when this is cancelled.
-        """
-        loop = asyncio.get_running_loop()
-        ready: _Found = loop.create_future()
-        task = self._task = loop.create_task(self._relay(ready), name="krelay")
-        try:
-            await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            await self.end(cut=True)
-            raise
-        if not ready.done():
-            task.result()  # raises
-        return Forwards(_forward(report) for report in ready.result())
-
-    async def end(self, *, cut: bool) -> None:
-        """Let connections finish, for a moment, or `cut` them; then nothing is left.
-
-        Raises:
-            KrelayError: it had ended before, by an error.
-        """
-        assert self._task is not None
-        self._stop.set()
-        if cut:
-            self._task.cancel()
-        try:
-            await asyncio.wait({self._task})
-        except asyncio.CancelledError:
-            self._task.cancel()
-            await finish(self._over())
-            raise
-        if not cut:
-            self._task.result()
-        elif not self._task.cancelled() and (failure := self._task.exception()):
-            logger.debug("ended by an error: %s", failure)
-
-    async def _over(self) -> None:
-        assert self._task is not None
-        await asyncio.wait({self._task})
-
-    async def _relay(self, ready: _Found) -> None:
-        # What cannot be bound or followed is told at once, not when the time is over.
-        supervisor = Supervisor(self._config, lambda forward: None, strict=True)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(supervisor.run(self._stop), name="relay")
-                found = await wait_ready(supervisor, self._config, self._timeout, hint=_HINT)
-                ready.set_result(found)
-        except* KrelayError as group:
-            raise first_error(group) from None
 
 
 def explained(error: BaseException) -> BaseException:
@@ -259,6 +195,8 @@ def explained(error: BaseException) -> BaseException:
     return error.with_traceback(None)
 
 
-def _forward(report: ForwardReport) -> Forward:
-    host, port = reached(report.listen[0])
-    return Forward(report.target, host, port, report.protocol or "", report.to)
+def _forwards(reports: Iterable[ForwardReport]) -> Forwards:
+    return Forwards(
+        Forward(report.target, *reached(report.listen[0]), report.protocol or "", report.to)
+        for report in reports
+    )

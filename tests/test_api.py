@@ -290,12 +290,12 @@ def test_import_krelay_imports_nothing_else_until_it_relays() -> None:
     code = (
         "import sys; before = set(sys.modules); import krelay;"
         "print(*sorted(set(sys.modules) - before));"
-        "krelay.relay; print('krelay.api' in sys.modules)"
+        "krelay.relay; print('krelay.api' in sys.modules, 'krelay.supervisor' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
     )
-    assert done.stdout.splitlines() == ["__future__ krelay", "True"]
+    assert done.stdout.splitlines() == ["__future__ krelay", "True False"]
     with pytest.raises(AttributeError, match="module 'krelay' has no attribute 'nope'"):
         krelay.nope  # noqa: B018
 

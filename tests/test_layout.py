@@ -19,6 +19,7 @@ SOURCES = sorted([*ROOT.glob("krelay/**/*.py"), *ROOT.glob("agent/*.py")])
 ELSEWHERE = {
     "agent/__main__.py": "tests/agent/test_server.py",
     "krelay/__main__.py": "tests/cli",
+    "krelay/block.py": "tests/test_api.py",
     "krelay/errors.py": "tests/supervisor/test_supervisor.py",
     "krelay/access.py": "tests/cluster/test_credentials.py",
     "krelay/model.py": "tests/config",

@@ -84,10 +84,12 @@ def test_the_wheel_has_what_belongs_in_it_and_nothing_else(wheel: Path) -> None:
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         scripts.read_string(archive.read(entry_points).decode())
     assert dict(scripts["console_scripts"])["krelay"] == "krelay.cli.main:main"
+    assert dict(scripts["pytest11"]) == {"krelay": "krelay.pytest_plugin"}
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"krelay"}
     assert "krelay/schema/krelay.schema.json" in names
     assert "krelay/status/page.html" in names
+    assert "krelay/py.typed" in names
     assert "krelay/schema/status.schema.json" in names
     packed = {name for name in names if name.endswith(".py")}
     source = {str(path.relative_to(ROOT)) for path in (ROOT / "krelay").rglob("*.py")}

@@ -7,7 +7,6 @@ import functools
 import re
 import sys
 import threading
-import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -80,10 +79,7 @@ def test_a_script(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    local = types.ModuleType("krelay")
-    local.relay = functools.partial(krelay.relay, embedded=True)  # type: ignore[attr-defined]
-    local.__path__ = krelay.__path__
-    monkeypatch.setitem(sys.modules, "krelay", local)
+    monkeypatch.setattr(krelay, "relay", functools.partial(krelay.relay, embedded=True))
     exec(compile(led(example, port), "docs/python.md", "exec"), {})
     assert re.match(shown, capsys.readouterr().out)
 

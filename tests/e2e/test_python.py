@@ -32,7 +32,7 @@ async def test_forwards_for_a_block_and_no_agent_after_it(
         assert b" 200 " in await reader.readline()
         writer.close()
         assert f["dns"].protocol == "udp"
-        assert len(await asyncio.to_thread(kit.agents, place)) == 1
+        assert await asyncio.to_thread(kit.agents, place) != []
     assert await asyncio.to_thread(kit.agents, place) == []
 
 
