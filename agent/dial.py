@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable
 from typing import TypeVar
@@ -88,7 +89,10 @@ async def _first(
             failure = DialError(ErrorCode.CONNECT_TIMEOUT, f"connecting to {address} timed out")
         except OSError as exc:
             code = _CODES.get(exc.errno or 0, ErrorCode.DIAL_FAILED)
-            failure = DialError(code, f"{address}:{port}: {exc.strerror or exc}")
+            why = exc.strerror or str(exc)
+            if exc.errno and why.startswith("Connect call failed"):
+                why = os.strerror(exc.errno)  # asyncio's own text names the address again
+            failure = DialError(code, f"{address}:{port}: {why}")
     raise failure or DialError(ErrorCode.NO_SUCH_HOST, "no address")
 
 

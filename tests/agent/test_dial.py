@@ -120,7 +120,7 @@ async def test_a_port_that_is_closed_is_refused() -> None:
     port = rig.closed_port()
     failure = await failing(rig.HOST, port)
     assert failure.code == ErrorCode.REFUSED
-    assert str(failure) == f"127.0.0.1:{port}: Connect call failed ('127.0.0.1', {port})"
+    assert str(failure) == f"127.0.0.1:{port}: Connection refused"
 
 
 async def test_a_port_that_does_not_answer_is_a_connect_timeout() -> None:
