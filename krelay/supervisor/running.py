@@ -84,6 +84,11 @@ class Running:
             forward.bind()
         self.config = config
 
+    def streams(self) -> int:
+        """How many streams live, of whatever group."""
+        groups = (*self.groups.values(), *self.ending)
+        return sum(group.pool.streams for group in groups if isinstance(group, Group))
+
     def poke(self, *, sure: bool) -> None:
         """The network or the machine is not what it was: see `Tunnel.poke`."""
         for group in (*self.groups.values(), *self.ending):

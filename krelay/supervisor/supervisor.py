@@ -23,6 +23,7 @@ from krelay.supervisor.forward import Forward
 from krelay.supervisor.running import Running
 from krelay.supervisor.stage import Stage
 from krelay.supervisor.surroundings import watch_routes, watch_sleep
+from krelay.supervisor.thrift import give_back
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -96,6 +97,7 @@ class Supervisor:
                 running = self._running = Running(contexts, tasks, self._bound, self.feed)
                 tasks.create_task(watch_sleep(partial(running.poke, sure=True)), name="sleep")
                 tasks.create_task(watch_routes(partial(running.poke, sure=False)), name="routes")
+                tasks.create_task(give_back(running.streams), name="thrift")
                 await self._run(running, contexts, tasks, stop)
                 raise _StoppedError
         except* _StoppedError:

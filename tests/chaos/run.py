@@ -93,6 +93,7 @@ async def came_back(world: World, before: Ends) -> Ends:
             and after.descriptors <= before.descriptors
             and after.tasks <= before.tasks
             and after.agent_descriptors <= before.agent_descriptors
+            and after.memory <= 2 * before.memory + 64
         ):
             return after
         await asyncio.sleep(2.0)
