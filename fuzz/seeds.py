@@ -57,7 +57,7 @@ def _session() -> Iterator[bytes]:
     data = b"".join(bytes([2, 3, 2 * n + 1, 0xFF]) + b"\x40\0" for n in range(4))
     ends = b"".join(bytes([2, 4, 2 * n + 1, 0]) for n in range(4))
     acts = b"\6\1\6\1\6\0\5\0\7\0\x40\0\5\1\7\1\xff\xff\x0c\xff\x0e\x0c\xff\x08\0\x09\1\x0c\xff"
-    tunnels = b"\x0f\x0f\0\x0c\xff\x0f\x0f\1\x0c\xff"
+    tunnels = b"\x0f\1\x0f\0\x0c\xff\x0f\2\x0f\x10\x0c\xff\x0f\4"
     yield b"\1" + opened + acts
     yield b"\1" + opened + data + acts + ends + acts
     yield b"\1" + opened + data + acts + tunnels + ends + acts + tunnels

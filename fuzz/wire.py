@@ -134,7 +134,8 @@ class _End:
         self.session.attach(0, self.now)
         self.asked: list[Stream] = []
         self.held: dict[int, int] = {}
-        self.over: set[int] = set()
+        self.told: dict[int, Stream] = {}
+        self.ended: set[int] = set()
         self.steps = (
             *(self.receive, self.receive, self.frame, self.frame, self.frame),
             *(self.consume, self.answer, self.write, self.end, self.reset, self.datagram),
@@ -167,12 +168,17 @@ class _End:
         for event in events:
             if isinstance(event, StreamOpened):
                 self.asked.append(event.stream)
+                self.told[event.stream.id] = event.stream
             elif isinstance(event, DataReceived):
                 number = event.stream.id
-                assert number not in self.over
+                assert number in self.told
+                assert number not in self.ended
                 self.held[number] = self.held.get(number, 0) + len(event.data)
-            elif isinstance(event, StreamEnded | StreamReset | StreamRefused):
-                self.over.add(event.stream.id)
+            elif isinstance(event, StreamEnded):
+                assert event.stream.id in self.told
+                self.ended.add(event.stream.id)
+            elif isinstance(event, StreamReset | StreamRefused):
+                assert self.told.pop(event.stream.id, None)
 
     def any(self, draw: Draw) -> Stream | None:
         streams = list(self.session.streams.values())
@@ -189,6 +195,7 @@ class _End:
             if draw.number() & 1:
                 self.session.accept(stream)
             else:
+                self.told.pop(stream.id, None)
                 self.session.refuse(stream, ErrorCode.REFUSED, "no")
 
     def write(self, draw: Draw) -> None:
@@ -204,6 +211,7 @@ class _End:
     def reset(self, draw: Draw) -> None:
         stream = self.any(draw)
         if stream is not None:
+            self.told.pop(stream.id, None)
             self.session.reset(stream, ErrorCode.CANCELLED)
 
     def datagram(self, draw: Draw) -> None:
@@ -213,7 +221,8 @@ class _End:
 
     def open(self, draw: Draw) -> None:
         with suppress(ProtocolError):
-            self.session.open(Header(TCP, "10.0.0.1", 80), self.now)
+            stream = self.session.open(Header(TCP, "10.0.0.1", 80), self.now)
+            self.told[stream.id] = stream
 
     def send(self, draw: Draw) -> None:
         sent = self.session.data_to_send((draw.number() + 1) << 10, self.now)
@@ -225,15 +234,23 @@ class _End:
         assert when is None or when > self.now or self.session.stalled(self.now)
 
     def tunnel(self, draw: Draw) -> None:
-        if self.session.attached:
+        """Its loss, another, or a move to one while it still works."""
+        choice = draw.number()
+        if choice & 1 and self.session.attached:
             self.session.detach()
+        elif choice & 2:
+            self.session.received.claim()
+        elif choice & 4:
+            self.session.received.withdraw()
         else:
-            self.session.attach(draw.number(), self.now)
+            self.session.attach(choice >> 3, self.now)
 
     def check(self) -> None:
         live = self.session.streams
         assert len(live) <= _LIMITS.streams
-        assert self.session.unacknowledged >= 0
+        assert 0 <= self.session.unacknowledged <= self.session.memory
+        assert 0 <= self.session.received.acknowledged <= self.session.received.count
+        assert self.session.queued == sum(stream.queued for stream in live.values())
         assert all(stream.state is not State.CLOSED for stream in live.values())
         windows = sum(stream.window.size for stream in live.values())
         assert windows <= _LIMITS.windows + len(live) * INITIAL_WINDOW
@@ -243,5 +260,9 @@ class _End:
 
     def close(self) -> None:
         self.handle(self.session.close(ErrorCode.PROTOCOL))
+        # Nobody is left with a stream of which he heard no end.
+        for number, stream in self.told.items():
+            assert number in self.ended
+            assert stream.end_sent
         assert not self.session.streams
         assert not self.session.data_to_send(1 << 20, self.now)
