@@ -320,6 +320,27 @@ async def exchange(port: int, data: bytes, host: str = HOST) -> bytes:
         return await reader.read()
 
 
+async def echoed(port: int, size: int, each_mebibyte: Callable[[], None]) -> None:
+    """`size` bytes there and back through an echo, byte-exact, whatever is done each mebibyte."""
+    data = noise(size)
+    async with connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
+
+        async def send() -> None:
+            for at in range(0, len(data), 1 << 16):
+                writer.write(data[at : at + (1 << 16)])
+                await writer.drain()
+            writer.write_eof()
+
+        tasks.create_task(send())
+        got, step = bytearray(), 0
+        while chunk := await reader.read(1 << 16):
+            got += chunk
+            if len(got) > (step + 1) << 20:
+                step += 1
+                each_mebibyte()
+    assert got == data
+
+
 def noise(size: int) -> bytes:
     """Bytes that show any loss, repetition or reordering."""
     return secrets.token_bytes(size)

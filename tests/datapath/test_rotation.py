@@ -15,35 +15,13 @@ from krelay.mux.driver import Driver
 from tests import rig
 
 
-async def echoed(path: rig.Path, port: int, size: int, meanwhile: object) -> None:
-    """`size` bytes there and back through a tunnel that something happens to `meanwhile`."""
-    data = rig.noise(size)
-    async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
-
-        async def send() -> None:
-            for at in range(0, len(data), 1 << 16):
-                writer.write(data[at : at + (1 << 16)])
-                await writer.drain()
-            writer.write_eof()
-
-        tasks.create_task(send())
-        got = bytearray()
-        step = 0
-        while chunk := await reader.read(1 << 16):
-            got += chunk
-            if len(got) > (step + 1) << 20:
-                step += 1
-                meanwhile()  # type: ignore[operator]
-    assert got == data
-
-
 async def test_a_session_moves_under_load_and_loses_nothing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (tunnel,) = path.pool.tunnels
-        await echoed(path, port, 16 << 20, lambda: path.pool.poke(sure=True))
+        await rig.echoed(port, 16 << 20, lambda: path.pool.poke(sure=True))
         await rig.until(lambda: tunnel.up)
         assert tunnel.stats.rotated >= 5
         assert tunnel.stats.connects == 1 + tunnel.stats.rotated == 1 + tunnel.stats.resumed

@@ -29,26 +29,16 @@ async def reaching(
 
 
 async def test_a_stream_goes_on_after_cuts_byte_by_byte() -> None:
-    data = rig.noise(4 << 20)
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         cuts = 0
-        async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
 
-            async def send() -> None:
-                for at in range(0, len(data), 1 << 16):
-                    writer.write(data[at : at + (1 << 16)])
-                    await writer.drain()
-                writer.write_eof()
+        def cut() -> None:
+            nonlocal cuts
+            cuts += 1
+            path.way.cut()
 
-            tasks.create_task(send())
-            got = bytearray()
-            while chunk := await reader.read(1 << 16):
-                got += chunk
-                if len(got) > (cuts + 1) << 20:
-                    cuts += 1
-                    path.way.cut()
-        assert got == data
+        await rig.echoed(port, 4 << 20, cut)
         assert cuts == 3
         assert path.way.dials == 1 + cuts
         assert len(path.server.sessions) == 1
