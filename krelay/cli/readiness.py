@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from datetime import datetime
 from typing import Any
 
-from krelay.status.report import told as _told
+from krelay.status.readiness import readiness_of
+from krelay.status.report import ForwardReport, State, told
 
 Report = Mapping[str, Any]
 
@@ -18,17 +20,21 @@ def targets(report: Report) -> set[str]:
 def unready(report: Report, names: Collection[str] = ()) -> list[str]:
     """What is not ready, a line each: of all forwards but those that an edit took away and that
     only finish, or of those of the targets in `names`."""
-    forwards = [f for f in report["forwards"] if not names or f["target"] in names]
-    if any(forward["state"] != "draining" for forward in forwards):
-        forwards = [forward for forward in forwards if forward["state"] != "draining"]
-    found = [told(forward) for forward in forwards if forward["state"] != "ready"]
-    missing = sorted(set(names) - {forward["target"] for forward in forwards})
-    found += [f"{name}: not relayed (yet)" for name in missing]
-    if not forwards and not missing:
-        found.append("krelay is starting")
-    return found
+    found = readiness_of([_forward(each) for each in report["forwards"]], names)
+    missing = names if found.starting else found.unknown
+    lines = [told(forward.name, forward.state, forward.reason) for forward in found.waiting]
+    lines += [f"{name}: not relayed (yet)" for name in sorted(set(missing))]
+    return lines or (["krelay is starting"] if found.starting else [])
 
 
-def told(forward: Mapping[str, Any]) -> str:
-    """`web: failed: connection refused`."""
-    return _told(forward["name"], forward["state"], forward.get("reason") or "")
+def _forward(found: Mapping[str, Any]) -> ForwardReport:
+    """As much of it as tells whether it is ready."""
+    return ForwardReport(
+        found["target"],
+        found["index"],
+        found["name"],
+        found["to"],
+        State(found["state"]),
+        found.get("reason") or "",
+        datetime.fromisoformat(found["since"]),
+    )

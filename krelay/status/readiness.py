@@ -43,10 +43,15 @@ class Readiness:
 
 def readiness(report: Report, names: Collection[str] = ()) -> Readiness:
     """That of the targets with these names, or of all of them."""
-    if not report.forwards:
+    return readiness_of(report.forwards, names)
+
+
+def readiness_of(forwards: Collection[ForwardReport], names: Collection[str] = ()) -> Readiness:
+    """The same, of all forwards that there are."""
+    if not forwards:
         return Readiness((), starting=True)
-    known = {forward.target for forward in report.forwards}
-    asked = [f for f in report.forwards if not names or f.target in names]
+    known = {forward.target for forward in forwards}
+    asked = [f for f in forwards if not names or f.target in names]
     # What drains beside others has had its time.
     staying = {f.target for f in asked if f.state is not State.DRAINING}
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from krelay.cli.readiness import targets, told, unready
+from krelay.cli.readiness import targets, unready
 from krelay.cli.wait import run
 from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
+from krelay.status.report import told
 from tests import rig
 from tests.cli.asked import TEXT, answering
 from tests.cli.reports import forward, report
@@ -43,7 +44,7 @@ def test_what_is_not_ready_and_why() -> None:
         "other: not relayed (yet)",
     ]
     assert unready(report()) == ["krelay is starting"]
-    assert told({"name": "web", "state": "draining", "reason": ""}) == "web: draining"
+    assert told("web", "draining", "") == "web: draining"
     assert targets(HALF) == {"web", "db"}
 
 
