@@ -86,14 +86,12 @@ class Running:
 
     def streams(self) -> int:
         """How many streams live, of whatever group."""
-        groups = (*self.groups.values(), *self.ending)
-        return sum(group.pool.streams for group in groups if isinstance(group, Group))
+        return sum(group.pool.streams for group in self._all_groups())
 
     def poke(self, *, sure: bool) -> None:
         """The network or the machine is not what it was: see `Tunnel.poke`."""
-        for group in (*self.groups.values(), *self.ending):
-            if isinstance(group, Group):
-                group.pool.poke(sure=sure)
+        for group in self._all_groups():
+            group.pool.poke(sure=sure)
 
     def drain(self, timeout: float) -> None:
         """Every forward ends; `ending` is without forwards when that is done."""
@@ -120,11 +118,15 @@ class Running:
             following.stop()
         for teller in self._tellers.values():
             teller.cancel()
-        ending = (thing for thing in self.ending if isinstance(thing, Group))
         async with asyncio.TaskGroup() as stopping:
-            for group in (*self.groups.values(), *ending):
+            for group in self._all_groups():
                 stopping.create_task(group.stop())
         await self._contexts.close()
+
+    def _all_groups(self) -> list[Group]:
+        """Those that are used, and those that end."""
+        ending = (thing for thing in self.ending if isinstance(thing, Group))
+        return [*self.groups.values(), *ending]
 
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """The forward that there is, or a new one, as `spec` says."""
