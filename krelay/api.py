@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from krelay.errors import KrelayError, UsageError
-from krelay.status.report import ForwardReport, joined, reached
+from krelay.model import Endpoint
+from krelay.status.report import ForwardReport, reached
 from krelay.threaded import Threaded
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Forward:
     @property
     def address(self) -> str:
         """`127.0.0.1:8080`."""
-        return joined(self.host, self.port)
+        return str(Endpoint(self.host, self.port))
 
     def url(self, scheme: str = "http") -> str:
         """`http://127.0.0.1:8080`."""
@@ -196,7 +197,8 @@ def explained(error: BaseException) -> BaseException:
 
 
 def _forwards(reports: Iterable[ForwardReport]) -> Forwards:
+    bound = ((report, reached(report.listen[0])) for report in reports)
     return Forwards(
-        Forward(report.target, *reached(report.listen[0]), report.protocol or "", report.to)
-        for report in reports
+        Forward(report.target, at.host, at.port, report.protocol or "", report.to)
+        for report, at in bound
     )

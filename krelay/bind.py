@@ -1,4 +1,5 @@
-"""Binding local addresses; `localhost` is both families or neither."""
+"""Binding local addresses, for forwards and for the status service; `localhost` is both families,
+where this machine has both."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import socket
 
 from krelay.errors import ListenError
+from krelay.model import Endpoint
 
 BACKLOG = 512
 LOCALHOST = "localhost"
@@ -75,5 +77,5 @@ def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
         hint = "ports below 1024 need more rights; choose a higher local port"
     elif exc.errno == errno.EADDRNOTAVAIL:
         hint = "this machine has no such address"
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    where = Endpoint(address, port)
     return ListenError(f"cannot listen on {where}: {os.strerror(exc.errno or 0)}", hint=hint)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from krelay.datapath import bind as module
-from krelay.datapath.bind import bind
+from krelay import bind as module
+from krelay.bind import bind
 from krelay.errors import ListenError
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM

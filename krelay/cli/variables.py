@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from krelay.errors import UsageError
 from krelay.model import Config, Target
-from krelay.status.report import ForwardReport, joined, reached
+from krelay.status.report import ForwardReport, reached
 
 Key = tuple[str, int]
 """A target and the number of its port."""
@@ -42,11 +42,11 @@ def variables(config: Config, forwards: Iterable[ForwardReport]) -> dict[str, st
     for forward in forwards:
         if not forward.listen:
             continue
-        host, port = reached(forward.listen[0])
+        at = reached(forward.listen[0])
         for prefix in wanted[forward.target, forward.index]:
-            found[f"{prefix}_HOST"] = host
-            found[f"{prefix}_PORT"] = str(port)
-            found[f"{prefix}_ADDR"] = joined(host, port)
+            found[f"{prefix}_HOST"] = at.host
+            found[f"{prefix}_PORT"] = str(at.port)
+            found[f"{prefix}_ADDR"] = str(at)
     return found
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 
-from krelay.datapath.bind import BACKLOG, bind
+from krelay.bind import BACKLOG, bind
 from krelay.datapath.opening import RETRIED, Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account, Entry

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 from typing import Protocol as Shape
 
-from krelay.datapath.bind import bind
+from krelay.bind import bind
 from krelay.datapath.opening import Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import (

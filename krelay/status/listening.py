@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from krelay.bind import bind
+from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
 from krelay.status.feed import Feed
 from krelay.status.report import Report
@@ -64,13 +65,13 @@ class Listening:
             return
         try:
             await self._open(config, *config.listen)
-        except OSError as exc:
+        except ListenError as exc:
             await self.close()
-            where = Endpoint(*config.listen)
+            where, cause = Endpoint(*config.listen), exc.__cause__
             logger.warning(
                 "status is not served on %s, until the next change of the file: %s",
                 where,
-                exc.strerror or exc,
+                cause.strerror if isinstance(cause, OSError) and cause.strerror else exc,
             )
             return
         logger.info("status: http://%s/", self.addresses[0])
@@ -100,7 +101,7 @@ class Listening:
         await runner.setup()
         assert runner.server is not None
         loop = asyncio.get_running_loop()
-        for sock in _bind(address, port):
+        for sock in bind(address, port, socket.SOCK_STREAM):
             server = await loop.create_server(_bounded(runner.server), sock=sock)
             self._servers.append(server)
             host, bound = sock.getsockname()[:2]
@@ -120,35 +121,3 @@ class _Full(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.abort()
-
-
-def _bind(address: str, port: int) -> list[socket.socket]:
-    """Sockets for the address; for `localhost` in both families, where there are both."""
-    if address != "localhost":
-        return [_socket(address, port)]
-    first = _socket("127.0.0.1", port)
-    try:
-        return [first, _socket("::1", first.getsockname()[1])]
-    except OSError as exc:
-        if exc.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-            return [first]
-        first.close()
-        raise
-
-
-def _socket(address: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    found = socket.getaddrinfo(
-        address, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
-    )
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind(found[0][4])
-        sock.setblocking(False)
-    except OSError:
-        sock.close()
-        raise
-    return sock

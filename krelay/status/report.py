@@ -14,6 +14,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from krelay.model import Endpoint
+
 
 class State(StrEnum):
     """How a forward is."""
@@ -153,17 +155,11 @@ def told(name: str, state: str, reason: str) -> str:
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def reached(address: str) -> tuple[str, int]:
-    """Host and port to connect to for a bound address: one that stands for all is reached by
-    loopback."""
+def reached(address: str) -> Endpoint:
+    """What to connect to for a bound address: one that stands for all is reached by loopback."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    return _LOOPBACK.get(host, host), int(port)
-
-
-def joined(host: str, port: int) -> str:
-    """`127.0.0.1:8080`, `[::1]:8080`."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Endpoint(_LOOPBACK.get(host, host), int(port))
 
 
 def _json(value: Any) -> Any:

@@ -17,7 +17,7 @@ from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account
 from krelay.datapath.udp import UdpListener
 from krelay.errors import ListenError
-from krelay.model import Kind, Protocol
+from krelay.model import Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.supervisor.health import Health
 
@@ -96,7 +96,7 @@ class Forward:
     def addresses(self) -> list[str]:
         """`127.0.0.1:8080` for each bound address."""
         bound = self.listener.addresses if self.listener else ()
-        return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in bound]
+        return [str(Endpoint(*address)) for address in bound]
 
     def describe(self) -> list[str]:
         """A line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from krelay.bind import bind
 from krelay.datapath import opening
-from krelay.datapath.bind import bind
 from krelay.datapath.listener import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution

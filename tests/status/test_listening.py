@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 
 import pytest
 from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
 
+import krelay.bind
 from krelay.model import StatusConfig
 from krelay.status import listening as module
 from tests import rig
@@ -104,14 +106,14 @@ async def test_localhost_is_both_families_on_one_port() -> None:
 
 
 async def test_localhost_without_ipv6_is_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = module._socket
+    make = krelay.bind._bind_one
 
-    def refuse(address: str, port: int) -> socket.socket:
-        if ":" in address:
-            raise OSError(module.errno.EAFNOSUPPORT, "no IPv6")
-        return make(address, port)
+    def refuse(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        if ":" in host:
+            raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+        return make(host, port, kind)
 
-    monkeypatch.setattr(module, "_socket", refuse)
+    monkeypatch.setattr(krelay.bind, "_bind_one", refuse)
     made = Service()
     async with made.listening as listening:
         await listening.apply(StatusConfig(("localhost", 0)))
