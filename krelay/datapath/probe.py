@@ -27,6 +27,8 @@ HTTP_DEADLINE = 10.0
 """Seconds from there to the head of an HTTP answer."""
 DNS_WAITS = (1.0, 2.0, 3.0)
 """Seconds for an answer to each of a few DNS queries: datagrams may be lost."""
+PARTING = 2.0
+"""Seconds that a target gets to end in its turn."""
 MAX_READ = 64 << 10
 _MAX_DATAGRAMS = 16
 _DNS_HEAD = Struct(">2sHHHHH")
@@ -72,8 +74,20 @@ async def probe(check: Check, route: Route) -> None:
                 await _http(check, host, stream, end)
         elif check.kind is CheckKind.DNS:
             await _dns(check, stream, end)
-    finally:
+    except BaseException:
         stream.reset(ErrorCode.CANCELLED)
+        raise
+    _part(stream, protocol)
+
+
+def _part(stream: Handle, protocol: Protocol) -> None:
+    """Leave as a client does that has said all: a target logs a reset as an error. One that does
+    not end in its turn is cut after a while, for which nobody waits."""
+    if protocol is Protocol.UDP:
+        stream.reset(ErrorCode.CANCELLED)  # a flow has no other end
+        return
+    stream.end()
+    asyncio.get_running_loop().call_later(PARTING, stream.reset, ErrorCode.CANCELLED)
 
 
 @asynccontextmanager

@@ -44,17 +44,40 @@ def answering(answer: bytes, asked: list[bytes] | None = None) -> rig.Serve:
 # -- dial --------------------------------------------------------------------------------------
 
 
-async def test_a_dial_reaches_the_target_and_goes_at_once() -> None:
+async def test_a_dial_reaches_the_target_and_ends_in_good_order() -> None:
+    """A server that logs its errors has none to log, every ten seconds."""
     heard = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""
+        writer.write(b"220 welcome\r\n")
+        assert await reader.read() == b""
         heard.set()
 
     async with rig.path() as path, rig.tcp_target(serve) as target:
         await probe(DIAL, path.route(target))
         await heard.wait()
+        await rig.until(lambda: path.streams == (0, 0))
+
+
+async def test_a_target_that_does_not_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cut: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        with contextlib.suppress(ConnectionError):
+            while not cut.done():
+                writer.write(b"still here")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        cut.set_result(True)
+
+    monkeypatch.setattr(module, "PARTING", 0.1)
+    async with rig.path() as path, rig.tcp_target(serve) as target:
+        await probe(DIAL, path.route(target))
+        assert path.streams[0] == 1  # the verdict did not wait for that
+        assert await cut
         await rig.until(lambda: path.streams == (0, 0))
 
 
