@@ -60,7 +60,9 @@ async def test_ends_and_resets_are_what_they_are_in_both_directions(file: Path) 
     heard: asyncio.Queue[bytes | type[BaseException]] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        match await reader.readexactly(1):
+        match await reader.read(1):
+            case b"":  # krelay's own probe
+                return
             case b"a":  # answer when the client has ended
                 writer.write(b"all: " + await reader.read())
             case b"e":  # end first, hear the rest
