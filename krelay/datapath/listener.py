@@ -6,7 +6,8 @@ import asyncio
 import logging
 import socket
 
-from krelay.bind import BACKLOG, bind
+from krelay.bind import bind
+from krelay.datapath.accept import Accept
 from krelay.datapath.opening import RETRIED, Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account, Entry
@@ -39,13 +40,13 @@ class TcpListener:
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
-        self._servers: list[asyncio.Server] = []
+        self._accepts: list[Accept] = []
         self._empty = asyncio.Event()
 
     @property
     def accepting(self) -> bool:
         """Whether it takes new connections."""
-        return bool(self._servers)
+        return bool(self._accepts)
 
     @property
     def live(self) -> int:
@@ -60,23 +61,16 @@ class TcpListener:
         """
         sockets = bind(address, port, socket.SOCK_STREAM)
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        loop = asyncio.get_running_loop()
-        for sock in sockets:
-            server = await loop.create_server(
-                self._accept, sock=sock, backlog=BACKLOG, start_serving=False
-            )
-            self._servers.append(server)
-        for server in self._servers:
-            await server.start_serving()
+        self._accepts = [Accept(self.name, sock, self._accept) for sock in sockets]
 
     def _accept(self) -> LocalRelay:
         return LocalRelay(self)
 
     def close(self) -> None:
         """Accept no more; live connections go on."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        for accept in self._accepts:
+            accept.close()
+        self._accepts.clear()
 
     async def drain(self, timeout: float) -> None:
         """Close, let live connections finish within `timeout` seconds, then reset them.

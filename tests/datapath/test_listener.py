@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -288,6 +289,26 @@ async def test_a_connection_that_comes_as_the_listener_closes_is_reset() -> None
         await assert_reset(server.sockets[0].getsockname()[1])
         server.close()
         assert not listener.connections
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_connection_accepted_as_the_listener_closes_is_reset(turns: int) -> None:
+    loop = asyncio.get_running_loop()
+    async with rig.path() as path:
+        listener = await path.tcp(rig.closed_port())
+
+        def close(left: int) -> None:
+            if left:
+                loop.call_soon(close, left - 1)
+            else:
+                listener.cut()
+
+        with socket.create_connection(listener.addresses[0]) as client:
+            client.setblocking(False)
+            close(turns)
+            with pytest.raises(ConnectionResetError):
+                await loop.sock_recv(client, 1)
+        await rig.until(lambda: not listener.connections)
 
 
 async def test_a_connection_that_comes_as_krelay_ends_is_reset() -> None:
