@@ -75,7 +75,7 @@ def test_a_module_has_its_tests(module: str) -> None:
 def test_a_module_says_its_place_and_fits_in_the_head(path: Path) -> None:
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "no docstring"
-    limit = 500 if path.name == "session.py" else 310
+    limit = 420 if path.name == "session.py" else 310
     assert len(text.splitlines()) <= limit
 
 

@@ -24,7 +24,7 @@ class TunnelStats:
         """Take over what the session of `driver` has counted, if it has one."""
         if isinstance(driver, Driver):
             self.replayed_bytes += driver.replayed_bytes
-            self.window_stalls += driver.session.window_stalls
+            self.window_stalls += driver.session.outbox.window_stalls
             self.limit_stalls += driver.session.limit_stalls
 
     def with_(self, driver: object) -> TunnelStats:

@@ -84,7 +84,7 @@ class Driver:
     @property
     def load(self) -> int:
         """What waits or is under way on it, in bytes; each stream weighs a little too."""
-        return self.session.queued + self.session.unacknowledged + 1024 * self.count
+        return self.session.outbox.queued + self.session.unacknowledged + 1024 * self.count
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -211,8 +211,8 @@ class Driver:
             if not buffers:
                 break
             self._transport.writelines(buffers)
-            while session.writable:
-                stream = session.writable.pop()
+            while session.outbox.writable:
+                stream = session.outbox.writable.pop()
                 self._call(stream, "on_writable")
         self._arm()
 

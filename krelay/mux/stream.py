@@ -102,7 +102,7 @@ class MuxStream:
         stream, session = self._stream, self._driver.session
         session.write(stream, data)
         self._driver.wake()
-        crowded = session.queued >= SESSION_HIGH_WATER
+        crowded = session.outbox.queued >= SESSION_HIGH_WATER
         if stream.queued < (CROWDED_HIGH_WATER if crowded else HIGH_WATER):
             return True
         stream.wants_writable = True

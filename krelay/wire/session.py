@@ -6,7 +6,6 @@ Sans-I/O: `receive_data` turns bytes into events, `data_to_send` gives the bytes
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
@@ -25,7 +24,6 @@ from krelay.wire.events import (
     StreamReset,
 )
 from krelay.wire.frames import (
-    HEAD,
     HEAD_SIZE,
     LAST_SEQUENCED,
     MAX_PAYLOAD,
@@ -37,7 +35,8 @@ from krelay.wire.frames import (
 from krelay.wire.header import Header, decode_header
 from krelay.wire.inflight import InFlight
 from krelay.wire.liveness import Liveness
-from krelay.wire.replay import FRAME_COST, KeptFrame, Received, Sent
+from krelay.wire.outbox import Outbox
+from krelay.wire.replay import FRAME_COST, Received, Sent
 from krelay.wire.stream import State, Stream
 
 _COUNT = Struct(">I")
@@ -45,10 +44,6 @@ _ACK = Struct(">QQ")
 _PING = Struct(">Q")
 _MAX_REASON = 255
 
-# A stream with this little to send goes before those with more: a keystroke before a download.
-_SMALL = 16 << 10
-# Queued bytes of a stream below which its writer is told to go on.
-_LOW_WATER = 64 << 10
 # What frames that are no DATA may take besides the replay limit, in bytes: enough for every stream
 # to open and close a few times within a round trip. More is a peer that acknowledges nothing.
 _CONTROL_ROOM = 4 << 20
@@ -84,30 +79,20 @@ class Session:
         self.side = side
         self.limits = limits
         self.streams: dict[int, Stream] = {}
-        self.writable: list[Stream] = []
         self.attached = False
         self.going_away = False
         self.peer_going_away = False
-        self.queued = 0
-        self.dropped_datagrams = 0
-        self.window_stalls = 0
         self.limit_stalls = 0
         self.received = Received()
+        self.sent = Sent()
+        self.outbox = Outbox(self.sent, replay=limits.replay, datagrams=limits.datagrams)
         self.flight = InFlight(limits.replay)
         self._next_id = int(side)
         self._last_peer_id = 0
         self._windows = 0
         self._decoder = FrameDecoder()
-        # what is due, in the order in which it goes out
         self._pong: bytes | None = None
         self._goaway: bytes | None = None
-        self._control: deque[bytes] = deque()
-        self._control_bytes = 0
-        self._datagrams: deque[tuple[bytes, Buffer]] = deque()
-        self._datagram_bytes = 0
-        self._small: deque[Stream] = deque()
-        self._bulk: deque[Stream] = deque()
-        self._sent = Sent()
         self._untold: list[Event] = []
         self._acks = Acks(now)
         self._limited = False
@@ -130,39 +115,36 @@ class Session:
         stream = Stream(self._next_id, header, now, State.OPENING)
         self._next_id += 2
         self._add(stream)
-        self._say(frame)
+        self.outbox.say(frame)
         return stream
 
     def accept(self, stream: Stream) -> None:
         """The target of a stream that the peer opened is reached."""
-        self._say(encode_frame(FrameType.OPENED, stream.id))
+        self.outbox.say(encode_frame(FrameType.OPENED, stream.id))
 
     def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
         """It is not; the stream is closed. `message` is cut to 255 bytes."""
         if self._drop(stream):
             payload = bytes([code]) + message.encode()[:_MAX_REASON]
-            self._say(encode_frame(FrameType.REFUSED, stream.id, payload))
+            self.outbox.say(encode_frame(FrameType.REFUSED, stream.id, payload))
 
     def write(self, stream: Stream, data: Buffer) -> None:
         """Queue bytes. The caller stops at `stream.queued`'s high-water mark, having set
-        `wants_writable`, and goes on when the stream turns up in `writable`."""
+        `wants_writable`, and goes on when the stream turns up in `outbox.writable`."""
         if stream.end_queued or stream.state is State.CLOSED or not data:
             return
-        stream.queue.append(data)
-        stream.queued += len(data)
-        self.queued += len(data)
-        self._schedule(stream)
+        self.outbox.write(stream, data)
 
     def end(self, stream: Stream) -> None:
         """Send no more on this stream, after what is queued."""
         if stream.state is not State.CLOSED:
             stream.end_queued = True
-            self._schedule(stream)
+            self.outbox.schedule(stream)
 
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
         """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
         if self._drop(stream):
-            self._say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
+            self.outbox.say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
 
     def consume(self, stream: Stream, count: int, now: float) -> None:
         """`count` received bytes of this stream were handed on: return their credit."""
@@ -174,19 +156,16 @@ class Session:
         self._windows += stream.window.size - before
         if increment:
             frame = encode_frame(FrameType.WINDOW, stream.id, _COUNT.pack(increment))
-            self._say(frame)
+            self.outbox.say(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, since too much waits already."""
         if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
             return False
-        if not self.attached or self._datagram_bytes + len(data) > self.limits.datagrams:
-            self.dropped_datagrams += 1
+        if not self.attached:
+            self.outbox.dropped_datagrams += 1
             return False
-        head = HEAD.pack(FrameType.DATAGRAM << 24 | len(data), stream.id)
-        self._datagrams.append((head, data))
-        self._datagram_bytes += len(data)
-        return True
+        return self.outbox.datagram(stream, data)
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
         """Tell the peer that no new streams are opened or accepted."""
@@ -213,7 +192,7 @@ class Session:
         Raises:
             ProtocolError: what it misses is no longer kept.
         """
-        again = self._sent.rewind(peer_received)
+        again = self.sent.rewind(peer_received)
         self.received.moved()
         self._decoder = FrameDecoder()
         self.flight = InFlight(self.limits.replay)
@@ -227,8 +206,7 @@ class Session:
     def detach(self) -> None:
         """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
         self.attached = False
-        self._datagrams.clear()
-        self._datagram_bytes = 0
+        self.outbox.forget_datagrams()
         self._acks.begin()
 
     # -- bytes out -----------------------------------------------------------------------------
@@ -236,35 +214,16 @@ class Session:
     def data_to_send(self, limit: int, now: float) -> list[Buffer]:
         """Buffers to write to the tunnel, in order: about `limit` bytes, empty when none is due.
 
-        Streams whose writers may go on are then in `writable`, for the caller to take out.
+        Streams whose writers may go on are then in `outbox.writable`, for the caller to take out.
         """
         if not self.attached:
             return []
         out: list[Buffer] = []
         self._send_urgent(out, now)
         flight = self.flight
-        room = flight.room
-        sent = 0
-        resend = self._sent.resend
-        while resend and sent < min(limit, room):
-            kept = resend.popleft()
-            out.extend(kept)
-            sent += sum(map(len, kept))
-        if not resend:
-            while self._control:
-                frame = self._control.popleft()
-                out.append(frame)
-                sent += self._sent.keep((frame,))
-            self._control_bytes = 0
-            while self._datagrams and sent < min(limit, room):
-                head, data = self._datagrams.popleft()
-                self._datagram_bytes -= len(data)
-                out += (head, data)
-                sent += HEAD_SIZE + len(data)
-            room = min(room, self.limits.replay - self._sent.cost)
-            while (self._small or self._bulk) and sent < min(limit, room):
-                sent += self._send_stream(out, room - sent)
-        limited = sent >= room and bool(self._small or self._bulk)
+        sent, limited = self.outbox.fill(out, limit, flight.room)
+        while self.outbox.ended:
+            self._drop(self.outbox.ended.pop())
         if sent or limited:
             flight.on_sent(sent, now, limited=limited)
         if limited and not self._limited:
@@ -283,55 +242,10 @@ class Session:
             self._liveness.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
-        if self._acks.due or (self._acks.waiting and (self._control or self._small)):
+        if self._acks.due or (self._acks.waiting and self.outbox.hurried):
             octets = self._acks.tell(now)
             payload = _ACK.pack(self.received.acknowledged, octets)
             out.append(encode_frame(FrameType.ACK, 0, payload))
-
-    def _send_stream(self, out: list[Buffer], room: int) -> int:
-        """One turn of one stream; how many octets it took."""
-        stream = self._small.popleft() if self._small else self._bulk.popleft()
-        stream.scheduled = False
-        if stream.state is State.CLOSED:
-            return 0
-        sent = 0
-        budget = min(MAX_PAYLOAD, stream.credit, max(room, _SMALL))
-        chunks: list[Buffer] = []
-        size = 0
-        while stream.queue and size < budget:
-            chunk = stream.take(budget - size)
-            chunks.append(chunk)
-            size += len(chunk)
-        if size:
-            self.queued -= size
-            stream.credit -= size
-            frame: KeptFrame = (HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks)
-            out.extend(frame)
-            sent += self._sent.keep(frame)
-            if stream.queue and not stream.credit:
-                self.window_stalls += 1
-            if stream.wants_writable and stream.queued <= _LOW_WATER:
-                stream.wants_writable = False
-                self.writable.append(stream)
-        if stream.end_queued and not stream.queue and not stream.end_sent:
-            stream.end_sent = True
-            frame = (encode_frame(FrameType.END, stream.id),)
-            out.extend(frame)
-            sent += self._sent.keep(frame)
-            if stream.state is State.ENDED:
-                self._drop(stream)
-        self._schedule(stream)
-        return sent
-
-    def _say(self, frame: bytes) -> None:
-        """Queue a sequenced frame that is no DATA."""
-        self._control.append(frame)
-        self._control_bytes += len(frame) + FRAME_COST
-
-    def _schedule(self, stream: Stream) -> None:
-        if not stream.scheduled and stream.sendable:
-            stream.scheduled = True
-            (self._small if stream.queued <= _SMALL else self._bulk).append(stream)
 
     def _add(self, stream: Stream) -> None:
         self.streams[stream.id] = stream
@@ -340,9 +254,7 @@ class Session:
     def _drop(self, stream: Stream) -> bool:
         """Forget a stream; False when it was forgotten before."""
         stream.state = State.CLOSED
-        stream.queue.clear()
-        self.queued -= stream.queued
-        stream.queued = 0
+        self.outbox.forget(stream)
         if self.streams.pop(stream.id, None) is None:
             return False
         self._windows -= stream.window.size
@@ -399,7 +311,7 @@ class Session:
         stream.receive(frame_type)
         if frame_type == FrameType.WINDOW:
             stream.credit += _unpack(_COUNT, payload)[0]
-            self._schedule(stream)
+            self.outbox.schedule(stream)
         elif frame_type == FrameType.END:
             events.append(StreamEnded(stream))
             if stream.end_sent:
@@ -437,7 +349,7 @@ class Session:
             raise ProtocolError(f"{FrameType(frame_type).name} on stream {stream_id}")
         if frame_type == FrameType.ACK:
             received, octets = _unpack(_ACK, payload)
-            self._sent.acknowledge(received)
+            self.sent.acknowledge(received)
             if not self.flight.on_ack(octets, now):
                 raise ProtocolError(f"ACK of {octets} octets after {self.flight.acked}")
         elif frame_type == FrameType.PING:
@@ -478,12 +390,12 @@ class Session:
     @property
     def memory(self) -> int:
         """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
-        return self._sent.cost + self._control_bytes
+        return self.sent.cost + self.outbox.control_bytes
 
     @property
     def unacknowledged(self) -> int:
         """Bytes of sequenced frames that a lost tunnel would make us send again."""
-        return self._sent.cost - FRAME_COST * len(self._sent)
+        return self.sent.cost - FRAME_COST * len(self.sent)
 
 
 def _unpack(layout: Struct, payload: Buffer) -> tuple[int, ...]:

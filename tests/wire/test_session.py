@@ -177,38 +177,20 @@ def test_credit_comes_back_when_the_bytes_were_taken() -> None:
         session.receive_data(encode_frame(FrameType.DATA, 1, bytes(MAX_PAYLOAD)) * 2, 5.0)
 
 
-def test_small_streams_go_before_large_ones() -> None:
-    session = made()
-    bulk, small = opened(session), opened(session)
-    session.write(bulk, bytes(60_000))
-    session.write(small, b"key")
-    assert [number for _, number, _ in sent(session)] == [small.id, bulk.id]
-
-
-def test_a_writer_is_told_when_its_queue_is_short() -> None:
-    session = made()
-    stream = opened(session)
-    stream.wants_writable = True
-    session.write(stream, bytes(INITIAL_WINDOW + (64 << 10) - 1))
-    sent(session)
-    assert session.writable == [stream]
-    assert not stream.wants_writable
-
-
-def test_datagrams_are_dropped_rather_than_held() -> None:
+def test_datagrams_do_not_wait_for_another_tunnel() -> None:
     session = made(limits=Limits(datagrams=10))
     stream = opened(session)
     assert session.datagram(stream, b"12345678")
     assert not session.datagram(stream, b"123")
     assert not session.datagram(stream, bytes(MAX_PAYLOAD + 1))
-    assert session.dropped_datagrams == 1
+    assert session.outbox.dropped_datagrams == 1
     assert sent(session) == [(FrameType.DATAGRAM, 1, b"12345678")]
     [event] = session.receive_data(encode_frame(FrameType.DATAGRAM, 1, b"pong"), 0.0)
     assert event == DatagramReceived(stream, b"pong")
     session.datagram(stream, b"lost")
     session.detach()
     assert not session.datagram(stream, b"nobody carries it")
-    session.attach(session._sent.acked + len(session._sent), 0.0)
+    session.attach(session.sent.acked + len(session.sent), 0.0)
     assert sent(session) == []
 
 

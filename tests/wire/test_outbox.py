@@ -1,0 +1,186 @@
+"""The order in which things go out, and what holds them back."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameDecoder, FrameType, encode_frame
+from krelay.wire.outbox import Outbox
+from krelay.wire.replay import FRAME_COST, Sent
+from krelay.wire.stream import State, Stream
+from krelay.wire.window import INITIAL_WINDOW
+from tests.wire.pipe import TARGET
+
+MUCH = 1 << 30
+CONTROL = encode_frame(FrameType.OPENED, 9)
+
+
+def made(*, replay: int = MUCH, datagrams: int = MUCH) -> Outbox:
+    return Outbox(Sent(), replay=replay, datagrams=datagrams)
+
+
+def streams(count: int) -> list[Stream]:
+    return [Stream(1 + 2 * n, TARGET, 0.0, State.OPEN) for n in range(count)]
+
+
+def filled(box: Outbox, limit: int = MUCH, room: int = MUCH) -> list[tuple[int, int, int]]:
+    """Type, stream and size of each frame that is due."""
+    out: list[Buffer] = []
+    size, _ = box.fill(out, limit, room)
+    wire = b"".join(map(bytes, out))
+    assert len(wire) == size
+    return [(t, s, len(p)) for t, s, p in FrameDecoder().feed(wire)]
+
+
+def test_control_then_datagrams_then_small_streams_then_bulk() -> None:
+    box = made()
+    bulk, small = streams(2)
+    box.write(bulk, bytes(50_000))
+    box.write(small, b"key")
+    box.datagram(small, b"udp")
+    box.say(CONTROL)
+    assert filled(box) == [
+        (FrameType.OPENED, 9, 0),
+        (FrameType.DATAGRAM, small.id, 3),
+        (FrameType.DATA, small.id, 3),
+        (FrameType.DATA, bulk.id, 50_000),
+    ]
+    assert not filled(box)
+
+
+def test_bulk_streams_take_turns() -> None:
+    box = made()
+    one, two = streams(2)
+    for stream in (one, two):
+        stream.credit = MUCH
+        box.write(stream, bytes(3 * MAX_PAYLOAD))
+    assert [number for _, number, _ in filled(box)] == [1, 3, 1, 3, 1, 3]
+
+
+def test_a_limit_and_the_room_hold_back_data_but_no_control() -> None:
+    box = made()
+    (stream,) = streams(1)
+    box.write(stream, bytes(40_000))
+    box.write(stream, bytes(20_000))
+    box.datagram(stream, b"udp")
+    box.say(CONTROL)
+    assert filled(box, room=0) == [(FrameType.OPENED, 9, 0)]
+    assert filled(box, limit=1) == [(FrameType.DATAGRAM, 1, 3)]
+    out: list[Buffer] = []
+    assert box.fill(out, MUCH, 0) == (0, True)
+    assert [size for _, _, size in filled(box, room=20_000)] == [20_000]
+
+
+def test_the_replay_limit_is_no_room_either() -> None:
+    box = made(replay=40_000)
+    (stream,) = streams(1)
+    stream.credit = MUCH
+    box.write(stream, bytes(200_000))
+    while filled(box):
+        pass
+    assert box.fill([], MUCH, MUCH) == (0, True)
+    box.say(CONTROL)
+    assert filled(box) == [(FrameType.OPENED, 9, 0)]
+
+
+def test_what_waits_is_counted() -> None:
+    box = made()
+    (stream,) = streams(1)
+    box.say(CONTROL)
+    box.write(stream, b"12345")
+    assert (box.queued, box.control_bytes) == (5, len(CONTROL) + FRAME_COST)
+    assert box.hurried
+    filled(box)
+    assert (box.queued, box.control_bytes, box.hurried) == (0, 0, False)
+
+
+def test_a_stream_without_credit_waits_and_counts_a_stall() -> None:
+    box = made()
+    (stream,) = streams(1)
+    box.write(stream, bytes(INITIAL_WINDOW + 1))
+    assert sum(size for _, _, size in filled(box)) == INITIAL_WINDOW
+    assert (box.window_stalls, box.queued) == (1, 1)
+    stream.credit += 1
+    box.schedule(stream)
+    assert filled(box) == [(FrameType.DATA, 1, 1)]
+
+
+def test_a_writer_is_told_when_its_queue_is_short() -> None:
+    box = made()
+    (stream,) = streams(1)
+    stream.wants_writable = True
+    box.write(stream, bytes(INITIAL_WINDOW + (64 << 10) - 1))
+    filled(box)
+    assert box.writable == [stream]
+    assert not stream.wants_writable
+
+
+def test_an_end_comes_after_what_is_queued_and_both_ends_are_the_end() -> None:
+    box = made()
+    one, two = streams(2)
+    two.state = State.ENDED
+    for stream in (one, two):
+        box.write(stream, b"last")
+        stream.end_queued = True
+    assert filled(box) == [
+        (FrameType.DATA, 1, 4),
+        (FrameType.END, 1, 0),
+        (FrameType.DATA, 3, 4),
+        (FrameType.END, 3, 0),
+    ]
+    assert box.ended == [two]
+
+
+def test_what_is_forgotten_has_no_turn() -> None:
+    box = made()
+    one, two = streams(2)
+    box.write(one, b"gone")
+    box.write(two, b"here")
+    one.state = State.CLOSED
+    box.forget(one)
+    assert box.queued == 4
+    assert filled(box) == [(FrameType.DATA, two.id, 4)]
+
+
+def test_datagrams_are_dropped_rather_than_held() -> None:
+    box = made(datagrams=10)
+    (stream,) = streams(1)
+    assert box.datagram(stream, b"12345678")
+    assert not box.datagram(stream, b"123")
+    assert box.dropped_datagrams == 1
+    box.forget_datagrams()
+    assert box.datagram(stream, b"1234567890")
+    assert filled(box) == [(FrameType.DATAGRAM, 1, 10)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 100_000)), max_size=20),
+    st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 200_000)), max_size=20),
+)
+def test_each_stream_s_bytes_are_in_order_and_whole(
+    writes: list[tuple[int, int]], fills: list[tuple[int, int]]
+) -> None:
+    box = made()
+    all_ = streams(4)
+    written, read = {s.id: b"" for s in all_}, {s.id: b"" for s in all_}
+    for stream in all_:
+        stream.credit = MUCH
+    decoder = FrameDecoder()
+
+    def fill(limit: int, room: int) -> None:
+        out: list[Buffer] = []
+        size, _ = box.fill(out, limit, room)
+        assert size <= min(limit, room) + MAX_PAYLOAD + 8
+        for _, number, payload in decoder.feed(b"".join(map(bytes, out))):
+            read[number] += payload
+
+    for n, (index, size) in enumerate(writes):
+        data = bytes([n]) * size
+        written[all_[index].id] += data
+        box.write(all_[index], data)
+        if n < len(fills):
+            fill(*fills[n])
+    fill(MUCH, MUCH)
+    assert read == written
+    assert box.queued == 0
