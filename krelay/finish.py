@@ -7,16 +7,24 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-async def finish(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work` to its end, through any cancellation; that comes after."""
-    task = asyncio.get_running_loop().create_task(work)
+async def finish(work: Coroutine[Any, Any, None], *, within: float | None = None) -> None:
+    """Await `work` to its end, through any cancellation; that comes after. `within`: from the
+    first one on, `work` gets so many seconds, and is then cancelled in its turn."""
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
     cancelled: asyncio.CancelledError | None = None
+    hurry: asyncio.TimerHandle | None = None
     while not task.done():
         try:
             await asyncio.wait((task,))
         except asyncio.CancelledError as exc:
             cancelled = exc
+            if within is not None and hurry is None:
+                hurry = loop.call_later(within, task.cancel)
+    if hurry is not None:
+        hurry.cancel()
     if cancelled is not None:
-        task.exception()
+        if not task.cancelled():
+            task.exception()
         raise cancelled
     task.result()

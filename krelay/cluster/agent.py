@@ -25,6 +25,8 @@ from krelay.model import AgentConfig, SessionConfig
 logger = logging.getLogger("krelay.agent")
 
 DELETE_DEADLINE = 10.0
+CREATE_PATIENCE = 3.0
+"""Seconds that a Job's making gets to end by itself, from when nobody wants it any more."""
 
 _BACKGROUND = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
 """Without it the pod would stay: over REST a Job orphans its own (pkg/registry/batch/job)."""
@@ -59,7 +61,8 @@ async def create_agent(
     that the agent gets for a target, are in seconds. `run` is as in `job_manifest`.
 
     `on_progress` gets a line whenever what is waited for changes. If this raises, or is
-    cancelled, the Job is deleted first.
+    cancelled, the Job is deleted first; one whose making the server did not confirm in time ends
+    by itself when idle.
 
     Raises:
         AgentError: it cannot run, or did not in time: the cluster's own reason.
@@ -84,9 +87,11 @@ async def create_agent(
         path = collection("batch/v1", "jobs", manifest["metadata"]["namespace"])
         made.append(await api.create(path, manifest))
 
+    # First, and not part of the creation: a plugin may be waiting for a person.
+    await api.access()
     try:
         # A request that was cut off half-way may or may not have been carried out.
-        await finish(create())
+        await finish(create(), within=CREATE_PATIENCE)
         pod = await started(api, made[0], deadline=deadline, on_progress=on_progress)
     except BaseException:
         for job in made:

@@ -109,6 +109,10 @@ class Supervisor:
                 running.cut()
                 # Also where somebody is in a hurry: nothing else would remove the agents.
                 await finish(running.stop())
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            # A task group that was ending by itself does not pass it on.
+            raise asyncio.CancelledError
 
     def want(self, config: Config, reason: str) -> Want:
         """Have `config` carried out, rather than any before it; `done` tells when that is over."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -301,6 +303,35 @@ async def test_cancelled_while_the_job_is_made_it_leaves_no_job(cluster: Cluster
         cluster.may_create.set()
     assert making.cancelled()
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for(
+    cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agent_module, "CREATE_PATIENCE", 0.01)
+    cluster.may_create.clear()
+    async with asyncio.TaskGroup() as group:
+        making = group.create_task(create(api))
+        await cluster.on_create.wait()
+        making.cancel()
+    assert making.cancelled()
+    cluster.may_create.set()
+
+
+async def test_a_plugin_that_hangs_is_not_waited_for(
+    plain_kube: Any, tmp_path: Path, program: Any
+) -> None:
+    begun = tmp_path / "begun"
+    os.mkfifo(begun)
+    command = program("login", f"echo > {begun}; exec sleep 600")
+    user = {"exec": {"command": str(command), "apiVersion": "client.authentication.k8s.io/v1"}}
+    path = plain_kube.kubeconfig(user, **{"certificate-authority": None})
+    async with await Api.connect(kubeconfig=path) as api, asyncio.TaskGroup() as group:
+        making = group.create_task(create(api))
+        await asyncio.to_thread(begun.read_bytes)
+        making.cancel()
+    assert making.cancelled()
+    assert not plain_kube.seen
 
 
 async def test_a_timeout_of_the_caller_s_stays_a_timeout(cluster: Cluster, api: Api) -> None:

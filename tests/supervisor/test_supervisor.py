@@ -207,6 +207,34 @@ async def test_stopping_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None
         assert running.lines == []
 
 
+async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task group that ends already swallows it, and the exit code would say that all was well."""
+    starting, ending, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(reach: FakeReach) -> None:
+        starting.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ending.set()
+            await go.wait()
+
+    async with reaches(monkeypatch):
+        monkeypatch.setattr(FakeReach, "start", slow)
+        running = Running(config(target("web", Port(80, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(running.run())
+            await starting.wait()
+            running.stop.set()
+            await ending.wait()
+            for _ in range(20):  # turns of the loop: from here on it waits for that agent alone
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.sleep(0)
+            go.set()
+        assert task.cancelled()
+
+
 async def test_an_agent_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(reach: FakeReach) -> None:
         raise AgentError("no image", hint="build one")
