@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("krelay.health")
 
 INTERVAL = 10.0
-"""Seconds for which a dial or a probe that worked is good; so long it is not probed again."""
+"""Seconds for which a dial or a probe that worked is good; so long it is not probed again. What is
+never probed is taken to work again so long after a connection that did not."""
 PLAIN_INTERVAL = 60.0
 """The same where each probe is a tunnel of its own."""
 AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
@@ -74,6 +75,10 @@ class Health:
         if target.kind is Kind.PROXY:
             return Check(CheckKind.NONE)
         return target.check.of(self._forward.speaks or Protocol.TCP)
+
+    @property
+    def _probed(self) -> bool:
+        return self.check.kind is not CheckKind.NONE
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Have it probed from now on, by a task of `tasks`."""
@@ -131,7 +136,7 @@ class Health:
             return State.PENDING, "not bound yet"
         if self._verdict is False:
             return State.DEGRADED if self._worked else State.FAILED, self._failure
-        if self._verdict or self.check.kind is CheckKind.NONE or self.state is State.READY:
+        if self._verdict or not self._probed or self.state is State.READY:
             return State.READY, ""
         return State.DEGRADED if self._worked else State.PENDING, _CHECKING
 
@@ -178,13 +183,14 @@ class Health:
         self._verdict, self._failure = False, reason
         if news:
             self._tries = 0
+        if news or not self._probed:
             self._again()
         self.look()
 
     # -- probing -------------------------------------------------------------------------------
 
     def _again(self) -> None:
-        wait = AGAIN[min(self._tries, len(AGAIN) - 1)]
+        wait = AGAIN[min(self._tries, len(AGAIN) - 1)] if self._probed else INTERVAL
         self._tries += 1
         self._probe_at(asyncio.get_running_loop().time() + wait)
 
@@ -199,14 +205,18 @@ class Health:
             wanted = (
                 self._asked is not None
                 and self._forward.listener is not None
-                and self.check.kind is not CheckKind.NONE
+                and (self._probed or self._verdict is False)
             )
             if not wanted:
                 await self._wake.wait()
             elif (left := self._due - clock()) > 0:
                 await self._sleep(left)
-            else:
+            elif self._probed:
                 await self._probe()
+            else:
+                # Nobody would ever learn that it works again.
+                self._verdict = None
+                self.look()
 
     async def _sleep(self, seconds: float) -> None:
         try:

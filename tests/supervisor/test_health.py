@@ -202,6 +202,21 @@ async def test_a_connection_that_is_refused_degrades_and_one_that_is_not_ends_th
             ]
 
 
+@pytest.mark.parametrize("protocol", list(Protocol))
+async def test_what_is_never_probed_is_taken_to_work_again_after_a_while(
+    protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with rig.path() as path, watched(path, Port(80, 0, protocol), check=NONE) as w:
+        w.route.update(leads(1, protocol))
+        await w.becomes(State.READY)
+        w.health._dialled(ErrorCode.REFUSED, "")
+        assert w.health.state is State.DEGRADED
+        monkeypatch.setattr(module, "INTERVAL", 0.01)
+        w.health._dialled(ErrorCode.REFUSED, "")
+        await w.becomes(State.READY)
+        assert [event.details["to"] for event in w.feed.history] == ["ready", "degraded", "ready"]
+
+
 async def test_a_probe_is_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.01)
     seen = 0
