@@ -40,8 +40,10 @@ def drift(report: Report, now: datetime) -> Text | None:
     if file["inStep"]:
         return None
     since = f" for {age(file['since'], now)}" if file["since"] else ""
-    message = (file["error"] or {}).get("message", "")
-    return _line(Text(f"! not what the file says{since}: {clean(message)}", "red"))
+    if file["error"] is None:
+        return _line(Text(f"! not yet what the file says{since}", "yellow"))
+    message = clean(file["error"]["message"])
+    return _line(Text(f"! not what the file says{since}: {message}", "red"))
 
 
 def _agent(agent: Report) -> Text:

@@ -64,11 +64,11 @@ most; `krelay up` probes through the tunnel, as a connection would.
 | `dial` | the agent connects, and closes at once | as `none` |
 | `http [METHOD] /PATH [-> STATUS]` | a request is answered with that status | as `none` |
 | `dns NAME` | as `dial` | a query for NAME is answered, whatever the answer |
-| `none` | nothing is asked: bound, resolved and the agent reached is ready, but for 10 s after a connection that failed | the same |
+| `none` | nothing is asked: bound, resolved and the agent reached is ready | the same |
 
 `http` asks without TLS, waits 10 s, and is content with 200 to 399 where no status is given. Some
 servers count a connection that says nothing against who made it (MySQL's `max_connect_errors`):
-`none` is for them.
+`none` is for them; a connection that fails makes such a target degraded for 10 s.
 
 ## Keys
 """

@@ -22,10 +22,11 @@ logger = logging.getLogger("krelay.reload")
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The file says something else than what runs: since when, and what is wrong with it."""
+    """The file says something else than what runs: since when, and what is wrong with it; nothing
+    is, where it is being carried out."""
 
     since: datetime
-    error: KrelayError
+    error: KrelayError | None = None
 
 
 class Source(Protocol):
@@ -53,9 +54,9 @@ class Reloader:
 
     @property
     def drift(self) -> Drift | None:
-        """None while what runs is what the file says."""
+        """None while what runs is what the file said when it was last read."""
         want = self._want
-        if self._drift is None and want is not None and want.failure is not None:
+        if self._drift is None and want is not None and (want.failure or not want.done.is_set()):
             return Drift(want.made, want.failure)
         return self._drift
 
@@ -101,16 +102,21 @@ class Reloader:
             return self._want
 
     async def reload(self, reason: str) -> list[Change]:
-        """`load`, and wait until it is carried out; what changed.
+        """`load`, and wait until it is carried out, or a newer one that took its place; what
+        changed.
 
         Raises:
             KrelayError: the file is wrong, or it could not be carried out (yet).
         """
-        want = await self.load(reason)
-        await want.done.wait()
-        if want.failure is not None:
-            raise want.failure
-        return want.changes
+        want: Want | None = await self.load(reason)
+        wants: list[Want] = []
+        while want is not None:
+            await want.done.wait()
+            if want.failure is not None:
+                raise want.failure
+            wants.append(want)
+            want = want.newer
+        return [change for want in wants for change in want.changes]
 
     async def plan(self, source: Source | None = None) -> list[Change]:
         """What `reload` would change; or, with another file, what that would.
@@ -127,7 +133,7 @@ class Reloader:
         self.failed += 1
         if isinstance(exc, ConfigError):
             self._files = tuple(dict.fromkeys((*exc.files, *self._files)))
-        if known is None or known.error.report() != exc.report():
+        if known is None or known.error is None or known.error.report() != exc.report():
             logger.error("%s", "\n".join([*exc.report(), "what ran before stays"]))
             self._supervisor.feed.tell("reload", f"refused: {exc}", error=to_json(exc))
         self._drift = Drift(known.since if known else datetime.now(UTC), exc)

@@ -75,7 +75,7 @@ def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> File
         reloads=reloader.loads,
         failed_reloads=reloader.failed + supervisor.refused,
         since=drift.since if drift else None,
-        error=to_json(drift.error) if drift else None,
+        error=to_json(drift.error) if drift and drift.error else None,
         applied=supervisor.applied_at or started,
     )
 

@@ -34,7 +34,7 @@ _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
 @dataclass(eq=False, slots=True)
 class Want:
     """A config to be carried out, and why. When `done` is set, it was, or `failure` says why not
-    (yet: it is tried again), or a newer one took its place."""
+    (yet: it is tried again), or a `newer` one took its place."""
 
     config: Config
     reason: str
@@ -42,6 +42,7 @@ class Want:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     changes: list[Change] = field(default_factory=list)
     failure: KrelayError | None = None
+    newer: Want | None = None
 
 
 class Supervisor:
@@ -119,7 +120,9 @@ class Supervisor:
         if config == self._want.config and not self._want.done.is_set():
             return self._want
         former, self._want = self._want, Want(config, reason)
-        former.done.set()
+        if not former.done.is_set():
+            former.newer = self._want
+            former.done.set()
         self._newer.set()
         return self._want
 

@@ -367,8 +367,14 @@ async def test_the_newest_edit_does_not_wait_for_an_older_one(
                         await asyncio.sleep(0.005)
                     assert not slow.done()
                     assert not again.done()
-                    await w.edit(text(one, two))
-                assert slow.result() == again.result() == []
+                    drift = w.reloader.drift
+                    assert drift is not None
+                    assert drift.error is None  # it is on its way
+                    newest = await w.edit(text(one, two))
+                # Who waits is not told that all is well before something is.
+                assert len(newest) == 1
+                assert slow.result() == again.result() == newest
+            assert w.reloader.drift is None
             assert set(w.listening) == {"one", "two"}
             assert [agent.stopped for agent in w.agents] == [False, True]
 
