@@ -12,8 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from krelay.api import Forwards
 
-_ABSENT = pytest.StashKey[dict[str | None, str]]()
-"""Why there is no cluster, by context: nobody waits for it once a test."""
+_ABSENT = pytest.StashKey[dict[object, str]]()
+"""Why there is no cluster, by what says which: nobody waits for it once a test."""
 
 _OPTIONS = (
     ("context", "The kubeconfig context to relay into."),
@@ -66,8 +66,9 @@ class Krelay:
         context = context or self._option("context")
         absent = self._config.stash.setdefault(_ABSENT, {})
         local = self._option("embedded") if embedded is None else embedded
-        if not local and context in absent:
-            pytest.skip(absent[context])
+        which = (context, os.environ.get("KUBECONFIG"), file and _state(file))
+        if not local and which in absent:
+            pytest.skip(absent[which])
         wanted = relay(
             *texts,
             file=file,
@@ -82,14 +83,23 @@ class Krelay:
         except (CredentialsError, UnreachableError) as exc:
             if self._option("required"):
                 raise
-            absent[context] = f"no cluster: {exc}"
-            pytest.skip(absent[context])
+            absent[which] = f"no cluster: {exc}"
+            pytest.skip(absent[which])
         self._stack.push(wanted)
         return forwards
 
     def _option(self, name: str) -> str | None:
         given = self._config.getoption(f"krelay_{name}")
         return given or self._config.getini(f"krelay_{name}") or None
+
+
+def _state(file: str | os.PathLike[str]) -> tuple[str, int]:
+    """Which file it is, and in which state: it may name contexts of its own, or none."""
+    path = os.path.abspath(file)
+    try:
+        return path, os.stat(path).st_mtime_ns
+    except OSError:
+        return path, 0
 
 
 @pytest.fixture(name="krelay")

@@ -123,7 +123,7 @@ import os
 os.environ["KUBECONFIG"] = {str(kubeconfig)!r}
 {SVC}
 def test_three(krelay):
-    os.environ["KUBECONFIG"] = "/dev/null"
+    open(os.environ["KUBECONFIG"], "w").close()
     krelay("svc/web :80")
 
 def test_four(krelay):
@@ -136,6 +136,42 @@ def test_four(krelay):
         [
             *3 * ["SKIPPED*no cluster: cannot reach the API server*: connection refused"],
             'SKIPPED*no cluster: no context "other"*',
+        ]
+    )
+
+
+def test_one_dead_cluster_skips_no_test_that_needs_another_or_none(
+    pytester: pytest.Pytester, target: int
+) -> None:
+    kubeconfig = pytester.path / "kubeconfig"
+    kubeconfig.write_text(KUBECONFIG % rig.closed_port())
+    text = f"""{ASK}
+import os, pathlib
+os.environ["KUBECONFIG"] = {str(kubeconfig)!r}
+HEAD = "apiVersion: krelay/v1\\n"
+file = pathlib.Path("krelay.yaml")
+
+def test_one(krelay):
+    file.write_text(HEAD + "context: here\\ntargets: {{web: svc/web :80}}")
+    krelay(file=file)
+
+def test_two(krelay):
+    file.write_text(HEAD + "agent: {{embedded: true}}\\ntargets: {{web: ip/127.0.0.1 :{target}}}")
+    assert ask(krelay(file=file)["web"]) == b"target"
+
+def test_three(krelay):
+    krelay("svc/web :80", context="here")
+
+def test_four(krelay):
+    os.environ["KUBECONFIG"] = "/dev/null"
+    krelay("svc/web :80", context="here")
+"""
+    result = run(pytester, text)
+    result.assert_outcomes(passed=1, skipped=3)
+    result.stdout.fnmatch_lines(
+        [
+            *2 * ["SKIPPED*no cluster: cannot reach the API server*: connection refused"],
+            'SKIPPED*no cluster: no context "here" in kubeconfig*',
         ]
     )
 
