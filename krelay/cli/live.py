@@ -51,6 +51,7 @@ class Live:
         self._log = _Log()
         self._rates = Rates()
         self._latest: tuple[dict[str, Any], Mapping[tuple[str, int], Rate]] | None = None
+        self._waits: tuple[str, float] | None = ("starting", time.monotonic())
         self._help = False
         self._hears = False
         self._shown = False
@@ -186,9 +187,11 @@ class Live:
         agents = self._latest[0]["agents"] if self._latest else ()
         reached = [any(tunnel["up"] for tunnel in agent["tunnels"]) for agent in agents]
         if (reached and all(reached)) or (self._latest and self._latest[0]["draining"]):
-            self._log.progress = None
+            self._log.progress = self._waits = None
             return None
-        text, since = self._log.progress or ("starting", self._log.since)
+        if self._waits is None:
+            self._waits = ("no tunnel, trying again", time.monotonic())
+        text, since = self._log.progress or self._waits
         return f"agent: {text}", time.monotonic() - since
 
 
@@ -199,7 +202,6 @@ class _Log(logging.Handler):
         super().__init__()
         self.news = threading.Event()
         self.progress: tuple[str, float] | None = None
-        self.since = time.monotonic()
         self._lines: deque[str] = deque(maxlen=_BACKLOG)
         self._root = logging.getLogger()
         self._before: list[logging.Handler] = []

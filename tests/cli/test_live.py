@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 from pathlib import Path
@@ -67,6 +68,25 @@ async def test_the_table_its_keys_and_the_log_above(tmp_path: Path) -> None:
             screen.type("q")
             await ended(screen, 0)
             assert "q: stopping" in screen.text
+
+
+async def test_an_agent_that_is_lost_is_waited_for_from_then_on(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port, "tunnel: {ping: 0.1s, pingTimeout: 0.2s}")
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("1 of 1 ready")
+            found = re.search(r"embedded, process (\d+)", screen.text)
+            assert found
+            agent = int(found[1])
+            os.kill(agent, signal.SIGSTOP)
+            try:
+                await screen.shows("agent: no tunnel, trying again")
+            finally:
+                os.kill(agent, signal.SIGCONT)
+            await screen.hides("trying again")
+            await screen.shows("1 of 1 ready")
+            screen.type("q")
+            await ended(screen, 0)
 
 
 async def test_rates_and_draining(tmp_path: Path) -> None:
