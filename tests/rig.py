@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import secrets
 import socket
@@ -43,8 +44,11 @@ async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> As
 
         async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
-                with suppress(ConnectionError):
-                    await serve(reader, writer)
+                await serve(reader, writer)
+            except OSError as exc:
+                # Its peer has gone. An end that is said to nobody is ENOTCONN, no ConnectionError.
+                if not isinstance(exc, ConnectionError) and exc.errno != errno.ENOTCONN:
+                    raise
             finally:
                 writer.transport.abort() if writer.is_closing() else writer.close()
             with suppress(ConnectionError):
