@@ -24,6 +24,8 @@ logger = logging.getLogger("krelay.cluster")
 
 DEADLINE = 180.0
 """Seconds; a plugin may be waiting for a person in a browser."""
+PATIENCE = 5.0
+"""Seconds after which it is said that a plugin is waited for."""
 MAX_OUTPUT = 1 << 20
 _SHOWN = 2000
 """Characters of the plugin's complaint that an error repeats."""
@@ -101,6 +103,9 @@ class ExecPlugin:
                 f"cannot run the credential plugin {self._plugin['command']}: {exc.strerror}",
                 hint=str(self._plugin.get("installHint") or "").strip() or None,
             ) from exc
+        telling = asyncio.get_running_loop().call_later(
+            PATIENCE, logger.warning, "%s, the credential plugin, has not answered yet", self._name
+        )
         try:
             async with asyncio.timeout(DEADLINE):
                 async with asyncio.TaskGroup() as group:
@@ -110,6 +115,7 @@ class ExecPlugin:
         except TimeoutError as exc:
             raise CredentialsError(f"{self._name} gave no answer in {DEADLINE:.0f} s") from exc
         finally:
+            telling.cancel()
             if process.returncode is None:
                 process.kill()
                 await process.wait()

@@ -388,10 +388,14 @@ async def test_a_plugin_that_talks_nonsense(program: Program, script: str, messa
         await (await opened(plugin(program("login", script)))).access()
 
 
-async def test_a_plugin_that_hangs(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_plugin_that_hangs(
+    program: Program, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("krelay.cluster.execplugin.PATIENCE", 0.01)
     monkeypatch.setattr("krelay.cluster.execplugin.DEADLINE", 0.1)
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(program("login", "exec sleep 60")))).access()
+    assert "login, the credential plugin, has not answered yet" in caplog.text
 
 
 async def test_a_plugin_without_a_command() -> None:
