@@ -32,6 +32,7 @@ AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
 """Seconds from each probe that did not work to the next one."""
 _CONFIRM_WAIT = 0.5
 _CHECKING = "being checked"
+_NO_TUNNEL = "no tunnel to the agent"
 
 _LEVELS = {
     State.DEGRADED: logging.WARNING,
@@ -122,7 +123,7 @@ class Health:
         if route.pool.pick() is None:
             failure = route.pool.failure
             why = f": {failure or type(failure).__name__}" if failure is not None else " yet"
-            return State.PENDING, f"no tunnel to the agent{why}"
+            return State.PENDING, f"{_NO_TUNNEL}{why}"
         return None
 
     def _judged(self, obstacle: tuple[State, str] | None) -> tuple[State, str]:
@@ -148,8 +149,8 @@ class Health:
         self._worked = self._worked or state is State.READY
         if before is not state:
             self.since = datetime.now(UTC)
-        elif reason == _CHECKING or state is State.PENDING:
-            return  # no news
+        elif reason == _CHECKING or state is State.PENDING or reason.startswith(_NO_TUNNEL):
+            return  # no news, or told by the tunnel
         spec, name = self._forward.spec, self._forward.name
         text = f"{name}: {state}{reason and f': {reason}'}"
         # Who failed to bind or to resolve has told it.

@@ -161,8 +161,15 @@ async def test_no_tunnel() -> None:
             await w.becomes(State.READY)
             path.way.cut(blocked=True)
             await w.becomes(State.DEGRADED, "no tunnel to the agent: ")
+            await w.becomes(State.DEGRADED, "the way is shut")
             path.way.blocked = False
             await w.becomes(State.READY)
+        # Why there is none is the tunnel's to tell: there may be hundreds of forwards.
+        assert [event.details["to"] for event in w.feed.history][:3] == [
+            "ready",
+            "degraded",
+            "ready",
+        ]
 
 
 async def test_real_traffic_tells_before_any_probe(monkeypatch: pytest.MonkeyPatch) -> None:
