@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
@@ -31,7 +32,7 @@ _KILL_AFTER = 5.0
 
 PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 TYPED = (signal.SIGINT, signal.SIGQUIT)
-"""What a terminal sends to the command as well, by a key."""
+"""What a terminal sends to the command as well, by a key. Whether a key did, no handler is told."""
 
 
 class CommandError(KrelayError):
@@ -100,11 +101,10 @@ class _Run:
                 )
                 signalled = tasks.create_task(self._signalled.wait(), name="signals")
                 await asyncio.wait({waiting, signalled}, return_when=asyncio.FIRST_COMPLETED)
-                if self._number is None:
+                if self._code is None:
                     self._code = await self._run(waiting.result())
                 else:
                     waiting.cancel()
-                    self._code = _BY_SIGNAL + self._number
                 signalled.cancel()
                 stop.set()
         except* KrelayError as group:
@@ -126,7 +126,7 @@ class _Run:
             raise CommandError(f"{name}: {exc.strerror}", _NOT_EXECUTABLE) from exc
         self._child = child
         if self._number is not None:  # it came in between
-            child.send_signal(self._number)
+            send(child, self._number)
         try:
             code = await child.wait()
         finally:
@@ -139,12 +139,20 @@ class _Run:
     def _signal(self, number: signal.Signals) -> None:
         if self._child is not None:
             if not (number in TYPED and _typed()):
-                self._child.send_signal(number)
-        elif self._number is None and self._code is None:
-            self._number = number
+                send(self._child, number)
+        elif self._code is None:
+            # Known here and now: another may come before anybody wakes.
+            self._number, self._code = number, _BY_SIGNAL + number
             self._signalled.set()
         elif self._task is not None:
             self._task.cancel()
+
+
+def send(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """By the system's own call: asyncio's asks first whether the command has ended, and takes its
+    exit code away from the thread that waits for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child.pid, number)
 
 
 async def _kill(child: asyncio.subprocess.Process) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from krelay.cli.run import CommandError, find
+from krelay.cli.run import CommandError, find, send
 from tests import rig
 from tests.cli.terminal import terminal
 from tests.integration.product import ROOT, Done, alive, command, document, environment, run
@@ -174,6 +176,27 @@ async def test_a_signal_is_passed_on(name: str, tmp_path: Path) -> None:
     assert not alive(int(agent[1]))
 
 
+async def test_a_signal_as_it_ends_leaves_its_exit_code_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when a whole group is signalled: the command has ended, and asyncio is yet to see it."""
+    told, waitpid = threading.Event(), os.waitpid
+
+    def late(pid: int, options: int) -> tuple[int, int]:
+        if threading.current_thread() is not threading.main_thread():
+            told.wait()
+        return waitpid(pid, options)
+
+    monkeypatch.setattr(os, "waitpid", late)
+    child = await asyncio.create_subprocess_exec("sh", "-c", "exit 7")
+    try:
+        await rig.until(lambda: not alive(child.pid))
+        send(child, signal.SIGTERM)
+    finally:
+        told.set()
+    assert await child.wait() == 7
+
+
 COUNTING = """
 import signal, sys, time
 count = 0
@@ -202,7 +225,23 @@ async def test_ctrl_c_at_a_terminal_comes_once(tmp_path: Path) -> None:
             assert await screen.process.wait() == 0
 
 
-async def test_a_signal_while_nothing_is_ready_ends_the_wait(tmp_path: Path) -> None:
+async def test_at_a_terminal_what_a_key_may_have_sent_is_not_passed_on(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        file = write(tmp_path, port)
+        args = ("run", "-f", str(file), "--", sys.executable, "-c", SIGNALLED)
+        async with terminal(*args, cwd=tmp_path) as screen:
+            await screen.shows("ready")
+            for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+                screen.process.send_signal(number)
+            await screen.shows("got")
+            assert await screen.process.wait() == 9
+            assert [line for line in screen.lines if line] == ["ready", "got SIGTERM"]
+
+
+@asynccontextmanager
+async def waiting(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """A `krelay run` whose forward is not to be had, and its agent's process id. It ends in the
+    block, and has not run its command."""
     file = write(tmp_path, rig.closed_port())
     process = await asyncio.create_subprocess_exec(
         *command("run", "-v", "-f", str(file), "--", "touch", str(tmp_path / "ran")),
@@ -212,15 +251,42 @@ async def test_a_signal_while_nothing_is_ready_ends_the_wait(tmp_path: Path) -> 
     )
     assert process.stderr is not None
     log = b""
-    while b"web: failed" not in log:
-        log += await process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
-    _, rest = await process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, log + rest
+    try:
+        while b"web: failed" not in log:
+            line = await process.stderr.readline()
+            assert line, log
+            log += line
+        agent = re.search(rb"embedded, process (\d+)", log)
+        assert agent is not None
+        yield process, int(agent[1])
+    finally:
+        if process.returncode is None:
+            process.kill()
+        log += (await process.communicate())[1]
+    assert b"Traceback" not in log, log.decode()
     assert not (tmp_path / "ran").exists()
-    agent = re.search(rb"embedded, process (\d+)", log)
-    assert agent is not None
-    assert not alive(int(agent[1]))
+
+
+async def test_a_signal_while_nothing_is_ready_ends_the_wait(tmp_path: Path) -> None:
+    async with waiting(tmp_path) as (process, agent):
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 128 + signal.SIGTERM
+        assert not alive(agent)
+
+
+async def test_two_signals_at_once_end_the_wait_at_once(tmp_path: Path) -> None:
+    def stopped() -> bool:
+        stat = Path(f"/proc/{process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    async with waiting(tmp_path) as (process, agent):
+        # It finds both when it goes on; which of them is the first, the system says.
+        process.send_signal(signal.SIGSTOP)
+        await rig.until(stopped)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCONT):
+            process.send_signal(number)
+        assert await process.wait() in (128 + signal.SIGTERM, 128 + signal.SIGHUP)
+        assert not alive(agent)
 
 
 async def test_names_that_clash_and_no_command(tmp_path: Path) -> None:
