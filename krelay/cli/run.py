@@ -119,7 +119,11 @@ class _Run:
         name = self._command[0]
         environ = {**os.environ, **variables(self._config, forwards)}
         try:
-            child = await asyncio.create_subprocess_exec(*self._command, env=environ)
+            # What krelay was given is the command's: `<(…)`, make's jobserver. None of krelay's own
+            # descriptors can be inherited (PEP 446).
+            child = await asyncio.create_subprocess_exec(
+                *self._command, env=environ, close_fds=False
+            )
         except FileNotFoundError as exc:
             raise CommandError(f"{name}: command not found", _NOT_FOUND) from exc
         except OSError as exc:

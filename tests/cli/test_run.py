@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -38,10 +38,12 @@ def write(tmp_path: Path, port: int, *more: str) -> Path:
 
 
 @asynccontextmanager
-async def running(file: Path, script: str, *args: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(
+    file: Path, script: str, before: Sequence[str] = ()
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """A `krelay run` of a Python script that has said `ready`."""
     process = await asyncio.create_subprocess_exec(
-        *command("run", "-f", str(file), "-v", *args, "--", sys.executable, "-c", script),
+        *(*before, *command("run", "-f", str(file), "-v", "--", sys.executable, "-c", script)),
         env=environment(PYTHONPATH=str(ROOT)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -195,6 +197,32 @@ async def test_a_signal_as_it_ends_leaves_its_exit_code_alone(
     finally:
         told.set()
     assert await child.wait() == 7
+
+
+DESCRIPTORS = """
+import os
+print("ready", flush=True)
+def is_open(number):
+    try:
+        return os.fstat(number)
+    except OSError:
+        return None
+print(*sorted(number for number in map(int, os.listdir("/proc/self/fd")) if is_open(number)))
+print(os.read(3, 100).decode(), end="")
+"""
+
+
+async def test_it_has_the_descriptors_that_krelay_was_given_and_none_of_its_own(
+    tmp_path: Path,
+) -> None:
+    """As `krelay run -- cat <(echo hello)` has."""
+    given = tmp_path / "given"
+    given.write_text("hello\n")
+    before = ("sh", "-c", f"exec 3<'{given}'; exec \"$@\"", "sh")
+    async with rig.tcp_target(rig.echo) as port:
+        async with running(write(tmp_path, port), DESCRIPTORS, before) as process:
+            out, err = await process.communicate()
+    assert (out, process.returncode) == (b"0 1 2 3\nhello\n", 0), err
 
 
 COUNTING = """
