@@ -89,7 +89,9 @@ class _Run:
         self._task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         for number in PASSED:
-            loop.add_signal_handler(number, self._signal, number)
+            # What was ignored (`nohup`, a shell's `&`) stays so, and the command inherits that.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, self._signal, number)
         stop = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:

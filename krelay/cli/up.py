@@ -148,17 +148,19 @@ async def _run(
 
 class _Signals:
     """SIGINT and SIGTERM end the run, the second one at once; SIGHUP is a wish to reload, or the
-    end of the terminal."""
+    end of the terminal. What was ignored when krelay started (`nohup`, a shell's `&`) never ends
+    it."""
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
         self.hangup = asyncio.Event()
         self.reason = "SIGHUP"
         self._task = asyncio.current_task()
-        self._had_terminal = _has_terminal()
+        self._needs_terminal = not _ignored(signal.SIGHUP) and _has_terminal()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.end, number.name)
+            if not _ignored(number):
+                loop.add_signal_handler(number, self.end, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
 
     def end(self, name: str) -> None:
@@ -177,10 +179,14 @@ class _Signals:
         self.hangup.set()
 
     def _hangup(self) -> None:
-        if self._had_terminal and not _has_terminal():
+        if self._needs_terminal and not _has_terminal():
             self.stop.set()
         else:
             self.reload("SIGHUP")
+
+
+def _ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def _has_terminal() -> bool:
@@ -228,13 +234,14 @@ async def _open_control(
 
 
 def tell(forward: Forward) -> None:
-    """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on."""
+    """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on, and
+    so does one whose terminal has gone."""
     try:
         for line in forward.describe():
             if in_json():
                 logger.info("%s", line, extra={"target": forward.spec.target.name})
             say(line)
-    except BrokenPipeError:
+    except OSError:
         hush()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests import rig
 from tests.cli.terminal import Terminal, terminal
-from tests.integration.product import alive, document
+from tests.integration.product import alive, document, listens
 
 KEYS = "r reload   q quit   ? help"
 
@@ -185,6 +185,32 @@ async def test_a_window_that_is_closed_ends_it_and_its_agent(tmp_path: Path) -> 
             screen.hang_up()
             assert await screen.process.wait() == 0
             assert not alive(int(agent[1]))
+
+
+NOHUP = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, "-m", "krelay", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["table", "lines"])
+async def test_a_window_that_is_closed_is_only_a_reload_where_hangups_were_ignored(
+    plain: tuple[str, ...], tmp_path: Path
+) -> None:
+    """What cannot be said to a terminal that has gone does not end it either."""
+    more = rig.closed_port()
+    async with rig.tcp_target(rig.echo) as port:
+        path = write(tmp_path, port)
+        args = ("up", "--no-watch", *plain)
+        async with terminal(*args, cwd=tmp_path, columns=120, script=NOHUP) as screen:
+            await screen.shows("web: ready")
+            path.write_text(path.read_text() + f"  more: ip/127.0.0.1 {more}:{port}\n")
+            screen.hang_up()
+            await rig.until(lambda: listens(more) or screen.process.returncode is not None)
+            assert await rig.exchange(more, b"x") == b"x"
+            screen.process.send_signal(signal.SIGTERM)
+            assert await screen.process.wait() == 0
 
 
 BROKEN = """

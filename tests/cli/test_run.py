@@ -199,6 +199,25 @@ async def test_a_signal_as_it_ends_leaves_its_exit_code_alone(
     assert await child.wait() == 7
 
 
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+IGNORING = ("sh", "-c", "trap '' HUP INT QUIT; exec \"$@\"", "sh")
+INHERITED = f"""
+import signal
+for number in {[*map(int, IGNORED)]}:
+    assert signal.getsignal(number) == signal.SIG_IGN, number
+{SIGNALLED}"""
+
+
+async def test_what_was_ignored_stays_so_for_the_command_too(tmp_path: Path) -> None:
+    """By `nohup`, and by a shell without jobs that puts krelay into the background."""
+    async with rig.tcp_target(rig.echo) as port:
+        async with running(write(tmp_path, port), INHERITED, IGNORING) as process:
+            for number in (*IGNORED, signal.SIGTERM):
+                process.send_signal(number)
+            out, err = await process.communicate()
+    assert (out, process.returncode) == (b"got SIGTERM\n", 9), err
+
+
 DESCRIPTORS = """
 import os
 print("ready", flush=True)

@@ -35,6 +35,37 @@ async def test_a_signal_ends_it_with_0_and_leaves_nothing(
         assert f"{number.name}: stopping" in krelay.err
 
 
+async def test_an_interrupt_that_was_ignored_ends_nothing(file: Path) -> None:
+    """`krelay up &` in a script: Ctrl-C is for what the script has in front. SIGHUP reloads."""
+    async with rig.tcp_target(rig.echo) as target:
+        web = f"ip/127.0.0.1 :{target}"
+        await asyncio.to_thread(file.write_text, document({"web": web}))
+        process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", "trap '' INT HUP; exec \"$@\"", "sh"),
+            *command("up", "-f", str(file), "--no-watch"),
+            env=environment(),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        log = b""
+        try:
+            while b"web: ready" not in log:
+                log += await process.stderr.readuntil()
+            await asyncio.to_thread(file.write_text, document({"web": web, "more": web}))
+            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGHUP)
+            while b"more: ready" not in log:
+                log += await process.stderr.readuntil()
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+            log += (await process.communicate())[1]
+        assert b"SIGINT" not in log, log.decode()
+
+
 async def test_live_connections_finish_and_new_ones_are_refused(file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         async with up(file, {"web": f"ip/127.0.0.1 :{target}"}) as krelay:
