@@ -81,7 +81,7 @@ async def main() -> int:
         process_group=0,
     )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, process.send_signal, signal.SIGINT)
+        loop.add_signal_handler(number, process.send_signal, signal.SIGTERM)
     code = await process.wait()
     udp.close()
     tcp.close()
