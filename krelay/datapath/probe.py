@@ -118,7 +118,12 @@ async def _http(check: Check, host: str, stream: Handle, end: _End) -> None:
     try:
         while not isinstance(event := connection.next_event(), h11.Response):
             if event is h11.NEED_DATA:
-                connection.receive_data(await end.read())
+                data = await end.read()
+                if not (data or connection.trailing_data[0]):
+                    raise ProbeError(
+                        f"the connection was closed before an answer to {_words(check)}"
+                    )
+                connection.receive_data(data)
     except h11.RemoteProtocolError as exc:
         raise ProbeError(f"the answer to {_words(check)} is not HTTP: {exc}") from exc
     status = event.status_code

@@ -158,7 +158,9 @@ async def test_an_http_request_as_it_is_asked_for() -> None:
         (b"HTTP/1.1 503 No\r\n\r\n", None, "GET /healthz -> 503, expected 200 to 399"),
         (b"HTTP/1.1 204 No\r\n\r\n", 200, "GET /healthz -> 204, expected 200"),
         (b"SSH-2.0-x\r\n\r\n", None, "the answer to GET /healthz is not HTTP"),
-        (b"", None, "the answer to GET /healthz is not HTTP"),
+        (b"", None, "^the connection was closed before an answer to GET /healthz$"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", None, "^the connection was closed before an answer"),
+        (b"HTTP/1.1 200 OK\r\nX", None, "the answer to GET /healthz is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (1 << 17), None, "longer than 64 KiB|not HTTP"),
     ],
 )
