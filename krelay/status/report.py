@@ -135,11 +135,10 @@ class Report:
 
     @property
     def ready(self) -> bool:
-        """Whether every forward is, but for those that only drain beside others."""
+        """Whether every forward is, but for those that only drain beside others; where there is
+        none it starts or ends, and is not."""
         staying = [forward for forward in self.forwards if forward.state is not State.DRAINING]
-        if not staying and self.forwards:
-            return False
-        return all(forward.state is State.READY for forward in staying)
+        return bool(staying) and all(forward.state is State.READY for forward in staying)
 
     def as_json(self) -> dict[str, Any]:
         """Its JSON form: camelCase keys, times as ISO 8601."""

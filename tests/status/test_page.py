@@ -120,6 +120,19 @@ class TestBrowser:
             assert await tab.value("window.stays") is True
             assert tab.errors == []
 
+    async def test_what_drains_is_no_part_of_the_verdict(self, tmp_path: Path) -> None:
+        staying, old = forward("web"), forward("old", State.DRAINING, index=1)
+        async with service() as made:
+            made.live.now = dataclasses.replace(made.live.now, forwards=(staying, old))
+            async with opened(made, tmp_path) as tab:
+                assert made.live.now.ready
+                await tab.until(f"{VERDICT} === 'all 1 ready'")
+                made.live.now = dataclasses.replace(made.live.now, forwards=(old,))
+                await tab.until(f"{VERDICT} === 'ending'")
+                assert not made.live.now.ready
+                made.live.now = dataclasses.replace(made.live.now, forwards=())
+                await tab.until(f"{VERDICT} === 'starting'")
+
     async def test_a_file_that_is_not_what_runs(self, tmp_path: Path) -> None:
         async with service() as made, opened(made, tmp_path) as tab:
             problem = {"line": 4, "column": 7, "message": "`svx/` is no type", "path": None}

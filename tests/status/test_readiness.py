@@ -58,6 +58,7 @@ def test_nothing_is_not_ready_but_starting() -> None:
         found = readiness(nothing, names)
         assert (found.ready, found.unknown) == (False, ())
         assert found.as_json()["reason"] == "nothing is relayed yet"
+    assert not nothing.ready
 
 
 def test_as_json() -> None:

@@ -98,7 +98,7 @@ def report(*states: State) -> Report:
 @pytest.mark.parametrize(
     ("states", "ready"),
     [
-        ((), True),
+        ((), False),  # it starts, or has ended
         ((State.READY, State.READY), True),
         ((State.READY, State.PENDING), False),
         ((State.DEGRADED,), False),
