@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -78,7 +78,7 @@ def _config(file: FileReport, report: Report) -> Iterator[Metric]:
     )
 
 
-def _forwards(forwards: Iterable[ForwardReport]) -> Iterator[Metric]:
+def _forwards(forwards: Collection[ForwardReport]) -> Iterator[Metric]:
     labels = ["target", "forward"]
     state = GaugeMetricFamily(
         "krelay_forward_state", "1 for the state that it is in.", labels=[*labels, "state"]
@@ -103,13 +103,13 @@ def _forwards(forwards: Iterable[ForwardReport]) -> Iterator[Metric]:
     drops = CounterMetricFamily(
         "krelay_forward_dropped_datagrams", "Datagrams lost here.", labels=[*labels, "reason"]
     )
-    for forward in forwards:
-        who, traffic = [forward.target, forward.name], forward.traffic
+    for who, forward in _told_apart(forwards):
+        traffic = forward.traffic
         for possible in State:
             state.add_metric([*who, possible], int(forward.state is possible))
         live.add_metric(who, forward.live)
         opened.add_metric(who, traffic.opened)
-        for result, count in _bounded(traffic.results):
+        for result, count in _bounded(traffic.results).items():
             ended.add_metric([*who, result], count)
         carried.add_metric([*who, "to_remote"], traffic.to_remote_bytes)
         carried.add_metric([*who, "to_local"], traffic.to_local_bytes)
@@ -117,17 +117,35 @@ def _forwards(forwards: Iterable[ForwardReport]) -> Iterator[Metric]:
             (str(float(bound)), float(count)) for bound, count in sorted(traffic.dials.items())
         ]
         dials.add_metric(who, [*buckets, ("+Inf", traffic.dial_count)], traffic.dial_sum)
-        for reason, count in _bounded(traffic.drops):
+        for reason, count in _bounded(traffic.drops).items():
             drops.add_metric([*who, reason], count)
     yield from (state, live, opened, ended, carried, dials, drops)
 
 
-def _bounded(counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+def _told_apart(
+    forwards: Collection[ForwardReport],
+) -> Iterator[tuple[tuple[str, str], ForwardReport]]:
+    """Each with labels that no other has: Prometheus refuses a scrape that has a series twice.
+    What drains beside a namesake is left out, since counts that add it would fall at its end."""
+    staying = {(f.target, f.name) for f in forwards if f.state is not State.DRAINING}
+    found: set[tuple[str, str]] = set()
+    for forward in forwards:
+        who = forward.target, forward.name
+        if forward.state is State.DRAINING and who in staying:
+            continue
+        while who in found:
+            who = forward.target, f"{who[1]}#{forward.index}"
+        found.add(who)
+        yield who, forward
+
+
+def _bounded(counts: Mapping[str, int]) -> Mapping[str, int]:
     """The counts by label; who may bring up new ones must not make a scrape grow for ever."""
     names = sorted(counts)
-    yield from ((name, counts[name]) for name in names[:_MOST_VALUES])
+    kept = {name: counts[name] for name in names[:_MOST_VALUES]}
     if rest := names[_MOST_VALUES:]:
-        yield "other", sum(counts[name] for name in rest)
+        kept["other"] = kept.get("other", 0) + sum(counts[name] for name in rest)
+    return kept
 
 
 def _tunnels(agents: Iterable[AgentReport]) -> Iterator[Metric]:

@@ -17,7 +17,7 @@ from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
 from krelay.status.metrics import render
-from krelay.status.report import Report, State, Traffic
+from krelay.status.report import ForwardReport, Report, State, Traffic
 from tests.status.reports import TRAFFIC, forward, report
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +146,56 @@ def test_any_name_is_escaped(target: str, name: str) -> None:
     assert value(found, "forward_open_streams", target=target, forward=name) == 0
     text, _ = render(found, OPENMETRICS)
     assert list(openmetrics.text_string_to_metric_families(text.decode()))
+
+
+def forwards_of(found: Report) -> dict[str, float | None]:
+    """The labels of the forwards, with how many streams each has."""
+    return {
+        dict(labels)["forward"]: count
+        for (name, labels), count in samples(found).items()
+        if name == "krelay_forward_open_streams"
+    }
+
+
+def test_what_drains_beside_its_namesake_is_left_out() -> None:
+    """Whose counts together would fall when it is gone, which is a restart to Prometheus."""
+    name = "web[80]"
+    new, old = forward("web", name=name, live=1), forward("web", State.DRAINING, index=2, name=name)
+    assert forwards_of(report(new, old)) == {name: 1}
+    assert forwards_of(report(old, new)) == {name: 1}
+    assert forwards_of(report(old)) == {name: 0}
+
+
+def test_twins_are_told_apart_by_their_index() -> None:
+    twins = [forward("web", name="web[:80]", index=index, live=index) for index in range(3)]
+    expected = {"web[:80]": 0, "web[:80]#1": 1, "web[:80]#2": 2}
+    assert forwards_of(report(*twins)) == expected
+    ending = [dataclasses.replace(twin, state=State.DRAINING) for twin in twins]
+    assert forwards_of(report(*ending)) == expected
+
+
+NAMES = st.sampled_from(["a", "a#0", "a#1", "a#1#1", "other"])
+
+
+@given(
+    st.lists(
+        st.builds(
+            forward,
+            NAMES,
+            st.sampled_from(State),
+            index=st.integers(0, 2),
+            name=NAMES,
+            traffic=st.just(
+                dataclasses.replace(
+                    TRAFFIC, results={f"r{n}": 1 for n in range(40)} | {"other": 5}, drops={"x": 1}
+                )
+            ),
+        ),
+        max_size=6,
+    )
+)
+def test_every_sample_is_there_once(forwards: list[ForwardReport]) -> None:
+    assert samples(dataclasses.replace(report(), forwards=tuple(forwards)))
 
 
 # -- the examples ------------------------------------------------------------------------------
