@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from krelay.errors import KrelayError
-from krelay.status.place import socket_path
+from krelay.status.place import check_directory, socket_path
 from krelay.status.refusal import from_json
 
 _CONNECT_DEADLINE = 5.0
@@ -39,14 +39,18 @@ def ask(
     """What the krelay that runs `file` answers; `timeout` is in seconds.
 
     Raises:
-        NotRunningError: there is none.
+        NotRunningError: there is none, or none that may be trusted to be this user's.
         KrelayError: it says no, or does not answer.
     """
-    connection = _Connection(socket_path(file), timeout)
+    path = socket_path(file)
+    connection = _Connection(path, timeout)
     try:
+        check_directory(path)
         connection.request(method, resource, json.dumps(body or {}))
         response = connection.getresponse()
         answer = json.loads(response.read(_MAX_ANSWER))
+    except KrelayError as exc:
+        raise NotRunningError(f"no krelay runs for {file}: {exc}", hint=exc.hint) from exc
     except (FileNotFoundError, ConnectionRefusedError) as exc:
         raise NotRunningError(
             f"no krelay runs for {file}", hint=f"start one: `krelay up -f {file}`"
@@ -66,9 +70,11 @@ def runs(file: str) -> bool:
     """Whether a krelay runs `file`, or has not quite ended: somebody holds the lock."""
     import fcntl
 
+    path = socket_path(file)
     try:
-        lock = os.open(socket_path(file).with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
+        check_directory(path)
+        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, KrelayError):
         return False
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -32,11 +32,26 @@ def make_directory(path: Path) -> None:
     directory = path.parent
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = directory.lstat()
+        check_directory(path)
     except OSError as exc:
         raise KrelayError(f"cannot make {directory}: {exc.strerror}") from exc
+
+
+def check_directory(path: Path) -> None:
+    """See to it that the socket's directory is this user's alone: among temporary files, another
+    user may have made it first.
+
+    Raises:
+        KrelayError: it is not.
+        OSError: there is none.
+    """
+    directory = path.parent
+    found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise KrelayError(f"{directory} is not a directory of this user alone")
+        raise KrelayError(
+            f"{directory} is not a directory of this user alone",
+            hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+        )
 
 
 def _directory() -> Path:

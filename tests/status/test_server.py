@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
-from krelay.status.client import NotRunningError, ask
+from krelay.status.client import NotRunningError, ask, runs
 from krelay.status.feed import Feed
 from krelay.status.place import socket_path
 from krelay.status.server import AlreadyRunningError, serve
@@ -88,6 +88,44 @@ async def test_one_at_a_time(path: Path) -> None:
         assert await asked("/v1/echo") == {"got": {}}
     async with serve(path, HANDLERS):
         assert await asked("/v1/echo") == {"got": {}}
+
+
+def others_may_enter(directory: Path) -> None:
+    directory.chmod(0o755)
+
+
+def somebody_else_s(directory: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a directory away")
+    os.chown(directory, 12345, -1)
+
+
+def a_link(directory: Path) -> None:
+    directory.rename(directory.with_name("moved"))
+    directory.symlink_to("moved")
+
+
+@pytest.mark.parametrize("spoil", [others_may_enter, somebody_else_s, a_link])
+async def test_who_answers_in_a_directory_of_others_is_not_asked(
+    spoil: Callable[[Path], None], path: Path
+) -> None:
+    """As where another user made it first, in a temporary directory that all share."""
+    asked_for: list[object] = []
+
+    async def stop(body: Mapping[str, Any]) -> Any:
+        asked_for.append(body)
+        return {}
+
+    async with serve(path, {("POST", "/v1/stop"): stop}):
+        assert await asyncio.to_thread(runs, "krelay.yaml")
+        await asyncio.to_thread(spoil, path.parent)
+        with pytest.raises(
+            NotRunningError, match=r"no krelay runs for krelay\.yaml: /.* is not a "
+        ) as caught:
+            await asked("/v1/stop")
+        assert caught.value.hint == "remove it, or set XDG_RUNTIME_DIR to a directory of your own"
+        assert not await asyncio.to_thread(runs, "krelay.yaml")
+    assert asked_for == []
 
 
 async def test_a_refusal_arrives_as_itself(path: Path) -> None:
