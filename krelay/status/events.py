@@ -12,13 +12,11 @@ from krelay.status.feed import Event, Feed, Listener
 MAX_STREAMS = 32
 HEARTBEAT = 15.0
 """Seconds without an event after which a comment says that the stream is alive."""
-_WRITE_DEADLINE = 20.0
-"""How long a client may take nothing before it is cut off."""
 
 
 class Streams:
-    """The event streams of one server. What waits for a slow client is bounded by its `Listener`,
-    and by the time that it has."""
+    """The event streams of one server. What waits for a slow client is bounded by its `Listener`;
+    one that takes nothing is cut off, as every connection is."""
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
@@ -37,11 +35,8 @@ class Streams:
         try:
             async with self._feed.listen(self._after(request)) as listener:
                 await response.prepare(request)
-                await _send(response, "retry: 1000\n\n")
+                await response.write(b"retry: 1000\n\n")
                 await _pour(listener, response)
-        except TimeoutError:
-            if request.transport is not None:
-                request.transport.abort()
         except ConnectionError:
             pass  # it went
         finally:
@@ -76,11 +71,6 @@ async def _pour(listener: Listener, response: web.StreamResponse) -> None:
             missed = listener.dropped - dropped
             dropped = listener.dropped
             text = f'event: dropped\ndata: {{"count": {missed}}}\n\n{text}'
-        await _send(response, text)
-
-
-async def _send(response: web.StreamResponse, text: str) -> None:
-    async with asyncio.timeout(_WRITE_DEADLINE):
         await response.write(text.encode())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,10 +13,10 @@ from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
 from krelay.status.feed import Feed
 from krelay.status.report import Report
-from krelay.status.server import CLOSE_DEADLINE, Handler
+from krelay.status.server import Handler
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from krelay.status.connections import Connections
 
 logger = logging.getLogger("krelay.status")
 
@@ -39,8 +38,7 @@ class Listening:
         self._report = report
         self._feed = feed
         self._config = StatusConfig()
-        self._runner: web.AppRunner | None = None
-        self._servers: list[asyncio.Server] = []
+        self._connections: Connections | None = None
         self.addresses: list[Endpoint] = []
         """Where it answers now."""
 
@@ -66,7 +64,6 @@ class Listening:
         try:
             await self._open(config, *config.listen)
         except ListenError as exc:
-            await self.close()
             where, cause = Endpoint(*config.listen), exc.__cause__
             logger.warning(
                 "status is not served on %s, until the next change of the file: %s",
@@ -79,45 +76,17 @@ class Listening:
     async def close(self) -> None:
         """Serve nothing over TCP; who listens to events is cut off."""
         self.addresses = []
-        servers, self._servers = self._servers, []
-        for server in servers:
-            server.close()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
-        for server in servers:
-            await server.wait_closed()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            await connections.close()
 
     async def _open(self, config: StatusConfig, address: str, port: int) -> None:
-        from aiohttp import web
-
         from krelay.status.application import application
+        from krelay.status.connections import Connections
         from krelay.status.guard import Guard
 
         app = application(self._handlers, report=self._report, feed=self._feed, guard=Guard(config))
-        runner = self._runner = web.AppRunner(
-            app, access_log=None, shutdown_timeout=CLOSE_DEADLINE, handler_cancellation=True
-        )
-        await runner.setup()
-        assert runner.server is not None
-        loop = asyncio.get_running_loop()
-        for sock in bind(address, port, socket.SOCK_STREAM):
-            server = await loop.create_server(_bounded(runner.server), sock=sock)
-            self._servers.append(server)
-            host, bound = sock.getsockname()[:2]
-            self.addresses.append(Endpoint(host, bound))
-
-
-def _bounded(server: web.Server) -> Callable[[], asyncio.BaseProtocol]:
-    """One more connection, or none where there are too many."""
-
-    def accept() -> asyncio.BaseProtocol:
-        return server() if len(server.connections) < MAX_CONNECTIONS else _Full()
-
-    return accept
-
-
-class _Full(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.abort()
+        socks = bind(address, port, socket.SOCK_STREAM)
+        self._connections = Connections(app, most=MAX_CONNECTIONS)
+        await self._connections.serve(socks)
+        self.addresses = [Endpoint(*sock.getsockname()[:2]) for sock in socks]

@@ -22,9 +22,6 @@ logger = logging.getLogger("krelay.status")
 Handler = Callable[[Mapping[str, Any]], Awaitable[Any]]
 """Gets the JSON object of a request, answers with JSON; a KrelayError is told to who asked."""
 
-CLOSE_DEADLINE = 1.0
-"""How long an answer under way may take when the service ends."""
-
 
 class AlreadyRunningError(KrelayError):
     """Another krelay runs this file."""
@@ -45,23 +42,16 @@ async def serve(
         AlreadyRunningError: somebody else does.
         KrelayError: the socket cannot be made.
     """
-    from aiohttp import web
-
     from krelay.status.application import application
+    from krelay.status.connections import Connections
 
     sock, lock = await asyncio.to_thread(_claim, path)
-    runner = web.AppRunner(
-        application(handlers, report=report, feed=feed),
-        access_log=None,
-        shutdown_timeout=CLOSE_DEADLINE,
-        handler_cancellation=True,  # nobody waits for the answer any more
-    )
+    connections = Connections(application(handlers, report=report, feed=feed))
     try:
-        await runner.setup()
-        await web.SockSite(runner, sock).start()
+        await connections.serve([sock])
         yield
     finally:
-        await runner.cleanup()
+        await connections.close()
         sock.close()
         await asyncio.to_thread(_release, path, lock)
 

@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 
 from krelay.model import StatusConfig
+from krelay.status import connections
 from krelay.status import events as module
 from krelay.status.events import MAX_STREAMS, as_text
 from krelay.status.feed import BACKLOG, Event
@@ -168,11 +169,14 @@ async def test_a_slow_client_loses_the_oldest_and_is_told() -> None:
 
 
 async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WRITE_DEADLINE", 0.05)
     async with service() as made:
         sock = await reading_nothing(made)
         (listener,) = made.feed._listeners
         await flood(made, listener)
+        assert made.listening._connections is not None
+        (connection,) = made.listening._connections.open
+        monkeypatch.setattr(connections, "PATIENCE", 0.01)
+        connection.look()
         await rig.until(lambda: not made.feed._listeners)
         while await rig.recv(sock):
             pass  # what was on its way; then the end

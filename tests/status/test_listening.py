@@ -11,6 +11,7 @@ from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
 
 import krelay.bind
 from krelay.model import StatusConfig
+from krelay.status import connections
 from krelay.status import listening as module
 from tests import rig
 from tests.status.serving import TOKEN, Service, service
@@ -50,9 +51,9 @@ async def test_it_moves() -> None:
 
 async def test_what_stays_is_not_touched() -> None:
     async with service() as made:
-        runner, address = made.listening._runner, made.listening.addresses
+        connections, address = made.listening._connections, made.listening.addresses
         await made.listening.apply(StatusConfig(("127.0.0.1", 0)))
-        assert (made.listening._runner, made.listening.addresses) == (runner, address)
+        assert (made.listening._connections, made.listening.addresses) == (connections, address)
 
 
 async def test_another_token_ends_what_the_former_opened() -> None:
@@ -120,20 +121,38 @@ async def test_localhost_without_ipv6_is_the_other(monkeypatch: pytest.MonkeyPat
         assert [address.host for address in listening.addresses] == ["127.0.0.1"]
 
 
+async def test_a_client_that_takes_nothing_does_not_keep_it_from_moving(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "CLOSE_DEADLINE", 0.05)
+    async with service() as made:
+        address = made.listening.addresses[0]
+        assert made.listening._connections is not None
+        live = made.listening._connections.open
+        made.live.change("web", reason="x" * (1 << 20))
+        _, writer = await asyncio.open_connection(address.host, address.port, limit=1)
+        writer.write(100 * f"GET /v1/status HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        await rig.until(lambda: any(connection.full for connection in live))
+        port = rig.closed_port()
+        await made.listening.apply(StatusConfig(("127.0.0.1", port)))
+        assert await asked(f"http://127.0.0.1:{port}") == 200
+        await rig.until(lambda: not live)
+        writer.transport.abort()
+
+
 async def test_connections_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
     async with service() as made:
         address = made.listening.addresses[0]
-        assert made.listening._runner is not None
-        server = made.listening._runner.server
-        assert server is not None
+        assert made.listening._connections is not None
+        live = made.listening._connections.open
         opened = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
-        await rig.until(lambda: len(server.connections) == 3)
+        await rig.until(lambda: len(live) == 3)
         reader, writer = await asyncio.open_connection(address.host, address.port)
         assert await reader.read() == b""
         writer.close()
         opened.pop()[1].close()
-        await rig.until(lambda: len(server.connections) == 2)
+        await rig.until(lambda: len(live) == 2)
         assert await asked(made.url) == 200
         for _, writer in opened:
             writer.close()

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
+from krelay.status import connections
 from krelay.status.client import NotRunningError, ask, runs
 from krelay.status.feed import Feed
 from krelay.status.place import socket_path
@@ -181,6 +182,26 @@ async def test_an_answer_that_does_not_come(path: Path) -> None:
         with pytest.raises(KrelayError, match="did not answer in time"):
             await asyncio.to_thread(ask, "krelay.yaml", "POST", "/v1/never", timeout=0.05)
         assert asking.is_set()
+
+
+async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CLOSE_DEADLINE", 0.05)
+    stuck = asyncio.Event()
+
+    async def much(body: Mapping[str, Any]) -> Any:
+        stuck.set()
+        return "x" * (4 << 20)
+
+    async with serve(path, {("GET", "/v1/much"): much}):
+        reader, writer = await asyncio.open_unix_connection(path, limit=1)
+        writer.write(b"GET /v1/much HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stuck.wait()
+    assert list(path.parent.iterdir()) == []
+    with pytest.raises(asyncio.IncompleteReadError):
+        await reader.readexactly(4 << 20)
+    writer.close()
 
 
 async def test_a_place_that_cannot_be_had(path: Path) -> None:

@@ -1,0 +1,199 @@
+"""Clients that take up room: what they say late, and what they leave untaken."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from aiohttp import web
+
+from krelay.status import connections as module
+from krelay.status.connections import Connection, Connections
+from tests import rig
+
+BIG = b"x" * (1 << 16)
+ASK = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+async def big(request: web.Request) -> web.Response:
+    return web.Response(body=BIG)
+
+
+@asynccontextmanager
+async def serving(answer: Answer = big) -> AsyncIterator[Connections]:
+    """On loopback."""
+    app = web.Application()
+    app.router.add_get("/", answer)
+    made = Connections(app)
+    sock = socket.create_server((rig.HOST, 0))
+    await made.serve([sock])
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def client(made: Connections, ask: bytes = b"") -> tuple[socket.socket, Connection]:
+    """One with little room, that has said `ask`; and its connection there."""
+    (server,) = made._servers
+    before = set(made.open)
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(sock, server.sockets[0].getsockname())
+    await loop.sock_sendall(sock, ask)
+    await rig.until(lambda: made.open > before)
+    (connection,) = made.open - before
+    return sock, connection
+
+
+async def until_full(connection: Connection, sock: socket.socket) -> None:
+    """Ask again and again, and take nothing."""
+    while not connection.full:
+        await asyncio.get_running_loop().sock_sendall(sock, ASK)
+        await asyncio.sleep(0)
+
+
+async def ended(sock: socket.socket) -> None:
+    """Return when the other end is gone."""
+    with suppress(ConnectionResetError):
+        while await rig.recv(sock):
+            pass
+    sock.close()
+
+
+# -- room --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [b"", ASK[:-2]])
+async def test_a_client_that_does_not_ask_is_cut_off(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    async with serving() as made:
+        sock, loop = socket.socket(), asyncio.get_running_loop()
+        sock.setblocking(False)
+        await loop.sock_connect(sock, made._servers[0].sockets[0].getsockname())
+        with suppress(ConnectionError):
+            await loop.sock_sendall(sock, said)
+        await ended(sock)
+        assert not made.open
+
+
+async def test_one_that_goes_by_itself_leaves_no_timer() -> None:
+    async with serving() as made:
+        sock, connection = await client(made)
+        sock.close()
+        await connection.lost
+        assert connection._next.cancelled()
+
+
+async def test_one_that_has_asked_may_stay_and_wait_for_its_answer() -> None:
+    asked, free = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        asked.set()
+        await free.wait()
+        return web.Response(text="done")
+
+    async with serving(slow) as made:
+        sock, connection = await client(made, ASK)
+        await asked.wait()
+        for _ in range(3):
+            connection.look()
+        free.set()
+        assert (await rig.recv(sock)).startswith(b"HTTP/1.1 200 OK")
+        for _ in range(3):
+            connection.look()
+        assert made.open == {connection}
+        sock.close()
+
+
+async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as made:
+        sock, connection = await client(made, ASK)
+        await until_full(connection, sock)
+        monkeypatch.setattr(module, "PATIENCE", 0.01)
+        connection.look()  # and from then on by itself
+        await connection.lost
+        await ended(sock)
+
+
+async def test_one_that_is_slow_is_not() -> None:
+    async with serving() as made:
+        sock, connection = await client(made, ASK)
+        for _ in range(3):
+            await until_full(connection, sock)
+            connection.look()
+            while connection.full:
+                assert await rig.recv(sock)
+        assert made.open == {connection}
+        sock.close()
+
+
+async def test_one_that_leaves_the_end_of_what_it_got_is_cut_off_too() -> None:
+    async with serving() as made:
+        sock, connection = await client(made, ASK)
+        await until_full(connection, sock)
+        connection.transport.close()
+        connection.look()
+        assert made.open == {connection}
+        connection.look()
+        await connection.lost
+        sock.close()
+
+
+# -- the end -----------------------------------------------------------------------------------
+
+
+async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_DEADLINE", 0.05)
+    async with serving() as made:
+        sock, connection = await client(made, ASK)
+        await until_full(connection, sock)
+        await made.close()
+        await connection.lost
+        assert not made.open
+        await ended(sock)
+
+
+async def test_nor_one_whose_connection_is_closed_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLOSE_DEADLINE", 0.05)
+    async with serving() as made:
+        sock, connection = await client(made, ASK)
+        await until_full(connection, sock)
+        connection.transport.close()
+        await made.close()
+        await connection.lost
+        await ended(sock)
+
+
+async def test_an_answer_that_is_taken_arrives_whole_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_DEADLINE", 60.0)
+    asked = asyncio.Event()
+
+    async def late(request: web.Request) -> web.Response:
+        asked.set()
+        await asyncio.sleep(0)
+        return web.Response(body=BIG)
+
+    async with serving(late) as made:
+        sock, _ = await client(made, ASK)
+        await asked.wait()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(made.close())
+            got = b""
+            while data := await rig.recv(sock):
+                got += data
+        assert got.endswith(b"\r\n\r\n" + BIG)
+        sock.close()
