@@ -186,7 +186,7 @@ class Live:
         """What is waited for, and since how many seconds; None while every agent is reached."""
         agents = self._latest[0]["agents"] if self._latest else ()
         reached = [any(tunnel["up"] for tunnel in agent["tunnels"]) for agent in agents]
-        if (reached and all(reached)) or (self._latest and self._latest[0]["draining"]):
+        if (reached and all(reached)) or (self._latest and self._latest[0]["ending"]):
             self._log.progress = self._waits = None
             return None
         if self._waits is None:

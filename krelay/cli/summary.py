@@ -17,16 +17,17 @@ Report = Mapping[str, Any]
 def head(report: Report, now: datetime) -> Text:
     """`krelay.yaml · 3 of 4 ready · up 5m · agent default/krelay-server-x4k2p: 2 tunnels, 3 ms`."""
     forwards = report["forwards"]
-    ready = sum(forward["state"] == "ready" for forward in forwards)
-    style = "green" if forwards and ready == len(forwards) else "yellow"
+    staying = [forward for forward in forwards if forward["state"] != "draining"]
+    ready = sum(forward["state"] == "ready" for forward in staying)
+    if report["ending"] or (forwards and not staying):
+        verdict = Text("ending", "magenta")
+    elif staying:
+        style = "green" if report["ready"] else "yellow"
+        verdict = Text(f"{ready} of {len(staying)} ready", style)
+    else:
+        verdict = Text("starting", "yellow")
     path = report["file"]["path"]
-    ending = bool(forwards) and all(forward["state"] == "draining" for forward in forwards)
-    parts = [
-        Text(clean(Path(path).name) if path else "krelay", "bold"),
-        Text("ending", "magenta")
-        if ending
-        else Text(f"{ready} of {len(forwards)} ready" if forwards else "starting", style),
-    ]
+    parts = [Text(clean(Path(path).name) if path else "krelay", "bold"), verdict]
     if report["draining"]:
         parts.append(Text(f"{report['draining']} draining", "magenta"))
     parts.append(Text(f"up {age(report['started'], now)}", "dim"))

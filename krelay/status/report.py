@@ -132,6 +132,8 @@ class Report:
     tasks: int = 0
     descriptors: int = 0
     memory_bytes: int = 0
+    ending: bool = False
+    """Whether it was told to end."""
 
     @property
     def ready(self) -> bool:

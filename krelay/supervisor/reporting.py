@@ -45,6 +45,7 @@ async def report(supervisor: Supervisor, reloader: Reloader, started: datetime) 
         tasks=len(asyncio.all_tasks()),
         descriptors=descriptors,
         memory_bytes=memory,
+        ending=supervisor.ending,
     )
 
 

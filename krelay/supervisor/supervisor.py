@@ -70,6 +70,8 @@ class Supervisor:
         """How many configs were carried out, the first one too."""
         self.refused = 0
         """How many could not be, at first."""
+        self.ending = False
+        """Whether it was told to stop."""
         self._running: Running | None = None
         self.started = asyncio.Event()
         """Every forward of the first config is ready, waits, or has failed and was told."""
@@ -150,6 +152,7 @@ class Supervisor:
             following.cancel()
         else:
             starting.cancel()
+        self.ending = True
         config = running.config or self._want.config
         running.drain(config.tunnel.drain)
         live = sum(thing.live for thing in running.ending if isinstance(thing, Forward))

@@ -62,6 +62,12 @@ def test_the_end_and_a_run_without_a_file() -> None:
         moment(report(forward(state="draining"), draining=3, file=FileReport(None, (), True)))
     )
     assert found[0].startswith("krelay · ending · 3 draining · up 5m")
+    found = lines(moment(report(ending=True)))
+    assert found[0].startswith("krelay.yaml · ending · ")
+    found = lines(moment(report(forward(), forward("old", state="draining"))))
+    assert found[0].startswith("krelay.yaml · 1 of 1 ready · ")
+    found = lines(moment(report(file=FileReport(None, (), False))))
+    assert found[1] == "! not yet what the file says"
 
 
 def test_some_tunnels_are_down_or_not_measured() -> None:
