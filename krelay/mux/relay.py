@@ -12,7 +12,14 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from krelay.mux.sockets import close_socket, end_socket, no_delay, reset_on_close, reset_socket
+from krelay.mux.sockets import (
+    close_socket,
+    end_socket,
+    fin_on_close,
+    no_delay,
+    reset_on_close,
+    reset_socket,
+)
 from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -54,7 +61,7 @@ class TcpRelay(asyncio.Protocol):
         for data in early:
             self.on_data(data)
         if self._remote_ended:
-            end_socket(self.transport)
+            self._end_socket(self.transport)
 
     def start(self, stream: Handle) -> None:
         """Couple the socket to `stream` and read it."""
@@ -94,6 +101,8 @@ class TcpRelay(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        if self._remote_ended and self.transport is not None:
+            fin_on_close(self.transport)
         if self._held and self.stream is not None:
             held, self._held = self._held, 0
             self.stream.consume(held)
@@ -132,7 +141,7 @@ class TcpRelay(asyncio.Protocol):
         if self._local_ended:
             close_socket(self.transport)
         elif self.transport.can_write_eof():
-            end_socket(self.transport)
+            self._end_socket(self.transport)
 
     def on_reset(self, code: ErrorCode) -> None:
         self.stream = None
@@ -142,3 +151,11 @@ class TcpRelay(asyncio.Protocol):
     def on_writable(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
+
+    def _end_socket(self, transport: asyncio.Transport) -> None:
+        """Nothing more is to be written. Once all is, its peer has the whole and its end, whatever
+        closes it; that is said now, since macOS takes no option when both have ended."""
+        transport.set_write_buffer_limits(high=0)
+        if not self._paused:
+            fin_on_close(transport)
+        end_socket(transport)

@@ -1,10 +1,15 @@
-"""Sockets: what the mux asks of a transport beyond reading and writing, if it has a TCP socket."""
+"""Sockets: what the mux asks of a transport beyond reading and writing, if it has a TCP socket.
+
+macOS sets no option of a socket that is shut both ways, as after a reset: it is too late for any
+then, and that is no error.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import struct
+from contextlib import suppress
 from typing import cast
 
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -15,9 +20,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 def no_delay(transport: asyncio.BaseTransport) -> None:
     """Send small writes at once. asyncio does so itself, but not on what is accepted by a socket
     that was made without its protocol's number (asyncio, `base_events._set_nodelay`)."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None and sock.family in _FAMILIES:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    _set(transport, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def end_socket(transport: asyncio.Transport) -> None:
@@ -30,23 +33,29 @@ def end_socket(transport: asyncio.Transport) -> None:
 
 def close_socket(transport: asyncio.Transport) -> None:
     """Close a connection whose both ends have said that they are done."""
-    _linger(transport, _FIN_ON_CLOSE)
+    fin_on_close(transport)
     transport.close()
 
 
 def reset_on_close(transport: asyncio.BaseTransport) -> None:
-    """Whatever closes it, unless `close_socket` does, closes it with RST: also the kernel, where
-    this process dies, so that nobody takes what is cut short for the whole."""
-    _linger(transport, _RST_ON_CLOSE)
+    """Whatever closes it, until `fin_on_close` is called, closes it with RST: also the kernel,
+    where this process dies, so that nobody takes what is cut short for the whole."""
+    _set(transport, socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+
+
+def fin_on_close(transport: asyncio.BaseTransport) -> None:
+    """Whatever closes it lets the peer have what is written, and then the end."""
+    _set(transport, socket.SOL_SOCKET, socket.SO_LINGER, _FIN_ON_CLOSE)
 
 
 def reset_socket(transport: asyncio.BaseTransport) -> None:
     """Close a TCP connection with RST, so that the peer cannot take it for an orderly end."""
-    _linger(transport, _RST_ON_CLOSE)
+    reset_on_close(transport)
     cast(asyncio.Transport, transport).abort()
 
 
-def _linger(transport: asyncio.BaseTransport, value: bytes) -> None:
+def _set(transport: asyncio.BaseTransport, level: int, option: int, value: int | bytes) -> None:
     sock = transport.get_extra_info("socket")
-    if sock is not None and sock.fileno() >= 0 and sock.family in _FAMILIES:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+    if sock is not None and sock.family in _FAMILIES:
+        with suppress(OSError):
+            sock.setsockopt(level, option, value)

@@ -98,6 +98,36 @@ async def test_the_target_ends_and_the_application_goes_on() -> None:
         assert await ends.target[0].read() == b"one more thing"
 
 
+@pytest.mark.usefixtures("macos")
+async def test_who_ends_last_has_its_bytes_carried_to_the_end_on_any_system() -> None:
+    async with relayed() as ends:
+        ends.target[1].write_eof()
+        assert await ends.app[0].read() == b""
+        ends.app[1].write(bytes(100_000))
+        ends.app[1].write_eof()
+        assert len(await ends.target[0].read()) == 100_000
+
+
+@pytest.mark.usefixtures("macos")
+@pytest.mark.parametrize("size", [1 << 20, 8 << 20])
+async def test_what_an_application_has_yet_to_read_is_its_own_though_both_have_ended(
+    size: int,
+) -> None:
+    async with relayed() as ends:
+        sock = ends.app[1].get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        ends.target[1].write(bytes(size))
+        ends.target[1].write_eof()
+        near, received = ends.near.transport, 0
+        assert near is not None
+        # What is left then is the sending kernel's, and the end behind it.
+        while not ends.near._remote_ended or near.get_write_buffer_size():
+            received += len(await ends.app[0].read(1 << 14))
+        ends.app[1].write_eof()
+        assert await ends.target[0].read() == b""
+        assert received + len(await ends.app[0].read()) == size
+
+
 async def test_a_reset_by_the_application_is_one_at_the_target() -> None:
     async with relayed() as ends:
         rig.rst(ends.app[1])

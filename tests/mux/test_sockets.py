@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 
 import pytest
 
-from krelay.mux.sockets import end_socket, no_delay, reset_socket
+from krelay.mux.sockets import end_socket, no_delay, reset_on_close, reset_socket
 from tests import rig
 from tests.fakes import MemoryTransport
 
@@ -55,3 +56,24 @@ async def test_a_transport_without_a_socket_is_left_as_it_is() -> None:
     no_delay(transport)
     reset_socket(transport)
     assert transport.is_closing()
+
+
+async def test_a_connection_that_is_gone_takes_no_options_and_is_let_go(macos: None) -> None:
+    """Reset before it was accepted, say: whoever serves it goes on to the next."""
+    made: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
+
+    class Serve(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            no_delay(transport)
+            reset_on_close(transport)
+            made.put_nowait(transport)
+
+    with socket.create_server((rig.HOST, 0)) as sock:
+        with socket.create_connection(sock.getsockname()) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server = await asyncio.get_running_loop().create_server(Serve, sock=sock)
+        transport = await made.get()
+        reset_socket(transport)
+        assert transport.is_closing()
+        server.close()
