@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -243,3 +245,31 @@ async def test_closing_twice_and_closing_detached() -> None:
     both.client.close(ErrorCode.NONE)
     both.client.close(ErrorCode.NONE)
     assert both.detached == []
+
+
+async def test_what_is_sent_on_a_tunnel_that_breaks_in_that_turn_touches_no_other() -> None:
+    """asyncio's `writelines` (3.12, 3.13) has the loop watch a descriptor that is closed then, and
+    the next socket of that number is never read."""
+    loop = asyncio.get_running_loop()
+    async with pair("sockets") as both:
+        transport = both.links[0].transport
+        number = transport.get_extra_info("socket").fileno()
+        near, *_ = await both.stream()
+        near.write(b"sent at the end of this turn")
+        # Lost, as when a read or a write fails, of which the driver is told after that.
+        transport.abort()
+        await until(lambda: both.detached)
+        assert not loop.remove_writer(number)
+
+
+async def test_a_tunnel_that_takes_no_bytes_pauses_the_driver_on_any_python() -> None:
+    """asyncio's `writelines` (until 3.12.8 and 3.13.1) pauses nobody: no bound for what waits."""
+    async with pair("sockets") as both:
+        transport = both.links[0].transport
+        both.links[1].transport.pause_reading()
+        with suppress(BlockingIOError):
+            while True:
+                os.write(transport.get_extra_info("socket").fileno(), bytes(1 << 16))
+        transport.set_write_buffer_limits(high=1000)
+        both.client.open(TARGET, Ear()).write(bytes(2000))
+        await until(lambda: both.client._paused)
