@@ -86,15 +86,19 @@ class Sessions:
             session_id, kept = self._open(handshake, auth)
         else:
             session_id, kept = auth.session_id, self._resume(handshake, auth)
-        if kept.grace is not None:
-            kept.grace.cancel()
-            kept.grace = None
         try:
             # Sends nothing before this turn of the loop ends, so the welcome goes first.
             kept.driver.attach(transport, auth.received)
         except ProtocolError as exc:
-            self._end(session_id, said_goodbye=False)
+            # An older count may have been long on its way, and its client gone on without it.
+            if auth.received >= kept.driver.session.sent.acked:
+                self._end(session_id, said_goodbye=False)
             raise HandshakeError(str(exc), ErrorCode.UNKNOWN_SESSION) from exc
+        if kept.grace is not None:
+            kept.grace.cancel()
+            kept.grace = None
+        resumed = auth.session_id is not None
+        logger.info("%s: session %s", kept.driver.name, "resumed" if resumed else "open")
         received = kept.driver.session.received.count
         transport.write(
             handshake.welcome(auth, session_id, kept.key, received, self._limits.streams)
@@ -123,10 +127,9 @@ class Sessions:
             raise HandshakeError(f"{MAX_SESSIONS} sessions are open", ErrorCode.LIMIT)
         session_id = secrets.token_bytes(SESSION_ID_SIZE)
         self._count += 1
-        name = f"t{self._count}"
         driver = Driver(
             Side.AGENT,
-            name,
+            f"t{self._count}",
             limits=self._limits,
             on_open=self._open_target,
             on_detached=lambda exc: self._detached(session_id, exc),
@@ -134,7 +137,6 @@ class Sessions:
         )
         key = session_key(self._key or b"", handshake.nonce, auth.nonce)
         kept = self._kept[session_id] = _Kept(driver, key)
-        logger.info("%s: session open", name)
         return session_id, kept
 
     def _authorise(self, auth: Auth) -> bytes:
@@ -153,7 +155,6 @@ class Sessions:
         key = kept.key if kept is not None else secrets.token_bytes(NONCE_SIZE)
         if not handshake.verify(auth, key) or kept is None:
             raise HandshakeError("no such session", ErrorCode.UNKNOWN_SESSION)
-        logger.info("%s: session resumed", kept.driver.name)
         return kept
 
     def _open_target(self, stream: MuxStream) -> None:

@@ -109,24 +109,21 @@ class Driver:
 
     # -- tunnels -------------------------------------------------------------------------------
 
-    def attach(self, transport: asyncio.Transport, peer_received: int, rest: bytes = b"") -> None:
+    def attach(self, transport: asyncio.Transport, peer_received: int) -> None:
         """Carry the session on over `transport`, whose data comes to `receive` from now on. A
         tunnel that it had before is dropped.
 
         Raises:
-            ProtocolError: the peer has lost more than is kept; the session is over.
+            ProtocolError: it is over, or cannot be carried on from there: all is as it was.
         """
         if self.closed:
             raise ProtocolError("the session is over", ErrorCode.GOING_AWAY)
-        former, self._transport = self._transport, None
+        self.replayed_bytes += self.session.attach(peer_received, self._loop.time())
+        former, self._transport = self._transport, transport
         if former is not None:
             former.abort()
-        self.replayed_bytes += self.session.attach(peer_received, self._loop.time())
-        self._transport = transport
         self._paused = False
         transport.set_write_buffer_limits(high=_BATCH)
-        if rest:
-            self.receive(transport, rest)
         self.wake()
         self._arm()
 

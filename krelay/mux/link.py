@@ -59,7 +59,7 @@ class ClientLink(Link):
         try:
             welcome = self._handshake.receive_data(data)
             if welcome is not None:
-                self._driver.attach(self.transport, welcome.received, b"")
+                self._driver.attach(self.transport, welcome.received)
         except WireError as exc:
             self.welcome.set_exception(exc)
             self.transport.abort()

@@ -207,6 +207,7 @@ class AgentHandshake:
             key_size > _MAX_KEY
             or len(payload) < signed + _PROOF_SIZE
             or kind not in (_NEW, _RESUME)
+            or (kind == _NEW and received)
         ):
             raise ProtocolError("a malformed AUTH")
         return Auth(

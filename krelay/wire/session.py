@@ -190,7 +190,7 @@ class Session:
         How many bytes are sent again.
 
         Raises:
-            ProtocolError: what it misses is no longer kept.
+            ProtocolError: what it misses is no longer kept; nothing has changed.
         """
         again = self.sent.rewind(peer_received)
         self.received.moved()

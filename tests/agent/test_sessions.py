@@ -137,6 +137,28 @@ async def test_a_session_that_cannot_be_carried_on_is_over() -> None:
         client.leave()
 
 
+@pytest.mark.parametrize("carried", [True, False])
+async def test_a_claim_that_comes_late_leaves_the_session_as_it_is(carried: bool) -> None:
+    async with rig.agent(grace=3600.0) as server, rig.tcp_target(rig.echo) as port:
+        client = await session(server)
+        stream, seen = ask(client, 0, port)
+        stream.write(b"before ")
+        await rig.until(lambda: seen.data == b"before ")
+        (kept,) = server.sessions._kept.values()
+        await rig.until(lambda: kept.driver.session.sent.acked)
+        if not carried:
+            await client.cut()
+            await rig.until(lambda: kept.grace)
+        late = dataclasses.replace(client.resume, received=lambda: 0)
+        assert (await refused(server, resume=late)).code == ErrorCode.UNKNOWN_SESSION
+        assert (kept.driver.attached, kept.grace is None) == (carried, carried)
+        if not carried:
+            await session(server, resume=client.resume, driver=client.driver)
+        stream.write(b"after")
+        await rig.until(lambda: seen.data == b"before after")
+        client.leave()
+
+
 # -- grace and limits --------------------------------------------------------------------------
 
 

@@ -145,6 +145,16 @@ async def test_a_lost_tunnel_is_told_once_and_a_former_one_is_ignored() -> None:
         assert not both.client.attached
 
 
+async def test_a_tunnel_that_cannot_carry_the_session_on_leaves_it_to_the_one_that_does() -> None:
+    async with pair() as both:
+        _, near_ear, far, _ = await both.stream()
+        with pytest.raises(ProtocolError):
+            both.client.attach(fakes.MemoryTransport(), 1_000)
+        far.write(b"goes on")
+        await near_ear.until("data")
+        assert both.detached == []
+
+
 async def test_a_protocol_error_ends_the_session_and_says_so() -> None:
     async with pair() as both:
         _, near_ear, _, _ = await both.stream()

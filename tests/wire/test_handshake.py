@@ -142,6 +142,7 @@ def test_a_short_welcome_and_a_second_hello() -> None:
     [
         b"short",
         b"\x01\x07" + bytes(57) + b"\x00" + bytes(32),
+        b"\x01\x00" + bytes(55) + b"\x01" + b"\x00" + bytes(32),
         b"\x01\x00" + bytes(56) + b"\x41" + bytes(97),
         b"\x01\x00" + bytes(56) + b"\x20" + bytes(40),
     ],
