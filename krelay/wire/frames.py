@@ -15,8 +15,11 @@ MAX_PAYLOAD = 65_536
 HEAD = Struct(">II")
 HEAD_SIZE = HEAD.size
 
-# A payload this short is copied out of the read it came in, so that it does not keep that alive.
+# A payload shorter than this, or than a fifth of the read that it came in, is copied: whoever keeps
+# it, such as the buffer of a slow reader, would keep the whole read alive. Bulk is not copied: it
+# comes in the longest frames, and a read has 272 KiB at most.
 _COPY_BELOW = 4_096
+_COPY_BELOW_SHARE = 5
 
 Buffer = bytes | bytearray | memoryview
 
@@ -75,6 +78,7 @@ class FrameDecoder:
         frames: list[Frame] = []
         view = memoryview(data)
         at, end = 0, len(view)
+        copy_below = max(_COPY_BELOW, end // _COPY_BELOW_SHARE)
         if self._missing:
             if end < self._missing:
                 self._parts.append(bytes(view) if isinstance(data, bytearray) else data)
@@ -103,7 +107,7 @@ class FrameDecoder:
             if end - at >= length:
                 payload: Buffer = view[at : at + length]
                 frames.append(
-                    (frame_type, stream_id, bytes(payload) if length < _COPY_BELOW else payload)
+                    (frame_type, stream_id, bytes(payload) if length < copy_below else payload)
                 )
                 at += length
             else:

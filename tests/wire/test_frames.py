@@ -95,11 +95,17 @@ def test_an_unknown_type_is_an_error_before_its_payload_comes() -> None:
         FrameDecoder().feed(HEAD.pack(99 << 24 | 5, 1))
 
 
-def test_a_short_payload_does_not_keep_its_read_alive() -> None:
-    read = encode_frame(FrameType.DATA, 1, b"x") + encode_frame(FrameType.DATA, 1, bytes(8_192))
-    [(_, _, short), (_, _, long)] = FrameDecoder().feed(read)
-    assert isinstance(short, bytes)
-    assert isinstance(long, memoryview)
+@given(st.lists(st.integers(0, MAX_PAYLOAD), min_size=1, max_size=6))
+def test_who_keeps_a_payload_keeps_at_most_five_times_its_bytes(sizes: list[int]) -> None:
+    read = b"".join(encode_frame(FrameType.DATA, 1, bytes(size)) for size in sizes)
+    for _, _, payload in FrameDecoder().feed(read):
+        kept = len(payload.obj) if isinstance(payload, memoryview) else len(payload)  # type: ignore[arg-type]
+        assert kept < 5 * (len(payload) + 1)
+
+
+def test_bulk_is_not_copied() -> None:
+    read = encode_frame(FrameType.DATA, 1, bytes(MAX_PAYLOAD)) * 4
+    assert all(isinstance(payload, memoryview) for _, _, payload in FrameDecoder().feed(read))
 
 
 def test_a_head_in_two_reads() -> None:
