@@ -41,6 +41,7 @@ class Server:
         self._changed = asyncio.Event()
         self._done = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._said_goodbye = False
         self._tasks: asyncio.TaskGroup
         self.listening = asyncio.Event()
         self.address = ("", 0)
@@ -81,7 +82,7 @@ class Server:
             sys.stdout.write("{}:{}\n".format(*self.address))
             sys.stdout.flush()
         self.listening.set()
-        self._wait_idle(self._settings.idle_timeout)
+        self._wait_idle()
         try:
             await self._done.wait()
         finally:
@@ -114,6 +115,7 @@ class Server:
     def arrived(self, entrance: Entrance) -> None:
         """A connection is there."""
         self._entrances.add(entrance)
+        self._said_goodbye = False
         self._stay()
         if len(self._entrances) + len(self._plain) > MAX_CONNECTIONS:
             logger.warning("more than %d connections", MAX_CONNECTIONS)
@@ -138,23 +140,24 @@ class Server:
 
     def _left(self) -> None:
         self._changed.set()
-        if not self._entrances and not self._plain and not len(self.sessions):
-            self._wait_idle(self._settings.idle_timeout)
+        self._wait_idle()
 
     def _on_empty(self, said_goodbye: bool) -> None:
         """The last session has ended."""
-        if not self._plain:
-            self._wait_idle(LINGER if said_goodbye else self._settings.idle_timeout)
+        self._said_goodbye = said_goodbye
+        self._wait_idle()
 
-    def _wait_idle(self, timeout: float) -> None:
-        """End after `timeout` seconds without anybody (0: never); a shorter wait goes on."""
-        if not timeout or self._done.is_set():
+    def _wait_idle(self) -> None:
+        """If nobody is there, end after a while (0: never). Who has yet to say what it wants is
+        there; the connection of a session that has just ended is not."""
+        timeout = self._settings.idle_timeout
+        here = any(not entrance.transport.is_closing() for entrance in self._entrances)
+        busy = here or self._plain or len(self.sessions) or self._idle_timer is not None
+        if busy or not timeout or self._done.is_set():
             return
-        when = self._loop.time() + timeout
-        if self._idle_timer is not None and self._idle_timer.when() <= when:
-            return
-        self._stay()
-        self._idle_timer = self._loop.call_at(when, self.stop, f"idle for {timeout:g} s")
+        if self._said_goodbye:
+            timeout = min(timeout, LINGER)
+        self._idle_timer = self._loop.call_later(timeout, self.stop, f"idle for {timeout:g} s")
 
     def _stay(self) -> None:
         """Somebody is there."""

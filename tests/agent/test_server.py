@@ -19,6 +19,8 @@ from agent import server as module
 from agent.server import Server
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
+from krelay.wire.frames import FrameType, encode_frame
+from krelay.wire.handshake import ClientHandshake
 from tests import rig
 from tests.agent.peer import header, plain, session
 from tests.agent.test_target import ask
@@ -102,14 +104,48 @@ async def test_after_a_good_bye_it_ends_within_its_linger(monkeypatch: pytest.Mo
         clients[1].leave()
 
 
-async def test_after_a_good_bye_it_ends_also_where_idleness_never_ends_it(
+async def test_where_idleness_never_ends_it_a_good_bye_does_not_either() -> None:
+    async with life(idle_timeout=0.0) as (server, task):
+        client = await session(server)
+        client.leave()
+        await rig.until(lambda: not server._entrances)
+        assert server._idle_timer is None
+        assert not task.done()
+        server.stop("test")
+
+
+async def test_who_has_yet_to_shake_hands_as_the_last_says_good_bye_keeps_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LINGER", 0.05)
-    async with life(idle_timeout=0.0) as (server, _):
+    async with life(idle_timeout=3600.0) as (server, _):
+        last = await session(server)
+        reader, writer = await asyncio.open_connection(*server.address)
+        shaking = ClientHandshake(rig.KEY, bytes(32))
+        writer.write(shaking.data_to_send())
+        assert shaking.receive_data(await reader.read(1 << 10)) is None
+        last.leave()
+        await rig.until(lambda: len(server._entrances) == 1)
+        assert len(server.sessions) == 0
         assert server._idle_timer is None
-        client = await session(server)
-        client.leave()
+        writer.write(shaking.data_to_send())
+        assert shaking.receive_data(await reader.read(1 << 10))
+        assert len(server.sessions) == 1
+        writer.write(encode_frame(FrameType.GOAWAY, 0, b"\0"))
+        await reader.read()
+        writer.close()
+
+
+async def test_who_leaves_without_a_session_after_the_last_good_bye_does_not_prolong_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LINGER", 0.05)
+    async with life(idle_timeout=3600.0) as (server, _):
+        last = await session(server)
+        async with plain(server, b""):
+            await rig.until(lambda: len(server._entrances) == 2)
+            last.leave()
+            await rig.until(lambda: len(server._entrances) == 1)
 
 
 async def test_a_session_that_comes_within_the_linger_keeps_it(
