@@ -27,7 +27,7 @@ from krelay.wire.events import (
 from krelay.wire.frames import Buffer
 from krelay.wire.header import Header
 from krelay.wire.session import Limits, Session, Side
-from krelay.wire.stream import Stream
+from krelay.wire.stream import State, Stream
 
 logger = logging.getLogger("krelay.mux")
 
@@ -230,7 +230,9 @@ class Driver:
             elif isinstance(event, StreamRefused):
                 self._call(event.stream, "on_refused", event.code, event.message)
             elif isinstance(event, StreamOpened):
-                self._opened(event.stream)
+                # Closed again by the same read, or with its session, it is nobody's.
+                if event.stream.state is not State.CLOSED:
+                    self._opened(event.stream)
             elif isinstance(event, GoAway) and self.on_go_away is not None:
                 self.on_go_away(event.code, event.message)
 

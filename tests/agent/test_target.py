@@ -143,6 +143,26 @@ async def test_a_reset_ends_the_dial(protocol: int, monkeypatch: pytest.MonkeyPa
         client.leave()
 
 
+async def test_a_stream_opened_with_the_good_bye_is_not_dialled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dialled: list[object] = []
+
+    async def note(*asked: object) -> None:
+        dialled.append(asked)
+        raise DialError(ErrorCode.UNREACHABLE, "no way")
+
+    monkeypatch.setattr(module, "dial_tcp", note)
+    async with rig.agent() as server:
+        client, other = await session(server), await session(server)
+        ask(client, TCP, 80)
+        client.leave()
+        await rig.until(lambda: len(server.sessions) == 1)
+        await settled(other)
+        assert dialled == []
+        other.leave()
+
+
 async def test_a_connection_that_comes_up_as_its_stream_is_reset_is_reset() -> None:
     seen: asyncio.Future[type[BaseException]] = asyncio.get_running_loop().create_future()
 

@@ -181,6 +181,19 @@ async def test_a_client_takes_no_streams() -> None:
         await ear.until("refused PROTOCOL this end opens streams")
 
 
+async def test_a_stream_that_is_closed_in_the_read_that_opens_it_is_nobody_s() -> None:
+    async with pair() as both:
+        both.client.open(TARGET, Ear()).reset()
+        _, _, far, _ = await both.stream()
+        assert repr(far) == "a/s3"
+        assert both.arrivals.empty()
+        both.agent.on_go_away = both.agent.close
+        both.client.open(TARGET, Ear())
+        both.client.close(ErrorCode.NONE)
+        await until(lambda: both.agent.closed)
+        assert both.arrivals.empty()
+
+
 async def test_a_stalled_tunnel_is_dropped() -> None:
     limits = Limits(ping_interval=0.01, ping_timeout=0.05)
     async with pair(limits=limits) as both:
