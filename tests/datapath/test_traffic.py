@@ -15,7 +15,6 @@ from krelay.datapath import udp as udp_module
 from krelay.datapath.traffic import BUCKETS, OK, RESET, Account, Entry, Histogram
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode
-from krelay.wire.session import Limits
 from tests import rig
 
 
@@ -175,7 +174,7 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await rig.recv(two) == b"x"
         driver = path.pool.pick()
         assert driver is not None
-        driver.session.limits = Limits(datagrams=0)
+        driver.session.outbox._max_datagrams = 0
         two.send(b"x")
         await rig.until(lambda: account.drops[traffic.BACKLOG] == 1)
         impatient = await path.udp(path.route(None), park=0.0)
