@@ -252,9 +252,14 @@ class Driver:
         try:
             getattr(handle.handler, method)(*args)
         except Exception:
-            # One stream's bug or bad luck is that stream's alone.
+            # One stream's bug or bad luck is that stream's alone, and a reset at both of its ends.
             logger.exception("%r: %s failed; the stream is reset", handle, method)
+            handler = handle.handler
             handle.reset(ErrorCode.INTERNAL)
+            if method != "on_reset":
+                handle.handler = handler
+                self._call(stream, "on_reset", ErrorCode.INTERNAL)
+                handle.handler = None
 
     def _arm(self) -> None:
         """Have `_tick` called when the session next needs it."""

@@ -92,20 +92,28 @@ async def test_a_writer_is_told_when_to_wait_and_when_to_go_on() -> None:
         await far_ear.until_size(HIGH_WATER + 10)
 
 
-async def test_a_handler_that_fails_resets_its_own_stream_alone(
+async def test_a_handler_that_fails_resets_its_own_stream_alone_and_at_both_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken(Ear):
         def on_data(self, data: object) -> None:
             raise RuntimeError("a bug")
 
+    class Wrecked(Broken):
+        def on_reset(self, code: ErrorCode) -> None:
+            super().on_reset(code)
+            raise RuntimeError("another")
+
     async with pair() as both:
         near, _, far, far_ear = await both.stream()
-        bad, bad_ear, bad_far, _ = await both.stream()
-        bad_far.handler = Broken()
-        bad.write(b"x")
-        await bad_ear.until("reset INTERNAL")
+        for broken in (Broken(), Wrecked()):
+            bad, bad_ear, bad_far, _ = await both.stream()
+            bad_far.handler = broken
+            bad.write(b"x")
+            await bad_ear.until("reset INTERNAL")
+            assert broken.said == ["reset INTERNAL"]
         assert "a bug" in caplog.text
+        assert "another" in caplog.text
         near.write(b"fine")
         await far_ear.until_size(4)
 
