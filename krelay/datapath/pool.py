@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
+from krelay.datapath.reached import Reached
 from krelay.datapath.tunnel import Carrier, Tunnel
 from krelay.datapath.way import Way
 from krelay.model import SessionConfig
@@ -44,8 +45,16 @@ class Pool:
         """Those that lead through it; they are told of every change."""
         self._plain = False
         self._changed = asyncio.Event()
+        reached = [Reached(way, config.grace) for way in ways]
         self.tunnels = [
-            Tunnel(f"{name}t{n + 1}", ways[n % len(ways)], key, config, on_change=self._on_change)
+            Tunnel(
+                f"{name}t{n + 1}",
+                ways[n % len(ways)],
+                key,
+                config,
+                reached=reached[n % len(ways)],
+                on_change=self._on_change,
+            )
             for n in range(max(size, len(ways)))
         ]
 

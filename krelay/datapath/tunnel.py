@@ -16,15 +16,10 @@ from collections.abc import Callable
 from krelay.datapath.attach import PlainError, SessionGoneError, attach
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.plain import PlainDriver
+from krelay.datapath.reached import Reached
 from krelay.datapath.tunnel_stats import TunnelStats
 from krelay.datapath.way import Way
-from krelay.errors import (
-    KrelayError,
-    PodGoneError,
-    TunnelError,
-    TunnelRefusedError,
-    UnreachableError,
-)
+from krelay.errors import KrelayError, PodGoneError, UnreachableError
 from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
@@ -58,14 +53,17 @@ class Tunnel:
         key: bytes,
         config: SessionConfig,
         *,
+        reached: Reached,
         on_change: Callable[[], None],
     ) -> None:
+        """`reached` is shared by the tunnels of a way."""
         self.name = name
         self.driver: Carrier | None = None
         self.failure: Exception | None = None
         self._config = config
         self._way = way
         self._key = key
+        self._reached = reached
         self._on_change = on_change
         self._loop = asyncio.get_running_loop()
         self._stats = TunnelStats()
@@ -73,7 +71,6 @@ class Tunnel:
         self._lost = True
         self._nudge = asyncio.Event()
         self._rotating = False
-        self._abandoned = ""
         self._over: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -109,9 +106,7 @@ class Tunnel:
         backoff = Backoff()
         while True:
             try:
-                if self._abandoned:
-                    why, self._abandoned = self._abandoned, ""
-                    await self._way.abandon(why)
+                await self._reached.give_up(self.failure)
                 await self._connect()
             except PlainError:
                 await self._run_plain()
@@ -168,7 +163,11 @@ class Tunnel:
             self._drop_session(str(exc))
             raise
         self._still_good()
+        self._reached.by(self)
         self._lost = not driver.attached
+        if self._lost:  # in the very turn of the loop in which it came up
+            self._reached.lost(self)
+            self._await_grace()
         # The end of the former tunnel may be why: it is no reason to look again.
         self._nudge.clear()
         self.driver = driver
@@ -238,6 +237,7 @@ class Tunnel:
         self._drop_session("the agent knows no sessions")
         driver = self.driver = PlainDriver(self.name, self._way.dial)
         self.failure = None
+        self._reached.by(self)
         try:
             async with asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(driver.run(), name=self.name)
@@ -247,16 +247,18 @@ class Tunnel:
             self._failed(running.result())
         finally:
             self.driver = None
+            self._reached.lost(self)
             self._on_change()
 
     # -- what is lost --------------------------------------------------------------------------
 
     def _detached(self, exc: Exception | None) -> None:
         """The tunnel is lost; None: its session with it."""
+        self._reached.lost(self)
         if exc is None:
             self._forget_session()
-        elif self._over is None:
-            self._over = self._loop.call_later(self._config.grace, self._expire)
+        else:
+            self._await_grace()
         self.failure = exc
         # The end of a tunnel that is being replaced is no news.
         level = logging.DEBUG if self._rotating else logging.WARNING
@@ -267,15 +269,13 @@ class Tunnel:
         self._lost = True
         self._nudge.set()
 
+    def _await_grace(self) -> None:
+        if self._over is None:
+            self._over = self._loop.call_later(self._config.grace, self._expire)
+
     def _expire(self) -> None:
         self._over = None
-        why = f"no tunnel for {self._config.grace:g} s (tunnel.grace)"
-        self._drop_session(why)
-        if isinstance(self.failure, TunnelError) and not isinstance(
-            self.failure, TunnelRefusedError
-        ):
-            # The API server answers, and the agent does not: its node may be gone.
-            self._abandoned = why
+        self._drop_session(f"no tunnel for {self._config.grace:g} s (tunnel.grace)")
         self._on_change()
 
     def _still_good(self) -> None:
@@ -295,6 +295,7 @@ class Tunnel:
     def _forget_session(self) -> Carrier | None:
         self._still_good()
         driver, self.driver = self.driver, None
+        self._reached.lost(self)
         self._stats.add(driver)
         self._lose()
         return driver
@@ -305,6 +306,5 @@ class Tunnel:
         self.failure = exc
         if isinstance(exc, PodGoneError):
             self._drop_session(str(exc))
-        elif self._over is None:
-            self._over = self._loop.call_later(self._config.grace, self._expire)
+        self._reached.missed(exc)
         self._on_change()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from krelay.datapath import tunnel as module
-from krelay.datapath.tunnel import Tunnel
+from krelay.datapath.pool import Pool
 from krelay.errors import TunnelError, UnreachableError
 from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
@@ -49,7 +49,7 @@ async def test_one_that_grows_old_is_replaced_while_it_works(
 async def test_one_is_replaced_when_what_let_it_in_expires() -> None:
     async with rig.agent() as server:
         way = rig.Way(server)
-        tunnel = Tunnel("t", way, rig.KEY, SessionConfig(), on_change=lambda: None)
+        (tunnel,) = Pool("p", [way], rig.KEY, size=1).tunnels
         assert 1350 <= tunnel._best_before() <= 1500
         way.expires = time.time() + 100
         assert 90 <= tunnel._best_before() <= 101
