@@ -38,6 +38,7 @@ ELSEWHERE = {
     "krelay/cluster/startup.py": "tests/cluster/test_agent.py",
     "krelay/cluster/tls.py": "tests/cluster/test_credentials.py",
     "krelay/datapath/attach.py": "tests/datapath/test_tunnel.py",
+    "krelay/datapath/plain_stream.py": "tests/datapath/test_plain.py",
     "krelay/datapath/tunnel_stats.py": "tests/datapath/test_rotation.py",
     "krelay/datapath/way.py": "tests/datapath/test_tunnel.py",
     "krelay/mux/splice.py": "tests/agent/test_plain.py",

@@ -130,7 +130,9 @@ class Tunnel:
         """The network or the machine is not what it was. `sure`: what is up is of no use any more,
         so that another takes over; else it gets a moment to prove itself. One that is down is tried
         again now."""
-        if sure or not self.up:
+        if sure and isinstance(self.driver, PlainDriver):
+            self.driver.lose()  # what lives on it has no session that could be carried on
+        elif sure or not self.up:
             self._nudge.set()
         elif isinstance(self.driver, Driver):
             self.driver.hurry(_DOUBT)
@@ -166,8 +168,7 @@ class Tunnel:
         self._reached.by(self)
         self._lost = not driver.attached
         if self._lost:  # in the very turn of the loop in which it came up
-            self._reached.lost(self)
-            self._await_grace()
+            self._adrift()
         # The end of the former tunnel may be why: it is no reason to look again.
         self._nudge.clear()
         self.driver = driver
@@ -247,18 +248,16 @@ class Tunnel:
             self._failed(running.result())
         finally:
             self.driver = None
-            self._reached.lost(self)
             self._on_change()
 
     # -- what is lost --------------------------------------------------------------------------
 
     def _detached(self, exc: Exception | None) -> None:
         """The tunnel is lost; None: its session with it."""
-        self._reached.lost(self)
         if exc is None:
             self._forget_session()
         else:
-            self._await_grace()
+            self._adrift()
         self.failure = exc
         # The end of a tunnel that is being replaced is no news.
         level = logging.DEBUG if self._rotating else logging.WARNING
@@ -269,7 +268,8 @@ class Tunnel:
         self._lost = True
         self._nudge.set()
 
-    def _await_grace(self) -> None:
+    def _adrift(self) -> None:
+        self._reached.lost(self)
         if self._over is None:
             self._over = self._loop.call_later(self._config.grace, self._expire)
 

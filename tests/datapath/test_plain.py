@@ -12,12 +12,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from krelay.datapath import plain as module
+from krelay.datapath import plain_stream
 from krelay.datapath.listener import TcpListener
 from krelay.datapath.plain import PlainDriver
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.udp import UdpListener
-from krelay.errors import EndedError, PodGoneError
+from krelay.errors import EndedError, NotListeningError, PodGoneError, TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
@@ -153,12 +154,12 @@ async def test_a_slow_reader_holds_the_tunnel_back() -> None:
     async with rig.tcp_target(pour) as target, place() as p:
         async with rig.connect(await p.listen(target)) as (reader, _):
             (stream,) = await streams(p)
-            await rig.until(lambda: stream._unconsumed > module.WINDOW)
-            assert stream._unconsumed < module.WINDOW + (1 << 20)
+            await rig.until(lambda: stream._unconsumed > plain_stream.WINDOW)
+            assert stream._unconsumed < plain_stream.WINDOW + (1 << 20)
             assert len(await reader.read()) == 64 << 20
 
 
-async def streams(p: Place) -> list[module.PlainStream]:
+async def streams(p: Place) -> list[plain_stream.PlainStream]:
     driver = p.pool.tunnels[0].driver
     assert isinstance(driver, PlainDriver)
     await rig.until(lambda: driver.streams)
@@ -268,7 +269,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProtocolError, match="the agent is gone"):
         driver.open(asked, Told())  # type: ignore[arg-type]
     monkeypatch.setattr(module, "MAX_STREAMS", 2)
-    monkeypatch.setattr(module, "_MAX_WAITING", 10)
+    monkeypatch.setattr(plain_stream, "_MAX_WAITING", 10)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(driver.run())
         await asyncio.sleep(0)
@@ -289,7 +290,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not driver.streams
 
 
-def lose(stream: module.PlainStream, exc: Exception | None) -> None:
+def lose(stream: plain_stream.PlainStream, exc: Exception | None) -> None:
     """The stream's tunnel is gone, and why."""
     transport, stream._transport = stream._transport, None
     assert transport is not None
@@ -330,6 +331,81 @@ async def test_no_answer() -> None:
         await rig.until(lambda: stream._transport)
         lose(stream, None)
         assert told.told == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
+
+
+async def opened(p: Place, port: int, told: Told, data: bytes) -> plain_stream.PlainStream:
+    """A stream that has a tunnel, on which `data` was written."""
+    (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
+    assert isinstance(driver, PlainDriver)
+    stream = driver.open(Header(0, rig.HOST, port), told)  # type: ignore[arg-type]
+    if data:
+        stream.write(data)
+    await rig.until(lambda: stream._transport)
+    return stream
+
+
+@pytest.mark.parametrize(
+    ("exc", "told"),
+    [
+        (None, ("reset", ErrorCode.RESET)),
+        (TunnelError("the connection was lost"), ("reset", ErrorCode.RESET)),
+        (EndedError("the agent ended the connection"), ("reset", ErrorCode.RESET)),
+        (NotListeningError("not yet"), ("refused", ErrorCode.GOING_AWAY, "not yet")),
+        (PodGoneError("evicted"), ("refused", ErrorCode.GOING_AWAY, "evicted")),
+    ],
+)
+async def test_what_may_have_arrived_is_not_to_be_sent_again(
+    exc: Exception | None, told: tuple[object, ...]
+) -> None:
+    async with place() as p, rig.tcp_target(rig.hold) as silent:
+        p._port = silent
+        seen = Told()
+        lose(await opened(p, 1, seen, b"POST /order"), exc)
+        assert seen.told == [told]
+
+
+async def test_nothing_is_executed_twice() -> None:
+    """The agent hands on what came, and its answer is lost."""
+    got: list[bytes] = []
+
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        got.append(await reader.readuntil(b"order"))
+        rig.rst(writer)
+
+    async with place() as p, rig.tcp_target(cut) as port:
+        p._port, local = port, await p.listen(1)
+        async with rig.connect(local) as (reader, writer):
+            writer.write(b"order")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        assert len(got) == 1
+
+
+async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled_anew() -> None:
+    async with rig.tcp_target(rig.echo) as target, place() as p:
+        port = await p.listen(target)
+        real, hung = p.dial, asyncio.Event()
+
+        async def hangs(protocol: asyncio.Protocol) -> asyncio.Transport:
+            driver._dial = real
+            hung.set()
+            return await asyncio.get_running_loop().create_future()
+
+        driver = p.pool.tunnels[0].driver
+        assert isinstance(driver, PlainDriver)
+        async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"x"
+            driver._dial = hangs
+            dialling = tasks.create_task(rig.exchange(port, b"y"))
+            await hung.wait()
+            p.pool.poke(sure=False)
+            assert p.pool.streams == 2
+            p.pool.poke(sure=True)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            assert await dialling == b"y"
+        assert p.pool.tunnels[0].driver is driver
 
 
 async def test_a_tunnel_that_breaks() -> None:
