@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
 from struct import Struct
 from typing import TYPE_CHECKING, cast
 
@@ -23,6 +25,9 @@ logger = logging.getLogger("krelay.plain")
 
 WINDOW = 1 << 20
 """Bytes that may wait for a consumer before the tunnel is read no more."""
+SILENCE = 10_000
+"""Milliseconds that the other end of a tunnel has to acknowledge what was sent, where the system
+can be told (Linux); keepalive finds the death of one on which nothing is under way."""
 _MAX_WAITING = 1 << 20
 _LENGTH = Struct(">H")
 _UNHEARD = (NotListeningError, PodGoneError)
@@ -138,6 +143,7 @@ class PlainStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         no_delay(transport)
+        self._be_patient(SILENCE)
         if self.handler is None:
             self._transport.abort()
             return
@@ -189,12 +195,21 @@ class PlainStream(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._paused = True
+        # From now on it may be a slow target that keeps the other end from taking more, and the
+        # kernel tells no such silence from death (tcp(7), TCP_USER_TIMEOUT).
+        self._be_patient(0)
 
     def resume_writing(self) -> None:
         self._paused = False
         if self._wants_writable and self.handler is not None:
             self._wants_writable = False
             self.handler.on_writable()
+
+    def _be_patient(self, milliseconds: int) -> None:
+        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile; or it is no TCP
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def _cut_datagrams(self, data: bytes) -> None:
         self._datagrams += data

@@ -21,6 +21,10 @@ ADDRESS_DEADLINE = 2.0
 One after the other, since asyncio's own race of them leaves tasks behind when it is cancelled.
 """
 
+_KEEP_ALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPALIVE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
+"""Seconds and probes; the second is the first's name on macOS. One whose other end is gone is known
+to be within 10 s, as a session's pings would tell: plain mode has none."""
+
 _ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
 
 
@@ -46,11 +50,17 @@ async def dial(
             if not left:
                 raise
         else:
-            sock: socket.socket = transport.get_extra_info("socket")
             with contextlib.suppress(OSError):  # it has ended meanwhile; its protocol knows
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                _keep_alive(transport.get_extra_info("socket"))
             return transport, protocol
     raise OSError(f"no address for {host}")
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 async def _connect(

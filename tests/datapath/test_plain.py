@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import logging
 import math
+import socket
+import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -406,6 +410,68 @@ async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled
                 await reader.read()
             assert await dialling == b"y"
         assert p.pool.tunnels[0].driver is driver
+
+
+class _Filter(ctypes.Structure):
+    """linux/filter.h: struct sock_filter."""
+
+    _fields_ = (
+        ("code", ctypes.c_ushort),
+        ("jt", ctypes.c_ubyte),
+        ("jf", ctypes.c_ubyte),
+        ("k", ctypes.c_uint),
+    )
+
+
+def deafen(sock: socket.socket) -> None:
+    """A black hole: from now on the kernel drops what comes for this socket, unacknowledged."""
+    nothing = _Filter(6, 0, 0, 0)  # BPF_RET, 0 bytes
+    program = struct.pack("HL", 1, ctypes.addressof(nothing))
+    sock.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
+async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plain_stream, "SILENCE", 200)
+
+    async def falls_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(b"\1a")
+        await reader.readexactly(1)
+        deafen(writer.get_extra_info("socket"))
+        writer.write(b"b")
+        await asyncio.get_running_loop().create_future()
+
+    async with place() as p, rig.tcp_target(falls_silent) as port:
+        p._port, local = port, await p.listen(1)
+        async with rig.connect(local) as (reader, writer):
+            assert await reader.readexactly(1) == b"a"
+            writer.write(b"x")
+            assert await reader.readexactly(1) == b"b"
+            writer.write(b"y")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
+async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
+    def patience(stream: plain_stream.PlainStream) -> int:
+        assert stream._transport is not None
+        sock: socket.socket = stream._transport.get_extra_info("socket")
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+    async def takes_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\1")
+        await asyncio.get_running_loop().create_future()
+
+    async with place() as p, rig.tcp_target(takes_nothing) as port:
+        p._port, told = port, Told()
+        stream = await opened(p, 1, told, b"x")
+        await rig.until(lambda: told.told)
+        assert patience(stream) == 10_000
+        await rig.until(lambda: not stream.write(bytes(1 << 20)))
+        assert patience(stream) == 0
+        stream.reset()
 
 
 async def test_a_tunnel_that_breaks() -> None:

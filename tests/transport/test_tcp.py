@@ -24,6 +24,11 @@ async def test_open() -> None:
     sock = transport.get_extra_info("socket")
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    options = ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+    idle, between, count = (
+        sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in options
+    )
+    assert idle + between * count == 10
     transport.write(b"hello")
     assert await witness.lost is None
     assert witness.data == b"hello"
