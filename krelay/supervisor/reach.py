@@ -27,6 +27,7 @@ from krelay.model import AGENT_PORT, GroupSpec
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
+    from krelay.access import ApiAccess
     from krelay.cluster.agent import Agent
     from krelay.cluster.api import Api
 
@@ -34,6 +35,9 @@ logger = logging.getLogger("krelay.agent")
 
 _PROCESS_DEADLINE = 10.0
 _STOP_DEADLINE = 5.0
+_RENEW_EVERY = 60.0
+"""Seconds between two times that refused credentials are dropped: where others are refused as well,
+each dial would run an exec plugin, which may ask a person."""
 
 
 class Reach(Way, Protocol):
@@ -72,6 +76,7 @@ class ClusterReach:
         self._tasks = tasks
         self._agent: Agent | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._renewed_at = -math.inf
         self._starting = asyncio.Lock()
 
     @property
@@ -99,14 +104,15 @@ class ClusterReach:
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
+        from krelay.transport.refusal import UnauthorizedError
 
         if self._agent is None:
             await self.start()
         agent = self._agent
         if agent is None:
             raise AgentError("the agent is gone")
+        access = await self._api.access()
         try:
-            access = await self._api.access()
             pipe = await open_portforward(
                 access,
                 namespace=agent.namespace,
@@ -117,6 +123,9 @@ class ClusterReach:
             )
             self.expires = access.expires
             return pipe
+        except UnauthorizedError:
+            self._renew(access)
+            raise
         except PodGoneError as exc:
             reason = await self._ended(agent, exc)
             if reason is None:
@@ -139,6 +148,13 @@ class ClusterReach:
             if self._watching is not None:
                 self._watching.cancel()
             await self._remove(agent)
+
+    def _renew(self, access: ApiAccess) -> None:
+        """The next dial has other credentials than those, which were refused."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._renewed_at + _RENEW_EVERY:
+            self._renewed_at = now
+            self._api.reject(access)
 
     async def _ended(self, agent: Agent, exc: PodGoneError) -> str | None:
         """Why the agent has ended; None if it has not. A kubelet that has just started knows none

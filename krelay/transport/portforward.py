@@ -73,7 +73,8 @@ async def open_portforward(
 
     Raises:
         UnreachableError: no answer, or no way to the API server or its proxy.
-        CredentialsError: the server does not know us, or we do not trust it.
+        UnauthorizedError: the server does not know us (401).
+        CredentialsError: we do not trust it.
         AccessDeniedError: RBAC; names the verbs.
         PodGoneError: no such pod, or it has ended.
         TunnelError: any other answer.

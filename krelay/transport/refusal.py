@@ -30,6 +30,10 @@ _GONE = re.compile(
 )
 
 
+class UnauthorizedError(CredentialsError):
+    """The API server does not know us (401): other credentials may help, and nothing else."""
+
+
 def final(refused: Refused) -> bool:
     """Whether the other way would be answered the same: who we are, or the pod, is unknown."""
     if refused.status == 404:
@@ -42,7 +46,7 @@ def upgrade_error(refused: Refused, *, namespace: str, pod: str) -> KrelayError:
     status = _status(refused.text)
     said = _short(re.sub(r"<[^>]*>", " ", refused.text) if status is None else status)
     if refused.status == 401:
-        return CredentialsError(
+        return UnauthorizedError(
             f"the API server does not know us: {said or 'Unauthorized'}",
             hint="log in again; `kubectl auth whoami` should fail alike",
         )

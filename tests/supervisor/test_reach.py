@@ -18,6 +18,7 @@ from krelay.cluster.agent import Agent
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
+    CredentialsError,
     NotFoundError,
     NotListeningError,
     PodGoneError,
@@ -27,6 +28,8 @@ from krelay.errors import (
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.supervisor import reach as module
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
+from krelay.transport.portforward import open_portforward
+from krelay.transport.refusal import UnauthorizedError
 from krelay.wire.handshake import key_digest
 from tests import rig
 
@@ -152,9 +155,13 @@ class Cluster:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     ended: str | Exception | None = "the pod is gone"
     closed: bool = False
+    rejected: list[ApiAccess] = field(default_factory=list)
 
     async def access(self) -> ApiAccess:
         return ACCESS
+
+    def reject(self, access: ApiAccess) -> None:
+        self.rejected.append(access)
 
     async def aclose(self) -> None:
         self.closed = True
@@ -199,7 +206,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     for name in ("create_agent", "delete_agent", "agent_gone", "agent_ended"):
         monkeypatch.setattr(f"krelay.cluster.agent.{name}", getattr(made, name))
-    monkeypatch.setattr("krelay.transport.portforward.open_portforward", made.open_portforward)
+    monkeypatch.setattr(
+        "krelay.transport.portforward.open_portforward",
+        lambda *args, **kwargs: made.open_portforward(*args, **kwargs),
+    )
     return made
 
 
@@ -295,6 +305,53 @@ async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
             with pytest.raises(NotListeningError):
                 await reach.dial(asyncio.Protocol())
         assert cluster.created == 1
+
+
+async def test_credentials_that_are_refused_are_renewed_now_and_then(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with reaching(cluster) as reach:
+        cluster.dial_error = CredentialsError("the certificate is not trusted")
+        with pytest.raises(CredentialsError):
+            await reach.dial(asyncio.Protocol())
+        assert not cluster.rejected  # others would not help
+        cluster.dial_error = UnauthorizedError("who?")
+        for _ in range(3):
+            with pytest.raises(UnauthorizedError):
+                await reach.dial(asyncio.Protocol())
+        assert cluster.rejected == [ACCESS]
+        monkeypatch.setattr(module, "_RENEW_EVERY", 0.0)
+        with pytest.raises(UnauthorizedError):
+            await reach.dial(asyncio.Protocol())
+        assert cluster.rejected == [ACCESS, ACCESS]
+        assert cluster.created == 1
+
+
+async def test_a_401_renews_the_credentials_and_the_next_dial_has_them(cluster: Cluster) -> None:
+    """By a real connection to a server that takes the second token only."""
+    seen: list[bytes] = []
+
+    async def server(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        seen.append(head.partition(b"Bearer ")[2].partition(b"\r")[0])
+        answer = b"101 Switching Protocols\r\nUpgrade: SPDY/3.1" if seen[-1] == b"1" else b"401 No"
+        writer.write(b"HTTP/1.1 " + answer + b"\r\n\r\n")
+        if seen[-1] == b"1":
+            await reader.read()
+
+    async with rig.tcp_target(server) as port, reaching(cluster) as reach:
+
+        async def access() -> ApiAccess:
+            token = ("Authorization", f"Bearer {len(cluster.rejected)}")
+            return ApiAccess(f"http://127.0.0.1:{port}", None, None, (token,))
+
+        cluster.access = access  # type: ignore[method-assign]
+        cluster.open_portforward = open_portforward  # type: ignore[method-assign]
+        await reach.start()
+        with pytest.raises(UnauthorizedError, match="does not know us"):
+            await reach.dial(asyncio.Protocol())
+        (await reach.dial(asyncio.Protocol())).abort()
+        assert seen == [b"0", b"1"]
 
 
 async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(

@@ -16,6 +16,7 @@ from krelay.errors import (
 )
 from krelay.model import Transport
 from krelay.transport.portforward import Ways, open_portforward, transport_from_env
+from krelay.transport.refusal import UnauthorizedError
 
 from .conftest import Peer, Play, Server, Witness, serving
 
@@ -194,8 +195,8 @@ async def test_one_way_forbidden_and_the_other_broken(server: Server) -> None:
 @pytest.mark.parametrize(
     ("said", "error"),
     [
-        (answer(401, {"message": "Unauthorized"}), CredentialsError),
-        (answer(401), CredentialsError),
+        (answer(401, {"message": "Unauthorized"}), UnauthorizedError),
+        (answer(401), UnauthorizedError),
         (answer(404, GONE), PodGoneError),
         (answer(404, "pod does not exist"), PodGoneError),
         (answer(500, "rpc error: sandbox container is not running"), PodGoneError),
