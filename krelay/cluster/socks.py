@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
+from krelay.lookup import lookup
 from krelay.socks import SocksError, handshake
 
 
@@ -41,14 +42,12 @@ class SocksConnector(aiohttp.BaseConnector):
 
     async def _dial(self) -> socket.socket:
         parts = urlsplit(self._proxy)
-        found = await self._loop.getaddrinfo(
-            parts.hostname, parts.port or 1080, type=socket.SOCK_STREAM
-        )
-        for left, (family, kind, number, _, address) in enumerate(found, 1 - len(found)):
-            sock = socket.socket(family, kind, number)
+        found = await lookup(parts.hostname or "")
+        for left, (family, address) in enumerate(found, 1 - len(found)):
+            sock = socket.socket(family, socket.SOCK_STREAM)
             sock.setblocking(False)
             try:
-                await self._loop.sock_connect(sock, address)
+                await self._loop.sock_connect(sock, (address, parts.port or 1080))
             except BaseException as exc:
                 sock.close()
                 if left == 0 or not isinstance(exc, OSError):

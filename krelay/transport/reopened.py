@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from krelay.access import ApiAccess
 from krelay.transport.connect import address_of
+from krelay.transport.tcp import dial
 
 EVERY = 1.0
 """Seconds between two looks, and for each."""
@@ -22,7 +23,7 @@ async def reopened(access: ApiAccess) -> None:
         at = loop.time()
         try:
             async with asyncio.timeout(EVERY):
-                transport, _ = await loop.create_connection(asyncio.Protocol, host, port)
+                transport, _ = await dial(asyncio.Protocol, host, port)
         except OSError:  # TimeoutError too
             shut = True
         else:

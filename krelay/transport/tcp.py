@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from krelay.errors import NotListeningError, TunnelError
+from krelay.lookup import lookup
 
 AGAIN = 1.0
 """Seconds after which a connection that has no answer yet is tried once more, beside the first.
@@ -39,13 +40,12 @@ async def dial(
     Raises:
         OSError: no connection, for the reason that the last address gave.
     """
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    for left, (family, *_, address) in zip(range(len(found))[::-1], found, strict=True):
+    found = await lookup(host)
+    for left, (family, address) in zip(range(len(found))[::-1], found, strict=True):
         try:
             async with asyncio.timeout(ADDRESS_DEADLINE if left else None):
                 connect = _insist if insist else _connect
-                transport, protocol = await connect(factory, str(address[0]), port, family)
+                transport, protocol = await connect(factory, address, port, family)
         except OSError:
             if not left:
                 raise

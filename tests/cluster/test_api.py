@@ -343,10 +343,10 @@ async def test_a_server_that_speaks_no_tls(plain_kube: Any, kube: Any) -> None:
 
 
 async def test_a_name_that_does_not_exist(kube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def no_such(*args: object, **kwargs: object) -> object:
+    def no_such(*args: object, **kwargs: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", no_such)
+    monkeypatch.setattr(socket, "getaddrinfo", no_such)
     async with connected(kube.kubeconfig(server="https://kube.test:6443")) as api:
         with pytest.raises(UnreachableError, match="no such host"):
             await api.get("/")

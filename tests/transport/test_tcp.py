@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from krelay.errors import NotListeningError, TunnelError
+from krelay.lookup import Address
 from krelay.transport.tcp import dial, open_tcp
 
 from .conftest import Witness
@@ -104,15 +105,7 @@ async def test_one_that_is_refused_is_not_tried_again() -> None:
             await dial(Witness, *sock.getsockname(), insist=True)
 
 
-async def addresses(*hosts: str) -> list[Any]:
-    """What getaddrinfo gives for a name with all these addresses."""
-    loop = asyncio.get_running_loop()
-    found = [await loop.getaddrinfo(host, 1, type=socket.SOCK_STREAM) for host in hosts]
-    return [info for infos in found for info in infos]
-
-
 async def test_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = asyncio.get_running_loop()
     listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.2", 0)
     port = listener.sockets[0].getsockname()[1]
     for hosts, meets in (
@@ -120,12 +113,12 @@ async def test_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
         (("127.0.0.3", "127.0.0.4"), NotListeningError),
         ((), TunnelError),
     ):
-        found = await addresses(*hosts)
+        found: list[Address] = [(socket.AF_INET, host) for host in hosts]
 
-        async def getaddrinfo(*_: object, found: list[Any] = found, **__: object) -> list[Any]:
+        async def lookup(name: str, found: list[Address] = found) -> list[Address]:
             return found
 
-        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        monkeypatch.setattr("krelay.transport.tcp.lookup", lookup)
         witness = Witness()
         if meets is None:
             await open_tcp("name.test", port, protocol=witness)
