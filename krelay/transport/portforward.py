@@ -13,6 +13,7 @@ from krelay.model import Transport
 from krelay.transport import refusal
 from krelay.transport.connect import connect, reaching
 from krelay.transport.pipe import Pipe
+from krelay.transport.reopened import ReopenedError, watched
 from krelay.transport.upgrade import Refused, upgrade
 
 logger = logging.getLogger("krelay.transport")
@@ -69,7 +70,8 @@ async def open_portforward(
 
     It stands when the API server said yes, which it says before anyone dialled the port: that
     nothing listens there, or that the pod is gone, comes with `connection_lost`, as one of the
-    TunnelErrors below or as TunnelError itself. `timeout` is in seconds, for all of it.
+    TunnelErrors below or as TunnelError itself. `timeout` is in seconds, for all of it; a network
+    that is seen to come back meanwhile gets as long again.
 
     Raises:
         UnreachableError: no answer, or no way to the API server or its proxy.
@@ -80,7 +82,30 @@ async def open_portforward(
         TunnelError: any other answer.
         ClusterError: TLS failed.
     """
-    order = ways.order(transport, access.url)
+
+    async def attempt() -> Pipe:
+        order = ways.order(transport, access.url)
+        return await _by_some_way(access, namespace, pod, port, protocol, order, timeout, ways)
+
+    try:
+        async with watched(access):
+            return await attempt()
+    except ReopenedError:
+        # Once: on a link that loses packets, looks fail now and then as well.
+        logger.debug("%s: it was out of reach for a moment; asked anew", access.url)
+    return await attempt()
+
+
+async def _by_some_way(
+    access: ApiAccess,
+    namespace: str,
+    pod: str,
+    port: int,
+    protocol: asyncio.Protocol,
+    order: tuple[Transport, ...],
+    timeout: float,
+    ways: Ways,
+) -> Pipe:
     failed: list[KrelayError] = []
     start = asyncio.get_running_loop().time()
     try:

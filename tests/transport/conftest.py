@@ -205,7 +205,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(scheme: str = "https") -> AsyncIterator[Server]:
+async def serving(scheme: str = "https", port: int = 0) -> AsyncIterator[Server]:
     server = Server(scheme)
     tasks: set[asyncio.Task[Any] | None] = set()
 
@@ -215,7 +215,7 @@ async def serving(scheme: str = "https") -> AsyncIterator[Server]:
         tasks.discard(asyncio.current_task())
 
     context = server_context() if scheme == "https" else None
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    listener = await asyncio.start_server(serve, "127.0.0.1", port, ssl=context)
     server.port = listener.sockets[0].getsockname()[1]
     try:
         yield server

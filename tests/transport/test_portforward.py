@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import Transport
+from krelay.transport import reopened
 from krelay.transport.portforward import Ways, open_portforward, transport_from_env
 from krelay.transport.refusal import UnauthorizedError
 
@@ -274,6 +276,62 @@ async def test_hanging_up_without_an_answer(server: Server, way: Transport) -> N
     error = await refusal(server, Gateway(server, b"", b""), way)
     assert isinstance(error, UnreachableError)
     assert "it closed the connection" in str(error)
+
+
+@pytest.mark.parametrize("scheme", ["https", "http"])  # within TLS, within the upgrade
+async def test_one_that_fell_into_a_black_hole_is_begun_anew_when_that_is_over(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut = asyncio.Event()
+    real = reopened.dial
+
+    async def look(*args: Any) -> Any:
+        try:
+            return await real(*args)
+        except ConnectionRefusedError:
+            shut.set()
+            raise
+
+    monkeypatch.setattr(reopened, "EVERY", 0.01)
+    monkeypatch.setattr(reopened, "dial", look)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        before = Server(scheme)
+        before.port = listener.getsockname()[1]
+        async with asyncio.TaskGroup() as tasks:
+            dialling = tasks.create_task(dial(before, SPDY))
+            accepted, _ = await asyncio.get_running_loop().sock_accept(listener)
+            with accepted:
+                listener.close()
+                await shut.wait()
+                assert not dialling.done()
+                async with serving(scheme, before.port) as server:
+                    await dialling
+                    assert len(server.peers) == 1
+
+
+async def test_one_that_is_only_slow_is_left_alone(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reopened, "EVERY", 0.005)
+    looks, enough = 0, asyncio.Event()
+    real = reopened.dial
+
+    async def look(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            enough.set()
+        return await real(*args)
+
+    async def slow(peer: Peer) -> None:
+        await enough.wait()
+        await server.echo(peer)
+
+    monkeypatch.setattr(reopened, "dial", look)
+    server.play = slow
+    await dial(server, SPDY)
+    assert len(server.peers) == 1
 
 
 async def test_cancelled_while_it_asks(server: Server, way: Transport) -> None:
