@@ -27,7 +27,8 @@ async def watch_sleep(
     """Call `on_wake` after each sleep of this machine, within a second; lasts until cancelled.
 
     The loop's clock stands still meanwhile, the one on the wall (`wall`, in seconds) does not. One
-    that is set forward looks the same, and costs no more than tunnels that are made anew.
+    that is set forward looks the same, and costs no more than tunnels that are made anew, and in
+    plain mode their connections.
     """
     clock = asyncio.get_running_loop().time
     before = wall() - clock()
