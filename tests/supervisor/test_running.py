@@ -300,8 +300,6 @@ async def test_a_parked_connection_moves_with_the_route(
 
             monkeypatch.setattr(lost, "dial", fail)
             group = w.supervisor.running.groups[None]
-            for tunnel in group.pool.tunnels:
-                tunnel._dial = fail
             lost.server.stop("the test")
             await rig.until(lambda: group.pool.pick() is None)
             async with asyncio.TaskGroup() as tasks:
