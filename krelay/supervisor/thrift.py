@@ -11,11 +11,14 @@ from collections.abc import Callable
 logger = logging.getLogger("krelay.supervisor")
 
 _LOOK_EVERY = 10.0
+_LOOKS = 6
+"""After so many while something lives it is done as well; the loop stands still for some ms."""
 
 
 async def give_back(streams: Callable[[], int]) -> None:
-    """Once nothing lives any more, return the memory that it took; `streams` counts what lives.
-    Lasts until cancelled; returns where the allocator cannot be asked.
+    """Return memory that is free: once a minute while something lives, of which a development
+    machine may have one connection for ever, and once when nothing does any more. `streams` counts
+    what lives. Lasts until cancelled; returns where the allocator cannot be asked.
 
     glibc keeps what was freed in the middle of its heap, which after hours of traffic can be a few
     times of what krelay needs (man 3 malloc_trim).
@@ -23,13 +26,11 @@ async def give_back(streams: Callable[[], int]) -> None:
     trim = _trimmer()
     if trim is None:
         return
-    busy = False
+    looks = 0
     while True:
         await asyncio.sleep(_LOOK_EVERY)
-        if streams():
-            busy = True
-        elif busy:
-            busy = False
+        before, looks = looks, looks + 1 if streams() else 0
+        if looks % _LOOKS == 0 and before:
             await asyncio.to_thread(trim, 0)
             logger.debug("memory given back")
 

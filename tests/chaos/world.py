@@ -248,11 +248,15 @@ class World:
             self.removed += kit.kubectl("get", "--raw", path, check=False).splitlines()
 
     def rolled_out(self) -> None:
-        """Wait until all targets run."""
+        """Wait until all targets run. What makes them is slow to come back after some restarts of
+        the API server."""
         for side in SIDES:
-            kit.kubectl(
-                "-n", self.namespace, "rollout", "status", f"deploy/{side}", "--timeout=55s"
-            )
+            words = ("-n", self.namespace, "rollout", "status", f"deploy/{side}", "--timeout=50s")
+
+            def done(words: tuple[str, ...] = words) -> bool:
+                return "successfully rolled out" in kit.kubectl(*words, check=False)
+
+            kit.eventually(done, f"deploy/{side} is rolled out", 240.0)
 
 
 async def later(function: Callable[..., Any], *args: Any) -> Any:

@@ -33,6 +33,31 @@ async def test_it_is_given_back_once_after_each_time_that_something_lived(
     assert trimmed == [5, 9]  # at the first look that found nothing, each time
 
 
+async def test_and_now_and_then_while_something_lives_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thrift, "_LOOK_EVERY", 0.001)
+    monkeypatch.setattr(thrift, "_LOOKS", 3)
+    looks = 0
+    trimmed: list[int] = []
+
+    def trim(pad: int) -> int:
+        trimmed.append(looks)
+        return 1
+
+    def streams() -> int:
+        nonlocal looks
+        looks += 1
+        return 1
+
+    monkeypatch.setattr(thrift, "_trimmer", lambda: trim)
+    async with asyncio.TaskGroup() as tasks:
+        giving = tasks.create_task(give_back(streams))
+        await rig.until(lambda: looks > 10)
+        giving.cancel()
+    assert trimmed[:3] == [3, 6, 9]
+
+
 async def test_the_allocator_of_this_system() -> None:
     trim = thrift._trimmer()
     assert trim is None or trim(0) in (0, 1)
