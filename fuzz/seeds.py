@@ -180,8 +180,8 @@ def _socks_client() -> Iterator[bytes]:
 
 def _events() -> bytes:
     answer = spdy.open_streams(9527).replace(b"\0\1", b"\0\2", 1)
-    data = b"".join(spdy.data_frames(spdy.DATA_STREAM, [b"hello"], 5))
-    error = b"".join(spdy.data_frames(spdy.ERROR_STREAM, [b"no such thing"], 13))
+    data = b"".join(spdy.data_frames(spdy.DATA_STREAM, b"hello"))
+    error = b"".join(spdy.data_frames(spdy.ERROR_STREAM, b"no such thing"))
     ping = b"\x80\3\0\6\0\0\0\4\0\0\0\1"
     reset = b"\x80\3\0\3\0\0\0\x08\0\0\0\3\0\0\0\5"
     end = spdy.end_frame(spdy.DATA_STREAM)

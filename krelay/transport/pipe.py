@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 from krelay.errors import TunnelError
@@ -55,15 +55,9 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
     # -- the transport of the protocol above ---------------------------------------------------
 
     def write(self, data: Buffer) -> None:
-        self.writelines((data,))
-
-    def writelines(self, list_of_data: Iterable[Buffer]) -> None:
-        buffers = tuple(list_of_data)
-        size = sum(map(len, buffers))
-        if self._closing or not size:
-            return
-        for frame in spdy.data_frames(DATA_STREAM, buffers, size):
-            self._below.write(self._carrier.wrap(frame))
+        if not self._closing:
+            for frame in spdy.data_frames(DATA_STREAM, data):
+                self._below.write(self._carrier.wrap(frame))
 
     def close(self) -> None:
         """End the connection after what is written, but soon."""

@@ -8,7 +8,7 @@ the dictionary of the specification (2.6.10.1), and those of the answer are not 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
@@ -81,23 +81,12 @@ def end_frame(stream_id: int) -> bytes:
     return _HEAD.pack(stream_id, _FIN << 24)
 
 
-def data_frames(stream_id: int, buffers: Iterable[Buffer], size: int) -> Iterator[bytes]:
-    """`buffers`, `size` bytes in all, as DATA frames; copied once."""
-    parts: list[Buffer] = []
-    room = 0
-    for buffer in buffers:
-        view = memoryview(buffer)
-        while view:
-            if not room:
-                room = min(size, MAX_PAYLOAD)
-                size -= room
-                parts = [_HEAD.pack(stream_id, room)]
-            piece = view[:room]
-            parts.append(piece)
-            view = view[room:]
-            room -= len(piece)
-            if not room:
-                yield b"".join(parts)
+def data_frames(stream_id: int, data: Buffer) -> Iterator[bytes]:
+    """`data` as DATA frames; copied once."""
+    view = memoryview(data)
+    for at in range(0, len(view), MAX_PAYLOAD):
+        piece = view[at : at + MAX_PAYLOAD]
+        yield b"".join((_HEAD.pack(stream_id, len(piece)), piece))
 
 
 class Decoder:

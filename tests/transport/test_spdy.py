@@ -73,7 +73,7 @@ def test_open_streams() -> None:
 
 def test_data_frames_are_cut_at_the_limit() -> None:
     buffers = [b"a" * 10, memoryview(b"b" * MAX_PAYLOAD), b"", bytearray(b"c" * 20)]
-    frames = list(data_frames(DATA_STREAM, buffers, MAX_PAYLOAD + 30))
+    frames = list(data_frames(DATA_STREAM, b"".join(buffers)))
     assert [len(frame) for frame in frames] == [8 + MAX_PAYLOAD, 8 + 30]
     assert decode(*frames) == [Data(DATA_STREAM, memoryview(b"".join(map(bytes, buffers))))]
 
@@ -83,7 +83,7 @@ def test_what_is_framed_is_decoded(buffers: list[bytes], size: int) -> None:
     whole = b"".join(buffers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("krelay.transport.spdy.MAX_PAYLOAD", size)
-        frames = list(data_frames(DATA_STREAM, buffers, len(whole)))
+        frames = list(data_frames(DATA_STREAM, whole))
     assert all(9 <= len(frame) <= 8 + size for frame in frames)
     assert decode(*frames) == ([Data(DATA_STREAM, memoryview(whole))] if whole else [])
 
