@@ -18,7 +18,7 @@ from krelay.datapath.listener import TcpListener
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.udp import UdpListener
-from krelay.errors import NotListeningError
+from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution, SessionConfig
 
 HOST = "127.0.0.1"
@@ -195,7 +195,7 @@ class Way:
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         self.dials += 1
         if self.blocked or self.server is None:
-            raise NotListeningError("the way is shut")
+            raise TunnelError("the way is shut")
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: protocol, *self.server.address)
         self.transports.append(transport)

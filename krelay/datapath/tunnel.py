@@ -19,7 +19,7 @@ from krelay.datapath.plain import PlainDriver
 from krelay.datapath.reached import Reached
 from krelay.datapath.tunnel_stats import TunnelStats
 from krelay.datapath.way import Way
-from krelay.errors import KrelayError, PodGoneError, UnreachableError
+from krelay.errors import KrelayError, NotListeningError, PodGoneError, UnreachableError
 from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
@@ -262,9 +262,6 @@ class Tunnel:
         # The end of a tunnel that is being replaced is no news.
         level = logging.DEBUG if self._rotating else logging.WARNING
         logger.log(level, "%s: tunnel lost: %s", self.name, exc or "protocol error")
-        self._lose()
-
-    def _lose(self) -> None:
         self._lost = True
         self._nudge.set()
 
@@ -297,11 +294,14 @@ class Tunnel:
         driver, self.driver = self.driver, None
         self._reached.lost(self)
         self._stats.add(driver)
-        self._lose()
+        self._lost = True
+        self._nudge.set()
         return driver
 
     def _failed(self, exc: Exception) -> None:
-        level = logging.DEBUG if str(exc) == str(self.failure) else logging.WARNING
+        # A pod runs before its agent listens; if it never does, the forwards' states tell it.
+        known = isinstance(exc, NotListeningError) or str(exc) == str(self.failure)
+        level = logging.DEBUG if known else logging.WARNING
         logger.log(level, "%s: no tunnel: %s", self.name, exc or type(exc).__name__)
         self.failure = exc
         if isinstance(exc, PodGoneError):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from krelay.datapath.pool import Pool, least_loaded
 from krelay.datapath.route import Route
-from krelay.errors import NotListeningError
+from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
 from tests import rig
 
@@ -66,7 +66,7 @@ async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_co
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, 80)))
             waiting = tasks.create_task(route.wait_ready())
             await pool.wait_change()
-            assert isinstance(pool.failure, NotListeningError)
+            assert isinstance(pool.failure, TunnelError)
             assert not waiting.done()
             way.blocked = False
             await waiting

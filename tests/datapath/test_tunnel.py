@@ -11,7 +11,7 @@ import pytest
 
 from krelay.datapath import tunnel as module
 from krelay.datapath.pool import Pool
-from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
+from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
 from krelay.wire.frames import encode_frame
 from tests import rig
@@ -293,6 +293,32 @@ async def test_the_same_failure_is_told_once(caplog: pytest.LogCaptureFixture) -
     async with reaching(None, up=False) as (_, way):
         await rig.until(lambda: way.dials > 2)
     assert caplog.text.count("no tunnel: the way is shut") == 1
+
+
+async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its pod runs before it does: on a slow machine every start would be told as a failure."""
+    caplog.set_level(logging.INFO)
+    async with rig.agent() as server:
+        way = rig.Way(server)
+        real = way.dial
+        tries = 0
+
+        async def early(protocol: asyncio.Protocol) -> asyncio.Transport:
+            nonlocal tries
+            tries += 1
+            if tries < 4:
+                raise NotListeningError("nothing listens")
+            return await real(protocol)
+
+        way.dial = early  # type: ignore[method-assign]
+        async with rig.running(Pool("p", [way], rig.KEY, size=1)) as pool:
+            assert pool.pick() is not None
+            assert pool.failure is None
+        assert tries == 4
+    told = [record.getMessage() for record in caplog.records if record.name == "krelay.tunnel"]
+    assert told == ["pt1: tunnel up"]
 
 
 async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:

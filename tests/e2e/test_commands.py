@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from krelay import payload
 from tests.e2e import kit
 
 FETCH = """
@@ -16,17 +20,27 @@ raise SystemExit(42)
 """
 
 
-def write(tmp_path: Path, namespace: str, targets: str) -> str:
+def write(tmp_path: Path, namespace: str, targets: str, more: str = "") -> str:
     path = tmp_path / "krelay.yaml"
-    path.write_text(f"apiVersion: krelay/v1\nnamespace: {namespace}\ntargets:\n  {targets}\n")
+    path.write_text(
+        f"apiVersion: krelay/v1\nnamespace: {namespace}\n{more}\ntargets:\n  {targets}\n"
+    )
     return str(path)
 
 
+def slow_to_listen() -> str:
+    """An agent whose pod runs for seconds before it listens, as where the node is busy."""
+    command = ["sh", "-c", 'sleep 3; exec "$0" "$@"', *payload.command()]
+    pod = {"spec": {"containers": [{"name": "krelay-server", "command": command}]}}
+    return f"agent: {json.dumps({'patches': [{'patch': pod}]})}"
+
+
+@pytest.mark.parametrize("agent", ["", slow_to_listen()], ids=["agent", "slow agent"])
 def test_a_job_runs_with_its_forwards_and_leaves_nothing(
-    namespace: Callable[..., str], world: str, tmp_path: Path
+    namespace: Callable[..., str], world: str, tmp_path: Path, agent: str
 ) -> None:
     place = namespace()
-    file = write(tmp_path, place, f"web: svc/web :80 -n {world}")
+    file = write(tmp_path, place, f"web: svc/web :80 -n {world}", agent)
     done = kit.run("run", "-f", file, "--", sys.executable, "-c", FETCH)
     assert done.process.returncode == 42, done.told()
     assert done.output == ["200 True"]
