@@ -7,19 +7,18 @@ hands its session to a new one while it still works.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
 from collections.abc import Callable
 
 from krelay.datapath.attach import PlainError, SessionGoneError, attach
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.plain import PlainDriver
 from krelay.datapath.reached import Reached
+from krelay.datapath.trying import Trying
 from krelay.datapath.tunnel_stats import TunnelStats
 from krelay.datapath.way import Way
-from krelay.errors import KrelayError, NotListeningError, PodGoneError, UnreachableError
+from krelay.errors import KrelayError, NotListeningError, PodGoneError
 from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
@@ -69,7 +68,7 @@ class Tunnel:
         self._stats = TunnelStats()
         self._resume: Welcome | None = None
         self._lost = True
-        self._nudge = asyncio.Event()
+        self._trying = Trying(name, way)
         self._rotating = False
         self._over: asyncio.TimerHandle | None = None
 
@@ -103,11 +102,10 @@ class Tunnel:
 
     async def run(self) -> None:
         """Dial, keep, dial again."""
-        backoff = Backoff()
         while True:
             try:
                 await self._reached.give_up(self.failure)
-                await self._connect()
+                await self._trying.dialled(self._connect)
             except PlainError:
                 await self._run_plain()
             except (KrelayError, OSError, WireError) as exc:
@@ -123,17 +121,19 @@ class Tunnel:
                 await self._carry()
                 self._on_change()
                 if self._loop.time() - up_at >= _STABLE:
-                    backoff.reset()
-            await self._pause(backoff.delay())
+                    self._trying.worked()
+            await self._trying.pause(self.failure)
 
     def poke(self, *, sure: bool) -> None:
-        """The network or the machine is not what it was. `sure`: what is up is of no use any more,
-        so that another takes over; else it gets a moment to prove itself. One that is down is tried
-        again now."""
+        """The network or the machine is not what it was. `sure`: what is up, or being dialled, is
+        of no use any more, so that another takes over; else it gets a moment to prove itself. One
+        that is down is tried again now."""
+        if sure:
+            self._trying.restart()
         if sure and isinstance(self.driver, PlainDriver):
             self.driver.lose()  # what lives on it has no session that could be carried on
         elif sure or not self.up:
-            self._nudge.set()
+            self._trying.nudge()
         elif isinstance(self.driver, Driver):
             self.driver.hurry(_DOUBT)
 
@@ -170,7 +170,7 @@ class Tunnel:
         if self._lost:  # in the very turn of the loop in which it came up
             self._adrift()
         # The end of the former tunnel may be why: it is no reason to look again.
-        self._nudge.clear()
+        self._trying.settle()
         self.driver = driver
         self._stats.connects += 1
         self._stats.resumed += former is not None
@@ -179,23 +179,23 @@ class Tunnel:
     async def _carry(self) -> None:
         """Until the tunnel is lost; before it grows old, another takes over."""
         while not self._lost:
-            await self._nudged(self._best_before())
+            await self._trying.nudged(self._best_before())
             if not self._lost:
                 await self._rotate()
-        self._nudge.clear()
+        self._trying.settle()
 
     async def _rotate(self) -> None:
         """Make before break: what fails here leaves the session where it is."""
         self._rotating = True
         try:
-            await self._connect()
+            await self._trying.dialled(self._connect)
         except Exception as exc:
             level = logging.DEBUG if self._lost else logging.WARNING
             bug = not isinstance(exc, (KrelayError, OSError, WireError, PlainError))
             why = exc or type(exc).__name__
             logger.log(level, "%s: no tunnel to take over: %s", self.name, why, exc_info=bug)
             if not self._lost:
-                await self._nudged(_BETWEEN_ROTATIONS)
+                await self._trying.nudged(_BETWEEN_ROTATIONS)
         else:
             self._stats.rotated += 1
             self._on_change()
@@ -208,30 +208,6 @@ class Tunnel:
         max_age = self._config.max_age * random.uniform(0.9, 1.0)
         left = self._way.expires - time.time() + 1.0
         return max(min(max_age, left), min(max_age, _BETWEEN_ROTATIONS))
-
-    async def _pause(self, delay: float) -> None:
-        """Before the next try; less where the way is seen to be open again."""
-        async with asyncio.TaskGroup() as tasks:
-            looking = tasks.create_task(self._look(), name=self.name)
-            await self._nudged(delay)
-            looking.cancel()
-
-    async def _look(self) -> None:
-        """A way that was shut and is open is used at once."""
-        if isinstance(self.failure, UnreachableError):
-            try:
-                await self._way.reopened()
-            except (KrelayError, OSError) as exc:
-                logger.debug("%s: cannot tell whether the way is open: %s", self.name, exc)
-            else:
-                self._nudge.set()
-
-    async def _nudged(self, timeout: float) -> None:
-        """Return when there is reason to look again, or after `timeout` seconds."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self._nudge.wait()
-        self._nudge.clear()
 
     async def _run_plain(self) -> None:
         """Go on without a session, until the agent is lost."""
@@ -263,7 +239,7 @@ class Tunnel:
         level = logging.DEBUG if self._rotating else logging.WARNING
         logger.log(level, "%s: tunnel lost: %s", self.name, exc or "protocol error")
         self._lost = True
-        self._nudge.set()
+        self._trying.nudge()
 
     def _adrift(self) -> None:
         self._reached.lost(self)
@@ -295,7 +271,7 @@ class Tunnel:
         self._reached.lost(self)
         self._stats.add(driver)
         self._lost = True
-        self._nudge.set()
+        self._trying.nudge()
         return driver
 
     def _failed(self, exc: Exception) -> None:

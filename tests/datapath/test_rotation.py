@@ -8,6 +8,7 @@ import time
 import pytest
 
 from krelay.datapath import tunnel as module
+from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import TunnelError, UnreachableError
 from krelay.model import SessionConfig
@@ -112,12 +113,8 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
 
 
 async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(module.Backoff):
-        def delay(self) -> float:
-            return 3600.0
-
     async with rig.path() as path:
-        monkeypatch.setattr(module, "Backoff", Slow)
+        monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
         real, tries = path.way.dial, 0
 
         async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -130,7 +127,7 @@ async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch)
         path.way.dial = shut  # type: ignore[method-assign]
         (tunnel,) = path.pool.tunnels
         path.way.cut()
-        # The backoff that runs began before; a nudge ends its present wait.
+        # The first pause after a loss is none, or would be.
         while not tries:
             path.pool.poke(sure=False)
             await asyncio.sleep(0.01)
@@ -151,3 +148,31 @@ async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> Non
         path.pool.poke(sure=False)
         await rig.until(lambda: tunnel.up)
         assert isinstance(tunnel.failure, TunnelError | None)
+
+
+async def test_a_dial_that_a_sleep_interrupted_is_begun_anew(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It would hold its tunnel for as long as a dial may take, after a connection that is dead."""
+    async with rig.path() as path:
+        (tunnel,) = path.pool.tunnels
+        real, asleep, dials = path.way.dial, asyncio.Event(), 0
+
+        async def swallowed(protocol: asyncio.Protocol) -> asyncio.Transport:
+            nonlocal dials
+            dials += 1
+            if dials == 1:
+                asleep.set()
+                await asyncio.get_running_loop().create_future()
+            return await real(protocol)
+
+        path.way.dial = swallowed  # type: ignore[method-assign]
+        path.way.cut()
+        await asleep.wait()
+        caplog.clear()
+        path.pool.poke(sure=True)
+        path.pool.poke(sure=True)
+        await rig.until(lambda: tunnel.up)
+        assert dials == 2
+        assert tunnel.stats.resumed == 1
+    assert "WARNING" not in caplog.text, caplog.text

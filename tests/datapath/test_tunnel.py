@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from krelay.datapath import tunnel as module
+from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
@@ -251,13 +252,13 @@ async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     delays: list[float] = []
-    real = module.Backoff.delay
+    real = Backoff.delay
 
-    def note(backoff: module.Backoff) -> float:
+    def note(backoff: Backoff) -> float:
         delays.append(real(backoff))
         return 0.0
 
-    monkeypatch.setattr(module.Backoff, "delay", note)
+    monkeypatch.setattr(Backoff, "delay", note)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     async with rig.agent() as server, reaching(server) as (pool, way):
         for count in range(1, 5):

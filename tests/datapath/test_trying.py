@@ -1,0 +1,85 @@
+"""Dials that are begun anew, and those that must not be."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from krelay.datapath.backoff import Backoff
+from krelay.datapath.trying import Trying
+from krelay.errors import TunnelError, UnreachableError
+from tests import rig
+
+
+async def test_a_dial_is_begun_anew_as_often_as_that_is_said() -> None:
+    trying, dials = Trying("t", rig.Way(None)), 0
+
+    async def dial() -> None:
+        nonlocal dials
+        dials += 1
+        if dials < 3:
+            asyncio.get_running_loop().call_soon(trying.restart)
+            await asyncio.get_running_loop().create_future()
+
+    await trying.dialled(dial)
+    assert dials == 3
+    trying.restart()  # nothing is under way
+
+
+async def test_one_that_is_slow_to_give_up_is_begun_anew_once() -> None:
+    trying, dials = Trying("t", rig.Way(None)), 0
+
+    async def dial() -> None:
+        nonlocal dials
+        dials += 1
+        if dials > 1:
+            return
+        trying.restart()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            trying.restart()
+            await asyncio.sleep(0)
+
+    await trying.dialled(dial)
+    assert dials == 2
+
+
+@pytest.mark.parametrize("error", [TimeoutError("its own"), TunnelError("no")])
+async def test_a_failure_is_one(error: Exception) -> None:
+    async def dial() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        await Trying("t", rig.Way(None)).dialled(dial)
+
+
+async def test_who_ends_a_dial_ends_it() -> None:
+    trying = Trying("t", rig.Way(None))
+
+    async def dial() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(trying.dialled(dial))
+        await asyncio.sleep(0)
+        trying.restart()
+        task.cancel()
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("failure", [None, TunnelError("no"), UnreachableError("shut")])
+async def test_a_pause_ends_when_there_is_reason_to(
+    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where the way was shut is it looked at."""
+    monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
+    way = rig.Way(None)
+    trying = Trying("t", way)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(trying.pause(failure))
+        await asyncio.sleep(0)
+        way.opened.set()
+        if not isinstance(failure, UnreachableError):
+            trying.nudge()
