@@ -6,8 +6,8 @@ import asyncio
 import logging
 import socket
 
+from krelay.accept import Accept
 from krelay.bind import bind
-from krelay.datapath.accept import Accept
 from krelay.datapath.opening import RETRIED, Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account, Entry

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 
+from krelay.accept import Accept
+
 PATIENCE = 10.0
 """Seconds that a client has for its first request, and to take some of what it is sent."""
 KEEP_ALIVE = 75.0
@@ -24,7 +26,7 @@ class Connections:
         app.middlewares.insert(0, _heard)
         self.open: set[Connection] = set()
         self._most = most
-        self._servers: list[asyncio.Server] = []
+        self._accepts: list[Accept] = []
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -34,16 +36,16 @@ class Connections:
         )
 
     async def serve(self, socks: Iterable[socket.socket]) -> None:
-        """Answer on these."""
+        """Answer on these, which listen, and are closed by `close`."""
         await self._runner.setup()
-        loop = asyncio.get_running_loop()
-        for sock in socks:
-            self._servers.append(await loop.create_server(self._accept, sock=sock, backlog=128))
+        self._accepts = [Accept("status", sock, self._accept) for sock in socks]
 
     async def close(self) -> None:
         """Answer no more, and leave nothing open."""
-        for server in self._servers:
-            server.close()
+        for accept in self._accepts:
+            accept.close()
+        self._most = 0
+        await asyncio.sleep(0)  # one that got its protocol a moment ago is connected now
         try:
             await self._runner.cleanup()
             # What is closed has yet to be taken, and its client need not.

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from krelay.bind import BACKLOG
 from krelay.errors import KrelayError
 from krelay.status.feed import Feed
 from krelay.status.place import make_directory
@@ -65,8 +66,10 @@ def _claim(path: Path) -> tuple[socket.socket, int]:
         path.unlink(missing_ok=True)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            sock.setblocking(False)
             sock.bind(str(path))
             path.chmod(0o600)
+            sock.listen(BACKLOG)
         except OSError:
             sock.close()
             raise

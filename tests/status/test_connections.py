@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from aiohttp import web
 
+from krelay.bind import bind
 from krelay.status import connections as module
 from krelay.status.connections import Connection, Connections
 from tests import rig
@@ -30,23 +31,27 @@ async def serving(answer: Answer = big) -> AsyncIterator[Connections]:
     app = web.Application()
     app.router.add_get("/", answer)
     made = Connections(app)
-    sock = socket.create_server((rig.HOST, 0))
-    await made.serve([sock])
+    await made.serve(bind(rig.HOST, 0, socket.SOCK_STREAM))
     try:
         yield made
     finally:
         await made.close()
 
 
+def address(made: Connections) -> tuple[str, int]:
+    (accept,) = made._accepts
+    found: tuple[str, int] = accept._sock.getsockname()
+    return found
+
+
 async def client(made: Connections, ask: bytes = b"") -> tuple[socket.socket, Connection]:
     """One with little room, that has said `ask`; and its connection there."""
-    (server,) = made._servers
     before = set(made.open)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_connect(sock, server.sockets[0].getsockname())
+    await loop.sock_connect(sock, address(made))
     await loop.sock_sendall(sock, ask)
     await rig.until(lambda: made.open > before)
     (connection,) = made.open - before
@@ -79,7 +84,7 @@ async def test_a_client_that_does_not_ask_is_cut_off(
     async with serving() as made:
         sock, loop = socket.socket(), asyncio.get_running_loop()
         sock.setblocking(False)
-        await loop.sock_connect(sock, made._servers[0].sockets[0].getsockname())
+        await loop.sock_connect(sock, address(made))
         with suppress(ConnectionError):
             await loop.sock_sendall(sock, said)
         await ended(sock)
@@ -150,6 +155,20 @@ async def test_one_that_leaves_the_end_of_what_it_got_is_cut_off_too() -> None:
 
 
 # -- the end -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("turns", range(7))
+async def test_one_that_comes_as_it_ends_is_not_left_waiting(turns: int) -> None:
+    """Whatever its connection has got to by then."""
+    async with serving() as made:
+        with socket.create_connection(address(made)) as sock:
+            sock.setblocking(False)
+            sock.send(ASK)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await made.close()
+            assert not made.open
+            await ended(sock)
 
 
 async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(

@@ -1,4 +1,4 @@
-"""Accept: before the listener; takes the connections of one listening socket.
+"""Accept: takes the connections of one listening socket, for forwards and for the status service.
 
 asyncio's own server forgets those that it has accepted but not yet begun to serve when it is closed
 (`Server._attach` refuses them): nothing ends them, and their clients would wait for ever.

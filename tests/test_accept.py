@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from krelay import accept
+from krelay.accept import Accept
 from krelay.bind import bind
-from krelay.datapath import accept
-from krelay.datapath.accept import Accept
 from tests import rig
 
 
