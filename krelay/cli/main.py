@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from krelay import __version__
@@ -238,6 +240,9 @@ for _command in asking.COMMANDS:
 
 def run_command(command: click.Command, name: str) -> int:
     """Run a command line; returns the exit code. Every error is told here."""
+    if hasattr(signal, "SIGCHLD"):
+        # Where it is ignored, nobody is told how a child has ended (wait(2)).
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         return command.main(prog_name=name, standalone_mode=False) or 0
     except click.ClickException as exc:

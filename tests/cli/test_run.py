@@ -218,6 +218,16 @@ async def test_what_was_ignored_stays_so_for_the_command_too(tmp_path: Path) -> 
     assert (out, process.returncode) == (b"got SIGTERM\n", 9), err
 
 
+async def test_the_exit_code_is_known_also_where_children_were_ignored(tmp_path: Path) -> None:
+    code = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); "
+    before = (sys.executable, "-c", code + "os.execv(sys.argv[1], sys.argv[1:])")
+    async with rig.tcp_target(rig.echo) as port:
+        async with running(write(tmp_path, port), SIGNALLED, before) as process:
+            process.terminate()
+            out, err = await process.communicate()
+    assert (out, process.returncode) == (b"got SIGTERM\n", 9), err
+
+
 DESCRIPTORS = """
 import os
 print("ready", flush=True)
