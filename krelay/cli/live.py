@@ -70,7 +70,8 @@ class Live:
             signal.SIGWINCH: self._log.news.set,
         }
         for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler)
+            if signal.getsignal(number) != signal.SIG_IGN:
+                loop.add_signal_handler(number, handler)
         with self._log.instead_of_stderr():
             self._appear()
             self._thread.start()

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import signal
 import struct
 import sys
 import termios
@@ -118,6 +119,7 @@ async def terminal(
             yield shown
         finally:
             if shown.process.returncode is None:
+                shown.process.send_signal(signal.SIGCONT)  # it may have put itself to sleep
                 shown.process.terminate()
                 shown.process.terminate()
             await shown.process.wait()

@@ -187,11 +187,28 @@ async def test_a_window_that_is_closed_ends_it_and_its_agent(tmp_path: Path) -> 
             assert not alive(int(agent[1]))
 
 
-NOHUP = """
+def ignoring(number: signal.Signals) -> str:
+    """A script that runs krelay as who started it has it: with a signal ignored."""
+    return f"""
 import os, signal, sys
-signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.signal({int(number)}, signal.SIG_IGN)
 os.execv(sys.executable, [sys.executable, "-m", "krelay", *sys.argv[1:]])
 """
+
+
+@pytest.mark.parametrize(("number", "key"), [(signal.SIGQUIT, "\x1c"), (signal.SIGTSTP, "\x1a")])
+async def test_a_key_whose_signal_was_ignored_does_nothing(
+    number: signal.Signals, key: str, tmp_path: Path
+) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, script=ignoring(number)) as screen:
+            await screen.shows("● ready")
+            screen.type(key)
+            screen.type("?")
+            await screen.shows("Ctrl-Z puts krelay to sleep")
+            screen.type("q")
+            await ended(screen, 0)
 
 
 @pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["table", "lines"])
@@ -203,7 +220,9 @@ async def test_a_window_that_is_closed_is_only_a_reload_where_hangups_were_ignor
     async with rig.tcp_target(rig.echo) as port:
         path = write(tmp_path, port)
         args = ("up", "--no-watch", *plain)
-        async with terminal(*args, cwd=tmp_path, columns=120, script=NOHUP) as screen:
+        async with terminal(
+            *args, cwd=tmp_path, columns=120, script=ignoring(signal.SIGHUP)
+        ) as screen:
             await screen.shows("web: ready")
             path.write_text(path.read_text() + f"  more: ip/127.0.0.1 {more}:{port}\n")
             screen.hang_up()
