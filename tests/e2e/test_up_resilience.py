@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from krelay.status.client import ask
 from tests.e2e import kit, program
 
 SIZE = 48 << 20
@@ -28,6 +29,13 @@ def ticks(sock: socket.socket) -> Iterator[int]:
 
 def rotations(krelay: kit.Krelay) -> int:
     return sum("tunnel resumed" in line for line in krelay.log)
+
+
+def reached(directory: Path) -> bool:
+    """Whether the krelay of the file in there has every tunnel up."""
+    (file,) = directory.glob("krelay-*.yaml")
+    agents = ask(str(file), "GET", "/v1/status", timeout=10.0)["agents"]
+    return all(tunnel["up"] for agent in agents for tunnel in agent["tunnels"])
 
 
 def test_tunnels_that_grow_old_are_replaced_under_load(world: str, tmp_path: Path) -> None:
@@ -67,6 +75,8 @@ def test_a_lost_agent_of_two_costs_its_own_streams_alone(
         run = spread["labelSelector"]["matchLabels"]
         assert all(run.items() <= pod["metadata"]["labels"].items() for pod in pods)
 
+        # It is ready with one of them; where the other is slow, it would have no stream.
+        kit.eventually(lambda: reached(tmp_path), "both agents are reached")
         socks = [kit.command(krelay.address("solo"), "echo") for _ in range(8)]
         for sock in socks:
             sock.sendall(b"there")
