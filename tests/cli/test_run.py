@@ -123,12 +123,12 @@ def test_a_program_is_looked_for() -> None:
 async def test_late_is_3_and_says_what(tmp_path: Path) -> None:
     file = write(tmp_path, rig.closed_port())
     done = await run(
-        *("run", "-v", "-f", str(file), "--timeout", "2s", "--", "touch", str(tmp_path / "ran"))
+        *("run", "-v", "-f", str(file), "--timeout", "6s", "--", "touch", str(tmp_path / "ran"))
     )
     assert done.code == 3
     last = done.err.splitlines()[-2:]
     assert re.match(r"web: failed: refused", last[0])
-    assert last[1] == "error: not ready after 2 s; the command was not run"
+    assert last[1] == "error: not ready after 6 s; the command was not run"
     assert not (tmp_path / "ran").exists()
     agents = re.findall(r"embedded, process (\d+)", done.err)
     assert not [pid for pid in agents if alive(int(pid))]

@@ -142,10 +142,10 @@ def test_another_agent_takes_over_while_everything_goes_on(edited: Edited, names
 
     def more(number: int) -> str:
         return (
-            f"agent: {{namespace: {place}, labels: {{round: r{number}}}}}\ntunnel: {{drain: 10s}}\n"
+            f"agent: {{namespace: {place}, labels: {{round: r{number}}}}}\ntunnel: {{drain: 30s}}\n"
         )
 
-    size = 192 << 20
+    size = 64 << 20
     with running(edited, *mine, more=more(0), args=UNWATCHED) as krelay:
         stop = threading.Event()
         asked = 0

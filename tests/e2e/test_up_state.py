@@ -117,7 +117,8 @@ def test_states_are_what_connections_meet(asked: tuple[Asked, str]) -> None:
     assert traffic["works"]["toLocalBytes"] > 60
     assert traffic["works"]["dialCount"] == 1
     assert traffic["refused"]["results"] == {"refused": 1}
-    assert traffic["echo"]["toLocalBytes"] == 5
+    # Once for each time that it was asked: where an answer is late, it is asked again.
+    assert traffic["echo"]["toLocalBytes"] in range(5, 26, 5)
 
 
 def test_a_deployment_that_goes_and_comes_back(asked: tuple[Asked, str]) -> None:
