@@ -180,11 +180,11 @@ class Tunnel:
         """Until the tunnel is lost; before it grows old, another takes over."""
         while not self._lost:
             await self._trying.nudged(self._best_before())
-            if not self._lost:
-                await self._rotate()
+            while not self._lost and not await self._rotate():
+                await self._trying.nudged(min(self._config.max_age, _BETWEEN_ROTATIONS))
         self._trying.settle()
 
-    async def _rotate(self) -> None:
+    async def _rotate(self) -> bool:
         """Make before break: what fails here leaves the session where it is."""
         self._rotating = True
         try:
@@ -194,11 +194,11 @@ class Tunnel:
             bug = not isinstance(exc, (KrelayError, OSError, WireError, PlainError))
             why = exc or type(exc).__name__
             logger.log(level, "%s: no tunnel to take over: %s", self.name, why, exc_info=bug)
-            if not self._lost:
-                await self._trying.nudged(_BETWEEN_ROTATIONS)
+            return False
         else:
             self._stats.rotated += 1
             self._on_change()
+            return True
         finally:
             self._rotating = False
 
