@@ -69,12 +69,24 @@ class Route:
         self.resolution = resolution
         self.wake()
 
+    def fail(self, trouble: str) -> None:
+        """Nothing is known of where it leads, and this is why; empty: there was no answer yet."""
+        if trouble != self.trouble:
+            self.trouble = trouble
+            self.wake()
+
     def wake(self) -> None:
         """Something changed, here or in the pool: whoever waits looks again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if self.on_change is not None:
             self.on_change()
+
+    async def heard(self) -> bool:
+        """Wait for the first answer, or for why there is none: whether there is one."""
+        while self.resolution is None and not self.trouble:
+            await self._changed.wait()
+        return self.resolution is not None
 
     async def resolved(self) -> Resolution:
         """The first answer, whatever it is."""

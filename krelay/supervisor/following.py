@@ -76,7 +76,7 @@ class Following:
     def _tell(self) -> None:
         if self._latest is None:
             for route in self._routes:
-                route.trouble = str(self.failure or "")
+                route.fail(str(self.failure or ""))
             return
         for route, resolution in zip(self._routes, self._latest, strict=bool(self._routes)):
             self._update(route, resolution)

@@ -34,9 +34,9 @@ Listener = TcpListener | UdpListener
 class Forward:
     """Binds when it knows its protocol and local port, and tries again where that fails.
 
-    `settled` is set when it is bound, or has failed for the first time; `failure` says why it is
-    not bound now. `on_bound` is told each time that it is. Its tasks, and its connections', belong
-    to `tasks`; whoever made it ends it with `drain` or `cut`.
+    `settled` is set when it is bound, has failed for the first time, or cannot learn what to bind;
+    `failure` says why it is not bound now. `on_bound` is told each time that it is. Its tasks, and
+    its connections', belong to `tasks`; whoever made it ends it with `drain` or `cut`.
     """
 
     def __init__(
@@ -208,6 +208,8 @@ class Forward:
         self.health.look()
 
     async def _protocol(self) -> Protocol:
+        if not await self.route.heard():
+            self.settled.set()  # perhaps it never will be
         resolution = await self.route.resolved()
         try:
             async with asyncio.timeout(_PROTOCOL_WAIT):

@@ -88,10 +88,13 @@ async def test_a_failure_is_the_reason_and_is_tried_again(
         if feed_first:
             found.feed(routes)
         error = AccessDeniedError("no watching", hint="ask for it")
+        told: list[str] = []
+        routes[0].on_change = lambda: told.append(routes[0].reason)
         source.told.put_nowait(error)
         await found.answered.wait()
         found.feed(routes)
         assert found.failure is error
+        assert told == ["no watching"]  # else nobody would look
         assert {route.reason for route in routes} == {"no watching"}
         source.told.put_nowait(AccessDeniedError("no watching"))
         await rig.until(lambda: source.runs == 3)

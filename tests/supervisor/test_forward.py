@@ -10,6 +10,7 @@ from krelay.config.diff import Spec
 from krelay.datapath.listener import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
+from krelay.status.report import State
 from krelay.supervisor import forward as module
 from krelay.supervisor.forward import Forward
 from tests import rig
@@ -84,6 +85,20 @@ async def test_it_waits_for_the_service_to_say_the_protocol() -> None:
         forward.route.update(resolved(53, Protocol.UDP))
         await forward.settled.wait()
         assert isinstance(forward.listener, UdpListener)
+        forward.cut()
+
+
+async def test_nobody_waits_for_one_that_may_not_be_followed() -> None:
+    async with rig.path() as path:
+        forward = make(path, Port("dns", 0))
+        forward.bind()
+        await asyncio.sleep(0)
+        assert not forward.settled.is_set()
+        forward.route.fail("forbidden")
+        await forward.settled.wait()
+        assert (forward.health.state, forward.health.reason) == (State.FAILED, "forbidden")
+        forward.route.update(resolved(53, Protocol.UDP))
+        await rig.until(lambda: forward.listener)
         forward.cut()
 
 

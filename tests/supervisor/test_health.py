@@ -134,8 +134,7 @@ async def test_what_does_not_exist_or_cannot_be_followed_has_failed() -> None:
         w.route.update(Resolution(Protocol.TCP, None, "service not found", missing=True))
         assert (w.health.state, w.health.reason) == (State.FAILED, "service not found")
         async with watched(path) as other:
-            other.route.trouble = "forbidden"
-            other.route.wake()
+            other.route.fail("forbidden")
             assert (other.health.state, other.health.reason) == (State.FAILED, "forbidden")
 
 
