@@ -102,6 +102,9 @@ class PlainDriver:
                 transport = await self._dial(asyncio.Protocol())
             except (KrelayError, OSError) as exc:
                 self._missed(exc)
+            except Exception:
+                # A bug in a transport is one missed beat; let through, it would end every forward.
+                logger.exception("%s: dialling failed", self.name)
             else:
                 transport.write(beat)
                 transport.close()

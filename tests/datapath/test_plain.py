@@ -188,6 +188,29 @@ async def test_a_heartbeat_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None
         await rig.until(lambda: p.agent.heartbeats >= 3)
 
 
+async def test_a_bug_in_a_dial_is_one_missed_heartbeat(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "HEARTBEAT", 0.01)
+    async with place() as p:
+        driver = p.pool.tunnels[0].driver
+        assert isinstance(driver, PlainDriver)
+        real, broken = driver._dial, 0
+
+        async def dial(protocol: asyncio.Protocol) -> asyncio.Transport:
+            nonlocal broken
+            broken += 1
+            if broken == 1:
+                raise ZeroDivisionError
+            return await real(protocol)
+
+        driver._dial = dial
+        await rig.until(lambda: broken)
+        before = p.agent.heartbeats
+        await rig.until(lambda: p.agent.heartbeats > before)
+    assert "dialling failed" in caplog.text
+
+
 async def test_an_agent_that_is_gone_resets_what_it_carried_and_is_dialled_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
