@@ -241,7 +241,7 @@ class EmbeddedReach:
             arguments.append(f"--connect-timeout={self._spec.dial:g}")
             arguments.append(f"--replay={session.replay}")
             arguments += [f"--ping={session.ping:g}", f"--ping-timeout={session.ping_timeout:g}"]
-            self._process = await asyncio.create_subprocess_exec(
+            process = await asyncio.create_subprocess_exec(
                 *payload.command(sys.executable),
                 *arguments,
                 env=environ,
@@ -250,8 +250,9 @@ class EmbeddedReach:
                 stderr=None if logger.isEnabledFor(logging.DEBUG) else asyncio.subprocess.DEVNULL,
                 start_new_session=True,
             )
-            self._port = await self._read_port(self._process)
-            logger.info("agent: embedded, process %d, port %d", self._process.pid, self._port)
+            self._port = await self._read_port(process)
+            self._process = process
+            logger.info("agent: embedded, process %d, port %d", process.pid, self._port)
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.tcp import open_tcp
@@ -292,8 +293,11 @@ class EmbeddedReach:
             async with asyncio.timeout(_PROCESS_DEADLINE):
                 line = await process.stdout.readline()
             return int(line.rpartition(b":")[2])
-        except (TimeoutError, ValueError) as exc:
+        except BaseException as exc:
+            # Nobody would know where it listens.
             if process.returncode is None:
                 process.kill()
             await process.wait()
-            raise AgentError("the embedded agent did not start", hint="run with -vv") from exc
+            if isinstance(exc, TimeoutError | ValueError):
+                raise AgentError("the embedded agent did not start", hint="run with -vv") from exc
+            raise

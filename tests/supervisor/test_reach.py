@@ -55,6 +55,20 @@ def process(reach: EmbeddedReach) -> asyncio.subprocess.Process:
     return reach._process
 
 
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]:
+    """Every process that was started."""
+    found: list[asyncio.subprocess.Process] = []
+    real = asyncio.create_subprocess_exec
+
+    async def spawn(*args: Any, **kwargs: Any) -> asyncio.subprocess.Process:
+        found.append(await real(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", spawn)
+    return found
+
+
 async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
     async with embedded() as reach:
         first = process(reach)
@@ -116,13 +130,32 @@ async def test_one_that_does_not_listen_any_more() -> None:
 @pytest.mark.parametrize(
     "boot", ["raise SystemExit(1)", "print('no port')", "import time; time.sleep(99)"]
 )
-async def test_one_that_does_not_start(boot: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_does_not_start(
+    boot: str, monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
+) -> None:
     monkeypatch.setattr(payload, "BOOT", boot)
     monkeypatch.setattr(module, "_PROCESS_DEADLINE", 0.5)
     async with embedded(start=False) as reach:
         with pytest.raises(AgentError, match="the embedded agent did not start"):
             await reach.start()
-        assert process(reach).returncode is not None
+        assert [child.returncode is None for child in spawned] == [False]
+
+
+async def test_a_start_that_is_called_off_is_in_nobody_s_way(
+    monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
+) -> None:
+    """As by a sleep of the machine."""
+    async with embedded(start=False) as reach:
+        with monkeypatch.context() as patch:
+            patch.setattr(payload, "BOOT", "import time; time.sleep(3600)")
+            async with asyncio.TaskGroup() as tasks:
+                starting = tasks.create_task(reach.start())
+                await rig.until(lambda: spawned)
+                starting.cancel()
+        assert spawned[0].returncode == -signal.SIGKILL
+        assert reach.where == ""
+        transport = await reach.dial(asyncio.Protocol())
+        transport.abort()
 
 
 async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
