@@ -8,7 +8,8 @@ from krelay.model import Config
 from krelay.status.notify import Notifier
 from krelay.status.report import State
 from krelay.supervisor.reload import Reloader, Source
-from krelay.supervisor.supervisor import Supervisor, Want
+from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.want import Want
 
 _LOOK = 2.0
 """Seconds between two looks whether the status line has become another one."""

@@ -15,7 +15,8 @@ from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
 from krelay.status.refusal import to_json
-from krelay.supervisor.supervisor import Supervisor, Want
+from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.want import Want
 
 logger = logging.getLogger("krelay.reload")
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
@@ -24,25 +23,13 @@ from krelay.supervisor.running import Running
 from krelay.supervisor.stage import Stage
 from krelay.supervisor.surroundings import watch_routes, watch_sleep
 from krelay.supervisor.thrift import give_back
+from krelay.supervisor.want import Want
 
 logger = logging.getLogger("krelay.supervisor")
 
 _SETTLE_DEADLINE = 10.0
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
-
-
-@dataclass(eq=False, slots=True)
-class Want:
-    """A config to be carried out, and why. When `done` is set, it was, or `failure` says why not
-    (yet: it is tried again), or a `newer` one took its place."""
-
-    config: Config
-    reason: str
-    made: datetime = field(default_factory=lambda: datetime.now(UTC))
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    changes: list[Change] = field(default_factory=list)
-    failure: KrelayError | None = None
-    newer: Want | None = None
+_ENDING = "krelay is ending"
 
 
 class Supervisor:
@@ -122,10 +109,10 @@ class Supervisor:
         if config == self._want.config and not self._want.done.is_set():
             return self._want
         former, self._want = self._want, Want(config, reason)
-        if not former.done.is_set():
-            former.newer = self._want
-            former.done.set()
+        former.replace(self._want)
         self._newer.set()
+        if self.ending:
+            self._want.give_up(KrelayError(_ENDING))
         return self._want
 
     def plan(self, config: Config) -> list[Change]:
@@ -153,6 +140,7 @@ class Supervisor:
         else:
             starting.cancel()
         self.ending = True
+        self._want.give_up(KrelayError(_ENDING))
         config = running.config or self._want.config
         running.drain(config.tunnel.drain)
         live = sum(thing.live for thing in running.ending if isinstance(thing, Forward))

@@ -130,6 +130,26 @@ async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) 
                 assert await reader.read() == b"b"
 
 
+async def test_what_is_wanted_while_it_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`krelay reload` would wait until the last connection has ended, and be cut off then."""
+    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        first = config(target("web", Port(tcp, 0)), drain=3600.0)
+        running = Running(first)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await rig.until(lambda: running.lines)
+            async with rig.connect(running.port("web")) as (_, writer):
+                writer.write(b"a")
+                await rig.until(running.supervisor.running.streams)
+                before = running.supervisor.want(config(target("other", Port(tcp, 0))), "edit")
+                running.stop.set()
+                await before.done.wait()
+                after = running.supervisor.want(first, "edit")
+                await after.done.wait()
+                assert [str(want.failure) for want in (before, after)] == ["krelay is ending"] * 2
+                rig.rst(writer)
+
+
 def listening(running: Running) -> bool:
     return bool(running.supervisor.running.forwards)
 
