@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent.settings import Settings
-from agent.target import open_target
+from agent.target import Targets
 from krelay.mux.driver import Driver
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
@@ -47,7 +47,7 @@ class Sessions:
         on_empty: Callable[[bool], None],
     ) -> None:
         self._settings = settings
-        self._tasks = tasks
+        self._targets = Targets(tasks, settings.connect_timeout)
         self._on_empty = on_empty
         self._limits = Limits(
             replay=settings.replay,
@@ -158,7 +158,7 @@ class Sessions:
         return kept
 
     def _open_target(self, stream: MuxStream) -> None:
-        open_target(stream, self._tasks, self._settings.connect_timeout)
+        self._targets.open(stream)
 
     def _detached(self, session_id: bytes, exc: Exception | None) -> None:
         kept = self._kept.get(session_id)

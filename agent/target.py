@@ -7,6 +7,7 @@ import logging
 from collections import deque
 
 from agent.dial import DialError, dial_tcp, dial_udp
+from agent.room import Room, Share
 from agent.udp import UdpSocket
 from krelay.mux.relay import TcpRelay
 from krelay.mux.sockets import reset_socket
@@ -17,23 +18,37 @@ from krelay.wire.frames import Buffer
 
 logger = logging.getLogger("krelay.agent")
 
-_EARLY_DATAGRAMS = 64
+# For what waits for all targets together, in bytes. A stream past it is refused, since nothing of
+# it may be lost; of datagrams the newest is.
+EARLY_STREAMS = 32 << 20
+EARLY_DATAGRAMS = 1 << 20
+_MOST_EARLY_DATAGRAMS = 64
 # Longer than the client's own expiry of a flow, which says so; this one is for a lost client.
 UDP_IDLE = 150.0
 
 
-def open_target(stream: MuxStream, tasks: asyncio.TaskGroup, timeout: float) -> None:
-    """Start what `stream`'s Header asks for; the dial is a task of `tasks`."""
-    target: TargetRelay | TargetFlow
-    if stream.header.protocol == header.TCP:
-        target = TargetRelay(stream)
-    elif stream.header.protocol == header.UDP:
-        target = TargetFlow(stream)
-    else:
-        stream.refuse(ErrorCode.UNKNOWN_PROTOCOL, f"protocol {stream.header.protocol}")
-        return
-    stream.handler = target
-    target.dialling = tasks.create_task(_dial(stream, target, timeout))
+class Targets:
+    """Makes the targets of an agent's streams."""
+
+    def __init__(self, tasks: asyncio.TaskGroup, timeout: float) -> None:
+        """Each dial is a task of `tasks`, and has `timeout` seconds."""
+        self._tasks = tasks
+        self._timeout = timeout
+        self._streams = Room(EARLY_STREAMS)
+        self._datagrams = Room(EARLY_DATAGRAMS)
+
+    def open(self, stream: MuxStream) -> None:
+        """Start what `stream`'s Header asks for."""
+        target: TargetRelay | TargetFlow
+        if stream.header.protocol == header.TCP:
+            target = TargetRelay(stream, self._streams.share())
+        elif stream.header.protocol == header.UDP:
+            target = TargetFlow(stream, self._datagrams.share())
+        else:
+            stream.refuse(ErrorCode.UNKNOWN_PROTOCOL, f"protocol {stream.header.protocol}")
+            return
+        stream.handler = target
+        target.dialling = self._tasks.create_task(_dial(stream, target, self._timeout))
 
 
 async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: float) -> None:
@@ -60,9 +75,10 @@ async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: fl
 class TargetRelay(TcpRelay):
     """A TCP relay whose socket is still being dialled; a reset ends the dial."""
 
-    def __init__(self, stream: MuxStream) -> None:
+    def __init__(self, stream: MuxStream, share: Share) -> None:
         super().__init__()
-        self.stream = stream
+        self.stream: MuxStream | None = stream
+        self._share = share
         self.dialling: asyncio.Task[None] | None = None
 
     async def dial(self, host: str, port: int, timeout: float) -> None:
@@ -78,13 +94,24 @@ class TargetRelay(TcpRelay):
         stream.accept()
         self.start(stream)
 
+    def on_data(self, data: Buffer) -> None:
+        waits = self.transport is None and self.stream is not None
+        if waits and not self._share.take(len(data)):
+            assert self.stream is not None
+            self.stream.refuse(ErrorCode.LIMIT, "too much waits for targets that are being dialled")
+            self.on_reset(ErrorCode.LIMIT)
+            return
+        super().on_data(data)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._share.give_all()
         super().connection_made(transport)
         if self.stream is None:
             # Reset during the dial, which was cancelled too late.
             reset_socket(transport)
 
     def on_reset(self, code: ErrorCode) -> None:
+        self._share.give_all()
         if self.dialling is not None:
             self.dialling.cancel()
         super().on_reset(code)
@@ -93,12 +120,13 @@ class TargetRelay(TcpRelay):
 class TargetFlow:
     """One UDP flow: a connected socket on this side, a stream on the other."""
 
-    def __init__(self, stream: MuxStream) -> None:
+    def __init__(self, stream: MuxStream, share: Share) -> None:
         self.dialling: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._stream: MuxStream | None = stream
         self._socket: UdpSocket | None = None
-        self._early: deque[Buffer] = deque(maxlen=_EARLY_DATAGRAMS)
+        self._share = share
+        self._early: deque[bytes] = deque()
         self._active_at = self._loop.time()
         self._timer = self._loop.call_later(UDP_IDLE, self._check_idle)
 
@@ -112,12 +140,14 @@ class TargetFlow:
     def begin(self, stream: MuxStream) -> None:
         """The socket is there."""
         stream.accept()
+        self._share.give_all()
         while self._early:
             self.on_datagram(self._early.popleft())
 
     def close(self, code: ErrorCode) -> None:
         """End the flow and tell the client."""
         self._timer.cancel()
+        self._share.give_all()
         self._early.clear()
         stream, self._stream = self._stream, None
         if stream is not None:
@@ -129,10 +159,13 @@ class TargetFlow:
 
     def on_datagram(self, data: Buffer) -> None:
         self._active_at = self._loop.time()
-        if self._socket is None:
-            self._early.append(bytes(data))
-        else:
+        if self._socket is not None:
             self._socket.send(data)
+            return
+        if len(self._early) == _MOST_EARLY_DATAGRAMS:
+            self._share.give(len(self._early.popleft()))
+        if self._share.take(len(data)):
+            self._early.append(bytes(data))
 
     def on_end(self) -> None:
         self.close(ErrorCode.NONE)

@@ -202,13 +202,85 @@ async def test_a_target_that_slams_the_door_is_a_reset() -> None:
         client.leave()
 
 
+# -- what waits for targets --------------------------------------------------------------------
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every dial hangs."""
+
+    async def never(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(module, "dial_tcp", never)
+    monkeypatch.setattr(module, "dial_udp", never)
+
+
+async def test_streams_that_wait_for_their_targets_are_bounded_together(
+    nowhere: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may bring its first window: all of them would be more than an agent may have."""
+    monkeypatch.setattr(module, "EARLY_STREAMS", 150_000)
+    async with rig.agent() as server:
+        client = await session(server)
+        asked = [ask(client, TCP, 80) for _ in range(3)]
+        for stream, _ in asked:
+            stream.write(bytes(60_000))
+        await settled(client)
+        refused = [seen.told for _, seen in asked]
+        assert refused == [[], [], [ErrorCode.LIMIT]]
+        # Those that end make room.
+        asked[0][0].reset()
+        another, seen = ask(client, TCP, 80)
+        another.write(bytes(60_000))
+        await settled(client)
+        assert seen.told == []
+        client.leave()
+        room = server.sessions._targets._streams
+        await rig.until(lambda: room.left == 150_000)
+
+
+async def test_datagrams_that_wait_are_too(nowhere: None) -> None:
+    async with rig.agent() as server:
+        client = await session(server)
+        room = server.sessions._targets._datagrams
+        for _ in range(40):
+            stream, _ = ask(client, UDP, 53)
+            for _ in range(3):
+                stream.datagram(bytes(60_000))
+            await settled(client)
+        assert 0 <= room.left < 61_000
+        # What waits for a stream is none of it.
+        stream, seen = ask(client, TCP, 80)
+        stream.write(bytes(60_000))
+        await settled(client)
+        assert seen.told == []
+        client.leave()
+        await rig.until(lambda: room.left == module.EARLY_DATAGRAMS)
+
+
+async def test_what_has_waited_is_given_back_when_the_target_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig.agent() as server, rig.tcp_target(rig.echo) as port, rig.udp_echo() as udp:
+        client = await session(server)
+        (stream, seen), (flow, told) = ask(client, TCP, port), ask(client, UDP, udp)
+        stream.write(b"early")
+        flow.datagram(b"early")
+        await rig.until(lambda: seen.data and b"early" in told.told)
+        targets = server.sessions._targets
+        assert targets._streams.left == module.EARLY_STREAMS
+        assert targets._datagrams.left == module.EARLY_DATAGRAMS
+        client.leave()
+
+
 # -- flows -------------------------------------------------------------------------------------
 
 
 async def test_early_datagrams_wait_for_the_socket_a_few_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_EARLY_DATAGRAMS", 2)
+    monkeypatch.setattr(module, "_MOST_EARLY_DATAGRAMS", 2)
     real, go = module.dial_udp, asyncio.Event()
 
     async def later(*args: object) -> object:
