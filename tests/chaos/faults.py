@@ -189,8 +189,6 @@ WEIGHTS: dict[Fault, int] = {
     sleep: 3,
     edit: 5,
 }
-SLOW = {restart_api_server, delete_targets}
-"""Those that take long; a short run has one of each at most."""
 
 
 def name(fault: Fault) -> str:

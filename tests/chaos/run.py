@@ -19,7 +19,7 @@ import psutil
 
 from tests.chaos.account import Account, now
 from tests.chaos.clients import Clients
-from tests.chaos.faults import SLOW, WEIGHTS, Fault, name
+from tests.chaos.faults import WEIGHTS, Fault, name
 from tests.chaos.proxy import Proxy
 from tests.chaos.report import Ends, Report
 from tests.chaos.world import SIDES, World, cluster, later, serves, settle, upstream
@@ -35,15 +35,13 @@ _FLOWS_END = 170.0
 def schedule(chance: random.Random, *, short: bool) -> list[Fault]:
     """The next faults: in a short run each once, in any order; else by their weight."""
     if short:
-        quick = [fault for fault in WEIGHTS if fault not in SLOW]
-        chance.shuffle(quick)
-        slow = [chance.choice(sorted(SLOW, key=name))]
-        return [*slow, *quick]
+        return chance.sample(list(WEIGHTS), len(WEIGHTS))
     return chance.choices(list(WEIGHTS), list(WEIGHTS.values()), k=20)
 
 
 async def harm(world: World, seconds: float, *, short: bool) -> None:
-    """Faults, one after the other, each undone before the next."""
+    """Faults, one after the other, each undone before the next, until `seconds` are over; a short
+    run ends with the last of its schedule, too."""
     chance = world.chance
     process = psutil.Process(world.krelay.process.pid)
     end = now() + seconds
@@ -61,6 +59,8 @@ async def harm(world: World, seconds: float, *, short: bool) -> None:
             finally:
                 await world.proxy.heal()
             world.account.healed(kind)
+        if short:
+            return
 
 
 def say(text: str) -> None:
