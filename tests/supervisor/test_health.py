@@ -414,8 +414,8 @@ async def test_whatever_happens_a_state_is_never_better_than_the_way(steps: list
             elif step in ("dial", "none", "other"):
                 check = NONE if step == "none" else DIAL
                 name = "other" if step == "other" else spec.target.resource
+                was_ready = was_ready and name == spec.target.resource
                 spec = Spec(dataclasses.replace(spec.target, check=check, resource=name), 0)
-                was_ready = was_ready and step != "other"
                 w.forward.update(spec, path.pool, 30.0)
             elif step == "drain":
                 w.health.drain()
