@@ -190,12 +190,16 @@ class Tunnel:
         try:
             await self._trying.dialled(self._connect)
         except Exception as exc:
-            level = logging.DEBUG if self._lost else logging.WARNING
+            known = self._lost or str(exc) == str(self.failure)
+            level = logging.DEBUG if known else logging.WARNING
             bug = not isinstance(exc, (KrelayError, OSError, WireError, PlainError))
             why = exc or type(exc).__name__
             logger.log(level, "%s: no tunnel to take over: %s", self.name, why, exc_info=bug)
+            if not self._lost:
+                self.failure = exc
             return False
         else:
+            self.failure = None
             self._stats.rotated += 1
             self._on_change()
             return True
