@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,14 +11,11 @@ from pathlib import Path
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from tests.signals import unignore
+
 
 def pytest_configure() -> None:
-    """Programs that tests start inherit what is ignored, and would rightly go on ignoring it: a
-    shell's background job ignores SIGINT, what `nohup` starts SIGHUP."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            default = number is signal.SIGINT
-            signal.signal(number, signal.default_int_handler if default else signal.SIG_DFL)
+    unignore()
 
 
 def pytest_collection_finish() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import random
 import secrets
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.chaos.report import Ends, Report
 from tests.chaos.world import SIDES, World, cluster, later, serves, settle, upstream
 from tests.e2e import kit
 from tests.e2e.conftest import find_cluster
+from tests.signals import unignore
 
 TRANSFERS, FAST, ASKERS, FLOWS = 46, 4, 20, 5
 GRACE = 120.0
@@ -183,7 +185,10 @@ async def run(seed: int, seconds: float, directory: Path, *, short: bool, tunnel
 def ended(world: World) -> list[str]:
     """Ctrl-C: what is wrong with how krelay ends."""
     world.krelay.interrupt()
-    code = world.krelay.finish(60.0)
+    try:
+        code = world.krelay.finish(60.0)
+    except subprocess.TimeoutExpired:
+        return ["krelay has not ended within 60 s"]
     found = [f"krelay ended with {code}"] if code else []
     left = kit.agents(world.namespace)
     return found + ([f"left behind: {', '.join(left)}"] if left else [])
@@ -224,6 +229,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the report there, too")
     parser.add_argument("--keep", type=Path, help="a directory for krelay's file and log")
     given = parser.parse_args()
+    unignore()
     find_cluster()
     say(f"seed {given.chaos_seed}: --chaos-seed or CHAOS_SEED repeats it")
     with tempfile.TemporaryDirectory() as scratch:
