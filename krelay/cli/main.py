@@ -13,7 +13,7 @@ from krelay.cli.options import file as _file
 from krelay.cli.options import output as _output
 from krelay.cli.options import selection as _selection
 from krelay.cli.options import verbose as _verbose
-from krelay.cli.output import complain, hush, say, set_up_logging
+from krelay.cli.output import UNWRITABLE, complain, hush, open_output, say, set_up_logging
 from krelay.errors import KrelayError, NotReadyError, UsageError
 
 _INTERRUPTED = 130
@@ -53,14 +53,17 @@ def up(
 
     set_up_logging(verbose, json=log_format == "json")
     selection = _selection(file, names=names, embedded=embedded)
-    return run(selection, watch=watch, strict=strict, live=not plain and log_format == "text")
+    live = not plain and log_format == "text"
+    return run(selection, watch=watch, strict=strict, must_exist=strict, live=live)
 
 
 @cli.command()
 @click.option("-l", "--listen", default="127.0.0.1:1080", show_default=True, metavar="ADDRESS:PORT")
 @click.option("--context", help="The kubeconfig context whose cluster it leads into.")
 @click.option("--username", envvar="KRELAY_PROXY_USERNAME", help="Who may use it.")
-@click.option("--password", envvar="KRELAY_PROXY_PASSWORD", help="Better from this variable.")
+@click.option(
+    "--password", envvar="KRELAY_PROXY_PASSWORD", help="Better from the variable.", show_envvar=True
+)
 @click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
 @options.log_format
 @_verbose
@@ -240,6 +243,7 @@ for _command in asking.COMMANDS:
 
 def run_command(command: click.Command, name: str) -> int:
     """Run a command line; returns the exit code. Every error is told here."""
+    open_output()
     if hasattr(signal, "SIGCHLD"):
         # Where it is ignored, nobody is told how a child has ended (wait(2)).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -255,6 +259,12 @@ def run_command(command: click.Command, name: str) -> int:
         return _INTERRUPTED
     except BrokenPipeError:
         hush()
+        return 1
+    except OSError as exc:
+        if exc.errno not in UNWRITABLE:
+            raise
+        hush()
+        complain(KrelayError(f"cannot write what there is to say: {exc.strerror}"))
         return 1
 
 

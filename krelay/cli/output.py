@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import logging
 import os
@@ -15,6 +17,8 @@ import click
 from krelay.errors import KrelayError
 from krelay.status.logs import LogRing
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What keeps output from being written, besides a reader that has gone."""
 _LEVELS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
 
@@ -112,6 +116,17 @@ def say(line: str) -> None:
     """One line of data, at once also into a pipe."""
     click.echo(line)
     sys.stdout.flush()
+
+
+def open_output() -> None:
+    """Have somewhere to write to, also where this program was started without it (`>&-`), and a
+    sign for those that its encoding does not have."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as this program
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def hush() -> None:

@@ -57,9 +57,11 @@ class Reloader:
     def drift(self) -> Drift | None:
         """None while what runs is what the file said when it was last read."""
         want = self._want
-        if self._drift is None and want is not None and (want.failure or not want.done.is_set()):
-            return Drift(want.made, want.failure)
-        return self._drift
+        if self._drift is not None or want is None:
+            return self._drift
+        # What has yet to start is no edit.
+        waits = self._supervisor.started.is_set() and not want.done.is_set()
+        return Drift(want.made, want.failure) if want.failure or waits else None
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -46,7 +46,8 @@ class Supervisor:
         feed: Feed | None = None,
     ) -> None:
         """`strict`: what cannot be bound or followed at the start is an error, not just told.
-        `must_exist`: so it is that no target or port exists. `contexts` has the API clients;
+        `must_exist`: so it is that no target or port exists, or where it is strict, that one does
+        not. `contexts` has the API clients;
         `feed` is told what happens."""
         self._announce = announce
         self._contexts = contexts or Contexts()
@@ -272,7 +273,8 @@ class Supervisor:
                     await forward.settled.wait()
 
     def _check(self, running: Running) -> None:
-        """At the start, no forward being of use is an error; where it is strict, one is enough."""
+        """At the start, no forward being of use is an error; where it is strict, one that is of
+        none is enough."""
         failures: list[KrelayError | None] = []
         for forward in running.forwards.values():
             following = running.followings[forward.spec.target.name]
@@ -281,9 +283,9 @@ class Supervisor:
         if found and (self._strict or len(found) == len(failures)):
             raise found[0]
         meanings = [forward.route.resolution for forward in running.forwards.values()]
-        if self._must_exist and all(meaning and meaning.missing for meaning in meanings):
-            assert meanings[0] is not None
-            raise NotFoundError(meanings[0].reason)
+        missing = [meaning.reason for meaning in meanings if meaning and meaning.missing]
+        if self._must_exist and missing and (self._strict or len(missing) == len(meanings)):
+            raise NotFoundError(missing[0])
 
     def _bound(self, forward: Forward) -> None:
         if self.started.is_set():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -16,10 +20,12 @@ from krelay.cli.output import (
     complain,
     in_json,
     keep_log,
+    open_output,
     say,
     set_up_logging,
 )
 from krelay.errors import ConfigError, KrelayError, Problem
+from tests.integration.product import command
 
 LOG = logging.getLogger("krelay.test")
 OTHER = logging.getLogger("websockets.test")
@@ -236,3 +242,45 @@ def test_the_log_is_kept_without_colour(
         assert json.loads(text)["message"] == "beware"
     else:
         assert re.fullmatch(r"\d\d:\d\d:\d\d warning: beware", text)
+
+
+# -- output that has nowhere to go ---------------------------------------------------------------
+
+
+def test_a_sign_that_the_encoding_does_not_have_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
+    open_output()
+    say("\u25cf ready")
+    assert raw.getvalue() == b"? ready\n"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "err"),
+    [
+        ("", 0, ""),
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        (
+            ">/dev/full",
+            1,
+            "error: cannot write what there is to say: No space left on device\n",
+        ),
+    ],
+)
+def test_it_ends_in_order_where_it_cannot_write(
+    redirected: str, code: int, err: str, tmp_path: Path
+) -> None:
+    (tmp_path / "krelay.yaml").write_text("apiVersion: krelay/v1\ntargets: {web: ip/127.0.0.1 :1}")
+    script = f'"$@" {redirected}'
+    done = subprocess.run(
+        ["sh", "-c", script, "sh", *command("plan")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "XDG_RUNTIME_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = "no krelay runs krelay.yaml; this is what `krelay up` would start:\n"
+    expected = "" if "2>&-" in redirected else told + err
+    assert (done.returncode, done.stderr) == (code, expected)

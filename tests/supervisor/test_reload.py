@@ -12,9 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from krelay.config.selection import Selection
 from krelay.config.watch import Mode
 from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.supervisor import supervisor as module
+from krelay.supervisor.reload import Reloader
+from krelay.supervisor.supervisor import Supervisor
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 
@@ -44,6 +47,20 @@ async def test_a_wrong_file_is_told_once_and_changes_nothing(
         await w.edit(text(f"one: {HOST} :{a}"))
         assert w.reloader.drift is None
         assert w.port("one") == before
+
+
+async def test_what_has_yet_to_start_is_no_edit(tmp_path: Path) -> None:
+    """A file is looked at a second time once it is watched, which may be during the start."""
+    file = tmp_path / "krelay.yaml"
+    file.write_text(text(f"one: {HOST} :1"))
+    source = Selection(str(file), environ={})
+    config = await asyncio.to_thread(source.load)
+    supervisor = Supervisor(config, lambda forward: None)
+    reloader = Reloader(source, supervisor, config)
+    await reloader.load("a second look")
+    assert reloader.drift is None
+    supervisor.started.set()
+    assert reloader.drift is not None
 
 
 async def test_every_problem_is_told_with_its_place(

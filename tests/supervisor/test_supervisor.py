@@ -14,6 +14,7 @@ from krelay.errors import (
     CredentialsError,
     KrelayError,
     ListenError,
+    NotFoundError,
     NotReadyError,
     TunnelRefusedError,
     UnreachableError,
@@ -365,6 +366,29 @@ async def test_strictly_one_that_may_not_be_followed_is_too(
             await rig.until(lambda: any(line.startswith("web:") for line in running.lines))
             assert await rig.exchange(running.port("web"), b"x") == b"x"
             running.stop.set()
+
+
+async def test_strictly_one_that_does_not_exist_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where it may yet come, as `krelay run` waits for it."""
+
+    async def follow(target: Target, publish: Publish) -> None:
+        if target.name == "bad":
+            publish((Resolution(Protocol.TCP, None, "service not found", missing=True),))
+        else:
+            publish((Resolution.as_given(target, target.ports[0]),))
+
+    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        monkeypatch.setattr(module, "_follow_constant", follow)
+        both = config(target("bad", Port(tcp, 0)), target("web", Port(tcp, 0)))
+        supervisor = Supervisor(both, print, strict=True, must_exist=True)
+        with pytest.raises(NotFoundError, match="service not found"):
+            await supervisor.run(asyncio.Event())
+        for options in ({"strict": True}, {"must_exist": True}):
+            supervisor, stop = Supervisor(both, print, **options), asyncio.Event()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(supervisor.run(stop))
+                await supervisor.started.wait()
+                stop.set()
 
 
 async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
