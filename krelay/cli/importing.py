@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import click
 from krelay.cli.output import say
 from krelay.config import source
 from krelay.convert import Converted, convert, kubefwd, starter
-from krelay.errors import UsageError
+from krelay.errors import NotFoundError, UsageError
 
 KUBEFWD = "kubefwd"
 
@@ -24,10 +25,14 @@ def run(path: str, namespaces: Sequence[str], context: str | None) -> int:
     Raises:
         UsageError: it cannot be read.
         ConfigError: it is nothing that is known.
+        NotFoundError: it is kubefwd, and there are no Services.
         ClusterError: it is kubefwd, and the Services cannot be listed.
     """
     if path == KUBEFWD and not Path(path).exists():
         found = asyncio.run(_listed(namespaces, context, ["services"]))
+        if not any(items[0] for items in found.values()):
+            names = ", ".join(found)
+            raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
         converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
     else:
         data = sys.stdin.buffer.read() if path == source.STDIN else source.read(path)
@@ -45,6 +50,7 @@ def init(
 
     Raises:
         UsageError: there is one already, or it cannot be written.
+        NotFoundError: the namespace has nothing.
         ClusterError: the namespace cannot be looked at.
     """
     target = Path(path or source.NAMES[0])
@@ -54,12 +60,18 @@ def init(
     if namespace is not None:
         kinds = ["services", "deployments", "statefulsets"]
         items = asyncio.run(_listed([namespace], context, kinds))[namespace]
+        if not any(items):
+            raise NotFoundError(
+                f'namespace "{namespace}" has no Services, Deployments or StatefulSets',
+                hint="is that its name, and this the right context?",
+            )
     text = starter(namespace, items[0], [*items[1], *items[2]])
     try:
         target.write_text(text, encoding="utf-8")
     except OSError as exc:
         raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
-    say(f"{target}: written; next: `krelay check`, then `krelay up`")
+    file = f" -f {shlex.quote(path)}" if path else ""
+    say(f"{target}: written; next: `krelay check{file}`, then `krelay up{file}`")
     return 0
 
 

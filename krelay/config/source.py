@@ -94,8 +94,9 @@ def read(path: str) -> bytes:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         reason = exc.strerror if isinstance(exc, OSError) else None
+        hint = "name a file with `-f`" if path in NAMES else None
         raise UsageError(
-            f"cannot read {path!r}: {(reason or str(exc)).lower()}", hint="name a file with `-f`"
+            f"cannot read {path!r}: {(reason or str(exc)).lower()}", hint=hint
         ) from exc
 
 

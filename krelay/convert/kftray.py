@@ -29,9 +29,14 @@ def read(text: str, path: str) -> Iterator[Entry]:
         line, column = getattr(exc, "lineno", 0), getattr(exc, "colno", 0)
         raise ConfigError(path, [Problem(line, column, f"not JSON: {exc}")]) from exc
     found = [found] if isinstance(found, dict) else found
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+    if not isinstance(found, list) or not found or not all(map(_is_forward, found)):
         raise ConfigError(path, [Problem(1, 1, "no list of forwards")])
     return map(_entry, found)
+
+
+def _is_forward(item: object) -> bool:
+    """Not any object: what is made of one that is none would be nonsense."""
+    return isinstance(item, dict) and bool({"remote_port", "workload_type"} & item.keys())
 
 
 def _entry(item: Mapping[str, Any]) -> Entry:

@@ -49,7 +49,8 @@ def test_warnings_are_no_data(krelay: Krelay, capsys: pytest.CaptureFixture[str]
 
 def test_what_cannot_be_imported(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
     assert krelay("import", "missing") == 2
-    assert krelay("import", "-", stdin=b"[") == 2
+    for wrong in (b"[", b"{}", b"[]", b'[{"foo": 1}]'):
+        assert krelay("import", "-", stdin=wrong) == 2
     assert krelay("import") == 2
     assert capsys.readouterr().out == ""
 
@@ -60,6 +61,23 @@ def test_kubefwd(
     assert krelay("import", "kubefwd", "-n", "a", "-n", "b", "--context", "c") == 0
     assert cluster == [(["a", "b"], "c", ["services"])]
     assert len(parse(capsys.readouterr().out, "krelay.yaml", {}).targets) == 2
+
+
+def test_a_place_without_anything_is_an_error(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a misspelt name as a rule, and what is made up in its place helps nobody."""
+
+    async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
+        return {name: [[] for _ in kinds] for name in namespaces}
+
+    monkeypatch.setattr(importing, "_listed", listed)
+    assert krelay("init", "--from-namespace", "shpo") == 4
+    assert 'namespace "shpo" has no Services' in capsys.readouterr().err
+    assert not Path("krelay.yaml").exists()
+    assert krelay("import", "kubefwd", "-n", "shpo") == 4
+    out, err = capsys.readouterr()
+    assert (out, "no Services in shpo" in err) == ("", True)
 
 
 def test_a_starter_never_writes_over_a_file_unasked(
@@ -80,4 +98,6 @@ def test_a_starter_never_writes_over_a_file_unasked(
     text = Path("krelay.yaml").read_text()
     assert "  web: svc/web 8080:80\n" in text
     assert "  # job: deploy/job :PORT\n" in text
+    assert krelay("init", "-f", "my other.yaml") == 0
+    assert "next: `krelay check -f 'my other.yaml'`, then" in capsys.readouterr().out
     assert krelay("init", "-f", "no/such/directory.yaml") == 2

@@ -36,8 +36,19 @@ def test_a_file_that_cannot_be_read(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="cannot read"):
+    with pytest.raises(UsageError, match="cannot read") as caught:
         read(name)
+    assert caught.value.hint is None  # it was named
+
+
+def test_one_that_was_not_named_and_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("krelay.yaml").mkdir()
+    with pytest.raises(UsageError) as caught:
+        read("krelay.yaml")
+    assert caught.value.hint == "name a file with `-f`"
 
 
 def test_the_files_of_a_config(tmp_path: Path) -> None:
