@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 from typing import Any
 
 
@@ -100,6 +101,11 @@ class Check:
 
 
 LOOPBACK = "127.0.0.1"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    return address == "localhost" or ip_address(address).is_loopback
 
 
 @dataclass(frozen=True, slots=True)

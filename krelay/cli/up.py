@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.cli.service import Service
 from krelay.config.watch import Mode, mode_from_env
-from krelay.errors import KrelayError, first_error
+from krelay.errors import KrelayError, UsageError, first_error
 from krelay.model import Config, StatusConfig
 from krelay.mux.files import raise_file_limit
 from krelay.status.listening import Listening
@@ -100,9 +100,12 @@ async def _run(
     async def stop(body: Mapping[str, Any]) -> dict[str, Any]:
         """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one. What lives, and the
         seconds that it gets to finish."""
+        now = body.get("now", False)
+        if not isinstance(now, bool):
+            raise UsageError("`now` is true or false")
         if not signals.stop.is_set():
             signals.end("asked to end")
-        if body.get("now") is True:
+        if now:
             signals.end("asked to end")
         config, forwards = supervisor.running.config, supervisor.running.forwards.values()
         return {

@@ -166,6 +166,8 @@ def _reason(exc: Exception) -> str:
         return f"{exc.status} {exc.message}".strip()
     if isinstance(exc, aiohttp.ClientConnectorError):
         return exc.os_error.strerror or str(exc.os_error)
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return "its answer broke off"
     return str(exc) or type(exc).__name__
 
 

@@ -16,7 +16,7 @@ from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw, quote
 from krelay.config.line import Line, parse_line, parse_namespace, split
 from krelay.config.part import Part
-from krelay.config.serving import is_loopback, parse_serving
+from krelay.config.serving import parse_serving
 from krelay.config.size import parse_size
 from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
@@ -37,6 +37,7 @@ from krelay.model import (
     Target,
     Transport,
     TunnelConfig,
+    is_loopback,
     proxy_target,
 )
 

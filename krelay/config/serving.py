@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
-
 from krelay.config.flaw import Flaw, quote
 from krelay.config.target import MAX_PORT, parse_listen
 from krelay.model import LOOPBACK
@@ -29,8 +27,3 @@ def parse_serving(value: float | str) -> tuple[str, int]:
     if ":" in address and not address.startswith("["):
         raise Flaw(f"{quote(text)} is ambiguous: an IPv6 address has brackets", hint=_HINT)
     return parse_listen(address), number
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    return address == "localhost" or ip_address(address).is_loopback

@@ -22,7 +22,7 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
 from krelay.datapath.traffic import Account
-from krelay.model import Endpoint, Protocol, Resolution
+from krelay.model import Endpoint, Protocol, Resolution, is_loopback
 from krelay.mux.sockets import close_socket
 from krelay.wire.errors import ErrorCode
 
@@ -93,6 +93,16 @@ class ProxyListener(TcpListener):
         for connection in self.connections:
             if isinstance(connection, ProxyConnection):
                 connection.move(pool)
+
+    async def open(self, address: str, port: int) -> None:
+        """As its parent; and say so where it leads everybody into the cluster."""
+        await super().open(address, port)
+        if not is_loopback(address) and self.credentials is None:
+            logger.warning(
+                "%s: open to other machines without a password: whoever reaches it reaches all"
+                " that the agent does",
+                self.name,
+            )
 
     def _accept(self) -> LocalRelay:
         return ProxyConnection(self)

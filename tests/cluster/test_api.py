@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from krelay import __version__
+from krelay.access import ApiAccess
 from krelay.cluster import api as module
 from krelay.cluster.api import Api, Overrides, collection, object_path
+from krelay.cluster.http import translated
 from krelay.errors import (
     AccessDeniedError,
     ClusterError,
@@ -322,6 +324,16 @@ async def test_a_server_that_never_answers(kube: Any) -> None:
         with pytest.raises(UnreachableError, match="no answer in time"):
             await api.get("/")
     released.set()
+
+
+def test_an_answer_that_breaks_off_is_told_in_words() -> None:
+    """aiohttp has the representation of an exception there."""
+    broken = ClientPayloadError("Response payload is not completed: <Error: 400, ...>")
+    with pytest.raises(
+        UnreachableError, match=r"cannot reach the API server \(here\): its answer br"
+    ):
+        with translated(ApiAccess("https://here", None, None, ()), "here"):
+            raise broken
 
 
 async def test_a_port_where_nobody_listens(kube: Any) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config.flaw import Flaw
-from krelay.config.serving import is_loopback, parse_serving
+from krelay.config.serving import parse_serving
+from krelay.model import is_loopback
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,20 @@ async def test_who_is_asked_for_a_password() -> None:
         assert (await curl("-x", f"socks5h://127.0.0.1:{port}", url))[0] == 97
 
 
+@pytest.mark.parametrize("credentials", [None, ("me", "pw")])
+async def test_one_that_is_open_to_other_machines_says_so(
+    credentials: tuple[str, str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with proxy(credentials=credentials):
+        assert "other machines" not in caplog.text
+    monkeypatch.setattr(module, "is_loopback", lambda address: False)
+    async with proxy(credentials=credentials):
+        told = "proxy: open to other machines without a password" in caplog.text
+        assert told is (credentials is None)
+
+
 async def test_why_not_is_told() -> None:
     closed = rig.closed_port()
     async with proxy() as (listener, _):

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import ClientConnectionError, ClientSession
 from prometheus_client import parser
 
+from krelay.errors import KrelayError
 from krelay.status.client import ask
 from tests import rig
 from tests.integration.product import Up, document, up
@@ -93,6 +94,10 @@ async def test_asked_to_stop_it_stops(now: bool, code: int, file: Path) -> None:
             async with rig.connect(krelay.ports["web"]) as (reader, writer):
                 writer.write(b"a")
                 assert await reader.readexactly(1) == b"a"
+                with pytest.raises(KrelayError, match="`now` is true or false"):
+                    await asyncio.to_thread(
+                        ask, str(file), "POST", "/v1/stop", {"now": "no"}, timeout=5.0
+                    )
                 said = await asyncio.to_thread(
                     ask, str(file), "POST", "/v1/stop", {"now": now}, timeout=5.0
                 )
