@@ -139,6 +139,12 @@ class _Builder:
                 hint="set one, or listen on `127.0.0.1`",
             )
             self._problems.append(given["listen"].problem(flaw))
+        if listen is not None:
+            port = Port(0, listen[1], Protocol.TCP)
+            stand_in = Target("", Kind.PROXY, "", (port,), listen=listen[0], file=self._path)
+            place = given["listen"].line, given["listen"].column
+            # First, so that it is a target that is told to go elsewhere.
+            self._claims.insert(0, Claim(stand_in, port, *place, what="`status.listen`"))
         return StatusConfig(listen, token)
 
     def _duration(self, given: Section, key: str, name: str, fields: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Two forwards that want one local address: known from the file alone, before anything binds."""
+"""Two that want one local address: known from the file alone, before anything binds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ _LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A forward and where its port is written, `line` and `column` from 1."""
+    """A forward and where its port is written, `line` and `column` from 1; or something else that
+    listens, which `what` names, in a target's clothes."""
 
     target: Target
     port: Port
     line: int
     column: int
+    what: str = ""
 
     @property
     def protocol(self) -> Protocol:

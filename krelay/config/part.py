@@ -20,7 +20,7 @@ from krelay.model import Config, Target
 class Part:
     """One file by itself: its config, and every problem found in it; whole without any.
 
-    `claims` are those of its targets to local addresses. `include` names other files, and
+    `claims` are those to local addresses. `include` names other files, and
     `everyone` has what holds for every target that says nothing else.
     """
 
@@ -47,8 +47,10 @@ def join(parts: Sequence[Part]) -> tuple[Config, list[Problem]]:
             again.append((first, target))
     claims = (
         claim
-        for claim in chain.from_iterable(part.claims for part in parts)
-        if targets[claim.target.name] is claim.target
+        for part in parts
+        for claim in part.claims
+        # Only the first file says what listens besides targets.
+        if (part is parts[0] if claim.what else targets[claim.target.name] is claim.target)
     )
     for found in (
         (_twice(first, later) for first, later in again),
@@ -70,7 +72,8 @@ def _twice(first: Target, later: Target) -> Problem:
 
 
 def _conflict(earlier: Claim, later: Claim) -> Problem:
-    place = f"target {quote(earlier.target.name)}, line {earlier.line}"
+    what = earlier.what or f"target {quote(earlier.target.name)}"
+    place = f"{what}, line {earlier.line}"
     if earlier.target.file != later.target.file:
         place += f" of {earlier.target.file}"
     if str(earlier) == str(later):

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
+
+from krelay.config import parse
 from krelay.config.conflicts import Claim
 from krelay.config.part import Part, join
-from krelay.errors import Problem
+from krelay.errors import ConfigError, Problem
 from krelay.model import AgentConfig, Config, Kind, Port, Protocol, Target
 
 
@@ -54,6 +57,34 @@ def test_a_local_address_is_for_one_forward() -> None:
     (problem,) = join([part("a", "x", "y", port=1, protocol=Protocol.UDP)])[1]
     assert problem.message == "`[::1]:1/udp` is taken by target `x`, line 2"
     assert problem.hint == "give one of them another local port"
+
+
+@pytest.mark.parametrize(
+    ("listen", "target", "message"),
+    [
+        ("9527", "svc/x 9527:80", "`127.0.0.1:9527/tcp` is taken by `status.listen`, line 2"),
+        (
+            "localhost:80",
+            "svc/x 80:80 -l ::",
+            "`[::]:80/tcp` overlaps `localhost:80/tcp` of `status.listen`, line 2",
+        ),
+        ("9527", "svc/x 9527:80/udp", None),
+        ("9527", "svc/x 9527:80 -l 127.0.0.2", None),
+        ("0", "svc/x 0:80", None),
+    ],
+)
+def test_nor_is_it_for_the_status_and_a_forward(
+    listen: str, target: str, message: str | None
+) -> None:
+    text = f"apiVersion: krelay/v1\nstatus: {{listen: '{listen}'}}\ntargets: {{x: '{target}'}}"
+    try:
+        parse(text, "a", {})
+    except ConfigError as exc:
+        (problem,) = exc.problems
+        assert (problem.message, problem.line) == (message, 3)
+        assert problem.column >= 14
+    else:
+        assert message is None
 
 
 def test_an_embedded_agent_has_no_cluster() -> None:
