@@ -8,9 +8,10 @@ from collections.abc import Callable
 from krelay.datapath.pool import Pool
 from krelay.model import Endpoint, Resolution
 
-SETTLE = 3.0
+SETTLE = 10.0
 """Seconds in which an endpoint that has just appeared may still refuse: the cluster's own proxies
-learn of it after the watch does (kube-proxy writes its rules once a second)."""
+learn of it after the watch does (kube-proxy writes its rules once a second at best, and later where
+its node is busy)."""
 
 
 class Route:

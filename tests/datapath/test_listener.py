@@ -219,6 +219,34 @@ async def test_it_is_tried_once_more_only(monkeypatch: pytest.MonkeyPatch) -> No
     assert dials == 2
 
 
+async def test_an_endpoint_that_has_just_appeared_may_refuse_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """kube-proxy learns of it later than krelay does."""
+    monkeypatch.setattr(opening, "RETRY_WAIT", 0.01)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        late = rig.closed_port()
+        route = path.route(late, followed=True)
+        route.update(Resolution(Protocol.TCP, None, "no ready endpoint"))
+        listener = await path.tcp(route)
+        driver = path.pool.pick()
+        assert driver is not None
+        opened, dials = driver.open, 0
+
+        def count(*args: object) -> object:
+            nonlocal dials
+            dials += 1
+            return opened(*args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(driver, "open", count)
+        async with asyncio.TaskGroup() as tasks:
+            answer = tasks.create_task(rig.exchange(rig.port_of(listener), b"x"))
+            route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, late)))
+            await rig.until(lambda: dials > 4)
+            route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
+        assert answer.result() == b"x"
+
+
 async def test_what_cannot_change_is_not_tried_again() -> None:
     async with rig.path() as path:
         listener = await path.tcp(path.route(rig.closed_port()))

@@ -148,7 +148,10 @@ def test_a_service_that_is_made_anew(place: str, tmp_path: Path) -> None:
         kit.apply(place, kit.service("taker", "web", clusterIP=before))
         kit.apply(place, kit.service("web", "web"))
         assert kit.get(place, "svc", "web")["spec"]["clusterIP"] != before
-        assert kit.http_get(krelay.address("web"))
+        try:
+            assert kit.http_get(krelay.address("web"))
+        except ConnectionError as exc:
+            raise AssertionError(krelay.told()) from exc
 
 
 def test_a_lost_agent_is_replaced(place: str, tmp_path: Path) -> None:
