@@ -94,14 +94,13 @@ class TargetRelay(TcpRelay):
         stream.accept()
         self.start(stream)
 
-    def on_data(self, data: Buffer) -> None:
-        waits = self.transport is None and self.stream is not None
-        if waits and not self._share.take(len(data)):
-            assert self.stream is not None
-            self.stream.refuse(ErrorCode.LIMIT, "too much waits for targets that are being dialled")
-            self.on_reset(ErrorCode.LIMIT)
+    def keep(self, data: Buffer) -> None:
+        if self._share.take(len(data)):
+            super().keep(data)
             return
-        super().on_data(data)
+        assert self.stream is not None
+        self.stream.refuse(ErrorCode.LIMIT, "too much waits for targets that are being dialled")
+        self.on_reset(ErrorCode.LIMIT)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._share.give_all()

@@ -121,7 +121,7 @@ class TcpRelay(asyncio.Protocol):
         if self.stream is None:
             return
         if self.transport is None:
-            self._early.append(data)
+            self.keep(data)
             return
         size = len(data)
         self.sent_bytes += size
@@ -130,6 +130,10 @@ class TcpRelay(asyncio.Protocol):
             self._held += size
         else:
             self.stream.consume(size)
+
+    def keep(self, data: Buffer) -> None:
+        """Have it wait for the socket."""
+        self._early.append(data)
 
     def on_datagram(self, data: Buffer) -> None:
         """A datagram on a TCP stream is nobody's."""
