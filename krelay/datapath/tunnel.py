@@ -242,6 +242,9 @@ class Tunnel:
         # The end of a tunnel that is being replaced is no news.
         level = logging.DEBUG if self._rotating else logging.WARNING
         logger.log(level, "%s: tunnel lost: %s", self.name, exc or "protocol error")
+        self._lose()
+
+    def _lose(self) -> None:
         self._lost = True
         self._trying.nudge()
 
@@ -274,8 +277,7 @@ class Tunnel:
         driver, self.driver = self.driver, None
         self._reached.lost(self)
         self._stats.add(driver)
-        self._lost = True
-        self._trying.nudge()
+        self._lose()
         return driver
 
     def _failed(self, exc: Exception) -> None:

@@ -47,8 +47,7 @@ class Supervisor:
     ) -> None:
         """`strict`: what cannot be bound or followed at the start is an error, not just told.
         `must_exist`: so it is that no target or port exists, or where it is strict, that one does
-        not. `contexts` has the API clients;
-        `feed` is told what happens."""
+        not. `contexts` has the API clients; `feed` is told what happens."""
         self._announce = announce
         self._contexts = contexts or Contexts()
         self._strict = strict
