@@ -26,6 +26,7 @@ ELSEWHERE = {
     "krelay/cli/asking.py": "tests/cli/test_main.py",
     "krelay/cli/options.py": "tests/cli/test_main.py",
     "krelay/cli/readiness.py": "tests/cli/test_wait.py",
+    "krelay/cli/signals.py": "tests/cli/test_run.py",
     "krelay/cli/summary.py": "tests/cli/test_frame.py",
     "krelay/convert/kftray.py": "tests/convert/test_convert.py",
     "krelay/convert/kportal.py": "tests/convert/test_convert.py",

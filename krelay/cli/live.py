@@ -22,6 +22,7 @@ from typing import Any
 from krelay.cli.frame import Moment, frame
 from krelay.cli.painter import Painter
 from krelay.cli.rates import Rate, Rates
+from krelay.cli.signals import hear
 from krelay.cli.terminal import Keys, in_front
 
 logger = logging.getLogger("krelay.cli")
@@ -70,8 +71,7 @@ class Live:
             signal.SIGWINCH: self._log.news.set,
         }
         for number, handler in handlers.items():
-            if signal.getsignal(number) != signal.SIG_IGN:
-                loop.add_signal_handler(number, handler)
+            hear(number, handler)
         with self._log.instead_of_stderr():
             self._appear()
             self._thread.start()

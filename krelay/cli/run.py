@@ -12,6 +12,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from krelay.cli.signals import hear
 from krelay.cli.terminal import in_front
 from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
@@ -87,11 +88,8 @@ class _Run:
     async def run(self) -> int:
         """All of it; the exit code."""
         self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
         for number in PASSED:
-            # What was ignored (`nohup`, a shell's `&`) stays so, and the command inherits that.
-            if signal.getsignal(number) != signal.SIG_IGN:
-                loop.add_signal_handler(number, self._signal, number)
+            hear(number, self._signal, number)  # what is ignored, the command ignores too
         stop = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as tasks:

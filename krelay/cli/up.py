@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.cli.service import Service
+from krelay.cli.signals import hear, ignored
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError, first_error
 from krelay.model import Config, StatusConfig
@@ -159,12 +160,10 @@ class _Signals:
         self.hangup = asyncio.Event()
         self.reason = "SIGHUP"
         self._task = asyncio.current_task()
-        self._needs_terminal = not _ignored(signal.SIGHUP) and _has_terminal()
-        loop = asyncio.get_running_loop()
+        self._needs_terminal = not ignored(signal.SIGHUP) and _has_terminal()
         for number in (signal.SIGINT, signal.SIGTERM):
-            if not _ignored(number):
-                loop.add_signal_handler(number, self.end, number.name)
-        loop.add_signal_handler(signal.SIGHUP, self._hangup)
+            hear(number, self.end, number.name)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
 
     def end(self, name: str) -> None:
         """End, or end at once; `name` is what says so."""
@@ -186,10 +185,6 @@ class _Signals:
             self.stop.set()
         else:
             self.reload("SIGHUP")
-
-
-def _ignored(number: signal.Signals) -> bool:
-    return signal.getsignal(number) == signal.SIG_IGN
 
 
 def _has_terminal() -> bool:
