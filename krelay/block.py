@@ -6,13 +6,13 @@ import asyncio
 import dataclasses
 import logging
 
-from krelay.errors import KrelayError, first_error
 from krelay.finish import finish
 from krelay.model import Config
 from krelay.status.report import ForwardReport
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.reload import Source
 from krelay.supervisor.supervisor import Supervisor
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.block")
 
@@ -93,10 +93,7 @@ class Run:
     async def _relay(self, ready: asyncio.Future[Found]) -> None:
         # What cannot be bound or followed is told at once, not when the time is over.
         supervisor = Supervisor(self._config, lambda forward: None, strict=True)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(supervisor.run(self._stop), name="relay")
-                found = await wait_ready(supervisor, self._config, self._timeout, hint=_HINT)
-                ready.set_result(found)
-        except* KrelayError as group:
-            raise first_error(group) from None
+        async with TaskGroup() as tasks:
+            tasks.create_task(supervisor.run(self._stop), name="relay")
+            found = await wait_ready(supervisor, self._config, self._timeout, hint=_HINT)
+            ready.set_result(found)

@@ -172,12 +172,3 @@ class EndedError(TunnelError):
 
 class PodGoneError(TunnelError):
     pass
-
-
-def first_error(group: BaseExceptionGroup[KrelayError]) -> KrelayError:
-    """The error to tell of, of those that a task group ended with."""
-    leaf: BaseException = group
-    while isinstance(leaf, BaseExceptionGroup):
-        leaf = leaf.exceptions[0]
-    assert isinstance(leaf, KrelayError)
-    return leaf

@@ -16,12 +16,13 @@ from krelay.cli.signals import hear
 from krelay.cli.terminal import in_front
 from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
-from krelay.errors import KrelayError, first_error
+from krelay.errors import KrelayError
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
 from krelay.status.report import ForwardReport
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.cli")
 
@@ -92,7 +93,7 @@ class _Run:
             hear(number, self._signal, number)  # what is ignored, the command ignores too
         stop = asyncio.Event()
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 tasks.create_task(self._supervisor.run(stop), name="relay")
                 # Whoever is told while nothing is ready ends that at once.
                 waiting = tasks.create_task(
@@ -107,9 +108,7 @@ class _Run:
                     waiting.cancel()
                 signalled.cancel()
                 stop.set()
-        except* KrelayError as group:
-            raise first_error(group) from None
-        except* asyncio.CancelledError:
+        except asyncio.CancelledError:
             logger.info("stopping at once")
         assert self._code is not None
         return self._code

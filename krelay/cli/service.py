@@ -10,6 +10,7 @@ from krelay.status.report import State
 from krelay.supervisor.reload import Reloader, Source
 from krelay.supervisor.supervisor import Supervisor
 from krelay.supervisor.want import Want
+from krelay.tasks import TaskGroup
 
 _LOOK = 2.0
 """Seconds between two looks whether the status line has become another one."""
@@ -23,7 +24,7 @@ class Service:
         self._supervisor = supervisor
         self.reloader: Reloader = _Telling(source, supervisor, config, self)
         """What is to be reloaded with, for it to be told of."""
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
         self._stop = asyncio.Event()
         self._reloads = 0
 
@@ -32,7 +33,7 @@ class Service:
         if not self._notifier.there:
             return
         self._stop = stop
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             tasks.create_task(self._starting(), name="notify: start")
             tasks.create_task(self._stopping(), name="notify: stop")
             if self._notifier.watchdog is not None:

@@ -17,7 +17,7 @@ from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.cli.service import Service
 from krelay.cli.signals import hear, ignored
 from krelay.config.watch import Mode, mode_from_env
-from krelay.errors import KrelayError, UsageError, first_error
+from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.files import raise_file_limit
 from krelay.status.listening import Listening
@@ -29,6 +29,7 @@ from krelay.supervisor.control import Control
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.cli")
 
@@ -127,7 +128,7 @@ async def _run(
             listening = await stack.enter_async_context(
                 Listening(public, report=control.report, feed=supervisor.feed)
             )
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            tasks = await stack.enter_async_context(TaskGroup())
             reloading = [tasks.create_task(_reload_on(signals, reloader), name="SIGHUP")]
             if mode is not None:
                 reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
@@ -143,9 +144,7 @@ async def _run(
             await supervisor.run(signals.stop)
             for task in reloading:
                 task.cancel()
-    except* KrelayError as group:
-        raise first_error(group) from None
-    except* asyncio.CancelledError:
+    except asyncio.CancelledError:
         code = _INTERRUPTED
     return code
 

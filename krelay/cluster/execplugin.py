@@ -19,6 +19,7 @@ from krelay.cluster.identity import Identity, ahead, bearer
 from krelay.cluster.kubeconfig import material
 from krelay.cluster.lean import kube_config
 from krelay.errors import CredentialsError
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -108,7 +109,7 @@ class ExecPlugin:
         )
         try:
             async with asyncio.timeout(DEADLINE):
-                async with asyncio.TaskGroup() as group:
+                async with TaskGroup() as group:
                     output = group.create_task(_all(process.stdout))
                     complaint = group.create_task(self._said(process.stderr))
                 code = await process.wait()

@@ -17,8 +17,9 @@ from krelay.cluster.pods import choose, resolve_port, why_none
 from krelay.cluster.selectors import selector_text
 from krelay.cluster.services import resolve_service
 from krelay.cluster.watch import follow
-from krelay.errors import AccessDeniedError, KrelayError, first_error
+from krelay.errors import AccessDeniedError
 from krelay.model import Kind, Protocol, Resolution, Target
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.resolve")
 
@@ -47,15 +48,12 @@ async def follow_target(api: Api, target: Target, namespace: str, publish: Publi
         publish(tuple(Resolution.as_given(target, port) for port in target.ports))
         return
     following = _Following(api, target, namespace, publish)
-    try:
-        if target.kind is Kind.SERVICE:
-            await following.service()
-        elif target.kind is Kind.POD:
-            await following.pod()
-        else:
-            await following.workload()
-    except* KrelayError as group:
-        raise first_error(group) from None
+    if target.kind is Kind.SERVICE:
+        await following.service()
+    elif target.kind is Kind.POD:
+        await following.pod()
+    else:
+        await following.workload()
 
 
 class _Following:
@@ -129,7 +127,7 @@ class _Following:
         selector = f"metadata.name={self._target.resource}"
         running: asyncio.Task[None] | None = None
         matters: Any = None
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             async for found in self._watch(version, resource, field_selector=selector):
                 item = next(iter(found.values()), None)
                 now = None if item is None else part(item)

@@ -12,6 +12,7 @@ from krelay.cluster.api import Api, collection
 from krelay.cluster.diagnosis import Diagnosis, diagnose
 from krelay.cluster.watch import follow
 from krelay.errors import AgentError, ClusterError
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.agent")
 
@@ -35,7 +36,7 @@ async def started(
         ClusterError: its pods cannot be watched.
     """
     startup = _Startup(api, job["metadata"])
-    async with asyncio.TaskGroup() as watches:
+    async with TaskGroup() as watches:
         tasks = [watches.create_task(watch()) for watch in startup.watches]
         verdict = await startup.verdict(deadline, on_progress)
         for task in tasks:

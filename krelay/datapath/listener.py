@@ -14,6 +14,7 @@ from krelay.datapath.traffic import Account, Entry
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Handle
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.listener")
@@ -26,7 +27,7 @@ class TcpListener:
         self,
         name: str,
         route: Route,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
         *,
         park: float,
         account: Account | None = None,

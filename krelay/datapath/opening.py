@@ -10,6 +10,7 @@ from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle, Handler
+from krelay.tasks import TaskGroup
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
@@ -33,7 +34,7 @@ class Forwarding(Shape):
     name: str
     route: Route
     park: float
-    tasks: asyncio.TaskGroup
+    tasks: TaskGroup
     account: Account
 
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from krelay.datapath.plain_stream import PlainStream
 from krelay.errors import KrelayError, PodGoneError, TunnelError
 from krelay.mux.stream import Handler
+from krelay.tasks import TaskGroup
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
@@ -38,7 +39,7 @@ class PlainDriver:
         self.closed = False
         self.streams: set[PlainStream] = set()
         self._dial = dial
-        self._tasks: asyncio.TaskGroup | None = None
+        self._tasks: TaskGroup | None = None
         self._lost: asyncio.Future[PodGoneError] = asyncio.get_running_loop().create_future()
 
     @property
@@ -59,7 +60,7 @@ class PlainDriver:
     async def run(self) -> PodGoneError:
         """Carry streams, and keep the agent from being idle, until it is lost: why."""
         try:
-            async with asyncio.TaskGroup() as self._tasks:
+            async with TaskGroup() as self._tasks:
                 beating = self._tasks.create_task(self._beat(), name=self.name)
                 reason = await self._lost
                 beating.cancel()

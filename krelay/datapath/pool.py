@@ -12,6 +12,7 @@ from krelay.datapath.reached import Reached
 from krelay.datapath.tunnel import Carrier, Tunnel
 from krelay.datapath.way import Way
 from krelay.model import SessionConfig
+from krelay.tasks import TaskGroup
 
 if TYPE_CHECKING:
     from krelay.datapath.route import Route
@@ -80,7 +81,7 @@ class Pool:
     async def run(self) -> None:
         """Keep every tunnel up; ends with a good-bye to the agent."""
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 for tunnel in self.tunnels:
                     tasks.create_task(tunnel.run(), name=tunnel.name)
         finally:

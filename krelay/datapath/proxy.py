@@ -24,6 +24,7 @@ from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
 from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol, Resolution, is_loopback
 from krelay.mux.sockets import close_socket
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.listener")
@@ -50,7 +51,7 @@ class Destination:
     name: str
     route: Route
     park: float
-    tasks: asyncio.TaskGroup
+    tasks: TaskGroup
     account: Account
 
     @classmethod
@@ -72,7 +73,7 @@ class ProxyListener(TcpListener):
         self,
         name: str,
         pool: Pool,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
         *,
         park: float,
         credentials: tuple[str, str] | None = None,

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.way import Way
 from krelay.errors import KrelayError, UnreachableError
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.tunnel")
 
@@ -57,7 +58,7 @@ class Trying:
 
     async def pause(self, failure: Exception | None) -> None:
         """Until the next try: less where the way that `failure` said is shut is seen open."""
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             looking = tasks.create_task(self._look(failure), name=self._name)
             await self.nudged(self._backoff.delay())
             looking.cancel()

@@ -21,6 +21,7 @@ from krelay.datapath.way import Way
 from krelay.errors import KrelayError, NotListeningError, PodGoneError
 from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
 from krelay.wire.handshake import Welcome
 from krelay.wire.session import Limits, Side
@@ -220,7 +221,7 @@ class Tunnel:
         self.failure = None
         self._reached.by(self)
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 running = tasks.create_task(driver.run(), name=self.name)
                 # It opens streams from when it runs.
                 await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from krelay.datapath.traffic import (
 )
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -44,7 +45,7 @@ class UdpListener:
         self,
         name: str,
         route: Route,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
         *,
         park: float,
         account: Account | None = None,

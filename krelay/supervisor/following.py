@@ -10,6 +10,7 @@ from krelay.datapath.backoff import Backoff
 from krelay.datapath.route import Route
 from krelay.errors import KrelayError
 from krelay.model import Resolution, Target
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -24,7 +25,7 @@ as long as that may happen. Raises KrelayError."""
 class Following:
     """One target, watched. It has an answer, or a `failure`, from when `answered` is set."""
 
-    def __init__(self, target: Target, follow: Follow, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, target: Target, follow: Follow, tasks: TaskGroup) -> None:
         """Starts at once, as a task of `tasks`; `stop` ends it."""
         self.target = target
         self.answered = asyncio.Event()

@@ -20,6 +20,7 @@ from krelay.errors import ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.supervisor.health import Health
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.forward")
 
@@ -43,7 +44,7 @@ class Forward:
         self,
         spec: Spec,
         route: Route,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
         *,
         park: float,
         on_bound: Callable[[Forward], None],
@@ -141,7 +142,7 @@ class Forward:
         """Accept no more; cut what is left after `timeout` seconds."""
         self.health.drain()
         self.unbind()
-        async with asyncio.TaskGroup() as draining:
+        async with TaskGroup() as draining:
             for listener in self._listeners.values():
                 draining.create_task(listener.drain(timeout))
 

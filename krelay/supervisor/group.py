@@ -9,10 +9,11 @@ import logging
 from collections.abc import Sequence
 
 from krelay.datapath.pool import Pool
-from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError, first_error
+from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
 from krelay.finish import finish
 from krelay.model import GroupSpec
 from krelay.supervisor.reach import Reach
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -33,7 +34,7 @@ class Group:
         self.pool = Pool(name, self.reaches, key, size=spec.sessions, config=spec.session)
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self, tasks: asyncio.TaskGroup) -> None:
+    async def start(self, tasks: TaskGroup) -> None:
         """Every agent runs, and a tunnel is up. The pool's tasks belong to `tasks`.
 
         Raises:
@@ -41,12 +42,9 @@ class Group:
             NotReadyError: no tunnel came up in time.
             TunnelError: none ever will.
         """
-        try:
-            async with asyncio.TaskGroup() as starting:
-                for reach in self.reaches:
-                    starting.create_task(reach.start())
-        except* KrelayError as errors:
-            raise first_error(errors) from None
+        async with TaskGroup() as starting:
+            for reach in self.reaches:
+                starting.create_task(reach.start())
         self._running = tasks.create_task(self.pool.run(), name=self.pool.name)
         try:
             async with asyncio.timeout(_TUNNEL_DEADLINE):
@@ -76,7 +74,7 @@ class Group:
             running.cancel()
             await asyncio.wait([running])
         try:
-            async with asyncio.timeout(_REMOVE_DEADLINE), asyncio.TaskGroup() as stopping:
+            async with asyncio.timeout(_REMOVE_DEADLINE), TaskGroup() as stopping:
                 for reach in self.reaches:
                     stopping.create_task(reach.stop())
         except TimeoutError:

@@ -16,6 +16,7 @@ from krelay.datapath.probe import NoWayError, ProbeError, probe
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.status.report import State
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Health:
     def _probed(self) -> bool:
         return self.check.kind is not CheckKind.NONE
 
-    def start(self, tasks: asyncio.TaskGroup) -> None:
+    def start(self, tasks: TaskGroup) -> None:
         """Have it probed from now on, by a task of `tasks`."""
         if self._task is None:
             self._task = tasks.create_task(self._run(), name=f"health {self._forward.name}")

@@ -24,6 +24,7 @@ from krelay.errors import (
     TunnelError,
 )
 from krelay.model import AGENT_PORT, GroupSpec
+from krelay.tasks import TaskGroup
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class ClusterReach:
     private = True
 
     def __init__(
-        self, api: Api, spec: GroupSpec, key: bytes, tasks: asyncio.TaskGroup, *, run: str = ""
+        self, api: Api, spec: GroupSpec, key: bytes, tasks: TaskGroup, *, run: str = ""
     ) -> None:
         """`api` stays its maker's; `tasks` gets the watch of the agent's pod. Agents of the same
         `run` spread over the nodes."""

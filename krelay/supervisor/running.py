@@ -17,6 +17,7 @@ from krelay.supervisor.forward import Forward
 from krelay.supervisor.group import Group
 from krelay.supervisor.news import tell_of
 from krelay.supervisor.stage import Stage
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -28,7 +29,7 @@ class Running:
     def __init__(
         self,
         contexts: Contexts,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
         on_bound: Callable[[Forward], None],
         feed: Feed,
     ) -> None:
@@ -118,7 +119,7 @@ class Running:
             following.stop()
         for teller in self._tellers.values():
             teller.cancel()
-        async with asyncio.TaskGroup() as stopping:
+        async with TaskGroup() as stopping:
             for group in self._all_groups():
                 stopping.create_task(group.stop())
         await self._contexts.close()

@@ -8,12 +8,12 @@ import secrets
 from collections.abc import Awaitable
 
 from krelay.config.diff import Pair, Plan, group_of
-from krelay.errors import KrelayError, first_error
 from krelay.model import Config, GroupSpec, Resolution, Target
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.following import Follow, Following, Publish
 from krelay.supervisor.group import Group
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
+from krelay.tasks import TaskGroup
 
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
@@ -23,9 +23,7 @@ class Stage:
     """`groups` by context and `followings` by target have what is new; `prepare` makes it, `warm`
     has it ready. Whoever made the stage takes both over, or calls `discard`."""
 
-    def __init__(
-        self, config: Config, plan: Plan, contexts: Contexts, tasks: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, config: Config, plan: Plan, contexts: Contexts, tasks: TaskGroup) -> None:
         """What it starts belongs to `tasks`."""
         self.config = config
         self.plan = plan
@@ -53,19 +51,16 @@ class Stage:
         Raises:
             KrelayError: an agent cannot be had.
         """
-        try:
-            async with asyncio.TaskGroup() as warming:
-                for group in self.groups.values():
-                    warming.create_task(group.start(self._tasks))
-                warming.create_task(self.answers())
-        except* KrelayError as errors:
-            raise first_error(errors) from None
+        async with TaskGroup() as warming:
+            for group in self.groups.values():
+                warming.create_task(group.start(self._tasks))
+            warming.create_task(self.answers())
 
     async def discard(self) -> None:
         """Nothing of it is left."""
         for following in self.followings.values():
             following.stop()
-        async with asyncio.TaskGroup() as stopping:
+        async with TaskGroup() as stopping:
             for group in self.groups.values():
                 stopping.create_task(group.stop())
 

@@ -12,7 +12,7 @@ from functools import partial
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
 from krelay.datapath.backoff import Backoff
-from krelay.errors import KrelayError, NotFoundError, first_error
+from krelay.errors import KrelayError, NotFoundError
 from krelay.finish import finish
 from krelay.model import Config
 from krelay.status.feed import Feed
@@ -24,6 +24,7 @@ from krelay.supervisor.stage import Stage
 from krelay.supervisor.surroundings import watch_routes, watch_sleep
 from krelay.supervisor.thrift import give_back
 from krelay.supervisor.want import Want
+from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -83,26 +84,20 @@ class Supervisor:
         contexts = self._contexts
         running: Running | None = None
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with TaskGroup() as tasks:
                 running = self._running = Running(contexts, tasks, self._bound, self.feed)
                 tasks.create_task(watch_sleep(partial(running.poke, sure=True)), name="sleep")
                 tasks.create_task(watch_routes(partial(running.poke, sure=False)), name="routes")
                 tasks.create_task(give_back(running.streams), name="thrift")
                 await self._run(running, contexts, tasks, stop)
                 raise _StoppedError
-        except* _StoppedError:
+        except _StoppedError:
             pass
-        except* KrelayError as group:
-            raise first_error(group) from None
         finally:
             if running is not None:
                 running.cut()
                 # Also where somebody is in a hurry: nothing else would remove the agents.
                 await finish(running.stop())
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            # A task group that was ending by itself does not pass it on.
-            raise asyncio.CancelledError
 
     def want(self, config: Config, reason: str) -> Want:
         """Have `config` carried out, rather than any before it; `done` tells when that is over."""
@@ -126,7 +121,7 @@ class Supervisor:
         self,
         running: Running,
         contexts: Contexts,
-        tasks: asyncio.TaskGroup,
+        tasks: TaskGroup,
         stop: asyncio.Event,
     ) -> None:
         stopping = tasks.create_task(stop.wait(), name="stop")
@@ -148,7 +143,7 @@ class Supervisor:
             logger.info("draining %d connections; press Ctrl-C again to cut them", live)
         await running.drained()
 
-    async def _start(self, running: Running, contexts: Contexts, tasks: asyncio.TaskGroup) -> None:
+    async def _start(self, running: Running, contexts: Contexts, tasks: TaskGroup) -> None:
         """The first config: what cannot be had is an error now."""
         want = self._want
         stage = Stage(want.config, diff(None, want.config), contexts, tasks)
@@ -158,7 +153,7 @@ class Supervisor:
         # must not cost an agent.
         await self._settled([f for f in running.forwards.values() if f.certain])
         self._check(running)
-        async with asyncio.TaskGroup() as warming:
+        async with TaskGroup() as warming:
             warming.create_task(stage.warm())
             await stage.answers()
             self._check(running)
@@ -172,7 +167,7 @@ class Supervisor:
                 logger.warning("%s: waiting: %s", forward.name, forward.route.reason)
         want.done.set()
 
-    async def _follow(self, running: Running, contexts: Contexts, tasks: asyncio.TaskGroup) -> None:
+    async def _follow(self, running: Running, contexts: Contexts, tasks: TaskGroup) -> None:
         """Carry out what is wanted, the newest only, for ever."""
         backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
         delay: float | None = None
@@ -206,7 +201,7 @@ class Supervisor:
                 want.done.set()
 
     async def _carry_out(
-        self, want: Want, running: Running, contexts: Contexts, tasks: asyncio.TaskGroup
+        self, want: Want, running: Running, contexts: Contexts, tasks: TaskGroup
     ) -> None:
         """All of it, or nothing and an error; or nothing, where a newer one comes meanwhile."""
         plan = diff(running.config, want.config)
@@ -244,18 +239,15 @@ class Supervisor:
             await self._newer.wait()
             raise _SupersededError
 
-        ready = True
         try:
-            async with asyncio.TaskGroup() as warming:
+            async with TaskGroup() as warming:
                 watching = warming.create_task(newer())
                 await stage.prepare()
                 await stage.warm()
                 watching.cancel()
-        except* _SupersededError:
-            ready = False
-        except* KrelayError as group:
-            raise first_error(group) from None
-        return ready
+        except _SupersededError:
+            return False
+        return True
 
     # -- the parts -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from krelay.errors import NotListeningError, TunnelError
 from krelay.lookup import lookup
+from krelay.tasks import TaskGroup
 
 AGAIN = 1.0
 """Seconds after which a connection that has no answer yet is tried once more, beside the first.
@@ -88,7 +89,7 @@ async def _insist(
 
     tries: list[asyncio.Task[None]] = []
     try:
-        async with asyncio.TaskGroup() as tasks:
+        async with TaskGroup() as tasks:
             while not there.is_set():
                 tries.append(tasks.create_task(attempt()))
                 with contextlib.suppress(TimeoutError):
@@ -96,11 +97,9 @@ async def _insist(
                         await there.wait()
             for late in tries:
                 late.cancel()
-    except BaseException as exc:
+    except BaseException:
         for transport, _ in made:
             transport.abort()
-        if isinstance(exc, ExceptionGroup):
-            raise next(iter(exc.exceptions)) from None
         raise
     return made[0]
 

@@ -1,0 +1,130 @@
+"""Tasks: a group that raises one plain error and never loses a cancellation.
+
+`asyncio.TaskGroup` has three traps. It raises an `ExceptionGroup` where callers want the error
+itself; Python 3.11.2 wraps whatever is raised inside an `except*` block in another group; and
+before Python 3.13 a group that is already aborting swallows every cancellation that arrives while
+it waits for its children (asyncio/taskgroups.py, `__aexit__`). So the client uses this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from krelay.errors import KrelayError
+
+T = TypeVar("T")
+
+logger = logging.getLogger("krelay.tasks")
+
+
+class TaskGroup:
+    """Like `asyncio.TaskGroup`, but it ends in exactly one of three ways.
+
+    - If its owner was cancelled from outside, at any moment, also while the group was already
+      ending: `CancelledError`, whatever else went wrong.
+    - Otherwise, if the body or a child failed: the first error itself. If several failed, an
+      unexpected one (a bug) goes before a `KrelayError`, and all of them are its `__cause__`.
+    - Otherwise it returns.
+
+    In each case its children have ended before. `Task.cancelling` counts what it counted before
+    plus the cancellations from outside, so an enclosing timeout recognizes its own.
+    """
+
+    async def __aenter__(self) -> Self:
+        owner = asyncio.current_task()
+        assert owner is not None, "a task group needs a task"
+        self._owner = owner
+        self._cancels = owner.cancelling()
+        self._children: set[asyncio.Task[Any]] = set()
+        self._errors: list[BaseException] = []
+        self._aborting = False
+        self._exiting = False
+        self._interrupted = False
+        return self
+
+    def create_task(
+        self, work: Coroutine[Any, Any, T], *, name: str | None = None
+    ) -> asyncio.Task[T]:
+        """Run `work` until it returns or the group ends; an error of it ends the group."""
+        task = self._owner.get_loop().create_task(work, name=name)
+        self._children.add(task)
+        task.add_done_callback(self._ended)
+        if self._aborting:
+            task.cancel()
+        return task
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._exiting = True
+        if self._interrupted:
+            self._owner.uncancel()
+            if kind is asyncio.CancelledError:
+                error = None
+        if error is not None:
+            self._abort()
+        await self._children_ended()
+        if self._owner.cancelling() > self._cancels:
+            raise asyncio.CancelledError
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            self._errors.append(error)
+        if self._errors:
+            bugs = [exc for exc in self._errors if not isinstance(exc, KrelayError)]
+            first = (bugs or self._errors)[0]
+            if len(self._errors) == 1:
+                raise first
+            raise first from BaseExceptionGroup("several tasks failed", self._errors)
+        if error is not None:
+            raise error
+
+    async def _children_ended(self) -> None:
+        # The first turn takes a cancellation that was requested but not delivered yet, also the
+        # group's own: what the owner does next must not be interrupted by it.
+        turn: Coroutine[Any, Any, object] = asyncio.sleep(0)
+        while True:
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if self._owner.cancelling() > self._cancels:
+                    self._abort()
+            if not self._children:
+                return
+            turn = asyncio.wait(self._children)
+
+    def _abort(self) -> None:
+        self._aborting = True
+        for child in self._children:
+            child.cancel()
+
+    def _ended(self, child: asyncio.Task[Any]) -> None:
+        self._children.discard(child)
+        if child.cancelled() or (error := child.exception()) is None:
+            return
+        self._errors.append(error)
+        if not self._aborting:
+            self._abort()
+            if not self._exiting:
+                self._interrupted = True
+                self._owner.cancel()
+
+
+async def guard(work: Coroutine[Any, Any, None], what: str) -> None:
+    """Await `work`; log an unexpected error with its traceback instead of raising it.
+
+    For long-lived tasks of a shared group: a bug, or an object that no code expects, costs the
+    one thing that `work` serves. A `KrelayError` is raised as it is: it means something to the
+    owner of the group.
+    """
+    try:
+        await work
+    except KrelayError:
+        raise
+    except Exception:
+        logger.exception("%s: internal error", what)
