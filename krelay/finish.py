@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-async def finish(work: Coroutine[Any, Any, None], *, within: float | None = None) -> None:
+async def finish(work: Coroutine[Any, Any, object], *, within: float | None = None) -> None:
     """Await `work` to its end, through any cancellation; that comes after. `within`: from the
     first one on, `work` gets so many seconds, and is then cancelled in its turn."""
     loop = asyncio.get_running_loop()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,6 +19,9 @@ from krelay.errors import KrelayError
 T = TypeVar("T")
 
 logger = logging.getLogger("krelay.tasks")
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a task that failed runs again."""
 
 
 class TaskGroup:
@@ -49,7 +52,14 @@ class TaskGroup:
     def create_task(
         self, work: Coroutine[Any, Any, T], *, name: str | None = None
     ) -> asyncio.Task[T]:
-        """Run `work` until it returns or the group ends; an error of it ends the group."""
+        """Run `work` until it returns or the group ends; an error of it ends the group.
+
+        Raises:
+            RuntimeError: the group has ended.
+        """
+        if self._exiting and not self._children:
+            work.close()
+            raise RuntimeError("the task group has ended")
         task = self._owner.get_loop().create_task(work, name=name)
         self._children.add(task)
         task.add_done_callback(self._ended)
@@ -74,7 +84,8 @@ class TaskGroup:
         if self._owner.cancelling() > self._cancels:
             raise asyncio.CancelledError
         if error is not None and not isinstance(error, asyncio.CancelledError):
-            self._errors.append(error)
+            # The body may have raised what it got from a child.
+            self._errors = [error, *(exc for exc in self._errors if exc is not error)]
         if self._errors:
             bugs = [exc for exc in self._errors if not isinstance(exc, KrelayError)]
             first = (bugs or self._errors)[0]
@@ -115,16 +126,30 @@ class TaskGroup:
                 self._owner.cancel()
 
 
-async def guard(work: Coroutine[Any, Any, None], what: str) -> None:
-    """Await `work`; log an unexpected error with its traceback instead of raising it.
+async def guard(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> bool:
+    """Await `work()`; log its error instead of raising it, and return whether it had none.
 
-    For long-lived tasks of a shared group: a bug, or an object that no code expects, costs the
-    one thing that `work` serves. A `KrelayError` is raised as it is: it means something to the
-    owner of the group.
+    For the tasks of a shared group: a bug, or an object that no code expects, costs the one thing
+    that `work` serves. A `KrelayError` is one line of the log, anything else has its traceback.
     """
     try:
-        await work
-    except KrelayError:
-        raise
+        await work()
+    except KrelayError as exc:
+        logger.error("%s: %s%s", what, exc, f"; hint: {exc.hint}" if exc.hint else "")
     except Exception:
         logger.exception("%s: internal error", what)
+    else:
+        return True
+    return False
+
+
+async def keep(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> None:
+    """Run `work` until it returns; log its errors, and run it again after each one.
+
+    For tasks that last as long as krelay: what fails for a moment (no thread, no descriptor, no
+    memory) must work again afterwards. The pause grows from 1 s to 60 s.
+    """
+    pause = FIRST_PAUSE
+    while not await guard(work, what):
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, LONGEST_PAUSE)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable
 
 import pytest
 
 from krelay.errors import KrelayError
-from krelay.tasks import TaskGroup, guard
+from krelay.tasks import TaskGroup, guard, keep
 
 
 async def fail(error: Exception, after: asyncio.Event | None = None) -> None:
@@ -175,12 +174,49 @@ async def test_a_group_inside_a_cancelled_owner_still_returns() -> None:
     assert task.result() == "cleaned"
 
 
-async def test_guard_logs_a_bug_and_raises_an_error_of_krelay(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with caplog.at_level(logging.ERROR, "krelay"):
-        await guard(fail(RecursionError("odd object")), "web: watch")
+async def test_a_childs_error_that_the_body_raises_again_counts_once() -> None:
+    error = KrelayError("one")
+    with pytest.raises(KrelayError) as caught:  # noqa: PT012
+        async with TaskGroup() as tasks:
+            child = tasks.create_task(fail(error))
+            await asyncio.wait({child})
+            child.result()
+    assert caught.value is error
+    assert caught.value.__cause__ is None
+
+
+async def test_guard_logs_a_bug_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    assert not await guard(lambda: fail(RecursionError("odd object")), "web: watch")
     assert "web: watch: internal error" in caplog.text
-    assert "odd object" in caplog.text
-    with pytest.raises(KrelayError, match="told"):
-        await guard(fail(KrelayError("told")), "web: watch")
+    assert "RecursionError: odd object" in caplog.text
+
+
+async def test_guard_logs_an_error_of_krelay_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    assert not await guard(lambda: fail(KrelayError("no right", hint="ask for it")), "web: watch")
+    assert [record.getMessage() for record in caplog.records] == [
+        "web: watch: no right; hint: ask for it"
+    ]
+    assert not caplog.records[0].exc_info
+
+
+async def test_guard_passes_a_cancellation() -> None:
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(guard(lambda: asyncio.sleep(3600), "sleep"))
+        await asyncio.sleep(0)
+        task.cancel()
+    assert task.cancelled()
+
+
+async def test_keep_runs_what_failed_again_until_it_returns(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("krelay.tasks.FIRST_PAUSE", 0.0)
+    errors = [RuntimeError("can't start new thread"), OSError("no descriptor"), None]
+
+    async def work() -> None:
+        if error := errors.pop(0):
+            raise error
+
+    await keep(work, "routes")
+    assert not errors
+    assert [record.getMessage() for record in caplog.records] == ["routes: internal error"] * 2

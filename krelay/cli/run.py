@@ -17,6 +17,7 @@ from krelay.cli.terminal import in_front
 from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
 from krelay.errors import KrelayError
+from krelay.finish import finish
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
 from krelay.status.report import ForwardReport
@@ -135,7 +136,8 @@ class _Run:
         finally:
             self._child = None
             if child.returncode is None:
-                await _kill(child)
+                # In a task that was not cancelled, as deadlines need on Python 3.11.2.
+                await finish(_kill(child))
         logger.info("the command has ended with %d", code)
         return code if code >= 0 else _BY_SIGNAL - code
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from krelay.supervisor.control import Control
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, keep
 
 logger = logging.getLogger("krelay.cli")
 
@@ -129,20 +129,25 @@ async def _run(
                 Listening(public, report=control.report, feed=supervisor.feed)
             )
             tasks = await stack.enter_async_context(TaskGroup())
-            reloading = [tasks.create_task(_reload_on(signals, reloader), name="SIGHUP")]
+            beside: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+                "SIGHUP": partial(_reload_on, signals, reloader),
+                "the status service": partial(_serve_on_tcp, listening, status, supervisor),
+                "the service manager": partial(service.run, signals.stop),
+            }
             if mode is not None:
-                reloading.append(tasks.create_task(reloader.watch(mode), name="watch"))
-            serving = _serve_on_tcp(listening, status, supervisor)
-            reloading.append(tasks.create_task(serving, name="status"))
+                beside["the watch of the file"] = partial(reloader.watch, mode)
             if live:
                 from krelay.cli.live import Live
 
                 keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
-                screen = Live(lambda: control.status({}), keys)
-                reloading.append(tasks.create_task(screen.run(), name="live"))
-            reloading.append(tasks.create_task(service.run(signals.stop), name="service manager"))
+                beside["the live table"] = Live(lambda: control.status({}), keys).run
+            running = [
+                # What goes wrong beside the relaying must not end it.
+                tasks.create_task(keep(work, name), name=name)
+                for name, work in beside.items()
+            ]
             await supervisor.run(signals.stop)
-            for task in reloading:
+            for task in running:
                 task.cancel()
     except asyncio.CancelledError:
         code = _INTERRUPTED

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.diagnosis import end_of
 from krelay.cluster.job import job_manifest
+from krelay.cluster.jobs import PostedJobs
 from krelay.cluster.startup import started
 from krelay.cluster.watch import follow
-from krelay.errors import ClusterError, NotFoundError, UnreachableError
+from krelay.errors import NotFoundError
 from krelay.finish import finish
 from krelay.model import AgentConfig, SessionConfig
 
 logger = logging.getLogger("krelay.agent")
-
-DELETE_DEADLINE = 10.0
-CREATE_PATIENCE = 3.0
-"""Seconds that a Job's making gets to end by itself, from when nobody wants it any more."""
-
-_BACKGROUND = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-"""Without it the pod would stay: over REST a Job orphans its own (pkg/registry/batch/job)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +39,7 @@ class Agent:
 
 
 async def create_agent(
-    api: Api,
+    jobs: PostedJobs,
     config: AgentConfig,
     *,
     namespace: str,
@@ -60,9 +53,8 @@ async def create_agent(
     """Create the Job and wait until its container runs. `deadline`, and the `connect_timeout`
     that the agent gets for a target, are in seconds. `run` is as in `job_manifest`.
 
-    `on_progress` gets a line whenever what is waited for changes. If this raises, or is
-    cancelled, the Job is deleted first; one whose making the server did not confirm in time ends
-    by itself when idle.
+    `on_progress` gets a line whenever what is waited for changes. If this raises or is cancelled,
+    the Job is deleted first, or stays in `jobs.left`.
 
     Raises:
         AgentError: it cannot run, or did not in time: the cluster's own reason.
@@ -81,33 +73,17 @@ async def create_agent(
     )
     for warning in warnings:
         logger.warning("%s", warning)
-    made: list[Mapping[str, Any]] = []
-
-    async def create() -> None:
-        path = collection("batch/v1", "jobs", manifest["metadata"]["namespace"])
-        made.append(await api.create(path, manifest))
-
     # First, and not part of the creation: a plugin may be waiting for a person.
-    await api.access()
+    await jobs.api.access()
+    made = await jobs.create(manifest)
+    job = made["metadata"]
     try:
-        # A request that was cut off half-way may or may not have been carried out.
-        await finish(create(), within=CREATE_PATIENCE)
-        pod = await started(api, made[0], deadline=deadline, on_progress=on_progress)
+        pod = await started(jobs.api, made, deadline=deadline, on_progress=on_progress)
     except BaseException:
-        for job in made:
-            await finish(_discard(api, job["metadata"]))
+        await finish(jobs.discard(job["namespace"], job["name"]))
         raise
-    job, running = made[0]["metadata"], pod["metadata"]
+    running = pod["metadata"]
     return Agent(job["namespace"], job["name"], running["name"], running["uid"])
-
-
-async def delete_agent(api: Api, agent: Agent) -> None:
-    """Delete the Job; its pod follows. It may be gone already.
-
-    Raises:
-        ClusterError: it could not be deleted (it will end by itself when idle).
-    """
-    await _delete(api, agent.namespace, agent.job)
 
 
 async def agent_gone(api: Api, agent: Agent) -> str:
@@ -143,25 +119,3 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
         return f"the agent's pod {agent.pod} is another one"
     ended = end_of(pod)
     return ended.reason if ended else None
-
-
-async def _delete(api: Api, namespace: str, job: str) -> None:
-    path = object_path("batch/v1", "jobs", namespace, job)
-    try:
-        async with asyncio.timeout(DELETE_DEADLINE):
-            await api.delete(path, _BACKGROUND)
-    except NotFoundError:
-        logger.debug("the Job %s/%s was gone already", namespace, job)
-    except TimeoutError as exc:
-        raise UnreachableError(
-            f"the Job {namespace}/{job} could not be deleted within {DELETE_DEADLINE:g} s",
-            hint="the agent ends by itself when idle, and its Job soon after",
-        ) from exc
-
-
-async def _discard(api: Api, metadata: Mapping[str, Any]) -> None:
-    """Delete after a failure, of which this one must not take the place."""
-    try:
-        await _delete(api, metadata["namespace"], metadata["name"])
-    except ClusterError as exc:
-        logger.warning("a Job may stay behind until it is idle: %s", exc)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from krelay.config.diff import Spec
 from krelay.datapath.backoff import Backoff
@@ -20,7 +22,7 @@ from krelay.errors import ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.supervisor.health import Health
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, guard
 
 logger = logging.getLogger("krelay.forward")
 
@@ -61,7 +63,7 @@ class Forward:
         self.account = Account()
         self._tasks = tasks
         self._on_bound = on_bound
-        self._binding: asyncio.Task[None] | None = None
+        self._binding: asyncio.Task[bool] | None = None
         # One of each protocol at most: connections outlive a change of it.
         self._listeners: dict[Protocol, Listener] = {}
         self.health = Health(self, feed or Feed())
@@ -112,7 +114,7 @@ class Forward:
     def bind(self) -> None:
         """Listen where the file says now, as soon as that is known."""
         self.unbind()
-        self._binding = self._tasks.create_task(self._bind(), name=self.name)
+        self._binding = self._tasks.create_task(guard(self._bind, self.name), name=self.name)
         self.health.start(self._tasks)
 
     def unbind(self) -> None:
@@ -144,7 +146,7 @@ class Forward:
         self.unbind()
         async with TaskGroup() as draining:
             for listener in self._listeners.values():
-                draining.create_task(listener.drain(timeout))
+                draining.create_task(guard(partial(listener.drain, timeout), self.name))
 
     def cut(self) -> None:
         """Free the address and reset what lives, now."""
@@ -154,6 +156,15 @@ class Forward:
             listener.cut()
 
     async def _bind(self) -> None:
+        try:
+            await self._bind_until_bound()
+        except Exception:
+            self.failure = ListenError("internal error")
+            self.settled.set()
+            self.health.look()
+            raise
+
+    async def _bind_until_bound(self) -> None:
         backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
         protocol = self.spec.protocol or await self._protocol()
         local = self.spec.port.local
@@ -200,7 +211,9 @@ class Forward:
         """Say so, once for each reason."""
         cause = exc.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-            who = await asyncio.to_thread(holder, protocol, self.spec.target.listen, local)
+            who: str | None = None
+            with contextlib.suppress(RuntimeError):  # no thread can be had
+                who = await asyncio.to_thread(holder, protocol, self.spec.target.listen, local)
             if who:
                 exc = ListenError(f"{exc} by {who}", hint=exc.hint)
         if str(exc) != str(self.failure):

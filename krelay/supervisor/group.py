@@ -13,7 +13,7 @@ from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedE
 from krelay.finish import finish
 from krelay.model import GroupSpec
 from krelay.supervisor.reach import Reach
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, guard, keep
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -45,7 +45,7 @@ class Group:
         async with TaskGroup() as starting:
             for reach in self.reaches:
                 starting.create_task(reach.start())
-        self._running = tasks.create_task(self.pool.run(), name=self.pool.name)
+        self._running = tasks.create_task(keep(self.pool.run, self.pool.name), name=self.pool.name)
         try:
             async with asyncio.timeout(_TUNNEL_DEADLINE):
                 await self._wait_tunnel()
@@ -76,7 +76,7 @@ class Group:
         try:
             async with asyncio.timeout(_REMOVE_DEADLINE), TaskGroup() as stopping:
                 for reach in self.reaches:
-                    stopping.create_task(reach.stop())
+                    stopping.create_task(guard(reach.stop, f"{self.pool.name}: removing"))
         except TimeoutError:
             logger.warning("the agent was not removed in time; it ends by itself when idle")
 

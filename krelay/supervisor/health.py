@@ -16,7 +16,7 @@ from krelay.datapath.probe import NoWayError, ProbeError, probe
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.status.report import State
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, keep
 from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class Health:
     def start(self, tasks: TaskGroup) -> None:
         """Have it probed from now on, by a task of `tasks`."""
         if self._task is None:
-            self._task = tasks.create_task(self._run(), name=f"health {self._forward.name}")
+            name = f"health {self._forward.name}"
+            self._task = tasks.create_task(keep(self._run, name), name=name)
 
     def drain(self) -> None:
         """It takes nothing new, and is probed no more."""

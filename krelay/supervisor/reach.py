@@ -19,18 +19,18 @@ from krelay.errors import (
     AccessDeniedError,
     AgentError,
     ClusterError,
-    NotFoundError,
     PodGoneError,
     TunnelError,
 )
 from krelay.model import AGENT_PORT, GroupSpec
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, keep
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
     from krelay.access import ApiAccess
     from krelay.cluster.agent import Agent
     from krelay.cluster.api import Api
+    from krelay.cluster.jobs import PostedJobs
 
 logger = logging.getLogger("krelay.agent")
 
@@ -76,6 +76,8 @@ class ClusterReach:
         self._key = key
         self._tasks = tasks
         self._agent: Agent | None = None
+        self._jobs: PostedJobs | None = None
+        self._stopped = False
         self._watching: asyncio.Task[None] | None = None
         self._renewed_at = -math.inf
         self._starting = asyncio.Lock()
@@ -86,12 +88,16 @@ class ClusterReach:
 
     async def start(self) -> None:
         from krelay.cluster.agent import create_agent
+        from krelay.cluster.jobs import PostedJobs
 
         async with self._starting:
             if self._agent is not None:
                 return
+            if self._stopped:
+                raise AgentError("the agent was removed")
+            self._jobs = self._jobs or PostedJobs(self._api)
             agent = self._agent = await create_agent(
-                self._api,
+                self._jobs,
                 self._spec.agent,
                 namespace=self._spec.namespace or self._api.namespace,
                 key_sha256=key_digest(self._key),
@@ -101,7 +107,9 @@ class ClusterReach:
                 on_progress=lambda text: logger.info("agent: %s", text),
             )
             logger.info("agent: pod %s runs", agent)
-            self._watching = self._tasks.create_task(self._watch(agent), name=f"agent {agent}")
+            self._watching = self._tasks.create_task(
+                keep(lambda: self._watch(agent), f"the watch of {agent}"), name=f"agent {agent}"
+            )
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
@@ -144,11 +152,11 @@ class ClusterReach:
             await self._lose(self._agent, reason)
 
     async def stop(self) -> None:
-        agent, self._agent = self._agent, None
-        if agent is not None:
-            if self._watching is not None:
-                self._watching.cancel()
-            await self._remove(agent)
+        self._agent, self._stopped = None, True
+        if self._watching is not None:
+            self._watching.cancel()
+        if self._jobs is not None:
+            await self._jobs.clear()
 
     def _renew(self, access: ApiAccess) -> None:
         """The next dial has other credentials than those, which were refused."""
@@ -187,22 +195,9 @@ class ClusterReach:
             self._agent = None
             self.lost = reason
             logger.warning("agent: %s", reason)
-            await self._remove(agent)
-
-    async def _remove(self, agent: Agent) -> None:
-        from krelay.cluster.agent import delete_agent
-
-        try:
-            await delete_agent(self._api, agent)
-        except NotFoundError:
-            pass
-        except ClusterError as exc:
-            logger.warning(
-                "agent: job %s/%s was not deleted (%s); it ends by itself when idle",
-                agent.namespace,
-                agent.job,
-                exc,
-            )
+            assert self._jobs is not None
+            if error := await self._jobs.discard(agent.namespace, agent.job):
+                logger.warning("agent: its Job is deleted later: %s", error)
 
 
 class EmbeddedReach:

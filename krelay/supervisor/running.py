@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from krelay.config.diff import Spec, group_of
 from krelay.datapath.route import Route
@@ -17,7 +18,7 @@ from krelay.supervisor.forward import Forward
 from krelay.supervisor.group import Group
 from krelay.supervisor.news import tell_of
 from krelay.supervisor.stage import Stage
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, guard, keep
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -121,7 +122,8 @@ class Running:
             teller.cancel()
         async with TaskGroup() as stopping:
             for group in self._all_groups():
-                stopping.create_task(group.stop())
+                # What goes wrong with one must not leave another's agent behind.
+                stopping.create_task(guard(group.stop, group.pool.name))
         await self._contexts.close()
 
     def _all_groups(self) -> list[Group]:
@@ -147,8 +149,9 @@ class Running:
             former = self.groups.pop(change.key, None)
             if change.key in stage.groups:
                 group = self.groups[change.key] = stage.groups[change.key]
+                name = f"news of {group.pool.name}"
                 self._tellers[group] = self._tasks.create_task(
-                    tell_of(group, self._feed), name=f"news of {group.pool.name}"
+                    keep(partial(tell_of, group, self._feed), name), name=name
                 )
             if former is not None:
                 self._end(former, drain)
@@ -172,10 +175,7 @@ class Running:
 
     async def _drain(self, thing: Forward | Group, timeout: float) -> None:
         try:
-            await thing.drain(timeout)
-        except Exception:
-            # What ends badly must not end the rest.
-            logger.exception("draining failed")
+            await guard(partial(thing.drain, timeout), "draining")
         finally:
             self.ending.discard(thing)
             self._ended.set()

@@ -13,7 +13,7 @@ from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.following import Follow, Following, Publish
 from krelay.supervisor.group import Group
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, guard
 
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
@@ -62,7 +62,7 @@ class Stage:
             following.stop()
         async with TaskGroup() as stopping:
             for group in self.groups.values():
-                stopping.create_task(group.stop())
+                stopping.create_task(guard(group.stop, group.pool.name))
 
     async def answers(self) -> None:
         """Every new target has an answer, has failed, or has been waited for."""

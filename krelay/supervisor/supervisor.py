@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
@@ -24,11 +25,13 @@ from krelay.supervisor.stage import Stage
 from krelay.supervisor.surroundings import watch_routes, watch_sleep
 from krelay.supervisor.thrift import give_back
 from krelay.supervisor.want import Want
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, keep
 
 logger = logging.getLogger("krelay.supervisor")
 
 _SETTLE_DEADLINE = 10.0
+_HURRY = 5.0
+"""Seconds that the removal of agents may take once krelay is to end at once."""
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
 _ENDING = "krelay is ending"
 
@@ -76,7 +79,10 @@ class Supervisor:
         return self._running
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Start, relay until `stop` is set, drain, clean up. Cancelling it skips the draining.
+        """Start, relay until `stop` is set, drain, clean up.
+
+        Cancelling it skips the draining, and leaves the removal of agents a few seconds; the log
+        names each Job that may be left behind.
 
         Raises:
             KrelayError: it could not start; nothing is left behind.
@@ -86,9 +92,12 @@ class Supervisor:
         try:
             async with TaskGroup() as tasks:
                 running = self._running = Running(contexts, tasks, self._bound, self.feed)
-                tasks.create_task(watch_sleep(partial(running.poke, sure=True)), name="sleep")
-                tasks.create_task(watch_routes(partial(running.poke, sure=False)), name="routes")
-                tasks.create_task(give_back(running.streams), name="thrift")
+                for name, work in (
+                    ("sleep", partial(watch_sleep, partial(running.poke, sure=True))),
+                    ("routes", partial(watch_routes, partial(running.poke, sure=False))),
+                    ("thrift", partial(give_back, running.streams)),
+                ):
+                    tasks.create_task(keep(work, f"the watch of {name}"), name=name)
                 await self._run(running, contexts, tasks, stop)
                 raise _StoppedError
         except _StoppedError:
@@ -96,8 +105,9 @@ class Supervisor:
         finally:
             if running is not None:
                 running.cut()
-                # Also where somebody is in a hurry: nothing else would remove the agents.
-                await finish(running.stop())
+                hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
+                # Also after a cancellation: nothing else removes the agents.
+                await finish(_within(_HURRY if hurry else None, running.stop()), within=_HURRY)
 
     def want(self, config: Config, reason: str) -> Want:
         """Have `config` carried out, rather than any before it; `done` tells when that is over."""
@@ -212,12 +222,15 @@ class Supervisor:
         lines = self._lines(plan, want.config, running)
         stage = Stage(want.config, plan, contexts, tasks)
         try:
-            if not await self._warmed(stage):
-                await finish(stage.discard())
-                return
+            ready = await self._warmed(stage)
+            # A commit must not follow the drain: take a cancellation that is on its way.
+            await asyncio.sleep(0)
         except BaseException:
-            await finish(stage.discard())
+            await finish(stage.discard(), within=_HURRY)
             raise
+        if not ready:
+            await finish(stage.discard(), within=_HURRY)
+            return
         running.commit(stage)
         await self._settled(
             [running.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
@@ -281,6 +294,13 @@ class Supervisor:
     def _bound(self, forward: Forward) -> None:
         if self.started.is_set():
             self._announce(forward)
+
+
+async def _within(seconds: float | None, work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, at most so many seconds; what it does not finish, it logs itself."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await work
 
 
 class _StoppedError(Exception):

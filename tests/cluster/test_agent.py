@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from krelay.cluster import agent as agent_module
-from krelay.cluster import diagnosis, startup
-from krelay.cluster.agent import Agent, agent_gone, create_agent, delete_agent
+from krelay.cluster import diagnosis, jobs, startup
+from krelay.cluster.agent import Agent, agent_gone, create_agent
 from krelay.cluster.api import Api
-from krelay.errors import AccessDeniedError, AgentError, ClusterError, UnreachableError
+from krelay.cluster.jobs import PostedJobs
+from krelay.errors import AccessDeniedError, AgentError
 from krelay.model import AgentConfig, Patch
 
 KEY = "ab" * 32
@@ -100,8 +100,9 @@ class Cluster:
     async def _create(self, body: Any) -> web.StreamResponse:
         self.on_create.set()
         await self.may_create.wait()
-        await self.put("jobs", "krelay-server-x", spec=body["spec"])
-        return web.json_response(self.objects["jobs"]["krelay-server-x"], status=201)
+        name = body["metadata"]["name"]
+        await self.put("jobs", name, spec=body["spec"])
+        return web.json_response(self.objects["jobs"][name], status=201)
 
     async def _watch(self, request: web.Request, resource: str) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -130,6 +131,7 @@ async def cluster(plain_kube: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     cluster = Cluster()
     plain_kube.handler = cluster.answer
     monkeypatch.setattr(startup, "QUIET", 0.0)
+    monkeypatch.setattr(jobs, "_suffix", lambda: "x")
     yield cluster
     await cluster.close()
 
@@ -143,7 +145,7 @@ async def api(plain_kube: Any) -> AsyncIterator[Api]:
 
 async def create(api: Api, config: AgentConfig | None = None, **more: Any) -> Agent:
     return await create_agent(
-        api, config or AgentConfig(), namespace="tools", key_sha256=KEY, **more
+        PostedJobs(api), config or AgentConfig(), namespace="tools", key_sha256=KEY, **more
     )
 
 
@@ -308,7 +310,7 @@ async def test_cancelled_while_the_job_is_made_it_leaves_no_job(cluster: Cluster
 async def test_a_server_that_does_not_answer_is_not_waited_for(
     cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agent_module, "CREATE_PATIENCE", 0.01)
+    monkeypatch.setattr(jobs, "CREATE_PATIENCE", 0.01)
     cluster.may_create.clear()
     async with asyncio.TaskGroup() as group:
         making = group.create_task(create(api))
@@ -341,14 +343,12 @@ async def test_a_timeout_of_the_caller_s_stays_a_timeout(cluster: Cluster, api: 
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
-async def test_a_failed_deletion_does_not_hide_the_reason(
-    cluster: Cluster, api: Api, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_failed_deletion_does_not_hide_the_reason(cluster: Cluster, api: Api) -> None:
     cluster.delete_status = 409
     await cluster.put("pods", "krelay-server-x-p1", status=PULLING)
     with pytest.raises(AgentError, match="no such image"):
         await create(api)
-    assert "a Job may stay behind until it is idle" in caplog.text
+    assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
 async def test_a_patch_that_takes_something_away_is_logged(
@@ -359,39 +359,6 @@ async def test_a_patch_that_takes_something_away_is_logged(
     with caplog.at_level(logging.WARNING):
         await create(api, AgentConfig(patches=(Patch({"spec": {"containers": [image]}}),)))
     assert "agent.patches[0] drops the container's image of the agent's pod" in caplog.text
-
-
-async def test_deleting(cluster: Cluster, api: Api) -> None:
-    await delete_agent(api, AGENT)
-    ((name, options),) = cluster.deleted
-    assert (name, options["propagationPolicy"]) == ("krelay-server-x", "Background")
-
-
-async def test_deleting_what_is_gone(cluster: Cluster, api: Api) -> None:
-    cluster.delete_status = 404
-    await delete_agent(api, AGENT)
-
-
-async def test_deleting_what_may_not_be_deleted(cluster: Cluster, api: Api) -> None:
-    cluster.delete_status = 409
-    with pytest.raises(ClusterError, match="refused"):
-        await delete_agent(api, AGENT)
-
-
-async def test_deleting_has_a_deadline(
-    plain_kube: Any, api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    never = asyncio.Event()
-
-    async def silent(request: web.Request) -> web.StreamResponse:
-        await never.wait()
-        raise AssertionError
-
-    plain_kube.handler = silent
-    monkeypatch.setattr(agent_module, "DELETE_DEADLINE", 0.05)
-    with pytest.raises(UnreachableError, match="could not be deleted within"):
-        await delete_agent(api, AGENT)
-    never.set()
 
 
 async def test_gone_tells_how_the_pod_ends(cluster: Cluster, api: Api) -> None:

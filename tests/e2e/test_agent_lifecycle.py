@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from krelay.cluster.agent import Agent, agent_gone, create_agent, delete_agent
+from krelay.cluster.agent import Agent, agent_gone, create_agent
 from krelay.cluster.api import Api, collection, object_path
+from krelay.cluster.jobs import PostedJobs
 from krelay.cluster.kubeconfig import Overrides
 from krelay.cluster.watch import follow
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, NotFoundError
@@ -72,8 +73,12 @@ async def nothing_left(api: Api, namespace: str) -> None:
 
 async def start(api: Api, namespace: str, config: AgentConfig | None = None, **more: Any) -> Agent:
     return await create_agent(
-        api, config or AgentConfig(), namespace=namespace, key_sha256=KEY, **more
+        PostedJobs(api), config or AgentConfig(), namespace=namespace, key_sha256=KEY, **more
     )
+
+
+async def delete_agent(api: Api, agent: Agent) -> None:
+    await PostedJobs(api).delete(agent.namespace, agent.job)
 
 
 async def logged(api: Api, agent: Agent, words: bytes) -> bytes:

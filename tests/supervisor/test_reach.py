@@ -18,8 +18,8 @@ from krelay.cluster.agent import Agent
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
+    ClusterError,
     CredentialsError,
-    NotFoundError,
     NotListeningError,
     PodGoneError,
     TunnelError,
@@ -183,7 +183,8 @@ class Cluster:
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     dial_error: Exception | None = None
-    delete_error: Exception | None = None
+    delete_error: ClusterError | None = None
+    left: list[str] = field(default_factory=list)
     watch_error: Exception | None = None
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     ended: str | Exception | None = "the pod is gone"
@@ -204,12 +205,18 @@ class Cluster:
         kwargs.pop("on_progress")("pulling the image")
         self.asked.append(("create", kwargs))
         number = self.created
+        self.left.append(f"job-{number}")
         return Agent(kwargs["namespace"], f"job-{number}", f"pod-{number}", f"uid-{number}")
 
-    async def delete_agent(self, api: object, agent: Agent) -> None:
-        self.asked.append(("delete", agent.job))
-        if self.delete_error is not None:
-            raise self.delete_error
+    async def discard(self, namespace: str, job: str) -> ClusterError | None:
+        self.asked.append(("delete", job))
+        if self.delete_error is None:
+            self.left.remove(job)
+        return self.delete_error
+
+    async def clear(self) -> None:
+        for job in list(self.left):
+            await self.discard("relays", job)
 
     async def agent_gone(self, api: object, agent: Agent) -> str:
         if self.watch_error is not None:
@@ -237,8 +244,9 @@ class Cluster:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
-    for name in ("create_agent", "delete_agent", "agent_gone", "agent_ended"):
+    for name in ("create_agent", "agent_gone", "agent_ended"):
         monkeypatch.setattr(f"krelay.cluster.agent.{name}", getattr(made, name))
+    monkeypatch.setattr("krelay.cluster.jobs.PostedJobs", lambda api: made)
     monkeypatch.setattr(
         "krelay.transport.portforward.open_portforward",
         lambda *args, **kwargs: made.open_portforward(*args, **kwargs),
@@ -421,13 +429,21 @@ async def test_a_watch_that_is_not_allowed_is_done_without(cluster: Cluster) -> 
         assert reach.lost == ""
 
 
-@pytest.mark.parametrize("error", [NotFoundError("gone"), AccessDeniedError("no deleting")])
-async def test_an_agent_that_cannot_be_deleted_is_a_warning_unless_it_is_gone(
-    error: Exception, cluster: Cluster, caplog: pytest.LogCaptureFixture
+async def test_a_lost_agent_whose_job_cannot_be_deleted_now_is_deleted_at_the_end(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cluster.delete_error = error
+    cluster.delete_error = AccessDeniedError("no deleting")
     async with reaching(cluster) as reach:
         await reach.start()
-    warned = "job relays/job-1 was not deleted (no deleting); it ends by itself when idle"
-    assert (warned in caplog.text) == isinstance(error, AccessDeniedError)
-    assert not cluster.closed  # others share it
+        await reach.abandon("no answer")
+        assert "its Job is deleted later: no deleting" in caplog.text
+        cluster.delete_error = None
+    assert not cluster.left
+
+
+async def test_a_stopped_reach_starts_no_agent(cluster: Cluster) -> None:
+    async with reaching(cluster) as reach:
+        await reach.stop()
+        with pytest.raises(AgentError):
+            await reach.dial(asyncio.Protocol())
+    assert cluster.created == 0
