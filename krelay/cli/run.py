@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
-from krelay.cli.signals import hear
+from krelay.cli.signals import hear, run_last
 from krelay.cli.terminal import in_front
 from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
@@ -59,7 +59,7 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
     find(command[0])
     raise_file_limit()
     tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
-    return asyncio.run(_Run(dataclasses.replace(config, tunnel=tunnel), command, timeout).run())
+    return run_last(_Run(dataclasses.replace(config, tunnel=tunnel), command, timeout).run())
 
 
 def find(name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from krelay.cli.output import hush, in_json, keep_log, say
 from krelay.cli.service import Service
-from krelay.cli.signals import hear, ignored
+from krelay.cli.signals import hear, ignored, run_last
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
@@ -81,7 +81,7 @@ def run(
     control = Control(supervisor, service.reloader)
     with keep_log() as ring:
         handlers = {**control.handlers(), _LOGS: ring.answer}
-        return asyncio.run(
+        return run_last(
             _run(supervisor, service, mode, control, handlers, place, config.status, live=live)
         )
 
