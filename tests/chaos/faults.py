@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from tests.chaos.account import now
+from tests.chaos.hostile import hostile
 from tests.chaos.world import SIDES, World, cluster, later, serves
 from tests.e2e import kit
 
@@ -87,6 +88,16 @@ async def refuse(world: World) -> None:
     world.proxy.cut()
     await asyncio.sleep(world.chance.uniform(1, 5))
     await world.proxy.heal()
+
+
+async def hostile_api_server(world: World) -> None:
+    """Something else answers in the API server's place, and krelay trusts its certificate."""
+    before = world.proxy.upstream
+    async with hostile(world.chance) as world.proxy.upstream:
+        world.proxy.cut()
+        await asyncio.sleep(world.chance.uniform(4, 8))
+        world.proxy.upstream = before
+    world.proxy.cut()
 
 
 # -- the cluster -----------------------------------------------------------------------------------
@@ -178,6 +189,7 @@ WEIGHTS: dict[Fault, int] = {
     throttle: 2,
     delay: 2,
     refuse: 2,
+    hostile_api_server: 3,
     restart_api_server: 2,
     freeze_api_server: 2,
     restart_kubelet: 2,

@@ -84,7 +84,7 @@ class Report:
         found += [
             f"krelay said: {line}"
             for line in self.log
-            if any(bad in line for bad in ("Traceback", "protocol error", "internal error"))
+            if any(bad in line for bad in ("Traceback", "protocol error", "internal error", "\x1b"))
         ]
         return found
 

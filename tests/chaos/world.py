@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import secrets
@@ -18,6 +19,7 @@ import yaml
 
 from krelay.status import client
 from tests.chaos.account import Account
+from tests.chaos.hostile import CA
 from tests.chaos.proxy import Proxy
 from tests.e2e import kit
 from tests.e2e.conftest import STARTER
@@ -60,7 +62,11 @@ def free_ports(count: int) -> list[int]:
 def through(proxy: int, directory: Path) -> Path:
     """A kubeconfig that goes through the proxy on this port."""
     mine = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
-    mine["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy}"
+    entry = mine["clusters"][0]["cluster"]
+    entry["server"] = f"https://127.0.0.1:{proxy}"
+    # A fault puts a server of the tests' own in the API server's place.
+    trusted = base64.b64decode(entry["certificate-authority-data"]) + CA.read_bytes()
+    entry["certificate-authority-data"] = base64.b64encode(trusted).decode()
     path = directory / "kubeconfig"
     path.write_text(yaml.safe_dump(mine))
     return path
