@@ -113,7 +113,7 @@ class PostedJobs:
                 return  # the API server may yet create it
         except TimeoutError as exc:
             raise UnreachableError(
-                f"the Job {namespace}/{name} could not be deleted within {within:g} s",
+                f"no answer to the deletion of {namespace}/{name} within {within:g} s",
                 hint="the agent ends by itself when idle, and its Job soon after",
             ) from exc
         self._posted.pop((namespace, name), None)
