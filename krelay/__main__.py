@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from krelay.cli.main import main
+from krelay.cli.entry import krelay
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(krelay())

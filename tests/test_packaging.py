@@ -83,7 +83,7 @@ def test_the_wheel_has_what_belongs_in_it_and_nothing_else(wheel: Path) -> None:
         scripts = configparser.ConfigParser()
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         scripts.read_string(archive.read(entry_points).decode())
-    assert dict(scripts["console_scripts"])["krelay"] == "krelay.cli.main:main"
+    assert dict(scripts["console_scripts"])["krelay"] == "krelay.cli.entry:krelay"
     assert dict(scripts["pytest11"]) == {"krelay": "krelay.pytest_plugin"}
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"krelay"}
