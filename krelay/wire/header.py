@@ -22,6 +22,7 @@ SESSION = 75
 _FIXED = Struct(">BH5sBHB")
 _PREFIX = 3
 _MAX_HOST = 255
+_MAX_PORT = 65_535
 _IP = 0
 _HOST = 1
 
@@ -69,14 +70,18 @@ class Header:
         """The bytes of this Header.
 
         Raises:
-            ValueError: the host name is empty or longer than 255 bytes.
+            ValueError: no Header can carry this host or port, or an agent would refuse it.
         """
+        if not 0 <= self.port <= _MAX_PORT:
+            raise ValueError(f"a port is at most {_MAX_PORT}: {self.port}")
         try:
             kind, address = _IP, ipaddress.ip_address(self.host).packed
         except ValueError:
             kind, address = _HOST, self.host.encode()
         if not 0 < len(address) <= _MAX_HOST:
-            raise ValueError(f"a host name has 1 to {_MAX_HOST} bytes: {self.host!r}")
+            raise ValueError(f"a host name has 1 to {_MAX_HOST} bytes: {self.host[:80]!r}")
+        if not self.host.isprintable():
+            raise ValueError(f"a host name has no control characters: {self.host!r}")
         fixed = _FIXED.pack(
             self.version,
             _FIXED.size + len(address),

@@ -44,6 +44,10 @@ _ACK = Struct(">QQ")
 _PING = Struct(">Q")
 _MAX_REASON = 255
 
+MAX_ID = (1 << 32) - 1
+WORN_ID = 1 << 31
+"""A session whose ids have come so far is to be replaced, half of them before it has none left."""
+
 # What frames that are no DATA may take besides the replay limit, in bytes: enough for every stream
 # to open and close a few times within a round trip. More is a peer that acknowledges nothing.
 _CONTROL_ROOM = 4 << 20
@@ -104,9 +108,11 @@ class Session:
         """Open a stream to `header`'s target; data may follow at once, within the first window.
 
         Raises:
-            ProtocolError: too many streams, or the session is going away.
-            ValueError: the Header's host is none.
+            ProtocolError: too many streams, no ids left, or the session is going away.
+            ValueError: no Header can carry this host or port.
         """
+        if self.exhausted:
+            raise ProtocolError("the session has no stream ids left", ErrorCode.LIMIT)
         if len(self.streams) >= self.limits.streams:
             raise ProtocolError(f"{len(self.streams)} streams are open", ErrorCode.LIMIT)
         if self.going_away or self.peer_going_away:
@@ -117,6 +123,16 @@ class Session:
         self._add(stream)
         self.outbox.say(frame)
         return stream
+
+    @property
+    def worn(self) -> bool:
+        """Whether another session should take the new streams: ids are not used twice."""
+        return self._next_id >= WORN_ID
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether no id is left for a new stream."""
+        return self._next_id > MAX_ID
 
     def accept(self, stream: Stream) -> None:
         """The target of a stream that the peer opened is reached."""

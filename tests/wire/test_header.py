@@ -90,3 +90,21 @@ def test_every_code_has_a_status() -> None:
         }.get(code, Status.UNKNOWN_ERROR)
         for code in ErrorCode
     }
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("", 80),
+        ("x" * 256, 80),
+        ("\u00e9" * 128, 80),
+        ("web\n", 80),
+        ("web\udc80", 80),
+        ("10.0.0.1", -1),
+        ("10.0.0.1", 65_536),
+    ],
+)
+def test_what_an_agent_would_refuse_is_not_encoded(host: str, port: int) -> None:
+    """An agent ends the whole session for a Header that is none."""
+    with pytest.raises(ValueError):  # noqa: PT011
+        Header(TCP, host, port).encode()

@@ -19,7 +19,7 @@ from krelay.wire.events import (
 )
 from krelay.wire.frames import MAX_PAYLOAD, FrameDecoder, FrameType, encode_frame
 from krelay.wire.header import TCP, Header
-from krelay.wire.session import Limits, Session, Side
+from krelay.wire.session import MAX_ID, Limits, Session, Side
 from krelay.wire.stream import State, Stream
 from krelay.wire.window import INITIAL_WINDOW
 from tests.wire.pipe import TARGET, Joined
@@ -424,3 +424,39 @@ def test_a_peer_that_acknowledges_nothing_costs_bounded_memory(read: bool) -> No
         flood(session, read=read)
     assert caught.value.code is ErrorCode.LIMIT
     assert 5 << 20 < session.memory < 6 << 20
+
+
+def test_a_session_without_ids_opens_no_more_and_those_that_live_go_on() -> None:
+    session = made()
+    first = opened(session)
+    assert not session.worn
+    session._next_id = MAX_ID
+    assert session.worn
+    assert not session.exhausted
+    last = opened(session)
+    assert last.id == MAX_ID
+    assert session.exhausted
+    with pytest.raises(ProtocolError, match="no stream ids left") as caught:
+        session.open(TARGET, 0.0)
+    assert caught.value.code is ErrorCode.LIMIT
+    for stream in (first, last):
+        data = encode_frame(FrameType.DATA, stream.id, b"hi")
+        assert session.receive_data(data, 0.0) == [DataReceived(stream, b"hi")]
+
+
+def test_the_last_id_is_accepted_and_none_after_it() -> None:
+    session = made(Side.AGENT)
+    stream = asked(session, MAX_ID)
+    session.accept(stream)
+    assert sent(session) == [(FrameType.OPENED, MAX_ID, b"")]
+    with pytest.raises(ProtocolError, match=f"OPEN of stream 1 after {MAX_ID}"):
+        asked(session, 1)
+
+
+@pytest.mark.parametrize("header", [Header(TCP, "", 80), Header(TCP, "web", 70_000)])
+def test_a_target_that_no_header_can_carry_uses_no_id(header: Header) -> None:
+    session = made()
+    with pytest.raises(ValueError, match="a (host name|port)"):
+        session.open(header, 0.0)
+    assert session.open(TARGET, 0.0).id == 1
+    assert len(session.streams) == 1
