@@ -14,6 +14,8 @@ from krelay.model import Endpoint
 BACKLOG = 512
 LOCALHOST = "localhost"
 _RANDOM_PORT_TRIES = 20
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""There is no socket to be had now, which says nothing about the address."""
 
 
 def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
@@ -25,7 +27,10 @@ def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket
     """
     hosts = [address]
     if address == LOCALHOST:
-        hosts = ["127.0.0.1", "::1"] if _has_ipv6() else ["127.0.0.1"]
+        try:
+            hosts = ["127.0.0.1", "::1"] if _has_ipv6() else ["127.0.0.1"]
+        except OSError as exc:
+            raise _listen_error(address, port, exc) from exc
     for _ in range(_RANDOM_PORT_TRIES if port == 0 else 1):
         sockets: list[socket.socket] = []
         try:
@@ -64,7 +69,9 @@ def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
 def _has_ipv6() -> bool:
     try:
         _bind_one("::1", 0, socket.SOCK_DGRAM).close()
-    except OSError:
+    except OSError as exc:
+        if exc.errno in _SHORT:
+            raise
         return False
     return True
 

@@ -8,6 +8,7 @@ of its own share nothing, and daemons are not waited for.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import threading
@@ -63,9 +64,17 @@ class _Host:
         now, under_way = self._loop.time(), len(self._failing)
         if not under_way or (under_way < MOST and now >= self._asked_at + AGAIN):
             failed: asyncio.Future[Exception] = self._loop.create_future()
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._look_up, args=(failed,), name=f"lookup {self._name}", daemon=True
-            ).start()
+            )
+            try:
+                thread.start()
+            except (RuntimeError, MemoryError) as exc:
+                if under_way:  # those may still find it
+                    return self._failing[-1]
+                if _hosts.get((self._loop, self._name)) is self:
+                    del _hosts[self._loop, self._name]
+                raise OSError(errno.ENOMEM, f"cannot look up {self._name}: {exc}") from exc
             self._failing.append(failed)
             self._asked_at = now
         return self._failing[-1]

@@ -150,3 +150,18 @@ def test_a_privileged_port_says_so(number: int, monkeypatch: pytest.MonkeyPatch)
         bind("::1", 80, TCP)
     assert caught.value.hint is not None
     assert "below 1024" in caught.value.hint
+
+
+def test_that_there_is_no_socket_now_does_not_mean_that_there_is_no_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bind_one = module._bind_one
+
+    def fail(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        if host == "::1":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return bind_one(host, port, kind)
+
+    monkeypatch.setattr(module, "_bind_one", fail)
+    with pytest.raises(ListenError, match="cannot listen on localhost:0: Too many open files"):
+        bind("localhost", 0, TCP)

@@ -191,3 +191,43 @@ def test_an_answer_after_the_end_of_the_loop_is_nobody_s(monkeypatch: pytest.Mon
         resolver.let(number)
         thread.join()
     assert not module._hosts
+
+
+@contextmanager
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        yield
+
+
+async def test_without_threads_it_fails_as_a_lookup_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    with replaced(monkeypatch, 3600.0) as resolver:
+        resolver.answers.append("127.0.0.1")
+        with no_threads(monkeypatch):
+            with pytest.raises(OSError, match="cannot look up name.test: can't start new thread"):
+                await lookup("name.test")
+            assert not module._hosts
+        assert await lookup("name.test") == LOCAL
+
+
+async def test_without_threads_one_that_is_under_way_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with replaced(monkeypatch, 3600.0) as resolver:
+        number = resolver.hang("127.0.0.1")
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(lookup("name.test"))
+            await rig.until(lambda: resolver.asked)
+            monkeypatch.setattr(module, "AGAIN", 0.001)
+            with no_threads(monkeypatch):
+                await asyncio.sleep(0.01)
+                joined = tasks.create_task(lookup("name.test"))
+                await asyncio.sleep(0.01)
+                assert not asking.done()
+                assert not joined.done()
+            resolver.let(number)
+        assert asking.result() == joined.result() == LOCAL
+    await nobody_asks()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable
 from typing import TypeVar
@@ -26,6 +27,9 @@ One after the other, since asyncio's own race of them leaves tasks behind when i
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPALIVE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
 """Seconds and probes; the second is the first's name on macOS. One whose other end is gone is known
 to be within 10 s, as a session's pings would tell: plain mode has none."""
+
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""There is no socket to be had now, which says nothing about the other end."""
 
 _ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
 
@@ -80,7 +84,12 @@ async def _insist(
     there = asyncio.Event()
 
     async def attempt() -> None:
-        found = await _connect(factory, address, port, family)
+        try:
+            found = await _connect(factory, address, port, family)
+        except OSError as exc:
+            if exc.errno in _SHORT and len(tries) > 1:
+                return  # the first still waits for an answer
+            raise
         if made:
             found[0].abort()
         else:

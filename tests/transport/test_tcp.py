@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from typing import Any
 
@@ -133,3 +134,28 @@ async def test_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_unreachable() -> None:
     with pytest.raises(TunnelError, match="cannot reach no.invalid port 1"):
         await open_tcp("no.invalid", 1, protocol=Witness())
+
+
+async def test_one_more_try_that_finds_no_descriptor_does_not_end_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("krelay.transport.tcp.AGAIN", 0.01)
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+    real, tried = loop.create_connection, asyncio.Event()
+    tries = 0
+
+    async def connect(*args: Any, **options: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            tried.set()
+            raise OSError(errno.EMFILE, "Too many open files")
+        await tried.wait()
+        return await real(*args, **options)
+
+    monkeypatch.setattr(loop, "create_connection", connect)
+    transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), insist=True)
+    transport.abort()
+    await witness.lost
+    listener.close()
