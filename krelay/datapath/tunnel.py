@@ -35,6 +35,9 @@ _BETWEEN_ROTATIONS = 30.0
 # A tunnel that there is reason to doubt gets this long, in seconds, to answer.
 _DOUBT = 2.0
 
+# Seconds between a bug here and the next try.
+_AFTER_BUG = 5.0
+
 Carrier = Driver | PlainDriver
 """What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
 
@@ -102,28 +105,32 @@ class Tunnel:
         return self._stats.with_(self.driver)
 
     async def run(self) -> None:
-        """Dial, keep, dial again."""
+        """Dial, keep, dial again, whatever fails."""
         while True:
             try:
-                await self._reached.give_up(self.failure)
-                await self._trying.dialled(self._connect)
-            except PlainError:
-                await self._run_plain()
-            except (KrelayError, OSError, WireError) as exc:
-                self._failed(exc)
-            except Exception as exc:
-                # A bug in a transport is one failed try; let through, it would end every forward.
-                logger.exception("%s: the dial failed", self.name)
-                self._failed(exc)
-            else:
-                up_at = self._loop.time()
-                self.failure = None
-                self._on_change()
-                await self._carry()
-                self._on_change()
-                if self._loop.time() - up_at >= _STABLE:
-                    self._trying.worked()
-            await self._trying.pause(self.failure)
+                await self._once()
+                await self._trying.pause(self.failure)
+            except Exception:
+                # Let through, it would end every forward.
+                logger.exception("%s: internal error", self.name)
+                await asyncio.sleep(_AFTER_BUG)
+
+    async def _once(self) -> None:
+        try:
+            await self._reached.give_up(self.failure)
+            await self._trying.dialled(self._connect)
+        except PlainError:
+            await self._run_plain()
+        except Exception as exc:
+            self._failed(exc)
+        else:
+            up_at = self._loop.time()
+            self.failure = None
+            self._on_change()
+            await self._carry()
+            self._on_change()
+            if self._loop.time() - up_at >= _STABLE:
+                self._trying.worked()
 
     def poke(self, *, sure: bool) -> None:
         """The network or the machine is not what it was. `sure`: what is up, or being dialled, is
@@ -193,8 +200,8 @@ class Tunnel:
         except Exception as exc:
             known = self._lost or str(exc) == str(self.failure)
             level = logging.DEBUG if known else logging.WARNING
-            bug = not isinstance(exc, (KrelayError, OSError, WireError, PlainError))
-            why = exc or type(exc).__name__
+            why = str(exc) or type(exc).__name__
+            bug = _is_bug(exc) and not known
             logger.log(level, "%s: no tunnel to take over: %s", self.name, why, exc_info=bug)
             if not self._lost:
                 self.failure = exc
@@ -235,6 +242,7 @@ class Tunnel:
 
     def _detached(self, exc: Exception | None) -> None:
         """The tunnel is lost; None: its session with it."""
+        self._lose()  # first: it is dialled again whatever fails here
         if exc is None:
             self._forget_session()
         else:
@@ -243,7 +251,6 @@ class Tunnel:
         # The end of a tunnel that is being replaced is no news.
         level = logging.DEBUG if self._rotating else logging.WARNING
         logger.log(level, "%s: tunnel lost: %s", self.name, exc or "protocol error")
-        self._lose()
 
     def _lose(self) -> None:
         self._lost = True
@@ -285,9 +292,20 @@ class Tunnel:
         # A pod runs before its agent listens; if it never does, the forwards' states tell it.
         known = isinstance(exc, NotListeningError) or str(exc) == str(self.failure)
         level = logging.DEBUG if known else logging.WARNING
-        logger.log(level, "%s: no tunnel: %s", self.name, exc or type(exc).__name__)
+        # A bug in a transport is one failed try.
+        bug = _is_bug(exc) and not known
+        logger.log(
+            level, "%s: no tunnel: %s", self.name, str(exc) or type(exc).__name__, exc_info=bug
+        )
         self.failure = exc
         if isinstance(exc, PodGoneError):
             self._drop_session(str(exc))
         self._reached.missed(exc)
         self._on_change()
+
+
+def _is_bug(exc: Exception) -> bool:
+    """Whether nobody expects it; that there is no memory or thread for a moment, everybody does."""
+    if isinstance(exc, RuntimeError):
+        return "start new thread" not in str(exc)
+    return not isinstance(exc, KrelayError | OSError | WireError | PlainError | MemoryError)

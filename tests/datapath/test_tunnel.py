@@ -12,6 +12,7 @@ import pytest
 from krelay.datapath import tunnel as module
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
+from krelay.datapath.reached import Reached
 from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
 from krelay.wire.frames import encode_frame
@@ -330,3 +331,46 @@ async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
             server.stop("test")
             await rig.until(lambda: pool.pick() is None)
             assert "down" in repr(pool.tunnels[0])
+
+
+async def test_a_bug_costs_a_pause_and_no_more(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_AFTER_BUG", 0.01)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        listener = await path.tcp(target)
+        failures, give_up = [ZeroDivisionError("a bug")] * 3, Reached.lost
+
+        def fail(self: Reached, tunnel: object) -> None:
+            if failures:
+                raise failures.pop()
+            give_up(self, tunnel)
+
+        monkeypatch.setattr(Reached, "lost", fail)
+        monkeypatch.setattr(Reached, "missed", fail)
+        path.way.cut()
+        assert await rig.exchange(rig.port_of(listener), b"on") == b"on"
+        path.way.cut(blocked=True)
+        await rig.until(lambda: not failures)
+        path.way.blocked = False
+        assert await rig.exchange(rig.port_of(listener), b"on") == b"on"
+    assert "pt1: internal error" in caplog.messages
+
+
+async def test_that_there_is_no_thread_is_a_failed_try(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig.path() as path:
+        dial, failing = path.way.dial, True
+
+        async def fail(protocol: asyncio.Protocol) -> asyncio.Transport:
+            if failing:
+                raise RuntimeError("can't start new thread")
+            return await dial(protocol)
+
+        monkeypatch.setattr(path.way, "dial", fail)
+        path.way.cut()
+        await rig.until(lambda: "pt1: no tunnel: can't start new thread" in caplog.messages)
+        failing = False
+        await rig.until(path.pool.pick)
+    assert "Traceback" not in caplog.text

@@ -106,5 +106,5 @@ def test_every_code_has_a_status() -> None:
 )
 def test_what_an_agent_would_refuse_is_not_encoded(host: str, port: int) -> None:
     """An agent ends the whole session for a Header that is none."""
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         Header(TCP, host, port).encode()
