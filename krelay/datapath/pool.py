@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from krelay.datapath.route import Route
 
 logger = logging.getLogger("krelay.tunnel")
+
+_LOOK_EVERY = 1.0
+"""Seconds between two looks at whether the last stream of a worn session has ended."""
 
 
 def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
@@ -46,22 +50,19 @@ class Pool:
         """Those that lead through it; they are told of every change."""
         self._plain = False
         self._changed = asyncio.Event()
-        reached = [Reached(way, config.grace) for way in ways]
-        self.tunnels = [
-            Tunnel(
-                f"{name}t{n + 1}",
-                ways[n % len(ways)],
-                key,
-                config,
-                reached=reached[n % len(ways)],
-                on_change=self._on_change,
-            )
-            for n in range(max(size, len(ways)))
-        ]
+        self._key = key
+        self._config = config
+        self._numbers = itertools.count(1)
+        self._tasks: TaskGroup | None = None
+        self._running: dict[Tunnel, asyncio.Task[None]] = {}
+        self._reached: dict[Tunnel, tuple[Way, Reached]] = {}
+        self._retired: set[Tunnel] = set()
+        reached = [(way, Reached(way, config.grace)) for way in ways]
+        self.tunnels = [self._tunnel(*reached[n % len(ways)]) for n in range(max(size, len(ways)))]
 
     def pick(self) -> Carrier | None:
         """The session for a new stream; None while no tunnel is up."""
-        tunnel = least_loaded(self.tunnels)
+        tunnel = least_loaded(t for t in self.tunnels if t not in self._retired)
         return tunnel.driver if tunnel else None
 
     async def wait_change(self) -> None:
@@ -81,10 +82,11 @@ class Pool:
     async def run(self) -> None:
         """Keep every tunnel up; ends with a good-bye to the agent."""
         try:
-            async with TaskGroup() as tasks:
+            async with TaskGroup() as self._tasks:
                 for tunnel in self.tunnels:
-                    tasks.create_task(tunnel.run(), name=tunnel.name)
+                    self._run(tunnel, self._tasks)
         finally:
+            self._tasks = None
             for tunnel in self.tunnels:
                 tunnel.close()
 
@@ -92,6 +94,46 @@ class Pool:
         """The network or the machine is not what it was: see `Tunnel.poke`."""
         for tunnel in self.tunnels:
             tunnel.poke(sure=sure)
+
+    def _tunnel(self, way: Way, reached: Reached) -> Tunnel:
+        tunnel = Tunnel(
+            f"{self.name}t{next(self._numbers)}",
+            way,
+            self._key,
+            self._config,
+            reached=reached,
+            on_change=self._on_change,
+            on_worn=self._succeed,
+        )
+        self._reached[tunnel] = way, reached
+        return tunnel
+
+    def _run(self, tunnel: Tunnel, tasks: TaskGroup) -> None:
+        self._running[tunnel] = tasks.create_task(tunnel.run(), name=tunnel.name)
+
+    def _succeed(self, tunnel: Tunnel) -> None:
+        """Have another tunnel, to the same agent, take the new streams of a worn session."""
+        if self._tasks is None or tunnel not in self._running:
+            return
+        successor = self._tunnel(*self._reached[tunnel])
+        logger.info("%s: its stream ids run out; %s takes over", tunnel.name, successor.name)
+        self.tunnels.append(successor)
+        self._run(successor, self._tasks)
+        self._tasks.create_task(self._retire(tunnel, successor), name=tunnel.name)
+
+    async def _retire(self, tunnel: Tunnel, successor: Tunnel) -> None:
+        """Make before break: end `tunnel` once its last stream has ended."""
+        while not successor.up:
+            await self.wait_change()
+        self._retired.add(tunnel)
+        while tunnel.streams:  # noqa: ASYNC110 - once in 2^30 streams
+            await asyncio.sleep(_LOOK_EVERY)
+        self.tunnels.remove(tunnel)
+        self._retired.discard(tunnel)
+        del self._reached[tunnel]
+        self._running.pop(tunnel).cancel()
+        tunnel.close()
+        self._on_change()
 
     def _on_change(self) -> None:
         if not self._plain and any(tunnel.plain for tunnel in self.tunnels):

@@ -45,8 +45,9 @@ Carrier = Driver | PlainDriver
 class Tunnel:
     """One session and the tunnels that carry it, one after the other.
 
-    `on_change` is told when it starts and ceases to carry streams, and of each failed try.
-    `run` lasts until it is cancelled; `close` says good-bye.
+    `on_change` is told when it starts and ceases to carry streams, and of each failed try;
+    `on_worn` when its session needs a successor (`Session.worn`). `run` lasts until it is
+    cancelled; `close` says good-bye.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Tunnel:
         *,
         reached: Reached,
         on_change: Callable[[], None],
+        on_worn: Callable[[Tunnel], None] | None = None,
     ) -> None:
         """`reached` is shared by the tunnels of a way."""
         self.name = name
@@ -68,6 +70,7 @@ class Tunnel:
         self._key = key
         self._reached = reached
         self._on_change = on_change
+        self._on_worn = on_worn
         self._loop = asyncio.get_running_loop()
         self._stats = TunnelStats()
         self._resume: Welcome | None = None
@@ -165,7 +168,13 @@ class Tunnel:
                 ping_interval=config.ping,
                 ping_timeout=config.ping_timeout,
             )
-            driver = Driver(Side.CLIENT, self.name, limits=limits, on_detached=self._detached)
+            driver = Driver(
+                Side.CLIENT,
+                self.name,
+                limits=limits,
+                on_detached=self._detached,
+                on_worn=self._worn,
+            )
         former = self._resume
         try:
             self._resume = await attach(driver, self._way, self._key, former)
@@ -237,6 +246,10 @@ class Tunnel:
         finally:
             self.driver = None
             self._on_change()
+
+    def _worn(self) -> None:
+        if self._on_worn is not None:
+            self._on_worn(self)
 
     # -- what is lost --------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ _BATCH = 256 << 10
 class Driver:
     """One session, live. `on_open` is told of streams that the peer opens; `on_detached` of a
     lost tunnel (None when the session itself has ended with it); `on_go_away` of the peer's
-    good-bye."""
+    good-bye. `on_worn` is called once, when another session should take the new streams."""
 
     def __init__(
         self,
@@ -48,6 +48,7 @@ class Driver:
         on_open: Callable[[MuxStream], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
         on_go_away: Callable[[ErrorCode, str], None] | None = None,
+        on_worn: Callable[[], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.name = name
@@ -57,6 +58,7 @@ class Driver:
         self.on_detached = on_detached
         self.on_go_away = on_go_away
         self._on_open = on_open
+        self._on_worn = on_worn
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._awake = False
@@ -74,7 +76,8 @@ class Driver:
     @property
     def ready(self) -> bool:
         """Whether it takes new streams now."""
-        return self.attached and not self.session.peer_going_away
+        session = self.session
+        return self.attached and not session.peer_going_away and not session.exhausted
 
     @property
     def count(self) -> int:
@@ -92,9 +95,13 @@ class Driver:
         """Open a stream; `handler` learns what becomes of it.
 
         Raises:
-            ProtocolError: too many streams, or the session is going away.
+            ProtocolError: too many streams, no ids left, or the session is going away.
+            ValueError: no Header can carry this host or port.
         """
         stream = MuxStream(self, self.session.open(header, self._loop.time()), handler)
+        if self._on_worn is not None and self.session.worn:
+            on_worn, self._on_worn = self._on_worn, None
+            self._loop.call_soon(on_worn)
         if self._debug:
             logger.debug("> OPEN %r %s:%d", stream, header.host, header.port)
         # A turn later than the rest: an application that speaks first has spoken by then, and

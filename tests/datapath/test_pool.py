@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krelay.datapath import pool as module
 from krelay.datapath.pool import Pool, least_loaded
 from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
+from krelay.mux.driver import Driver
+from krelay.wire.session import MAX_ID, WORN_ID
 from tests import rig
 
 
@@ -80,3 +84,50 @@ async def test_the_end_says_good_bye() -> None:
             assert len(server.sessions) == 2
         assert pool.pick() is None
         await rig.until(lambda: len(server.sessions) == 0)
+
+
+async def test_a_session_is_replaced_before_its_ids_run_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New streams go to the next one as soon as it is there; those that live stay, also when their
+    tunnel breaks, until the last has ended."""
+    monkeypatch.setattr(module, "_LOOK_EVERY", 0.005)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        (old,) = path.pool.tunnels
+        async with rig.connect(port) as (reader, writer):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            assert isinstance(old.driver, Driver)
+            old.driver.session._next_id = WORN_ID - 1
+            path.way.blocked = True
+            assert await rig.exchange(port, b"the first") == b"the first"
+            assert await rig.exchange(port, b"another") == b"another"
+            await rig.until(lambda: len(path.pool.tunnels) == 2)
+            assert path.pool.pick() is old.driver
+            path.way.blocked = False
+            new = path.pool.tunnels[1]
+            await rig.until(lambda: path.pool.pick() is new.driver is not None)
+            for _ in range(2):
+                writer.write(b"b")
+                assert await reader.readexactly(1) == b"b"
+                assert await rig.exchange(port, b"on") == b"on"
+                path.way.cut()
+                await rig.until(lambda: old.up and new.up)
+        await rig.until(lambda: path.pool.tunnels == [new])
+        await rig.until(lambda: len(path.server.sessions) == 1)
+        assert await rig.exchange(port, b"on") == b"on"
+
+
+async def test_a_session_without_ids_opens_none_and_the_next_does() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        port = rig.port_of(await path.tcp(target))
+        (old,) = path.pool.tunnels
+        assert isinstance(old.driver, Driver)
+        old.driver.session._next_id = MAX_ID
+        async with rig.connect(port) as (reader, writer):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            assert [await rig.exchange(port, b"on") for _ in range(3)] == [b"on"] * 3
+            writer.write(b"b")
+            assert await reader.readexactly(1) == b"b"
