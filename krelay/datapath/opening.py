@@ -17,6 +17,7 @@ from krelay.wire.header import Header
 
 logger = logging.getLogger("krelay.listener")
 
+_ENDING = "krelay is ending"
 _NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
 RETRY_WAIT = 0.5
@@ -64,23 +65,25 @@ class Opening:
 
     def start(self, after: Endpoint | None = None) -> None:
         """Ask for a stream. `after` is an endpoint that refused: another is waited for a little."""
-        forwarding = self._forwarding
         if after is None:
             try:
-                stream = open_now(forwarding.route, self._protocol, self._opener)
-            except ProtocolError as exc:
-                self._opener.on_no_stream(str(exc))
+                stream = open_now(self._forwarding.route, self._protocol, self._opener)
+            except Exception as exc:
+                self._refuse(self._why(exc))
                 return
             if stream is not None:
-                self._opener.on_stream(stream)
+                self._give(stream)
                 return
         waiting = self._wait(after)
         try:
-            self._task = forwarding.tasks.create_task(waiting, name=forwarding.name)
+            task = self._forwarding.tasks.create_task(waiting, name=self._forwarding.name)
         except RuntimeError:
-            # The group is ending, and what it started with it.
+            # The group has ended, and what it started with it.
             waiting.close()
-            self._opener.on_no_stream("krelay is ending")
+            self._refuse(_ENDING)
+            return
+        self._task = task
+        task.add_done_callback(self._ended)
 
     def cancel(self) -> None:
         """Nobody waits any more; the opener is told nothing."""
@@ -97,29 +100,56 @@ class Opening:
         except TimeoutError:
             why = route.reason if route.endpoint is None else "no tunnel to the agent"
             reason = f"waited {park:g} s: {why}"
-        except ProtocolError as exc:
-            reason = str(exc)
-        except Exception:
-            # One connection's bug is its own; let through, it would end every forward.
-            logger.exception("%s: opening failed", self._forwarding.name)
-            reason = "internal error"
+        except Exception as exc:
+            reason = self._why(exc)
         self._task = None
         if stream is not None:
-            self._opener.on_stream(stream)
+            self._give(stream)
         else:
+            self._refuse(reason)
+
+    def _give(self, stream: Handle) -> None:
+        try:
+            self._opener.on_stream(stream)
+        except Exception as exc:
+            stream.reset(ErrorCode.INTERNAL)
+            self._refuse(self._why(exc))
+
+    def _refuse(self, reason: str) -> None:
+        try:
             self._opener.on_no_stream(reason)
+        except Exception as exc:
+            self._why(exc)
+
+    def _why(self, exc: Exception) -> str:
+        """Why there is no stream. One connection's bug is its own; let through, it would leave the
+        connection open for ever, or end every forward."""
+        if isinstance(exc, ProtocolError):
+            return str(exc)
+        logger.error("%s: opening failed", self._forwarding.name, exc_info=exc)
+        return "internal error"
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if self._task is task:  # the group ended it, perhaps before it began
+            self._task = None
+            self._refuse(_ENDING)
 
 
 def open_now(route: Route, protocol: Protocol, handler: Handler) -> Handle | None:
     """A stream to where `route` leads; None while there is no endpoint or no tunnel.
 
     Raises:
-        ProtocolError: the session has too many streams, or the endpoint's name cannot be one.
+        ProtocolError: the session takes no more streams, or the endpoint cannot be addressed.
     """
+    if route.unusable:
+        raise ProtocolError(route.unusable, ErrorCode.NO_SUCH_HOST)
     endpoint, driver = route.endpoint, route.pool.pick()
     if endpoint is None or driver is None:
         return None
-    return driver.open(Header(_NUMBERS[protocol], endpoint.host, endpoint.port), handler)
+    try:
+        return driver.open(Header(_NUMBERS[protocol], endpoint.host, endpoint.port), handler)
+    except ValueError as exc:
+        raise ProtocolError(str(exc), ErrorCode.NO_SUCH_HOST) from exc
 
 
 async def open_parked(
@@ -142,6 +172,6 @@ async def open_parked(
         if after is not None:
             await route.wait_other(after, RETRY_WAIT)
         while True:
-            await route.wait_ready()
             if (stream := open_now(route, protocol, handler)) is not None:
                 return stream
+            await route.wait_ready()

@@ -74,11 +74,13 @@ class PlainDriver:
 
         Raises:
             ProtocolError: too many streams, or there is no agent any more.
+            ValueError: no Header can carry this host or port.
         """
         if self._tasks is None or self.closed:
             raise ProtocolError("the agent is gone")
         if len(self.streams) >= MAX_STREAMS:
             raise ProtocolError(f"{MAX_STREAMS} streams are open")
+        asked.encode()  # here, and not when the tunnel is there
         stream = PlainStream(self, asked, handler)
         stream.task = self._tasks.create_task(self._connect(stream), name=self.name)
         self.streams.add(stream)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from krelay.datapath.pool import Pool
 from krelay.model import Endpoint, Resolution
+from krelay.wire.header import TCP, Header
 
 SETTLE = 10.0
 """Seconds in which an endpoint that has just appeared may still refuse: the cluster's own proxies
@@ -25,6 +27,8 @@ class Route:
     def __init__(self, pool: Pool, *, followed: bool = True) -> None:
         self.followed = followed
         self.resolution: Resolution | None = None
+        self.unusable = ""
+        """Why no agent can be asked for the endpoint of the last answer; empty where one can."""
         self.trouble = ""
         """Why nobody can say where it leads, while that is so."""
         self.on_change: Callable[[], None] | None = None
@@ -64,7 +68,11 @@ class Route:
         return asyncio.get_running_loop().time() < self._settled_at
 
     def update(self, resolution: Resolution) -> None:
-        """New streams go there from now on; live ones stay where they are."""
+        """New streams go there from now on; live ones stay where they are. An endpoint that no
+        Header can carry is no endpoint, and the reason says so."""
+        self.unusable = _unusable(resolution.endpoint)
+        if self.unusable:
+            resolution = replace(resolution, endpoint=None, reason=self.unusable)
         if self.resolution and not self.resolution.endpoint and resolution.endpoint:
             self._settled_at = asyncio.get_running_loop().time() + SETTLE
         self.resolution = resolution
@@ -102,8 +110,8 @@ class Route:
         return endpoint
 
     async def wait_ready(self) -> None:
-        """Return when there are an endpoint and a tunnel."""
-        while self.endpoint is None or self.pool.pick() is None:
+        """Return when there are an endpoint and a tunnel, or there is no use in waiting."""
+        while not self.unusable and (self.endpoint is None or self.pool.pick() is None):
             await self._changed.wait()
 
     async def wait_other(self, endpoint: Endpoint, timeout: float) -> None:
@@ -114,3 +122,15 @@ class Route:
                     await self._changed.wait()
         except TimeoutError:
             return
+
+
+def _unusable(endpoint: Endpoint | None) -> str:
+    if endpoint is None:
+        return ""
+    if endpoint.port == 0:
+        return f"no connection can be made to port 0 of {endpoint.host[:80]!r}"
+    try:
+        Header(TCP, endpoint.host, endpoint.port).encode()
+    except ValueError as exc:
+        return f"the endpoint cannot be addressed: {exc}"
+    return ""

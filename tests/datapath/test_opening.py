@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import struct
+from collections.abc import Awaitable
 
 import pytest
 
-from krelay.datapath.opening import open_now, open_parked
+from krelay.datapath.listener import TcpListener
+from krelay.datapath.opening import Opening, open_now, open_parked
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.relay import TcpRelay
+from krelay.mux.stream import Handle
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.session import Limits
 from tests import rig
@@ -75,3 +80,117 @@ async def test_after_a_refusal_a_route_that_leads_elsewhere_is_taken_at_once() -
         stream = await open_parked(route, Protocol.TCP, TcpRelay(), 3600.0, after=refused)
         assert stream.header.port == target
         stream.reset()
+
+
+class Opener(TcpRelay):
+    """Remembers what it was told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__()
+        self.reason: str | None = None
+        self._error = error
+
+    def on_stream(self, stream: Handle) -> None:
+        stream.handler = self
+        if self._error is not None:
+            raise self._error
+
+    def on_no_stream(self, reason: str) -> None:
+        self.reason = reason
+        if self._error is not None:
+            raise self._error
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_whatever_fails_is_told_to_the_one_that_asked(
+    wait: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither is a connection left open, nor does the listener's group end."""
+    async with rig.path() as path:
+        route = path.route(None if wait else 80)
+        forwarding = TcpListener("web", route, path.tasks, park=3600.0)
+        driver = path.pool.pick()
+        assert driver is not None
+
+        def fail(*_: object) -> None:
+            raise struct.error("a bug")
+
+        monkeypatch.setattr(driver, "open", fail)
+        opener = Opener()
+        Opening(forwarding, Protocol.TCP, opener).start()
+        if wait:
+            await asyncio.sleep(0)
+            route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, 80)))
+            await rig.until(lambda: opener.reason)
+        assert opener.reason == "internal error"
+    assert "struct.error: a bug" in caplog.text
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_an_opener_that_fails_costs_its_stream(
+    wait: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        route = path.route(None if wait else target)
+        forwarding = TcpListener("web", route, path.tasks, park=3600.0)
+        opener = Opener(ZeroDivisionError())
+        Opening(forwarding, Protocol.TCP, opener).start()
+        if wait:
+            await asyncio.sleep(0)
+            route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
+            await rig.until(lambda: opener.reason)
+        assert opener.reason == "internal error"
+        await rig.until(lambda: path.streams == (0, 0))
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_what_waits_when_the_group_ends_is_told() -> None:
+    async with rig.path() as path:
+        opener = Opener()
+
+        async def ends() -> None:
+            async with TaskGroup() as tasks:
+                forwarding = TcpListener("web", path.route(None), tasks, park=3600.0)
+                Opening(forwarding, Protocol.TCP, opener).start()
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await ends()
+        await asyncio.sleep(0)
+        assert opener.reason == "krelay is ending"
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "why"),
+    [
+        ("10.0.0.1", 70_000, "a port is at most 65535: 70000"),
+        ("10.0.0.1", 0, "port 0"),
+        ("x" * 300, 80, "a host name has 1 to 255 bytes"),
+        ("", 80, "a host name has 1 to 255 bytes"),
+        ("web\n", 80, "a host name has no control characters"),
+    ],
+)
+async def test_an_endpoint_that_no_header_can_carry_is_not_waited_for(
+    host: str, port: int, why: str
+) -> None:
+    async with rig.path() as path:
+        route = path.route(None)
+        async with asyncio.TaskGroup() as tasks:
+            opening = open_parked(route, Protocol.TCP, TcpRelay(), 3600.0)
+            waiting = tasks.create_task(asyncio.wait([tasks.create_task(fails(opening))]))
+            await asyncio.sleep(0)
+            route.update(Resolution(Protocol.TCP, Endpoint(host, port)))
+        assert waiting.done()
+        assert route.endpoint is None
+        assert why in route.reason
+        with pytest.raises(ProtocolError, match=why):
+            open_now(route, Protocol.TCP, TcpRelay())
+        route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, 80)))
+        stream = open_now(route, Protocol.TCP, TcpRelay())
+        assert stream is not None
+        stream.reset()
+
+
+async def fails(work: Awaitable[object]) -> None:
+    with pytest.raises(ProtocolError):
+        await work

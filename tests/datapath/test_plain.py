@@ -300,6 +300,8 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(driver.run())
         await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="a port"):
+            driver.open(Header(0, rig.HOST, 70_000), Told())  # type: ignore[arg-type]
         seen = [Told(), Told()]
         one, two = (driver.open(asked, told) for told in seen)  # type: ignore[arg-type]
         with pytest.raises(ProtocolError, match="2 streams are open"):
