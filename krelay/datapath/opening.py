@@ -171,7 +171,8 @@ async def open_parked(
     async with asyncio.timeout(park):
         if after is not None:
             await route.wait_other(after, RETRY_WAIT)
-        while True:
-            if (stream := open_now(route, protocol, handler)) is not None:
-                return stream
-            await route.wait_ready()
+        with route.waiting():
+            while True:
+                if (stream := open_now(route, protocol, handler)) is not None:
+                    return stream
+                await route.wait_ready()

@@ -90,6 +90,16 @@ class Pool:
             for tunnel in self.tunnels:
                 tunnel.close()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a connection waits for a tunnel."""
+        return any(route.wanted for route in self.routes)
+
+    def hasten(self) -> None:
+        """A connection waits: no tunnel that is down waits for long."""
+        for tunnel in self.tunnels:
+            tunnel.hasten()
+
     def poke(self, *, sure: bool) -> None:
         """The network or the machine is not what it was: see `Tunnel.poke`."""
         for tunnel in self.tunnels:
@@ -104,6 +114,7 @@ class Pool:
             reached=reached,
             on_change=self._on_change,
             on_worn=self._succeed,
+            wanted=lambda: self.wanted,
         )
         self._reached[tunnel] = way, reached
         return tunnel

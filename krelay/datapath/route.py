@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from krelay.datapath.pool import Pool
@@ -35,6 +36,7 @@ class Route:
         """Called at each change, here or in the pool."""
         self._changed = asyncio.Event()
         self._settled_at = 0.0
+        self._waiting = 0
         self._pool = pool
         pool.routes.add(self)
 
@@ -108,6 +110,21 @@ class Route:
         while (endpoint := self.endpoint) is None:
             await self._changed.wait()
         return endpoint
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a connection waits for it."""
+        return self._waiting > 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A connection waits for it meanwhile: its pool dials sooner."""
+        self._waiting += 1
+        self.pool.hasten()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
     async def wait_ready(self) -> None:
         """Return when there are an endpoint and a tunnel, or there is no use in waiting."""

@@ -60,8 +60,9 @@ class Tunnel:
         reached: Reached,
         on_change: Callable[[], None],
         on_worn: Callable[[Tunnel], None] | None = None,
+        wanted: Callable[[], bool] | None = None,
     ) -> None:
-        """`reached` is shared by the tunnels of a way."""
+        """`reached` is shared by the tunnels of a way; `wanted` says whether a connection waits."""
         self.name = name
         self.driver: Carrier | None = None
         self.failure: Exception | None = None
@@ -75,7 +76,7 @@ class Tunnel:
         self._stats = TunnelStats()
         self._resume: Welcome | None = None
         self._lost = True
-        self._trying = Trying(name, way)
+        self._trying = Trying(name, way, wanted)
         self._rotating = False
         self._over: asyncio.TimerHandle | None = None
 
@@ -147,6 +148,11 @@ class Tunnel:
             self._trying.nudge()
         elif isinstance(self.driver, Driver):
             self.driver.hurry(_DOUBT)
+
+    def hasten(self) -> None:
+        """A connection waits for a tunnel: the next try is not far."""
+        if not self.up:
+            self._trying.hasten()
 
     def close(self) -> None:
         """Say good-bye and cut what still lives."""

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from krelay.datapath import trying as module
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.trying import Trying
 from krelay.errors import TunnelError, UnreachableError
@@ -83,3 +84,40 @@ async def test_a_pause_ends_when_there_is_reason_to(
         way.opened.set()
         if not isinstance(failure, UnreachableError):
             trying.nudge()
+
+
+async def test_a_look_that_fails_leaves_the_pause_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
+    way = rig.Way(None)
+    trying = Trying("t", way)
+
+    async def fail() -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(way, "reopened", fail)
+    async with asyncio.TaskGroup() as tasks:
+        pausing = tasks.create_task(trying.pause(UnreachableError("shut")))
+        await rig.until(lambda: caplog.messages)
+        assert not pausing.done()
+        trying.nudge()
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_while_a_connection_waits_a_pause_is_short(
+    before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it came before the pause began, or comes in it; and not shorter for many."""
+    monkeypatch.setattr(module, "HASTE", 0.1)
+    monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
+    trying = Trying("t", rig.Way(None), lambda: before)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    async with asyncio.TaskGroup() as tasks:
+        pausing = tasks.create_task(trying.pause(None))
+        await asyncio.sleep(0)
+        for _ in range(0 if before else 100):
+            trying.hasten()
+        await pausing
+    assert loop.time() >= begun + 0.049
