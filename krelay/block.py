@@ -8,6 +8,7 @@ import logging
 
 from krelay.finish import finish
 from krelay.model import Config
+from krelay.mux.files import raise_file_limit
 from krelay.status.report import ForwardReport
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.reload import Source
@@ -41,6 +42,7 @@ class Run:
             ConfigError: it is wrong.
         """
         config = source.load()
+        raise_file_limit()
         if not config.agent.embedded:
             # Else this is imported on the loop, which is somebody else's.
             from krelay.cluster import api, resolve  # noqa: F401

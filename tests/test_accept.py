@@ -11,8 +11,9 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from krelay import accept
-from krelay.accept import Accept
+from krelay.accept import Accept, spare
 from krelay.bind import bind
+from krelay.mux.files import open_files, reserve
 from tests import rig
 
 
@@ -97,18 +98,20 @@ async def test_what_is_accepted_when_it_closes_is_served(turns: int) -> None:
                     await loop.sock_recv(client, 9)
 
 
-async def test_without_descriptors_it_waits_and_says_so_once(
+async def test_where_none_can_be_had_it_waits_and_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """The system may have none although this process may have more."""
     tries = 0
     pause = Accept._pause
 
-    def count(self: Accept, exc: OSError) -> None:
+    def count(self: Accept, cause: str, *, bug: bool = False) -> None:
         nonlocal tries
         tries += 1
-        pause(self, exc)
+        pause(self, cause, bug=bug)
 
     monkeypatch.setattr(accept, "PAUSE", 0.01)
+    monkeypatch.setattr(accept, "open_files", lambda: None)
     monkeypatch.setattr(Accept, "_pause", count)
     async with open_port() as (_, address, served):
         with socket.create_connection(address) as client:
@@ -118,3 +121,161 @@ async def test_without_descriptors_it_waits_and_says_so_once(
                 assert not served
             assert await asyncio.get_running_loop().sock_recv(client, 9) == b"hi"
     assert caplog.messages == ["web: connections wait, none can be accepted: Too many open files"]
+
+
+async def test_what_fails_in_accepting_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accept, "PAUSE", 0.01)
+    failing, take = True, Accept._take
+
+    def fail(self: Accept) -> None:
+        if failing:
+            raise MemoryError
+        take(self)
+
+    monkeypatch.setattr(Accept, "_take", fail)
+    async with open_port() as (_, address, _):
+        asking = asyncio.create_task(greeting(address))
+        await rig.until(lambda: caplog.messages)
+        failing = False
+        assert await asking == b"hi"
+    assert caplog.messages == ["web: connections wait, none can be accepted: MemoryError()"]
+
+
+async def test_a_connection_that_cannot_be_served_is_reset(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> asyncio.BaseProtocol:
+        raise ZeroDivisionError
+
+    (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
+    accepting = Accept("web", sock, fail)
+    try:
+        with pytest.raises(ConnectionResetError):
+            await greeting(sock.getsockname())
+    finally:
+        accepting.close()
+    assert caplog.messages == ["web: a connection is reset: ZeroDivisionError()"]
+
+
+class Held(asyncio.Protocol):
+    """Stays open."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, all_: list[Held]) -> None:
+        self.all = all_
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.all.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.all.remove(self)
+        spare().freed()
+
+
+@contextlib.contextmanager
+def limited(more: int) -> Iterator[int]:
+    """This process may have `more` descriptors than it has now; yields the limit."""
+    used, (soft, hard) = open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert used is not None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, hard))
+    try:
+        yield used + more
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def settled(limit: int, held: list[Held]) -> bool:
+    """Whether accepting stands still: it has waiters, and what is left is the reserve or as many as
+    were accepted."""
+    used = open_files()
+    assert used is not None
+    return spare().wanted and limit - used <= max(min(reserve(), len(held)), 4)
+
+
+@contextlib.contextmanager
+def clients(address: tuple[str, int], count: int) -> Iterator[list[socket.socket]]:
+    made = [socket.create_connection(address) for _ in range(count)]
+    try:
+        yield made
+    finally:
+        for sock in made:
+            sock.close()
+
+
+async def test_connections_leave_a_reserve_and_go_on_when_there_are_descriptors_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accept, "LOOK", 3600.0)
+    (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
+    held: list[Held] = []
+    served = 0
+
+    def serve() -> Held:
+        nonlocal served
+        served += 1
+        return Held(held)
+
+    accepting = Accept("web", sock, serve)
+    try:
+        with clients(sock.getsockname(), 80), limited(60) as limit:
+            await rig.until(lambda: held and settled(limit, held))
+            left = limit - (open_files() or 0)
+            assert left >= 4
+            with contextlib.ExitStack() as stack:  # for anything else
+                for _ in range(left - 1):
+                    stack.enter_context(socket.socket())
+            while served < 80:
+                for each in held:
+                    each.transport.abort()
+                await asyncio.sleep(0.001)
+    finally:
+        accepting.close()
+        for each in held:
+            each.transport.abort()
+        await rig.until(lambda: not held)
+    (message,) = caplog.messages
+    assert message.startswith("web: connections wait, ")
+    assert message.endswith(f" of {limit} file descriptors are in use")
+
+
+async def test_listeners_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with many clients does not shut out another's only one."""
+    monkeypatch.setattr(accept, "LOOK", 0.01)
+    socks = [bind(rig.HOST, 0, socket.SOCK_STREAM)[0] for _ in range(2)]
+    many: list[Held] = []
+    few: list[Held] = []
+    accepts = [
+        Accept("many", socks[0], lambda: Held(many)),
+        Accept("few", socks[1], lambda: Held(few)),
+    ]
+    try:
+        with clients(socks[0].getsockname(), 200), limited(40) as limit:
+            await rig.until(lambda: many and settled(limit, many))
+            with clients(socks[1].getsockname(), 1):
+                while not few:
+                    many[0].transport.abort()
+                    await asyncio.sleep(0.001)
+                assert spare().wanted  # the others still wait
+    finally:
+        for accepting in accepts:
+            accepting.close()
+        for each in [*many, *few]:
+            each.transport.abort()
+        await rig.until(lambda: not (many or few))
+
+
+async def test_control_connections_may_have_the_reserve() -> None:
+    (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
+    served: list[Served] = []
+    with socket.create_connection(sock.getsockname()) as client, limited(2):
+        client.setblocking(False)
+        accepting = Accept("status", sock, lambda: Served(served), control=True)
+        try:
+            assert await asyncio.get_running_loop().sock_recv(client, 9) == b"hi"
+        finally:
+            accepting.close()

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import socket
 
-from krelay.accept import Accept
+from krelay.accept import Accept, spare
 from krelay.bind import bind
 from krelay.datapath.opening import RETRIED, Forwarding, Opening
+from krelay.datapath.queue import queue
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account, Entry
+from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Handle
@@ -62,7 +64,16 @@ class TcpListener:
         """
         sockets = bind(address, port, socket.SOCK_STREAM)
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        self._accepts = [Accept(self.name, sock, self._accept) for sock in sockets]
+        make_room = queue().make_room
+        try:
+            for sock in sockets:
+                accept = Accept(self.name, sock, self._accept, make_room=make_room)
+                self._accepts.append(accept)
+        except OSError as exc:  # the loop cannot watch it
+            self.close()
+            for sock in sockets:
+                sock.close()
+            raise ListenError(f"cannot listen on {Endpoint(address, port)}: {exc}") from exc
 
     def _accept(self) -> LocalRelay:
         return LocalRelay(self)
@@ -113,9 +124,11 @@ class LocalRelay(TcpRelay):
         super().__init__()
         self._listener = listener
         self._forwarding: Forwarding = listener
-        self._opening = Opening(listener, Protocol.TCP, self)
+        self._queue = queue()
+        self._opening = Opening(listener, Protocol.TCP, self, on_queued=self.on_queued)
         self._endpoint: Endpoint | None = None
         self._sent: list[bytes] | None = []
+        self._early_bytes = 0
         self._retried = False
         self._entry: Entry | None = None
 
@@ -139,21 +152,47 @@ class LocalRelay(TcpRelay):
             self.stream.reset(ErrorCode.CANCELLED)
         self.on_reset(ErrorCode.CANCELLED)
 
+    def drop(self, reason: str) -> None:
+        """Reset it while it waits, to have its descriptor."""
+        logger.info("%s: connection reset: %s", self._forwarding.name, reason)
+        self._opening.cancel()
+        if self._entry is not None:
+            self._entry.unserved()
+        self._fail(ErrorCode.CANCELLED, reason)
+
     def data_received(self, data: bytes) -> None:
         if self._sent is not None:
             self._sent.append(data)
+        if self.stream is None:
+            self._early_bytes += len(data)
+            self._queue.received(self, len(data))
         super().data_received(data)
+
+    def eof_received(self) -> bool:
+        keep = super().eof_received()
+        self._queue.ended(self)
+        return keep
 
     def connection_lost(self, exc: Exception | None) -> None:
         clean = exc is None and self._local_ended and self._remote_ended
+        self._queue.leave(self)
+        spare().freed()
         super().connection_lost(exc)
         self._opening.cancel()
         if self._entry is not None:
             self._entry.left(clean=clean)
         self._listener.left(self)
 
+    def on_queued(self) -> None:
+        """It has to wait for a stream: its end is to be seen meanwhile."""
+        kept = sum(map(len, self._sent or ()))
+        self._queue.enter(self, kept, half_closed=self._local_ended)
+
     def on_stream(self, stream: Handle) -> None:
         """There is a stream: what the application sent so far goes first."""
+        self._queue.leave(self)
+        self.received_bytes += self._early_bytes
+        self._early_bytes = 0
         self._endpoint = self._forwarding.route.endpoint
         if self._entry is not None:
             self._entry.asked()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol as Shape
 
 from krelay.datapath.route import Route
@@ -52,10 +53,20 @@ class Opener(Handler, Shape):
 class Opening:
     """The way of one connection or flow to its stream; `opener` learns how it ends."""
 
-    def __init__(self, forwarding: Forwarding, protocol: Protocol, opener: Opener) -> None:
+    def __init__(
+        self,
+        forwarding: Forwarding,
+        protocol: Protocol,
+        opener: Opener,
+        *,
+        on_queued: Callable[[], None] | None = None,
+    ) -> None:
+        """`on_queued` is called when there is no stream at once, and each time that one is waited
+        for."""
         self._forwarding = forwarding
         self._protocol = protocol
         self._opener = opener
+        self._on_queued = on_queued
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -84,6 +95,8 @@ class Opening:
             return
         self._task = task
         task.add_done_callback(self._ended)
+        if self._on_queued is not None:
+            self._on_queued()
 
     def cancel(self) -> None:
         """Nobody waits any more; the opener is told nothing."""

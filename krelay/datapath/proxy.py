@@ -212,7 +212,7 @@ class ProxyConnection(LocalRelay):
         self.transport.pause_reading()
         destination = Destination.of(self._proxy, Protocol.TCP, host, port)
         self._forwarding = destination
-        self._opening = Opening(destination, Protocol.TCP, self)
+        self._opening = Opening(destination, Protocol.TCP, self, on_queued=self.on_queued)
         self._entry = destination.account.begin(self)
         if early and self._sent is not None:
             self._sent.append(early)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 _WANTED = 65_536
+_LISTS = ("/proc/self/fd", "/dev/fd")
+RESERVE = 256
+"""Descriptors that accepted connections leave to everything else: dials, watches, files, status."""
+_RESERVED_SHARE = 4
+"""Where the limit is low, the reserve is one in so many."""
 
 
 def raise_file_limit() -> None:
@@ -21,3 +27,46 @@ def raise_file_limit() -> None:
     wanted = _WANTED if hard == resource.RLIM_INFINITY else min(hard, _WANTED)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def file_limit() -> int | None:
+    """How many files this process may have open; None where the system sets no limit."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def open_files() -> int | None:
+    """How many files this process has open; None where the system does not say."""
+    for place in _LISTS:
+        try:
+            # Linux has said it in the size since 6.2; before, and elsewhere, they are counted.
+            return os.stat(place).st_size if place == _LISTS[0] and _sized else _count(place)
+        except FileNotFoundError:
+            continue
+        except OSError:  # not even one more
+            return file_limit()
+    return None
+
+
+def reserve() -> int:
+    """How many descriptors accepted connections must leave free."""
+    limit = file_limit()
+    return RESERVE if limit is None else min(RESERVE, limit // _RESERVED_SHARE)
+
+
+def _count(place: str) -> int:
+    return len(os.listdir(place)) - 1  # without the one that lists them
+
+
+def _has_size() -> bool:
+    try:
+        return os.stat(_LISTS[0]).st_size > 0
+    except OSError:
+        return False
+
+
+_sized = _has_size()

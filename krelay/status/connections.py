@@ -38,7 +38,7 @@ class Connections:
     async def serve(self, socks: Iterable[socket.socket]) -> None:
         """Answer on these, which listen, and are closed by `close`."""
         await self._runner.setup()
-        self._accepts = [Accept("status", sock, self._accept) for sock in socks]
+        self._accepts = [Accept("status", sock, self._accept, control=True) for sock in socks]
 
     async def close(self) -> None:
         """Answer no more, and leave nothing open."""

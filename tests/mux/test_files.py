@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
+import socket
 import subprocess
 import sys
 
@@ -56,3 +59,38 @@ def test_what_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     monkeypatch.setattr(resource, "setrlimit", refuse)
     files.raise_file_limit()
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_what_is_open_is_counted(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the size of /proc/self/fd, where Linux says it there, or by its entries."""
+    if sized and not files._sized:
+        pytest.skip("not on this system")
+    monkeypatch.setattr(files, "_sized", sized)
+    before = files.open_files()
+    assert before is not None
+    with socket.socket(), socket.socket():
+        assert files.open_files() == before + 2
+    assert files.open_files() == before
+
+
+def test_where_nothing_more_can_be_opened_all_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: str) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(files, "_sized", False)
+    monkeypatch.setattr(os, "listdir", fail)
+    assert files.open_files() == files.file_limit()
+
+
+def test_where_the_system_does_not_say_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LISTS", ("/no/such/place",))
+    assert files.open_files() is None
+
+
+@pytest.mark.parametrize(
+    ("soft", "reserved"), [(64, 16), (100, 25), (65_536, 256), (resource.RLIM_INFINITY, 256)]
+)
+def test_the_reserve(soft: int, reserved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
+    assert files.reserve() == reserved
