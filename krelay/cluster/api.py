@@ -20,6 +20,7 @@ import aiohttp
 
 from krelay.access import ApiAccess
 from krelay.cluster import http
+from krelay.cluster.contact import Contact
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.cluster.refusal import Refusal
@@ -55,6 +56,7 @@ class Api:
     """The API server of one context; `connect` makes one."""
 
     def __init__(self, credentials: Credentials, deadline: float = REQUEST_DEADLINE) -> None:
+        self.contact = Contact()
         self._credentials = credentials
         self._deadline = deadline
         self._sessions: dict[str | None, aiohttp.ClientSession] = {}

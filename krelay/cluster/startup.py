@@ -113,10 +113,19 @@ class _Startup:
         uid = next((pod["metadata"]["uid"] for pod in self.seen[PODS]), "")
         await self._see(POD_EVENTS, "v1", "events", field_selector=_about(uid))
 
-    async def _see(self, what: str, version: str, resource: str, **selector: str) -> None:
+    async def _see(
+        self,
+        what: str,
+        version: str,
+        resource: str,
+        *,
+        label_selector: str = "",
+        field_selector: str = "",
+    ) -> None:
         path = collection(version, resource, self._namespace)
+        sets = follow(self._api, path, label_selector=label_selector, field_selector=field_selector)
         try:
-            async for found in follow(self._api, path, **selector):
+            async for found in sets:
                 self.seen[what] = found.values()
                 if self.seen[PODS]:
                     self._has_pod.set()

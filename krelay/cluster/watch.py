@@ -1,8 +1,8 @@
 """Watch: the fourth step into the cluster; follows a collection for as long as anyone listens.
 
-kubernetes.io, "API concepts: efficient detection of changes". List, then watch from the list's
-resourceVersion; bookmarks keep that version young, and come about once a minute, so that
-silence means a dead peer.
+kubernetes.io, "API concepts: efficient detection of changes"; the shape is client-go's Reflector.
+List, then watch from the list's resourceVersion; bookmarks keep that version young, and come about
+once a minute, so that silence means a dead peer.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from krelay.cluster.api import Api, Lines
 from krelay.cluster.refusal import Refusal
-from krelay.errors import ClusterError, CredentialsError
+from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 
 logger = logging.getLogger("krelay.cluster")
 
-Objects = dict[str, dict[str, Any]]
+Item = dict[str, Any]
+Objects = dict[str, Item]
+Keep = Callable[[Item], Item | None]
+"""What is to be kept of an object; None drops it."""
 
 PAGE = 200
 MAX_PAGES = 250
@@ -34,16 +37,27 @@ DENIED_PAUSE = 30.0
 
 
 async def follow(
-    api: Api, path: str, *, label_selector: str = "", field_selector: str = ""
-) -> AsyncIterator[Mapping[str, dict[str, Any]]]:
+    api: Api,
+    path: str,
+    *,
+    label_selector: str = "",
+    field_selector: str = "",
+    keep: Keep = lambda item: item,
+    most: int | None = None,
+    patient: bool = True,
+) -> AsyncIterator[Mapping[str, Item]]:
     """The whole set now, and again after each change; the last known good while out of touch.
 
     The key is the object's uid. What arrived together gives one set. Never ends: what passes is
     retried for ever, also a right or a credential that is lost on the way.
 
+    `keep` sees each object first. `most` bounds how many objects a list may have, kept or not.
+    Unless `patient`, a right that is lost on the way is an error too.
+
     Raises:
         AccessDeniedError: neither list nor watch was ever allowed.
         CredentialsError: we never got in.
+        TooManyError: a list has more than `most` objects.
         ClusterError: there never was such a collection.
     """
     selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
@@ -51,42 +65,49 @@ async def follow(
     known: Objects | None = None
     version = ""
     admitted = False
-    pace = _Pace(path)
-    while True:
-        pace.begin()
-        try:
-            if known is None or not version:
-                listed, version = await _list(api, path, query)
-                if listed != known:
-                    known = listed
-                    yield dict(known)
-            async with _watch(api, path, version, query) as batches:
-                admitted = True
-                pace.good()
-                async for batch in batches:
-                    version, changed = _apply(known, batch, version)
-                    if changed:
+    pace = _Pace()
+    with api.contact.watching(path) as contact:
+        while True:
+            pace.begin()
+            try:
+                if known is None or not version:
+                    listed, version = await _list(api, path, query, keep, most)
+                    if listed != known:
+                        known = listed
                         yield dict(known)
-                    if not version:
-                        break
-            pause = pace.ended()
-        except ClusterError as exc:
-            no = exc.__cause__ if isinstance(exc.__cause__, Refusal) else None
-            if no is not None and no.status == 410:
-                version = ""
+                async with _watch(api, path, version, query) as batches:
+                    admitted = True
+                    contact.good()
+                    async for batch in batches:
+                        version, changed = _apply(known, batch, version, keep)
+                        if changed:
+                            yield dict(known)
+                        if not version:
+                            break
                 pause = pace.ended()
-            elif _passes(exc, no):
-                after = (no.after or 0.0) if no is not None else 0.0
-                pause = max(pace.ended(), min(after, DENIED_PAUSE))
-                pace.bad(exc)
-            elif admitted:
-                # Perhaps list still is allowed: then this is a slow poll.
-                version = ""
-                pause = random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
-                pace.bad(exc)
-            else:
-                raise
-        await asyncio.sleep(pause)
+            except ClusterError as exc:
+                no = exc.__cause__ if isinstance(exc.__cause__, Refusal) else None
+                if no is not None and no.status == 410:
+                    version = ""
+                    pause = pace.ended()
+                elif isinstance(exc, TooManyError):
+                    raise
+                elif _passes(exc, no):
+                    after = (no.after or 0.0) if no is not None else 0.0
+                    pause = max(pace.ended(), min(after, DENIED_PAUSE))
+                    contact.lost(exc)
+                elif admitted and (patient or not isinstance(exc, AccessDeniedError)):
+                    # Perhaps list still is allowed: then this is a slow poll.
+                    version = ""
+                    pause = random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
+                    contact.lost(exc)
+                else:
+                    raise
+            await asyncio.sleep(pause)
+
+
+class TooManyError(ClusterError):
+    """A collection has more objects than are wanted of it."""
 
 
 def _passes(exc: ClusterError, no: Refusal | None) -> bool:
@@ -112,27 +133,32 @@ def _watch(
     )
 
 
-async def _list(api: Api, path: str, query: dict[str, str]) -> tuple[Objects, str]:
+async def _list(
+    api: Api, path: str, query: dict[str, str], keep: Keep, most: int | None
+) -> tuple[Objects, str]:
     """All objects, page by page, and the version to watch from."""
     found: Objects = {}
     more: dict[str, str] = {}
+    seen = 0
     for _ in range(MAX_PAGES):
         page = await api.get(path, limit=str(PAGE), **query, **more)
-        try:
-            for item in page.get("items") or ():
-                _put(found, item)
-            metadata = page["metadata"]
-            if not metadata.get("continue"):
-                return found, str(metadata["resourceVersion"])
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise ClusterError(f"the answer is no list of objects: {path}") from exc
-        more = {"continue": str(metadata["continue"])}
+        items, version, token, left = _page(page, path)
+        seen += len(items)
+        if most is not None and seen + left > most:
+            raise TooManyError(f"more than {most} objects at {path}")
+        for item in items:
+            _put(found, item, keep)
+        if not token:
+            return found, version
+        more = {"continue": token}
     raise ClusterError(
         f"more than {MAX_PAGES * PAGE} objects at {path}", hint="narrow it by a label selector"
     )
 
 
-def _apply(known: Objects, batch: list[bytes], version: str) -> tuple[str, bool]:
+def _apply(
+    known: Objects, batch: list[bytes], version: str, keep: Keep = lambda item: item
+) -> tuple[str, bool]:
     """Lays a batch of events over `known`: the new version, and whether anything changed.
 
     An empty version: the server ended the watch with an error (410 "too old" as a rule), or sent
@@ -142,58 +168,94 @@ def _apply(known: Objects, batch: list[bytes], version: str) -> tuple[str, bool]
     for line in batch:
         if not line:
             continue
-        try:
-            event = json.loads(line)
-            kind, item = event["type"], event["object"]
-            if kind == "ERROR":
-                return "", changed
-            version = str(item["metadata"]["resourceVersion"])
-            if kind == "DELETED":
-                changed |= known.pop(_key(item), None) is not None
-            elif kind in ("ADDED", "MODIFIED"):
-                changed |= _put(known, item)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        event = _event(line)
+        if event is None:
             logger.debug("no event: %r", line[:200])
             return "", changed
+        kind, item, version = event
+        if kind == "ERROR":
+            return "", changed
+        if kind == "DELETED":
+            changed |= known.pop(_key(item), None) is not None
+        elif kind in ("ADDED", "MODIFIED"):
+            changed |= _put(known, item, keep)
     return version, changed
 
 
-def _put(known: Objects, item: dict[str, Any]) -> bool:
+def _put(known: Objects, item: Item, keep: Keep) -> bool:
     item["metadata"].pop("managedFields", None)  # often half of an object, and of no use here
     key = _key(item)
-    if known.get(key) == item:
+    kept = keep(item)
+    if kept is None:
+        return known.pop(key, None) is not None
+    if known.get(key) == kept:
         return False
-    known[key] = item
+    known[key] = kept
     return True
 
 
-def _key(item: dict[str, Any]) -> str:
+def _key(item: Item) -> str:
     metadata = item["metadata"]
     return str(metadata.get("uid") or f"{metadata.get('namespace', '')}/{metadata['name']}")
 
 
-class _Pace:
-    """How soon to try again, and one line in the log for each time out of touch."""
+# -- reading: the one place where what a server sent becomes an object ----------------------------
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+
+def _page(page: Item, path: str) -> tuple[list[Item], str, str, int]:
+    """The objects of a page, its version, the token of the next page, and how many are left.
+
+    Raises:
+        ClusterError: it is no page of a list.
+    """
+    metadata, items = page.get("metadata"), page.get("items") or []
+    if isinstance(metadata, dict) and isinstance(items, list) and all(map(_is_object, items)):
+        version, token = metadata.get("resourceVersion"), metadata.get("continue") or ""
+        left = metadata.get("remainingItemCount") or 0
+        if isinstance(version, str) and isinstance(token, str) and isinstance(left, int):
+            return items, version, token, left
+    raise ClusterError(f"the answer is no list of objects: {path}")
+
+
+def _event(line: bytes) -> tuple[str, Item, str] | None:
+    """The kind of an event, its object and the object's version; None if it is no event."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict):
+        return None
+    kind, item = event.get("type"), event.get("object")
+    if kind == "ERROR":
+        return "ERROR", {}, ""
+    if not isinstance(kind, str) or not isinstance(item, dict):
+        return None
+    metadata = item.get("metadata")
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    if not isinstance(version, str) or not (kind == "BOOKMARK" or _is_object(item)):
+        return None
+    return kind, item, version
+
+
+def _is_object(item: object) -> bool:
+    """Whether it has what every object has: a name, and labels that are text, if any."""
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
+        return False
+    labels = metadata.get("labels") or {}
+    return isinstance(labels, dict) and all(isinstance(value, str) for value in labels.values())
+
+
+class _Pace:
+    """How soon to try again."""
+
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._began = 0.0
         self._failed = 0
-        self._lost = False
 
     def begin(self) -> None:
         self._began = self._loop.time()
-
-    def good(self) -> None:
-        if self._lost:
-            logger.info("watching %s again", self._path)
-        self._lost = False
-
-    def bad(self, why: ClusterError) -> None:
-        log = logger.debug if self._lost else logger.warning
-        log("out of touch with %s, what was known stays: %s", self._path, why)
-        self._lost = True
 
     def ended(self) -> float:
         """Seconds to wait: none after a watch of some length, else full jitter, ever longer."""

@@ -372,7 +372,7 @@ async def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full jitter up to LONGEST_PAUSE; none after a watch that lasted."""
     monkeypatch.setattr("krelay.cluster.watch.random.uniform", lambda low, high: (low, high))
     now = [0.0]
-    pace = module._Pace("/x")
+    pace = module._Pace()
     monkeypatch.setattr(pace, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
     pace.begin()
     pauses: list[Any] = [pace.ended() for _ in range(9)]
