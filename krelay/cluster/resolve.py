@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from krelay.cluster.api import Api, collection
+from krelay.cluster.api import collection
+from krelay.cluster.informers import Informers
 from krelay.cluster.pods import choose, resolve_port, why_none
-from krelay.cluster.selectors import selector_text
+from krelay.cluster.selectors import Selector
 from krelay.cluster.services import resolve_service
-from krelay.cluster.watch import follow
 from krelay.errors import AccessDeniedError
 from krelay.model import Kind, Protocol, Resolution, Target
 from krelay.tasks import TaskGroup
@@ -35,7 +35,9 @@ _WORKLOADS = {
 }
 
 
-async def follow_target(api: Api, target: Target, namespace: str, publish: Publish) -> None:
+async def follow_target(
+    informers: Informers, target: Target, namespace: str, publish: Publish
+) -> None:
     """Call `publish` with what each port of `target` means, in order, whenever that changes.
 
     Runs until it is cancelled; returns only for a host or an address, which never change.
@@ -47,7 +49,7 @@ async def follow_target(api: Api, target: Target, namespace: str, publish: Publi
     if not target.kind.in_cluster:
         publish(tuple(Resolution.as_given(target, port) for port in target.ports))
         return
-    following = _Following(api, target, namespace, publish)
+    following = _Following(informers, target, namespace, publish)
     if target.kind is Kind.SERVICE:
         await following.service()
     elif target.kind is Kind.POD:
@@ -57,10 +59,12 @@ async def follow_target(api: Api, target: Target, namespace: str, publish: Publi
 
 
 class _Following:
-    """One target's watches."""
+    """One target's share of the watches."""
 
-    def __init__(self, api: Api, target: Target, namespace: str, publish: Publish) -> None:
-        self._api = api
+    def __init__(
+        self, informers: Informers, target: Target, namespace: str, publish: Publish
+    ) -> None:
+        self._informers = informers
         self._target = target
         self._namespace = namespace
         self._publish = publish
@@ -69,8 +73,7 @@ class _Following:
 
     async def pod(self) -> None:
         """A pod by its name; one that is made anew is the same to us."""
-        name = self._target.resource
-        async for pods in self._watch("v1", "pods", field_selector=f"metadata.name={name}"):
+        async for pods in self._watch("v1", "pods", Selector(self._target.resource)):
             if pods:
                 self._tell_pod(pods.values())
             else:
@@ -80,17 +83,15 @@ class _Following:
         """The pods that a workload selects."""
         version, resource, word = _WORKLOADS[self._target.kind]
 
-        async def pods(selector: str) -> None:
-            if not selector:
+        async def pods(selector: Selector) -> None:
+            if selector.empty:
                 # As a selector it would be every pod of the namespace.
                 self._tell_none(f"{self._target} selects no pods")
                 return
-            async for found in self._watch("v1", "pods", label_selector=selector):
+            async for found in self._watch("v1", "pods", selector):
                 self._tell_pod(found.values())
 
-        await self._while_there(
-            version, resource, word, lambda item: selector_text(item["spec"].get("selector")), pods
-        )
+        await self._while_there(version, resource, word, _selector, pods)
 
     async def service(self) -> None:
         """A Service, and its endpoints while it has any."""
@@ -99,10 +100,10 @@ class _Following:
             if service["spec"].get("type") == "ExternalName":
                 self._tell_service(service, None)
                 return
-            label = f"kubernetes.io/service-name={self._target.resource}"
+            of_service = Selector.of_label("kubernetes.io/service-name", self._target.resource)
             try:
                 async for slices in self._watch(
-                    "discovery.k8s.io/v1", "endpointslices", label_selector=label
+                    "discovery.k8s.io/v1", "endpointslices", of_service
                 ):
                     self._tell_service(service, slices.values())
             except AccessDeniedError as exc:
@@ -124,11 +125,10 @@ class _Following:
         inner: Callable[[Any], Any],
     ) -> None:
         """Run `inner` with the `part` of the object that matters, anew whenever that changes."""
-        selector = f"metadata.name={self._target.resource}"
         running: asyncio.Task[None] | None = None
         matters: Any = None
         async with TaskGroup() as tasks:
-            async for found in self._watch(version, resource, field_selector=selector):
+            async for found in self._watch(version, resource, Selector(self._target.resource)):
                 item = next(iter(found.values()), None)
                 now = None if item is None else part(item)
                 if now == matters and running is not None:
@@ -143,10 +143,11 @@ class _Following:
                     running = tasks.create_task(inner(now), name=self._target.name)
 
     async def _watch(
-        self, version: str, resource: str, **selector: str
+        self, version: str, resource: str, selector: Selector
     ) -> AsyncIterator[Mapping[str, dict[str, Any]]]:
         path = collection(version, resource, self._namespace)
-        async with aclosing(follow(self._api, path, **selector)) as sets:  # type: ignore[type-var]
+        watch = self._informers.watch(path, selector)
+        async with aclosing(watch) as sets:  # type: ignore[type-var]
             async for found in sets:
                 yield found
 
@@ -195,3 +196,7 @@ class _Following:
 def _what_matters(service: Object) -> Object:
     """A Service without what changes and says nothing of where it leads (status, annotations)."""
     return {"metadata": {"name": service["metadata"]["name"]}, "spec": service["spec"]}
+
+
+def _selector(workload: Object) -> Selector:
+    return Selector.of_workload(workload["spec"].get("selector"))

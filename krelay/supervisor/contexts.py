@@ -1,4 +1,4 @@
-"""Contexts: one API client for each kubeconfig context in use, shared by agents and watches."""
+"""Contexts: one API client for each kubeconfig context in use, and the watches that it shares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
+    from krelay.cluster.informers import Informers
     from krelay.cluster.kubeconfig import Overrides
 
 
@@ -19,6 +20,7 @@ class Contexts:
         if overrides is not None:
             self._options["overrides"] = overrides
         self._apis: dict[str | None, Api] = {}
+        self._informers: dict[Api, Informers] = {}
         self._connecting = asyncio.Lock()
 
     async def api(self, context: str | None) -> Api:
@@ -34,7 +36,22 @@ class Contexts:
                 self._apis[context] = await Api.connect(context=context, **self._options)
             return self._apis[context]
 
+    async def informers(self, context: str | None) -> Informers:
+        """The shared watches of a context.
+
+        Raises:
+            CredentialsError: as `api`.
+        """
+        from krelay.cluster.informers import Informers
+
+        api = await self.api(context)
+        if api not in self._informers:
+            self._informers[api] = Informers(api)
+        return self._informers[api]
+
     async def close(self) -> None:
-        """End every client."""
+        """End every watch and every client."""
+        while self._informers:
+            await self._informers.popitem()[1].close()
         while self._apis:
             await self._apis.popitem()[1].aclose()

@@ -86,11 +86,12 @@ class Stage:
             return _follow_constant
         from krelay.cluster.resolve import follow_target
 
-        api = await self._contexts.api(group_of(self.config, target))
+        context = group_of(self.config, target)
+        api, informers = await self._contexts.api(context), await self._contexts.informers(context)
         namespace = target.namespace or self.config.namespace or api.namespace
 
         def follow(target: Target, publish: Publish) -> Awaitable[None]:
-            return follow_target(api, target, namespace, publish)
+            return follow_target(informers, target, namespace, publish)
 
         return follow
 

@@ -75,7 +75,9 @@ def write_kubeconfig(path: Path, cluster: dict[str, Any], user: dict[str, Any]) 
 
 async def _serve(folder: Path, context: ssl.SSLContext | None) -> AsyncIterator[Kube]:
     app = web.Application()
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handle_signals=False)
+    runner = web.AppRunner(
+        app, shutdown_timeout=0.1, handle_signals=False, handler_cancellation=True
+    )
     kube = Kube(folder, 0, "https" if context else "http")
     app.router.add_route("*", "/{path:.*}", kube.answer)
     await runner.setup()

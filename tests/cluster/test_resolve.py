@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from krelay.cluster import resolve
+from krelay.cluster.selectors import Selector
 from krelay.errors import AccessDeniedError, ClusterError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from tests.cluster.test_pods import LEAVING, UNREADY, pod
@@ -19,7 +20,7 @@ Told = tuple[Resolution, ...]
 
 
 class Sets:
-    """Stands for `watch.follow`: each collection yields the sets that the test puts there."""
+    """Stands for `Informers`: each selector yields the sets that the test puts there."""
 
     def __init__(self) -> None:
         self.queues: dict[tuple[str, str], asyncio.Queue[Objects | Exception]] = {}
@@ -31,10 +32,8 @@ class Sets:
     def put(self, resource: str, selector: str, *items: dict[str, Any]) -> None:
         self[resource, selector].put_nowait({i["metadata"]["name"]: i for i in items})
 
-    async def follow(
-        self, api: object, path: str, *, label_selector: str = "", field_selector: str = ""
-    ) -> AsyncIterator[Objects]:
-        key = (path.rpartition("/")[2], label_selector or field_selector)
+    async def watch(self, path: str, selector: Selector) -> AsyncIterator[Objects]:
+        key = (path.rpartition("/")[2], next(iter(selector.query.values())))
         self.open.append(key)
         try:
             while True:
@@ -49,9 +48,9 @@ class Sets:
 class Following:
     """`follow_target` as a task, and what it told."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, sets: Any, target: Target) -> None:
         self.told: asyncio.Queue[Told] = asyncio.Queue()
-        self.work = resolve.follow_target(None, target, "shop", self.told.put_nowait)  # type: ignore[arg-type]
+        self.work = resolve.follow_target(sets, target, "shop", self.told.put_nowait)
 
     async def __aenter__(self) -> Following:
         self.task = asyncio.get_running_loop().create_task(self.work)
@@ -75,10 +74,8 @@ class Following:
 
 
 @pytest.fixture
-def sets(monkeypatch: pytest.MonkeyPatch) -> Sets:
-    made = Sets()
-    monkeypatch.setattr(resolve, "follow", made.follow)
-    return made
+def sets() -> Sets:
+    return Sets()
 
 
 def target(kind: Kind, name: str = "web", *ports: Port) -> Target:
@@ -93,7 +90,7 @@ def workload(selector: dict[str, Any] | None) -> dict[str, Any]:
     return {"metadata": {"name": "web"}, "spec": {"selector": selector}}
 
 
-async def test_a_host_is_told_at_once_and_that_is_all(sets: Sets) -> None:
+async def test_a_host_is_told_at_once_and_that_is_all() -> None:
     told: list[Told] = []
     wanted = Target("h", Kind.HOST, "db.example.test", (Port(5432, 1), Port(53, 2, Protocol.UDP)))
     await resolve.follow_target(None, wanted, "", told.append)  # type: ignore[arg-type]
@@ -106,7 +103,7 @@ async def test_a_host_is_told_at_once_and_that_is_all(sets: Sets) -> None:
 
 
 async def test_a_pod_comes_goes_and_comes_again(sets: Sets) -> None:
-    async with Following(target(Kind.POD)) as following:
+    async with Following(sets, target(Kind.POD)) as following:
         sets.put("pods", NAME)
         assert (await following.next()).reason == 'pod "web" not found in namespace "shop"'
         sets.put("pods", NAME, pod("web", **UNREADY))
@@ -120,7 +117,7 @@ async def test_a_pod_comes_goes_and_comes_again(sets: Sets) -> None:
 
 
 async def test_a_workload_s_pods_are_followed(sets: Sets) -> None:
-    async with Following(target(Kind.DEPLOYMENT)) as following:
+    async with Following(sets, target(Kind.DEPLOYMENT)) as following:
         sets.put("deployments", NAME)
         missing = await following.next()
         assert missing.reason == 'deployment "web" not found in namespace "shop"'
@@ -133,7 +130,7 @@ async def test_a_workload_s_pods_are_followed(sets: Sets) -> None:
 
 
 async def test_a_workload_made_anew_with_another_selector(sets: Sets) -> None:
-    async with Following(target(Kind.STATEFULSET)) as following:
+    async with Following(sets, target(Kind.STATEFULSET)) as following:
         sets.put("statefulsets", NAME, workload({"matchLabels": {"app": "old"}}))
         sets.put("pods", "app=old", pod("old"))
         assert (await following.next()).via == "pod old"
@@ -144,14 +141,14 @@ async def test_a_workload_made_anew_with_another_selector(sets: Sets) -> None:
 
 
 async def test_an_empty_selector_is_not_every_pod(sets: Sets) -> None:
-    async with Following(target(Kind.JOB)) as following:
+    async with Following(sets, target(Kind.JOB)) as following:
         sets.put("jobs", NAME, workload(None))
         assert (await following.next()).reason == "job/web selects no pods"
         assert ("pods", "") not in sets.open
 
 
 async def test_a_service_with_endpoints_then_none_then_some(sets: Sets) -> None:
-    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+    async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets.put("services", NAME, service())
         sets.put("endpointslices", SLICES, part_named(endpoint()))
         assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
@@ -174,7 +171,7 @@ def part_named(*endpoints: dict[str, Any]) -> dict[str, Any]:
 
 
 async def test_a_headless_service_stays_with_its_endpoint(sets: Sets) -> None:
-    async with Following(target(Kind.SERVICE, "web", Port("http"))) as following:
+    async with Following(sets, target(Kind.SERVICE, "web", Port("http"))) as following:
         sets.put("services", NAME, service(clusterIP="None"))
         sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.5")))
         assert (await following.next()).endpoint == Endpoint("10.1.0.5", 8080)
@@ -184,7 +181,7 @@ async def test_a_headless_service_stays_with_its_endpoint(sets: Sets) -> None:
 
 
 async def test_an_external_name_needs_no_endpoints(sets: Sets) -> None:
-    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+    async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets.put("services", NAME, service(type="ExternalName", externalName="a.example.test"))
         assert (await following.next()).endpoint == Endpoint("a.example.test", 80)
 
@@ -193,14 +190,14 @@ DENIED = AccessDeniedError("cannot list endpointslices.discovery.k8s.io")
 
 
 async def test_a_cluster_ip_is_trusted_where_endpoints_may_not_be_read(sets: Sets) -> None:
-    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+    async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets["endpointslices", SLICES].put_nowait(DENIED)
         sets.put("services", NAME, service())
         assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
 
 
 async def test_a_headless_service_is_not(sets: Sets) -> None:
-    async with Following(target(Kind.SERVICE, "web", Port(80))) as following:
+    async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets["endpointslices", SLICES].put_nowait(DENIED)
         sets.put("services", NAME, service(clusterIP="None"))
         assert await following.error() is DENIED
@@ -210,13 +207,13 @@ async def test_a_headless_service_is_not(sets: Sets) -> None:
 async def test_an_error_comes_out_as_itself(sets: Sets, kind: Kind) -> None:
     resource = {Kind.POD: "pods", Kind.DEPLOYMENT: "deployments", Kind.SERVICE: "services"}[kind]
     error = ClusterError("no such collection")
-    async with Following(target(kind)) as following:
+    async with Following(sets, target(kind)) as following:
         sets[resource, NAME].put_nowait(error)
         assert await following.error() is error
 
 
 async def test_an_error_of_an_inner_watch_comes_out_as_itself(sets: Sets) -> None:
-    async with Following(target(Kind.DEPLOYMENT)) as following:
+    async with Following(sets, target(Kind.DEPLOYMENT)) as following:
         sets["pods", "app=web"].put_nowait(DENIED)
         sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))
         assert await following.error() is DENIED

@@ -1,4 +1,4 @@
-"""Label selectors as text."""
+"""Selectors as the server's text, and as a test of objects here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from krelay.cluster.selectors import selector_text
+from krelay.cluster.selectors import Selector, anchors
+from krelay.errors import ClusterError
 
 
 @pytest.mark.parametrize(
@@ -34,5 +35,75 @@ from krelay.cluster.selectors import selector_text
         ),
     ],
 )
-def test_a_selector(selector: dict[str, Any] | None, text: str) -> None:
-    assert selector_text(selector) == text
+def test_a_label_selector_as_text(selector: dict[str, Any] | None, text: str) -> None:
+    found = Selector.of_workload(selector)
+    assert found.query == ({"labelSelector": text} if text else {})
+    assert found.empty is not bool(text)
+
+
+def test_a_name_as_text() -> None:
+    assert Selector("web").query == {"fieldSelector": "metadata.name=web"}
+
+
+LABELS = [{}, {"a": "1"}, {"a": "2"}, {"a": "3", "b": "1"}, {"b": "1"}]
+
+
+@pytest.mark.parametrize(
+    ("selector", "matches"),
+    [
+        ({}, [True] * 5),
+        ({"matchLabels": {"a": "1"}}, [False, True, False, False, False]),
+        ({"matchLabels": {"a": "3", "b": "1"}}, [False, False, False, True, False]),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "In", "values": ["1", "2"]}]},
+            [False, True, True, False, False],
+        ),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "NotIn", "values": ["1", "2"]}]},
+            [True, False, False, True, True],
+        ),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+            [False, True, True, True, False],
+        ),
+        (
+            {"matchExpressions": [{"key": "a", "operator": "DoesNotExist"}]},
+            [True, False, False, False, True],
+        ),
+    ],
+)
+def test_what_a_label_selector_matches(selector: dict[str, Any], matches: list[bool]) -> None:
+    found = Selector.of_workload(selector)
+    items = [{"metadata": {"name": "x", "labels": labels}} for labels in LABELS]
+    assert [found.matches(item) for item in items] == matches
+    for item, match in zip(items, matches, strict=True):
+        assert not match or found.anchor in {None, *anchors(item)}
+
+
+def test_a_name_matches_one_object() -> None:
+    items = [{"metadata": {"name": name}} for name in ("web", "other")]
+    assert [Selector("web").matches(item) for item in items] == [True, False]
+    assert Selector("web").anchor in anchors(items[0])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [1],
+        {"matchLabels": [1]},
+        {"matchLabels": {"a": 1}},
+        {"matchLabels": {"a": "1", "b": None}},
+        {"matchExpressions": 1},
+        {"matchExpressions": [1]},
+        {"matchExpressions": [{"key": "a"}]},
+        {"matchExpressions": [{"key": "a", "operator": "Gt", "values": ["1"]}]},
+        {"matchExpressions": [{"key": "a", "operator": ["In"], "values": ["1"]}]},
+        {"matchExpressions": [{"key": "a", "operator": "In"}]},
+        {"matchExpressions": [{"key": "a", "operator": "In", "values": [1]}]},
+        {"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["1"]}]},
+        {"matchExpressions": [{"key": 1, "operator": "Exists"}]},
+    ],
+)
+def test_what_is_no_label_selector_is_an_error_in_words(odd: Any) -> None:
+    with pytest.raises(ClusterError, match="LabelSelector"):
+        Selector.of_workload(odd)

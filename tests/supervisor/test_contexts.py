@@ -37,3 +37,25 @@ async def test_each_is_made_once_and_closed_at_the_end(monkeypatch: pytest.Monke
     await contexts.close()
     await contexts.close()
     assert FakeApi.closed == 2
+
+
+async def test_the_watches_of_a_context_are_shared_and_end_before_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    contexts = Contexts()
+    first, again, other = [await contexts.informers(c) for c in (None, None, "other")]
+    assert first is again
+    assert first is not other
+    closed = FakeApi.closed
+    order: list[int] = []
+    close = first.close
+
+    async def note() -> None:
+        order.append(FakeApi.closed - closed)
+        await close()
+
+    monkeypatch.setattr(first, "close", note)
+    await contexts.close()
+    assert order == [0]
+    assert FakeApi.closed == closed + 2
