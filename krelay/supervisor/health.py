@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from krelay.datapath.probe import NoWayError, ProbeError, probe
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.status.report import State
+from krelay.supervisor.probing import Answers, answers
 from krelay.tasks import TaskGroup, keep
 from krelay.wire.errors import ErrorCode
 
@@ -31,6 +33,8 @@ PLAIN_INTERVAL = 60.0
 """The same where each probe is a tunnel of its own."""
 AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
 """Seconds from each probe that did not work to the next one."""
+TICK = 1.0
+"""What is due in the same second is probed together: a few packets for all of it."""
 _CONFIRM_WAIT = 0.5
 _CHECKING = "being checked"
 _NO_TUNNEL = "no tunnel to the agent"
@@ -62,6 +66,9 @@ class Health:
         self._failure = ""
         self._leads = forward.spec.leads
         self._asked: tuple[Endpoint | None, Check] | None = None
+        # Where forwards that ask the same keep the answers, and from when on one is news here.
+        self._answers: Answers | None = None
+        self._since = 0.0
         self._tries = 0
         self._proved_at = 0.0
         self._due = 0.0
@@ -109,6 +116,8 @@ class Health:
         if asked != self._asked:
             # What was true of another way says nothing about this one.
             self._asked, self._verdict, self._tries = asked, None, 0
+            self._answers = self._shared()
+            self._since = asyncio.get_running_loop().time()
             self._probe_at(0.0)
         if self._verdict is None:
             self._wake.set()
@@ -166,15 +175,19 @@ class Health:
         if self._draining or self._forward.spec.target.kind is Kind.PROXY:
             return
         if code is None:
-            self._worked_now()
+            now = asyncio.get_running_loop().time()
+            if self._answers is not None:
+                self._answers.worked(now)
+            self._proved(now)
         elif code not in _NOT_ITS:
             self._failed(explain(code, message))
 
-    def _worked_now(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._proved_at = now
+    def _proved(self, at: float) -> None:
+        self._proved_at = at
+        self._since = math.nextafter(at, math.inf)
         plain = any(tunnel.plain for tunnel in self._forward.route.pool.tunnels)
-        self._due = now + (PLAIN_INTERVAL if plain else INTERVAL) * random.uniform(1.0, 1.2)
+        due = at + (PLAIN_INTERVAL if plain else INTERVAL) * random.uniform(1.0, 1.1)
+        self._due = math.ceil(due / TICK) * TICK
         self._tries = 0
         if self._verdict is not True:
             self._verdict = True
@@ -222,36 +235,40 @@ class Health:
                 self.look()
 
     async def _sleep(self, seconds: float) -> None:
+        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
         try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return
+            await self._wake.wait()
+        finally:
+            timer.cancel()
+
+    def _shared(self) -> Answers | None:
+        endpoint = self._forward.route.endpoint
+        if self._asked is None or endpoint is None:
+            return None
+        return answers(self._forward.route.pool, endpoint, self.check)
 
     async def _probe(self) -> None:
         """One probe; a second one before what was ready is said not to be."""
-        began = asyncio.get_running_loop().time()
-        asked, route = self._asked, self._forward.route
+        asked, route, shared = self._asked, self._forward.route, self._answers
+        assert shared is not None
         try:
-            failure = await self._ask()
+            failure = await shared.ask(self._ask, self._since)
             endpoint = route.endpoint
             sure = failure is None or failure.code is ErrorCode.CONNECT_TIMEOUT
             if not sure and self.state is State.READY and endpoint is not None:
+                first = shared.at
                 await route.wait_other(endpoint, _CONFIRM_WAIT)
-                failure = await self._ask()
+                failure = await shared.ask(self._ask, math.nextafter(first, math.inf))
         except NoWayError:
             # What is in the way is told, and its end wakes.
             self._again()
             return
-        except Exception as exc:
-            # One forward's bug is its own; let through, it would end every other.
-            logger.exception("%s: probing failed", self._forward.name)
-            failure = ProbeError(f"internal error: {exc!r}")
         if asked != self._asked:
             return  # it was of another way
         if failure is None:
-            self._worked_now()
-        elif self._proved_at < began:  # else traffic has told what is newer
+            self._proved(max(shared.at, self._proved_at))
+        elif self._proved_at < shared.at:  # else traffic has told what is newer
+            self._since = math.nextafter(shared.at, math.inf)
             self._tell(failure)
 
     def _tell(self, failure: ProbeError) -> None:
@@ -266,6 +283,12 @@ class Health:
             await probe(self.check, self._forward.route)
         except ProbeError as exc:
             return exc
+        except NoWayError:
+            raise
+        except Exception as exc:
+            # One forward's bug is its own; let through, it would end every other.
+            logger.exception("%s: probing failed", self._forward.name)
+            return ProbeError(f"internal error: {exc!r}")
         return None
 
 

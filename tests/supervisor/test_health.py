@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
@@ -34,6 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries do not take seconds; what works is not asked again within a test."""
     monkeypatch.setattr(module, "AGAIN", (0.01, 0.02, 0.05))
     monkeypatch.setattr(module, "INTERVAL", 3600.0)
+    monkeypatch.setattr(module, "TICK", 0.001)
     monkeypatch.setattr(module, "_CONFIRM_WAIT", 0.01)
 
 
@@ -235,6 +236,43 @@ async def test_a_probe_is_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch
         w.route.update(leads(target))
         await rig.until(lambda: seen > 3)
         assert w.told == ["web: ready"]
+
+
+async def test_forwards_to_one_endpoint_share_its_probes() -> None:
+    seen = 0
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal seen
+        seen += 1
+
+    async with rig.path() as path, rig.tcp_target(count) as target, AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(watched(path)) for _ in range(20)]
+        for w in many:
+            await w.forward.settled.wait()
+        for w in many:
+            w.route.update(leads(target))
+        for w in many:
+            await w.becomes(State.READY)
+        assert seen == 1
+        other = await stack.enter_async_context(watched(path, check=Check(CheckKind.HTTP)))
+        other.route.update(leads(target))
+        await other.becomes(State.FAILED)
+        assert many[0].health.state is State.READY, "another check is another question"
+
+
+async def test_forwards_to_one_endpoint_all_learn_that_it_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    async with rig.path() as path, AsyncExitStack() as stack:
+        many = [await stack.enter_async_context(watched(path)) for _ in range(5)]
+        async with rig.tcp_target(rig.swallow) as target:
+            for w in many:
+                w.route.update(leads(target))
+            for w in many:
+                await w.becomes(State.READY)
+        for w in many:
+            await w.becomes(State.DEGRADED, "refused: ")
 
 
 async def test_what_was_ready_gets_a_second_probe_before_it_is_not(
