@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from krelay.supervisor.following import Failures
+
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
     from krelay.cluster.informers import Informers
@@ -21,6 +23,8 @@ class Contexts:
             self._options["overrides"] = overrides
         self._apis: dict[str | None, Api] = {}
         self._informers: dict[Api, Informers] = {}
+        self.failures = Failures()
+        """What keeps the targets of all contexts from being followed."""
         self._connecting = asyncio.Lock()
 
     async def api(self, context: str | None) -> Api:

@@ -22,15 +22,44 @@ Follow = Callable[[Target, Publish], Awaitable[None]]
 as long as that may happen. Raises KrelayError."""
 
 
+_NAMED = 3
+
+
+class Failures:
+    """Logs why targets are not followed: one line for all that fail alike in one turn of the loop,
+    as the targets of one watch do."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, list[str]] = {}
+
+    def add(self, name: str, exc: KrelayError) -> None:
+        """Log this failure, soon."""
+        if not self._failed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        text = f"{exc}; hint: {exc.hint}" if exc.hint else str(exc)
+        self._failed.setdefault(text, []).append(name)
+
+    def _flush(self) -> None:
+        failed, self._failed = self._failed, {}
+        for text, names in failed.items():
+            more = len(names) - _NAMED
+            named = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+            logger.error("%s: not followed: %s", named, text)
+
+
 class Following:
     """One target, watched. It has an answer, or a `failure`, from when `answered` is set."""
 
-    def __init__(self, target: Target, follow: Follow, tasks: TaskGroup) -> None:
-        """Starts at once, as a task of `tasks`; `stop` ends it."""
+    def __init__(
+        self, target: Target, follow: Follow, tasks: TaskGroup, failures: Failures | None = None
+    ) -> None:
+        """Starts at once, as a task of `tasks`; `stop` ends it. `failures` is shared by targets
+        that may fail together."""
         self.target = target
         self.answered = asyncio.Event()
         self.failure: KrelayError | None = None
         self._follow = follow
+        self._failures = failures or Failures()
         self._latest: tuple[Resolution, ...] | None = None
         self._routes: tuple[Route, ...] = ()
         self._task = tasks.create_task(self._run(), name=target.name)
@@ -67,9 +96,8 @@ class Following:
 
     def _failed(self, exc: KrelayError) -> None:
         """The routes stay as they are."""
-        level = logging.DEBUG if str(exc) == str(self.failure) else logging.ERROR
-        hint = f"; hint: {exc.hint}" if exc.hint else ""
-        logger.log(level, "%s: not followed: %s%s", self.target.name, exc, hint)
+        if str(exc) != str(self.failure):
+            self._failures.add(self.target.name, exc)
         self.failure = exc
         self._tell()
         self.answered.set()

@@ -43,7 +43,9 @@ class Stage:
                 self.groups[change.key] = await self._group(change.new)
         for target in _to_follow(self.plan):
             follow = await self._follow(target)
-            self.followings[target.name] = Following(target, follow, self._tasks)
+            self.followings[target.name] = Following(
+                target, follow, self._tasks, self._contexts.failures
+            )
 
     async def warm(self) -> None:
         """Every new agent is reached, and every new target has an answer or has been waited for.

@@ -13,7 +13,7 @@ from krelay.datapath.route import Route
 from krelay.errors import AccessDeniedError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.supervisor import following as module
-from krelay.supervisor.following import Following, Publish
+from krelay.supervisor.following import Failures, Following, Publish
 from tests import rig
 
 TARGET = Target("web", Kind.SERVICE, "nginx", (Port(80), Port(53, protocol=Protocol.UDP)))
@@ -107,6 +107,23 @@ async def test_a_failure_is_the_reason_and_is_tried_again(
         assert routes[0].endpoint == HERE.endpoint
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert errors == ["web: not followed: no watching; hint: ask for it"] * 2
+
+
+async def test_targets_that_fail_together_are_logged_together(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = Failures()
+    for error in (AccessDeniedError("no", hint="ask"), AccessDeniedError("no, too")):
+        for number in range(5 if error.hint else 2):
+            failures.add(f"t{number}", error)
+    await rig.until(lambda: len(caplog.records) == 2)
+    failures.add("t9", AccessDeniedError("no"))
+    await rig.until(lambda: len(caplog.records) == 3)
+    assert caplog.messages == [
+        "t0, t1, t2 and 2 more: not followed: no; hint: ask",
+        "t0, t1: not followed: no, too",
+        "t9: not followed: no",
+    ]
 
 
 async def test_a_bug_is_that_target_s_alone(caplog: pytest.LogCaptureFixture) -> None:
