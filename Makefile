@@ -8,7 +8,7 @@ SOAK_SECONDS ?= 1800
 SOAK_SCHEDULES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format lint types layers e2e soak fuzz bench-quick bench-reload lock clean
+.PHONY: help up test check format lint types layers e2e soak fuzz bench-quick bench-reload bench-scale lock clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
 
 bench-reload: $(STAMP)  ## from the save of an edit to the new listener
 	$(BIN)/python -m benchmarks.reload
+
+bench-scale: $(STAMP)  ## connections, descriptors, memory and time of hundreds of targets
+	$(BIN)/python -m benchmarks.scale
 
 lock: $(STAMP)   ## pin what pyproject.toml allows
 	$(BIN)/pip-compile --quiet --strip-extras --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements.lock pyproject.toml

@@ -10,18 +10,21 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from krelay.cluster.api import collection
 from krelay.cluster.informers import Informers
 from krelay.cluster.pods import choose, resolve_port, why_none
 from krelay.cluster.selectors import Selector
 from krelay.cluster.services import resolve_service
-from krelay.errors import AccessDeniedError
+from krelay.errors import AccessDeniedError, ClusterError
 from krelay.model import Kind, Protocol, Resolution, Target
 from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.resolve")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Publish = Callable[[tuple[Resolution, ...]], None]
 Object = Mapping[str, Any]
@@ -130,7 +133,7 @@ class _Following:
         async with TaskGroup() as tasks:
             async for found in self._watch(version, resource, Selector(self._target.resource)):
                 item = next(iter(found.values()), None)
-                now = None if item is None else part(item)
+                now = None if item is None else self._read(part, item)
                 if now == matters and running is not None:
                     continue
                 if running is not None:
@@ -153,23 +156,32 @@ class _Following:
 
     # -- telling -------------------------------------------------------------------------------
 
+    def _read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Read objects: one of an odd shape is an error of this target, in words."""
+        try:
+            return read(*args, **kwargs)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
+            raise ClusterError(
+                f"{self._target}: the API server describes it in an unknown form ({exc!r})"
+            ) from exc
+
     def _tell(self, resolutions: tuple[Resolution, ...]) -> None:
         if resolutions != self._last:
             self._last = resolutions
             self._publish(resolutions)
 
     def _tell_pod(self, pods: Collection[Object]) -> None:
-        pod = choose(pods, self._present)
+        pod = self._read(choose, pods, self._present)
         if pod is None:
-            self._tell_none(f"{self._target}: {why_none(pods)}")
+            self._tell_none(f"{self._target}: {self._read(why_none, pods)}")
             return
         self._present = str(pod["metadata"].get("uid"))
-        self._tell(tuple(resolve_port(pod, port) for port in self._target.ports))
+        self._tell(tuple(self._read(resolve_port, pod, port) for port in self._target.ports))
 
     def _tell_service(self, service: Object, slices: Collection[Object] | None) -> None:
         self._tell(
             tuple(
-                resolve_service(service, port, slices, self._host(index))
+                self._read(resolve_service, service, port, slices, self._host(index))
                 for index, port in enumerate(self._target.ports)
             )
         )
@@ -195,7 +207,10 @@ class _Following:
 
 def _what_matters(service: Object) -> Object:
     """A Service without what changes and says nothing of where it leads (status, annotations)."""
-    return {"metadata": {"name": service["metadata"]["name"]}, "spec": service["spec"]}
+    spec = service["spec"]
+    if not isinstance(spec, Mapping):
+        raise TypeError("spec")
+    return {"metadata": {"name": service["metadata"]["name"]}, "spec": spec}
 
 
 def _selector(workload: Object) -> Selector:

@@ -218,3 +218,25 @@ async def test_an_error_of_an_inner_watch_comes_out_as_itself(sets: Sets) -> Non
         sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))
         assert await following.error() is DENIED
     assert sets.open == []
+
+
+@pytest.mark.parametrize("spec", [None, [], 1, {"selector": [1]}, {"selector": {"matchLabels": 1}}])
+async def test_a_workload_of_an_odd_shape_is_an_error_in_words(sets: Sets, spec: Any) -> None:
+    async with Following(sets, target(Kind.DEPLOYMENT)) as following:
+        sets.put("deployments", NAME, {"metadata": {"name": "web"}, "spec": spec})
+        assert isinstance(await following.error(), ClusterError)
+
+
+@pytest.mark.parametrize("spec", [None, [1], {"ports": 1}, {"ports": [1]}])
+async def test_a_service_of_an_odd_shape_is_an_error_in_words(sets: Sets, spec: Any) -> None:
+    async with Following(sets, target(Kind.SERVICE)) as following:
+        sets.put("services", NAME, {"metadata": {"name": "web"}, "spec": spec})
+        sets.put("endpointslices", SLICES)
+        assert isinstance(await following.error(), ClusterError)
+
+
+@pytest.mark.parametrize("status", [1, [1], {"conditions": 1}, {"conditions": [1]}])
+async def test_a_pod_of_an_odd_shape_is_an_error_in_words(sets: Sets, status: Any) -> None:
+    async with Following(sets, target(Kind.POD)) as following:
+        sets.put("pods", NAME, {"metadata": {"name": "web"}, "status": status})
+        assert isinstance(await following.error(), ClusterError)
