@@ -10,6 +10,8 @@ from typing import Any
 from aiohttp import web
 
 Object = dict[str, Any]
+Change = tuple[int, str, Object | None, Object | None]
+"""Its version, the collection, the object before and after."""
 
 
 class Watch:
@@ -33,20 +35,21 @@ class Collections:
         self.allows: Callable[[str, str, dict[str, str]], bool] = lambda verb, path, query: True
         self.fails: int | None = None
         self._version = 100
+        self._changes: list[Change] = []
         kube.handler = self._handle
 
     def put(self, path: str, *items: Object) -> None:
         """Create or change."""
         for item in items:
-            metadata = item["metadata"]
-            stored = self.objects.setdefault(path, {})
-            kind = "MODIFIED" if metadata["name"] in stored else "ADDED"
-            stored[metadata["name"]] = self._stamped(item)
-            self._tell(path, kind, stored[metadata["name"]])
+            stored, name = self.objects.setdefault(path, {}), item["metadata"]["name"]
+            before, stored[name] = stored.get(name), self._stamped(item)
+            self._changed(path, before, stored[name])
 
     def remove(self, path: str, name: str) -> None:
         """Delete."""
-        self._tell(path, "DELETED", self._stamped(self.objects[path].pop(name)))
+        before = self.objects[path].pop(name)
+        self._version += 1
+        self._changed(path, before, None)
 
     def expire(self) -> None:
         """End every open watch with a 410."""
@@ -81,11 +84,25 @@ class Collections:
         metadata = {"uid": f"u-{item['metadata']['name']}", **item["metadata"]}
         return {**item, "metadata": {**metadata, "resourceVersion": str(self._version)}}
 
-    def _tell(self, path: str, kind: str, item: Object) -> None:
-        line = json.dumps({"type": kind, "object": item}).encode() + b"\n"
+    def _changed(self, path: str, before: Object | None, after: Object | None) -> None:
+        change = (self._version, path, before, after)
+        self._changes.append(change)
         for watch in self.open:
-            if watch.path == path and _selected(item, watch.query):
-                watch.lines.put_nowait(line)
+            self._tell(watch, change)
+
+    def _tell(self, watch: Watch, change: Change) -> None:
+        """Put the event into the watch's stream if what it selects has changed."""
+        version, path, before, after = change
+        if watch.path != path:
+            return
+        was = before is not None and _selected(before, watch.query)
+        now = after is not None and _selected(after, watch.query)
+        if was or now:
+            kind = ("MODIFIED" if was else "ADDED") if now else "DELETED"
+            item = after if now else before
+            assert item is not None
+            item = {**item, "metadata": {**item["metadata"], "resourceVersion": str(version)}}
+            watch.lines.put_nowait(json.dumps({"type": kind, "object": item}).encode() + b"\n")
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path, query = request.path, dict(request.query)
@@ -107,6 +124,9 @@ class Collections:
         watch = Watch(path, query)
         response = web.StreamResponse()
         await response.prepare(request)
+        for change in self._changes:
+            if change[0] > int(query["resourceVersion"]):
+                self._tell(watch, change)
         self.open.append(watch)
         self.most_open = max(self.most_open, len(self.open))
         try:

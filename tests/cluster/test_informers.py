@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from krelay.cluster.api import Api
 from krelay.cluster.informers import FEW, Informers
 from krelay.cluster.resolve import follow_target
 from krelay.cluster.selectors import Selector
-from krelay.errors import AccessDeniedError, ClusterError
+from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 from krelay.model import Kind, Port, Resolution, Target
 from tests import rig
 from tests.cluster.collections import Collections, Object
@@ -198,6 +199,10 @@ async def test_a_collection_ends_with_its_last_subscriber(
 
 def only_by_name(verb: str, path: str, query: dict[str, str]) -> bool:
     return "fieldSelector" in query
+
+
+def only_by_name_or_label(verb: str, path: str, query: dict[str, str]) -> bool:
+    return "fieldSelector" in query or "labelSelector" in query
 
 
 async def test_without_the_right_to_a_collection_each_object_is_watched(
@@ -416,4 +421,49 @@ async def test_two_hundred_targets_on_three_objects_take_five_watches(
         assert server.most_open == 5
         for task in running:
             task.cancel()
+    await rig.until(lambda: not server.open)
+
+
+@pytest.mark.parametrize("count", [1, FEW + 2])
+async def test_credentials_that_are_refused_are_an_error_of_every_subscriber(
+    consume: Consume, server: Collections, count: int
+) -> None:
+    server.fails = 401
+    consumers = [consume(SERVICES, Selector(f"s{number}")) for number in range(count)]
+    for consumer in consumers:
+        await rig.until(lambda consumer=consumer: consumer.error)  # type: ignore[misc]
+        assert isinstance(consumer.error, CredentialsError)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_every_subscriber_ends_with_what_there_is(
+    consume: Consume, server: Collections, seed: int
+) -> None:
+    chance = random.Random(seed)
+    names = [f"p{number}" for number in range(8)]
+    selectors = [*map(Selector, names), *(Selector.of_label("app", app) for app in "ab")]
+    consumers: list[tuple[Selector, Consumer]] = []
+    for _ in range(80):
+        match chance.randrange(9):
+            case 0 | 1 | 2:
+                selector = chance.choice(selectors)
+                consumers.append((selector, consume(PODS, selector)))
+            case 3 if consumers:
+                await consumers.pop(chance.randrange(len(consumers)))[1].leave()
+            case 4 | 5:
+                server.put(PODS, labelled(chance.choice(names), app=chance.choice("abc")))
+            case 6 if server.objects.get(PODS):
+                server.remove(PODS, chance.choice(list(server.objects[PODS])))
+            case 7:
+                chance.choice([server.expire, server.cut])()
+            case 8:
+                server.allows = chance.choice([lambda *_: True, only_by_name_or_label])
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(chance.choice([0, 0.002]))
+    server.allows = lambda *_: True
+    for selector, consumer in consumers:
+        found = [item for item in server.objects.get(PODS, {}).values() if selector.matches(item)]
+        await sees(consumer, *sorted(item["metadata"]["name"] for item in found))
+    for _, consumer in consumers:
+        await consumer.leave()
     await rig.until(lambda: not server.open)
