@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from krelay.cluster.rights import roles
 from krelay.config import parse
@@ -84,6 +86,30 @@ def test_each_right_once_and_names_where_they_will_do() -> None:
 def test_what_only_makes_errors_clearer() -> None:
     (rules,) = least(config("host/a 80"), optional=True).values()
     assert rules == [*AGENT, ("/events", "list,watch", None), ("batch/jobs", "list,watch", None)]
+
+
+def test_the_example_s_roles_have_what_is_needed_and_no_more() -> None:
+    example = Path(__file__).parents[2] / "examples" / "rbac.yaml"
+    agent, targets = (
+        {
+            (group, resource, verb)
+            for rule in document["rules"]
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        for document in yaml.safe_load_all(example.read_text())
+        if document["kind"] == "Role"
+    )
+    kinds = ("svc", "pod", "deploy", "sts", "ds", "rs", "job")
+    least = roles(config(*(f"{kind}/web {n} -n far" for n, kind in enumerate(kinds, 80))), own)
+    needed: dict[str, set[tuple[str, str, str]]] = {}
+    for role in least[None]:
+        place = needed.setdefault(role["metadata"]["namespace"], set())
+        for rule in role["rules"]:
+            (group,), (resource,) = rule["apiGroups"], rule["resources"]
+            place.update((group, resource, verb) for verb in rule["verbs"])
+    assert {"shop": agent, "far": targets} == needed
 
 
 def test_where_the_agent_goes() -> None:
