@@ -4,26 +4,42 @@
 #
 # Without a package index (PIP_INDEX_URL names another one than pip's own): put the wheels that
 #
-#   pip wheel --wheel-dir wheelhouse -c requirements.lock . pip hatchling
+#   for lock in requirements.lock requirements-build.lock; do
+#     pip download --dest wheelhouse --only-binary :all: --require-hashes -r $lock; done
 #
-# makes, on a machine that has one, beside this file.
-ARG BASE=python:3.11-slim
+# fetches beside this file, on a machine that has one, with the base's version of Python.
+#
+# The base by its digest, an index of every platform's image; where another is wanted, BASE names
+# it. tests/test_supply.py holds agent/Dockerfile to the same.
+ARG BASE=python:3.13.16-slim-trixie@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf5ddc6c087c0c10bc3a5678c2f
 
 FROM ${BASE} AS build
 ARG PIP_INDEX_URL
-# A folder that may be missing, beside a file that is not: the wheelhouse is a matter of choice.
-COPY requirements.lock wheelhous[e] /wheels/
-COPY pyproject.toml README.md LICENSE /src/
-COPY krelay /src/krelay/
-COPY agent/*.py /src/agent/
-COPY schema /src/schema/
+# A folder that may be missing, beside files that are not: the wheelhouse is a matter of choice.
+COPY requirements.lock requirements-build.lock wheelhous[e] /wheels/
+# Only wheels whose hashes are in the locks, for what is installed and for what builds it.
 RUN set -eu; \
     export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore; \
     if ls /wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels; fi; \
     # The wheelhouse's own pip, for a base without one.
     for pip in /wheels/pip-*.whl; do if [ -e "$pip" ]; then export PYTHONPATH="$pip"; fi; done; \
-    python3 -m venv --without-pip /opt/krelay; \
-    python3 -m pip --python /opt/krelay/bin/python3 install -c /wheels/requirements.lock /src
+    install() { \
+      python3 -m venv --without-pip "$1"; \
+      python3 -m pip --python "$1/bin/python3" install \
+        --require-hashes --only-binary :all: -r "/wheels/$2"; \
+    }; \
+    install /opt/build requirements-build.lock; \
+    install /opt/krelay requirements.lock
+COPY pyproject.toml README.md LICENSE /src/
+COPY krelay /src/krelay/
+COPY agent/*.py /src/agent/
+COPY schema /src/schema/
+RUN set -eu; \
+    cd /src; \
+    /opt/build/bin/python3 -m hatchling build --target wheel --directory /dist; \
+    /opt/build/bin/python3 -m pip --python /opt/krelay/bin/python3 --no-cache-dir install \
+      --no-index --no-deps /dist/*.whl; \
+    /opt/build/bin/python3 -m pip --python /opt/krelay/bin/python3 check
 
 FROM ${BASE}
 # What installs and builds has no work here. `krelay` finds its file, and its socket, by these.

@@ -6,16 +6,35 @@ STAMP := $(VENV)/.installed
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 1800
 SOAK_SCHEDULES ?= 5000
+SOAK_STORMS ?= 500
+LOCK_AGE ?= 7 days
+
+# Only files whose hash is in a lock; of these only wheels, since an sdist runs code as it is built.
+PIP := -m pip install --quiet --disable-pip-version-check
+LOCKED := $(PIP) --require-hashes --only-binary :all:
+# The sbom, audit and lock targets have an environment apart: their tools need other packages.
+TOOLS := .venv-audit/bin
+TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format lint types layers e2e soak fuzz bench-quick bench-reload bench-scale lock clean
+.PHONY: help up test test-on check format lint types layers e2e soak fuzz bench-quick bench-reload \
+  bench-scale lock sbom audit clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml requirements.lock
+# forbiddenfruit has no wheel: the locked setuptools builds it.
+$(STAMP): pyproject.toml requirements-build.lock requirements-dev.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@$(BIN)/python $(LOCKED) -r requirements-build.lock
+	@$(BIN)/python $(LOCKED) --no-binary forbiddenfruit --no-build-isolation --use-pep517 \
+	  -r requirements-dev.lock
+	@$(BIN)/python $(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS_STAMP): requirements-audit.lock
+	@test -x $(TOOLS)/python || $(PYTHON) -m venv .venv-audit
+	@$(TOOLS)/python $(LOCKED) -r requirements-audit.lock
 	@touch $@
 
 up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no cluster needed
@@ -23,6 +42,9 @@ up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no c
 
 test: $(STAMP)   ## everything that needs no cluster
 	$(BIN)/python -m pytest -m 'not e2e'
+
+test-on:         ## the same with another Python: make test-on PYTHON=python3.13
+	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
 
 check: format lint types layers test  ## what must hold before a commit
 
@@ -43,10 +65,11 @@ e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it sta
 
 soak: $(STAMP)   ## half an hour of faults on the real cluster, and thousands of schedules without one
 	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) $(BIN)/python -m pytest -q tests/datapath/test_chaos.py
+	$(BIN)/python -m tests.storm.run --runs $(SOAK_STORMS)
 	$(BIN)/python -m tests.chaos.run --seconds $(SOAK_SECONDS) $(SOAK)
 
 fuzz: $(STAMP)   ## every hostile-bytes target for FUZZ_SECONDS (600), two at a time (Linux)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[fuzz]'
+	@$(BIN)/python $(LOCKED) -r requirements-fuzz.lock
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
@@ -58,8 +81,23 @@ bench-reload: $(STAMP)  ## from the save of an edit to the new listener
 bench-scale: $(STAMP)  ## connections, descriptors, memory and time of hundreds of targets
 	$(BIN)/python -m benchmarks.scale
 
-lock: $(STAMP)   ## pin what pyproject.toml allows
-	$(BIN)/pip-compile --quiet --strip-extras --extra dev --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header -o requirements.lock pyproject.toml
+# Valid for each Python and system that krelay runs on. What is pinned stays, unless LOCK=--upgrade;
+# releases younger than LOCK_AGE are left alone: a bad one is often found within days.
+lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upgrade: the newest)
+	@compile() { $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
+	  --generate-hashes --strip-extras --exclude-newer '$(LOCK_AGE)' $(LOCK) "$$@"; } && \
+	compile pyproject.toml -o requirements.lock && \
+	compile --group build -o requirements-build.lock && \
+	compile pyproject.toml --extra dev -c requirements.lock -c requirements-build.lock \
+	  -o requirements-dev.lock && \
+	compile --group fuzz -o requirements-fuzz.lock && \
+	compile --group audit -o requirements-audit.lock
+
+sbom: $(TOOLS_STAMP)  ## dist/krelay.cdx.json: what a run of krelay consists of (CycloneDX)
+	@$(TOOLS)/python .ci/sbom.py dist/krelay.cdx.json
+
+audit: $(TOOLS_STAMP)  ## ask for known holes in the locked packages; 1: some, 3: no answer
+	@$(TOOLS)/python .ci/audit.py requirements*.lock
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

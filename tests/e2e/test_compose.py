@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ KRELAY = "krelay.test/krelay:1"
 USER = 12_345
 """Whoever has the kubeconfig; no image knows of them."""
 
+# The Dockerfiles' own base is one of a registry, by its digest.
+BASE = ("--build-arg", f"BASE={kit.IMAGE}")
+
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 GET = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=10).read().decode())"
 
@@ -94,9 +98,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hidden = shutil.ignore_patterns(".*", "__pycache__", "wheelhouse")
     shutil.copytree(kit.ROOT, folder, ignore=hidden)
     shutil.copy(kit.ROOT / ".dockerignore", folder)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--disable-pip-version-check"]
-    pip += ["--wheel-dir", "wheelhouse", "-c", "requirements.lock", ".", "pip", "hatchling"]
-    subprocess.run(pip, cwd=folder, check=True, timeout=180)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    pip += ["--dest", "wheelhouse", "--only-binary", ":all:", "--require-hashes"]
+    pip += ["--python-version", "3.11"]  # the base's
+    for lock in ("requirements.lock", "requirements-build.lock"):
+        subprocess.run([*pip, "-r", lock], cwd=folder, check=True, timeout=180)
     return folder
 
 
@@ -139,7 +145,7 @@ def compose(
     place = namespace()
     kit.apply(place, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
     made = Compose(docker, checkout, place)
-    made("build")
+    made("build", *BASE)
     kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=55s")
     try:
         made("up", "-d")
@@ -210,7 +216,8 @@ def test_an_app_reaches_the_cluster_through_the_sidecar(
 def test_an_agent_from_an_image_of_its_own(
     docker: Docker, checkout: Path, namespace: Callable[..., str], tmp_path: Path
 ) -> None:
-    docker.run("docker", "build", "-f", "agent/Dockerfile", "-t", AGENT, ".", cwd=checkout)
+    build = ("docker", "build", *BASE, "-f", "agent/Dockerfile", "-t", AGENT, ".")
+    docker.run(*build, cwd=checkout)
     ship(docker, AGENT, tmp_path)
     place = namespace(**RESTRICTED)
     config = f"""
@@ -233,6 +240,21 @@ targets: {{dns: -n kube-system svc/kube-dns :53/tcp}}
         assert socket.inet_ntoa(answer[-4:]) == service["spec"]["clusterIP"]
 
 
+def test_a_wheel_that_is_not_the_locked_one_is_refused(docker: Docker, checkout: Path) -> None:
+    """It would install without a word otherwise: nothing but its content is another."""
+    (wheel,) = (checkout / "wheelhouse").glob("h11-*.whl")
+    original = wheel.read_bytes()
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("h11/_more.py", "print('not of h11')\n")
+    try:
+        build = ("docker", "build", *BASE, "-t", "krelay.test/changed", ".")
+        done = docker.run(*build, cwd=checkout, check=False)
+    finally:
+        wheel.write_bytes(original)
+    assert done.returncode
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in done.stdout + done.stderr
+
+
 def documented() -> dict[str, Any]:
     """The pod of docs/running.md, with the image that was built."""
     section = (kit.ROOT / "docs" / "running.md").read_text().split("## In a pod\n")[1]
@@ -244,7 +266,7 @@ def documented() -> dict[str, Any]:
 def test_in_a_pod_it_is_the_service_account(
     docker: Docker, checkout: Path, namespace: Callable[..., str], tmp_path: Path
 ) -> None:
-    docker.run("docker", "build", "-t", KRELAY, ".", cwd=checkout)
+    docker.run("docker", "build", *BASE, "-t", KRELAY, ".", cwd=checkout)
     ship(docker, KRELAY, tmp_path)
     web, place = namespace(), namespace(**RESTRICTED)
     kit.apply(web, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
