@@ -90,7 +90,8 @@ class Accept:
         """Whether a connection that may go is being closed for the next one; else say so."""
         if self._make_room is not None and self._make_room():
             return True
-        self._say(f"{open_files()} of {file_limit()} file descriptors are in use")
+        if self._spare is not None and self._spare.is_news():
+            self._say(f"{open_files()} of {file_limit()} file descriptors are in use")
         return False
 
     def _ready(self) -> None:
@@ -165,8 +166,10 @@ class Spare:
         self._accepted: WeakSet[socket.socket] = WeakSet()
         self._waiting: dict[Accept, None] = {}
         self._credit = 0
+        self._exact = False
         self._valid_until = 0.0
         self._count_at = 0.0
+        self._told_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -181,13 +184,26 @@ class Spare:
             self._count(now)
         return self._credit > 0
 
+    def is_news(self) -> bool:
+        """Whether it was not said a moment ago that there are none, for any listener."""
+        now = self._now()
+        if self._told_at is not None and now < self._told_at + _QUIET:
+            return False
+        self._told_at = now
+        return True
+
     def take(self, connection: socket.socket) -> None:
         """This one was accepted."""
         self._accepted.add(connection)
         self._credit -= 1
 
-    def freed(self) -> None:
-        """A connection is about to be closed."""
+    def closed(self) -> None:
+        """A connection is closed in this turn of the loop: another may have its descriptor."""
+        self._credit += 1
+        self.changed()
+
+    def changed(self) -> None:
+        """There may be room that there was not."""
         if self._waiting:
             self._look_at(self._now())
 
@@ -204,7 +220,6 @@ class Spare:
         return asyncio.get_running_loop().time()
 
     def _look_at(self, when: float) -> None:
-        when = max(when, self._count_at if self._credit <= 0 else when)
         if self._timer is not None:
             if self._timer.when() <= when:
                 return
@@ -220,6 +235,8 @@ class Spare:
         if self.enough():
             del self._waiting[first]
             first.begin()
+        elif not self._exact and (left := self._count_at - self._now()) > 0:
+            wait = left
         elif not first.made_room():
             wait = LOOK
         if self._waiting:
@@ -228,7 +245,7 @@ class Spare:
     def _count(self, now: float) -> None:
         if now < self._count_at:
             return
-        begun = time.perf_counter()
+        begun = time.thread_time()
         limit, used = file_limit(), open_files()
         if limit is None or used is None:
             room = BACKLOG
@@ -236,9 +253,11 @@ class Spare:
             accepted = sum(sock.fileno() >= 0 for sock in self._accepted)
             room = limit - used - min(reserve(), max(accepted, _FEW))
         # Half of it: other parts take some meanwhile, and each connection needs one left for it.
-        self._credit = max((room + 1) // 2, 0)
+        # Below zero, what is freed next is not for connections.
+        self._credit = (room + 1) // 2 if room > 0 else room
+        self._exact = room == self._credit
         self._valid_until = now + _FRESH
-        self._count_at = now + _COUNTING_SHARE * (time.perf_counter() - begun)
+        self._count_at = now + _COUNTING_SHARE * (time.thread_time() - begun)
 
 
 def spare() -> Spare:

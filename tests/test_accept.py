@@ -174,7 +174,7 @@ class Held(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.all.remove(self)
-        spare().freed()
+        spare().closed()
 
 
 @contextlib.contextmanager

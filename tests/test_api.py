@@ -313,3 +313,10 @@ def test_it_says_nothing_where_nobody_asked() -> None:
     assert (done.stdout, done.stderr) == ("NotReadyError\n", "")
     assert issubclass(NotReadyError, KrelayError)
     assert os.path.exists(os.path.join(os.path.dirname(krelay.__file__), "py.typed"))
+
+
+def test_as_many_descriptors_as_the_system_lets_it_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[None] = []
+    monkeypatch.setattr("krelay.block.raise_file_limit", lambda: raised.append(None))
+    krelay.relay(web="ip/127.0.0.1 :80", embedded=True)._made()
+    assert raised == [None]

@@ -154,7 +154,7 @@ class LocalRelay(TcpRelay):
 
     def drop(self, reason: str) -> None:
         """Reset it while it waits, to have its descriptor."""
-        logger.info("%s: connection reset: %s", self._forwarding.name, reason)
+        logger.debug("%s: connection reset: %s", self._forwarding.name, reason)
         self._opening.cancel()
         if self._entry is not None:
             self._entry.unserved()
@@ -176,7 +176,7 @@ class LocalRelay(TcpRelay):
     def connection_lost(self, exc: Exception | None) -> None:
         clean = exc is None and self._local_ended and self._remote_ended
         self._queue.leave(self)
-        spare().freed()
+        spare().closed()
         super().connection_lost(exc)
         self._opening.cancel()
         if self._entry is not None:

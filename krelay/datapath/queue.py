@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
+from krelay.accept import spare
 from krelay.wire.window import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.listener")
@@ -87,8 +88,9 @@ class Queue:
     def ended(self, waiter: Waiter) -> None:
         """Its client sends no more."""
         if waiter in self._sizes:
-            self._half_closed[waiter] = None
+            self._half_closed.setdefault(waiter)
             self._watch(waiter)
+            spare().changed()
 
     def make_room(self) -> bool:
         """Drop the connection that has waited the longest since its client sent its end; whether
@@ -147,6 +149,7 @@ class Queue:
                     waiter.transport.abort()
             elif event & select.EPOLLRDHUP:
                 self._half_closed.setdefault(waiter)
+                spare().changed()
 
 
 def queue() -> Queue:
