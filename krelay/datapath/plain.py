@@ -113,15 +113,22 @@ class PlainDriver:
                 transport.close()
 
     async def _connect(self, stream: PlainStream) -> None:
+        # One stream's bug is its own; let through, it would end every other.
+        try:
+            await self._dialled(stream)
+        except Exception:
+            logger.exception("%s: a stream failed", self.name)
+            stream.reset()
+
+    async def _dialled(self, stream: PlainStream) -> None:
         try:
             async with asyncio.timeout(ANSWER_DEADLINE):
                 await self._dial(stream)
                 await stream.answered.wait()
         except (KrelayError, OSError) as exc:
-            stream.lose(exc)
             self._missed(exc)
+            stream.lose(exc)
         except Exception:
-            # One stream's bug is its own; let through, it would end every other.
             logger.exception("%s: dialling failed", self.name)
             stream.refuse(ErrorCode.INTERNAL, "internal error")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +11,8 @@ from dataclasses import replace
 from krelay.datapath.pool import Pool
 from krelay.model import Endpoint, Resolution
 from krelay.wire.header import TCP, Header
+
+logger = logging.getLogger("krelay.tunnel")
 
 SETTLE = 10.0
 """Seconds in which an endpoint that has just appeared may still refuse: the cluster's own proxies
@@ -91,7 +94,11 @@ class Route:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if self.on_change is not None:
-            self.on_change()
+            try:
+                self.on_change()
+            except Exception:
+                # It is one forward's; let through, it would end the tunnel that has changed.
+                logger.exception("internal error")
 
     async def heard(self) -> bool:
         """Wait for the first answer, or for why there is none: whether there is one."""

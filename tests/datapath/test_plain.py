@@ -287,6 +287,31 @@ class Told:
         return note
 
 
+async def test_a_handler_that_fails_costs_its_own_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
+        raise TunnelError("shut")
+
+    class Broken(Told):
+        def on_refused(self, *_: object) -> None:
+            raise ZeroDivisionError
+
+    driver = PlainDriver("p", shut)
+    asked = Header(0, rig.HOST, 1)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(driver.run())
+        await asyncio.sleep(0)
+        other = Told()
+        driver.open(asked, Broken())  # type: ignore[arg-type]
+        driver.open(asked, other)  # type: ignore[arg-type]
+        await rig.until(lambda: not driver.streams)
+        assert other.told == [("refused", ErrorCode.GOING_AWAY, "shut")]
+        assert not running.done()
+        driver._lost.set_result(PodGoneError("gone"))
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(protocol: asyncio.Protocol) -> asyncio.Transport:
         return await asyncio.get_running_loop().create_future()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol, Resolution
@@ -61,3 +63,19 @@ async def test_waiting_for_another_endpoint_ends_in_time() -> None:
     route.update(to(OLD))
     await route.wait_other(OLD, 0.01)
     assert route.endpoint == OLD
+
+
+async def test_a_bug_of_one_that_is_told_costs_nobody_else(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    route = make()
+    route.on_change = fail
+    async with asyncio.TaskGroup() as tasks:
+        answer = tasks.create_task(route.resolved())
+        await asyncio.sleep(0)
+        route.update(to(OLD))
+    assert answer.result() == to(OLD)
+    assert "ZeroDivisionError" in caplog.text
