@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from agent.udp import UdpSocket
+from krelay.mux.files import files_to_spare
 from krelay.wire.errors import ErrorCode
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
@@ -31,6 +32,16 @@ class DialError(Exception):
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+def _spare_one() -> None:
+    """Leave descriptors for tunnels: without one, nobody could reach this agent again.
+
+    Raises:
+        DialError: there is none to spare.
+    """
+    if not files_to_spare():
+        raise DialError(ErrorCode.LIMIT, "the agent has no file descriptor to spare")
 
 
 async def resolve(host: str, port: int, kind: socket.SocketKind) -> list[tuple[int, str]]:
@@ -63,6 +74,7 @@ async def dial_tcp(host: str, port: int, timeout: float, protocol: Callable[[], 
     Raises:
         DialError: none did; it tells of the last.
     """
+    _spare_one()
     code, step = ErrorCode.RESOLVE_TIMEOUT, "resolving"
     try:
         async with asyncio.timeout(timeout):
@@ -108,6 +120,7 @@ async def dial_udp(
     Raises:
         DialError: it has none, or no socket could be had.
     """
+    _spare_one()
     try:
         async with asyncio.timeout(timeout):
             family, address = (await resolve(host, port, socket.SOCK_DGRAM))[0]

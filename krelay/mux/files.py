@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 
 _WANTED = 65_536
 _LISTS = ("/proc/self/fd", "/dev/fd")
 RESERVE = 256
 """Descriptors that accepted connections leave to everything else: dials, watches, files, status."""
+_COUNT_EVERY = 0.1
+"""Seconds between two counts, where they take a look at each file."""
 _RESERVED_SHARE = 4
 """Where the limit is low, the reserve is one in so many."""
 
@@ -56,6 +59,21 @@ def reserve() -> int:
     """How many descriptors accepted connections must leave free."""
     limit = file_limit()
     return RESERVE if limit is None else min(RESERVE, limit // _RESERVED_SHARE)
+
+
+def files_to_spare() -> bool:
+    """Whether one more socket leaves the reserve alone."""
+    global _spared, _counted_at
+    now = time.monotonic()
+    if _sized or now >= _counted_at + _COUNT_EVERY:
+        limit, used = file_limit(), open_files()
+        _spared = limit is None or used is None or limit - used > reserve()
+        _counted_at = now
+    return _spared
+
+
+_spared = True
+_counted_at = 0.0
 
 
 def _count(place: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from agent import dial
 from agent.dial import DialError, dial_tcp, dial_udp, resolve
+from krelay.mux.files import open_files
 from krelay.wire.errors import ErrorCode
 from tests import rig
 
@@ -249,3 +251,25 @@ async def test_a_socket_without_ipv6_is_a_dial_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("agent.dial.socket.socket", none)
     with pytest.raises(DialError, match="no IPv6"):
         await dial_udp("::1", 80, 5.0, lambda data: None, lambda: None)
+
+
+# -- descriptors -------------------------------------------------------------------------------
+
+
+async def test_the_last_descriptors_are_for_tunnels() -> None:
+    used, (soft, hard) = open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert used is not None
+    async with rig.tcp_target(rig.swallow) as port:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))
+        try:
+            tcp = await failing(rig.HOST, port)
+            with pytest.raises(DialError) as udp:
+                await dial_udp(rig.HOST, port, 5.0, lambda data: None, lambda: None)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert tcp.code == udp.value.code == ErrorCode.LIMIT
+        assert str(tcp) == "the agent has no file descriptor to spare"
+        connected = await dial_tcp(rig.HOST, port, 5.0, Connected)
+        assert connected.transport is not None
+        connected.transport.close()
+        await asyncio.sleep(0)

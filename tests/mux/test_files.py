@@ -8,6 +8,7 @@ import resource
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -94,3 +95,27 @@ def test_where_the_system_does_not_say_nobody_knows(monkeypatch: pytest.MonkeyPa
 def test_the_reserve(soft: int, reserved: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
     assert files.reserve() == reserved
+
+
+@pytest.mark.parametrize("sized", [True, False])
+def test_whether_one_leaves_the_reserve_alone(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = 75
+    monkeypatch.setattr(files, "_sized", sized)
+    monkeypatch.setattr(files, "_COUNT_EVERY", 0.0)
+    monkeypatch.setattr(files, "open_files", lambda: used)
+    monkeypatch.setattr(files, "file_limit", lambda: 100)
+    assert not files.files_to_spare()
+    used = 74
+    assert files.files_to_spare()
+    monkeypatch.setattr(files, "file_limit", lambda: None)
+    used = 1 << 20
+    assert files.files_to_spare()
+
+
+def test_counting_file_by_file_is_done_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_sized", False)
+    monkeypatch.setattr(files, "_COUNT_EVERY", 3600.0)
+    monkeypatch.setattr(files, "_counted_at", time.monotonic())
+    monkeypatch.setattr(files, "_spared", True)
+    monkeypatch.setattr(files, "open_files", lambda: pytest.fail("counted"))
+    assert files.files_to_spare()
