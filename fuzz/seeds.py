@@ -164,9 +164,37 @@ def _http_proxy() -> Iterator[bytes]:
         b"GET / HTTP/1.1\r\nHost: web.test\r\n%s\r\n",
         b"OPTIONS * HTTP/1.1\r\nHost: web.test\r\n%s\r\n",
     )
-    for head in heads:
-        yield b"\0" + head % b""
-        yield b"\1" + head % login
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    chunked = (
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"2;x\r\nhi\r\n1\r\n!\r\n0\r\nX: 1\r\n\r\n"
+    )
+    closed = b"HTTP/1.0 200 OK\r\nConnection: X-Y\r\nX-Y: 1\r\n\r\nhi"
+    switch = b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\n\r\nhi"
+    both = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nhi"
+    posted = (
+        b"POST http://a.test/\xc3\xa9 HTTP/1.1\r\nHost: a.test\r\nExpect: 100-continue\r\n"
+        b"Content-Length: 4\r\n%s\r\nbody"
+    )
+    websocket = (
+        b"GET ws://a.test/ HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\n"
+        b"Upgrade: websocket\r\n%s\r\n"
+    )
+    ambiguous = (
+        b"POST http://a.test/ HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n"
+        b"Content-Length: 3\r\n%s\r\nabc"
+    )
+    for head in (*heads, posted, websocket, ambiguous):
+        for response in (ok, chunked, closed, switch, both, b""):
+            yield _conversation(0, head % b"" + heads[2] % b"" + posted % b"", response, ok, closed)
+        yield _conversation(1, head % login + heads[2] % login, ok, ok)
+
+
+def _conversation(flags: int, client: bytes, *answers: bytes) -> bytes:
+    parts = [bytes([flags, 6])]
+    for part in (client, *answers):
+        parts += [len(part).to_bytes(2, "big"), part]
+    return b"".join(parts)
 
 
 def _socks_client() -> Iterator[bytes]:

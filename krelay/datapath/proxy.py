@@ -5,17 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, runtime_checkable
+from typing import Protocol as Shape
 
 from krelay.datapath.associate import Association
-from krelay.datapath.http_proxy import (
-    ESTABLISHED,
-    HttpRefusal,
-    answer,
-    cut_head,
-    read_head,
-)
 from krelay.datapath.listener import LocalRelay, TcpListener
 from krelay.datapath.opening import Opening
 from krelay.datapath.pool import Pool
@@ -27,12 +21,18 @@ from krelay.mux.sockets import close_socket
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 
+if TYPE_CHECKING:
+    from krelay.datapath.http_connection import HttpConnection
+
 logger = logging.getLogger("krelay.listener")
 
 PATIENCE = 30.0
 """Seconds for a client to say where it wants to go."""
 MAX_ASKING = 1_024
-"""Connections that have not said it yet."""
+"""Connections that have not said it yet, those that wait for another HTTP request included."""
+LINGER, LINGER_BYTES = 5.0, 1 << 20
+"""How long a refused client may go on sending, in seconds and bytes. If it were closed at once, the
+kernel would reset it, and the answer be lost."""
 
 _REPLIES = {
     ErrorCode.REFUSED: Reply.REFUSED,
@@ -41,7 +41,6 @@ _REPLIES = {
     ErrorCode.CONNECT_TIMEOUT: Reply.EXPIRED,
     ErrorCode.RESOLVE_TIMEOUT: Reply.EXPIRED,
 }
-_TIMEOUTS = (ErrorCode.CONNECT_TIMEOUT, ErrorCode.RESOLVE_TIMEOUT)
 
 
 @dataclass(slots=True)
@@ -81,7 +80,13 @@ class ProxyListener(TcpListener):
     ) -> None:
         super().__init__(name, Route(pool, followed=False), tasks, park=park, account=account)
         self.credentials = credentials
-        self.asking = 0
+        self.negotiating = 0
+        self._waiting: dict[HttpConnection[Endpoint], None] = {}
+
+    @property
+    def asking(self) -> int:
+        """How many connections have not said where they, or their next requests, want to go."""
+        return self.negotiating + len(self._waiting)
 
     @property
     def pool(self) -> Pool:
@@ -92,7 +97,7 @@ class ProxyListener(TcpListener):
     def pool(self, pool: Pool) -> None:
         self.route.pool = pool
         for connection in self.connections:
-            if isinstance(connection, ProxyConnection):
+            if isinstance(connection, _Movable):
                 connection.move(pool)
 
     async def open(self, address: str, port: int) -> None:
@@ -105,23 +110,76 @@ class ProxyListener(TcpListener):
                 self.name,
             )
 
+    async def drain(self, timeout: float) -> None:
+        """As its parent. Idle HTTP connections close, others end behind their current request."""
+        self.close()
+        for connection in list(self.connections):
+            if isinstance(connection, _Finishing):
+                connection.finish()
+        await asyncio.sleep(0)
+        await super().drain(timeout)
+
+    def waits(self, connection: HttpConnection[Endpoint], waiting: bool) -> None:
+        """An HTTP connection waits for a request, or no longer."""
+        self._waiting.pop(connection, None)
+        if waiting:
+            self._waiting[connection] = None
+            if self.asking > MAX_ASKING:
+                self.make_room()
+
+    def make_room(self) -> bool:
+        """Close the HTTP connection that has been idle for the longest; whether there was one."""
+        idle = next((found for found in self._waiting if found.idle), None)
+        if idle is None:
+            return False
+        del self._waiting[idle]
+        idle.finish()
+        return True
+
+    def http(self) -> HttpConnection[Endpoint]:
+        """Return what takes a connection over that speaks HTTP."""
+        # h11 is loaded only where it is used.
+        from krelay.datapath.http_connection import HttpConnection
+        from krelay.datapath.http_proxy import route
+
+        return HttpConnection(
+            self,
+            lambda head: route(head, self.credentials),
+            lambda place: Destination.of(self, Protocol.TCP, place.host, place.port),
+            on_waiting=self.waits,
+            head=PATIENCE,
+        )
+
     def _accept(self) -> LocalRelay:
         return ProxyConnection(self)
 
 
+@runtime_checkable
+class _Movable(Shape):
+    def move(self, pool: Pool) -> None:
+        """Take the next stream from there."""
+
+
+@runtime_checkable
+class _Finishing(Shape):
+    def finish(self) -> None:
+        """Serve no request but the current one."""
+
+
 class ProxyConnection(LocalRelay):
-    """One accepted connection: it negotiates, then it is a relay as any other."""
+    """One accepted connection. Its first byte says what it speaks: HTTP is handed over, SOCKS5
+    negotiates, and then it is a relay like any other."""
 
     def __init__(self, listener: ProxyListener) -> None:
         super().__init__(listener)
         self._proxy = listener
         self._asking = False
-        self._head = b""
         self._acceptor: Acceptor | None = None
         self._association: Association | None = None
         self._success = b""
-        self._failure: Callable[[ErrorCode, str], bytes] = lambda code, message: b""
         self._timer: asyncio.TimerHandle | None = None
+        self._refused = False
+        self._drained = 0
 
     def move(self, pool: Pool) -> None:
         """A connection that still waits gets its stream from there."""
@@ -134,33 +192,38 @@ class ProxyConnection(LocalRelay):
 
     def _begin(self) -> None:
         assert self.transport is not None
-        if self._proxy.asking >= MAX_ASKING:
+        if self._proxy.asking >= MAX_ASKING and not self._proxy.make_room():
             logger.warning("%s: too many connections that ask for nothing", self._proxy.name)
             self.cut()
             return
         self._asking = True
-        self._proxy.asking += 1
+        self._proxy.negotiating += 1
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(PATIENCE, self._late)
         self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            self._drained += len(data)
+            if self._drained > LINGER_BYTES and self.transport is not None:
+                close_socket(self.transport)
+            return
         if not self._asking:
             if self._association is None:
                 super().data_received(data)
             return
         try:
             self._negotiate(data)
-        except (SocksRefusal, HttpRefusal) as exc:
+        except SocksRefusal as exc:
             logger.info("%s: refused: %s", self._proxy.name, exc)
-            self._end(exc.reply if isinstance(exc, SocksRefusal) else exc.answer)
+            self._end(exc.reply)
         except Exception:
             # One connection's bug is its own.
             logger.exception("%s: the negotiation failed", self._proxy.name)
             self.cut()
 
     def eof_received(self) -> bool:
-        if self._asking or self._association is not None:
+        if self._asking or self._refused or self._association is not None:
             # Nothing was cut short: it is an end like any other.
             if self.transport is not None:
                 close_socket(self.transport)
@@ -174,21 +237,23 @@ class ProxyConnection(LocalRelay):
         super().connection_lost(exc)
 
     def _negotiate(self, data: bytes) -> None:
-        self._head += data
-        if self._head[:1] in (b"\4", b"\5"):
-            if self._acceptor is None:
-                self._acceptor = Acceptor(self._proxy.credentials)
-                data = self._head
-            self._socks(self._acceptor, data)
-        elif (parts := cut_head(self._head)) is not None:
-            head, rest = parts
-            asked = read_head(head, self._proxy.credentials)
-            self._success = b"" if asked.head else ESTABLISHED
-            self._failure = lambda code, message: answer(
-                504 if code in _TIMEOUTS else 502,
-                f"{asked.host}:{asked.port}: {message or code.text}",
-            )
-            self._open(asked.host, asked.port, asked.head + rest)
+        if self._acceptor is None:
+            if data[:1] not in (b"\4", b"\5"):
+                self._hand_over(data)
+                return
+            self._acceptor = Acceptor(self._proxy.credentials)
+        self._socks(self._acceptor, data)
+
+    def _hand_over(self, data: bytes) -> None:
+        """Let an HTTP connection have the socket, and what came by it."""
+        transport, self.transport = self.transport, None
+        assert transport is not None
+        http = self._proxy.http()
+        transport.set_protocol(http)
+        self._asked()
+        http.connection_made(transport)
+        self._proxy.left(self)
+        http.data_received(data)
 
     def _socks(self, acceptor: Acceptor, data: bytes) -> None:
         out = acceptor.receive(data)
@@ -202,7 +267,6 @@ class ProxyConnection(LocalRelay):
             self._associate()
             return
         self._success = reply(Reply.OK)
-        self._failure = lambda code, _: reply(_REPLIES.get(code, Reply.FAILURE))
         self._open(asked.host, asked.port, acceptor.rest)
 
     def _open(self, host: str, port: int, early: bytes) -> None:
@@ -250,7 +314,7 @@ class ProxyConnection(LocalRelay):
         super().on_accepted()
 
     def _fail(self, code: ErrorCode, message: str) -> None:
-        self._end(self._failure(code, message))
+        self._end(reply(_REPLIES.get(code, Reply.FAILURE)))
 
     def _late(self) -> None:
         logger.info("%s: a connection asked for nothing in time", self._proxy.name)
@@ -262,12 +326,17 @@ class ProxyConnection(LocalRelay):
             self._timer.cancel()
         if self._asking:
             self._asking = False
-            self._proxy.asking -= 1
+            self._proxy.negotiating -= 1
 
     def _end(self, last: bytes) -> None:
-        """Say why, and close."""
+        """Send why, and close when the client has read it."""
         self._asked()
         self.stream = None
-        if self.transport is not None:
-            self.transport.write(last)
-            close_socket(self.transport)
+        self._refused = self._remote_ended = True
+        transport = self.transport
+        if transport is not None:
+            transport.write(last)
+            self._end_socket(transport)
+            transport.resume_reading()
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(LINGER, close_socket, transport)

@@ -1,4 +1,4 @@
-"""The head of a request to an HTTP proxy."""
+"""Where a request to the HTTP proxy goes."""
 
 from __future__ import annotations
 
@@ -8,147 +8,111 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from krelay.datapath.http_proxy import (
-    MAX_HEAD,
-    HttpAsked,
-    HttpRefusal,
-    answer,
-    cut_head,
-    read_head,
-)
+from krelay.datapath.http_proxy import route
+from krelay.datapath.http_relay import Hop, HttpRefusal, RequestHead
+from krelay.model import Endpoint
 
 LOGIN = ("me", "secret")
 
 
-def head(*lines: str) -> bytes:
-    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+def head(first: str | bytes, *headers: tuple[bytes, bytes]) -> RequestHead:
+    method, _, target = (first.encode() if isinstance(first, str) else first).partition(b" ")
+    return RequestHead(method, target, [(b"host", b"elsewhere"), *headers])
 
 
 @pytest.mark.parametrize(
     ("target", "host", "port"),
     [("web.shop:443", "web.shop", 443), ("10.0.0.1:80", "10.0.0.1", 80), ("[::1]:22", "::1", 22)],
 )
-def test_connect(target: str, host: str, port: int) -> None:
-    assert read_head(head(f"CONNECT {target} HTTP/1.1", f"Host: {target}")) == HttpAsked(
-        host, port, b""
-    )
-
-
-def test_the_absolute_form_goes_on_in_origin_form_without_what_is_ours() -> None:
-    asked = read_head(
-        head(
-            "POST http://web.shop:8080/a/b?c=d#e HTTP/1.1",
-            "Host: elsewhere",
-            "X-Mine: 1",
-            "Connection: keep-alive, X-Hop",
-            "X-Hop: 1",
-            "Proxy-Connection: keep-alive",
-            "Proxy-Authorization: Basic eA==",
-            "TE: trailers",
-            "Upgrade: websocket",
-            "Transfer-Encoding: chunked",
-            "Expect: 100-continue",
-        )
-    )
-    assert (asked.host, asked.port) == ("web.shop", 8080)
-    assert asked.head.decode().split("\r\n") == [
-        "POST /a/b?c=d HTTP/1.1",
-        "Host: web.shop:8080",
-        "X-Mine: 1",
-        "Transfer-Encoding: chunked",
-        "Expect: 100-continue",
-        "Connection: close",
-        "",
-        "",
-    ]
+def test_connect_names_host_and_port(target: str, host: str, port: int) -> None:
+    assert route(head(f"CONNECT {target}")).place == Endpoint(host, port)
 
 
 @pytest.mark.parametrize(
-    ("target", "host", "port", "line"),
+    ("first", "place", "target", "host"),
     [
-        ("http://web", "web", 80, b"GET / HTTP/1.1"),
-        ("HTTP://u:p@web/?x", "web", 80, b"GET /?x HTTP/1.1"),
-        ("http://[::1]:8080/x", "::1", 8080, b"GET /x HTTP/1.1"),
+        ("GET http://web", Endpoint("web", 80), b"/", b"web"),
+        ("GET HTTP://u:p@web/?x", Endpoint("web", 80), b"/?x", b"web"),
+        ("GET http://a@b@web?x#y", Endpoint("web", 80), b"/?x", b"web"),
+        ("GET http://[::1]:8080/x", Endpoint("::1", 8080), b"/x", b"[::1]:8080"),
+        ("POST http://web.shop:8080/a/b?c=d#e", Endpoint("web.shop", 8080), b"/a/b?c=d", b""),
+        ("GET ws://web:81/chat", Endpoint("web", 81), b"/chat", b"web:81"),
+        ("GET http://web:/x", Endpoint("web", 80), b"/x", b"web:"),
+        ("GET http://web//a//b", Endpoint("web", 80), b"//a//b", b"web"),
+        ("GET http://web/é?ü", Endpoint("web", 80), "/é?ü".encode(), b"web"),
+        (b"GET http://web/\xff", Endpoint("web", 80), b"/\xff", b"web"),
+        ("GET http://bücher/", Endpoint("bücher", 80), b"/", "bücher".encode()),
+        ("OPTIONS http://web", Endpoint("web", 80), b"*", b"web"),
+        ("OPTIONS http://web/", Endpoint("web", 80), b"/", b"web"),
     ],
 )
-def test_targets(target: str, host: str, port: int, line: bytes) -> None:
-    asked = read_head(head(f"GET {target} HTTP/1.1", "Host: x"))
-    assert (asked.host, asked.port) == (host, port)
-    assert asked.head.startswith(line + b"\r\nHost: ")
-    assert b"u:p" not in asked.head
+def test_absolute_form_goes_on_in_origin_form(
+    first: str | bytes, place: Endpoint, target: bytes, host: bytes
+) -> None:
+    assert route(head(first)) == Hop(place, target, host or str(place).encode())
 
 
 @pytest.mark.parametrize(
     "first",
     [
-        "nonsense",
-        "GET /path HTTP/1.1",
-        "GET https://web/ HTTP/1.1",
-        "GET http:///x HTTP/1.1",
-        "GET http://web:99999/ HTTP/1.1",
-        "GET http://[::1/ HTTP/1.1",
-        "CONNECT web HTTP/1.1",
-        "CONNECT :80 HTTP/1.1",
-        f"CONNECT {'x' * 256}:80 HTTP/1.1",
+        "GET /path",
+        "GET *",
+        "GET https://web/",
+        "GET wss://web/",
+        "GET http:///x",
+        "GET http://web:99999/",
+        "GET http://web:0/",
+        "GET http://web:000080/",
+        "GET http://web:8a/",
+        "GET http://a:b:80/",
+        "GET http://[::1/",
+        "GET http://[web]/",
+        "GET http://::1/",
+        "GET http://web\u00a0x/",
+        b"GET http://\xff/",
+        "CONNECT web",
+        "CONNECT :80",
+        "CONNECT http://web/",
+        f"CONNECT {'x' * 256}:80",
     ],
 )
-def test_what_is_no_request_to_a_proxy(first: str) -> None:
+def test_other_targets_are_refused(first: str | bytes) -> None:
     with pytest.raises(HttpRefusal) as caught:
-        read_head(head(first, "Host: x"))
-    assert caught.value.answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        route(head(first))
+    assert caught.value.status == 400
 
 
 @pytest.mark.parametrize(
     "given_",
-    [None, "Basic", "Basic %%%", "Bearer bWU6c2VjcmV0", "Basic " + "bWU6d3Jvbmc="],
+    [
+        [],
+        [b"Basic"],
+        [b"Basic %%%"],
+        [b"Bearer bWU6c2VjcmV0"],
+        [b"Basic bWU6d3Jvbmc="],
+        [b"Basic bWU6c2VjcmV0", b"Basic bWU6c2VjcmV0"],
+    ],
 )
-def test_who_is_nobody_is_asked(given_: str | None) -> None:
-    lines = ["CONNECT web:80 HTTP/1.1", "Host: x"]
-    lines += [f"Proxy-Authorization: {given_}"] if given_ else []
+def test_missing_or_wrong_credentials_are_refused(given_: list[bytes]) -> None:
     with pytest.raises(HttpRefusal) as caught:
-        read_head(head(*lines), LOGIN)
-    assert caught.value.answer.startswith(b"HTTP/1.1 407 ")
-    assert b'\r\nProxy-Authenticate: Basic realm="krelay"\r\n' in caught.value.answer
+        route(head("CONNECT web:80", *((b"proxy-authorization", v) for v in given_)), LOGIN)
+    assert caught.value.status == 407
 
 
-def test_who_is_somebody_is_not() -> None:
-    token = base64.b64encode(b"me:secret").decode()
-    lines = ["CONNECT web:80 HTTP/1.1", "Host: x", f"proxy-authorization: basic {token}"]
-    assert read_head(head(*lines), LOGIN).host == "web"
+def test_right_credentials_are_accepted() -> None:
+    token = b"basic " + base64.b64encode(b"me:secret")
+    asked = head("CONNECT web:80", (b"proxy-authorization", token))
+    assert route(asked, LOGIN).place == Endpoint("web", 80)
 
 
-def test_a_head_ends_where_it_ends() -> None:
-    whole = head("GET http://a/ HTTP/1.1", "Host: a")
-    assert cut_head(whole[:-1]) is None
-    assert cut_head(whole + b"body\r\n\r\n") == (whole, b"body\r\n\r\n")
-    for data in (bytes(MAX_HEAD + 1), bytes(MAX_HEAD + 1) + b"\r\n\r\n"):
-        with pytest.raises(HttpRefusal) as caught:
-            cut_head(data)
-        assert caught.value.answer.startswith(b"HTTP/1.1 431 ")
-
-
-def test_an_answer_is_whole() -> None:
-    text = answer(502, "web:80: connection refused")
-    top, body = text.split(b"\r\n\r\n")
-    assert body == b"krelay: web:80: connection refused\n"
-    assert f"Content-Length: {len(body)}".encode() in top
-
-
-@given(st.binary(max_size=200))
-@example(b"GET http://\xff/ HTTP/1.1\r\nHost: x")
-def test_any_head_is_a_request_or_a_refusal(data: bytes) -> None:
-    try:
-        asked = read_head(data + b"\r\n\r\n")
-    except HttpRefusal as exc:
-        assert exc.answer
-    else:
-        assert asked.host
-
-
-@given(st.text(alphabet="htp:/[]@?#.%a1\u00e9 ", max_size=20))
-def test_any_target_is_one_or_a_refusal(target: str) -> None:
-    for method in ("GET http://", "CONNECT "):
+@given(st.binary(max_size=40))
+@example(b"http://\xff/")
+def test_any_target_has_a_place_or_is_refused(target: bytes) -> None:
+    for method in (b"GET http://", b"CONNECT "):
         try:
-            read_head(head(f"{method}{target} HTTP/1.1", "Host: x"))
+            hop = route(head(method + target))
         except HttpRefusal as exc:
-            assert exc.answer
+            assert exc.status == 400
+        else:
+            assert 0 < hop.place.port < 65_536
+            assert 0 < len(hop.place.host.encode()) <= 255

@@ -243,3 +243,27 @@ async def test_a_thousand_streams_at_once(file: Path) -> None:
                 for number in range(1000):
                     tasks.create_task(one(number))
             assert await krelay.stop() == 0
+
+
+async def test_an_http_connection_to_a_proxy_serves_several_hosts_until_the_end(file: Path) -> None:
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: bytes) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.count(b"\r\nCookie: %s\r\n" % name) == 1
+        # It keeps the connection alive, whatever it was asked.
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n" + name)
+        assert await reader.read() == b""
+
+    unprobed = "{{target: ip/127.0.0.1, ports: [':{}'], check: none}}"
+    async with (
+        rig.tcp_target(lambda reader, writer: say(reader, writer, b"a")) as a,
+        rig.tcp_target(lambda reader, writer: say(reader, writer, b"b")) as b,
+        up(file, {"web": unprobed.format(a)}, "proxies: {px: {port: 0}}", lines=2) as krelay,
+        rig.connect(krelay.ports["px"]) as (reader, writer),
+    ):
+        for port, name in ((a, "a"), (b, "b"), (a, "a")):
+            head = f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nHost: x\r\nCookie: {name}\r\n\r\n"
+            writer.write(head.encode())
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(1) == name.encode()
+        assert await krelay.stop() == 0
+        assert await reader.read() == b""
