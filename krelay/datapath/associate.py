@@ -1,5 +1,10 @@
 """Associate: SOCKS5's UDP, a socket for one client whose datagrams say themselves where they go
-(RFC 1928, section 7). A flow for each destination, as any other UDP flow."""
+(RFC 1928, section 7). A flow for each destination, as any other UDP flow.
+
+An association belongs to the client that made it: to the port that its request names, else to the
+first sender with the client's address. On loopback, which all users of the machine share, that
+sender must also be of the client's user, as far as the system tells.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,12 @@ from typing import Any, cast
 
 from krelay.datapath.opening import Forwarding
 from krelay.datapath.pool import Pool
+from krelay.datapath.socket_owner import same_user
 from krelay.datapath.socks5 import read_datagram, write_datagram
 from krelay.datapath.traffic import EVICTED, KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
+from krelay.model import is_loopback
+from krelay.tasks import TaskGroup, guard
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -21,6 +29,8 @@ logger = logging.getLogger("krelay.listener")
 
 MAX_DESTINATIONS = 64
 _MAX_BACKLOG = 1 << 20
+_MAX_SENDERS, _MAX_UNPROVEN = 64, 4
+"""How many senders, and datagrams of each, wait until it is known whose they are."""
 
 Place = tuple[str, int]
 
@@ -30,16 +40,24 @@ class Association(asyncio.DatagramProtocol):
 
     def __init__(
         self,
-        client: str,
+        client: tuple[str, int],
         destination: Callable[[str, int], Forwarding],
         account: Account | None = None,
+        *,
+        tasks: TaskGroup,
+        port: int = 0,
     ) -> None:
-        """`client` is the address that may use it; `destination` makes where a datagram goes."""
+        """`client` is the client's end of the connection that asked, `port` the UDP port that it
+        named, if any; `destination` makes where a datagram goes."""
         self.account = account or Account()
         self.flows: OrderedDict[Any, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
         self._client = client
+        self._named = port
         self._port: Any = None
+        self._tasks = tasks
+        self._unproven: dict[tuple[Any, ...], list[bytes]] = {}
+        self._proving: asyncio.Task[None] | None = None
         self._destination = destination
         self._transport: asyncio.DatagramTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -60,6 +78,8 @@ class Association(asyncio.DatagramProtocol):
         """End every flow, and free the socket."""
         if self._sweeper is not None:
             self._sweeper.cancel()
+        if self._proving is not None:
+            self._proving.cancel()
         for flow in list(self.flows.values()):
             flow.close(ErrorCode.CANCELLED)
         self.flows.clear()
@@ -82,13 +102,51 @@ class Association(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        if addr[0] != self._client or self._port not in (None, addr):
+        if addr[0] != self._client[0] or self._port not in (None, addr):
             return
         found = read_datagram(data)
-        if found is None:
+        if found is not None and (self._port is not None or self._claim(addr, data)):
+            self._send(*found)
+
+    def _claim(self, addr: tuple[Any, ...], data: bytes) -> bool:
+        """Whether the first datagram of `addr` is the client's; if that is not known yet, keep it
+        until it is."""
+        if self._named:
+            if addr[1] != self._named:
+                return False
+        elif is_loopback(addr[0]):
+            if addr in self._unproven or len(self._unproven) < _MAX_SENDERS:
+                kept = self._unproven.setdefault(addr, [])
+                if len(kept) < _MAX_UNPROVEN:
+                    kept.append(data)
+            if self._proving is None:
+                proving = guard(self._prove(), "UDP association")
+                self._proving = self._tasks.create_task(proving, name="UDP association")
+            return False
+        self._port = addr
+        return True
+
+    async def _prove(self) -> None:
+        try:
+            while self._unproven and self._port is None:
+                waiting, self._unproven = self._unproven, {}
+                await self._prove_each(waiting)
+        finally:
+            self._proving = None
+
+    async def _prove_each(self, waiting: dict[tuple[Any, ...], list[bytes]]) -> None:
+        senders = {addr[:2]: addr for addr in waiting}
+        proven = await asyncio.to_thread(same_user, self._client, list(senders))
+        addr = next((addr for place, addr in senders.items() if place in proven), None)
+        if addr is None:
+            logger.info("UDP association: dropped a datagram of another user")
             return
         self._port = addr
-        host, port, payload = found
+        for data in waiting[addr]:
+            if (found := read_datagram(data)) is not None:
+                self._send(*found)
+
+    def _send(self, host: str, port: int, payload: bytes) -> None:
         place = host, port
         flow = self.flows.get(place)
         if flow is None:

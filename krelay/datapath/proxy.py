@@ -18,7 +18,7 @@ from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
 from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol, Resolution, is_loopback
 from krelay.mux.sockets import close_socket
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, guard
 from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ class ProxyConnection(LocalRelay):
             return
         if asked.command is Command.UDP_ASSOCIATE:
             self._asked()
-            self._associate()
+            self._associate(asked.port)
             return
         self._success = reply(Reply.OK)
         self._open(asked.host, asked.port, acceptor.rest)
@@ -283,16 +283,19 @@ class ProxyConnection(LocalRelay):
             self.received_bytes += len(early)
         self._opening.start()
 
-    def _associate(self) -> None:
+    def _associate(self, port: int) -> None:
         assert self.transport is not None
         host = self.transport.get_extra_info("sockname")[0]
-        client = self.transport.get_extra_info("peername")[0]
+        client = self.transport.get_extra_info("peername")[:2]
         self._association = association = Association(
             client,
             lambda *place: Destination.of(self._proxy, Protocol.UDP, *place),
             self._proxy.account,
+            tasks=self._proxy.tasks,
+            port=port,
         )
-        self._proxy.tasks.create_task(self._bind(association, host), name=self._proxy.name)
+        binding = guard(self._bind(association, host), self._proxy.name)
+        self._proxy.tasks.create_task(binding, name=self._proxy.name)
 
     async def _bind(self, association: Association, host: str) -> None:
         try:

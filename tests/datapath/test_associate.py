@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
@@ -76,6 +79,77 @@ async def test_pieces_nonsense_and_strangers_are_dropped() -> None:
                 stranger.sendto(write_datagram(rig.HOST, target, b"theirs"), sock.getpeername())
                 assert await ask(sock, rig.HOST, target, b"still") == (rig.HOST, target, b"still")
             assert path.streams == (1, 1)
+
+
+async def test_a_named_port_is_the_only_one_that_is_served() -> None:
+    async with rig.udp_echo() as target, proxy() as (listener, path):
+        async with rig.connect(rig.port_of(listener)) as (reader, writer), rig.udp_socket() as mine:
+            port = mine.getsockname()[1]
+            writer.write(HELLO + ASSOCIATE[:-2] + port.to_bytes(2, "big"))
+            relay = (rig.HOST, int.from_bytes((await reader.readexactly(12))[10:], "big"))
+            async with rig.udp_socket() as stranger:
+                stranger.sendto(write_datagram(rig.HOST, target, b"first"), relay)
+                mine.connect(relay)
+                assert await ask(mine, rig.HOST, target, b"x") == (rig.HOST, target, b"x")
+                stranger.sendto(write_datagram("localhost", target, b"later"), relay)
+                await ask(mine, rig.HOST, target, b"y")
+            assert path.streams == (1, 1)
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.getuid() != 0, reason="needs another user on Linux"
+)
+async def test_another_user_s_datagrams_claim_nothing() -> None:
+    script = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(2, 2);"
+        "[s.sendto(bytes.fromhex(sys.argv[2]), ('127.0.0.1', int(sys.argv[1]))) for _ in range(3)];"
+        "print('sent', flush=True); sys.stdin.read()"
+    )
+    async with rig.udp_echo() as target, proxy() as (listener, path):
+        async with associated(listener) as (sock, _):
+            stranger = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", "-c", script, str(sock.getpeername()[1])),
+                write_datagram("localhost", target, b"theirs").hex(),
+                stdin=-1,
+                stdout=-1,
+            )
+            assert stranger.stdin is not None
+            assert stranger.stdout is not None
+            assert await stranger.stdout.readline() == b"sent\n"
+            assert await ask(sock, rig.HOST, target, b"mine") == (rig.HOST, target, b"mine")
+            assert path.streams == (1, 1)
+            stranger.stdin.close()
+            await stranger.wait()
+
+
+async def test_senders_that_wait_for_proof_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_SENDERS", 2)
+    go = threading.Event()
+    seen: list[list[tuple[str, int]]] = []
+
+    def slow(client: tuple[str, int], senders: list[tuple[str, int]]) -> set[tuple[str, int]]:
+        go.wait()
+        seen.append(senders)
+        return set()
+
+    monkeypatch.setattr(module, "same_user", slow)
+    async with rig.udp_echo() as target, proxy() as (listener, path):
+        async with associated(listener) as (sock, _):
+            async with AsyncExitStack() as stack:
+                (connection,) = listener.connections
+                assert isinstance(connection, ProxyConnection)
+                association = connection._association
+                assert association is not None
+                for _ in range(5):
+                    other = await stack.enter_async_context(rig.udp_socket())
+                    for _ in range(9):
+                        other.sendto(write_datagram(rig.HOST, target, b"x"), sock.getpeername())
+                await rig.until(lambda: len(association._unproven) == 2)
+                assert max(map(len, association._unproven.values())) <= 4
+                go.set()
+                await rig.until(lambda: association._proving is None)
+            assert path.streams == (0, 0)
+    assert all(len(senders) <= 2 for senders in seen)
 
 
 async def test_the_least_used_destination_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
