@@ -51,8 +51,7 @@ def _negotiated(acceptor: Acceptor, pieces: list[bytes]) -> tuple[object, ...]:
         for piece in pieces:
             out += acceptor.receive(piece)
     except SocksRefusal as exc:
-        # What was due before goes out in one case and is lost with the connection in the other.
-        return (exc.reply, str(exc))
+        return (out + exc.reply, str(exc))
     return (out, acceptor.asked, acceptor.rest)
 
 

@@ -70,7 +70,7 @@ class Acceptor:
         _, self._need = next(self._talk)
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, however they fall; what to send to the client.
+        """Take bytes, however they fall; return what to send to the client.
 
         Raises:
             SocksRefusal: it speaks nonsense, or asks for what there is not.
@@ -83,10 +83,14 @@ class Acceptor:
                 send, self._need = self._talk.send(taken)
             except StopIteration as end:
                 self.asked = end.value
+            except SocksRefusal as exc:
+                # A client that did not wait for the first answer reads it first.
+                exc.reply = out + exc.reply
+                raise
             else:
                 out += send
         if len(self.rest) > _MAX_LEFT:
-            raise SocksRefusal("it says too much too early", reply(Reply.FAILURE))
+            raise SocksRefusal("it says too much too early", out + reply(Reply.FAILURE))
         return out
 
 

@@ -151,6 +151,24 @@ async def test_why_not_is_told() -> None:
                 assert await reader.read() == b""
 
 
+async def test_a_refused_socks_client_that_still_sends_learns_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with proxy() as (listener, _):
+        for _ in range(5):
+            async with rig.connect(rig.port_of(listener)) as (reader, writer):
+                writer.write(HELLO + connect_to(rig.closed_port()))
+                writer.write(bytes(300_000))
+                await writer.drain()
+                assert (await reader.readexactly(12))[2] == 5
+                assert await reader.read() == b""
+        monkeypatch.setattr(module, "LINGER", 0.05)
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(HELLO + connect_to(rig.closed_port()))
+            assert (await reader.readexactly(12))[2:4] == b"\5\5"
+            await rig.until(lambda: not listener.connections)
+
+
 # -- what a relay has to keep ------------------------------------------------------------------
 
 

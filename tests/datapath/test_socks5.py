@@ -58,18 +58,19 @@ def test_a_login() -> None:
         (b"\5\1\2", None, b"\5\xff"),
         (b"\5\0", None, b"\5\xff"),
         (b"\5\1\0", LOGIN, b"\5\xff"),
-        (LOGGED_IN.replace(b"me", b"he"), LOGIN, b"\1\1"),
-        (LOGGED_IN[:-1] + b"x", LOGIN, b"\1\1"),
-        (b"\5\1\2\1\0\0", LOGIN, b"\1\1"),
-        (GREETING + b"\5\2\0\1\0\0\0\0\0\0", None, reply(Reply.COMMAND)),
-        (GREETING + b"\5\1\0\7", None, reply(Reply.ADDRESS)),
-        (GREETING + b"\5\1\0\3\0\0\x50", None, reply(Reply.ADDRESS)),
-        (GREETING + b"\5\1\0\3\1\xff\0\x50", None, reply(Reply.ADDRESS)),
-        (GREETING + b"\5\1\0\3\2a\n\0\x50", None, reply(Reply.ADDRESS)),
-        (GREETING + NAME + bytes(1 << 17), None, reply(Reply.FAILURE)),
+        (LOGGED_IN.replace(b"me", b"he"), LOGIN, b"\5\2\1\1"),
+        (LOGGED_IN[:-1] + b"x", LOGIN, b"\5\2\1\1"),
+        (b"\5\1\2\1\0\0", LOGIN, b"\5\2\1\1"),
+        (GREETING + b"\5\2\0\1\0\0\0\0\0\0", None, b"\5\0" + reply(Reply.COMMAND)),
+        (GREETING + b"\5\1\0\7", None, b"\5\0" + reply(Reply.ADDRESS)),
+        (GREETING + b"\5\1\0\3\0\0\x50", None, b"\5\0" + reply(Reply.ADDRESS)),
+        (GREETING + b"\5\1\0\3\1\xff\0\x50", None, b"\5\0" + reply(Reply.ADDRESS)),
+        (GREETING + b"\5\1\0\3\2a\n\0\x50", None, b"\5\0" + reply(Reply.ADDRESS)),
+        (GREETING + NAME + bytes(1 << 17), None, b"\5\0" + reply(Reply.FAILURE)),
     ],
 )
 def test_refusals(data: bytes, credentials: tuple[str, str] | None, told: bytes) -> None:
+    # What is due before the refusal goes first, also to a client that did not wait for it.
     with pytest.raises(SocksRefusal) as caught:
         run([data], credentials)
     assert caught.value.reply == told
