@@ -57,7 +57,7 @@ class Association(asyncio.DatagramProtocol):
         self._port: Any = None
         self._tasks = tasks
         self._unproven: dict[tuple[Any, ...], list[bytes]] = {}
-        self._proving: asyncio.Task[None] | None = None
+        self._proving: asyncio.Task[bool] | None = None
         self._destination = destination
         self._transport: asyncio.DatagramTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
@@ -120,7 +120,7 @@ class Association(asyncio.DatagramProtocol):
                 if len(kept) < _MAX_UNPROVEN:
                     kept.append(data)
             if self._proving is None:
-                proving = guard(self._prove(), "UDP association")
+                proving = guard(self._prove, "UDP association")
                 self._proving = self._tasks.create_task(proving, name="UDP association")
             return False
         self._port = addr

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, runtime_checkable
 from typing import Protocol as Shape
 
@@ -294,7 +295,7 @@ class ProxyConnection(LocalRelay):
             tasks=self._proxy.tasks,
             port=port,
         )
-        binding = guard(self._bind(association, host), self._proxy.name)
+        binding = guard(partial(self._bind, association, host), self._proxy.name)
         self._proxy.tasks.create_task(binding, name=self._proxy.name)
 
     async def _bind(self, association: Association, host: str) -> None:
