@@ -34,7 +34,7 @@ def route(head: RequestHead, credentials: tuple[str, str] | None = None) -> Hop[
     if found is None:
         raise HttpRefusal(400, "a proxy is asked for http://HOST/PATH, or with CONNECT")
     authority, path, query = (part or b"" for part in found.groups())
-    # A user's name and password in a target are for nobody (RFC 9110, section 4.2.4).
+    # A target's user name and password are dropped (RFC 9110, section 4.2.4).
     host = authority.rpartition(b"@")[2]
     if not path and not query and head.method == b"OPTIONS":
         path = b"*"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Generic, Protocol, TypeVar
 
 import h11
@@ -37,17 +38,6 @@ _HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"te", b"upgrade"})
 _NEVER_LISTED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 # Neither belongs in a trailer (RFC 9110, section 6.5.1).
 _NO_TRAILERS = _NEVER_LISTED | {b"trailer", b"authorization", b"content-encoding", b"content-type"}
-_REASONS = {
-    400: "Bad Request",
-    407: "Proxy Authentication Required",
-    408: "Request Timeout",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    502: "Bad Gateway",
-    503: "Service Unavailable",
-    504: "Gateway Timeout",
-    505: "HTTP Version Not Supported",
-}
 _MAX_MESSAGE = 300
 _EMPTY_LINES = 4
 
@@ -67,7 +57,7 @@ def answer(status: int, message: str, *, close: bool = True, body: bool = True) 
     message = "".join(char if char.isprintable() else "?" for char in message)
     text = f"krelay: {message}\n".encode(errors="replace")
     lines = [
-        f"HTTP/1.1 {status} {_REASONS[status]}",
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}",
         "Content-Type: text/plain; charset=utf-8",
         f"Content-Length: {len(text)}",
         *(["Connection: close"] if close else []),
@@ -215,7 +205,7 @@ class HttpRelay(Generic[P]):
         return self._budget < 0
 
     def actions(self) -> list[Action[P]]:
-        """Return what is to be done since the last call, in this order."""
+        """Return the actions since the last call, in their order."""
         actions, self._actions = self._actions, []
         return actions
 
@@ -620,7 +610,7 @@ class _Reader:
             self.connection.receive_data(data)
 
     def rest(self) -> bytearray:
-        """Return what is behind the messages that were read; the next reader may have it."""
+        """Return the bytes behind the messages that were read; the next reader may have them."""
         self.pending[:0] = self.connection.trailing_data[0]
         return self.pending
 
@@ -659,7 +649,7 @@ class _Reader:
             self.pending.clear()
 
     def _cut(self) -> bytes | None:
-        """Take a whole head off what is pending."""
+        """Take a whole head off the pending bytes."""
         pending = self.pending
         if self._searched == 0:
             # RFC 9112, section 2.2: empty lines before a request are ignored.
@@ -731,7 +721,7 @@ def _tokens(headers: _Headers, name: bytes) -> set[bytes]:
 
 
 def _end_to_end(headers: _Headers) -> list[tuple[bytes, bytes]]:
-    """Return what is not between the client and the proxy, or the proxy and the target, alone."""
+    """Return the headers that are not meant for one connection alone."""
     dropped = _HOP_BY_HOP | (_tokens(headers, b"connection") - _NEVER_LISTED)
     return [
         (raw, value)

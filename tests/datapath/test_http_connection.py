@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 
 class Origin:
-    """A target that keeps its connections alive whatever it is told, and every head it gets."""
+    """A target that ignores `Connection: close`, and every head that it gets."""
 
     def __init__(self, response: bytes = OK) -> None:
         self.response = response
@@ -492,7 +492,7 @@ async def test_a_head_that_is_never_whole_is_cut(monkeypatch: pytest.MonkeyPatch
         await rig.until(lambda: not listener.connections)
 
 
-async def test_an_exchange_in_which_nobody_speaks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_exchange_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.05)
     async with rig.tcp_target(rig.swallow) as target, proxy() as (listener, path):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):

@@ -297,7 +297,7 @@ def test_another_major_version_is_refused(version: str) -> None:
     assert talk.hosts == []
 
 
-# -- what is ambiguous -------------------------------------------------------------------------
+# -- ambiguous messages -------------------------------------------------------------------------
 
 AMBIGUOUS = [
     ("Content-Length: 3", "Transfer-Encoding: chunked"),

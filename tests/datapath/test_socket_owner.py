@@ -55,7 +55,7 @@ def test_another_user_s_sender_is_not_the_client_s(
     monkeypatch.setattr(module, "_TABLES", tmp_path)
     client, senders = ("127.0.0.1", 0x1111), [("127.0.0.1", port) for port in (1, 2, 3, 4)]
     (tmp_path / "tcp").write_text(
-        # What is in TIME_WAIT belongs to nobody.
+        # A connection in TIME_WAIT has no owner.
         HEAD + row("0100007F:1111", "06", 0) + row("0100007F:1111", "01", 1000)
     )
     (tmp_path / "udp").write_text(
