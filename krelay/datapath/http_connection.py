@@ -202,7 +202,12 @@ class HttpConnection(LocalRelay, Generic[P]):
         super().on_refused(code, message)
         self._run(lambda: None)
 
+    def drop(self, reason: str) -> None:
+        super().drop(reason)
+        self.cut()
+
     def _fail(self, code: ErrorCode, message: str) -> None:
+        self._queue.leave(self)
         self.stream = None
         self._to_open = False
         status = 504 if code in TIMEOUTS else 502
@@ -296,7 +301,7 @@ class HttpConnection(LocalRelay, Generic[P]):
     def _open(self, place: P) -> None:
         self._served = True
         self._forwarding = self._destination(place)
-        self._opening = Opening(self._forwarding, Protocol.TCP, self)
+        self._opening = Opening(self._forwarding, Protocol.TCP, self, on_queued=self.on_queued)
         self._endpoint = None
         self._sent, self._queued, self._full = [], 0, False
         self._retried = False
@@ -312,6 +317,8 @@ class HttpConnection(LocalRelay, Generic[P]):
         if self._sent is not None:
             self._sent.append(data)
             self._queued += len(data)
+        if self.stream is None:
+            self._queue.received(self, len(data))
         self.received_bytes += len(data)
         if self.stream is None:
             self._full = self._queued >= _EARLY
@@ -320,6 +327,7 @@ class HttpConnection(LocalRelay, Generic[P]):
 
     def _close_target(self, *, clean: bool) -> None:
         self._opening.cancel()
+        self._queue.leave(self)
         stream, self.stream = self.stream, None
         self._to_open = self._full = False
         self._held = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import BytesIO
@@ -21,8 +23,10 @@ from krelay.datapath.http_relay import Hop, RequestHead
 from krelay.datapath.listener import LocalRelay, TcpListener
 from krelay.datapath.opening import Forwarding
 from krelay.datapath.proxy import ProxyListener
+from krelay.datapath.queue import queue
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol, Resolution
+from krelay.mux.sockets import reset_socket
 from tests import rig
 from tests.datapath.test_proxy import curl, proxy
 
@@ -450,6 +454,38 @@ async def test_a_client_that_leaves_while_there_is_no_tunnel_leaves_no_connectio
             writer.write_eof()
             assert (await reader.read()).count(b"HTTP/1.1 502 ") == 2
         await rig.until(lambda: not listener.connections)
+        path.way.blocked = False
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")
+async def test_a_client_that_resets_while_its_upload_waits_leaves_no_connection() -> None:
+    async with proxy(park=60.0) as (listener, path):
+        path.way.cut(blocked=True)
+        await rig.until(lambda: path.pool.pick() is None)
+        async with rig.connect(rig.port_of(listener)) as (_, writer):
+            writer.write(get(80, "Content-Length: 1048576", method="POST") + bytes(1 << 19))
+            await rig.until(lambda: len(queue()) == 1)
+            (connection,) = listener.connections
+            await rig.until(lambda: not connection.transport.is_reading())  # type: ignore[union-attr]
+            reset_socket(writer.transport)
+            await rig.until(lambda: not listener.connections)
+        assert not len(queue())
+        path.way.blocked = False
+
+
+async def test_a_waiting_connection_that_is_dropped_is_closed() -> None:
+    async with proxy(park=60.0) as (listener, path):
+        path.way.cut(blocked=True)
+        await rig.until(lambda: path.pool.pick() is None)
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(get(80))
+            await rig.until(lambda: len(queue()) == 1)
+            (connection,) = listener.connections
+            connection.drop("a test")
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()
+            await rig.until(lambda: not listener.connections)
+        assert not len(queue())
         path.way.blocked = False
 
 
