@@ -126,5 +126,4 @@ async def _http_answer(data: bytes) -> None:
     except (HttpError, EOFError):
         return
     assert 0 <= answer.status < 1_000
-    text = await read_body(dialogue, answer)
-    assert len(text) <= 2 * BODY_LIMIT
+    assert len(await read_body(dialogue, answer)) <= BODY_LIMIT

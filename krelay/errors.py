@@ -11,6 +11,7 @@
     │   ├─ UnreachableError       exit 4   no answer from the API server
     │   ├─ AccessDeniedError      exit 4   RBAC: names verb, resource and namespace
     │   ├─ NotFoundError          exit 4   the object does not exist
+    │   ├─ MalformedError         exit 4   an answer that is not as agreed: names the field
     │   └─ AgentError             exit 4   the agent's pod cannot start: the cluster's own reason
     ├─ ListenError                exit 1   a local address cannot be bound
     └─ TunnelError                exit 1   no connection to the agent
@@ -143,6 +144,10 @@ class AccessDeniedError(ClusterError):
 
 
 class NotFoundError(ClusterError):
+    pass
+
+
+class MalformedError(ClusterError):
     pass
 
 

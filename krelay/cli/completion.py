@@ -103,6 +103,7 @@ def _declared(kind: Kind, spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]
 def _asked(options: Mapping[str, Any], version: str, resource: str, **query: str) -> list[Any]:
     """The objects of a collection; none where that takes too long, or is not allowed."""
     from krelay.cluster.api import Api, collection
+    from krelay.cluster.objects import read_list
 
     async def ask() -> list[Any]:
         async with asyncio.timeout(_DEADLINE):
@@ -111,8 +112,8 @@ def _asked(options: Mapping[str, Any], version: str, resource: str, **query: str
             )
             async with api:
                 path = collection(version, resource, options.get("namespace") or api.namespace)
-                found = await api.get(path, limit=str(_LIMIT), **query)
-        return found.get("items") or []
+                items, *_ = read_list(await api.get(path, limit=str(_LIMIT), **query), path)
+        return items
 
     try:
         return asyncio.run(ask())

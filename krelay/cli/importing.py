@@ -80,6 +80,7 @@ async def _listed(
 ) -> dict[str, list[list[Any]]]:
     """The objects of each namespace (without any: the context's own), kind by kind."""
     from krelay.cluster.api import Api, collection
+    from krelay.cluster.objects import read_list
 
     async with await Api.connect(context=context) as api:
         found = {}
@@ -87,8 +88,9 @@ async def _listed(
             lists = []
             for kind in kinds:
                 version = "v1" if kind == "services" else "apps/v1"
-                answer = await api.get(collection(version, kind, namespace))
+                path = collection(version, kind, namespace)
+                items, *_ = read_list(await api.get(path), path)
                 word = {"deployments": "Deployment", "statefulsets": "StatefulSet"}.get(kind, "")
-                lists.append([{**item, "kind": word} for item in answer.get("items") or ()])
+                lists.append([{**item, "kind": word} for item in items])
             found[namespace] = lists
         return found

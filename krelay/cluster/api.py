@@ -18,13 +18,14 @@ from urllib.parse import quote
 
 import aiohttp
 
+from krelay import typed
 from krelay.access import ApiAccess
 from krelay.cluster import http
 from krelay.cluster.contact import Contact
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.cluster.refusal import Refusal
-from krelay.errors import ClusterError, UnreachableError
+from krelay.errors import ClusterError, MalformedError, UnreachableError
 
 __all__ = ["Api", "Overrides", "collection", "object_path"]
 
@@ -194,7 +195,7 @@ class Api:
                     async with response:
                         no = Refusal(
                             response.status,
-                            await http.body(response, http.MAX_BODY),
+                            await http.start_of_body(response, http.MAX_ERROR),
                             _seconds(response.headers.get("Retry-After")),
                         )
             if no.status == 401:
@@ -259,11 +260,14 @@ class Lines:
 
 def _object(body: bytes, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(body)
-    except ValueError:
-        found = None
+        found = typed.parse(body)
+    except typed.Mismatch as exc:
+        raise MalformedError(
+            f"the answer is no JSON object ({where}): {exc}",
+            hint="is that an API server, or a web page?",
+        ) from exc
     if not isinstance(found, dict):
-        raise ClusterError(
+        raise MalformedError(
             f"the answer is no JSON object ({where})", hint="is that an API server, or a web page?"
         )
     return found

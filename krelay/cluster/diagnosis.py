@@ -60,7 +60,7 @@ def diagnose(
     if jobs is not None:
         if not jobs:
             return Diagnosis("JobDeleted", "somebody deleted the agent's Job", patience=0)
-        (job,) = jobs
+        job = next(iter(jobs))
         if failed := _condition(job, "Failed", "True"):
             return Diagnosis("JobFailed", f"the agent's Job failed: {_why(failed)}", patience=0)
         if _condition(job, "Suspended", "True"):

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 CONNECT_DEADLINE = 5.0
 MAX_BODY = 64 << 20
+"""Bytes of a list: a page of 200 objects, each far larger than usual."""
+MAX_ERROR = 64 << 10
+"""Bytes of an error's body that are read; the rest is left unread."""
+MAX_STATUS_LINE = 200
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """Seconds and probes; the second is the first's name on macOS. aiohttp sets SO_KEEPALIVE."""
 
@@ -41,6 +45,8 @@ def session(socks: str | None = None) -> aiohttp.ClientSession:
             SocksConnector(socks) if socks else aiohttp.TCPConnector(limit=0, resolver=_Resolver())
         ),
         cookie_jar=aiohttp.DummyCookieJar(),
+        # Nothing compressed is asked for; what comes so may be a bomb.
+        auto_decompress=False,
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_DEADLINE),
     )
 
@@ -134,6 +140,17 @@ async def body(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(kept)
 
 
+async def start_of_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """At most `limit` bytes of the body. If there are more, the connection is closed."""
+    kept = bytearray()
+    async for chunk in response.content.iter_any():
+        kept += chunk
+        if len(kept) > limit:
+            response.close()
+            break
+    return bytes(kept[:limit])
+
+
 @contextmanager
 def translated(access: ApiAccess, where: str) -> Iterator[None]:
     """Turns aiohttp's errors into ours. `where` is for people: the context and the server."""
@@ -163,12 +180,12 @@ def _reason(exc: Exception) -> str:
     if _cause(exc, socket.gaierror):
         return "no such host"
     if isinstance(exc, aiohttp.ClientResponseError):  # a proxy's
-        return f"{exc.status} {exc.message}".strip()
+        return f"{exc.status} {exc.message}".strip()[:MAX_STATUS_LINE]
     if isinstance(exc, aiohttp.ClientConnectorError):
         return exc.os_error.strerror or str(exc.os_error)
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "its answer broke off"
-    return str(exc) or type(exc).__name__
+    return str(exc)[:MAX_STATUS_LINE] or type(exc).__name__
 
 
 def _unreachable(where: str, reason: str, access: ApiAccess) -> UnreachableError:

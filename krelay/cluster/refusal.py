@@ -6,10 +6,10 @@ pkg/endpoints/handlers/responsewriters/errors.go.
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
+import shlex
 
+from krelay.answer import page_words, status_message, words
 from krelay.errors import (
     AccessDeniedError,
     ClusterError,
@@ -59,13 +59,8 @@ def _error(status: int, message: str, where: str) -> ClusterError:
 
 
 def _message(body: bytes) -> str:
-    text = body.decode("utf-8", "replace")
-    try:
-        status: Any = json.loads(text)
-        text = str(status["message"])
-    except (ValueError, KeyError, TypeError):
-        text = re.sub(r"<[^>]*>", " ", text)
-    return " ".join(text.split())[:_SHOWN]
+    message = status_message(body)
+    return page_words(body, _SHOWN) if message is None else words(message, _SHOWN)
 
 
 def _denied(found: re.Match[str]) -> AccessDeniedError:
@@ -76,14 +71,15 @@ def _denied(found: re.Match[str]) -> AccessDeniedError:
     what, _, sub = resource.partition("/")
     name = (f"{what}.{group}" if group else what) + (f"/{sub}" if sub else "")
     in_namespace = f' in namespace "{namespace}"' if namespace else " in the cluster"
-    title, scope = ("Role", f" -n {namespace}") if namespace else ("ClusterRole", "")
+    title, scope = ("Role", ["-n", namespace]) if namespace else ("ClusterRole", [])
     kind = title.lower()
     account = re.fullmatch(r"system:serviceaccount:([^:]+):([^:]+)", user)
     subject = f"--serviceaccount={account[1]}:{account[2]}" if account else f"--user={user}"
-    create = f"kubectl create {kind}"
+    # A person may paste this line: no word of the server's may be more than a word.
+    role = ["kubectl", "create", kind, "krelay", *scope, f"--verb={verb}", f"--resource={name}"]
+    binding = ["kubectl", "create", f"{kind}binding", "krelay", *scope, f"--{kind}=krelay", subject]
     return AccessDeniedError(
         f"cannot {verb} {name}{in_namespace}",
-        hint=f"{user} needs a {title} that allows it: "
-        f"{create} krelay{scope} --verb={verb} --resource={name} && "
-        f"{create}binding krelay{scope} --{kind}=krelay {subject}",
+        hint=f"{shlex.quote(user)} needs a {title} that allows it: "
+        f"{shlex.join(role)} && {shlex.join(binding)}",
     )

@@ -79,6 +79,8 @@ def _external(spec: Mapping[str, Any], port: Port) -> Resolution:
     else:
         reason = f"an ExternalName without a port named {port.remote!r}; use its number"
         return Resolution(protocol, reason=reason)
+    if not spec.get("externalName"):
+        return Resolution(protocol, reason="an ExternalName without a name")
     return Resolution(protocol, Endpoint(spec["externalName"], number), via="externalName")
 
 

@@ -110,7 +110,7 @@ class _Startup:
     async def _pod_s_events(self) -> None:
         await asyncio.sleep(QUIET)
         await self._has_pod.wait()
-        uid = next((pod["metadata"]["uid"] for pod in self.seen[PODS]), "")
+        uid = next((pod["metadata"].get("uid", "") for pod in self.seen[PODS]), "")
         await self._see(POD_EVENTS, "v1", "events", field_selector=_about(uid))
 
     async def _see(

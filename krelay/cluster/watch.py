@@ -8,7 +8,6 @@ once a minute, so that silence means a dead peer.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,8 +15,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from krelay.cluster.api import Api, Lines
+from krelay.cluster.objects import read_event, read_list
 from krelay.cluster.refusal import Refusal
-from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
+from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, MalformedError
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -79,7 +79,7 @@ async def follow(
                     admitted = True
                     contact.good()
                     async for batch in batches:
-                        version, changed = _apply(known, batch, version, keep)
+                        version, changed = _apply(known, batch, version, path, keep)
                         if changed:
                             yield dict(known)
                         if not version:
@@ -142,7 +142,7 @@ async def _list(
     seen = 0
     for _ in range(MAX_PAGES):
         page = await api.get(path, limit=str(PAGE), **query, **more)
-        items, version, token, left = _page(page, path)
+        items, version, token, left = read_list(page, path)
         seen += len(items)
         if most is not None and seen + left > most:
             raise TooManyError(f"more than {most} objects at {path}")
@@ -157,7 +157,11 @@ async def _list(
 
 
 def _apply(
-    known: Objects, batch: list[bytes], version: str, keep: Keep = lambda item: item
+    known: Objects,
+    batch: list[bytes],
+    version: str,
+    path: str,
+    keep: Keep = lambda item: item,
 ) -> tuple[str, bool]:
     """Lays a batch of events over `known`: the new version, and whether anything changed.
 
@@ -168,22 +172,25 @@ def _apply(
     for line in batch:
         if not line:
             continue
-        event = _event(line)
-        if event is None:
-            logger.debug("no event: %r", line[:200])
+        try:
+            kind, version, item = read_event(line, path)
+        except MalformedError as exc:
+            logger.warning("a watch is begun anew: %s", exc)
             return "", changed
-        kind, item, version = event
         if kind == "ERROR":
             return "", changed
         if kind == "DELETED":
             changed |= known.pop(_key(item), None) is not None
         elif kind in ("ADDED", "MODIFIED"):
             changed |= _put(known, item, keep)
+            if len(known) > MAX_PAGES * PAGE:
+                # A list has its own bound, and takes the place of what is known.
+                logger.warning("more than %d objects at %s", MAX_PAGES * PAGE, path)
+                return "", changed
     return version, changed
 
 
 def _put(known: Objects, item: Item, keep: Keep) -> bool:
-    item["metadata"].pop("managedFields", None)  # often half of an object, and of no use here
     key = _key(item)
     kept = keep(item)
     if kept is None:
@@ -197,53 +204,6 @@ def _put(known: Objects, item: Item, keep: Keep) -> bool:
 def _key(item: Item) -> str:
     metadata = item["metadata"]
     return str(metadata.get("uid") or f"{metadata.get('namespace', '')}/{metadata['name']}")
-
-
-# -- reading: the one place where what a server sent becomes an object ----------------------------
-
-
-def _page(page: Item, path: str) -> tuple[list[Item], str, str, int]:
-    """The objects of a page, its version, the token of the next page, and how many are left.
-
-    Raises:
-        ClusterError: it is no page of a list.
-    """
-    metadata, items = page.get("metadata"), page.get("items") or []
-    if isinstance(metadata, dict) and isinstance(items, list) and all(map(_is_object, items)):
-        version, token = metadata.get("resourceVersion"), metadata.get("continue") or ""
-        left = metadata.get("remainingItemCount") or 0
-        if isinstance(version, str) and isinstance(token, str) and isinstance(left, int):
-            return items, version, token, left
-    raise ClusterError(f"the answer is no list of objects: {path}")
-
-
-def _event(line: bytes) -> tuple[str, Item, str] | None:
-    """The kind of an event, its object and the object's version; None if it is no event."""
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(event, dict):
-        return None
-    kind, item = event.get("type"), event.get("object")
-    if kind == "ERROR":
-        return "ERROR", {}, ""
-    if not isinstance(kind, str) or not isinstance(item, dict):
-        return None
-    metadata = item.get("metadata")
-    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
-    if not isinstance(version, str) or not (kind == "BOOKMARK" or _is_object(item)):
-        return None
-    return kind, item, version
-
-
-def _is_object(item: object) -> bool:
-    """Whether it has what every object has: a name, and labels that are text, if any."""
-    metadata = item.get("metadata") if isinstance(item, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str):
-        return False
-    labels = metadata.get("labels") or {}
-    return isinstance(labels, dict) and all(isinstance(value, str) for value in labels.values())
 
 
 class _Pace:

@@ -103,14 +103,16 @@ def _local(port: Mapping[str, Any], taken: set[tuple[int, str]]) -> int:
 
 def _selects(service: Object, workload: Object) -> bool:
     selector = service["spec"].get("selector") or {}
-    labels = workload["spec"]["template"]["metadata"].get("labels") or {}
+    template = workload["spec"].get("template") or {}
+    labels = (template.get("metadata") or {}).get("labels") or {}
     return bool(selector) and all(labels.get(key) == value for key, value in selector.items())
 
 
 def _workload(item: Object) -> Iterator[Entry]:
     kind = {"StatefulSet": "sts", "DaemonSet": "ds"}.get(str(item.get("kind")), "deploy")
     name = str(item["metadata"]["name"])
-    containers = item["spec"]["template"]["spec"].get("containers") or ()
+    template = item["spec"].get("template") or {}
+    containers = (template.get("spec") or {}).get("containers") or ()
     ports = [port for container in containers for port in container.get("ports") or ()]
     texts = [f":{port['containerPort']}" for port in ports] or [":PORT"]
     yield Entry(name, f"{kind}/{name}", tuple(texts), why="no Service leads to it")

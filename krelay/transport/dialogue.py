@@ -8,6 +8,8 @@ from typing import cast
 
 LIMIT = 1 << 20
 """Bytes that may lie here unread: far more than a proxy or an API server says before the pipe."""
+MARK_LIMIT = 64 << 10
+"""Bytes before a mark, unless the reader says otherwise."""
 
 
 class Dialogue(asyncio.Protocol):
@@ -46,9 +48,14 @@ class Dialogue(asyncio.Protocol):
             await self._more()
         return self._take(size)
 
-    async def read_until(self, mark: bytes) -> bytes:
-        """Bytes up to the first `mark` and with it."""
-        while (at := self._buffer.find(mark)) < 0:
+    async def read_until(self, mark: bytes, limit: int = MARK_LIMIT) -> bytes:
+        """Bytes up to the first `mark` and with it. OSError if it is not among the first `limit`
+        bytes."""
+        searched = 0  # what was searched once is not searched again, however small the pieces
+        while (at := self._buffer.find(mark, searched, limit)) < 0:
+            if len(self._buffer) >= limit:
+                raise OSError(f"more than {limit} bytes without an end")
+            searched = max(0, len(self._buffer) - len(mark) + 1)
             await self._more()
         return self._take(at + len(mark))
 

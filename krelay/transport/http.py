@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from krelay.errors import CredentialsError
 from krelay.transport.dialogue import Dialogue
 
+HEAD_LIMIT = 64 << 10
 BODY_LIMIT = 64 << 10
 BODY_DEADLINE = 1.0
+_CHUNK_LINE = 1024
+_CHUNK_DIGITS = 8
 
 Headers = Iterable[tuple[str, str]]
 
@@ -50,7 +53,7 @@ async def read_answer(dialogue: Dialogue) -> Answer:
         HttpError: not HTTP.
         OSError, EOFError: as the dialogue.
     """
-    head = await dialogue.read_until(b"\r\n\r\n")
+    head = await dialogue.read_until(b"\r\n\r\n", HEAD_LIMIT)
     first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
     words = first.split(" ", 2)
     status = words[1] if len(words) > 1 else ""
@@ -63,8 +66,8 @@ async def read_answer(dialogue: Dialogue) -> Answer:
     return Answer(int(status), headers, head)
 
 
-async def read_body(dialogue: Dialogue, answer: Answer) -> str:
-    """The text of an answer's body: what comes of it within a second, about 64 KiB at most."""
+async def read_body(dialogue: Dialogue, answer: Answer) -> bytes:
+    """An answer's body: what comes of it within a second, 64 KiB at most."""
     body = b""
     length = answer.headers.get("content-length", "")
     with contextlib.suppress(OSError, EOFError, ValueError):
@@ -72,13 +75,21 @@ async def read_body(dialogue: Dialogue, answer: Answer) -> str:
             if answer.headers.get("transfer-encoding", "").lower() == "chunked":
                 body = await _read_chunks(dialogue)
             else:
-                size = int(length) if length.isdecimal() else BODY_LIMIT
+                size = int(length[:8]) if length.isdecimal() else BODY_LIMIT
                 body = await dialogue.read_exactly(min(size, BODY_LIMIT))
-    return (body or dialogue.rest()[:BODY_LIMIT]).decode("utf-8", "replace")
+    return (body or dialogue.rest())[:BODY_LIMIT]
 
 
 async def _read_chunks(dialogue: Dialogue) -> bytes:
-    body = b""
-    while len(body) < BODY_LIMIT and (size := int(await dialogue.read_until(b"\r\n"), 16)) > 0:
-        body += (await dialogue.read_exactly(size + 2))[:size]
-    return body
+    body = bytearray()
+    while len(body) < BODY_LIMIT:
+        line = await dialogue.read_until(b"\r\n", _CHUNK_LINE)
+        size = int(line.partition(b";")[0].strip()[:_CHUNK_DIGITS], 16)
+        if size <= 0:
+            break
+        wanted = min(size, BODY_LIMIT)
+        body += await dialogue.read_exactly(wanted)
+        if wanted < size:
+            break
+        await dialogue.read_exactly(2)
+    return bytes(body)

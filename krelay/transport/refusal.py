@@ -6,9 +6,9 @@ server/sandbox_portforward.go; of the kubelet: pkg/kubelet/server/server.go.
 
 from __future__ import annotations
 
-import json
 import re
 
+from krelay.answer import page_words, status_message, words
 from krelay.errors import (
     AccessDeniedError,
     CredentialsError,
@@ -21,12 +21,13 @@ from krelay.errors import (
 from krelay.transport.upgrade import Refused
 
 _SHOWN = 300
+_LOOKED_AT = 4096
 _GONE = re.compile(
-    r"network namespace for sandbox .* is closed"
-    r"|sandbox( \S+| container)? is not running"
-    r"|sandbox [\\\"\w-]+( in store)?:? not found|could not find sandbox|no such container"
-    r"|pod does not exist|pods?( \S+)? not found",
-    re.IGNORECASE | re.DOTALL,
+    r"network namespace for sandbox \S{1,200} is closed"
+    r"|sandbox( \S{1,200}| container)? is not running"
+    r"|sandbox [\\\"\w-]{1,200}( in store)?:? not found|could not find sandbox|no such container"
+    r"|pod does not exist|pods?( \S{1,300})? not found",
+    re.IGNORECASE,
 )
 
 
@@ -37,14 +38,14 @@ class UnauthorizedError(CredentialsError):
 def final(refused: Refused) -> bool:
     """Whether the other way would be answered the same: who we are, or the pod, is unknown."""
     if refused.status == 404:
-        return _status(refused.text) is not None or _GONE.search(refused.text) is not None
-    return refused.status == 401 or _GONE.search(refused.text) is not None
+        return _status(refused) is not None or _gone(refused)
+    return refused.status == 401 or _gone(refused)
 
 
 def upgrade_error(refused: Refused, *, namespace: str, pod: str) -> KrelayError:
     """The error for an upgrade that was refused."""
-    status = _status(refused.text)
-    said = _short(re.sub(r"<[^>]*>", " ", refused.text) if status is None else status)
+    status = _status(refused)
+    said = page_words(refused.body, _SHOWN) if status is None else words(status, _SHOWN)
     if refused.status == 401:
         return UnauthorizedError(
             f"the API server does not know us: {said or 'Unauthorized'}",
@@ -76,20 +77,16 @@ def stream_error(text: str) -> TunnelError:
     if not said:
         return EndedError("the agent ended the connection")
     if gone := _GONE.search(said):
-        return PodGoneError(f"the agent's pod is gone: {_short(gone[0])}")
+        return PodGoneError(f"the agent's pod is gone: {words(gone[0], _SHOWN)}")
     if "connection refused" in said:
         return NotListeningError("nothing listens on the agent's port in its pod")
     return TunnelError(f"the port-forward ended: {said[-_SHOWN:]}")  # the cause comes last
 
 
-def _status(text: str) -> str | None:
-    """The message of a Kubernetes Status object, None if `text` is none."""
-    try:
-        status = json.loads(text)
-        return str(status["message"]) if status["kind"] == "Status" else None
-    except (ValueError, KeyError, TypeError):
-        return None
+def _status(refused: Refused) -> str | None:
+    """The message of the Status that was answered, None if there is none."""
+    return status_message(refused.body, kind=True)
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:_SHOWN]
+def _gone(refused: Refused) -> bool:
+    return _GONE.search(page_words(refused.body, _LOOKED_AT)) is not None

@@ -23,9 +23,9 @@ class Refused(Exception):
     `status` 0 stands for a 101 that makes no sense.
     """
 
-    def __init__(self, verb: str, status: int, text: str) -> None:
-        super().__init__(verb, status, text)
-        self.verb, self.status, self.text = verb, status, text
+    def __init__(self, verb: str, status: int, body: bytes) -> None:
+        super().__init__(verb, status, body)
+        self.verb, self.status, self.body = verb, status, body
 
 
 class Carrier(Protocol):
@@ -85,11 +85,11 @@ async def upgrade(
         websocket = WebSocket()
         answer = await _ask(dialogue, "GET", target, (host, *websocket.headers, *access.headers))
         if wrong := websocket.accept(answer.head):
-            raise Refused("get", 0, wrong)
+            raise Refused("get", 0, wrong.encode("utf-8", "replace"))
         return websocket
     answer = await _ask(dialogue, "POST", target, (host, *Plain.headers, *access.headers))
     if answer.headers.get("upgrade", "").lower() != "spdy/3.1":
-        raise Refused("create", 0, "an upgrade to something else")
+        raise Refused("create", 0, b"an upgrade to something else")
     return Plain()
 
 
@@ -97,6 +97,6 @@ async def _ask(dialogue: Dialogue, method: str, target: str, headers: http.Heade
     dialogue.write(http.request(method, target, headers))
     answer = await http.read_answer(dialogue)
     if answer.status != 101:
-        text = await http.read_body(dialogue, answer)
-        raise Refused("get" if method == "GET" else "create", answer.status, text)
+        body = await http.read_body(dialogue, answer)
+        raise Refused("get" if method == "GET" else "create", answer.status, body)
     return answer

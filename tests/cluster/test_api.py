@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import logging
+import shlex
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from krelay.errors import (
     AccessDeniedError,
     ClusterError,
     CredentialsError,
+    MalformedError,
     NotFoundError,
     UnreachableError,
 )
@@ -269,8 +272,8 @@ async def test_rights_that_are_missing(
         (418, "", ClusterError, "refused: 418"),
         (302, "", ClusterError, "refused: 302"),
         (502, "<html><h1>Bad\nGateway</h1></html>", UnreachableError, "502 Bad Gateway"),
-        (200, "<html>", ClusterError, "no JSON object"),
-        (200, "[]", ClusterError, "no JSON object"),
+        (200, "<html>", MalformedError, "no JSON object"),
+        (200, "[]", MalformedError, "no JSON object"),
     ],
 )
 async def test_other_answers(
@@ -616,3 +619,52 @@ async def test_a_socks_proxy_that_is_not_there(kube: Any) -> None:
     async with connected(path) as api:
         with pytest.raises(UnreachableError, match="through the proxy .*: connection refused"):
             await api.get("/x")
+
+
+@pytest.mark.parametrize("text", ["<" * (160 << 10), "[" * (160 << 10), "a" * (8 << 20)])
+async def test_of_an_error_only_the_beginning_is_read(kube: Any, text: str) -> None:
+    kube.script((418, text))
+    async with connected(kube.kubeconfig()) as api:
+        with pytest.raises(ClusterError, match="the API server refused") as caught:
+            await api.get("/")
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a":NaN}', '{"a":1,"a":2}'])
+async def test_hostile_json_is_an_error_in_words(kube: Any, text: str) -> None:
+    kube.script((200, text))
+    async with connected(kube.kubeconfig()) as api:
+        with pytest.raises(MalformedError, match="the answer is no JSON object"):
+            await api.get("/")
+
+
+async def test_what_comes_compressed_is_not_unpacked(kube: Any) -> None:
+    async def bomb(request: web.Request) -> web.StreamResponse:
+        body = gzip.compress(b'{"a":"' + b"x" * (8 << 20) + b'"}')
+        return web.Response(body=body, headers={"Content-Encoding": "gzip"})
+
+    kube.handler = bomb
+    async with connected(kube.kubeconfig()) as api:
+        with pytest.raises(MalformedError, match="the answer is no JSON object"):
+            await api.get("/")
+
+
+async def test_each_word_of_a_hint_is_one_word_for_a_shell(kube: Any) -> None:
+    words = {"user": "u; rm -rf / #", "verb": "$(id)", "resource": "`id`", "group": "a|b"}
+    namespace = "x' && y"
+    message = (
+        f'User "{words["user"]}" cannot {words["verb"]} resource "{words["resource"]}"'
+        f' in API group "{words["group"]}" in the namespace "{namespace}"'
+    )
+    kube.script((403, {"message": message}))
+    async with connected(kube.kubeconfig()) as api:
+        with pytest.raises(AccessDeniedError) as caught:
+            await api.get("/")
+    line = str(caught.value.hint).partition("allows it: ")[2]
+    what = "`id`.a|b"
+    role = ["-n", namespace, "--verb=$(id)", f"--resource={what}"]
+    assert shlex.split(line) == [
+        *("kubectl", "create", "role", "krelay", *role, "&&"),
+        *("kubectl", "create", "rolebinding", "krelay", "-n", namespace),
+        *("--role=krelay", f"--user={words['user']}"),
+    ]

@@ -407,7 +407,7 @@ def test_any_partition_of_the_events_gives_the_same_set(
         batch.append(event(kind, item))
         if number in cuts or number == len(operations):
             alone = len(batch) == 1
-            version, changed = _apply(known, batch, version)
+            version, changed = _apply(known, batch, version, PODS)
             assert known == model
             assert version == str(number)
             if alone:
@@ -418,6 +418,21 @@ def test_any_partition_of_the_events_gives_the_same_set(
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"{}", b"[]", b"null", b'{"type":1}'])))
 def test_any_bytes_are_events_or_a_reason_to_list(batch: list[bytes]) -> None:
     known: dict[str, Any] = {}
-    version, changed = _apply(known, batch, "5")
+    version, changed = _apply(known, batch, "5", PODS)
     assert version in ("5", "")
     assert not changed
+
+
+async def test_an_object_of_another_shape_costs_a_list_and_no_more(
+    kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "krelay")
+    pods.list(pod("a", 1))
+    pods.watch(event("MODIFIED", pod("a", 2, status={"conditions": 5})))
+    pods.list(pod("a", 3), version=3)
+    pods.watch()
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1"]
+        assert names(await anext(sets)) == ["a@3"]
+    (message,) = caplog.messages
+    assert message.endswith("status.conditions: expected a list, got a number")

@@ -1,0 +1,310 @@
+"""Objects: the parts of Kubernetes' objects that krelay reads, by the typed reader. Pure.
+
+What comes out of `read_object`, `read_list` and `read_event` has only the fields below, each of
+its type: a server's other fields (`managedFields` alone is often half of an object) are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from krelay import typed
+from krelay.errors import MalformedError
+from krelay.typed import (
+    Address,
+    Anything,
+    Either,
+    Flag,
+    Kind,
+    Many,
+    Shape,
+    Table,
+    Text,
+    Whole,
+    Word,
+    Words,
+)
+
+MAX_EVENT_VALUES = 200_000
+"""Values in one object or event of a watch; etcd takes objects of 1.5 MiB."""
+
+_NAME = Word()
+_TIME = Word(64)
+_PORT = Whole(0, 65_535)
+
+METADATA = Shape(
+    {
+        "name": _NAME,
+        "namespace": _NAME,
+        "uid": _NAME,
+        "resourceVersion": Word(1024),
+        "creationTimestamp": _TIME,
+        "deletionTimestamp": _TIME,
+    },
+    needs=("name",),
+)
+NAMED = Shape({"metadata": METADATA}, needs=("metadata",))
+"""An object of which only its metadata matters."""
+
+_CONDITIONS = Many(
+    Shape({"type": Words(316), "status": Words(64), "reason": Words(1024), "message": Words()})
+)
+_STATE = Shape(
+    {
+        "waiting": Shape({"reason": Words(1024), "message": Words()}),
+        "running": Shape({}),
+        "terminated": Shape(
+            {
+                "exitCode": Whole(-(1 << 31), (1 << 31) - 1),
+                "reason": Words(1024),
+                "message": Words(16 << 10),
+            }
+        ),
+    }
+)
+_STATUSES = Many(
+    Shape({"name": _NAME, "image": Words(1024), "state": _STATE, "lastState": _STATE}), 1_000
+)
+_CONTAINERS = Many(
+    Shape(
+        {
+            "name": _NAME,
+            "restartPolicy": Words(64),
+            "ports": Many(
+                Shape(
+                    {"name": _NAME, "containerPort": _PORT, "protocol": Words(64)},
+                    needs=("containerPort",),
+                ),
+                10_000,
+            ),
+        }
+    ),
+    1_000,
+)
+_POD_SPEC: Mapping[str, Kind] = {
+    "nodeName": _NAME,
+    "containers": _CONTAINERS,
+    "initContainers": _CONTAINERS,
+}
+POD = Shape(
+    {
+        "metadata": METADATA,
+        "spec": Shape(_POD_SPEC),
+        "status": Shape(
+            {
+                "phase": Words(64),
+                "reason": Words(1024),
+                "message": Words(),
+                "podIP": Address(),
+                "conditions": _CONDITIONS,
+                "containerStatuses": _STATUSES,
+                "initContainerStatuses": _STATUSES,
+            }
+        ),
+    },
+    needs=("metadata",),
+)
+SERVICE = Shape(
+    {
+        "metadata": METADATA,
+        "spec": Shape(
+            {
+                "type": Words(64),
+                "clusterIP": Word(64),
+                "externalName": _NAME,
+                "ipFamilies": Many(Words(64), 16),
+                "selector": Table(_NAME),
+                "ports": Many(
+                    Shape(
+                        {
+                            "name": _NAME,
+                            "port": _PORT,
+                            "protocol": Words(64),
+                            "targetPort": Either((_PORT, _NAME), "a port's number or name"),
+                        },
+                        needs=("port",),
+                    ),
+                    10_000,
+                ),
+            }
+        ),
+    },
+    needs=("metadata", "spec"),
+)
+SLICE = Shape(
+    {
+        "metadata": METADATA,
+        "addressType": Words(64),
+        "ports": Many(Shape({"name": _NAME, "port": _PORT, "protocol": Words(64)}), 10_000),
+        "endpoints": Many(
+            Shape(
+                {
+                    "addresses": Many(_NAME, 1_000),
+                    "conditions": Shape({"ready": Flag(), "serving": Flag()}),
+                }
+            )
+        ),
+    },
+    needs=("metadata",),
+)
+_SELECTOR = Shape(
+    {
+        "matchLabels": Table(_NAME),
+        "matchExpressions": Many(
+            Shape(
+                {"key": Word(512), "operator": Words(64), "values": Many(_NAME)},
+                needs=("key", "operator"),
+            ),
+            1_000,
+        ),
+    }
+)
+WORKLOAD = Shape(
+    {
+        "metadata": METADATA,
+        "spec": Shape(
+            {
+                "selector": _SELECTOR,
+                "template": Shape(
+                    {"metadata": Shape({"labels": Table(_NAME)}), "spec": Shape(_POD_SPEC)}
+                ),
+            }
+        ),
+        "status": Shape({"conditions": _CONDITIONS}),
+    },
+    needs=("metadata", "spec"),
+)
+"""A Deployment, StatefulSet, DaemonSet, ReplicaSet or Job."""
+
+MADE = Shape(
+    {
+        "metadata": Shape(
+            METADATA.fields,
+            needs=("name", "namespace", "uid"),
+        )
+    },
+    needs=("metadata",),
+)
+"""An object that was just created."""
+
+EVENT = Shape(
+    {
+        "metadata": METADATA,
+        "reason": Words(1024),
+        "type": Words(64),
+        "message": Words(),
+        "involvedObject": Shape({"uid": _NAME}),
+        "series": Shape({"lastObservedTime": _TIME}),
+        "lastTimestamp": _TIME,
+        "eventTime": _TIME,
+    },
+    needs=("metadata",),
+)
+STATUS = Shape({"kind": Words(64), "message": Words(64 << 10), "reason": Words(1024)})
+
+_KINDS: Mapping[str, Kind] = {
+    "pods": POD,
+    "services": SERVICE,
+    "endpointslices": SLICE,
+    "events": EVENT,
+    "deployments": WORKLOAD,
+    "statefulsets": WORKLOAD,
+    "daemonsets": WORKLOAD,
+    "replicasets": WORKLOAD,
+    "jobs": WORKLOAD,
+}
+
+_LIST = Shape(
+    {
+        "metadata": Shape(
+            {
+                "resourceVersion": Word(1024),
+                "continue": Text(64 << 10),
+                "remainingItemCount": Whole(),
+            }
+        ),
+        "items": Many(Anything()),
+    },
+    needs=("metadata",),
+)
+_EVENT = Shape({"type": Words(64), "object": Anything()}, needs=("type", "object"))
+_VERSIONED = Shape(
+    {"metadata": Shape({"resourceVersion": Word(1024)}, needs=("resourceVersion",))},
+    needs=("metadata",),
+)
+
+
+def kind_of(path: str) -> Kind:
+    """The kind of the objects in the collection at `path`, which ends in its resource."""
+    return _KINDS.get(path.rpartition("/")[2], NAMED)
+
+
+def read_object(kind: Kind, value: Any, path: str) -> dict[str, Any]:
+    """An object that came from `path`.
+
+    Raises:
+        MalformedError: a field of it is not of its type; names both.
+    """
+    found: dict[str, Any] = typed.read(kind, value, _what(value, path))
+    return found
+
+
+def read_list(value: Any, path: str) -> tuple[list[dict[str, Any]], str, str, int]:
+    """A page of the collection at `path`: its objects, the version to watch from, the token of
+    the next page (empty: there is none), and how many objects are left, as far as that is known.
+
+    Raises:
+        MalformedError: it is no list of such objects.
+    """
+    page = typed.read(_LIST, value, f"the list {path}")
+    kind = kind_of(path)
+    metadata = page["metadata"]
+    items = [read_object(kind, item, path) for item in page.get("items", ())]
+    version, token = metadata.get("resourceVersion", ""), metadata.get("continue", "")
+    return items, version, token, metadata.get("remainingItemCount", 0)
+
+
+def read_event(line: bytes, path: str) -> tuple[str, str, dict[str, Any]]:
+    """One event of a watch: its type, the version to go on from, and the object.
+
+    The object of an ERROR is a Status, without a version; that of a BOOKMARK, or of a type that is
+    not known, is empty.
+
+    Raises:
+        MalformedError: it is no event, or its object is not as agreed.
+    """
+    event = typed.load(_EVENT, line, f"an event of {path}", values=MAX_EVENT_VALUES)
+    sort, item = event["type"], event["object"]
+    if sort == "ERROR":
+        return sort, "", read_object(STATUS, item, path)
+    version = read_object(_VERSIONED, item, path)["metadata"]["resourceVersion"]
+    if sort not in ("ADDED", "MODIFIED", "DELETED"):
+        return sort, version, {}
+    return sort, version, read_object(kind_of(path), item, path)
+
+
+def _what(value: Any, path: str) -> str:
+    """The object in words: its name where it has one, and where it came from."""
+    try:
+        name = NAMED.read(value)["metadata"]["name"]
+    except typed.Mismatch:
+        return f"an object of {path}"
+    return f'"{name}" of {path}'
+
+
+__all__ = [
+    "EVENT",
+    "MADE",
+    "NAMED",
+    "POD",
+    "SERVICE",
+    "SLICE",
+    "STATUS",
+    "WORKLOAD",
+    "MalformedError",
+    "kind_of",
+    "read_event",
+    "read_list",
+    "read_object",
+]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from krelay.cluster.diagnosis import diagnose
+from krelay.cluster.objects import EVENT, POD, kind_of, read_event, read_list, read_object
+from krelay.cluster.pods import choose, resolve_port, why_none
+from krelay.cluster.selectors import selector_text
+from krelay.cluster.services import resolve_service
+from krelay.errors import MalformedError
+from krelay.model import Port
+
+BASE = "/api/v1/namespaces/x/"
+META = {"metadata": {"name": "a", "uid": "u", "resourceVersion": "5"}}
+GARBAGE: list[Any] = [None, 0, -1, 1.5, True, "", "x", "\ud800", [], [None], {}, {"": 5}, 10**30]
+WHOLE: dict[str, Any] = {
+    "pods": META
+    | {
+        "spec": {
+            "nodeName": "n",
+            "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80}]}],
+            "initContainers": [{"name": "i", "restartPolicy": "Always", "ports": []}],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": "10.0.0.1",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [
+                {
+                    "name": "krelay-server",
+                    "image": "i",
+                    "state": {"waiting": {"reason": "r", "message": "m"}},
+                    "lastState": {"terminated": {"exitCode": 1, "message": "m"}},
+                }
+            ],
+        },
+    },
+    "services": META
+    | {
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": "10.0.0.1",
+            "ipFamilies": ["IPv4"],
+            "ports": [{"name": "web", "port": 80, "protocol": "TCP", "targetPort": "web"}],
+        }
+    },
+    "endpointslices": META
+    | {
+        "addressType": "IPv4",
+        "ports": [{"name": "web", "port": 80, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.0.0.2"], "conditions": {"ready": True}}],
+    },
+    "jobs": META
+    | {
+        "spec": {
+            "selector": {
+                "matchLabels": {"a": "b"},
+                "matchExpressions": [{"key": "c", "operator": "In", "values": ["d"]}],
+            }
+        },
+        "status": {"conditions": [{"type": "Failed", "status": "True", "reason": "r"}]},
+    },
+    "events": META
+    | {
+        "type": "Warning",
+        "reason": "FailedCreate",
+        "message": "m",
+        "involvedObject": {"uid": "u"},
+        "series": {"lastObservedTime": "t"},
+    },
+}
+
+
+def use(resource: str, item: dict[str, Any]) -> None:
+    """What krelay does with such an object; it may find it of no use, but not raise."""
+    if resource == "pods":
+        pod = choose([item], None)
+        why_none([item])
+        if pod is not None:
+            for remote in (80, "web", "no"):
+                resolve_port(pod, Port(local=None, remote=remote))
+        diagnose(None, [item], ())
+    elif resource == "services":
+        slices = [read_object(kind_of("/endpointslices"), WHOLE["endpointslices"], "x")]
+        for remote in (80, "web", "no"):
+            for seen in (slices, None):
+                resolve_service(item, Port(local=None, remote=remote), seen)
+    elif resource == "endpointslices":
+        service = read_object(kind_of("/services"), WHOLE["services"], "x")
+        resolve_service(service, Port(local=None, remote=80), [item])
+    elif resource == "jobs":
+        selector_text(item["spec"].get("selector"))
+        diagnose([item, item], [], ())
+    else:
+        diagnose([], [], [item])
+        diagnose(None, [read_object(POD, WHOLE["pods"], "x")], [item])
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list):
+        inner = list(enumerate(value))
+    return [path] * bool(path) + [p for key, v in inner for p in places(v, (*path, key))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    whole = json.loads(json.dumps(value))
+    at = whole
+    for step in path[:-1]:
+        at = at[step]
+    at[path[-1]] = new
+    return whole
+
+
+@pytest.mark.parametrize("resource", WHOLE)
+def test_garbage_in_any_place_is_an_error_in_words_or_of_no_harm(resource: str) -> None:
+    use(resource, read_object(kind_of(BASE + resource), WHOLE[resource], BASE + resource))
+    refused = 0
+    for path in places(WHOLE[resource]):
+        for garbage in GARBAGE:
+            value = replaced(WHOLE[resource], path, garbage)
+            try:
+                item = read_object(kind_of(BASE + resource), value, BASE + resource)
+            except MalformedError as exc:
+                refused += 1
+                assert BASE + resource in str(exc)
+            else:
+                use(resource, item)
+    assert refused > 20
+
+
+def test_an_object_is_named_in_its_error() -> None:
+    pod = META | {"status": {"conditions": 5}}
+    with pytest.raises(MalformedError) as caught:
+        read_object(POD, pod, BASE + "pods")
+    assert str(caught.value) == (
+        f'"a" of {BASE}pods: status.conditions: expected a list, got a number'
+    )
+
+
+def test_what_is_not_read_is_dropped() -> None:
+    event = {**META, "metadata": {**META["metadata"], "managedFields": [1]}, "x": [[[]]]}
+    assert read_object(EVENT, event, "x") == META
+
+
+def test_a_list() -> None:
+    page = {"metadata": {"resourceVersion": "7", "continue": "t"}, "items": [META]}
+    assert read_list(page, BASE + "pods") == ([META], "7", "t", 0)
+    assert read_list({"metadata": {}}, BASE + "pods") == ([], "", "", 0)
+    for wrong in ({}, {"items": []}, {"metadata": {}, "items": 5}, {"metadata": {}, "items": [5]}):
+        with pytest.raises(MalformedError):
+            read_list(wrong, BASE + "pods")
+
+
+def test_an_event() -> None:
+    line = json.dumps({"type": "ADDED", "object": META}).encode()
+    assert read_event(line, BASE + "pods") == ("ADDED", "5", META)
+    gone = json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 410}}).encode()
+    assert read_event(gone, BASE + "pods") == ("ERROR", "", {"kind": "Status"})
+    mark = {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "9"}}}
+    assert read_event(json.dumps(mark).encode(), BASE + "pods") == ("BOOKMARK", "9", {})
+    for wrong in (b"", b"[]", b"{}", b'{"type": 1, "object": {}}', b"[" * 99_999):
+        with pytest.raises(MalformedError, match="an event of"):
+            read_event(wrong, BASE + "pods")
