@@ -16,6 +16,7 @@ from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.diagnosis import end_of
 from krelay.cluster.job import job_manifest
 from krelay.cluster.jobs import PostedJobs
+from krelay.cluster.objects import POD, read_object
 from krelay.cluster.startup import started
 from krelay.cluster.watch import follow
 from krelay.errors import NotFoundError
@@ -59,6 +60,7 @@ async def create_agent(
     Raises:
         AgentError: it cannot run, or did not in time: the cluster's own reason.
         ConfigError: a patch does not fit.
+        CredentialsError: the way to the API server is not encrypted; no Job was made.
         ClusterError: the Job cannot be made, or its pods not be watched.
     """
     # In a thread: it reads the agent's files, and compresses them.
@@ -74,7 +76,7 @@ async def create_agent(
     for warning in warnings:
         logger.warning("%s", warning)
     # First, and not part of the creation: a plugin may be waiting for a person.
-    await jobs.api.access()
+    (await jobs.api.access()).require_private()
     made = await jobs.create(manifest)
     job = made["metadata"]
     try:
@@ -83,7 +85,7 @@ async def create_agent(
         await finish(jobs.discard(job["namespace"], job["name"]))
         raise
     running = pod["metadata"]
-    return Agent(job["namespace"], job["name"], running["name"], running["uid"])
+    return Agent(job["namespace"], job["name"], running["name"], running.get("uid", ""))
 
 
 async def agent_gone(api: Api, agent: Agent) -> str:
@@ -111,11 +113,12 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
     Raises:
         ClusterError: it cannot be asked.
     """
+    path = object_path("v1", "pods", agent.namespace, agent.pod)
     try:
-        pod = await api.get(object_path("v1", "pods", agent.namespace, agent.pod))
+        pod = read_object(POD, await api.get(path), path)
     except NotFoundError:
         return f"the agent's pod {agent.pod} is gone"
-    if pod["metadata"]["uid"] != agent.uid:
+    if pod["metadata"].get("uid") != agent.uid:
         return f"the agent's pod {agent.pod} is another one"
     ended = end_of(pod)
     return ended.reason if ended else None

@@ -14,10 +14,10 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from krelay import __version__
-from krelay.access import ApiAccess
+from krelay.access import ApiAccess, is_loopback
 from krelay.cluster import identity, proxies, tls
 from krelay.cluster.execplugin import ExecPlugin
 from krelay.cluster.identity import Identity, Source
@@ -62,8 +62,13 @@ class Credentials:
             CredentialsError: it says nothing that we can use.
         """
         login = await asyncio.to_thread(self._load)
-        if self._login is None or login.user != self._login.user:
+        # As client-go: who we are is only shown under TLS, so nobody is asked for it either.
+        if self._login is None or _user(login) != _user(self._login):
             self._source = _source(login)
+        if not _secure(login) and _holds_credentials(login.user):
+            near = is_loopback(urlsplit(login.server).hostname or "")
+            level = logging.DEBUG if near else logging.WARNING
+            logger.log(level, "%s has no TLS: krelay sends it no credentials", login.server)
         self._login = login
 
     def reject(self, access: ApiAccess) -> None:
@@ -100,7 +105,7 @@ class Credentials:
         if self._rejected:
             await self.open()
         login = self.login
-        found = await asyncio.to_thread(identity.from_entry, login.user)
+        found = await asyncio.to_thread(identity.from_entry, _user(login))
         expires = math.inf
         if self._source is not None:
             if self._fetched is None or self._expired(now):
@@ -122,7 +127,7 @@ class Credentials:
         return access
 
     async def _context(self, login: Login, certificate: bytes | None) -> ssl.SSLContext | None:
-        if not login.server.startswith("https:"):
+        if not _secure(login):
             return None
         ca = await asyncio.to_thread(material, login.cluster, "certificate-authority")
         verify = not login.cluster.get("insecure-skip-tls-verify")
@@ -133,9 +138,28 @@ class Credentials:
         return self._tls[1]
 
 
+def _secure(login: Login) -> bool:
+    return urlsplit(login.server).scheme == "https"
+
+
+def _user(login: Login) -> Mapping[str, Any]:
+    """What of the user may be used with this server: without TLS nothing but impersonation
+    (client-go tools/clientcmd/client_config.go, ClientConfig)."""
+    if _secure(login):
+        return login.user
+    return {key: value for key, value in login.user.items() if key in _IMPERSONATION}
+
+
+_IMPERSONATION = ("as", "as-uid", "as-groups", "as-user-extra")
+
+
+def _holds_credentials(user: Mapping[str, Any]) -> bool:
+    return any(value for key, value in user.items() if key not in _IMPERSONATION)
+
+
 def _source(login: Login) -> Source | None:
     """Who is to be asked; nobody where kubeconfig holds a token or a password (as client-go)."""
-    user = login.user
+    user = _user(login)
     if any(user.get(key) for key in ("token", "tokenFile", "username")):
         return None
     if plugin := user.get("exec"):
@@ -151,6 +175,8 @@ def _source(login: Login) -> Source | None:
 
 
 def _in_files(login: Login) -> bool:
+    if not _secure(login):
+        return False
     keys = ("certificate-authority", "client-certificate", "client-key", "tokenFile")
     return any(entry.get(key) for entry in (login.cluster, login.user) for key in keys)
 

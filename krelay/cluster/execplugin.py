@@ -15,11 +15,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from krelay import typed
 from krelay.cluster.identity import Identity, ahead, bearer
 from krelay.cluster.kubeconfig import material
-from krelay.cluster.lean import kube_config
 from krelay.errors import CredentialsError
 from krelay.tasks import TaskGroup
+from krelay.typed import Shape, Text, Time, Word
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -28,6 +29,21 @@ DEADLINE = 180.0
 PATIENCE = 5.0
 """Seconds after which it is said that a plugin is waited for."""
 MAX_OUTPUT = 1 << 20
+_MAX_VALUES = 10_000
+_EXEC_CREDENTIAL = Shape(
+    {
+        "apiVersion": Word(),
+        "status": Shape(
+            {
+                "token": Text(),
+                "expirationTimestamp": Time(),
+                "clientCertificateData": Text(),
+                "clientKeyData": Text(),
+            }
+        ),
+    },
+    needs=("apiVersion", "status"),
+)
 _SHOWN = 2000
 """Characters of the plugin's complaint that an error repeats."""
 _CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
@@ -140,14 +156,16 @@ class ExecPlugin:
         return " ".join(said.split())
 
     def _read(self, output: bytes) -> Identity:
-        try:
-            answer = json.loads(output)
-            version, status = answer["apiVersion"], answer["status"]
-            token, expires = status.get("token"), status.get("expirationTimestamp")
-            pair = status.get("clientCertificateData"), status.get("clientKeyData")
-            until = kube_config().parse_rfc3339(expires).timestamp() if expires else math.inf
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise CredentialsError(f"{self._name} did not answer with an ExecCredential") from exc
+        answer = typed.load(
+            _EXEC_CREDENTIAL,
+            output,
+            f"{self._name} did not answer with an ExecCredential",
+            values=_MAX_VALUES,
+            error=CredentialsError,
+        )
+        version, status = answer["apiVersion"], answer["status"]
+        token, until = status.get("token"), status.get("expirationTimestamp", math.inf)
+        pair = status.get("clientCertificateData"), status.get("clientKeyData")
         if version != self._plugin["apiVersion"]:
             raise CredentialsError(
                 f"{self._name} answers in {version}, kubeconfig asks for "
@@ -156,7 +174,7 @@ class ExecPlugin:
         if bool(pair[0]) != bool(pair[1]) or not (token or pair[0]):
             raise CredentialsError(f"{self._name} gave neither a token nor a certificate with key")
         return Identity(
-            authorization=bearer(str(token)) if token else None,
+            authorization=bearer(token) if token else None,
             certificate="\n".join(map(str, pair)).encode() if pair[0] else None,
             expires=ahead(until),
         )

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 
 from krelay.cluster.api import Api, collection, object_path
+from krelay.cluster.objects import MADE, read_object
 from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError, CredentialsError, NotFoundError, UnreachableError
 from krelay.finish import finish
@@ -79,7 +80,8 @@ class PostedJobs:
 
         async def post() -> None:
             try:
-                made.append(await self.api.create(collection("batch/v1", "jobs", key[0]), body))
+                path = collection("batch/v1", "jobs", key[0])
+                made.append(read_object(MADE, await self.api.create(path, body), path))
             except ClusterError as exc:
                 posted.answered = isinstance(exc.__cause__, Refusal)
                 if _certainly_not_made(exc):

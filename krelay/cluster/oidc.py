@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 
+from krelay import typed
+from krelay.access import is_loopback
+from krelay.answer import page_words
 from krelay.cluster import http, proxies, tls
 from krelay.cluster.identity import Identity, ahead, basic, bearer
 from krelay.cluster.kubeconfig import material
 from krelay.errors import CredentialsError
+from krelay.typed import Kind, Many, Number, Shape, Text, Word
 
 DEADLINE = 30.0
+_SHOWN = 300
 MAX_ANSWER = 1 << 20
+_MAX_VALUES = 10_000
+_DISCOVERY = Shape(
+    {
+        "issuer": Text(2048),
+        "token_endpoint": Text(2048),
+        "token_endpoint_auth_methods_supported": Many(Text(256), 100),
+    }
+)
+_TOKENS = Shape({"id_token": Word(256 << 10), "refresh_token": Word(256 << 10)})
+_CLAIMS = Shape({"exp": Number()}, needs=("exp",))
 _HINT = "log in again with the tool that wrote the kubeconfig, or use its exec plugin"
 
 
@@ -48,30 +62,39 @@ class Oidc:
                 "(refresh-token, idp-issuer-url, client-id)",
                 hint=_HINT,
             )
+        if not _safe(issuer):
+            raise CredentialsError(
+                f"oidc: the issuer {issuer} is not under TLS: the refresh token could be read on "
+                "the way",
+                hint="idp-issuer-url must be an https:// URL",
+            )
         try:
             async with asyncio.timeout(DEADLINE):
                 answer = await self._ask(issuer)
         except (aiohttp.ClientError, OSError, ValueError) as exc:  # OSError: TimeoutError too
-            reason = str(exc) or "no answer in time"
+            reason = str(exc)[:_SHOWN] or "no answer in time"
             raise CredentialsError(f"oidc: refresh at {issuer} failed: {reason}") from exc
         if not answer.get("id_token"):
             raise CredentialsError(f"oidc: {issuer} gave no id_token", hint=_HINT)
-        self._id_token = str(answer["id_token"])
+        self._id_token = answer["id_token"]
         self._until = _until(self._id_token)
-        self._refresh_token = str(answer.get("refresh_token") or self._refresh_token)
+        self._refresh_token = answer.get("refresh_token") or self._refresh_token
 
     async def _ask(self, issuer: str) -> Mapping[str, Any]:
         ca = await asyncio.to_thread(material, self._config, "idp-certificate-authority")
         context = await asyncio.to_thread(tls.context, ca, None, verify=True)
         connector = aiohttp.TCPConnector(ssl=context)
-        async with aiohttp.ClientSession(connector=connector) as session:
-            found = await self._json(session, "GET", f"{issuer}/.well-known/openid-configuration")
-            endpoint = str(found.get("token_endpoint") or "")
-            if str(found.get("issuer") or "").rstrip("/") != issuer:
-                raise CredentialsError(f"oidc: {issuer} calls itself {found.get('issuer')}")
-            if not endpoint.startswith(("https:", "http:" if issuer[:5] == "http:" else "https:")):
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+            url = f"{issuer}/.well-known/openid-configuration"
+            found = await self._json(session, _DISCOVERY, "GET", url)
+            named = found.get("issuer", "").rstrip("/")
+            if named != issuer:
+                raise CredentialsError(f"oidc: {issuer} calls itself {named[:_SHOWN] or 'nothing'}")
+            endpoint = found.get("token_endpoint", "")
+            near = urlsplit(issuer).scheme == "http"
+            if not (endpoint.startswith("https:") or (near and _safe(endpoint))):
                 raise CredentialsError(f"oidc: {issuer} has no token endpoint under TLS")
-            return await self._json(session, "POST", endpoint, **self._form(found))
+            return await self._json(session, _TOKENS, "POST", endpoint, **self._form(found))
 
     def _form(self, discovered: Mapping[str, Any]) -> dict[str, Any]:
         """The refresh, and the client's own credentials (RFC 6749 section 2.3.1)."""
@@ -89,26 +112,37 @@ class Oidc:
         }
 
     async def _json(
-        self, session: aiohttp.ClientSession, method: str, url: str, **request: Any
+        self, session: aiohttp.ClientSession, kind: Kind, method: str, url: str, **request: Any
     ) -> Mapping[str, Any]:
         async with session.request(
             method, url, proxy=proxies.of(url), allow_redirects=False, **request
         ) as response:
-            body = await http.body(response, MAX_ANSWER)
             if response.status != 200:
-                said = " ".join(body[:300].decode("utf-8", "replace").split())
+                said = page_words(await http.start_of_body(response, http.MAX_ERROR), _SHOWN)
                 raise CredentialsError(f"oidc: {url} says {response.status}: {said}", hint=_HINT)
-            answer = json.loads(body)
-            if not isinstance(answer, dict):
-                raise ValueError("the answer is no object")
+            body = await http.body(response, MAX_ANSWER)
+            answer: Mapping[str, Any] = typed.load(
+                kind, body, f"oidc: the answer of {url}", values=_MAX_VALUES, error=CredentialsError
+            )
             return answer
+
+
+def _safe(url: str) -> bool:
+    """Whether a secret may be sent there: under TLS, or on this machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme == "https" or (
+        parts.scheme == "http" and is_loopback(parts.hostname or "") and proxies.of(url) is None
+    )
 
 
 def _until(token: str) -> float:
     """When to refresh a JWT (RFC 7519): its `exp`, less a margin; 0 for what is none."""
     try:
-        payload = token.split(".")[1]
-        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return ahead(float(claims["exp"]))
-    except (ValueError, IndexError, KeyError, TypeError):
+        payload = token.split(".", 2)[1]
+        data = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        return ahead(_CLAIMS.read(typed.parse(data, values=_MAX_VALUES))["exp"])
+    except (ValueError, IndexError):
         return 0.0

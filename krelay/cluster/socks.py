@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 from urllib.parse import urlsplit
@@ -11,6 +12,11 @@ from aiohttp.client_proto import ResponseHandler
 
 from krelay.lookup import lookup
 from krelay.socks import SocksError, handshake
+
+
+@functools.cache
+def _default_context() -> ssl.SSLContext:
+    return ssl.create_default_context()
 
 
 class SocksConnector(aiohttp.BaseConnector):
@@ -25,7 +31,9 @@ class SocksConnector(aiohttp.BaseConnector):
     ) -> ResponseHandler:
         """aiohttp's hook for its connectors; the deadline is `connect`'s, around this call."""
         host, port = req.url.raw_host or "", req.url.port or 443
-        context = req.ssl if req.is_ssl() and isinstance(req.ssl, ssl.SSLContext) else None
+        context: ssl.SSLContext | None = None
+        if req.is_ssl():
+            context = req.ssl if isinstance(req.ssl, ssl.SSLContext) else _default_context()
         sock = await self._dial()
         try:
             await self._ask(sock, host, port)

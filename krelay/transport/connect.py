@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
-from krelay.access import ApiAccess
+from krelay.access import ApiAccess, is_loopback
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.transport import proxy
 from krelay.transport.dialogue import Dialogue
@@ -33,6 +33,7 @@ async def connect(access: ApiAccess) -> Dialogue:
     else:
         dialogue = await _through(urlsplit(access.proxy), access, host, port)
     if server.scheme != "https":
+        _check_near(dialogue, access)
         return dialogue
     try:
         with reaching(access):
@@ -41,6 +42,14 @@ async def connect(access: ApiAccess) -> Dialogue:
         dialogue.abort()
         raise
     return dialogue
+
+
+def _check_near(dialogue: Dialogue, access: ApiAccess) -> None:
+    """`localhost` is whatever a resolver makes of it: what counts is where the connection ended."""
+    peer = dialogue.transport.get_extra_info("peername")
+    if access.private and not (peer and is_loopback(str(peer[0]))):
+        dialogue.abort()
+        raise CredentialsError(f"the API server {access.url} is not on this machine")
 
 
 async def _through(via: SplitResult, access: ApiAccess, host: str, port: int) -> Dialogue:

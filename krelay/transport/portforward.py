@@ -76,12 +76,14 @@ async def open_portforward(
     Raises:
         UnreachableError: no answer, or no way to the API server or its proxy.
         UnauthorizedError: the server does not know us (401).
-        CredentialsError: we do not trust it.
+        CredentialsError: we do not trust it, or the way to it is not encrypted.
         AccessDeniedError: RBAC; names the verbs.
         PodGoneError: no such pod, or it has ended.
         TunnelError: any other answer.
         ClusterError: TLS failed.
     """
+
+    access.require_private()
 
     async def attempt() -> Pipe:
         order = ways.order(transport, access.url)

@@ -22,7 +22,7 @@ from krelay.cluster import diagnosis, jobs, startup
 from krelay.cluster.agent import Agent, agent_gone, create_agent
 from krelay.cluster.api import Api
 from krelay.cluster.jobs import PostedJobs
-from krelay.errors import AccessDeniedError, AgentError
+from krelay.errors import AccessDeniedError, AgentError, CredentialsError, MalformedError
 from krelay.model import AgentConfig, Patch
 
 KEY = "ab" * 32
@@ -321,19 +321,19 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(
 
 
 async def test_a_plugin_that_hangs_is_not_waited_for(
-    plain_kube: Any, tmp_path: Path, program: Any
+    kube: Any, tmp_path: Path, program: Any
 ) -> None:
     begun = tmp_path / "begun"
     os.mkfifo(begun)
     command = program("login", f"echo > {begun}; exec sleep 600")
     user = {"exec": {"command": str(command), "apiVersion": "client.authentication.k8s.io/v1"}}
-    path = plain_kube.kubeconfig(user, **{"certificate-authority": None})
+    path = kube.kubeconfig(user)
     async with await Api.connect(kubeconfig=path) as api, asyncio.TaskGroup() as group:
         making = group.create_task(create(api))
         await asyncio.to_thread(begun.read_bytes)
         making.cancel()
     assert making.cancelled()
-    assert not plain_kube.seen
+    assert not kube.seen
 
 
 async def test_a_timeout_of_the_caller_s_stays_a_timeout(cluster: Cluster, api: Api) -> None:
@@ -377,3 +377,23 @@ async def test_gone_is_also_a_pod_that_is_not_there_or_another(cluster: Cluster,
     assert await agent_gone(api, AGENT) == "the agent's pod krelay-server-x-y is gone"
     await cluster.put("pods", AGENT.pod, metadata={"uid": "p2"}, status=RUNNING)
     assert await agent_gone(api, AGENT) == "the agent's pod krelay-server-x-y is gone"
+
+
+async def test_without_tls_beyond_this_machine_no_job_is_made(
+    plain_kube: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy on loopback is one as any other: the server is behind it."""
+    proxy = f"http://127.0.0.1:{plain_kube.port}"
+    for cluster in ({"server": "http://kube.test:1", "proxy-url": proxy}, {"proxy-url": proxy}):
+        path = plain_kube.kubeconfig(**{"certificate-authority": None, **cluster})
+        async with await Api.connect(kubeconfig=path) as api:
+            with pytest.raises(CredentialsError, match="is not encrypted") as caught:
+                await create(api)
+            assert "kubectl proxy" in str(caught.value.hint)
+    assert not plain_kube.seen
+
+
+async def test_a_job_without_a_name_is_an_error_in_words(plain_kube: Any, api: Api) -> None:
+    plain_kube.script((201, {"metadata": {"namespace": "tools", "uid": 5}}))
+    with pytest.raises(MalformedError, match="metadata.uid: expected a text, got a number"):
+        await create(api)

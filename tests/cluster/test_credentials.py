@@ -427,3 +427,68 @@ def test_ahead() -> None:
     assert ahead(now - 5) == now - 5
     assert ahead(now + 3600) == now + 3540
     assert now + 7 < ahead(now + 10) < now + 9
+
+
+# -- without TLS ------------------------------------------------------------------------------
+
+
+SECRETS = (
+    {"token": "t"},
+    {"tokenFile": "/nowhere"},
+    {"username": "me", "password": "pw"},
+    {"client-certificate": "/nowhere", "client-key": "/nowhere"},
+    {"exec": {"command": "/nowhere", "apiVersion": "client.authentication.k8s.io/v1"}},
+    {"auth-provider": {"name": "oidc", "config": {"id-token": "a.b.c"}}},
+)
+
+
+@pytest.mark.parametrize("user", SECRETS, ids=lambda user: next(iter(user)))
+@pytest.mark.parametrize("server", ["http://127.0.0.1:1", "HTTP://kube.test:1"])
+async def test_without_tls_nothing_proves_who_we_are(user: dict[str, Any], server: str) -> None:
+    """As client-go; impersonation alone is no secret."""
+    access = await (await opened({**user, "as": "jane"}, server=server)).access()
+    assert [name for name, _ in access.headers] == ["User-Agent", "Impersonate-User"]
+    assert access.ssl is None
+    assert access.private is (server == "http://127.0.0.1:1")
+
+
+async def test_what_is_not_sent_is_said_beyond_this_machine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await opened({"token": "t"}, server="http://127.0.0.1:1")
+    assert not caplog.messages
+    await opened({"token": "t"}, server="http://kube.test:1")
+    assert caplog.messages == ["http://kube.test:1 has no TLS: krelay sends it no credentials"]
+
+
+@pytest.mark.parametrize(
+    ("url", "proxy", "private"),
+    [
+        ("https://kube.test", None, True),
+        ("https://kube.test", "http://proxy:3128", True),
+        ("http://kube.test", None, False),
+        ("http://10.0.0.1:8080", None, False),
+        ("http://0x7f.1:8080", None, False),
+        ("http://127.0.0.1.nip.test", None, False),
+        ("http://localhost.evil.test", None, False),
+        ("http://127.0.0.1@evil.test", None, False),
+        ("http://127.0.0.1:8001", "http://proxy:3128", False),
+        ("http://127.0.0.1:8001", "socks5://127.0.0.1:1", False),
+        ("http://127.0.0.1:8001/prefix", None, True),
+        ("http://127.9.9.9", None, True),
+        ("http://[::1]:8001", None, True),
+        ("http://[::ffff:127.0.0.1]:8001", None, True),
+        ("http://[::ffff:10.0.0.1]:8001", None, False),
+        ("http://LocalHost.:8001", None, True),
+    ],
+)
+def test_which_way_is_private(url: str, proxy: str | None, private: bool) -> None:
+    access = ApiAccess(url, None, None, (), proxy)
+    assert access.private is private
+    if private:
+        access.require_private()
+        return
+    with pytest.raises(CredentialsError, match="is not encrypted") as caught:
+        access.require_private()
+    assert caught.value.exit_code == 4
+    assert "kubectl proxy" in str(caught.value.hint)

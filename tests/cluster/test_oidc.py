@@ -140,7 +140,7 @@ async def test_an_issuer_that_refuses(issuer: Issuer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"), [({}, "gave no id_token"), ([], "the answer is no object")]
+    ("answer", "message"), [({}, "gave no id_token"), ([], "expected an object, got a list")]
 )
 async def test_an_answer_without_a_token(issuer: Issuer, answer: Any, message: str) -> None:
     issuer.answer = answer

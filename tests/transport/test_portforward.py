@@ -20,7 +20,7 @@ from krelay.transport import reopened
 from krelay.transport.portforward import Ways, open_portforward, transport_from_env
 from krelay.transport.refusal import UnauthorizedError
 
-from .conftest import Peer, Play, Server, Witness, serving
+from .conftest import Peer, Play, Server, Witness, open_pipe, serving
 
 AUTO, SPDY, WEBSOCKET = Transport.AUTO, Transport.SPDY, Transport.WEBSOCKET
 
@@ -390,3 +390,29 @@ def test_what_worked_is_kept_for_so_many_servers() -> None:
     assert ways.order(AUTO, "https://0") == (SPDY, WEBSOCKET)
     assert ways.order(AUTO, "https://1") == (WEBSOCKET, SPDY)
     assert ways.order(SPDY, "https://1") == (SPDY,)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"url": "http://kube.test:1", "ssl": None},
+        {"url": "http://127.0.0.1:1", "ssl": None, "proxy": "http://127.0.0.1:1"},
+    ],
+    ids=["far", "proxy"],
+)
+async def test_a_way_that_others_can_read_is_refused(
+    server: Server, way: Transport, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(CredentialsError, match="is not encrypted") as caught:
+        await open_pipe(server, way, **changes)
+    assert caught.value.exit_code == 4
+    assert not server.peers
+
+
+async def test_localhost_that_is_another_machine_is_refused(
+    monkeypatch: pytest.MonkeyPatch, way: Transport
+) -> None:
+    async with serving("http") as server:
+        monkeypatch.setattr("krelay.transport.connect.is_loopback", lambda host: False)
+        with pytest.raises(CredentialsError, match="is not on this machine"):
+            await open_pipe(server, way, url=f"http://localhost:{server.port}")
