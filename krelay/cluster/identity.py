@@ -10,10 +10,9 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
-from krelay.cluster.kubeconfig import material
+from krelay.cluster.kubeconfig import material, read_file
 from krelay.errors import CredentialsError
 
 
@@ -59,7 +58,7 @@ def _authorization(user: Mapping[str, Any]) -> str | None:
     token = user.get("token")
     if path := user.get("tokenFile"):
         try:
-            token = Path(path).read_text("utf-8").strip() or token
+            token = read_file(path).decode().strip() or token
         except (OSError, UnicodeError) as exc:
             if not token:
                 raise CredentialsError(f"cannot read the token file {path}: {exc}") from exc

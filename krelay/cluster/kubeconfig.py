@@ -11,18 +11,83 @@ from __future__ import annotations
 import base64
 import binascii
 import difflib
+import errno
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from krelay import typed
 from krelay.cluster.lean import kube_config
 from krelay.errors import CredentialsError
+from krelay.typed import Anything, Flag, Many, OneOf, Shape, Table, Text
 
+MAX_FILE = 8 << 20
+"""Bytes of a kubeconfig, or of a file that one names."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _NO_USER: Mapping[str, Any] = {}
+
+_EXTENSIONS = Many(Shape({"name": Text(), "extension": Anything()}, needs=("name",)))
+_CLUSTER = Shape(
+    {
+        "server": Text(),
+        "tls-server-name": Text(),
+        "insecure-skip-tls-verify": Flag(),
+        "certificate-authority": Text(),
+        "certificate-authority-data": Text(),
+        "proxy-url": Text(),
+        "disable-compression": Flag(),
+        "extensions": _EXTENSIONS,
+    }
+)
+_EXEC = Shape(
+    {
+        "command": Text(),
+        "args": Many(Text()),
+        "env": Many(Shape({"name": Text(), "value": Text()}, needs=("name",))),
+        "apiVersion": Text(),
+        "installHint": Text(),
+        "provideClusterInfo": Flag(),
+        "interactiveMode": OneOf(("Never", "IfAvailable", "Always")),
+    }
+)
+_USER = Shape(
+    {
+        "client-certificate": Text(),
+        "client-certificate-data": Text(),
+        "client-key": Text(),
+        "client-key-data": Text(),
+        "token": Text(),
+        "tokenFile": Text(),
+        "as": Text(),
+        "as-uid": Text(),
+        "as-groups": Many(Text()),
+        "as-user-extra": Table(Many(Text())),
+        "username": Text(),
+        "password": Text(),
+        "auth-provider": Shape({"name": Text(), "config": Table(Text())}),
+        "exec": _EXEC,
+        "extensions": _EXTENSIONS,
+    }
+)
+_CONTEXT = Shape(
+    {"cluster": Text(), "user": Text(), "namespace": Text(), "extensions": _EXTENSIONS}
+)
+_KINDS = {"cluster": _CLUSTER, "user": _USER, "context": _CONTEXT}
+_FILE = Shape(
+    {
+        "apiVersion": Text(),
+        "kind": Text(),
+        "current-context": Text(),
+        "clusters": Many(Anything()),
+        "users": Many(Anything()),
+        "contexts": Many(Anything()),
+    }
+)
+"""As client-go's tools/clientcmd/api/v1/types.go: kubectl refuses a field of another type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +184,55 @@ def _read(paths: list[str]) -> _Entries:
     for path in paths:
         if not os.path.exists(path) or _is_blank(path):
             continue
-        try:
-            # One merger a file: over several it lets the last current-context win.
-            merger = kube_config().KubeConfigMerger(path)
-            if merger.config is None:
-                raise ValueError(f"its path holds a {os.pathsep!r}")
-            body = merger.config.value
-            for kind, entry, into in (
-                ("contexts", "context", merged.contexts),
-                ("clusters", "cluster", merged.clusters),
-                ("users", "user", merged.users),
-            ):
-                for node in body[kind]:
-                    value = _absolute(node.value.get(entry) or {}, Path(path).absolute().parent)
-                    into.setdefault(str(node.value["name"]), value)
-        except Exception as exc:
-            reason = " ".join(str(exc).split())
-            raise CredentialsError(f"{path} is no kubeconfig: {reason}") from exc
+        body = typed.read(_FILE, _loaded(path), f"kubeconfig {path}", error=CredentialsError)
+        folder = Path(path).absolute().parent
+        for entry, into in (
+            ("context", merged.contexts),
+            ("cluster", merged.clusters),
+            ("user", merged.users),
+        ):
+            for index, item in enumerate(body.get(f"{entry}s", ())):
+                name, value = _entry(entry, item, path, index)
+                into.setdefault(name, _absolute(value, folder))
         merged.current = merged.current or body.get("current-context") or None
     return merged
 
 
+def _loaded(path: str) -> Any:
+    """What the file says; the types are not checked yet."""
+    library = kube_config()
+
+    class Loader(library.KubeConfigMerger):  # type: ignore[misc, name-defined]
+        # Over several files it lets the last current-context win, and of values of a wrong type it
+        # makes exceptions of its own: krelay merges, and lets it read one file.
+        def _merge(self, *entries: object) -> None:
+            """Nothing to merge with."""
+
+    try:
+        loader = Loader(path)
+        if path not in loader.config_files:
+            raise ValueError(f"its path holds a {os.pathsep!r}")
+        return loader.config_files[path]
+    except Exception as exc:
+        reason = " ".join(str(exc).split())[:_SHOWN]
+        raise CredentialsError(f"{path} is no kubeconfig: {reason}") from exc
+
+
+def _entry(entry: str, item: Any, path: str, index: int) -> tuple[str, Mapping[str, Any]]:
+    """The name and the body of one entry of a list."""
+    where = f"kubeconfig {path}"
+    kind = Shape({"name": Text()}, needs=("name",))
+    name = typed.read(kind, item, f"{where}: {entry}s[{index}]", error=CredentialsError)["name"]
+    body = item.get(entry)
+    if body is None:
+        return name, {}
+    what = f'{where}: {entry} "{name}"'
+    return name, typed.read(_KINDS[entry], body, what, error=CredentialsError)
+
+
 def _is_blank(path: str) -> bool:
     try:
-        text = Path(path).read_text("utf-8", errors="replace")
+        text = read_file(path).decode("utf-8", "replace")
     except OSError as exc:
         raise CredentialsError(f"cannot read {path}: {exc.strerror}") from exc
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
@@ -208,10 +298,17 @@ def _in_cluster(environ: Mapping[str, str], folder: Path) -> Login:
     namespace = folder / "namespace"
     return Login(
         server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-        namespace=namespace.read_text().strip() if namespace.is_file() else "default",
+        namespace=_text(namespace) if namespace.is_file() else "default",
         cluster={"certificate-authority": str(folder / "ca.crt")},
         user={"tokenFile": str(folder / "token")},
     )
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_file(path).decode().strip()
+    except (OSError, UnicodeError) as exc:
+        raise CredentialsError(f"cannot read {path}: {exc}") from exc
 
 
 def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
@@ -243,12 +340,19 @@ def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         valid = False
+    if valid and parts.username is not None:
+        raise CredentialsError(
+            "kubeconfig: the server's URL holds a user name or a password",
+            hint="`username` and `password` of the user are their place",
+        )
     if not valid:
         raise CredentialsError(f'kubeconfig: "{server}" is no URL of an API server')
-    server = cluster["server"] = server.rstrip("/")
+    # The scheme in lower case: what is decided by it is decided in one way.
+    server = cluster["server"] = f"{parts.scheme}{server[len(parts.scheme) :]}".rstrip("/")
     return Login(server, login.namespace, cluster, user, login.context)
 
 
+_SHOWN = 300
 _SAYS_TLS = ("certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify")
 
 
@@ -260,15 +364,32 @@ def material(entry: Mapping[str, Any], key: str) -> bytes | None:
     """
     if data := entry.get(f"{key}-data"):
         try:
-            return base64.b64decode(data)
-        except (binascii.Error, ValueError, TypeError) as exc:
+            return base64.b64decode("".join(data.split()), validate=True)
+        except (binascii.Error, ValueError) as exc:
             raise CredentialsError(f"kubeconfig: {key}-data is not base64") from exc
     if path := entry.get(key):
         try:
-            return Path(path).read_bytes()
+            return read_file(path)
         except OSError as exc:
             raise CredentialsError(f"{key}: cannot read {path}: {exc.strerror}") from exc
     return None
+
+
+def read_file(path: str | Path) -> bytes:
+    """A regular file of at most MAX_FILE bytes. What would wait for a writer is refused.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    # A FIFO is opened at once, and then refused.
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    with open(number, "rb") as file:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise OSError(errno.EFBIG, f"larger than {MAX_FILE >> 20} MiB")
+    return data
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:

@@ -55,7 +55,8 @@ def test_yaml_as_kubectl_writes_it(tmp_path: Path) -> None:
     path.write_text(
         "apiVersion: v1\nkind: Config\npreferences: {}\ncurrent-context: dev # mine\n"
         "clusters:\n- name: c\n  cluster:\n    server: https://dev.test/k8s/clusters/c-1/\n"
-        "contexts:\n- context:\n    cluster: c\n  name: dev\n- context: {cluster: c}\n  name: 12\n"
+        "contexts:\n- context:\n    cluster: c\n  name: dev\n"
+        "- context: {cluster: c}\n  name: '12'\n"
         "users: null\n"
     )
     login = load(kubeconfig=str(path), environ={})
@@ -234,7 +235,9 @@ def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
 def test_what_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
-    with pytest.raises(CredentialsError, match="is no kubeconfig: .") as caught:
+    with pytest.raises(
+        CredentialsError, match=r"is no kubeconfig: .|kubeconfig .*(is missing|expected)"
+    ) as caught:
         load(kubeconfig=str(path), environ={})
     assert "\n" not in caught.value.message
 
@@ -343,3 +346,101 @@ def test_material(tmp_path: Path) -> None:
         material({"ca-data": "a"}, "ca")
     with pytest.raises(CredentialsError, match=r"ca: cannot read .*: No such file"):
         material({"ca": str(tmp_path / "none")}, "ca")
+
+
+FIELDS = [
+    ("cluster", "server", 5, "expected a text, got a number"),
+    (
+        "cluster",
+        "insecure-skip-tls-verify",
+        "false",
+        'expected true or false, got the text "false"',
+    ),
+    ("cluster", "insecure-skip-tls-verify", 0, "expected true or false, got the number 0"),
+    ("cluster", "tls-server-name", True, "expected a text, got true"),
+    ("cluster", "certificate-authority", ["a"], "expected a text, got a list"),
+    ("cluster", "certificate-authority-data", 5, "expected a text, got a number"),
+    ("cluster", "proxy-url", {}, "expected a text, got an object"),
+    ("user", "token", 12345, "expected a text, got a number"),
+    ("user", "tokenFile", False, "expected a text, got false"),
+    ("user", "username", 5, "expected a text, got a number"),
+    ("user", "password", 5, "expected a text, got a number"),
+    ("user", "as-groups", "admins", "expected a list, got a text"),
+    ("user", "as-user-extra", {"a": "b"}, "a: expected a list, got a text"),
+    ("user", "client-key-data", ["x"], "expected a text, got a list"),
+    ("user", "exec", "login", "expected an object, got a text"),
+    ("user", "exec", {"args": "x"}, "args: expected a list, got a text"),
+    ("user", "exec", {"env": {"A": "b"}}, "env: expected a list, got an object"),
+    ("user", "exec", {"env": [{"name": "A", "value": 1}]}, "env[0].value: expected a text"),
+    ("user", "exec", {"provideClusterInfo": "true"}, "provideClusterInfo: expected true or false"),
+    ("user", "exec", {"interactiveMode": "never"}, "interactiveMode: expected one of Never, "),
+    ("user", "auth-provider", {"config": {"client-id": 5}}, 'config."client-id": expected a text'),
+    ("context", "namespace", 5, "expected a text, got a number"),
+    ("context", "cluster", [], "expected a text, got a list"),
+    ("context", "user", {}, "expected a text, got an object"),
+]
+
+
+@pytest.mark.parametrize(("entry", "field", "value", "message"), FIELDS)
+@pytest.mark.parametrize("used", [True, False])
+def test_a_field_of_the_wrong_type_is_named(
+    tmp_path: Path, entry: str, field: str, value: Any, message: str, used: bool
+) -> None:
+    """Also in an entry that no context uses: kubectl refuses the file."""
+    name = {"cluster": "c", "user": "u", "context": "here"}[entry] if used else "other"
+    body: dict[str, Any] = {
+        "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": "https://h"}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+    }
+    entries = [item for item in body[f"{entry}s"] if item["name"] != name]
+    body[f"{entry}s"] = [*entries, {"name": name, entry: {field: value}}]
+    path = tmp_path / "config"
+    path.write_text(json.dumps(body))
+    with pytest.raises(CredentialsError) as caught:
+        load(kubeconfig=str(path), environ={})
+    text = str(caught.value)
+    assert text.startswith(f'kubeconfig {path}: {entry} "{name}": {field}')
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("current-context: 5", "current-context: expected a text, got a number"),
+        ("clusters: 5", "clusters: expected a list, got a number"),
+        ("users: [5]", r"users\[0\]: expected an object, got a number"),
+        ("contexts: [{name: a, context: 5}]", 'context "a": expected an object, got a number'),
+        ("contexts: [{name: [a]}]", r"contexts\[0\]: name: expected a text, got a list"),
+    ],
+)
+def test_a_part_of_the_wrong_type_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises(CredentialsError, match=message):
+        load(kubeconfig=str(path), environ={})
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(CredentialsError, match="not a regular file"):
+        load(environ={"KUBECONFIG": str(tmp_path / "fifo")})
+    with pytest.raises(CredentialsError, match="not a regular file"):
+        material({"client-key": str(tmp_path / "fifo")}, "client-key")
+    (tmp_path / "large").write_bytes(b"#" * ((8 << 20) + 1))
+    with pytest.raises(CredentialsError, match="larger than 8 MiB"):
+        load(environ={"KUBECONFIG": str(tmp_path / "large")})
+
+
+@pytest.mark.parametrize("server", ["HTTPS://h:1/x/", "hTTp://h:1"])
+def test_the_scheme_is_in_lower_case(tmp_path: Path, server: str) -> None:
+    login = load(overrides=Overrides(server=server), environ={"HOME": str(tmp_path)})
+    assert login.server == server.lower().rstrip("/")
+
+
+def test_a_password_in_the_servers_url_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    flags = Overrides(server="http://me:hunter2@h")
+    with pytest.raises(CredentialsError, match="holds a user name or a password") as caught:
+        load(overrides=flags, environ={"HOME": str(tmp_path)})
+    assert "hunter2" not in "".join(caught.value.report())
