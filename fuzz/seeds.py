@@ -243,6 +243,159 @@ def _http_answer() -> Iterator[bytes]:
     yield WHOLE + b"HTTP/1.1 " + b"9" * 5_000 + b" many\r\n\r\n"
 
 
+def _upgrade() -> Iterator[bytes]:
+    status = b'{"kind":"Status","message":"pods \\"p\\" not found"}'
+    forbidden = b'{"kind":"Status","message":"pods \\"p\\" is forbidden: pods/portforward"}'
+    answers = (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: SPDY/3.1\r\n\r\n" + _events(),
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 50\r\n\r\n" + status,
+        b"HTTP/1.1 403 Forbidden\r\n\r\n" + forbidden,
+        b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\n9;x=y\r\n<h1>no</h1\r\n0\r\n\r\n",
+        b'HTTP/1.1 500 No\r\n\r\nnetwork namespace for sandbox "ab" is closed',
+    )
+    for answer in answers:
+        for flags in (b"\0", b"\1"):
+            yield flags + WHOLE + answer
+        yield b"\2" + WHOLE + b"HTTP/1.1 200 OK\r\n\r\n" + answer
+        yield b"\4" + b"\x0b" + b"\5\0" + reply(Reply.OK, "10.0.0.1", 443) + answer
+    yield b"\2" + WHOLE + b"HTTP/1.1 407 No\r\n\r\n"
+    yield b"\0" + WHOLE + b"sandbox ab not found"
+
+
+_META = {"name": "web-1", "namespace": "x", "uid": "u", "resourceVersion": "5"}
+_STATUSES = [
+    {
+        "name": "krelay-server",
+        "image": "i",
+        "state": {"waiting": {"reason": "ErrImagePull", "message": "no"}},
+        "lastState": {"terminated": {"exitCode": 1, "reason": "Error", "message": "a\nb"}},
+    },
+    {"name": "web", "state": {"running": {"startedAt": "t"}}},
+]
+_CONDITIONS = [
+    {"type": "Ready", "status": "True"},
+    {"type": "Failed", "status": "True", "reason": "r", "message": "m"},
+    {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "m"},
+]
+_POD = {"containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80}]}]}
+_OBJECTS: dict[str, list[dict[str, object]]] = {
+    "pods": [
+        {
+            "spec": {"nodeName": "n", **_POD, "initContainers": [{"restartPolicy": "Always"}]},
+            "status": {
+                "phase": phase,
+                "reason": "Evicted",
+                "podIP": "10.0.0.1",
+                "conditions": _CONDITIONS,
+                "containerStatuses": _STATUSES,
+            },
+        }
+        for phase in ("Running", "Failed")
+    ],
+    "services": [
+        {"spec": {"type": "ExternalName", "externalName": "db.test"}},
+        {
+            "spec": {
+                "clusterIP": "10.0.0.9",
+                "ipFamilies": ["IPv4"],
+                "ports": [{"name": "web", "port": 80, "protocol": "TCP", "targetPort": "http"}],
+            }
+        },
+    ],
+    "endpointslices": [
+        {
+            "addressType": "IPv4",
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "conditions": {"ready": True, "serving": None}}
+            ],
+        }
+    ],
+    "deployments": [
+        {
+            "spec": {
+                "selector": {
+                    "matchLabels": {"app": "web"},
+                    "matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]}],
+                },
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": _POD},
+            }
+        }
+    ],
+    "jobs": [{"spec": {}, "status": {"conditions": _CONDITIONS}}],
+    "events": [
+        {
+            "type": "Warning",
+            "reason": "FailedCreate",
+            "message": "exceeded quota: q",
+            "involvedObject": {"uid": "u"},
+            "series": {"lastObservedTime": "t"},
+        }
+    ],
+    "widgets": [{"metadata": _META, "deep": [[[{}]]]}],
+}
+
+
+def _api_objects() -> Iterator[bytes]:
+    for number, (_, items) in enumerate(_OBJECTS.items()):
+        whole = [{"metadata": _META, **item} for item in items]
+        texts = [(0, {"type": "MODIFIED", "object": item}) for item in whole]
+        page = {"metadata": {"resourceVersion": "5", "continue": "t"}, "items": whole}
+        texts += [(2, item) for item in whole] + [(3, item) for item in whole] + [(1, page)]
+        for form, text in texts:
+            yield bytes([number, form]) + json.dumps(text).encode()
+    yield b"\0\0" + b'{"type":"ERROR","object":{"kind":"Status","code":410}}'
+    yield b"\0\0" + b'{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"9"}}}'
+    yield b"\0\3" + b'{"a":' * 500
+    yield b"\0\3" + b"[" * 4_000
+
+
+def _api_refusal() -> Iterator[bytes]:
+    for user in ("jane", "system:serviceaccount:a:b", "x; y #"):
+        for scope in (' in the namespace \\"n\\"', " at the cluster scope"):
+            yield (
+                b"\0\3"
+                + f'{{"kind":"Status","message":"pods is forbidden: User \\"{user}\\" '
+                f'cannot list resource \\"pods/log\\" in API group \\"apps\\"{scope}"}}'.encode()
+            )
+    for status in (1, 3, 4, 7, 102):
+        yield status.to_bytes(2, "big") + b"<html><h1>no</h1></html>"
+        yield status.to_bytes(2, "big") + b"<" * 999
+        yield status.to_bytes(2, "big") + b'{"message":5}'
+
+
+def _credentials() -> Iterator[bytes]:
+    documents: tuple[tuple[int, object], ...] = (
+        (
+            0,
+            {
+                "apiVersion": "v1",
+                "status": {"token": "t", "expirationTimestamp": "2026-01-01T00:00:00Z"},
+            },
+        ),
+        (
+            0,
+            {
+                "apiVersion": "v1",
+                "status": {"clientCertificateData": "c", "clientKeyData": "k"},
+            },
+        ),
+        (1, {"exp": 1_767_225_600, "iss": "x"}),
+        (1, {"exp": 1e308}),
+        (2, {"issuer": "https://i", "token_endpoint": "https://i/t"}),
+        (2, {"token_endpoint_auth_methods_supported": ["client_secret_post"]}),
+        (3, {"id_token": "a.b.c", "refresh_token": "r"}),
+        (4, {"server": "https://h", "insecure-skip-tls-verify": True, "extensions": []}),
+        (5, {"token": "t", "as-groups": ["a"], "as-user-extra": {"a": ["b"]}}),
+        (5, {"exec": {"command": "c", "args": [], "env": [{"name": "A", "value": "b"}]}}),
+        (5, {"auth-provider": {"name": "oidc", "config": {"client-id": "x"}}}),
+        (6, {"cluster": "c", "user": "u", "namespace": "n"}),
+    )
+    for form, document in documents:
+        yield bytes([form]) + json.dumps(document).encode()
+    yield b"\1" + b'{"exp":' + b"9" * 400 + b"}"
+
+
 _MADE = {
     "frames": _frames,
     "session": _session,
@@ -258,6 +411,10 @@ _MADE = {
     "spdy": _spdy,
     "websocket": _websocket,
     "http_answer": _http_answer,
+    "upgrade": _upgrade,
+    "api_objects": _api_objects,
+    "api_refusal": _api_refusal,
+    "credentials": _credentials,
 }
 
 

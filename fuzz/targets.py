@@ -48,5 +48,9 @@ TARGETS = {
         Target("spdy", "transport"),
         Target("websocket", "transport"),
         Target("http_answer", "transport", 16_384),
+        Target("upgrade", "transport", 16_384),
+        Target("api_objects", "cluster", 16_384),
+        Target("api_refusal", "cluster", 8_192),
+        Target("credentials", "cluster"),
     )
 }

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from itertools import groupby
+from urllib.parse import urlsplit
 
 from websockets.utils import accept_key
 
 from fuzz.draw import Draw
 from fuzz.memory import Nowhere, run
-from krelay.errors import TunnelError
+from krelay.access import ApiAccess
+from krelay.errors import KrelayError, TunnelError
+from krelay.model import Transport
 from krelay.transport.dialogue import Dialogue
 from krelay.transport.http import BODY_LIMIT, HttpError, read_answer, read_body
 from krelay.transport.pipe import Pipe
+from krelay.transport.proxy import http_connect, socks_connect
+from krelay.transport.refusal import final, stream_error, upgrade_error
 from krelay.transport.spdy import Data, Decoder, Event, SpdyError
-from krelay.transport.upgrade import Carrier, Plain
+from krelay.transport.upgrade import Carrier, Plain, Refused
+from krelay.transport.upgrade import upgrade as ask
 from krelay.transport.websocket import MAX_MESSAGE, SUBPROTOCOL, WebSocket
 
 
@@ -127,3 +133,37 @@ async def _http_answer(data: bytes) -> None:
         return
     assert 0 <= answer.status < 1_000
     assert len(await read_body(dialogue, answer)) <= BODY_LIMIT
+
+
+_ACCESS = ApiAccess("https://kube.test", None, None, ())
+
+
+def upgrade(data: bytes) -> None:
+    """The answers of a proxy and then of a server that is asked for a port-forward."""
+    run(_upgrade(data))
+
+
+async def _upgrade(data: bytes) -> None:
+    draw = Draw(data)
+    flags = draw.number()
+    dialogue = Dialogue()
+    dialogue.connection_made(Nowhere())
+    pieces = list(draw.pieces())
+    for piece in pieces:
+        dialogue.data_received(piece)
+    dialogue.eof_received()
+    way = Transport.WEBSOCKET if flags & 1 else Transport.SPDY
+    try:
+        if flags & 2:
+            await http_connect(dialogue, urlsplit("http://me:pw@proxy:1"), "kube.test", 443)
+        elif flags & 4:
+            await socks_connect(dialogue, urlsplit("socks5://proxy:1"), "kube.test", 443)
+        await ask(dialogue, _ACCESS, namespace="x", pod="p", way=way)
+    except Refused as exc:
+        assert isinstance(final(exc), bool)
+        error = upgrade_error(exc, namespace="x", pod="p")
+        assert isinstance(error, KrelayError)
+        assert len(str(error)) < 1_000
+    except (OSError, EOFError) as exc:
+        assert len(str(exc)) < 1_000
+    assert len(str(stream_error(b"".join(pieces)[:4_096].decode("utf-8", "replace")))) < 1_000

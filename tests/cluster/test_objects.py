@@ -5,13 +5,9 @@ from typing import Any
 
 import pytest
 
-from krelay.cluster.diagnosis import diagnose
+from fuzz.cluster import use
 from krelay.cluster.objects import EVENT, POD, kind_of, read_event, read_list, read_object
-from krelay.cluster.pods import choose, resolve_port, why_none
-from krelay.cluster.selectors import selector_text
-from krelay.cluster.services import resolve_service
 from krelay.errors import MalformedError
-from krelay.model import Port
 
 BASE = "/api/v1/namespaces/x/"
 META = {"metadata": {"name": "a", "uid": "u", "resourceVersion": "5"}}
@@ -74,31 +70,6 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def use(resource: str, item: dict[str, Any]) -> None:
-    """What krelay does with such an object; it may find it of no use, but not raise."""
-    if resource == "pods":
-        pod = choose([item], None)
-        why_none([item])
-        if pod is not None:
-            for remote in (80, "web", "no"):
-                resolve_port(pod, Port(local=None, remote=remote))
-        diagnose(None, [item], ())
-    elif resource == "services":
-        slices = [read_object(kind_of("/endpointslices"), WHOLE["endpointslices"], "x")]
-        for remote in (80, "web", "no"):
-            for seen in (slices, None):
-                resolve_service(item, Port(local=None, remote=remote), seen)
-    elif resource == "endpointslices":
-        service = read_object(kind_of("/services"), WHOLE["services"], "x")
-        resolve_service(service, Port(local=None, remote=80), [item])
-    elif resource == "jobs":
-        selector_text(item["spec"].get("selector"))
-        diagnose([item, item], [], ())
-    else:
-        diagnose([], [], [item])
-        diagnose(None, [read_object(POD, WHOLE["pods"], "x")], [item])
-
-
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     inner: list[tuple[Any, Any]] = []
     if isinstance(value, dict):
@@ -119,7 +90,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 @pytest.mark.parametrize("resource", WHOLE)
 def test_garbage_in_any_place_is_an_error_in_words_or_of_no_harm(resource: str) -> None:
-    use(resource, read_object(kind_of(BASE + resource), WHOLE[resource], BASE + resource))
+    use(resource, [read_object(kind_of(BASE + resource), WHOLE[resource], BASE + resource)])
     refused = 0
     for path in places(WHOLE[resource]):
         for garbage in GARBAGE:
@@ -130,7 +101,7 @@ def test_garbage_in_any_place_is_an_error_in_words_or_of_no_harm(resource: str) 
                 refused += 1
                 assert BASE + resource in str(exc)
             else:
-                use(resource, item)
+                use(resource, [item])
     assert refused > 20
 
 
