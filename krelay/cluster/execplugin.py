@@ -86,9 +86,14 @@ class ExecPlugin:
         spec: dict[str, Any] = {"interactive": interactive}
         if self._plugin.get("provideClusterInfo"):
             spec["cluster"] = self._cluster_info()
-        return json.dumps(
-            {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
-        )
+        try:
+            return json.dumps(
+                {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
+            )
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise CredentialsError(
+                f"kubeconfig: the cluster's extension {_EXTENSION} cannot be written as JSON"
+            ) from exc
 
     def _cluster_info(self) -> dict[str, Any]:
         known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 
 from krelay.access import ApiAccess
+from krelay.answer import words
 from krelay.cluster.identity import basic
 from krelay.cluster.socks import SocksConnector
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
@@ -180,12 +181,12 @@ def _reason(exc: Exception) -> str:
     if _cause(exc, socket.gaierror):
         return "no such host"
     if isinstance(exc, aiohttp.ClientResponseError):  # a proxy's
-        return f"{exc.status} {exc.message}".strip()[:MAX_STATUS_LINE]
+        return words(f"{exc.status} {exc.message}", MAX_STATUS_LINE)
     if isinstance(exc, aiohttp.ClientConnectorError):
         return exc.os_error.strerror or str(exc.os_error)
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "its answer broke off"
-    return str(exc)[:MAX_STATUS_LINE] or type(exc).__name__
+    return words(str(exc), MAX_STATUS_LINE) or type(exc).__name__
 
 
 def _unreachable(where: str, reason: str, access: ApiAccess) -> UnreachableError:

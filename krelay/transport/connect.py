@@ -87,14 +87,14 @@ def reaching(access: ApiAccess, where: str | None = None) -> Iterator[None]:
             hint="does it speak TLS on this port, and does kubeconfig name the right client "
             "certificate?",
         ) from exc
-    except (EOFError, OSError) as exc:
+    except (EOFError, OSError, UnicodeError) as exc:  # UnicodeError: a label that no name has
         raise UnreachableError(
             f"cannot reach {where}: {_words(exc)}",
             hint="is the cluster running, and this machine in its network (VPN, proxy)?",
         ) from exc
 
 
-def _words(exc: EOFError | OSError) -> str:
+def _words(exc: EOFError | OSError | UnicodeError) -> str:
     if isinstance(exc, ssl.SSLError):
         return (exc.reason or str(exc)).lower().replace("_", " ")
     if isinstance(exc, TimeoutError):

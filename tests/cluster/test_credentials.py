@@ -9,6 +9,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -492,3 +493,21 @@ def test_which_way_is_private(url: str, proxy: str | None, private: bool) -> Non
         access.require_private()
     assert caught.value.exit_code == 4
     assert "kubectl proxy" in str(caught.value.hint)
+
+
+async def test_an_extension_that_is_no_json_is_an_error_in_words() -> None:
+    plugin = {"command": "/none", "apiVersion": "v", "provideClusterInfo": True}
+    name = "client.authentication.k8s.io/exec"
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (date(2026, 1, 1), deep):
+        extensions = [{"name": name, "extension": value}]
+        credentials = Credentials(
+            lambda value=extensions: Login(
+                "https://h", "x", {"extensions": value}, {"exec": plugin}
+            )
+        )
+        await credentials.open()
+        with pytest.raises(CredentialsError, match="cannot be written as JSON"):
+            await credentials.access()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from krelay.access import ApiAccess
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.model import Transport
 from krelay.transport.connect import connect
@@ -254,3 +255,9 @@ async def test_a_handshake_that_never_ends(server: Server) -> None:
             connecting.cancel()
         await closed.wait()
     listener.close()
+
+
+async def test_a_host_that_no_name_can_be_is_out_of_reach() -> None:
+    access = ApiAccess(f"https://{'a' * 300}.test", None, None, ())
+    with pytest.raises(UnreachableError, match="cannot reach"):
+        await connect(access)
