@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from krelay.cluster import oidc as module
 from krelay.cluster.oidc import Oidc
 from krelay.errors import CredentialsError
 
@@ -172,3 +173,31 @@ async def test_an_issuer_that_is_silent(issuer: Issuer, monkeypatch: pytest.Monk
     with pytest.raises(CredentialsError, match="no answer in time"):
         await issuer.source().fetch(rejected=False)
     released.set()
+
+
+async def test_an_issuer_without_tls_is_not_asked(issuer: Issuer) -> None:
+    source = issuer.source(**{"idp-issuer-url": "http://issuer.test"})
+    with pytest.raises(CredentialsError, match="is not under TLS"):
+        await source.fetch(rejected=False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("token_endpoint", 5),
+        ("issuer", ["x"]),
+        ("token_endpoint_auth_methods_supported", 5),
+        ("token_endpoint_auth_methods_supported", [{}]),
+    ],
+)
+async def test_a_document_of_another_shape(issuer: Issuer, field: str, value: Any) -> None:
+    issuer.document[field] = value
+    with pytest.raises(CredentialsError, match=f"{field}.*: expected a"):
+        await issuer.source().fetch(rejected=False)
+    assert not issuer.forms
+
+
+def test_the_end_of_a_token_that_is_no_number() -> None:
+    for end in ("9" * 400, '"x"', "NaN", "1e999", "[" * 9_000, "true"):
+        payload = base64.urlsafe_b64encode(f'{{"exp":{end}}}'.encode()).decode().rstrip("=")
+        assert module._until(f"e30.{payload}.x") == 0.0
