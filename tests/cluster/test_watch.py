@@ -436,3 +436,14 @@ async def test_an_object_of_another_shape_costs_a_list_and_no_more(
         assert names(await anext(sets)) == ["a@3"]
     (message,) = caplog.messages
     assert message.endswith("status.conditions: expected a list, got a number")
+
+
+def test_a_watch_that_grows_without_end_is_a_reason_to_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PAGE", 1)
+    monkeypatch.setattr(module, "MAX_PAGES", 3)
+    known: dict[str, Any] = {}
+    batch = [event("ADDED", pod(str(number), number)) for number in range(1, 9)]
+    assert _apply(known, batch, "0", PODS) == ("", True)
+    assert len(known) == 4
