@@ -29,9 +29,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from krelay.text import one_line
+
 
 class KrelayError(Exception):
     """What failed, on which target, and what to do next.
+
+    Both texts may quote a server, a pod or a file: they are made fit to be shown here.
 
     Args:
         message: what failed and on what, on one line, without a full stop.
@@ -41,9 +45,9 @@ class KrelayError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = one_line(hint) if hint else None
+        super().__init__(self.message)
 
     def details(self) -> list[str]:
         """What comes before the message, in lines."""
@@ -70,6 +74,10 @@ class Problem:
     message: str
     hint: str | None = None
     path: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", one_line(self.message))
+        object.__setattr__(self, "hint", one_line(self.hint) if self.hint else None)
 
 
 class ConfigError(KrelayError):
@@ -105,7 +113,7 @@ class ConfigError(KrelayError):
         lines = []
         for problem in self.problems:
             place = "".join(f":{n}" for n in (problem.line, problem.column) if n)
-            lines.append(f"{problem.path or self.path}{place}: {problem.message}")
+            lines.append(f"{one_line(problem.path or self.path)}{place}: {problem.message}")
             if problem.hint:
                 lines.append(f"  hint: {problem.hint}")
         return lines
@@ -120,7 +128,7 @@ class NotReadyError(KrelayError):
         self, message: str, unready: Sequence[str] = (), *, hint: str | None = None
     ) -> None:
         super().__init__(message, hint=hint)
-        self.unready = tuple(unready)
+        self.unready = tuple(map(one_line, unready))
 
     def details(self) -> list[str]:
         """What is not ready."""

@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem, ShellComplete, get_completion
 
 from krelay.errors import KrelayError, UsageError
 from krelay.model import TYPES, Kind
+from krelay.text import one_line
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
@@ -52,7 +53,10 @@ def words(context: click.Context, param: click.Parameter, word: str) -> list[Com
     """TYPE/NAME, then its ports, for `kubectl relay`."""
     given = context.params.get("words") or ()
     options = context.params
-    found = _ports(given[0], options) if given else _targets(word, options)
+    try:
+        found = _ports(given[0], options) if given else _targets(word, options)
+    except (AttributeError, KeyError, TypeError):
+        return []  # an object of another shape
     return [CompletionItem(text) for text in found if text.startswith(word) and text not in given]
 
 
@@ -70,7 +74,7 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
     if collection is None:
         return []
     items = _asked(options, *collection)
-    return sorted(f"{prefix}/{item['metadata']['name']}" for item in items)
+    return _fit(sorted(f"{prefix}/{item['metadata']['name']}" for item in items))
 
 
 def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
@@ -90,7 +94,12 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
             found[f"{port.get('port') or port.get('containerPort')}{suffix}"] = None
             if port.get("name"):
                 found[f":{port['name']}{suffix}"] = None
-    return list(found)
+    return _fit(found)
+
+
+def _fit(words: Iterable[str]) -> list[str]:
+    """Those that a shell may show: a cluster's names may be anything."""
+    return [word for word in words if word == one_line(word) and not any(map(str.isspace, word))]
 
 
 def _declared(kind: Kind, spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:

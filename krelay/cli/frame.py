@@ -13,7 +13,8 @@ from rich.text import Text
 
 from krelay.cli import summary
 from krelay.cli.rates import Rate
-from krelay.cli.table import GLYPHS, clean, reasons, table
+from krelay.cli.table import GLYPHS, reasons, table
+from krelay.text import one_line
 
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TURNS = 10
@@ -93,7 +94,7 @@ def _waiting(moment: Moment) -> list[Text]:
     return [
         Text.assemble(
             (f"{turn} ", "cyan"),
-            clean(text),
+            one_line(text),
             (f"  {seconds:.0f}s" if seconds >= 1 else "", "dim"),
             no_wrap=True,
             overflow="ellipsis",

@@ -23,7 +23,7 @@ class Painter:
     """Whoever paints erases at the end. Not for several threads at a time."""
 
     def __init__(self, out: TextIO) -> None:
-        self.console = Console(file=out, highlight=False)
+        self.console = Console(file=out, highlight=False, markup=False, emoji=False)
         self._out = out
         self._widths: list[int] = []
 

@@ -48,6 +48,8 @@ def run(file: str, names: Collection[str], *, output: str, watch: bool) -> int:
 
 def _watch(file: str, names: Collection[str], output: str) -> None:
     """Until somebody interrupts it; one that has ended may come again."""
+    from rich.text import Text
+
     from krelay.cli.painter import Painter
     from krelay.cli.rates import Rates
 
@@ -62,7 +64,7 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
                 if not isinstance(exc, NotRunningError) and not painter:
                     raise
                 found: Mapping[str, Any] = {"error": to_json(exc)}
-                block = exc.message
+                block = Text(exc.message)
             else:
                 found = report
                 now = rates.update(report, time.monotonic())
@@ -121,7 +123,7 @@ def _columns() -> int | None:
 def _print(block: RenderableType) -> None:
     from rich.console import Console
 
-    console = Console(file=sys.stdout, highlight=False, width=_ANY)
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_ANY)
     with console.capture() as captured:
         console.print(block)
     for line in captured.get().splitlines():

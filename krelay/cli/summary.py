@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.text import Text
 
-from krelay.cli.table import age, clean
+from krelay.cli.table import age
+from krelay.text import one_line
 
 Report = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def head(report: Report, now: datetime) -> Text:
     else:
         verdict = Text("starting", "yellow")
     path = report["file"]["path"]
-    parts = [Text(clean(Path(path).name) if path else "krelay", "bold"), verdict]
+    parts = [Text(one_line(Path(path).name) if path else "krelay", "bold"), verdict]
     if report["draining"]:
         parts.append(Text(f"{report['draining']} draining", "magenta"))
     parts.append(Text(f"up {age(report['started'], now)}", "dim"))
@@ -43,14 +44,14 @@ def drift(report: Report, now: datetime) -> Text | None:
     since = f" for {age(file['since'], now)}" if file["since"] else ""
     if file["error"] is None:
         return _line(Text(f"! not yet what the file says{since}", "yellow"))
-    message = clean(file["error"]["message"])
+    message = one_line(file["error"]["message"])
     return _line(Text(f"! not what the file says{since}: {message}", "red"))
 
 
 def _agent(agent: Report) -> Text:
     tunnels = agent["tunnels"]
     up = [tunnel for tunnel in tunnels if tunnel["up"]]
-    where = ", ".join(agent["where"])
+    where = one_line(", ".join(agent["where"]))
     text = f"agent {where}: " if where else "agent: "
     if not up:
         return Text(f"{text}no tunnel", "yellow")

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from krelay.cli.rates import Rate, size
+from krelay.text import one_line
 
 Forward = Mapping[str, Any]
 Rates = Mapping[tuple[str, int], Rate]
@@ -82,7 +83,7 @@ def reasons(rows: Iterable[Forward], now: datetime) -> list[Text]:
     for row in rows:
         if row["state"] != "ready" and row["reason"]:
             glyph, style = GLYPHS[row["state"]]
-            text = clean(f"{row['name']} ({age(row['since'], now)}): {row['reason']}")
+            text = one_line(f"{row['name']} ({age(row['since'], now)}): {row['reason']}")
             found.append(
                 Text.assemble((f"{glyph} ", style), text, no_wrap=True, overflow="ellipsis")
             )
@@ -92,12 +93,7 @@ def reasons(rows: Iterable[Forward], now: datetime) -> list[Text]:
 def state(word: str) -> Text:
     """The state with its glyph: it can be told without colour."""
     glyph, style = GLYPHS.get(word, ("?", ""))
-    return Text(f"{glyph} {word}", style)
-
-
-def clean(text: str) -> str:
-    """Without what a terminal might obey: some of it was written by who knows whom."""
-    return "".join(char if char.isprintable() else " " for char in text)
+    return Text(f"{glyph} {one_line(word)}", style)
 
 
 def age(since: str, now: datetime) -> str:
@@ -139,7 +135,7 @@ def _fit(
 def _plain(of: Callable[[Forward], Any], style: str = "") -> Callable[..., Text]:
     def cell(forward: Forward, rates: Rates | None, now: datetime) -> Text:
         value = of(forward)
-        return Text(_NONE, "dim") if value in (None, "") else Text(clean(str(value)), style)
+        return Text(_NONE, "dim") if value in (None, "") else Text(one_line(str(value)), style)
 
     return cell
 
@@ -178,4 +174,4 @@ _WIDE = (
     _Column("SENT", _plain(lambda f: size(f["traffic"]["toRemoteBytes"])), right=True),
     _Column("RECEIVED", _plain(lambda f: size(f["traffic"]["toLocalBytes"])), right=True),
 )
-_REASON = _Column("REASON", lambda f, rates, now: Text(clean(f["reason"])))
+_REASON = _Column("REASON", lambda f, rates, now: Text(one_line(f["reason"])))

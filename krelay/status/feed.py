@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+
+from krelay.text import one_line
 
 HISTORY = 200
 """How many events are kept for who comes late."""
@@ -51,7 +53,8 @@ class Feed:
     def tell(self, kind: str, text: str, *, target: str | None = None, **details: Any) -> None:
         """Something happened."""
         self._count += 1
-        event = Event(kind, text, target, details, number=self._count)
+        shown = {name: _shown(value) for name, value in details.items()}
+        event = Event(kind, one_line(text), target, shown, number=self._count)
         self.history.append(event)
         for listener in self._listeners:
             listener.put(event)
@@ -92,3 +95,14 @@ class Listener:
             self._there.clear()
             await self._there.wait()
         return self._events.popleft()
+
+
+def _shown(value: Any) -> Any:
+    """A JSON value whose texts are fit to be shown."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, Mapping):
+        return {str(key): _shown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    return value

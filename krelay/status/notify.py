@@ -9,6 +9,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+from krelay.text import one_line
+
 logger = logging.getLogger("krelay.status")
 
 _DEADLINE = 1.0
@@ -84,4 +86,4 @@ class Notifier:
 
 
 def _status(text: str) -> str:
-    return f"STATUS={' '.join(text.split())[:_LONGEST]}"
+    return f"STATUS={one_line(text, _LONGEST)}"

@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from krelay.model import Endpoint
+from krelay.text import one_line
 
 
 class State(StrEnum):
@@ -143,7 +144,7 @@ class Report:
         return bool(staying) and all(forward.state is State.READY for forward in staying)
 
     def as_json(self) -> dict[str, Any]:
-        """Its JSON form: camelCase keys, times as ISO 8601."""
+        """Its JSON form: camelCase keys, times as ISO 8601, texts fit to be shown."""
         found: dict[str, Any] = _json(self)
         return {**found, "ready": self.ready}
 
@@ -169,6 +170,8 @@ def _json(value: Any) -> Any:
             _camel(name.name): _json(getattr(value, name.name))
             for name in dataclasses.fields(value)
         }
+    if isinstance(value, str):
+        return one_line(value)
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Mapping):

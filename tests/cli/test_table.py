@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from krelay.cli.table import age, table
 from krelay.status.report import State
+from krelay.text import one_line
 from tests.cli.reports import NOW, START, carried, forward, report, shown
 
 TWO = report(
@@ -43,7 +44,7 @@ def test_all_of_it_where_there_is_no_end_of_the_line() -> None:
         "5m",
     ]
     assert db.split()[:7] == ["db", "✗", "failed", "–", "svc/db:80", "–", "–"]
-    assert db.endswith("5m  no such host at all [31m")
+    assert db.endswith("5m  no such host at all")
 
 
 def test_wide_has_more() -> None:
@@ -57,7 +58,7 @@ def test_wide_has_more() -> None:
 def test_on_a_terminal_the_reasons_come_below() -> None:
     lines = shown(table(TWO, now=NOW, width=120))
     assert "REASON" not in lines[0]
-    assert lines[-1] == "✗ db (5m): no such host at all [31m"
+    assert lines[-1] == "✗ db (5m): no such host at all"
     assert len(shown(table(TWO, now=NOW, width=120, explained=False))) == 3
 
 
@@ -102,7 +103,7 @@ def test_no_line_is_longer_than_there_is_room_and_each_forward_has_one(
     ]
     options: dict[str, Any] = {"rates": {}} if rated else {}
     lines = shown(table(report(*forwards), now=NOW, width=width, **options), width)
-    unready = [row for row in rows if row[1] is not State.READY]
+    unready = [row for row in rows if row[1] is not State.READY and one_line(row[3])]
     assert len(lines) == 1 + len(rows) + len(unready)
     assert all(cell_len(line) <= width for line in lines)
 

@@ -52,7 +52,7 @@ async def test_what_happens_arrives() -> None:
         assert lines[:2] == ["id: 1", "event: state"]
         assert len(lines) == 3
         found = json.loads(lines[2].removeprefix("data: "))
-        assert (found["text"], found["target"]) == ("ready\nand more", "web")
+        assert (found["text"], found["target"]) == ("ready and more", "web")
         assert found == json.loads(json.dumps(made.feed.history[0].as_json()))
 
 

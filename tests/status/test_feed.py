@@ -91,3 +91,16 @@ async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
                     if pair[1] < told:
                         pair[1] += 1
                         assert (await pair[0].next()).number == pair[1]
+
+
+def test_what_others_wrote_is_made_fit_to_be_shown() -> None:
+    feed = Feed()
+    evil = "\x1b]0;owned\x07no\nlines\u202e"
+    feed.tell("state", evil, reason=evil, error={"problems": [{"message": evil}]}, index=1)
+    event = feed.history[0].as_json()
+    assert event["text"] == "no lines"
+    assert event["details"] == {
+        "reason": "no lines",
+        "error": {"problems": [{"message": "no lines"}]},
+        "index": 1,
+    }
