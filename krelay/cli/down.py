@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 
-import click
-
-from krelay.cli.output import say
+from krelay.cli.output import note, say
 from krelay.errors import KrelayError
 from krelay.status.client import ask, runs
 
@@ -27,7 +25,7 @@ def run(file: str) -> int:
     pid, drain = ending["pid"], float(ending["drain"])
     live = ending.get("live", 0)
     if live:
-        click.echo(f"{live} connections get {drain:g} s to finish", err=True)
+        note(f"{live} connections get {drain:g} s to finish")
     until = time.monotonic() + drain + _CLEANUP
     while runs(file):
         if time.monotonic() >= until:

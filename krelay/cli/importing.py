@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
-from krelay.cli.output import say
+from krelay.cli.output import note, say
 from krelay.config import source
 from krelay.convert import Converted, convert, kubefwd, starter
 from krelay.errors import NotFoundError, UsageError
@@ -39,7 +37,7 @@ def run(path: str, namespaces: Sequence[str], context: str | None) -> int:
         converted = convert(data, "<stdin>" if path == source.STDIN else path)
     say(converted.text.rstrip())
     for warning in converted.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        note(f"warning: {warning}")
     return 0
 
 

@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from krelay.cli.frame import Moment, frame
+from krelay.cli.output import on_stderr, repeats
 from krelay.cli.painter import Painter
 from krelay.cli.rates import Rate, Rates
 from krelay.cli.signals import hear
@@ -211,7 +212,7 @@ class _Log(logging.Handler):
     def instead_of_stderr(self) -> Iterator[None]:
         """As long as the block lasts."""
         self._before = self._root.handlers[:]
-        ours = [h for h in self._before if type(h) is logging.StreamHandler]
+        ours = [h for h in self._before if on_stderr(h)]
         if sys.stderr.isatty() and ours:
             self.setFormatter(ours[0].formatter)
             self._root.handlers[:] = [h for h in self._before if h not in ours]
@@ -235,7 +236,8 @@ class _Log(logging.Handler):
         """Never waits for the terminal."""
         if record.name == "krelay.agent" and record.levelno == logging.INFO:
             self.progress = (record.getMessage().removeprefix("agent: "), time.monotonic())
-        self._lines.extend(self.format(record).splitlines())
+        if repeats.filter(record):
+            self._lines.extend(self.format(record).splitlines())
         self.news.set()
 
     def take(self) -> list[str]:

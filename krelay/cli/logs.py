@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import click
-
-from krelay.cli.output import say
+from krelay.cli.output import note, say
 from krelay.status.client import NotRunningError, ask
 
 _DEADLINE = 10.0
@@ -31,7 +29,7 @@ def run(file: str, lines: int, *, follow: bool) -> int:
             if found["last"] < last:  # another one, with a log of its own
                 found = _asked(file)
         except NotRunningError:
-            click.echo("krelay has ended", err=True)
+            note("krelay has ended")
             break
         _print(found)
         last = found["last"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 import click
 
@@ -13,7 +15,17 @@ from krelay.cli.options import file as _file
 from krelay.cli.options import output as _output
 from krelay.cli.options import selection as _selection
 from krelay.cli.options import verbose as _verbose
-from krelay.cli.output import UNWRITABLE, complain, hush, open_output, say, set_up_logging
+from krelay.cli.output import (
+    UNWRITABLE,
+    complain,
+    complain_of_bug,
+    complain_of_usage,
+    hush,
+    open_output,
+    repeats,
+    say,
+    set_up_logging,
+)
 from krelay.errors import KrelayError, NotReadyError, UsageError
 
 _INTERRUPTED = 130
@@ -222,7 +234,7 @@ def completion(shell: str) -> int:
     """
     from krelay.cli.completion import script
 
-    say(script(shell, cli, "krelay"))
+    click.echo(script(shell, cli, "krelay"))
     return 0
 
 
@@ -247,10 +259,22 @@ def run_command(command: click.Command, name: str) -> int:
     if hasattr(signal, "SIGCHLD"):
         # Where it is ignored, nobody is told how a child has ended (wait(2)).
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if options.wants_json(command, sys.argv[1:], os.environ):
+        set_up_logging(0, json=True)
+    try:
+        return _run(command, name)
+    except Exception as exc:
+        complain_of_bug(exc)
+        return KrelayError.exit_code
+    finally:
+        repeats.flush()
+
+
+def _run(command: click.Command, name: str) -> int:
     try:
         return command.main(prog_name=name, standalone_mode=False) or 0
     except click.ClickException as exc:
-        exc.show()
+        complain_of_usage(exc)
         return UsageError.exit_code
     except KrelayError as exc:
         complain(exc)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -49,6 +49,25 @@ log_format = click.option(
     envvar="KRELAY_LOG_FORMAT",
     help="Lines for people, or a JSON object an event; also from KRELAY_LOG_FORMAT.",
 )
+
+
+def wants_json(command: click.Command, args: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a command line asks for a log in JSON: known before it is parsed, so that what is
+    wrong with it is told in JSON too."""
+    given = list(args[: args.index("--")] if "--" in args else args)
+    if isinstance(command, click.Group):
+        word = next((arg for arg in given if not arg.startswith("-")), "")
+        command = command.commands.get(word, command)
+    if not any(param.name == "log_format" for param in command.params):
+        return False
+    found = environ.get("KRELAY_LOG_FORMAT", "")
+    for number, arg in enumerate(given):
+        option, equals, value = arg.partition("=")
+        if option == "--log-format":
+            found = value if equals else "".join(given[number + 1 : number + 2])
+    return found == "json"
+
+
 names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=complete)
 
 

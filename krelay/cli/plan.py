@@ -7,9 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-import click
-
-from krelay.cli.output import say
+from krelay.cli.output import note, say
 from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.selection import Selection
@@ -41,7 +39,7 @@ def run(selection: Selection, candidate: Selection | None, *, json: bool) -> boo
     except NotRunningError:
         config = (candidate or selection).load()
         found = [change.as_json() for change in changes(diff(None, config))]
-        click.echo(f"no krelay runs {file}; this is what `krelay up` would start:", err=True)
+        note(f"no krelay runs {file}; this is what `krelay up` would start:")
     _show(found, "nothing would change", json=json)
     return bool(found)
 

@@ -6,9 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
-from krelay.cli.output import say
+from krelay.cli.output import note, say
 from krelay.config.dump import documents
 from krelay.config.selection import Selection
 from krelay.errors import CredentialsError
@@ -45,7 +43,7 @@ def run(selection: Selection, given: Sequence[dict[str, str]], *, optional: bool
         try:
             return load(context).namespace
         except CredentialsError as exc:
-            click.echo(f"{exc}; the namespace `default` is assumed", err=True)
+            note(f"{exc}; the namespace `default` is assumed")
             return "default"
 
     found: dict[str | None, list[Any]] = roles(

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from krelay.cli.output import hush, in_json, keep_log, say
+from krelay.cli.output import hush, in_json, keep_log, say, say_event
 from krelay.cli.service import Service
 from krelay.cli.signals import hear, ignored, run_last
 from krelay.config.watch import Mode, mode_from_env
@@ -242,7 +242,9 @@ def tell(forward: Forward) -> None:
         for line in forward.describe():
             if in_json():
                 logger.info("%s", line, extra={"target": forward.spec.target.name})
-            say(line)
+                say_event(line, forward.spec.target.name)
+            else:
+                say(line)
     except OSError:
         hush()
 

@@ -7,9 +7,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
-import click
-
-from krelay.cli.output import say
+from krelay.cli.output import note, say
 from krelay.cli.readiness import targets, unready
 from krelay.errors import KrelayError, NotReadyError
 from krelay.status.client import ask
@@ -41,7 +39,7 @@ def run(file: str, names: Collection[str], *, timeout: float) -> int:
         if left <= 0:
             raise NotReadyError(f"not ready after {timeout:g} s", late)
         if not report and not told:
-            click.echo(f"{missing}; waiting", err=True)
+            note(f"{missing}; waiting")
             told = True
         time.sleep(min(wait, left))
         wait = min(2 * wait, _LOOK_EVERY)

@@ -211,6 +211,7 @@ class EmbeddedReach:
         self._spec = spec
         self._key = key
         self._process: asyncio.subprocess.Process | None = None
+        self._log: asyncio.Task[None] | None = None
         self._port = 0
         self._starting = asyncio.Lock()
 
@@ -237,15 +238,19 @@ class EmbeddedReach:
             arguments.append(f"--connect-timeout={self._spec.dial:g}")
             arguments.append(f"--replay={session.replay}")
             arguments += [f"--ping={session.ping:g}", f"--ping-timeout={session.ping_timeout:g}"]
+            pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
             process = await asyncio.create_subprocess_exec(
                 *payload.command(sys.executable),
                 *arguments,
                 env=environ,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=None if logger.isEnabledFor(logging.DEBUG) else asyncio.subprocess.DEVNULL,
+                stdin=null,
+                stdout=pipe,
+                stderr=pipe if logger.isEnabledFor(logging.DEBUG) else null,
                 start_new_session=True,
             )
+            if process.stderr is not None:
+                told = _log_lines(process.stderr)
+                self._log = asyncio.get_running_loop().create_task(told, name="agent's log")
             self._port = await self._read_port(process)
             self._process = process
             logger.info("agent: embedded, process %d, port %d", process.pid, self._port)
@@ -297,3 +302,15 @@ class EmbeddedReach:
             if isinstance(exc, TimeoutError | ValueError):
                 raise AgentError("the embedded agent did not start", hint="run with -vv") from exc
             raise
+
+
+async def _log_lines(stream: asyncio.StreamReader) -> None:
+    """Log what an agent of this machine writes, until it has ended."""
+    while True:
+        try:
+            line = await stream.readline()
+        except ValueError:
+            continue  # too long for a line: what is left of it follows
+        if not line:
+            return
+        logger.debug("agent: %s", line.decode(errors="replace").rstrip())

@@ -6,19 +6,25 @@ import io
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from krelay.cli import main
+from krelay.cli.output import repeats
 
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     root, ours = logging.getLogger(), logging.getLogger("krelay")
     before = root.handlers[:], root.level, ours.level
+    hooks = threading.excepthook, sys.unraisablehook
     yield
+    repeats.flush()
+    logging.captureWarnings(False)
+    threading.excepthook, sys.unraisablehook = hooks
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])

@@ -9,22 +9,29 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import pytest
 
 from krelay.cli.output import (
     JsonFormatter,
     coloured,
     complain,
+    complain_of_bug,
+    complain_of_usage,
     in_json,
     keep_log,
+    note,
     open_output,
     say,
+    say_event,
     set_up_logging,
 )
-from krelay.errors import ConfigError, KrelayError, Problem
+from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
 from tests.integration.product import command
 
 LOG = logging.getLogger("krelay.test")
@@ -79,7 +86,7 @@ def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> Non
         LOG.exception("it broke")
     err = capsys.readouterr().err.splitlines()
     assert err[0].endswith("error: it broke")
-    assert err[1].startswith("Traceback")
+    assert err[1].startswith("  Traceback")
 
 
 def test_a_terminal_has_colour(
@@ -222,6 +229,150 @@ def test_whose_event_it_is(
     record = logging.LogRecord(name, logging.INFO, f"/x/{module}.py", 1, text, args, None)
     record.__dict__.update(extra)
     assert json.loads(JsonFormatter().format(record)).get("target") == target
+
+
+def test_what_python_warns_of_is_an_event(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up_logging(0, json=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging._showwarning("old \x1b[31mways", DeprecationWarning, "x.py", 1)  # type: ignore[attr-defined]
+    (event,) = events(capsys)
+    assert event["logger"] == "py.warnings"
+    assert "DeprecationWarning: old ways" in event["message"]
+
+
+def test_an_error_of_a_thread_or_a_finalizer_is_an_event(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    set_up_logging(0, json=True)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+
+    class Odd:
+        def __del__(self) -> None:
+            raise KeyError("odd")
+
+    Odd()
+    thrown, unraisable = events(capsys)
+    assert thrown["message"] == "a thread has failed"
+    assert thrown["exception"].endswith("ZeroDivisionError: division by zero")
+    assert unraisable["exception"].endswith("KeyError: 'odd'")
+
+
+def test_where_the_encoding_lacks_signs_it_is_json_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr(sys, "stderr", stream)
+    set_up_logging(0, json=True)
+    LOG.info("zwölf ●")
+    stream.flush()
+    assert json.loads(raw.getvalue())["message"] == "zwölf ●"
+
+
+@pytest.mark.parametrize("for_programs", [False, True])
+def test_a_line_that_cannot_be_made_is_told(
+    for_programs: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging(0, json=for_programs)
+    LOG.info("%d", "no number")
+    err = capsys.readouterr().err
+    assert "a line of the log cannot be made: %d: TypeError" in err
+    assert err.count("\n") == 1
+    assert err.startswith("{") is for_programs
+
+
+def test_a_line_for_people_and_one_of_data_are_events(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(0, json=True)
+    note("3 connections get 30 s")
+    say_event("web: 127.0.0.1:80 -> svc/web:80 (tcp)", "web")
+    out, err = capsys.readouterr()
+    said, noted = json.loads(out), json.loads(err)
+    assert noted["message"] == "3 connections get 30 s"
+    assert (said["message"], said["target"]) == ("web: 127.0.0.1:80 -> svc/web:80 (tcp)", "web")
+    assert (said["level"], said["logger"]) == ("info", "krelay.cli")
+
+
+# -- what others wrote ---------------------------------------------------------------------------
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mforged\n12:00:00 all is well\u2028\u202e\x9b1m\ud800\x7f[/x]"
+CLEAN = "forged 12:00:00 all is well \ufffd[/x]"
+
+
+@pytest.mark.parametrize("for_programs", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        KrelayError(EVIL, hint=EVIL),
+        NotReadyError("not ready", [EVIL]),
+        ConfigError(f"{EVIL}.yaml", [Problem(1, 1, EVIL, EVIL, EVIL), Problem(2, 1, EVIL)]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_is_clean(
+    error: KrelayError, for_programs: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if for_programs:
+        set_up_logging(0, json=True)
+    complain(error)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert CLEAN in err
+    told = [json.loads(line)["message"] for line in err.splitlines()] if for_programs else [err]
+    for line in "\n".join(told).splitlines():
+        assert line.isprintable()
+        assert not line.startswith("12:")
+
+
+@pytest.mark.parametrize("for_programs", [False, True])
+def test_a_record_is_clean(for_programs: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(0, json=for_programs)
+    LOG.warning("%s: %s", EVIL, ValueError(EVIL), extra={"target": EVIL})
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        LOG.exception("%s", EVIL)
+    err = capsys.readouterr().err
+    for line in err.splitlines():
+        assert line.isprintable()
+        if for_programs:
+            event = json.loads(line)
+            assert all(part.isprintable() for text in event.values() for part in text.split("\n"))
+        else:
+            assert line.startswith("  ") or re.match(
+                r"\d\d:\d\d:\d\d (warning|error): forged", line
+            )
+
+
+def test_what_is_said_and_noted_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    say(EVIL)
+    note(EVIL)
+    out, err = capsys.readouterr()
+    assert err == CLEAN + "\n"
+    assert out == CLEAN.replace("forged ", "forged\n").replace("well ", "well\n") + "\n"
+
+
+def test_a_usage_error_and_a_bug_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    complain_of_usage(click.UsageError(EVIL))
+    try:
+        raise ValueError(EVIL)
+    except ValueError as exc:
+        complain_of_bug(exc)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" in err
+    assert all(line.isprintable() for line in err.splitlines())
+    set_up_logging(0, json=True)
+    complain_of_usage(click.UsageError(EVIL))
+    try:
+        raise ValueError(EVIL)
+    except ValueError as exc:
+        complain_of_bug(exc)
+    usage, bug = events(capsys)
+    assert usage["message"] == CLEAN.replace("forged ", "forged\n").replace("well ", "well\n")
+    assert bug["exception"].startswith("Traceback")
 
 
 # -- what is kept --------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -124,7 +125,8 @@ async def up(
         assert process.stdout is not None
         while line := (await process.stdout.readline()).decode():
             running.out += line
-            match = _LINE.fullmatch(line)
+            said = json.loads(line)["message"] + "\n" if line.startswith("{") else line
+            match = _LINE.fullmatch(said)
             if match:
                 name, six, four, port, _, _ = match.groups()
                 running.ports[name] = int(port)

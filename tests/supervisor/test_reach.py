@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -165,6 +166,27 @@ async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> N
         os.kill(stuck.pid, signal.SIGSTOP)
         await reach.stop()
         assert stuck.returncode == -signal.SIGKILL
+
+
+async def test_what_it_writes_is_logged_where_that_is_wanted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG, "krelay.agent")
+    async with embedded() as reach:
+        await reach.start()
+    assert reach._log is not None
+    await reach._log
+    assert any("listening on" in record.getMessage() for record in caplog.records)
+
+
+async def test_what_it_writes_may_be_anything(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "krelay.agent")
+    stream = asyncio.StreamReader(limit=100)
+    stream.feed_data(b"\xff first\n" + b"x" * 300 + b"\nlast\n")
+    stream.feed_eof()
+    await module._log_lines(stream)
+    told = [record.getMessage() for record in caplog.records]
+    assert (told[0], told[-1]) == ("agent: \ufffd first", "agent: last")
 
 
 async def test_stopping_twice_or_nothing() -> None:

@@ -1,0 +1,231 @@
+"""What is logged again and again is told once, and then how often."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from krelay.cli import repeats as module
+from krelay.cli.output import LineFormatter
+from krelay.cli.repeats import FIRST, LONGEST, Repeats
+
+
+@dataclass
+class Log:
+    """A root logger's handlers that share a filter, with a clock of their own."""
+
+    now: float = 1000.0
+    lines: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.repeats = Repeats(lambda: self.now)
+        self.handlers = [self._handler(self.lines), self._handler([])]
+
+    def _handler(self, into: list[str]) -> logging.Handler:
+        formatter = LineFormatter(colour=False)
+
+        class Kept(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                into.append(formatter.format(record)[9:])
+
+        found = Kept()
+        found.addFilter(self.repeats)
+        return found
+
+    def take(self) -> list[str]:
+        """What has been written since the last time."""
+        found, self.lines[:] = self.lines[:], []
+        return found
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Log]:
+    made = Log()
+    root, ours = logging.getLogger(), logging.getLogger("krelay")
+    monkeypatch.setattr(root, "handlers", made.handlers)
+    ours.setLevel(logging.DEBUG)
+    yield made
+    made.repeats.flush()
+
+
+def warn(reason: str = "refused", name: str = "web", logger: str = "krelay.listener") -> None:
+    logging.getLogger(logger).warning("%s: connection reset: %s", name, reason)
+
+
+def test_the_first_is_told_and_then_the_count(log: Log) -> None:
+    for _ in range(30):
+        warn()
+        log.now += 1
+    assert log.take() == ["warning: web: connection reset: refused"]
+    log.now += FIRST
+    warn("another")
+    assert log.take() == [
+        "warning: web: connection reset: refused (29 more in the last minute)",
+        "warning: web: connection reset: another",
+    ]
+
+
+def test_all_handlers_of_a_log_write_the_same(log: Log) -> None:
+    more: list[str] = []
+    logging.getLogger().addHandler(log._handler(more))
+    for _ in range(3):
+        warn()
+    log.repeats.flush()
+    assert more == log.take()
+    assert len(more) == 2
+
+
+def test_another_reason_subject_level_or_logger_is_told_at_once(log: Log) -> None:
+    for _ in range(2):
+        warn()
+        warn("timed out")
+        warn(name="db")
+        warn(logger="krelay.tunnel")
+        logging.getLogger("krelay.listener").error("%s: connection reset: %s", "web", "refused")
+    assert len(log.take()) == 5
+
+
+def test_what_only_differs_by_a_number_or_a_made_up_name_is_a_repeat(log: Log) -> None:
+    logger = logging.getLogger("krelay.tunnel")
+    for pod in ("krelay-server-8wz4j-jqc5w", "krelay-server-x7k2p-bbcdf"):
+        logger.warning('p1t1: no tunnel: pods "%s" is gone after %d s', pod, len(pod))
+    assert len(log.take()) == 1
+
+
+def test_a_repeat_goes_on_less_and_less_often(log: Log) -> None:
+    for _ in range(4 * 3600 // 14):
+        warn()
+        log.now += 14
+    told = log.take()
+    assert told[1] == "warning: web: connection reset: refused (4 more in the last minute)"
+    assert told[2].endswith(" more in the last 2 minutes)")
+    assert told[-1].endswith(" more in the last 16 minutes)")
+    assert len(told) < 25
+
+
+def test_after_a_quiet_time_it_is_new_again(log: Log) -> None:
+    warn()
+    log.now += FIRST + 1
+    warn()
+    assert log.take() == 2 * ["warning: web: connection reset: refused"]
+
+
+def test_news_of_the_subject_make_it_new_again(log: Log) -> None:
+    tunnel = logging.getLogger("krelay.tunnel")
+    for _ in range(2):
+        tunnel.warning("%s: tunnel lost: %s", "p1t1", "it ended")
+        tunnel.warning("%s: tunnel lost: %s", "p1t2", "it ended")
+        tunnel.warning("%s: tunnel lost: %s", "p1t1", "it ended")
+        tunnel.info("%s: tunnel up", "p1t1")
+    assert log.take() == [
+        "warning: p1t1: tunnel lost: it ended",
+        "warning: p1t2: tunnel lost: it ended",
+        "warning: p1t1: tunnel lost: it ended (1 more in the last second)",
+        "p1t1: tunnel up",
+        "warning: p1t1: tunnel lost: it ended",
+        "warning: p1t1: tunnel lost: it ended (1 more in the last second)",
+        "p1t1: tunnel up",
+    ]
+
+
+def test_news_are_changes_but_for_an_agent_s_progress(log: Log) -> None:
+    for number in range(2):
+        logging.getLogger("krelay.resolve").info("web: -> 10.0.0.1:80")
+        logging.getLogger("krelay.agent").info("agent: waiting for the Job's pod")
+        logging.getLogger("krelay.agent").info("agent: embedded, process %d", number)
+    assert log.take() == [
+        "web: -> 10.0.0.1:80",
+        "agent: waiting for the Job's pod",
+        "agent: embedded, process 0",
+        "web: -> 10.0.0.1:80",
+        "agent: embedded, process 1",
+    ]
+
+
+def test_debugging_and_answers_to_the_user_are_never_repeats(log: Log) -> None:
+    for _ in range(2):
+        logging.getLogger("krelay.listener").debug("web: again")
+        logging.getLogger("krelay.reload").error("krelay.yaml:1:1: wrong")
+        logging.getLogger("krelay.cli").error("it failed")
+    assert len(log.take()) == 6
+
+
+def test_a_bug_that_repeats_has_one_traceback(log: Log) -> None:
+    for _ in range(5):
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            logging.getLogger("krelay.health").exception("web: probing failed")
+    log.repeats.flush()
+    told = log.take()
+    assert [line.count("Traceback") for line in told] == [1, 0]
+
+
+def test_the_end_tells_what_was_counted(log: Log) -> None:
+    for _ in range(3):
+        warn()
+        log.now += 5
+    log.take()
+    log.repeats.flush()
+    assert log.take() == ["warning: web: connection reset: refused (2 more in the last 15 seconds)"]
+    log.repeats.flush()
+    assert log.take() == []
+
+
+def test_what_varies_without_end_is_one_kind_in_the_end(log: Log) -> None:
+    for number in range(200):
+        warn("no such host: " + chr(97 + number % 26) * (1 + number))
+    assert len(log.take()) == module.VARIETY + 1
+    log.repeats.flush()
+    assert log.take()[0].endswith(" (179 more in the last second)")
+
+
+def test_it_remembers_so_many_and_no_more(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SUBJECTS", 3)
+    for name in "abcd":
+        warn(name=name)
+        warn(name=name)
+    assert len(log.repeats._kinds) == 3
+    assert log.take()[3:5] == [
+        "warning: a: connection reset: refused (1 more in the last second)",
+        "warning: d: connection reset: refused",
+    ]
+
+
+def test_the_count_comes_though_nothing_more_is_logged(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST", 0.01)
+    warn()
+    warn()
+    log.now += 1
+    while len(log.lines) < 2:
+        if timer := log.repeats._timer:
+            timer.join()
+    assert log.take()[-1].endswith("refused (1 more in the last second)")
+
+
+def test_without_a_thread_the_next_record_brings_it(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Timer.start", refuse)
+    warn()
+    warn()
+    log.now += FIRST
+    warn(name="db")
+    assert len(log.take()) == 3
+
+
+def test_a_record_that_cannot_be_formatted_is_its_handler_s_matter(log: Log) -> None:
+    record = logging.LogRecord("krelay.x", logging.WARNING, "x.py", 1, "%d", ("no",), None)
+    assert log.repeats.filter(record)
+
+
+def test_the_longest_period_is_bounded() -> None:
+    assert LONGEST / FIRST == 16
