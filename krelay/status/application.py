@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 
 from krelay.errors import KrelayError
+from krelay.status.connections import BAD_PAYLOAD
 from krelay.status.events import Streams
 from krelay.status.feed import Feed
 from krelay.status.guard import Guard
@@ -18,6 +19,7 @@ from krelay.status.readiness import readiness
 from krelay.status.refusal import to_json
 from krelay.status.report import Report
 from krelay.status.server import Handler
+from krelay.text import one_line
 
 logger = logging.getLogger("krelay.status")
 
@@ -130,6 +132,8 @@ def _answering(handler: Handler) -> Answer:
             raise web.HTTPRequestTimeout(text="the body did not come in time") from None
         except (ValueError, RecursionError):
             body = None
+        except BAD_PAYLOAD:
+            raise web.HTTPBadRequest(text="the body is not what its headers say") from None
         if not isinstance(body, dict):
             raise web.HTTPBadRequest(text="the body is no JSON object")
         return web.json_response(await handler(body))
@@ -149,10 +153,12 @@ async def _plainly(request: web.Request, handler: Answer) -> web.StreamResponse:
         text = exc.text or exc.reason
         if exc.status in (404, 405) and text.startswith(f"{exc.status}:"):
             text = f"{request.method} {request.path[:100]}: {exc.reason.lower()}"
-        return web.json_response({"error": {"message": text}}, status=exc.status, headers=headers)
+        error = {"message": one_line(text)}
+        return web.json_response({"error": error}, status=exc.status, headers=headers)
     except Exception as exc:
         logger.exception("%s %s failed", request.method, request.path[:100])
-        return web.json_response({"error": {"message": f"internal error: {exc!r}"}}, status=500)
+        error = {"message": one_line(f"internal error: {exc!r}")}
+        return web.json_response({"error": error}, status=500)
 
 
 async def _protect(request: web.Request, response: web.StreamResponse) -> None:

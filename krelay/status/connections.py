@@ -1,35 +1,61 @@
-"""Connections: an application on sockets, where no client can hold up the others, or the end."""
+"""Connections: an application on sockets, where no client can hold up the others, or the end.
+
+Over TCP every connection begins as a stranger's. `trust` makes it one of those that have proved
+themselves, who have places of their own. A stranger's connection is closed after its answer, and
+where their places are full the one that needs its place least gives it up to the next: so there
+is always room for a health check and for the owner, however many strangers come.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from krelay.accept import Accept
+
+logger = logging.getLogger("krelay.status")
 
 PATIENCE = 10.0
 """Seconds that a client has for its first request, and to take some of what it is sent."""
 KEEP_ALIVE = 75.0
 """Seconds between an answer and the next request."""
+YOUNG = 0.25
+"""Seconds in which a new connection keeps its place, also where more have come than have one: what
+it asks may be on its way. As many as there are places may be too many for this."""
 CLOSE_DEADLINE = 1.0
 """Seconds that an answer under way may take at the end, and then that what is written may."""
 
 
-class Connections:
-    """Serves `app` to `most` clients at a time, until `close`; `open` has their connections."""
+BAD_PAYLOAD = (web.RequestPayloadError, web.PayloadAccessError, HttpProcessingError)
+"""What aiohttp raises of a body that is not what its headers say."""
 
-    def __init__(self, app: web.Application, *, most: int = sys.maxsize) -> None:
+
+class Connections:
+    """Serves `app` until `close`; `open` has its clients' connections.
+
+    `strangers` is the number of connections that strangers may have, `trusted` that of the others;
+    without them all are trusted, and as many as there are.
+    """
+
+    def __init__(
+        self, app: web.Application, *, strangers: int | None = None, trusted: int = sys.maxsize
+    ) -> None:
         app.middlewares.insert(0, _heard)
         self.open: set[Connection] = set()
-        self._most = most
+        self._strangers = strangers
+        self._trusted = trusted
+        self._closing = False
         self._accepts: list[Accept] = []
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_Complaints(logger),
             shutdown_timeout=CLOSE_DEADLINE,
             handler_cancellation=True,  # nobody waits for the answer any more
             keepalive_timeout=KEEP_ALIVE,
@@ -44,7 +70,7 @@ class Connections:
         """Answer no more, and leave nothing open."""
         for accept in self._accepts:
             accept.close()
-        self._most = 0
+        self._closing = True
         await asyncio.sleep(0)  # one that got its protocol a moment ago is connected now
         try:
             await self._runner.cleanup()
@@ -56,11 +82,41 @@ class Connections:
             for connection in self.open:
                 connection.transport.abort()
 
+    def arrived(self, connection: Connection) -> None:
+        """A connection is there: it takes a stranger's place, if need be another's."""
+        self.open.add(connection)
+        connection.trusted = self._strangers is None
+        if self._strangers is not None:
+            self._make_room(connection, self._strangers)
+
+    def trust(self, connection: Connection) -> None:
+        """Its client has proved itself: it takes a place of those that have."""
+        if not connection.trusted:
+            connection.trusted = True
+            self._make_room(connection, self._trusted)
+
+    def _make_room(self, newest: Connection, most: int) -> None:
+        """Cut off the others of its kind that are too many: idle ones before busy ones, and among
+        these the oldest."""
+        alike = [
+            connection
+            for connection in self.open
+            if connection.trusted is newest.trusted and not connection.evicted
+        ]
+        if len(alike) <= most:
+            return
+        others = sorted((c for c in alike if c is not newest), key=Connection.need)
+        for number, connection in enumerate(others[: len(alike) - most]):
+            if connection.young and len(alike) - number <= 2 * most:
+                break
+            connection.evicted = True
+            connection.transport.abort()
+
     def _accept(self) -> asyncio.BaseProtocol:
-        if len(self.open) >= self._most:
+        if self._closing:
             return _Full()
         assert self._runner.server is not None
-        return Connection(self._runner.server(), self.open)
+        return Connection(self._runner.server(), self)
 
 
 class Connection(asyncio.Protocol):
@@ -70,16 +126,45 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
     _next: asyncio.TimerHandle
 
-    def __init__(self, inner: web.RequestHandler, others: set[Connection]) -> None:
+    def __init__(self, inner: web.RequestHandler, owner: Connections) -> None:
         self._loop = asyncio.get_running_loop()
         self.heard = False
         """Whether there was a request."""
+        self.busy = False
+        """Whether one is being answered."""
         self.full = False
         """Whether more is written than is taken."""
+        self.trusted = False
+        """Whether its client has proved itself."""
+        self.evicted = False
+        """Whether it was cut off for another's sake."""
         self.lost: asyncio.Future[None] = self._loop.create_future()
+        self._since = self._loop.time()
         self._inner = inner
-        self._others = others
+        self._owner = owner
         self._waited = False
+
+    @property
+    def young(self) -> bool:
+        """Whether it has just come, and has not asked yet."""
+        return not self.heard and self._loop.time() < self._since + YOUNG
+
+    def need(self) -> tuple[bool, bool, bool, float]:
+        """How much it needs its place, to be compared with others."""
+        return self.busy and not self.full, self.busy, self.young, self._since
+
+    def trust(self) -> None:
+        """Its client has proved itself."""
+        self._owner.trust(self)
+
+    def begin(self) -> None:
+        """There is a request."""
+        self.heard = self.busy = True
+
+    def end(self) -> None:
+        """It is answered."""
+        self.busy = False
+        self._since = self._loop.time()
 
     def look(self) -> None:
         """Cut it off where its client only takes up room; else look again after a while."""
@@ -94,18 +179,23 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self._others.add(self)
+        self._owner.arrived(self)
         self._next = self._loop.call_later(PATIENCE, self.look)
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._next.cancel()
-        self._others.discard(self)
+        self._owner.open.discard(self)
         self.lost.set_result(None)
         self._inner.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
+        try:
+            self._inner.data_received(data)
+        except Exception as exc:
+            # A parser's trouble is this client's alone, and none of the log's.
+            logger.debug("a request that is no HTTP: %s", type(exc).__name__)
+            self.transport.abort()
 
     def eof_received(self) -> None:
         self._inner.eof_received()
@@ -125,11 +215,39 @@ class _Full(asyncio.Protocol):
         transport.abort()
 
 
+def connection_of(request: web.Request) -> Connection | None:
+    """The connection that a request came by; None if it has gone, or is not one of ours."""
+    found = request.transport and request.transport.get_protocol()
+    return found if isinstance(found, Connection) else None
+
+
 @web.middleware
 async def _heard(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    connection = request.transport and request.transport.get_protocol()
-    if isinstance(connection, Connection):
-        connection.heard = True
-    return await handler(request)
+    connection = connection_of(request)
+    if connection is None:
+        return await handler(request)
+    connection.begin()
+    try:
+        response = await handler(request)
+        if not connection.trusted:
+            response.force_close()
+        return response
+    finally:
+        connection.end()
+
+
+class _Complaints(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log: what is no HTTP is the client's fault, and no error of this program."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__(logger, {})
+
+    def exception(self, msg: object, *args: object, **kwargs: object) -> None:
+        error = kwargs.get("exc_info")
+        if isinstance(error, BAD_PAYLOAD):
+            self.logger.debug("a request that is no HTTP: %s", type(error).__name__)
+        else:
+            found = error if isinstance(error, BaseException) else True
+            self.logger.error(msg, *args, exc_info=found)

@@ -2,7 +2,9 @@
 
 Against other programs and machines there is the token; without one, nothing can be changed over
 TCP. Against the pages of other sites in the user's own browser there are the checks of `Host` (a
-name of theirs that leads here), of `Origin`, and of what no form can send.
+name of theirs that leads here), of `Origin`, and of what no form can send. A browser shows its
+cookies to every port of a host, so to other programs of this machine: the page's cookie reads what
+the page shows, and is good for nothing else.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from krelay.model import StatusConfig
+from krelay.status.connections import connection_of
 
 Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 OPEN = "/healthz"
 """Open to everybody: it says nothing but that somebody is here."""
+PAGE = frozenset(("/", "/v1/status", "/v1/events", "/metrics"))
+"""What the page reads, or links to."""
 HEADER = "X-Krelay"
 """A header that no form can send, for a POST without a body."""
 
@@ -41,15 +46,13 @@ class Guard:
         if request.path == OPEN:
             return await handler(request)
         if self._token is not None:
-            if not self._proven(request):
-                raise web.HTTPUnauthorized(
-                    text="it takes the token of `status.token`: `Authorization: Bearer TOKEN`, "
-                    "or in a browser `/?token=TOKEN`",
-                    headers={"WWW-Authenticate": 'Bearer realm="krelay"'},
-                )
+            self._check_proof(request)
+            connection = connection_of(request)
+            if connection is not None:
+                connection.trust()
             if request.path == "/" and "token" in request.query:
                 return self._entered()
-        elif not known_host(request.host):
+        elif not known_host(_host(request)):
             raise web.HTTPMisdirectedRequest(
                 text="this is not the host that was asked for: use an address, or `localhost`"
             )
@@ -58,18 +61,29 @@ class Guard:
             self._check_change(request)
         return await handler(request)
 
-    def _proven(self, request: web.Request) -> bool:
-        shown = [(self._pass.encode(), request.cookies.get(self._cookie))]
+    def _check_proof(self, request: web.Request) -> None:
+        """The token is good for everything, the cookie for what the page reads."""
+        if self._has_token(request):
+            return
+        if not _same(self._pass.encode(), request.cookies.get(self._cookie)):
+            raise web.HTTPUnauthorized(
+                text="it takes the token of `status.token`: `Authorization: Bearer TOKEN`, "
+                "or in a browser `/?token=TOKEN`",
+                headers={"WWW-Authenticate": 'Bearer realm="krelay"'},
+            )
+        if request.method not in ("GET", "HEAD") or request.path not in PAGE:
+            raise web.HTTPForbidden(
+                text="the page's cookie only reads what the page shows: "
+                "send `Authorization: Bearer TOKEN`"
+            )
+
+    def _has_token(self, request: web.Request) -> bool:
         assert self._token is not None
         scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
-            shown.append((self._token, bearer.strip()))
-        if request.method == "GET" and request.path in ("/", "/v1/events"):
-            shown.append((self._token, request.query.get("token")))
-        return any(
-            text is not None and hmac.compare_digest(wanted, text.encode(errors="replace"))
-            for wanted, text in shown
-        )
+        if scheme.lower() == "bearer" and _same(self._token, bearer.strip()):
+            return True
+        asked = request.method == "GET" and request.path in ("/", "/v1/events")
+        return asked and _same(self._token, request.query.get("token"))
 
     def _entered(self) -> web.Response:
         """The token leaves the address bar, and a cookie takes its place."""
@@ -79,7 +93,7 @@ class Guard:
 
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+        if origin is not None and _place(origin) != _host(request).lower():
             raise web.HTTPForbidden(text="a page of another site may not ask")
 
     def _check_change(self, request: web.Request) -> None:
@@ -107,3 +121,20 @@ def known_host(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _host(request: web.Request) -> str:
+    """The `Host` header; aiohttp's own answer may be that of a name server."""
+    return request.headers.get("Host", "")
+
+
+def _place(origin: str) -> str | None:
+    """The host and port of an origin; None if it has none."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+def _same(wanted: bytes, shown: str | None) -> bool:
+    return shown is not None and hmac.compare_digest(wanted, shown.encode(errors="replace"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("krelay.status")
 
-MAX_CONNECTIONS = 128
+STRANGERS = 64
+"""Connections at a time of those that have shown no token, and twice as many for a moment; without
+a token all are strangers."""
+TRUSTED = 128
+"""Connections at a time of those that have."""
 
 
 class Listening:
@@ -87,6 +92,12 @@ class Listening:
 
         app = application(self._handlers, report=self._report, feed=self._feed, guard=Guard(config))
         socks = bind(address, port, socket.SOCK_STREAM)
-        self._connections = Connections(app, most=MAX_CONNECTIONS)
+        self._connections = Connections(app, strangers=_strangers(), trusted=TRUSTED)
         await self._connections.serve(socks)
         self.addresses = [Endpoint(*sock.getsockname()[:2]) for sock in socks]
+
+
+def _strangers() -> int:
+    """Fewer where there are few descriptors, which tunnels and forwards need."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return STRANGERS if soft < 0 else max(1, min(STRANGERS, soft // 12))

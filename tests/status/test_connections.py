@@ -12,7 +12,7 @@ from aiohttp import web
 
 from krelay.bind import bind
 from krelay.status import connections as module
-from krelay.status.connections import Connection, Connections
+from krelay.status.connections import Connection, Connections, connection_of
 from tests import rig
 
 BIG = b"x" * (1 << 16)
@@ -25,12 +25,20 @@ async def big(request: web.Request) -> web.Response:
     return web.Response(body=BIG)
 
 
+async def own(request: web.Request) -> web.Response:
+    connection = connection_of(request)
+    assert connection is not None
+    connection.trust()
+    return web.Response(text="own")
+
+
 @asynccontextmanager
-async def serving(answer: Answer = big) -> AsyncIterator[Connections]:
-    """On loopback."""
+async def serving(answer: Answer = big, **most: int) -> AsyncIterator[Connections]:
+    """On loopback; `/own` is for who has proved itself, which whoever asks for it has."""
     app = web.Application()
     app.router.add_get("/", answer)
-    made = Connections(app)
+    app.router.add_get("/own", own)
+    made = Connections(app, **most)
     await made.serve(bind(rig.HOST, 0, socket.SOCK_STREAM))
     try:
         yield made
@@ -53,7 +61,7 @@ async def client(made: Connections, ask: bytes = b"") -> tuple[socket.socket, Co
     loop = asyncio.get_running_loop()
     await loop.sock_connect(sock, address(made))
     await loop.sock_sendall(sock, ask)
-    await rig.until(lambda: made.open > before)
+    await rig.until(lambda: made.open - before)
     (connection,) = made.open - before
     return sock, connection
 
@@ -152,6 +160,142 @@ async def test_one_that_leaves_the_end_of_what_it_got_is_cut_off_too() -> None:
         connection.look()
         await connection.lost
         sock.close()
+
+
+# -- places ------------------------------------------------------------------------------------
+
+OWN = b"GET /own HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def answer_of(made: Connections, ask: bytes = ASK) -> bytes:
+    """All that a new client gets, until it is closed; or b"", where it is cut off."""
+    sock, loop = socket.socket(), asyncio.get_running_loop()
+    sock.setblocking(False)
+    await loop.sock_connect(sock, address(made))
+    got = b""
+    with suppress(ConnectionError):
+        await loop.sock_sendall(sock, ask)
+        while data := await rig.recv(sock):
+            got += data
+    sock.close()
+    return got
+
+
+async def small(request: web.Request) -> web.Response:
+    return web.Response(text="small")
+
+
+async def test_a_stranger_is_closed_after_its_answer_and_another_is_not() -> None:
+    async with serving(small, strangers=1) as made:
+        got = await answer_of(made, ASK + ASK)
+        assert got.count(b"HTTP/1.1 200 OK") == 1
+        assert b"Connection: close" in got
+        sock, connection = await client(made, OWN + ASK)
+        got = b""
+        while got.count(b"HTTP/1.1 200 OK") < 2:
+            got += await rig.recv(sock)
+        assert connection.trusted
+        assert b"Connection: close" not in got
+        sock.close()
+
+
+@pytest.mark.parametrize("said", [b"", ASK[:-2], b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"])
+async def test_strangers_that_keep_their_places_do_not_keep_others_out(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "YOUNG", 0.0)
+    async with serving(small, strangers=3) as made:
+        writers = []
+        for _ in range(3):
+            _, writer = await asyncio.open_connection(*address(made))
+            writer.write(said)
+            writers.append(writer)
+        for _ in range(5):
+            assert (await answer_of(made)).endswith(b"small")
+        assert len(made.open) <= 3
+        for writer in writers:
+            writer.close()
+
+
+async def test_one_that_has_just_come_keeps_its_place_for_a_moment() -> None:
+    async with serving(small, strangers=2) as made:
+        first, connection = await client(made)
+        others = [(await client(made))[0] for _ in range(3)]
+        assert not connection.evicted
+        await asyncio.get_running_loop().sock_sendall(first, ASK)
+        assert (await rig.recv(first)).startswith(b"HTTP/1.1 200 OK")
+        for sock in (first, *others):
+            sock.close()
+
+
+async def test_but_not_where_too_many_have() -> None:
+    async with serving(small, strangers=2) as made:
+        clients = [await client(made) for _ in range(4)]
+        last, _ = await client(made)
+        assert [connection.evicted for _, connection in clients] == [True, False, False, False]
+        for sock, _ in clients:
+            sock.close()
+        last.close()
+
+
+async def test_one_that_waits_for_its_answer_goes_after_those_that_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "YOUNG", 0.0)
+    asked, free = asyncio.Event(), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        asked.set()
+        await free.wait()
+        return web.Response(text="done")
+
+    async with serving(slow, strangers=2) as made:
+        busy, waiting = await client(made, ASK)
+        await asked.wait()
+        second, idle = await client(made)
+        third, _ = await client(made)
+        assert (waiting.evicted, idle.evicted) == (False, True)
+        free.set()
+        assert (await rig.recv(busy)).startswith(b"HTTP/1.1 200 OK")
+        for sock in (busy, second, third):
+            sock.close()
+
+
+async def test_one_that_takes_nothing_of_its_answer_goes_first_of_those_that_ask(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "YOUNG", 0.0)
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(BIG)
+
+    async with serving(endless, strangers=1) as made:
+        sock, connection = await client(made, ASK)
+        await rig.until(lambda: connection.full)
+        other, _ = await client(made)
+        await connection.lost
+        assert connection.evicted
+        sock.close()
+        other.close()
+
+
+async def test_strangers_take_no_place_of_those_that_have_proved_themselves() -> None:
+    async with serving(small, strangers=2, trusted=1) as made:
+        mine, connection = await client(made, OWN)
+        assert (await rig.recv(mine)).endswith(b"own")
+        socks = [(await client(made, ASK[:-2]))[0] for _ in range(9)]
+        await asyncio.get_running_loop().sock_sendall(mine, ASK)
+        assert (await rig.recv(mine)).endswith(b"small")
+        # of those that have, the idle one makes room for the next
+        next_one, _ = await client(made, OWN)
+        assert (await rig.recv(next_one)).endswith(b"own")
+        await connection.lost
+        assert connection.evicted
+        for sock in (*socks, mine, next_one):
+            sock.close()
 
 
 # -- the end -----------------------------------------------------------------------------------

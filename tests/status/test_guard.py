@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from krelay.status.guard import known_host
 from tests.status.serving import TOKEN, Service, client, service
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-JSON = {"Content-Type": "application/json"}
+JSON = {"Content_Type": "application/json"}
 
 
 async def status(
@@ -86,6 +88,45 @@ async def test_a_browser_that_showed_it_once_has_a_cookie_which_is_not_the_token
         assert await status(other, "GET", "/v1/status", Cookie=cookie.partition(";")[0]) == 401
 
 
+@pytest.fixture
+async def cookie() -> str:
+    """What a browser has that showed the token once."""
+    async with service(TOKEN) as made, client(made) as http:
+        async with http.get(f"/?token={TOKEN}", allow_redirects=False) as response:
+            return response.headers["Set-Cookie"].partition(";")[0]
+
+
+async def test_the_cookie_reads_what_the_page_reads_and_does_nothing_else(cookie: str) -> None:
+    async def nothing(body: Mapping[str, Any]) -> Any:
+        raise AssertionError("it must not be asked")
+
+    changing = [("POST", f"/v1/{name}") for name in ("plan", "reload", "stop", "echo")]
+    handlers = dict.fromkeys([*changing, ("GET", "/v1/logs")], nothing)
+    async with service(TOKEN, handlers) as made:
+        for resource in ("/", "/v1/status", "/v1/status?x=1", "/metrics"):
+            assert await status(made, "GET", resource, Cookie=cookie) == 200
+        assert await status(made, "HEAD", "/", Cookie=cookie) == 200
+        for method, resource in [*changing, ("GET", "/v1/logs"), ("GET", "/readyz"), ("GET", "/x")]:
+            assert await status(made, method, resource, Cookie=cookie, **JSON, X_Krelay="1") == 403
+        for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+            for resource in ("/", "/v1/status"):
+                assert await status(made, method, resource, Cookie=cookie, X_Krelay="1") == 403
+        for odd in ("//v1/plan", "/v1/status/../plan", "/v1/%70lan", "/v1/status%2f..%2fplan"):
+            assert await status(made, "POST", odd, Cookie=cookie, X_Krelay="1") == 403
+        # beside the cookie the token is still the token
+        shown = {"Cookie": cookie, "Authorization": f"Bearer {TOKEN}"}
+        assert await status(made, "GET", "/readyz", **shown) == 503
+
+
+async def test_the_cookie_is_not_taken_for_the_token(cookie: str) -> None:
+    secret = cookie.partition("=")[2]
+    async with service(TOKEN) as made:
+        assert (
+            await status(made, "POST", "/v1/echo", Authorization=f"Bearer {secret}", **JSON) == 401
+        )
+        assert await status(made, "GET", f"/?token={secret}") == 401
+
+
 # -- no token ----------------------------------------------------------------------------------
 
 
@@ -116,6 +157,8 @@ async def test_an_origin_is_the_service_s_own() -> None:
     async with service() as made:
         own = made.url
         assert await status(made, "GET", "/v1/status", Origin=own) == 200
+        for odd in ("http://[", "http://[::1", "http://]", "[", "//", "http://a\u00b2@:x", " "):
+            assert await status(made, "GET", "/v1/status", Origin=odd) == 403
         for other in ("https://evil.example", "null", own + "0", "http://127.0.0.1"):
             assert await status(made, "GET", "/v1/status", Origin=other) == 403
 

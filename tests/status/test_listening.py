@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import socket
 
@@ -14,6 +15,7 @@ from krelay.model import StatusConfig
 from krelay.status import connections
 from krelay.status import listening as module
 from tests import rig
+from tests.status.reports import forward
 from tests.status.serving import TOKEN, Service, service
 
 
@@ -129,9 +131,10 @@ async def test_a_client_that_takes_nothing_does_not_keep_it_from_moving(
         address = made.listening.addresses[0]
         assert made.listening._connections is not None
         live = made.listening._connections.open
-        made.live.change("web", reason="x" * (1 << 20))
+        many = tuple(forward(f"web-{number}") for number in range(20_000))
+        made.live.now = dataclasses.replace(made.live.now, forwards=many)
         _, writer = await asyncio.open_connection(address.host, address.port, limit=1)
-        writer.write(100 * f"GET /v1/status HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
+        writer.write(f"GET /v1/status HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
         await rig.until(lambda: any(connection.full for connection in live))
         port = rig.closed_port()
         await made.listening.apply(StatusConfig(("127.0.0.1", port)))
@@ -140,19 +143,34 @@ async def test_a_client_that_takes_nothing_does_not_keep_it_from_moving(
         writer.transport.abort()
 
 
-async def test_connections_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 3)
-    async with service() as made:
+@pytest.mark.parametrize("token", [None, TOKEN])
+@pytest.mark.parametrize("said", ["", "GET / HTTP/1.1\r\nHost: x\r\n", "GET / HTTP/1.1\r\n\r\n"])
+async def test_strangers_keep_neither_a_health_check_nor_the_owner_out(
+    said: str, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STRANGERS", 3)
+    async with service(token) as made:
         address = made.listening.addresses[0]
+        opened = []
+        for _ in range(20):
+            _, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(said.encode())
+            opened.append(writer)
+        for _ in range(3):
+            async with ClientSession() as session:
+                async with session.get(f"{made.url}/healthz") as response:
+                    assert response.status == 200
+            shown = {"Authorization": f"Bearer {token}"} if token else {}
+            assert await asked(made.url, **shown) == 200
         assert made.listening._connections is not None
-        live = made.listening._connections.open
-        opened = [await asyncio.open_connection(address.host, address.port) for _ in range(3)]
-        await rig.until(lambda: len(live) == 3)
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        assert await reader.read() == b""
-        writer.close()
-        opened.pop()[1].close()
-        await rig.until(lambda: len(live) == 2)
-        assert await asked(made.url) == 200
-        for _, writer in opened:
+        assert len(made.listening._connections.open) <= 2 * 3 + 1
+        for writer in opened:
             writer.close()
+
+
+@pytest.mark.parametrize(("files", "most"), [(64, 5), (1024, 64), (1 << 20, 64), (-1, 64)])
+async def test_where_there_are_few_descriptors_strangers_get_fewer(
+    files: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.resource, "getrlimit", lambda which: (files, files))
+    assert module._strangers() == most
