@@ -46,7 +46,7 @@ def names(context: click.Context, param: click.Parameter, word: str) -> list[Com
         return []
     given = context.params.get("names") or ()
     found = (target for target in config.targets if target.name not in given)
-    return [CompletionItem(t.name, help=str(t)) for t in found if t.name.startswith(word)]
+    return [CompletionItem(t.name, help=one_line(t)) for t in found if t.name.startswith(word)]
 
 
 def words(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:

@@ -86,3 +86,18 @@ async def test_no_color_and_no_terminal_mean_no_escapes(tmp_path: Path) -> None:
         done = await run("up", "-f", "nope.yaml", cwd=tmp_path, **environ)
         assert done.code == 2
         assert "\x1b" not in done.err
+
+
+@pytest.mark.timeout(30)
+async def test_a_client_that_retries_does_not_fill_the_log(tmp_path: Path) -> None:
+    async with up(
+        tmp_path / "krelay.yaml", {"web": f"ip/127.0.0.1 :{rig.closed_port()}"}
+    ) as krelay:
+        for _ in range(30):
+            async with rig.connect(krelay.ports["web"]) as (reader, _):
+                with pytest.raises(ConnectionError):
+                    await reader.read()
+        await krelay.stop()
+    told = [line for line in krelay.err.splitlines() if "Connection refused" in line]
+    assert len(told) <= 4, told
+    assert " (29 more in the last " in told[-1]
