@@ -263,7 +263,11 @@ def run_command(command: click.Command, name: str) -> int:
         set_up_logging(0, json=True)
     try:
         return _run(command, name)
-    except Exception as exc:
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except SystemExit:
+        raise
+    except BaseException as exc:  # a CancelledError is no Exception
         complain_of_bug(exc)
         return KrelayError.exit_code
     finally:

@@ -52,7 +52,7 @@ class Guard:
                 connection.trust()
             if request.path == "/" and "token" in request.query:
                 return self._entered()
-        elif not known_host(_host(request)):
+        elif "Host" in request.headers and not known_host(_host(request)):
             raise web.HTTPMisdirectedRequest(
                 text="this is not the host that was asked for: use an address, or `localhost`"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
@@ -99,5 +98,9 @@ class Listening:
 
 def _strangers() -> int:
     """Fewer where there are few descriptors, which tunnels and forwards need."""
+    try:
+        import resource
+    except ImportError:
+        return STRANGERS  # Windows: sockets are no files there
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return STRANGERS if soft < 0 else max(1, min(STRANGERS, soft // 12))

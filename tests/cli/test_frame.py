@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from krelay.cli.frame import Moment, chosen, frame
+from krelay.cli.table import table
 from krelay.status.report import AgentReport, FileReport, State, TunnelReport
 from tests.cli.reports import NOW, START, forward, report, shown
 
@@ -114,3 +115,28 @@ def test_trouble_comes_first_and_the_order_stays(states: list[State], count: int
     left = [f for f in forwards if f not in found]
     if any(f["state"] != "ready" for f in left):
         assert all(f["state"] != "ready" for f in found)
+
+
+def test_what_a_report_says_moves_no_cursor_and_is_no_markup() -> None:
+    """Whoever sent it: it may be of a krelay that cleans nothing."""
+    evil = "\x1b]0;owned\x07\x1b[2J\x1b[31mforged\r\n00:00:00 well\u2028\u202e\x9b1m\x7f[/x][bold]"
+    plain = ("since", "started", "applied", "protocol")
+
+    def spoilt(value: Any, key: str = "") -> Any:
+        if isinstance(value, str) and key not in plain:
+            return evil
+        if isinstance(value, dict):
+            return {name: spoilt(item, name) for name, item in value.items()}
+        return [spoilt(item, key) for item in value] if isinstance(value, list) else value
+
+    error = {"message": "x", "path": "x", "problems": []}
+    file = FileReport("/x/k.yaml", ("/x/k.yaml",), False, since=START, error=error)
+    found = spoilt(report(forward(), forward("b", "failed"), file=file))
+    for one, state in zip(found["forwards"], ("ready", "failed"), strict=True):
+        one["state"] = state
+    for line in lines(moment(found, waiting=(evil, 3.0), help=True), 400):
+        assert line.isprintable(), line
+        assert not line.startswith("00:00:00"), line
+    found["forwards"][0]["state"] = evil
+    for line in shown(table(found, wide=True, now=NOW), 2000):
+        assert line.isprintable(), line

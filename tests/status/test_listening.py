@@ -172,5 +172,5 @@ async def test_strangers_keep_neither_a_health_check_nor_the_owner_out(
 async def test_where_there_are_few_descriptors_strangers_get_fewer(
     files: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.resource, "getrlimit", lambda which: (files, files))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
     assert module._strangers() == most
