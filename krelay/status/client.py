@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def ask(
         raise NotRunningError(f"no krelay runs for {file}: {exc}", hint=exc.hint) from exc
     except (FileNotFoundError, ConnectionRefusedError) as exc:
         raise NotRunningError(
-            f"no krelay runs for {file}", hint=f"start one: `krelay up -f {file}`"
+            f"no krelay runs for {file}", hint=f"start one: `krelay up -f {shlex.quote(file)}`"
         ) from exc
     except TimeoutError as exc:
         raise KrelayError(f"the krelay that runs for {file} did not answer in time") from exc

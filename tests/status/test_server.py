@@ -69,6 +69,9 @@ async def test_the_socket_is_the_owner_s_alone_and_gone_at_the_end(path: Path) -
     with pytest.raises(NotRunningError, match=r"no krelay runs for krelay\.yaml") as caught:
         await asked("/v1/echo")
     assert caught.value.hint == "start one: `krelay up -f krelay.yaml`"
+    with pytest.raises(NotRunningError) as caught:
+        await asyncio.to_thread(ask, "my file; rm x.yaml", "GET", "/v1/status", timeout=1.0)
+    assert caught.value.hint == "start one: `krelay up -f 'my file; rm x.yaml'`"
 
 
 async def test_a_stale_socket_is_replaced(path: Path) -> None:
