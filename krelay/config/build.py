@@ -15,7 +15,7 @@ from krelay.config.document import Node
 from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw, quote
 from krelay.config.line import Line, parse_line, parse_namespace, split
-from krelay.config.part import Part
+from krelay.config.part import MAX_FORWARDS, Part
 from krelay.config.serving import parse_serving
 from krelay.config.size import parse_size
 from krelay.config.source import Files
@@ -200,6 +200,8 @@ class _Builder:
             self._claims += [
                 Claim(target, port, *where) for port, where in zip(line.ports, places, strict=True)
             ]
+            if len(self._claims) > MAX_FORWARDS:
+                break  # `join` says so
         return tuple(targets)
 
     def _proxies(self, everyone: dict[str, Any]) -> Iterator[Target]:

@@ -10,7 +10,6 @@ from typing import Any
 from krelay.config.flaw import Flaw, quote
 from krelay.model import Check, CheckKind
 
-_HTTP = re.compile(r"http(?:\s+([A-Za-z]+))?\s+(\S+)(?:\s*->\s*(\S+))?")
 _METHOD = re.compile(r"[A-Z]{1,20}")
 _PATH = re.compile(r"/[!-~]{0,2000}")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -29,14 +28,31 @@ def parse_check(text: str) -> Check:
     if len(words) == 1 and kind in (CheckKind.DIAL, CheckKind.NONE):
         return Check(CheckKind(kind))
     if kind == CheckKind.HTTP:
-        found = _HTTP.fullmatch("http" + text.strip()[len(kind) :])
+        found = _request(words[1:])
         if found is None:
             raise Flaw(f"{quote(text)} is not a check", hint="for example `http GET /healthz`")
-        method, path, status = found.groups()
-        return _http(method or "GET", path, status)
+        return _http(*found)
     if kind == CheckKind.DNS and len(words) == 2:
         return _dns(words[1])
     raise Flaw(f"{quote(text)} is not a check", hint=_HINT)
+
+
+def _request(words: list[str]) -> tuple[str, str, str | None] | None:
+    """Method, path and status of `[METHOD] /PATH [-> STATUS]`; None where it is no such thing."""
+    method = "GET"
+    if len(words) > 1 and words[0].isascii() and words[0].isalpha() and words[1][:2] != "->":
+        method, *words = words
+    match words:
+        case [path]:
+            return method, path, None
+        case [path, "->", status]:
+            return method, path, status
+        case [path, arrow] if arrow.startswith("->") and len(arrow) > 2:
+            return method, path, arrow[2:]
+        case [path, status] if path.endswith("->") and len(path) > 2:
+            return method, path[:-2], status
+        case _:
+            return None
 
 
 def read_check(parts: Mapping[str, Any]) -> Check:

@@ -107,7 +107,7 @@ def _unknown(key: str, known: list[str], schema: dict[str, Any]) -> tuple[str, s
 
 def _nearest(word: str, known: Iterable[str]) -> str | None:
     lower = {name.lower(): name for name in known}
-    near = difflib.get_close_matches(word.lower()[:80], lower, n=1)
+    near = difflib.get_close_matches(word[:80].lower(), lower, n=1)
     return lower[near[0]] if near else None
 
 

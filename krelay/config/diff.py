@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,10 @@ class Spec:
     def key(self) -> tuple[str, int]:
         """What it is found by within its config."""
         return self.target.name, self.index
+
+    def __hash__(self) -> int:
+        # That of all of it would take as long as the target has ports, for each of them.
+        return hash(self.key)
 
     @property
     def listens(self) -> tuple[Hashable, ...]:
@@ -180,12 +185,13 @@ def _checks(old: Config, new: Config) -> Iterator[Setting]:
             yield Setting(f"{target.name}.check", str(check), str(target.check))
 
 
-# How a forward after is found among those of the same target before, the closest likeness first.
+# How a forward after is found among those of the same target before, the closest likeness first;
+# None is like nothing.
 _LIKENESSES: tuple[Callable[[Spec], Hashable], ...] = (
     lambda spec: (spec.listens, spec.leads, spec.protocol),
-    lambda spec: (spec.port.local, _protocol(spec)) if spec.port.local else spec,
+    lambda spec: (spec.port.local, _protocol(spec)) if spec.port.local else None,
     lambda spec: (spec.port.remote, _protocol(spec)),
-    lambda spec: None if len(spec.target.ports) == 1 else spec,
+    lambda spec: "its only port" if len(spec.target.ports) == 1 else None,
 )
 
 
@@ -195,16 +201,17 @@ def _protocol(spec: Spec) -> Protocol:
 
 def _pairs(old: list[Spec], new: list[Spec]) -> Iterator[Pair]:
     """Every forward once: those of the new config in its order, then those that are gone."""
-    found: dict[Spec, Spec] = {}
+    found: dict[tuple[str, int], Spec] = {}
     left = {spec.key: spec for spec in old}
     for likeness in _LIKENESSES:
-        alike: dict[Hashable, list[Spec]] = {}
+        alike: dict[Hashable, deque[Spec]] = {}
         for spec in left.values():
-            alike.setdefault((spec.target.name, likeness(spec)), []).append(spec)
+            alike.setdefault((spec.target.name, likeness(spec)), deque()).append(spec)
         for spec in new:
-            candidates = alike.get((spec.target.name, likeness(spec)))
-            if spec not in found and candidates:
-                found[spec] = candidates.pop(0)
-                del left[found[spec].key]
-    yield from (Pair(found.get(spec), spec) for spec in new)
+            like = likeness(spec)
+            candidates = None if like is None else alike.get((spec.target.name, like))
+            if spec.key not in found and candidates:
+                found[spec.key] = candidates.popleft()
+                del left[found[spec.key].key]
+    yield from (Pair(found.get(spec.key), spec) for spec in new)
     yield from (Pair(spec, None) for spec in left.values())

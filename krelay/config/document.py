@@ -9,10 +9,11 @@ Kubernetes reads them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from krelay.config.flaw import Flaw, quote
 from krelay.config.syntax import explain
@@ -20,8 +21,12 @@ from krelay.config.variables import expand
 from krelay.errors import Problem
 
 MAX_DEPTH = 40
-MAX_NODES = 50_000  # counted with every alias followed
-MAX_FLAWS = 100  # in one scalar
+MAX_NODES = 50_000
+"""Values in a document, counted with every alias followed; also keys that `<<` copies."""
+MAX_TEXT = 4 << 20
+"""Characters in them, with every alias followed and every variable filled in."""
+MAX_FLAWS = 100
+"""Problems after which the rest is not read."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _BASED = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}")
@@ -33,6 +38,7 @@ _WORDS = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+_ALIASES = "an alias and a variable count for what they stand for"
 _PREFIX = "tag:yaml.org,2002:"
 
 Scalar = None | bool | int | float | str
@@ -44,7 +50,8 @@ class Node:
 
     `keys` has the place of every key where the value is a mapping. `inside` is the column at
     which a string's own text starts, or None where the text is not verbatim on one line.
-    `size` and `height` count the nodes and levels below it, with aliases followed.
+    `size`, `height` and `text` count the nodes, levels and characters in it, with aliases
+    followed.
     """
 
     line: int
@@ -54,6 +61,7 @@ class Node:
     inside: int | None = None
     size: int = 1
     height: int = 1
+    text: int = 0
     broken: bool = False
 
     def plain(self) -> Any:
@@ -95,6 +103,9 @@ class _Composer:
         self._events = self._parse(text)
         self._anchors: dict[str, Node | None] = {}  # None while the node is still open
         self._depth = 0
+        self._nodes = 0
+        self._merged = 0
+        self._length = 0
 
     def document(self) -> Node | None:
         from yaml import events
@@ -123,7 +134,12 @@ class _Composer:
             raise _Stop from exc
 
     def _problem(self, event: Any, message: str, hint: str | None = None) -> None:
-        self.problems.append(Problem(*_place(event), message, hint))
+        self._add(Problem(*_place(event), message, hint))
+
+    def _add(self, problem: Problem) -> None:
+        self.problems.append(problem)
+        if len(self.problems) > MAX_FLAWS:
+            raise _Stop
 
     def _node(self, event: Any) -> Node:
         from yaml import events
@@ -136,6 +152,9 @@ class _Composer:
         if self._depth > MAX_DEPTH:
             self._problem(event, f"nested more than {MAX_DEPTH} levels deep")
             raise _Stop
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            self._too_much(event)
         if isinstance(event, events.ScalarEvent):
             node = self._scalar(event)
         elif isinstance(event, events.SequenceStartEvent):
@@ -150,9 +169,8 @@ class _Composer:
     def _alias(self, event: Any) -> Node:
         name = quote(f"*{event.anchor}")
         if event.anchor not in self._anchors:
-            self._problem(
-                event, f"{name} has no anchor before it", f"write `&{event.anchor}` there"
-            )
+            hint = f"write {quote(f'&{event.anchor}')} there"
+            self._problem(event, f"{name} has no anchor before it", hint)
             return Node(*_place(event), None, broken=True)
         node = self._anchors[event.anchor]
         if node is None:
@@ -184,6 +202,10 @@ class _Composer:
                 entries[key], keys[key] = node, _place(key_event)
         for source in merged:
             assert isinstance(source.value, dict)
+            # What is copied only to be dropped costs time as well.
+            self._merged += len(source.value)
+            if self._merged > MAX_NODES:
+                self._too_much(event)
             for key, value in source.value.items():
                 if key not in entries:
                     entries[key], keys[key] = value, source.keys[key]
@@ -212,7 +234,7 @@ class _Composer:
         for source in sources:
             if not isinstance(source.value, dict):
                 message = "`<<` merges mappings only"
-                self.problems.append(Problem(source.line, source.column, message))
+                self._add(Problem(source.line, source.column, message))
         return [source for source in sources if isinstance(source.value, dict)]
 
     def _collection(
@@ -226,10 +248,28 @@ class _Composer:
         below = value.values() if isinstance(value, dict) else value
         size = 1 + sum(node.size for node in below)
         height = 1 + max((node.height for node in below), default=0)
+        text = sum(node.text for node in below) + sum(map(len, keys or ()))
         if size > MAX_NODES or height > MAX_DEPTH:
-            self._problem(event, f"more than {MAX_NODES} values or {MAX_DEPTH} levels in here")
-            raise _Stop
-        return Node(*_place(event), value, keys or {}, size=size, height=height, broken=broken)
+            self._too_much(event)
+        if text > MAX_TEXT:
+            self._too_long(event)
+        return Node(
+            *_place(event),
+            value,
+            keys or {},
+            size=size,
+            height=height,
+            text=text,
+            broken=broken,
+        )
+
+    def _too_long(self, event: Any) -> NoReturn:
+        self._problem(event, f"more than {MAX_TEXT >> 20} MiB of text in here", _ALIASES)
+        raise _Stop
+
+    def _too_much(self, event: Any) -> NoReturn:
+        self._problem(event, f"more than {MAX_NODES} values or {MAX_DEPTH} levels in here")
+        raise _Stop
 
     def _check_tag(self, event: Any, *allowed: str) -> None:
         tag = event.tag
@@ -248,9 +288,12 @@ class _Composer:
         inside = column + quotes if one_line and length == len(event.value) else None
 
         text, flaws = expand(event.value, self._environ)
+        self._length += len(text)
+        if self._length > MAX_TEXT:
+            self._too_long(event)
         for flaw in flaws[:MAX_FLAWS]:
             offset = 0 if inside is None else flaw.offset + quotes
-            self.problems.append(Problem(line, column + offset, flaw.message, flaw.hint))
+            self._add(Problem(line, column + offset, flaw.message, flaw.hint))
         plain = not event.style and event.tag is None
         if plain and _OLD_OCTAL.fullmatch(text):
             hint = "say which: `0o644` is octal, `644` is decimal; or quote it"
@@ -262,6 +305,7 @@ class _Composer:
             column,
             typed(text) if plain else text,
             inside=inside if text == event.value else None,
+            text=len(text),
             broken=len(self.problems) > before,
         )
 
@@ -274,8 +318,8 @@ def typed(text: str) -> Scalar:
         return int(text)
     if _BASED.fullmatch(text):
         return int(text, 0)
-    if _FLOAT.fullmatch(text):
-        return float(text)
+    if _FLOAT.fullmatch(text) and not math.isinf(number := float(text)):
+        return number
     return text
 
 

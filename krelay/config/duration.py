@@ -10,6 +10,7 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _PART = re.compile(rf"({_NUMBER.pattern})(ms|[hms])")
 LONGEST = 86_400.0
+_MAX_LENGTH = 100  # that of four parts is below
 
 
 def parse_duration(value: float | str, *, positive: bool = False) -> float:
@@ -29,7 +30,7 @@ def parse_duration(value: float | str, *, positive: bool = False) -> float:
 def _seconds(text: str) -> float:
     if _NUMBER.fullmatch(text):
         return float(text)
-    parts = _PART.findall(text)
+    parts = _PART.findall(text[:_MAX_LENGTH])
     # each unit once at most, from the largest down
     ranks = [list(_UNITS).index(unit) for _, unit in parts]
     whole = "".join(number + unit for number, unit in parts) == text

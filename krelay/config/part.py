@@ -15,6 +15,9 @@ from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import Problem
 from krelay.model import Config, Target
 
+MAX_FORWARDS = 10_000
+"""Ports of all targets together, in all files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -31,6 +34,12 @@ class Part:
     everyone: dict[str, Any] = field(default_factory=dict)
 
 
+def too_many(line: int, column: int, file: str) -> Problem:
+    """What a target is that has one forward more than MAX_FORWARDS."""
+    hint = "forward the ports that are used"
+    return Problem(line, column, f"more than {MAX_FORWARDS} forwards", hint, file)
+
+
 def join(parts: Sequence[Part]) -> tuple[Config, list[Problem]]:
     """The config of the first part with the targets of all, and every problem."""
     main = parts[0].config
@@ -39,18 +48,23 @@ def join(parts: Sequence[Part]) -> tuple[Config, list[Problem]]:
         for part in parts
         for problem in part.problems
     ]
+    forwards = 0
     targets: dict[str, Target] = {}
     again: list[tuple[Target, Target]] = []
     for target in chain.from_iterable(part.config.targets for part in parts):
         first = targets.setdefault(target.name, target)
         if first is not target:
             again.append((first, target))
+        forwards += len(target.ports)
+        if forwards > MAX_FORWARDS:
+            problems.append(too_many(target.line, target.column, target.file))
+            break
     claims = (
         claim
         for part in parts
         for claim in part.claims
         # Only the first file says what listens besides targets.
-        if (part is parts[0] if claim.what else targets[claim.target.name] is claim.target)
+        if (part is parts[0] if claim.what else targets.get(claim.target.name) is claim.target)
     )
     for found in (
         (_twice(first, later) for first, later in again),

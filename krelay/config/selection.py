@@ -9,10 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from krelay.config import source
+from krelay.config.flaw import quote
 from krelay.config.load import load
 from krelay.config.overlay import Overlay
+from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import Config, Target
+
+_SHOWN = 20
+"""Targets that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,9 @@ def _chosen(config: Config, names: tuple[str, ...]) -> tuple[Target, ...]:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(known)}"
-            raise UsageError(f"{config.path} has no target `{name}`", hint=hint)
+            some = ", ".join(map(quote, known[:_SHOWN])) + ", …" * (len(known) > _SHOWN)
+            hint = f"did you mean {quote(near[0])}?" if near else f"it has: {some}"
+            raise UsageError(f"{config.path} has no target {quote(name)}", hint=hint)
     return tuple(target for target in config.targets if target.name in names)
 
 
@@ -70,7 +76,7 @@ def check_embedded(config: Config) -> None:
         Problem(
             target.line,
             target.column,
-            f"target `{target.name}`: {target} needs a cluster, and the agent is embedded",
+            f"target {quote(target.name)}: {target} needs a cluster, and the agent is embedded",
             "use `host/NAME` or `ip/ADDR`, or leave `embedded` out",
             None if target.file == config.path else target.file,
         )
@@ -78,4 +84,4 @@ def check_embedded(config: Config) -> None:
         if target.kind.in_cluster
     ]
     if problems:
-        raise ConfigError(config.path, problems, files=config.files)
+        raise ConfigError(config.path, problems[:MAX_PROBLEMS], files=config.files)

@@ -17,9 +17,10 @@ STDIN = "-"
 
 # What YAML allows in a document (1.2, section 5.1), which is what a text file holds anyway.
 _CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_KEY = re.compile(r"""[\s{-]*["']?[A-Za-z_][\w.-]*["']?\s*:(\s|$)|---(\s|$)""")
+# No quantifier gives back what it has taken (`*+`), so that each line takes linear time.
+_KEY = re.compile(r"""[\s{-]*+["']?[A-Za-z_][\w.-]*+["']?\s*+:(\s|$)|---(\s|$)""")
 _TARGET = re.compile(
-    r"""\s*(-[nl]|--namespace|--address|[A-Za-z0-9.]+/\S+(\s|$)|[a-z0-9.-]+\s+[0-9]*:?[0-9]+\b)"""
+    r"""\s*(-[nl]|--namespace|--address|[A-Za-z0-9.]++/\S|[a-z0-9.-]++\s++(?:[0-9]*+:)?[0-9]++\b)"""
 )
 
 

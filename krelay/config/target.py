@@ -29,7 +29,7 @@ _ALL_KINDS = ", ".join(f"`{kind}/`" for kind in TYPES)
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _OBJECT = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 _HOST = re.compile(
-    r"(?=.{1,253}$)[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
+    r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
     r"(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
 _PORT_NAME = re.compile(_LABEL)
@@ -68,7 +68,7 @@ def parse_kind(text: str) -> Kind:
         # kubectl's full form ends in a dot where the group is the core one: `pods.v1.`
         if not dot or group in (own, f"v1.{own}") or (not own and group == "v1"):
             return kind
-    near = difflib.get_close_matches(name, [*_KINDS, Kind.HOST, Kind.IP], n=1, cutoff=0.7)
+    near = difflib.get_close_matches(name[:80], [*_KINDS, Kind.HOST, Kind.IP], n=1, cutoff=0.7)
     if near and near[0] != name:
         hint = f"did you mean `{near[0]}/`?"
     else:
@@ -185,7 +185,7 @@ def _object_name(name: str) -> str:
 
 
 def _host_name(name: str) -> str:
-    if not _HOST.fullmatch(name):
+    if len(name) > 253 or not _HOST.fullmatch(name):
         hint = "an IPv6 address is written `ip/ADDRESS`" if ":" in name else None
         raise Flaw(f"{quote(name)} is not a host name", hint=hint or "for example `host/db.corp`")
     return name

@@ -7,7 +7,7 @@ from typing import Any
 from krelay.config.conflicts import Claim
 from krelay.config.flaw import quote
 from krelay.config.line import Line, parse_line, split
-from krelay.config.part import Part
+from krelay.config.part import MAX_FORWARDS, Part
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import Problem
 from krelay.model import LOOPBACK, Check, Config, Target
@@ -66,6 +66,8 @@ def read(text: str, path: str, **everyone: Any) -> Part:
             Claim(target, port, number, offset + 1)
             for port, offset in zip(line.ports, line.offsets, strict=True)
         ]
+        if len(claims) > MAX_FORWARDS:
+            break  # `join` says so
     if not targets and not problems:
         problems.append(Problem(1, 1, "no targets", "write a line such as `svc/nginx 8080:80`"))
     return Part(Config(tuple(targets.values()), path=path), claims, problems)

@@ -63,8 +63,9 @@ def _validator(*steps: str) -> Any:
     from jsonschema import Draft7Validator, ValidationError, validators
 
     def pattern(_: Any, wanted: str, instance: Any, __: Any) -> Iterator[ValidationError]:
-        # Python's `$` also matches before a last line break; ECMA 262's does not
-        if isinstance(instance, str) and (instance[-1:] == "\n" or not re.search(wanted, instance)):
+        # Python's `$` also matches before a last line break; ECMA 262's does not. Each pattern is
+        # anchored: `match` looks at the text's start, and `search` would at each place in it.
+        if isinstance(instance, str) and (instance[-1:] == "\n" or not re.match(wanted, instance)):
             yield ValidationError("pattern")
 
     strict = validators.extend(Draft7Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 
 from krelay.config.flaw import Flaw, quote
 
+MAX_TEXT = 1 << 20
+"""Characters that one text may have with its variables filled in."""
+MAX_FLAWS = 100
 _REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)(\}?)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
@@ -18,18 +21,27 @@ _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 def expand(text: str, environ: Mapping[str, str]) -> tuple[str, list[Flaw]]:
     """The text with its variables filled in, and every reference that cannot be.
 
-    As in a shell, `${VAR:-default}` is the default where VAR is unset or empty.
+    As in a shell, `${VAR:-default}` is the default where VAR is unset or empty. The first
+    MAX_FLAWS are found.
     """
     flaws: list[Flaw] = []
+    length = len(text)
 
     def value(match: re.Match[str]) -> str:
+        nonlocal length
         if match[0] == "$$":
             return "$"
+        if len(flaws) >= MAX_FLAWS or length > MAX_TEXT:
+            return ""
         try:
-            return _lookup(match[1], bool(match[2]), environ)
+            found = _lookup(match[1], bool(match[2]), environ)
+            length += len(found)
+            if length > MAX_TEXT:
+                raise Flaw("a text of more than 1 MiB", hint="its variables are long")
         except Flaw as flaw:
             flaws.append(flaw.moved(match.start()))
             return ""
+        return found
 
     return (_REFERENCE.sub(value, text) if "$" in text else text), flaws
 

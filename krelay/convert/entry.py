@@ -8,13 +8,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from krelay.config import parse
-from krelay.errors import ConfigError
+from krelay.config.part import MAX_FORWARDS
+from krelay.errors import ConfigError, Problem
 from krelay.model import LOOPBACK
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ._/:@-]*")
 _WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 _NAME = re.compile(r"[^a-z0-9._-]+")
 _LONGEST_NAME = 63
+_LONGEST_TEXT = 1_000
 _HEAD = """\
 # yaml-language-server: $schema=https://krelay.dev/schema/v1.json
 #
@@ -48,13 +50,19 @@ class Converted:
 
 
 def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted:
-    """The file with these entries; `origin` is for its head, `head` goes before its targets."""
+    """The file with these entries; `origin` is for its head, `head` goes before its targets.
+
+    Raises:
+        ConfigError: there are more than a file may have.
+    """
     lines: list[str] = []
     warnings: list[str] = []
     taken: dict[tuple[str, str, str], str] = {}
-    names: set[str] = set()
+    names: dict[str, int] = {}
     live = 0
-    for given in entries:
+    for number, given in enumerate(entries):
+        if number >= MAX_FORWARDS:
+            raise ConfigError(origin, [Problem(0, 0, f"more than {MAX_FORWARDS} targets")])
         entry = replace(given, name=_unique(given.name, names))
         entry = _checked(entry, taken)
         warnings += [f"{entry.name}: {text}" for text in (*entry.notes, entry.why) if text]
@@ -76,13 +84,17 @@ def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted
     return Converted(text, tuple(warnings))
 
 
-def _unique(wanted: str, names: set[str]) -> str:
-    """A name that a target may have, and that none has yet."""
-    base = _NAME.sub("-", wanted.lower()).strip("-._")[: _LONGEST_NAME - 4].strip("-._") or "target"
-    name, number = base, 2
+def _unique(wanted: str, names: dict[str, int]) -> str:
+    """A name that a target may have, and that none has yet. `names` has the number that each name
+    was given last, so that as many equal ones take linear time."""
+    wanted = _NAME.sub("-", wanted[:_LONGEST_TEXT].lower())
+    base = wanted.strip("-._")[: _LONGEST_NAME - 4].strip("-._") or "target"
+    name = base
     while name in names:
-        name, number = f"{base}-{number}", number + 1
-    names.add(name)
+        names[base] += 1
+        suffix = f"-{names[base]}"
+        name = base[: _LONGEST_NAME - len(suffix)] + suffix
+    names[name] = 1
     return name
 
 

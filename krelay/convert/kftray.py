@@ -28,6 +28,8 @@ def read(text: str, path: str) -> Iterator[Entry]:
     except ValueError as exc:
         line, column = getattr(exc, "lineno", 0), getattr(exc, "colno", 0)
         raise ConfigError(path, [Problem(line, column, f"not JSON: {exc}")]) from exc
+    except RecursionError as exc:
+        raise ConfigError(path, [Problem(0, 0, "nested too deep")]) from exc
     found = [found] if isinstance(found, dict) else found
     if not isinstance(found, list) or not found or not all(map(_is_forward, found)):
         raise ConfigError(path, [Problem(1, 1, "no list of forwards")])
@@ -40,7 +42,7 @@ def _is_forward(item: object) -> bool:
 
 
 def _entry(item: Mapping[str, Any]) -> Entry:
-    kind, name = item.get("workload_type", "service"), _text(item, "service")
+    kind, name = _text(item, "workload_type") or "service", _text(item, "service")
     why = ""
     if kind == "proxy":
         address = _text(item, "remote_address") or name

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from krelay.config.line import parse_line, split
+from krelay.config.validation import MAX_PROBLEMS
 from krelay.convert.entry import Entry
 from krelay.errors import ConfigError, Problem
 
@@ -22,6 +23,8 @@ def read(text: str, path: str) -> Iterator[Entry]:
         stripped = content.strip()
         if stripped.startswith(("#", "//")):
             notes.append(stripped.lstrip("#/").strip())
+        if len(problems) > MAX_PROBLEMS:
+            break
         words = split(content)
         if not words:
             if not stripped:

@@ -40,7 +40,7 @@ def test_those_named_in_the_file_s_order(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("wbe", "did you mean `web`?"), ("nothing", "it has: web, db, cache")],
+    [("wbe", "did you mean `web`?"), ("nothing", "it has: `web`, `db`, `cache`")],
 )
 def test_a_name_that_the_file_has_not(name: str, hint: str, file: Path) -> None:
     with pytest.raises(UsageError, match=f"krelay.yaml has no target `{name}`") as caught:

@@ -125,6 +125,7 @@ def test_targets_txt_keeps_its_comments() -> None:
     ("text", "line", "message"),
     [
         ("[{", 1, "not JSON"),
+        ("[" * 100_000, 0, "nested too deep"),
         ("[1]", 1, "no list of forwards"),
         ("{}\n[]", 2, "not JSON"),
         ("svc/web 99999\nsvc/a b c!\n", 1, "out of range"),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config import parse
+from krelay.config.part import MAX_FORWARDS
 from krelay.convert.entry import Converted, Entry, write
+from krelay.errors import ConfigError
 from krelay.model import Config
 
 
@@ -96,3 +101,11 @@ def test_whatever_the_entries_the_file_is_right(entries: list[Entry]) -> None:
     found = write("x", entries)
     config = read(found)
     assert len(config.targets) == max(1, len(entries) - len(found.warnings))
+
+
+def test_many_of_one_name_are_told_apart_in_time() -> None:
+    found = write("x", [Entry("a" * 70, "host/a", (), why="no")] * MAX_FORWARDS)
+    assert len(set(re.findall(r"# (a+-?\d*): ", found.text))) == MAX_FORWARDS
+    assert max(map(len, re.findall(r"# (a+-?\d*): ", found.text))) <= 63
+    with pytest.raises(ConfigError, match="1 problem"):
+        write("x", [Entry("a", "host/a", (), why="no")] * (MAX_FORWARDS + 1))
