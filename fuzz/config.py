@@ -17,7 +17,7 @@ SEPARATOR = b"\0"
 _files: dict[str, bytes] = {}
 
 
-def _read(path: str) -> bytes:
+def _read(path: str, *, within: float = 0.0) -> bytes:
     """The files that an input names are in the input, and never on this machine."""
     try:
         return _files[path.rpartition("/")[2]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,8 @@ def run(path: str, namespaces: Sequence[str], context: str | None) -> int:
             raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
         converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
     else:
-        data = sys.stdin.buffer.read() if path == source.STDIN else source.read(path)
+        data = source.given(path)
+        data = source.read(path) if data is None else data
         converted = convert(data, "<stdin>" if path == source.STDIN else path)
     say(converted.text.rstrip())
     for warning in converted.warnings:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -131,11 +130,15 @@ def seconds(text: str, option: str) -> float:
 def selection(
     file: str | None, *, names: tuple[str, ...] = (), embedded: bool = False
 ) -> Selection:
-    """The file, or some of its targets; standard input is read now."""
+    """The file, or some of its targets; standard input and pipes are read now.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    from krelay.config import source
     from krelay.config.selection import Selection
 
-    text = sys.stdin.buffer.read() if file == "-" else None
-    return Selection(file, names, embedded, os.environ, text)
+    return Selection(file, names, embedded, os.environ, source.given(file))
 
 
 def running(file: str | None) -> str:

@@ -11,6 +11,7 @@ from krelay.cli.output import note, say
 from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.selection import Selection
+from krelay.errors import UsageError
 from krelay.status.client import NotRunningError, ask
 
 _PLAN_DEADLINE = 30.0
@@ -26,8 +27,7 @@ def run(selection: Selection, candidate: Selection | None, *, json: bool) -> boo
         ConfigError: it is wrong.
         KrelayError: the krelay that runs gave no answer.
     """
-    file = selection.file
-    assert file is not None
+    file = _running(selection)
     body = {}
     if candidate is not None:
         if candidate.text is not None:
@@ -52,9 +52,15 @@ def reload(selection: Selection, *, json: bool) -> None:
         ConfigError: it is wrong.
         KrelayError: it could not be carried out, or no krelay runs it.
     """
-    assert selection.file is not None
-    found = ask(selection.file, "POST", "/v1/reload", timeout=_RELOAD_DEADLINE)["changes"]
+    found = ask(_running(selection), "POST", "/v1/reload", timeout=_RELOAD_DEADLINE)["changes"]
     _show(found, "nothing changed", json=json)
+
+
+def _running(selection: Selection) -> str:
+    if selection.file is None:
+        hint = "standard input and pipes are none: write `krelay plan -`"
+        raise UsageError("`-f` names the file that a krelay runs", hint=hint)
+    return selection.file
 
 
 def _show(found: list[dict[str, Any]], nothing: str, *, json: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,9 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
 
     found = []
     if file is not None:
-        found.append(parse(source.read(file), file, os.environ, kind=kind))
+        data = source.given(file)
+        data = source.read(file) if data is None else data
+        found.append(parse(data, file, os.environ, kind=kind))
     if patch is not None:
         found.append(parse(patch.encode(errors="surrogateescape"), "--patch", {}, kind=kind))
     return tuple(found)
@@ -217,6 +218,7 @@ def relay(
     from krelay.cli import up
     from krelay.config.overlay import Proxy, Words
     from krelay.config.selection import Selection
+    from krelay.config.source import given as given_text
     from krelay.supervisor.contexts import Contexts
 
     proxy = words == ("proxy",) and file is None
@@ -226,8 +228,7 @@ def relay(
     if file is not None and words:
         raise UsageError("both a file and a target", hint="write the target into the file")
     if file is not None:
-        text = sys.stdin.buffer.read() if file == "-" else None
-        source = Selection(file, environ=os.environ, text=text, overlay=overlay)
+        source = Selection(file, environ=os.environ, text=given_text(file), overlay=overlay)
     elif proxy:
         source = Proxy(overlay=overlay)
         if listens:

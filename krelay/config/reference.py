@@ -15,7 +15,8 @@ _INTRO = """\
 <!-- Written by `python -m krelay.config.reference` from schema/krelay.schema.json. -->
 
 `krelay up` reads `krelay.yaml` or `krelay.yml` in the current directory, the file of `-f`, or
-standard input for `-f -`. A targets.txt of the Go krelay works as well: krelay looks at what is
+standard input for `-f -`; a pipe (`<(…)`) is read once, at the start, and not watched. What a file
+names (`include`, patches) is a regular file. A targets.txt of the Go krelay works as well: krelay looks at what is
 in a file, not at its name. `krelay check` tells every problem of a file with its line and column.
 
 **YAML** is read by its version 1.2: `8080:53` is text, and only `true` and `false` are booleans.
@@ -25,6 +26,9 @@ without a value is as good as no key, where the table's type has `null`.
 **Variables**: `${VAR}` is the environment's, `${VAR:-default}` has a default for one that is
 unset or empty, `$$` is a dollar. They work in values, never in keys, and fill in one value each:
 what a variable holds cannot add lines or keys. Inside of `[ ]` and `{ }` they need quotes.
+
+**Bounds**: a file has at most 1 MiB, 50,000 values (aliases and merged keys count for what they
+stand for) and 4 MiB of text with its variables filled in; a config has at most 10,000 forwards.
 
 **Durations** are seconds (`30`, `0.5`) or text such as `30s`, `5m`, `1h30m` and `500ms`.
 

@@ -22,8 +22,9 @@ _SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The file at `path` (None: the one of this directory; `-`: `text`), only the targets in
-    `names` if there are any, with an agent on this machine if `embedded`, under `overlay`."""
+    """The file at `path` (None: the one of this directory), or `text` where that has been read from
+    it already; only the targets in `names` if there are any, with an agent on this machine if
+    `embedded`, under `overlay`."""
 
     path: str | None
     names: tuple[str, ...] = ()
@@ -34,8 +35,10 @@ class Selection:
 
     @property
     def file(self) -> str | None:
-        """The path of the file; None for standard input."""
-        return None if self.path == source.STDIN else source.find(self.path)
+        """The path of the file; None for what was read once, standard input or a pipe."""
+        if self.path == source.STDIN or self.text is not None:
+            return None
+        return source.find(self.path)
 
     def load(self) -> Config:
         """What it says now. Blocks.

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import stat
+import sys
+import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from krelay.config.flaw import Flaw
+from krelay.config.reading import PATIENCE, bounded, regular
 from krelay.errors import ConfigError, Problem, UsageError
 
 MAX_BYTES = 1024 * 1024
 MAX_FILES = 100
+TIME = 15.0
+"""Seconds after which no more files of a config are read."""
 NAMES = ("krelay.yaml", "krelay.yml")
 STDIN = "-"
 
@@ -30,6 +35,7 @@ class Files:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
         self._opened: list[str] = []
+        self._until = time.monotonic() + TIME
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -58,8 +64,11 @@ class Files:
             raise Flaw(f"more than {MAX_FILES} files", hint="put some of them together")
         path = os.path.join(os.path.dirname(by), name)
         self._opened.append(path)
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise Flaw(f"not read: the files before it took {TIME:g} s")
         try:
-            return path, read(path)
+            return path, read(path, within=min(left, PATIENCE))
         except UsageError as exc:
             hint = "a path starts in the directory of the file that it is written in"
             if name.startswith("~"):
@@ -76,29 +85,62 @@ def find(path: str | None) -> str:
     if path is not None:
         return path
     for name in NAMES:
-        if Path(name).exists():
-            return name
+        try:
+            bounded(name, os.stat)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            pass  # that is said of it when it is read
+        return name
     raise UsageError(
         f"no {NAMES[0]} in this directory",
         hint="name a file with `-f FILE`, or start from a copy of krelay.yaml.example",
     )
 
 
-def read(path: str) -> bytes:
-    """The file's bytes, and never many more than a config may have.
+def read(path: str, *, within: float = PATIENCE) -> bytes:
+    """The bytes of a regular file, and never many more than a config may have. Blocks for `within`
+    seconds at most.
 
     Raises:
         UsageError: it cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
-            return file.read(MAX_BYTES + 1)
+        return regular(path, MAX_BYTES + 1, within=within)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
-        reason = exc.strerror if isinstance(exc, OSError) else None
-        hint = "name a file with `-f`" if path in NAMES else None
-        raise UsageError(
-            f"cannot read {path!r}: {(reason or str(exc)).lower()}", hint=hint
-        ) from exc
+        raise _unreadable(path, exc) from exc
+
+
+def given(path: str | None) -> bytes | None:
+    """What a command line names, where it can be read only once: standard input (`-`) or a pipe.
+
+    None for anything else. Blocks until its writer ends it, so it is for the start of a command.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    if path is None:
+        return None
+    if path == STDIN:
+        if sys.stdin is None:
+            raise UsageError("standard input is closed")
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    try:
+        mode = bounded(path, os.stat).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return None
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as exc:
+        raise _unreadable(path, exc) from exc
+
+
+def _unreadable(path: str, exc: OSError | ValueError) -> UsageError:
+    reason = exc.strerror if isinstance(exc, OSError) else None
+    hint = "name a file with `-f`" if path in NAMES else None
+    return UsageError(f"cannot read {path!r}: {(reason or str(exc)).lower()}", hint=hint)
 
 
 def decode(data: bytes, path: str) -> str:

@@ -13,13 +13,18 @@ from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iter
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import PurePath
+from typing import TypeVar
 
 from watchfiles import awatch
 
+from krelay.config.offload import Offload, StuckError
 from krelay.errors import KrelayError, UsageError
 
 logger = logging.getLogger("krelay.watch")
+
+_T = TypeVar("_T")
 
 _VARIABLE = "KRELAY_WATCH"
 _MAX_LINKS = 40
@@ -37,6 +42,10 @@ CUT_OFF_SETTLE = 0.4
 """The same for one that is gone, empty, or ends in the middle of a line: more may come."""
 PATIENCE = 2.0
 """Seconds after which a file that never rests is told of all the same."""
+PATIENCE_OF_A_LOOK = 5.0
+"""Seconds after which a file system that does not answer is left alone until it does."""
+_MOST = 8
+"""Threads that may wait for such a one."""
 
 
 class Mode(StrEnum):
@@ -78,7 +87,7 @@ async def watch(
         if await watcher.take(names):
             yield frozenset()
             continue  # whoever read them may have found more
-        places = await asyncio.to_thread(_places, names)
+        places = await watcher.places(names)
         if changed := await watcher.settled():
             yield changed
             continue
@@ -88,7 +97,7 @@ async def watch(
                     yield changed
                     if set(files()) != set(names):
                         break
-                    if await asyncio.to_thread(_places, names) != places:
+                    if await watcher.places(names) != places:
                         break
 
 
@@ -99,19 +108,55 @@ class _Watcher:
         self._mode = mode
         self._known: dict[str, _State] = {}
         self._told: set[str] = set()
+        self._threads = Offload("looking at the files", within=PATIENCE_OF_A_LOOK, most=_MOST)
+        self._hanging: set[str] = set()
+        self._missed: set[str] = set()
 
     async def take(self, names: Collection[str]) -> bool:
         """Watch these from now on; whether one of them is new."""
         new = [name for name in names if name not in self._known]
-        found = await asyncio.to_thread(_look, new)
-        self._known = {name: self._known.get(name) or found[name] for name in names}
+        found = await self._each(new, _state)
+        self._known = {name: self._known.get(name) or found.get(name, _State()) for name in names}
         return bool(new)
+
+    async def places(self, names: Collection[str]) -> Places:
+        """The directories whose entries decide what the names lead to, and which ones they are."""
+        found = await self._each(names, _places)
+        return frozenset(place for places in found.values() for place in places)
+
+    async def _look(self) -> dict[str, _State]:
+        return {**self._known, **await self._each(self._known, _state)}
+
+    async def _each(self, names: Iterable[str], call: Callable[[str], _T]) -> dict[str, _T]:
+        """What `call` says of each name, without those whose file system does not answer."""
+        found: dict[str, _T] = {}
+        while left := [name for name in names if name not in found and name not in self._hanging]:
+            try:
+                await self._threads.run(partial(_fill, found, left, call))
+            except StuckError as exc:
+                found = dict(found)  # the thread may yet add to the other one
+                for name in [name for name in left if name not in found][:1]:
+                    self._hanging.add(name)
+                    exc.over.add_done_callback(partial(self._back, name))
+                    self._tell(f"the file system of {name} does not answer; edits are not seen")
+            except KrelayError as exc:
+                self._tell(f"{exc}; edits may not be seen")
+                break
+        return found
+
+    def _back(self, name: str, _: object) -> None:
+        """The file system of a name answers again."""
+        self._hanging.discard(name)
+        self._missed.add(name)
 
     async def settled(self) -> frozenset[str]:
         """The files that are not as they were known; waits until they rest."""
         clock = asyncio.get_running_loop().time
         began = rested = clock()
-        now = await asyncio.to_thread(_look, self._known)
+        for name in self._missed & self._known.keys():
+            self._known[name] = _State((-1,))  # whatever it is now is a change
+        self._missed.clear()
+        now = await self._look()
         while changed := [
             name for name in now if now[name].signature != self._known[name].signature
         ]:
@@ -119,7 +164,7 @@ class _Watcher:
             if clock() - rested >= quiet or clock() - began >= PATIENCE:
                 break
             await asyncio.sleep(SETTLE / 2)
-            later = await asyncio.to_thread(_look, self._known)
+            later = await self._look()
             if later != now:
                 now, rested = later, clock()
         self._known = now
@@ -135,7 +180,9 @@ class _Watcher:
         """Something may have changed: an item each time, for ever or until a place is gone."""
         if self._mode is not Mode.POLL:
             try:
-                # A file's own events are all there is of one that a mount put there alone.
+                # A file's own events are all there is of one that a mount put there alone. One
+                # whose file system hangs would hang this as well.
+                names = [name for name in names if name not in self._hanging]
                 present = [name for name in names if self._known[name].signature]
                 async with aclosing(_events([*present, *sorted(dict(places))])) as events:
                     async for _ in events:
@@ -180,8 +227,9 @@ class _State:
     orphaned: bool = False
 
 
-def _look(names: Iterable[str]) -> dict[str, _State]:
-    return {name: _state(name) for name in names}
+def _fill(found: dict[str, _T], names: list[str], call: Callable[[str], _T]) -> None:
+    for name in names:
+        found[name] = call(name)
 
 
 def _state(name: str) -> _State:
@@ -203,13 +251,11 @@ def _open_file(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _places(names: Iterable[str]) -> Places:
-    """The directories whose entries decide what the names lead to, and which ones they are."""
+def _places(name: str) -> Places:
     found: set[tuple[str, int]] = set()
-    for name in names:
-        for directory in _way(name):
-            with suppress(OSError):
-                found.add((directory, os.stat(directory).st_ino))
+    for directory in _way(name):
+        with suppress(OSError):
+            found.add((directory, os.stat(directory).st_ino))
     return frozenset(found)
 
 

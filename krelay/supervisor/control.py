@@ -50,7 +50,7 @@ class Control:
         if isinstance(source, Selection) and text is not None:
             source = dataclasses.replace(source, path="-", text=text.encode())
         elif isinstance(source, Selection) and path is not None:
-            source = dataclasses.replace(source, path=path)
+            source = dataclasses.replace(source, path=path, text=None)
         return _changes(await self._reloader.plan(source))
 
     async def reload(self, body: Mapping[str, Any]) -> dict[str, Any]:

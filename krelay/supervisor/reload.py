@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from krelay.config.changes import Change
+from krelay.config.offload import Offload
 from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
@@ -19,6 +20,10 @@ from krelay.supervisor.supervisor import Supervisor
 from krelay.supervisor.want import Want
 
 logger = logging.getLogger("krelay.reload")
+
+DEADLINE = 30.0
+"""Seconds for reading and checking a file; its own bounds end that before."""
+_MOST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,9 @@ class Reloader:
         self.source = source
         self._supervisor = supervisor
         self._loading = asyncio.Lock()
+        self._planning = asyncio.Lock()
+        self._reads = Offload("reading the file", within=DEADLINE, most=_MOST)
+        self._plans = Offload("reading the file of a plan", within=DEADLINE, most=_MOST)
         self._files = config.files
         self._drift: Drift | None = None
         self._want: Want | None = None
@@ -86,7 +94,7 @@ class Reloader:
         """
         async with self._loading:
             try:
-                config = await asyncio.to_thread(self.source.load)
+                config = await self._reads.run(self.source.load)
             except KrelayError as exc:
                 self._wrong(exc)
                 raise
@@ -128,7 +136,8 @@ class Reloader:
             UsageError: the file cannot be read.
             ConfigError: the file is wrong.
         """
-        config = await asyncio.to_thread((source or self.source).load)
+        async with self._planning:
+            config = await self._plans.run((source or self.source).load)
         return self._supervisor.plan(config)
 
     def _wrong(self, exc: KrelayError) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,53 @@ def test_a_file_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (str(other), 1, 7),
     ]
     assert all(p["message"] and p["hint"] for p in found["problems"])
+
+
+@pytest.fixture
+def pipe() -> Iterator[Callable[[str], str]]:
+    """The path of a pipe that holds a text, as a shell's `<(…)` is one."""
+    ends: list[int] = []
+
+    def hold(text: str) -> str:
+        out, into = os.pipe()
+        os.write(into, text.encode())
+        os.close(into)
+        ends.append(out)
+        return f"/dev/fd/{out}"
+
+    yield hold
+    for end in ends:
+        os.close(end)
+
+
+def test_a_pipe_of_the_command_line_is_read_once(
+    krelay: Callable[..., int], pipe: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pipe(GOOD)
+    assert krelay("check", path) == 0
+    assert capsys.readouterr().out == f"{path}: ok, 2 targets\n"
+    assert krelay("check", "-f", pipe("no\n")) == 2
+    assert krelay("import", pipe("svc/web 80\n")) == 0
+    assert "web: svc/web 80" in capsys.readouterr().out
+    assert krelay("reload", "-f", pipe(GOOD)) == 2
+    assert "`-f` names the file that a krelay runs" in capsys.readouterr().err
+
+
+def test_more_than_a_file_may_have_is_not_read(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("check", "/dev/zero") == 2
+    assert "larger than 1 MiB" in capsys.readouterr().err
+    assert krelay("check", "/dev/null") == 2
+    assert "the file is empty" in capsys.readouterr().err
+
+
+def test_a_pipe_that_a_file_names_is_a_problem(
+    krelay: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "krelay.yaml").write_text(
+        GOOD + "include: [fifo]\nagent: {patches: [{file: fifo}]}"
+    )
+    assert krelay("check", str(tmp_path / "krelay.yaml")) == 2
+    assert capsys.readouterr().err.count("fifo': not a regular file") == 2

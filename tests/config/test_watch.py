@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -299,15 +300,15 @@ async def test_a_file_that_is_half_written_is_waited_for(
     monkeypatch.setattr(module, "CUT_OFF_SETTLE", 3600.0)
     monkeypatch.setattr(module, "PATIENCE", 3600.0)
     looks = 0
-    real = module._look
+    real = module._state
 
-    def look(names: Any) -> Any:
+    def look(name: str) -> Any:
         nonlocal looks
         looks += 1
-        return real(names)
+        return real(name)
 
     async with watching(mode, monkeypatch, file) as watched:
-        monkeypatch.setattr(module, "_look", look)
+        monkeypatch.setattr(module, "_state", look)
         async with asyncio.TaskGroup() as tasks:
             told = tasks.create_task(watched.next())
             if mode is not Mode.POLL:
@@ -337,18 +338,18 @@ async def test_a_change_that_is_taken_back_is_none(
     monkeypatch.setattr(module, "CUT_OFF_SETTLE", 3600.0)
     aside = file.with_name("aside")
     looks: list[Any] = []
-    real = module._look
+    real = module._state
 
-    def look(names: Any) -> Any:
-        looks.append(real(names))
-        return looks[-1]
+    def look(name: str) -> Any:
+        looks.append({name: real(name)})
+        return looks[-1][name]
 
     def seen() -> Any:
         """What the last look at the file has found; its directory may be looked at alone."""
         return next((found[str(file)] for found in reversed(looks) if str(file) in found), None)
 
     async with watching(mode, monkeypatch, file) as watched:
-        monkeypatch.setattr(module, "_look", look)
+        monkeypatch.setattr(module, "_state", look)
         async with asyncio.TaskGroup() as tasks:
             told = tasks.create_task(watched.next())
             if mode is not Mode.POLL:
@@ -462,6 +463,36 @@ async def test_a_pipe_in_its_place_blocks_nobody(
 
     async with watching(mode, monkeypatch, file) as watched:
         assert await watched.after(pipe) == {str(file)}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+async def test_a_file_system_that_hangs_hides_no_other_file(
+    first: bool, file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    hung = file.with_name("hung")
+    write(hung)
+    real, answers = module._state, threading.Event()
+
+    def state(name: str) -> Any:
+        if name == str(hung) and not answers.is_set():
+            answers.wait()
+        return real(name)
+
+    monkeypatch.setattr(module, "_state", state)
+    monkeypatch.setattr(module, "PATIENCE_OF_A_LOOK", 0.1)
+    names = [hung, file] if first else [file, hung]
+    threads = threading.active_count()
+    try:
+        async with watching(Mode.POLL, monkeypatch, *names) as watched:
+            for _ in range(3):
+                assert await watched.after(lambda: append(file)) == {str(file)}
+            assert threading.active_count() <= threads + 2  # the one that hangs, and one that looks
+            assert f"the file system of {hung} does not answer" in caplog.text
+            # It may have changed meanwhile.
+            assert await watched.after(answers.set) == {str(hung)}
+            assert await watched.after(lambda: append(hung)) == {str(hung)}
+    finally:
+        answers.set()
 
 
 async def test_cancelling_ends_its_thread(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from krelay.config.selection import Selection
 from krelay.config.watch import Mode
 from krelay.errors import ConfigError, KrelayError, UsageError
+from krelay.supervisor import reload as module_of_reload
 from krelay.supervisor import supervisor as module
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
@@ -114,6 +117,55 @@ async def test_targets_txt_is_known_by_its_lines(
         await talk.close()
         await w.edit(f"{two}\n")
         assert set(w.listening) == {two}
+
+
+async def test_a_pipe_in_the_place_of_a_file_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    async with world(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        with pytest.raises(ConfigError) as caught:
+            await w.edit(HEAD + f"include: [fifo]\ntargets: {{one: {HOST} :1}}\n")
+        assert "not a regular file" in caught.value.problems[0].message
+        for path in (tmp_path / "fifo", "/dev/zero", "/dev/stdin/"):
+            with pytest.raises(UsageError, match="cannot read"):
+                await w.reloader.plan(Selection(str(path)))
+        w.file.unlink()
+        os.mkfifo(w.file)
+        with pytest.raises(UsageError, match="not a regular file"):
+            await w.reloader.reload("it is a pipe")
+
+
+async def test_a_file_that_is_never_read_holds_up_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module_of_reload, "DEADLINE", 0.05)
+    answers = threading.Event()
+
+    class Hanging:
+        def load(self) -> Any:
+            answers.wait()
+            raise AssertionError
+
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        real = w.reloader.source
+        try:
+            w.reloader.source = Hanging()
+            for _ in range(2):
+                with pytest.raises(KrelayError, match="reading the file takes more than"):
+                    await w.reloader.load("it hangs")
+                with pytest.raises(KrelayError, match="plan takes more than"):
+                    await w.reloader.plan()
+            assert w.reloader.drift is not None
+            talk = await Talk.to(w.port("one"))
+            assert await talk.alive()
+            await talk.close()
+            w.reloader.source = real
+            w.reloader._reads._within = 60.0
+            await w.edit(text(f"two: {HOST} :{a}"))
+            assert set(w.listening) == {"two"}
+        finally:
+            answers.set()
 
 
 class Embedded:
