@@ -49,9 +49,13 @@ def translate(
     if error.validator == "additionalProperties":
         known = list(rules["properties"])
         for key in [key for key in found if key not in known]:
-            yield (*path, key), _at_key(root, (*path, key), *_unknown(key, known, schema))
+            message, hint = _unknown(key, known, schema)
+            if find(root, path).secret:
+                message = "unknown key"
+            yield (*path, key), _at_key(root, (*path, key), message, hint)
     elif "propertyNames" in error.absolute_schema_path:
-        message = f"{quote(found)} cannot be the name of a target"
+        shown = "this" if find(root, path).secret else quote(found)
+        message = f"{shown} cannot be the name of a target"
         yield (*path, found), _at_key(root, (*path, found), message, rules["patternErrorMessage"])
     elif error.validator == "required":
         for key in [key for key in wanted if key not in found]:
@@ -63,12 +67,13 @@ def translate(
         yield path, _at_key(root, path, f"{name} {rules['errorMessage']}", _for_example(rules))
     else:
         node = find(root, path)
-        message, hint = _about_value(error.validator, wanted, found, rules)
-        yield path, Problem(node.line, node.column, f"{name} {message}", hint)
+        hidden = node.secret or _holds_secrets(rules)
+        message, advice = _about_value(error.validator, wanted, found, rules, hidden=hidden)
+        yield path, Problem(node.line, node.column, f"{name} {message}", advice)
 
 
 def _about_value(
-    keyword: str, wanted: Any, found: Any, rules: dict[str, Any]
+    keyword: str, wanted: Any, found: Any, rules: dict[str, Any], *, hidden: bool
 ) -> tuple[str, str | None]:
     hint = _for_example(rules)
     if keyword == "type":
@@ -78,20 +83,29 @@ def _about_value(
             return "is empty", hint
         if words == ["text"] and isinstance(found, bool | int | float):
             hint = "put the value in quotes"
-        return f"must be {_either(words)}, not {_described(found)}", hint
+        return f"must be {_either(words)}, not {_described(found, hidden=hidden)}", hint
     if keyword == "enum":
         texts = [value for value in wanted if value]
-        near = _nearest(str(found), texts)
+        near = None if hidden else _nearest(str(found), texts)
         hint = f"did you mean {quote(near)}?" if near else f"it is one of {_listed(texts)}"
+        if hidden:
+            return "cannot be what it is", hint
         return f"cannot be {quote(found) if isinstance(found, str) else _described(found)}", hint
     if keyword == "pattern":
-        shown = "what it is" if rules.get("writeOnly") else quote(found)  # a secret is not told
-        return f"cannot be {shown}", rules["patternErrorMessage"]
+        return f"cannot be {'what it is' if hidden else quote(found)}", rules["patternErrorMessage"]
     if keyword in ("minLength", "minItems", "minProperties"):
         return "is empty", hint
     # minimum, exclusiveMinimum, maximum
     low = f"at least {rules['minimum']}" if "minimum" in rules else "more than 0"
-    return f"is out of range: {quote(found)}", f"{low}, at most {rules['maximum']}"
+    return "is out of range" + (
+        f": {quote(found)}" if not hidden else ""
+    ), f"{low}, at most {rules['maximum']}"
+
+
+def _holds_secrets(rules: dict[str, Any]) -> bool:
+    """Whether a value is secret, or a mapping with one: who writes the secret in the mapping's
+    place has written a secret."""
+    return any(one.get("writeOnly") for one in (rules, *rules.get("properties", {}).values()))
 
 
 def _unknown(key: str, known: list[str], schema: dict[str, Any]) -> tuple[str, str]:
@@ -127,13 +141,13 @@ def _either(words: list[str]) -> str:
     return " or ".join([", ".join(words[:-1]), words[-1]]) if words[1:] else words[0]
 
 
-def _described(value: Any) -> str:
+def _described(value: Any, *, hidden: bool = False) -> str:
     if isinstance(value, bool):
-        return quote(str(value).lower())
+        return "true or false" if hidden else quote(str(value).lower())
     if isinstance(value, int | float):
-        return f"the number {quote(value)}"
+        return "a number" if hidden else f"the number {quote(value)}"
     if isinstance(value, str):
-        return f"the text {quote(value)}"
+        return "a text" if hidden else f"the text {quote(value)}"
     if value is None:
         return "empty"
     return "a mapping" if isinstance(value, dict) else "a list"

@@ -9,6 +9,7 @@ Kubernetes reads them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from krelay.config.flaw import Flaw, quote
+from krelay.config.rules import is_secret
 from krelay.config.syntax import explain
 from krelay.config.variables import expand
 from krelay.errors import Problem
@@ -51,7 +53,8 @@ class Node:
     `keys` has the place of every key where the value is a mapping. `inside` is the column at
     which a string's own text starts, or None where the text is not verbatim on one line.
     `size`, `height` and `text` count the nodes, levels and characters in it, with aliases
-    followed.
+    followed. `raw` is the text of a plain scalar that has variables, with those filled in.
+    `secret`: it belongs to a key whose value is shown nowhere.
     """
 
     line: int
@@ -63,6 +66,8 @@ class Node:
     height: int = 1
     text: int = 0
     broken: bool = False
+    raw: str | None = None
+    secret: bool = False
 
     def plain(self) -> Any:
         """The value without positions: what `json.loads` would give."""
@@ -74,6 +79,8 @@ class Node:
 
     def problem(self, flaw: Flaw) -> Problem:
         """A flaw in the scalar: at the very character where the file has it as it is."""
+        if self.secret:
+            return Problem(self.line, self.column, "a secret cannot be the value here")
         if self.inside is not None:
             return flaw.at(self.line, self.inside)
         return Problem(self.line, self.column, flaw.message, flaw.hint)
@@ -103,6 +110,7 @@ class _Composer:
         self._events = self._parse(text)
         self._anchors: dict[str, Node | None] = {}  # None while the node is still open
         self._depth = 0
+        self._hidden = 0  # how many of the keys around are secret
         self._nodes = 0
         self._merged = 0
         self._length = 0
@@ -167,16 +175,24 @@ class _Composer:
         return node
 
     def _alias(self, event: Any) -> Node:
-        name = quote(f"*{event.anchor}")
+        name = self._shown(f"*{event.anchor}", "an alias")
         if event.anchor not in self._anchors:
             hint = f"write {quote(f'&{event.anchor}')} there"
+            if self._hidden:
+                hint = "put a value that starts with `*` in quotes"
             self._problem(event, f"{name} has no anchor before it", hint)
             return Node(*_place(event), None, broken=True)
         node = self._anchors[event.anchor]
         if node is None:
             self._problem(event, f"{name} is inside of what it stands for")
             raise _Stop
+        if self._hidden:
+            _hide(node)
         return node
+
+    def _shown(self, text: str, else_: str, before: str = "") -> str:
+        """The text in quotes; what to say in its place where it is secret."""
+        return else_ if self._hidden else before + quote(text)
 
     def _sequence(self, event: Any) -> Node:
         self._check_tag(event, "seq")
@@ -190,12 +206,15 @@ class _Composer:
         merged: list[Node] = []
         broken = False
         for key_event, key in self._keys():
+            secret = is_secret(key)
+            self._hidden += secret
             node = self._node(next(self._events))
+            self._hidden -= secret
             if key == "<<" and not key_event.style:
                 merged += self._mergeable(node)
             elif key in keys:
                 hint = f"the first is on line {keys[key][0]}; keep one of them"
-                self._problem(key_event, f"{quote(key)} is written twice", hint)
+                self._problem(key_event, f"{self._shown(key, 'a key')} is written twice", hint)
             elif key is None:
                 broken = True
             else:
@@ -261,6 +280,7 @@ class _Composer:
             height=height,
             text=text,
             broken=broken,
+            secret=bool(self._hidden),
         )
 
     def _too_long(self, event: Any) -> NoReturn:
@@ -275,7 +295,10 @@ class _Composer:
         tag = event.tag
         if tag not in (None, "!", *(_PREFIX + name for name in allowed)):
             shown = "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
-            self._problem(event, f"the tag {quote(shown)} means nothing here", "remove it")
+            hint = "put a value that starts with `!` in quotes" if self._hidden else "remove it"
+            self._problem(
+                event, f"{self._shown(shown, 'a tag', 'the tag ')} means nothing here", hint
+            )
 
     def _scalar(self, event: Any) -> Node:
         before = len(self.problems)
@@ -287,7 +310,7 @@ class _Composer:
         one_line = event.start_mark.line == event.end_mark.line and event.style not in ("|", ">")
         inside = column + quotes if one_line and length == len(event.value) else None
 
-        text, flaws = expand(event.value, self._environ)
+        text, flaws = expand(event.value, self._environ, hidden=bool(self._hidden))
         self._length += len(text)
         if self._length > MAX_TEXT:
             self._too_long(event)
@@ -295,19 +318,50 @@ class _Composer:
             offset = 0 if inside is None else flaw.offset + quotes
             self._add(Problem(line, column + offset, flaw.message, flaw.hint))
         plain = not event.style and event.tag is None
-        if plain and _OLD_OCTAL.fullmatch(text):
-            hint = "say which: `0o644` is octal, `644` is decimal; or quote it"
-            self._problem(event, f"{quote(text)} is octal to some and decimal to others", hint)
+        raw = text if plain and text != event.value else None
         if _SURROGATE.search(text):
-            self._problem(event, f"{quote(text)} is not all text", "a variable may not be UTF-8")
-        return Node(
+            what = self._shown(text, "the value")
+            self._problem(event, f"{what} is not all text", "a variable may not be UTF-8")
+        node = Node(
             line,
             column,
             typed(text) if plain else text,
             inside=inside if text == event.value else None,
             text=len(text),
             broken=len(self.problems) > before,
+            raw=raw,
+            secret=bool(self._hidden),
         )
+        if plain and raw is None and is_old_octal(text):
+            self._add(octal(node, text))
+            return dataclasses.replace(node, broken=True)
+        return node
+
+
+def is_old_octal(text: str) -> bool:
+    """Whether a number of YAML 1.1 would be octal."""
+    return _OLD_OCTAL.fullmatch(text) is not None
+
+
+def octal(node: Node, text: str) -> Problem:
+    """What is wrong with such a number."""
+    what = "a number that starts with 0" if node.secret else quote(text)
+    hint = "say which: `0o644` is octal, `644` is decimal; or quote it"
+    message = f"{what} is octal to some and decimal to others"
+    return Problem(node.line, node.column, message, hint)
+
+
+def _hide(node: Node) -> None:
+    """Make a value secret that was read before: an alias under a secret key names it."""
+    if node.secret:
+        return
+    object.__setattr__(node, "secret", True)
+    if isinstance(node.value, dict):
+        for child in node.value.values():
+            _hide(child)
+    elif isinstance(node.value, list):
+        for child in node.value:
+            _hide(child)
 
 
 def typed(text: str) -> Scalar:

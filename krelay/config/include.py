@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from krelay.config import build, document, source, targets_txt, validation
+from krelay.config import build, document, rules, source, targets_txt, validation
 from krelay.config.document import Node
 from krelay.config.flaw import Flaw, quote
 from krelay.config.part import Part
@@ -88,7 +88,7 @@ class _Reader:
 def _own(root: Node, problems: list[Problem]) -> Node:
     """An included file without what is not for it to say, which are problems."""
     assert isinstance(root.value, dict)
-    foreign = (validation.schema()["properties"].keys() - _OF_TARGETS) & root.value.keys()
+    foreign = (rules.schema()["properties"].keys() - _OF_TARGETS) & root.value.keys()
     for key in foreign:
         message = f"{quote(key)} belongs in the file that includes this one"
         problems.append(Problem(*root.keys[key], message, "it is about krelay: move it there"))

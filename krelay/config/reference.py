@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from krelay.config.validation import schema
+from krelay.config.rules import schema
 
 _INTRO = """\
 # The file
@@ -16,8 +16,9 @@ _INTRO = """\
 
 `krelay up` reads `krelay.yaml` or `krelay.yml` in the current directory, the file of `-f`, or
 standard input for `-f -`; a pipe (`<(…)`) is read once, at the start, and not watched. What a file
-names (`include`, patches) is a regular file. A targets.txt of the Go krelay works as well: krelay looks at what is
-in a file, not at its name. `krelay check` tells every problem of a file with its line and column.
+names (`include`, patches) is a regular file. A targets.txt of the Go krelay works as well: krelay
+looks at what is in a file, not at its name. `krelay check` tells every problem of a file with its
+line and column.
 
 **YAML** is read by its version 1.2: `8080:53` is text, and only `true` and `false` are booleans.
 Anchors, aliases and merge keys (`<<`) work. A key that krelay does not know is an error. A key
@@ -25,7 +26,11 @@ without a value is as good as no key, where the table's type has `null`.
 
 **Variables**: `${VAR}` is the environment's, `${VAR:-default}` has a default for one that is
 unset or empty, `$$` is a dollar. They work in values, never in keys, and fill in one value each:
-what a variable holds cannot add lines or keys. Inside of `[ ]` and `{ }` they need quotes.
+what a variable holds cannot add lines or keys. Inside of `[ ]` and `{ }` they need quotes. Where
+only text is allowed, what a variable holds is text, also if it looks like a number.
+
+**Secrets** (`token`, `password`: what the schema marks `writeOnly`) are shown nowhere: not in an
+error, a plan, a log or the status.
 
 **Bounds**: a file has at most 1 MiB, 50,000 values (aliases and merged keys count for what they
 stand for) and 4 MiB of text with its variables filled in; a config has at most 10,000 forwards.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from krelay.config.flaw import quote
+from krelay.config.rules import secret_keys
 from krelay.errors import Problem
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
     lines = text.split("\n")
     here = lines[line] if line < len(lines) else ""
     char = here[column : column + 1]
+    # It may be a character of a secret.
+    shown = "a character" if any(key in here.lower() for key in secret_keys()) else quote(char)
     what, context = getattr(error, "problem", None) or "", getattr(error, "context", None) or ""
 
     def problem(message: str, hint: str | None = None, *, opened: bool = False) -> Problem:
@@ -34,7 +37,7 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
     if "cannot start any token" in what:
         if char == "\t":
             return problem("a tab indents this line", "YAML indents with spaces only")
-        return problem(f"{quote(char)} cannot start a value", "put the value in quotes")
+        return problem(f"{shown} cannot start a value", "put the value in quotes")
     if "mapping values are not allowed" in what:
         return problem(
             "unexpected `:`",
@@ -50,13 +53,13 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
         hint = _IN_BRACKETS if "${" in here else "a `,` or the closing bracket is missing"
         if not char:
             return problem("the bracket that opens here is never closed", opened=True)
-        return problem(f"{quote(char)} is unexpected", hint)
+        return problem(f"{shown} is unexpected", hint)
     if "could not find expected ':'" in what:
         return problem("neither `key: value` nor a list item", "add the `:`", opened=True)
     if "parsing a block" in context and "node" not in context:
-        return problem(f"{quote(char)} is unexpected" if char else "wrong indentation", _INDENT)
+        return problem(f"{shown} is unexpected" if char else "wrong indentation", _INDENT)
     if "node" in context and char:
-        return problem(f"{quote(char)} is unexpected", "a value that starts with it needs quotes")
+        return problem(f"{shown} is unexpected", "a value that starts with it needs quotes")
     if "anchor" in context or "alias" in context:
         return problem(
             "a name must follow `&` and `*`", "a value that starts with one needs quotes"

@@ -1,39 +1,23 @@
-"""The JSON Schema of krelay.yaml: where it is, and a tree held against it."""
+"""A tree held against the JSON Schema of krelay.yaml."""
 
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from krelay.config.complaints import Steps, find, translate
 from krelay.config.document import Node
+from krelay.config.rules import schema
+from krelay.config.settle import settle
 from krelay.errors import Problem
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
 
-FILE = "krelay.schema.json"
 PATCH = ("properties", "agent", "properties", "patches", "items", "properties", "patch")
 MAX_PROBLEMS = 100  # the nearest key to each of thousands would take minutes
-
-
-@functools.cache
-def _text() -> str:
-    inside = resources.files("krelay").joinpath("schema", FILE)  # a wheel brings it along
-    if inside.is_file():
-        return inside.read_text("utf-8")
-    return (Path(__file__).parents[2] / "schema" / FILE).read_text("utf-8")  # a checkout
-
-
-def schema() -> dict[str, Any]:
-    """The schema, draft-07, as a fresh copy: of the wheel, or of an editable install's checkout."""
-    loaded: dict[str, Any] = json.loads(_text())
-    return loaded
 
 
 def check(root: Node, *steps: str) -> tuple[Node | None, list[Problem]]:
@@ -46,6 +30,7 @@ def check(root: Node, *steps: str) -> tuple[Node | None, list[Problem]]:
     problems: list[Problem] = []
     bad: set[Steps] = set()
     rules = schema()
+    root = settle(root, _part(*steps), rules["definitions"], problems)
     for error in _validator(*steps).iter_errors(root.plain()):
         if find(root, tuple(error.absolute_path)).broken:
             continue
@@ -69,10 +54,14 @@ def _validator(*steps: str) -> Any:
             yield ValidationError("pattern")
 
     strict = validators.extend(Draft7Validator, {"pattern": pattern})  # type: ignore[no-untyped-call]
+    return strict(_part(*steps))
+
+
+def _part(*steps: str) -> dict[str, Any]:
     rules = schema()
     for step in steps:
         rules = rules[step]
-    return strict(rules)
+    return rules
 
 
 def _without(node: Node, bad: set[Steps], path: Steps) -> Node | None:
@@ -82,8 +71,9 @@ def _without(node: Node, bad: set[Steps], path: Steps) -> Node | None:
     if isinstance(node.value, dict):
         kept = {key: _without(child, bad, (*path, key)) for key, child in node.value.items()}
         some = {key: child for key, child in kept.items() if child is not None}
-        return Node(node.line, node.column, some, node.keys)
+        return Node(node.line, node.column, some, node.keys, secret=node.secret)
     if isinstance(node.value, list):
         items = [_without(item, bad, (*path, index)) for index, item in enumerate(node.value)]
-        return Node(node.line, node.column, [item for item in items if item is not None])
+        left = [item for item in items if item is not None]
+        return Node(node.line, node.column, left, secret=node.secret)
     return node

@@ -18,11 +18,14 @@ _REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)(\}?)")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
-def expand(text: str, environ: Mapping[str, str]) -> tuple[str, list[Flaw]]:
+def expand(
+    text: str, environ: Mapping[str, str], *, hidden: bool = False
+) -> tuple[str, list[Flaw]]:
     """The text with its variables filled in, and every reference that cannot be.
 
     As in a shell, `${VAR:-default}` is the default where VAR is unset or empty. The first
-    MAX_FLAWS are found.
+    MAX_FLAWS are found. `hidden`: the text is secret, and no flaw shows a part of it other than a
+    variable's name.
     """
     flaws: list[Flaw] = []
     length = len(text)
@@ -34,7 +37,7 @@ def expand(text: str, environ: Mapping[str, str]) -> tuple[str, list[Flaw]]:
         if len(flaws) >= MAX_FLAWS or length > MAX_TEXT:
             return ""
         try:
-            found = _lookup(match[1], bool(match[2]), environ)
+            found = _lookup(match[1], bool(match[2]), environ, hidden=hidden)
             length += len(found)
             if length > MAX_TEXT:
                 raise Flaw("a text of more than 1 MiB", hint="its variables are long")
@@ -46,16 +49,18 @@ def expand(text: str, environ: Mapping[str, str]) -> tuple[str, list[Flaw]]:
     return (_REFERENCE.sub(value, text) if "$" in text else text), flaws
 
 
-def _lookup(inside: str, closed: bool, environ: Mapping[str, str]) -> str:
+def _lookup(inside: str, closed: bool, environ: Mapping[str, str], *, hidden: bool) -> str:
     if not closed:
+        shown = "`${`" if hidden else quote("${" + inside)
         raise Flaw(
-            f"{quote('${' + inside)} is not closed by `}}`, or holds another brace",
+            f"{shown} is not closed by `}}`, or holds another brace",
             hint="write `$${` for the characters themselves; variables do not nest",
         )
     match = _INSIDE.fullmatch(inside)
     if match is None:
+        shown = "`${…}`" if hidden else quote("${" + inside + "}")
         raise Flaw(
-            f"{quote('${' + inside + '}')} is not a variable",
+            f"{shown} is not a variable",
             hint="write `${NAME}` or `${NAME:-default}`, and `$$` for a dollar",
         )
     name, default = match[1], match[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,8 +101,10 @@ class Reloader:
                 raise
             except Exception as exc:
                 # A file that finds a bug is a wrong file: what runs has nothing to do with it.
-                logger.exception("reading the file failed")
-                error = KrelayError(f"internal error: {exc!r}")
+                # What it says may hold a part of the file, and so a secret.
+                stack = "".join(traceback.format_tb(exc.__traceback__))
+                logger.error("reading the file failed: %s\n%s", type(exc).__name__, stack)
+                error = KrelayError(f"internal error: {type(exc).__name__}")
                 self._wrong(error)
                 raise error from exc
             self._files = config.files

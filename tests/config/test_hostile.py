@@ -21,8 +21,8 @@ from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
 from krelay.config.load import load
 from krelay.config.part import MAX_FORWARDS
+from krelay.config.rules import schema
 from krelay.config.source import MAX_BYTES, is_targets_txt
-from krelay.config.validation import schema
 from krelay.errors import ConfigError
 from krelay.model import Config, Kind, Port, Target
 

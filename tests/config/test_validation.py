@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
-from krelay.config import validation
+from krelay.config import rules as rules_module
 from krelay.config.document import Node, read
 from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw
+from krelay.config.rules import schema
 from krelay.config.size import parse_size
-from krelay.config.validation import MAX_PROBLEMS, PATCH, check, schema
+from krelay.config.validation import MAX_PROBLEMS, PATCH, check
 from krelay.model import (
     LOOPBACK,
     AgentConfig,
@@ -211,13 +212,13 @@ def test_the_one_beside_the_package_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "schema").mkdir()
-    (tmp_path / "schema" / validation.FILE).write_text('{"$id": "wheel"}')
-    monkeypatch.setattr(validation.resources, "files", lambda package: tmp_path)
-    validation._text.cache_clear()
+    (tmp_path / "schema" / rules_module.FILE).write_text('{"$id": "wheel"}')
+    monkeypatch.setattr(rules_module.resources, "files", lambda package: tmp_path)
+    rules_module._text.cache_clear()
     try:
         assert schema() == {"$id": "wheel"}
     finally:
-        validation._text.cache_clear()
+        rules_module._text.cache_clear()
 
 
 def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
