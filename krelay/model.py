@@ -113,9 +113,10 @@ class Target:
     """One entry of the file. Its `name` is unique, and the key of every diff.
 
     `listen` is an address (v4 or v6) or `localhost`, which is both families or neither.
-    `credentials` are the user's name and password that a proxy asks for. `check` is how it is
-    probed. `namespace` and `context` are None where kubeconfig's own apply. `line` and `column`,
-    from 1, are its place in `file`; a target of the command line has none.
+    `credentials` are the user's name and password that a proxy asks for; `insecure`: it may be open
+    to other machines without them. `check` is how it is probed. `namespace` and `context` are None
+    where kubeconfig's own apply. `line` and `column`, from 1, are its place in `file`; a target of
+    the command line has none.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Target:
     context: str | None = None
     listen: str = LOOPBACK
     credentials: tuple[str, str] | None = field(default=None, repr=False)
+    insecure: bool = False
     check: Check = Check()
     line: int = field(default=0, compare=False)
     column: int = field(default=0, compare=False)

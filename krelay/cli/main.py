@@ -76,6 +76,7 @@ def up(
 @click.option(
     "--password", envvar="KRELAY_PROXY_PASSWORD", help="Better from the variable.", show_envvar=True
 )
+@click.option("--insecure", is_flag=True, help="Let other machines in without a password.")
 @click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
 @options.log_format
 @_verbose
@@ -84,6 +85,7 @@ def proxy(
     context: str | None,
     username: str | None,
     password: str | None,
+    insecure: bool,
     embedded: bool,
     log_format: str,
     verbose: int,
@@ -91,7 +93,7 @@ def proxy(
     """Run a SOCKS5 and HTTP proxy into the cluster until Ctrl-C; names are resolved there.
 
     With a username and a password, which KRELAY_PROXY_USERNAME and KRELAY_PROXY_PASSWORD hold
-    as well, others are refused.
+    as well, others are refused. Beyond loopback it takes these, or --insecure.
     """
     from krelay.cli.up import run
     from krelay.config.overlay import Overlay, Proxy
@@ -100,7 +102,8 @@ def proxy(
         raise UsageError("a username needs a password", hint="write both, or neither")
     credentials = (username, password) if username is not None and password is not None else None
     set_up_logging(verbose, json=log_format == "json")
-    return run(Proxy(listen, credentials, embedded, Overlay(context=context)))
+    overlay = Overlay(context=context, insecure=insecure)
+    return run(Proxy(listen, credentials, embedded, overlay))
 
 
 @cli.command("run", cls=options.WithCommand, options_metavar="[OPTIONS]")

@@ -165,6 +165,7 @@ def _overlay(given: dict[str, Any]) -> Overlay:
         listens=_addresses(given["address"]),
         image=given["server_image"],
         patches=_patches(given["patch"], given["patch_file"], given["patch_type"]),
+        insecure=given["insecure"],
     )
 
 
@@ -194,6 +195,7 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
     multiple=True,
     help="Address to listen on; several allowed. [127.0.0.1]",
 )
+@click.option("--insecure", is_flag=True, help="Let other machines use a proxy without a password.")
 @click.option("-p", "--patch", metavar="PATCH", help="A patch to the agent's pod, JSON or YAML.")
 @click.option("--patch-file", metavar="FILE", help="A file with such a patch.")
 @click.option(

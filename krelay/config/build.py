@@ -16,7 +16,7 @@ from krelay.config.duration import parse_duration
 from krelay.config.flaw import Flaw, quote
 from krelay.config.line import Line, parse_line, parse_namespace, split
 from krelay.config.part import MAX_FORWARDS, Part
-from krelay.config.serving import parse_serving
+from krelay.config.serving import parse_serving, unguarded, unguarded_message
 from krelay.config.size import parse_size
 from krelay.config.source import Files
 from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
@@ -61,6 +61,10 @@ def _section(node: Node | None) -> Section:
     if node is None or not isinstance(node.value, dict):
         return {}
     return {key: value for key, value in node.value.items() if value.value is not None}
+
+
+def _entries(node: Node) -> Section:
+    return node.value if isinstance(node.value, dict) else {}
 
 
 def _items(node: Node | None) -> list[Node]:
@@ -212,7 +216,9 @@ class _Builder:
             port = int(entry["port"].plain()) if "port" in entry else PROXY_PORT
             texts = {key: entry[key].plain() for key in ("username", "password") if key in entry}
             line, column = given.keys[name]
-            for key in texts if len(texts) == 1 else ():
+            # A key without a value here is one that is wrong, and told.
+            wrong = bool(node.keys.keys() - _entries(node).keys() & {"username", "password"})
+            for key in texts if len(texts) == 1 and not wrong else ():
                 other = "password" if key == "username" else "username"
                 message = f"`{key}` without `{other}`"
                 self._problems.append(Problem(*node.keys[key], message, "write both, or neither"))
@@ -222,11 +228,16 @@ class _Builder:
                 context=self._text(entry, "context") or everyone["context"],
                 listen=self._text(entry, "listen", parse_listen) or everyone["listen"],
                 credentials=(texts["username"], texts["password"]) if len(texts) == 2 else None,
+                insecure="insecure" in entry and entry["insecure"].value is True,
                 line=line,
                 column=column,
                 file=self._path,
             )
             self._claims.append(Claim(target, target.ports[0], line, column))
+            if unguarded(target) and not texts and not wrong:
+                hint = "write both, listen on `127.0.0.1`, or say `insecure: true`"
+                at = entry["listen"] if "listen" in entry else Node(line, column, None)
+                self._problems.append(at.problem(Flaw(unguarded_message(target), hint=hint)))
             yield target
 
     def _short(self, node: Node) -> tuple[Line | None, list[tuple[int, int]], dict[str, Any]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from krelay.config.flaw import Flaw
 from krelay.config.load import parse_target
+from krelay.config.serving import unguarded, unguarded_message
 from krelay.config.target import parse_listen, parse_port
 from krelay.errors import UsageError
 from krelay.model import (
@@ -28,6 +29,7 @@ class Overlay:
 
     `namespace` is that of targets which name none of their own. `listens` are addresses for the
     targets that listen where they do by default; each of several gets its own listener.
+    `insecure`: proxies may be open to other machines without a password.
     """
 
     context: str | None = None
@@ -35,15 +37,24 @@ class Overlay:
     listens: tuple[str, ...] = ()
     image: str | None = None
     patches: tuple[Patch, ...] = field(default=(), repr=False)
+    insecure: bool = False
 
     def over(self, config: Config) -> Config:
-        """The config with these options over it."""
-        return dataclasses.replace(
+        """The config with these options over it.
+
+        Raises:
+            UsageError: a proxy would be open to other machines.
+        """
+        config = dataclasses.replace(
             config,
             context=self.context or config.context,
             agent=self._agent(config.agent),
             targets=tuple(at for target in config.targets for at in self._targets(target)),
         )
+        for target in filter(unguarded, config.targets):
+            hint = "`krelay proxy --username` asks for them; `--insecure` lets everyone in"
+            raise UsageError(f"{target.name}: {unguarded_message(target)}", hint=hint)
+        return config
 
     def _agent(self, agent: AgentConfig) -> AgentConfig:
         image = self.image or agent.image
@@ -54,6 +65,7 @@ class Overlay:
             target,
             namespace=target.namespace or self.namespace,
             context=self.context or target.context,
+            insecure=self.insecure or target.insecure,
         )
         listens = self.listens if target.listen == LOOPBACK and self.listens else (target.listen,)
         return [
@@ -94,7 +106,7 @@ class Proxy:
     of the two."""
 
     listen: str = f"{LOOPBACK}:{PROXY_PORT}"
-    credentials: tuple[str, str] | None = None
+    credentials: tuple[str, str] | None = field(default=None, repr=False)
     embedded: bool = False
     overlay: Overlay = Overlay()
 
@@ -106,7 +118,7 @@ class Proxy:
         """What they say.
 
         Raises:
-            UsageError: that cannot be listened on.
+            UsageError: that cannot be listened on, or not without a password.
         """
         address, colon, port = self.listen.rpartition(":")
         if not colon and not port.isdigit():

@@ -21,6 +21,7 @@ from krelay.errors import (
     ListenError,
     NotReadyError,
     TunnelError,
+    UsageError,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,13 @@ def test_a_proxy_s_command_line(
         ("127.0.0.1:1080", None, False),
         ("127.0.0.1:0", ("me", "pw"), True),
     ]
+    monkeypatch.delenv("KRELAY_PROXY_PASSWORD")
+    assert krelay("proxy", "-l", "0.0.0.0:0", "--insecure") == 0
+    assert sources[-1].load().targets[0].insecure
+    assert krelay("proxy", "-l", "0.0.0.0:0") == 0
+    with pytest.raises(UsageError, match="is open to other machines"):
+        sources[-1].load()
+    monkeypatch.setenv("KRELAY_PROXY_PASSWORD", "pw")
     assert krelay("proxy") == 2
     assert "a username needs a password" in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ import pytest
 
 from krelay.config import parse
 from krelay.config.build import build
+from krelay.config.diff import diff
 from krelay.config.document import Node, read
 from krelay.config.source import Files
 from krelay.config.validation import check
@@ -276,6 +277,10 @@ def test_proxies_are_targets_of_a_kind_of_their_own() -> None:
         ("proxies: {p: {password: pw}}", 2, "`password` without `username`"),
         ("proxies: {p: {port: 70000}}", 2, "out of range"),
         ("proxies: {}", 2, "is empty"),
+        ("proxies: {p: {listen: 0.0.0.0}}", 2, "`0.0.0.0` is open to other machines"),
+        ("proxies: {p: {listen: '::', insecure: false}}", 2, "`::` is open to other machines"),
+        ("defaults: {listen: 10.0.0.1}\nproxies: {p: {}}", 3, "which takes a `username` and a"),
+        ("proxies: {p: {username: me, password: 1}}", 2, "must be text, not a number"),
         ("proxies: {p: {}, q: {}}", 2, "is taken by target `p`"),
         ("targets: {p: ip/10.0.0.1 1}\nproxies: {p: {}}", 3, "the name `p` is taken"),
         ("targets: {t: ip/10.0.0.1 1080}\nproxies: {p: {}}", 3, "is taken by target `t`"),
@@ -288,3 +293,24 @@ def test_proxies_that_are_wrong(text: str, line: int, message: str) -> None:
     (problem,) = caught.value.problems
     assert problem.line == line
     assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{listen: 0.0.0.0, username: me, password: pw}",
+        "{listen: 0.0.0.0, insecure: true}",
+        "{listen: 127.0.0.9}",
+        "{listen: localhost}",
+        "{listen: '::1', insecure: false}",
+    ],
+)
+def test_proxies_that_may_listen_there(entry: str) -> None:
+    (target,) = parse(f"apiVersion: krelay/v1\nproxies: {{p: {entry}}}\n", "x", {}).targets
+    assert target.insecure is ("insecure: true" in entry)
+
+
+def test_that_a_proxy_is_insecure_changes_nothing_that_runs() -> None:
+    text = "apiVersion: krelay/v1\nproxies: {{p: {{insecure: {}}}}}\n"
+    before, after = (parse(text.format(value), "x", {}) for value in ("false", "true"))
+    assert not diff(before, after)

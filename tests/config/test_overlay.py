@@ -6,7 +6,17 @@ import pytest
 
 from krelay.config.overlay import Overlay, Proxy, Words
 from krelay.errors import UsageError
-from krelay.model import AgentConfig, Check, CheckKind, Config, Kind, Patch, Port, Target
+from krelay.model import (
+    AgentConfig,
+    Check,
+    CheckKind,
+    Config,
+    Kind,
+    Patch,
+    Port,
+    Target,
+    proxy_target,
+)
 
 PATCH = Patch({"spec": {}})
 WEB = Target("web", Kind.SERVICE, "web", (Port(80, 8080),))
@@ -85,3 +95,25 @@ def test_a_proxy_is_a_target_too(listen: str, address: str, port: int) -> None:
 def test_a_proxy_that_can_listen_nowhere(listen: str) -> None:
     with pytest.raises(UsageError):
         Proxy(listen).load()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1080", "[::]:0", "10.0.0.1"])
+def test_a_proxy_that_other_machines_reach_takes_a_password(listen: str) -> None:
+    with pytest.raises(UsageError, match="is open to other machines") as caught:
+        Proxy(listen).load()
+    assert "--insecure" in str(caught.value.hint)
+    assert Proxy(listen, ("me", "pw")).load()
+    (target,) = Proxy(listen, overlay=Overlay(insecure=True)).load().targets
+    assert target.insecure
+
+
+def test_an_address_of_the_command_line_opens_no_proxy_of_a_file() -> None:
+    config = Config((WEB, proxy_target("p")))
+    with pytest.raises(UsageError, match=r"p: `0\.0\.0\.0` is open"):
+        Overlay(listens=("0.0.0.0",)).over(config)
+    assert len(Overlay(listens=("127.0.0.2", "::1")).over(config).targets) == 4
+    assert Overlay(listens=("0.0.0.0",), insecure=True).over(config)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "pw" not in repr(Proxy(credentials=("me", "pw")))
