@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from unittest.mock import patch
 
 from krelay.config.changes import changes
 from krelay.config.diff import diff
+from krelay.config.document import Node, read
 from krelay.config.load import load, parse_target
+from krelay.config.part import MAX_FORWARDS
+from krelay.config.rules import schema
 from krelay.errors import ConfigError, UsageError
 from krelay.model import Config
 
 ENVIRON = {"HOME": "/home/me", "PORT": "8080", "EMPTY": "", "TEXT": "a: b", "BYTES": "\udcff"}
 SEPARATOR = b"\0"
 """Between the files of one input: none may hold it."""
+
+_LONG = 8
+"""Characters from which on a text is not in an error by chance."""
+_WORDS = (json.dumps(schema()), *ENVIRON)
 
 _files: dict[str, bytes] = {}
 
@@ -51,6 +59,7 @@ def _load(path: str, data: bytes) -> None:
     except ConfigError as exc:
         assert exc.problems
         _readable(exc)
+        _secretive(exc, data)
         return
     assert isinstance(config, Config)
     assert config.targets
@@ -58,8 +67,36 @@ def _load(path: str, data: bytes) -> None:
     assert all(0 <= (port.local or 0) < 65_536 for t in config.targets for port in t.ports)
     plan = diff(None, config)
     assert len(plan.pairs) == sum(len(target.ports) for target in config.targets)
+    assert len(plan.pairs) <= MAX_FORWARDS
     assert list(changes(plan, live=lambda _: 0, carried=lambda _: 0, drain=0.0))
     assert not diff(config, config)
+
+
+def _secretive(exc: ConfigError, data: bytes) -> None:
+    """What is written for a secret, and nowhere else, is not said."""
+    root, _ = read(data.decode(errors="replace"), ENVIRON)
+    secret, shown = _texts(root) if root else (set(), set())
+    said = "\n".join(exc.report())
+    for text in secret:
+        if len(text) >= _LONG and not any(text in other for other in shown):
+            assert text not in said, text
+
+
+def _texts(node: Node) -> tuple[set[str], set[str]]:
+    """The texts of the values that are secret; those of the others, and the keys."""
+    secret: set[str] = set()
+    shown: set[str] = set(_WORDS)
+    left = [node]
+    while left:
+        node = left.pop()
+        if isinstance(node.value, dict):
+            shown.update(node.value)
+            left += node.value.values()
+        elif isinstance(node.value, list):
+            left += node.value
+        else:
+            (secret if node.secret else shown).add(str(node.value))
+    return secret, shown
 
 
 def _readable(exc: UsageError | ConfigError) -> None:

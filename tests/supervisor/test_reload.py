@@ -168,6 +168,24 @@ async def test_a_file_that_is_never_read_holds_up_nothing(
             answers.set()
 
 
+async def test_what_runs_moves_on_while_a_file_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    many = "".join(f"  a{n}: ip/127.0.0.1 :1\n" for n in range(30_000))
+    async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
+        talk = await Talk.to(w.port("one"))
+        source = Selection("-", text=(HEAD + "targets:\n" + many).encode())
+        planning = asyncio.create_task(w.reloader.plan(source))
+        trips = 0
+        while not planning.done():
+            assert await talk.alive()
+            trips += 1
+        with pytest.raises(ConfigError, match="1 problem"):
+            planning.result()
+        assert trips > 10
+        await talk.close()
+
+
 class Embedded:
     """A selection with an agent in this process."""
 
