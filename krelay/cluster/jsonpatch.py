@@ -11,6 +11,8 @@ from typing import Any
 
 from krelay.cluster.patch import PatchError, plain
 
+MAX_COPIED = 50_000
+"""Values that the operations of one patch may copy: each may double the document."""
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -21,8 +23,13 @@ def json_patch(document: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
         PatchError: an operation is malformed, its place does not exist, or its test failed.
     """
     holder = [plain(document)]
+    copied = 0
     for number, operation in enumerate(operations):
         try:
+            if _text(operation, "op") == "copy":
+                copied += _size(_get(holder, _text(operation, "from")))
+                if copied > MAX_COPIED:
+                    raise PatchError(f"copies more than {MAX_COPIED} values")
             _apply(holder, operation)
         except PatchError as error:
             raise PatchError(f"operation {number + 1}: {error}") from None
@@ -51,6 +58,12 @@ def _apply(holder: list[Any], operation: Mapping[str, Any]) -> None:
                 raise PatchError(f"the test of {path!r} failed")
         case _:
             raise PatchError(f"there is no op {op!r}")
+
+
+def _size(value: Any) -> int:
+    """How many values there are in one, itself among them."""
+    below: Any = value.values() if isinstance(value, Mapping) else value
+    return 1 + (sum(map(_size, below)) if isinstance(value, Mapping | list) else 0)
 
 
 def _text(operation: Mapping[str, Any], name: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.cluster.jsonpatch import json_patch, same
+from krelay.cluster.jsonpatch import MAX_COPIED, json_patch, same
 from krelay.cluster.patch import PatchError
 
 SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.floats(-2, 2) | st.text(max_size=2)
@@ -140,3 +140,9 @@ def test_equality_tells_true_from_one() -> None:
     assert not same([0], [False])
     assert not same([1], [1, 2])
     assert not same({"a": 1}, {"b": 1})
+
+
+def test_there_is_an_end_to_copies() -> None:
+    bomb = [op("copy", f"/x{n}", **{"from": ""}) for n in range(60)]
+    with pytest.raises(PatchError, match=f"copies more than {MAX_COPIED} values"):
+        json_patch({"a": 1}, bomb)
