@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import shlex
+from contextlib import suppress
 from typing import Any
 
 from fuzz.draw import Draw
@@ -16,7 +17,7 @@ from krelay.cluster.objects import MADE, kind_of, read_event, read_list, read_ob
 from krelay.cluster.oidc import _DISCOVERY, _TOKENS, _until
 from krelay.cluster.pods import choose, resolve_port, why_none
 from krelay.cluster.refusal import Refusal
-from krelay.cluster.selectors import selector_text
+from krelay.cluster.selectors import Selector
 from krelay.cluster.services import resolve_service
 from krelay.errors import ClusterError, MalformedError
 from krelay.model import Port, Resolution
@@ -77,7 +78,8 @@ def use(resource: str, items: list[dict[str, Any]]) -> None:
     elif resource in ("deployments", "jobs"):
         diagnose(items, (), None)
         for item in items:
-            selector_text(item["spec"].get("selector"))
+            with suppress(ClusterError):
+                assert isinstance(Selector.of_workload(item["spec"].get("selector")).query, dict)
 
 
 def _check(found: Resolution) -> None:
