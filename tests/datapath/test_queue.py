@@ -14,6 +14,7 @@ import pytest
 from krelay.accept import spare
 from krelay.datapath import queue as module
 from krelay.datapath.listener import TcpListener
+from krelay.datapath.proxy import ProxyListener
 from krelay.datapath.queue import EARLY, queue
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol, Resolution
@@ -180,3 +181,17 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
             lead(route, target)
             for client in live:
                 assert await rig.recv(client, 2) == b"hi"
+
+
+async def test_a_proxy_s_client_that_goes_while_it_waits_is_gone_at_once() -> None:
+    async with rig.path() as path:
+        path.way.cut(blocked=True)
+        await rig.until(lambda: path.pool.pick() is None)
+        listener = ProxyListener("proxy", path.pool, path.tasks, park=3600.0)
+        path.listeners.append(listener)
+        await listener.open(rig.HOST, 0)
+        async with rig.connect(rig.port_of(listener)) as (_, writer):
+            writer.write(b"CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n")
+            await rig.until(lambda: len(queue()))
+            rig.rst(writer)
+            await rig.until(lambda: not listener.connections)
