@@ -41,7 +41,7 @@ def api_objects(data: bytes) -> None:
             return
         parsed = typed.load(typed.Anything(), body, path)
         if form == 1:
-            items, version, token = read_list(parsed, path)
+            items, version, token, _ = read_list(parsed, path)
             assert isinstance(version, str)
             assert isinstance(token, str)
             use(resource, items)

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from krelay.threads import DaemonExecutor
+
 T = TypeVar("T")
 
 
@@ -22,13 +24,15 @@ def hear(number: signal.Signals, handler: Callable[..., object], *args: object) 
 
 
 def run_last(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run(work)` for work that ends the process: afterwards its signals are ignored.
+    """`asyncio.run(work)` for work that ends the process.
 
-    A signal that arrives while Python shuts down would otherwise replace the exit code, or print a
-    traceback.
+    Calls that hang in threads do not hold up the end. Afterwards SIGINT and SIGTERM are ignored:
+    one that arrives while Python shuts down would replace the exit code, or print a traceback.
     """
     try:
-        return asyncio.run(work)
+        with asyncio.Runner() as runner:
+            runner.get_loop().set_default_executor(DaemonExecutor())
+            return runner.run(work)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
