@@ -43,6 +43,7 @@ class Cost:
     """What one krelay used."""
 
     bound: float
+    worked: float
     announced: float
     connections: int
     descriptors: int
@@ -129,12 +130,12 @@ def measure(place: str, count: int, objects: tuple[str, ...], folder: Path, serv
     head = f"apiVersion: krelay/v1\nnamespace: {place}\ndefaults:\n  listen: {LISTEN}\n"
     file.write_text(f"{head}targets:\n{lines}")
     began = time.monotonic()
-    bound = 0.0
+    bound = worked = 0.0
     with kit.Krelay("up", "-f", str(file)) as krelay:
         pid = krelay.process.pid
         while len(krelay.output) < count:
             if not bound and listening(pid) >= count:
-                bound = time.monotonic() - began
+                bound, worked = time.monotonic() - began, seconds(pid)
             if krelay.process.poll() is not None or time.monotonic() > began + DEADLINE:
                 raise SystemExit(f"it did not start\n{krelay.told()[-3000:]}")
             time.sleep(0.02)
@@ -147,6 +148,7 @@ def measure(place: str, count: int, objects: tuple[str, ...], folder: Path, serv
         share = (seconds(pid) - before) / WATCHED * 100
         return Cost(
             bound or announced,
+            worked,
             announced,
             connections(pid, server),
             len(inodes(pid)),
@@ -176,11 +178,12 @@ def main() -> None:
                 f"{cost.memory:.0f} MB",
                 f"{cost.share:.2f} %",
                 f"{figure(cost.bound)} s",
+                f"{figure(cost.worked)} s",
                 f"{figure(cost.announced)} s",
             ]
             rows.append(f"| {title} | " + " | ".join(cells) + " |")
             print(rows[-1], flush=True)
-    head = ["", "connections", "descriptors", "memory", "idle", "bound", "announced"]
+    head = ["", "connections", "descriptors", "memory", "idle", "bound", "work", "announced"]
     text = "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows])
     print(text)
     if not wanted:

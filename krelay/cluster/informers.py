@@ -203,6 +203,7 @@ class _Collection:
         self._next: _Whole | None = None
         self._not_whole_until = -math.inf
         self._planning: asyncio.Handle | None = None
+        self._closed = False
 
     def subscribe(self, selector: Selector) -> _Subscription:
         """Take part in the watch of `selector`; start it if it is the first."""
@@ -231,6 +232,7 @@ class _Collection:
 
     def close(self) -> None:
         """Start nothing more."""
+        self._closed = True
         if self._planning is not None:
             self._planning.cancel()
 
@@ -238,7 +240,7 @@ class _Collection:
 
     def _plan_soon(self) -> None:
         """Plan after this turn of the loop: what is wanted together is planned together."""
-        if self._planning is None:
+        if self._planning is None and not self._closed:
             self._planning = self._loop.call_soon(self._plan)
 
     def _plan(self) -> None:

@@ -38,6 +38,7 @@ METADATA = Shape(
         "name": _NAME,
         "namespace": _NAME,
         "uid": _NAME,
+        "labels": Table(_NAME),
         "resourceVersion": Word(1024),
         "creationTimestamp": _TIME,
         "deletionTimestamp": _TIME,

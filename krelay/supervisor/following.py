@@ -42,9 +42,11 @@ class Failures:
     def _flush(self) -> None:
         failed, self._failed = self._failed, {}
         for text, names in failed.items():
-            more = len(names) - _NAMED
-            named = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-            logger.error("%s: not followed: %s", named, text)
+            if len(names) == 1:
+                logger.error("%s: not followed: %s", names[0], text)
+            else:
+                named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+                logger.error("%d targets (%s) are not followed: %s", len(names), named, text)
 
 
 class Following:

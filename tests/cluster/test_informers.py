@@ -388,6 +388,19 @@ async def test_after_the_end_nothing_is_watched(kube: Any, server: Collections) 
         await first.leave()
 
 
+async def test_who_leaves_after_the_end_starts_nothing(kube: Any, server: Collections) -> None:
+    async with await Api.connect(kubeconfig=kube.kubeconfig({"token": "t"})) as api:
+        informers = Informers(api)
+        many = [Consumer(informers, SERVICES, Selector(f"s{n}")) for n in range(FEW + 3)]
+        await rig.until(lambda: server.open)
+        await informers.close()
+        asked = len(server.requests)
+        for consumer in many:
+            await consumer.leave()
+        await rig.until(lambda: not server.open)
+        assert len(server.requests) == asked
+
+
 async def test_two_hundred_targets_on_three_objects_take_five_watches(
     informers: Informers, server: Collections
 ) -> None:

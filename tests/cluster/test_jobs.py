@@ -13,7 +13,7 @@ from aiohttp import web
 from krelay.cluster import jobs as module
 from krelay.cluster.api import Api
 from krelay.cluster.jobs import PostedJobs
-from krelay.errors import AccessDeniedError, ClusterError, UnreachableError
+from krelay.errors import AccessDeniedError, ClusterError, MalformedError, UnreachableError
 
 MANIFEST = {"metadata": {"generateName": "krelay-server-", "namespace": "tools"}, "spec": {}}
 NAMED = {"metadata": {"name": "mine", "namespace": "tools"}, "spec": {}}
@@ -29,6 +29,7 @@ class Server:
         self.before: Callable[[web.Request], Awaitable[None]] = self.nothing
         self.after: Callable[[web.Request], Awaitable[None]] = self.nothing
         self.delete_status = 200
+        self.uid: object = "u"
 
     async def nothing(self, request: web.Request) -> None:
         """Neither a delay nor an error."""
@@ -40,6 +41,7 @@ class Server:
             await self.before(request)
             self.jobs.add(body["metadata"]["name"])
             await self.after(request)
+            body["metadata"]["uid"] = self.uid
             return web.json_response(body, status=201)
         name = request.path.rpartition("/")[2]
         self.deletes.append((name, await request.json()))
@@ -107,6 +109,14 @@ async def test_a_job_whose_creation_failed_after_it_was_stored_is_deleted(
     with pytest.raises(ClusterError):
         await jobs.create(MANIFEST)
     assert len(server.deletes) == 1
+    assert not server.jobs
+    assert not jobs.left
+
+
+async def test_a_job_whose_answer_is_malformed_is_deleted(server: Server, jobs: PostedJobs) -> None:
+    server.uid = [5]
+    with pytest.raises(MalformedError, match="uid"):
+        await jobs.create(MANIFEST)
     assert not server.jobs
     assert not jobs.left
 

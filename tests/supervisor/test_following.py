@@ -120,8 +120,8 @@ async def test_targets_that_fail_together_are_logged_together(
     failures.add("t9", AccessDeniedError("no"))
     await rig.until(lambda: len(caplog.records) == 3)
     assert caplog.messages == [
-        "t0, t1, t2 and 2 more: not followed: no; hint: ask",
-        "t0, t1: not followed: no, too",
+        "5 targets (t0, t1, t2, ...) are not followed: no; hint: ask",
+        "2 targets (t0, t1) are not followed: no, too",
         "t9: not followed: no",
     ]
 
