@@ -7,21 +7,20 @@ import logging
 import os
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
+from agent.lookups import Lookups
 from agent.server import Server
 from agent.settings import Settings, parse
 from krelay.mux.files import raise_file_limit
 
-# Each name that a slow resolver holds up takes a thread; more of them must not wait for it.
-_RESOLVER_THREADS = 64
+# Each name that a slow resolver holds up takes a thread until it answers.
+_RESOLVER_THREADS = 256
 
 
 async def serve(settings: Settings) -> None:
     """Run a server until it is idle or a signal ends it."""
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(_RESOLVER_THREADS, "resolver"))
-    server = Server(settings)
+    server = Server(settings, Lookups(_RESOLVER_THREADS))
     # As PID 1 of a container, signals without a handler are ignored.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.stop, signal.Signals(number).name)

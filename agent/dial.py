@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
 import os
 import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+from agent.errors import DialError
+from agent.lookups import Address, Lookups, literal
+from agent.losses import Losses
 from agent.udp import UdpSocket
 from krelay.mux.files import files_to_spare
 from krelay.wire.errors import ErrorCode
@@ -26,12 +28,7 @@ _CODES = {
 }
 
 
-class DialError(Exception):
-    """The target was not reached; `code` says why."""
-
-    def __init__(self, code: ErrorCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+_lookups = Lookups()
 
 
 def _spare_one() -> None:
@@ -44,52 +41,36 @@ def _spare_one() -> None:
         raise DialError(ErrorCode.LIMIT, "the agent has no file descriptor to spare")
 
 
-async def resolve(host: str, port: int, kind: socket.SocketKind) -> list[tuple[int, str]]:
-    """(family, address) of a host name or an address, in the order in which to try them.
-
-    Raises:
-        DialError: there is none.
-    """
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        pass
-    else:
-        return [(socket.AF_INET6 if address.version == 6 else socket.AF_INET, host)]
-    try:
-        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=kind)
-    except socket.gaierror as exc:
-        code = ErrorCode.NO_SUCH_HOST
-        if exc.errno == socket.EAI_AGAIN:
-            code = ErrorCode.RESOLVE_TIMEOUT
-        raise DialError(code, f"{host}: {exc.strerror}") from exc
-    except UnicodeError as exc:
-        raise DialError(ErrorCode.NO_SUCH_HOST, f"{host}: not a host name") from exc
-    return [(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in infos]
-
-
-async def dial_tcp(host: str, port: int, timeout: float, protocol: Callable[[], _P]) -> _P:
-    """Connect to the first address that takes it, within `timeout` seconds in all.
+async def dial_tcp(
+    host: str,
+    port: int,
+    timeout: float,
+    protocol: Callable[[], _P],
+    lookups: Lookups = _lookups,
+    client: object = None,
+) -> _P:
+    """Connect to the first address that takes it, within `timeout` seconds in all. `client` is
+    whom its look-up counts for.
 
     Raises:
         DialError: none did; it tells of the last.
     """
     _spare_one()
-    code, step = ErrorCode.RESOLVE_TIMEOUT, "resolving"
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    addresses = await lookups.find(host, client, timeout)
     try:
-        async with asyncio.timeout(timeout):
-            addresses = await resolve(host, port, socket.SOCK_STREAM)
-            code, step = ErrorCode.CONNECT_TIMEOUT, "connecting to"
-            return await _first(addresses, port, timeout, protocol)
+        async with asyncio.timeout_at(deadline):
+            return await _first(addresses, port, deadline, protocol)
     except TimeoutError as exc:
-        raise DialError(code, f"{step} {host}:{port} took over {timeout:g} s") from exc
+        message = f"connecting to {host}:{port} took over {timeout:g} s"
+        raise DialError(ErrorCode.CONNECT_TIMEOUT, message) from exc
 
 
 async def _first(
-    addresses: list[tuple[int, str]], port: int, timeout: float, protocol: Callable[[], _P]
+    addresses: list[Address], port: int, deadline: float, protocol: Callable[[], _P]
 ) -> _P:
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
     failure: DialError | None = None
     for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
@@ -114,6 +95,9 @@ async def dial_udp(
     timeout: float,
     on_datagram: Callable[[bytes], None],
     on_gone: Callable[[], None],
+    losses: Losses | None = None,
+    lookups: Lookups = _lookups,
+    client: object = None,
 ) -> UdpSocket:
     """A UDP socket connected to the first address of `host`.
 
@@ -121,22 +105,21 @@ async def dial_udp(
         DialError: it has none, or no socket could be had.
     """
     _spare_one()
+    addresses = await lookups.find(host, client, timeout)
+    # Of the two loopback addresses the older one: a connected UDP socket does not try the next.
+    family, address = addresses[-1] if addresses == literal("localhost") else addresses[0]
     try:
-        async with asyncio.timeout(timeout):
-            family, address = (await resolve(host, port, socket.SOCK_DGRAM))[0]
-            sock = socket.socket(family, socket.SOCK_DGRAM)
-            try:
-                sock.setblocking(False)
-                sock.connect((address, port))
-                _, connected = await asyncio.get_running_loop().create_datagram_endpoint(
-                    lambda: UdpSocket(sock, on_datagram, on_gone), sock=sock
-                )
-            except BaseException:
-                sock.close()
-                raise
-            return connected
-    except TimeoutError as exc:
-        raise DialError(ErrorCode.RESOLVE_TIMEOUT, f"resolving {host} timed out") from exc
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.connect((address, port))
+            _, connected = await asyncio.get_running_loop().create_datagram_endpoint(
+                lambda: UdpSocket(sock, on_datagram, on_gone, losses or Losses()), sock=sock
+            )
+        except BaseException:
+            sock.close()
+            raise
+        return connected
     except OSError as exc:
         code = _CODES.get(exc.errno or 0, ErrorCode.DIAL_FAILED)
         raise DialError(code, f"{host}:{port}: {exc.strerror or exc}") from exc

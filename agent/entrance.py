@@ -6,7 +6,9 @@ import asyncio
 import logging
 from typing import Protocol
 
-from agent.sessions import Sessions
+from agent.budget import Reservation
+from agent.client import READ, ReadBuffer
+from agent.sessions import TUNNEL_COST, Kept, Sessions
 from krelay.mux.link import Link
 from krelay.wire import header
 from krelay.wire.errors import WireError
@@ -16,15 +18,21 @@ from krelay.wire.header import Header, Status, decode_header, header_length
 logger = logging.getLogger("krelay.agent")
 
 DEADLINE = 10.0
+_FIRST_READ = 4 << 10
+"""Bytes of one read of a connection that has yet to say what it is."""
 
 
 class Host(Protocol):
     """Who keeps count of the connections, and serves the plain ones."""
 
     sessions: Sessions
+    buffer: ReadBuffer
 
     def arrived(self, entrance: Entrance) -> None:
         """A connection is there."""
+
+    def proven(self, entrance: Entrance) -> None:
+        """It carries a session now."""
 
     def left(self, entrance: Entrance) -> None:
         """It is gone."""
@@ -33,24 +41,40 @@ class Host(Protocol):
         """It is a plain one: its Header, what came behind it; its transport is paused."""
 
 
-class Entrance(Link):
-    """Reads the Header, then either shakes hands for a session or hands over to plain mode."""
+class Entrance(Link, asyncio.BufferedProtocol):
+    """Reads the Header, then either shakes hands for a session or hands over to plain mode.
+
+    Until then it is a stranger: it has DEADLINE seconds, and keeps no more than a claim needs.
+    """
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self.source = ""
+        """The address of its peer."""
         self._buffer = b""
         self._handshake: AgentHandshake | None = None
         self._deadline: asyncio.TimerHandle | None = None
+        self._kept: Kept | None = None
+        self._cost: Reservation | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        peer = transport.get_extra_info("peername")
+        self.source = str(peer[0]) if peer else ""
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(DEADLINE, self.transport.abort)
         self._host.arrived(self)
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._host.buffer.part(_FIRST_READ if self._kept is None else READ)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._host.buffer.part(nbytes)))
+
     def data_received(self, data: bytes) -> None:
-        if self.driver is not None:
-            self.driver.receive(self.transport, data)
+        if self._kept is not None:
+            self._kept.driver.receive(self.transport, data)
+            self._host.sessions.settle(self._kept)
             return
         try:
             if self._handshake is None:
@@ -61,12 +85,14 @@ class Entrance(Link):
             logger.info("refused: %s", exc)
             if self._handshake is not None:
                 self.transport.write(deny(exc.code, str(exc)))
-            self._decided()
+            # Its deadline ends it where it does not take that.
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._decided()
         super().connection_lost(exc)
+        if self._cost is not None:
+            self._cost.release()
         self._host.left(self)
 
     def _decided(self) -> None:
@@ -104,7 +130,11 @@ class Entrance(Link):
         auth = self._handshake.receive_data(data)
         if auth is None:
             return
-        self.driver = self._host.sessions.admit(self._handshake, auth, self.transport)
+        kept = self._kept = self._host.sessions.admit(self._handshake, auth, self)
+        self.driver = kept.driver
+        self._cost = kept.client.reserve()
+        self._cost.fix(TUNNEL_COST)
         self._decided()
+        self._host.proven(self)
         if auth.rest:
-            self.driver.receive(self.transport, auth.rest)
+            self.data_received(auth.rest)

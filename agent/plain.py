@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 from struct import Struct
 
-from agent.dial import DialError, dial_tcp, dial_udp
-from agent.settings import Settings
+from agent.budget import Reservation
+from agent.client import CONNECTION_COST, PIECE, READ, Client, ReadBuffer
+from agent.dial import dial_tcp, dial_udp
+from agent.errors import DialError
+from agent.lookups import Lookups
+from agent.losses import Losses
 from agent.udp import UdpSocket
 from krelay.mux.splice import Splice
 from krelay.wire import header
@@ -16,22 +21,43 @@ from krelay.wire.header import Header, Status, status_of
 logger = logging.getLogger("krelay.agent")
 
 UDP_IDLE = 110.0
+CLOSING = 5.0
+"""Seconds that a connection has to take its last bytes."""
 _LENGTH = Struct(">H")
 _BACKLOG = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one plain connection may hold: its reservation has CONNECTION_COST at least. All plain
+    connections share one client's part of the budget."""
+
+    client: Client
+    reservation: Reservation
+    buffer: ReadBuffer
+
+    def more(self, size: int) -> None:
+        """It holds `size` bytes besides what every connection has."""
+        self.reservation.set(CONNECTION_COST + size)
+
+
 async def serve_plain(
-    asked: Header, early: bytes, transport: asyncio.Transport, settings: Settings
+    asked: Header,
+    early: bytes,
+    transport: asyncio.Transport,
+    timeout: float,
+    lookups: Lookups,
+    holding: Holding,
 ) -> None:
-    """Answer one v0 connection and relay it until it has ended.
+    """Answer one v0 connection and relay it until it has ended. The dial has `timeout` seconds.
 
     `transport` is paused and its Header is read; `early` came behind that.
     """
     try:
         if asked.protocol == header.TCP:
-            await _serve_tcp(asked, early, transport, settings.connect_timeout)
+            await _serve_tcp(asked, early, transport, timeout, lookups, holding)
         elif asked.protocol == header.UDP:
-            await _serve_udp(asked, early, transport, settings.connect_timeout)
+            await _serve_udp(asked, early, transport, timeout, lookups, holding)
         else:
             transport.write(bytes([Status.UNKNOWN_PROTOCOL]))
     except DialError as exc:
@@ -42,13 +68,20 @@ async def serve_plain(
         logger.exception("plain %s:%d failed", asked.host, asked.port)
     finally:
         transport.close()
+        # A client that does not read would keep what was written for ever.
+        asyncio.get_running_loop().call_later(CLOSING, transport.abort)
 
 
-class _Half(Splice):
-    """A half that tells when it has gone."""
+class _Half(Splice, asyncio.BufferedProtocol):
+    """A half that tells when it has gone, and reads as much as there is room for."""
 
-    def __init__(self) -> None:
+    write_high_water = 0
+
+    def __init__(self, holding: Holding) -> None:
         super().__init__()
+        self.waiting = 0
+        """Bytes that wait for this half's socket."""
+        self._holding = holding
         self.gone = asyncio.get_running_loop().create_future()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -56,15 +89,43 @@ class _Half(Splice):
         if not self.gone.done():
             self.gone.set_result(None)
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        roomy = self._holding.client.allows(READ)
+        return self._holding.buffer.part(READ if roomy else PIECE)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._holding.buffer.part(nbytes)))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self.transport is not None:
+            self._wait_for(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._wait_for(0)
+        super().resume_writing()
+
+    def _wait_for(self, size: int) -> None:
+        self.waiting = size
+        other = self.other
+        self._holding.more(size + (other.waiting if isinstance(other, _Half) else 0))
+
 
 async def _serve_tcp(
-    asked: Header, early: bytes, transport: asyncio.Transport, timeout: float
+    asked: Header,
+    early: bytes,
+    transport: asyncio.Transport,
+    timeout: float,
+    lookups: Lookups,
+    holding: Holding,
 ) -> None:
-    target = await dial_tcp(asked.host, asked.port, timeout, _Half)
+    target = await dial_tcp(
+        asked.host, asked.port, timeout, lambda: _Half(holding), lookups, holding.client
+    )
     try:
         if transport.is_closing():
             return
-        client = _Half()
+        client = _Half(holding)
         client.connection_made(transport)
         transport.set_protocol(client)
         transport.write(bytes([Status.OK]))
@@ -79,8 +140,9 @@ async def _serve_tcp(
 class _Framed(asyncio.Protocol):
     """A flow's client: each datagram behind its length, 2 bytes."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, holding: Holding) -> None:
         self._loop = asyncio.get_running_loop()
+        self._holding = holding
         self._transport = transport
         self._target: UdpSocket | None = None
         self._buffer = bytearray()
@@ -97,7 +159,9 @@ class _Framed(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Hand a datagram of the target to the client; dropped when too much waits."""
         self._active_at = self._loop.time()
-        if self._transport.get_write_buffer_size() < _BACKLOG:
+        waiting = self._transport.get_write_buffer_size()
+        self._holding.more(len(self._buffer) + waiting)
+        if waiting < _BACKLOG and (not waiting or self._holding.client.allows(len(data))):
             self._transport.write(_LENGTH.pack(len(data)) + data)
 
     def finish(self) -> None:
@@ -119,6 +183,11 @@ class _Framed(asyncio.Protocol):
                 self._target.send(self._buffer[begin:end])
             at = end
         del self._buffer[:at]
+        if len(self._buffer) > PIECE and not self._holding.client.allows(len(self._buffer)):
+            logger.info("a plain flow ends: the agent has no memory left for it")
+            self.finish()
+            self._buffer.clear()
+        self._holding.more(len(self._buffer) + self._transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.finish()
@@ -132,12 +201,26 @@ class _Framed(asyncio.Protocol):
 
 
 async def _serve_udp(
-    asked: Header, early: bytes, transport: asyncio.Transport, timeout: float
+    asked: Header,
+    early: bytes,
+    transport: asyncio.Transport,
+    timeout: float,
+    lookups: Lookups,
+    holding: Holding,
 ) -> None:
-    client = _Framed(transport)
+    client = _Framed(transport, holding)
     target = None
     try:
-        target = await dial_udp(asked.host, asked.port, timeout, client.send, client.finish)
+        target = await dial_udp(
+            asked.host,
+            asked.port,
+            timeout,
+            client.send,
+            client.finish,
+            Losses(),
+            lookups,
+            holding.client,
+        )
         if transport.is_closing():
             return
         transport.set_protocol(client)

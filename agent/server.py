@@ -7,16 +7,24 @@ import logging
 import socket
 import sys
 
+from agent import memory
+from agent.budget import MemoryBudget, Reservation
+from agent.client import CONNECTION_COST, Client, ReadBuffer
 from agent.entrance import Entrance
-from agent.plain import serve_plain
+from agent.lookups import Lookups
+from agent.plain import Holding, serve_plain
 from agent.sessions import Sessions
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
-from krelay.wire.header import Header
+from krelay.wire.header import Header, Status
 
 logger = logging.getLogger("krelay.agent")
 
-MAX_CONNECTIONS = 2_048
+MAX_STRANGERS = 512
+"""Connections that have yet to say what they are, or to prove it: the oldest makes way for the
+next, so that strangers shut out no honest client, and no client's connection is counted here."""
+MAX_PLAIN = 1_472
+"""Plain connections."""
 # After the last good-bye: long enough for a client's next session, short enough for people.
 LINGER = 2.0
 _LAST_CALL = 0.2
@@ -33,8 +41,14 @@ class Server:
 
     sessions: Sessions
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, lookups: Lookups | None = None) -> None:
         self._settings = settings
+        self.budget = MemoryBudget(memory.budget(settings.memory))
+        self.buffer = ReadBuffer()
+        self._lookups = lookups or Lookups()
+        self._plain_client = Client(self.budget)
+        self._strangers: dict[str, dict[Entrance, None]] = {}
+        self._stranger_count = 0
         self._loop = asyncio.get_running_loop()
         self._entrances: set[Entrance] = set()
         self._plain: set[asyncio.Transport] = set()
@@ -60,7 +74,14 @@ class Server:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
-                    self.sessions = Sessions(settings, tasks, self._on_empty)
+                    self.sessions = Sessions(
+                        settings,
+                        tasks,
+                        self._on_empty,
+                        budget=self.budget,
+                        buffer=self.buffer,
+                        lookups=self._lookups,
+                    )
                     await self._serve(sock)
                     raise _EndedError
             except* _EndedError:
@@ -117,24 +138,51 @@ class Server:
         self._entrances.add(entrance)
         self._said_goodbye = False
         self._stay()
-        if len(self._entrances) + len(self._plain) > MAX_CONNECTIONS:
-            logger.warning("more than %d connections", MAX_CONNECTIONS)
-            entrance.transport.abort()
+        if self._stranger_count >= MAX_STRANGERS:
+            # Of the address with the most of them, so that others keep their places.
+            crowd = max(self._strangers.values(), key=len)
+            oldest = next(iter(crowd))
+            self.proven(oldest)
+            oldest.transport.abort()
+        self._strangers.setdefault(entrance.source, {})[entrance] = None
+        self._stranger_count += 1
+
+    def proven(self, entrance: Entrance) -> None:
+        """It is no stranger any more."""
+        crowd = self._strangers.get(entrance.source, {})
+        if entrance in crowd:
+            del crowd[entrance]
+            self._stranger_count -= 1
+            if not crowd:
+                del self._strangers[entrance.source]
 
     def left(self, entrance: Entrance) -> None:
         """It is gone, or has become a plain one before."""
+        self.proven(entrance)
         self._entrances.discard(entrance)
         self._left()
 
     def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
         """A connection turned out to be a plain one."""
         transport = entrance.transport
+        reservation = self._plain_client.reserve()
+        if len(self._plain) >= MAX_PLAIN or not reservation.admit(CONNECTION_COST):
+            logger.warning("a plain connection is refused: there are %d", len(self._plain))
+            transport.write(bytes([Status.UNKNOWN_ERROR]))
+            transport.close()
+            return
+        self.proven(entrance)
         self._entrances.discard(entrance)
         self._plain.add(transport)
-        task = self._tasks.create_task(serve_plain(asked, early, transport, self._settings))
-        task.add_done_callback(lambda _: self._plain_left(transport))
+        holding = Holding(self._plain_client, reservation, self.buffer)
+        serving = serve_plain(
+            asked, early, transport, self._settings.connect_timeout, self._lookups, holding
+        )
+        task = self._tasks.create_task(serving)
+        task.add_done_callback(lambda _: self._plain_left(transport, reservation))
 
-    def _plain_left(self, transport: asyncio.Transport) -> None:
+    def _plain_left(self, transport: asyncio.Transport, reservation: Reservation) -> None:
+        reservation.release()
         self._plain.discard(transport)
         self._left()
 

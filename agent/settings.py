@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from agent import memory
 from krelay.wire.frames import MAX_PAYLOAD
 
 PORT = 9527
@@ -18,7 +19,8 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Times are in seconds, `replay` is in bytes (`Limits.replay`). `key` is the run's key; an
+    """Times are in seconds, `replay` (`Limits.replay`) and `memory` are in bytes; the latter is the
+    limit of which the agent uses four fifths. `key` is the run's key; an
     agent in a pod knows only its digest until the first client shows it. With neither, anybody who
     reaches the port may use it."""
 
@@ -30,6 +32,7 @@ class Settings:
     replay: int = 4 << 20
     ping: float = 3.0
     ping_timeout: float = 6.0
+    memory: int = memory.DEFAULT
     key: bytes | None = None
     key_sha256: str | None = None
 
@@ -110,6 +113,10 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         key = bytes.fromhex(environ.get("KRELAY_KEY", ""))
     except ValueError:
         parser.error("KRELAY_KEY is not hexadecimal")
+    try:
+        memory_limit = memory.limit(environ)
+    except ValueError:
+        parser.error(f"{memory.ENV} is not a number of bytes")
     settings = Settings(
         bind=known.bind,
         port=known.port,
@@ -119,6 +126,7 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         replay=known.replay,
         ping=known.ping,
         ping_timeout=known.ping_timeout,
+        memory=memory_limit,
         key=key or None,
         key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
     )

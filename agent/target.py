@@ -6,49 +6,72 @@ import asyncio
 import logging
 from collections import deque
 
-from agent.dial import DialError, dial_tcp, dial_udp
-from agent.room import Room, Share
+from agent.budget import Reservation
+from agent.client import CONNECTION_COST, PIECE, READ, Client, ReadBuffer
+from agent.dial import dial_tcp, dial_udp
+from agent.errors import DialError
+from agent.lookups import Lookups
+from agent.losses import Losses
 from agent.udp import UdpSocket
 from krelay.mux.relay import TcpRelay
 from krelay.mux.sockets import reset_socket
-from krelay.mux.stream import MuxStream
+from krelay.mux.stream import HIGH_WATER, MuxStream
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode
-from krelay.wire.frames import Buffer
+from krelay.wire.frames import MAX_PAYLOAD, Buffer
+from krelay.wire.replay import FRAME_COST
 
 logger = logging.getLogger("krelay.agent")
 
-# For what waits for all targets together, in bytes. A stream past it is refused, since nothing of
-# it may be lost; of datagrams the newest is.
-EARLY_STREAMS = 32 << 20
-EARLY_DATAGRAMS = 1 << 20
 _MOST_EARLY_DATAGRAMS = 64
+EARLY_DATAGRAMS = 1 << 20
+"""Bytes of a session's datagrams that may wait for targets that are being found."""
 # Longer than the client's own expiry of a flow, which says so; this one is for a lost client.
 UDP_IDLE = 150.0
+LINGER = 120.0
+"""Seconds that a target has to take its last bytes, or say its end, when its stream is closed."""
 
 
 class Targets:
-    """Makes the targets of an agent's streams."""
+    """Makes the targets of one session's streams."""
 
-    def __init__(self, tasks: asyncio.TaskGroup, timeout: float) -> None:
+    def __init__(
+        self,
+        tasks: asyncio.TaskGroup,
+        timeout: float,
+        client: Client,
+        *,
+        lookups: Lookups,
+        buffer: ReadBuffer,
+    ) -> None:
         """Each dial is a task of `tasks`, and has `timeout` seconds."""
         self._tasks = tasks
         self._timeout = timeout
-        self._streams = Room(EARLY_STREAMS)
-        self._datagrams = Room(EARLY_DATAGRAMS)
+        self.client = client
+        self.lookups = lookups
+        self.buffer = buffer
+        self.losses = Losses()
+        self.early_datagrams = 0
+        """Bytes of datagrams that wait for their targets."""
 
     def open(self, stream: MuxStream) -> None:
         """Start what `stream`'s Header asks for."""
         target: TargetRelay | TargetFlow
-        if stream.header.protocol == header.TCP:
-            target = TargetRelay(stream, self._streams.share())
-        elif stream.header.protocol == header.UDP:
-            target = TargetFlow(stream, self._datagrams.share())
-        else:
-            stream.refuse(ErrorCode.UNKNOWN_PROTOCOL, f"protocol {stream.header.protocol}")
+        protocol = stream.header.protocol
+        if protocol not in (header.TCP, header.UDP):
+            stream.refuse(ErrorCode.UNKNOWN_PROTOCOL, f"protocol {protocol}")
             return
+        reservation = self.client.reserve()
+        self.client.settle()
+        if not reservation.admit(CONNECTION_COST):
+            stream.refuse(ErrorCode.LIMIT, "the agent has no memory left for this client's streams")
+            return
+        made = TargetRelay if protocol == header.TCP else TargetFlow
+        target = made(stream, self, reservation)
         stream.handler = target
         target.dialling = self._tasks.create_task(_dial(stream, target, self._timeout))
+        # Not in the task itself: one that is cancelled before it starts runs none of its lines.
+        target.dialling.add_done_callback(target.on_dialled)
 
 
 async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: float) -> None:
@@ -72,18 +95,35 @@ async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: fl
     target.on_reset(code)
 
 
-class TargetRelay(TcpRelay):
-    """A TCP relay whose socket is still being dialled; a reset ends the dial."""
+class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
+    """A TCP relay whose socket is still being dialled; a reset ends the dial.
 
-    def __init__(self, stream: MuxStream, share: Share) -> None:
+    It holds what its client's share of the memory allows. Credit goes back when the target's socket
+    has taken the bytes, and reads of the target are as large as there is room for.
+    """
+
+    write_high_water = 0
+
+    def __init__(self, stream: MuxStream, targets: Targets, reservation: Reservation) -> None:
         super().__init__()
         self.stream: MuxStream | None = stream
-        self._share = share
         self.dialling: asyncio.Task[None] | None = None
+        self._targets = targets
+        self._client = targets.client
+        self._reservation = reservation
+        self._high_water = HIGH_WATER
+        self._accepted = False
+        self._end_waits = False
+        self._linger: asyncio.TimerHandle | None = None
 
     async def dial(self, host: str, port: int, timeout: float) -> None:
         """Reach the target. Raises DialError."""
-        await dial_tcp(host, port, timeout, lambda: self)
+        await dial_tcp(host, port, timeout, lambda: self, self._targets.lookups, self._client)
+
+    def on_dialled(self, _: object) -> None:
+        """The dial has ended, however."""
+        if self.transport is None:
+            self._reservation.release()
 
     def begin(self, stream: MuxStream) -> None:
         """The target is reached."""
@@ -91,40 +131,125 @@ class TargetRelay(TcpRelay):
             # Reset while the connection came up: whoever asked has gone.
             self.on_reset(ErrorCode.CANCELLED)
             return
+        self._accepted = True
         stream.accept()
         self.start(stream)
 
-    def keep(self, data: Buffer) -> None:
-        if self._share.take(len(data)):
-            super().keep(data)
+    # -- from the stream to the socket ---------------------------------------------------------
+
+    def on_data(self, data: Buffer) -> None:
+        if self.stream is None:
             return
-        assert self.stream is not None
-        self.stream.refuse(ErrorCode.LIMIT, "too much waits for targets that are being dialled")
+        if self.transport is None or self._paused:
+            self.keep(data)
+            return
+        if not self._client.allows(READ):
+            # What the socket does not take at once would keep the whole read alive.
+            data = bytes(data)
+        super().on_data(data)
+        if self._paused:
+            whole = data.obj if isinstance(data, memoryview) else data
+            self._reservation.set(CONNECTION_COST + len(whole))
+
+    def keep(self, data: Buffer) -> None:
+        if not self._reservation.take(len(data)):
+            self._give_up()
+        elif self._early:
+            self._early[0] += data  # type: ignore[operator]
+        else:
+            self._early.append(bytearray(data))
+
+    def on_end(self) -> None:
+        if self._early and self.transport is not None:
+            self._end_waits = True
+            return
+        super().on_end()
+        self._wait_for_last_bytes()
+
+    def resume_writing(self) -> None:
+        early, self._early = self._early, []
+        self._reservation.set(CONNECTION_COST)
+        super().resume_writing()
+        for data in early:
+            self.on_data(data)
+        if self._end_waits:
+            self._end_waits = False
+            self.on_end()
+
+    def _give_up(self) -> None:
+        """The target is too slow for what the client's share of the memory holds."""
+        stream = self.stream
+        assert stream is not None
+        if self._accepted:
+            stream.reset(ErrorCode.LIMIT)
+        else:
+            stream.refuse(ErrorCode.LIMIT, "the agent has no memory left for what waits here")
         self.on_reset(ErrorCode.LIMIT)
 
+    # -- from the socket to the stream ---------------------------------------------------------
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._share.give_all()
+        self._reservation.set(CONNECTION_COST)
         super().connection_made(transport)
         if self.stream is None:
             # Reset during the dial, which was cancelled too late.
             reset_socket(transport)
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        roomy = self._client.allows(READ)
+        self._high_water = HIGH_WATER if roomy else PIECE
+        return self._targets.buffer.part(READ if roomy else PIECE)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = self._targets.buffer.part(nbytes)
+        for at in range(0, nbytes, MAX_PAYLOAD):
+            self.data_received(bytes(data[at : at + MAX_PAYLOAD]))
+
+    def data_received(self, data: bytes) -> None:
+        if self.stream is None:
+            return
+        self.received_bytes += len(data)
+        if not self.stream.write(data, self._high_water) and self.transport is not None:
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        self._wait_for_last_bytes()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._early.clear()
+        self._reservation.release()
+        if self._linger is not None:
+            self._linger.cancel()
+
     def on_reset(self, code: ErrorCode) -> None:
-        self._share.give_all()
+        self._early.clear()
         if self.dialling is not None:
             self.dialling.cancel()
         super().on_reset(code)
+
+    def _wait_for_last_bytes(self) -> None:
+        """Both ends are said: the stream is closed, and no client limits how many such sockets
+        there are."""
+        if self._local_ended and self._remote_ended and self.transport is not None:
+            loop = asyncio.get_running_loop()
+            self._linger = loop.call_later(LINGER, reset_socket, self.transport)
 
 
 class TargetFlow:
     """One UDP flow: a connected socket on this side, a stream on the other."""
 
-    def __init__(self, stream: MuxStream, share: Share) -> None:
+    def __init__(self, stream: MuxStream, targets: Targets, reservation: Reservation) -> None:
         self.dialling: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._stream: MuxStream | None = stream
         self._socket: UdpSocket | None = None
-        self._share = share
+        self._targets = targets
+        self._client = targets.client
+        self._losses = targets.losses
+        self._reservation = reservation
         self._early: deque[bytes] = deque()
         self._active_at = self._loop.time()
         self._timer = self._loop.call_later(UDP_IDLE, self._check_idle)
@@ -133,26 +258,40 @@ class TargetFlow:
         """Find the target. Raises DialError."""
         # ICMP: nothing listens there. The flow ends; the client's next datagram opens another.
         self._socket = await dial_udp(
-            host, port, timeout, self._receive, lambda: self.close(ErrorCode.REFUSED)
+            host,
+            port,
+            timeout,
+            self._receive,
+            lambda: self.close(ErrorCode.REFUSED),
+            self._losses,
+            self._targets.lookups,
+            self._client,
         )
+
+    def on_dialled(self, _: object) -> None:
+        """The dial has ended, however."""
+        if self._socket is None or self._stream is None:
+            self._reservation.release()
 
     def begin(self, stream: MuxStream) -> None:
         """The socket is there."""
         stream.accept()
-        self._share.give_all()
         while self._early:
-            self.on_datagram(self._early.popleft())
+            self.on_datagram(self._pop_early())
 
     def close(self, code: ErrorCode) -> None:
         """End the flow and tell the client."""
         self._timer.cancel()
-        self._share.give_all()
-        self._early.clear()
+        while self._early:
+            self._pop_early()
+            self._losses.early += 1
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code)
         if self.dialling is not None:
             self.dialling.cancel()
+        else:
+            self._reservation.release()
         if self._socket is not None:
             self._socket.close()
 
@@ -162,9 +301,23 @@ class TargetFlow:
             self._socket.send(data)
             return
         if len(self._early) == _MOST_EARLY_DATAGRAMS:
-            self._share.give(len(self._early.popleft()))
-        if self._share.take(len(data)):
-            self._early.append(bytes(data))
+            self._pop_early()
+            self._losses.early += 1
+        cost = len(data) + FRAME_COST
+        if self._targets.early_datagrams + cost > EARLY_DATAGRAMS or not self._reservation.take(
+            cost
+        ):
+            self._losses.early += 1
+            return
+        self._targets.early_datagrams += cost
+        self._early.append(bytes(data))
+
+    def _pop_early(self) -> bytes:
+        data = self._early.popleft()
+        cost = len(data) + FRAME_COST
+        self._targets.early_datagrams -= cost
+        self._reservation.set(self._reservation.size - cost)
+        return data
 
     def on_end(self) -> None:
         self.close(ErrorCode.NONE)
@@ -186,8 +339,10 @@ class TargetFlow:
 
     def _receive(self, data: bytes) -> None:
         self._active_at = self._loop.time()
-        if self._stream is not None:
-            self._stream.datagram(data)
+        if self._stream is None:
+            return
+        if not self._client.allows(len(data) + FRAME_COST) or not self._stream.datagram(data):
+            self._losses.backlog += 1
 
     def _check_idle(self) -> None:
         idle = self._loop.time() - self._active_at

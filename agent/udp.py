@@ -8,6 +8,8 @@ import logging
 import socket
 from collections.abc import Callable
 
+from agent.losses import Losses
+
 logger = logging.getLogger("krelay.agent")
 
 _BUFFER = 1 << 20
@@ -16,18 +18,22 @@ _GONE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class UdpSocket(asyncio.DatagramProtocol):
-    """`on_datagram` gets what the target sends, `on_gone` is told by ICMP that it is not there."""
+    """`on_datagram` gets what the target sends, `on_gone` is told by ICMP that it is not there.
+    What is lost here counts in `losses`."""
 
     def __init__(
         self,
         sock: socket.socket,
         on_datagram: Callable[[bytes], None],
         on_gone: Callable[[], None],
+        losses: Losses,
     ) -> None:
         # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
         self._sock = sock
         self._on_datagram = on_datagram
         self._on_gone = on_gone
+        self._losses = losses
+        self._drops = losses.watch(sock)
         self._transport: asyncio.BaseTransport | None = None
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
@@ -39,7 +45,7 @@ class UdpSocket(asyncio.DatagramProtocol):
         try:
             self._sock.send(data)
         except BlockingIOError:
-            return
+            self._losses.send += 1
         except OSError as exc:
             self.error_received(exc)
 
@@ -47,6 +53,7 @@ class UdpSocket(asyncio.DatagramProtocol):
         """Free the socket; nothing more is told."""
         transport, self._transport = self._transport, None
         if transport is not None:
+            self._losses.leave(self._drops)
             transport.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -62,4 +69,5 @@ class UdpSocket(asyncio.DatagramProtocol):
         if isinstance(exc, OSError) and exc.errno in _GONE:
             self._on_gone()
         else:
+            self._losses.send += 1
             logger.debug("a datagram was not sent: %s", exc)

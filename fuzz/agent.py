@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from unittest.mock import patch
 
+from agent.budget import MemoryBudget
+from agent.client import Client, ReadBuffer
 from agent.entrance import Entrance
-from agent.plain import _Framed
-from agent.sessions import Sessions
+from agent.lookups import Lookups
+from agent.plain import Holding, _Framed
+from agent.sessions import Kept, Sessions
 from agent.settings import Settings
 from fuzz.draw import Draw
 from fuzz.memory import Nowhere, run
@@ -20,7 +23,7 @@ from krelay.wire.header import HEARTBEAT, SESSION, Header
 class _Sessions(Sessions):
     """Its streams go nowhere: half of them are refused, the others say nothing."""
 
-    def _open_target(self, stream: MuxStream) -> None:
+    def _open_target(self, kept: Kept, stream: MuxStream) -> None:
         if stream.header.port & 1:
             stream.refuse(ErrorCode.REFUSED, "no")
         else:
@@ -32,10 +35,22 @@ class _Host:
         settings = Settings(key=KEY if secured else None)
         self.here = 0
         self.plain: list[tuple[Header, bytes]] = []
-        self.sessions: Sessions = _Sessions(settings, tasks, lambda said_goodbye: None)
+        self.buffer = ReadBuffer()
+        self.budget = MemoryBudget(32 << 20)
+        self.sessions: Sessions = _Sessions(
+            settings,
+            tasks,
+            lambda said_goodbye: None,
+            budget=self.budget,
+            buffer=self.buffer,
+            lookups=Lookups(),
+        )
 
     def arrived(self, entrance: Entrance) -> None:
         self.here += 1
+
+    def proven(self, entrance: Entrance) -> None:
+        assert len(self.sessions) == 1
 
     def left(self, entrance: Entrance) -> None:
         self.here -= 1
@@ -72,6 +87,7 @@ async def _entrance(data: bytes) -> None:
         assert len(connection._buffer) < 600  # a Header, and the piece that ended it
         host.sessions.close(ErrorCode.GOING_AWAY, "over")
         assert connection._deadline is None
+        assert host.budget.left == host.budget.size
 
 
 class _Socket:
@@ -98,7 +114,8 @@ async def _framing(data: bytes) -> None:
         expected.append(stream[at + 2 : at + 2 + size])
         at += 2 + size
     target = _Socket()
-    client = _Framed(Nowhere())
+    share = Client(MemoryBudget(16 << 20))
+    client = _Framed(Nowhere(), Holding(share, share.reserve(), ReadBuffer()))
     client.start(target, pieces[0] if pieces else b"")  # type: ignore[arg-type]
     for piece in pieces[1:]:
         client.data_received(piece)

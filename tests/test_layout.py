@@ -18,6 +18,7 @@ SOURCES = sorted([*ROOT.glob("krelay/**/*.py"), *ROOT.glob("agent/*.py")])
 # mean something together.
 ELSEWHERE = {
     "agent/__main__.py": "tests/agent/test_server.py",
+    "agent/errors.py": "tests/agent/test_dial.py",
     "krelay/__main__.py": "tests/cli",
     "krelay/block.py": "tests/test_api.py",
     "krelay/errors.py": "tests/supervisor/test_supervisor.py",

@@ -15,6 +15,7 @@ from krelay.mux.stream import Handler, MuxStream
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
+    DatagramsLost,
     DataReceived,
     Event,
     GoAway,
@@ -55,6 +56,8 @@ class Driver:
         self.session = Session(side, self._loop.time(), limits)
         self.closed = False
         self.replayed_bytes = 0
+        self.peer_lost: tuple[int, ...] = (0, 0, 0, 0)
+        """Datagrams that the other end has lost, as its last LOST frame says."""
         self.on_detached = on_detached
         self.on_go_away = on_go_away
         self._on_open = on_open
@@ -182,6 +185,11 @@ class Driver:
         self.session.go_away(code, message)
         self.wake()
 
+    def report_losses(self, counts: tuple[int, ...]) -> None:
+        """Tell the other end how many datagrams this one has lost so far."""
+        self.session.report_losses(counts)
+        self.wake()
+
     def close(self, code: ErrorCode, message: str = "") -> None:
         """End the session for good: say so if the tunnel still takes it, cut every stream."""
         if self.closed:
@@ -242,6 +250,8 @@ class Driver:
                     self._opened(event.stream)
             elif isinstance(event, GoAway) and self.on_go_away is not None:
                 self.on_go_away(event.code, event.message)
+            elif isinstance(event, DatagramsLost):
+                self.peer_lost = event.counts
 
     def _opened(self, stream: Stream) -> None:
         handle = MuxStream(self, stream)

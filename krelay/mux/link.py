@@ -60,6 +60,7 @@ class ClientLink(Link):
             welcome = self._handshake.receive_data(data)
             if welcome is not None:
                 self._driver.attach(self.transport, welcome.received)
+                self._driver.session.version = self._handshake.version
         except WireError as exc:
             self.welcome.set_exception(exc)
             self.transport.abort()

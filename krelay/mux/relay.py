@@ -37,6 +37,9 @@ class TcpRelay(asyncio.Protocol):
     `on_closed` is called once, when the socket is gone.
     """
 
+    write_high_water = _WRITE_HIGH_WATER
+    """Bytes that may wait for the socket before credit is kept back."""
+
     def __init__(self, on_closed: Callable[[TcpRelay], None] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
         self.stream: Handle | None = None
@@ -54,7 +57,7 @@ class TcpRelay(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.pause_reading()
-        self.transport.set_write_buffer_limits(high=_WRITE_HIGH_WATER)
+        self.transport.set_write_buffer_limits(high=self.write_high_water)
         no_delay(transport)
         reset_on_close(transport)
         early, self._early = self._early, []

@@ -16,6 +16,9 @@ class Splice(asyncio.Protocol):
     What arrives before that waits in the socket: reading starts with `join`.
     """
 
+    write_high_water = _HIGH_WATER
+    """Bytes that may wait for a half's socket before the other is read no more."""
+
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: Splice | None = None
@@ -33,7 +36,7 @@ class Splice(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.pause_reading()
-        self.transport.set_write_buffer_limits(high=_HIGH_WATER)
+        self.transport.set_write_buffer_limits(high=self.write_high_water)
         no_delay(transport)
 
     def data_received(self, data: bytes) -> None:

@@ -97,13 +97,14 @@ class MuxStream:
         self._driver.session.refuse(self._stream, code, message)
         self._driver.wake()
 
-    def write(self, data: Buffer) -> bool:
-        """Queue bytes; False when the writer is to wait for `on_writable`."""
+    def write(self, data: Buffer, high_water: int = HIGH_WATER) -> bool:
+        """Queue bytes; False when the writer is to wait for `on_writable`, since `high_water` bytes
+        are queued."""
         stream, session = self._stream, self._driver.session
         session.write(stream, data)
         self._driver.wake()
         crowded = session.outbox.queued >= SESSION_HIGH_WATER
-        if stream.queued < (CROWDED_HIGH_WATER if crowded else HIGH_WATER):
+        if stream.queued < (min(CROWDED_HIGH_WATER, high_water) if crowded else high_water):
             return True
         stream.wants_writable = True
         return False

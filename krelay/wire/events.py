@@ -71,6 +71,14 @@ class GoAway:
     message: str
 
 
+@dataclass(slots=True)
+class DatagramsLost:
+    """How many datagrams the peer has lost in this session, in all: at its sockets (received, then
+    sent), before their targets were reached, and for want of room towards us."""
+
+    counts: tuple[int, ...]
+
+
 Event = (
     StreamOpened
     | StreamAccepted
@@ -80,4 +88,5 @@ Event = (
     | StreamEnded
     | StreamReset
     | GoAway
+    | DatagramsLost
 )

@@ -39,6 +39,7 @@ class FrameType(IntEnum):
     PING = 18
     PONG = 19
     GOAWAY = 20
+    LOST = 21
     HELLO = 32
     AUTH = 33
     WELCOME = 34
@@ -57,16 +58,20 @@ def encode_frame(frame_type: int, stream_id: int, payload: Buffer = b"") -> byte
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames, however the reads fall; copies a payload once at most."""
+    """Cuts a byte stream into frames, however the reads fall; copies a payload once at most.
 
-    __slots__ = ("_head", "_missing", "_parts", "_stream_id", "_type")
+    A frame that is split over reads is kept in one array: a list of the pieces would take many
+    times their size where they are small.
+    """
+
+    __slots__ = ("_head", "_missing", "_partial", "_stream_id", "_type")
 
     def __init__(self) -> None:
         self._head = b""
         self._type = 0
         self._stream_id = 0
         self._missing = 0
-        self._parts: list[Buffer] = []
+        self._partial = bytearray()
 
     def feed(self, data: Buffer) -> list[Frame]:
         """The frames that `data` completes, in order.
@@ -81,13 +86,13 @@ class FrameDecoder:
         copy_below = max(_COPY_BELOW, end // _COPY_BELOW_SHARE)
         if self._missing:
             if end < self._missing:
-                self._parts.append(bytes(view) if isinstance(data, bytearray) else data)
+                self._partial += view
                 self._missing -= end
                 return frames
             at = self._missing
-            self._parts.append(view[:at])
-            frames.append((self._type, self._stream_id, b"".join(self._parts)))
-            self._parts.clear()
+            self._partial += view[:at]
+            frames.append((self._type, self._stream_id, self._partial))
+            self._partial = bytearray()
             self._missing = 0
         while at < end:
             if self._head or end - at < HEAD_SIZE:
@@ -113,7 +118,7 @@ class FrameDecoder:
             else:
                 self._type, self._stream_id = frame_type, stream_id
                 self._missing = length - (end - at)
-                self._parts.append(bytes(view[at:]))
+                self._partial += view[at:]
                 break
         return frames
 
@@ -121,5 +126,10 @@ class FrameDecoder:
         """The bytes of a frame that has begun and is not whole."""
         if not self._missing:
             return self._head
-        got = b"".join(self._parts)
+        got = self._partial
         return HEAD.pack(self._type << 24 | len(got) + self._missing, self._stream_id) + got
+
+    @property
+    def held(self) -> int:
+        """Bytes kept of a frame that is not whole."""
+        return len(self._partial)

@@ -16,10 +16,20 @@ from enum import IntEnum
 from struct import Struct
 
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
-from krelay.wire.frames import Buffer, Frame, FrameDecoder, FrameType, encode_frame
+from krelay.wire.frames import (
+    HEAD,
+    HEAD_SIZE,
+    Buffer,
+    Frame,
+    FrameDecoder,
+    FrameType,
+    encode_frame,
+)
 from krelay.wire.header import SESSION, Header, Status
 
-VERSION = 1
+VERSION = 2
+"""The highest that this end speaks."""
+OLDEST = 1
 NONCE_SIZE = 32
 SESSION_ID_SIZE = 16
 
@@ -28,6 +38,8 @@ _AUTH = Struct(">BB32s16sQB")
 _WELCOME = Struct(">16sQI")
 _PROOF_SIZE = 32
 _MAX_KEY = 64
+_MAX_AUTH = 1_024
+"""Bytes of AUTH's payload: its fields, and those that a later version may add."""
 _NEW = 0
 _RESUME = 1
 _NO_SESSION = bytes(SESSION_ID_SIZE)
@@ -79,10 +91,18 @@ class ClientHandshake:
     """The client's half. Feed it what the tunnel brings; send what it gives."""
 
     def __init__(
-        self, key: bytes, nonce: bytes, *, resume: Resume | None = None, private: bool = False
+        self,
+        key: bytes,
+        nonce: bytes,
+        *,
+        resume: Resume | None = None,
+        private: bool = False,
+        highest: int = VERSION,
     ) -> None:
         """`nonce` is NONCE_SIZE random bytes; `private`: the way to the agent is encrypted, so
-        that the key may be shown to an agent that asks for it."""
+        that the key may be shown to an agent that asks for it. `highest` is the version that this
+        end speaks at most."""
+        self._highest = highest
         self._key = key
         self._nonce = nonce
         self._resume = resume
@@ -92,6 +112,8 @@ class ClientHandshake:
         self._status_seen = False
         self._session_key = b""
         self._proof = b""
+        self.version = 0
+        """What both ends speak; 0 before the agent's HELLO."""
 
     def data_to_send(self) -> bytes:
         """What is due; empty when nothing is."""
@@ -130,7 +152,7 @@ class ClientHandshake:
         if len(hello) < _HELLO.size:
             raise ProtocolError("a short HELLO")
         version, ask, agent_nonce = _HELLO.unpack_from(hello)
-        if version < VERSION:
+        if version < OLDEST:
             raise HandshakeError(f"the agent speaks version {version}", ErrorCode.VERSION)
         if ask == Ask.NOTHING and self._key:
             # Whoever asks for no proof gives none either: it may be anyone.
@@ -147,7 +169,8 @@ class ClientHandshake:
             kind, session_id, received = _NEW, _NO_SESSION, 0
             proof_key = self._key
             self._session_key = session_key(self._key, agent_nonce, self._nonce)
-        fixed = _AUTH.pack(VERSION, kind, self._nonce, session_id, received, len(shown))
+        self.version = min(version, self._highest)
+        fixed = _AUTH.pack(self.version, kind, self._nonce, session_id, received, len(shown))
         auth = fixed + shown
         self._proof = _mac(proof_key, b"krelay client", hello, auth)
         self._out += encode_frame(FrameType.AUTH, 0, auth + self._proof)
@@ -180,31 +203,43 @@ class Auth:
 class AgentHandshake:
     """The agent's half, for one tunnel. Knowing keys and sessions is its caller's part."""
 
-    def __init__(self, nonce: bytes, ask: Ask) -> None:
+    def __init__(self, nonce: bytes, ask: Ask, highest: int = VERSION) -> None:
+        """`highest` is the version that this end speaks at most."""
+        self._highest = highest
         self.nonce = nonce
-        self._decoder = FrameDecoder()
-        self._hello = _HELLO.pack(VERSION, ask, nonce)
+        self._buffer = bytearray()
+        self._hello = _HELLO.pack(highest, ask, nonce)
 
     def hello(self) -> bytes:
         """What an agent answers to the opening Header."""
         return bytes([Status.OK]) + encode_frame(FrameType.HELLO, 0, self._hello)
 
     def receive_data(self, data: Buffer) -> Auth | None:
-        """The client's claim, once it is whole; prove it with `verify`.
+        """The client's claim, once it is whole; prove it with `verify`. What has not proven itself
+        may have no more kept than a claim needs.
 
         Raises:
             ProtocolError: it is no claim.
         """
-        frames = self._decoder.feed(data)
-        if not frames:
+        buffer = self._buffer
+        buffer += data
+        if len(buffer) < HEAD_SIZE:
             return None
-        frame_type, _, payload = frames[0]
-        if frame_type != FrameType.AUTH or len(payload) < _AUTH.size + _PROOF_SIZE:
-            raise ProtocolError(f"{FrameType(frame_type).name} instead of AUTH")
+        word, _ = HEAD.unpack_from(buffer)
+        frame_type, end = word >> 24, HEAD_SIZE + (word & 0xFFFFFF)
+        if frame_type != FrameType.AUTH:
+            raise ProtocolError(f"a frame of type {frame_type} instead of AUTH")
+        if not HEAD_SIZE + _AUTH.size + _PROOF_SIZE <= end <= HEAD_SIZE + _MAX_AUTH:
+            raise ProtocolError(f"an AUTH of {end - HEAD_SIZE} bytes")
+        if len(buffer) < end:
+            return None
+        self._buffer = bytearray()
+        payload = bytes(buffer[HEAD_SIZE:end])
         version, kind, nonce, session_id, received, key_size = _AUTH.unpack_from(payload)
         signed = _AUTH.size + key_size
         if (
-            key_size > _MAX_KEY
+            not OLDEST <= version <= self._highest
+            or key_size > _MAX_KEY
             or len(payload) < signed + _PROOF_SIZE
             or kind not in (_NEW, _RESUME)
             or (kind == _NEW and received)
@@ -218,7 +253,7 @@ class AgentHandshake:
             key=bytes(payload[_AUTH.size : signed]),
             signed=bytes(payload[:signed]),
             proof=bytes(payload[signed : signed + _PROOF_SIZE]),
-            rest=_rest(self._decoder, frames[1:]),
+            rest=bytes(buffer[end:]),
         )
 
     def verify(self, auth: Auth, key: bytes) -> bool:

@@ -28,15 +28,15 @@ class Outbox:
     __slots__ = (
         "_bulk",
         "_control",
-        "_datagram_bytes",
         "_datagrams",
         "_max_datagrams",
         "_replay",
         "_sent",
         "_small",
         "control_bytes",
-        "dropped_datagrams",
+        "datagram_bytes",
         "ended",
+        "forgotten_datagrams",
         "queued",
         "window_stalls",
         "writable",
@@ -48,7 +48,10 @@ class Outbox:
         """Bytes of all streams."""
         self.control_bytes = 0
         """What the control frames that wait take."""
-        self.dropped_datagrams = 0
+        self.datagram_bytes = 0
+        """What the datagrams that wait take."""
+        self.forgotten_datagrams = 0
+        """Datagrams that were queued when the tunnel was lost."""
         self.window_stalls = 0
         self.writable: list[Stream] = []
         self.ended: list[Stream] = []
@@ -57,7 +60,6 @@ class Outbox:
         self._max_datagrams = datagrams
         self._control: deque[bytes] = deque()
         self._datagrams: deque[tuple[bytes, Buffer]] = deque()
-        self._datagram_bytes = 0
         self._small: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
 
@@ -73,19 +75,18 @@ class Outbox:
 
     def write(self, stream: Stream, data: Buffer) -> None:
         """Queue bytes of a stream."""
-        stream.queue.append(data)
-        stream.queued += len(data)
+        stream.add(data)
         self.queued += len(data)
         self.schedule(stream)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, since too much waits already."""
-        if self._datagram_bytes + len(data) > self._max_datagrams:
-            self.dropped_datagrams += 1
+        cost = len(data) + FRAME_COST
+        if self.datagram_bytes + cost > self._max_datagrams:
             return False
         head = HEAD.pack(FrameType.DATAGRAM << 24 | len(data), stream.id)
         self._datagrams.append((head, data))
-        self._datagram_bytes += len(data)
+        self.datagram_bytes += cost
         return True
 
     def schedule(self, stream: Stream) -> None:
@@ -98,12 +99,19 @@ class Outbox:
         """Drop what is queued of a stream."""
         stream.queue.clear()
         self.queued -= stream.queued
-        stream.queued = 0
+        stream.queued = stream.taken = 0
 
     def forget_datagrams(self) -> None:
         """They do not wait for another tunnel."""
+        self.forgotten_datagrams += len(self._datagrams)
         self._datagrams.clear()
-        self._datagram_bytes = 0
+        self.datagram_bytes = 0
+
+    def forget_all(self) -> None:
+        """The session is over: nothing is sent any more, nor again."""
+        self._sent.forget_all()
+        self._control.clear()
+        self.control_bytes = 0
 
     def fill(self, out: list[Buffer], limit: int, room: int) -> tuple[int, bool]:
         """Append what is due to `out`, until about `limit` octets, or the `room` that is in flight
@@ -123,7 +131,7 @@ class Outbox:
             self.control_bytes = 0
             while self._datagrams and sent < min(limit, room):
                 head, data = self._datagrams.popleft()
-                self._datagram_bytes -= len(data)
+                self.datagram_bytes -= len(data) + FRAME_COST
                 out += (head, data)
                 sent += HEAD_SIZE + len(data)
             room = min(room, self._replay - self._sent.cost)

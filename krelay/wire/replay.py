@@ -63,6 +63,13 @@ class Sent:
         self.resend = deque(self._frames)
         return self.cost - FRAME_COST * len(self._frames)
 
+    def forget_all(self) -> None:
+        """Keep nothing: the session is over."""
+        self.acked += len(self._frames)
+        self._frames.clear()
+        self.resend.clear()
+        self.cost = 0
+
     def _forget(self, count: int) -> None:
         while self.acked < count:
             self.cost -= sum(map(len, self._frames.popleft())) + FRAME_COST

@@ -14,6 +14,7 @@ from krelay.wire.acks import Acks
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
+    DatagramsLost,
     DataReceived,
     Event,
     GoAway,
@@ -42,7 +43,9 @@ from krelay.wire.stream import State, Stream
 _COUNT = Struct(">I")
 _ACK = Struct(">QQ")
 _PING = Struct(">Q")
+_LOST = Struct(">QQQQ")
 _MAX_REASON = 255
+_LOST_SINCE = 2
 
 MAX_ID = (1 << 32) - 1
 WORN_ID = 1 << 31
@@ -93,10 +96,15 @@ class Session:
         self.flight = InFlight(limits.replay)
         self._next_id = int(side)
         self._last_peer_id = 0
+        self.windows_limit = limits.windows
+        """The sum to which windows may grow now: less where memory is short."""
         self._windows = 0
         self._decoder = FrameDecoder()
         self._pong: bytes | None = None
         self._goaway: bytes | None = None
+        self._lost: bytes | None = None
+        self.version = 1
+        """The version that both ends of the present tunnel speak."""
         self._untold: list[Event] = []
         self._acks = Acks(now)
         self._limited = False
@@ -167,7 +175,7 @@ class Session:
         if stream.state is not State.OPEN and stream.state is not State.OPENING:
             return
         before = stream.window.size
-        room = self.limits.windows - self._windows
+        room = self.windows_limit - self._windows
         increment = stream.window.consume(count, now, max(self.flight.rtt, 0.001), room)
         self._windows += stream.window.size - before
         if increment:
@@ -175,19 +183,22 @@ class Session:
             self.outbox.say(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
-        """Queue a datagram; False when it was dropped, since too much waits already."""
+        """Queue a datagram; False when it was dropped, for the caller to count: too much waits
+        already, or there is no tunnel."""
         if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
             return False
-        if not self.attached:
-            self.outbox.dropped_datagrams += 1
-            return False
-        return self.outbox.datagram(stream, data)
+        return self.attached and self.outbox.datagram(stream, data)
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
         """Tell the peer that no new streams are opened or accepted."""
         self.going_away = True
         payload = bytes([code]) + message.encode()[:_MAX_REASON]
         self._goaway = encode_frame(FrameType.GOAWAY, 0, payload)
+
+    def report_losses(self, counts: tuple[int, ...]) -> None:
+        """Tell the peer how many datagrams this end has lost so far, if it knows the frame."""
+        if self.version >= _LOST_SINCE:
+            self._lost = encode_frame(FrameType.LOST, 0, _LOST.pack(*counts))
 
     def close(self, code: ErrorCode) -> list[Event]:
         """Cut every stream, without a word to the peer: the session has failed or is over. What the
@@ -197,6 +208,7 @@ class Session:
         streams = list(self.streams.values())
         for stream in streams:
             self._drop(stream)
+        self.outbox.forget_all()
         return [*events, *(StreamReset(stream, code) for stream in streams)]
 
     # -- tunnels -------------------------------------------------------------------------------
@@ -214,6 +226,7 @@ class Session:
         self.flight = InFlight(self.limits.replay)
         self._acks.begin()
         self._pong = None
+        self._lost = None
         self._limited = False
         self._liveness.begin(now)
         self.attached = True
@@ -254,6 +267,9 @@ class Session:
         if self._pong is not None:
             out.append(encode_frame(FrameType.PONG, 0, self._pong))
             self._pong = None
+        if self._lost is not None:
+            out.append(self._lost)
+            self._lost = None
         if self._liveness.due:
             self._liveness.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
@@ -379,6 +395,10 @@ class Session:
         elif frame_type == FrameType.GOAWAY:
             self.peer_going_away = True
             events.append(GoAway(*_reason(payload)))
+        elif frame_type == FrameType.LOST:
+            if len(payload) < _LOST.size:
+                raise ProtocolError(f"LOST with {len(payload)} bytes")
+            events.append(DatagramsLost(_LOST.unpack_from(payload)))
         else:
             raise ProtocolError(f"{FrameType(frame_type).name} in a session")
 
@@ -407,6 +427,13 @@ class Session:
     def memory(self) -> int:
         """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
         return self.sent.cost + self.outbox.control_bytes
+
+    @property
+    def held(self) -> int:
+        """Bytes of everything that waits in this session, in either direction."""
+        outbox = self.outbox
+        waiting = outbox.queued + outbox.datagram_bytes + self._decoder.held
+        return self.memory + waiting
 
     @property
     def unacknowledged(self) -> int:

@@ -7,9 +7,12 @@ from enum import Enum, auto
 from typing import Any
 
 from krelay.wire.errors import ProtocolError
-from krelay.wire.frames import Buffer, FrameType
+from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameType
 from krelay.wire.header import Header
 from krelay.wire.window import INITIAL_WINDOW, RecvWindow
+
+# Chunks up to this size, in bytes, are joined while they wait.
+_JOINED = 4_096
 
 
 class State(Enum):
@@ -53,6 +56,7 @@ class Stream:
         "queued",
         "scheduled",
         "state",
+        "taken",
         "wants_writable",
         "window",
     )
@@ -65,6 +69,8 @@ class Stream:
         self.credit = INITIAL_WINDOW
         self.queue: deque[Buffer] = deque()
         self.queued = 0
+        self.taken = 0
+        """Bytes of the first chunk of `queue` that were taken."""
         self.end_queued = False
         self.end_sent = False
         self.scheduled = False
@@ -88,16 +94,40 @@ class Stream:
         self.state = state
 
     def take(self, limit: int) -> Buffer:
-        """The next queued bytes, at most `limit` (>= 1) and never joined: no copy is made."""
+        """The next queued bytes, at most `limit` (>= 1) and never joined.
+
+        A part of a chunk that fits into a frame is copied, and so is the rest once it is the
+        smaller half: a view would keep the whole chunk alive, uncounted. Larger chunks, of which
+        only a client reads any, are not copied.
+        """
         chunk = self.queue[0]
-        if len(chunk) <= limit:
+        at = self.taken
+        if len(chunk) - at <= limit:
             self.queue.popleft()
+            self.taken = 0
+            piece = memoryview(chunk)[at:] if at else chunk
         else:
-            view = memoryview(chunk)
-            self.queue[0] = view[limit:]
-            chunk = view[:limit]
-        self.queued -= len(chunk)
-        return chunk
+            piece = memoryview(chunk)[at : at + limit]
+            self.taken = at + limit
+        if at or self.taken:
+            if len(chunk) <= MAX_PAYLOAD:
+                piece = bytes(piece)
+            if self.taken * 2 > len(chunk):
+                self.queue[0] = bytes(memoryview(chunk)[self.taken :])
+                self.taken = 0
+        self.queued -= len(piece)
+        return piece
+
+    def add(self, data: Buffer) -> None:
+        """Queue bytes. Small chunks are joined: each would take more than its bytes."""
+        queue = self.queue
+        self.queued += len(data)
+        if queue and len(data) < _JOINED:
+            last = queue[-1]
+            if len(last) + len(data) <= _JOINED and (len(queue) > 1 or not self.taken):
+                queue[-1] = b"".join((last, data))
+                return
+        queue.append(data)
 
     @property
     def sendable(self) -> bool:

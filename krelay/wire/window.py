@@ -37,12 +37,18 @@ class RecvWindow:
         """Account for `count` bytes handed on; the credit to return now, 0 for none yet.
 
         `room` is how many bytes the window may still grow by, `rtt` the round trip in seconds.
+        Where it is negative the window gives up what it had grown by: credit is kept back.
         """
         self._consumed += count
         if self._consumed * 2 < self.size:
             return 0
         increment, self._consumed = self._consumed, 0
-        if now - self._returned_at < 4 * rtt:
+        if room < 0:
+            shrink = min(-room, increment, self.size - INITIAL_WINDOW)
+            if shrink > 0:
+                self.size -= shrink
+                increment -= shrink
+        elif now - self._returned_at < 4 * rtt:
             growth = min(self.size, MAX_WINDOW - self.size, room)
             if growth > 0:
                 self.size += growth

@@ -12,7 +12,9 @@ from collections.abc import Callable
 import pytest
 
 from agent import dial
-from agent.dial import DialError, dial_tcp, dial_udp, resolve
+from agent.dial import dial_tcp, dial_udp
+from agent.errors import DialError
+from agent.lookups import Lookups
 from krelay.mux.files import open_files
 from krelay.wire.errors import ErrorCode
 from tests import rig
@@ -35,7 +37,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes the resolver answer with these addresses, or raise this error."""
 
     def answer(*addresses: str, error: Exception | None = None) -> None:
-        def getaddrinfo(host: str, port: int, *_: object, **__: object) -> list[object]:
+        def getaddrinfo(host: str, port: int | None, *_: object, **__: object) -> list[object]:
             if error is not None:
                 raise error
             families = [socket.AF_INET6 if ":" in a else socket.AF_INET for a in addresses]
@@ -63,13 +65,13 @@ async def test_an_address_is_itself_and_no_resolver_is_asked(
     host: str, family: int, names: Callable[..., None]
 ) -> None:
     names(error=AssertionError("asked"))
-    assert await resolve(host, 80, TCP) == [(family, host)]
+    assert await Lookups().find(host, None, 5.0) == [(family, host)]
 
 
 async def test_a_name_is_its_addresses_in_order(names: Callable[..., None]) -> None:
     names("::1", "127.0.0.1")
     expected = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
-    assert await resolve("both.test", 80, TCP) == expected
+    assert await Lookups().find("both.test", None, 5.0) == expected
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
     finally:
         answered.set()
     assert tcp.code == udp.value.code == ErrorCode.RESOLVE_TIMEOUT
-    assert str(tcp) == "resolving slow.test:80 took over 0.02 s"
+    assert str(tcp) == "resolving slow.test took over 0.02 s"
 
 
 # -- TCP ---------------------------------------------------------------------------------------
@@ -188,7 +190,7 @@ async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
                 return await real(protocol, address, to, **kw)  # type: ignore[arg-type]
 
             loop.create_connection = redirect  # type: ignore[method-assign, assignment]
-            connected = await dial._first(both, port, 2.0, Connected)
+            connected = await dial._first(both, port, loop.time() + 2.0, Connected)
     assert connected.transport is not None
     connected.transport.close()
     await asyncio.sleep(0)

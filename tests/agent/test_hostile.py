@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from agent.server import MAX_CONNECTIONS, Server
+from agent.server import MAX_STRANGERS, Server
 from krelay.mux.files import raise_file_limit
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameDecoder, FrameType, encode_frame
@@ -378,11 +378,13 @@ async def test_one_who_never_reads() -> None:
         assert here.cost < MEMORY
 
 
-async def test_more_connections_than_there_may_be() -> None:
-    count = 3_000
+async def test_strangers_that_take_all_places_make_way_for_a_client() -> None:
+    """Each has begun a handshake, and the agent keeps next to nothing of it."""
+    count = 3 * MAX_STRANGERS
     raise_file_limit()
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * count + 500:
         pytest.skip("too few files may be open")
+    half = Header(75, "krelay", 0).encode() + encode_frame(FrameType.AUTH, 0, bytes(1_000))[:900]
     async with scene() as here:
         loop = asyncio.get_running_loop()
         socks = [socket.socket() for _ in range(count)]
@@ -392,9 +394,37 @@ async def test_more_connections_than_there_may_be() -> None:
                     for sock in socks[first : first + 250]:
                         sock.setblocking(False)
                         tasks.create_task(loop.sock_connect(sock, here.server.address))
-                assert len(here.server._entrances) <= MAX_CONNECTIONS
+                for sock in socks[first : first + 250]:
+                    with suppress(OSError):
+                        sock.send(half)
+                async with intruder(here.server):
+                    """Its handshake is done."""
             await here.bystander.goes_on()
-            await rig.until(lambda: len(here.server._entrances) == MAX_CONNECTIONS)
+            await rig.until(lambda: here.server._stranger_count >= MAX_STRANGERS - 1)
+            assert len(here.server._entrances) <= MAX_STRANGERS + 2
         finally:
             for sock in socks:
+                sock.close()
+
+
+async def test_strangers_of_one_address_keep_none_of_another_out() -> None:
+    raise_file_limit()
+    async with scene() as here:
+        with socket.socket() as patient:
+            patient.bind(("127.0.0.2", 0))
+            patient.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(patient, here.server.address)
+            await rig.until(lambda: here.server._stranger_count == 1)
+            crowd = []
+            for _ in range(MAX_STRANGERS + 50):
+                crowd.append(sock := socket.socket())
+                sock.setblocking(False)
+                await loop.sock_connect(sock, here.server.address)
+            handshake = ClientHandshake(rig.KEY, secrets.token_bytes(32))
+            while True:
+                await loop.sock_sendall(patient, handshake.data_to_send())
+                if handshake.receive_data(await loop.sock_recv(patient, 1 << 16)):
+                    break
+            for sock in crowd:
                 sock.close()

@@ -8,6 +8,8 @@ import socket
 import pytest
 
 from agent import plain as module
+from agent.budget import MemoryBudget
+from agent.client import Client, ReadBuffer
 from krelay.wire.errors import ErrorCode
 from tests import rig
 from tests.agent.peer import framed, header, plain
@@ -222,6 +224,11 @@ async def test_udp_that_nobody_takes_ends_the_connection() -> None:
         await rig.until(lambda: not server._plain)
 
 
+def holding() -> module.Holding:
+    client = Client(MemoryBudget(1 << 20))
+    return module.Holding(client, client.reserve(), ReadBuffer())
+
+
 async def test_udp_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UDP_IDLE", 0.05)
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
@@ -232,7 +239,7 @@ async def test_udp_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_datagrams_keep_a_udp_connection() -> None:
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=(pair := socket.socketpair())[0])
-    client = module._Framed(writer.transport)
+    client = module._Framed(writer.transport, holding())
     try:
         first = client._timer
         client._active_at -= module.UDP_IDLE

@@ -239,18 +239,33 @@ async def test_stopping_waits_for_no_silent_peer(monkeypatch: pytest.MonkeyPatch
 async def test_connections_are_limited(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
-    async with rig.agent() as server:
-        client = await session(server)
-        async with plain(server, b""):
-            await rig.until(lambda: len(server._entrances) == 2)
-            async with plain(server, b"") as over:
-                assert await over.reader.read() == b""
-            assert len(server._entrances) == 2
-        await rig.until(lambda: len(server._entrances) == 1)
+    monkeypatch.setattr(module, "MAX_PLAIN", 1)
+    async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
+        client = await session(server, key=b"")
+        ask = header(0, rig.HOST, target)
+        async with plain(server, ask) as first:
+            assert await first.status() == 1
+            async with plain(server, ask) as over:
+                assert await over.reader.read() == bytes([2])
+        await rig.until(lambda: not server._plain)
+        async with plain(server, ask) as next:
+            assert await next.status() == 1
         assert client.driver.attached
         client.leave()
-    assert "more than 2 connections" in caplog.text
+    assert "a plain connection is refused: there are 1" in caplog.text
+
+
+async def test_of_strangers_the_oldest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STRANGERS", 2)
+    async with rig.agent() as server:
+        client = await session(server)
+        async with plain(server, b"") as first, plain(server, b""):
+            await rig.until(lambda: server._stranger_count == 2)
+            other = await session(server)
+            assert await first.reader.read() == b""
+            assert client.driver.attached
+        client.leave()
+        other.leave()
 
 
 async def test_a_port_in_use_is_an_os_error() -> None:

@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from agent import target as module
-from agent.dial import DialError
+from agent.client import CONNECTION_COST
+from agent.errors import DialError
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -216,62 +217,73 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "dial_udp", never)
 
 
-async def test_streams_that_wait_for_their_targets_are_bounded_together(
-    nowhere: None, monkeypatch: pytest.MonkeyPatch
+async def test_streams_whose_targets_are_dialled_hold_no_more_than_their_client_s_share(
+    nowhere: None,
 ) -> None:
     """Each may bring its first window: all of them would be more than an agent may have."""
-    monkeypatch.setattr(module, "EARLY_STREAMS", 150_000)
-    async with rig.agent() as server:
-        client = await session(server)
-        asked = [ask(client, TCP, 80) for _ in range(3)]
+    async with rig.agent(memory=1) as server:
+        client, other = await session(server), await session(server)
+        asked = [ask(client, TCP, 80) for _ in range(80)]
         for stream, _ in asked:
             stream.write(bytes(60_000))
+        waiting = client.driver.session
+        await rig.until(lambda: not waiting.outbox.queued and not waiting.unacknowledged)
         await settled(client)
-        refused = [seen.told for _, seen in asked]
-        assert refused == [[], [], [ErrorCode.LIMIT]]
+        refused = [seen for _, seen in asked if seen.told == [ErrorCode.LIMIT]]
+        assert 20 < len(refused) < 70
+        assert all(seen.told in ([], [ErrorCode.LIMIT]) for _, seen in asked)
+        assert server.budget.left > server.budget.size // 3
+        # Another client's streams have their place.
+        stream, seen = ask(other, TCP, 80)
+        stream.write(bytes(60_000))
+        await settled(other)
+        assert seen.told == []
         # Those that end make room.
-        asked[0][0].reset()
+        for stream, _ in asked:
+            stream.reset()
         another, seen = ask(client, TCP, 80)
         another.write(bytes(60_000))
         await settled(client)
         assert seen.told == []
         client.leave()
-        room = server.sessions._targets._streams
-        await rig.until(lambda: room.left == 150_000)
+        other.leave()
+        await rig.until(lambda: server.budget.left == server.budget.size)
 
 
-async def test_datagrams_that_wait_are_too(nowhere: None) -> None:
+async def test_datagrams_that_wait_for_targets_are_bounded_and_counted(nowhere: None) -> None:
     async with rig.agent() as server:
         client = await session(server)
-        room = server.sessions._targets._datagrams
+        (kept,) = server.sessions._kept.values()
         for _ in range(40):
             stream, _ = ask(client, UDP, 53)
             for _ in range(3):
                 stream.datagram(bytes(60_000))
             await settled(client)
-        assert 0 <= room.left < 61_000
+        kept_datagrams = module.EARLY_DATAGRAMS // 60_128
+        assert kept.targets.early_datagrams == kept_datagrams * 60_128
+        assert kept.targets.losses.early == 120 - kept_datagrams
         # What waits for a stream is none of it.
         stream, seen = ask(client, TCP, 80)
         stream.write(bytes(60_000))
         await settled(client)
         assert seen.told == []
         client.leave()
-        await rig.until(lambda: room.left == module.EARLY_DATAGRAMS)
+        await rig.until(lambda: server.budget.left == server.budget.size)
+        assert kept.targets.early_datagrams == 0
 
 
-async def test_what_has_waited_is_given_back_when_the_target_is_there(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_what_has_waited_is_given_back_when_the_target_is_there() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port, rig.udp_echo() as udp:
         client = await session(server)
+        (kept,) = server.sessions._kept.values()
         (stream, seen), (flow, told) = ask(client, TCP, port), ask(client, UDP, udp)
         stream.write(b"early")
         flow.datagram(b"early")
         await rig.until(lambda: seen.data and b"early" in told.told)
-        targets = server.sessions._targets
-        assert targets._streams.left == module.EARLY_STREAMS
-        assert targets._datagrams.left == module.EARLY_DATAGRAMS
+        streams = kept.driver.session.streams.values()
+        assert [s.owner.handler._reservation.size for s in streams] == [CONNECTION_COST] * 2
         client.leave()
+        await rig.until(lambda: server.budget.left == server.budget.size)
 
 
 # -- flows -------------------------------------------------------------------------------------

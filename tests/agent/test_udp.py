@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from agent.dial import dial_udp
+from agent.losses import Losses
 from agent.udp import UdpSocket
 from tests import rig
 
@@ -33,7 +34,7 @@ async def test_after_its_end_it_tells_nothing() -> None:
         pytest.fail("told")
 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as raw:
-        sock = UdpSocket(raw, fail, fail)
+        sock = UdpSocket(raw, fail, fail, Losses())
         sock.close()
         sock.datagram_received(b"x", None)
         sock.error_received(ConnectionRefusedError())

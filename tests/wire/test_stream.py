@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.wire.errors import ProtocolError
-from krelay.wire.frames import FrameType
+from krelay.wire.frames import MAX_PAYLOAD, FrameType
 from krelay.wire.header import TCP, Header
 from krelay.wire.stream import State, Stream
 
@@ -50,8 +50,8 @@ def test_bytes_are_taken_in_order_and_never_more_than_asked(
     chunks: list[bytes], sizes: list[int]
 ) -> None:
     stream = made(State.OPEN)
-    stream.queue.extend(chunks)
-    stream.queued = sum(map(len, chunks))
+    for chunk in chunks:
+        stream.add(chunk)
     taken = b""
     for size in sizes:
         if not stream.queue:
@@ -59,9 +59,25 @@ def test_bytes_are_taken_in_order_and_never_more_than_asked(
         piece = stream.take(size)
         assert 0 < len(piece) <= size
         taken += piece
-    rest = b"".join(stream.queue)
+    rest = b"".join(stream.queue)[stream.taken :]
     assert taken + rest == b"".join(chunks)
     assert stream.queued == len(rest)
+
+
+def test_what_is_taken_of_a_chunk_does_not_keep_the_whole_alive() -> None:
+    stream = made(State.OPEN)
+    stream.add(bytes(MAX_PAYLOAD))
+    pieces = [stream.take(20_000), stream.take(20_000)]
+    assert [type(piece) for piece in pieces] == [bytes, bytes]
+    assert (len(stream.queue[0]), stream.taken) == (MAX_PAYLOAD - 40_000, 0)
+
+
+def test_small_chunks_are_joined() -> None:
+    stream = made(State.OPEN)
+    for _ in range(10_000):
+        stream.add(b"x")
+    assert len(stream.queue) == 3
+    assert stream.queued == 10_000
 
 
 def test_what_may_be_sent() -> None:

@@ -69,8 +69,16 @@ def test_handshake(vector: dict[str, Any]) -> None:
             lambda: vector["resume"]["received"],
         )
     key, nonces = bytes.fromhex(vector["key"]), VECTORS["nonces"]
-    client = ClientHandshake(key, bytes.fromhex(nonces["client"]), resume=resume, private=True)
-    agent = AgentHandshake(bytes.fromhex(nonces["agent"]), Ask(vector["ask"]))
+    client = ClientHandshake(
+        key,
+        bytes.fromhex(nonces["client"]),
+        resume=resume,
+        private=True,
+        highest=vector["client_version"],
+    )
+    agent = AgentHandshake(
+        bytes.fromhex(nonces["agent"]), Ask(vector["ask"]), vector["agent_version"]
+    )
     assert client.data_to_send().hex() == vector["opening"] == OPENING.hex()
     assert agent.hello().hex() == vector["hello"]
     assert client.receive_data(agent.hello()) is None
@@ -78,6 +86,7 @@ def test_handshake(vector: dict[str, Any]) -> None:
     assert sent.hex() == vector["auth"]
     auth = agent.receive_data(sent)
     assert auth is not None
+    assert auth.version == client.version == min(vector["client_version"], vector["agent_version"])
     assert agent.verify(auth, resume.session_key if resume else key)
     theirs = resume.session_key if resume else session_key(key, agent.nonce, auth.nonce)
     assert theirs.hex() == vector["session_key"]

@@ -1,0 +1,402 @@
+"""A real agent under attack stays within four fifths of its Job's memory limit, and goes on
+serving a client that behaves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from agent.memory import DEFAULT
+from krelay.model import AgentConfig
+from krelay.mux.driver import Driver
+from krelay.mux.files import raise_file_limit
+from krelay.mux.link import ClientLink
+from krelay.mux.stream import MuxStream
+from krelay.wire.errors import ErrorCode
+from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameType, encode_frame
+from krelay.wire.handshake import ClientHandshake
+from krelay.wire.header import SESSION, TCP, UDP, Header
+from krelay.wire.session import Side
+from tests import rig
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory was used"),
+]
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+ROOT = Path(__file__).parents[2]
+ALLOWED = DEFAULT * 4 // 5
+
+
+class Agent:
+    """An agent in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.port = port
+        self.tasks: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pid = process.pid
+
+    def peak(self) -> int:
+        """The most memory that it has had so far, in bytes."""
+        return self._status("VmHWM")
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection that lasts as long as the test, unless the agent ends it."""
+        streams = await asyncio.open_connection(rig.HOST, self.port, limit=1 << 16)
+        self._writers.append(streams[1])
+        return streams
+
+    async def intruder(self) -> Intruder:
+        """A session."""
+        reader, writer = await self.connect()
+        handshake = ClientHandshake(rig.KEY, secrets.token_bytes(32))
+        writer.write(handshake.data_to_send())
+        while handshake.receive_data(await reader.read(1 << 16)) is None:
+            writer.write(handshake.data_to_send())
+        return Intruder(reader, writer)
+
+    async def leave(self) -> None:
+        """End every connection."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        closing = [writer.wait_closed() for writer in self._writers]
+        await asyncio.gather(*closing, return_exceptions=True)
+
+    def _status(self, name: str) -> int:
+        for line in Path(f"/proc/{self._pid}/status").read_text().splitlines():
+            if line.startswith(name):
+                return int(line.split()[1]) << 10
+        raise AssertionError("the agent is gone")
+
+
+class Ear:
+    """A stream's handler; one that is deaf keeps the credit of what comes."""
+
+    def __init__(self, *, deaf: bool = False) -> None:
+        self.got = bytearray()
+        self.stream: MuxStream | None = None
+        self.ended: ErrorCode | None = None
+        self._deaf = deaf
+
+    def on_accepted(self) -> None:
+        """It needs none."""
+
+    def on_refused(self, code: ErrorCode, message: str) -> None:
+        self.ended = code
+
+    def on_data(self, data: Buffer) -> None:
+        if self.stream is not None and not self._deaf:
+            self.got += data
+            self.stream.consume(len(data))
+
+    def on_datagram(self, data: Buffer) -> None:
+        """Not kept."""
+
+    def on_end(self) -> None:
+        """Not awaited."""
+
+    def on_reset(self, code: ErrorCode) -> None:
+        self.ended = code
+
+    def on_writable(self) -> None:
+        """It writes all at once."""
+
+
+async def driver(port: int) -> Driver:
+    """A client that keeps to the protocol."""
+    made = Driver(Side.CLIENT, "client")
+    link = ClientLink(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
+    await asyncio.get_running_loop().create_connection(lambda: link, rig.HOST, port)
+    await link.welcome
+    return made
+
+
+async def exchange(client: Driver, echo: int) -> None:
+    """A stream of it carries 200 KB there and back."""
+    seen, data = Ear(), rig.noise(200_000)
+    stream = seen.stream = client.open(Header(TCP, rig.HOST, echo), seen)
+    stream.write(data)
+    await rig.until(lambda: len(seen.got) >= len(data) or seen.ended)
+    assert seen.got == data, seen.ended
+    stream.reset()
+
+
+@asynccontextmanager
+async def agent(*, secured: bool = True) -> AsyncIterator[Agent]:
+    raise_file_limit()
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if secured:
+        env["KRELAY_KEY"] = rig.KEY.hex()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "agent",
+        "--port=0",
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        port = int((await process.stdout.readline()).rpartition(b":")[2])
+        made = Agent(process, port)
+        yield made
+        await made.leave()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def target(serve: Serve) -> AsyncIterator[int]:
+    """A TCP server whose connections end with it, however many come; yields its port."""
+    live: set[asyncio.Task[None]] = set()
+
+    async def run(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.CancelledError):
+            await serve(reader, writer)
+        writer.transport.abort()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(run(reader, writer))
+        live.add(task)
+        task.add_done_callback(live.discard)
+
+    server = await asyncio.start_server(accept, rig.HOST, 0, backlog=4096, limit=1 << 14)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for task in live:
+            task.cancel()
+        await asyncio.gather(*live, return_exceptions=True)
+        live.clear()
+
+
+async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Says as much as is taken."""
+    while True:
+        writer.write(bytes(1 << 16))
+        await writer.drain()
+
+
+async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The same, a few bytes at a time."""
+    writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while True:
+        writer.write(b"xy")
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+class Intruder:
+    """A session that says what it likes, and reads only when it wants to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    async def send(self, data: bytes) -> None:
+        """As far as the agent takes it within a moment."""
+        with suppress(ConnectionError, TimeoutError):
+            self.writer.write(data)
+            async with asyncio.timeout(2):
+                await self.writer.drain()
+
+    async def read_on(self) -> None:
+        """Take all that comes, and acknowledge nothing."""
+        with suppress(ConnectionError):
+            while await self.reader.read(1 << 20):
+                pass
+
+
+def opens(count: int, port: int, protocol: int = TCP) -> bytes:
+    header = Header(protocol, rig.HOST, port).encode()
+    return b"".join(encode_frame(FrameType.OPEN, 2 * n + 1, header) for n in range(count))
+
+
+def credit(count: int, amount: int = 1 << 30) -> bytes:
+    frames = (
+        encode_frame(FrameType.WINDOW, 2 * n + 1, amount.to_bytes(4, "big")) for n in range(count)
+    )
+    return b"".join(frames)
+
+
+async def rest(attacked: Agent) -> None:
+    """Until the agent's memory no longer grows."""
+    peak, since = attacked.peak(), 0
+    while since < 20:
+        await asyncio.sleep(0.05)
+        since = since + 1 if attacked.peak() == peak else 0
+        peak = attacked.peak()
+
+
+@asynccontextmanager
+async def attacked() -> AsyncIterator[Agent]:
+    """An agent. After the attack it has kept to its limit, serves the
+    client that was there before, and takes another."""
+    async with agent() as here, target(rig.echo) as echo:
+        client = await driver(here.port)
+        await exchange(client, echo)
+        yield here
+        await rest(here)
+        assert here.peak() <= ALLOWED
+        await exchange(client, echo)
+        await exchange(await driver(here.port), echo)
+        assert here.peak() <= ALLOWED
+
+
+def test_the_agent_assumes_the_limit_of_its_job() -> None:
+    limits = AgentConfig().resources["limits"]
+    assert isinstance(limits, dict)
+    assert limits["memory"] == f"{DEFAULT >> 20}Mi"
+
+
+@pytest.mark.parametrize("said", [talk, dribble])
+async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
+    """Their clients keep to the protocol, but take nothing of what comes."""
+    async with attacked() as here, target(said) as port:
+        for _ in range(4):
+            client = await driver(here.port)
+            for _ in range(250 if said is talk else 50):
+                client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
+
+
+async def test_credit_without_end_and_no_acknowledgement() -> None:
+    async with attacked() as here, target(talk) as port:
+        for _ in range(12):
+            peer = await here.intruder()
+            here.tasks.append(asyncio.create_task(peer.read_on()))
+            await peer.send(opens(100, port) + credit(100))
+
+
+async def test_clients_that_read_nothing() -> None:
+    async with attacked() as here, target(talk) as port:
+        for _ in range(12):
+            await (await here.intruder()).send(opens(100, port) + credit(100))
+
+
+async def test_credit_that_leaves_little_of_each_chunk() -> None:
+    """What is left of a large read must not keep the whole of it alive, nor what was sent of it."""
+    async with attacked() as here, target(talk) as port:
+        for _ in range(8):
+            peer = await here.intruder()
+            here.tasks.append(asyncio.create_task(peer.read_on()))
+            await peer.send(opens(120, port) + credit(120, (256 << 10) - MAX_PAYLOAD - 1))
+
+
+async def test_targets_that_take_nothing() -> None:
+    async with attacked() as here, target(rig.hold) as port:
+        data = bytes(MAX_PAYLOAD)
+        for _ in range(4):
+            peer = await here.intruder()
+            await peer.send(opens(900, port))
+            for n in range(900):
+                await peer.send(encode_frame(FrameType.DATA, 2 * n + 1, data))
+
+
+async def test_bytes_one_by_one_for_targets_that_take_nothing() -> None:
+    async with attacked() as here, target(rig.hold) as port:
+        for _ in range(4):
+            peer = await here.intruder()
+            await peer.send(opens(8, port))
+            for n in range(8):
+                await peer.send(encode_frame(FrameType.DATA, 2 * n + 1, b"x") * 10_000)
+
+
+async def test_targets_that_are_never_reached() -> None:
+    with rig.silent() as port:
+        async with attacked() as here:
+            for _ in range(4):
+                peer = await here.intruder()
+                await peer.send(opens(1_000, port))
+                for n in range(1_000):
+                    await peer.send(encode_frame(FrameType.DATA, 2 * n + 1, bytes(MAX_PAYLOAD)))
+
+
+async def test_many_sessions_that_acknowledge_nothing_of_many_refusals() -> None:
+    nowhere = Header(200, rig.HOST, 1).encode()
+    async with attacked() as here:
+        for _ in range(16):
+            peer = await here.intruder()
+            here.tasks.append(asyncio.create_task(peer.read_on()))
+            frames = (encode_frame(FrameType.OPEN, 2 * n + 1, nowhere) for n in range(15_000))
+            await peer.send(b"".join(frames))
+
+
+async def test_sessions_that_are_left_behind_with_full_buffers() -> None:
+    async with attacked() as here, target(talk) as port:
+        for _ in range(24):
+            peer = await here.intruder()
+            await peer.send(opens(20, port) + credit(20))
+            with suppress(ConnectionError, EOFError):
+                await peer.reader.readexactly(1 << 18)
+            peer.writer.transport.abort()
+
+
+async def test_datagrams_that_come_back_to_a_client_that_reads_nothing() -> None:
+    async with attacked() as here, rig.udp_echo() as port:
+        for size in (0, 1_000):
+            for _ in range(6):
+                peer = await here.intruder()
+                await peer.send(opens(4, port, UDP))
+                for _ in range(100):
+                    frames = (
+                        encode_frame(FrameType.DATAGRAM, 2 * n + 1, bytes(size)) * 50
+                        for n in range(4)
+                    )
+                    await peer.send(b"".join(frames))
+
+
+async def test_strangers_with_half_a_handshake() -> None:
+    header = Header(SESSION, "krelay", 0).encode()
+    halves = [
+        header + encode_frame(FrameType.AUTH, 0, bytes(MAX_PAYLOAD))[:-1],
+        header + encode_frame(FrameType.AUTH, 0, bytes(1_000))[:-1],
+        header[:-1],
+    ]
+    async with attacked() as here:
+        for n in range(2_100):
+            with suppress(ConnectionError):
+                _, writer = await here.connect()
+                writer.write(halves[n % len(halves)])
+        await rest(here)
+        # They hold all places; a client that knows the key gets one.
+        await driver(here.port)
+
+
+@pytest.mark.parametrize("side", ["client", "target", "both", "framing"])
+async def test_plain_connections_whose_ends_take_nothing(side: str) -> None:
+    serve: Serve = rig.hold if side == "target" else talk
+    async with (
+        agent(secured=False) as here,
+        target(serve) as port,
+        target(rig.echo) as echo,
+        rig.udp_echo() as datagrams,
+    ):
+        protocol, to = (UDP, datagrams) if side == "framing" else (TCP, port)
+        said = b"\xff\xff" + bytes(65_000) if side == "framing" else bytes(1 << 18)
+        for _ in range(500):
+            _, writer = await here.connect()
+            writer.write(Header(protocol, rig.HOST, to).encode())
+            if side != "client":
+                writer.write(said)
+        await rest(here)
+        assert here.peak() <= ALLOWED
+        reader, writer = await here.connect()
+        writer.write(Header(TCP, rig.HOST, echo).encode() + b"hello")
+        assert await reader.readexactly(6) == b"\x01hello"
