@@ -18,7 +18,7 @@ from krelay.datapath.opening import Forwarding
 from krelay.datapath.pool import Pool
 from krelay.datapath.socket_owner import same_user
 from krelay.datapath.socks5 import read_datagram, write_datagram
-from krelay.datapath.traffic import EVICTED, KERNEL, Account
+from krelay.datapath.traffic import KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
 from krelay.tasks import TaskGroup, guard
@@ -84,6 +84,7 @@ class Association(asyncio.DatagramProtocol):
             flow.close(ErrorCode.CANCELLED)
         self.flows.clear()
         if self._transport is not None:
+            self.account.leave_socket(self._drops)
             self._transport.close()
 
     @property
@@ -100,6 +101,7 @@ class Association(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
+        self._drops = self.account.watch(transport.get_extra_info("socket"))
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if addr[0] != self._client[0] or self._port not in (None, addr):
@@ -152,8 +154,7 @@ class Association(asyncio.DatagramProtocol):
         if flow is None:
             if len(self.flows) >= MAX_DESTINATIONS:
                 _, oldest = self.flows.popitem(last=False)
-                oldest.close(ErrorCode.LIMIT)
-                self.account.drops[EVICTED] += 1
+                oldest.close(ErrorCode.IDLE)
             toward = _Toward(self, self._destination(host, port))
             flow = self.flows[place] = Flow(toward, place)
         flow.send(payload)

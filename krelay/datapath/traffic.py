@@ -6,19 +6,22 @@ relay counts its own bytes, so the account only has to know which relays live.
 
 from __future__ import annotations
 
+import socket
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from krelay.mux.drops import ReceiveDrops
 from krelay.wire.errors import ErrorCode
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of dial times, in seconds."""
 
-OK, RESET, NO_STREAM = "ok", "reset", "no_stream"
-"""The results of what an agent opened, and of what waited for a stream in vain."""
+OK, RESET, NO_STREAM, IDLE = "ok", "reset", "no_stream", "idle"
+"""The results of what an agent opened, and of what waited for a stream in vain. A flow that was
+used longest ago ends as `idle`, after a time or to make room for another."""
 
 REFUSALS = {code: code.name.lower() for code in ErrorCode} | {
     # The name is taken by streams that were open.
@@ -28,10 +31,11 @@ REFUSALS = {code: code.name.lower() for code in ErrorCode} | {
 """The results of what an agent refused, by its answer; `cancelled` is a client that left first."""
 _CANCELLED = REFUSALS[ErrorCode.CANCELLED]
 
-BACKLOG, EARLY, EVICTED, KERNEL, UNROUTED = "backlog", "early", "evicted", "kernel", "no_stream"
+BACKLOG, EARLY, UNROUTED = "backlog", "early", "no_stream"
+KERNEL, RECEIVE = "kernel", "kernel_receive"
 """Why datagrams are lost: too much waits for the tunnel (or there is none); too many wait for a
-stream; a flow made room for another (which counts as one); the kernel takes no more; there was no
-stream for what waited."""
+stream; there was no stream for what waited; the kernel takes no more for the application; it
+dropped what the application sent, since krelay was too slow to read it."""
 
 Told = Callable[[ErrorCode | None, str], None]
 """Learns of each answer of an agent: None that it reached the endpoint, or why not."""
@@ -81,6 +85,30 @@ class Account:
         """Bytes of what is not a live relay, as is `to_local`."""
         self.to_local = 0
         self._live: set[Relay] = set()
+        self._sockets: set[ReceiveDrops] = set()
+
+    def watch(self, sock: socket.socket) -> ReceiveDrops:
+        """Count what the kernel drops at a bound socket, until `leave_socket`."""
+        drops = ReceiveDrops(sock)
+        self._sockets.add(drops)
+        return drops
+
+    def leave_socket(self, drops: ReceiveDrops) -> None:
+        """It is about to be closed; what it has lost stays counted."""
+        if drops in self._sockets:
+            self._sockets.discard(drops)
+            self._lost(drops.close())
+
+    def lost(self) -> Counter[str]:
+        """All lost datagrams by reason, those that the kernel dropped so far among them."""
+        found = self.drops.copy()
+        if dropped := sum(drops.count for drops in self._sockets):
+            found[RECEIVE] += dropped
+        return found
+
+    def _lost(self, count: int) -> None:
+        if count:
+            self.drops[RECEIVE] += count
 
     @property
     def to_remote_bytes(self) -> int:
@@ -155,6 +183,10 @@ class Entry:
             self._end(RESET)
         else:
             self._end(_CANCELLED if code is ErrorCode.CANCELLED else NO_STREAM)
+
+    def expired(self) -> None:
+        """Nothing has used it for longest."""
+        self._end(IDLE if self._opened else _CANCELLED)
 
     def left(self, *, clean: bool) -> None:
         """The local application is gone; `clean`: both ends had said all that they had to."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 from krelay.mux.driver import Driver
+
+QUEUED = "queued"
+"""Why datagrams are lost here that count for no forward: they waited as their tunnel was lost."""
+AGENT_LOSSES = ("agent_kernel_receive", "agent_kernel_send", "agent_early", "agent_backlog")
+"""Why they are lost at the agent, in the order of the LOST frame (protocol.md, section 5)."""
 
 
 @dataclass(slots=True)
 class TunnelStats:
     """What became of a session's tunnels since the start: those that came up, those of them that
     carried the session on, and those of these that took over from a working one; the bytes that
-    were sent again. `window_stalls` and `limit_stalls` are the session's own counts."""
+    were sent again. `window_stalls` and `limit_stalls` are the session's own counts.
+    `lost_datagrams` has the datagrams that were lost on the way or at the agent, by reason."""
 
     connects: int = 0
     resumed: int = 0
@@ -19,6 +26,7 @@ class TunnelStats:
     replayed_bytes: int = 0
     window_stalls: int = 0
     limit_stalls: int = 0
+    lost_datagrams: Counter[str] = field(default_factory=Counter)
 
     def add(self, driver: object) -> None:
         """Take over what the session of `driver` has counted, if it has one."""
@@ -26,9 +34,11 @@ class TunnelStats:
             self.replayed_bytes += driver.replayed_bytes
             self.window_stalls += driver.session.outbox.window_stalls
             self.limit_stalls += driver.session.limit_stalls
+            self.lost_datagrams[QUEUED] += driver.session.outbox.forgotten_datagrams
+            self.lost_datagrams.update(dict(zip(AGENT_LOSSES, driver.peer_lost, strict=True)))
 
     def with_(self, driver: object) -> TunnelStats:
         """A copy that has what `driver`, which lives, has counted so far."""
-        found = replace(self)
+        found = replace(self, lost_datagrams=self.lost_datagrams.copy())
         found.add(driver)
         return found

@@ -16,7 +16,6 @@ from krelay.datapath.route import Route
 from krelay.datapath.traffic import (
     BACKLOG,
     EARLY,
-    EVICTED,
     KERNEL,
     UNROUTED,
     Account,
@@ -103,6 +102,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.loop = asyncio.get_running_loop()
         # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
         self._sock = sock
+        self._drops = self.listener.account.watch(sock)
         self._transport: asyncio.BaseTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -116,8 +116,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         if flow is None:
             if len(self.flows) >= MAX_FLOWS:
                 _, oldest = self.flows.popitem(last=False)
-                oldest.close(ErrorCode.LIMIT)
-                self.listener.account.drops[EVICTED] += 1
+                oldest.close(ErrorCode.IDLE)
             flow = self.flows[addr] = Flow(self, addr)
             if self._sweeper is None:
                 self._sweeper = self.loop.call_later(IDLE, self._sweep)
@@ -147,6 +146,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.flows.clear()
         transport, self._transport = self._transport, None
         if transport is not None:
+            self.listener.account.leave_socket(self._drops)
             transport.close()
 
     def _sweep(self) -> None:
@@ -214,10 +214,13 @@ class Flow:
     def close(self, code: ErrorCode) -> None:
         """End the flow at both ends."""
         self._opening.cancel()
+        self._lose_early()
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code)
-        if self._entry is not None:
+        if self._entry is not None and code is ErrorCode.IDLE:
+            self._entry.expired()
+        elif self._entry is not None:
             self._entry.left(clean=True)
 
     def on_stream(self, stream: Handle) -> None:
@@ -253,6 +256,8 @@ class Flow:
 
     def on_reset(self, code: ErrorCode) -> None:
         if self._entry is not None:
+            if code is ErrorCode.IDLE:
+                self._entry.expired()
             self._entry.reset(code)
             if code is ErrorCode.REFUSED:
                 self._entry.answered(code, "by ICMP")
@@ -283,10 +288,14 @@ class Flow:
         self.active_at = self._socket.loop.time()
         self._socket.flows.move_to_end(self._addr)
 
-    def _forget(self) -> None:
-        self._stream = None
+    def _lose_early(self) -> None:
+        """There is no stream for what waits."""
         if self._early:
             self._account.drops[UNROUTED] += len(self._early)
             self._early.clear()
+
+    def _forget(self) -> None:
+        self._stream = None
+        self._lose_early()
         if self._socket.flows.get(self._addr) is self:
             del self._socket.flows[self._addr]

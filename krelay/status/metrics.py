@@ -172,6 +172,15 @@ def _tunnels(agents: Iterable[AgentReport]) -> Iterator[Metric]:
     yield counter("replayed_bytes", "Bytes sent again after a resumption.", "replayed_bytes")
     yield counter("window_stalls", "Times that a stream had bytes and no credit.", "window_stalls")
     yield counter("limit_stalls", "Times that its own limit held it up.", "limit_stalls")
+    lost = CounterMetricFamily(
+        "krelay_tunnel_lost_datagrams",
+        "Datagrams lost on the way or at the agent.",
+        labels=["tunnel", "reason"],
+    )
+    for tunnel in tunnels:
+        for reason, count in tunnel.lost_datagrams.items():
+            lost.add_metric([tunnel.name, reason], count)
+    yield lost
 
 
 def _measured(tunnels: Iterable[TunnelReport]) -> dict[str, float]:

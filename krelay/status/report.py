@@ -78,7 +78,8 @@ class TunnelReport:
     """One session to an agent. `rtt` is in seconds, None before it was measured; the rest counts
     since the start: `connects` tunnels that came up, `resumed` those that carried the session on,
     `rotated` those that took over from a working one; `window_stalls` times that a stream had bytes
-    and no credit, `limit_stalls` that the tunnel's own limit held it up."""
+    and no credit, `limit_stalls` that the tunnel's own limit held it up; `lost_datagrams` by
+    reason those that were lost on the way or at the agent."""
 
     name: str
     up: bool
@@ -90,6 +91,7 @@ class TunnelReport:
     replayed_bytes: int = 0
     window_stalls: int = 0
     limit_stalls: int = 0
+    lost_datagrams: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
 
 

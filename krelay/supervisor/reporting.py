@@ -127,7 +127,7 @@ def _traffic(account: Account) -> Traffic:
         dials=account.dials.cumulative(),
         dial_count=account.dials.count,
         dial_sum=account.dials.sum,
-        drops=dict(account.drops),
+        drops=dict(account.lost()),
     )
 
 
@@ -153,5 +153,6 @@ def _tunnel(tunnel: Tunnel) -> TunnelReport:
         replayed_bytes=stats.replayed_bytes,
         window_stalls=stats.window_stalls,
         limit_stalls=stats.limit_stalls,
+        lost_datagrams={reason: lost for reason, lost in stats.lost_datagrams.items() if lost},
         failure=str(tunnel.failure) if tunnel.failure and not tunnel.up else None,
     )

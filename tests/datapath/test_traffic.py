@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
@@ -168,8 +169,9 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
             one.send(b"x")
         await rig.until(lambda: account.drops[traffic.EARLY] == 2)
         two.send(b"x")
-        await rig.until(lambda: account.drops[traffic.EVICTED] == 1)
+        await rig.until(lambda: account.results)
         assert account.results == {"cancelled": 1}
+        assert account.drops == {traffic.EARLY: 2, traffic.UNROUTED: udp_module._EARLY_DATAGRAMS}
         route.update(Resolution(Protocol.UDP, Endpoint(rig.HOST, target)))
         assert await rig.recv(two) == b"x"
         driver = path.pool.pick()
@@ -182,6 +184,41 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         three.send(b"x")
         await rig.until(lambda: impatient.account.drops == {traffic.UNROUTED: 1})
         assert impatient.account.results == {"no_stream": 1}
+
+
+async def test_a_flow_that_makes_room_is_idle_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(udp_module, "MAX_FLOWS", 1)
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        for number in range(1, 4):
+            async with rig.udp_socket(connect=rig.port_of(listener)) as client:
+                client.send(b"x")
+                assert await rig.recv(client) == b"x"
+            assert listener.account.opened == number
+        assert listener.account.results == {"idle": 2}
+        assert not listener.account.lost()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+async def test_what_the_kernel_drops_before_krelay_reads_it_is_counted() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        listener = await path.udp(target)
+        [local] = listener._sockets
+        local._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            for _ in range(100):
+                client.sendto(bytes(500), (rig.HOST, rig.port_of(listener)))
+            come = 0
+            while come + listener.account.lost()[traffic.RECEIVE] < 100:
+                await rig.recv(client)
+                come += 1
+        assert 0 < come < 100
+        lost = listener.account.lost()
+        listener.close()
+        assert listener.account.lost() == lost == {traffic.RECEIVE: 100 - come}
 
 
 # -- the account by itself ---------------------------------------------------------------------

@@ -237,7 +237,7 @@ async def test_datagrams_are_dropped_and_not_held_while_the_tunnel_is_cut() -> N
             path.way.cut(blocked=True)
             await rig.until(lambda: path.pool.pick() is None)
             client.send(b"lost")
-            await rig.until(lambda: driver.session.outbox.dropped_datagrams == 1)
+            await rig.until(lambda: listener.account.drops == {"backlog": 1})
             path.way.blocked = False
             await rig.until(path.pool.pick)
             client.send(b"after")

@@ -115,6 +115,7 @@ TUNNELS = (
         replayed_bytes=4096,
         window_stalls=5,
         limit_stalls=2,
+        lost_datagrams={"queued": 3, "agent_backlog": 4},
     ),
     TunnelReport("p1t2", True, 4, rtt=0.0131, connects=1),
     TunnelReport("p1t3", False, 0, failure="no answer from the API server"),
