@@ -17,7 +17,6 @@ from krelay.cluster.agent import Agent, agent_gone, create_agent
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.jobs import PostedJobs
 from krelay.cluster.kubeconfig import Overrides
-from krelay.cluster.watch import follow
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, NotFoundError
 from krelay.model import AgentConfig, Patch
 
@@ -57,11 +56,13 @@ async def until(
     api: Api, path: str, there: Callable[[Mapping[str, Any]], bool], name: str = ""
 ) -> None:
     """Wait until what a collection holds is as wanted."""
-    selector = f"metadata.name={name}" if name else ""
+    query = {"fieldSelector": f"metadata.name={name}"} if name else {}
     async with asyncio.timeout(30):
-        async for found in follow(api, path, field_selector=selector):
-            if there(found):
-                break
+        while True:
+            items = (await api.get(path, **query))["items"]
+            if there({item["metadata"]["uid"]: item for item in items}):
+                return
+            await asyncio.sleep(0.2)
 
 
 async def nothing_left(api: Api, namespace: str) -> None:
