@@ -46,6 +46,7 @@ class Agent:
         self.port = port
         self.tasks: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
+        self._links: list[ClientLink] = []
         self._pid = process.pid
 
     def peak(self) -> int:
@@ -67,8 +68,22 @@ class Agent:
             writer.write(handshake.data_to_send())
         return Intruder(reader, writer)
 
+    async def driver(self) -> Driver:
+        """A client that keeps to the protocol."""
+        made = Driver(Side.CLIENT, "client")
+        link = ClientLink(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
+        await asyncio.get_running_loop().create_connection(lambda: link, rig.HOST, self.port)
+        await link.welcome
+        self._links.append(link)
+        return made
+
     async def leave(self) -> None:
         """End every connection."""
+        for link in self._links:
+            link.transport.abort()
+        await rig.until(
+            lambda: not any(link.driver and link.driver.attached for link in self._links)
+        )
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -115,15 +130,6 @@ class Ear:
 
     def on_writable(self) -> None:
         """It writes all at once."""
-
-
-async def driver(port: int) -> Driver:
-    """A client that keeps to the protocol."""
-    made = Driver(Side.CLIENT, "client")
-    link = ClientLink(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
-    await asyncio.get_running_loop().create_connection(lambda: link, rig.HOST, port)
-    await link.welcome
-    return made
 
 
 async def exchange(client: Driver, echo: int) -> None:
@@ -250,13 +256,13 @@ async def attacked() -> AsyncIterator[Agent]:
     """An agent. After the attack it has kept to its limit, serves the
     client that was there before, and takes another."""
     async with agent() as here, target(rig.echo) as echo:
-        client = await driver(here.port)
+        client = await here.driver()
         await exchange(client, echo)
         yield here
         await rest(here)
         assert here.peak() <= ALLOWED
         await exchange(client, echo)
-        await exchange(await driver(here.port), echo)
+        await exchange(await here.driver(), echo)
         assert here.peak() <= ALLOWED
 
 
@@ -271,7 +277,7 @@ async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
     """Their clients keep to the protocol, but take nothing of what comes."""
     async with attacked() as here, target(said) as port:
         for _ in range(4):
-            client = await driver(here.port)
+            client = await here.driver()
             for _ in range(250 if said is talk else 50):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
 
@@ -376,7 +382,7 @@ async def test_strangers_with_half_a_handshake() -> None:
                 writer.write(halves[n % len(halves)])
         await rest(here)
         # They hold all places; a client that knows the key gets one.
-        await driver(here.port)
+        await here.driver()
 
 
 @pytest.mark.parametrize("side", ["client", "target", "both", "framing"])
