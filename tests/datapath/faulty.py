@@ -9,8 +9,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from agent.budget import MemoryBudget
+from agent.client import ReadBuffer
 from agent.entrance import Entrance
-from agent.sessions import Sessions
+from agent.lookups import Lookups
+from agent.sessions import Kept, Sessions
 from agent.settings import Settings
 from krelay.errors import NotListeningError
 from krelay.mux.driver import Driver
@@ -56,7 +59,15 @@ class FaultyAgent(Sessions):
     def __init__(
         self, settings: Settings, tasks: asyncio.TaskGroup, on_stream: Callable[[MuxStream], None]
     ) -> None:
-        super().__init__(settings, tasks, lambda _: None)
+        self.buffer = ReadBuffer()
+        super().__init__(
+            settings,
+            tasks,
+            lambda _: None,
+            budget=MemoryBudget(256 << 20),
+            buffer=self.buffer,
+            lookups=Lookups(),
+        )
         self.entrances: set[Entrance] = set()
         self._on_stream = on_stream
 
@@ -72,13 +83,16 @@ class FaultyAgent(Sessions):
     def arrived(self, entrance: Entrance) -> None:
         self.entrances.add(entrance)
 
+    def proven(self, entrance: Entrance) -> None:
+        assert entrance in self.entrances
+
     def left(self, entrance: Entrance) -> None:
         self.entrances.discard(entrance)
 
     def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
         raise AssertionError("nobody asks for plain mode")
 
-    def _open_target(self, stream: MuxStream) -> None:
+    def _open_target(self, kept: Kept, stream: MuxStream) -> None:
         self._on_stream(stream)
 
 
