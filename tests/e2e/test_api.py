@@ -105,8 +105,8 @@ def kubeconfig(login: Login, tmp_path: Path) -> Kubeconfig:
     return write
 
 
-def config_map(name: str, **data: str) -> dict[str, Any]:
-    return {"metadata": {"name": name, "labels": {"mine": "yes"}}, "data": data}
+def config_map(name: str, **labels: str) -> dict[str, Any]:
+    return {"metadata": {"name": name, "labels": {"mine": "yes", **labels}}}
 
 
 async def who(api: Api) -> dict[str, Any]:
@@ -250,7 +250,12 @@ async def test_an_api_server_that_is_not_there(login: Login) -> None:
 
 
 def named(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    return {item["metadata"]["name"]: item.get("data", {}) for item in found.values()}
+    """The labels of each but `mine`, by name: krelay reads no more of an object it does not know."""
+    every = [item["metadata"] for item in found.values()]
+    return {
+        metadata["name"]: {k: v for k, v in metadata["labels"].items() if k != "mine"}
+        for metadata in every
+    }
 
 
 @contextlib.asynccontextmanager

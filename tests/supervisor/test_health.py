@@ -381,7 +381,8 @@ async def test_a_proxy_is_ready_with_its_agent_whatever_it_is_asked_for() -> Non
         assert str(w.health.check) == "none"
         closed = rig.closed_port()
         async with rig.connect(w.port) as (reader, writer):
-            writer.write(f"GET http://127.0.0.1:{closed}/ HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            lines = [f"GET http://127.0.0.1:{closed}/ HTTP/1.1", "Host: x", "Connection: close"]
+            writer.write("\r\n".join([*lines, "", ""]).encode())
             assert (await reader.read()).startswith(b"HTTP/1.1 502 ")
         assert w.forward.account.results == {"refused": 1}
         assert w.health.state is State.READY
