@@ -53,7 +53,8 @@ class Run:
         """The forwards, each of them ready.
 
         Raises:
-            KrelayError: it cannot be had; nothing is left behind, as when this is cancelled.
+            KrelayError: it cannot be had. Then, as when this is cancelled, agents are removed, or
+                named in the log.
         """
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[Found] = loop.create_future()

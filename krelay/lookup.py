@@ -1,8 +1,8 @@
 """Lookup: a host's addresses, for `transport` and `cluster`, by threads that hold up nobody.
 
-asyncio looks up in the default executor, and nothing stops a lookup that hangs, as it does while a
-network is down: it would keep files and credentials waiting there, and the end of krelay. Threads
-of its own share nothing, and daemons are not waited for.
+Nothing stops a lookup that hangs, as it does while a network is down. In asyncio's own executor it
+would keep files and credentials waiting, and the end of a program that embeds krelay. Threads apart
+share nothing, and Python does not wait for daemons.
 """
 
 from __future__ import annotations

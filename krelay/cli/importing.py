@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from krelay.cli.output import note, say
+from krelay.cli.signals import run_last
 from krelay.config import source
 from krelay.convert import Converted, convert, kubefwd, starter
 from krelay.errors import NotFoundError, UsageError
@@ -26,7 +26,7 @@ def run(path: str, namespaces: Sequence[str], context: str | None) -> int:
         ClusterError: it is kubefwd, and the Services cannot be listed.
     """
     if path == KUBEFWD and not Path(path).exists():
-        found = asyncio.run(_listed(namespaces, context, ["services"]))
+        found = run_last(_listed(namespaces, context, ["services"]))
         if not any(items[0] for items in found.values()):
             names = ", ".join(found)
             raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
@@ -57,7 +57,7 @@ def init(
     items: list[list[Any]] = [[], [], []]
     if namespace is not None:
         kinds = ["services", "deployments", "statefulsets"]
-        items = asyncio.run(_listed([namespace], context, kinds))[namespace]
+        items = run_last(_listed([namespace], context, kinds))[namespace]
         if not any(items):
             raise NotFoundError(
                 f'namespace "{namespace}" has no Services, Deployments or StatefulSets',

@@ -1,7 +1,7 @@
 """Agent: the last step into the cluster; makes the agent's Job, waits until it runs, removes it.
 
-Whatever happens on the way, a failure or a cancellation, no Job is left behind; and where this
-program itself is killed, the agent ends when idle, and its Job by its time to live.
+A start that fails or is cancelled deletes its Job, or leaves it in `PostedJobs.left`. If krelay
+itself is killed, the agent ends when idle, and its Job by its time to live.
 """
 
 from __future__ import annotations

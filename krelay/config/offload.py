@@ -1,7 +1,7 @@
 """Offload: a call that blocks, in a thread that holds up nothing else.
 
 asyncio's own executor has few threads, which credentials and metrics need as well, and the end of
-krelay waits for them. These are daemons: one that never comes back is left behind.
+a program that embeds krelay waits for them. These are daemons: one that hangs is left behind.
 """
 
 from __future__ import annotations

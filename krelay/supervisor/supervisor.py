@@ -85,7 +85,7 @@ class Supervisor:
         names each Job that may be left behind.
 
         Raises:
-            KrelayError: it could not start; nothing is left behind.
+            KrelayError: it could not start; its agents are removed, or named in the log.
         """
         contexts = self._contexts
         running: Running | None = None

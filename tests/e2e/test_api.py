@@ -250,7 +250,7 @@ async def test_an_api_server_that_is_not_there(login: Login) -> None:
 
 
 def named(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
-    """The labels of each but `mine`, by name: krelay reads no more of an object it does not know."""
+    """The labels of each but `mine`, by name: krelay reads no more of what it does not know."""
     every = [item["metadata"] for item in found.values()]
     return {
         metadata["name"]: {k: v for k, v in metadata["labels"].items() if k != "mine"}
