@@ -57,8 +57,6 @@ class Reloader:
         self._files = config.files
         self._drift: Drift | None = None
         self._want: Want | None = None
-        self.loads = 0
-        """How many times the file was read and right, the first time not counted."""
         self.failed = 0
         """How many times it was wrong."""
 
@@ -108,7 +106,6 @@ class Reloader:
                 self._wrong(error)
                 raise error from exc
             self._files = config.files
-            self.loads += 1
             if self._drift is not None:
                 logger.info("%s is right again", config.path)
                 self._drift = None

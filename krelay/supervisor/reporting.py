@@ -73,7 +73,7 @@ def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> File
         files=reloader.files,
         in_step=drift is None,
         generation=supervisor.generation,
-        reloads=reloader.loads,
+        reloads=supervisor.carried_out,
         failed_reloads=reloader.failed + supervisor.refused,
         since=drift.since if drift else None,
         error=to_json(drift.error) if drift and drift.error else None,

@@ -59,6 +59,8 @@ class Supervisor:
         self.feed = feed or Feed()
         self.generation = 1
         """How many configs were carried out, the first one too."""
+        self.carried_out = 0
+        """How many times the file was carried out or nothing had changed, after the start."""
         self.refused = 0
         """How many could not be, at first."""
         self.ending = False
@@ -217,6 +219,7 @@ class Supervisor:
         plan = diff(running.config, want.config)
         if not plan:
             running.config = want.config
+            self._count(want)
             logger.debug("nothing changed (%s)", want.reason)
             return
         lines = self._lines(plan, want.config, running)
@@ -238,12 +241,17 @@ class Supervisor:
         took = (datetime.now(UTC) - want.made).total_seconds()
         want.changes = lines
         self.generation += 1
+        self._count(want)
         self.applied_at = datetime.now(UTC)
         told = [str(line) for line in lines]
         text = f"applied ({want.reason}): {told[0]}" + (f", +{len(told) - 1}" if told[1:] else "")
         self.feed.tell("reload", text, generation=self.generation, changes=told)
         for line in lines:
             logger.info("%s (%s, %.2f s)", line, want.reason, took)
+
+    def _count(self, want: Want) -> None:
+        """It is carried out; one that was refused at first counts as that alone."""
+        self.carried_out += want.failure is None
 
     async def _warmed(self, stage: Stage) -> bool:
         """Whether the stage is ready; False when something newer is wanted before it is."""

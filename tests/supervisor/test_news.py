@@ -53,7 +53,7 @@ async def test_edits_carried_out_and_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with world(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
-        assert (w.supervisor.generation, w.reloader.loads, w.reloader.failed) == (1, 0, 0)
+        assert (w.supervisor.generation, w.supervisor.carried_out, w.reloader.failed) == (1, 0, 0)
         await w.edit(text(f"one: {HOST} :1", f"two: {HOST} :2"))
         for _ in range(2):
             with pytest.raises(ConfigError):
@@ -66,7 +66,7 @@ async def test_edits_carried_out_and_refused(
         first, error, _ = (e for e in w.supervisor.feed.history if e.kind == "reload")
         assert first.details["generation"] == 2
         assert error.details["error"]["problems"]
-        assert (w.supervisor.generation, w.reloader.loads, w.reloader.failed) == (3, 2, 2)
+        assert (w.supervisor.generation, w.supervisor.carried_out, w.reloader.failed) == (3, 2, 2)
 
 
 async def test_a_check_is_changed_under_a_live_connection(
