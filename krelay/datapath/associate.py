@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from krelay.datapath.opening import Forwarding
 from krelay.datapath.pool import Pool
 from krelay.datapath.socket_owner import same_user
 from krelay.datapath.socks5 import read_datagram, write_datagram
-from krelay.datapath.traffic import KERNEL, Account
+from krelay.datapath.traffic import EARLY, KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
 from krelay.tasks import TaskGroup, guard
@@ -57,6 +57,8 @@ class Association(asyncio.DatagramProtocol):
         self._port: Any = None
         self._tasks = tasks
         self._unproven: dict[tuple[Any, ...], list[bytes]] = {}
+        self._dropped: Counter[tuple[Any, ...]] = Counter()
+        """Datagrams of each sender that were too many to keep."""
         self._proving: asyncio.Task[bool] | None = None
         self._destination = destination
         self._transport: asyncio.DatagramTransport | None = None
@@ -121,6 +123,8 @@ class Association(asyncio.DatagramProtocol):
                 kept = self._unproven.setdefault(addr, [])
                 if len(kept) < _MAX_UNPROVEN:
                     kept.append(data)
+                else:
+                    self._dropped[addr] += 1
             if self._proving is None:
                 proving = guard(self._prove, "UDP association")
                 self._proving = self._tasks.create_task(proving, name="UDP association")
@@ -133,8 +137,12 @@ class Association(asyncio.DatagramProtocol):
             while self._unproven and self._port is None:
                 waiting, self._unproven = self._unproven, {}
                 await self._prove_each(waiting)
+                for addr in waiting:
+                    self._dropped.pop(addr, None)
         finally:
             self._proving = None
+            self._unproven.clear()
+            self._dropped.clear()
 
     async def _prove_each(self, waiting: dict[tuple[Any, ...], list[bytes]]) -> None:
         senders = {addr[:2]: addr for addr in waiting}
@@ -144,7 +152,9 @@ class Association(asyncio.DatagramProtocol):
             logger.info("UDP association: dropped a datagram of another user")
             return
         self._port = addr
-        for data in waiting[addr]:
+        self.account.drops[EARLY] += self._dropped[addr]
+        # Others have come while it was asked.
+        for data in [*waiting[addr], *self._unproven.get(addr, ())]:
             if (found := read_datagram(data)) is not None:
                 self._send(*found)
 
@@ -169,6 +179,7 @@ class Association(asyncio.DatagramProtocol):
             return
         if cast(Any, transport).get_write_buffer_size() < _MAX_BACKLOG:
             transport.sendto(write_datagram(*place, data), self._port)
+            self.account.to_local += len(data)
         else:
             self.account.drops[KERNEL] += 1
 

@@ -38,6 +38,8 @@ class PlainDriver:
         self.name = name
         self.closed = False
         self.streams: set[PlainStream] = set()
+        self.forgotten_datagrams = 0
+        """Datagrams that waited for a tunnel that did not come up, or was given up."""
         self._dial = dial
         self._tasks: TaskGroup | None = None
         self._lost: asyncio.Future[PodGoneError] = asyncio.get_running_loop().create_future()

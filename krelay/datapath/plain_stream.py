@@ -45,6 +45,7 @@ class PlainStream(asyncio.Protocol):
         self._driver = driver
         self._transport: asyncio.Transport | None = None
         self._waiting = bytearray()
+        self._datagrams_waiting = 0
         self._ended = False
         self._gone = False
         self._spoken = False
@@ -97,6 +98,7 @@ class PlainStream(asyncio.Protocol):
             if len(self._waiting) + len(framed) > _MAX_WAITING:
                 return False
             self._waiting += framed
+            self._datagrams_waiting += 1
         elif self._transport.get_write_buffer_size() > _MAX_WAITING:
             return False
         else:
@@ -131,6 +133,8 @@ class PlainStream(asyncio.Protocol):
 
     def _leave(self) -> None:
         self._driver.streams.discard(self)
+        self._driver.forgotten_datagrams += self._datagrams_waiting
+        self._datagrams_waiting = 0
         task, self.task = self.task, None
         if task is not None and not self.answered.is_set():
             task.cancel()
@@ -149,6 +153,7 @@ class PlainStream(asyncio.Protocol):
             return
         self._transport.write(self.header.encode())
         waiting, self._waiting = bytes(self._waiting), bytearray()
+        self._datagrams_waiting = 0
         if waiting:
             self._spoken = True
             self._transport.write(waiting)

@@ -34,8 +34,11 @@ _CANCELLED = REFUSALS[ErrorCode.CANCELLED]
 BACKLOG, EARLY, UNROUTED = "backlog", "early", "no_stream"
 KERNEL, RECEIVE = "kernel", "kernel_receive"
 """Why datagrams are lost: too much waits for the tunnel (or there is none); too many wait for a
-stream; there was no stream for what waited; the kernel takes no more for the application; it
+stream; there was no stream for what waited; the kernel did not take it for the application; it
 dropped what the application sent, since krelay was too slow to read it."""
+
+RESULTS = frozenset({OK, RESET, NO_STREAM, IDLE, *REFUSALS.values()})
+DROPS = frozenset({BACKLOG, EARLY, UNROUTED, KERNEL, RECEIVE})
 
 Told = Callable[[ErrorCode | None, str], None]
 """Learns of each answer of an agent: None that it reached the endpoint, or why not."""

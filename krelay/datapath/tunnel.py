@@ -160,6 +160,7 @@ class Tunnel:
         driver, self.driver = self.driver, None
         if driver is not None:
             driver.close(ErrorCode.GOING_AWAY, "the client ends")
+            self._stats.add(driver)
 
     # -- one tunnel ----------------------------------------------------------------------------
 
@@ -250,7 +251,9 @@ class Tunnel:
                 self._on_change()
             self._failed(running.result())
         finally:
-            self.driver = None
+            if self.driver is driver:
+                self.driver = None
+                self._stats.add(driver)
             self._on_change()
 
     def _worn(self) -> None:
@@ -292,20 +295,21 @@ class Tunnel:
             self._over = None
 
     def _drop_session(self, why: str) -> None:
-        driver = self._forget_session()
+        driver = self.driver
         if driver is not None:
             logger.warning(
                 "%s: session lost, %d streams are reset: %s", self.name, driver.count, why
             )
-            driver.close(ErrorCode.RESET)
+        self._forget_session()
 
-    def _forget_session(self) -> Carrier | None:
+    def _forget_session(self) -> None:
         self._still_good()
         driver, self.driver = self.driver, None
         self._reached.lost(self)
-        self._stats.add(driver)
         self._lose()
-        return driver
+        if driver is not None:
+            driver.close(ErrorCode.RESET)
+            self._stats.add(driver)  # with what its end has lost
 
     def _failed(self, exc: Exception) -> None:
         # A pod runs before its agent listens; if it never does, the forwards' states tell it.

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
+from krelay.datapath.plain import PlainDriver
 from krelay.mux.driver import Driver
 
-QUEUED = "queued"
-"""Why datagrams are lost here that count for no forward: they waited as their tunnel was lost."""
+QUEUED, LATE = "queued", "late"
+"""Why datagrams are lost here that count for no forward: they waited for the tunnel as that was
+lost, or as their flow ended; they came when their flow had ended."""
 AGENT_LOSSES = ("agent_kernel_receive", "agent_kernel_send", "agent_early", "agent_backlog")
 """Why they are lost at the agent, in the order of the LOST frame (protocol.md, section 5)."""
+LOSSES = frozenset({QUEUED, LATE, *AGENT_LOSSES})
 
 
 @dataclass(slots=True)
@@ -35,7 +38,10 @@ class TunnelStats:
             self.window_stalls += driver.session.outbox.window_stalls
             self.limit_stalls += driver.session.limit_stalls
             self.lost_datagrams[QUEUED] += driver.session.outbox.forgotten_datagrams
+            self.lost_datagrams[LATE] += driver.session.late_datagrams
             self.lost_datagrams.update(dict(zip(AGENT_LOSSES, driver.peer_lost, strict=True)))
+        elif isinstance(driver, PlainDriver):
+            self.lost_datagrams[QUEUED] += driver.forgotten_datagrams
 
     def with_(self, driver: object) -> TunnelStats:
         """A copy that has what `driver`, which lives, has counted so far."""

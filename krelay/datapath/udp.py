@@ -127,15 +127,18 @@ class _LocalSocket(asyncio.DatagramProtocol):
         logger.debug("%s: %s", self.listener.name, exc)
 
     def reply(self, data: Buffer, addr: Address) -> None:
-        """Answer the client that asked; lost where the kernel takes no more, as datagrams are."""
+        """Answer the client that asked; lost where the kernel does not take it."""
         if self._transport is None:
             return
+        account = self.listener.account
         try:
             self._sock.sendto(data, addr)
-        except BlockingIOError:
-            self.listener.account.drops[KERNEL] += 1
         except OSError as exc:
-            self.error_received(exc)
+            account.drops[KERNEL] += 1
+            if not isinstance(exc, BlockingIOError):
+                self.error_received(exc)
+        else:
+            account.to_local += len(data)
 
     def close(self) -> None:
         """End every flow."""
@@ -169,7 +172,7 @@ class Socket(Shape):
     loop: asyncio.AbstractEventLoop
 
     def reply(self, data: Buffer, addr: Any) -> None:
-        """Answer the client."""
+        """Answer the client, and count that for the listener's account."""
 
 
 class Flow:
@@ -241,7 +244,6 @@ class Flow:
 
     def on_datagram(self, data: Buffer) -> None:
         self._touch()
-        self._account.to_local += len(data)
         if not self._heard and self._entry is not None:
             self._heard = True
             self._entry.answered(None)

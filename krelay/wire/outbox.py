@@ -51,7 +51,7 @@ class Outbox:
         self.datagram_bytes = 0
         """What the datagrams that wait take."""
         self.forgotten_datagrams = 0
-        """Datagrams that were queued when the tunnel was lost."""
+        """Datagrams that were queued when the tunnel was lost, or their stream ended."""
         self.window_stalls = 0
         self.writable: list[Stream] = []
         self.ended: list[Stream] = []
@@ -59,7 +59,7 @@ class Outbox:
         self._replay = replay
         self._max_datagrams = datagrams
         self._control: deque[bytes] = deque()
-        self._datagrams: deque[tuple[bytes, Buffer]] = deque()
+        self._datagrams: deque[tuple[Stream, Buffer]] = deque()
         self._small: deque[Stream] = deque()
         self._bulk: deque[Stream] = deque()
 
@@ -75,6 +75,8 @@ class Outbox:
 
     def write(self, stream: Stream, data: Buffer) -> None:
         """Queue bytes of a stream."""
+        if not stream.credit and not stream.queue:
+            self.window_stalls += 1
         stream.add(data)
         self.queued += len(data)
         self.schedule(stream)
@@ -84,8 +86,7 @@ class Outbox:
         cost = len(data) + FRAME_COST
         if self.datagram_bytes + cost > self._max_datagrams:
             return False
-        head = HEAD.pack(FrameType.DATAGRAM << 24 | len(data), stream.id)
-        self._datagrams.append((head, data))
+        self._datagrams.append((stream, data))
         self.datagram_bytes += cost
         return True
 
@@ -130,9 +131,12 @@ class Outbox:
                 sent += self._sent.keep((frame,))
             self.control_bytes = 0
             while self._datagrams and sent < min(limit, room):
-                head, data = self._datagrams.popleft()
+                stream, data = self._datagrams.popleft()
                 self.datagram_bytes -= len(data) + FRAME_COST
-                out += (head, data)
+                if stream.state is State.CLOSED:
+                    self.forgotten_datagrams += 1
+                    continue
+                out += (HEAD.pack(FrameType.DATAGRAM << 24 | len(data), stream.id), data)
                 sent += HEAD_SIZE + len(data)
             room = min(room, self._replay - self._sent.cost)
             while (self._small or self._bulk) and sent < min(limit, room):

@@ -90,6 +90,8 @@ class Session:
         self.going_away = False
         self.peer_going_away = False
         self.limit_stalls = 0
+        self.late_datagrams = 0
+        """Datagrams that came for streams that had ended."""
         self.received = Received()
         self.sent = Sent()
         self.outbox = Outbox(self.sent, replay=limits.replay, datagrams=limits.datagrams)
@@ -331,6 +333,7 @@ class Session:
                 raise ProtocolError(
                     f"{FrameType(frame_type).name} on stream {stream_id}, never opened"
                 )
+            self.late_datagrams += frame_type == FrameType.DATAGRAM
             return
         if frame_type == FrameType.DATAGRAM:
             events.append(DatagramReceived(stream, payload))

@@ -1,27 +1,102 @@
-"""Each count of /metrics, made by having what it counts happen so often, in a real `krelay up`."""
+"""Each count of /metrics, made by having what it counts happen so often: in a real `krelay up`, or
+with an agent in the test's own process where something has to be brought about."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import functools
 import os
+import platform
+import re
 import signal
 import socket
 import struct
 import sys
-from contextlib import AsyncExitStack, suppress
+import termios
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import pytest
 from prometheus_client import parser
 
+from agent import target as targets
+from agent.dial import dial_udp
+from agent.errors import DialError
+from agent.sessions import Kept
+from agent.udp import UdpSocket
+from krelay import __version__
+from krelay.datapath import associate, traffic, tunnel_stats, udp
+from krelay.datapath.associate import _MAX_UNPROVEN
+from krelay.datapath.proxy import ProxyConnection, ProxyListener
+from krelay.datapath.socket_owner import same_user
+from krelay.datapath.socks5 import write_datagram
+from krelay.datapath.traffic import REFUSALS
+from krelay.datapath.tunnel import Tunnel
+from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
+from krelay.errors import AgentError, ConfigError, TunnelError
+from krelay.model import StatusConfig
+from krelay.mux.driver import Driver
 from krelay.mux.files import raise_file_limit
+from krelay.status.listening import Listening
+from krelay.status.report import Report
+from krelay.supervisor import reporting
+from krelay.wire.errors import ErrorCode
+from krelay.wire.session import Limits
+from krelay.wire.window import INITIAL_WINDOW
 from tests import rig
+from tests.datapath import v0
+from tests.datapath.test_associate import ASSOCIATE
+from tests.datapath.test_proxy import HELLO
 from tests.integration.product import Up, document, up
 from tests.integration.test_status import get, served
+from tests.status.reports import report
+from tests.status.test_metrics import samples
+from tests.supervisor.agents import FakeReach
+from tests.supervisor.world import HEAD, World, text, world
 
 pytestmark = pytest.mark.timeout(60)
 
 Labels = dict[str, str]
+P = ParamSpec("P")
+
+CLAIMED: set[tuple[str, str]] = set()
+"""The metrics that tests here count, and those values of their labels that tell events apart."""
+_asked: set[tuple[str, str]] = set()
+
+
+def family(name: str) -> str:
+    """The metric that a sample belongs to, without krelay's prefix."""
+    return re.sub(r"_(bucket|count|sum)$", "", name.removeprefix("krelay_"))
+
+
+def counts(
+    *claims: str,
+) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Awaitable[None]]]:
+    """Say what a test counts: `forward_streams_total:ok,reset`. It fails if it has read less."""
+    claimed = set()
+    for claim in claims:
+        name, _, values = claim.partition(":")
+        claimed |= {(name, ""), *((name, value) for value in values.split(",") if value)}
+    CLAIMED.update(claimed)
+
+    def decorated(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
+        @functools.wraps(test)
+        async def run(*args: P.args, **kwargs: P.kwargs) -> None:
+            _asked.clear()
+            await test(*args, **kwargs)
+            assert claimed <= _asked
+
+        return run
+
+    return decorated
 
 
 class Scraper:
@@ -40,6 +115,8 @@ class Scraper:
 
     async def value(self, name: str, **labels: str) -> float:
         """The sum of the series that have these labels."""
+        _asked.add((family(name), ""))
+        _asked.update((family(name), value) for value in labels.values())
         series = (await self.scrape()).get(f"krelay_{name}", [])
         return sum(value for has, value in series if labels.items() <= has.items())
 
@@ -68,6 +145,17 @@ async def refused(port: int) -> None:
             writer.close()
 
 
+@counts(
+    "forward_opened_streams_total",
+    "forward_open_streams",
+    "forward_streams_total:ok,reset,refused",
+    "forward_bytes_total:to_remote,to_local",
+    "forward_dial_seconds",
+    "tunnel_streams",
+    "tunnel_up",
+    "tunnel_connects_total",
+    "tunnel_rtt_seconds",
+)
 async def test_streams_bytes_and_dials_by_what_became_of_them(tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as echo, rig.tcp_target(slam) as slams:
         targets = {
@@ -103,10 +191,10 @@ async def test_streams_bytes_and_dials_by_what_became_of_them(tmp_path: Path) ->
                     (1, "tunnel_streams", {}),
                 ):
                     await seen.becomes(expected, name, **labels)
-            found = await seen.scrape()
-            tunnels = len(found["krelay_tunnel_up"])
-            assert sum(value for _, value in found["krelay_tunnel_up"]) == tunnels
-            assert sum(value for _, value in found["krelay_tunnel_connects_total"]) == tunnels
+            tunnels = len((await seen.scrape())["krelay_tunnel_up"])
+            assert await seen.value("tunnel_up") == tunnels
+            assert await seen.value("tunnel_connects_total") == tunnels
+            assert await seen.value("tunnel_rtt_seconds") > 0
             for name in ("resumptions", "rotations", "replayed_bytes"):
                 assert await seen.value(f"tunnel_{name}_total") == 0
             assert await seen.value("forward_dropped_datagrams_total") == 0
@@ -120,6 +208,16 @@ async def test_streams_bytes_and_dials_by_what_became_of_them(tmp_path: Path) ->
             assert await seen.value("tunnel_resumptions_total") == 0
 
 
+@counts(
+    "config_generation",
+    "config_reloads_total:ok,failed",
+    "config_in_step",
+    "config_last_reload_success_timestamp_seconds",
+    "process_resident_memory_bytes",
+    "process_open_fds",
+    "process_tasks",
+    "process_start_time_seconds",
+)
 async def test_reloads_by_result(tmp_path: Path) -> None:
     file = tmp_path / "k.yaml"
     async with rig.tcp_target(rig.echo) as echo:
@@ -175,6 +273,10 @@ async def flow(krelay: Up, sock: socket.socket) -> None:
     assert await rig.recv(sock) == b"ping"
 
 
+@counts(
+    "forward_dropped_datagrams_total:kernel_receive",
+    "tunnel_lost_datagrams_total:agent_kernel_receive",
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what its kernel dropped")
 async def test_datagrams_that_the_kernel_dropped_at_either_end(tmp_path: Path) -> None:
     """Either process stands still for a moment, as on a machine that is busy."""
@@ -237,6 +339,7 @@ def drops_at(sock: socket.socket) -> int:
     return value
 
 
+@counts("forward_streams_total:idle", "forward_open_streams")
 async def test_flows_that_make_room_are_idle_and_lose_nothing(tmp_path: Path) -> None:
     more = 5
     raise_file_limit()
@@ -255,3 +358,635 @@ async def test_flows_that_make_room_are_idle_and_lose_nothing(tmp_path: Path) ->
             assert await seen.value("forward_open_streams") == 1_024
             assert await seen.value("forward_dropped_datagrams_total") == 0
             assert await seen.value("tunnel_lost_datagrams_total") == 0
+
+
+# -- with an agent in the test's own process, where something has to be brought about ------------
+
+
+@dataclass
+class Scene:
+    """A supervisor, its one agent and its one tunnel, and the metrics that it serves."""
+
+    world: World
+    seen: Scraper
+
+    @property
+    def reach(self) -> FakeReach:
+        """The way to the agent."""
+        return self.world.agents[-1]
+
+    @property
+    def tunnel(self) -> Tunnel:
+        [group] = self.world.supervisor.running.groups.values()
+        return group.pool.tunnels[0]
+
+    @property
+    def driver(self) -> Driver:
+        """This end of the session."""
+        driver = self.tunnel.driver
+        assert isinstance(driver, Driver)
+        return driver
+
+    @property
+    def kept(self) -> Kept:
+        """The agent's end of it."""
+        [kept] = self.reach.server.sessions._kept.values()
+        return kept
+
+    @property
+    def agents_transport(self) -> asyncio.Transport:
+        """What carries the session at the agent's end."""
+        transport = self.kept.driver._transport
+        assert transport is not None
+        return transport
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """What carries it at this end."""
+        transport = self.driver._transport
+        assert transport is not None
+        return transport
+
+    async def acknowledged(self) -> None:
+        """Wait until nothing is under way."""
+        session = self.driver.session
+        await rig.until(lambda: not session.unacknowledged and not session.outbox.hurried)
+
+    async def blocked(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Cut the tunnel, and let none come up."""
+
+        async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
+            raise TunnelError("the way is shut")
+
+        monkeypatch.setattr(self.reach, "dial", shut)
+        self.transport.abort()
+        await rig.until(lambda: not self.tunnel.up)
+
+    async def reopened(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let the tunnel come up again."""
+        monkeypatch.setattr(self.reach, "dial", partial(FakeReach.dial, self.reach))
+        self.tunnel.poke(sure=True)
+        await rig.until(lambda: self.tunnel.up)
+
+    def flows(self, name: str) -> _LocalSocket:
+        """The one socket of a UDP forward."""
+        for forward in self.world.supervisor.running.forwards.values():
+            if forward.name == name and isinstance(forward.listener, UdpListener):
+                return forward.listener._sockets[0]
+        raise AssertionError(name)
+
+
+@asynccontextmanager
+async def scene(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *lines: str, head: str = HEAD
+) -> AsyncIterator[Scene]:
+    """A run of a file with these targets."""
+    started = datetime.now(UTC)
+    async with world(monkeypatch, tmp_path, text(*lines, head=head)) as made:
+
+        async def live() -> Report:
+            return await reporting.report(made.supervisor, made.reloader, started)
+
+        async with Listening({}, report=live, feed=made.supervisor.feed) as listening:
+            await listening.apply(StatusConfig((rig.HOST, 0)))
+            yield Scene(made, Scraper(f"http://{listening.addresses[0]}"))
+
+
+def unprobed(name: str, port: int, protocol: str = "tcp") -> str:
+    """A line of a file: a target whose streams are those of its clients alone."""
+    return f"{name}: {{target: ip/127.0.0.1, ports: [':{port}/{protocol}'], check: none}}"
+
+
+async def answered(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int = 1
+) -> None:
+    """So many bytes have gone there and back."""
+    writer.write(bytes(size))
+    assert len(await reader.readexactly(size)) == size
+
+
+@counts("tunnel_connects_total", "tunnel_resumptions_total", "tunnel_replayed_bytes_total")
+async def test_resumptions_and_the_bytes_that_they_send_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, head = 1_000, 8
+    async with (
+        rig.tcp_target(rig.echo) as echo,
+        scene(monkeypatch, tmp_path, unprobed("web", echo)) as here,
+        rig.connect(here.world.port("web")) as (reader, writer),
+    ):
+        await answered(reader, writer)
+        for number in (1, 2, 3):
+            await here.acknowledged()
+            here.agents_transport.pause_reading()
+            writer.write(bytes(size))
+            session = here.driver.session
+            await rig.until(lambda session=session: session.unacknowledged == size + head)
+            here.transport.abort()
+            assert len(await reader.readexactly(size)) == size
+            await here.seen.becomes(number, "tunnel_resumptions_total")
+            await here.seen.becomes(number * (size + head), "tunnel_replayed_bytes_total")
+            await here.seen.becomes(1 + number, "tunnel_connects_total")
+        assert await here.seen.value("tunnel_rotations_total") == 0
+
+
+@counts("tunnel_rotations_total")
+async def test_rotations_of_a_tunnel_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
+        for number in (1, 2):
+            here.tunnel.poke(sure=True)
+            await here.seen.becomes(number, "tunnel_rotations_total")
+            assert await here.seen.value("tunnel_resumptions_total") == number
+        assert await here.seen.value("tunnel_connects_total") == 3
+
+
+@counts("tunnel_limit_stalls_total")
+async def test_stalls_by_the_tunnels_own_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        rig.tcp_target(rig.echo) as echo,
+        scene(monkeypatch, tmp_path, unprobed("web", echo)) as here,
+        rig.connect(here.world.port("web")) as (reader, writer),
+    ):
+        await answered(reader, writer)
+        for number in (1, 2, 3):
+            await here.acknowledged()
+            here.agents_transport.pause_reading()
+            here.driver.session.flight.limit = 30_000
+            writer.write(bytes(40_000))
+            await here.seen.becomes(number, "tunnel_limit_stalls_total")
+            here.driver.session.flight.limit = 1 << 20
+            here.agents_transport.resume_reading()
+            await reader.readexactly(40_000)
+        assert await here.seen.value("tunnel_limit_stalls_total") == 3
+        assert await here.seen.value("tunnel_window_stalls_total") == 0
+
+
+@counts("tunnel_window_stalls_total")
+@pytest.mark.parametrize("filled_first", [False, True])
+async def test_stalls_for_want_of_credit(
+    filled_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fills the window to the last byte does not stall; what comes behind it does."""
+    rest = 1_000
+    async with (
+        rig.tcp_target(rig.echo) as echo,
+        scene(monkeypatch, tmp_path, unprobed("web", echo)) as here,
+    ):
+        for number in (1, 2, 3):
+            async with rig.connect(here.world.port("web")) as (reader, writer):
+                await answered(reader, writer)
+                await here.acknowledged()
+                here.agents_transport.pause_reading()
+                here.driver.session.flight.limit = 1 << 20
+                [stream] = here.driver.session.streams.values()
+                credit = stream.credit
+                assert credit == INITIAL_WINDOW - 1
+                if filled_first:
+                    writer.write(bytes(credit))
+                    await rig.until(lambda stream=stream: not stream.credit)
+                    assert await here.seen.value("tunnel_window_stalls_total") == number - 1
+                    writer.write(bytes(rest))
+                else:
+                    writer.write(bytes(credit + rest))
+                await here.seen.becomes(number, "tunnel_window_stalls_total")
+                here.agents_transport.resume_reading()
+                assert len(await reader.readexactly(credit + rest)) == credit + rest
+            await here.seen.becomes(0, "tunnel_streams")
+        assert await here.seen.value("tunnel_window_stalls_total") == 3
+
+
+@counts("forward_streams_total:" + ",".join(sorted(set(REFUSALS.values()) - {"cancelled"})))
+async def test_refusals_by_the_agents_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected: Counter[str] = Counter()
+    async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
+        port = here.world.port("web")
+        for code in ErrorCode:
+            if code is ErrorCode.CANCELLED:
+                continue  # a client that left
+
+            async def fail(*_: object, code: ErrorCode = code) -> None:
+                raise DialError(code, "by the test")
+
+            monkeypatch.setattr(targets, "dial_tcp", fail)
+            for _ in range(2):
+                await refused(port)
+            expected[REFUSALS[code]] += 2
+            await here.seen.becomes(
+                expected[REFUSALS[code]], "forward_streams_total", result=REFUSALS[code]
+            )
+        assert await here.seen.value("forward_streams_total") == expected.total()
+        assert await here.seen.value("forward_opened_streams_total") == 0
+        assert await here.seen.value("forward_dial_seconds_count") == 0
+
+
+@counts("forward_streams_total:cancelled,no_stream")
+async def test_connections_that_never_had_a_stream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    async def hang(*_: object) -> None:
+        asked.append(True)
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(targets, "dial_tcp", hang)
+    async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
+        for number in (1, 2, 3):
+            async with rig.connect(here.world.port("web")) as (_, writer):
+                await rig.until(lambda number=number: len(asked) == number)
+                rig.rst(writer)
+            await here.seen.becomes(number, "forward_streams_total", result="cancelled")
+        here.driver.session.limits = Limits(streams=0)
+        for _ in range(4):
+            await refused(here.world.port("web"))
+        await here.seen.becomes(4, "forward_streams_total", result="no_stream")
+        assert await here.seen.value("forward_streams_total") == 7
+
+
+@counts("forward_state:pending,ready,degraded,failed,draining")
+async def test_states_by_how_many_are_in_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probed(name: str, port: int) -> str:
+        return f"{name}: ip/127.0.0.1 :{port}"
+
+    head = HEAD.replace("0.05", "50")
+    closed = rig.closed_port()
+    async with AsyncExitStack() as stack:
+        echo = await stack.enter_async_context(rig.tcp_target(rig.echo))
+        going = AsyncExitStack()
+        gone = await going.enter_async_context(rig.tcp_target(rig.echo))
+        silent = stack.enter_context(rig.silent())
+        staying = [
+            *(probed(f"ready{number}", echo) for number in range(3)),
+            *(probed(f"failed{number}", closed) for number in range(2)),
+            *(probed(f"degraded{number}", gone) for number in range(2)),
+            probed("pending", silent),
+        ]
+        here = await stack.enter_async_context(
+            scene(monkeypatch, tmp_path, *staying, probed("draining", echo), head=head)
+        )
+        await here.seen.becomes(6, "forward_state", state="ready")
+        await going.aclose()
+        for number in range(2):
+            await refused(here.world.port(f"degraded{number}"))
+        async with rig.connect(here.world.port("draining")) as (reader, writer):
+            await answered(reader, writer)
+            await here.world.edit(text(*staying, head=head))
+            for state, count in (
+                ("ready", 3),
+                ("failed", 2),
+                ("degraded", 2),
+                ("pending", 1),
+                ("draining", 1),
+            ):
+                await here.seen.becomes(count, "forward_state", state=state)
+            await answered(reader, writer)
+        await here.seen.becomes(8, "forward_state")
+
+
+@counts("config_reloads_total:ok,failed", "config_generation", "config_in_step")
+async def test_a_reload_that_is_not_carried_out_has_failed_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = unprobed("web", 9)
+    async with scene(monkeypatch, tmp_path, line) as here:
+        assert await here.seen.value("config_reloads_total") == 0
+        await here.world.edit(text(line, unprobed("more", 9)))
+        await here.world.edit(text(line, unprobed("more", 9)))
+        assert await here.seen.value("config_reloads_total", result="ok") == 2
+
+        async def fails(self: FakeReach) -> None:
+            raise AgentError("by the test")
+
+        monkeypatch.setattr(FakeReach, "start", fails)
+        for number in (1, 2, 3):
+            with pytest.raises(AgentError):
+                await here.world.edit(
+                    text(line, head=HEAD.replace("sessions: 1", f"sessions: {1 + number}"))
+                )
+            assert await here.seen.value("config_reloads_total", result="failed") == number
+            assert await here.seen.value("config_in_step") == 0
+        with pytest.raises(ConfigError):
+            await here.world.edit("nonsense: 1\n")
+        assert await here.seen.value("config_reloads_total", result="failed") == 4
+        assert await here.seen.value("config_reloads_total", result="ok") == 2
+        assert await here.seen.value("config_generation") == 2
+
+
+# -- datagrams -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def datagrams(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> AsyncIterator[tuple[Scene, Echo, socket.socket]]:
+    """A scene with a UDP target, and a client without a flow yet."""
+    async with rig.udp_socket() as there:
+        target = Echo(there)
+        line = unprobed("dns", there.getsockname()[1], "udp")
+        async with (
+            scene(monkeypatch, tmp_path, line) as here,
+            rig.udp_socket(connect=here.world.port("dns")) as client,
+        ):
+            try:
+                yield here, target, client
+            finally:
+                target.close()
+
+
+async def asked(client: socket.socket) -> None:
+    """A datagram has gone there and back."""
+    client.send(b"ping")
+    assert await rig.recv(client) == b"ping"
+
+
+@counts("forward_dropped_datagrams_total:early,no_stream,backlog")
+async def test_datagrams_that_find_no_stream_or_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "forward_dropped_datagrams_total"
+    async with datagrams(monkeypatch, tmp_path) as (here, target, client):
+        await here.blocked(monkeypatch)
+        for _ in range(_EARLY_DATAGRAMS + 3):
+            client.send(b"x")
+        await here.seen.becomes(3, name, reason="early")
+        await here.reopened(monkeypatch)
+        await rig.until(lambda: target.came == _EARLY_DATAGRAMS)
+        await asked(client)
+        await here.blocked(monkeypatch)
+        for number in (1, 2, 3, 4):
+            client.send(b"x")
+            await here.seen.becomes(number, name, reason="backlog")
+        await here.reopened(monkeypatch)
+        await asked(client)
+        here.driver.session.limits = Limits(streams=0)
+        async with rig.udp_socket(connect=here.world.port("dns")) as other:
+            for number in (1, 2):
+                other.send(b"x")
+                await here.seen.becomes(number, name, reason="no_stream")
+                await here.seen.becomes(number, "forward_streams_total", result="no_stream")
+        assert await here.seen.value(name) == 9
+        assert await here.seen.value("tunnel_lost_datagrams_total") == 0
+        assert target.came == _EARLY_DATAGRAMS + 2
+
+
+@counts("forward_dropped_datagrams_total:kernel", "forward_bytes_total:to_local")
+@pytest.mark.parametrize("error", [BlockingIOError, PermissionError])
+async def test_answers_that_the_kernel_does_not_take(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        def sendto(self, data: bytes, address: object) -> None:
+            raise error
+
+    async with datagrams(monkeypatch, tmp_path) as (here, target, client):
+        await asked(client)
+        local = here.flows("dns")
+        sock, local._sock = local._sock, Full()  # type: ignore[assignment]
+        for number in (1, 2, 3):
+            client.send(b"ping")
+            await here.seen.becomes(number, "forward_dropped_datagrams_total", reason="kernel")
+        local._sock = sock
+        assert await here.seen.value("forward_bytes_total", direction="to_local") == 4
+        assert await here.seen.value("forward_bytes_total", direction="to_remote") == 16
+        await asked(client)
+        assert await here.seen.value("forward_bytes_total", direction="to_local") == 8
+
+
+@counts("tunnel_lost_datagrams_total:queued")
+async def test_datagrams_that_waited_for_a_tunnel_that_was_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tunnel_lost_datagrams_total"
+    async with datagrams(monkeypatch, tmp_path) as (here, target, client):
+        await asked(client)
+        for number in (1, 2):
+            driver = here.driver
+            driver.pause_writing(here.transport)
+            for _ in range(3):
+                client.send(b"x")
+            await rig.until(lambda driver=driver: len(driver.session.outbox._datagrams) == 3)
+            here.transport.abort()
+            await here.seen.becomes(3 * number, name, reason="queued")
+            await here.seen.becomes(1 + number, "tunnel_connects_total")
+        await asked(client)
+        assert target.came == 2
+        # What waits as the session is given up.
+        outbox = here.driver.session.outbox
+        here.driver.session.flight.limit = 0
+        client.send(b"x")
+        await rig.until(lambda: len(outbox._datagrams) == 1)
+        here.tunnel._drop_session("by the test")
+        await here.seen.becomes(7, name, reason="queued")
+        assert await here.seen.value(name) == 7
+
+
+@counts("tunnel_lost_datagrams_total:queued,late", "forward_streams_total:idle")
+async def test_datagrams_of_flows_that_made_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "MAX_FLOWS", 1)
+    name = "tunnel_lost_datagrams_total"
+    async with datagrams(monkeypatch, tmp_path) as (here, target, client):
+        port = here.world.port("dns")
+        await asked(client)
+        # Answers are under way as their flow ends.
+        await here.acknowledged()
+        here.transport.pause_reading()
+        before = here.kept.driver.session.flight.sent
+        for _ in range(3):
+            target.sock.sendto(b"late", target.peer)
+        await rig.until(lambda: here.kept.driver.session.flight.sent >= before + 3 * 12)
+        async with rig.udp_socket(connect=port) as other:
+            other.send(b"ping")
+            await here.seen.becomes(1, "forward_streams_total", result="idle")
+            here.transport.resume_reading()
+            assert await rig.recv(other) == b"ping"
+            await here.seen.becomes(3, name, reason="late")
+            # Questions wait for the tunnel as their flow ends.
+            driver = here.driver
+            driver.pause_writing(here.transport)
+            for _ in range(4):
+                other.send(b"x")
+            await rig.until(lambda: len(driver.session.outbox._datagrams) == 4)
+            came = target.came
+            client.send(b"ping")
+            await here.seen.becomes(2, "forward_streams_total", result="idle")
+            driver.resume_writing(here.transport)
+            assert await rig.recv(client) == b"ping"
+            await here.seen.becomes(4, name, reason="queued")
+            assert target.came == came + 1
+        assert await here.seen.value(name) == 7
+        assert await here.seen.value("forward_dropped_datagrams_total") == 0
+
+
+@counts("tunnel_lost_datagrams_total:agent_early,agent_kernel_send,agent_backlog")
+async def test_datagrams_that_the_agent_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tunnel_lost_datagrams_total"
+    found = asyncio.Event()
+
+    async def late(*args: Any) -> UdpSocket:
+        await found.wait()
+        return await dial_udp(*args)
+
+    monkeypatch.setattr(targets, "dial_udp", late)
+    async with datagrams(monkeypatch, tmp_path) as (here, target, client):
+        for _ in range(targets._MOST_EARLY_DATAGRAMS + 3):
+            client.send(b"x")
+        await here.seen.becomes(3, name, reason="agent_early")
+        found.set()
+        await rig.until(lambda: target.came == targets._MOST_EARLY_DATAGRAMS)
+        await asked(client)
+
+        [flow] = [stream.owner.handler for stream in here.kept.driver.session.streams.values()]
+        for number, error in enumerate((BlockingIOError, PermissionError), 1):
+
+            class Full:
+                def send(self, data: bytes, error: type[OSError] = error) -> None:
+                    raise error
+
+            sock, flow._socket._sock = flow._socket._sock, Full()
+            client.send(b"x")
+            client.send(b"x")
+            await rig.until(lambda number=number: here.kept.losses[1] == 2 * number)
+            flow._socket._sock = sock
+            await asked(client)
+        await here.seen.becomes(4, name, reason="agent_kernel_send")
+
+        outbox = here.kept.driver.session.outbox
+        most, outbox._max_datagrams = outbox._max_datagrams, 0
+        for _ in range(5):
+            target.sock.sendto(b"x", target.peer)
+        await here.seen.becomes(5, name, reason="agent_backlog")
+        outbox._max_datagrams = most
+        await asked(client)
+        assert await here.seen.value(name) == 12
+        # Another tunnel says the same once more, and a session that is lost leaves its counts.
+        here.transport.abort()
+        await here.seen.becomes(1, "tunnel_resumptions_total")
+        await asked(client)
+        here.tunnel._drop_session("by the test")
+        assert await here.seen.value(name) == 12
+
+
+@counts("tunnel_lost_datagrams_total:queued")
+async def test_datagrams_that_waited_for_a_plain_tunnel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "tunnel_lost_datagrams_total"
+    async with v0.v0_agent() as (_, port), datagrams(monkeypatch, tmp_path) as (here, _, client):
+        go = asyncio.Event()
+        fails = False
+
+        async def plain(protocol: asyncio.Protocol) -> asyncio.Transport:
+            if here.tunnel.plain:
+                await go.wait()
+                if fails:
+                    raise TunnelError("by the test")
+            loop = asyncio.get_running_loop()
+            return (await loop.create_connection(lambda: protocol, rig.HOST, port))[0]
+
+        monkeypatch.setattr(here.reach, "dial", plain)
+        here.tunnel._drop_session("by the test")
+        await rig.until(lambda: here.tunnel.plain)
+        for number in (1, 2):
+            fails = True
+            for _ in range(3):
+                client.send(b"x")
+            await here.seen.becomes(3 * number, "forward_bytes_total", direction="to_remote")
+            go.set()
+            await here.seen.becomes(3 * number, name, reason="queued")
+            go.clear()
+        fails = False
+        go.set()
+        await asked(client)
+        assert await here.seen.value(name) == 6
+
+
+@counts("forward_dropped_datagrams_total:early")
+async def test_datagrams_that_come_before_it_is_known_whose_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SOCKS client's first datagrams wait until its user is known: four of each moment."""
+    known = threading.Event()
+    asked_about: list[object] = []
+
+    def slowly(client: Any, senders: Any) -> Any:
+        asked_about.append(senders)
+        known.wait()
+        return same_user(client, senders)
+
+    monkeypatch.setattr(associate, "same_user", slowly)
+    head = HEAD + "proxies: {all: {port: 0}}\n"
+    async with rig.udp_socket() as there:
+        target = Echo(there)
+        place = rig.HOST, there.getsockname()[1]
+        async with scene(monkeypatch, tmp_path, unprobed("web", 9), head=head) as here:
+            try:
+                async with rig.connect(here.world.port("all")) as (reader, writer):
+                    writer.write(HELLO + ASSOCIATE)
+                    answer = await reader.readexactly(12)
+                    async with rig.udp_socket(connect=int.from_bytes(answer[10:])) as client:
+                        client.send(write_datagram(*place, b"x"))
+                        await rig.until(lambda: asked_about)
+                        for _ in range(_MAX_UNPROVEN + 3):
+                            client.send(write_datagram(*place, b"x"))
+                        [connection] = [
+                            found
+                            for forward in here.world.supervisor.running.forwards.values()
+                            if isinstance(forward.listener, ProxyListener)
+                            for found in forward.listener.connections
+                        ]
+                        assert isinstance(connection, ProxyConnection)
+                        association = connection._association
+                        assert association is not None
+                        client.send(write_datagram(*place, b"last"))
+                        transport = association._transport
+                        assert transport is not None
+                        sock = transport.get_extra_info("socket")
+                        await rig.until(lambda: not waiting(sock))
+                        known.set()
+                        await here.seen.becomes(
+                            4, "forward_dropped_datagrams_total", reason="early"
+                        )
+                        await rig.until(lambda: target.came == 1 + _MAX_UNPROVEN)
+            finally:
+                known.set()
+                target.close()
+
+
+def waiting(sock: Any) -> int:
+    """Bytes that wait in the kernel for a socket's reader."""
+    told = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(told, sys.byteorder)
+
+
+# -- that nothing was forgotten ------------------------------------------------------------------
+
+
+@counts("build_info")
+async def test_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
+        told = {"version": __version__, "python": platform.python_version()}
+        assert await here.seen.value("build_info", **told) == 1
+
+
+def test_every_metric_and_every_value_of_its_labels_is_counted_here() -> None:
+    """What is added has a test above that makes what it counts happen."""
+    exported = {("forward_streams_total", result) for result in traffic.RESULTS}
+    exported |= {("forward_dropped_datagrams_total", reason) for reason in traffic.DROPS}
+    exported |= {("tunnel_lost_datagrams_total", reason) for reason in tunnel_stats.LOSSES}
+    own = {"target", "forward", "tunnel", "le", "version", "python"}
+    for name, labels in samples(report()):
+        exported.add((family(name), ""))
+        exported |= {(family(name), value) for label, value in labels if label not in own}
+    assert exported == CLAIMED
