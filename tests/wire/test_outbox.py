@@ -184,3 +184,24 @@ def test_each_stream_s_bytes_are_in_order_and_whole(
     fill(MUCH, MUCH)
     assert read == written
     assert box.queued == 0
+
+
+def test_datagrams_of_a_stream_that_has_ended_are_forgotten_and_counted() -> None:
+    box = made()
+    ended, live = streams(2)
+    for each in (ended, live, ended):
+        assert box.datagram(each, b"x")
+    ended.state = State.CLOSED
+    assert filled(box) == [(FrameType.DATAGRAM, live.id, 1)]
+    assert (box.forgotten_datagrams, box.datagram_bytes) == (2, 0)
+
+
+def test_a_window_that_is_full_to_the_last_byte_stalls_what_comes_next_once() -> None:
+    box = made()
+    (stream,) = streams(1)
+    box.write(stream, bytes(INITIAL_WINDOW))
+    filled(box)
+    assert (stream.credit, box.window_stalls) == (0, 0)
+    box.write(stream, b"more")
+    box.write(stream, b"and more")
+    assert (filled(box), box.window_stalls) == ([], 1)
