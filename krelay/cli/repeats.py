@@ -33,8 +33,8 @@ VARIETY = 20
 
 _NEWS_THAT_REPEAT = frozenset(("krelay.agent", "krelay.listener"))
 """Loggers whose news repeat under trouble too; news of the others are changes."""
-_ALWAYS = frozenset(("krelay.cli", "krelay.reload"))
-"""Loggers that answer what the user does."""
+_ALWAYS = frozenset(("krelay.cli", "krelay.reload", "krelay.jobs"))
+"""Loggers that answer what the user does, or whose every line names something to look after."""
 # What differs between two of a kind: numbers, and generated names (a pod's, a request's).
 _VARIES = re.compile(r"(?<=-)(?=[a-z]*\d)[a-z0-9]{4,}\b|(?<=-)[bcdfghjklmnpqrstvwxz2-9]{5}\b|\d+")
 

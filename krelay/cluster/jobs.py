@@ -22,7 +22,7 @@ from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError, CredentialsError, NotFoundError, UnreachableError
 from krelay.finish import finish
 
-logger = logging.getLogger("krelay.agent")
+logger = logging.getLogger("krelay.jobs")
 
 CREATE_PATIENCE = 3.0
 """Seconds that the API server gets to confirm a Job's creation after a cancellation."""

@@ -153,6 +153,13 @@ def test_debugging_and_answers_to_the_user_are_never_repeats(log: Log) -> None:
     assert len(log.take()) == 6
 
 
+def test_each_job_that_is_left_behind_is_named(log: Log) -> None:
+    names = [f"tools/krelay-server-kx7d9q2{letter}" for letter in "bcdf"]
+    for name in names:
+        logging.getLogger("krelay.jobs").warning("the Job %s may be left behind", name)
+    assert log.take() == [f"warning: the Job {name} may be left behind" for name in names]
+
+
 def test_a_bug_that_repeats_has_one_traceback(log: Log) -> None:
     for _ in range(5):
         try:

@@ -114,7 +114,7 @@ def _text(chance: random.Random, version: int) -> str:
     )
     label = version if chance.random() < 0.7 else 0
     wrong = "nonsense: 1\n" if version and chance.random() < 0.1 else ""
-    replicas = chance.choice([1, 1, 2])
+    replicas = chance.choice([1, 1, 1, 2, 2, 6])
     return (
         f"apiVersion: krelay/v1\n{wrong}"
         f"agent: {{replicas: {replicas}, labels: {{n: 'v{label}'}}}}\n"
