@@ -138,7 +138,7 @@ class _Builder:
         listen = self._parsed(given["listen"], parse_serving) if "listen" in given else None
         if listen is not None and token is None and not is_loopback(listen[0]):
             flaw = Flaw(
-                f"{quote(given['listen'].plain())} is open to other machines, which takes a "
+                f"{quote(given['listen'].plain())} is open to other machines, which requires a "
                 "`status.token`",
                 hint="set one, or listen on `127.0.0.1`",
             )

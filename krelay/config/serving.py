@@ -40,4 +40,4 @@ def unguarded(target: Target) -> bool:
 def unguarded_message(target: Target) -> str:
     """What is wrong with such a one."""
     needed = "a `username` and a `password`"
-    return f"{quote(target.listen)} is open to other machines, which takes {needed}"
+    return f"{quote(target.listen)} is open to other machines, which requires {needed}"

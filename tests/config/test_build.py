@@ -71,7 +71,7 @@ def test_status() -> None:
     [
         (
             "0.0.0.0:80",
-            "2:19 `0.0.0.0:80` is open to other machines, which takes a `status.token`",
+            "2:19 `0.0.0.0:80` is open to other machines, which requires a `status.token`",
         ),
         ("nowhere:80", "2:19 `nowhere` is not an address to listen on"),
         ("127.0.0.1", "2:19 `127.0.0.1` has no port"),
@@ -279,7 +279,7 @@ def test_proxies_are_targets_of_a_kind_of_their_own() -> None:
         ("proxies: {}", 2, "is empty"),
         ("proxies: {p: {listen: 0.0.0.0}}", 2, "`0.0.0.0` is open to other machines"),
         ("proxies: {p: {listen: '::', insecure: false}}", 2, "`::` is open to other machines"),
-        ("defaults: {listen: 10.0.0.1}\nproxies: {p: {}}", 3, "which takes a `username` and a"),
+        ("defaults: {listen: 10.0.0.1}\nproxies: {p: {}}", 3, "which requires a `username` and a"),
         ("proxies: {p: {username: me, password: 1}}", 2, "must be text, not a number"),
         ("proxies: {p: {}, q: {}}", 2, "is taken by target `p`"),
         ("targets: {p: ip/10.0.0.1 1}\nproxies: {p: {}}", 3, "the name `p` is taken"),
