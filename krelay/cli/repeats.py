@@ -81,10 +81,10 @@ class Repeats(logging.Filter):
         return bool(passes)
 
     def flush(self) -> None:
-        """Tell of all that has been counted, and forget it: at the end."""
+        """Tell of the trouble that has been counted, and forget all: at the end."""
         with self._mutex:
             for subject in list(self._kinds):
-                self._forget(subject)
+                self._forget(subject, logging.WARNING)
             self._next = math.inf
             if self._timer is not None:
                 self._timer.cancel()
@@ -130,9 +130,11 @@ class Repeats(logging.Filter):
             if found in self._kinds:
                 self._forget(found)
 
-    def _forget(self, subject: _Subject) -> None:
+    def _forget(self, subject: _Subject, least: int = logging.INFO) -> None:
+        """Forget what is known of `subject`; tell what was counted of level `least` or above."""
         now = self._clock()
-        self._told += [_again(kind, now) for kind in self._kinds.pop(subject).values() if kind.more]
+        kinds = self._kinds.pop(subject).values()
+        self._told += [_again(k, now) for k in kinds if k.more and k.record.levelno >= least]
 
     def _tell(self, now: float) -> None:
         """Tell of the kinds that are due; one without a repeat is forgotten."""

@@ -174,6 +174,7 @@ def test_a_bug_that_repeats_has_one_traceback(log: Log) -> None:
 def test_the_end_tells_what_was_counted(log: Log) -> None:
     for _ in range(3):
         warn()
+        logging.getLogger("krelay.agent").info("agent: waiting for a node")
         log.now += 5
     log.take()
     log.repeats.flush()
