@@ -452,8 +452,8 @@ class HttpRelay(Generic[P]):
             self._end_client()
 
     def _refuse(self, exchange: _Exchange[P], status: int, message: str) -> None:
-        """Answer instead of the target. A request with a body is the connection's last, however
-        much of it has arrived."""
+        """Answer instead of the target. A request with a body, or that could have begun a splice,
+        is the connection's last, however much has arrived of what follows it."""
         close = exchange.has_body or self._last or not exchange.keep
         body = exchange.head.method != b"HEAD"
         message = message[:_MAX_MESSAGE]
@@ -484,8 +484,14 @@ class _Exchange(Generic[P]):
         names = {name for name, _ in request.headers}
         length = dict(request.headers).get(b"content-length", b"0")
         self.has_body = b"transfer-encoding" in names or int(length) > 0
-        self.keep = request.http_version >= b"1.1" and b"close" not in _tokens(
-            request.headers, b"connection"
+        self._wanted = self._upgrade(request.headers)
+        # What follows a CONNECT or an upgrade may be meant for a tunnel, whether there is one or
+        # not: it must not be read as requests.
+        self.keep = (
+            request.http_version >= b"1.1"
+            and b"close" not in _tokens(request.headers, b"connection")
+            and head.method != b"CONNECT"
+            and not self._wanted
         )
         self.request_done = False
         self.response_begun = False
@@ -504,11 +510,10 @@ class _Exchange(Generic[P]):
         headers = [pair for pair in _end_to_end(request.headers) if pair[0].lower() != b"host"]
         if self.version < b"1.1":
             headers = [pair for pair in headers if pair[0].lower() != b"expect"]
-        upgrade = self._upgrade(request.headers)
         headers.insert(0, (b"Host", hop.host))
         headers.append((b"Via", b"%s %s" % (self.version, _VIA)))
-        if upgrade:
-            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", upgrade)]
+        if self._wanted:
+            headers += [(b"Connection", b"Upgrade"), (b"Upgrade", self._wanted)]
         else:
             headers.append((b"Connection", b"close"))
         sent = h11.Request(method=self.head.method, target=b"/", headers=headers)

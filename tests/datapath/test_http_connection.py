@@ -197,15 +197,36 @@ async def test_websocket_in_absolute_form() -> None:
             assert await reader.readexactly(4) == b"\x81\x02hi"
 
 
-async def test_a_refused_upgrade_does_not_tie_the_connection_to_its_host() -> None:
+async def test_a_refused_upgrade_is_answered_and_ends_the_connection() -> None:
     first, second = Origin(), Origin()
     async with rig.tcp_target(first) as a, rig.tcp_target(second) as b, proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
-            writer.write(get(a, "Connection: Upgrade", "Upgrade: websocket"))
+            writer.write(get(a, "Connection: Upgrade", "Upgrade: websocket") + get(b))
             assert (await answered(reader))[1] == b"hi"
             writer.write(get(b))
-            assert (await answered(reader))[1] == b"hi"
-        assert (len(first.heads), len(second.heads)) == (1, 1)
+            assert await reader.read() == b""
+        assert (len(first.heads), len(second.heads)) == (1, 0)
+
+
+@pytest.mark.parametrize("status", [400, 407, 502])
+async def test_what_is_sent_into_a_refused_tunnel_is_no_request(status: int) -> None:
+    login = "Proxy-Authorization: Basic bWU6cHc="
+    place = "nowhere" if status == 400 else f"127.0.0.1:{rig.closed_port()}"
+    lines = [f"CONNECT {place} HTTP/1.1", "Host: x", *([login] if status != 407 else [])]
+    origin = Origin()
+    async with rig.tcp_target(origin) as port, proxy(credentials=("me", "pw")) as (listener, _):
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            inner = get(port, login)
+            writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + inner)
+            head, _body = await answered(reader)
+            assert head.split()[1] == str(status).encode()
+            assert b"Connection: close\r\n" in head
+            for _ in range(20):
+                writer.write(inner * 1_000)
+                await writer.drain()
+            assert await reader.read() == b""
+        await rig.until(lambda: not listener.connections)
+    assert not origin.heads
 
 
 # -- refusals reach a client that is still sending ---------------------------------------------

@@ -452,12 +452,23 @@ def test_an_upgrade_is_a_splice_after_101() -> None:
     assert talk.events == [Splice(b"early", b"first")]
 
 
-def test_a_refused_upgrade_stays_http() -> None:
+def test_a_refused_upgrade_ends_the_connection() -> None:
+    """What follows it may be meant for the other protocol."""
     talk = Talk().asks(get("a", *WEBSOCKET) + get("b", "Cookie: mine"))
     talk.answers(b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: foo\r\nContent-Length: 0\r\n\r\n")
-    assert talk.took().endswith(b"Via: 1.1 krelay\r\nUpgrade: foo\r\nConnection: Upgrade\r\n\r\n")
-    assert talk.hosts == ["a:80", "b:80"]
+    assert talk.took().endswith(
+        b"Via: 1.1 krelay\r\nUpgrade: foo\r\nConnection: Upgrade, close\r\n\r\n"
+    )
+    assert talk.asks(get("b")).hosts == ["a:80"]
     assert b"Cookie" not in talk.got[0]
+    assert talk.events == [CloseTarget(clean=True), EndClient()]
+
+
+def test_an_upgrade_whose_target_is_not_reached_ends_the_connection() -> None:
+    talk = Talk().asks(get("a", *WEBSOCKET) + get("b"))
+    talk.relay.target_refused(502, "connection refused")
+    assert b"Connection: close\r\n" in talk.do().took()
+    assert talk.hosts == ["a:80"]
 
 
 @pytest.mark.parametrize(
@@ -492,13 +503,35 @@ def test_connect_is_a_splice_once_the_target_is_reached() -> None:
     assert talk.events == [Splice(b"early and more", b"")]
 
 
-def test_a_refused_connect_leaves_the_connection_usable() -> None:
-    talk = Talk().asks(b"CONNECT db:5432 HTTP/1.1\r\nHost: x\r\n\r\n")
+def test_a_refused_connect_ends_the_connection() -> None:
+    """What follows it is meant for the tunnel, and is no request."""
+    talk = Talk().asks(b"CONNECT db:5432 HTTP/1.1\r\nHost: x\r\n\r\n" + get("a"))
     talk.relay.target_refused(504, "no answer")
     took = talk.do().took()
     assert took.startswith(b"HTTP/1.1 504 ")
-    assert b"close" not in took
-    assert talk.asks(get("a")).hosts == ["db:5432", "a:80"]
+    assert took.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close\r\n" in took
+    assert talk.events == [EndClient()]
+    assert talk.asks(get("a")).hosts == ["db:5432"]
+
+
+@pytest.mark.parametrize("how", ["nowhere", "without the password", "target lost", "no such way"])
+def test_nor_is_what_follows_any_other_refused_connect_a_request(how: str) -> None:
+    login = "" if how == "without the password" else "Proxy-Authorization: Basic bWU6cHc=\r\n"
+    coding = "Transfer-Encoding: identity\r\n" if how == "no such way" else ""
+    target = "nowhere" if how == "nowhere" else "db:5432"
+    connect = f"CONNECT {target} HTTP/1.1\r\nHost: x\r\n{login}{coding}\r\n".encode()
+    follows = get("a", "Proxy-Authorization: Basic bWU6cHc=")
+    talk = Talk(credentials=("me", "pw")).asks(connect + follows)
+    if how == "target lost":
+        talk.relay.target_lost()
+        talk.do()
+    talk.asks(follows)
+    took = talk.took()
+    assert took.startswith((b"HTTP/1.1 400", b"HTTP/1.1 407", b"HTTP/1.1 501", b"HTTP/1.1 502"))
+    assert took.count(b"HTTP/1.1 ") == 1
+    assert b"Connection: close\r\n" in took
+    assert "a:80" not in talk.hosts
 
 
 # -- refusals ----------------------------------------------------------------------------------
