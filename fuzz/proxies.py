@@ -57,7 +57,8 @@ def _negotiated(acceptor: Acceptor, pieces: list[bytes]) -> tuple[object, ...]:
 
 def http_proxy(data: bytes) -> None:
     """A conversation: a client's bytes, and what each target answers. What a target gets is one
-    request, the one that was for it; how the bytes fall changes nothing."""
+    request, the one that was for it; what follows a CONNECT is never one; how the bytes fall
+    changes nothing."""
     draw = Draw(data)
     flags, size = draw.number(), draw.number() + 1
     credentials = _CREDENTIALS if flags & 1 else None
@@ -65,11 +66,13 @@ def http_proxy(data: bytes) -> None:
     answers = []
     while draw:
         answers.append(draw.take(draw.number(2)))
-    whole = _Conversation(client, answers, credentials, MAX_HEAD, MAX_HEAD)
+    reached = not flags & 2
+    whole = _Conversation(client, answers, credentials, MAX_HEAD, MAX_HEAD, reached=reached)
     for pieces in ((size, MAX_HEAD), (MAX_HEAD, size)):
-        other = _Conversation(client, answers, credentials, *pieces)
+        other = _Conversation(client, answers, credentials, *pieces, reached=reached)
         assert other.outcome == whole.outcome
-    expected = _expected(client, credentials)
+    expected, last = _expected(client, credentials)
+    assert not last or len(whole.places) <= len(expected)
     for n, (place, got) in enumerate(zip(whole.places, whole.targets, strict=True)):
         if n < len(expected):
             assert place == expected[n][0]
@@ -77,7 +80,8 @@ def http_proxy(data: bytes) -> None:
 
 
 class _Conversation:
-    """All of the client's bytes, then each target's answer in its turn, then the ends."""
+    """All of the client's bytes, then each target's answer in its turn, then the ends. No target is
+    there unless they are `reached`."""
 
     def __init__(
         self,
@@ -86,6 +90,8 @@ class _Conversation:
         credentials: tuple[str, str] | None,
         client_size: int,
         target_size: int,
+        *,
+        reached: bool,
     ) -> None:
         self.places: list[Endpoint] = []
         self._sent: list[bytes] = []
@@ -99,6 +105,10 @@ class _Conversation:
         served = 0
         while not relay.ending and not relay.switched and served < len(self.places):
             served = len(self.places)
+            if not reached:
+                relay.target_refused(502, "nothing listens there")
+                self._act()
+                continue
             relay.target_accepted()
             self._act()
             answer = answers[served - 1] if served <= len(answers) else b""
@@ -201,14 +211,19 @@ def _response(method: bytes, taken: bytes) -> object:
             return heads, body, None, near.trailing_data[0]
 
 
-def _expected(client: bytes, credentials: tuple[str, str] | None) -> list[tuple[Endpoint, bytes]]:
-    """Where each request goes, and its body, as h11 reads them; up to what h11 alone refuses."""
+def _expected(
+    client: bytes, credentials: tuple[str, str] | None
+) -> tuple[list[tuple[Endpoint, bytes]], bool]:
+    """Where each request goes, and its body, as h11 reads them, up to what h11 alone refuses; and
+    whether there can be no more, since the last is a CONNECT."""
     found: list[tuple[Endpoint, bytes]] = []
+    last = False
     near = h11.Connection(h11.SERVER, max_incomplete_event_size=2 * MAX_HEAD)
     near.receive_data(client)
     try:
         while isinstance(request := near.next_event(), h11.Request):
             body = b""
+            last = request.method == b"CONNECT"
             while isinstance(event := near.next_event(), h11.Data):
                 body += event.data
             head = RequestHead(request.method, request.target, list(request.headers))
@@ -223,7 +238,7 @@ def _expected(client: bytes, credentials: tuple[str, str] | None) -> list[tuple[
             near.start_next_cycle()
     except h11.RemoteProtocolError:
         pass
-    return found
+    return found, last
 
 
 def socks_client(data: bytes) -> None:

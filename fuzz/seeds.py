@@ -188,6 +188,8 @@ def _http_proxy() -> Iterator[bytes]:
         for response in (ok, chunked, closed, switch, both, b""):
             yield _conversation(0, head % b"" + heads[2] % b"" + posted % b"", response, ok, closed)
         yield _conversation(1, head % login + heads[2] % login, ok, ok)
+    for flags, connect in ((0, heads[0].replace(b"db.example.test:443", b"x", 1)), (2, heads[0])):
+        yield _conversation(flags, connect.removesuffix(b"early") % b"" + heads[2] % b"", ok)
 
 
 def _conversation(flags: int, client: bytes, *answers: bytes) -> bytes:
