@@ -9,11 +9,15 @@ sender must also be of the client's user, as far as the system tells.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import socket
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
+from krelay.accept import spare
 from krelay.datapath.opening import Forwarding
 from krelay.datapath.pool import Pool
 from krelay.datapath.socket_owner import same_user
@@ -65,12 +69,17 @@ class Association(asyncio.DatagramProtocol):
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def open(self, host: str) -> int:
-        """Bind beside the proxy; the port.
+        """Bind beside the proxy; the port. The socket is one of those that clients take, as are
+        accepted ones: it must leave the reserve alone.
 
         Raises:
             OSError: there is none.
         """
-        await self.loop.create_datagram_endpoint(lambda: self, local_addr=(host, 0))
+        if not spare().enough():
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        sock = _bound(host)
+        spare().take(sock)
+        await self.loop.create_datagram_endpoint(lambda: self, sock=sock)
         assert self._transport is not None
         self._sweep()
         port: int = self._transport.get_extra_info("sockname")[1]
@@ -104,6 +113,9 @@ class Association(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
         self._drops = self.account.watch(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        spare().closed()
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if addr[0] != self._client[0] or self._port not in (None, addr):
@@ -190,6 +202,19 @@ class Association(asyncio.DatagramProtocol):
                 del self.flows[place]
                 flow.close(ErrorCode.IDLE)
         self._sweeper = self.loop.call_later(IDLE / 2, self._sweep)
+
+
+def _bound(host: str) -> socket.socket:
+    (family, kind, proto, _, address), *_ = socket.getaddrinfo(
+        host, 0, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+    )
+    sock = socket.socket(family, kind, proto)
+    try:
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 class _Toward:

@@ -12,12 +12,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from krelay import accept
 from krelay.datapath import associate as module
 from krelay.datapath.pool import Pool
 from krelay.datapath.proxy import ProxyConnection, ProxyListener
 from krelay.datapath.socks5 import read_datagram, write_datagram
+from krelay.mux.files import open_files, reserve
 from tests import rig
 from tests.datapath.test_proxy import HELLO, proxy
+from tests.test_accept import limited
 
 ASSOCIATE = b"\5\3\0\1\0\0\0\0\0\0"
 
@@ -200,3 +203,47 @@ async def test_no_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(HELLO + ASSOCIATE)
             assert (await reader.read())[2:4] == b"\5\1"
+
+
+async def test_associations_leave_the_reserve_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client gets its association while others leave enough; then it learns that there is none,
+    and can have one when another has ended."""
+    monkeypatch.setattr(accept, "_FRESH", 0.0)
+    monkeypatch.setattr(accept, "_COUNTING_SHARE", 0)
+    async with proxy() as (listener, _), AsyncExitStack() as stack:
+        async with rig.connect(rig.port_of(listener)) as (last, asking):
+            port = rig.port_of(listener)
+            ends = [await stack.enter_async_context(rig.connect(port)) for _ in range(24)]
+            await rig.until(lambda: len(listener.connections) == 25)
+            with limited(40) as limit:
+                refused = 0
+                for reader, writer in ends:
+                    writer.write(HELLO + ASSOCIATE)
+                    answer = await reader.readexactly(12)
+                    assert answer[3] in (0, 1)
+                    refused += answer[3]
+                    used = open_files()
+                    assert used is not None
+                    assert limit - used >= min(reserve(), 24)
+                assert 0 < refused < 24
+                for _, writer in ends:
+                    writer.close()
+                await rig.until(lambda: len(listener.connections) == 1)
+                asking.write(HELLO + ASSOCIATE)
+                assert (await last.readexactly(12))[3] == 0
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_ends_while_it_binds_leaves_no_socket(turns: int) -> None:
+    async with proxy() as (listener, _):
+        before = open_files()
+        async with rig.connect(rig.port_of(listener)) as (_, writer):
+            await rig.until(lambda: len(listener.connections) == 1)
+            writer.write(HELLO + ASSOCIATE)
+            (connection,) = listener.connections
+            assert isinstance(connection, ProxyConnection)
+            await rig.until(lambda: connection._association)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            connection.cut()
+        await rig.until(lambda: not listener.connections and open_files() == before)
