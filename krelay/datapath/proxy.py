@@ -286,16 +286,20 @@ class ProxyConnection(LocalRelay):
 
     def _associate(self, port: int) -> None:
         assert self.transport is not None
-        host = self.transport.get_extra_info("sockname")[0]
-        client = self.transport.get_extra_info("peername")[:2]
+        here = self.transport.get_extra_info("sockname")
+        client = self.transport.get_extra_info("peername")
+        if here is None or client is None:
+            # It was reset before it was accepted.
+            self.cut()
+            return
         self._association = association = Association(
-            client,
+            client[:2],
             lambda *place: Destination.of(self._proxy, Protocol.UDP, *place),
             self._proxy.account,
             tasks=self._proxy.tasks,
             port=port,
         )
-        binding = guard(partial(self._bind, association, host), self._proxy.name)
+        binding = guard(partial(self._bind, association, here[0]), self._proxy.name)
         self._proxy.tasks.create_task(binding, name=self._proxy.name)
 
     async def _bind(self, association: Association, host: str) -> None:

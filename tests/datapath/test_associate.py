@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -247,3 +248,17 @@ async def test_a_connection_that_ends_while_it_binds_leaves_no_socket(turns: int
                 await asyncio.sleep(0)
             connection.cut()
         await rig.until(lambda: not listener.connections and open_files() == before)
+
+
+async def test_a_client_that_is_gone_when_it_is_accepted_is_cut_quietly(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with proxy() as (listener, _):
+        # The loop accepts nothing before the reset.
+        with socket.create_connection((rig.HOST, rig.port_of(listener))) as client:
+            client.sendall(HELLO + ASSOCIATE)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        async with associated(listener):
+            pass
+        await rig.until(lambda: not listener.connections)
+    assert not caplog.messages
