@@ -560,6 +560,20 @@ def test_a_refusal_ends_the_connection_of_a_request_with_a_body(body: bytes) -> 
     assert talk.asks(get("b")).hosts == ["a:80"]
 
 
+def test_pipelined_refusals_are_one_a_turn() -> None:
+    """Each costs far more than a part of a body, and waits for nothing."""
+    relay = HttpRelay(route)
+    relay.receive_from_client(b"GET x HTTP/1.1\r\nHost: a\r\n\r\n" * 5 + get("a"))
+    for _ in range(5):
+        (action,) = relay.actions()
+        assert isinstance(action, ToClient)
+        assert action.data.count(b"HTTP/1.1 400 ") == 1
+        assert relay.more
+        relay.go_on()
+    assert isinstance(relay.actions()[0], Open)
+    assert not relay.more
+
+
 def test_a_refusal_of_a_head_request_has_no_body() -> None:
     talk = Talk().asks(get("a", first="HEAD http://{}/"))
     talk.relay.target_refused(502, "connection refused")
