@@ -211,8 +211,9 @@ class HttpConnection(LocalRelay, Generic[P]):
         self.stream = None
         self._to_open = False
         status = 504 if code in TIMEOUTS else 502
-        where = self._forwarding.route.endpoint or self._forwarding.name
-        self._run(self._relay.target_refused, status, f"{where}: {message or code.text}")
+        where = f"{self._forwarding.route.endpoint or self._forwarding.name}: "
+        why = (message or code.text).removeprefix(where)
+        self._run(self._relay.target_refused, status, where + why)
 
     def on_data(self, data: Buffer) -> None:
         if self._relay.switched:

@@ -699,10 +699,10 @@ def _check(event: h11.Request | h11.Response) -> None:
     chunked, sized = b"transfer-encoding" in names, b"content-length" in names
     if chunked and sized:
         raise HttpRefusal(400, "both Content-Length and Transfer-Encoding")
-    if not isinstance(event, h11.Request):
-        return
     if chunked and event.http_version < b"1.1":
         raise HttpRefusal(400, "Transfer-Encoding in HTTP/1.0")
+    if not isinstance(event, h11.Request):
+        return
     if event.method == b"CONNECT" and (
         chunked or dict(event.headers).get(b"content-length", b"0").strip(b"0")
     ):

@@ -340,6 +340,15 @@ def test_an_ambiguous_response_is_a_502(headers: tuple[str, ...]) -> None:
     assert talk.asks(get("b")).hosts == ["a:80", "b:80"]
 
 
+@pytest.mark.parametrize("coding", ["chunked", "identity", "gzip, chunked"])
+def test_a_coding_in_an_http_1_0_response_is_a_502(coding: str) -> None:
+    """RFC 9112, section 6.1: its framing is faulty."""
+    head = f"HTTP/1.0 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n".encode()
+    talk = Talk().asks(get("a")).answers(head + b"2\r\nhi\r\n0\r\n\r\n")
+    assert talk.took().startswith(b"HTTP/1.1 502 ")
+    assert talk.events == [CloseTarget(clean=False)]
+
+
 @pytest.mark.parametrize(
     "request_",
     [
