@@ -156,7 +156,8 @@ async def _play(
             if number:
                 await asyncio.wait({ended}, timeout=chance.uniform(0, 2))
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(chance.choice([signal.SIGTERM, signal.SIGINT]))
+                # asyncio's own call may take the exit code away from the thread that waits for it.
+                os.kill(process.pid, chance.choice([signal.SIGTERM, signal.SIGINT]))
         last = time.monotonic()
         await asyncio.wait({ended}, timeout=HANG)
         outcome.took = time.monotonic() - last
