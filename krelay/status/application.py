@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
@@ -156,8 +157,10 @@ async def _plainly(request: web.Request, handler: Answer) -> web.StreamResponse:
         error = {"message": one_line(text)}
         return web.json_response({"error": error}, status=exc.status, headers=headers)
     except Exception as exc:
-        logger.exception("%s %s failed", request.method, request.path[:100])
-        error = {"message": one_line(f"internal error: {exc!r}")}
+        # What it says may hold a part of the file, and so a secret.
+        name, stack = type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__))
+        logger.error("%s %s failed: %s\n%s", request.method, request.path[:100], name, stack)
+        error = {"message": f"internal error: {name}"}
         return web.json_response({"error": error}, status=500)
 
 

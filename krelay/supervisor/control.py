@@ -48,7 +48,7 @@ class Control:
         if not all(value is None or isinstance(value, str) for value in (path, text)):
             raise UsageError("`path` and `text` are strings")
         if isinstance(source, Selection) and text is not None:
-            source = dataclasses.replace(source, path="-", text=text.encode())
+            source = dataclasses.replace(source, path="-", text=_bytes(text))
         elif isinstance(source, Selection) and path is not None:
             source = dataclasses.replace(source, path=path, text=None)
         return _changes(await self._reloader.plan(source))
@@ -56,6 +56,21 @@ class Control:
     async def reload(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Carry out what the file says; what changed."""
         return _changes(await self._reloader.reload("krelay reload"))
+
+
+def _bytes(text: str) -> bytes:
+    """What JSON carries as text: a byte that is not UTF-8 is a surrogate there, as `krelay plan`
+    sends it.
+
+    Raises:
+        UsageError: it holds another surrogate.
+    """
+    try:
+        return text.encode(errors="surrogateescape")
+    except UnicodeEncodeError as exc:
+        # Not its own words: they quote the text.
+        surrogate = f"U+{ord(text[exc.start]):04X}"
+        raise UsageError(f"`text` is not text: it holds the surrogate {surrogate}") from None
 
 
 def _changes(changes: list[Change]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -131,7 +130,7 @@ async def test_a_refusal_and_a_bug(caplog: pytest.LogCaptureFixture) -> None:
         raise KrelayError("no", hint="try again")
 
     async def fail(body: Mapping[str, Any]) -> Any:
-        raise ZeroDivisionError("oops")
+        raise ZeroDivisionError(body["password"])
 
     handlers = {("POST", "/refuse"): refuse, ("POST", "/fail"): fail}
     async with service(TOKEN, handlers) as made, client(made) as http:
@@ -139,10 +138,13 @@ async def test_a_refusal_and_a_bug(caplog: pytest.LogCaptureFixture) -> None:
             assert response.status == 422
             error = {"message": "no", "hint": "try again", "exitCode": 1}
             assert await response.json() == {"error": error}
-        with caplog.at_level(logging.CRITICAL, "krelay.status"):
-            async with http.post("/fail", json={}, headers=BEARER) as response:
-                assert response.status == 500
-                assert "ZeroDivisionError" in (await response.json())["error"]["message"]
+        async with http.post("/fail", json={"password": "hunter2"}, headers=BEARER) as response:
+            assert response.status == 500
+            error = {"message": "internal error: ZeroDivisionError"}
+            assert await response.json() == {"error": error}
+    (record,) = caplog.records
+    assert "POST /fail failed: ZeroDivisionError" in record.getMessage()
+    assert "hunter2" not in caplog.text  # what an error says may be a part of the file
 
 
 async def test_every_answer_is_protected() -> None:

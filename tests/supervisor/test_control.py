@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from krelay.errors import ConfigError, UsageError
+from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.status.client import ask
 from krelay.status.place import socket_path
 from krelay.status.server import serve
@@ -139,3 +139,9 @@ async def test_a_plan_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path
             with pytest.raises(Exception, match="`path` and `text` are strings") as caught:
                 await asked(w, "POST", "/v1/plan", **body)
             assert caught.value.exit_code == UsageError.exit_code  # type: ignore[attr-defined]
+        with pytest.raises(ConfigError) as wrong:
+            await asked(w, "POST", "/v1/plan", text=HEAD + "# secret \udcff")
+        assert "byte 0xff is not UTF-8" in wrong.value.problems[0].message
+        with pytest.raises(KrelayError) as caught:
+            await asked(w, "POST", "/v1/plan", text=HEAD + "# secret \ud800")
+        assert str(caught.value) == "`text` is not text: it holds the surrogate U+D800"
