@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from krelay.errors import KrelayError, UsageError
 from krelay.model import Endpoint
 from krelay.status.report import ForwardReport, reached
 from krelay.threaded import Threaded
+from krelay.threads import in_thread
 
 if TYPE_CHECKING:
     from krelay.block import Found, Run
@@ -124,7 +124,7 @@ class relay:
         __tracebackhide__ = True  # pytest shows the line that asked
         self._free()
         try:
-            run = self._run = await asyncio.to_thread(self._made)
+            run = self._run = await in_thread(self._made)
             return _forwards(await run.start())
         except BaseException as exc:
             self._run = None

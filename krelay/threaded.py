@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from krelay.errors import KrelayError, NotReadyError
-from krelay.threads import DaemonExecutor
+from krelay.threads import use_daemons
 
 _GRACE = 30.0
 """Seconds over its own deadlines that a loop gets to come up, or to end."""
@@ -36,7 +36,7 @@ class Threaded(Generic[T]):
         self._ready: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._over: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(DaemonExecutor())
+        use_daemons(self._loop)
         self._task: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._cut = False

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from krelay.threads import DaemonExecutor
+from krelay.threads import use_daemons
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def run_last(work: Coroutine[Any, Any, T]) -> T:
     """
     try:
         with asyncio.Runner() as runner:
-            runner.get_loop().set_default_executor(DaemonExecutor())
+            use_daemons(runner.get_loop())
             return runner.run(work)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,7 +6,7 @@ itself is killed, the agent ends when idle, and its Job by its time to live.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -19,9 +19,10 @@ from krelay.cluster.jobs import PostedJobs
 from krelay.cluster.objects import POD, read_object
 from krelay.cluster.startup import started
 from krelay.cluster.watch import follow
-from krelay.errors import NotFoundError
+from krelay.errors import NotFoundError, UnreachableError
 from krelay.finish import finish
 from krelay.model import AgentConfig, SessionConfig
+from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.agent")
 
@@ -64,7 +65,7 @@ async def create_agent(
         ClusterError: the Job cannot be made, or its pods not be watched.
     """
     # In a thread: it reads the agent's files, and compresses them.
-    manifest, warnings = await asyncio.to_thread(
+    make = functools.partial(
         job_manifest,
         config,
         namespace=namespace,
@@ -73,6 +74,7 @@ async def create_agent(
         session=session,
         run=run,
     )
+    manifest, warnings = await in_thread(make, UnreachableError)
     for warning in warnings:
         logger.warning("%s", warning)
     # First, and not part of the creation: a plugin may be waiting for a person.

@@ -23,7 +23,8 @@ from krelay.cluster.execplugin import ExecPlugin
 from krelay.cluster.identity import Identity, Source
 from krelay.cluster.kubeconfig import Login, material
 from krelay.cluster.oidc import Oidc
-from krelay.errors import CredentialsError
+from krelay.errors import CredentialsError, UnreachableError
+from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -61,7 +62,7 @@ class Credentials:
         Raises:
             CredentialsError: it says nothing that we can use.
         """
-        login = await asyncio.to_thread(self._load)
+        login = await in_thread(self._load, UnreachableError)
         # As client-go: who we are is only shown under TLS, so nobody is asked for it either.
         if self._login is None or _user(login) != _user(self._login):
             self._source = _source(login)
@@ -82,13 +83,14 @@ class Credentials:
 
         Raises:
             CredentialsError: the credentials cannot be had, and why.
+            UnreachableError: they cannot be had now, and may be soon.
         """
         async with self._lock:
             now = time.time()
             if self._access is None or now >= self._until:
                 try:
                     access = await self._renew(now)
-                except CredentialsError as exc:
+                except (CredentialsError, UnreachableError) as exc:
                     if self._access is None or self._expired(now):
                         raise
                     logger.warning("keeping the credentials of a minute ago: %s", exc)
@@ -105,7 +107,7 @@ class Credentials:
         if self._rejected:
             await self.open()
         login = self.login
-        found = await asyncio.to_thread(identity.from_entry, _user(login))
+        found = await in_thread(lambda: identity.from_entry(_user(login)), UnreachableError)
         expires = math.inf
         if self._source is not None:
             if self._fetched is None or self._expired(now):
@@ -129,11 +131,15 @@ class Credentials:
     async def _context(self, login: Login, certificate: bytes | None) -> ssl.SSLContext | None:
         if not _secure(login):
             return None
-        ca = await asyncio.to_thread(material, login.cluster, "certificate-authority")
+        ca = await in_thread(
+            lambda: material(login.cluster, "certificate-authority"), UnreachableError
+        )
         verify = not login.cluster.get("insecure-skip-tls-verify")
         made_of = (ca, certificate, verify)
         if self._tls is None or self._tls[0] != made_of:
-            context = await asyncio.to_thread(tls.context, ca, certificate, verify=verify)
+            context = await in_thread(
+                lambda: tls.context(ca, certificate, verify=verify), UnreachableError
+            )
             self._tls = (made_of, context)
         return self._tls[1]
 

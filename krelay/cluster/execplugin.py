@@ -18,8 +18,9 @@ from typing import Any
 from krelay import typed
 from krelay.cluster.identity import Identity, ahead, bearer
 from krelay.cluster.kubeconfig import material
-from krelay.errors import CredentialsError
+from krelay.errors import CredentialsError, UnreachableError
 from krelay.tasks import TaskGroup
+from krelay.threads import in_thread
 from krelay.typed import Shape, Text, Time, Word
 
 logger = logging.getLogger("krelay.cluster")
@@ -67,7 +68,7 @@ class ExecPlugin:
 
     async def fetch(self, *, rejected: bool) -> Identity:
         interactive = self._interactive()
-        info = await asyncio.to_thread(self._info, interactive)
+        info = await in_thread(lambda: self._info(interactive), UnreachableError)
         return self._read(await self._run(info, interactive))
 
     def _interactive(self) -> bool:

@@ -21,7 +21,8 @@ from krelay.answer import page_words
 from krelay.cluster import http, proxies, tls
 from krelay.cluster.identity import Identity, ahead, basic, bearer
 from krelay.cluster.kubeconfig import material
-from krelay.errors import CredentialsError
+from krelay.errors import CredentialsError, UnreachableError
+from krelay.threads import in_thread
 from krelay.typed import Kind, Many, Number, Shape, Text, Word
 
 DEADLINE = 30.0
@@ -81,8 +82,10 @@ class Oidc:
         self._refresh_token = answer.get("refresh_token") or self._refresh_token
 
     async def _ask(self, issuer: str) -> Mapping[str, Any]:
-        ca = await asyncio.to_thread(material, self._config, "idp-certificate-authority")
-        context = await asyncio.to_thread(tls.context, ca, None, verify=True)
+        ca = await in_thread(
+            lambda: material(self._config, "idp-certificate-authority"), UnreachableError
+        )
+        context = await in_thread(lambda: tls.context(ca, None, verify=True), UnreachableError)
         connector = aiohttp.TCPConnector(ssl=context)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             url = f"{issuer}/.well-known/openid-configuration"

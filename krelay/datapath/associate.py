@@ -26,6 +26,7 @@ from krelay.datapath.traffic import EARLY, KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
 from krelay.tasks import TaskGroup, guard
+from krelay.threads import in_thread
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -158,7 +159,7 @@ class Association(asyncio.DatagramProtocol):
 
     async def _prove_each(self, waiting: dict[tuple[Any, ...], list[bytes]]) -> None:
         senders = {addr[:2]: addr for addr in waiting}
-        proven = await asyncio.to_thread(same_user, self._client, list(senders))
+        proven = await in_thread(lambda: same_user(self._client, list(senders)))
         addr = next((addr for place, addr in senders.items() if place in proven), None)
         if addr is None:
             logger.info("UDP association: dropped a datagram of another user")

@@ -21,6 +21,7 @@ from krelay.status.refusal import to_json
 from krelay.status.report import Report
 from krelay.status.server import Handler
 from krelay.text import one_line
+from krelay.threads import in_thread_or_here
 
 logger = logging.getLogger("krelay.status")
 
@@ -93,7 +94,8 @@ class _Shown:
 
     async def metrics(self, request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
-        text, content_type = await asyncio.to_thread(_scraped, await self._report(), accept)
+        report = await self._report()
+        text, content_type = await in_thread_or_here(lambda: _scraped(report, accept))
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def status(self, request: web.Request) -> web.Response:
@@ -114,7 +116,7 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _page(request: web.Request) -> web.Response:
-    body, policy = await asyncio.to_thread(page)
+    body, policy = await in_thread_or_here(page)
     return web.Response(
         body=body,
         content_type="text/html",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -17,6 +16,7 @@ from krelay.errors import KrelayError
 from krelay.status.feed import Feed
 from krelay.status.place import make_directory
 from krelay.status.report import Report
+from krelay.threads import in_thread, in_thread_or_here
 
 logger = logging.getLogger("krelay.status")
 
@@ -46,7 +46,7 @@ async def serve(
     from krelay.status.application import application
     from krelay.status.connections import Connections
 
-    sock, lock = await asyncio.to_thread(_claim, path)
+    sock, lock = await in_thread(lambda: _claim(path))
     connections = Connections(application(handlers, report=report, feed=feed))
     try:
         await connections.serve([sock])
@@ -54,7 +54,7 @@ async def serve(
     finally:
         await connections.close()
         sock.close()
-        await asyncio.to_thread(_release, path, lock)
+        await in_thread_or_here(lambda: _release(path, lock))
 
 
 def _claim(path: Path) -> tuple[socket.socket, int]:

@@ -18,11 +18,12 @@ from krelay.datapath.proxy import ProxyListener
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import Account
 from krelay.datapath.udp import UdpListener
-from krelay.errors import ListenError
+from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.status.feed import Feed
 from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard
+from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.forward")
 
@@ -212,8 +213,8 @@ class Forward:
         cause = exc.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
             who: str | None = None
-            with contextlib.suppress(RuntimeError):  # no thread can be had
-                who = await asyncio.to_thread(holder, protocol, self.spec.target.listen, local)
+            with contextlib.suppress(KrelayError):  # no thread can be had
+                who = await in_thread(lambda: holder(protocol, self.spec.target.listen, local))
             if who:
                 exc = ListenError(f"{exc} by {who}", hint=exc.hint)
         if str(exc) != str(self.failure):

@@ -24,6 +24,7 @@ from krelay.errors import (
 )
 from krelay.model import AGENT_PORT, GroupSpec
 from krelay.tasks import TaskGroup, keep
+from krelay.threads import in_thread
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class EmbeddedReach:
         async with self._starting:
             if self._process is not None and self._process.returncode is None:
                 return
-            source = await asyncio.to_thread(payload.payload)
+            source = await in_thread(payload.payload)
             environ = {
                 **os.environ,
                 payload.ENV_NAME: source,

@@ -27,12 +27,13 @@ from krelay.supervisor.group import Group
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.running import Running
 from krelay.supervisor.supervisor import Supervisor
+from krelay.threads import in_thread_or_here
 
 
 async def report(supervisor: Supervisor, reloader: Reloader, started: datetime) -> Report:
     """All of it; `started` is when this run began."""
     # The system is asked first: what follows is of one turn of the loop.
-    descriptors, memory = await asyncio.to_thread(_process)
+    descriptors, memory = await in_thread_or_here(_process)
     running = supervisor.running
     return Report(
         version=__version__,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import sys
 from collections.abc import Callable
+
+from krelay.errors import KrelayError
+from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -31,8 +35,9 @@ async def give_back(streams: Callable[[], int]) -> None:
         await asyncio.sleep(_LOOK_EVERY)
         before, looks = looks, looks + 1 if streams() else 0
         if looks % _LOOKS == 0 and before:
-            await asyncio.to_thread(trim, 0)
-            logger.debug("memory given back")
+            with contextlib.suppress(KrelayError):  # no thread can be had: later
+                await in_thread(lambda: trim(0))
+                logger.debug("memory given back")
 
 
 def _trimmer() -> Callable[[int], int] | None:

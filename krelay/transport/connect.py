@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from krelay.access import ApiAccess, is_loopback
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
+from krelay.threads import in_thread
 from krelay.transport import proxy
 from krelay.transport.dialogue import Dialogue
 from krelay.transport.tcp import dial
@@ -112,4 +112,4 @@ def address_of(url: SplitResult) -> tuple[str, int]:
 async def _context(access: ApiAccess) -> ssl.SSLContext:
     if access.ssl is not None:
         return access.ssl
-    return await asyncio.to_thread(ssl.create_default_context)
+    return await in_thread(ssl.create_default_context, UnreachableError)

@@ -7,6 +7,7 @@ import json
 import math
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -21,7 +22,8 @@ from krelay.cluster import credentials as module
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.identity import ahead
 from krelay.cluster.kubeconfig import Login
-from krelay.errors import CredentialsError
+from krelay.errors import CredentialsError, UnreachableError
+from krelay.threads import use_daemons
 
 
 async def opened(user: Mapping[str, Any], **cluster: Any) -> Credentials:
@@ -198,6 +200,27 @@ async def test_a_token_file_that_vanishes_keeps_the_last(tmp_path: Path, clock: 
     credentials.reject(first)
     with pytest.raises(CredentialsError, match="cannot read the token file"):
         await credentials.access()
+
+
+async def test_where_no_thread_can_be_had_the_last_ones_stay(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    use_daemons(asyncio.get_running_loop())
+    file = tmp_path / "token"
+    file.write_text("first")
+    credentials = await opened({"tokenFile": str(file)})
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        with pytest.raises(UnreachableError, match="no thread can be started"):
+            await credentials.access()
+    access = await credentials.access()
+    clock.now += 61
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        assert await credentials.access() is access
 
 
 async def test_certificates_in_files_are_read_again(

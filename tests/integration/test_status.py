@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from prometheus_client import parser
 from krelay.errors import KrelayError
 from krelay.status.client import ask
 from tests import rig
+from tests.integration import product
 from tests.integration.product import Up, document, up
 from tests.status.reports import report
 from tests.status.test_metrics import samples
@@ -123,3 +126,42 @@ async def test_a_port_in_use_stops_nobody(file: Path) -> None:
         async with up(file, {"web": f"ip/127.0.0.1 :{target}"}, status) as krelay:
             await krelay.said(f"status is not served on 127.0.0.1:{target}")
             assert await rig.exchange(krelay.ports["web"], b"x") == b"x"
+
+
+THREADLESS = """
+import os, sys, threading
+from krelay.cli.main import main
+
+start = threading.Thread.start
+
+def perhaps(thread):
+    if os.path.exists(os.environ["NO_THREADS"]):
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = perhaps
+sys.argv[0] = "krelay"
+sys.exit(main())
+"""
+
+
+@pytest.mark.timeout(30)
+async def test_where_no_thread_can_be_had_it_answers_and_ends(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = file.with_name("none")
+    monkeypatch.setenv("NO_THREADS", str(none))
+    monkeypatch.setattr(product, "command", lambda *args: [sys.executable, "-c", THREADLESS, *args])
+    async with rig.tcp_target(rig.echo) as target:
+        targets = {"web": f"ip/127.0.0.1 :{target}"}
+        async with up(file, targets, "status: {listen: 0}") as krelay:
+            url = await served(krelay)
+            while (await get(f"{url}/readyz"))[0] != 200:
+                pass  # it is probed
+            none.touch()
+            for resource in ("/readyz", "/v1/status", "/metrics", "/"):
+                status, text = await get(url + resource)
+                assert status == 200, text
+            assert await krelay.stop(signal.SIGTERM) == 0
+    with pytest.raises(KrelayError, match="no krelay runs"):
+        await asyncio.to_thread(ask, str(file), "GET", "/v1/status", timeout=5.0)
