@@ -1,9 +1,10 @@
 """Connections: an application on sockets, where no client can hold up the others, or the end.
 
-Over TCP every connection begins as a stranger's. `trust` makes it one of those that have proved
-themselves, who have places of their own. A stranger's connection is closed after its answer, and
-where their places are full the one that needs its place least gives it up to the next: so there
-is always room for a health check and for the owner, however many strangers come.
+On the user's own socket all are trusted. Over TCP every connection begins as a stranger's. `trust`
+makes it one of those that have proved themselves, who have places of their own. A stranger's
+connection is closed after its answer. Where the places of either kind are full, the one that needs
+its place least gives it up to the next: so there is always room for a health check and for the
+owner, however many come, and descriptors are left for the relaying.
 """
 
 from __future__ import annotations
@@ -30,17 +31,31 @@ YOUNG = 0.25
 it asks may be on its way. As many as there are places may be too many for this."""
 CLOSE_DEADLINE = 1.0
 """Seconds that an answer under way may take at the end, and then that what is written may."""
-
+STRANGERS = 64
+"""Connections at a time of those that have shown no token, and twice as many for a moment; without
+a token all are strangers."""
+TRUSTED = 128
+"""Connections at a time of those that have, and of those on the socket of the user."""
 
 BAD_PAYLOAD = (web.RequestPayloadError, web.PayloadAccessError, HttpProcessingError)
 """What aiohttp raises of a body that is not what its headers say."""
+
+
+def places(most: int) -> int:
+    """Return `most`, or fewer where there are few descriptors, which tunnels and forwards need."""
+    try:
+        import resource
+    except ImportError:
+        return most  # Windows: sockets are no files there
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft < 0 else max(1, min(most, soft // 12))
 
 
 class Connections:
     """Serves `app` until `close`; `open` has its clients' connections.
 
     `strangers` is the number of connections that strangers may have, `trusted` that of the others;
-    without them all are trusted, and as many as there are.
+    without `strangers` all are trusted.
     """
 
     def __init__(
@@ -83,10 +98,11 @@ class Connections:
                 connection.transport.abort()
 
     def arrived(self, connection: Connection) -> None:
-        """A connection is there: it takes a stranger's place, if need be another's."""
+        """A connection is there: it takes a place, if need be another's."""
         self.open.add(connection)
-        connection.trusted = self._strangers is None
-        if self._strangers is not None:
+        if self._strangers is None:
+            self.trust(connection)
+        else:
             self._make_room(connection, self._strangers)
 
     def trust(self, connection: Connection) -> None:

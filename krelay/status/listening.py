@@ -20,12 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("krelay.status")
 
-STRANGERS = 64
-"""Connections at a time of those that have shown no token, and twice as many for a moment; without
-a token all are strangers."""
-TRUSTED = 128
-"""Connections at a time of those that have."""
-
 
 class Listening:
     """Follows the `status` section by `apply`. What cannot be bound is told and left until the
@@ -86,21 +80,11 @@ class Listening:
 
     async def _open(self, config: StatusConfig, address: str, port: int) -> None:
         from krelay.status.application import application
-        from krelay.status.connections import Connections
+        from krelay.status.connections import STRANGERS, TRUSTED, Connections, places
         from krelay.status.guard import Guard
 
         app = application(self._handlers, report=self._report, feed=self._feed, guard=Guard(config))
         socks = bind(address, port, socket.SOCK_STREAM)
-        self._connections = Connections(app, strangers=_strangers(), trusted=TRUSTED)
+        self._connections = Connections(app, strangers=places(STRANGERS), trusted=places(TRUSTED))
         await self._connections.serve(socks)
         self.addresses = [Endpoint(*sock.getsockname()[:2]) for sock in socks]
-
-
-def _strangers() -> int:
-    """Fewer where there are few descriptors, which tunnels and forwards need."""
-    try:
-        import resource
-    except ImportError:
-        return STRANGERS  # Windows: sockets are no files there
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return STRANGERS if soft < 0 else max(1, min(STRANGERS, soft // 12))

@@ -44,10 +44,11 @@ async def serve(
         KrelayError: the socket cannot be made.
     """
     from krelay.status.application import application
-    from krelay.status.connections import Connections
+    from krelay.status.connections import TRUSTED, Connections, places
 
     sock, lock = await in_thread(lambda: _claim(path))
-    connections = Connections(application(handlers, report=report, feed=feed))
+    app = application(handlers, report=report, feed=feed)
+    connections = Connections(app, trusted=places(TRUSTED))
     try:
         await connections.serve([sock])
         yield

@@ -13,7 +13,6 @@ from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
 import krelay.bind
 from krelay.model import StatusConfig
 from krelay.status import connections
-from krelay.status import listening as module
 from tests import rig
 from tests.status.reports import forward
 from tests.status.serving import TOKEN, Service, service
@@ -148,7 +147,7 @@ async def test_a_client_that_takes_nothing_does_not_keep_it_from_moving(
 async def test_strangers_keep_neither_a_health_check_nor_the_owner_out(
     said: str, token: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STRANGERS", 3)
+    monkeypatch.setattr(connections, "STRANGERS", 3)
     async with service(token) as made:
         address = made.listening.addresses[0]
         opened = []
@@ -169,8 +168,8 @@ async def test_strangers_keep_neither_a_health_check_nor_the_owner_out(
 
 
 @pytest.mark.parametrize(("files", "most"), [(64, 5), (1024, 64), (1 << 20, 64), (-1, 64)])
-async def test_where_there_are_few_descriptors_strangers_get_fewer(
+async def test_where_there_are_few_descriptors_there_are_fewer_places(
     files: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
-    assert module._strangers() == most
+    assert connections.places(connections.STRANGERS) == most

@@ -213,3 +213,20 @@ async def test_a_place_that_cannot_be_had(path: Path) -> None:
     with pytest.raises(KrelayError, match=f"cannot listen on {path}"):
         async with serve(path, HANDLERS):
             pytest.fail("served")
+
+
+async def test_clients_that_say_nothing_leave_descriptors(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (36, 36))
+    monkeypatch.setattr(connections, "YOUNG", 0.0)
+    async with serve(path, HANDLERS):
+        opened = [await asyncio.open_unix_connection(str(path)) for _ in range(8)]
+        for reader, _ in opened[:5]:
+            assert await reader.read() == b""  # three have a place
+        assert await asked("/v1/echo", {"a": 1}) == {"got": {"a": 1}}
+        assert await opened[5][0].read() == b""
+        opened[7][1].write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await opened[7][0].readline() == b"HTTP/1.1 200 OK\r\n"
+        for _, writer in opened:
+            writer.close()
