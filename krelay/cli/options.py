@@ -57,7 +57,9 @@ def wants_json(command: click.Command, args: Sequence[str], environ: Mapping[str
     if isinstance(command, click.Group):
         word = next((arg for arg in given if not arg.startswith("-")), "")
         command = command.commands.get(word, command)
-    if not any(param.name == "log_format" for param in command.params):
+    # What is no command may have been meant as one of those.
+    wrong = isinstance(command, click.Group) and bool(given)
+    if not wrong and not any(param.name == "log_format" for param in command.params):
         return False
     found = environ.get("KRELAY_LOG_FORMAT", "")
     for number, arg in enumerate(given):

@@ -69,6 +69,9 @@ class JsonFormatter(logging.Formatter):
     """An object an event, on one line: `time` (UTC), `level`, `logger`, `message`, where there are
     any `target` and `exception`."""
 
+    for_programs = True
+    """Nothing else may be written beside it."""
+
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),

@@ -119,7 +119,7 @@ class ExecPlugin:
                 env=environment,
                 stdin=None if interactive else null,
                 stdout=pipe,
-                stderr=None if interactive else pipe,
+                stderr=None if interactive and _for_people() else pipe,
             )
         except OSError as exc:
             raise CredentialsError(
@@ -184,6 +184,13 @@ class ExecPlugin:
             certificate="\n".join(map(str, pair)).encode() if pair[0] else None,
             expires=ahead(until),
         )
+
+
+def _for_people() -> bool:
+    """Whether stderr is a terminal, and not a log in JSON: there a plugin may write as it likes."""
+    formatters = [handler.formatter for handler in logging.getLogger().handlers]
+    in_json = any(getattr(formatter, "for_programs", False) for formatter in formatters)
+    return sys.stderr is not None and sys.stderr.isatty() and not in_json
 
 
 async def _all(stream: asyncio.StreamReader | None) -> bytes:

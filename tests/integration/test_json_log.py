@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
 import signal
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,8 @@ async def test_a_life(verbose: tuple[str, ...], tmp_path: Path) -> None:
         (("run", "-f", "/nowhere/krelay.yaml", "--", "true"), 2),
         (("run", "--timeout", "soon", "--", "true"), 2),
         (("run",), 2),
+        (("bogus",), 2),
+        (("--bogus",), 2),
     ],
 )
 async def test_what_is_wrong_from_the_start(args: tuple[str, ...], code: int) -> None:
@@ -119,3 +123,34 @@ async def test_a_file_with_problems_and_a_port_in_use(tmp_path: Path) -> None:
         done = await run("run", "-f", str(file), *JSON, "--", "true")
         assert done.code == 1
         assert objects(done.err)
+
+
+@pytest.mark.timeout(30)
+async def test_a_credential_plugin_at_a_terminal(tmp_path: Path) -> None:
+    says = "printf 'plain words \\033[2J\\n' >&2; exit 1"
+    user = {"exec": {"command": "/bin/sh", "apiVersion": "v1", "args": ["-c", says]}}
+    kubeconfig = {
+        "current-context": "here",
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "u", "user": user}],
+        "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u"}}],
+    }
+    (tmp_path / "config").write_text(json.dumps(kubeconfig))
+    file = tmp_path / "krelay.yaml"
+    file.write_text("apiVersion: krelay/v1\ntargets: {web: 'ip/127.0.0.1 :9'}\n")
+    master, slave = pty.openpty()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command("up", "-f", str(file), *JSON),
+            env=environment(XDG_RUNTIME_DIR=str(tmp_path), KUBECONFIG=str(tmp_path / "config")),
+            stdin=slave,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await process.communicate()
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert process.returncode == 4
+    assert "sh: plain words" in [one["message"].strip() for one in objects(err.decode())]
+    assert "sh failed with status 1: plain words" in objects(err.decode())[-1]["message"]
