@@ -208,7 +208,8 @@ class Supervisor:
                 # An edit that finds a bug must not end what runs.
                 logger.exception("not applied")
                 self.refused += 1
-                want.failure, delay = KrelayError(f"internal error: {exc!r}"), None
+                error = KrelayError(f"internal error: {type(exc).__name__}")
+                want.failure, delay = error, None
             if want is self._want:
                 want.done.set()
 
