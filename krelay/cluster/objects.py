@@ -26,6 +26,8 @@ from krelay.typed import (
     Words,
 )
 
+MAX_LIST = 50_000
+"""Objects in one page: what a server that ignores `limit` may send."""
 MAX_EVENT_VALUES = 200_000
 """Values in one object or event of a watch; etcd takes objects of 1.5 MiB."""
 
@@ -225,7 +227,7 @@ _LIST = Shape(
                 "remainingItemCount": Whole(),
             }
         ),
-        "items": Many(Anything()),
+        "items": Many(Anything(), MAX_LIST),
     },
     needs=("metadata",),
 )

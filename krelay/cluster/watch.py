@@ -146,6 +146,8 @@ async def _list(
         seen += len(items)
         if most is not None and seen + left > most:
             raise TooManyError(f"more than {most} objects at {path}")
+        if seen > MAX_PAGES * PAGE:
+            break
         for item in items:
             _put(found, item, keep)
         if not token:

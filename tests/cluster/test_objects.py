@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from fuzz.cluster import use
-from krelay.cluster.objects import EVENT, POD, kind_of, read_event, read_list, read_object
+from krelay.cluster.objects import (
+    EVENT,
+    MAX_LIST,
+    POD,
+    kind_of,
+    read_event,
+    read_list,
+    read_object,
+)
 from krelay.errors import MalformedError
 
 BASE = "/api/v1/namespaces/x/"
@@ -126,6 +134,14 @@ def test_a_list() -> None:
     for wrong in ({}, {"items": []}, {"metadata": {}, "items": 5}, {"metadata": {}, "items": [5]}):
         with pytest.raises(MalformedError):
             read_list(wrong, BASE + "pods")
+
+
+def test_a_list_without_end() -> None:
+    page = {"metadata": {}, "items": [META] * MAX_LIST}
+    assert len(read_list(page, BASE + "pods")[0]) == MAX_LIST, "a server may ignore `limit`"
+    page = {"metadata": {}, "items": [5] * (MAX_LIST + 1)}
+    with pytest.raises(MalformedError, match="items: a list of more than 50000 elements"):
+        read_list(page, BASE + "pods")
 
 
 def test_an_event() -> None:

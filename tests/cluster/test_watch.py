@@ -194,6 +194,20 @@ async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.Monk
     assert "continue" not in pods.listed[1]
 
 
+async def test_pages_that_are_larger_than_we_ask_for(
+    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bound is on the objects, however few pages bring them."""
+    monkeypatch.setattr(module, "PAGE", 1)
+    monkeypatch.setattr(module, "MAX_PAGES", 3)
+    pods.list(*(pod(name, 1) for name in "abcd"))
+    pods.list(pod("a", 1), pod("b", 1), **{"continue": "more"})
+    pods.list(pod("c", 1), version=9)
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1", "b@1", "c@1"]
+    assert [query.get("continue") for query in pods.listed] == [None, None, "more"]
+
+
 @pytest.mark.parametrize("body", [{}, {"items": [1]}, {"items": [{}]}, {"metadata": []}])
 async def test_what_is_no_list_is_asked_for_again(kube: Any, pods: Pods, body: Any) -> None:
     pods.lists.put_nowait(web.json_response(body))
