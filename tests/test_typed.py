@@ -42,8 +42,8 @@ from krelay.typed import (
         (Text(), "\ud800", "half of a surrogate pair, which no text can hold"),
         (Words(), [], "expected a text, got a list"),
         (Word(), {}, "expected a text, got an object"),
-        (Word(), "a b", 'expected printable ASCII without spaces, got "a b"'),
-        (Word(), "a\x1b", 'expected printable ASCII without spaces, got "a\\u001b"'),
+        (Word(), "a b", "expected printable ASCII without spaces, got other characters"),
+        (Word(), "a\x1b", "expected printable ASCII without spaces, got other characters"),
         (Word(3), "abcd", "longer than 3 characters"),
         (OneOf(("a", "b")), "c", 'expected one of a, b, got the text "c"'),
         (Address(), "db.test", 'expected an IP address, got the text "db.test"'),
@@ -127,6 +127,9 @@ def test_a_secret_is_not_repeated() -> None:
         with pytest.raises(Mismatch) as caught:
             kind.read("hunter2")
         assert "hunter2" not in str(caught.value)
+    with pytest.raises(Mismatch) as caught:
+        Word().read("hunter2\n")
+    assert "hunter2" not in str(caught.value)
 
 
 json_values = st.recursive(

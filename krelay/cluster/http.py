@@ -93,7 +93,7 @@ async def send(
     headers = [*access.headers, ("Accept", "application/json"), ("Accept-Encoding", "identity")]
     if data is not None:
         headers.append(("Content-Type", "application/json"))
-    proxy, password = (None, None) if socks_of(access) else _proxy(access.proxy)
+    proxy, password = (None, None) if socks_of(access) else proxy_of(access.proxy)
     return await opened.request(
         method,
         access.url + path,
@@ -108,7 +108,7 @@ async def send(
     )
 
 
-def _proxy(url: str | None) -> tuple[str | None, dict[str, str] | None]:
+def proxy_of(url: str | None) -> tuple[str | None, dict[str, str] | None]:
     """A proxy's URL without its password, which aiohttp would repeat in its errors; a header."""
     parts = urlsplit(url or "")
     if parts.username is None:

@@ -210,12 +210,28 @@ def _loaded(path: str) -> Any:
 
     try:
         loader = Loader(path)
-        if path not in loader.config_files:
-            raise ValueError(f"its path holds a {os.pathsep!r}")
-        return loader.config_files[path]
     except Exception as exc:
-        reason = " ".join(str(exc).split())[:_SHOWN]
-        raise CredentialsError(f"{path} is no kubeconfig: {reason}") from exc
+        # Without the exception, which repeats lines of the file.
+        raise CredentialsError(f"{path} is no kubeconfig: {_reason(exc)}") from None
+    if path not in loader.config_files:
+        raise CredentialsError(f"{path} is no kubeconfig: its path holds a {os.pathsep!r}")
+    return loader.config_files[path]
+
+
+def _reason(exc: Exception) -> str:
+    """Why a file is no YAML that holds an object, in words that repeat nothing of it."""
+    mark = getattr(exc, "problem_mark", None) or getattr(exc, "context_mark", None)
+    if mark is not None:
+        return f"not YAML at line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(exc, OSError):
+        return exc.strerror or type(exc).__name__
+    if isinstance(exc, UnicodeError):
+        return "not UTF-8"
+    if isinstance(exc, RecursionError):
+        return "nested too deep"
+    if hasattr(exc, "position"):
+        return f"not YAML: a character that it does not allow, at position {exc.position}"
+    return "not YAML, or no object"
 
 
 def _entry(entry: str, item: Any, path: str, index: int) -> tuple[str, Mapping[str, Any]]:
@@ -346,13 +362,14 @@ def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
             hint="`username` and `password` of the user are their place",
         )
     if not valid:
-        raise CredentialsError(f'kubeconfig: "{server}" is no URL of an API server')
+        # One with a user name is not shown; nor one with a letter that may stand for "@".
+        shown = f'"{server}"' if server.isascii() and "@" not in server else "the server"
+        raise CredentialsError(f"kubeconfig: {shown} is no URL of an API server")
     # The scheme in lower case: what is decided by it is decided in one way.
     server = cluster["server"] = f"{parts.scheme}{server[len(parts.scheme) :]}".rstrip("/")
     return Login(server, login.namespace, cluster, user, login.context)
 
 
-_SHOWN = 300
 _SAYS_TLS = ("certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify")
 
 

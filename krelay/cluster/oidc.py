@@ -21,7 +21,7 @@ from krelay.answer import page_words
 from krelay.cluster import http, proxies, tls
 from krelay.cluster.identity import Identity, ahead, basic, bearer
 from krelay.cluster.kubeconfig import material
-from krelay.errors import CredentialsError, UnreachableError
+from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.threads import in_thread
 from krelay.typed import Kind, Many, Number, Shape, Text, Word
 
@@ -117,13 +117,22 @@ class Oidc:
     async def _json(
         self, session: aiohttp.ClientSession, kind: Kind, method: str, url: str, **request: Any
     ) -> Mapping[str, Any]:
+        proxy, password = http.proxy_of(proxies.of(url))
         async with session.request(
-            method, url, proxy=proxies.of(url), allow_redirects=False, **request
+            method,
+            url,
+            proxy=proxy,
+            proxy_headers=password,
+            allow_redirects=False,
+            **request,
         ) as response:
             if response.status != 200:
                 said = page_words(await http.start_of_body(response, http.MAX_ERROR), _SHOWN)
                 raise CredentialsError(f"oidc: {url} says {response.status}: {said}", hint=_HINT)
-            body = await http.body(response, MAX_ANSWER)
+            try:
+                body = await http.body(response, MAX_ANSWER)
+            except ClusterError as exc:
+                raise CredentialsError(f"oidc: {exc}") from exc
             answer: Mapping[str, Any] = typed.load(
                 kind, body, f"oidc: the answer of {url}", values=_MAX_VALUES, error=CredentialsError
             )

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from krelay.errors import CredentialsError
 
+_HINT = "http://, https:// or socks5://HOST:PORT"
+
 
 def given(url: object) -> str | None:
     """kubeconfig's `proxy-url`, checked; None if there is none."""
@@ -43,14 +45,13 @@ def _checked(url: str, where: str) -> str:
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname, parts.port
-    except ValueError as exc:
-        raise CredentialsError(f"{where}: no URL of a proxy: {exc}") from exc
+    except ValueError:
+        # The exception may repeat a password.
+        raise CredentialsError(f"{where}: no URL of a proxy", hint=_HINT) from None
     if scheme == "socks5h":  # Go's socks5 too lets the proxy resolve names
         url = url.replace("socks5h", "socks5", 1)
     if scheme not in ("http", "https", "socks5", "socks5h") or not host or port == 0:
-        raise CredentialsError(
-            f"{where}: no URL of a proxy", hint="http://, https:// or socks5://HOST:PORT"
-        )
+        raise CredentialsError(f"{where}: no URL of a proxy", hint=_HINT)
     return url
 
 

@@ -242,6 +242,29 @@ def test_what_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("token", "line"),
+    [
+        ("*hunter2", 3),
+        ("!hunter2 x", 3),
+        ("@hunter2", 3),
+        ('"hunter2\\q"', 3),
+        ("'hunter2", 4),
+        ("{hunter2: , : }]", 3),
+        ("hunter2\n   x: y", 4),
+        ("hunter2\x01", 0),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_not_repeated(tmp_path: Path, token: str, line: int) -> None:
+    path = tmp_path / "config"
+    path.write_text(f"users:\n- name: u\n  token: {token}\n")
+    with pytest.raises(CredentialsError, match="is no kubeconfig: not YAML") as caught:
+        load(kubeconfig=str(path), environ={})
+    assert f"line {line}," in caught.value.message or not line
+    assert "hunter2" not in "".join(caught.value.report())
+    assert caught.value.__cause__ is None
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_load_or_are_refused(tmp_path: Path, data: bytes) -> None:
@@ -444,4 +467,19 @@ def test_a_password_in_the_servers_url_is_refused_and_not_repeated(tmp_path: Pat
     flags = Overrides(server="http://me:hunter2@h")
     with pytest.raises(CredentialsError, match="holds a user name or a password") as caught:
         load(overrides=flags, environ={"HOME": str(tmp_path)})
+    assert "hunter2" not in "".join(caught.value.report())
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "https://me:hunter2@h:x",
+        "ftp://me:hunter2@h",
+        "https://[me:hunter2@h",
+        "https://me:hunter2\uff20h",
+    ],
+)
+def test_a_url_that_is_none_is_not_repeated_with_its_password(tmp_path: Path, server: str) -> None:
+    with pytest.raises(CredentialsError, match=r"^kubeconfig: the server is no URL") as caught:
+        load(overrides=Overrides(server=server), environ={"HOME": str(tmp_path)})
     assert "hunter2" not in "".join(caught.value.report())

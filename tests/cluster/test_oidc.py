@@ -197,6 +197,37 @@ async def test_a_document_of_another_shape(issuer: Issuer, field: str, value: An
     assert not issuer.forms
 
 
+@pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token"])
+async def test_an_answer_without_end(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWER", 1000)
+    (issuer.document if path != "/token" else issuer.answer)["more"] = "x" * 1000
+    with pytest.raises(CredentialsError, match="^oidc: an answer of more than 1000 bytes"):
+        await issuer.source().fetch(rejected=False)
+
+
+async def test_the_password_of_a_proxy_is_sent_and_not_repeated(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    asked: list[bytes] = []
+    server = await asyncio.start_server(refuse, "127.0.0.1")
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:hunter2@127.0.0.1:{port}")
+        source = issuer.source(**{"idp-issuer-url": "https://issuer.test"})
+        with pytest.raises(CredentialsError, match="403") as caught:
+            await source.fetch(rejected=False)
+    assert b"\r\nProxy-Authorization: Basic bWU6aHVudGVyMg==\r\n" in asked[0]
+    assert "hunter2" not in "".join(caught.value.report())
+
+
 def test_the_end_of_a_token_that_is_no_number() -> None:
     for end in ("9" * 400, '"x"', "NaN", "1e999", "[" * 9_000, "true"):
         payload = base64.urlsafe_b64encode(f'{{"exp":{end}}}'.encode()).decode().rstrip("=")

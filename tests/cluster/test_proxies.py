@@ -70,6 +70,15 @@ def test_what_is_no_proxy(url: str) -> None:
         checked(url)
 
 
+@pytest.mark.parametrize("host", ["\u2100", "h:port", "h:99999", "["])
+def test_a_password_is_not_repeated(host: str) -> None:
+    for check in (lambda url: of("https://h", {"HTTPS_PROXY": url}), checked):
+        with pytest.raises(CredentialsError) as caught:
+            check(f"http://me:hunter2@{host}")
+        assert "hunter2" not in "".join(caught.value.report())
+        assert caught.value.__cause__ is None
+
+
 def test_given() -> None:
     assert checked(None) is None
     assert checked("") is None
