@@ -79,9 +79,10 @@ class Kind(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Any Unicode text of up to `most` characters."""
+    """Any Unicode text of up to `most` characters, none of them in `without`."""
 
     most: int = 1 << 20
+    without: str = ""
 
     def read(self, value: Any) -> str:
         if not isinstance(value, str):
@@ -92,6 +93,9 @@ class Text:
             value.isascii() or value.encode()
         except UnicodeEncodeError:
             raise Mismatch("half of a surrogate pair, which no text can hold") from None
+        for character in self.without:
+            if character in value:
+                raise Mismatch(f"expected a text without {json.dumps(character)}")
         return value
 
 

@@ -40,6 +40,8 @@ from krelay.typed import (
         (Text(), None, "expected a text, got nothing"),
         (Text(3), "secret", "longer than 3 characters"),
         (Text(), "\ud800", "half of a surrogate pair, which no text can hold"),
+        (Text(without="\0="), "secret=", 'expected a text without "="'),
+        (Text(without="\0="), "secret\0", 'expected a text without "\\u0000"'),
         (Words(), [], "expected a text, got a list"),
         (Word(), {}, "expected a text, got an object"),
         (Word(), "a b", "expected printable ASCII without spaces, got other characters"),

@@ -30,13 +30,15 @@ MAX_FILE = 8 << 20
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _NO_USER: Mapping[str, Any] = {}
 
+_GIVEN = Text(without="\0")
+"""What the operating system is given: a path, an argument, a variable."""
 _EXTENSIONS = Many(Shape({"name": Text(), "extension": Anything()}, needs=("name",)))
 _CLUSTER = Shape(
     {
         "server": Text(),
         "tls-server-name": Text(),
         "insecure-skip-tls-verify": Flag(),
-        "certificate-authority": Text(),
+        "certificate-authority": _GIVEN,
         "certificate-authority-data": Text(),
         "proxy-url": Text(),
         "disable-compression": Flag(),
@@ -45,9 +47,9 @@ _CLUSTER = Shape(
 )
 _EXEC = Shape(
     {
-        "command": Text(),
-        "args": Many(Text()),
-        "env": Many(Shape({"name": Text(), "value": Text()}, needs=("name",))),
+        "command": _GIVEN,
+        "args": Many(_GIVEN),
+        "env": Many(Shape({"name": Text(without="\0="), "value": _GIVEN}, needs=("name",))),
         "apiVersion": Text(),
         "installHint": Text(),
         "provideClusterInfo": Flag(),
@@ -56,12 +58,12 @@ _EXEC = Shape(
 )
 _USER = Shape(
     {
-        "client-certificate": Text(),
+        "client-certificate": _GIVEN,
         "client-certificate-data": Text(),
-        "client-key": Text(),
+        "client-key": _GIVEN,
         "client-key-data": Text(),
         "token": Text(),
-        "tokenFile": Text(),
+        "tokenFile": _GIVEN,
         "as": Text(),
         "as-uid": Text(),
         "as-groups": Many(Text()),
@@ -398,6 +400,8 @@ def read_file(path: str | Path) -> bytes:
     Raises:
         OSError: it cannot be read, is no regular file, or is larger.
     """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "no path holds a NUL")
     # A FIFO is opened at once, and then refused.
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     with open(number, "rb") as file:

@@ -369,6 +369,8 @@ def test_material(tmp_path: Path) -> None:
         material({"ca-data": "a"}, "ca")
     with pytest.raises(CredentialsError, match=r"ca: cannot read .*: No such file"):
         material({"ca": str(tmp_path / "none")}, "ca")
+    with pytest.raises(CredentialsError, match="ca: cannot read a.*: no path holds a NUL"):
+        material({"ca": "a\0b"}, "ca")
 
 
 FIELDS = [
@@ -398,6 +400,15 @@ FIELDS = [
     ("user", "exec", {"provideClusterInfo": "true"}, "provideClusterInfo: expected true or false"),
     ("user", "exec", {"interactiveMode": "never"}, "interactiveMode: expected one of Never, "),
     ("user", "auth-provider", {"config": {"client-id": 5}}, 'config."client-id": expected a text'),
+    ("cluster", "certificate-authority", "a\0", "expected a text without"),
+    ("user", "client-certificate", "a\0", "expected a text without"),
+    ("user", "client-key", "a\0", "expected a text without"),
+    ("user", "tokenFile", "a\0", "expected a text without"),
+    ("user", "exec", {"command": "a\0"}, "command: expected a text without"),
+    ("user", "exec", {"args": ["a\0"]}, "args[0]: expected a text without"),
+    ("user", "exec", {"env": [{"name": "a=b"}]}, 'env[0].name: expected a text without "="'),
+    ("user", "exec", {"env": [{"name": "a\0"}]}, "env[0].name: expected a text without"),
+    ("user", "exec", {"env": [{"name": "a", "value": "\0"}]}, "env[0].value: expected a text"),
     ("context", "namespace", 5, "expected a text, got a number"),
     ("context", "cluster", [], "expected a text, got a list"),
     ("context", "user", {}, "expected a text, got an object"),
