@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import os
@@ -17,9 +16,9 @@ from krelay.cli.terminal import in_front
 from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
 from krelay.errors import KrelayError
-from krelay.finish import finish
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
+from krelay.processes import end, send
 from krelay.status.report import ForwardReport
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
@@ -135,9 +134,8 @@ class _Run:
             code = await child.wait()
         finally:
             self._child = None
-            if child.returncode is None:
-                # In a task that was not cancelled, as deadlines need on Python 3.11.2.
-                await finish(_kill(child))
+            # Nothing is relayed any more: the command ends too.
+            await end(child, grace=_KILL_AFTER)
         logger.info("the command has ended with %d", code)
         return code if code >= 0 else _BY_SIGNAL - code
 
@@ -151,24 +149,6 @@ class _Run:
             self._signalled.set()
         elif self._task is not None:
             self._task.cancel()
-
-
-def send(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """By the system's own call: asyncio's asks first whether the command has ended, and takes its
-    exit code away from the thread that waits for it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(child.pid, number)
-
-
-async def _kill(child: asyncio.subprocess.Process) -> None:
-    """Nothing is relayed any more: the command ends too."""
-    child.terminate()
-    try:
-        async with asyncio.timeout(_KILL_AFTER):
-            await child.wait()
-    except TimeoutError:
-        child.kill()
-        await child.wait()
 
 
 def _typed() -> bool:

@@ -19,6 +19,7 @@ from krelay import typed
 from krelay.cluster.identity import Identity, ahead, bearer
 from krelay.cluster.kubeconfig import material
 from krelay.errors import CredentialsError, UnreachableError
+from krelay.processes import end
 from krelay.tasks import TaskGroup
 from krelay.threads import in_thread
 from krelay.typed import Shape, Text, Time, Word
@@ -139,9 +140,7 @@ class ExecPlugin:
             raise CredentialsError(f"{self._name} gave no answer in {DEADLINE:.0f} s") from exc
         finally:
             telling.cancel()
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+            await end(process)
         if code != 0:
             said = complaint.result()
             raise CredentialsError(

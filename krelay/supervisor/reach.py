@@ -23,6 +23,7 @@ from krelay.errors import (
     TunnelError,
 )
 from krelay.model import AGENT_PORT, GroupSpec
+from krelay.processes import end
 from krelay.tasks import TaskGroup, keep
 from krelay.threads import in_thread
 from krelay.wire.handshake import key_digest
@@ -279,15 +280,8 @@ class EmbeddedReach:
 
     async def stop(self) -> None:
         process, self._process = self._process, None
-        if process is None or process.returncode is not None:
-            return
-        process.terminate()
-        try:
-            async with asyncio.timeout(_STOP_DEADLINE):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        if process is not None:
+            await end(process, grace=_STOP_DEADLINE)
 
     async def _read_port(self, process: asyncio.subprocess.Process) -> int:
         assert process.stdout is not None
@@ -297,9 +291,7 @@ class EmbeddedReach:
             return int(line.rpartition(b":")[2])
         except BaseException as exc:
             # Nobody would know where it listens.
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
+            await end(process)
             if isinstance(exc, TimeoutError | ValueError):
                 raise AgentError("the embedded agent did not start", hint="run with -vv") from exc
             raise

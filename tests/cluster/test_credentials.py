@@ -5,6 +5,8 @@ import base64
 import io
 import json
 import math
+import os
+import signal
 import ssl
 import sys
 import threading
@@ -420,6 +422,27 @@ async def test_a_plugin_that_hangs(
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(program("login", "exec sleep 60")))).access()
     assert "login, the credential plugin, has not answered yet" in caplog.text
+
+
+async def test_a_plugin_whose_child_holds_its_pipes(
+    program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """When the loop closes, asyncio has nothing left of it to clean up."""
+    made: list[asyncio.subprocess.Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def keep(*command: Any, **more: Any) -> asyncio.subprocess.Process:
+        made.append(await start(*command, **more))
+        return made[-1]
+
+    monkeypatch.setattr("asyncio.create_subprocess_exec", keep)
+    monkeypatch.setattr("krelay.cluster.execplugin.DEADLINE", 0.5)
+    script = program("login", f"sleep 60 & echo $! > {tmp_path}/pid; wait")
+    with pytest.raises(CredentialsError, match="gave no answer"):
+        await (await opened(plugin(script))).access()
+    assert made[0]._transport.is_closing()  # type: ignore[attr-defined]
+    if (tmp_path / "pid").exists():
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
 async def test_a_plugin_without_a_command() -> None:

@@ -154,6 +154,7 @@ async def test_a_start_that_is_called_off_is_in_nobody_s_way(
                 await rig.until(lambda: spawned)
                 starting.cancel()
         assert spawned[0].returncode == -signal.SIGKILL
+        assert spawned[0]._transport.is_closing()  # type: ignore[attr-defined]
         assert reach.where == ""
         transport = await reach.dial(asyncio.Protocol())
         transport.abort()

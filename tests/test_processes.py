@@ -1,0 +1,97 @@
+"""Children that end, that will not, and whose own children hold their pipes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from krelay.processes import end
+
+ROOT = Path(__file__).parents[1]
+
+
+async def shell(script: str) -> asyncio.subprocess.Process:
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec("sh", "-c", script, stdout=pipe, stderr=pipe)
+
+
+@pytest.fixture
+async def holder() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A shell that waits for a child of its own, which holds its pipes."""
+    child = await shell("sleep 600 & echo $!; wait")
+    assert child.stdout is not None
+    number = int(await child.stdout.readline())
+    yield child
+    os.kill(number, signal.SIGKILL)
+
+
+async def test_pipes_that_others_hold_are_not_waited_for(
+    holder: asyncio.subprocess.Process,
+) -> None:
+    await end(holder)
+    assert holder.returncode == -signal.SIGKILL
+    assert holder.stdout is not None
+    assert holder.stdout.at_eof()
+
+
+async def test_one_that_has_ended_already() -> None:
+    child = await shell("exit 3")
+    await child.wait()
+    await end(child, grace=5)
+    assert child.returncode == 3
+
+
+async def test_one_that_ends_when_it_is_asked() -> None:
+    child = await shell("trap 'exit 4' TERM; echo; while :; do sleep 0.01; done")
+    assert child.stdout is not None
+    await child.stdout.readline()
+    await end(child, grace=60)
+    assert child.returncode == 4
+
+
+async def test_one_that_will_not_end() -> None:
+    child = await shell("trap '' TERM; echo; while :; do sleep 0.01; done")
+    assert child.stdout is not None
+    await child.stdout.readline()
+    await end(child, grace=0.05)
+    assert child.returncode == -signal.SIGKILL
+
+
+async def test_a_cancellation_comes_after_the_end(holder: asyncio.subprocess.Process) -> None:
+    task = asyncio.get_running_loop().create_task(end(holder))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert holder.returncode == -signal.SIGKILL
+
+
+SCRIPT = """
+import asyncio, os, signal, sys
+from krelay.processes import end
+
+async def main():
+    pipe = asyncio.subprocess.PIPE
+    command = ("sh", "-c", "sleep 600 & echo $!; wait")
+    child = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    number = int(await child.stdout.readline())
+    await end(child)
+    return number
+
+number = asyncio.run(main())
+os.kill(number, signal.SIGKILL)
+"""
+
+
+def test_nothing_is_left_for_the_end_of_the_loop() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
