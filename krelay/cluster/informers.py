@@ -28,7 +28,7 @@ from krelay.cluster.api import Api
 from krelay.cluster.selectors import Anchor, Selector, anchors
 from krelay.cluster.trim import trimmed
 from krelay.cluster.watch import Item, Keep, Objects, TooManyError, follow
-from krelay.errors import AccessDeniedError, ClusterError
+from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -41,6 +41,10 @@ MOST, MOST_EACH = 500, 20
 `MOST_EACH` for each selector that is wanted: what else it has costs traffic and time."""
 NOT_WHOLE = 600.0
 """Seconds for which a collection that cannot be watched as a whole is not tried again."""
+ANSWER = 5.0
+"""Seconds that the first list of a whole collection may take: what it is for waits for it."""
+NOT_NOW = 60.0
+"""Seconds after which the whole is tried again where that list failed, or took longer."""
 FAILED = 5.0
 """Seconds for which an error is the answer to all who subscribe: many ask again together."""
 
@@ -203,6 +207,7 @@ class _Collection:
         self._next: _Whole | None = None
         self._not_whole_until = -math.inf
         self._planning: asyncio.Handle | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._closed = False
 
     def subscribe(self, selector: Selector) -> _Subscription:
@@ -233,8 +238,9 @@ class _Collection:
     def close(self) -> None:
         """Start nothing more."""
         self._closed = True
-        if self._planning is not None:
-            self._planning.cancel()
+        for handle in (self._planning, self._again):
+            if handle is not None:
+                handle.cancel()
 
     # -- planning ------------------------------------------------------------------------------
 
@@ -319,23 +325,42 @@ class _Collection:
         except (AccessDeniedError, TooManyError) as exc:
             logger.debug("%s is not watched as a whole: %s", self._path, exc)
             self._not_whole_until = self._loop.time() + NOT_WHOLE
+        except TimeoutError:
+            self._not_now("no answer in time")
         except ClusterError as exc:
-            self._fail(self._only_by(whole), exc)
+            if whole is self._next and not isinstance(exc, CredentialsError):
+                # Of single objects the server may know more.
+                self._not_now(exc)
+            else:
+                self._fail(self._only_by(whole), exc)
         except Exception as exc:
             logger.exception("%s: watching failed", self._path)
             self._fail(self._only_by(whole), ClusterError(f"internal error: {exc!r}"))
         self._drop(whole)
 
+    def _not_now(self, reason: object) -> None:
+        """The whole does not list: single watches until it is tried again."""
+        logger.debug("%s is not watched as a whole for now: %s", self._path, reason)
+        self._not_whole_until = self._loop.time() + NOT_NOW
+        if self._again is not None:
+            self._again.cancel()
+        if not self._closed:
+            self._again = self._loop.call_at(self._not_whole_until, self._plan_soon)
+
     async def _feed(self, whole: _Whole) -> None:
         most = MOST + MOST_EACH * len(whole.selectors)
         keep: Keep = lambda item: item if whole.wants(item) else None  # noqa: E731
-        async for found in self._follow({}, keep, most=most, patient=False):
-            changed: Iterable[Selector] = whole.take(found)
-            if whole is self._next:
-                self._take_over(whole)
-                changed = whole.selectors
-            for selector in changed:
-                self._entries[selector].publish(whole.objects(selector))
+        await self._api.access()  # a plugin may wait for a person, without this deadline
+        sets = self._follow({}, keep, most=most, patient=False)
+        async with aclosing(sets), asyncio.timeout(ANSWER) as first:  # type: ignore[type-var]
+            async for found in sets:
+                first.reschedule(None)
+                changed: Iterable[Selector] = whole.take(found)
+                if whole is self._next:
+                    self._take_over(whole)
+                    changed = whole.selectors
+                for selector in changed:
+                    self._entries[selector].publish(whole.objects(selector))
 
     async def _follow(
         self, query: Mapping[str, str], keep: Keep, *, most: int | None = None, patient: bool = True

@@ -52,7 +52,8 @@ async def follow(
     retried for ever, also a right or a credential that is lost on the way.
 
     `keep` sees each object first. `most` bounds how many objects a list may have, kept or not.
-    Unless `patient`, a right that is lost on the way is an error too.
+    Unless `patient`, a right that is lost on the way is an error too, and so is whatever comes
+    before the first set.
 
     Raises:
         AccessDeniedError: neither list nor watch was ever allowed.
@@ -87,6 +88,8 @@ async def follow(
                 pause = pace.ended()
             except ClusterError as exc:
                 no = exc.__cause__ if isinstance(exc.__cause__, Refusal) else None
+                if known is None and not patient:
+                    raise
                 if no is not None and no.status == 410:
                     version = ""
                     pause = pace.ended()

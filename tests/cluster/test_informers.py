@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from krelay.cluster import informers as module
 from krelay.cluster.api import Api
@@ -258,6 +259,37 @@ async def test_a_collection_that_is_too_large_is_not_watched_as_a_whole(
         await sees(consume(PODS, Selector(name)), name)
     await rig.until(lambda: len(server.open) == len(wanted))
     assert server.watches("pods") == [f"metadata.name={name}" for name in wanted]
+
+
+@pytest.mark.parametrize("how", ["trouble", "odd", "silent"])
+async def test_a_whole_that_does_not_list_starves_no_target(
+    kube: Any, consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Each is watched alone, and the whole again as soon as it lists."""
+    wanted = [f"p{number}" for number in range(FEW + 1)]
+    server.put(PODS, *(labelled(name) for name in wanted))
+    works, well = kube.handler, asyncio.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        query = request.query
+        if well.is_set() or "watch" in query or "fieldSelector" in query:
+            return await works(request)  # type: ignore[no-any-return]
+        if how == "silent":
+            await well.wait()
+        if how == "odd":
+            return web.json_response({"metadata": {}, "items": [5]})
+        return web.json_response({"message": "no"}, status=503)
+
+    kube.handler = answer
+    if how == "silent":
+        monkeypatch.setattr(module, "ANSWER", 0.2)
+    monkeypatch.setattr(module, "NOT_NOW", 1.0)
+    consumers = [consume(PODS, Selector(name)) for name in wanted]
+    for name, consumer in zip(wanted, consumers, strict=True):
+        await sees(consumer, name)
+    well.set()
+    await rig.until(lambda: server.watches("pods") == [""])
+    assert not any(consumer.error for consumer in consumers)
 
 
 async def test_one_that_may_not_be_seen_costs_the_others_nothing(
