@@ -2,16 +2,18 @@
 
 A container that exceeds its limit is killed with every connection in it. So whatever a peer can
 make the agent hold is reserved here: before it is read where the agent can choose, and as it comes
-where it cannot (control frames, data that a window already allows). A client may hold as much as
-it leaves for others, so a single one gets half of the budget, and the next one always finds room.
+where it cannot (control frames). A client may hold as much as it leaves for others, so a single
+one gets half of the budget. A session's share has a part of its own from the start, for its first
+streams and a little that waits, and no client's streams use the spare part: it is for the next
+sessions.
 """
 
 from __future__ import annotations
 
 FLOOR = 256 << 10
 """Bytes that may wait for any client, whatever the others hold."""
-_SPARE = 8
-"""One part in this many is kept for these floors, and for what cannot be refused."""
+_SPARE = 6
+"""One part in this many is kept for the next sessions, and for what cannot be refused."""
 _FROM_TARGETS = 3
 """One part in this many is not used by what comes from targets and waits: it is for new streams,
 and for what they bring along."""
@@ -26,9 +28,9 @@ class MemoryBudget:
         self._spare = size // _SPARE
         self._kept_from_targets = size // _FROM_TARGETS
 
-    def share(self) -> Share:
-        """The share of a client that holds nothing yet."""
-        return Share(self)
+    def share(self, first: int = 0) -> Share:
+        """The share of a client that holds nothing yet; one with `first` is a session's."""
+        return Share(self, first)
 
     @property
     def free(self) -> int:
@@ -43,18 +45,39 @@ class MemoryBudget:
 
 class Share:
     """What one client holds; `Reservation`s divide it. `fixed` is what its streams and connections
-    cost; the rest waits."""
+    cost; the rest waits. A session's share takes `first` bytes for what is fixed, and the floor,
+    from the budget at once: they are there when it needs them."""
 
-    __slots__ = ("budget", "fixed", "held")
+    __slots__ = ("_first", "_floor", "_taken", "budget", "fixed", "held")
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, first: int = 0) -> None:
         self.budget = budget
         self.held = 0
         self.fixed = 0
+        self._first = first
+        self._floor = FLOOR if first else 0
+        self._taken = 0
+        self.count()
+
+    def count(self) -> None:
+        """Take from the budget what it holds now, or give back."""
+        waits = self.held - self.fixed
+        taken = max(self.fixed, self._first) + max(waits, self._floor)
+        self.budget.left -= taken - self._taken
+        self._taken = taken
+
+    def close(self) -> None:
+        """Keep nothing for a client that has gone; what it holds yet is given back later."""
+        self._first = self._floor = 0
+        self.count()
 
     def admits(self, size: int) -> bool:
         """Whether the client may hold `size` bytes more, and still leave as much for others."""
         return self.held + 2 * size <= self.budget.free
+
+    def admits_fixed(self, size: int) -> bool:
+        """The same of what a stream costs; the first streams have their part."""
+        return self.fixed + size <= self._first or self.admits(size)
 
     def allows(self, size: int) -> bool:
         """Whether `size` bytes more may be read from a target, likewise."""
@@ -87,7 +110,7 @@ class Reservation:
     def admit(self, size: int) -> bool:
         """Reserve what a stream costs; False, and nothing is reserved, where the share is used
         up."""
-        if not self._share.admits(size):
+        if not self._share.admits_fixed(size):
             return False
         self.fix(size)
         return True
@@ -111,7 +134,7 @@ class Reservation:
         more = size - self.size
         self.size = size
         self._share.held += more
-        self._share.budget.left -= more
+        self._share.count()
 
     def release(self) -> None:
         """Hold nothing any more."""

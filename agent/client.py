@@ -15,6 +15,8 @@ PIECE = 2 << 10
 CONNECTION_COST = 14 << 10
 """Bytes reserved for a stream or a plain connection: what Python and asyncio keep for it, also
 while its target is dialled, and two pieces that wait."""
+FIRST_STREAMS = 4
+"""Streams that any session may have, whatever the others hold."""
 READ = 128 << 10
 """Bytes that one read may bring: two of the largest frames. A larger buffer no longer fits a
 processor's cache, which costs more than the system calls that it saves."""
@@ -23,9 +25,12 @@ processor's cache, which costs more than the system calls that it saves."""
 class Client:
     """One share of the budget. `settle` brings the count of what a session holds up to date."""
 
-    def __init__(self, budget: MemoryBudget, held: Callable[[], int] = lambda: 0) -> None:
-        """`held` tells how many bytes wait in the client's session."""
-        self._share = budget.share()
+    def __init__(
+        self, budget: MemoryBudget, held: Callable[[], int] = lambda: 0, first: int = 0
+    ) -> None:
+        """`held` tells how many bytes wait in the client's session; `first` is what it and its
+        first streams cost."""
+        self._share = budget.share(first)
         self._held = held
         self._waiting = self._share.reserve()
 
@@ -51,6 +56,7 @@ class Client:
         """The session is over."""
         self._held = lambda: 0
         self._waiting.release()
+        self._share.close()
 
 
 class ReadBuffer:

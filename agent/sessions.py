@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent.budget import MemoryBudget, Reservation
-from agent.client import Client, ReadBuffer
+from agent.budget import FLOOR, MemoryBudget, Reservation
+from agent.client import CONNECTION_COST, FIRST_STREAMS, Client, ReadBuffer
 from agent.lookups import Lookups
 from agent.settings import Settings
 from agent.target import Targets
@@ -37,6 +37,8 @@ SESSION_COST = 64 << 10
 TUNNEL_COST = 640 << 10
 """Bytes reserved for the connection that carries a session: a batch of frames that waits for the
 socket, and the one behind it."""
+_FIRST = SESSION_COST + TUNNEL_COST + FIRST_STREAMS * CONNECTION_COST
+"""Bytes that a session has for itself and its first streams, whatever the others hold."""
 CLOSING = 5.0
 """Seconds that the connection of a session that has ended has to take its good-bye."""
 _LOSSES_EVERY = 1.0
@@ -195,7 +197,7 @@ class Sessions:
             on_detached=lambda exc: self._detached(session_id, exc),
             on_go_away=lambda code, message: self._end(session_id, said_goodbye=True),
         )
-        client = Client(self._budget, lambda: driver.session.held)
+        client = Client(self._budget, lambda: driver.session.held, _FIRST)
         targets = Targets(
             self._tasks,
             self._settings.connect_timeout,
@@ -214,7 +216,7 @@ class Sessions:
         Raises:
             HandshakeError: all of them are in use.
         """
-        while len(self._kept) >= MAX_SESSIONS or self._budget.left < SESSION_COST + TUNNEL_COST:
+        while len(self._kept) >= MAX_SESSIONS or self._budget.left < _FIRST + FLOOR:
             lost = [id for id, kept in self._kept.items() if kept.grace is not None]
             if not lost:
                 why = f"{len(self._kept)} sessions are open"

@@ -149,7 +149,8 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         super().on_data(data)
         if self._paused:
             whole = data.obj if isinstance(data, memoryview) else data
-            self._reservation.set(CONNECTION_COST + len(whole))
+            if not self._reservation.take(len(whole)):
+                self._give_up()
 
     def keep(self, data: Buffer) -> None:
         if not self._reservation.take(len(data)):

@@ -68,6 +68,25 @@ def test_every_client_has_its_floor() -> None:
     assert not waiting.take(1)
 
 
+def test_a_session_s_first_streams_and_floor_are_kept_for_it() -> None:
+    budget = MemoryBudget(64 << 20)
+    share = budget.share(first=2 << 20)
+    kept = (2 << 20) + FLOOR
+    assert budget.left == budget.size - kept
+    budget.share().reserve().set(budget.left)
+    stream, another, waiting = share.reserve(), share.reserve(), share.reserve()
+    assert stream.admit(2 << 20)
+    assert not another.admit(1)
+    assert waiting.take(FLOOR)
+    assert not waiting.take(1)
+    assert budget.left == 0
+    share.close()
+    assert budget.left == 0
+    stream.release()
+    waiting.release()
+    assert budget.left == kept
+
+
 def test_what_came_unasked_is_counted_even_past_the_budget() -> None:
     budget = MemoryBudget(1000)
     share = budget.share()

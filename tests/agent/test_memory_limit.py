@@ -143,9 +143,9 @@ async def exchange(client: Driver, echo: int) -> None:
 
 
 @asynccontextmanager
-async def agent(*, secured: bool = True) -> AsyncIterator[Agent]:
+async def agent(*, secured: bool = True, limit: int = DEFAULT) -> AsyncIterator[Agent]:
     raise_file_limit()
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "KRELAY_MEMORY": str(limit)}
     if secured:
         env["KRELAY_KEY"] = rig.KEY.hex()
     process = await asyncio.create_subprocess_exec(
@@ -280,6 +280,18 @@ async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
             client = await here.driver()
             for _ in range(250 if said is talk else 50):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
+
+
+async def test_sessions_that_take_all_they_may_leave_room_under_a_small_limit() -> None:
+    limit = 128 << 20
+    async with agent(limit=limit) as here, target(talk) as port, target(rig.echo) as echo:
+        for _ in range(4):
+            client = await here.driver()
+            for _ in range(900):
+                client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
+        await rest(here)
+        await exchange(await here.driver(), echo)
+        assert here.peak() <= limit * 4 // 5
 
 
 async def test_credit_without_end_and_no_acknowledgement() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from contextlib import suppress
 
 import pytest
 
+from agent.client import FIRST_STREAMS
 from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import key_digest
 from tests import rig
@@ -217,6 +219,38 @@ async def test_sessions_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         await rig.until(lambda: len(server.sessions) == 1)
         clients.append(await session(server))
         for client in clients:
+            client.leave()
+
+
+async def test_every_session_that_is_let_in_has_its_first_streams() -> None:
+    async with rig.agent(memory=1) as server, rig.tcp_target(rig.echo) as port:
+        clients: list[Client] = []
+        with suppress(HandshakeError):
+            while True:
+                clients.append(await session(server))
+        assert 4 < len(clients) < 10
+        for client in clients:
+            for _ in range(FIRST_STREAMS):
+                await echoed(client, port)
+            _, seen = ask(client, 0, port)
+            await rig.until(lambda seen=seen: seen.told)
+            assert seen.told == [ErrorCode.LIMIT]
+        for client in clients:
+            client.leave()
+        await rig.until(lambda: server.budget.left == server.budget.size)
+
+
+async def test_one_client_s_streams_leave_room_for_the_next_session() -> None:
+    async with rig.agent(memory=1) as server, rig.tcp_target(rig.echo) as port:
+        greedy = [await session(server) for _ in range(3)]
+        for client in greedy:
+            told = [ask(client, 0, port)[1] for _ in range(500)]
+            await rig.until(lambda told=told: all(seen.told for seen in told))
+            assert any(ErrorCode.LIMIT in seen.told for seen in told)
+        modest = await session(server)
+        for _ in range(FIRST_STREAMS):
+            await echoed(modest, port)
+        for client in [*greedy, modest]:
             client.leave()
 
 

@@ -250,6 +250,30 @@ async def test_streams_whose_targets_are_dialled_hold_no_more_than_their_client_
         await rig.until(lambda: server.budget.left == server.budget.size)
 
 
+async def test_targets_that_take_nothing_leave_room_for_the_next_client() -> None:
+    async with rig.agent(memory=1) as server, rig.tcp_target(rig.hold) as port:
+        client = await session(server)
+        asked = [ask(client, TCP, port) for _ in range(100)]
+        await rig.until(lambda: all(seen.told for _, seen in asked))
+        (kept,) = server.sessions._kept.values()
+        for stream in list(kept.driver.session.streams.values()):
+            taken = stream.owner.handler.transport.get_extra_info("socket")
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+        for stream, _ in asked:
+            stream.write(bytes(1 << 20))
+        await rig.until(lambda: any(ErrorCode.LIMIT in seen.told for _, seen in asked))
+        await rig.until(lambda: client.driver.session.unacknowledged == 0)
+        await settled(client)
+        assert server.budget.free >= 0
+        other = await session(server)
+        await rig.until(lambda: len(server.sessions) == 2)
+        _, seen = ask(other, TCP, port)
+        await rig.until(lambda: seen.told)
+        assert seen.told == ["accepted"]
+        client.leave()
+        other.leave()
+
+
 async def test_datagrams_that_wait_for_targets_are_bounded_and_counted(nowhere: None) -> None:
     async with rig.agent() as server:
         client = await session(server)
