@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Protocol
 
 from agent.budget import Reservation
 from agent.client import READ, ReadBuffer
+from agent.refusals import Refusals
 from agent.sessions import TUNNEL_COST, Kept, Sessions
 from krelay.mux.link import Link
 from krelay.wire import header
 from krelay.wire.errors import WireError
 from krelay.wire.handshake import AgentHandshake, deny
 from krelay.wire.header import Header, Status, decode_header, header_length
-
-logger = logging.getLogger("krelay.agent")
 
 DEADLINE = 10.0
 _FIRST_READ = 4 << 10
@@ -27,6 +25,7 @@ class Host(Protocol):
 
     sessions: Sessions
     buffer: ReadBuffer
+    refusals: Refusals
 
     def arrived(self, entrance: Entrance) -> None:
         """A connection is there."""
@@ -82,7 +81,7 @@ class Entrance(Link, asyncio.BufferedProtocol):
             else:
                 self._shake_hands(data)
         except WireError as exc:
-            logger.info("refused: %s", exc)
+            self._host.refusals.add(str(exc))
             if self._handshake is not None:
                 self.transport.write(deny(exc.code, str(exc)))
             # Its deadline ends it where it does not take that.
@@ -118,7 +117,7 @@ class Entrance(Link, asyncio.BufferedProtocol):
         if asked.protocol == header.HEARTBEAT:
             self.transport.close()
         elif self._host.sessions.secured:
-            logger.info("refused: a plain connection, which cannot prove a key")
+            self._host.refusals.add("a plain connection, which cannot prove a key")
             self.transport.write(bytes([Status.UNKNOWN_ERROR]))
             self.transport.close()
         else:

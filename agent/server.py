@@ -13,6 +13,7 @@ from agent.client import CONNECTION_COST, Client, ReadBuffer
 from agent.entrance import Entrance
 from agent.lookups import Lookups
 from agent.plain import Holding, serve_plain
+from agent.refusals import Refusals
 from agent.sessions import Sessions
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
@@ -45,6 +46,7 @@ class Server:
         self._settings = settings
         self.budget = MemoryBudget(memory.budget(settings.memory))
         self.buffer = ReadBuffer()
+        self.refusals = Refusals()
         self._lookups = lookups or Lookups()
         self._plain_client = Client(self.budget)
         self._strangers: dict[str, dict[Entrance, None]] = {}
@@ -108,6 +110,7 @@ class Server:
             await self._done.wait()
         finally:
             server.close()
+            self.refusals.close()
             self._stay()
             if self.sessions.go_away(ErrorCode.GOING_AWAY, "the agent ends"):
                 # What was opened before that arrived is refused, and not lost.
@@ -167,7 +170,7 @@ class Server:
         transport = entrance.transport
         reservation = self._plain_client.reserve()
         if len(self._plain) >= MAX_PLAIN or not reservation.admit(CONNECTION_COST):
-            logger.warning("a plain connection is refused: there are %d", len(self._plain))
+            self.refusals.add(f"a plain connection: there are {len(self._plain)}")
             transport.write(bytes([Status.UNKNOWN_ERROR]))
             transport.close()
             return

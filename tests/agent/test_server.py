@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
 import socket
@@ -240,6 +241,7 @@ async def test_connections_are_limited(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "MAX_PLAIN", 1)
+    caplog.set_level(logging.INFO, "krelay.agent")
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
         client = await session(server, key=b"")
         ask = header(0, rig.HOST, target)
@@ -252,7 +254,7 @@ async def test_connections_are_limited(
             assert await next.status() == 1
         assert client.driver.attached
         client.leave()
-    assert "a plain connection is refused: there are 1" in caplog.text
+    assert "refused: a plain connection: there are 1" in caplog.text
 
 
 async def test_of_strangers_the_oldest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
