@@ -285,9 +285,8 @@ async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
 async def test_sessions_that_take_all_they_may_leave_room_under_a_small_limit() -> None:
     limit = 128 << 20
     async with agent(limit=limit) as here, target(talk) as port, target(rig.echo) as echo:
-        for _ in range(4):
-            client = await here.driver()
-            for _ in range(900):
+        for client in [await here.driver() for _ in range(20)]:
+            for _ in range(400):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
         await rest(here)
         await exchange(await here.driver(), echo)
