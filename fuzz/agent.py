@@ -10,6 +10,7 @@ from agent.client import Client, ReadBuffer
 from agent.entrance import Entrance
 from agent.lookups import Lookups
 from agent.plain import Holding, _Framed
+from agent.refusals import Refusals
 from agent.sessions import Kept, Sessions
 from agent.settings import Settings
 from fuzz.draw import Draw
@@ -36,6 +37,7 @@ class _Host:
         self.here = 0
         self.plain: list[tuple[Header, bytes]] = []
         self.buffer = ReadBuffer()
+        self.refusals = Refusals()
         self.budget = MemoryBudget(32 << 20)
         self.sessions: Sessions = _Sessions(
             settings,
@@ -86,6 +88,7 @@ async def _entrance(data: bytes) -> None:
         assert not (host.plain and flags & 1)
         assert len(connection._buffer) < 600  # a Header, and the piece that ended it
         host.sessions.close(ErrorCode.GOING_AWAY, "over")
+        host.refusals.close()
         assert connection._deadline is None
         assert host.budget.left == host.budget.size
 
