@@ -13,6 +13,7 @@ from agent.budget import MemoryBudget
 from agent.client import ReadBuffer
 from agent.entrance import Entrance
 from agent.lookups import Lookups
+from agent.refusals import Refusals
 from agent.sessions import Kept, Sessions
 from agent.settings import Settings
 from krelay.errors import NotListeningError
@@ -60,6 +61,7 @@ class FaultyAgent(Sessions):
         self, settings: Settings, tasks: asyncio.TaskGroup, on_stream: Callable[[MuxStream], None]
     ) -> None:
         self.buffer = ReadBuffer()
+        self.refusals = Refusals()
         super().__init__(
             settings,
             tasks,

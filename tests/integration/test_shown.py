@@ -101,7 +101,7 @@ def last_words(method: str, target: str) -> tuple[int, Any] | None:
     status = {"name": "krelay-server", "state": {"terminated": ended}}
     pod = {
         "metadata": {"name": "agent-pod", "uid": "u", "creationTimestamp": "2026"},
-        "spec": {"nodeName": EVIL},
+        "spec": {"nodeName": "n"},
         "status": {"phase": "Failed", "containerStatuses": [status]},
     }
     return 200, {"metadata": META, "items": [pod]}
