@@ -32,7 +32,7 @@ _lookups = Lookups()
 
 
 def _spare_one() -> None:
-    """Leave descriptors for tunnels: without one, nobody could reach this agent again.
+    """Leave descriptors for tunnels: without one, no client could reach this agent again.
 
     Raises:
         DialError: there is none to spare.

@@ -18,7 +18,7 @@ _GONE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class UdpSocket(asyncio.DatagramProtocol):
-    """`on_datagram` gets what the target sends, `on_gone` is told by ICMP that it is not there.
+    """`on_datagram` gets what the target sends; ICMP's word that it is not there calls `on_gone`.
     What is lost here counts in `losses`."""
 
     def __init__(

@@ -29,7 +29,7 @@ class ApiAccess:
 
     @property
     def private(self) -> bool:
-        """Whether nobody on the way can read what is sent: the server speaks TLS, or it is on this
+        """Whether no one on the way can read what is sent: the server speaks TLS, or it is on this
         machine and reached without a proxy."""
         parts = urlsplit(self.url)
         if parts.scheme == "https":

@@ -51,8 +51,8 @@ log_format = click.option(
 
 
 def wants_json(command: click.Command, args: Sequence[str], environ: Mapping[str, str]) -> bool:
-    """Whether a command line asks for a log in JSON: known before it is parsed, so that what is
-    wrong with it is told in JSON too."""
+    """Whether a command line asks for a log in JSON. It is known before the line is parsed, so that
+    its errors are JSON too."""
     given = list(args[: args.index("--")] if "--" in args else args)
     if isinstance(command, click.Group):
         word = next((arg for arg in given if not arg.startswith("-")), "")
