@@ -241,6 +241,7 @@ async def test_streams_whose_targets_are_dialled_hold_no_more_than_their_client_
         # Those that end make room.
         for stream, _ in asked:
             stream.reset()
+        await rig.until(lambda: server.budget.left > server.budget.size * 2 // 3)
         another, seen = ask(client, TCP, 80)
         another.write(bytes(60_000))
         await settled(client)
