@@ -26,9 +26,8 @@ logger = logging.getLogger("krelay.jobs")
 
 CREATE_PATIENCE = 3.0
 """Seconds that the API server gets to confirm a Job's creation after a cancellation."""
-DELETE_DEADLINE = 10.0
-DISCARD_DEADLINE = 5.0
-"""Seconds that the deletion of a Job whose start failed or was cancelled may take."""
+DELETE_DEADLINE = 5.0
+"""Seconds that the deletion of a Job may take."""
 
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """Of k8s.io/apimachinery/pkg/util/rand: it spells no words."""
@@ -98,16 +97,15 @@ class PostedJobs:
             raise
         return made[0]
 
-    async def delete(self, namespace: str, name: str, *, within: float | None = None) -> None:
-        """Delete a Job within so many seconds; its pod follows. It may be gone already.
+    async def delete(self, namespace: str, name: str) -> None:
+        """Delete a Job; its pod follows. It may be gone already.
 
         Raises:
             ClusterError: it could not be deleted, and stays in `left`.
         """
         posted = self._posted.setdefault((namespace, name), _Posted(ours=True, answered=True))
-        within = DELETE_DEADLINE if within is None else within
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(DELETE_DEADLINE):
                 await self.api.delete(object_path("batch/v1", "jobs", namespace, name), _BACKGROUND)
         except NotFoundError:
             logger.debug("the Job %s/%s was gone already", namespace, name)
@@ -115,7 +113,7 @@ class PostedJobs:
                 return  # the API server may yet create it
         except TimeoutError as exc:
             raise UnreachableError(
-                f"no answer to the deletion of {namespace}/{name} within {within:g} s",
+                f"no answer to the deletion of {namespace}/{name} within {DELETE_DEADLINE:g} s",
                 hint="the agent ends by itself when idle, and its Job soon after",
             ) from exc
         self._posted.pop((namespace, name), None)
@@ -126,7 +124,7 @@ class PostedJobs:
         if posted is None or not (posted.ours or posted.answered):
             return None
         try:
-            await self.delete(namespace, name, within=DISCARD_DEADLINE)
+            await self.delete(namespace, name)
         except ClusterError as exc:
             logger.debug("the Job %s/%s is not deleted yet: %s", namespace, name, exc)
             return exc
