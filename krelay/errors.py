@@ -53,6 +53,10 @@ class KrelayError(Exception):
         """What comes before the message, in lines."""
         return []
 
+    def line(self) -> str:
+        """The message and the hint on one line, for the log."""
+        return f"{self}; hint: {self.hint}" if self.hint else str(self)
+
     def report(self) -> list[str]:
         """All that there is to say, in lines, without colour."""
         return [*self.details(), self.message, *([f"  hint: {self.hint}"] if self.hint else [])]

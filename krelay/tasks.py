@@ -135,7 +135,7 @@ async def guard(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> b
     try:
         await work()
     except KrelayError as exc:
-        logger.error("%s: %s%s", what, exc, f"; hint: {exc.hint}" if exc.hint else "")
+        logger.error("%s: %s", what, exc.line())
     except Exception:
         logger.exception("%s: internal error", what)
     else:

@@ -36,8 +36,7 @@ class Failures:
         """Log this failure, soon."""
         if not self._failed:
             asyncio.get_running_loop().call_soon(self._flush)
-        text = f"{exc}; hint: {exc.hint}" if exc.hint else str(exc)
-        self._failed.setdefault(text, []).append(name)
+        self._failed.setdefault(exc.line(), []).append(name)
 
     def _flush(self) -> None:
         failed, self._failed = self._failed, {}

@@ -218,7 +218,7 @@ class Forward:
             if who:
                 exc = ListenError(f"{exc} by {who}", hint=exc.hint)
         if str(exc) != str(self.failure):
-            logger.error("%s: %s%s", self.name, exc, f"; hint: {exc.hint}" if exc.hint else "")
+            logger.error("%s: %s", self.name, exc.line())
         self.failure = exc
         self.health.look()
 

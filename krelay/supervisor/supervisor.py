@@ -199,8 +199,7 @@ class Supervisor:
                 if want.failure is None:
                     self.refused += 1
                 if str(exc) != str(want.failure):
-                    hint = f"; hint: {exc.hint}" if exc.hint else ""
-                    logger.error("not applied, what ran before stays: %s%s", exc, hint)
+                    logger.error("not applied, what ran before stays: %s", exc.line())
                     self.feed.tell("reload", f"not applied: {exc}", error=to_json(exc))
                 want.failure = exc
                 delay = _RETRY_FIRST + backoff.delay()
