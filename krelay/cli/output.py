@@ -1,6 +1,6 @@
 """What a person reads: data on stdout, everything else on stderr, colour only on a terminal.
 
-All of it passes `krelay.text` here, whoever wrote it. With `--log-format json` each line of both
+All of it passes `krelay.text` here, whatever its source. With `--log-format json` each line of both
 streams is an object.
 """
 
@@ -241,7 +241,7 @@ def complain_of_usage(error: click.ClickException) -> None:
 
 
 def complain_of_bug(error: BaseException) -> None:
-    """An error that nobody expected: its traceback tells where."""
+    """Report an unexpected error; its traceback says where it arose."""
     if in_json():
         logging.getLogger(_NAME).critical("internal error", exc_info=error)
         return

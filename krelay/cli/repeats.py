@@ -27,7 +27,7 @@ _PASSES = "_krelay_passes"
 FIRST, LONGEST = 60.0, 960.0
 """Seconds of the first period in which repeats are counted, and of the longest one."""
 SUBJECTS = 4_000
-"""Subjects that are known at a time; of more, the oldest is told and forgotten."""
+"""Subjects that are known at a time. One more flushes and forgets the oldest."""
 VARIETY = 20
 """Kinds of one subject; what varies more than that is one kind."""
 

@@ -63,7 +63,7 @@ class Credentials:
             CredentialsError: it says nothing that we can use.
         """
         login = await in_thread(self._load, UnreachableError)
-        # As client-go: who we are is only shown under TLS, so nobody is asked for it either.
+        # As client-go: credentials are shown under TLS only, so none are obtained either.
         if self._login is None or _user(login) != _user(self._login):
             self._source = _source(login)
         if not _secure(login) and _holds_credentials(login.user):
