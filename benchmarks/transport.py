@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-from krelay.access import ApiAccess
 from krelay.cluster.api import Api
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport.portforward import open_portforward
 
 NAMESPACE = f"transport-bench-{os.getpid()}"

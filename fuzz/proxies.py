@@ -21,7 +21,7 @@ from krelay.datapath.http_relay import (
 )
 from krelay.datapath.socks5 import Acceptor, SocksRefusal, read_datagram, write_datagram
 from krelay.model import Endpoint
-from krelay.socks import SocksError, handshake
+from krelay.net.socks import SocksError, handshake
 
 _CREDENTIALS = ("me", "secret")
 

@@ -10,9 +10,9 @@ from websockets.utils import accept_key
 
 from fuzz.draw import Draw
 from fuzz.memory import Nowhere, run
-from krelay.access import ApiAccess
 from krelay.errors import KrelayError, TunnelError
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport.dialogue import Dialogue
 from krelay.transport.http import BODY_LIMIT, HttpError, read_answer, read_body
 from krelay.transport.pipe import Pipe

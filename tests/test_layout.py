@@ -12,6 +12,7 @@ from krelay.wire.handshake import OPENING
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("krelay/**/*.py"), *ROOT.glob("agent/*.py")])
 
+
 def test_every_module_says_its_place() -> None:
     silent = [path for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))]
     assert not silent

@@ -19,13 +19,13 @@ from urllib.parse import quote
 import aiohttp
 
 from krelay import typed
-from krelay.access import ApiAccess
 from krelay.cluster import http
 from krelay.cluster.contact import Contact
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError, MalformedError, UnreachableError
+from krelay.net.api_access import ApiAccess
 
 __all__ = ["Api", "Overrides", "collection", "object_path"]
 

@@ -17,13 +17,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from krelay import __version__
-from krelay.access import ApiAccess, is_loopback
 from krelay.cluster import identity, proxies, tls
 from krelay.cluster.execplugin import ExecPlugin
 from krelay.cluster.identity import Identity, Source
 from krelay.cluster.kubeconfig import Login, material
 from krelay.cluster.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
+from krelay.net.api_access import ApiAccess, is_loopback
 from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.cluster")

@@ -16,12 +16,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver
 
-from krelay.access import ApiAccess
-from krelay.answer import words
 from krelay.cluster.identity import basic
 from krelay.cluster.socks import SocksConnector
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
-from krelay.lookup import lookup
+from krelay.net.api_access import ApiAccess
+from krelay.net.dns import lookup
+from krelay.net.error_body import words
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult

@@ -16,12 +16,12 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from krelay import typed
-from krelay.access import is_loopback
-from krelay.answer import page_words
 from krelay.cluster import http, proxies, tls
 from krelay.cluster.identity import Identity, ahead, basic, bearer
 from krelay.cluster.kubeconfig import material
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
+from krelay.net.api_access import is_loopback
+from krelay.net.error_body import page_words
 from krelay.threads import in_thread
 from krelay.typed import Kind, Many, Number, Shape, Text, Word
 

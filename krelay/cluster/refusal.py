@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shlex
 
-from krelay.answer import page_words, status_message, words
 from krelay.errors import (
     AccessDeniedError,
     ClusterError,
@@ -17,6 +16,7 @@ from krelay.errors import (
     NotFoundError,
     UnreachableError,
 )
+from krelay.net.error_body import page_words, status_message, words
 
 _FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)"'

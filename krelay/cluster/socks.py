@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 
-from krelay.lookup import lookup
-from krelay.socks import SocksError, handshake
+from krelay.net.dns import lookup
+from krelay.net.socks import SocksError, handshake
 
 
 @functools.cache

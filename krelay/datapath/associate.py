@@ -17,7 +17,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
-from krelay.accept import spare
 from krelay.datapath.opening import Forwarding
 from krelay.datapath.pool import Pool
 from krelay.datapath.socket_owner import same_user
@@ -25,6 +24,7 @@ from krelay.datapath.socks5 import read_datagram, write_datagram
 from krelay.datapath.traffic import EARLY, KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
+from krelay.net.accept import spare
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
 from krelay.wire.errors import ErrorCode

@@ -6,8 +6,6 @@ import asyncio
 import logging
 import socket
 
-from krelay.accept import Accept, spare
-from krelay.bind import bind
 from krelay.datapath.opening import RETRIED, Forwarding, Opening
 from krelay.datapath.queue import queue
 from krelay.datapath.route import Route
@@ -16,6 +14,8 @@ from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Handle
+from krelay.net.accept import Accept, spare
+from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from krelay.accept import spare
+from krelay.net.accept import spare
 from krelay.wire.window import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.listener")

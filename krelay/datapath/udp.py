@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 from typing import Protocol as Shape
 
-from krelay.bind import bind
 from krelay.datapath.opening import Forwarding, Opening
 from krelay.datapath.route import Route
 from krelay.datapath.traffic import (
@@ -23,6 +22,7 @@ from krelay.datapath.traffic import (
 )
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle
+from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from krelay.accept import Accept
+from krelay.net.accept import Accept
 
 logger = logging.getLogger("krelay.status")
 

@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from krelay.bind import bind
 from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
+from krelay.net.bind import bind
 from krelay.status.feed import Feed
 from krelay.status.report import Report
 from krelay.status.server import Handler

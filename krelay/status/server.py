@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from krelay.bind import BACKLOG
 from krelay.errors import KrelayError
+from krelay.net.bind import BACKLOG
 from krelay.status.feed import Feed
 from krelay.status.place import make_directory
 from krelay.status.report import Report

@@ -11,7 +11,6 @@ from functools import partial
 
 from krelay.config.diff import Spec
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.holder import holder
 from krelay.datapath.listener import TcpListener
 from krelay.datapath.pool import Pool
 from krelay.datapath.proxy import ProxyListener
@@ -20,6 +19,7 @@ from krelay.datapath.traffic import Account
 from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
+from krelay.net.port_owner import holder
 from krelay.status.feed import Feed
 from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard

@@ -29,10 +29,10 @@ from krelay.threads import in_thread
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
-    from krelay.access import ApiAccess
     from krelay.cluster.agent import Agent
     from krelay.cluster.api import Api
     from krelay.cluster.jobs import PostedJobs
+    from krelay.net.api_access import ApiAccess
 
 logger = logging.getLogger("krelay.agent")
 

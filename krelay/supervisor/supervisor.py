@@ -16,13 +16,13 @@ from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, NotFoundError
 from krelay.finish import finish
 from krelay.model import Config
+from krelay.net.host_monitor import watch_routes, watch_sleep
 from krelay.status.feed import Feed
 from krelay.status.refusal import to_json
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.running import Running
 from krelay.supervisor.stage import Stage
-from krelay.supervisor.surroundings import watch_routes, watch_sleep
 from krelay.supervisor.thrift import give_back
 from krelay.supervisor.want import Want
 from krelay.tasks import TaskGroup, keep

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
 
-from krelay.access import ApiAccess, is_loopback
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
+from krelay.net.api_access import ApiAccess, is_loopback
 from krelay.threads import in_thread
 from krelay.transport import proxy
 from krelay.transport.dialogue import Dialogue

@@ -7,9 +7,9 @@ import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 
-from krelay.access import ApiAccess
 from krelay.errors import AccessDeniedError, KrelayError, UnreachableError
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport import refusal
 from krelay.transport.connect import connect, reaching
 from krelay.transport.pipe import Pipe

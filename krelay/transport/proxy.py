@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from urllib.parse import SplitResult, unquote, urlunsplit
 
-from krelay import socks
+from krelay.net import socks
 from krelay.transport import http
 from krelay.transport.dialogue import Dialogue
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from krelay.answer import page_words, status_message, words
 from krelay.errors import (
     AccessDeniedError,
     CredentialsError,
@@ -18,6 +17,7 @@ from krelay.errors import (
     PodGoneError,
     TunnelError,
 )
+from krelay.net.error_body import page_words, status_message, words
 from krelay.transport.upgrade import Refused
 
 _SHOWN = 300

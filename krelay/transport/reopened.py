@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
-from krelay.access import ApiAccess
+from krelay.net.api_access import ApiAccess
 from krelay.transport.connect import address_of
 from krelay.transport.tcp import dial
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from krelay.errors import NotListeningError, TunnelError
-from krelay.lookup import lookup
+from krelay.net.dns import lookup
 from krelay.tasks import TaskGroup
 
 AGAIN = 1.0

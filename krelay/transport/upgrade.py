@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 from urllib.parse import quote, urlsplit
 
-from krelay.access import ApiAccess
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport import http
 from krelay.transport.dialogue import Dialogue
 from krelay.transport.spdy import Buffer

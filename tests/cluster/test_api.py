@@ -15,7 +15,6 @@ import pytest
 from aiohttp import ClientPayloadError, web
 
 from krelay import __version__
-from krelay.access import ApiAccess
 from krelay.cluster import api as module
 from krelay.cluster.api import Api, Overrides, collection, object_path
 from krelay.cluster.http import translated
@@ -27,6 +26,7 @@ from krelay.errors import (
     NotFoundError,
     UnreachableError,
 )
+from krelay.net.api_access import ApiAccess
 
 
 @contextlib.asynccontextmanager

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from krelay import __version__
-from krelay.access import ApiAccess
 from krelay.cluster import credentials as module
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.identity import ahead
 from krelay.cluster.kubeconfig import Login
 from krelay.errors import CredentialsError, UnreachableError
+from krelay.net.api_access import ApiAccess
 from krelay.threads import use_daemons
 
 

@@ -7,11 +7,11 @@ import socket
 
 import pytest
 
-from krelay.bind import bind
 from krelay.datapath import opening
 from krelay.datapath.listener import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution
+from krelay.net.bind import bind
 from krelay.wire.session import Limits
 from tests import rig
 

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
-from krelay.accept import spare
 from krelay.datapath import queue as module
 from krelay.datapath.listener import TcpListener
 from krelay.datapath.proxy import ProxyListener
@@ -19,6 +18,7 @@ from krelay.datapath.queue import EARLY, queue
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.files import open_files
+from krelay.net.accept import spare
 from tests import rig
 
 needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")

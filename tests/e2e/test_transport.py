@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from krelay.access import ApiAccess
 from krelay.cluster.api import Api, collection, object_path
 from krelay.errors import AccessDeniedError, NotListeningError, PodGoneError, TunnelError
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport.pipe import Pipe
 from krelay.transport.portforward import Ways, open_portforward
 

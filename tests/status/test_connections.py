@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from aiohttp import web
 
-from krelay.bind import bind
+from krelay.net.bind import bind
 from krelay.status import connections as module
 from krelay.status.connections import Connection, Connections, connection_of
 from tests import rig

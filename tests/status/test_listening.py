@@ -10,7 +10,7 @@ import socket
 import pytest
 from aiohttp import ClientConnectionError, ClientPayloadError, ClientSession
 
-import krelay.bind
+import krelay.net.bind
 from krelay.model import StatusConfig
 from krelay.status import connections
 from tests import rig
@@ -108,14 +108,14 @@ async def test_localhost_is_both_families_on_one_port() -> None:
 
 
 async def test_localhost_without_ipv6_is_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = krelay.bind._bind_one
+    make = krelay.net.bind._bind_one
 
     def refuse(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         if ":" in host:
             raise OSError(errno.EAFNOSUPPORT, "no IPv6")
         return make(host, port, kind)
 
-    monkeypatch.setattr(krelay.bind, "_bind_one", refuse)
+    monkeypatch.setattr(krelay.net.bind, "_bind_one", refuse)
     made = Service()
     async with made.listening as listening:
         await listening.apply(StatusConfig(("localhost", 0)))

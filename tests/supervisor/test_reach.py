@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from krelay import payload
-from krelay.access import ApiAccess
 from krelay.cluster.agent import Agent
 from krelay.errors import (
     AccessDeniedError,
@@ -27,6 +26,7 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
+from krelay.net.api_access import ApiAccess
 from krelay.supervisor import reach as module
 from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 from krelay.transport.portforward import open_portforward

@@ -16,8 +16,8 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
 
-from krelay.access import ApiAccess
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport.pipe import Pipe
 from krelay.transport.portforward import Ways, open_portforward
 

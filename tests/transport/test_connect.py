@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from krelay.access import ApiAccess
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.model import Transport
+from krelay.net.api_access import ApiAccess
 from krelay.transport.connect import connect
 
 from .conftest import PKI, Server, client_context, open_pipe, server_context, serving

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from krelay.access import ApiAccess
+from krelay.net.api_access import ApiAccess
 from krelay.transport import reopened as module
 from krelay.transport.reopened import reopened
 

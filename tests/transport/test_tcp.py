@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from krelay.errors import NotListeningError, TunnelError
-from krelay.lookup import Address
+from krelay.net.dns import Address
 from krelay.transport.tcp import dial, open_tcp
 
 from .conftest import Witness

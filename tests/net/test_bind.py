@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from krelay import bind as module
-from krelay.bind import bind
 from krelay.errors import ListenError
+from krelay.net import bind as module
+from krelay.net.bind import bind
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = pytest.mark.parametrize("kind", [TCP, UDP])

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from krelay import lookup as module
-from krelay.access import ApiAccess
-from krelay.lookup import lookup
+from krelay.net import dns as module
+from krelay.net.api_access import ApiAccess
+from krelay.net.dns import lookup
 from krelay.transport.reopened import reopened
 from tests import rig
 
@@ -156,7 +156,7 @@ async def test_files_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 END = """
 import asyncio, socket, threading
-from krelay.lookup import lookup
+from krelay.net.dns import lookup
 asked = threading.Event()
 def hang(*args, **kwargs):
     asked.set()

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from krelay.answer import MAX_BODY, page_words, status_message, words
 from krelay.errors import TunnelError
+from krelay.net.error_body import MAX_BODY, page_words, status_message, words
 from krelay.transport.refusal import stream_error
 
 

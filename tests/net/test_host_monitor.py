@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from krelay.supervisor import surroundings
-from krelay.supervisor.surroundings import watch_routes, watch_sleep
+from krelay.net import host_monitor
+from krelay.net.host_monitor import watch_routes, watch_sleep
 from tests import rig
 
 
@@ -19,7 +19,7 @@ async def test_a_clock_that_ran_on_alone_means_sleep(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(surroundings, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(host_monitor, "_LOOK_EVERY", 0.01)
     clock = asyncio.get_running_loop().time
     slept, woken, looks = 0.0, 0, 0
 
@@ -52,7 +52,7 @@ async def test_a_clock_that_ran_on_alone_means_sleep(
 
 SCRIPT = """
 import asyncio, subprocess
-from krelay.supervisor.surroundings import watch_routes
+from krelay.net.host_monitor import watch_routes
 
 async def main():
     changed = asyncio.Event()

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from krelay.datapath.holder import holder
 from krelay.model import Protocol
+from krelay.net.port_owner import holder
 
 SCRIPT = """
 import socket, sys

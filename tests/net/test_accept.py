@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from krelay import accept
-from krelay.accept import Accept, spare
-from krelay.bind import bind
 from krelay.mux.files import open_files, reserve
+from krelay.net import accept
+from krelay.net.accept import Accept, spare
+from krelay.net.bind import bind
 from tests import rig
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.socks import SocksError, handshake
+from krelay.net.socks import SocksError, handshake
 
 
 def play(proxy: str, host: str, port: int, *replies: bytes) -> list[bytes]:
