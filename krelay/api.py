@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Endpoint
-from krelay.status.report import ForwardReport, reached
+from krelay.state.snapshot import ForwardReport, reached
 from krelay.threaded import Threaded
 from krelay.threads import in_thread
 

@@ -23,7 +23,7 @@ import click
 
 from krelay.cli.repeats import Repeats
 from krelay.errors import KrelayError
-from krelay.status.logs import LogRing
+from krelay.state.log_tail import LogRing
 from krelay.text import indented, many_lines, one_line
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 
-from krelay.status.readiness import readiness_of
-from krelay.status.report import ForwardReport, State, told
+from krelay.state.readiness import readiness_of
+from krelay.state.snapshot import ForwardReport, State, told
 
 Report = Mapping[str, Any]
 

@@ -19,7 +19,7 @@ from krelay.errors import KrelayError
 from krelay.model import Config
 from krelay.mux.files import raise_file_limit
 from krelay.processes import end, send
-from krelay.status.report import ForwardReport
+from krelay.state.snapshot import ForwardReport
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup

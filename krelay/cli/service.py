@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from krelay.cli.sd_notify import Notifier
 from krelay.model import Config
-from krelay.status.notify import Notifier
-from krelay.status.report import State
+from krelay.state.snapshot import State
 from krelay.supervisor.reload import Reloader, Source
 from krelay.supervisor.supervisor import Supervisor
 from krelay.supervisor.want import Want

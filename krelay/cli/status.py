@@ -13,8 +13,8 @@ from krelay.cli.output import say
 from krelay.cli.readiness import targets
 from krelay.cli.wait import check_names
 from krelay.errors import KrelayError
+from krelay.state.error_codec import to_json
 from krelay.status.client import NotRunningError, ask
-from krelay.status.refusal import to_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from krelay.cli.output import hush, in_json, keep_log, say, say_event
+from krelay.cli.sd_notify import Notifier
 from krelay.cli.service import Service
 from krelay.cli.signals import hear, ignored, run_last
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.files import raise_file_limit
-from krelay.status.listening import Listening
-from krelay.status.notify import Notifier
-from krelay.status.place import socket_path
-from krelay.status.server import AlreadyRunningError, Handler, serve
+from krelay.status.socket_path import socket_path
+from krelay.status.tcp_server import Listening
+from krelay.status.unix_server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.control import Control
 from krelay.supervisor.forward import Forward

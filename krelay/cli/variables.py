@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from krelay.errors import UsageError
 from krelay.model import Config, Target
-from krelay.status.report import ForwardReport, reached
+from krelay.state.snapshot import ForwardReport, reached
 
 Key = tuple[str, int]
 """A target and the number of its port."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from krelay.errors import KrelayError
-from krelay.status.place import check_directory, socket_path
-from krelay.status.refusal import from_json
+from krelay.state.error_codec import from_json
+from krelay.status.socket_path import check_directory, socket_path
 
 _CONNECT_DEADLINE = 5.0
 _MAX_ANSWER = 64 << 20

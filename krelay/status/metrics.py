@@ -16,7 +16,14 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from krelay.status.report import AgentReport, FileReport, ForwardReport, Report, State, TunnelReport
+from krelay.state.snapshot import (
+    AgentReport,
+    FileReport,
+    ForwardReport,
+    Report,
+    State,
+    TunnelReport,
+)
 
 _MOST_VALUES = 32
 """How many results, or reasons, of one forward are told apart; what is beyond is `other`."""

@@ -10,8 +10,8 @@ from typing import Any
 from krelay.config.changes import Change
 from krelay.config.selection import Selection
 from krelay.errors import UsageError
-from krelay.status.report import Report
-from krelay.status.server import Handler
+from krelay.state.snapshot import Report
+from krelay.status.unix_server import Handler
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.reporting import report
 from krelay.supervisor.supervisor import Supervisor

@@ -20,7 +20,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.net.port_owner import holder
-from krelay.status.feed import Feed
+from krelay.state.events import Feed
 from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from krelay.datapath.probe import NoWayError, ProbeError, probe
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
-from krelay.status.feed import Feed
-from krelay.status.report import State
+from krelay.state.events import Feed
+from krelay.state.snapshot import State
 from krelay.supervisor.probing import Answers, answers
 from krelay.tasks import TaskGroup, keep
 from krelay.wire.errors import ErrorCode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from krelay.status.feed import Feed
+from krelay.state.events import Feed
 from krelay.supervisor.group import Group
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 from krelay.errors import NotReadyError
 from krelay.model import Config
-from krelay.status.report import ForwardReport, State, told
+from krelay.state.snapshot import ForwardReport, State, told
 from krelay.supervisor.reporting import forwards
 from krelay.supervisor.supervisor import Supervisor
 

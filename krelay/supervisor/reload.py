@@ -16,7 +16,7 @@ from krelay.config.offload import Offload
 from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
-from krelay.status.refusal import to_json
+from krelay.state.error_codec import to_json
 from krelay.supervisor.supervisor import Supervisor
 from krelay.supervisor.want import Want
 

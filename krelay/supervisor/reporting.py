@@ -13,8 +13,8 @@ from krelay.datapath.plain import PlainDriver
 from krelay.datapath.traffic import Account
 from krelay.datapath.tunnel import Tunnel
 from krelay.model import Config, Kind
-from krelay.status.refusal import to_json
-from krelay.status.report import (
+from krelay.state.error_codec import to_json
+from krelay.state.snapshot import (
     AgentReport,
     FileReport,
     ForwardReport,

@@ -11,7 +11,7 @@ from functools import partial
 from krelay.config.diff import Spec, group_of
 from krelay.datapath.route import Route
 from krelay.model import Config, GroupSpec
-from krelay.status.feed import Feed
+from krelay.state.events import Feed
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.following import Following
 from krelay.supervisor.forward import Forward

@@ -17,8 +17,8 @@ from krelay.errors import KrelayError, NotFoundError
 from krelay.finish import finish
 from krelay.model import Config
 from krelay.net.host_monitor import watch_routes, watch_sleep
-from krelay.status.feed import Feed
-from krelay.status.refusal import to_json
+from krelay.state.error_codec import to_json
+from krelay.state.events import Feed
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.running import Running

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from krelay.status.place import socket_path
-from krelay.status.server import serve
+from krelay.status.socket_path import socket_path
+from krelay.status.unix_server import serve
 
 TEXT = "apiVersion: krelay/v1\ntargets:\n  web: host/a 80\n  db: host/b 81\n  other: host/c 82\n"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from krelay.status.report import (
+from krelay.state.snapshot import (
     AgentReport,
     FileReport,
     ForwardReport,

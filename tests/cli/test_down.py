@@ -10,7 +10,7 @@ import pytest
 from krelay.cli import down
 from krelay.errors import KrelayError
 from krelay.status.client import NotRunningError, runs
-from krelay.status.place import socket_path
+from krelay.status.socket_path import socket_path
 from tests.cli.asked import answering
 
 

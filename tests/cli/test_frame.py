@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from krelay.cli.frame import Moment, chosen, frame
 from krelay.cli.table import table
-from krelay.status.report import AgentReport, FileReport, State, TunnelReport
+from krelay.state.snapshot import AgentReport, FileReport, State, TunnelReport
 from tests.cli.reports import NOW, START, forward, report, shown
 
 

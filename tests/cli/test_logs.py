@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from krelay.cli.logs import run
+from krelay.state.log_tail import LogRing
 from krelay.status.client import NotRunningError
-from krelay.status.logs import LogRing
 from tests import rig
 from tests.cli.asked import answering
 

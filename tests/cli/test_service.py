@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from krelay.cli import service as module
+from krelay.cli.sd_notify import Notifier
 from krelay.cli.service import Service
 from krelay.config.selection import Selection
-from krelay.status.notify import Notifier
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
 from tests.integration.product import command, document, environment, up

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from krelay.cli.table import age, table
-from krelay.status.report import State
+from krelay.state.snapshot import State
 from krelay.text import one_line
 from tests.cli.reports import NOW, START, carried, forward, report, shown
 

@@ -17,8 +17,8 @@ from krelay.cli.up import run
 from krelay.config.selection import Selection
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
-from krelay.status.place import socket_path
-from krelay.status.server import AlreadyRunningError, serve
+from krelay.status.socket_path import socket_path
+from krelay.status.unix_server import AlreadyRunningError, serve
 from krelay.supervisor.supervisor import Supervisor
 
 TEXT = b"host/a 1\nhost/b 2\n"

@@ -12,7 +12,7 @@ import pytest
 from krelay.cli.readiness import targets, unready
 from krelay.cli.wait import run
 from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
-from krelay.status.report import told
+from krelay.state.snapshot import told
 from tests import rig
 from tests.cli.asked import TEXT, answering
 from tests.cli.reports import forward, report

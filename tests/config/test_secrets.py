@@ -15,7 +15,7 @@ from krelay.config.diff import diff
 from krelay.config.load import load
 from krelay.config.selection import Selection
 from krelay.errors import ConfigError
-from krelay.status.refusal import to_json
+from krelay.state.error_codec import to_json
 
 HEAD = "apiVersion: krelay/v1\ntargets: {a: ip/10.0.0.1 1}\n"
 SECRETS = ("8273645510293847", "hunter2", "0123456789012345")

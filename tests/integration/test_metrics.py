@@ -45,8 +45,8 @@ from krelay.errors import AgentError, ConfigError, TunnelError
 from krelay.model import StatusConfig
 from krelay.mux.driver import Driver
 from krelay.mux.files import raise_file_limit
-from krelay.status.listening import Listening
-from krelay.status.report import Report
+from krelay.state.snapshot import Report
+from krelay.status.tcp_server import Listening
 from krelay.supervisor import reporting
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits

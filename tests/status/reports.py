@@ -6,7 +6,7 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from krelay.status.report import (
+from krelay.state.snapshot import (
     AgentReport,
     FileReport,
     ForwardReport,

@@ -10,9 +10,9 @@ from typing import Any
 from aiohttp import ClientSession, ClientTimeout
 
 from krelay.model import StatusConfig
-from krelay.status.feed import Feed
-from krelay.status.listening import Listening
-from krelay.status.server import Handler
+from krelay.state.events import Feed
+from krelay.status.tcp_server import Listening
+from krelay.status.unix_server import Handler
 from tests.status.reports import Live
 
 TOKEN = "0123456789abcdef"

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krelay.cli.output import LineFormatter
+from krelay.state.error_codec import from_json
 from krelay.status import connections
-from krelay.status.refusal import from_json
 from tests import rig
 from tests.status.serving import TOKEN, Service, service
 

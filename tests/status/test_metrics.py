@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
+from krelay.state.snapshot import ForwardReport, Report, State, Traffic
 from krelay.status.metrics import render
-from krelay.status.report import ForwardReport, Report, State, Traffic
 from tests.status.reports import TRAFFIC, forward, report
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ import pytest
 
 from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.status.client import ask
-from krelay.status.place import socket_path
-from krelay.status.server import serve
+from krelay.status.socket_path import socket_path
+from krelay.status.unix_server import serve
 from krelay.supervisor.control import Control
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world

@@ -10,7 +10,7 @@ from krelay.config.diff import Spec
 from krelay.datapath.listener import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
-from krelay.status.report import State
+from krelay.state.snapshot import State
 from krelay.supervisor import forward as module
 from krelay.supervisor.forward import Forward
 from tests import rig

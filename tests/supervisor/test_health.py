@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from krelay.config.diff import Spec
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
-from krelay.status.feed import Feed
-from krelay.status.report import State
+from krelay.state.events import Feed
+from krelay.state.snapshot import State
 from krelay.supervisor import health as module
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.health import explain

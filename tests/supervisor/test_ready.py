@@ -8,7 +8,7 @@ import pytest
 
 from krelay.errors import KrelayError, NotReadyError
 from krelay.model import Config, Port
-from krelay.status.report import ForwardReport, State
+from krelay.state.snapshot import ForwardReport, State
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig

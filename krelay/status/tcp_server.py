@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
 from krelay.net.bind import bind
-from krelay.status.feed import Feed
-from krelay.status.report import Report
-from krelay.status.server import Handler
+from krelay.state.events import Feed
+from krelay.state.snapshot import Report
+from krelay.status.unix_server import Handler
 
 if TYPE_CHECKING:
     from krelay.status.connections import Connections
@@ -79,9 +79,9 @@ class Listening:
             await connections.close()
 
     async def _open(self, config: StatusConfig, address: str, port: int) -> None:
-        from krelay.status.application import application
+        from krelay.status.app import application
+        from krelay.status.auth import Guard
         from krelay.status.connections import STRANGERS, TRUSTED, Connections, places
-        from krelay.status.guard import Guard
 
         app = application(self._handlers, report=self._report, feed=self._feed, guard=Guard(config))
         socks = bind(address, port, socket.SOCK_STREAM)

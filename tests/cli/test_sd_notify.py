@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from krelay.status import notify
-from krelay.status.notify import Notifier
+from krelay.cli import sd_notify
+from krelay.cli.sd_notify import Notifier
 from tests.status.manager import Manager
 
 
@@ -126,7 +126,7 @@ async def test_a_manager_that_is_busy_is_told_once_it_has_room(manager: Manager)
 async def test_a_manager_that_never_reads_holds_nothing_up(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "_DEADLINE", 0.01)
+    monkeypatch.setattr(sd_notify, "_DEADLINE", 0.01)
     count = fill(manager)
     await Notifier(manager.address).alive()
     assert [manager.read() for _ in range(count)] == [["X=1"]] * count

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from krelay.model import StatusConfig
-from krelay.status.page import page
-from krelay.status.report import State
+from krelay.state.snapshot import State
+from krelay.status.dashboard import page
 from tests.status.browser import PROGRAM, Page, browser
 from tests.status.reports import FORWARDS, forward
 from tests.status.serving import TOKEN, Service, service

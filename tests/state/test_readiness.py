@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from krelay.status.readiness import readiness
-from krelay.status.report import ForwardReport, State
+from krelay.state.readiness import readiness
+from krelay.state.snapshot import ForwardReport, State
 from tests.status.reports import forward, report
 
 READY, FAILED = forward("web"), forward("db", State.FAILED, reason="refused")

@@ -11,15 +11,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 
 from krelay.errors import KrelayError
+from krelay.state.error_codec import to_json
+from krelay.state.events import Feed
+from krelay.state.readiness import readiness
+from krelay.state.snapshot import Report
+from krelay.status.auth import Guard
 from krelay.status.connections import BAD_PAYLOAD
-from krelay.status.events import Streams
-from krelay.status.feed import Feed
-from krelay.status.guard import Guard
-from krelay.status.page import page
-from krelay.status.readiness import readiness
-from krelay.status.refusal import to_json
-from krelay.status.report import Report
-from krelay.status.server import Handler
+from krelay.status.dashboard import page
+from krelay.status.event_stream import Streams
+from krelay.status.unix_server import Handler
 from krelay.text import one_line
 from krelay.threads import in_thread_or_here
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from krelay.errors import KrelayError
 from krelay.net.bind import BACKLOG
-from krelay.status.feed import Feed
-from krelay.status.place import make_directory
-from krelay.status.report import Report
+from krelay.state.events import Feed
+from krelay.state.snapshot import Report
+from krelay.status.socket_path import make_directory
 from krelay.threads import in_thread, in_thread_or_here
 
 logger = logging.getLogger("krelay.status")
@@ -43,7 +43,7 @@ async def serve(
         AlreadyRunningError: somebody else does.
         KrelayError: the socket cannot be made.
     """
-    from krelay.status.application import application
+    from krelay.status.app import application
     from krelay.status.connections import TRUSTED, Connections, places
 
     sock, lock = await in_thread(lambda: _claim(path))

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.status.feed import BACKLOG, HISTORY, Feed
+from krelay.state.events import BACKLOG, HISTORY, Feed
 
 
 async def test_who_listens_hears_what_is_told_from_then_on() -> None:

@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 
 from krelay.errors import KrelayError
-from krelay.status import application as module
-from krelay.status.report import State
+from krelay.state.snapshot import State
+from krelay.status import app as module
 from tests.status.reports import Live
 from tests.status.serving import TOKEN, client, echo, service
 

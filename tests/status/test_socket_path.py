@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from krelay.errors import KrelayError
-from krelay.status.place import make_directory, socket_path
+from krelay.status.socket_path import make_directory, socket_path
 
 
 @pytest.fixture(autouse=True)

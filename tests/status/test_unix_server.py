@@ -15,11 +15,11 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
+from krelay.state.events import Feed
 from krelay.status import connections
 from krelay.status.client import NotRunningError, ask, runs
-from krelay.status.feed import Feed
-from krelay.status.place import socket_path
-from krelay.status.server import AlreadyRunningError, serve
+from krelay.status.socket_path import socket_path
+from krelay.status.unix_server import AlreadyRunningError, serve
 from tests.status.reports import Live
 
 

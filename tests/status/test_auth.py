@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.status.guard import known_host
+from krelay.status.auth import known_host
 from tests.status.serving import TOKEN, Service, client, service
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from krelay.status.report import ForwardReport, Report, State
+from krelay.state.snapshot import ForwardReport, Report, State
 
 
 @dataclass(frozen=True, slots=True)

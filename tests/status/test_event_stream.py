@@ -13,10 +13,10 @@ import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 
 from krelay.model import StatusConfig
+from krelay.state.events import BACKLOG, Event
 from krelay.status import connections
-from krelay.status import events as module
-from krelay.status.events import MAX_STREAMS, as_text
-from krelay.status.feed import BACKLOG, Event
+from krelay.status import event_stream as module
+from krelay.status.event_stream import MAX_STREAMS, as_text
 from tests import rig
 from tests.status.serving import Service, client, service
 

@@ -7,7 +7,7 @@ import json
 
 from aiohttp import web
 
-from krelay.status.feed import Event, Feed, Listener
+from krelay.state.events import Event, Feed, Listener
 
 MAX_STREAMS = 32
 HEARTBEAT = 15.0

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.status.report import (
+from krelay.state.snapshot import (
     AgentReport,
     FileReport,
     ForwardReport,

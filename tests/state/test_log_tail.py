@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from krelay.errors import UsageError
-from krelay.status.logs import LONGEST, LogRing
+from krelay.state.log_tail import LONGEST, LogRing
 
 
 def ring(kept: int = 3) -> tuple[LogRing, logging.Logger]:
