@@ -7,9 +7,9 @@ import asyncio
 from krelay.cli.sd_notify import Notifier
 from krelay.model import Config
 from krelay.state.snapshot import State
+from krelay.supervisor.apply_request import Want
 from krelay.supervisor.reload import Reloader, Source
 from krelay.supervisor.supervisor import Supervisor
-from krelay.supervisor.want import Want
 from krelay.tasks import TaskGroup
 
 _LOOK = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from krelay.supervisor.following import Failures
+from krelay.supervisor.target_watcher import Failures
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api

@@ -13,7 +13,7 @@ from krelay.errors import UsageError
 from krelay.state.snapshot import Report
 from krelay.status.unix_server import Handler
 from krelay.supervisor.reload import Reloader
-from krelay.supervisor.reporting import report
+from krelay.supervisor.snapshot import report
 from krelay.supervisor.supervisor import Supervisor
 
 

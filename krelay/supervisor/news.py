@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from krelay.agents.group import Group
 from krelay.state.events import Feed
-from krelay.supervisor.group import Group
 
 
 async def tell_of(group: Group, feed: Feed) -> None:

@@ -7,7 +7,7 @@ import asyncio
 from krelay.errors import NotReadyError
 from krelay.model import Config
 from krelay.state.snapshot import ForwardReport, State, told
-from krelay.supervisor.reporting import forwards
+from krelay.supervisor.snapshot import forwards
 from krelay.supervisor.supervisor import Supervisor
 
 _LOOK_EVERY = 0.05

@@ -17,8 +17,8 @@ from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
 from krelay.state.error_codec import to_json
+from krelay.supervisor.apply_request import Want
 from krelay.supervisor.supervisor import Supervisor
-from krelay.supervisor.want import Want
 
 logger = logging.getLogger("krelay.reload")
 

@@ -19,12 +19,12 @@ from krelay.model import Config
 from krelay.net.host_monitor import watch_routes, watch_sleep
 from krelay.state.error_codec import to_json
 from krelay.state.events import Feed
+from krelay.supervisor.active import Running
+from krelay.supervisor.apply_request import Want
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.running import Running
-from krelay.supervisor.stage import Stage
-from krelay.supervisor.thrift import give_back
-from krelay.supervisor.want import Want
+from krelay.supervisor.malloc_trim import give_back
+from krelay.supervisor.warming import Stage
 from krelay.tasks import TaskGroup, keep
 
 logger = logging.getLogger("krelay.supervisor")

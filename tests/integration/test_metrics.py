@@ -47,7 +47,7 @@ from krelay.mux.driver import Driver
 from krelay.mux.files import raise_file_limit
 from krelay.state.snapshot import Report
 from krelay.status.tcp_server import Listening
-from krelay.supervisor import reporting
+from krelay.supervisor import snapshot
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
 from krelay.wire.window import INITIAL_WINDOW
@@ -445,7 +445,7 @@ async def scene(
     async with world(monkeypatch, tmp_path, text(*lines, head=head)) as made:
 
         async def live() -> Report:
-            return await reporting.report(made.supervisor, made.reloader, started)
+            return await snapshot.report(made.supervisor, made.reloader, started)
 
         async with Listening({}, report=live, feed=made.supervisor.feed) as listening:
             await listening.apply(StatusConfig((rig.HOST, 0)))

@@ -12,7 +12,7 @@ import pytest
 from agent.server import Server
 from agent.settings import Settings
 from krelay.model import GroupSpec
-from krelay.supervisor import stage as module
+from krelay.supervisor import warming as module
 
 
 class FakeReach:

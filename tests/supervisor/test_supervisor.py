@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from krelay.agents import group as group_module
 from krelay.datapath.listener import TcpListener
 from krelay.errors import (
     AgentError,
@@ -30,9 +31,8 @@ from krelay.model import (
     Target,
     TunnelConfig,
 )
-from krelay.supervisor import group as group_module
-from krelay.supervisor import stage as module
 from krelay.supervisor import supervisor as supervisor_module
+from krelay.supervisor import warming as module
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
 from tests.supervisor.agents import FakeReach, reaches

@@ -4,15 +4,15 @@ import asyncio
 
 import pytest
 
-from krelay.supervisor import thrift
-from krelay.supervisor.thrift import give_back
+from krelay.supervisor import malloc_trim
+from krelay.supervisor.malloc_trim import give_back
 from tests import rig
 
 
 async def test_it_is_given_back_once_after_each_time_that_something_lived(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(thrift, "_LOOK_EVERY", 0.001)
+    monkeypatch.setattr(malloc_trim, "_LOOK_EVERY", 0.001)
     seen: list[int] = []
     trimmed: list[int] = []
     lives = iter([0, 0, 5, 7, 0, 0, 0, 1, 0, 0])
@@ -25,7 +25,7 @@ async def test_it_is_given_back_once_after_each_time_that_something_lived(
         seen.append(next(lives, 0))
         return seen[-1]
 
-    monkeypatch.setattr(thrift, "_trimmer", lambda: trim)
+    monkeypatch.setattr(malloc_trim, "_trimmer", lambda: trim)
     async with asyncio.TaskGroup() as tasks:
         giving = tasks.create_task(give_back(streams))
         await rig.until(lambda: len(seen) > 12)
@@ -36,8 +36,8 @@ async def test_it_is_given_back_once_after_each_time_that_something_lived(
 async def test_and_now_and_then_while_something_lives_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(thrift, "_LOOK_EVERY", 0.001)
-    monkeypatch.setattr(thrift, "_LOOKS", 3)
+    monkeypatch.setattr(malloc_trim, "_LOOK_EVERY", 0.001)
+    monkeypatch.setattr(malloc_trim, "_LOOKS", 3)
     looks = 0
     trimmed: list[int] = []
 
@@ -50,7 +50,7 @@ async def test_and_now_and_then_while_something_lives_for_ever(
         looks += 1
         return 1
 
-    monkeypatch.setattr(thrift, "_trimmer", lambda: trim)
+    monkeypatch.setattr(malloc_trim, "_trimmer", lambda: trim)
     async with asyncio.TaskGroup() as tasks:
         giving = tasks.create_task(give_back(streams))
         await rig.until(lambda: looks > 10)
@@ -59,10 +59,10 @@ async def test_and_now_and_then_while_something_lives_for_ever(
 
 
 async def test_the_allocator_of_this_system() -> None:
-    trim = thrift._trimmer()
+    trim = malloc_trim._trimmer()
     assert trim is None or trim(0) in (0, 1)
 
 
 async def test_where_it_cannot_be_asked_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thrift, "_trimmer", lambda: None)
+    monkeypatch.setattr(malloc_trim, "_trimmer", lambda: None)
     await give_back(lambda: 1)

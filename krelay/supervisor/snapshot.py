@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from krelay import __version__
+from krelay.agents.group import Group
 from krelay.config.diff import group_of
 from krelay.datapath.plain import PlainDriver
 from krelay.datapath.traffic import Account
@@ -22,10 +23,9 @@ from krelay.state.snapshot import (
     Traffic,
     TunnelReport,
 )
+from krelay.supervisor.active import Running
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.group import Group
 from krelay.supervisor.reload import Reloader
-from krelay.supervisor.running import Running
 from krelay.supervisor.supervisor import Supervisor
 from krelay.threads import in_thread_or_here
 

@@ -8,16 +8,16 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from krelay.agents.group import Group
 from krelay.config.diff import Spec, group_of
 from krelay.datapath.route import Route
 from krelay.model import Config, GroupSpec
 from krelay.state.events import Feed
 from krelay.supervisor.contexts import Contexts
-from krelay.supervisor.following import Following
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.group import Group
 from krelay.supervisor.news import tell_of
-from krelay.supervisor.stage import Stage
+from krelay.supervisor.target_watcher import Following
+from krelay.supervisor.warming import Stage
 from krelay.tasks import TaskGroup, guard, keep
 
 logger = logging.getLogger("krelay.supervisor")

@@ -8,11 +8,11 @@ import itertools
 import logging
 from collections.abc import Sequence
 
+from krelay.agents.provider import Reach
 from krelay.datapath.pool import Pool
 from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
 from krelay.finish import finish
 from krelay.model import GroupSpec
-from krelay.supervisor.reach import Reach
 from krelay.tasks import TaskGroup, guard, keep
 
 logger = logging.getLogger("krelay.supervisor")

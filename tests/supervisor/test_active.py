@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from krelay.datapath.listener import TcpListener
-from krelay.supervisor.stage import Stage
+from krelay.supervisor.warming import Stage
 from tests import rig
 from tests.supervisor.agents import FakeReach
 from tests.supervisor.world import HEAD, Talk, named, text, world

@@ -7,12 +7,12 @@ import contextlib
 import secrets
 from collections.abc import Awaitable
 
+from krelay.agents.group import Group
+from krelay.agents.provider import ClusterReach, EmbeddedReach
 from krelay.config.diff import Pair, Plan, group_of
 from krelay.model import Config, GroupSpec, Resolution, Target
 from krelay.supervisor.contexts import Contexts
-from krelay.supervisor.following import Follow, Following, Publish
-from krelay.supervisor.group import Group
-from krelay.supervisor.reach import ClusterReach, EmbeddedReach
+from krelay.supervisor.target_watcher import Follow, Following, Publish
 from krelay.tasks import TaskGroup, guard
 
 _KEY_SIZE = 32

@@ -12,8 +12,8 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.errors import AccessDeniedError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
-from krelay.supervisor import following as module
-from krelay.supervisor.following import Failures, Following, Publish
+from krelay.supervisor import target_watcher as module
+from krelay.supervisor.target_watcher import Failures, Following, Publish
 from tests import rig
 
 TARGET = Target("web", Kind.SERVICE, "nginx", (Port(80), Port(53, protocol=Protocol.UDP)))

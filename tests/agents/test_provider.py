@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from krelay import payload
+from krelay.agents import provider as module
+from krelay.agents.provider import ClusterReach, EmbeddedReach
 from krelay.cluster.agent import Agent
 from krelay.errors import (
     AccessDeniedError,
@@ -27,8 +29,6 @@ from krelay.errors import (
 )
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.net.api_access import ApiAccess
-from krelay.supervisor import reach as module
-from krelay.supervisor.reach import ClusterReach, EmbeddedReach
 from krelay.transport.portforward import open_portforward
 from krelay.transport.refusal import UnauthorizedError
 from krelay.wire.handshake import key_digest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from krelay.errors import KrelayError
 from krelay.model import Config
-from krelay.supervisor.want import Want
+from krelay.supervisor.apply_request import Want
 
 
 def test_one_that_is_replaced_or_given_up_is_over() -> None:

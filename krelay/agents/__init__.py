@@ -1,0 +1,1 @@
+"""Agents: started, reached, replaced; one, or several alike, behind the pool of a group."""
