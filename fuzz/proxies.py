@@ -8,8 +8,10 @@ from contextlib import suppress
 import h11
 
 from fuzz.draw import Draw
-from krelay.datapath.http_proxy import route
-from krelay.datapath.http_relay import (
+from krelay.model import Endpoint
+from krelay.net.socks import SocksError, handshake
+from krelay.proxy.http_proxy import route
+from krelay.proxy.http_relay import (
     MAX_HEAD,
     HttpRefusal,
     HttpRelay,
@@ -19,9 +21,7 @@ from krelay.datapath.http_relay import (
     ToClient,
     ToTarget,
 )
-from krelay.datapath.socks5 import Acceptor, SocksRefusal, read_datagram, write_datagram
-from krelay.model import Endpoint
-from krelay.net.socks import SocksError, handshake
+from krelay.proxy.socks5 import Acceptor, SocksRefusal, read_datagram, write_datagram
 
 _CREDENTIALS = ("me", "secret")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fuzz.config import SEPARATOR
 from fuzz.targets import TARGETS
-from krelay.datapath.socks5 import Reply, reply, write_datagram
+from krelay.proxy.socks5 import Reply, reply, write_datagram
 from krelay.transport import spdy
 from krelay.wire.frames import FrameType
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from agent.server import Server
 from agent.settings import Settings
-from krelay.datapath.listener import TcpListener
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
+from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution, SessionConfig

@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from krelay import payload
-from krelay.datapath.way import Way
+from krelay.datapath.agent_link import Way
 from krelay.errors import (
     AccessDeniedError,
     AgentError,

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from krelay.datapath.reached import Reached
+from krelay.datapath.agent_health import Reached
+from krelay.datapath.agent_link import Way
 from krelay.datapath.tunnel import Carrier, Tunnel
-from krelay.datapath.way import Way
 from krelay.model import SessionConfig
 from krelay.tasks import TaskGroup
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from struct import Struct
 
 from krelay import __version__
-from krelay.datapath.opening import open_now
+from krelay.datapath.connector import open_now
 from krelay.datapath.route import Route
 from krelay.model import Check, CheckKind, Protocol
 from krelay.mux.stream import Handle

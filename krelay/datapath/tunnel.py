@@ -12,13 +12,13 @@ import random
 import time
 from collections.abc import Callable
 
-from krelay.datapath.attach import PlainError, SessionGoneError, attach
-from krelay.datapath.plain import PlainDriver
-from krelay.datapath.reached import Reached
-from krelay.datapath.trying import Trying
+from krelay.datapath.agent_health import Reached
+from krelay.datapath.agent_link import Way
+from krelay.datapath.handshake import PlainError, SessionGoneError, attach
+from krelay.datapath.reconnect import Trying
 from krelay.datapath.tunnel_stats import TunnelStats
-from krelay.datapath.way import Way
 from krelay.errors import KrelayError, NotListeningError, PodGoneError
+from krelay.legacy.tunnels import PlainDriver
 from krelay.model import SessionConfig
 from krelay.mux.driver import Driver
 from krelay.tasks import TaskGroup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from krelay.datapath.plain import PlainDriver
+from krelay.legacy.tunnels import PlainDriver
 from krelay.mux.driver import Driver
 
 QUEUED, LATE = "queued", "late"

@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 from typing import Protocol as Shape
 
-from krelay.datapath.opening import Forwarding, Opening
-from krelay.datapath.route import Route
-from krelay.datapath.traffic import (
+from krelay.datapath.connector import Forwarding, Opening
+from krelay.datapath.metrics import (
     BACKLOG,
     EARLY,
     KERNEL,
@@ -20,6 +19,7 @@ from krelay.datapath.traffic import (
     Account,
     Entry,
 )
+from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle
 from krelay.net.bind import bind

@@ -11,15 +11,15 @@ from functools import partial
 
 from krelay.config.diff import Spec
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.listener import TcpListener
+from krelay.datapath.metrics import Account
 from krelay.datapath.pool import Pool
-from krelay.datapath.proxy import ProxyListener
 from krelay.datapath.route import Route
-from krelay.datapath.traffic import Account
+from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.net.port_owner import holder
+from krelay.proxy.server import ProxyListener
 from krelay.state.events import Feed
 from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard

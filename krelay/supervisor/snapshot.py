@@ -10,9 +10,9 @@ from datetime import datetime
 from krelay import __version__
 from krelay.agents.group import Group
 from krelay.config.diff import group_of
-from krelay.datapath.plain import PlainDriver
-from krelay.datapath.traffic import Account
+from krelay.datapath.metrics import Account
 from krelay.datapath.tunnel import Tunnel
+from krelay.legacy.tunnels import PlainDriver
 from krelay.model import Config, Kind
 from krelay.state.error_codec import to_json
 from krelay.state.snapshot import (

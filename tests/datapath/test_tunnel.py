@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from krelay.datapath import tunnel as module
+from krelay.datapath.agent_health import Reached
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
-from krelay.datapath.reached import Reached
 from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
 from krelay.wire.frames import encode_frame
@@ -182,7 +182,7 @@ async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None
 
 
 async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("krelay.datapath.attach._HANDSHAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr("krelay.datapath.handshake._HANDSHAKE_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, way):
         await pool.wait_change()
         assert str(pool.failure) == "no answer from the agent within 0.05 s"

@@ -26,6 +26,8 @@ from typing import Any, ParamSpec
 
 import pytest
 from prometheus_client import parser
+from tests.datapath.test_associate import ASSOCIATE
+from tests.datapath.test_proxy import HELLO
 
 from agent import target as targets
 from agent.dial import dial_udp
@@ -33,18 +35,19 @@ from agent.errors import DialError
 from agent.sessions import Kept
 from agent.udp import UdpSocket
 from krelay import __version__
-from krelay.datapath import associate, traffic, tunnel_stats, udp
-from krelay.datapath.associate import _MAX_UNPROVEN
-from krelay.datapath.proxy import ProxyConnection, ProxyListener
-from krelay.datapath.socket_owner import same_user
-from krelay.datapath.socks5 import write_datagram
-from krelay.datapath.traffic import REFUSALS
+from krelay.datapath import metrics, tunnel_stats, udp
+from krelay.datapath.metrics import REFUSALS
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
 from krelay.errors import AgentError, ConfigError, TunnelError
 from krelay.model import StatusConfig
 from krelay.mux.driver import Driver
 from krelay.mux.files import raise_file_limit
+from krelay.proxy import udp_associate
+from krelay.proxy.server import ProxyConnection, ProxyListener
+from krelay.proxy.socket_owner import same_user
+from krelay.proxy.socks5 import write_datagram
+from krelay.proxy.udp_associate import _MAX_UNPROVEN
 from krelay.state.snapshot import Report
 from krelay.status.tcp_server import Listening
 from krelay.supervisor import snapshot
@@ -53,8 +56,6 @@ from krelay.wire.session import Limits
 from krelay.wire.window import INITIAL_WINDOW
 from tests import rig
 from tests.datapath import v0
-from tests.datapath.test_associate import ASSOCIATE
-from tests.datapath.test_proxy import HELLO
 from tests.integration.product import Up, document, up
 from tests.integration.test_status import get, served
 from tests.status.reports import report
@@ -925,7 +926,7 @@ async def test_datagrams_that_come_before_it_is_known_whose_they_are(
         known.wait()
         return same_user(client, senders)
 
-    monkeypatch.setattr(associate, "same_user", slowly)
+    monkeypatch.setattr(udp_associate, "same_user", slowly)
     head = HEAD + "proxies: {all: {port: 0}}\n"
     async with rig.udp_socket() as there:
         target = Echo(there)
@@ -982,8 +983,8 @@ async def test_what_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_metric_and_every_value_of_its_labels_is_counted_here() -> None:
     """What is added has a test above that makes what it counts happen."""
-    exported = {("forward_streams_total", result) for result in traffic.RESULTS}
-    exported |= {("forward_dropped_datagrams_total", reason) for reason in traffic.DROPS}
+    exported = {("forward_streams_total", result) for result in metrics.RESULTS}
+    exported |= {("forward_dropped_datagrams_total", reason) for reason in metrics.DROPS}
     exported |= {("tunnel_lost_datagrams_total", reason) for reason in tunnel_stats.LOSSES}
     own = {"target", "forward", "tunnel", "le", "version", "python"}
     for name, labels in samples(report()):

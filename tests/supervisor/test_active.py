@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from krelay.datapath.listener import TcpListener
+from krelay.datapath.tcp import TcpListener
 from krelay.supervisor.warming import Stage
 from tests import rig
 from tests.supervisor.agents import FakeReach

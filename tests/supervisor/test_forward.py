@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from krelay.config.diff import Spec
-from krelay.datapath.listener import TcpListener
+from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.state.snapshot import State

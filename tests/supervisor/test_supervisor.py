@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from krelay.agents import group as group_module
-from krelay.datapath.listener import TcpListener
+from krelay.datapath.tcp import TcpListener
 from krelay.errors import (
     AgentError,
     CredentialsError,

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from krelay.datapath import trying as module
+from krelay.datapath import reconnect as module
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.trying import Trying
+from krelay.datapath.reconnect import Trying
 from krelay.errors import TunnelError, UnreachableError
 from tests import rig
 

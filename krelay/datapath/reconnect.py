@@ -8,8 +8,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from krelay.datapath.agent_link import Way
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.way import Way
 from krelay.errors import KrelayError, UnreachableError
 from krelay.tasks import TaskGroup
 

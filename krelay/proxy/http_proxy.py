@@ -11,8 +11,8 @@ import hmac
 import ipaddress
 import re
 
-from krelay.datapath.http_relay import Hop, HttpRefusal, RequestHead
 from krelay.model import Endpoint
+from krelay.proxy.http_relay import Hop, HttpRefusal, RequestHead
 
 # `ws` is what curl asks for since version 8, and is HTTP until it is switched.
 _ABSOLUTE = re.compile(rb"(?:http|ws)://([^/?#]*)([^?#]*)(\?[^#]*)?", re.IGNORECASE)

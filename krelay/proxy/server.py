@@ -10,20 +10,20 @@ from functools import partial
 from typing import TYPE_CHECKING, runtime_checkable
 from typing import Protocol as Shape
 
-from krelay.datapath.associate import Association
-from krelay.datapath.listener import LocalRelay, TcpListener
-from krelay.datapath.opening import Opening
+from krelay.datapath.connector import Opening
+from krelay.datapath.metrics import Account
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
-from krelay.datapath.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
-from krelay.datapath.traffic import Account
+from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.model import Endpoint, Protocol, Resolution, is_loopback
 from krelay.mux.sockets import close_socket
+from krelay.proxy.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
+from krelay.proxy.udp_associate import Association
 from krelay.tasks import TaskGroup, guard
 from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from krelay.datapath.http_connection import HttpConnection
+    from krelay.proxy.http_connection import HttpConnection
 
 logger = logging.getLogger("krelay.listener")
 
@@ -140,8 +140,8 @@ class ProxyListener(TcpListener):
     def http(self) -> HttpConnection[Endpoint]:
         """Return what takes a connection over that speaks HTTP."""
         # h11 is loaded only where it is used.
-        from krelay.datapath.http_connection import HttpConnection
-        from krelay.datapath.http_proxy import route
+        from krelay.proxy.http_connection import HttpConnection
+        from krelay.proxy.http_proxy import route
 
         return HttpConnection(
             self,

@@ -8,8 +8,8 @@ from collections.abc import Awaitable
 
 import pytest
 
-from krelay.datapath.listener import TcpListener
-from krelay.datapath.opening import Opening, open_now, open_parked
+from krelay.datapath.connector import Opening, open_now, open_parked
+from krelay.datapath.tcp import TcpListener
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Handle

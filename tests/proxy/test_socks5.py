@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from krelay.datapath.socks5 import (
+from krelay.proxy.socks5 import (
     Acceptor,
     Asked,
     Command,

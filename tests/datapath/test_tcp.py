@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from krelay.datapath import opening
-from krelay.datapath.listener import LocalRelay, TcpListener
+from krelay.datapath import connector
+from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.net.bind import bind
@@ -178,7 +178,7 @@ async def test_a_bug_in_one_opening_is_that_connection_s_alone(
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(path.route(None))
         with monkeypatch.context() as patch:
-            patch.setattr(opening, "open_parked", broken)
+            patch.setattr(connector, "open_parked", broken)
             await assert_reset(rig.port_of(listener))
         assert await rig.exchange(rig.port_of(await path.tcp(target)), b"on") == b"on"
     assert "ZeroDivisionError" in caplog.text
@@ -200,7 +200,7 @@ async def test_a_refused_dial_is_tried_once_more_on_a_fresh_endpoint() -> None:
 
 
 async def test_it_is_tried_once_more_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "RETRY_WAIT", 0.01)
+    monkeypatch.setattr(connector, "RETRY_WAIT", 0.01)
     dials = 0
 
     async with rig.path() as path:
@@ -223,7 +223,7 @@ async def test_an_endpoint_that_has_just_appeared_may_refuse_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """kube-proxy learns of it later than krelay does."""
-    monkeypatch.setattr(opening, "RETRY_WAIT", 0.01)
+    monkeypatch.setattr(connector, "RETRY_WAIT", 0.01)
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         late = rig.closed_port()
         route = path.route(late, followed=True)

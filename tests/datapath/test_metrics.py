@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.datapath import traffic
+from krelay.datapath import metrics
 from krelay.datapath import udp as udp_module
-from krelay.datapath.traffic import BUCKETS, OK, RESET, Account, Entry, Histogram
+from krelay.datapath.metrics import BUCKETS, OK, RESET, Account, Entry, Histogram
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode
 from tests import rig
@@ -167,22 +167,22 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         for _ in range(udp_module._EARLY_DATAGRAMS + 2):
             one.send(b"x")
-        await rig.until(lambda: account.drops[traffic.EARLY] == 2)
+        await rig.until(lambda: account.drops[metrics.EARLY] == 2)
         two.send(b"x")
         await rig.until(lambda: account.results)
         assert account.results == {"cancelled": 1}
-        assert account.drops == {traffic.EARLY: 2, traffic.UNROUTED: udp_module._EARLY_DATAGRAMS}
+        assert account.drops == {metrics.EARLY: 2, metrics.UNROUTED: udp_module._EARLY_DATAGRAMS}
         route.update(Resolution(Protocol.UDP, Endpoint(rig.HOST, target)))
         assert await rig.recv(two) == b"x"
         driver = path.pool.pick()
         assert driver is not None
         driver.session.outbox._max_datagrams = 0
         two.send(b"x")
-        await rig.until(lambda: account.drops[traffic.BACKLOG] == 1)
+        await rig.until(lambda: account.drops[metrics.BACKLOG] == 1)
         impatient = await path.udp(path.route(None), park=0.0)
         three = await stack.enter_async_context(rig.udp_socket(connect=rig.port_of(impatient)))
         three.send(b"x")
-        await rig.until(lambda: impatient.account.drops == {traffic.UNROUTED: 1})
+        await rig.until(lambda: impatient.account.drops == {metrics.UNROUTED: 1})
         assert impatient.account.results == {"no_stream": 1}
 
 
@@ -212,13 +212,13 @@ async def test_what_the_kernel_drops_before_krelay_reads_it_is_counted() -> None
             for _ in range(100):
                 client.sendto(bytes(500), (rig.HOST, rig.port_of(listener)))
             come = 0
-            while come + listener.account.lost()[traffic.RECEIVE] < 100:
+            while come + listener.account.lost()[metrics.RECEIVE] < 100:
                 await rig.recv(client)
                 come += 1
         assert 0 < come < 100
         lost = listener.account.lost()
         listener.close()
-        assert listener.account.lost() == lost == {traffic.RECEIVE: 100 - come}
+        assert listener.account.lost() == lost == {metrics.RECEIVE: 100 - come}
 
 
 # -- the account by itself ---------------------------------------------------------------------
@@ -283,5 +283,5 @@ def test_every_stream_has_one_result_and_no_count_falls(
         assert account.results.total() == len(ended)
         assert account.opened == account.dials.count
         assert account.results[OK] + account.results[RESET] <= account.opened
-    names = {OK, RESET, traffic.NO_STREAM, *(code.name.lower() for code in ErrorCode)}
+    names = {OK, RESET, metrics.NO_STREAM, *(code.name.lower() for code in ErrorCode)}
     assert set(account.results) <= names

@@ -12,7 +12,13 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from krelay.datapath.http_relay import (
+from krelay.datapath.connector import Forwarding, Opening
+from krelay.datapath.pool import Pool
+from krelay.datapath.tcp import LocalRelay, TcpListener
+from krelay.model import Protocol
+from krelay.mux.sockets import close_socket, reset_socket
+from krelay.mux.stream import Handle
+from krelay.proxy.http_relay import (
     CloseTarget,
     CutClient,
     EndClient,
@@ -25,12 +31,6 @@ from krelay.datapath.http_relay import (
     ToClient,
     ToTarget,
 )
-from krelay.datapath.listener import LocalRelay, TcpListener
-from krelay.datapath.opening import Forwarding, Opening
-from krelay.datapath.pool import Pool
-from krelay.model import Protocol
-from krelay.mux.sockets import close_socket, reset_socket
-from krelay.mux.stream import Handle
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 

@@ -10,8 +10,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from krelay.datapath.plain_stream import PlainStream
 from krelay.errors import KrelayError, PodGoneError, TunnelError
+from krelay.legacy.stream import PlainStream
 from krelay.mux.stream import Handler
 from krelay.tasks import TaskGroup
 from krelay.wire import header

@@ -12,16 +12,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
+from tests.datapath.test_proxy import HELLO, proxy
 from tests.test_accept import limited
 
-from krelay.datapath import associate as module
 from krelay.datapath.pool import Pool
-from krelay.datapath.proxy import ProxyConnection, ProxyListener
-from krelay.datapath.socks5 import read_datagram, write_datagram
 from krelay.mux.files import open_files, reserve
 from krelay.net import accept
+from krelay.proxy import udp_associate as module
+from krelay.proxy.server import ProxyConnection, ProxyListener
+from krelay.proxy.socks5 import read_datagram, write_datagram
 from tests import rig
-from tests.datapath.test_proxy import HELLO, proxy
 
 ASSOCIATE = b"\5\3\0\1\0\0\0\0\0\0"
 

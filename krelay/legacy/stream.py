@@ -19,7 +19,7 @@ from krelay.wire.frames import Buffer
 from krelay.wire.header import Header, Status, code_of
 
 if TYPE_CHECKING:
-    from krelay.datapath.plain import PlainDriver
+    from krelay.legacy.tunnels import PlainDriver
 
 logger = logging.getLogger("krelay.plain")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from krelay.datapath.way import Way
+from krelay.datapath.agent_link import Way
 from krelay.errors import TunnelError, TunnelRefusedError
 from krelay.mux.driver import Driver
 from krelay.mux.link import ClientLink

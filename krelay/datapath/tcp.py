@@ -6,10 +6,10 @@ import asyncio
 import logging
 import socket
 
-from krelay.datapath.opening import RETRIED, Forwarding, Opening
-from krelay.datapath.queue import queue
+from krelay.datapath.connector import RETRIED, Forwarding, Opening
+from krelay.datapath.metrics import Account, Entry
 from krelay.datapath.route import Route
-from krelay.datapath.traffic import Account, Entry
+from krelay.datapath.waiting import queue
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay

@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
-from krelay.datapath import queue as module
-from krelay.datapath.listener import TcpListener
-from krelay.datapath.proxy import ProxyListener
-from krelay.datapath.queue import EARLY, queue
+from krelay.datapath import waiting as module
 from krelay.datapath.route import Route
+from krelay.datapath.tcp import TcpListener
+from krelay.datapath.waiting import EARLY, queue
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.files import open_files
 from krelay.net.accept import spare
+from krelay.proxy.server import ProxyListener
 from tests import rig
 
 needs_epoll = pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.datapath import http_relay as module
-from krelay.datapath.http_proxy import route
-from krelay.datapath.http_relay import (
+from krelay.model import Endpoint
+from krelay.proxy import http_relay as module
+from krelay.proxy.http_proxy import route
+from krelay.proxy.http_relay import (
     ESTABLISHED,
     MAX_HEAD,
     MAX_HEADERS,
@@ -25,7 +26,6 @@ from krelay.datapath.http_relay import (
     ToTarget,
     answer,
 )
-from krelay.model import Endpoint
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from typing import Protocol as Shape
 
+from krelay.datapath.metrics import Account
 from krelay.datapath.route import Route
-from krelay.datapath.traffic import Account
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Handle, Handler
 from krelay.tasks import TaskGroup

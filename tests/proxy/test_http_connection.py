@@ -15,20 +15,20 @@ import pytest
 import urllib3
 import websockets.asyncio.server
 from aiohttp import web
+from tests.datapath.test_proxy import curl, proxy
 
-from krelay.datapath import http_connection as module
-from krelay.datapath import proxy as proxy_module
-from krelay.datapath.http_connection import HttpConnection
-from krelay.datapath.http_relay import Hop, RequestHead
-from krelay.datapath.listener import LocalRelay, TcpListener
-from krelay.datapath.opening import Forwarding
-from krelay.datapath.proxy import ProxyListener
-from krelay.datapath.queue import queue
+from krelay.datapath.connector import Forwarding
 from krelay.datapath.route import Route
+from krelay.datapath.tcp import LocalRelay, TcpListener
+from krelay.datapath.waiting import queue
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.sockets import reset_socket
+from krelay.proxy import http_connection as module
+from krelay.proxy import server as proxy_module
+from krelay.proxy.http_connection import HttpConnection
+from krelay.proxy.http_relay import Hop, RequestHead
+from krelay.proxy.server import ProxyListener
 from tests import rig
-from tests.datapath.test_proxy import curl, proxy
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from krelay.datapath.attach import SessionGoneError
+from krelay.datapath.agent_health import Reached
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.reached import Reached
+from krelay.datapath.handshake import SessionGoneError
 from krelay.errors import (
     NotListeningError,
     PodGoneError,

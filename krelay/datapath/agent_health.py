@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from krelay.datapath.attach import SessionGoneError
-from krelay.datapath.way import Way
+from krelay.datapath.agent_link import Way
+from krelay.datapath.handshake import SessionGoneError
 from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
 
 

@@ -17,14 +17,14 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, cast
 
-from krelay.datapath.opening import Forwarding
+from krelay.datapath.connector import Forwarding
+from krelay.datapath.metrics import EARLY, KERNEL, Account
 from krelay.datapath.pool import Pool
-from krelay.datapath.socket_owner import same_user
-from krelay.datapath.socks5 import read_datagram, write_datagram
-from krelay.datapath.traffic import EARLY, KERNEL, Account
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
 from krelay.net.accept import spare
+from krelay.proxy.socket_owner import same_user
+from krelay.proxy.socks5 import read_datagram, write_datagram
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
 from krelay.wire.errors import ErrorCode

@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from krelay.datapath import proxy as module
 from krelay.datapath.pool import Pool
-from krelay.datapath.proxy import ProxyListener
+from krelay.proxy import server as module
+from krelay.proxy.server import ProxyListener
 from tests import rig
 
 HELLO = b"\5\1\0"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from krelay.datapath.http_proxy import route
-from krelay.datapath.http_relay import Hop, HttpRefusal, RequestHead
 from krelay.model import Endpoint
+from krelay.proxy.http_proxy import route
+from krelay.proxy.http_relay import Hop, HttpRefusal, RequestHead
 
 LOGIN = ("me", "secret")
 
