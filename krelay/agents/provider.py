@@ -29,7 +29,7 @@ from krelay.threads import in_thread
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
-    from krelay.cluster.agent import Agent
+    from krelay.cluster.agent_lifecycle import Agent
     from krelay.cluster.api import Api
     from krelay.cluster.jobs import PostedJobs
     from krelay.net.api_access import ApiAccess
@@ -89,7 +89,7 @@ class ClusterReach:
         return str(self._agent or "")
 
     async def start(self) -> None:
-        from krelay.cluster.agent import create_agent
+        from krelay.cluster.agent_lifecycle import create_agent
         from krelay.cluster.jobs import PostedJobs
 
         async with self._starting:
@@ -115,7 +115,7 @@ class ClusterReach:
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
-        from krelay.transport.refusal import UnauthorizedError
+        from krelay.transport.upgrade_errors import UnauthorizedError
 
         if self._agent is None:
             await self.start()
@@ -145,7 +145,7 @@ class ClusterReach:
             raise
 
     async def reopened(self) -> None:
-        from krelay.transport.reopened import reopened
+        from krelay.transport.reachability import reopened
 
         await reopened(await self._api.access())
 
@@ -170,7 +170,7 @@ class ClusterReach:
     async def _ended(self, agent: Agent, exc: PodGoneError) -> str | None:
         """Why the agent has ended; None if it has not. A kubelet that has just started knows none
         of its pods yet, and says of each that it does not exist."""
-        from krelay.cluster.agent import agent_ended
+        from krelay.cluster.agent_lifecycle import agent_ended
 
         try:
             return await agent_ended(self._api, agent)
@@ -182,7 +182,7 @@ class ClusterReach:
 
     async def _watch(self, agent: Agent) -> None:
         """Learn that the pod ends as soon as the cluster knows, and not by the next dial."""
-        from krelay.cluster.agent import agent_gone
+        from krelay.cluster.agent_lifecycle import agent_gone
 
         try:
             reason = await agent_gone(self._api, agent)

@@ -34,7 +34,7 @@ def run(selection: Selection, given: Sequence[dict[str, str]], *, optional: bool
         ConfigError: it is wrong.
     """
     from krelay.cluster.kubeconfig import load
-    from krelay.cluster.rights import roles
+    from krelay.cluster.rbac import roles
 
     config = selection.load()
 

@@ -20,10 +20,10 @@ import aiohttp
 
 from krelay import typed
 from krelay.cluster import http
+from krelay.cluster.api_errors import Refusal
 from krelay.cluster.contact import Contact
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
-from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError, MalformedError, UnreachableError
 from krelay.net.api_access import ApiAccess
 

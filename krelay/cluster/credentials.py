@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from krelay import __version__
 from krelay.cluster import identity, proxies, tls
-from krelay.cluster.execplugin import ExecPlugin
+from krelay.cluster.exec_plugin import ExecPlugin
 from krelay.cluster.identity import Identity, Source
 from krelay.cluster.kubeconfig import Login, material
 from krelay.cluster.oidc import Oidc

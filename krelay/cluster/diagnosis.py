@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from krelay.cluster.job import NAME
+from krelay.cluster.agent_job import NAME
 
 Object = Mapping[str, Any]
 

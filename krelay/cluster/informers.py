@@ -25,9 +25,9 @@ from contextlib import aclosing
 from typing import Any
 
 from krelay.cluster.api import Api
+from krelay.cluster.reflector import Item, Keep, Objects, TooManyError, follow
 from krelay.cluster.selectors import Anchor, Selector, anchors
 from krelay.cluster.trim import trimmed
-from krelay.cluster.watch import Item, Keep, Objects, TooManyError, follow
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 
 logger = logging.getLogger("krelay.cluster")
@@ -61,7 +61,7 @@ class Informers:
     async def watch(self, path: str, selector: Selector) -> AsyncIterator[Mapping[str, Item]]:
         """Yield the objects that `selector` selects, by uid, now and after each change.
 
-        As `krelay.cluster.watch.follow`, whose errors are these; but the objects are shared and
+        As `krelay.cluster.reflector.follow`, whose errors are these; but the objects are shared and
         trimmed, and a slow consumer gets the newest set only. The last consumer to leave ends the
         watch.
         """

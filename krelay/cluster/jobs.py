@@ -17,8 +17,8 @@ from typing import Any
 import aiohttp
 
 from krelay.cluster.api import Api, collection, object_path
+from krelay.cluster.api_errors import Refusal
 from krelay.cluster.objects import MADE, read_object
-from krelay.cluster.refusal import Refusal
 from krelay.errors import ClusterError, CredentialsError, NotFoundError, UnreachableError
 from krelay.finish import finish
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from krelay.cluster.api import Api, collection
 from krelay.cluster.diagnosis import Diagnosis, diagnose
-from krelay.cluster.watch import follow
+from krelay.cluster.reflector import follow
 from krelay.errors import AgentError, ClusterError
 from krelay.tasks import TaskGroup
 

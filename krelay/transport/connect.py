@@ -11,7 +11,7 @@ from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess, is_loopback
 from krelay.threads import in_thread
 from krelay.transport import proxy
-from krelay.transport.dialogue import Dialogue
+from krelay.transport.handshake_stream import Dialogue
 from krelay.transport.tcp import dial
 
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}

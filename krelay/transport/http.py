@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from krelay.errors import CredentialsError
-from krelay.transport.dialogue import Dialogue
+from krelay.transport.handshake_stream import Dialogue
 
 HEAD_LIMIT = 64 << 10
 BODY_LIMIT = 64 << 10

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, unquote, urlunsplit
 
 from krelay.net import socks
 from krelay.transport import http
-from krelay.transport.dialogue import Dialogue
+from krelay.transport.handshake_stream import Dialogue
 
 
 class ProxyError(OSError):

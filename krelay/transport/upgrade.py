@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport import http
-from krelay.transport.dialogue import Dialogue
+from krelay.transport.handshake_stream import Dialogue
 from krelay.transport.spdy import Buffer
 from krelay.transport.websocket import WebSocket
 

@@ -16,7 +16,7 @@ import pytest
 from krelay import payload
 from krelay.agents import provider as module
 from krelay.agents.provider import ClusterReach, EmbeddedReach
-from krelay.cluster.agent import Agent
+from krelay.cluster.agent_lifecycle import Agent
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
@@ -30,7 +30,7 @@ from krelay.errors import (
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport.portforward import open_portforward
-from krelay.transport.refusal import UnauthorizedError
+from krelay.transport.upgrade_errors import UnauthorizedError
 from krelay.wire.handshake import key_digest
 from tests import rig
 
@@ -268,7 +268,7 @@ class Cluster:
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     for name in ("create_agent", "agent_gone", "agent_ended"):
-        monkeypatch.setattr(f"krelay.cluster.agent.{name}", getattr(made, name))
+        monkeypatch.setattr(f"krelay.cluster.agent_lifecycle.{name}", getattr(made, name))
     monkeypatch.setattr("krelay.cluster.jobs.PostedJobs", lambda api: made)
     monkeypatch.setattr(
         "krelay.transport.portforward.open_portforward",

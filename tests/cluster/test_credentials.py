@@ -417,8 +417,8 @@ async def test_a_plugin_that_talks_nonsense(program: Program, script: str, messa
 async def test_a_plugin_that_hangs(
     program: Program, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("krelay.cluster.execplugin.PATIENCE", 0.01)
-    monkeypatch.setattr("krelay.cluster.execplugin.DEADLINE", 0.1)
+    monkeypatch.setattr("krelay.cluster.exec_plugin.PATIENCE", 0.01)
+    monkeypatch.setattr("krelay.cluster.exec_plugin.DEADLINE", 0.1)
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(program("login", "exec sleep 60")))).access()
     assert "login, the credential plugin, has not answered yet" in caplog.text
@@ -436,7 +436,7 @@ async def test_a_plugin_whose_child_holds_its_pipes(
         return made[-1]
 
     monkeypatch.setattr("asyncio.create_subprocess_exec", keep)
-    monkeypatch.setattr("krelay.cluster.execplugin.DEADLINE", 0.5)
+    monkeypatch.setattr("krelay.cluster.exec_plugin.DEADLINE", 0.5)
     script = program("login", f"sleep 60 & echo $! > {tmp_path}/pid; wait")
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(script))).access()

@@ -33,7 +33,7 @@ DEPLOYMENTS = "/apis/apps/v1/namespaces/shop/deployments"
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pause is none; the tests ask what happens, not when."""
-    monkeypatch.setattr("krelay.cluster.watch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr(module, "FAILED", 0.0)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from krelay.cluster.agent import Agent, agent_gone, create_agent
+from krelay.cluster.agent_lifecycle import Agent, agent_gone, create_agent
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.jobs import PostedJobs
 from krelay.cluster.kubeconfig import Overrides

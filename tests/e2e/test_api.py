@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from krelay.cluster import watch as watch_module
+from krelay.cluster import reflector as watch_module
 from krelay.cluster.api import Api, Overrides, collection, object_path
 from krelay.cluster.credentials import Credentials
 from krelay.cluster.kubeconfig import Login, load, material
-from krelay.cluster.watch import follow
+from krelay.cluster.reflector import follow
 from krelay.errors import (
     AccessDeniedError,
     ClusterError,

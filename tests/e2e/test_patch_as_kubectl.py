@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from krelay.cluster.job import KEY_ENV, NAME, job_manifest
+from krelay.cluster.agent_job import KEY_ENV, NAME, job_manifest
 from krelay.cluster.jsonpatch import json_patch
 from krelay.cluster.patch import MERGE_KEYS, merge, strategic
 from krelay.model import AgentConfig

@@ -16,9 +16,9 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import Transport
-from krelay.transport import reopened
+from krelay.transport import reachability
 from krelay.transport.portforward import Ways, open_portforward, transport_from_env
-from krelay.transport.refusal import UnauthorizedError
+from krelay.transport.upgrade_errors import UnauthorizedError
 
 from .conftest import Peer, Play, Server, Witness, open_pipe, serving
 
@@ -283,7 +283,7 @@ async def test_one_that_fell_into_a_black_hole_is_begun_anew_when_that_is_over(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shut = asyncio.Event()
-    real = reopened.dial
+    real = reachability.dial
 
     async def look(*args: Any) -> Any:
         try:
@@ -292,8 +292,8 @@ async def test_one_that_fell_into_a_black_hole_is_begun_anew_when_that_is_over(
             shut.set()
             raise
 
-    monkeypatch.setattr(reopened, "EVERY", 0.01)
-    monkeypatch.setattr(reopened, "dial", look)
+    monkeypatch.setattr(reachability, "EVERY", 0.01)
+    monkeypatch.setattr(reachability, "dial", look)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         before = Server(scheme)
@@ -313,9 +313,9 @@ async def test_one_that_fell_into_a_black_hole_is_begun_anew_when_that_is_over(
 async def test_one_that_is_only_slow_is_left_alone(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reopened, "EVERY", 0.005)
+    monkeypatch.setattr(reachability, "EVERY", 0.005)
     looks, enough = 0, asyncio.Event()
-    real = reopened.dial
+    real = reachability.dial
 
     async def look(*args: Any) -> Any:
         nonlocal looks
@@ -328,7 +328,7 @@ async def test_one_that_is_only_slow_is_left_alone(
         await enough.wait()
         await server.echo(peer)
 
-    monkeypatch.setattr(reopened, "dial", look)
+    monkeypatch.setattr(reachability, "dial", look)
     server.play = slow
     await dial(server, SPDY)
     assert len(server.peers) == 1

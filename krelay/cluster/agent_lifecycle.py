@@ -12,13 +12,13 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from krelay.cluster.agent_job import job_manifest
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.diagnosis import end_of
-from krelay.cluster.job import job_manifest
 from krelay.cluster.jobs import PostedJobs
 from krelay.cluster.objects import POD, read_object
+from krelay.cluster.reflector import follow
 from krelay.cluster.startup import started
-from krelay.cluster.watch import follow
 from krelay.errors import NotFoundError, UnreachableError
 from krelay.finish import finish
 from krelay.model import AgentConfig, SessionConfig

@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from krelay.net.api_access import ApiAccess
-from krelay.transport import reopened as module
-from krelay.transport.reopened import reopened
+from krelay.transport import reachability as module
+from krelay.transport.reachability import reopened
 
 
 @pytest.mark.parametrize("way", ["server", "proxy"])

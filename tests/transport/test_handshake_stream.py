@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from krelay.transport import dialogue as dialogue_module
-from krelay.transport.dialogue import Dialogue
+from krelay.transport import handshake_stream as dialogue_module
+from krelay.transport.handshake_stream import Dialogue
 from krelay.transport.tcp import dial
 
 from .conftest import Witness, client_context

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from krelay.cluster.job import job_manifest
+from krelay.cluster.agent_job import job_manifest
 from krelay.model import Config, Kind, Target
 
 _API = "rbac.authorization.k8s.io"

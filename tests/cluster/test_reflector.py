@@ -12,9 +12,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.cluster import watch as module
+from krelay.cluster import reflector as module
 from krelay.cluster.api import Api, Overrides
-from krelay.cluster.watch import _apply, follow
+from krelay.cluster.reflector import _apply, follow
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, NotFoundError
 
 PODS = "/api/v1/namespaces/x/pods"
@@ -102,7 +102,7 @@ async def following(kube: Any, **selectors: str) -> AsyncIterator[Any]:
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pause is none; the tests ask what happens, not when."""
-    monkeypatch.setattr("krelay.cluster.watch.random.uniform", lambda low, high: 0.0)
+    monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
 
 
@@ -293,7 +293,7 @@ async def test_retry_after_is_honoured(
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr("krelay.cluster.watch.asyncio.sleep", record)
+    monkeypatch.setattr("krelay.cluster.reflector.asyncio.sleep", record)
     pods.list(pod("a", 1))
     pods.refuse_watch(429, **{"Retry-After": "7"})
     pods.refuse_watch(429, **{"Retry-After": "7000"})
@@ -384,7 +384,7 @@ async def test_a_right_that_is_lost_on_the_way(
 
 async def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full jitter up to LONGEST_PAUSE; none after a watch that lasted."""
-    monkeypatch.setattr("krelay.cluster.watch.random.uniform", lambda low, high: (low, high))
+    monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: (low, high))
     now = [0.0]
     pace = module._Pace()
     monkeypatch.setattr(pace, "_loop", type("Loop", (), {"time": lambda self: now[0]})())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from krelay import payload
-from krelay.cluster.job import KEY_ENV, NAME, carries_source, job_manifest
+from krelay.cluster.agent_job import KEY_ENV, NAME, carries_source, job_manifest
 from krelay.errors import ConfigError
 from krelay.model import AgentConfig, Patch
 

@@ -19,7 +19,7 @@ import pytest
 from aiohttp import web
 
 from krelay.cluster import diagnosis, jobs, startup
-from krelay.cluster.agent import Agent, agent_gone, create_agent
+from krelay.cluster.agent_lifecycle import Agent, agent_gone, create_agent
 from krelay.cluster.api import Api
 from krelay.cluster.jobs import PostedJobs
 from krelay.errors import AccessDeniedError, AgentError, CredentialsError, MalformedError

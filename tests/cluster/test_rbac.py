@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from krelay.cluster.rights import roles
+from krelay.cluster.rbac import roles
 from krelay.config import parse
 from krelay.model import Config
 

@@ -15,8 +15,8 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from krelay.cluster.api import Api, Lines
+from krelay.cluster.api_errors import Refusal
 from krelay.cluster.objects import read_event, read_list
-from krelay.cluster.refusal import Refusal
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, MalformedError
 
 logger = logging.getLogger("krelay.cluster")
