@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 
-from agent.lookups import Lookups
+from agent.dns import Lookups
 from agent.server import Server
 from agent.settings import Settings, parse
-from krelay.mux.files import raise_file_limit
+from krelay.mux.descriptors import raise_file_limit
 
 # Each name that a slow resolver holds up takes a thread until it answers.
 _RESOLVER_THREADS = 256

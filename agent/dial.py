@@ -9,11 +9,11 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+from agent.dns import Address, Lookups, literal
 from agent.errors import DialError
-from agent.lookups import Address, Lookups, literal
 from agent.losses import Losses
 from agent.udp import UdpSocket
-from krelay.mux.files import files_to_spare
+from krelay.mux.descriptors import files_to_spare
 from krelay.wire.errors import ErrorCode
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)

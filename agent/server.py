@@ -10,9 +10,9 @@ import sys
 from agent import memory
 from agent.budget import MemoryBudget, Reservation
 from agent.client import CONNECTION_COST, Client, ReadBuffer
-from agent.entrance import Entrance
-from agent.lookups import Lookups
-from agent.plain import Holding, serve_plain
+from agent.connection import Entrance
+from agent.dns import Lookups
+from agent.legacy import Holding, serve_plain
 from agent.refusals import Refusals
 from agent.sessions import Sessions
 from agent.settings import Settings

@@ -11,10 +11,10 @@ from typing import Protocol
 
 from agent.budget import FLOOR, MemoryBudget, Reservation
 from agent.client import CONNECTION_COST, FIRST_STREAMS, Client, ReadBuffer
-from agent.lookups import Lookups
+from agent.dns import Lookups
 from agent.settings import Settings
-from agent.target import Targets
-from krelay.mux.driver import Driver
+from agent.targets import Targets
+from krelay.mux.connection import Driver
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
 from krelay.wire.handshake import (

@@ -7,9 +7,9 @@ from unittest.mock import patch
 
 from agent.budget import MemoryBudget
 from agent.client import Client, ReadBuffer
-from agent.entrance import Entrance
-from agent.lookups import Lookups
-from agent.plain import Holding, _Framed
+from agent.connection import Entrance
+from agent.dns import Lookups
+from agent.legacy import Holding, _Framed
 from agent.refusals import Refusals
 from agent.sessions import Kept, Sessions
 from agent.settings import Settings

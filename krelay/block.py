@@ -8,7 +8,7 @@ import logging
 
 from krelay.finish import finish
 from krelay.model import Config
-from krelay.mux.files import raise_file_limit
+from krelay.mux.descriptors import raise_file_limit
 from krelay.state.snapshot import ForwardReport
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.reload import Source

@@ -48,7 +48,7 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
     """A call that blocks while the loop runs fails the test, where it is made by krelay itself."""
     with blockbuster_ctx(["krelay", "agent"]) as blockbuster:
         # /proc is memory: it answers at once.
-        blockbuster.functions["os.stat"].can_block_in("krelay/mux/files.py", {"open_files"})
+        blockbuster.functions["os.stat"].can_block_in("krelay/mux/descriptors.py", {"open_files"})
         yield blockbuster
 
 

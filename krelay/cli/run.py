@@ -17,7 +17,7 @@ from krelay.cli.variables import prefixes, variables
 from krelay.config.selection import Selection
 from krelay.errors import KrelayError
 from krelay.model import Config
-from krelay.mux.files import raise_file_limit
+from krelay.mux.descriptors import raise_file_limit
 from krelay.processes import end, send
 from krelay.state.snapshot import ForwardReport
 from krelay.supervisor.ready import wait_ready

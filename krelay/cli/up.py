@@ -20,7 +20,7 @@ from krelay.cli.signals import hear, ignored, run_last
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
-from krelay.mux.files import raise_file_limit
+from krelay.mux.descriptors import raise_file_limit
 from krelay.status.socket_path import socket_path
 from krelay.status.tcp_server import Listening
 from krelay.status.unix_server import AlreadyRunningError, Handler, serve

@@ -7,7 +7,7 @@ import secrets
 
 from krelay.datapath.agent_link import Way
 from krelay.errors import TunnelError, TunnelRefusedError
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.mux.link import ClientLink
 from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Resume, Welcome

@@ -20,7 +20,7 @@ from krelay.datapath.tunnel_stats import TunnelStats
 from krelay.errors import KrelayError, NotListeningError, PodGoneError
 from krelay.legacy.tunnels import PlainDriver
 from krelay.model import SessionConfig
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
 from krelay.wire.handshake import Welcome

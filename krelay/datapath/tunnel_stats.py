@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from krelay.legacy.tunnels import PlainDriver
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 
 QUEUED, LATE = "queued", "late"
 """Why datagrams are lost here that count for no forward: they waited for the tunnel as that was

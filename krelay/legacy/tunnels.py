@@ -1,6 +1,6 @@
 """Plain mode (v0): for an agent that knows no sessions, each stream is a tunnel of its own.
 
-Stands where a session's driver stands (`krelay.mux.driver`), for the Go krelay's agent
+Stands where a session's driver stands (`krelay.mux.connection`), for the Go krelay's agent
 (protocol.md, section 3.1).
 """
 

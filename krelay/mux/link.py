@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.mux.sockets import no_delay
 from krelay.wire.errors import WireError
 from krelay.wire.handshake import ClientHandshake, Welcome

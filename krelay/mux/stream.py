@@ -10,7 +10,7 @@ from krelay.wire.header import Header
 from krelay.wire.stream import Stream
 
 if TYPE_CHECKING:
-    from krelay.mux.driver import Driver
+    from krelay.mux.connection import Driver
 
 HIGH_WATER = 256 << 10
 """Bytes queued on a stream at which its writer is to stop until `on_writable`."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from weakref import WeakKeyDictionary, WeakSet
 
-from krelay.mux.files import file_limit, open_files, reserve
+from krelay.mux.descriptors import file_limit, open_files, reserve
 from krelay.net.bind import BACKLOG
 
 logger = logging.getLogger("krelay.listener")

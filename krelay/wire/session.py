@@ -11,6 +11,7 @@ from enum import IntEnum
 from struct import Struct
 
 from krelay.wire.acks import Acks
+from krelay.wire.congestion import InFlight
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
@@ -34,10 +35,9 @@ from krelay.wire.frames import (
     encode_frame,
 )
 from krelay.wire.header import Header, decode_header
-from krelay.wire.inflight import InFlight
-from krelay.wire.liveness import Liveness
-from krelay.wire.outbox import Outbox
+from krelay.wire.keepalive import Liveness
 from krelay.wire.replay import FRAME_COST, Received, Sent
+from krelay.wire.send_queue import Outbox
 from krelay.wire.stream import State, Stream
 
 _COUNT = Struct(">I")

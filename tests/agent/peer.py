@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from agent.server import Server
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.mux.link import ClientLink
 from krelay.wire.handshake import ClientHandshake, Resume, Welcome
 from krelay.wire.session import Side

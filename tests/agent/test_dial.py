@@ -13,9 +13,9 @@ import pytest
 
 from agent import dial
 from agent.dial import dial_tcp, dial_udp
+from agent.dns import Lookups
 from agent.errors import DialError
-from agent.lookups import Lookups
-from krelay.mux.files import open_files
+from krelay.mux.descriptors import open_files
 from krelay.wire.errors import ErrorCode
 from tests import rig
 

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from agent.server import MAX_STRANGERS, Server
-from krelay.mux.files import raise_file_limit
+from krelay.mux.descriptors import raise_file_limit
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameDecoder, FrameType, encode_frame
 from krelay.wire.handshake import ClientHandshake

@@ -7,12 +7,12 @@ import socket
 import sys
 
 import pytest
+from tests.agent.test_target import UDP, ask
 
 from agent import sessions as module
-from agent import target
+from agent import targets
 from tests import rig
 from tests.agent.peer import session
-from tests.agent.test_target import UDP, ask
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +21,14 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_early_send_and_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target, "_MOST_EARLY_DATAGRAMS", 2)
-    real, go = target.dial_udp, asyncio.Event()
+    monkeypatch.setattr(targets, "_MOST_EARLY_DATAGRAMS", 2)
+    real, go = targets.dial_udp, asyncio.Event()
 
     async def later(*args: object) -> object:
         await go.wait()
         return await real(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(target, "dial_udp", later)
+    monkeypatch.setattr(targets, "dial_udp", later)
     async with rig.agent() as server, rig.udp_echo() as port:
         client = await session(server)
         stream, seen = ask(client, UDP, port)

@@ -17,8 +17,8 @@ import pytest
 
 from agent.memory import DEFAULT
 from krelay.model import AgentConfig
-from krelay.mux.driver import Driver
-from krelay.mux.files import raise_file_limit
+from krelay.mux.connection import Driver
+from krelay.mux.descriptors import raise_file_limit
 from krelay.mux.link import ClientLink
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode

@@ -11,13 +11,13 @@ from typing import Any
 
 from agent.budget import MemoryBudget
 from agent.client import ReadBuffer
-from agent.entrance import Entrance
-from agent.lookups import Lookups
+from agent.connection import Entrance
+from agent.dns import Lookups
 from agent.refusals import Refusals
 from agent.sessions import Kept, Sessions
 from agent.settings import Settings
 from krelay.errors import NotListeningError
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.mux.stream import MuxStream
 from krelay.wire.header import Header
 from tests.fakes import MemoryTransport

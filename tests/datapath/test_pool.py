@@ -13,7 +13,7 @@ from krelay.datapath.pool import Pool, least_loaded
 from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.wire.session import MAX_ID, WORN_ID
 from tests import rig
 

@@ -12,7 +12,7 @@ from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import TunnelError, UnreachableError
 from krelay.model import SessionConfig
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from tests import rig
 
 

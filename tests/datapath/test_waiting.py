@@ -16,7 +16,7 @@ from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
 from krelay.datapath.waiting import EARLY, queue
 from krelay.model import Endpoint, Protocol, Resolution
-from krelay.mux.files import open_files
+from krelay.mux.descriptors import open_files
 from krelay.net.accept import spare
 from krelay.proxy.server import ProxyListener
 from tests import rig

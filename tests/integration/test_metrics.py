@@ -29,7 +29,7 @@ from prometheus_client import parser
 from tests.datapath.test_associate import ASSOCIATE
 from tests.datapath.test_proxy import HELLO
 
-from agent import target as targets
+from agent import targets as targets
 from agent.dial import dial_udp
 from agent.errors import DialError
 from agent.sessions import Kept
@@ -41,8 +41,8 @@ from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
 from krelay.errors import AgentError, ConfigError, TunnelError
 from krelay.model import StatusConfig
-from krelay.mux.driver import Driver
-from krelay.mux.files import raise_file_limit
+from krelay.mux.connection import Driver
+from krelay.mux.descriptors import raise_file_limit
 from krelay.proxy import udp_associate
 from krelay.proxy.server import ProxyConnection, ProxyListener
 from krelay.proxy.socket_owner import same_user

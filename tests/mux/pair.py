@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.mux.link import Link
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode

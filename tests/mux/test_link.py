@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from krelay.mux.driver import Driver
+from krelay.mux.connection import Driver
 from krelay.mux.link import ClientLink
 from krelay.wire.errors import ErrorCode, HandshakeError, WireError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Welcome

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from krelay.mux.files import open_files, reserve
+from krelay.mux.descriptors import open_files, reserve
 from krelay.net import accept
 from krelay.net.accept import Accept, spare
 from krelay.net.bind import bind

@@ -16,7 +16,7 @@ from tests.datapath.test_proxy import HELLO, proxy
 from tests.test_accept import limited
 
 from krelay.datapath.pool import Pool
-from krelay.mux.files import open_files, reserve
+from krelay.mux.descriptors import open_files, reserve
 from krelay.net import accept
 from krelay.proxy import udp_associate as module
 from krelay.proxy.server import ProxyConnection, ProxyListener

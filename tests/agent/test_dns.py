@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent.dns import Lookups, literal
 from agent.errors import DialError
-from agent.lookups import Lookups, literal
 from krelay.wire.errors import ErrorCode
 from tests import rig
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameDecoder, FrameType, encode_frame
-from krelay.wire.outbox import Outbox
 from krelay.wire.replay import FRAME_COST, Sent
+from krelay.wire.send_queue import Outbox
 from krelay.wire.stream import State, Stream
 from krelay.wire.window import INITIAL_WINDOW
 from tests.wire.pipe import TARGET

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from agent import plain as module
+from agent import legacy as module
 from agent.budget import MemoryBudget
 from agent.client import Client, ReadBuffer
 from krelay.wire.errors import ErrorCode

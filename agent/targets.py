@@ -9,8 +9,8 @@ from collections import deque
 from agent.budget import Reservation
 from agent.client import CONNECTION_COST, PIECE, READ, Client, ReadBuffer
 from agent.dial import dial_tcp, dial_udp
+from agent.dns import Lookups
 from agent.errors import DialError
-from agent.lookups import Lookups
 from agent.losses import Losses
 from agent.udp import UdpSocket
 from krelay.mux.relay import TcpRelay

@@ -1,4 +1,4 @@
-"""The limit of open files, as a real process finds it and leaves it."""
+"""The limit of open descriptors, as a real process finds it and leaves it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from krelay.mux import files
+from krelay.mux import descriptors
 
 CODE = """
 import resource
-from krelay.mux.files import raise_file_limit
+from krelay.mux.descriptors import raise_file_limit
 raise_file_limit()
 print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 """
@@ -49,7 +49,7 @@ def test_no_more_is_asked_for_than_is_wanted(
     asked: list[object] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: asked.append(limits))
-    files.raise_file_limit()
+    descriptors.raise_file_limit()
     assert asked == ([] if wanted is None else [(wanted, hard)])
 
 
@@ -59,34 +59,34 @@ def test_what_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    files.raise_file_limit()
+    descriptors.raise_file_limit()
 
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_what_is_open_is_counted(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the size of /proc/self/fd, where Linux says it there, or by its entries."""
-    if sized and not files._sized:
+    if sized and not descriptors._sized:
         pytest.skip("not on this system")
-    monkeypatch.setattr(files, "_sized", sized)
-    before = files.open_files()
+    monkeypatch.setattr(descriptors, "_sized", sized)
+    before = descriptors.open_files()
     assert before is not None
     with socket.socket(), socket.socket():
-        assert files.open_files() == before + 2
-    assert files.open_files() == before
+        assert descriptors.open_files() == before + 2
+    assert descriptors.open_files() == before
 
 
 def test_where_nothing_more_can_be_opened_all_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> list[str]:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr(files, "_sized", False)
+    monkeypatch.setattr(descriptors, "_sized", False)
     monkeypatch.setattr(os, "listdir", fail)
-    assert files.open_files() == files.file_limit()
+    assert descriptors.open_files() == descriptors.file_limit()
 
 
 def test_where_the_system_does_not_say_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_LISTS", ("/no/such/place",))
-    assert files.open_files() is None
+    monkeypatch.setattr(descriptors, "_LISTS", ("/no/such/place",))
+    assert descriptors.open_files() is None
 
 
 @pytest.mark.parametrize(
@@ -94,28 +94,28 @@ def test_where_the_system_does_not_say_nobody_knows(monkeypatch: pytest.MonkeyPa
 )
 def test_the_reserve(soft: int, reserved: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, soft))
-    assert files.reserve() == reserved
+    assert descriptors.reserve() == reserved
 
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_whether_one_leaves_the_reserve_alone(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     used = 75
-    monkeypatch.setattr(files, "_sized", sized)
-    monkeypatch.setattr(files, "_COUNT_EVERY", 0.0)
-    monkeypatch.setattr(files, "open_files", lambda: used)
-    monkeypatch.setattr(files, "file_limit", lambda: 100)
-    assert not files.files_to_spare()
+    monkeypatch.setattr(descriptors, "_sized", sized)
+    monkeypatch.setattr(descriptors, "_COUNT_EVERY", 0.0)
+    monkeypatch.setattr(descriptors, "open_files", lambda: used)
+    monkeypatch.setattr(descriptors, "file_limit", lambda: 100)
+    assert not descriptors.files_to_spare()
     used = 74
-    assert files.files_to_spare()
-    monkeypatch.setattr(files, "file_limit", lambda: None)
+    assert descriptors.files_to_spare()
+    monkeypatch.setattr(descriptors, "file_limit", lambda: None)
     used = 1 << 20
-    assert files.files_to_spare()
+    assert descriptors.files_to_spare()
 
 
 def test_counting_file_by_file_is_done_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_sized", False)
-    monkeypatch.setattr(files, "_COUNT_EVERY", 3600.0)
-    monkeypatch.setattr(files, "_counted_at", time.monotonic())
-    monkeypatch.setattr(files, "_spared", True)
-    monkeypatch.setattr(files, "open_files", lambda: pytest.fail("counted"))
-    assert files.files_to_spare()
+    monkeypatch.setattr(descriptors, "_sized", False)
+    monkeypatch.setattr(descriptors, "_COUNT_EVERY", 3600.0)
+    monkeypatch.setattr(descriptors, "_counted_at", time.monotonic())
+    monkeypatch.setattr(descriptors, "_spared", True)
+    monkeypatch.setattr(descriptors, "open_files", lambda: pytest.fail("counted"))
+    assert descriptors.files_to_spare()

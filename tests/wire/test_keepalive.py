@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.wire.liveness import Liveness
+from krelay.wire.keepalive import Liveness
 
 
 def made() -> Liveness:

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from agent import target as module
+from agent import targets as module
 from agent.client import CONNECTION_COST
 from agent.errors import DialError
 from krelay.mux.stream import MuxStream

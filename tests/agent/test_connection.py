@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import entrance as module
+from agent import connection as module
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameDecoder, encode_frame
 from krelay.wire.handshake import OPENING, ClientHandshake

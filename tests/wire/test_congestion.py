@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krelay.wire.inflight import MIN_LIMIT, START_LIMIT, InFlight
+from krelay.wire.congestion import MIN_LIMIT, START_LIMIT, InFlight
 
 CAP = 4 << 20
 
