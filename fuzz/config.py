@@ -7,10 +7,10 @@ from unittest.mock import patch
 
 from krelay.config.changes import changes
 from krelay.config.diff import diff
-from krelay.config.document import Node, read
 from krelay.config.load import load, parse_target
 from krelay.config.part import MAX_FORWARDS
-from krelay.config.rules import schema
+from krelay.config.schema import schema
+from krelay.config.yaml_reader import Node, read
 from krelay.errors import ConfigError, UsageError
 from krelay.model import Config
 
@@ -54,7 +54,7 @@ def config_txt(data: bytes) -> None:
 
 def _load(path: str, data: bytes) -> None:
     try:
-        with patch("krelay.config.source.read", _read):
+        with patch("krelay.config.files.read", _read):
             config = load(path, environ=ENVIRON, text=data)
     except ConfigError as exc:
         assert exc.problems

@@ -61,8 +61,8 @@ def words(context: click.Context, param: click.Parameter, word: str) -> list[Com
 
 
 def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
-    from krelay.config.flaw import Flaw
-    from krelay.config.target import parse_kind
+    from krelay.config.grammar import parse_kind
+    from krelay.config.parse_error import Flaw
 
     prefix, slash, _ = word.partition("/")
     if not slash:
@@ -78,8 +78,8 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
-    from krelay.config.flaw import Flaw
-    from krelay.config.target import parse_resource
+    from krelay.config.grammar import parse_resource
+    from krelay.config.parse_error import Flaw
 
     try:
         kind, name = parse_resource(target)
@@ -145,7 +145,7 @@ def script(shell: str, command: click.Command, name: str) -> str:
 def plugin() -> int:
     """`kubectl_complete-relay WORD...`: what kubectl runs to complete `kubectl relay`, in cobra's
     form: a line for each word, then a directive."""
-    from krelay.cli.relay import relay
+    from krelay.cli.kubectl import relay
 
     _never_hang()
     *given, word = sys.argv[1:] or [""]

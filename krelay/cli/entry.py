@@ -17,7 +17,7 @@ def krelay() -> int:
 def kubectl_relay() -> int:
     """Run `kubectl relay`; return its exit code."""
     try:
-        from krelay.cli.relay import main
+        from krelay.cli.kubectl import main
     except KeyboardInterrupt:
         return _INTERRUPTED
     return main()

@@ -9,9 +9,9 @@ from typing import Any
 
 from krelay.cli.output import note, say
 from krelay.cli.signals import run_last
-from krelay.config import source
-from krelay.convert import Converted, convert, kubefwd, starter
+from krelay.config import files
 from krelay.errors import NotFoundError, UsageError
+from krelay.importers import Converted, convert, kubefwd, starter
 
 KUBEFWD = "kubefwd"
 
@@ -32,9 +32,9 @@ def run(path: str, namespaces: Sequence[str], context: str | None) -> int:
             raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
         converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
     else:
-        data = source.given(path)
-        data = source.read(path) if data is None else data
-        converted = convert(data, "<stdin>" if path == source.STDIN else path)
+        data = files.given(path)
+        data = files.read(path) if data is None else data
+        converted = convert(data, "<stdin>" if path == files.STDIN else path)
     say(converted.text.rstrip())
     for warning in converted.warnings:
         note(f"warning: {warning}")
@@ -51,7 +51,7 @@ def init(
         NotFoundError: the namespace has nothing.
         ClusterError: the namespace cannot be looked at.
     """
-    target = Path(path or source.NAMES[0])
+    target = Path(path or files.NAMES[0])
     if target.exists() and not force:
         raise UsageError(f"{target} exists", hint="`--force` writes over it")
     items: list[list[Any]] = [[], [], []]

@@ -19,12 +19,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from krelay.cli.frame import Moment, frame
 from krelay.cli.output import on_stderr, repeats
-from krelay.cli.painter import Painter
 from krelay.cli.rates import Rate, Rates
+from krelay.cli.screen import Painter
 from krelay.cli.signals import hear
 from krelay.cli.terminal import Keys, in_front
+from krelay.cli.view import Moment, frame
 
 logger = logging.getLogger("krelay.cli")
 

@@ -9,7 +9,7 @@ import sys
 import click
 
 from krelay import __version__
-from krelay.cli import asking, options
+from krelay.cli import client_commands, options
 from krelay.cli.options import complete as _names
 from krelay.cli.options import file as _file
 from krelay.cli.options import output as _output
@@ -252,7 +252,7 @@ def schema() -> int:
     return 0
 
 
-for _command in asking.COMMANDS:
+for _command in client_commands.COMMANDS:
     cli.add_command(_command)
 
 

@@ -121,7 +121,7 @@ def seconds(text: str, option: str) -> float:
         UsageError: it is none.
     """
     from krelay.config.duration import parse_duration
-    from krelay.config.flaw import Flaw
+    from krelay.config.parse_error import Flaw
 
     try:
         return parse_duration(text)
@@ -137,10 +137,10 @@ def selection(
     Raises:
         UsageError: it cannot be read.
     """
-    from krelay.config import source
+    from krelay.config import files
     from krelay.config.selection import Selection
 
-    return Selection(file, names, embedded, os.environ, source.given(file))
+    return Selection(file, names, embedded, os.environ, files.given(file))
 
 
 def running(file: str | None) -> str:
@@ -149,8 +149,8 @@ def running(file: str | None) -> str:
     Raises:
         UsageError: it is none.
     """
-    from krelay.config import source
+    from krelay.config import files
 
-    if file == source.STDIN:
+    if file == files.STDIN:
         raise UsageError("`-f` names the file that a krelay runs", hint="standard input is none")
-    return source.find(file)
+    return files.find(file)

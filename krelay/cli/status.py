@@ -50,8 +50,8 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
     """Until somebody interrupts it; one that has ended may come again."""
     from rich.text import Text
 
-    from krelay.cli.painter import Painter
     from krelay.cli.rates import Rates
+    from krelay.cli.screen import Painter
 
     rates = Rates()
     painter = Painter(sys.stdout) if _columns() and output != "json" else None

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 from krelay.cli.output import hush, in_json, keep_log, say, say_event
 from krelay.cli.sd_notify import Notifier
-from krelay.cli.service import Service
 from krelay.cli.signals import hear, ignored, run_last
+from krelay.cli.systemd import Service
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from krelay.config.load import load, parse, parse_target
-from krelay.config.rules import schema
+from krelay.config.schema import schema
 
 __all__ = ["load", "parse", "parse_target", "schema"]

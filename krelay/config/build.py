@@ -11,16 +11,16 @@ from typing import Any
 from krelay.config import patches
 from krelay.config.checks import parse_check, read_check
 from krelay.config.conflicts import Claim
-from krelay.config.document import Node
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw, quote
+from krelay.config.files import Files
+from krelay.config.grammar import check_port, parse_listen, parse_port, parse_remote, parse_resource
 from krelay.config.line import Line, parse_line, parse_namespace, split
+from krelay.config.parse_error import Flaw, quote
 from krelay.config.part import MAX_FORWARDS, Part
 from krelay.config.serving import parse_serving, unguarded, unguarded_message
 from krelay.config.size import parse_size
-from krelay.config.source import Files
-from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
 from krelay.config.targets_txt import target_of
+from krelay.config.yaml_reader import Node
 from krelay.errors import Problem
 from krelay.model import (
     LOOPBACK,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from krelay.config.flaw import Flaw, quote
+from krelay.config.parse_error import Flaw, quote
 from krelay.model import Check, CheckKind
 
 _METHOD = re.compile(r"[A-Z]{1,20}")

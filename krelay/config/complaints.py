@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from krelay.config.document import Node
-from krelay.config.flaw import quote
+from krelay.config.parse_error import quote
+from krelay.config.yaml_reader import Node
 from krelay.errors import Problem
 
 Steps = tuple[str | int, ...]

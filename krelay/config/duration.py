@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from krelay.config.flaw import Flaw, quote
+from krelay.config.parse_error import Flaw, quote
 
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 _NUMBER = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")

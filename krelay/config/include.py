@@ -6,11 +6,11 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
-from krelay.config import build, document, rules, source, targets_txt, validation
-from krelay.config.document import Node
-from krelay.config.flaw import Flaw, quote
+from krelay.config import build, schema, targets_txt, validation, yaml_reader
+from krelay.config.files import Files, clean, decode, is_targets_txt
+from krelay.config.parse_error import Flaw, quote
 from krelay.config.part import Part
-from krelay.config.source import Files
+from krelay.config.yaml_reader import Node
 from krelay.errors import ConfigError, Problem
 from krelay.model import Config
 
@@ -51,18 +51,15 @@ class _Reader:
 
     def _part(self, content: bytes | str, path: str, by: Part | None) -> Part:
         try:
-            if isinstance(content, bytes):
-                text = source.decode(content, path)
-            else:
-                text = source.clean(content, path)
+            text = decode(content, path) if isinstance(content, bytes) else clean(content, path)
         except ConfigError as exc:
             return Part(Config((), path=path), problems=exc.problems)
-        if source.is_targets_txt(text, path):
+        if is_targets_txt(text, path):
             return targets_txt.read(text, path, **(by.everyone if by else {}))
         return self._yaml(text, path, included=by is not None)
 
     def _yaml(self, text: str, path: str, *, included: bool) -> Part:
-        root, problems = document.read(text, self._files.environ)
+        root, problems = yaml_reader.read(text, self._files.environ)
         nothing = Part(Config((), path=path), problems=problems)
         if root is None:
             hint = "krelay.yaml.example is a tour of what it can say"
@@ -88,7 +85,7 @@ class _Reader:
 def _own(root: Node, problems: list[Problem]) -> Node:
     """An included file without what is not for it to say, which are problems."""
     assert isinstance(root.value, dict)
-    foreign = (rules.schema()["properties"].keys() - _OF_TARGETS) & root.value.keys()
+    foreign = (schema.schema()["properties"].keys() - _OF_TARGETS) & root.value.keys()
     for key in foreign:
         message = f"{quote(key)} belongs in the file that includes this one"
         problems.append(Problem(*root.keys[key], message, "it is about krelay: move it there"))

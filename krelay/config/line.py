@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from krelay.config.flaw import Flaw, quote
-from krelay.config.target import MAX_PORT, check_port, parse_listen, parse_port, parse_resource
+from krelay.config.grammar import MAX_PORT, check_port, parse_listen, parse_port, parse_resource
+from krelay.config.parse_error import Flaw, quote
 from krelay.model import Kind, Port
 
 MAX_FLAWS = 100  # told of in one line

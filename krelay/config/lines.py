@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from krelay.config.conflicts import Claim, conflicts
-from krelay.config.flaw import quote
 from krelay.config.line import parse_line, split
+from krelay.config.parse_error import quote
 from krelay.config.selection import check_embedded
 from krelay.config.targets_txt import target_of
 from krelay.errors import ConfigError, Problem

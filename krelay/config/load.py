@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from krelay.config import include, source, targets_txt
+from krelay.config import include, targets_txt
 from krelay.config.conflicts import Claim, conflicts
+from krelay.config.files import STDIN, Files, find
 from krelay.config.line import Word, parse_line
 from krelay.config.part import join
-from krelay.config.source import Files
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import LOOPBACK, Config, Target
@@ -27,10 +27,10 @@ def load(path: str | None, *, environ: Mapping[str, str], text: bytes | None = N
         UsageError: there is no such file, or it cannot be read.
         ConfigError: the file is wrong, or one that it names; carries every problem.
     """
-    path = source.find(path)
+    path = find(path)
     files = Files(environ)
     data = files.main(path, text)
-    return _config(data, "<stdin>" if path == source.STDIN else path, files)
+    return _config(data, "<stdin>" if path == STDIN else path, files)
 
 
 def parse(text: str, path: str, environ: Mapping[str, str]) -> Config:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from krelay.config.flaw import Flaw
+from krelay.config.grammar import parse_listen, parse_port
 from krelay.config.load import parse_target
+from krelay.config.parse_error import Flaw
 from krelay.config.serving import unguarded, unguarded_message
-from krelay.config.target import parse_listen, parse_port
 from krelay.errors import UsageError
 from krelay.model import (
     LOOPBACK,

@@ -9,9 +9,9 @@ from itertools import chain, islice
 from typing import Any
 
 from krelay.config.conflicts import Claim, conflicts
-from krelay.config.document import Node
-from krelay.config.flaw import quote
+from krelay.config.parse_error import quote
 from krelay.config.validation import MAX_PROBLEMS
+from krelay.config.yaml_reader import Node
 from krelay.errors import Problem
 from krelay.model import Config, Target
 

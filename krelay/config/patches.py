@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from krelay.config import document, source, validation
-from krelay.config.document import Node
-from krelay.config.flaw import Flaw
-from krelay.config.source import Files
+from krelay.config import validation, yaml_reader
+from krelay.config.files import Files, decode
+from krelay.config.parse_error import Flaw
+from krelay.config.yaml_reader import Node
 from krelay.errors import ConfigError, Problem
 from krelay.model import Patch
 
@@ -56,7 +56,7 @@ def parse(data: bytes, path: str, environ: Mapping[str, str], *, kind: str | Non
 def _body(data: bytes, path: str, files: Files) -> tuple[Node | None, list[Problem]]:
     """What a file holds, without what the schema's rules for `patch` forbid."""
     try:
-        root, problems = document.read(source.decode(data, path), files.environ)
+        root, problems = yaml_reader.read(decode(data, path), files.environ)
     except ConfigError as exc:
         return None, exc.problems
     if root is None:

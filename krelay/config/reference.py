@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from krelay.config.rules import schema
+from krelay.config.schema import schema
 
 _INTRO = """\
 # The file

@@ -8,10 +8,10 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from krelay.config import source
-from krelay.config.flaw import quote
+from krelay.config import files
 from krelay.config.load import load
 from krelay.config.overlay import Overlay
+from krelay.config.parse_error import quote
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import Config, Target
@@ -36,9 +36,9 @@ class Selection:
     @property
     def file(self) -> str | None:
         """The path of the file; None for what was read once, standard input or a pipe."""
-        if self.path == source.STDIN or self.text is not None:
+        if self.path == files.STDIN or self.text is not None:
             return None
-        return source.find(self.path)
+        return files.find(self.path)
 
     def load(self) -> Config:
         """What it says now. Blocks.

@@ -3,8 +3,8 @@ of this machine alone, and what a proxy needs beyond loopback. Pure."""
 
 from __future__ import annotations
 
-from krelay.config.flaw import Flaw, quote
-from krelay.config.target import MAX_PORT, parse_listen
+from krelay.config.grammar import MAX_PORT, parse_listen
+from krelay.config.parse_error import Flaw, quote
 from krelay.model import LOOPBACK, Kind, Target, is_loopback
 
 _HINT = "write `127.0.0.1:9527`, `[::1]:9527` or `9527`"

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from krelay.config.document import Node, is_old_octal, octal
+from krelay.config.yaml_reader import Node, is_old_octal, octal
 from krelay.errors import Problem
 
 _NAMES = {bool: {"boolean"}, int: {"integer", "number"}, float: {"number"}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from krelay.config.flaw import Flaw, quote
+from krelay.config.parse_error import Flaw, quote
 
 _UNITS = {"": 1, "Ki": 1 << 10, "Mi": 1 << 20}
 _SIZE = re.compile(r"([0-9]{1,12})(Ki|Mi)?")

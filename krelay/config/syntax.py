@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from krelay.config.flaw import quote
-from krelay.config.rules import secret_keys
+from krelay.config.parse_error import quote
+from krelay.config.schema import secret_keys
 from krelay.errors import Problem
 
 if TYPE_CHECKING:

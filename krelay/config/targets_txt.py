@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from krelay.config.conflicts import Claim
-from krelay.config.flaw import quote
 from krelay.config.line import Line, parse_line, split
+from krelay.config.parse_error import quote
 from krelay.config.part import MAX_FORWARDS, Part
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import Problem

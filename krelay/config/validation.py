@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from krelay.config.complaints import Steps, find, translate
-from krelay.config.document import Node
-from krelay.config.rules import schema
+from krelay.config.schema import schema
 from krelay.config.settle import settle
+from krelay.config.yaml_reader import Node
 from krelay.errors import Problem
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from krelay.config.flaw import Flaw, quote
+from krelay.config.parse_error import Flaw, quote
 
 MAX_TEXT = 1 << 20
 """Characters that one text may have with its variables filled in."""

@@ -7,9 +7,9 @@ import pytest
 from krelay.config import parse
 from krelay.config.build import build
 from krelay.config.diff import diff
-from krelay.config.document import Node, read
-from krelay.config.source import Files
+from krelay.config.files import Files
 from krelay.config.validation import check
+from krelay.config.yaml_reader import Node, read
 from krelay.errors import ConfigError
 from krelay.model import (
     AgentConfig,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from krelay.config import load
 from krelay.config.checks import parse_check, read_check
-from krelay.config.flaw import Flaw
+from krelay.config.parse_error import Flaw
 from krelay.model import Check, CheckKind, Protocol
 
 HTTP = CheckKind.HTTP

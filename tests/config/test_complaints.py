@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from krelay.config.complaints import find
-from krelay.config.document import Node, read
 from krelay.config.validation import check
+from krelay.config.yaml_reader import Node, read
 from krelay.errors import Problem
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw
+from krelay.config.parse_error import Flaw
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 import krelay.config
-import krelay.convert
-from krelay.config import document
+import krelay.importers
+from krelay.config import yaml_reader
 from krelay.config.diff import diff
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw
+from krelay.config.files import MAX_BYTES, is_targets_txt
 from krelay.config.load import load
+from krelay.config.parse_error import Flaw
 from krelay.config.part import MAX_FORWARDS
-from krelay.config.rules import schema
-from krelay.config.source import MAX_BYTES, is_targets_txt
+from krelay.config.schema import schema
 from krelay.errors import ConfigError
 from krelay.model import Config, Kind, Port, Target
 
@@ -123,7 +123,7 @@ def test_a_file_of_the_largest_size_is_read_in_time(name: str) -> None:
 
 
 def expressions() -> Iterator[tuple[str, re.Pattern[str]]]:
-    for package in (krelay.config, krelay.convert):
+    for package in (krelay.config, krelay.importers):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             for name, value in vars(importlib.import_module(found.name)).items():
                 if isinstance(value, re.Pattern):
@@ -203,10 +203,10 @@ def test_what_an_edit_changes_is_found_in_time(ports: int, local: int | None) ->
 
 def test_merged_keys_are_counted_also_where_they_are_dropped() -> None:
     text = "a: &a {" + ",".join(f"k{n}: 1" for n in range(1_000)) + "}\nb: {" + "<<: *a,"
-    node, problems = document.read(text + "<<: *a}\n", {})
+    node, problems = yaml_reader.read(text + "<<: *a}\n", {})
     assert node is not None
     assert not problems
-    node, problems = document.read(text + "<<: *a," * 100 + "}\n", {})
+    node, problems = yaml_reader.read(text + "<<: *a," * 100 + "}\n", {})
     assert node is None
     assert [problem.message for problem in problems] == [
         "more than 50000 values or 40 levels in here"

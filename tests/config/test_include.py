@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from krelay.config import load, parse
-from krelay.config.source import MAX_FILES
+from krelay.config.files import MAX_FILES
 from krelay.errors import ConfigError
 from krelay.model import Config
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krelay.config.grammar import MAX_PORT
 from krelay.config.line import MAX_FLAWS, Line, Word, parse_line, split
-from krelay.config.target import MAX_PORT
 from krelay.model import Kind, Port, Protocol
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.flaw import Flaw
+from krelay.config.parse_error import Flaw
 from krelay.config.serving import parse_serving
 from krelay.model import is_loopback
 

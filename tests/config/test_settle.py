@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from krelay.config.document import Node, read
 from krelay.config.validation import check
+from krelay.config.yaml_reader import Node, read
 
 HEAD = "apiVersion: krelay/v1\ntargets: {a: ip/10.0.0.1 1}\n"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.flaw import Flaw
+from krelay.config.parse_error import Flaw
 from krelay.config.size import LARGEST, SMALLEST, parse_size
 
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
-from krelay.config import rules as rules_module
-from krelay.config.document import Node, read
+from krelay.config import schema as rules_module
 from krelay.config.duration import parse_duration
-from krelay.config.flaw import Flaw
-from krelay.config.rules import schema
+from krelay.config.parse_error import Flaw
+from krelay.config.schema import schema
 from krelay.config.size import parse_size
 from krelay.config.validation import MAX_PROBLEMS, PATCH, check
+from krelay.config.yaml_reader import Node, read
 from krelay.model import (
     LOOPBACK,
     AgentConfig,

@@ -140,7 +140,7 @@ async def test_kubectl_relay(tmp_path: Path) -> None:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
-            "from krelay.cli.relay import main; raise SystemExit(main())",
+            "from krelay.cli.kubectl import main; raise SystemExit(main())",
             *("svc/web", "8080:80"),
             env=environment(KUBECONFIG=kubeconfig),
             stdout=asyncio.subprocess.PIPE,

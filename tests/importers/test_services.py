@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config import parse
-from krelay.convert import kubefwd, starter
+from krelay.importers import kubefwd, starter
 
 
 def service(name: str, *ports: Any, **selector: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from krelay.config.flaw import Flaw
+from krelay.config.parse_error import Flaw
 from krelay.config.reading import PATIENCE, bounded, regular
 from krelay.errors import ConfigError, Problem, UsageError
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from krelay.config.flaw import Flaw
-from krelay.config.source import (
+from krelay.config.files import (
     MAX_BYTES,
     MAX_FILES,
     Files,
@@ -15,6 +14,7 @@ from krelay.config.source import (
     is_targets_txt,
     read,
 )
+from krelay.config.parse_error import Flaw
 from krelay.errors import ConfigError, UsageError
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from krelay.cli.frame import Moment, chosen, frame
 from krelay.cli.table import table
+from krelay.cli.view import Moment, chosen, frame
 from krelay.state.snapshot import AgentReport, FileReport, State, TunnelReport
 from tests.cli.reports import NOW, START, forward, report, shown
 

@@ -11,7 +11,7 @@ import pyte
 import pytest
 from rich.text import Text
 
-from krelay.cli.painter import Painter
+from krelay.cli.screen import Painter
 
 
 class Out(io.StringIO):

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.document import MAX_DEPTH, Node, read, typed
+from krelay.config.yaml_reader import MAX_DEPTH, Node, read, typed
 
 
 def plain(text: str, **environ: str) -> Any:

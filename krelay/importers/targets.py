@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from krelay.config.line import parse_line, split
 from krelay.config.validation import MAX_PROBLEMS
-from krelay.convert.entry import Entry
 from krelay.errors import ConfigError, Problem
+from krelay.importers.entry import Entry
 
 
 def read(text: str, path: str) -> Iterator[Entry]:

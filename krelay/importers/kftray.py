@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from krelay.convert.entry import Entry
 from krelay.errors import ConfigError, Problem
+from krelay.importers.entry import Entry
 
 _UNSUPPORTED = {
     "http_logs_enabled": "its HTTP log was not carried over",

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from krelay.cli import service as module
+from krelay.cli import systemd as module
 from krelay.cli.sd_notify import Notifier
-from krelay.cli.service import Service
+from krelay.cli.systemd import Service
 from krelay.config.selection import Selection
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig

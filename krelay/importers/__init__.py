@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from krelay.config import source
-from krelay.convert import kftray, kportal, targets
-from krelay.convert.entry import Converted, write
-from krelay.convert.services import kubefwd, starter
+from krelay.config import files
 from krelay.errors import ConfigError, Problem
+from krelay.importers import kftray, kportal, targets
+from krelay.importers.entry import Converted, write
+from krelay.importers.services import kubefwd, starter
 
 __all__ = ["Converted", "convert", "kubefwd", "starter"]
 
@@ -17,10 +17,10 @@ def convert(data: bytes, path: str) -> Converted:
     Raises:
         ConfigError: it is none of the files that are known, or is broken.
     """
-    text = source.decode(data, path)
+    text = files.decode(data, path)
     if text.lstrip().startswith(("[", "{")):
         return write(f"kftray's {path}", kftray.read(text, path))
-    if source.is_targets_txt(text, path):
+    if files.is_targets_txt(text, path):
         return write(path, targets.read(text, path))
     entries = kportal.read(text, path)
     if entries is None:

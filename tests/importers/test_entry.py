@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from krelay.config import parse
 from krelay.config.part import MAX_FORWARDS
-from krelay.convert.entry import Converted, Entry, write
 from krelay.errors import ConfigError
+from krelay.importers.entry import Converted, Entry, write
 from krelay.model import Config
 
 

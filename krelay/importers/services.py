@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from krelay.convert.entry import Converted, Entry, write
+from krelay.importers.entry import Converted, Entry, write
 
 Object = Mapping[str, Any]
 

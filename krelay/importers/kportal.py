@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from krelay.config import document
-from krelay.convert.entry import Entry
+from krelay.config import yaml_reader
 from krelay.errors import ConfigError
+from krelay.importers.entry import Entry
 
 
 def read(text: str, path: str) -> list[Entry] | None:
@@ -17,7 +17,7 @@ def read(text: str, path: str) -> list[Entry] | None:
         ConfigError: not YAML.
     """
     # Its variables, if it has any, are not ours to fill in.
-    root, problems = document.read(text.replace("$", "$$"), {})
+    root, problems = yaml_reader.read(text.replace("$", "$$"), {})
     if root is None and problems:
         raise ConfigError(path, problems)
     found = root.plain() if root is not None else None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.flaw import Flaw, quote
+from krelay.config.parse_error import Flaw, quote
 from krelay.errors import Problem
 
 

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from krelay.config.flaw import Flaw, quote
-from krelay.config.rules import is_secret
+from krelay.config.parse_error import Flaw, quote
+from krelay.config.schema import is_secret
 from krelay.config.syntax import explain
 from krelay.config.variables import expand
 from krelay.errors import Problem

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from krelay.config import parse
-from krelay.convert import convert
 from krelay.errors import ConfigError
+from krelay.importers import convert
 from krelay.model import Config
 
 KFTRAY = [

@@ -56,8 +56,8 @@ def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         UsageError: one cannot be listened on.
     """
-    from krelay.config.flaw import Flaw
-    from krelay.config.target import parse_listen
+    from krelay.config.grammar import parse_listen
+    from krelay.config.parse_error import Flaw
 
     found = [part for value in values for part in value.split(",")]
     try:
@@ -73,13 +73,13 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
         UsageError: the file cannot be read.
         ConfigError: one is no patch.
     """
-    from krelay.config import source
+    from krelay.config import files
     from krelay.config.patches import parse
 
     found = []
     if file is not None:
-        data = source.given(file)
-        data = source.read(file) if data is None else data
+        data = files.given(file)
+        data = files.read(file) if data is None else data
         found.append(parse(data, file, os.environ, kind=kind))
     if patch is not None:
         found.append(parse(patch.encode(errors="surrogateescape"), "--patch", {}, kind=kind))
@@ -139,7 +139,7 @@ def _connection(command: Any) -> Any:
 def _overrides(given: dict[str, Any]) -> Overrides:
     from krelay.cluster.kubeconfig import Overrides
     from krelay.config.duration import parse_duration
-    from krelay.config.flaw import Flaw
+    from krelay.config.parse_error import Flaw
 
     timeout = given["request_timeout"]
     try:
@@ -218,9 +218,9 @@ def relay(
         return 0
     set_up_logging(verbosity - 3)
     from krelay.cli import up
+    from krelay.config.files import given as given_text
     from krelay.config.overlay import Proxy, Words
     from krelay.config.selection import Selection
-    from krelay.config.source import given as given_text
     from krelay.supervisor.contexts import Contexts
 
     proxy = words == ("proxy",) and file is None

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.rules import is_secret, secret_keys
+from krelay.config.schema import is_secret, secret_keys
 
 
 def test_the_schema_says_what_is_secret() -> None:

@@ -10,7 +10,7 @@ import difflib
 import re
 from ipaddress import IPv6Address, ip_address
 
-from krelay.config.flaw import Flaw, quote
+from krelay.config.parse_error import Flaw, quote
 from krelay.model import TYPES, Kind, Port, Protocol
 
 # plural, singular, short names; the API group

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.flaw import Flaw
-from krelay.config.target import check_port, parse_listen, parse_port, parse_remote, parse_resource
+from krelay.config.grammar import check_port, parse_listen, parse_port, parse_remote, parse_resource
+from krelay.config.parse_error import Flaw
 from krelay.model import Kind, Port, Protocol
 
 ALIASES = {

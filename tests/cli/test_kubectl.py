@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from krelay.cli import relay as module
+from krelay.cli import kubectl as module
 from krelay.cli import up
 from krelay.model import Config, Kind, Patch, Port, Protocol
 
