@@ -1,4 +1,4 @@
-"""Entrance: every connection to the agent begins here, and its Header decides what it becomes."""
+"""AgentConnection: read the Header of each accepted connection and hand it to what it asks for."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Host(Protocol):
     buffer: ReadBuffer
     refusals: Refusals
 
-    def arrived(self, entrance: Entrance) -> None:
+    def arrived(self, entrance: AgentConnection) -> None:
         """A connection is there."""
 
-    def proven(self, entrance: Entrance) -> None:
+    def proven(self, entrance: AgentConnection) -> None:
         """It carries a session now."""
 
-    def left(self, entrance: Entrance) -> None:
+    def left(self, entrance: AgentConnection) -> None:
         """It is gone."""
 
-    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
+    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
         """It is a plain one: its Header, what came behind it; its transport is paused."""
 
 
-class Entrance(Link, asyncio.BufferedProtocol):
+class AgentConnection(Link, asyncio.BufferedProtocol):
     """Reads the Header, then either shakes hands for a session or hands over to plain mode.
 
     Until then it is a stranger: it has DEADLINE seconds, and keeps no more than a claim needs.

@@ -10,7 +10,7 @@ import sys
 from agent import memory
 from agent.budget import MemoryBudget, Reservation
 from agent.client import CONNECTION_COST, Client, ReadBuffer
-from agent.connection import Entrance
+from agent.connection import AgentConnection
 from agent.dns import Lookups
 from agent.legacy import Holding, serve_plain
 from agent.refusals import Refusals
@@ -49,10 +49,10 @@ class Server:
         self.refusals = Refusals()
         self._lookups = lookups or Lookups()
         self._plain_client = Client(self.budget)
-        self._strangers: dict[str, dict[Entrance, None]] = {}
+        self._strangers: dict[str, dict[AgentConnection, None]] = {}
         self._stranger_count = 0
         self._loop = asyncio.get_running_loop()
-        self._entrances: set[Entrance] = set()
+        self._entrances: set[AgentConnection] = set()
         self._plain: set[asyncio.Transport] = set()
         self._changed = asyncio.Event()
         self._done = asyncio.Event()
@@ -97,7 +97,9 @@ class Server:
 
     async def _serve(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        server = await self._loop.create_server(lambda: Entrance(self), sock=sock, backlog=_BACKLOG)
+        server = await self._loop.create_server(
+            lambda: AgentConnection(self), sock=sock, backlog=_BACKLOG
+        )
         self.address = sock.getsockname()[:2]
         logger.info("listening on %s port %d", *self.address)
         if not self._settings.port:
@@ -136,7 +138,7 @@ class Server:
 
     # -- who is there --------------------------------------------------------------------------
 
-    def arrived(self, entrance: Entrance) -> None:
+    def arrived(self, entrance: AgentConnection) -> None:
         """A connection is there."""
         self._entrances.add(entrance)
         self._said_goodbye = False
@@ -150,7 +152,7 @@ class Server:
         self._strangers.setdefault(entrance.source, {})[entrance] = None
         self._stranger_count += 1
 
-    def proven(self, entrance: Entrance) -> None:
+    def proven(self, entrance: AgentConnection) -> None:
         """It is no stranger any more."""
         crowd = self._strangers.get(entrance.source, {})
         if entrance in crowd:
@@ -159,13 +161,13 @@ class Server:
             if not crowd:
                 del self._strangers[entrance.source]
 
-    def left(self, entrance: Entrance) -> None:
+    def left(self, entrance: AgentConnection) -> None:
         """It is gone, or has become a plain one before."""
         self.proven(entrance)
         self._entrances.discard(entrance)
         self._left()
 
-    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
+    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
         """A connection turned out to be a plain one."""
         transport = entrance.transport
         reservation = self._plain_client.reserve()

@@ -14,7 +14,7 @@ from agent.client import CONNECTION_COST, FIRST_STREAMS, Client, ReadBuffer
 from agent.dns import Lookups
 from agent.settings import Settings
 from agent.targets import Targets
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
 from krelay.wire.handshake import (
@@ -54,7 +54,7 @@ class TunnelEnd(Protocol):
 class Kept:
     """A session that the agent keeps. `tunnel` is the connection that carried it last."""
 
-    driver: Driver
+    driver: MuxConnection
     key: bytes
     client: Client
     targets: Targets
@@ -66,8 +66,8 @@ class Kept:
     @property
     def losses(self) -> tuple[int, ...]:
         """The datagrams that this end has lost, in the order of the LOST frame."""
-        lost, outbox = self.targets.losses, self.driver.session.outbox
-        return lost.receive, lost.send, lost.early, lost.backlog + outbox.forgotten_datagrams
+        lost, send_queue = self.targets.losses, self.driver.session.send_queue
+        return lost.receive, lost.send, lost.early, lost.backlog + send_queue.forgotten_datagrams
 
 
 class Sessions:
@@ -189,7 +189,7 @@ class Sessions:
         self._make_room()
         session_id = secrets.token_bytes(SESSION_ID_SIZE)
         self._count += 1
-        driver = Driver(
+        driver = MuxConnection(
             Side.AGENT,
             f"t{self._count}",
             limits=self._limits,

@@ -89,11 +89,16 @@ class Client(asyncio.Protocol):
             self.done.set_exception(exc or EOFError())
 
 
-Opener = Callable[[Client], Awaitable[asyncio.BaseTransport]]
+StreamRequester = Callable[[Client], Awaitable[asyncio.BaseTransport]]
 
 
 async def measure(
-    name: str, direction: str, size: int, opener: Opener, cpu: Callable[[], float], block: int
+    name: str,
+    direction: str,
+    size: int,
+    opener: StreamRequester,
+    cpu: Callable[[], float],
+    block: int,
 ) -> None:
     client = Client(direction, size, block)
     before, start = cpu(), time.perf_counter()
@@ -173,7 +178,7 @@ async def forwarded(name: str, websockets: str) -> AsyncIterator[tuple[int, int]
         await process.wait()
 
 
-def piped(access: ApiAccess, name: str, way: Transport) -> Opener:
+def piped(access: ApiAccess, name: str, way: Transport) -> StreamRequester:
     async def opener(client: Client) -> asyncio.BaseTransport:
         return await open_portforward(
             access, namespace=NAMESPACE, pod=name, port=PORT, protocol=client, transport=way
@@ -182,7 +187,7 @@ def piped(access: ApiAccess, name: str, way: Transport) -> Opener:
     return opener
 
 
-def local(port: int) -> Opener:
+def local(port: int) -> StreamRequester:
     async def opener(client: Client) -> asyncio.BaseTransport:
         loop = asyncio.get_running_loop()
         return (await loop.create_connection(lambda: client, "127.0.0.1", port))[0]

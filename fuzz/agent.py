@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from agent.budget import MemoryBudget
 from agent.client import Client, ReadBuffer
-from agent.connection import Entrance
+from agent.connection import AgentConnection
 from agent.dns import Lookups
 from agent.legacy import Holding, _Framed
 from agent.refusals import Refusals
@@ -48,16 +48,16 @@ class _Host:
             lookups=Lookups(),
         )
 
-    def arrived(self, entrance: Entrance) -> None:
+    def arrived(self, entrance: AgentConnection) -> None:
         self.here += 1
 
-    def proven(self, entrance: Entrance) -> None:
+    def proven(self, entrance: AgentConnection) -> None:
         assert len(self.sessions) == 1
 
-    def left(self, entrance: Entrance) -> None:
+    def left(self, entrance: AgentConnection) -> None:
         self.here -= 1
 
-    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
+    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
         self.plain.append((asked, early))
 
 
@@ -72,7 +72,7 @@ async def _entrance(data: bytes) -> None:
     async with asyncio.TaskGroup() as tasks:
         host = _Host(tasks, secured=bool(flags & 1))
         transport = Nowhere()
-        connection = Entrance(host)
+        connection = AgentConnection(host)
         connection.connection_made(transport)
         with patch("agent.sessions.secrets.token_bytes", lambda size: AGENT_NONCE[:size]):
             for piece in draw.pieces():

@@ -13,7 +13,7 @@ from fuzz.memory import Nowhere, run
 from krelay.errors import KrelayError, TunnelError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
-from krelay.transport.handshake_stream import Dialogue
+from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.http import BODY_LIMIT, HttpError, read_answer, read_body
 from krelay.transport.pipe import Pipe
 from krelay.transport.proxy import http_connect, socks_connect
@@ -122,7 +122,7 @@ def http_answer(data: bytes) -> None:
 
 
 async def _http_answer(data: bytes) -> None:
-    dialogue = Dialogue()
+    dialogue = HandshakeStream()
     dialogue.connection_made(Nowhere())
     for piece in Draw(data).pieces():
         dialogue.data_received(piece)
@@ -146,7 +146,7 @@ def upgrade(data: bytes) -> None:
 async def _upgrade(data: bytes) -> None:
     draw = Draw(data)
     flags = draw.number()
-    dialogue = Dialogue()
+    dialogue = HandshakeStream()
     dialogue.connection_made(Nowhere())
     pieces = list(draw.pieces())
     for piece in pieces:

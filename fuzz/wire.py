@@ -227,7 +227,7 @@ class _End:
     def send(self, draw: Draw) -> None:
         sent = self.session.data_to_send((draw.number() + 1) << 10, self.now)
         assert all(len(piece) <= MAX_PAYLOAD for piece in sent)
-        self.session.outbox.writable.clear()
+        self.session.send_queue.writable.clear()
 
     def tick(self, draw: Draw) -> None:
         when = self.session.tick(self.now)
@@ -250,7 +250,7 @@ class _End:
         assert len(live) <= _LIMITS.streams
         assert 0 <= self.session.unacknowledged <= self.session.memory
         assert 0 <= self.session.received.acknowledged <= self.session.received.count
-        assert self.session.outbox.queued == sum(stream.queued for stream in live.values())
+        assert self.session.send_queue.queued == sum(stream.queued for stream in live.values())
         assert all(stream.state is not State.CLOSED for stream in live.values())
         windows = sum(stream.window.size for stream in live.values())
         assert windows <= _LIMITS.windows + len(live) * INITIAL_WINDOW

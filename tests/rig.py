@@ -201,7 +201,7 @@ async def agent(**settings: Any) -> AsyncIterator[Server]:
             server.stop("the test ends")
 
 
-class Way:
+class AgentLink:
     """The way to an agent: `dial` goes there, `cut` breaks what is up, `blocked` keeps it shut."""
 
     private = False
@@ -254,7 +254,9 @@ async def running(pool: Pool, *, up: bool = True) -> AsyncIterator[Pool]:
 class Path:
     """A whole data path in one process."""
 
-    def __init__(self, server: Server, way: Way, pool: Pool, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, server: Server, way: AgentLink, pool: Pool, tasks: asyncio.TaskGroup
+    ) -> None:
         self.server = server
         self.way = way
         self.pool = pool
@@ -311,7 +313,7 @@ async def path(
 ) -> AsyncIterator[Path]:
     """An agent, a pool to it, and a task group for listeners."""
     async with agent(**settings) as server:
-        way = Way(server)
+        way = AgentLink(server)
         pool = Pool("p", [way], KEY, size=tunnels, config=config)
         async with running(pool), asyncio.TaskGroup() as tasks:
             built = Path(server, way, pool, tasks)

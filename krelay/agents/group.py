@@ -1,5 +1,4 @@
-"""Group: one agent, or some that are alike, and the pool of sessions to them; started, waited for,
-drained, removed."""
+"""AgentGroup: one agent, or several alike, and the pool of sessions to them."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import itertools
 import logging
 from collections.abc import Sequence
 
-from krelay.agents.provider import Reach
+from krelay.agents.provider import AgentProvider
 from krelay.datapath.pool import Pool
 from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
 from krelay.finish import finish
@@ -23,10 +22,10 @@ _REMOVE_DEADLINE = 10.0
 _LOOK_EVERY = 0.1
 
 
-class Group:
+class AgentGroup:
     """What a GroupSpec stands for. `start` has it ready; whoever made it ends it with `stop`."""
 
-    def __init__(self, spec: GroupSpec, reaches: Sequence[Reach], key: bytes) -> None:
+    def __init__(self, spec: GroupSpec, reaches: Sequence[AgentProvider], key: bytes) -> None:
         """`key` proves this client to the agents that `reaches` lead to."""
         self.spec = spec
         self.reaches = tuple(reaches)

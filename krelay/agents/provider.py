@@ -1,4 +1,4 @@
-"""Reach: how a pool gets to its agent: starts it, dials it, starts another when it is gone.
+"""AgentProvider: how a pool gets to its agent: starts it, dials it, starts another when it is gone.
 
 Joins what `cluster` knows (credentials, the pod) with what `transport` can do, so that neither
 needs the other.
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Protocol
 
 from krelay import payload
-from krelay.datapath.agent_link import Way
+from krelay.datapath.agent_link import AgentLink
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
@@ -43,7 +43,7 @@ _RENEW_EVERY = 60.0
 each dial would run an exec plugin, which may ask a person."""
 
 
-class Reach(Way, Protocol):
+class AgentProvider(AgentLink, Protocol):
     """One agent, wherever it runs, and the way to it."""
 
     lost: str
@@ -60,7 +60,7 @@ class Reach(Way, Protocol):
         """Remove the agent; never raises for what is gone already."""
 
 
-class ClusterReach:
+class JobAgent:
     """An agent in a cluster, as a Job of its own, through the API server's port-forward."""
 
     private = True
@@ -202,7 +202,7 @@ class ClusterReach:
                 logger.warning("agent: its Job is deleted later: %s", error)
 
 
-class EmbeddedReach:
+class SubprocessAgent:
     """An agent as a child process of this one, over loopback TCP with a key."""
 
     private = False

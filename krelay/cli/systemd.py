@@ -7,7 +7,7 @@ import asyncio
 from krelay.cli.sd_notify import Notifier
 from krelay.model import Config
 from krelay.state.snapshot import State
-from krelay.supervisor.apply_request import Want
+from krelay.supervisor.apply_request import ApplyRequest
 from krelay.supervisor.reload import Reloader, Source
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
@@ -53,12 +53,12 @@ class Service:
         """Tell of what has begun."""
         await self._notifier.reloading()
 
-    def end(self, want: Want | None) -> None:
+    def end(self, want: ApplyRequest | None) -> None:
         """It is over when `want` is carried out; None: it came to nothing."""
         if self._tasks is not None:
             self._tasks.create_task(self._reloaded(want), name="notify: reload")
 
-    async def _reloaded(self, want: Want | None) -> None:
+    async def _reloaded(self, want: ApplyRequest | None) -> None:
         if want is not None:
             await want.done.wait()
         self._reloads -= 1
@@ -102,7 +102,7 @@ class _Telling(Reloader):
         super().__init__(source, supervisor, config)
         self._service = service
 
-    async def load(self, reason: str) -> Want:
+    async def load(self, reason: str) -> ApplyRequest:
         told = self._service.begin()
         want = None
         try:

@@ -1,19 +1,19 @@
-"""Reached: whether one agent is, by any of the tunnels that lead to it, and when it is given up."""
+"""AgentHealth: whether any tunnel reaches an agent, and when to give the agent up."""
 
 from __future__ import annotations
 
 import asyncio
 
-from krelay.datapath.agent_link import Way
+from krelay.datapath.agent_link import AgentLink
 from krelay.datapath.handshake import SessionGoneError
 from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
 
 
-class Reached:
+class AgentHealth:
     """What the tunnels of one way know of its agent together: one that cannot come up again must
     not cost those that are up, nor an agent that another has just had made."""
 
-    def __init__(self, way: Way, grace: float) -> None:
+    def __init__(self, way: AgentLink, grace: float) -> None:
         """`grace` is in seconds."""
         self._way = way
         self._grace = grace

@@ -1,4 +1,4 @@
-"""Way: what a tunnel needs to know of the way to its agent; the supervisor brings it."""
+"""AgentLink: what a tunnel needs to know of the way to its agent; the supervisor brings it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 
-class Way(Protocol):
+class AgentLink(Protocol):
     """One agent, as tunnels see it."""
 
     private: bool

@@ -1,4 +1,4 @@
-"""Opening: how a new connection gets its stream: at once when it can, else parked for a while."""
+"""StreamRequest: get a stream for a new connection, at once or after a wait in the queue."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Protocol as Shape
 
-from krelay.datapath.metrics import Account
+from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.stream import Handle, Handler
+from krelay.mux.stream import Stream, StreamHandler
 from krelay.tasks import TaskGroup
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
@@ -37,27 +37,27 @@ class Forwarding(Shape):
     route: Route
     park: float
     tasks: TaskGroup
-    account: Account
+    account: ForwardMetrics
 
 
-class Opener(Handler, Shape):
+class StreamRequester(StreamHandler, Shape):
     """Whoever asks for a stream: it is told of that, then of what happens on it."""
 
-    def on_stream(self, stream: Handle) -> None:
+    def on_stream(self, stream: Stream) -> None:
         """Here it is."""
 
-    def on_no_stream(self, reason: str) -> None:
+    def on_open_failed(self, reason: str) -> None:
         """There will be none."""
 
 
-class Opening:
+class StreamRequest:
     """The way of one connection or flow to its stream; `opener` learns how it ends."""
 
     def __init__(
         self,
         forwarding: Forwarding,
         protocol: Protocol,
-        opener: Opener,
+        opener: StreamRequester,
         *,
         on_queued: Callable[[], None] | None = None,
     ) -> None:
@@ -121,7 +121,7 @@ class Opening:
         else:
             self._refuse(reason)
 
-    def _give(self, stream: Handle) -> None:
+    def _give(self, stream: Stream) -> None:
         try:
             self._opener.on_stream(stream)
         except Exception as exc:
@@ -130,7 +130,7 @@ class Opening:
 
     def _refuse(self, reason: str) -> None:
         try:
-            self._opener.on_no_stream(reason)
+            self._opener.on_open_failed(reason)
         except Exception as exc:
             self._why(exc)
 
@@ -148,7 +148,7 @@ class Opening:
             self._refuse(_ENDING)
 
 
-def open_now(route: Route, protocol: Protocol, handler: Handler) -> Handle | None:
+def open_now(route: Route, protocol: Protocol, handler: StreamHandler) -> Stream | None:
     """A stream to where `route` leads; None while there is no endpoint or no tunnel.
 
     Raises:
@@ -168,11 +168,11 @@ def open_now(route: Route, protocol: Protocol, handler: Handler) -> Handle | Non
 async def open_parked(
     route: Route,
     protocol: Protocol,
-    handler: Handler,
+    handler: StreamHandler,
     park: float,
     *,
     after: Endpoint | None = None,
-) -> Handle:
+) -> Stream:
     """The same, waiting up to `park` seconds for an endpoint and a tunnel.
 
     `after` is an endpoint that refused: a route that leads elsewhere is waited for a little.

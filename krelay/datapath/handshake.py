@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 
-from krelay.datapath.agent_link import Way
+from krelay.datapath.agent_link import AgentLink
 from krelay.errors import TunnelError, TunnelRefusedError
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.link import ClientLink
 from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Resume, Welcome
@@ -15,7 +15,7 @@ from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Resume, Welcome
 _HANDSHAKE_TIMEOUT = 10.0
 
 
-class PlainError(Exception):
+class LegacyAgentError(Exception):
     """The agent speaks plain mode only."""
 
 
@@ -23,13 +23,15 @@ class SessionGoneError(TunnelError):
     """The agent does not know the session that was to go on."""
 
 
-async def attach(driver: Driver, way: Way, key: bytes, former: Welcome | None) -> Welcome:
+async def attach(
+    driver: MuxConnection, way: AgentLink, key: bytes, former: Welcome | None
+) -> Welcome:
     """Have a new tunnel carry `driver`'s session; `former` is what the agent said when it was last
     carried, None for a session that begins. One that a tunnel carries now moves when the agent
     agrees, and stays where it is if this fails.
 
     Raises:
-        PlainError: the agent knows no sessions.
+        LegacyAgentError: the agent knows no sessions.
         SessionGoneError: it does not know this one any more.
         TunnelError: no tunnel; TunnelRefusedError: nor will there be.
         ProtocolError: the two ends do not agree on what was received: the session is over.
@@ -57,7 +59,7 @@ async def attach(driver: Driver, way: Way, key: bytes, former: Welcome | None) -
         if exc.code is ErrorCode.UNKNOWN_SESSION:
             raise SessionGoneError("the agent does not know the session") from exc
         if exc.code is ErrorCode.UNKNOWN_PROTOCOL:
-            raise PlainError from exc
+            raise LegacyAgentError from exc
         if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION):
             raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
         raise TunnelError(f"no session with the agent: {exc}") from exc

@@ -1,4 +1,4 @@
-"""Account: what one forward has carried since it is there, whatever listeners it had meanwhile.
+"""ForwardMetrics: count what one forward carries, over all of its listeners.
 
 Plain counts, changed on the way of the bytes: nothing here waits or allocates for a chunk. A TCP
 relay counts its own bytes, so the account only has to know which relays live.
@@ -74,7 +74,7 @@ class Histogram:
         return found
 
 
-class Account:
+class ForwardMetrics:
     """Every stream asked for ends in exactly one of `results`. `opened` counts those that the agent
     opened: they are live, or ended `ok` or by a `reset`."""
 
@@ -123,11 +123,11 @@ class Account:
         """To them."""
         return self.to_local + sum(relay.sent_bytes for relay in self._live)
 
-    def begin(self, relay: Relay | None = None) -> Entry:
+    def begin(self, relay: Relay | None = None) -> StreamMetrics:
         """A connection or flow wants a stream; the bytes of `relay` count until its entry ends."""
         if relay is not None:
             self._live.add(relay)
-        return Entry(self, relay)
+        return StreamMetrics(self, relay)
 
     def leave(self, relay: Relay) -> None:
         """The relay is gone; what it carried stays."""
@@ -137,12 +137,12 @@ class Account:
             self.to_local += relay.sent_bytes
 
 
-class Entry:
+class StreamMetrics:
     """One connection or flow. What ended is ended: calls after that do nothing."""
 
     __slots__ = ("_account", "_asked_at", "_opened", "_relay", "_result")
 
-    def __init__(self, account: Account, relay: Relay | None) -> None:
+    def __init__(self, account: ForwardMetrics, relay: Relay | None) -> None:
         self._account = account
         self._relay = relay
         self._asked_at = 0.0

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from krelay.datapath.agent_health import Reached
-from krelay.datapath.agent_link import Way
+from krelay.datapath.agent_health import AgentHealth
+from krelay.datapath.agent_link import AgentLink
 from krelay.datapath.tunnel import Carrier, Tunnel
 from krelay.model import SessionConfig
 from krelay.tasks import TaskGroup
@@ -38,7 +38,7 @@ class Pool:
     def __init__(
         self,
         name: str,
-        ways: Sequence[Way],
+        ways: Sequence[AgentLink],
         key: bytes,
         *,
         size: int,
@@ -55,9 +55,9 @@ class Pool:
         self._numbers = itertools.count(1)
         self._tasks: TaskGroup | None = None
         self._running: dict[Tunnel, asyncio.Task[None]] = {}
-        self._reached: dict[Tunnel, tuple[Way, Reached]] = {}
+        self._reached: dict[Tunnel, tuple[AgentLink, AgentHealth]] = {}
         self._retired: set[Tunnel] = set()
-        reached = [(way, Reached(way, config.grace)) for way in ways]
+        reached = [(way, AgentHealth(way, config.grace)) for way in ways]
         self.tunnels = [self._tunnel(*reached[n % len(ways)]) for n in range(max(size, len(ways)))]
 
     def pick(self) -> Carrier | None:
@@ -95,17 +95,17 @@ class Pool:
         """Whether a connection waits for a tunnel."""
         return any(route.wanted for route in self.routes)
 
-    def hasten(self) -> None:
+    def dial_soon(self) -> None:
         """A connection waits: no tunnel that is down waits for long."""
         for tunnel in self.tunnels:
-            tunnel.hasten()
+            tunnel.dial_soon()
 
-    def poke(self, *, sure: bool) -> None:
-        """The network or the machine is not what it was: see `Tunnel.poke`."""
+    def network_changed(self, *, broken: bool) -> None:
+        """The network or the machine is not what it was: see `Tunnel.network_changed`."""
         for tunnel in self.tunnels:
-            tunnel.poke(sure=sure)
+            tunnel.network_changed(broken=broken)
 
-    def _tunnel(self, way: Way, reached: Reached) -> Tunnel:
+    def _tunnel(self, way: AgentLink, reached: AgentHealth) -> Tunnel:
         tunnel = Tunnel(
             f"{self.name}t{next(self._numbers)}",
             way,

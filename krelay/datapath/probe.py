@@ -17,7 +17,7 @@ from krelay import __version__
 from krelay.datapath.connector import open_now
 from krelay.datapath.route import Route
 from krelay.model import Check, CheckKind, Protocol
-from krelay.mux.stream import Handle
+from krelay.mux.stream import Stream
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.frames import Buffer
 
@@ -45,7 +45,7 @@ class ProbeError(Exception):
         self.code = code
 
 
-class NoWayError(Exception):
+class NoRouteError(Exception):
     """There was nothing to ask: no endpoint, or no tunnel."""
 
 
@@ -54,7 +54,7 @@ async def probe(check: Check, route: Route) -> None:
 
     Raises:
         ProbeError: it does not.
-        NoWayError: there is no way to it.
+        NoRouteError: there is no way to it.
     """
     protocol = Protocol.UDP if check.kind is CheckKind.DNS else Protocol.TCP
     end = _End()
@@ -64,7 +64,7 @@ async def probe(check: Check, route: Route) -> None:
     except ProtocolError as exc:
         raise ProbeError(str(exc), exc.code) from exc
     if stream is None:
-        raise NoWayError
+        raise NoRouteError
     end.stream = stream
     try:
         async with _deadline(DIAL_DEADLINE, "the agent gave no answer"):
@@ -80,7 +80,7 @@ async def probe(check: Check, route: Route) -> None:
     _part(stream, protocol)
 
 
-def _part(stream: Handle, protocol: Protocol) -> None:
+def _part(stream: Stream, protocol: Protocol) -> None:
     """Leave as a client does that has said all: a target logs a reset as an error. One that does
     not end in its turn is cut after a while, for which nobody waits."""
     if protocol is Protocol.UDP:
@@ -99,7 +99,7 @@ async def _deadline(seconds: float, message: str) -> AsyncIterator[None]:
         raise ProbeError(f"{message} within {seconds:g} s") from exc
 
 
-async def _http(check: Check, host: str, stream: Handle, end: _End) -> None:
+async def _http(check: Check, host: str, stream: Stream, end: _End) -> None:
     import h11
 
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_READ)
@@ -136,7 +136,7 @@ def _words(check: Check) -> str:
     return f"{check.method} {check.path}"
 
 
-async def _dns(check: Check, stream: Handle, end: _End) -> None:
+async def _dns(check: Check, stream: Stream, end: _End) -> None:
     """Any answer will do: that there is no such name is one."""
     number = secrets.token_bytes(2)
     labels = (label.encode() for label in check.name.rstrip(".").split(".") if label)
@@ -161,7 +161,7 @@ class _End:
     """What is heard on the stream."""
 
     def __init__(self) -> None:
-        self.stream: Handle | None = None
+        self.stream: Stream | None = None
         self.ended = False
         self._accepted = False
         self._failure: ProbeError | None = None

@@ -1,4 +1,4 @@
-"""Trying: when a tunnel is dialled: at once at first, ever later, or when there is reason to."""
+"""Reconnector: decide when a tunnel is dialled: at once, after a growing delay, or on a hint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
-from krelay.datapath.agent_link import Way
+from krelay.datapath.agent_link import AgentLink
 from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, UnreachableError
 from krelay.tasks import TaskGroup
@@ -20,10 +20,10 @@ HASTE = 1.0
 """Seconds that a try is waited for at most while connections wait for the tunnel."""
 
 
-class Trying:
+class Reconnector:
     """The tries of one tunnel, one after the other."""
 
-    def __init__(self, name: str, way: Way, wanted: Callable[[], bool] | None = None) -> None:
+    def __init__(self, name: str, way: AgentLink, wanted: Callable[[], bool] | None = None) -> None:
         """`wanted` says whether a connection waits for the tunnel."""
         self._name = name
         self._way = way
@@ -34,7 +34,7 @@ class Trying:
         self._pausing: asyncio.Timeout | None = None
         self._hastened = False
 
-    def nudge(self) -> None:
+    def retry_now(self) -> None:
         """There is reason to look again."""
         self._reason.set()
 
@@ -65,7 +65,7 @@ class Trying:
         if self._under_way is not None and not self._under_way.expired():
             self._under_way.reschedule(0.0)
 
-    def hasten(self) -> None:
+    def dial_soon(self) -> None:
         """A connection waits: make the pause a short one, once."""
         pausing = self._pausing
         if pausing is None or self._hastened or pausing.expired():
@@ -116,4 +116,4 @@ class Trying:
                 # Only a look; let through, it would end every forward.
                 logger.exception("%s: cannot tell whether the way is open", self._name)
             else:
-                self.nudge()
+                self.retry_now()

@@ -127,7 +127,7 @@ class Route:
     def waiting(self) -> Iterator[None]:
         """A connection waits for it meanwhile: its pool dials sooner."""
         self._waiting += 1
-        self.pool.hasten()
+        self.pool.dial_soon()
         try:
             yield
         finally:

@@ -6,14 +6,14 @@ import asyncio
 import logging
 import socket
 
-from krelay.datapath.connector import RETRIED, Forwarding, Opening
-from krelay.datapath.metrics import Account, Entry
+from krelay.datapath.connector import RETRIED, Forwarding, StreamRequest
+from krelay.datapath.metrics import ForwardMetrics, StreamMetrics
 from krelay.datapath.route import Route
 from krelay.datapath.waiting import queue
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
-from krelay.mux.stream import Handle
+from krelay.mux.stream import Stream
 from krelay.net.accept import Accept, spare
 from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
@@ -32,14 +32,14 @@ class TcpListener:
         tasks: TaskGroup,
         *,
         park: float,
-        account: Account | None = None,
+        account: ForwardMetrics | None = None,
     ) -> None:
         """`name` is for people; `park` is how long, in seconds, a connection may wait; what is
         carried goes to `account`."""
         self.name = name
         self.route = route
         self.park = park
-        self.account = account or Account()
+        self.account = account or ForwardMetrics()
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
@@ -125,12 +125,12 @@ class LocalRelay(TcpRelay):
         self._listener = listener
         self._forwarding: Forwarding = listener
         self._queue = queue()
-        self._opening = Opening(listener, Protocol.TCP, self, on_queued=self.on_queued)
+        self._opening = StreamRequest(listener, Protocol.TCP, self, on_queued=self.on_queued)
         self._endpoint: Endpoint | None = None
         self._sent: list[bytes] | None = []
         self._early_bytes = 0
         self._retried = False
-        self._entry: Entry | None = None
+        self._entry: StreamMetrics | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -188,7 +188,7 @@ class LocalRelay(TcpRelay):
         kept = sum(map(len, self._sent or ()))
         self._queue.enter(self, kept, half_closed=self._local_ended)
 
-    def on_stream(self, stream: Handle) -> None:
+    def on_stream(self, stream: Stream) -> None:
         """There is a stream: what the application sent so far goes first."""
         self._queue.leave(self)
         self.received_bytes += self._early_bytes
@@ -202,7 +202,7 @@ class LocalRelay(TcpRelay):
         if self._local_ended:
             stream.end()
 
-    def on_no_stream(self, reason: str) -> None:
+    def on_open_failed(self, reason: str) -> None:
         """There is none: whoever connected sees a reset."""
         logger.warning("%s: connection reset: %s", self._forwarding.name, reason)
         if self._entry is not None:

@@ -12,15 +12,15 @@ import random
 import time
 from collections.abc import Callable
 
-from krelay.datapath.agent_health import Reached
-from krelay.datapath.agent_link import Way
-from krelay.datapath.handshake import PlainError, SessionGoneError, attach
-from krelay.datapath.reconnect import Trying
+from krelay.datapath.agent_health import AgentHealth
+from krelay.datapath.agent_link import AgentLink
+from krelay.datapath.handshake import LegacyAgentError, SessionGoneError, attach
+from krelay.datapath.reconnect import Reconnector
 from krelay.datapath.tunnel_stats import TunnelStats
 from krelay.errors import KrelayError, NotListeningError, PodGoneError
-from krelay.legacy.tunnels import PlainDriver
+from krelay.legacy.tunnels import LegacyTunnels
 from krelay.model import SessionConfig
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
 from krelay.wire.handshake import Welcome
@@ -38,7 +38,7 @@ _DOUBT = 2.0
 # Seconds between a bug here and the next try.
 _AFTER_BUG = 5.0
 
-Carrier = Driver | PlainDriver
+Carrier = MuxConnection | LegacyTunnels
 """What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
 
 
@@ -53,11 +53,11 @@ class Tunnel:
     def __init__(
         self,
         name: str,
-        way: Way,
+        way: AgentLink,
         key: bytes,
         config: SessionConfig,
         *,
-        reached: Reached,
+        reached: AgentHealth,
         on_change: Callable[[], None],
         on_worn: Callable[[Tunnel], None] | None = None,
         wanted: Callable[[], bool] | None = None,
@@ -76,7 +76,7 @@ class Tunnel:
         self._stats = TunnelStats()
         self._resume: Welcome | None = None
         self._lost = True
-        self._trying = Trying(name, way, wanted)
+        self._trying = Reconnector(name, way, wanted)
         self._rotating = False
         self._over: asyncio.TimerHandle | None = None
 
@@ -91,7 +91,7 @@ class Tunnel:
     @property
     def plain(self) -> bool:
         """Whether its agent knows no sessions."""
-        return isinstance(self.driver, PlainDriver)
+        return isinstance(self.driver, LegacyTunnels)
 
     @property
     def streams(self) -> int:
@@ -123,7 +123,7 @@ class Tunnel:
         try:
             await self._reached.give_up(self.failure)
             await self._trying.dialled(self._connect)
-        except PlainError:
+        except LegacyAgentError:
             await self._run_plain()
         except Exception as exc:
             self._failed(exc)
@@ -136,23 +136,23 @@ class Tunnel:
             if self._loop.time() - up_at >= _STABLE:
                 self._trying.worked()
 
-    def poke(self, *, sure: bool) -> None:
+    def network_changed(self, *, broken: bool) -> None:
         """The network or the machine is not what it was. `sure`: what is up, or being dialled, is
         of no use any more, so that another takes over; else it gets a moment to prove itself. One
         that is down is tried again now."""
-        if sure:
+        if broken:
             self._trying.restart()
-        if sure and isinstance(self.driver, PlainDriver):
+        if broken and isinstance(self.driver, LegacyTunnels):
             self.driver.lose()  # what lives on it has no session that could be carried on
-        elif sure or not self.up:
-            self._trying.nudge()
-        elif isinstance(self.driver, Driver):
+        elif broken or not self.up:
+            self._trying.retry_now()
+        elif isinstance(self.driver, MuxConnection):
             self.driver.hurry(_DOUBT)
 
-    def hasten(self) -> None:
+    def dial_soon(self) -> None:
         """A connection waits for a tunnel: the next try is not far."""
         if not self.up:
-            self._trying.hasten()
+            self._trying.dial_soon()
 
     def close(self) -> None:
         """Say good-bye and cut what still lives."""
@@ -168,14 +168,14 @@ class Tunnel:
         """A new tunnel carries the session, or a new session if there is none."""
         config = self._config
         driver = self.driver
-        if driver is None or isinstance(driver, PlainDriver) or driver.closed:
+        if driver is None or isinstance(driver, LegacyTunnels) or driver.closed:
             self._resume = None
             limits = Limits(
                 replay=config.replay,
                 ping_interval=config.ping,
                 ping_timeout=config.ping_timeout,
             )
-            driver = Driver(
+            driver = MuxConnection(
                 Side.CLIENT,
                 self.name,
                 limits=limits,
@@ -240,7 +240,7 @@ class Tunnel:
     async def _run_plain(self) -> None:
         """Go on without a session, until the agent is lost."""
         self._drop_session("the agent knows no sessions")
-        driver = self.driver = PlainDriver(self.name, self._way.dial)
+        driver = self.driver = LegacyTunnels(self.name, self._way.dial)
         self.failure = None
         self._reached.by(self)
         try:
@@ -276,7 +276,7 @@ class Tunnel:
 
     def _lose(self) -> None:
         self._lost = True
-        self._trying.nudge()
+        self._trying.retry_now()
 
     def _adrift(self) -> None:
         self._reached.lost(self)
@@ -331,4 +331,4 @@ def _is_bug(exc: Exception) -> bool:
     """Whether nobody expects it; that there is no memory or thread for a moment, everybody does."""
     if isinstance(exc, RuntimeError):
         return "start new thread" not in str(exc)
-    return not isinstance(exc, KrelayError | OSError | WireError | PlainError | MemoryError)
+    return not isinstance(exc, KrelayError | OSError | WireError | LegacyAgentError | MemoryError)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from krelay.legacy.tunnels import PlainDriver
-from krelay.mux.connection import Driver
+from krelay.legacy.tunnels import LegacyTunnels
+from krelay.mux.connection import MuxConnection
 
 QUEUED, LATE = "queued", "late"
 """Why datagrams are lost here that count for no forward: they waited for the tunnel as that was
@@ -33,14 +33,14 @@ class TunnelStats:
 
     def add(self, driver: object) -> None:
         """Take over what the session of `driver` has counted, if it has one."""
-        if isinstance(driver, Driver):
+        if isinstance(driver, MuxConnection):
             self.replayed_bytes += driver.replayed_bytes
-            self.window_stalls += driver.session.outbox.window_stalls
+            self.window_stalls += driver.session.send_queue.window_stalls
             self.limit_stalls += driver.session.limit_stalls
-            self.lost_datagrams[QUEUED] += driver.session.outbox.forgotten_datagrams
+            self.lost_datagrams[QUEUED] += driver.session.send_queue.forgotten_datagrams
             self.lost_datagrams[LATE] += driver.session.late_datagrams
             self.lost_datagrams.update(dict(zip(AGENT_LOSSES, driver.peer_lost, strict=True)))
-        elif isinstance(driver, PlainDriver):
+        elif isinstance(driver, LegacyTunnels):
             self.lost_datagrams[QUEUED] += driver.forgotten_datagrams
 
     def with_(self, driver: object) -> TunnelStats:

@@ -10,18 +10,18 @@ from functools import partial
 from typing import Any
 from typing import Protocol as Shape
 
-from krelay.datapath.connector import Forwarding, Opening
+from krelay.datapath.connector import Forwarding, StreamRequest
 from krelay.datapath.metrics import (
     BACKLOG,
     EARLY,
     KERNEL,
     UNROUTED,
-    Account,
-    Entry,
+    ForwardMetrics,
+    StreamMetrics,
 )
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.stream import Handle
+from krelay.mux.stream import Stream
 from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
@@ -47,12 +47,12 @@ class UdpListener:
         tasks: TaskGroup,
         *,
         park: float,
-        account: Account | None = None,
+        account: ForwardMetrics | None = None,
     ) -> None:
         self.name = name
         self.route = route
         self.park = park
-        self.account = account or Account()
+        self.account = account or ForwardMetrics()
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self._sockets: list[_LocalSocket] = []
@@ -185,12 +185,12 @@ class Flow:
     def __init__(self, sock: Socket, addr: Address) -> None:
         self._socket = sock
         self._addr = addr
-        self._stream: Handle | None = None
+        self._stream: Stream | None = None
         self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
-        self._opening = Opening(sock.listener, Protocol.UDP, self)
+        self._opening = StreamRequest(sock.listener, Protocol.UDP, self)
         self._account = sock.listener.account
-        self._entry: Entry | None = None
+        self._entry: StreamMetrics | None = None
         self._heard = False
         self.active_at = sock.loop.time()
 
@@ -226,7 +226,7 @@ class Flow:
         elif self._entry is not None:
             self._entry.left(clean=True)
 
-    def on_stream(self, stream: Handle) -> None:
+    def on_stream(self, stream: Stream) -> None:
         """There is a stream: what the client sent so far goes first."""
         self._stream = stream
         self._endpoint = self.route.endpoint
@@ -235,7 +235,7 @@ class Flow:
         while self._early:
             self._sent(stream, self._early.popleft())
 
-    def on_no_stream(self, reason: str) -> None:
+    def on_open_failed(self, reason: str) -> None:
         """There is none; the client's next datagram tries anew."""
         logger.warning("%s: datagrams dropped: %s", self._socket.listener.name, reason)
         if self._entry is not None:
@@ -280,7 +280,7 @@ class Flow:
     def on_writable(self) -> None:
         """Datagrams are dropped rather than held."""
 
-    def _sent(self, stream: Handle, data: bytes) -> None:
+    def _sent(self, stream: Stream, data: bytes) -> None:
         if stream.datagram(data):
             self._account.to_remote += len(data)
         else:

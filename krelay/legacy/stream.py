@@ -1,4 +1,4 @@
-"""PlainStream: one tunnel to an agent that knows no sessions, with the ways of a session's stream
+"""LegacyStream: one tunnel to an agent that knows no sessions, with the ways of a session's stream
 (`krelay.mux.stream`)."""
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, cast
 
 from krelay.errors import EndedError, NotListeningError, PodGoneError
 from krelay.mux.sockets import no_delay
-from krelay.mux.stream import HIGH_WATER, Handler
+from krelay.mux.stream import HIGH_WATER, StreamHandler
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 from krelay.wire.header import Header, Status, code_of
 
 if TYPE_CHECKING:
-    from krelay.legacy.tunnels import PlainDriver
+    from krelay.legacy.tunnels import LegacyTunnels
 
 logger = logging.getLogger("krelay.plain")
 
@@ -34,12 +34,12 @@ _UNHEARD = (NotListeningError, PodGoneError)
 """What is certain to have ended a tunnel before the agent had a byte of it."""
 
 
-class PlainStream(asyncio.Protocol):
+class LegacyStream(asyncio.Protocol):
     """A tunnel from its dial on; `_spoken`: bytes of the application may have left on it."""
 
-    def __init__(self, driver: PlainDriver, asked: Header, handler: Handler) -> None:
+    def __init__(self, driver: LegacyTunnels, asked: Header, handler: StreamHandler) -> None:
         self.header = asked
-        self.handler: Handler | None = handler
+        self.handler: StreamHandler | None = handler
         self.answered = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
         self._driver = driver
@@ -55,7 +55,7 @@ class PlainStream(asyncio.Protocol):
         self._datagrams = bytearray()
 
     def __repr__(self) -> str:
-        return f"<PlainStream {self.header.host}:{self.header.port}>"
+        return f"<LegacyStream {self.header.host}:{self.header.port}>"
 
     # -- what the layers above do --------------------------------------------------------------
 

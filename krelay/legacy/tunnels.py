@@ -11,8 +11,8 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from krelay.errors import KrelayError, PodGoneError, TunnelError
-from krelay.legacy.stream import PlainStream
-from krelay.mux.stream import Handler
+from krelay.legacy.stream import LegacyStream
+from krelay.mux.stream import StreamHandler
 from krelay.tasks import TaskGroup
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
@@ -29,7 +29,7 @@ MAX_STREAMS = 1_024
 Dial = Callable[[asyncio.Protocol], Awaitable[asyncio.Transport]]
 
 
-class PlainDriver:
+class LegacyTunnels:
     """The streams to one agent. `run` lasts until the agent is lost or it is cancelled."""
 
     attached = True
@@ -37,7 +37,7 @@ class PlainDriver:
     def __init__(self, name: str, dial: Dial) -> None:
         self.name = name
         self.closed = False
-        self.streams: set[PlainStream] = set()
+        self.streams: set[LegacyStream] = set()
         self.forgotten_datagrams = 0
         """Datagrams that waited for a tunnel that did not come up, or was given up."""
         self._dial = dial
@@ -71,7 +71,7 @@ class PlainDriver:
             self.close(ErrorCode.RESET)
         return reason
 
-    def open(self, asked: Header, handler: Handler) -> PlainStream:
+    def open(self, asked: Header, handler: StreamHandler) -> LegacyStream:
         """Open a stream; `handler` learns what becomes of it.
 
         Raises:
@@ -83,7 +83,7 @@ class PlainDriver:
         if len(self.streams) >= MAX_STREAMS:
             raise ProtocolError(f"{MAX_STREAMS} streams are open")
         asked.encode()  # here, and not when the tunnel is there
-        stream = PlainStream(self, asked, handler)
+        stream = LegacyStream(self, asked, handler)
         stream.task = self._tasks.create_task(self._connect(stream), name=self.name)
         self.streams.add(stream)
         return stream
@@ -114,7 +114,7 @@ class PlainDriver:
                 transport.write(beat)
                 transport.close()
 
-    async def _connect(self, stream: PlainStream) -> None:
+    async def _connect(self, stream: LegacyStream) -> None:
         # One stream's bug is its own; let through, it would end every other.
         try:
             await self._dialled(stream)
@@ -122,7 +122,7 @@ class PlainDriver:
             logger.exception("%s: a stream failed", self.name)
             stream.reset()
 
-    async def _dialled(self, stream: PlainStream) -> None:
+    async def _dialled(self, stream: LegacyStream) -> None:
         try:
             async with asyncio.timeout(ANSWER_DEADLINE):
                 await self._dial(stream)

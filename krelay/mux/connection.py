@@ -1,4 +1,4 @@
-"""Driver: pumps one Session over whichever tunnel it has now.
+"""MuxConnection: pumps one Session over whichever tunnel it has now.
 
 Callbacks only, on asyncio's own transport interface: no task per stream or frame. The reader
 never waits for a consumer; credit and the session's limits bound what arrives. Whoever made the
@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from krelay.mux.stream import Handler, MuxStream
+from krelay.mux.stream import MuxStream, StreamHandler
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
@@ -35,7 +35,7 @@ logger = logging.getLogger("krelay.mux")
 _BATCH = 256 << 10
 
 
-class Driver:
+class MuxConnection:
     """One session, live. `on_open` is told of streams that the peer opens; `on_detached` of a
     lost tunnel (None when the session itself has ended with it); `on_go_away` of the peer's
     good-bye. `on_worn` is called once, when another session should take the new streams."""
@@ -69,7 +69,7 @@ class Driver:
         self._debug = logger.isEnabledFor(logging.DEBUG)
 
     def __repr__(self) -> str:
-        return f"<Driver {self.name} streams={len(self.session.streams)}>"
+        return f"<MuxConnection {self.name} streams={len(self.session.streams)}>"
 
     @property
     def attached(self) -> bool:
@@ -90,11 +90,11 @@ class Driver:
     @property
     def load(self) -> int:
         """What waits or is under way on it, in bytes; each stream weighs a little too."""
-        return self.session.outbox.queued + self.session.unacknowledged + 1024 * self.count
+        return self.session.send_queue.queued + self.session.unacknowledged + 1024 * self.count
 
     # -- streams -------------------------------------------------------------------------------
 
-    def open(self, header: Header, handler: Handler) -> MuxStream:
+    def open(self, header: Header, handler: StreamHandler) -> MuxStream:
         """Open a stream; `handler` learns what becomes of it.
 
         Raises:
@@ -225,8 +225,8 @@ class Driver:
             # Not `writelines`: releases of Python 3.12 and 3.13 pause nobody in that and take bytes
             # for a descriptor that is closed (cpython 127655, 136234). Nor does it take less time.
             self._transport.write(b"".join(buffers))
-            while session.outbox.writable:
-                stream = session.outbox.writable.pop()
+            while session.send_queue.writable:
+                stream = session.send_queue.writable.pop()
                 self._call(stream, "on_writable")
         self._arm()
 

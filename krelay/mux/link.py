@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.sockets import no_delay
 from krelay.wire.errors import WireError
 from krelay.wire.handshake import ClientHandshake, Welcome
@@ -14,7 +14,7 @@ from krelay.wire.handshake import ClientHandshake, Welcome
 class Link(asyncio.Protocol):
     """Hands what its transport says to the driver that it was given to, if any."""
 
-    driver: Driver | None = None
+    driver: MuxConnection | None = None
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -41,7 +41,7 @@ class Link(asyncio.Protocol):
 class ClientLink(Link):
     """The client's end: await `welcome` after connecting, then `driver` has the tunnel."""
 
-    def __init__(self, driver: Driver, handshake: ClientHandshake) -> None:
+    def __init__(self, driver: MuxConnection, handshake: ClientHandshake) -> None:
         self._driver = driver
         self._handshake = handshake
         self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()

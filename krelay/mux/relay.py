@@ -20,7 +20,7 @@ from krelay.mux.sockets import (
     reset_on_close,
     reset_socket,
 )
-from krelay.mux.stream import Handle
+from krelay.mux.stream import Stream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -42,7 +42,7 @@ class TcpRelay(asyncio.Protocol):
 
     def __init__(self, on_closed: Callable[[TcpRelay], None] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
-        self.stream: Handle | None = None
+        self.stream: Stream | None = None
         self.received_bytes = 0
         self.sent_bytes = 0
         self._on_closed = on_closed
@@ -66,7 +66,7 @@ class TcpRelay(asyncio.Protocol):
         if self._remote_ended:
             self._end_socket(self.transport)
 
-    def start(self, stream: Handle) -> None:
+    def start(self, stream: Stream) -> None:
         """Couple the socket to `stream` and read it."""
         self.stream = stream
         stream.handler = self

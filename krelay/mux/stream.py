@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 from krelay.wire.header import Header
-from krelay.wire.stream import Stream
+from krelay.wire.stream import Stream as SessionStream
 
 if TYPE_CHECKING:
-    from krelay.mux.connection import Driver
+    from krelay.mux.connection import MuxConnection
 
 HIGH_WATER = 256 << 10
 """Bytes queued on a stream at which its writer is to stop until `on_writable`."""
@@ -21,7 +21,7 @@ CROWDED_HIGH_WATER = 16 << 10
 _ACCEPT_DELAY = 0.001
 
 
-class Handler(Protocol):
+class StreamHandler(Protocol):
     """Whoever acts on a stream's events. Plain calls on the loop, which must not block."""
 
     def on_accepted(self) -> None:
@@ -46,10 +46,10 @@ class Handler(Protocol):
         """What was queued is nearly gone: write on."""
 
 
-class Handle(Protocol):
+class Stream(Protocol):
     """What a handler may do with its stream, whatever carries that."""
 
-    handler: Handler | None
+    handler: StreamHandler | None
 
     def write(self, data: Buffer) -> bool:
         """Queue bytes; False when the writer is to wait for `on_writable`."""
@@ -72,7 +72,9 @@ class MuxStream:
 
     __slots__ = ("_driver", "_stream", "handler")
 
-    def __init__(self, driver: Driver, stream: Stream, handler: Handler | None = None) -> None:
+    def __init__(
+        self, driver: MuxConnection, stream: SessionStream, handler: StreamHandler | None = None
+    ) -> None:
         self._driver = driver
         self._stream = stream
         self.handler = handler
@@ -103,7 +105,7 @@ class MuxStream:
         stream, session = self._stream, self._driver.session
         session.write(stream, data)
         self._driver.wake()
-        crowded = session.outbox.queued >= SESSION_HIGH_WATER
+        crowded = session.send_queue.queued >= SESSION_HIGH_WATER
         if stream.queued < (min(CROWDED_HIGH_WATER, high_water) if crowded else high_water):
             return True
         stream.wants_writable = True

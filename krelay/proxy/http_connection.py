@@ -12,12 +12,12 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from krelay.datapath.connector import Forwarding, Opening
+from krelay.datapath.connector import Forwarding, StreamRequest
 from krelay.datapath.pool import Pool
 from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.model import Protocol
 from krelay.mux.sockets import close_socket, reset_socket
-from krelay.mux.stream import Handle
+from krelay.mux.stream import Stream
 from krelay.proxy.http_relay import (
     CloseTarget,
     CutClient,
@@ -183,12 +183,12 @@ class HttpConnection(LocalRelay, Generic[P]):
 
     # -- the stream's side ---------------------------------------------------------------------
 
-    def on_stream(self, stream: Handle) -> None:
+    def on_stream(self, stream: Stream) -> None:
         self._full = False
         super().on_stream(stream)
         self._look()
 
-    def on_no_stream(self, reason: str) -> None:
+    def on_open_failed(self, reason: str) -> None:
         logger.warning("%s: no stream: %s", self._forwarding.name, reason)
         if self._entry is not None:
             self._entry.unserved()
@@ -302,7 +302,9 @@ class HttpConnection(LocalRelay, Generic[P]):
     def _open(self, place: P) -> None:
         self._served = True
         self._forwarding = self._destination(place)
-        self._opening = Opening(self._forwarding, Protocol.TCP, self, on_queued=self.on_queued)
+        self._opening = StreamRequest(
+            self._forwarding, Protocol.TCP, self, on_queued=self.on_queued
+        )
         self._endpoint = None
         self._sent, self._queued, self._full = [], 0, False
         self._retried = False
@@ -466,7 +468,7 @@ class HttpConnection(LocalRelay, Generic[P]):
 class _Farewell:
     """A stream whose exchange is over: lets the target close its end, for a moment."""
 
-    def __init__(self, stream: Handle, *, ended: bool) -> None:
+    def __init__(self, stream: Stream, *, ended: bool) -> None:
         self._stream = stream
         self._timer: asyncio.TimerHandle | None = None
         stream.handler = None if ended else self

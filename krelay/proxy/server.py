@@ -10,8 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, runtime_checkable
 from typing import Protocol as Shape
 
-from krelay.datapath.connector import Opening
-from krelay.datapath.metrics import Account
+from krelay.datapath.connector import StreamRequest
+from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
@@ -46,13 +46,13 @@ _REPLIES = {
 
 @dataclass(slots=True)
 class Destination:
-    """Where one connection wants to go; what an Opening needs to know."""
+    """Where one connection wants to go; what an StreamRequest needs to know."""
 
     name: str
     route: Route
     park: float
     tasks: TaskGroup
-    account: Account
+    account: ForwardMetrics
 
     @classmethod
     def of(cls, listener: ProxyListener, protocol: Protocol, host: str, port: int) -> Destination:
@@ -77,7 +77,7 @@ class ProxyListener(TcpListener):
         *,
         park: float,
         credentials: tuple[str, str] | None = None,
-        account: Account | None = None,
+        account: ForwardMetrics | None = None,
     ) -> None:
         super().__init__(name, Route(pool, followed=False), tasks, park=park, account=account)
         self.credentials = credentials
@@ -277,7 +277,7 @@ class ProxyConnection(LocalRelay):
         self.transport.pause_reading()
         destination = Destination.of(self._proxy, Protocol.TCP, host, port)
         self._forwarding = destination
-        self._opening = Opening(destination, Protocol.TCP, self, on_queued=self.on_queued)
+        self._opening = StreamRequest(destination, Protocol.TCP, self, on_queued=self.on_queued)
         self._entry = destination.account.begin(self)
         if early and self._sent is not None:
             self._sent.append(early)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from krelay.datapath.connector import Forwarding
-from krelay.datapath.metrics import EARLY, KERNEL, Account
+from krelay.datapath.metrics import EARLY, KERNEL, ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
@@ -47,14 +47,14 @@ class Association(asyncio.DatagramProtocol):
         self,
         client: tuple[str, int],
         destination: Callable[[str, int], Forwarding],
-        account: Account | None = None,
+        account: ForwardMetrics | None = None,
         *,
         tasks: TaskGroup,
         port: int = 0,
     ) -> None:
         """`client` is the client's end of the connection that asked, `port` the UDP port that it
         named, if any; `destination` makes where a datagram goes."""
-        self.account = account or Account()
+        self.account = account or ForwardMetrics()
         self.flows: OrderedDict[Any, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
         self._client = client

@@ -1,4 +1,4 @@
-"""Feed: what happens in a running krelay, for who listens now, and a little for who comes late."""
+"""EventBus: publish what happens in a running krelay, and keep the latest for late listeners."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Event:
         }
 
 
-class Feed:
+class EventBus:
     """Bounded on every side: `tell` never waits, and no listener can hold up another."""
 
     def __init__(self) -> None:

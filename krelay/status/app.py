@@ -12,7 +12,7 @@ from aiohttp import web
 
 from krelay.errors import KrelayError
 from krelay.state.error_codec import to_json
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.state.readiness import readiness
 from krelay.state.snapshot import Report
 from krelay.status.auth import Guard
@@ -44,7 +44,7 @@ def application(
     handlers: Mapping[tuple[str, str], Handler],
     *,
     report: Callable[[], Awaitable[Report]] | None = None,
-    feed: Feed | None = None,
+    feed: EventBus | None = None,
     guard: Guard | None = None,
 ) -> web.Application:
     """Answers by `handlers`, and by what can be made of a report and a feed where they are given;

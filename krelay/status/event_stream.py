@@ -1,4 +1,4 @@
-"""Events: the Feed as server-sent events, for as many as there is room for."""
+"""Events: the EventBus as server-sent events, for as many as there is room for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 from aiohttp import web
 
-from krelay.state.events import Event, Feed, Listener
+from krelay.state.events import Event, EventBus, Listener
 
 MAX_STREAMS = 32
 HEARTBEAT = 15.0
@@ -18,7 +18,7 @@ class Streams:
     """The event streams of one server. What waits for a slow client is bounded by its `Listener`;
     one that takes nothing is cut off, as every connection is."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: EventBus) -> None:
         self._feed = feed
         self._open: set[asyncio.Task[object]] = set()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
 from krelay.net.bind import bind
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.state.snapshot import Report
 from krelay.status.unix_server import Handler
 
@@ -30,7 +30,7 @@ class Listening:
         handlers: Mapping[tuple[str, str], Handler],
         *,
         report: Callable[[], Awaitable[Report]],
-        feed: Feed,
+        feed: EventBus,
     ) -> None:
         self._handlers = handlers
         self._report = report

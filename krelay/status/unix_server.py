@@ -13,7 +13,7 @@ from typing import Any
 
 from krelay.errors import KrelayError
 from krelay.net.bind import BACKLOG
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.state.snapshot import Report
 from krelay.status.socket_path import make_directory
 from krelay.threads import in_thread, in_thread_or_here
@@ -34,7 +34,7 @@ async def serve(
     handlers: Mapping[tuple[str, str], Handler],
     *,
     report: Callable[[], Awaitable[Report]] | None = None,
-    feed: Feed | None = None,
+    feed: EventBus | None = None,
 ) -> AsyncIterator[None]:
     """Answer at `path`, by method and resource, until the block is left; also by what can be made
     of a report and a feed.

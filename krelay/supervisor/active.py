@@ -1,5 +1,4 @@
-"""Running: the forwards, watches and agents that there are now, and what carrying out a plan does
-to them."""
+"""ActiveConfig: the forwards, watches and agents that run now, and how a plan changes them."""
 
 from __future__ import annotations
 
@@ -8,22 +7,22 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
-from krelay.agents.group import Group
+from krelay.agents.group import AgentGroup
 from krelay.config.diff import Spec, group_of
 from krelay.datapath.route import Route
 from krelay.model import Config, GroupSpec
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.news import tell_of
-from krelay.supervisor.target_watcher import Following
-from krelay.supervisor.warming import Stage
+from krelay.supervisor.target_watcher import TargetWatcher
+from krelay.supervisor.warming import WarmingConfig
 from krelay.tasks import TaskGroup, guard, keep
 
 logger = logging.getLogger("krelay.supervisor")
 
 
-class Running:
+class ActiveConfig:
     """`forwards` by target and port, in the file's order; `followings` by target; `groups` by
     context; `ending` has what drains. Its tasks belong to `tasks`."""
 
@@ -32,19 +31,19 @@ class Running:
         contexts: Contexts,
         tasks: TaskGroup,
         on_bound: Callable[[Forward], None],
-        feed: Feed,
+        feed: EventBus,
     ) -> None:
         self.config: Config | None = None
         self.forwards: dict[tuple[str, int], Forward] = {}
-        self.followings: dict[str, Following] = {}
-        self.groups: dict[str | None, Group] = {}
-        self.ending: set[Forward | Group] = set()
+        self.followings: dict[str, TargetWatcher] = {}
+        self.groups: dict[str | None, AgentGroup] = {}
+        self.ending: set[Forward | AgentGroup] = set()
         self._ended = asyncio.Event()
         self._contexts = contexts
         self._tasks = tasks
         self._on_bound = on_bound
         self._feed = feed
-        self._tellers: dict[Group, asyncio.Task[None]] = {}
+        self._tellers: dict[AgentGroup, asyncio.Task[None]] = {}
 
     def live(self, spec: Spec) -> int:
         """How many connections a forward carries."""
@@ -55,7 +54,7 @@ class Running:
         """How many streams an agent carries."""
         return sum(group.pool.streams for group in self.groups.values() if group.spec == spec)
 
-    def commit(self, stage: Stage) -> None:
+    def commit(self, stage: WarmingConfig) -> None:
         """Carry out the stage's plan, at once: what ends stops before what starts, so that an
         address may change hands; what did not change is not touched."""
         config, plan, before = stage.config, stage.plan, self.forwards
@@ -90,10 +89,10 @@ class Running:
         """How many streams live, of whatever group."""
         return sum(group.pool.streams for group in self._all_groups())
 
-    def poke(self, *, sure: bool) -> None:
-        """The network or the machine is not what it was: see `Tunnel.poke`."""
+    def network_changed(self, *, broken: bool) -> None:
+        """The network or the machine is not what it was: see `Tunnel.network_changed`."""
         for group in self._all_groups():
-            group.pool.poke(sure=sure)
+            group.pool.network_changed(broken=broken)
 
     def drain(self, timeout: float) -> None:
         """Every forward ends; `ending` is without forwards when that is done."""
@@ -126,9 +125,9 @@ class Running:
                 stopping.create_task(guard(group.stop, group.pool.name))
         await self._contexts.close()
 
-    def _all_groups(self) -> list[Group]:
+    def _all_groups(self) -> list[AgentGroup]:
         """Those that are used, and those that end."""
-        ending = (thing for thing in self.ending if isinstance(thing, Group))
+        ending = (thing for thing in self.ending if isinstance(thing, AgentGroup))
         return [*self.groups.values(), *ending]
 
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
@@ -144,7 +143,7 @@ class Running:
         forward.route.followed = followed
         return forward
 
-    def _take_groups(self, stage: Stage, drain: float) -> None:
+    def _take_groups(self, stage: WarmingConfig, drain: float) -> None:
         for change in stage.plan.groups:
             former = self.groups.pop(change.key, None)
             if change.key in stage.groups:
@@ -156,7 +155,7 @@ class Running:
             if former is not None:
                 self._end(former, drain)
 
-    def _take_followings(self, stage: Stage) -> None:
+    def _take_followings(self, stage: WarmingConfig) -> None:
         present = {name for name, _ in self.forwards}
         for name, following in list(self.followings.items()):
             if name in stage.followings or name not in present:
@@ -167,13 +166,13 @@ class Running:
             count = len(following.target.ports)
             following.feed([self.forwards[name, index].route for index in range(count)])
 
-    def _end(self, thing: Forward | Group, timeout: float) -> None:
+    def _end(self, thing: Forward | AgentGroup, timeout: float) -> None:
         self.ending.add(thing)
-        if isinstance(thing, Group):
+        if isinstance(thing, AgentGroup):
             self._tellers.pop(thing).cancel()
         self._tasks.create_task(self._drain(thing, timeout))
 
-    async def _drain(self, thing: Forward | Group, timeout: float) -> None:
+    async def _drain(self, thing: Forward | AgentGroup, timeout: float) -> None:
         try:
             await guard(partial(thing.drain, timeout), "draining")
         finally:

@@ -1,4 +1,4 @@
-"""Want: a config that somebody waits to see carried out; from the reload to the supervisor."""
+"""ApplyRequest: a config on its way from the reloader to the supervisor, and its outcome."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krelay.model import Config
 
 
 @dataclass(eq=False, slots=True)
-class Want:
+class ApplyRequest:
     """A config to be carried out, and why. When `done` is set, it was, or `failure` says why not
     (yet: it is tried again), or a `newer` one took its place."""
 
@@ -22,9 +22,9 @@ class Want:
     done: asyncio.Event = field(default_factory=asyncio.Event)
     changes: list[Change] = field(default_factory=list)
     failure: KrelayError | None = None
-    newer: Want | None = None
+    newer: ApplyRequest | None = None
 
-    def replace(self, newer: Want) -> None:
+    def replace(self, newer: ApplyRequest) -> None:
         """Whoever still waits for this one is to wait for that."""
         if not self.done.is_set():
             self.newer = newer

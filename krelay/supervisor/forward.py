@@ -11,7 +11,7 @@ from functools import partial
 
 from krelay.config.diff import Spec
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.metrics import Account
+from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
@@ -20,7 +20,7 @@ from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.net.port_owner import holder
 from krelay.proxy.server import ProxyListener
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
@@ -51,7 +51,7 @@ class Forward:
         *,
         park: float,
         on_bound: Callable[[Forward], None],
-        feed: Feed | None = None,
+        feed: EventBus | None = None,
     ) -> None:
         """`park` is how long, in seconds, a new connection may wait for a stream; `feed` is told
         how it is."""
@@ -61,13 +61,13 @@ class Forward:
         self.listener: Listener | None = None
         self.failure: ListenError | None = None
         self.settled = asyncio.Event()
-        self.account = Account()
+        self.account = ForwardMetrics()
         self._tasks = tasks
         self._on_bound = on_bound
         self._binding: asyncio.Task[bool] | None = None
         # One of each protocol at most: connections outlive a change of it.
         self._listeners: dict[Protocol, Listener] = {}
-        self.health = Health(self, feed or Feed())
+        self.health = Health(self, feed or EventBus())
 
     @property
     def name(self) -> str:

@@ -13,9 +13,9 @@ import random
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from krelay.datapath.probe import NoWayError, ProbeError, probe
+from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.state.snapshot import State
 from krelay.supervisor.probing import Answers, answers
 from krelay.tasks import TaskGroup, keep
@@ -52,7 +52,7 @@ _NOT_ITS = (ErrorCode.GOING_AWAY, ErrorCode.CANCELLED, ErrorCode.LIMIT, ErrorCod
 class Health:
     """`state`, why (`reason`) and `since` when. `start` has it probed, `drain` ends that."""
 
-    def __init__(self, forward: Forward, feed: Feed) -> None:
+    def __init__(self, forward: Forward, feed: EventBus) -> None:
         """It looks at `forward` and its route, hears of its traffic, and tells `feed`."""
         self.state = State.PENDING
         self.reason = "not bound yet"
@@ -259,7 +259,7 @@ class Health:
                 first = shared.at
                 await route.wait_other(endpoint, _CONFIRM_WAIT)
                 failure = await shared.ask(self._ask, math.nextafter(first, math.inf))
-        except NoWayError:
+        except NoRouteError:
             # What is in the way is told, and its end wakes.
             self._again()
             return
@@ -283,7 +283,7 @@ class Health:
             await probe(self.check, self._forward.route)
         except ProbeError as exc:
             return exc
-        except NoWayError:
+        except NoRouteError:
             raise
         except Exception as exc:
             # One forward's bug is its own; let through, it would end every other.

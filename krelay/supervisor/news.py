@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from krelay.agents.group import Group
-from krelay.state.events import Feed
+from krelay.agents.group import AgentGroup
+from krelay.state.events import EventBus
 
 
-async def tell_of(group: Group, feed: Feed) -> None:
+async def tell_of(group: AgentGroup, feed: EventBus) -> None:
     """Tell of each tunnel that comes up or goes down, and of each agent; lasts until cancelled."""
     pool, context = group.pool, group.spec.context
     up: set[str] = set()

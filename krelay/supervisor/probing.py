@@ -39,7 +39,7 @@ class Answers:
         """Return the newest answer from `since` on; probe, or wait for who does, to have one.
 
         Raises:
-            NoWayError: `probe` did.
+            NoRouteError: `probe` did.
         """
         while self.at < since:
             if self._ended is not None and self._began >= since:

@@ -17,7 +17,7 @@ from krelay.config.watch import Mode, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
 from krelay.state.error_codec import to_json
-from krelay.supervisor.apply_request import Want
+from krelay.supervisor.apply_request import ApplyRequest
 from krelay.supervisor.supervisor import Supervisor
 
 logger = logging.getLogger("krelay.reload")
@@ -28,7 +28,7 @@ _MOST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Drift:
+class OutOfSync:
     """The file says something else than what runs: since when, and what is wrong with it; nothing
     is, where it is being carried out."""
 
@@ -55,20 +55,20 @@ class Reloader:
         self._reads = Offload("reading the file", within=DEADLINE, most=_MOST)
         self._plans = Offload("reading the file of a plan", within=DEADLINE, most=_MOST)
         self._files = config.files
-        self._drift: Drift | None = None
-        self._want: Want | None = None
+        self._drift: OutOfSync | None = None
+        self._want: ApplyRequest | None = None
         self.failed = 0
         """How many times it was wrong."""
 
     @property
-    def drift(self) -> Drift | None:
+    def drift(self) -> OutOfSync | None:
         """None while what runs is what the file said when it was last read."""
         want = self._want
         if self._drift is not None or want is None:
             return self._drift
         # What has yet to start is no edit.
         waits = self._supervisor.started.is_set() and not want.done.is_set()
-        return Drift(want.made, want.failure) if want.failure or waits else None
+        return OutOfSync(want.made, want.failure) if want.failure or waits else None
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class Reloader:
             except KrelayError:
                 continue  # it was told
 
-    async def load(self, reason: str) -> Want:
+    async def load(self, reason: str) -> ApplyRequest:
         """Hand over what the file says now; `done` of what comes back tells when that is over.
 
         Raises:
@@ -119,8 +119,8 @@ class Reloader:
         Raises:
             KrelayError: the file is wrong, or it could not be carried out (yet).
         """
-        want: Want | None = await self.load(reason)
-        wants: list[Want] = []
+        want: ApplyRequest | None = await self.load(reason)
+        wants: list[ApplyRequest] = []
         while want is not None:
             await want.done.wait()
             if want.failure is not None:
@@ -148,4 +148,4 @@ class Reloader:
         if known is None or known.error is None or known.error.report() != exc.report():
             logger.error("%s", "\n".join([*exc.report(), "what ran before stays"]))
             self._supervisor.feed.tell("reload", f"refused: {exc}", error=to_json(exc))
-        self._drift = Drift(known.since if known else datetime.now(UTC), exc)
+        self._drift = OutOfSync(known.since if known else datetime.now(UTC), exc)

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from krelay import __version__
-from krelay.agents.group import Group
+from krelay.agents.group import AgentGroup
 from krelay.config.diff import group_of
-from krelay.datapath.metrics import Account
+from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.tunnel import Tunnel
-from krelay.legacy.tunnels import PlainDriver
+from krelay.legacy.tunnels import LegacyTunnels
 from krelay.model import Config, Kind
 from krelay.state.error_codec import to_json
 from krelay.state.snapshot import (
@@ -23,7 +23,7 @@ from krelay.state.snapshot import (
     Traffic,
     TunnelReport,
 )
-from krelay.supervisor.active import Running
+from krelay.supervisor.active import ActiveConfig
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
@@ -82,7 +82,7 @@ def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> File
     )
 
 
-def _forwards(running: Running) -> Iterator[Forward]:
+def _forwards(running: ActiveConfig) -> Iterator[Forward]:
     """Those that the file has, then those that drain, but for what has a namesake that does not."""
     keys = set(running.forwards)
     yield from running.forwards.values()
@@ -119,7 +119,7 @@ def _forward(forward: Forward, config: Config | None) -> ForwardReport:
     )
 
 
-def _traffic(account: Account) -> Traffic:
+def _traffic(account: ForwardMetrics) -> Traffic:
     return Traffic(
         opened=account.opened,
         results=dict(account.results),
@@ -132,7 +132,7 @@ def _traffic(account: Account) -> Traffic:
     )
 
 
-def _agent(group: Group) -> AgentReport:
+def _agent(group: AgentGroup) -> AgentReport:
     return AgentReport(
         context=group.spec.context,
         where=tuple(reach.where for reach in group.reaches if reach.where),
@@ -142,7 +142,7 @@ def _agent(group: Group) -> AgentReport:
 
 def _tunnel(tunnel: Tunnel) -> TunnelReport:
     driver, stats = tunnel.driver, tunnel.stats
-    rtt = None if driver is None or isinstance(driver, PlainDriver) else driver.session.flight.rtt
+    rtt = None if driver is None or isinstance(driver, LegacyTunnels) else driver.session.flight.rtt
     return TunnelReport(
         name=tunnel.name,
         up=tunnel.up,

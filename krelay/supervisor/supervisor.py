@@ -18,13 +18,13 @@ from krelay.finish import finish
 from krelay.model import Config
 from krelay.net.host_monitor import watch_routes, watch_sleep
 from krelay.state.error_codec import to_json
-from krelay.state.events import Feed
-from krelay.supervisor.active import Running
-from krelay.supervisor.apply_request import Want
+from krelay.state.events import EventBus
+from krelay.supervisor.active import ActiveConfig
+from krelay.supervisor.apply_request import ApplyRequest
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
-from krelay.supervisor.warming import Stage
+from krelay.supervisor.warming import WarmingConfig
 from krelay.tasks import TaskGroup, keep
 
 logger = logging.getLogger("krelay.supervisor")
@@ -47,7 +47,7 @@ class Supervisor:
         contexts: Contexts | None = None,
         strict: bool = False,
         must_exist: bool = False,
-        feed: Feed | None = None,
+        feed: EventBus | None = None,
     ) -> None:
         """`strict`: what cannot be bound or followed at the start is an error, not just told.
         `must_exist`: so it is that no target or port exists, or where it is strict, that one does
@@ -56,7 +56,7 @@ class Supervisor:
         self._contexts = contexts or Contexts()
         self._strict = strict
         self._must_exist = must_exist
-        self.feed = feed or Feed()
+        self.feed = feed or EventBus()
         self.generation = 1
         """How many configs were carried out, the first one too."""
         self.carried_out = 0
@@ -65,17 +65,17 @@ class Supervisor:
         """How many could not be, at first."""
         self.ending = False
         """Whether it was told to stop."""
-        self._running: Running | None = None
+        self._running: ActiveConfig | None = None
         self.started = asyncio.Event()
         """Every forward of the first config is ready, waits, or has failed and was told."""
-        self._want = Want(config, "start")
+        self._want = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
         self.applied_at: datetime | None = None
         self.applied = asyncio.Event()
         """Set whenever a config was carried out after the first; for one who waits and clears."""
 
     @property
-    def running(self) -> Running:
+    def running(self) -> ActiveConfig:
         """What runs, from when `run` has begun."""
         assert self._running is not None
         return self._running
@@ -90,13 +90,16 @@ class Supervisor:
             KrelayError: it could not start; its agents are removed, or named in the log.
         """
         contexts = self._contexts
-        running: Running | None = None
+        running: ActiveConfig | None = None
         try:
             async with TaskGroup() as tasks:
-                running = self._running = Running(contexts, tasks, self._bound, self.feed)
+                running = self._running = ActiveConfig(contexts, tasks, self._bound, self.feed)
                 for name, work in (
-                    ("sleep", partial(watch_sleep, partial(running.poke, sure=True))),
-                    ("routes", partial(watch_routes, partial(running.poke, sure=False))),
+                    ("sleep", partial(watch_sleep, partial(running.network_changed, broken=True))),
+                    (
+                        "routes",
+                        partial(watch_routes, partial(running.network_changed, broken=False)),
+                    ),
                     ("thrift", partial(give_back, running.streams)),
                 ):
                     tasks.create_task(keep(work, f"the watch of {name}"), name=name)
@@ -111,11 +114,11 @@ class Supervisor:
                 # Also after a cancellation: nothing else removes the agents.
                 await finish(_within(_HURRY if hurry else None, running.stop()), within=_HURRY)
 
-    def want(self, config: Config, reason: str) -> Want:
+    def want(self, config: Config, reason: str) -> ApplyRequest:
         """Have `config` carried out, rather than any before it; `done` tells when that is over."""
         if config == self._want.config and not self._want.done.is_set():
             return self._want
-        former, self._want = self._want, Want(config, reason)
+        former, self._want = self._want, ApplyRequest(config, reason)
         former.replace(self._want)
         self._newer.set()
         if self.ending:
@@ -131,7 +134,7 @@ class Supervisor:
 
     async def _run(
         self,
-        running: Running,
+        running: ActiveConfig,
         contexts: Contexts,
         tasks: TaskGroup,
         stop: asyncio.Event,
@@ -155,10 +158,10 @@ class Supervisor:
             logger.info("draining %d connections; press Ctrl-C again to cut them", live)
         await running.drained()
 
-    async def _start(self, running: Running, contexts: Contexts, tasks: TaskGroup) -> None:
+    async def _start(self, running: ActiveConfig, contexts: Contexts, tasks: TaskGroup) -> None:
         """The first config: what cannot be had is an error now."""
         want = self._want
-        stage = Stage(want.config, diff(None, want.config), contexts, tasks)
+        stage = WarmingConfig(want.config, diff(None, want.config), contexts, tasks)
         await stage.prepare()
         running.commit(stage)
         # What needs nobody's answer binds before anything is made in the cluster: a port in use
@@ -179,7 +182,7 @@ class Supervisor:
                 logger.warning("%s: waiting: %s", forward.name, forward.route.reason)
         want.done.set()
 
-    async def _follow(self, running: Running, contexts: Contexts, tasks: TaskGroup) -> None:
+    async def _follow(self, running: ActiveConfig, contexts: Contexts, tasks: TaskGroup) -> None:
         """Carry out what is wanted, the newest only, for ever."""
         backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
         delay: float | None = None
@@ -213,7 +216,7 @@ class Supervisor:
                 want.done.set()
 
     async def _carry_out(
-        self, want: Want, running: Running, contexts: Contexts, tasks: TaskGroup
+        self, want: ApplyRequest, running: ActiveConfig, contexts: Contexts, tasks: TaskGroup
     ) -> None:
         """All of it, or nothing and an error; or nothing, where a newer one comes meanwhile."""
         plan = diff(running.config, want.config)
@@ -223,7 +226,7 @@ class Supervisor:
             logger.debug("nothing changed (%s)", want.reason)
             return
         lines = self._lines(plan, want.config, running)
-        stage = Stage(want.config, plan, contexts, tasks)
+        stage = WarmingConfig(want.config, plan, contexts, tasks)
         try:
             ready = await self._warmed(stage)
             # A commit must not follow the drain: take a cancellation that is on its way.
@@ -249,11 +252,11 @@ class Supervisor:
         for line in lines:
             logger.info("%s (%s, %.2f s)", line, want.reason, took)
 
-    def _count(self, want: Want) -> None:
+    def _count(self, want: ApplyRequest) -> None:
         """It is carried out; one that was refused at first counts as that alone."""
         self.carried_out += want.failure is None
 
-    async def _warmed(self, stage: Stage) -> bool:
+    async def _warmed(self, stage: WarmingConfig) -> bool:
         """Whether the stage is ready; False when something newer is wanted before it is."""
 
         async def newer() -> None:
@@ -272,7 +275,7 @@ class Supervisor:
 
     # -- the parts -----------------------------------------------------------------------------
 
-    def _lines(self, plan: Plan, config: Config, running: Running) -> list[Change]:
+    def _lines(self, plan: Plan, config: Config, running: ActiveConfig) -> list[Change]:
         return list(
             changes(plan, live=running.live, carried=running.carried, drain=config.tunnel.drain)
         )
@@ -284,7 +287,7 @@ class Supervisor:
                 for forward in forwards:
                     await forward.settled.wait()
 
-    def _check(self, running: Running) -> None:
+    def _check(self, running: ActiveConfig) -> None:
         """At the start, no forward being of use is an error; where it is strict, one that is of
         none is enough."""
         failures: list[KrelayError | None] = []

@@ -1,4 +1,4 @@
-"""Following: what one target means now, fed to the routes of its forwards; tried again for ever."""
+"""TargetWatcher: follow one target in the cluster and update the routes of its forwards."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Failures:
                 logger.error("%d targets (%s) are not followed: %s", len(names), named, text)
 
 
-class Following:
+class TargetWatcher:
     """One target, watched. It has an answer, or a `failure`, from when `answered` is set."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Stage: what a plan adds, made and warmed up beside what runs; then used, or discarded."""
+"""WarmingConfig: what a plan adds, made and warmed up beside what runs; then used, or discarded."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import contextlib
 import secrets
 from collections.abc import Awaitable
 
-from krelay.agents.group import Group
-from krelay.agents.provider import ClusterReach, EmbeddedReach
+from krelay.agents.group import AgentGroup
+from krelay.agents.provider import JobAgent, SubprocessAgent
 from krelay.config.diff import Pair, Plan, group_of
 from krelay.model import Config, GroupSpec, Resolution, Target
 from krelay.supervisor.contexts import Contexts
-from krelay.supervisor.target_watcher import Follow, Following, Publish
+from krelay.supervisor.target_watcher import Follow, Publish, TargetWatcher
 from krelay.tasks import TaskGroup, guard
 
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
 
 
-class Stage:
+class WarmingConfig:
     """`groups` by context and `followings` by target have what is new; `prepare` makes it, `warm`
     has it ready. Whoever made the stage takes both over, or calls `discard`."""
 
@@ -27,8 +27,8 @@ class Stage:
         """What it starts belongs to `tasks`."""
         self.config = config
         self.plan = plan
-        self.groups: dict[str | None, Group] = {}
-        self.followings: dict[str, Following] = {}
+        self.groups: dict[str | None, AgentGroup] = {}
+        self.followings: dict[str, TargetWatcher] = {}
         self._contexts = contexts
         self._tasks = tasks
 
@@ -43,7 +43,7 @@ class Stage:
                 self.groups[change.key] = await self._group(change.new)
         for target in _to_follow(self.plan):
             follow = await self._follow(target)
-            self.followings[target.name] = Following(
+            self.followings[target.name] = TargetWatcher(
                 target, follow, self._tasks, self._contexts.failures
             )
 
@@ -73,15 +73,15 @@ class Stage:
                 for following in self.followings.values():
                     await following.answered.wait()
 
-    async def _group(self, spec: GroupSpec) -> Group:
+    async def _group(self, spec: GroupSpec) -> AgentGroup:
         key = secrets.token_bytes(_KEY_SIZE)
         count = spec.agent.replicas
         if spec.agent.embedded:
-            return Group(spec, [EmbeddedReach(spec, key) for _ in range(count)], key)
+            return AgentGroup(spec, [SubprocessAgent(spec, key) for _ in range(count)], key)
         api = await self._contexts.api(spec.context)
         run = secrets.token_hex(4) if count > 1 else ""
-        reaches = [ClusterReach(api, spec, key, self._tasks, run=run) for _ in range(count)]
-        return Group(spec, reaches, key)
+        reaches = [JobAgent(api, spec, key, self._tasks, run=run) for _ in range(count)]
+        return AgentGroup(spec, reaches, key)
 
     async def _follow(self, target: Target) -> Follow:
         if self.config.agent.embedded or not target.kind.in_cluster:

@@ -11,13 +11,13 @@ from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess, is_loopback
 from krelay.threads import in_thread
 from krelay.transport import proxy
-from krelay.transport.handshake_stream import Dialogue
+from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.tcp import dial
 
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 
 
-async def connect(access: ApiAccess) -> Dialogue:
+async def connect(access: ApiAccess) -> HandshakeStream:
     """A connection to `access.url`. The caller sets the deadline, and aborts what it gets.
 
     Raises:
@@ -29,7 +29,7 @@ async def connect(access: ApiAccess) -> Dialogue:
     host, port = address_of(server)
     if access.proxy is None:
         with reaching(access):
-            _, dialogue = await dial(Dialogue, host, port, insist=True)
+            _, dialogue = await dial(HandshakeStream, host, port, insist=True)
     else:
         dialogue = await _through(urlsplit(access.proxy), access, host, port)
     if server.scheme != "https":
@@ -44,7 +44,7 @@ async def connect(access: ApiAccess) -> Dialogue:
     return dialogue
 
 
-def _check_near(dialogue: Dialogue, access: ApiAccess) -> None:
+def _check_near(dialogue: HandshakeStream, access: ApiAccess) -> None:
     """`localhost` is whatever a resolver makes of it: what counts is where the connection ended."""
     peer = dialogue.transport.get_extra_info("peername")
     if access.private and not (peer and is_loopback(str(peer[0]))):
@@ -52,11 +52,11 @@ def _check_near(dialogue: Dialogue, access: ApiAccess) -> None:
         raise CredentialsError(f"the API server {access.url} is not on this machine")
 
 
-async def _through(via: SplitResult, access: ApiAccess, host: str, port: int) -> Dialogue:
+async def _through(via: SplitResult, access: ApiAccess, host: str, port: int) -> HandshakeStream:
     """The proxy's TLS is checked as the server's, as client-go (and aiohttp) do it."""
     where = f"the proxy {via.scheme}://{via.hostname}"  # without its password
     with reaching(access, where):
-        _, dialogue = await dial(Dialogue, *address_of(via), insist=True)
+        _, dialogue = await dial(HandshakeStream, *address_of(via), insist=True)
         try:
             if via.scheme == "https":
                 await dialogue.start_tls(await _context(access), via.hostname or "")

@@ -1,4 +1,4 @@
-"""Dialogue: a connection while both ends take turns (proxy, TLS, upgrade), before it is a pipe."""
+"""HandshakeStream: read and write a connection in turns (proxy, TLS, upgrade) before its pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARK_LIMIT = 64 << 10
 """Bytes before a mark, unless the reader says otherwise."""
 
 
-class Dialogue(asyncio.Protocol):
+class HandshakeStream(asyncio.Protocol):
     """Reads for one reader at a time. The connection's end is EOFError, its loss OSError."""
 
     transport: asyncio.Transport

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from krelay.errors import CredentialsError
-from krelay.transport.handshake_stream import Dialogue
+from krelay.transport.handshake_stream import HandshakeStream
 
 HEAD_LIMIT = 64 << 10
 BODY_LIMIT = 64 << 10
@@ -46,7 +46,7 @@ def request(method: str, target: str, headers: Headers) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode()
 
 
-async def read_answer(dialogue: Dialogue) -> Answer:
+async def read_answer(dialogue: HandshakeStream) -> Answer:
     """The next answer's head.
 
     Raises:
@@ -66,7 +66,7 @@ async def read_answer(dialogue: Dialogue) -> Answer:
     return Answer(int(status), headers, head)
 
 
-async def read_body(dialogue: Dialogue, answer: Answer) -> bytes:
+async def read_body(dialogue: HandshakeStream, answer: Answer) -> bytes:
     """An answer's body: what comes of it within a second, 64 KiB at most."""
     body = b""
     length = answer.headers.get("content-length", "")
@@ -80,7 +80,7 @@ async def read_body(dialogue: Dialogue, answer: Answer) -> bytes:
     return (body or dialogue.rest())[:BODY_LIMIT]
 
 
-async def _read_chunks(dialogue: Dialogue) -> bytes:
+async def _read_chunks(dialogue: HandshakeStream) -> bytes:
     body = bytearray()
     while len(body) < BODY_LIMIT:
         line = await dialogue.read_until(b"\r\n", _CHUNK_LINE)

@@ -28,7 +28,7 @@ def transport_from_env(configured: Transport, environ: Mapping[str, str]) -> Tra
     return configured
 
 
-class Ways:
+class TransportPreference:
     """Which way worked last with which server, so that a refusal is not paid for at each dial."""
 
     LIMIT = 64
@@ -52,7 +52,7 @@ class Ways:
             self._worked.popitem(last=False)
 
 
-_ways = Ways()
+_ways = TransportPreference()
 
 
 async def open_portforward(
@@ -64,7 +64,7 @@ async def open_portforward(
     protocol: asyncio.Protocol,
     transport: Transport = Transport.AUTO,
     timeout: float = 10.0,
-    ways: Ways = _ways,
+    ways: TransportPreference = _ways,
 ) -> Pipe:
     """A pipe to `port` of `pod`; `protocol` is told of it as of any transport.
 
@@ -106,7 +106,7 @@ async def _by_some_way(
     protocol: asyncio.Protocol,
     order: tuple[Transport, ...],
     timeout: float,
-    ways: Ways,
+    ways: TransportPreference,
 ) -> Pipe:
     failed: list[KrelayError] = []
     start = asyncio.get_running_loop().time()

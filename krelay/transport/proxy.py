@@ -7,14 +7,14 @@ from urllib.parse import SplitResult, unquote, urlunsplit
 
 from krelay.net import socks
 from krelay.transport import http
-from krelay.transport.handshake_stream import Dialogue
+from krelay.transport.handshake_stream import HandshakeStream
 
 
 class ProxyError(OSError):
     """The proxy says no."""
 
 
-async def http_connect(dialogue: Dialogue, via: SplitResult, host: str, port: int) -> None:
+async def http_connect(dialogue: HandshakeStream, via: SplitResult, host: str, port: int) -> None:
     """CONNECT (RFC 9110, section 9.3.6), with the user's name and password of the proxy's URL.
 
     Raises:
@@ -34,7 +34,7 @@ async def http_connect(dialogue: Dialogue, via: SplitResult, host: str, port: in
         raise ProxyError(f"it answers {answer.status} to CONNECT {authority}")
 
 
-async def socks_connect(dialogue: Dialogue, via: SplitResult, host: str, port: int) -> None:
+async def socks_connect(dialogue: HandshakeStream, via: SplitResult, host: str, port: int) -> None:
     """SOCKS5; the proxy resolves the name.
 
     Raises:

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport import http
-from krelay.transport.handshake_stream import Dialogue
+from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.spdy import Buffer
 from krelay.transport.websocket import WebSocket
 
@@ -67,7 +67,7 @@ class Plain:
 
 
 async def upgrade(
-    dialogue: Dialogue, access: ApiAccess, *, namespace: str, pod: str, way: Transport
+    dialogue: HandshakeStream, access: ApiAccess, *, namespace: str, pod: str, way: Transport
 ) -> Carrier:
     """Turn an HTTP connection into one that carries SPDY to `pod`. `way` is not AUTO.
 
@@ -93,7 +93,9 @@ async def upgrade(
     return Plain()
 
 
-async def _ask(dialogue: Dialogue, method: str, target: str, headers: http.Headers) -> http.Answer:
+async def _ask(
+    dialogue: HandshakeStream, method: str, target: str, headers: http.Headers
+) -> http.Answer:
     dialogue.write(http.request(method, target, headers))
     answer = await http.read_answer(dialogue)
     if answer.status != 101:

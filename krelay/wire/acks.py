@@ -10,7 +10,7 @@ _EVERY_MIN = 16 << 10
 _EVERY_MAX = 256 << 10
 
 
-class Acks:
+class AckTimer:
     """Octets that came on this tunnel, and what its peer was told of them. `due`: tell it now."""
 
     __slots__ = ("_at", "_every", "_octets", "_told", "_told_at", "due")

@@ -22,7 +22,7 @@ _RTT_MEMORY = 10.0
 _MARK_EVERY = 16 << 10
 
 
-class InFlight:
+class CongestionWindow:
     """Octets sent on a tunnel against octets its peer has reported, and the limit between them."""
 
     __slots__ = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Liveness:
+class Keepalive:
     """Times are in seconds. A PING falls due every `interval`; what stays unheard for `timeout`
     from then on is dead, also when the PING itself could not be written: a tunnel that takes no
     bytes and brings none is as dead as a silent one."""

@@ -1,4 +1,4 @@
-"""Outbox: what one end of a session has to send, in the order in which it goes out.
+"""SendQueue: what one end of a session has to send, in the order in which it goes out.
 
 Control first, then datagrams, then the streams with little to say, then a turn for each of those
 with more: a keystroke never waits behind a download (protocol.md, section 7).
@@ -18,7 +18,7 @@ _SMALL = 16 << 10
 _LOW_WATER = 64 << 10
 
 
-class Outbox:
+class SendQueue:
     """Queues of frames and of streams. What is sequenced goes to `sent` when it goes out.
 
     `writable` are streams whose writers may go on, for the caller to take out; `ended` those that

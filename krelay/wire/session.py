@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
-from krelay.wire.acks import Acks
-from krelay.wire.congestion import InFlight
+from krelay.wire.acks import AckTimer
+from krelay.wire.congestion import CongestionWindow
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
@@ -35,9 +35,9 @@ from krelay.wire.frames import (
     encode_frame,
 )
 from krelay.wire.header import Header, decode_header
-from krelay.wire.keepalive import Liveness
+from krelay.wire.keepalive import Keepalive
 from krelay.wire.replay import FRAME_COST, Received, Sent
-from krelay.wire.send_queue import Outbox
+from krelay.wire.send_queue import SendQueue
 from krelay.wire.stream import State, Stream
 
 _COUNT = Struct(">I")
@@ -94,8 +94,8 @@ class Session:
         """Datagrams that came for streams that had ended."""
         self.received = Received()
         self.sent = Sent()
-        self.outbox = Outbox(self.sent, replay=limits.replay, datagrams=limits.datagrams)
-        self.flight = InFlight(limits.replay)
+        self.send_queue = SendQueue(self.sent, replay=limits.replay, datagrams=limits.datagrams)
+        self.flight = CongestionWindow(limits.replay)
         self._next_id = int(side)
         self._last_peer_id = 0
         self.windows_limit = limits.windows
@@ -108,9 +108,9 @@ class Session:
         self.version = 1
         """The version that both ends of the present tunnel speak."""
         self._untold: list[Event] = []
-        self._acks = Acks(now)
+        self._acks = AckTimer(now)
         self._limited = False
-        self._liveness = Liveness(limits.ping_interval, limits.ping_timeout, now)
+        self._liveness = Keepalive(limits.ping_interval, limits.ping_timeout, now)
 
     # -- what the layer above asks for ---------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Session:
         stream = Stream(self._next_id, header, now, State.OPENING)
         self._next_id += 2
         self._add(stream)
-        self.outbox.say(frame)
+        self.send_queue.say(frame)
         return stream
 
     @property
@@ -146,31 +146,31 @@ class Session:
 
     def accept(self, stream: Stream) -> None:
         """The target of a stream that the peer opened is reached."""
-        self.outbox.say(encode_frame(FrameType.OPENED, stream.id))
+        self.send_queue.say(encode_frame(FrameType.OPENED, stream.id))
 
     def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
         """It is not; the stream is closed. `message` is cut to 255 bytes."""
         if self._drop(stream):
             payload = bytes([code]) + message.encode()[:_MAX_REASON]
-            self.outbox.say(encode_frame(FrameType.REFUSED, stream.id, payload))
+            self.send_queue.say(encode_frame(FrameType.REFUSED, stream.id, payload))
 
     def write(self, stream: Stream, data: Buffer) -> None:
         """Queue bytes. The caller stops at `stream.queued`'s high-water mark, having set
-        `wants_writable`, and goes on when the stream turns up in `outbox.writable`."""
+        `wants_writable`, and goes on when the stream turns up in `send_queue.writable`."""
         if stream.end_queued or stream.state is State.CLOSED or not data:
             return
-        self.outbox.write(stream, data)
+        self.send_queue.write(stream, data)
 
     def end(self, stream: Stream) -> None:
         """Send no more on this stream, after what is queued."""
         if stream.state is not State.CLOSED:
             stream.end_queued = True
-            self.outbox.schedule(stream)
+            self.send_queue.schedule(stream)
 
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
         """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
         if self._drop(stream):
-            self.outbox.say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
+            self.send_queue.say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
 
     def consume(self, stream: Stream, count: int, now: float) -> None:
         """`count` received bytes of this stream were handed on: return their credit."""
@@ -182,14 +182,14 @@ class Session:
         self._windows += stream.window.size - before
         if increment:
             frame = encode_frame(FrameType.WINDOW, stream.id, _COUNT.pack(increment))
-            self.outbox.say(frame)
+            self.send_queue.say(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, for the caller to count: too much waits
         already, or there is no tunnel."""
         if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
             return False
-        return self.attached and self.outbox.datagram(stream, data)
+        return self.attached and self.send_queue.datagram(stream, data)
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
         """Tell the peer that no new streams are opened or accepted."""
@@ -210,7 +210,7 @@ class Session:
         streams = list(self.streams.values())
         for stream in streams:
             self._drop(stream)
-        self.outbox.forget_all()
+        self.send_queue.forget_all()
         return [*events, *(StreamReset(stream, code) for stream in streams)]
 
     # -- tunnels -------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Session:
         again = self.sent.rewind(peer_received)
         self.received.moved()
         self._decoder = FrameDecoder()
-        self.flight = InFlight(self.limits.replay)
+        self.flight = CongestionWindow(self.limits.replay)
         self._acks.begin()
         self._pong = None
         self._lost = None
@@ -237,7 +237,7 @@ class Session:
     def detach(self) -> None:
         """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
         self.attached = False
-        self.outbox.forget_datagrams()
+        self.send_queue.forget_datagrams()
         self._acks.begin()
 
     # -- bytes out -----------------------------------------------------------------------------
@@ -245,16 +245,17 @@ class Session:
     def data_to_send(self, limit: int, now: float) -> list[Buffer]:
         """Buffers to write to the tunnel, in order: about `limit` bytes, empty when none is due.
 
-        Streams whose writers may go on are then in `outbox.writable`, for the caller to take out.
+        Streams whose writers may go on are then in `send_queue.writable`, for the caller to take
+        out.
         """
         if not self.attached:
             return []
         out: list[Buffer] = []
         self._send_urgent(out, now)
         flight = self.flight
-        sent, limited = self.outbox.fill(out, limit, flight.room)
-        while self.outbox.ended:
-            self._drop(self.outbox.ended.pop())
+        sent, limited = self.send_queue.fill(out, limit, flight.room)
+        while self.send_queue.ended:
+            self._drop(self.send_queue.ended.pop())
         if sent or limited:
             flight.on_sent(sent, now, limited=limited)
         if limited and not self._limited:
@@ -276,7 +277,7 @@ class Session:
             self._liveness.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
-        if self._acks.due or (self._acks.waiting and self.outbox.hurried):
+        if self._acks.due or (self._acks.waiting and self.send_queue.hurried):
             octets = self._acks.tell(now)
             payload = _ACK.pack(self.received.acknowledged, octets)
             out.append(encode_frame(FrameType.ACK, 0, payload))
@@ -288,7 +289,7 @@ class Session:
     def _drop(self, stream: Stream) -> bool:
         """Forget a stream; False when it was forgotten before."""
         stream.state = State.CLOSED
-        self.outbox.forget(stream)
+        self.send_queue.forget(stream)
         if self.streams.pop(stream.id, None) is None:
             return False
         self._windows -= stream.window.size
@@ -346,7 +347,7 @@ class Session:
         stream.receive(frame_type)
         if frame_type == FrameType.WINDOW:
             stream.credit += _unpack(_COUNT, payload)[0]
-            self.outbox.schedule(stream)
+            self.send_queue.schedule(stream)
         elif frame_type == FrameType.END:
             events.append(StreamEnded(stream))
             if stream.end_sent:
@@ -429,13 +430,13 @@ class Session:
     @property
     def memory(self) -> int:
         """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
-        return self.sent.cost + self.outbox.control_bytes
+        return self.sent.cost + self.send_queue.control_bytes
 
     @property
     def held(self) -> int:
         """Bytes of everything that waits in this session, in either direction."""
-        outbox = self.outbox
-        waiting = outbox.queued + outbox.datagram_bytes + self._decoder.held
+        send_queue = self.send_queue
+        waiting = send_queue.queued + send_queue.datagram_bytes + self._decoder.held
         return self.memory + waiting
 
     @property

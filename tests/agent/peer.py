@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from agent.server import Server
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.link import ClientLink
 from krelay.wire.handshake import ClientHandshake, Resume, Welcome
 from krelay.wire.session import Side
@@ -72,7 +72,7 @@ async def plain(server: Server, first: bytes) -> AsyncIterator[PlainPeer]:
 class Client:
     """A session's client end, and the tunnel that it has now."""
 
-    def __init__(self, driver: Driver, welcome: Welcome, link: ClientLink) -> None:
+    def __init__(self, driver: MuxConnection, welcome: Welcome, link: ClientLink) -> None:
         self.driver = driver
         self.welcome = welcome
         self.link = link
@@ -101,14 +101,14 @@ async def session(
     key: bytes = rig.KEY,
     private: bool = False,
     resume: Resume | None = None,
-    driver: Driver | None = None,
+    driver: MuxConnection | None = None,
 ) -> Client:
     """A tunnel to `server` for a new session, or for one to resume.
 
     Raises:
         WireError: the agent said no.
     """
-    driver = driver or Driver(Side.CLIENT, "test")
+    driver = driver or MuxConnection(Side.CLIENT, "test")
     nonce = secrets.token_bytes(32)
     link = ClientLink(driver, ClientHandshake(key, nonce, resume=resume, private=private))
     await asyncio.get_running_loop().create_connection(lambda: link, *server.address)

@@ -17,7 +17,7 @@ import pytest
 
 from agent.memory import DEFAULT
 from krelay.model import AgentConfig
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.descriptors import raise_file_limit
 from krelay.mux.link import ClientLink
 from krelay.mux.stream import MuxStream
@@ -68,9 +68,9 @@ class Agent:
             writer.write(handshake.data_to_send())
         return Intruder(reader, writer)
 
-    async def driver(self) -> Driver:
+    async def driver(self) -> MuxConnection:
         """A client that keeps to the protocol."""
-        made = Driver(Side.CLIENT, "client")
+        made = MuxConnection(Side.CLIENT, "client")
         link = ClientLink(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
         await asyncio.get_running_loop().create_connection(lambda: link, rig.HOST, self.port)
         await link.welcome
@@ -132,7 +132,7 @@ class Ear:
         """It writes all at once."""
 
 
-async def exchange(client: Driver, echo: int) -> None:
+async def exchange(client: MuxConnection, echo: int) -> None:
     """A stream of it carries 200 KB there and back."""
     seen, data = Ear(), rig.noise(200_000)
     stream = seen.stream = client.open(Header(TCP, rig.HOST, echo), seen)

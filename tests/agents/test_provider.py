@@ -15,7 +15,7 @@ import pytest
 
 from krelay import payload
 from krelay.agents import provider as module
-from krelay.agents.provider import ClusterReach, EmbeddedReach
+from krelay.agents.provider import JobAgent, SubprocessAgent
 from krelay.cluster.agent_lifecycle import Agent
 from krelay.errors import (
     AccessDeniedError,
@@ -41,8 +41,8 @@ EMBEDDED = GroupSpec(None, None, AgentConfig(embedded=True))
 
 
 @asynccontextmanager
-async def embedded(*, start: bool = True) -> AsyncIterator[EmbeddedReach]:
-    reach = EmbeddedReach(EMBEDDED, rig.KEY)
+async def embedded(*, start: bool = True) -> AsyncIterator[SubprocessAgent]:
+    reach = SubprocessAgent(EMBEDDED, rig.KEY)
     try:
         if start:
             await reach.start()
@@ -51,7 +51,7 @@ async def embedded(*, start: bool = True) -> AsyncIterator[EmbeddedReach]:
         await reach.stop()
 
 
-def process(reach: EmbeddedReach) -> asyncio.subprocess.Process:
+def process(reach: SubprocessAgent) -> asyncio.subprocess.Process:
     assert reach._process is not None
     return reach._process
 
@@ -202,7 +202,7 @@ async def test_stopping_twice_or_nothing() -> None:
 
 @dataclass
 class Cluster:
-    """What ClusterReach uses of `cluster` and `transport`, and what was asked of it."""
+    """What JobAgent uses of `cluster` and `transport`, and what was asked of it."""
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     dial_error: Exception | None = None
@@ -278,7 +278,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 @asynccontextmanager
-async def reaching(cluster: Cluster) -> AsyncIterator[ClusterReach]:
+async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
     """A reach whose tasks end with it."""
     async with asyncio.TaskGroup() as tasks:
         spec = GroupSpec(
@@ -290,7 +290,7 @@ async def reaching(cluster: Cluster) -> AsyncIterator[ClusterReach]:
             session=SessionConfig(grace=60.0),
         )
         api: Any = cluster
-        reach = ClusterReach(api, spec, rig.KEY, tasks)
+        reach = JobAgent(api, spec, rig.KEY, tasks)
         try:
             yield reach
         finally:

@@ -10,7 +10,7 @@ import pytest
 
 from krelay.cli import importing
 from krelay.config import parse
-from tests.convert.test_services import service, workload
+from tests.importers.test_services import service, workload
 
 Krelay = Callable[..., int]
 

@@ -17,7 +17,7 @@ from agent.refusals import Refusals
 from agent.sessions import Kept, Sessions
 from agent.settings import Settings
 from krelay.errors import NotListeningError
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.stream import MuxStream
 from krelay.wire.header import Header
 from tests.fakes import MemoryTransport
@@ -78,7 +78,7 @@ class FaultyAgent(Sessions):
         return self
 
     @property
-    def drivers(self) -> list[Driver]:
+    def drivers(self) -> list[MuxConnection]:
         """Those of the sessions that it keeps."""
         return [kept.driver for kept in self._kept.values()]
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from krelay.datapath.agent_health import Reached
+from krelay.datapath.agent_health import AgentHealth
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.handshake import SessionGoneError
 from krelay.errors import (
@@ -19,9 +19,9 @@ from krelay.model import SessionConfig
 from tests import rig
 
 
-def made(grace: float = 0.0) -> tuple[Reached, rig.Way]:
-    way = rig.Way(None)
-    return Reached(way, grace), way
+def made(grace: float = 0.0) -> tuple[AgentHealth, rig.AgentLink]:
+    way = rig.AgentLink(None)
+    return AgentHealth(way, grace), way
 
 
 SHUT = NotListeningError("not yet")

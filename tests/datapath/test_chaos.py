@@ -283,9 +283,9 @@ class Story:
             rate=self.chance.choice([100e3, 1e6, 100e6]),
         )
 
-    async def poke(self) -> None:
+    async def network_changed(self) -> None:
         """The machine has slept, or has another network."""
-        self.pool.poke(sure=self.chance.random() < 0.5)
+        self.pool.network_changed(sure=self.chance.random() < 0.5)
 
     def all_up(self) -> bool:
         """Whether every tunnel is."""
@@ -295,7 +295,11 @@ class Story:
         """Some of it, one after the other, each undone before the next."""
         chance = self.chance
         faults: list[Callable[[], Awaitable[None]]] = [self.cut] * 4 + [self.storm, self.hole] * 2
-        faults += [self.hole_of_what_lives] * 2 + [self.refuse, self.shape, self.poke] * 2
+        faults += [self.hole_of_what_lives] * 2 + [
+            self.refuse,
+            self.shape,
+            self.network_changed,
+        ] * 2
         if chance.random() < 0.3:
             faults += [self.outage, self.another_agent] * 2
         clock = asyncio.get_running_loop().time

@@ -8,11 +8,11 @@ from collections.abc import Awaitable
 
 import pytest
 
-from krelay.datapath.connector import Opening, open_now, open_parked
+from krelay.datapath.connector import StreamRequest, open_now, open_parked
 from krelay.datapath.tcp import TcpListener
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.relay import TcpRelay
-from krelay.mux.stream import Handle
+from krelay.mux.stream import Stream
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.session import Limits
@@ -82,7 +82,7 @@ async def test_after_a_refusal_a_route_that_leads_elsewhere_is_taken_at_once() -
         stream.reset()
 
 
-class Opener(TcpRelay):
+class StreamRequester(TcpRelay):
     """Remembers what it was told."""
 
     def __init__(self, error: Exception | None = None) -> None:
@@ -90,12 +90,12 @@ class Opener(TcpRelay):
         self.reason: str | None = None
         self._error = error
 
-    def on_stream(self, stream: Handle) -> None:
+    def on_stream(self, stream: Stream) -> None:
         stream.handler = self
         if self._error is not None:
             raise self._error
 
-    def on_no_stream(self, reason: str) -> None:
+    def on_open_failed(self, reason: str) -> None:
         self.reason = reason
         if self._error is not None:
             raise self._error
@@ -116,8 +116,8 @@ async def test_whatever_fails_is_told_to_the_one_that_asked(
             raise struct.error("a bug")
 
         monkeypatch.setattr(driver, "open", fail)
-        opener = Opener()
-        Opening(forwarding, Protocol.TCP, opener).start()
+        opener = StreamRequester()
+        StreamRequest(forwarding, Protocol.TCP, opener).start()
         if wait:
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, 80)))
@@ -133,8 +133,8 @@ async def test_an_opener_that_fails_costs_its_stream(
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         route = path.route(None if wait else target)
         forwarding = TcpListener("web", route, path.tasks, park=3600.0)
-        opener = Opener(ZeroDivisionError())
-        Opening(forwarding, Protocol.TCP, opener).start()
+        opener = StreamRequester(ZeroDivisionError())
+        StreamRequest(forwarding, Protocol.TCP, opener).start()
         if wait:
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
@@ -146,12 +146,12 @@ async def test_an_opener_that_fails_costs_its_stream(
 
 async def test_what_waits_when_the_group_ends_is_told() -> None:
     async with rig.path() as path:
-        opener = Opener()
+        opener = StreamRequester()
 
         async def ends() -> None:
             async with TaskGroup() as tasks:
                 forwarding = TcpListener("web", path.route(None), tasks, park=3600.0)
-                Opening(forwarding, Protocol.TCP, opener).start()
+                StreamRequest(forwarding, Protocol.TCP, opener).start()
                 raise ZeroDivisionError
 
         with pytest.raises(ZeroDivisionError):

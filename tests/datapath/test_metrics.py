@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from krelay.datapath import metrics
 from krelay.datapath import udp as udp_module
-from krelay.datapath.metrics import BUCKETS, OK, RESET, Account, Entry, Histogram
+from krelay.datapath.metrics import BUCKETS, OK, RESET, ForwardMetrics, Histogram, StreamMetrics
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode
 from tests import rig
@@ -176,7 +176,7 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await rig.recv(two) == b"x"
         driver = path.pool.pick()
         assert driver is not None
-        driver.session.outbox._max_datagrams = 0
+        driver.session.send_queue._max_datagrams = 0
         two.send(b"x")
         await rig.until(lambda: account.drops[metrics.BACKLOG] == 1)
         impatient = await path.udp(path.route(None), park=0.0)
@@ -255,13 +255,13 @@ _STEPS = st.lists(
 def test_every_stream_has_one_result_and_no_count_falls(
     steps: list[tuple[int, str, ErrorCode]],
 ) -> None:
-    account = Account()
+    account = ForwardMetrics()
     relays = [Carrying() for _ in range(5)]
     entries = [account.begin(relay) for relay in relays]
     ended: set[int] = set()
     before = (0, 0)
     for index, step, code in steps:
-        entry: Entry = entries[index]
+        entry: StreamMetrics = entries[index]
         if step == "bytes":
             relays[index].received_bytes += 3
             relays[index].sent_bytes += 5

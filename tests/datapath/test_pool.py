@@ -13,7 +13,7 @@ from krelay.datapath.pool import Pool, least_loaded
 from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.wire.session import MAX_ID, WORN_ID
 from tests import rig
 
@@ -61,7 +61,7 @@ async def test_a_tunnel_that_is_down_gets_none() -> None:
 
 async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_comes_up() -> None:
     async with rig.agent() as server:
-        way = rig.Way(server)
+        way = rig.AgentLink(server)
         way.blocked = True
         pool = Pool("p", [way], rig.KEY, size=2)
         assert pool.failure is None
@@ -79,7 +79,7 @@ async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_co
 
 async def test_the_end_says_good_bye() -> None:
     async with rig.agent() as server:
-        way = rig.Way(server)
+        way = rig.AgentLink(server)
         async with rig.running(Pool("p", [way], rig.KEY, size=2)) as pool:
             assert len(server.sessions) == 2
         assert pool.pick() is None
@@ -98,7 +98,7 @@ async def test_a_session_is_replaced_before_its_ids_run_out(
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
-            assert isinstance(old.driver, Driver)
+            assert isinstance(old.driver, MuxConnection)
             old.driver.session._next_id = WORN_ID - 1
             path.way.blocked = True
             assert await rig.exchange(port, b"the first") == b"the first"
@@ -123,7 +123,7 @@ async def test_a_session_without_ids_opens_none_and_the_next_does() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (old,) = path.pool.tunnels
-        assert isinstance(old.driver, Driver)
+        assert isinstance(old.driver, MuxConnection)
         old.driver.session._next_id = MAX_ID
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from krelay.datapath import probe as module
-from krelay.datapath.probe import NoWayError, ProbeError, probe
+from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.model import Check, CheckKind, Protocol
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
@@ -101,11 +101,11 @@ async def test_a_dial_that_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_no_way_is_no_failure_of_the_target() -> None:
     async with rig.path() as path:
-        with pytest.raises(NoWayError):
+        with pytest.raises(NoRouteError):
             await probe(DIAL, path.route(None))
         path.way.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
-        with pytest.raises(NoWayError):
+        with pytest.raises(NoRouteError):
             await probe(DIAL, path.route(1))
 
 

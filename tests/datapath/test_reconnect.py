@@ -8,13 +8,13 @@ import pytest
 
 from krelay.datapath import reconnect as module
 from krelay.datapath.backoff import Backoff
-from krelay.datapath.reconnect import Trying
+from krelay.datapath.reconnect import Reconnector
 from krelay.errors import TunnelError, UnreachableError
 from tests import rig
 
 
 async def test_a_dial_is_begun_anew_as_often_as_that_is_said() -> None:
-    trying, dials = Trying("t", rig.Way(None)), 0
+    trying, dials = Reconnector("t", rig.AgentLink(None)), 0
 
     async def dial() -> None:
         nonlocal dials
@@ -29,7 +29,7 @@ async def test_a_dial_is_begun_anew_as_often_as_that_is_said() -> None:
 
 
 async def test_one_that_is_slow_to_give_up_is_begun_anew_once() -> None:
-    trying, dials = Trying("t", rig.Way(None)), 0
+    trying, dials = Reconnector("t", rig.AgentLink(None)), 0
 
     async def dial() -> None:
         nonlocal dials
@@ -53,11 +53,11 @@ async def test_a_failure_is_one(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        await Trying("t", rig.Way(None)).dialled(dial)
+        await Reconnector("t", rig.AgentLink(None)).dialled(dial)
 
 
 async def test_who_ends_a_dial_ends_it() -> None:
-    trying = Trying("t", rig.Way(None))
+    trying = Reconnector("t", rig.AgentLink(None))
 
     async def dial() -> None:
         await asyncio.get_running_loop().create_future()
@@ -76,22 +76,22 @@ async def test_a_pause_ends_when_there_is_reason_to(
 ) -> None:
     """Only where the way was shut is it looked at."""
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-    way = rig.Way(None)
-    trying = Trying("t", way)
+    way = rig.AgentLink(None)
+    trying = Reconnector("t", way)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(trying.pause(failure))
         await asyncio.sleep(0)
         way.opened.set()
         if not isinstance(failure, UnreachableError):
-            trying.nudge()
+            trying.retry_now()
 
 
 async def test_a_look_that_fails_leaves_the_pause_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-    way = rig.Way(None)
-    trying = Trying("t", way)
+    way = rig.AgentLink(None)
+    trying = Reconnector("t", way)
 
     async def fail() -> None:
         raise RuntimeError("can't start new thread")
@@ -101,7 +101,7 @@ async def test_a_look_that_fails_leaves_the_pause_as_it_is(
         pausing = tasks.create_task(trying.pause(UnreachableError("shut")))
         await rig.until(lambda: caplog.messages)
         assert not pausing.done()
-        trying.nudge()
+        trying.retry_now()
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -111,13 +111,13 @@ async def test_while_a_connection_waits_a_pause_is_short(
     """Whether it came before the pause began, or comes in it; and not shorter for many."""
     monkeypatch.setattr(module, "HASTE", 0.1)
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-    trying = Trying("t", rig.Way(None), lambda: before)
+    trying = Reconnector("t", rig.AgentLink(None), lambda: before)
     loop = asyncio.get_running_loop()
     begun = loop.time()
     async with asyncio.TaskGroup() as tasks:
         pausing = tasks.create_task(trying.pause(None))
         await asyncio.sleep(0)
         for _ in range(0 if before else 100):
-            trying.hasten()
+            trying.dial_soon()
         await pausing
     assert loop.time() >= begun + 0.049

@@ -12,7 +12,7 @@ from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import TunnelError, UnreachableError
 from krelay.model import SessionConfig
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from tests import rig
 
 
@@ -22,7 +22,7 @@ async def test_a_session_moves_under_load_and_loses_nothing(
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (tunnel,) = path.pool.tunnels
-        await rig.echoed(port, 16 << 20, lambda: path.pool.poke(sure=True))
+        await rig.echoed(port, 16 << 20, lambda: path.pool.network_changed(sure=True))
         await rig.until(lambda: tunnel.up)
         assert tunnel.stats.rotated >= 5
         assert tunnel.stats.connects == 1 + tunnel.stats.rotated == 1 + tunnel.stats.resumed
@@ -49,7 +49,7 @@ async def test_one_that_grows_old_is_replaced_while_it_works(
 
 async def test_one_is_replaced_when_what_let_it_in_expires() -> None:
     async with rig.agent() as server:
-        way = rig.Way(server)
+        way = rig.AgentLink(server)
         (tunnel,) = Pool("p", [way], rig.KEY, size=1).tunnels
         assert 1350 <= tunnel._best_before() <= 1500
         way.expires = time.time() + 100
@@ -76,7 +76,7 @@ async def test_a_rotation_that_fails_leaves_the_session_where_it_is(
 
         path.way.dial = fails  # type: ignore[method-assign]
         async with rig.connect(port) as (reader, writer):
-            path.pool.poke(sure=True)
+            path.pool.network_changed(sure=True)
             while not tunnel.stats.rotated:
                 writer.write(b"on")
                 assert await reader.readexactly(2) == b"on"
@@ -97,9 +97,9 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
-            assert isinstance(tunnel.driver, Driver)
+            assert isinstance(tunnel.driver, MuxConnection)
             asked = tunnel.driver.session._liveness
-            path.pool.poke(sure=False)
+            path.pool.network_changed(sure=False)
             assert asked._asked_at is not None
             await rig.until(lambda: asked._asked_at is None)  # it has answered
             assert tunnel.stats.connects == 1
@@ -109,7 +109,7 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
             silent = kept.driver._transport
             assert silent is not None
             kept.driver._transport = None
-            path.pool.poke(sure=False)
+            path.pool.network_changed(sure=False)
             await rig.until(lambda: tunnel.stats.resumed)
             writer.write(b"b")
             assert await reader.readexactly(1) == b"b"
@@ -134,7 +134,7 @@ async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch)
         path.way.cut()
         # The first pause after a loss is none, or would be.
         while not tries:
-            path.pool.poke(sure=False)
+            path.pool.network_changed(sure=False)
             await asyncio.sleep(0.01)
         path.way.opened.set()
         await rig.until(lambda: tunnel.up)
@@ -146,11 +146,11 @@ async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> Non
         path.way.cut(blocked=True)
         before = path.way.dials
         for _ in range(20):
-            path.pool.poke(sure=False)
+            path.pool.network_changed(sure=False)
             await asyncio.sleep(0.005)
         assert path.way.dials > before
         path.way.blocked = False
-        path.pool.poke(sure=False)
+        path.pool.network_changed(sure=False)
         await rig.until(lambda: tunnel.up)
         assert isinstance(tunnel.failure, TunnelError | None)
 
@@ -175,8 +175,8 @@ async def test_a_dial_that_a_sleep_interrupted_is_begun_anew(
         path.way.cut()
         await asleep.wait()
         caplog.clear()
-        path.pool.poke(sure=True)
-        path.pool.poke(sure=True)
+        path.pool.network_changed(sure=True)
+        path.pool.network_changed(sure=True)
         await rig.until(lambda: tunnel.up)
         assert dials == 2
         assert tunnel.stats.resumed == 1

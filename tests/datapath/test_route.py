@@ -15,7 +15,7 @@ OLD, NEW = Endpoint("10.0.0.1", 80), Endpoint("10.0.0.2", 80)
 
 
 def make() -> Route:
-    return Route(Pool("p", [rig.Way(None)], rig.KEY, size=1))
+    return Route(Pool("p", [rig.AgentLink(None)], rig.KEY, size=1))
 
 
 def to(endpoint: Endpoint | None, reason: str = "") -> Resolution:

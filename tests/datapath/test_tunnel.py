@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from krelay.datapath import tunnel as module
-from krelay.datapath.agent_health import Reached
+from krelay.datapath.agent_health import AgentHealth
 from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
@@ -22,9 +22,9 @@ from tests import rig
 @asynccontextmanager
 async def reaching(
     server: object, *, key: bytes = rig.KEY, up: bool = True
-) -> AsyncIterator[tuple[Pool, rig.Way]]:
+) -> AsyncIterator[tuple[Pool, rig.AgentLink]]:
     """A pool of one tunnel to `server`."""
-    way = rig.Way(server)  # type: ignore[arg-type]
+    way = rig.AgentLink(server)  # type: ignore[arg-type]
     pool = Pool("p", [way], key, size=1)
     async with rig.running(pool, up=up):
         yield pool, way
@@ -164,7 +164,7 @@ async def test_another_status_than_that_is_a_refusal_for_good() -> None:
 
 
 class Fake:
-    """What a `Way` needs of an agent."""
+    """What a `AgentLink` needs of an agent."""
 
     def __init__(self, port: int) -> None:
         self.address = (rig.HOST, port)
@@ -274,7 +274,7 @@ async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
 
 async def test_a_bug_in_a_transport_is_one_failed_try(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.agent() as server:
-        way = rig.Way(server)
+        way = rig.AgentLink(server)
         real = way.dial
 
         async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -303,7 +303,7 @@ async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
     """Its pod runs before it does: on a slow machine every start would be told as a failure."""
     caplog.set_level(logging.INFO)
     async with rig.agent() as server:
-        way = rig.Way(server)
+        way = rig.AgentLink(server)
         real = way.dial
         tries = 0
 
@@ -325,7 +325,7 @@ async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
 
 async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
     async with rig.agent() as server:
-        way = rig.Way(server)
+        way = rig.AgentLink(server)
         async with rig.running(Pool("p", [way], rig.KEY, size=1)) as pool:
             way.blocked = True
             server.stop("test")
@@ -339,15 +339,15 @@ async def test_a_bug_costs_a_pause_and_no_more(
     monkeypatch.setattr(module, "_AFTER_BUG", 0.01)
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(target)
-        failures, give_up = [ZeroDivisionError("a bug")] * 3, Reached.lost
+        failures, give_up = [ZeroDivisionError("a bug")] * 3, AgentHealth.lost
 
-        def fail(self: Reached, tunnel: object) -> None:
+        def fail(self: AgentHealth, tunnel: object) -> None:
             if failures:
                 raise failures.pop()
             give_up(self, tunnel)
 
-        monkeypatch.setattr(Reached, "lost", fail)
-        monkeypatch.setattr(Reached, "missed", fail)
+        monkeypatch.setattr(AgentHealth, "lost", fail)
+        monkeypatch.setattr(AgentHealth, "missed", fail)
         path.way.cut()
         assert await rig.exchange(rig.port_of(listener), b"on") == b"on"
         path.way.cut(blocked=True)

@@ -18,7 +18,7 @@ from krelay.errors import AccessDeniedError, NotListeningError, PodGoneError, Tu
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport.pipe import Pipe
-from krelay.transport.portforward import Ways, open_portforward
+from krelay.transport.portforward import TransportPreference, open_portforward
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -125,7 +125,7 @@ async def dial(
         port=port,
         protocol=echoed,
         transport=way,
-        ways=Ways(),
+        ways=TransportPreference(),
     )
     return pipe, echoed
 

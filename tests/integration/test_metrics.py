@@ -41,7 +41,7 @@ from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
 from krelay.errors import AgentError, ConfigError, TunnelError
 from krelay.model import StatusConfig
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.descriptors import raise_file_limit
 from krelay.proxy import udp_associate
 from krelay.proxy.server import ProxyConnection, ProxyListener
@@ -382,10 +382,10 @@ class Scene:
         return group.pool.tunnels[0]
 
     @property
-    def driver(self) -> Driver:
+    def driver(self) -> MuxConnection:
         """This end of the session."""
         driver = self.tunnel.driver
-        assert isinstance(driver, Driver)
+        assert isinstance(driver, MuxConnection)
         return driver
 
     @property
@@ -411,7 +411,7 @@ class Scene:
     async def acknowledged(self) -> None:
         """Wait until nothing is under way."""
         session = self.driver.session
-        await rig.until(lambda: not session.unacknowledged and not session.outbox.hurried)
+        await rig.until(lambda: not session.unacknowledged and not session.send_queue.hurried)
 
     async def blocked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Cut the tunnel, and let none come up."""
@@ -426,7 +426,7 @@ class Scene:
     async def reopened(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the tunnel come up again."""
         monkeypatch.setattr(self.reach, "dial", partial(FakeReach.dial, self.reach))
-        self.tunnel.poke(sure=True)
+        self.tunnel.network_changed(sure=True)
         await rig.until(lambda: self.tunnel.up)
 
     def flows(self, name: str) -> _LocalSocket:
@@ -497,7 +497,7 @@ async def test_rotations_of_a_tunnel_that_works(
 ) -> None:
     async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
         for number in (1, 2):
-            here.tunnel.poke(sure=True)
+            here.tunnel.network_changed(sure=True)
             await here.seen.becomes(number, "tunnel_rotations_total")
             assert await here.seen.value("tunnel_resumptions_total") == number
         assert await here.seen.value("tunnel_connects_total") == 3
@@ -773,17 +773,17 @@ async def test_datagrams_that_waited_for_a_tunnel_that_was_lost(
             driver.pause_writing(here.transport)
             for _ in range(3):
                 client.send(b"x")
-            await rig.until(lambda driver=driver: len(driver.session.outbox._datagrams) == 3)
+            await rig.until(lambda driver=driver: len(driver.session.send_queue._datagrams) == 3)
             here.transport.abort()
             await here.seen.becomes(3 * number, name, reason="queued")
             await here.seen.becomes(1 + number, "tunnel_connects_total")
         await asked(client)
         assert target.came == 2
         # What waits as the session is given up.
-        outbox = here.driver.session.outbox
+        send_queue = here.driver.session.send_queue
         here.driver.session.flight.limit = 0
         client.send(b"x")
-        await rig.until(lambda: len(outbox._datagrams) == 1)
+        await rig.until(lambda: len(send_queue._datagrams) == 1)
         here.tunnel._drop_session("by the test")
         await here.seen.becomes(7, name, reason="queued")
         assert await here.seen.value(name) == 7
@@ -816,7 +816,7 @@ async def test_datagrams_of_flows_that_made_room(
             driver.pause_writing(here.transport)
             for _ in range(4):
                 other.send(b"x")
-            await rig.until(lambda: len(driver.session.outbox._datagrams) == 4)
+            await rig.until(lambda: len(driver.session.send_queue._datagrams) == 4)
             came = target.came
             client.send(b"ping")
             await here.seen.becomes(2, "forward_streams_total", result="idle")
@@ -863,12 +863,12 @@ async def test_datagrams_that_the_agent_lost(
             await asked(client)
         await here.seen.becomes(4, name, reason="agent_kernel_send")
 
-        outbox = here.kept.driver.session.outbox
-        most, outbox._max_datagrams = outbox._max_datagrams, 0
+        send_queue = here.kept.driver.session.send_queue
+        most, send_queue._max_datagrams = send_queue._max_datagrams, 0
         for _ in range(5):
             target.sock.sendto(b"x", target.peer)
         await here.seen.becomes(5, name, reason="agent_backlog")
-        outbox._max_datagrams = most
+        send_queue._max_datagrams = most
         await asked(client)
         assert await here.seen.value(name) == 12
         # Another tunnel says the same once more, and a session that is lost leaves its counts.

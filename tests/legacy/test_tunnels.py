@@ -22,7 +22,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import EndedError, NotListeningError, PodGoneError, TunnelError
 from krelay.legacy import stream
 from krelay.legacy import tunnels as module
-from krelay.legacy.tunnels import PlainDriver
+from krelay.legacy.tunnels import LegacyTunnels
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
@@ -163,9 +163,9 @@ async def test_a_slow_reader_holds_the_tunnel_back() -> None:
             assert len(await reader.read()) == 64 << 20
 
 
-async def streams(p: Place) -> list[stream.PlainStream]:
+async def streams(p: Place) -> list[stream.LegacyStream]:
     driver = p.pool.tunnels[0].driver
-    assert isinstance(driver, PlainDriver)
+    assert isinstance(driver, LegacyTunnels)
     await rig.until(lambda: driver.streams)
     return list(driver.streams)
 
@@ -194,7 +194,7 @@ async def test_a_bug_in_a_dial_is_one_missed_heartbeat(
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     async with place() as p:
         driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
         real, broken = driver._dial, 0
 
         async def dial(protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -243,7 +243,7 @@ async def test_a_dial_that_fails_is_tried_once_more(caplog: pytest.LogCaptureFix
             return await real(protocol)
 
         driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
         driver._dial = once
         assert await rig.exchange(port, b"x") == b"x"
         fails = 2
@@ -255,7 +255,7 @@ async def test_a_bug_in_a_dial_is_that_stream_s_alone(caplog: pytest.LogCaptureF
     async with rig.tcp_target(rig.echo) as target, place() as p:
         port = await p.listen(target)
         driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
 
         async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
             raise ZeroDivisionError
@@ -297,7 +297,7 @@ async def test_a_handler_that_fails_costs_its_own_stream(
         def on_refused(self, *_: object) -> None:
             raise ZeroDivisionError
 
-    driver = PlainDriver("p", shut)
+    driver = LegacyTunnels("p", shut)
     asked = Header(0, rig.HOST, 1)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(driver.run())
@@ -316,7 +316,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(protocol: asyncio.Protocol) -> asyncio.Transport:
         return await asyncio.get_running_loop().create_future()
 
-    driver = PlainDriver("p", never)
+    driver = LegacyTunnels("p", never)
     asked = Header(0, rig.HOST, 1)
     with pytest.raises(ProtocolError, match="the agent is gone"):
         driver.open(asked, Told())  # type: ignore[arg-type]
@@ -335,7 +335,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not one.datagram(b"12345")
         assert two.write(b"x")
         assert not two.write(bytes(1 << 20))
-        assert repr(one) == "<PlainStream 127.0.0.1:1>"
+        assert repr(one) == "<LegacyStream 127.0.0.1:1>"
         one.reset()
         assert seen[0].told == []
         driver._lost.set_result(PodGoneError("gone"))
@@ -344,7 +344,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not driver.streams
 
 
-def lose(stream: stream.PlainStream, exc: Exception | None) -> None:
+def lose(stream: stream.LegacyStream, exc: Exception | None) -> None:
     """The stream's tunnel is gone, and why."""
     transport, stream._transport = stream._transport, None
     assert transport is not None
@@ -356,7 +356,7 @@ def lose(stream: stream.PlainStream, exc: Exception | None) -> None:
 async def test_writing_on_after_the_end_is_a_reset() -> None:
     async with place() as p:
         (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
         async with rig.tcp_target(rig.hold) as target:
             for end in ("write", "end"):
                 told = Told()
@@ -380,17 +380,17 @@ async def test_no_answer() -> None:
         p._port = silent
         told = Told()
         (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
         stream = driver.open(Header(0, rig.HOST, 1), told)  # type: ignore[arg-type]
         await rig.until(lambda: stream._transport)
         lose(stream, None)
         assert told.told == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
 
 
-async def opened(p: Place, port: int, told: Told, data: bytes) -> stream.PlainStream:
+async def opened(p: Place, port: int, told: Told, data: bytes) -> stream.LegacyStream:
     """A stream that has a tunnel, on which `data` was written."""
     (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-    assert isinstance(driver, PlainDriver)
+    assert isinstance(driver, LegacyTunnels)
     stream = driver.open(Header(0, rig.HOST, port), told)  # type: ignore[arg-type]
     if data:
         stream.write(data)
@@ -446,16 +446,16 @@ async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled
             return await asyncio.get_running_loop().create_future()
 
         driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
         async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
             driver._dial = hangs
             dialling = tasks.create_task(rig.exchange(port, b"y"))
             await hung.wait()
-            p.pool.poke(sure=False)
+            p.pool.network_changed(sure=False)
             assert p.pool.streams == 2
-            p.pool.poke(sure=True)
+            p.pool.network_changed(sure=True)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             assert await dialling == b"y"
@@ -505,7 +505,7 @@ async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
 async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
-    def patience(stream: stream.PlainStream) -> int:
+    def patience(stream: stream.LegacyStream) -> int:
         assert stream._transport is not None
         sock: socket.socket = stream._transport.get_extra_info("socket")
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
@@ -527,7 +527,7 @@ async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
 async def test_a_tunnel_that_breaks() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as target:
         (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-        assert isinstance(driver, PlainDriver)
+        assert isinstance(driver, LegacyTunnels)
         told = Told()
         stream = driver.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
         await rig.until(lambda: told.told)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.link import Link
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
@@ -78,14 +78,14 @@ class Pair:
         self.listens: Callable[[MuxStream], None] = self._arrive
         self.detached: list[Exception | None] = []
         self.goodbyes: list[str] = []
-        self.client = Driver(
+        self.client = MuxConnection(
             Side.CLIENT,
             "c",
             limits=limits,
             on_detached=self.detached.append,
             on_go_away=lambda code, text: self.goodbyes.append(f"{code.name} {text}"),
         )
-        self.agent = Driver(
+        self.agent = MuxConnection(
             Side.AGENT, "a", limits=limits, on_open=lambda stream: self.listens(stream)
         )
         self.links: list[Link] = []

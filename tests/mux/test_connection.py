@@ -247,7 +247,7 @@ async def test_what_it_logs_and_how_it_prints(caplog: pytest.LogCaptureFixture) 
     async with pair() as both:
         near, *_ = await both.stream()
         assert repr(near) == "c/s1"
-        assert repr(both.client) == "<Driver c streams=1>"
+        assert repr(both.client) == "<MuxConnection c streams=1>"
         assert "> OPEN c/s1 10.0.0.1:80" in caplog.text
         assert "< ACCEPTED c/s1" in caplog.text
 

@@ -7,7 +7,7 @@ import secrets
 
 import pytest
 
-from krelay.mux.connection import Driver
+from krelay.mux.connection import MuxConnection
 from krelay.mux.link import ClientLink
 from krelay.wire.errors import ErrorCode, HandshakeError, WireError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Welcome
@@ -16,10 +16,10 @@ from tests import rig
 from tests.mux.pair import TARGET, Ear
 
 
-async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientLink, Driver]:
+async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientLink, MuxConnection]:
     """A client's link whose handshake has begun."""
     loop = asyncio.get_running_loop()
-    driver = Driver(Side.CLIENT, "c")
+    driver = MuxConnection(Side.CLIENT, "c")
     link = ClientLink(driver, ClientHandshake(key, secrets.token_bytes(NONCE_SIZE)))
     await loop.create_connection(lambda: link, "127.0.0.1", port)
     return link, driver

@@ -719,7 +719,7 @@ async def test_a_connection_moves_to_another_pool_with_its_listener() -> None:
     async with rig.tcp_target(Origin()) as target, proxy() as (listener, path):
         assert isinstance(listener, ProxyListener)
         async with rig.agent() as server:
-            other = module.Pool("q", [rig.Way(server)], rig.KEY, size=1)
+            other = module.Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
             async with rig.running(other):
                 path.way.cut(blocked=True)
                 await rig.until(lambda: path.pool.pick() is None)

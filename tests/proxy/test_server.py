@@ -297,7 +297,7 @@ async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
         path.way.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.agent() as server:
-            other = Pool("q", [rig.Way(server)], rig.KEY, size=1)
+            other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
             async with rig.running(other):
                 async with rig.connect(rig.port_of(listener)) as (reader, writer):
                     writer.write(HELLO + connect_to(target))

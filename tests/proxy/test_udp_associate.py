@@ -180,7 +180,7 @@ async def test_idle_destinations_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_it_moves_to_another_pool() -> None:
     async with rig.udp_echo() as target, proxy() as (listener, path), rig.agent() as server:
-        other = Pool("q", [rig.Way(server)], rig.KEY, size=1)
+        other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
         async with rig.running(other), associated(listener) as (sock, _):
             await ask(sock, rig.HOST, target, b"x")
             listener.pool = other

@@ -11,11 +11,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.state.events import BACKLOG, HISTORY, Feed
+from krelay.state.events import BACKLOG, HISTORY, EventBus
 
 
 async def test_who_listens_hears_what_is_told_from_then_on() -> None:
-    feed = Feed()
+    feed = EventBus()
     feed.tell("reload", "before")
     async with feed.listen() as one, feed.listen() as two:
         waiting = asyncio.get_running_loop().create_future()
@@ -37,7 +37,7 @@ async def test_who_listens_hears_what_is_told_from_then_on() -> None:
 
 
 async def test_who_comes_late_hears_what_is_kept_after_what_they_know() -> None:
-    feed = Feed()
+    feed = EventBus()
     for number in range(5):
         feed.tell("state", str(number))
     async with feed.listen(after=2) as listener:
@@ -49,7 +49,7 @@ async def test_who_comes_late_hears_what_is_kept_after_what_they_know() -> None:
 
 
 async def test_what_is_kept_is_bounded_and_who_is_slow_loses_the_oldest() -> None:
-    feed = Feed()
+    feed = EventBus()
     async with feed.listen() as slow:
         for number in range(BACKLOG + 3):
             feed.tell("state", str(number))
@@ -60,7 +60,7 @@ async def test_what_is_kept_is_bounded_and_who_is_slow_loses_the_oldest() -> Non
 
 
 def test_an_event_as_json() -> None:
-    feed = Feed()
+    feed = EventBus()
     feed.tell("tunnel", "p1t1: up", up=True)
     found = json.loads(json.dumps(feed.history[0].as_json()))
     assert datetime.fromisoformat(found.pop("time")).tzinfo is not None
@@ -75,7 +75,7 @@ def test_an_event_as_json() -> None:
 
 @given(st.lists(st.sampled_from(["tell", "listen", "leave", "hear"]), max_size=80))
 async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
-    feed, told = Feed(), 0
+    feed, told = EventBus(), 0
     async with AsyncExitStack() as stack:
         listeners: list[list[Any]] = []
         for step in steps:
@@ -94,7 +94,7 @@ async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
 
 
 def test_what_others_wrote_is_made_fit_to_be_shown() -> None:
-    feed = Feed()
+    feed = EventBus()
     evil = "\x1b]0;owned\x07no\nlines\u202e"
     feed.tell("state", evil, reason=evil, error={"problems": [{"message": evil}]}, index=1)
     event = feed.history[0].as_json()

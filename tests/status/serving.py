@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import ClientSession, ClientTimeout
 
 from krelay.model import StatusConfig
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.status.tcp_server import Listening
 from krelay.status.unix_server import Handler
 from tests.status.reports import Live
@@ -31,7 +31,7 @@ class Service:
     """What a test has of one."""
 
     live: Live = field(default_factory=Live)
-    feed: Feed = field(default_factory=Feed)
+    feed: EventBus = field(default_factory=EventBus)
     handlers: Mapping[tuple[str, str], Handler] = field(default_factory=lambda: HANDLERS)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.status import connections
 from krelay.status.client import NotRunningError, ask, runs
 from krelay.status.socket_path import socket_path
@@ -49,7 +49,7 @@ async def test_a_question_is_answered(path: Path) -> None:
 
 
 async def test_the_whole_service_is_on_the_socket_and_needs_no_token_there(path: Path) -> None:
-    live, feed = Live(), Feed()
+    live, feed = Live(), EventBus()
     async with serve(path, HANDLERS, report=live, feed=feed):
         assert await asked("/v1/status", method="GET") == json.loads(json.dumps(live.now.as_json()))
         assert await asked("/v1/echo", {"a": 1}) == {"got": {"a": 1}}

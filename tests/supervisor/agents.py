@@ -55,7 +55,7 @@ async def reaches(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FakeRea
     async with asyncio.TaskGroup() as tasks:
         FakeReach.made = []
         FakeReach.tasks = tasks
-        monkeypatch.setattr(module, "EmbeddedReach", FakeReach)
+        monkeypatch.setattr(module, "SubprocessAgent", FakeReach)
         try:
             yield FakeReach.made
         finally:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from krelay.datapath.tcp import TcpListener
-from krelay.supervisor.warming import Stage
+from krelay.supervisor.warming import WarmingConfig
 from tests import rig
 from tests.supervisor.agents import FakeReach
 from tests.supervisor.world import HEAD, Talk, named, text, world
@@ -46,7 +46,7 @@ async def test_what_is_removed_is_closed_when_that_is_told(
         real = w.supervisor.running.commit
         open_after: list[bool] = []
 
-        def commit(stage: Stage) -> None:
+        def commit(stage: WarmingConfig) -> None:
             real(stage)
             open_after.append(any(isinstance(s, TcpListener) and s.accepting for s in sockets[:1]))
 

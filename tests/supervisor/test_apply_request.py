@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from krelay.errors import KrelayError
 from krelay.model import Config
-from krelay.supervisor.apply_request import Want
+from krelay.supervisor.apply_request import ApplyRequest
 
 
 def test_one_that_is_replaced_or_given_up_is_over() -> None:
-    first, second = Want(Config(()), "first"), Want(Config(()), "second")
+    first, second = ApplyRequest(Config(()), "first"), ApplyRequest(Config(()), "second")
     first.replace(second)
     assert first.done.is_set()
     assert first.newer is second
@@ -18,8 +18,8 @@ def test_one_that_is_replaced_or_given_up_is_over() -> None:
 
 
 def test_one_that_is_over_stays_as_it_is() -> None:
-    done = Want(Config(()), "done")
+    done = ApplyRequest(Config(()), "done")
     done.done.set()
-    done.replace(Want(Config(()), "newer"))
+    done.replace(ApplyRequest(Config(()), "newer"))
     done.give_up(KrelayError("too late"))
     assert (done.newer, done.failure) == (None, None)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from krelay.config.diff import Spec
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
-from krelay.state.events import Feed
+from krelay.state.events import EventBus
 from krelay.state.snapshot import State
 from krelay.supervisor import health as module
 from krelay.supervisor.forward import Forward
@@ -47,7 +47,7 @@ class Watched:
 
     def __init__(self, path: rig.Path, port: Port = TCP, check: Check = DIAL, **more: Any):
         target = Target("web", Kind.SERVICE, "nginx", (port,), check=check, **more)
-        self.feed = Feed()
+        self.feed = EventBus()
         self.forward = Forward(
             Spec(target, 0),
             path.route(None, followed=True),

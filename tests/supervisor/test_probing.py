@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from krelay.datapath.pool import Pool
-from krelay.datapath.probe import NoWayError, ProbeError
+from krelay.datapath.probe import NoRouteError, ProbeError
 from krelay.model import Check, CheckKind, Endpoint
 from krelay.supervisor.probing import Answers, answers
 from tests import rig
@@ -70,7 +70,8 @@ async def test_traffic_that_worked_during_a_probe_counts_more_than_its_failure()
 
 
 @pytest.mark.parametrize(
-    "end", [lambda probe, task: task.cancel(), lambda probe, task: probe.set_exception(NoWayError)]
+    "end",
+    [lambda probe, task: task.cancel(), lambda probe, task: probe.set_exception(NoRouteError)],
 )
 async def test_who_waits_for_a_probe_that_ends_without_an_answer_probes(
     end: Callable[[Any, Any], None],
@@ -85,7 +86,7 @@ async def test_who_waits_for_a_probe_that_ends_without_an_answer_probes(
 
 
 async def test_they_are_shared_by_pool_endpoint_and_check_while_a_forward_has_them() -> None:
-    pools = [Pool("p", [rig.Way(None)], rig.KEY, size=1) for _ in range(2)]
+    pools = [Pool("p", [rig.AgentLink(None)], rig.KEY, size=1) for _ in range(2)]
     here, there = Endpoint("h", 1), Endpoint("h", 2)
     dial, http = Check(), Check(CheckKind.HTTP)
     kept = answers(pools[0], here, dial)

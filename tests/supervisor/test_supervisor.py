@@ -49,7 +49,7 @@ def config(*targets: Target, **tunnel: float) -> Config:
     return Config(targets, agent=EMBEDDED, tunnel=TunnelConfig(sessions=1, **tunnel))  # type: ignore[arg-type]
 
 
-class Running:
+class ActiveConfig:
     """A supervisor's run, what it announced, and the way to stop it."""
 
     def __init__(self, supervised: Config) -> None:
@@ -69,7 +69,7 @@ class Running:
 
 async def fails(supervised: Config) -> KrelayError:
     """The error that a run ends with."""
-    running = Running(supervised)
+    running = ActiveConfig(supervised)
     with pytest.raises(KrelayError) as caught:
         await running.run()
     return caught.value
@@ -80,7 +80,7 @@ async def fails(supervised: Config) -> KrelayError:
 
 async def test_it_relays_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp, rig.udp_echo() as udp:
-        running = Running(
+        running = ActiveConfig(
             config(
                 target("web", Port(tcp, 0)),
                 target("both", Port(tcp, 0), Port(udp, 0, Protocol.UDP)),
@@ -105,7 +105,7 @@ async def test_an_embedded_agent_is_everybody_s(monkeypatch: pytest.MonkeyPatch)
             Target(name, Kind.IP, rig.HOST, (Port(tcp, 0),), context=context)
             for name, context in (("one", None), ("two", "other"))
         )
-        running = Running(config(one, two))
+        running = ActiveConfig(config(one, two))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: len(running.lines) == 2)
@@ -117,7 +117,7 @@ async def test_an_embedded_agent_is_everybody_s(monkeypatch: pytest.MonkeyPatch)
 
 async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        running = Running(config(target("web", Port(tcp, 0)), drain=3600.0))
+        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -135,7 +135,7 @@ async def test_what_is_wanted_while_it_ends_is_refused(monkeypatch: pytest.Monke
     """`krelay reload` would wait until the last connection has ended, and be cut off then."""
     async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
         first = config(target("web", Port(tcp, 0)), drain=3600.0)
-        running = Running(first)
+        running = ActiveConfig(first)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -151,13 +151,13 @@ async def test_what_is_wanted_while_it_ends_is_refused(monkeypatch: pytest.Monke
                 rig.rst(writer)
 
 
-def listening(running: Running) -> bool:
+def listening(running: ActiveConfig) -> bool:
     return bool(running.supervisor.running.forwards)
 
 
 async def test_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
-        running = Running(config(target("web", Port(tcp, 0)), drain=0.01))
+        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=0.01))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -171,7 +171,7 @@ async def test_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_cancelling_skips_the_draining(monkeypatch: pytest.MonkeyPatch) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
-        running = Running(config(target("web", Port(tcp, 0)), drain=3600.0))
+        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -190,7 +190,7 @@ async def test_connections_that_come_while_it_is_cancelled_break_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
-        running = Running(config(target("web", Port(tcp, 0)), drain=3600.0))
+        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -220,7 +220,7 @@ async def test_stopping_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None
 
     async with reaches(monkeypatch):
         monkeypatch.setattr(FakeReach, "start", forever)
-        running = Running(config(target("web", Port(80, 0))))
+        running = ActiveConfig(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await starting.wait()
@@ -242,7 +242,7 @@ async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPat
 
     async with reaches(monkeypatch):
         monkeypatch.setattr(FakeReach, "start", slow)
-        running = Running(config(target("web", Port(80, 0))))
+        running = ActiveConfig(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(running.run())
             await starting.wait()
@@ -305,7 +305,7 @@ async def test_a_tunnel_that_comes_up_late_is_early_enough(
 
     async with reaches(monkeypatch):
         monkeypatch.setattr(FakeReach, "dial", later)
-        running = Running(config(target("web", Port(80, 0))))
+        running = ActiveConfig(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -327,7 +327,7 @@ async def test_one_port_in_use_is_that_forward_s_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        running = Running(config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0))))
+        running = ActiveConfig(config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -360,7 +360,7 @@ async def test_strictly_one_that_may_not_be_followed_is_too(
         both = config(target("bad", Port(tcp, 0)), target("web", Port(tcp, 0)))
         with pytest.raises(CredentialsError):
             await Supervisor(both, print, strict=True).run(asyncio.Event())
-        running = Running(both)
+        running = ActiveConfig(both)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: any(line.startswith("web:") for line in running.lines))
@@ -414,7 +414,7 @@ async def test_a_forward_that_waits_is_told_of_later(
         monkeypatch.setattr(module, "_follow_constant", follow)
         monkeypatch.setattr(supervisor_module, "_SETTLE_DEADLINE", 0.01)
         free = rig.closed_port()
-        running = Running(config(target("web", Port("http", None, Protocol.TCP))))
+        running = ActiveConfig(config(target("web", Port("http", None, Protocol.TCP))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: "web: waiting: no ready pod" in caplog.text)
@@ -460,7 +460,7 @@ async def test_following_that_fails_later_leaves_the_route_as_it_is(
                 raise CredentialsError("no longer allowed")
 
         monkeypatch.setattr(module, "_follow_constant", follow)
-        running = Running(config(target("web", Port(tcp, 0))))
+        running = ActiveConfig(config(target("web", Port(tcp, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -483,7 +483,7 @@ async def test_an_agent_that_cannot_be_removed_in_time(
     monkeypatch.setattr(group_module, "_REMOVE_DEADLINE", 0.05)
     async with reaches(monkeypatch):
         monkeypatch.setattr(FakeReach, "stop", forever)
-        running = Running(config(target("web", Port(80, 0))))
+        running = ActiveConfig(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)

@@ -13,7 +13,7 @@ from krelay.datapath.route import Route
 from krelay.errors import AccessDeniedError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.supervisor import target_watcher as module
-from krelay.supervisor.target_watcher import Failures, Following, Publish
+from krelay.supervisor.target_watcher import Failures, Publish, TargetWatcher
 from tests import rig
 
 TARGET = Target("web", Kind.SERVICE, "nginx", (Port(80), Port(53, protocol=Protocol.UDP)))
@@ -43,11 +43,11 @@ class Source:
 
 
 @asynccontextmanager
-async def following() -> AsyncIterator[tuple[Source, Following, list[Route]]]:
+async def following() -> AsyncIterator[tuple[Source, TargetWatcher, list[Route]]]:
     async with asyncio.TaskGroup() as tasks:
         source = Source()
-        pool = Pool("p", [rig.Way(None)], rig.KEY, size=1)
-        found = Following(TARGET, source.follow, tasks)
+        pool = Pool("p", [rig.AgentLink(None)], rig.KEY, size=1)
+        found = TargetWatcher(TARGET, source.follow, tasks)
         yield source, found, [Route(pool), Route(pool)]
         found.stop()
 
@@ -141,5 +141,5 @@ async def test_what_never_changes_ends() -> None:
         publish((HERE, HERE))
 
     async with asyncio.TaskGroup() as tasks:
-        found = Following(TARGET, follow, tasks)
+        found = TargetWatcher(TARGET, follow, tasks)
     assert found.answered.is_set()

@@ -19,7 +19,7 @@ from websockets.server import ServerProtocol
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport.pipe import Pipe
-from krelay.transport.portforward import Ways, open_portforward
+from krelay.transport.portforward import TransportPreference, open_portforward
 
 PKI = Path(__file__).parent.parent / "cluster" / "pki"
 SUBPROTOCOL = "SPDY/3.1+portforward.k8s.io"
@@ -287,6 +287,6 @@ async def open_pipe(
         port=8080,
         protocol=witness,
         transport=way,
-        ways=Ways(),
+        ways=TransportPreference(),
     )
     return pipe, cast(Witness, witness)

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from krelay.transport import handshake_stream as dialogue_module
-from krelay.transport.handshake_stream import Dialogue
+from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.tcp import dial
 
 from .conftest import Witness, client_context
 
 
 @contextlib.asynccontextmanager
-async def talking() -> AsyncIterator[tuple[Dialogue, asyncio.StreamWriter]]:
+async def talking() -> AsyncIterator[tuple[HandshakeStream, asyncio.StreamWriter]]:
     """A dialogue, and the other end of its connection."""
     accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
 
@@ -24,7 +24,7 @@ async def talking() -> AsyncIterator[tuple[Dialogue, asyncio.StreamWriter]]:
 
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     host, port = listener.sockets[0].getsockname()
-    _, dialogue = await dial(Dialogue, host, port)
+    _, dialogue = await dial(HandshakeStream, host, port)
     writer = await accepted
     try:
         yield dialogue, writer

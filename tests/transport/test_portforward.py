@@ -17,7 +17,7 @@ from krelay.errors import (
 )
 from krelay.model import Transport
 from krelay.transport import reachability
-from krelay.transport.portforward import Ways, open_portforward, transport_from_env
+from krelay.transport.portforward import TransportPreference, open_portforward, transport_from_env
 from krelay.transport.upgrade_errors import UnauthorizedError
 
 from .conftest import Peer, Play, Server, Witness, open_pipe, serving
@@ -59,7 +59,11 @@ class Gateway:
 
 
 async def dial(
-    server: Server, way: Transport = AUTO, *, ways: Ways | None = None, **changes: Any
+    server: Server,
+    way: Transport = AUTO,
+    *,
+    ways: TransportPreference | None = None,
+    **changes: Any,
 ) -> Witness:
     """Opens a pipe, has one byte come back, and closes it."""
     witness = Witness()
@@ -72,7 +76,7 @@ async def dial(
         protocol=witness,
         transport=way,
         timeout=timeout,
-        ways=ways or Ways(),
+        ways=ways or TransportPreference(),
     )
     pipe.write(b"x")
     await witness.until(lambda: witness.data == b"x")
@@ -148,7 +152,7 @@ async def test_plain_spdy_goes_first(server: Server) -> None:
 )
 async def test_the_other_way_where_one_is_refused(server: Server, said: bytes) -> None:
     server.play = Gateway(server, post=said)
-    ways = Ways()
+    ways = TransportPreference()
     await dial(server, ways=ways)
     assert methods(server) == ["POST", "GET"]
     await dial(server, ways=ways)
@@ -384,8 +388,8 @@ def test_the_variable_of_kubectl(
 
 
 def test_what_worked_is_kept_for_so_many_servers() -> None:
-    ways = Ways()
-    for number in range(Ways.LIMIT + 1):
+    ways = TransportPreference()
+    for number in range(TransportPreference.LIMIT + 1):
         ways.worked(f"https://{number}", WEBSOCKET)
     assert ways.order(AUTO, "https://0") == (SPDY, WEBSOCKET)
     assert ways.order(AUTO, "https://1") == (WEBSOCKET, SPDY)

@@ -115,7 +115,7 @@ class Joined:
         buffers = end.session.data_to_send(limit, self.now)
         for buffer in buffers:
             end.wire += buffer
-        end.session.outbox.writable.clear()
+        end.session.send_queue.writable.clear()
         return len(buffers)
 
     def deliver(self, end: End, size: int) -> None:

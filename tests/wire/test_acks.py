@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import math
 
-from krelay.wire.acks import Acks
+from krelay.wire.acks import AckTimer
 
 
 def test_what_came_is_told_within_ten_milliseconds() -> None:
-    acks = Acks(0.0)
+    acks = AckTimer(0.0)
     assert acks.tick(0.0) == math.inf
     acks.take(100, 1.0)
     assert acks.waiting
@@ -19,7 +19,7 @@ def test_what_came_is_told_within_ten_milliseconds() -> None:
 
 
 def test_much_is_told_at_once_and_more_of_it_less_often() -> None:
-    acks = Acks(0.0)
+    acks = AckTimer(0.0)
     acks.take(16 << 10, 10.0)
     acks.pace(10.0)
     assert acks.due
@@ -47,7 +47,7 @@ def test_much_is_told_at_once_and_more_of_it_less_often() -> None:
 
 
 def test_another_tunnel_counts_from_zero() -> None:
-    acks = Acks(0.0)
+    acks = AckTimer(0.0)
     acks.take(100, 0.0)
     acks.begin()
     assert not acks.waiting

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from krelay.wire.congestion import MIN_LIMIT, START_LIMIT, InFlight
+from krelay.wire.congestion import MIN_LIMIT, START_LIMIT, CongestionWindow
 
 CAP = 4 << 20
 
@@ -20,7 +20,7 @@ class Path:
         self.rate, self.rtt = rate, rtt
         self.now = 0.0
         self.free_at = 0.0
-        self.flight = InFlight(CAP)
+        self.flight = CongestionWindow(CAP)
         self.acks: deque[tuple[float, int]] = deque()
         self.worst_queue = 0.0
 
@@ -88,7 +88,7 @@ def test_trickling_traffic_does_not_stop_later_growth() -> None:
 def test_the_limit_stays_within_its_bounds(
     steps: list[tuple[int, float, int, bool]],
 ) -> None:
-    flight, now = InFlight(CAP), 0.0
+    flight, now = CongestionWindow(CAP), 0.0
     assert flight.limit == START_LIMIT
     for sent, later, acked, limited in steps:
         flight.on_sent(sent, now, limited=limited)
@@ -100,7 +100,7 @@ def test_the_limit_stays_within_its_bounds(
 
 
 def test_the_limit_of_a_probe_is_within_its_bounds_too() -> None:
-    flight = InFlight(CAP)
+    flight = CongestionWindow(CAP)
     # A rate beyond all measure, then a round trip that is too old to be believed.
     flight.on_sent(1 << 20, 0.0, limited=True)
     assert flight.on_ack(1 << 20, 0.0)
@@ -111,7 +111,7 @@ def test_the_limit_of_a_probe_is_within_its_bounds_too() -> None:
 
 
 def test_an_ack_that_cannot_be() -> None:
-    flight = InFlight(CAP)
+    flight = CongestionWindow(CAP)
     flight.on_sent(100, 0.0, limited=False)
     assert not flight.on_ack(101, 0.1)
     assert flight.on_ack(100, 0.1)
@@ -119,7 +119,7 @@ def test_an_ack_that_cannot_be() -> None:
 
 
 def test_a_ping_s_round_trip_counts_when_it_is_the_shortest() -> None:
-    flight = InFlight(CAP)
+    flight = CongestionWindow(CAP)
     flight.on_rtt(0.05, 1.0)
     flight.on_rtt(0.09, 2.0)
     assert flight.rtt == 0.05

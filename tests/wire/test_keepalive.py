@@ -3,11 +3,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.wire.keepalive import Liveness
+from krelay.wire.keepalive import Keepalive
 
 
-def made() -> Liveness:
-    alive = Liveness(3.0, 6.0, 0.0)
+def made() -> Keepalive:
+    alive = Keepalive(3.0, 6.0, 0.0)
     alive.begin(0.0)
     return alive
 
@@ -52,7 +52,7 @@ def test_one_that_is_doubted_has_less_time_and_has_it_once() -> None:
 
 @given(st.floats(0.001, 1e9), st.floats(0.5, 60), st.floats(0.5, 60))
 def test_it_is_dead_when_it_said_to_look(now: float, interval: float, timeout: float) -> None:
-    alive = Liveness(interval, timeout, now)
+    alive = Keepalive(interval, timeout, now)
     alive.begin(now)
     while not alive.dead(now):
         then = alive.tick(now)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameDecoder, FrameType, encode_frame
 from krelay.wire.replay import FRAME_COST, Sent
-from krelay.wire.send_queue import Outbox
+from krelay.wire.send_queue import SendQueue
 from krelay.wire.stream import State, Stream
 from krelay.wire.window import INITIAL_WINDOW
 from tests.wire.pipe import TARGET
@@ -16,15 +16,15 @@ MUCH = 1 << 30
 CONTROL = encode_frame(FrameType.OPENED, 9)
 
 
-def made(*, replay: int = MUCH, datagrams: int = MUCH) -> Outbox:
-    return Outbox(Sent(), replay=replay, datagrams=datagrams)
+def made(*, replay: int = MUCH, datagrams: int = MUCH) -> SendQueue:
+    return SendQueue(Sent(), replay=replay, datagrams=datagrams)
 
 
 def streams(count: int) -> list[Stream]:
     return [Stream(1 + 2 * n, TARGET, 0.0, State.OPEN) for n in range(count)]
 
 
-def filled(box: Outbox, limit: int = MUCH, room: int = MUCH) -> list[tuple[int, int, int]]:
+def filled(box: SendQueue, limit: int = MUCH, room: int = MUCH) -> list[tuple[int, int, int]]:
     """Type, stream and size of each frame that is due."""
     out: list[Buffer] = []
     size, _ = box.fill(out, limit, room)
