@@ -81,6 +81,9 @@ class JsonFormatter(logging.Formatter):
         }
         if target := _target(record):
             event["target"] = one_line(target)
+        for field in ("tunnel", "stream"):
+            if said := getattr(record, field, None):
+                event[field] = one_line(str(said))
         if record.exc_info:
             trace = many_lines(self.formatException(record.exc_info))
             event["exception"] = "\n".join(trace)

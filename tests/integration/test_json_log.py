@@ -16,13 +16,14 @@ from tests import rig
 from tests.integration.product import command, document, environment, run
 
 JSON = ("--log-format", "json")
+KEYS = {"time", "level", "logger", "message", "target", "tunnel", "stream", "exception"}
 
 
 def objects(text: str) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in text.splitlines()]
     for one in found:
         assert one.keys() >= {"time", "level", "logger", "message"}, one
-        assert one.keys() <= {"time", "level", "logger", "message", "target", "exception"}, one
+        assert one.keys() <= KEYS, one
     return found
 
 
