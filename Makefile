@@ -8,6 +8,7 @@ SOAK_SECONDS ?= 1800
 SOAK_SCHEDULES ?= 5000
 SOAK_STORMS ?= 500
 LOCK_AGE ?= 7 days
+E2E ?= tests/e2e tests/chaos
 
 # Only files whose hash is in a lock; of these only wheels, since an sdist runs code as it is built.
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -61,7 +62,7 @@ layers: $(STAMP)
 	$(BIN)/lint-imports
 
 e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it starts (root)
-	$(BIN)/python -m pytest -m e2e tests/e2e tests/chaos
+	$(BIN)/python -m pytest -m e2e $(E2E)
 
 soak: $(STAMP)   ## half an hour of faults on the real cluster, and thousands of schedules without one
 	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) $(BIN)/python -m pytest -q tests/datapath/test_chaos.py

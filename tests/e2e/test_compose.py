@@ -83,7 +83,7 @@ def docker() -> Iterator[Docker]:
     """A daemon with the images' base."""
     lacks = missing() + ([] if starter().exists() else [f"images to load ({starter()})"])
     if lacks:
-        assert not os.environ.get("CI"), f"this machine lacks {', '.join(lacks)}"
+        assert not os.environ.get("KRELAY_TEST_ALL"), f"this machine lacks {', '.join(lacks)}"
         pytest.skip(f"this machine lacks {', '.join(lacks)}")
     found = subprocess.run([starter(), "images"], check=True, capture_output=True, text=True)
     with tempfile.TemporaryDirectory(prefix="kr-") as folder, daemon(Path(folder)) as running:
