@@ -7,12 +7,12 @@ import socket
 import sys
 
 import pytest
-from tests.agent.test_target import UDP, ask
 
 from agent import sessions as module
 from agent import targets
 from tests import rig
 from tests.agent.peer import session
+from tests.agent.test_targets import UDP, ask
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from krelay.wire.frames import FrameType, encode_frame
 from krelay.wire.handshake import ClientHandshake
 from tests import rig
 from tests.agent.peer import header, plain, session
-from tests.agent.test_target import ask
+from tests.agent.test_targets import ask
 
 ROOT = Path(__file__).parents[2]
 

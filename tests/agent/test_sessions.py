@@ -13,7 +13,7 @@ from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import key_digest
 from tests import rig
 from tests.agent.peer import Client, session
-from tests.agent.test_target import Seen, ask
+from tests.agent.test_targets import Seen, ask
 
 
 async def refused(server: rig.Server, **kwargs: object) -> HandshakeError:

@@ -11,7 +11,7 @@ from typing import Any
 
 from agent.budget import MemoryBudget
 from agent.client import ReadBuffer
-from agent.connection import Entrance
+from agent.connection import AgentConnection
 from agent.dns import Lookups
 from agent.refusals import Refusals
 from agent.sessions import Kept, Sessions
@@ -70,7 +70,7 @@ class FaultyAgent(Sessions):
             buffer=self.buffer,
             lookups=Lookups(),
         )
-        self.entrances: set[Entrance] = set()
+        self.entrances: set[AgentConnection] = set()
         self._on_stream = on_stream
 
     @property
@@ -82,16 +82,16 @@ class FaultyAgent(Sessions):
         """Those of the sessions that it keeps."""
         return [kept.driver for kept in self._kept.values()]
 
-    def arrived(self, entrance: Entrance) -> None:
+    def arrived(self, entrance: AgentConnection) -> None:
         self.entrances.add(entrance)
 
-    def proven(self, entrance: Entrance) -> None:
+    def proven(self, entrance: AgentConnection) -> None:
         assert entrance in self.entrances
 
-    def left(self, entrance: Entrance) -> None:
+    def left(self, entrance: AgentConnection) -> None:
         self.entrances.discard(entrance)
 
-    def take_over(self, entrance: Entrance, asked: Header, early: bytes) -> None:
+    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
         raise AssertionError("nobody asks for plain mode")
 
     def _open_target(self, kept: Kept, stream: MuxStream) -> None:
@@ -122,7 +122,7 @@ class FaultyWay:
             raise NotListeningError("the way is shut")
         here, there = ends = (self._transport(), self._transport())
         for end, other, one in zip(
-            ends, reversed(ends), (protocol, Entrance(self.agent)), strict=True
+            ends, reversed(ends), (protocol, AgentConnection(self.agent)), strict=True
         ):
             end.other, end.protocol = other, one
         self.live()

@@ -285,7 +285,7 @@ class Story:
 
     async def network_changed(self) -> None:
         """The machine has slept, or has another network."""
-        self.pool.network_changed(sure=self.chance.random() < 0.5)
+        self.pool.network_changed(broken=self.chance.random() < 0.5)
 
     def all_up(self) -> bool:
         """Whether every tunnel is."""

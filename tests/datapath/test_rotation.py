@@ -22,7 +22,7 @@ async def test_a_session_moves_under_load_and_loses_nothing(
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (tunnel,) = path.pool.tunnels
-        await rig.echoed(port, 16 << 20, lambda: path.pool.network_changed(sure=True))
+        await rig.echoed(port, 16 << 20, lambda: path.pool.network_changed(broken=True))
         await rig.until(lambda: tunnel.up)
         assert tunnel.stats.rotated >= 5
         assert tunnel.stats.connects == 1 + tunnel.stats.rotated == 1 + tunnel.stats.resumed
@@ -76,7 +76,7 @@ async def test_a_rotation_that_fails_leaves_the_session_where_it_is(
 
         path.way.dial = fails  # type: ignore[method-assign]
         async with rig.connect(port) as (reader, writer):
-            path.pool.network_changed(sure=True)
+            path.pool.network_changed(broken=True)
             while not tunnel.stats.rotated:
                 writer.write(b"on")
                 assert await reader.readexactly(2) == b"on"
@@ -99,7 +99,7 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
             assert await reader.readexactly(1) == b"a"
             assert isinstance(tunnel.driver, MuxConnection)
             asked = tunnel.driver.session._liveness
-            path.pool.network_changed(sure=False)
+            path.pool.network_changed(broken=False)
             assert asked._asked_at is not None
             await rig.until(lambda: asked._asked_at is None)  # it has answered
             assert tunnel.stats.connects == 1
@@ -109,7 +109,7 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
             silent = kept.driver._transport
             assert silent is not None
             kept.driver._transport = None
-            path.pool.network_changed(sure=False)
+            path.pool.network_changed(broken=False)
             await rig.until(lambda: tunnel.stats.resumed)
             writer.write(b"b")
             assert await reader.readexactly(1) == b"b"
@@ -134,7 +134,7 @@ async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch)
         path.way.cut()
         # The first pause after a loss is none, or would be.
         while not tries:
-            path.pool.network_changed(sure=False)
+            path.pool.network_changed(broken=False)
             await asyncio.sleep(0.01)
         path.way.opened.set()
         await rig.until(lambda: tunnel.up)
@@ -146,11 +146,11 @@ async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> Non
         path.way.cut(blocked=True)
         before = path.way.dials
         for _ in range(20):
-            path.pool.network_changed(sure=False)
+            path.pool.network_changed(broken=False)
             await asyncio.sleep(0.005)
         assert path.way.dials > before
         path.way.blocked = False
-        path.pool.network_changed(sure=False)
+        path.pool.network_changed(broken=False)
         await rig.until(lambda: tunnel.up)
         assert isinstance(tunnel.failure, TunnelError | None)
 
@@ -175,8 +175,8 @@ async def test_a_dial_that_a_sleep_interrupted_is_begun_anew(
         path.way.cut()
         await asleep.wait()
         caplog.clear()
-        path.pool.network_changed(sure=True)
-        path.pool.network_changed(sure=True)
+        path.pool.network_changed(broken=True)
+        path.pool.network_changed(broken=True)
         await rig.until(lambda: tunnel.up)
         assert dials == 2
         assert tunnel.stats.resumed == 1

@@ -26,8 +26,6 @@ from typing import Any, ParamSpec
 
 import pytest
 from prometheus_client import parser
-from tests.datapath.test_associate import ASSOCIATE
-from tests.datapath.test_proxy import HELLO
 
 from agent import targets as targets
 from agent.dial import dial_udp
@@ -58,6 +56,8 @@ from tests import rig
 from tests.datapath import v0
 from tests.integration.product import Up, document, up
 from tests.integration.test_status import get, served
+from tests.proxy.test_server import HELLO
+from tests.proxy.test_udp_associate import ASSOCIATE
 from tests.status.reports import report
 from tests.status.test_metrics import samples
 from tests.supervisor.agents import FakeReach
@@ -426,7 +426,7 @@ class Scene:
     async def reopened(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the tunnel come up again."""
         monkeypatch.setattr(self.reach, "dial", partial(FakeReach.dial, self.reach))
-        self.tunnel.network_changed(sure=True)
+        self.tunnel.network_changed(broken=True)
         await rig.until(lambda: self.tunnel.up)
 
     def flows(self, name: str) -> _LocalSocket:
@@ -497,7 +497,7 @@ async def test_rotations_of_a_tunnel_that_works(
 ) -> None:
     async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
         for number in (1, 2):
-            here.tunnel.network_changed(sure=True)
+            here.tunnel.network_changed(broken=True)
             await here.seen.becomes(number, "tunnel_rotations_total")
             assert await here.seen.value("tunnel_resumptions_total") == number
         assert await here.seen.value("tunnel_connects_total") == 3

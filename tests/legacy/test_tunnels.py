@@ -453,9 +453,9 @@ async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled
             driver._dial = hangs
             dialling = tasks.create_task(rig.exchange(port, b"y"))
             await hung.wait()
-            p.pool.network_changed(sure=False)
+            p.pool.network_changed(broken=False)
             assert p.pool.streams == 2
-            p.pool.network_changed(sure=True)
+            p.pool.network_changed(broken=True)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             assert await dialling == b"y"

@@ -15,7 +15,6 @@ import pytest
 import urllib3
 import websockets.asyncio.server
 from aiohttp import web
-from tests.datapath.test_proxy import curl, proxy
 
 from krelay.datapath.connector import Forwarding
 from krelay.datapath.route import Route
@@ -29,6 +28,7 @@ from krelay.proxy.http_connection import HttpConnection
 from krelay.proxy.http_relay import Hop, RequestHead
 from krelay.proxy.server import ProxyListener
 from tests import rig
+from tests.proxy.test_server import curl, proxy
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 

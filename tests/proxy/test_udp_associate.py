@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from tests.datapath.test_proxy import HELLO, proxy
-from tests.test_accept import limited
 
 from krelay.datapath.pool import Pool
 from krelay.mux.descriptors import open_files, reserve
@@ -22,6 +20,8 @@ from krelay.proxy import udp_associate as module
 from krelay.proxy.server import ProxyConnection, ProxyListener
 from krelay.proxy.socks5 import read_datagram, write_datagram
 from tests import rig
+from tests.net.test_accept import limited
+from tests.proxy.test_server import HELLO, proxy
 
 ASSOCIATE = b"\5\3\0\1\0\0\0\0\0\0"
 
