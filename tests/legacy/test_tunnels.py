@@ -20,7 +20,7 @@ from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import EndedError, NotListeningError, PodGoneError, TunnelError
-from krelay.legacy import stream
+from krelay.legacy import stream as legacy_stream
 from krelay.legacy import tunnels as module
 from krelay.legacy.tunnels import LegacyTunnels
 from krelay.model import Endpoint, Protocol, Resolution
@@ -158,12 +158,12 @@ async def test_a_slow_reader_holds_the_tunnel_back() -> None:
     async with rig.tcp_target(pour) as target, place() as p:
         async with rig.connect(await p.listen(target)) as (reader, _):
             (stream,) = await streams(p)
-            await rig.until(lambda: stream._unconsumed > stream.WINDOW)
-            assert stream._unconsumed < stream.WINDOW + (1 << 20)
+            await rig.until(lambda: stream._unconsumed > legacy_stream.WINDOW)
+            assert stream._unconsumed < legacy_stream.WINDOW + (1 << 20)
             assert len(await reader.read()) == 64 << 20
 
 
-async def streams(p: Place) -> list[stream.LegacyStream]:
+async def streams(p: Place) -> list[legacy_stream.LegacyStream]:
     driver = p.pool.tunnels[0].driver
     assert isinstance(driver, LegacyTunnels)
     await rig.until(lambda: driver.streams)
@@ -321,7 +321,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProtocolError, match="the agent is gone"):
         driver.open(asked, Told())  # type: ignore[arg-type]
     monkeypatch.setattr(module, "MAX_STREAMS", 2)
-    monkeypatch.setattr(stream, "_MAX_WAITING", 10)
+    monkeypatch.setattr(legacy_stream, "_MAX_WAITING", 10)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(driver.run())
         await asyncio.sleep(0)
@@ -344,7 +344,7 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not driver.streams
 
 
-def lose(stream: stream.LegacyStream, exc: Exception | None) -> None:
+def lose(stream: legacy_stream.LegacyStream, exc: Exception | None) -> None:
     """The stream's tunnel is gone, and why."""
     transport, stream._transport = stream._transport, None
     assert transport is not None
@@ -387,7 +387,7 @@ async def test_no_answer() -> None:
         assert told.told == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
 
 
-async def opened(p: Place, port: int, told: Told, data: bytes) -> stream.LegacyStream:
+async def opened(p: Place, port: int, told: Told, data: bytes) -> legacy_stream.LegacyStream:
     """A stream that has a tunnel, on which `data` was written."""
     (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
     assert isinstance(driver, LegacyTunnels)
@@ -482,7 +482,7 @@ def deafen(sock: socket.socket) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
 async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "SILENCE", 200)
+    monkeypatch.setattr(legacy_stream, "SILENCE", 200)
 
     async def falls_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
@@ -505,7 +505,7 @@ async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
 async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
-    def patience(stream: stream.LegacyStream) -> int:
+    def patience(stream: legacy_stream.LegacyStream) -> int:
         assert stream._transport is not None
         sock: socket.socket = stream._transport.get_extra_info("socket")
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
