@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Endpoint
-from krelay.state.snapshot import ForwardReport, reached
+from krelay.state.snapshot import ForwardState, reached
 from krelay.threaded import Threaded
 from krelay.threads import in_thread
 
@@ -196,7 +196,7 @@ def explained(error: BaseException) -> BaseException:
     return error.with_traceback(None)
 
 
-def _forwards(reports: Iterable[ForwardReport]) -> Forwards:
+def _forwards(reports: Iterable[ForwardState]) -> Forwards:
     bound = ((report, reached(report.listen[0])) for report in reports)
     return Forwards(
         Forward(report.target, at.host, at.port, report.protocol or "", report.to)

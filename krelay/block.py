@@ -9,7 +9,7 @@ import logging
 from krelay.finish import finish
 from krelay.model import Config
 from krelay.mux.descriptors import raise_file_limit
-from krelay.state.snapshot import ForwardReport
+from krelay.state.snapshot import ForwardState
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.reload import Source
 from krelay.supervisor.supervisor import Supervisor
@@ -21,7 +21,7 @@ _DRAIN = 1.0
 """Seconds that connections get to finish once the block has ended."""
 _HINT = "`timeout=` gives it longer"
 
-Found = tuple[ForwardReport, ...]
+Found = tuple[ForwardState, ...]
 
 
 class Run:

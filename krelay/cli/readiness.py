@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from krelay.state.readiness import readiness_of
-from krelay.state.snapshot import ForwardReport, State, told
+from krelay.state.snapshot import ForwardState, State, told
 
 Report = Mapping[str, Any]
 
@@ -27,9 +27,9 @@ def unready(report: Report, names: Collection[str] = ()) -> list[str]:
     return lines or (["krelay is starting"] if found.starting else [])
 
 
-def _forward(found: Mapping[str, Any]) -> ForwardReport:
+def _forward(found: Mapping[str, Any]) -> ForwardState:
     """As much of it as tells whether it is ready."""
-    return ForwardReport(
+    return ForwardState(
         found["target"],
         found["index"],
         found["name"],

@@ -19,7 +19,7 @@ from krelay.errors import KrelayError
 from krelay.model import Config
 from krelay.mux.descriptors import raise_file_limit
 from krelay.processes import end, send
-from krelay.state.snapshot import ForwardReport
+from krelay.state.snapshot import ForwardState
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
@@ -113,7 +113,7 @@ class _Run:
         assert self._code is not None
         return self._code
 
-    async def _run(self, forwards: Sequence[ForwardReport]) -> int:
+    async def _run(self, forwards: Sequence[ForwardState]) -> int:
         """The command, from its start to its end; its exit code."""
         name = self._command[0]
         environ = {**os.environ, **variables(self._config, forwards)}

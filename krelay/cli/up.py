@@ -126,7 +126,7 @@ async def _run(
                 await _open_control(stack, supervisor, control, handlers, place)
             public = {asked: handler for asked, handler in handlers.items() if asked != _LOGS}
             listening = await stack.enter_async_context(
-                Listening(public, report=control.report, feed=supervisor.feed)
+                Listening(public, snapshot=control.snapshot, bus=supervisor.bus)
             )
             tasks = await stack.enter_async_context(TaskGroup())
             beside: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
@@ -227,7 +227,7 @@ async def _open_control(
 ) -> None:
     """Let other commands ask; where that cannot be had, relaying matters more."""
     try:
-        service = serve(place, handlers, report=control.report, feed=supervisor.feed)
+        service = serve(place, handlers, snapshot=control.snapshot, bus=supervisor.bus)
         await stack.enter_async_context(service)
     except AlreadyRunningError:
         raise

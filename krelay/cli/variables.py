@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from krelay.errors import UsageError
 from krelay.model import Config, Target
-from krelay.state.snapshot import ForwardReport, reached
+from krelay.state.snapshot import ForwardState, reached
 
 Key = tuple[str, int]
 """A target and the number of its port."""
@@ -35,7 +35,7 @@ def prefixes(config: Config) -> dict[Key, list[str]]:
     return found
 
 
-def variables(config: Config, forwards: Iterable[ForwardReport]) -> dict[str, str]:
+def variables(config: Config, forwards: Iterable[ForwardState]) -> dict[str, str]:
     """What they hold; a forward that is not bound has none."""
     wanted = prefixes(config)
     found: dict[str, str] = {}

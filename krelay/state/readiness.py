@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from krelay.state.snapshot import ForwardReport, Report, State
+from krelay.state.snapshot import ForwardState, Snapshot, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class Readiness:
     """`waiting` has the forwards that are not ready, `unknown` the names that no target has.
     `starting`: there is nothing yet that could be ready."""
 
-    waiting: tuple[ForwardReport, ...]
+    waiting: tuple[ForwardState, ...]
     unknown: tuple[str, ...] = ()
     starting: bool = False
 
@@ -41,12 +41,12 @@ class Readiness:
         }
 
 
-def readiness(report: Report, names: Collection[str] = ()) -> Readiness:
+def readiness(report: Snapshot, names: Collection[str] = ()) -> Readiness:
     """That of the targets with these names, or of all of them."""
     return readiness_of(report.forwards, names)
 
 
-def readiness_of(forwards: Collection[ForwardReport], names: Collection[str] = ()) -> Readiness:
+def readiness_of(forwards: Collection[ForwardState], names: Collection[str] = ()) -> Readiness:
     """The same, of all forwards that there are."""
     if not forwards:
         return Readiness((), starting=True)
@@ -55,7 +55,7 @@ def readiness_of(forwards: Collection[ForwardReport], names: Collection[str] = (
     # What drains beside others has had its time.
     staying = {f.target for f in asked if f.state is not State.DRAINING}
 
-    def counts(f: ForwardReport) -> bool:
+    def counts(f: ForwardState) -> bool:
         alone = f.target not in staying if names else not staying
         return f.state is not State.DRAINING or alone
 

@@ -1,4 +1,4 @@
-"""Report: what is true of a running krelay at one moment; all that is shown is made from it.
+"""Snapshot: what is true of a running krelay at one moment; all that is shown is made from it.
 
 The supervisor makes reports; `/v1/status`, the metrics, the page and the commands read them. Their
 JSON form is that of `schema/status.schema.json`.
@@ -51,7 +51,7 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class ForwardReport:
+class ForwardState:
     """One forward: a port of a target. `index` counts the target's ports from 0; `check` is how
     it is probed; `live` its connections and flows now."""
 
@@ -74,7 +74,7 @@ class ForwardReport:
 
 
 @dataclass(frozen=True, slots=True)
-class TunnelReport:
+class TunnelState:
     """One session to an agent. `rtt` is in seconds, None before it was measured; the rest counts
     since the start: `connects` tunnels that came up, `resumed` those that carried the session on,
     `rotated` those that took over from a working one; `window_stalls` times that a stream had bytes
@@ -96,16 +96,16 @@ class TunnelReport:
 
 
 @dataclass(frozen=True, slots=True)
-class AgentReport:
+class AgentState:
     """The agents of one context: where they run (`namespace/pod`, or a process) and the tunnels."""
 
     context: str | None
     where: tuple[str, ...]
-    tunnels: tuple[TunnelReport, ...]
+    tunnels: tuple[TunnelState, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class FileReport:
+class FileState:
     """The file, and whether what runs is what it says. `generation` counts what was carried out;
     `error` (as `status.refusal` has it) says why the file is not, `since` since when; `applied`
     is when what runs was carried out."""
@@ -122,16 +122,16 @@ class FileReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Snapshot:
     """All of it. `tasks` and `descriptors` are this process's own, as is `memory_bytes`."""
 
     version: str
     pid: int
     started: datetime
-    file: FileReport
-    forwards: tuple[ForwardReport, ...]
+    file: FileState
+    forwards: tuple[ForwardState, ...]
     draining: int
-    agents: tuple[AgentReport, ...]
+    agents: tuple[AgentState, ...]
     tasks: int = 0
     descriptors: int = 0
     memory_bytes: int = 0

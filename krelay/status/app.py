@@ -14,7 +14,7 @@ from krelay.errors import KrelayError
 from krelay.state.error_codec import to_json
 from krelay.state.events import EventBus
 from krelay.state.readiness import readiness
-from krelay.state.snapshot import Report
+from krelay.state.snapshot import Snapshot
 from krelay.status.auth import Guard
 from krelay.status.connections import BAD_PAYLOAD
 from krelay.status.dashboard import page
@@ -43,11 +43,11 @@ _NOTHING = "default-src 'none'; frame-ancestors 'none'"
 def application(
     handlers: Mapping[tuple[str, str], Handler],
     *,
-    report: Callable[[], Awaitable[Report]] | None = None,
-    feed: EventBus | None = None,
+    snapshot: Callable[[], Awaitable[Snapshot]] | None = None,
+    bus: EventBus | None = None,
     guard: Guard | None = None,
 ) -> web.Application:
-    """Answers by `handlers`, and by what can be made of a report and a feed where they are given;
+    """Answers by `handlers`, and by what can be made of a snapshot and a bus where they are given;
     `guard` says who may ask."""
     app = web.Application(
         client_max_size=_MAX_BODY, middlewares=[_plainly, guard.check] if guard else [_plainly]
@@ -56,26 +56,26 @@ def application(
     for (method, resource), handler in handlers.items():
         app.router.add_route(method, resource, _answering(handler))
     app.router.add_get("/healthz", _healthz)
-    if report is not None:
-        _Shown(report).routes(app.router, handlers)
-    if feed is not None:
-        streams = Streams(feed)
+    if snapshot is not None:
+        _Shown(snapshot).routes(app.router, handlers)
+    if bus is not None:
+        streams = Streams(bus)
         app.router.add_get("/v1/events", streams.answer, allow_head=False)
 
         async def close(_: web.Application) -> None:
             await streams.close()
 
         app.on_shutdown.append(close)
-    if report is not None and feed is not None:
+    if snapshot is not None and bus is not None:
         app.router.add_get("/", _page)
     return app
 
 
 class _Shown:
-    """What is made of a report."""
+    """What is made of a snapshot."""
 
-    def __init__(self, report: Callable[[], Awaitable[Report]]) -> None:
-        self._report = report
+    def __init__(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> None:
+        self._snapshot = snapshot
 
     def routes(
         self, router: web.UrlDispatcher, handlers: Mapping[tuple[str, str], Handler]
@@ -86,7 +86,7 @@ class _Shown:
             router.add_get("/v1/status", self.status)
 
     async def readyz(self, request: web.Request) -> web.Response:
-        found = readiness(await self._report(), request.query.getall("target", []))
+        found = readiness(await self._snapshot(), request.query.getall("target", []))
         if found.unknown:
             names = ", ".join(f"`{name[:100]}`" for name in found.unknown[:10])
             raise web.HTTPNotFound(text=f"no target {names}")
@@ -94,19 +94,19 @@ class _Shown:
 
     async def metrics(self, request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
-        report = await self._report()
-        text, content_type = await in_thread_or_here(lambda: _scraped(report, accept))
+        snapshot = await self._snapshot()
+        text, content_type = await in_thread_or_here(lambda: _scraped(snapshot, accept))
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def status(self, request: web.Request) -> web.Response:
-        return web.json_response((await self._report()).as_json())
+        return web.json_response((await self._snapshot()).as_json())
 
 
-def _scraped(report: Report, accept: str) -> tuple[bytes, str]:
+def _scraped(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
     """In a thread, where also a first import of the library stops nobody."""
     from krelay.status.metrics import render
 
-    return render(report, accept)
+    return render(snapshot, accept)
 
 
 async def _healthz(request: web.Request) -> web.Response:

@@ -18,8 +18,8 @@ class Streams:
     """The event streams of one server. What waits for a slow client is bounded by its `Listener`;
     one that takes nothing is cut off, as every connection is."""
 
-    def __init__(self, feed: EventBus) -> None:
-        self._feed = feed
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
         self._open: set[asyncio.Task[object]] = set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -33,7 +33,7 @@ class Streams:
         assert task is not None
         self._open.add(task)
         try:
-            async with self._feed.listen(self._after(request)) as listener:
+            async with self._bus.listen(self._after(request)) as listener:
                 await response.prepare(request)
                 await response.write(b"retry: 1000\n\n")
                 await _pour(listener, response)
@@ -54,7 +54,7 @@ class Streams:
         text = request.headers.get("Last-Event-ID") or request.query.get("after", "")
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
             return None
-        history = self._feed.history
+        history = self._bus.history
         # A number that is yet to come is that of a krelay that ran before this one.
         return int(text) if history and int(text) <= history[-1].number else 0
 

@@ -1,4 +1,4 @@
-"""Metrics: a Report as Prometheus reads it. Every name, label and unit is in docs/status.md."""
+"""Metrics: a Snapshot as Prometheus reads it. Every name, label and unit is in docs/status.md."""
 
 from __future__ import annotations
 
@@ -17,55 +17,55 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from krelay.state.snapshot import (
-    AgentReport,
-    FileReport,
-    ForwardReport,
-    Report,
+    AgentState,
+    FileState,
+    ForwardState,
+    Snapshot,
     State,
-    TunnelReport,
+    TunnelState,
 )
 
 _MOST_VALUES = 32
 """How many results, or reasons, of one forward are told apart; what is beyond is `other`."""
 
 
-def render(report: Report, accept: str = "") -> tuple[bytes, str]:
+def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
     """The text of a scrape and its content type, in the format that `accept` prefers."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(report))
+    registry.register(_Collector(snapshot))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
 
 class _Collector(Collector):
-    def __init__(self, report: Report) -> None:
-        self._report = report
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        report = self._report
+        snapshot = self._snapshot
         python = platform.python_version()
         yield InfoMetricFamily(
             "krelay_build",
             "What runs.",
-            value={"version": report.version, "python": python},
+            value={"version": snapshot.version, "python": python},
         )
-        yield from _process(report)
-        yield from _config(report.file, report)
-        yield from _forwards(report.forwards)
-        yield from _tunnels(report.agents)
+        yield from _process(snapshot)
+        yield from _config(snapshot.file, snapshot)
+        yield from _forwards(snapshot.forwards)
+        yield from _tunnels(snapshot.agents)
 
 
-def _process(report: Report) -> Iterator[Metric]:
+def _process(snapshot: Snapshot) -> Iterator[Metric]:
     for name, text, value in (
-        ("start_time_seconds", "When krelay started, in Unix time.", report.started.timestamp()),
-        ("resident_memory_bytes", "Memory of krelay's own process.", report.memory_bytes),
-        ("open_fds", "Open file descriptors.", report.descriptors),
-        ("tasks", "Tasks of the event loop.", report.tasks),
+        ("start_time_seconds", "When krelay started, in Unix time.", snapshot.started.timestamp()),
+        ("resident_memory_bytes", "Memory of krelay's own process.", snapshot.memory_bytes),
+        ("open_fds", "Open file descriptors.", snapshot.descriptors),
+        ("tasks", "Tasks of the event loop.", snapshot.tasks),
     ):
         yield GaugeMetricFamily(f"krelay_process_{name}", text, value=value)
 
 
-def _config(file: FileReport, report: Report) -> Iterator[Metric]:
+def _config(file: FileState, snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "krelay_config_generation", "Counts the configs that were carried out.", file.generation
     )
@@ -81,11 +81,11 @@ def _config(file: FileReport, report: Report) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "krelay_config_last_reload_success_timestamp_seconds",
         "When a config was carried out last, in Unix time.",
-        (file.applied or report.started).timestamp(),
+        (file.applied or snapshot.started).timestamp(),
     )
 
 
-def _forwards(forwards: Collection[ForwardReport]) -> Iterator[Metric]:
+def _forwards(forwards: Collection[ForwardState]) -> Iterator[Metric]:
     labels = ["target", "forward"]
     state = GaugeMetricFamily(
         "krelay_forward_state", "1 for the state that it is in.", labels=[*labels, "state"]
@@ -130,8 +130,8 @@ def _forwards(forwards: Collection[ForwardReport]) -> Iterator[Metric]:
 
 
 def _told_apart(
-    forwards: Collection[ForwardReport],
-) -> Iterator[tuple[tuple[str, str], ForwardReport]]:
+    forwards: Collection[ForwardState],
+) -> Iterator[tuple[tuple[str, str], ForwardState]]:
     """Each with labels that no other has: Prometheus refuses a scrape that has a series twice.
     What drains beside a namesake is left out, since counts that add it would fall at its end."""
     staying = {(f.target, f.name) for f in forwards if f.state is not State.DRAINING}
@@ -155,7 +155,7 @@ def _bounded(counts: Mapping[str, int]) -> Mapping[str, int]:
     return kept
 
 
-def _tunnels(agents: Iterable[AgentReport]) -> Iterator[Metric]:
+def _tunnels(agents: Iterable[AgentState]) -> Iterator[Metric]:
     tunnels = [tunnel for agent in agents for tunnel in agent.tunnels]
 
     def gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
@@ -190,5 +190,5 @@ def _tunnels(agents: Iterable[AgentReport]) -> Iterator[Metric]:
     yield lost
 
 
-def _measured(tunnels: Iterable[TunnelReport]) -> dict[str, float]:
+def _measured(tunnels: Iterable[TunnelState]) -> dict[str, float]:
     return {tunnel.name: tunnel.rtt for tunnel in tunnels if tunnel.rtt is not None}

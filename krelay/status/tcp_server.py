@@ -12,7 +12,7 @@ from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
 from krelay.net.bind import bind
 from krelay.state.events import EventBus
-from krelay.state.snapshot import Report
+from krelay.state.snapshot import Snapshot
 from krelay.status.unix_server import Handler
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ class Listening:
         self,
         handlers: Mapping[tuple[str, str], Handler],
         *,
-        report: Callable[[], Awaitable[Report]],
-        feed: EventBus,
+        snapshot: Callable[[], Awaitable[Snapshot]],
+        bus: EventBus,
     ) -> None:
         self._handlers = handlers
-        self._report = report
-        self._feed = feed
+        self._snapshot = snapshot
+        self._bus = bus
         self._config = StatusConfig()
         self._connections: Connections | None = None
         self.addresses: list[Endpoint] = []
@@ -83,7 +83,9 @@ class Listening:
         from krelay.status.auth import Guard
         from krelay.status.connections import STRANGERS, TRUSTED, Connections, places
 
-        app = application(self._handlers, report=self._report, feed=self._feed, guard=Guard(config))
+        app = application(
+            self._handlers, snapshot=self._snapshot, bus=self._bus, guard=Guard(config)
+        )
         socks = bind(address, port, socket.SOCK_STREAM)
         self._connections = Connections(app, strangers=places(STRANGERS), trusted=places(TRUSTED))
         await self._connections.serve(socks)

@@ -14,7 +14,7 @@ from typing import Any
 from krelay.errors import KrelayError
 from krelay.net.bind import BACKLOG
 from krelay.state.events import EventBus
-from krelay.state.snapshot import Report
+from krelay.state.snapshot import Snapshot
 from krelay.status.socket_path import make_directory
 from krelay.threads import in_thread, in_thread_or_here
 
@@ -33,11 +33,11 @@ async def serve(
     path: Path,
     handlers: Mapping[tuple[str, str], Handler],
     *,
-    report: Callable[[], Awaitable[Report]] | None = None,
-    feed: EventBus | None = None,
+    snapshot: Callable[[], Awaitable[Snapshot]] | None = None,
+    bus: EventBus | None = None,
 ) -> AsyncIterator[None]:
     """Answer at `path`, by method and resource, until the block is left; also by what can be made
-    of a report and a feed.
+    of a snapshot and a bus.
 
     Raises:
         AlreadyRunningError: somebody else does.
@@ -47,7 +47,7 @@ async def serve(
     from krelay.status.connections import TRUSTED, Connections, places
 
     sock, lock = await in_thread(lambda: _claim(path))
-    app = application(handlers, report=report, feed=feed)
+    app = application(handlers, snapshot=snapshot, bus=bus)
     connections = Connections(app, trusted=places(TRUSTED))
     try:
         await connections.serve([sock])

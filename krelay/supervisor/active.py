@@ -31,7 +31,7 @@ class ActiveConfig:
         contexts: Contexts,
         tasks: TaskGroup,
         on_bound: Callable[[Forward], None],
-        feed: EventBus,
+        bus: EventBus,
     ) -> None:
         self.config: Config | None = None
         self.forwards: dict[tuple[str, int], Forward] = {}
@@ -42,7 +42,7 @@ class ActiveConfig:
         self._contexts = contexts
         self._tasks = tasks
         self._on_bound = on_bound
-        self._feed = feed
+        self._bus = bus
         self._tellers: dict[AgentGroup, asyncio.Task[None]] = {}
 
     def live(self, spec: Spec) -> int:
@@ -137,7 +137,7 @@ class ActiveConfig:
         if forward is None:
             route = Route(pool, followed=followed)
             return Forward(
-                spec, route, self._tasks, park=park, on_bound=self._on_bound, feed=self._feed
+                spec, route, self._tasks, park=park, on_bound=self._on_bound, bus=self._bus
             )
         forward.update(spec, pool, park)
         forward.route.followed = followed
@@ -150,7 +150,7 @@ class ActiveConfig:
                 group = self.groups[change.key] = stage.groups[change.key]
                 name = f"news of {group.pool.name}"
                 self._tellers[group] = self._tasks.create_task(
-                    keep(partial(tell_of, group, self._feed), name), name=name
+                    keep(partial(tell_of, group, self._bus), name), name=name
                 )
             if former is not None:
                 self._end(former, drain)

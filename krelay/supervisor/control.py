@@ -10,10 +10,10 @@ from typing import Any
 from krelay.config.changes import Change
 from krelay.config.selection import Selection
 from krelay.errors import UsageError
-from krelay.state.snapshot import Report
+from krelay.state.snapshot import Snapshot
 from krelay.status.unix_server import Handler
 from krelay.supervisor.reload import Reloader
-from krelay.supervisor.snapshot import report
+from krelay.supervisor.snapshot import take_snapshot
 from krelay.supervisor.supervisor import Supervisor
 
 
@@ -33,13 +33,13 @@ class Control:
             ("POST", "/v1/reload"): self.reload,
         }
 
-    async def report(self) -> Report:
+    async def snapshot(self) -> Snapshot:
         """What runs, and whether it is what the file says."""
-        return await report(self._supervisor, self._reloader, self._started)
+        return await take_snapshot(self._supervisor, self._reloader, self._started)
 
     async def status(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The same as JSON, as `schema/status.schema.json` has it."""
-        return (await self.report()).as_json()
+        return (await self.snapshot()).as_json()
 
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What the file, or the one of `path` or `text`, would change."""

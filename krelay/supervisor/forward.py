@@ -51,9 +51,9 @@ class Forward:
         *,
         park: float,
         on_bound: Callable[[Forward], None],
-        feed: EventBus | None = None,
+        bus: EventBus | None = None,
     ) -> None:
-        """`park` is how long, in seconds, a new connection may wait for a stream; `feed` is told
+        """`park` is how long, in seconds, a new connection may wait for a stream; `bus` is told
         how it is."""
         self.spec = spec
         self.route = route
@@ -67,7 +67,7 @@ class Forward:
         self._binding: asyncio.Task[bool] | None = None
         # One of each protocol at most: connections outlive a change of it.
         self._listeners: dict[Protocol, Listener] = {}
-        self.health = Health(self, feed or EventBus())
+        self.health = Health(self, bus or EventBus())
 
     @property
     def name(self) -> str:

@@ -52,13 +52,13 @@ _NOT_ITS = (ErrorCode.GOING_AWAY, ErrorCode.CANCELLED, ErrorCode.LIMIT, ErrorCod
 class Health:
     """`state`, why (`reason`) and `since` when. `start` has it probed, `drain` ends that."""
 
-    def __init__(self, forward: Forward, feed: EventBus) -> None:
-        """It looks at `forward` and its route, hears of its traffic, and tells `feed`."""
+    def __init__(self, forward: Forward, bus: EventBus) -> None:
+        """It looks at `forward` and its route, hears of its traffic, and tells `bus`."""
         self.state = State.PENDING
         self.reason = "not bound yet"
         self.since = datetime.now(UTC)
         self._forward = forward
-        self._feed = feed
+        self._bus = bus
         self._worked = False
         self._draining = False
         # The last dial or probe: None from when the way changed.
@@ -168,7 +168,7 @@ class Health:
         told = bool(reason) and reason in (str(self._forward.failure), self._forward.route.reason)
         logger.log(logging.DEBUG if told else _LEVELS.get(state, logging.INFO), "%s", text)
         details = {"from": before.value, "to": state.value, "reason": reason, "index": spec.index}
-        self._feed.tell("state", text, target=spec.target.name, **details)
+        self._bus.tell("state", text, target=spec.target.name, **details)
 
     def _dialled(self, code: ErrorCode | None, message: str) -> None:
         """Real traffic reached its end, or did not."""

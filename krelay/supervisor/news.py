@@ -1,4 +1,4 @@
-"""News: what becomes of an agent and the tunnels to it, for the feed."""
+"""News: what becomes of an agent and the tunnels to it, for the bus."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from krelay.agents.group import AgentGroup
 from krelay.state.events import EventBus
 
 
-async def tell_of(group: AgentGroup, feed: EventBus) -> None:
+async def tell_of(group: AgentGroup, bus: EventBus) -> None:
     """Tell of each tunnel that comes up or goes down, and of each agent; lasts until cancelled."""
     pool, context = group.pool, group.spec.context
     up: set[str] = set()
@@ -20,9 +20,9 @@ async def tell_of(group: AgentGroup, feed: EventBus) -> None:
                 continue
             common: dict[str, Any] = {"context": context, "where": before}
             if before and reach.lost:
-                feed.tell("agent", f"agent lost: {reach.lost}", **common)
+                bus.tell("agent", f"agent lost: {reach.lost}", **common)
             if now:
-                feed.tell("agent", f"agent runs: {now}", **{**common, "where": now})
+                bus.tell("agent", f"agent runs: {now}", **{**common, "where": now})
             where[index] = now
         for tunnel in pool.tunnels:
             if tunnel.up == (tunnel.name in up):
@@ -30,9 +30,9 @@ async def tell_of(group: AgentGroup, feed: EventBus) -> None:
             common = {"context": context, "tunnel": tunnel.name, "up": tunnel.up}
             if tunnel.up:
                 up.add(tunnel.name)
-                feed.tell("tunnel", f"{tunnel.name}: up", **common)
+                bus.tell("tunnel", f"{tunnel.name}: up", **common)
             else:
                 up.discard(tunnel.name)
                 why = f": {tunnel.failure}" if tunnel.failure else ""
-                feed.tell("tunnel", f"{tunnel.name}: lost{why}", **common)
+                bus.tell("tunnel", f"{tunnel.name}: lost{why}", **common)
         await pool.wait_change()

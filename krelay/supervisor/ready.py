@@ -6,7 +6,7 @@ import asyncio
 
 from krelay.errors import NotReadyError
 from krelay.model import Config
-from krelay.state.snapshot import ForwardReport, State, told
+from krelay.state.snapshot import ForwardState, State, told
 from krelay.supervisor.snapshot import forwards
 from krelay.supervisor.supervisor import Supervisor
 
@@ -20,14 +20,14 @@ async def wait_ready(
     *,
     then: str = "",
     hint: str | None = None,
-) -> tuple[ForwardReport, ...]:
+) -> tuple[ForwardState, ...]:
     """All forwards of `config`, once each is ready. `supervisor` carries it out, in another task.
 
     Raises:
         NotReadyError: that takes more than `timeout` seconds; `then` says what comes of it.
     """
     expected = sum(len(target.ports) for target in config.targets)
-    found: tuple[ForwardReport, ...] = ()
+    found: tuple[ForwardState, ...] = ()
     try:
         async with asyncio.timeout(timeout):
             while True:
@@ -42,5 +42,5 @@ async def wait_ready(
         raise NotReadyError(message, late, hint=hint) from None
 
 
-def _unready(found: tuple[ForwardReport, ...]) -> list[str]:
+def _unready(found: tuple[ForwardState, ...]) -> list[str]:
     return [told(f.name, f.state, f.reason) for f in found if f.state is not State.READY]

@@ -147,5 +147,5 @@ class Reloader:
             self._files = tuple(dict.fromkeys((*exc.files, *self._files)))
         if known is None or known.error is None or known.error.report() != exc.report():
             logger.error("%s", "\n".join([*exc.report(), "what ran before stays"]))
-            self._supervisor.feed.tell("reload", f"refused: {exc}", error=to_json(exc))
+            self._supervisor.bus.tell("reload", f"refused: {exc}", error=to_json(exc))
         self._drift = OutOfSync(known.since if known else datetime.now(UTC), exc)

@@ -1,4 +1,4 @@
-"""Reporting: what runs, as a Report: read where it is kept, at one moment."""
+"""Reporting: what runs, as a Snapshot: read where it is kept, at one moment."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from krelay.legacy.tunnels import LegacyTunnels
 from krelay.model import Config, Kind
 from krelay.state.error_codec import to_json
 from krelay.state.snapshot import (
-    AgentReport,
-    FileReport,
-    ForwardReport,
-    Report,
+    AgentState,
+    FileState,
+    ForwardState,
+    Snapshot,
     Traffic,
-    TunnelReport,
+    TunnelState,
 )
 from krelay.supervisor.active import ActiveConfig
 from krelay.supervisor.forward import Forward
@@ -30,12 +30,12 @@ from krelay.supervisor.supervisor import Supervisor
 from krelay.threads import in_thread_or_here
 
 
-async def report(supervisor: Supervisor, reloader: Reloader, started: datetime) -> Report:
+async def take_snapshot(supervisor: Supervisor, reloader: Reloader, started: datetime) -> Snapshot:
     """All of it; `started` is when this run began."""
     # The system is asked first: what follows is of one turn of the loop.
     descriptors, memory = await in_thread_or_here(_process)
     running = supervisor.running
-    return Report(
+    return Snapshot(
         version=__version__,
         pid=os.getpid(),
         started=started,
@@ -50,7 +50,7 @@ async def report(supervisor: Supervisor, reloader: Reloader, started: datetime) 
     )
 
 
-def forwards(supervisor: Supervisor) -> tuple[ForwardReport, ...]:
+def forwards(supervisor: Supervisor) -> tuple[ForwardState, ...]:
     """Each forward of what runs."""
     running = supervisor.running
     return tuple(_forward(forward, running.config) for forward in _forwards(running))
@@ -67,9 +67,9 @@ def _process() -> tuple[int, int]:
         return 0, 0
 
 
-def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> FileReport:
+def _file(supervisor: Supervisor, reloader: Reloader, started: datetime) -> FileState:
     drift = reloader.drift
-    return FileReport(
+    return FileState(
         path=reloader.files[0] if reloader.files else None,
         files=reloader.files,
         in_step=drift is None,
@@ -92,14 +92,14 @@ def _forwards(running: ActiveConfig) -> Iterator[Forward]:
             yield thing
 
 
-def _forward(forward: Forward, config: Config | None) -> ForwardReport:
+def _forward(forward: Forward, config: Config | None) -> ForwardState:
     spec, health = forward.spec, forward.health
     target, proxy = spec.target, spec.target.kind is Kind.PROXY
     resolution = forward.route.resolution
     endpoint = None if resolution is None or proxy else resolution.endpoint
     speaks = forward.speaks
     namespace = target.namespace or (config.namespace if config else None)
-    return ForwardReport(
+    return ForwardState(
         target=target.name,
         index=spec.index,
         name=forward.name,
@@ -132,18 +132,18 @@ def _traffic(account: ForwardMetrics) -> Traffic:
     )
 
 
-def _agent(group: AgentGroup) -> AgentReport:
-    return AgentReport(
+def _agent(group: AgentGroup) -> AgentState:
+    return AgentState(
         context=group.spec.context,
         where=tuple(reach.where for reach in group.reaches if reach.where),
         tunnels=tuple(_tunnel(tunnel) for tunnel in group.pool.tunnels),
     )
 
 
-def _tunnel(tunnel: Tunnel) -> TunnelReport:
+def _tunnel(tunnel: Tunnel) -> TunnelState:
     driver, stats = tunnel.driver, tunnel.stats
     rtt = None if driver is None or isinstance(driver, LegacyTunnels) else driver.session.flight.rtt
-    return TunnelReport(
+    return TunnelState(
         name=tunnel.name,
         up=tunnel.up,
         streams=tunnel.streams,

@@ -47,16 +47,16 @@ class Supervisor:
         contexts: Contexts | None = None,
         strict: bool = False,
         must_exist: bool = False,
-        feed: EventBus | None = None,
+        bus: EventBus | None = None,
     ) -> None:
         """`strict`: what cannot be bound or followed at the start is an error, not just told.
         `must_exist`: so it is that no target or port exists, or where it is strict, that one does
-        not. `contexts` has the API clients; `feed` is told what happens."""
+        not. `contexts` has the API clients; `bus` is told what happens."""
         self._announce = announce
         self._contexts = contexts or Contexts()
         self._strict = strict
         self._must_exist = must_exist
-        self.feed = feed or EventBus()
+        self.bus = bus or EventBus()
         self.generation = 1
         """How many configs were carried out, the first one too."""
         self.carried_out = 0
@@ -93,7 +93,7 @@ class Supervisor:
         running: ActiveConfig | None = None
         try:
             async with TaskGroup() as tasks:
-                running = self._running = ActiveConfig(contexts, tasks, self._bound, self.feed)
+                running = self._running = ActiveConfig(contexts, tasks, self._bound, self.bus)
                 for name, work in (
                     ("sleep", partial(watch_sleep, partial(running.network_changed, broken=True))),
                     (
@@ -203,7 +203,7 @@ class Supervisor:
                     self.refused += 1
                 if str(exc) != str(want.failure):
                     logger.error("not applied, what ran before stays: %s", exc.line())
-                    self.feed.tell("reload", f"not applied: {exc}", error=to_json(exc))
+                    self.bus.tell("reload", f"not applied: {exc}", error=to_json(exc))
                 want.failure = exc
                 delay = _RETRY_FIRST + backoff.delay()
             except Exception as exc:
@@ -248,7 +248,7 @@ class Supervisor:
         self.applied_at = datetime.now(UTC)
         told = [str(line) for line in lines]
         text = f"applied ({want.reason}): {told[0]}" + (f", +{len(told) - 1}" if told[1:] else "")
-        self.feed.tell("reload", text, generation=self.generation, changes=told)
+        self.bus.tell("reload", text, generation=self.generation, changes=told)
         for line in lines:
             logger.info("%s (%s, %.2f s)", line, want.reason, took)
 

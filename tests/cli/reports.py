@@ -6,20 +6,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from krelay.state.snapshot import (
-    AgentReport,
-    FileReport,
-    ForwardReport,
-    Report,
+    AgentState,
+    FileState,
+    ForwardState,
+    Snapshot,
     State,
     Traffic,
-    TunnelReport,
+    TunnelState,
 )
 
 START = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC)
 NOW = START + timedelta(minutes=5)
 
 
-def forward(target: str = "web", state: str = "ready", **fields: Any) -> ForwardReport:
+def forward(target: str = "web", state: str = "ready", **fields: Any) -> ForwardState:
     """One that is ready, or is not for a reason."""
     values: dict[str, Any] = {
         "index": 0,
@@ -32,19 +32,19 @@ def forward(target: str = "web", state: str = "ready", **fields: Any) -> Forward
         "endpoint": "10.96.0.7:80",
         **fields,
     }
-    return ForwardReport(target, state=State(state), **values)
+    return ForwardState(target, state=State(state), **values)
 
 
-def report(*forwards: ForwardReport, **fields: Any) -> dict[str, Any]:
+def report(*forwards: ForwardState, **fields: Any) -> dict[str, Any]:
     """Of a krelay that has run for five minutes at NOW, with an agent that is reached."""
-    tunnels = (TunnelReport("p1t1", True, 1, 0.003), TunnelReport("p1t2", True, 0, 0.004))
+    tunnels = (TunnelState("p1t1", True, 1, 0.003), TunnelState("p1t2", True, 0, 0.004))
     values: dict[str, Any] = {
-        "file": FileReport("/home/me/krelay.yaml", ("/home/me/krelay.yaml",), True),
+        "file": FileState("/home/me/krelay.yaml", ("/home/me/krelay.yaml",), True),
         "draining": 0,
-        "agents": (AgentReport(None, ("default/krelay-server-x",), tunnels),),
+        "agents": (AgentState(None, ("default/krelay-server-x",), tunnels),),
         **fields,
     }
-    return Report("1.2.3", 4711, START, forwards=forwards, **values).as_json()
+    return Snapshot("1.2.3", 4711, START, forwards=forwards, **values).as_json()
 
 
 def carried(up: int, down: int) -> Traffic:

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from krelay.cli.table import table
 from krelay.cli.view import Moment, chosen, frame
-from krelay.state.snapshot import AgentReport, FileReport, State, TunnelReport
+from krelay.state.snapshot import AgentState, FileState, State, TunnelState
 from tests.cli.reports import NOW, START, forward, report, shown
 
 
@@ -41,7 +41,7 @@ def test_help() -> None:
 
 def test_a_wait_for_the_agent_is_said_once() -> None:
     waiting = ("agent: pulling the image", 12.3)
-    agent = AgentReport(None, (), (TunnelReport("p1t1", False, 0),))
+    agent = AgentState(None, (), (TunnelState("p1t1", False, 0),))
     pending = forward("a", "pending"), forward("b", "pending"), forward("c", "failed")
     found = lines(moment(report(*pending, agents=(agent,)), waiting=waiting))
     assert "agent: no tunnel" in found[0]
@@ -51,7 +51,7 @@ def test_a_wait_for_the_agent_is_said_once() -> None:
 
 
 def test_a_file_out_of_step() -> None:
-    file = FileReport(
+    file = FileState(
         "/x/k.yaml", (), False, since=START, error={"message": "k.yaml: 1 problem\x1b"}
     )
     found = lines(moment(report(forward(), file=file)))
@@ -60,22 +60,22 @@ def test_a_file_out_of_step() -> None:
 
 def test_the_end_and_a_run_without_a_file() -> None:
     found = lines(
-        moment(report(forward(state="draining"), draining=3, file=FileReport(None, (), True)))
+        moment(report(forward(state="draining"), draining=3, file=FileState(None, (), True)))
     )
     assert found[0].startswith("krelay · ending · 3 draining · up 5m")
     found = lines(moment(report(ending=True)))
     assert found[0].startswith("krelay.yaml · ending · ")
     found = lines(moment(report(forward(), forward("old", state="draining"))))
     assert found[0].startswith("krelay.yaml · 1 of 1 ready · ")
-    found = lines(moment(report(file=FileReport(None, (), False))))
+    found = lines(moment(report(file=FileState(None, (), False))))
     assert found[1] == "! not yet what the file says"
 
 
 def test_some_tunnels_are_down_or_not_measured() -> None:
-    tunnels = TunnelReport("a", True, 0, 0.0002), TunnelReport("b", False, 0)
-    fast = report(forward(), agents=(AgentReport(None, (), tunnels),))
+    tunnels = TunnelState("a", True, 0, 0.0002), TunnelState("b", False, 0)
+    fast = report(forward(), agents=(AgentState(None, (), tunnels),))
     assert "agent: 1 of 2 tunnels, <1 ms" in lines(moment(fast))[0]
-    one = report(forward(), agents=(AgentReport(None, (), (TunnelReport("a", True, 0),)),))
+    one = report(forward(), agents=(AgentState(None, (), (TunnelState("a", True, 0),)),))
     assert lines(moment(one))[0].rstrip("─ ").endswith("agent: 1 tunnel")
 
 
@@ -130,7 +130,7 @@ def test_what_a_report_says_moves_no_cursor_and_is_no_markup() -> None:
         return [spoilt(item, key) for item in value] if isinstance(value, list) else value
 
     error = {"message": "x", "path": "x", "problems": []}
-    file = FileReport("/x/k.yaml", ("/x/k.yaml",), False, since=START, error=error)
+    file = FileState("/x/k.yaml", ("/x/k.yaml",), False, since=START, error=error)
     found = spoilt(report(forward(), forward("b", "failed"), file=file))
     for one, state in zip(found["forwards"], ("ready", "failed"), strict=True):
         one["state"] = state

@@ -46,7 +46,7 @@ from krelay.proxy.server import ProxyConnection, ProxyListener
 from krelay.proxy.socket_owner import same_user
 from krelay.proxy.socks5 import write_datagram
 from krelay.proxy.udp_associate import _MAX_UNPROVEN
-from krelay.state.snapshot import Report
+from krelay.state.snapshot import Snapshot
 from krelay.status.tcp_server import Listening
 from krelay.supervisor import snapshot
 from krelay.wire.errors import ErrorCode
@@ -445,10 +445,10 @@ async def scene(
     started = datetime.now(UTC)
     async with world(monkeypatch, tmp_path, text(*lines, head=head)) as made:
 
-        async def live() -> Report:
-            return await snapshot.report(made.supervisor, made.reloader, started)
+        async def live() -> Snapshot:
+            return await snapshot.take_snapshot(made.supervisor, made.reloader, started)
 
-        async with Listening({}, report=live, feed=made.supervisor.feed) as listening:
+        async with Listening({}, snapshot=live, bus=made.supervisor.bus) as listening:
             await listening.apply(StatusConfig((rig.HOST, 0)))
             yield Scene(made, Scraper(f"http://{listening.addresses[0]}"))
 

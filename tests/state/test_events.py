@@ -1,4 +1,4 @@
-"""The feed: everybody who listens hears everything, but for what they are too slow for."""
+"""The bus: everybody who listens hears everything, but for what they are too slow for."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from krelay.state.events import BACKLOG, HISTORY, EventBus
 
 
 async def test_who_listens_hears_what_is_told_from_then_on() -> None:
-    feed = EventBus()
-    feed.tell("reload", "before")
-    async with feed.listen() as one, feed.listen() as two:
+    bus = EventBus()
+    bus.tell("reload", "before")
+    async with bus.listen() as one, bus.listen() as two:
         waiting = asyncio.get_running_loop().create_future()
 
         async def hear() -> None:
@@ -27,42 +27,42 @@ async def test_who_listens_hears_what_is_told_from_then_on() -> None:
             tasks.create_task(hear())
             await asyncio.sleep(0)
             assert not waiting.done()
-            feed.tell("state", "web: ready", target="web", **{"from": "pending", "to": "ready"})
+            bus.tell("state", "web: ready", target="web", **{"from": "pending", "to": "ready"})
         event = waiting.result()
         assert await two.next() == event
         assert (event.number, event.kind, event.target) == (2, "state", "web")
         assert event.details == {"from": "pending", "to": "ready"}
-    feed.tell("state", "unheard")
+    bus.tell("state", "unheard")
     assert (one.dropped, two.dropped) == (0, 0)
 
 
 async def test_who_comes_late_hears_what_is_kept_after_what_they_know() -> None:
-    feed = EventBus()
+    bus = EventBus()
     for number in range(5):
-        feed.tell("state", str(number))
-    async with feed.listen(after=2) as listener:
-        feed.tell("state", "5")
+        bus.tell("state", str(number))
+    async with bus.listen(after=2) as listener:
+        bus.tell("state", "5")
         assert [(await listener.next()).text for _ in range(4)] == ["2", "3", "4", "5"]
-    async with feed.listen(after=100) as listener:
-        feed.tell("state", "6")
+    async with bus.listen(after=100) as listener:
+        bus.tell("state", "6")
         assert (await listener.next()).text == "6"
 
 
 async def test_what_is_kept_is_bounded_and_who_is_slow_loses_the_oldest() -> None:
-    feed = EventBus()
-    async with feed.listen() as slow:
+    bus = EventBus()
+    async with bus.listen() as slow:
         for number in range(BACKLOG + 3):
-            feed.tell("state", str(number))
+            bus.tell("state", str(number))
         assert slow.dropped == 3
         assert (await slow.next()).text == "3"
-    assert len(feed.history) == HISTORY
-    assert feed.history[-1].number == BACKLOG + 3
+    assert len(bus.history) == HISTORY
+    assert bus.history[-1].number == BACKLOG + 3
 
 
 def test_an_event_as_json() -> None:
-    feed = EventBus()
-    feed.tell("tunnel", "p1t1: up", up=True)
-    found = json.loads(json.dumps(feed.history[0].as_json()))
+    bus = EventBus()
+    bus.tell("tunnel", "p1t1: up", up=True)
+    found = json.loads(json.dumps(bus.history[0].as_json()))
     assert datetime.fromisoformat(found.pop("time")).tzinfo is not None
     assert found == {
         "number": 1,
@@ -75,15 +75,15 @@ def test_an_event_as_json() -> None:
 
 @given(st.lists(st.sampled_from(["tell", "listen", "leave", "hear"]), max_size=80))
 async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
-    feed, told = EventBus(), 0
+    bus, told = EventBus(), 0
     async with AsyncExitStack() as stack:
         listeners: list[list[Any]] = []
         for step in steps:
             if step == "tell":
                 told += 1
-                feed.tell("state", str(told))
+                bus.tell("state", str(told))
             elif step == "listen":
-                listeners.append([await stack.enter_async_context(feed.listen()), told])
+                listeners.append([await stack.enter_async_context(bus.listen()), told])
             elif step == "leave" and listeners:
                 listeners.pop()
             elif step == "hear":
@@ -94,10 +94,10 @@ async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
 
 
 def test_what_others_wrote_is_made_fit_to_be_shown() -> None:
-    feed = EventBus()
+    bus = EventBus()
     evil = "\x1b]0;owned\x07no\nlines\u202e"
-    feed.tell("state", evil, reason=evil, error={"problems": [{"message": evil}]}, index=1)
-    event = feed.history[0].as_json()
+    bus.tell("state", evil, reason=evil, error={"problems": [{"message": evil}]}, index=1)
+    event = bus.history[0].as_json()
     assert event["text"] == "no lines"
     assert event["details"] == {
         "reason": "no lines",

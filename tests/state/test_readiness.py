@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from krelay.state.readiness import readiness
-from krelay.state.snapshot import ForwardReport, State
+from krelay.state.snapshot import ForwardState, State
 from tests.status.reports import forward, report
 
 READY, FAILED = forward("web"), forward("db", State.FAILED, reason="refused")
 DRAINING = forward("old", State.DRAINING)
 
 
-def waiting(*forwards: ForwardReport, names: tuple[str, ...] = ()) -> list[str]:
+def waiting(*forwards: ForwardState, names: tuple[str, ...] = ()) -> list[str]:
     return [found.target for found in readiness(report(*forwards), names).waiting]
 
 

@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.state.snapshot import (
-    AgentReport,
-    FileReport,
-    ForwardReport,
-    Report,
+    AgentState,
+    FileState,
+    ForwardState,
+    Snapshot,
     State,
     Traffic,
-    TunnelReport,
+    TunnelState,
 )
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schema" / "status.schema.json").read_text())
@@ -39,7 +39,7 @@ TRAFFIC = st.builds(
     drops=st.dictionaries(st.sampled_from(["backlog", "kernel"]), COUNTS),
 )
 FORWARDS = st.builds(
-    ForwardReport,
+    ForwardState,
     target=TEXTS,
     index=st.integers(0, 9),
     name=TEXTS,
@@ -54,7 +54,7 @@ FORWARDS = st.builds(
     traffic=TRAFFIC,
 )
 TUNNELS = st.builds(
-    TunnelReport,
+    TunnelState,
     name=TEXTS,
     up=st.booleans(),
     streams=COUNTS,
@@ -62,13 +62,13 @@ TUNNELS = st.builds(
     failure=st.none() | TEXTS,
 )
 AGENTS = st.builds(
-    AgentReport,
+    AgentState,
     context=st.none() | TEXTS,
     where=st.lists(TEXTS, max_size=2).map(tuple),
     tunnels=st.lists(TUNNELS, max_size=2).map(tuple),
 )
 FILES = st.builds(
-    FileReport,
+    FileState,
     path=st.none() | TEXTS,
     files=st.lists(TEXTS, max_size=2).map(tuple),
     in_step=st.booleans(),
@@ -76,7 +76,7 @@ FILES = st.builds(
     error=st.none() | st.just({"message": "x", "hint": None, "exitCode": 2}),
 )
 REPORTS = st.builds(
-    Report,
+    Snapshot,
     version=TEXTS,
     pid=st.integers(1, 1 << 22),
     started=TIMES,
@@ -87,12 +87,12 @@ REPORTS = st.builds(
 )
 
 
-def report(*states: State) -> Report:
+def report(*states: State) -> Snapshot:
     forwards = tuple(
-        ForwardReport("web", index, "web", "svc/web:80", state, "", WHEN)
+        ForwardState("web", index, "web", "svc/web:80", state, "", WHEN)
         for index, state in enumerate(states)
     )
-    return Report("1", 1, WHEN, FileReport(None, (), True), forwards, 0, ())
+    return Snapshot("1", 1, WHEN, FileState(None, (), True), forwards, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_the_names_and_values_of_the_json() -> None:
     (forward,) = found["forwards"]
     assert (forward["state"], forward["listen"]) == ("ready", [])
     traffic = Traffic(dials={0.25: 3}, to_remote_bytes=7)
-    assert Report.as_json(report()) is not None
-    made = ForwardReport("a", 0, "a", "b", State.READY, "", WHEN, traffic=traffic)
-    whole = Report("1", 1, WHEN, FileReport(None, (), True), (made,), 0, ()).as_json()
+    assert Snapshot.as_json(report()) is not None
+    made = ForwardState("a", 0, "a", "b", State.READY, "", WHEN, traffic=traffic)
+    whole = Snapshot("1", 1, WHEN, FileState(None, (), True), (made,), 0, ()).as_json()
     assert whole["forwards"][0]["traffic"]["dials"] == {"0.25": 3}
     assert whole["forwards"][0]["traffic"]["toRemoteBytes"] == 7
 
@@ -141,5 +141,5 @@ def test_the_schema_is_one_and_describes_everything() -> None:
 
 
 @given(REPORTS)
-def test_every_report_is_as_the_schema_says(made: Report) -> None:
+def test_every_report_is_as_the_schema_says(made: Snapshot) -> None:
     jsonschema.validate(json.loads(json.dumps(made.as_json())), SCHEMA)

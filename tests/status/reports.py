@@ -1,4 +1,4 @@
-"""A Report with something of everything, for tests of what is made of it."""
+"""A Snapshot with something of everything, for tests of what is made of it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from krelay.state.snapshot import (
-    AgentReport,
-    FileReport,
-    ForwardReport,
-    Report,
+    AgentState,
+    FileState,
+    ForwardState,
+    Snapshot,
     State,
     Traffic,
-    TunnelReport,
+    TunnelState,
 )
 
 NOW = datetime.now(UTC)
 
 
-def forward(target: str, state: State = State.READY, **fields: Any) -> ForwardReport:
+def forward(target: str, state: State = State.READY, **fields: Any) -> ForwardState:
     """One forward; what is not said is as it is with one that works."""
     said = {
         "index": 0,
@@ -32,7 +32,7 @@ def forward(target: str, state: State = State.READY, **fields: Any) -> ForwardRe
         "endpoint": "10.96.14.7:80",
         "via": "clusterIP",
     }
-    return ForwardReport(**{**said, **fields, "target": target, "state": state})
+    return ForwardState(**{**said, **fields, "target": target, "state": state})
 
 
 TRAFFIC = Traffic(
@@ -104,7 +104,7 @@ FORWARDS = (
 )
 
 TUNNELS = (
-    TunnelReport(
+    TunnelState(
         "p1t1",
         True,
         16,
@@ -117,18 +117,18 @@ TUNNELS = (
         limit_stalls=2,
         lost_datagrams={"queued": 3, "agent_backlog": 4},
     ),
-    TunnelReport("p1t2", True, 4, rtt=0.0131, connects=1),
-    TunnelReport("p1t3", False, 0, failure="no answer from the API server"),
+    TunnelState("p1t2", True, 4, rtt=0.0131, connects=1),
+    TunnelState("p1t3", False, 0, failure="no answer from the API server"),
 )
 
 
-def report(*forwards: ForwardReport, **fields: Any) -> Report:
+def report(*forwards: ForwardState, **fields: Any) -> Snapshot:
     """One with these forwards, or with FORWARDS."""
     said = {
         "version": "1.2.3",
         "pid": 4242,
         "started": NOW - timedelta(hours=3, minutes=20),
-        "file": FileReport(
+        "file": FileState(
             "/home/me/shop/krelay.yaml",
             ("/home/me/shop/krelay.yaml",),
             True,
@@ -138,21 +138,21 @@ def report(*forwards: ForwardReport, **fields: Any) -> Report:
             applied=NOW - timedelta(minutes=12),
         ),
         "draining": 0,
-        "agents": (AgentReport("staging", ("relays/krelay-server-7k2xw",), TUNNELS),),
+        "agents": (AgentState("staging", ("relays/krelay-server-7k2xw",), TUNNELS),),
         "tasks": 31,
         "descriptors": 44,
         "memory_bytes": 58 << 20,
     }
-    return Report(**{**said, **fields, "forwards": forwards or FORWARDS})
+    return Snapshot(**{**said, **fields, "forwards": forwards or FORWARDS})
 
 
 class Live:
     """A report that can be changed while it is served."""
 
-    def __init__(self, *forwards: ForwardReport, **fields: Any) -> None:
+    def __init__(self, *forwards: ForwardState, **fields: Any) -> None:
         self.now = report(*forwards, **fields)
 
-    async def __call__(self) -> Report:
+    async def __call__(self) -> Snapshot:
         return self.now
 
     def change(self, target: str, **fields: Any) -> None:

@@ -31,11 +31,11 @@ class Service:
     """What a test has of one."""
 
     live: Live = field(default_factory=Live)
-    feed: EventBus = field(default_factory=EventBus)
+    bus: EventBus = field(default_factory=EventBus)
     handlers: Mapping[tuple[str, str], Handler] = field(default_factory=lambda: HANDLERS)
 
     def __post_init__(self) -> None:
-        self.listening = Listening(self.handlers, report=self.live, feed=self.feed)
+        self.listening = Listening(self.handlers, snapshot=self.live, bus=self.bus)
 
     @property
     def url(self) -> str:

@@ -162,6 +162,6 @@ async def test_every_answer_is_protected() -> None:
 async def test_without_a_report_there_is_nothing_to_show() -> None:
     app = module.application({})
     assert [str(resource.canonical) for resource in app.router.resources()] == ["/healthz"]
-    app = module.application({}, report=Live())
+    app = module.application({}, snapshot=Live())
     shown = {resource.canonical for resource in app.router.resources()}
     assert shown == {"/healthz", "/readyz", "/metrics", "/v1/status"}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from krelay.state.snapshot import ForwardReport, Report, State, Traffic
+from krelay.state.snapshot import ForwardState, Snapshot, State, Traffic
 from krelay.status.metrics import render
 from tests.status.reports import TRAFFIC, forward, report
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def samples(found: Report) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+def samples(found: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every sample, by its name and labels, which are there once."""
     text, _ = render(found)
     result: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
@@ -37,7 +37,7 @@ def samples(found: Report) -> dict[tuple[str, frozenset[tuple[str, str]]], float
     return result
 
 
-def value(found: Report, name: str, **labels: str) -> float | None:
+def value(found: Snapshot, name: str, **labels: str) -> float | None:
     return samples(found).get((f"krelay_{name}", frozenset(labels.items())))
 
 
@@ -148,7 +148,7 @@ def test_any_name_is_escaped(target: str, name: str) -> None:
     assert list(openmetrics.text_string_to_metric_families(text.decode()))
 
 
-def forwards_of(found: Report) -> dict[str, float | None]:
+def forwards_of(found: Snapshot) -> dict[str, float | None]:
     """The labels of the forwards, with how many streams each has."""
     return {
         dict(labels)["forward"]: count
@@ -194,7 +194,7 @@ NAMES = st.sampled_from(["a", "a#0", "a#1", "a#1#1", "other"])
         max_size=6,
     )
 )
-def test_every_sample_is_there_once(forwards: list[ForwardReport]) -> None:
+def test_every_sample_is_there_once(forwards: list[ForwardState]) -> None:
     assert samples(dataclasses.replace(report(), forwards=tuple(forwards)))
 
 

@@ -49,15 +49,15 @@ async def test_a_question_is_answered(path: Path) -> None:
 
 
 async def test_the_whole_service_is_on_the_socket_and_needs_no_token_there(path: Path) -> None:
-    live, feed = Live(), EventBus()
-    async with serve(path, HANDLERS, report=live, feed=feed):
+    live, bus = Live(), EventBus()
+    async with serve(path, HANDLERS, snapshot=live, bus=bus):
         assert await asked("/v1/status", method="GET") == json.loads(json.dumps(live.now.as_json()))
         assert await asked("/v1/echo", {"a": 1}) == {"got": {"a": 1}}
         async with ClientSession(connector=UnixConnector(str(path))) as http:
             async with http.get("http://any.name/readyz?target=web") as response:
                 assert response.status == 200
             async with http.get("http://any.name/v1/events?after=0") as response:
-                feed.tell("state", "ready", target="web")
+                bus.tell("state", "ready", target="web")
                 assert "ready" in (await response.content.readuntil(b"}\n\n")).decode()
         assert path.stat().st_mode & 0o777 == 0o600
 

@@ -47,14 +47,14 @@ class Watched:
 
     def __init__(self, path: rig.Path, port: Port = TCP, check: Check = DIAL, **more: Any):
         target = Target("web", Kind.SERVICE, "nginx", (port,), check=check, **more)
-        self.feed = EventBus()
+        self.bus = EventBus()
         self.forward = Forward(
             Spec(target, 0),
             path.route(None, followed=True),
             path.tasks,
             park=30.0,
             on_bound=lambda forward: None,
-            feed=self.feed,
+            bus=self.bus,
         )
         self.health, self.route = self.forward.health, self.forward.route
 
@@ -63,7 +63,7 @@ class Watched:
 
     @property
     def told(self) -> list[str]:
-        return [event.text for event in self.feed.history]
+        return [event.text for event in self.bus.history]
 
     @property
     def port(self) -> int:
@@ -98,7 +98,7 @@ async def test_it_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixtur
             # It is no traffic.
             assert w.forward.account.opened == w.forward.live == 0
             await rig.until(lambda: path.streams == (0, 0))
-        (event, last) = w.feed.history
+        (event, last) = w.bus.history
         assert (event.kind, event.target) == ("state", "web")
         assert event.details == {"from": "pending", "to": "ready", "reason": "", "index": 0}
         assert last.details["to"] == "draining"
@@ -165,7 +165,7 @@ async def test_no_tunnel() -> None:
             path.way.blocked = False
             await w.becomes(State.READY)
         # Why there is none is the tunnel's to tell: there may be hundreds of forwards.
-        assert [event.details["to"] for event in w.feed.history][:3] == [
+        assert [event.details["to"] for event in w.bus.history][:3] == [
             "ready",
             "degraded",
             "ready",
@@ -204,7 +204,7 @@ async def test_a_connection_that_is_refused_degrades_and_one_that_is_not_ends_th
             assert await rig.exchange(w.port, b"x") == b"x"
             assert w.told == [
                 "web: ready",
-                f"web: degraded: {w.feed.history[1].details['reason']}",
+                f"web: degraded: {w.bus.history[1].details['reason']}",
                 "web: ready",
             ]
 
@@ -221,7 +221,7 @@ async def test_what_is_never_probed_is_taken_to_work_again_after_a_while(
         monkeypatch.setattr(module, "INTERVAL", 0.01)
         w.health._dialled(ErrorCode.REFUSED, "")
         await w.becomes(State.READY)
-        assert [event.details["to"] for event in w.feed.history] == ["ready", "degraded", "ready"]
+        assert [event.details["to"] for event in w.bus.history] == ["ready", "degraded", "ready"]
 
 
 async def test_a_probe_is_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,7 +469,7 @@ async def test_whatever_happens_a_state_is_never_better_than_the_way(steps: list
             assert state is not State.DEGRADED or was_ready
             assert state is not State.FAILED or not was_ready or w.forward.failure
             assert bool(w.health.reason) is (state not in (State.READY, State.DRAINING))
-        told = [(event.details["from"], event.details["to"]) for event in w.feed.history]
+        told = [(event.details["from"], event.details["to"]) for event in w.bus.history]
         states = ["pending", *(after for _, after in told)]
         assert told == list(itertools.pairwise(states))
         assert states[-1] == w.health.state.value

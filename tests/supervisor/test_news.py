@@ -1,4 +1,4 @@
-"""What the feed hears of agents and tunnels, and of edits."""
+"""What the bus hears of agents and tunnels, and of edits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOST = "ip/127.0.0.1"
 
 
 def told(w: World, kind: str) -> list[str]:
-    return [event.text for event in w.supervisor.feed.history if event.kind == kind]
+    return [event.text for event in w.supervisor.bus.history if event.kind == kind]
 
 
 async def test_agents_and_tunnels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ async def test_agents_and_tunnels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert told(w, "tunnel")[1].startswith(f"{tunnel.name}: lost: ")
         assert told(w, "tunnel")[2] == f"{tunnel.name}: up"
         assert told(w, "agent")[1:] == ["agent lost: it was evicted", "agent runs: elsewhere"]
-        lost = next(e for e in w.supervisor.feed.history if e.text.startswith("agent lost"))
+        lost = next(e for e in w.supervisor.bus.history if e.text.startswith("agent lost"))
         assert lost.details == {"context": None, "where": "in this process"}
 
 
@@ -63,7 +63,7 @@ async def test_edits_carried_out_and_refused(
         assert applied == f"applied (an edit): two: added 127.0.0.1:<free> -> {HOST}:2"
         assert refused.startswith("refused: ")
         assert last.startswith("applied (an edit): one: removed ")
-        first, error, _ = (e for e in w.supervisor.feed.history if e.kind == "reload")
+        first, error, _ = (e for e in w.supervisor.bus.history if e.kind == "reload")
         assert first.details["generation"] == 2
         assert error.details["error"]["problems"]
         assert (w.supervisor.generation, w.supervisor.carried_out, w.reloader.failed) == (3, 2, 2)

@@ -8,7 +8,7 @@ import pytest
 
 from krelay.errors import KrelayError, NotReadyError
 from krelay.model import Config, Port
-from krelay.state.snapshot import ForwardReport, State
+from krelay.state.snapshot import ForwardState, State
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
@@ -16,7 +16,7 @@ from tests.supervisor.agents import reaches
 from tests.supervisor.test_supervisor import config, target
 
 
-async def waited(supervised: Config, timeout: float, **words: str) -> tuple[ForwardReport, ...]:
+async def waited(supervised: Config, timeout: float, **words: str) -> tuple[ForwardState, ...]:
     """What it gives, as it is used: beside the supervisor's run."""
     supervisor = Supervisor(supervised, lambda forward: None, strict=True)
     stop = asyncio.Event()
