@@ -43,6 +43,8 @@ class KrelayError(Exception):
     """
 
     exit_code = 1
+    fails_start = False
+    """Whether a start that meets this error ends at once, instead of dialling again."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         self.message = one_line(message)
@@ -141,6 +143,7 @@ class NotReadyError(KrelayError):
 
 class ClusterError(KrelayError):
     exit_code = 4
+    fails_start = True
 
 
 class CredentialsError(ClusterError):
@@ -176,7 +179,7 @@ class TunnelError(KrelayError):
 
 
 class TunnelRefusedError(TunnelError):
-    pass
+    fails_start = True
 
 
 class NotListeningError(TunnelError):
