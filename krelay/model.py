@@ -169,8 +169,8 @@ class AgentConfig:
 
     `namespace` is None for the file's own. `resources` has the shape of a container's.
     `replicas` is how many of it run, on different nodes where that can be.
-    `inject`: whether the agent's source goes along to the image; None: where the image's name
-    ends in `python`. `embedded` runs it as a child process of this machine instead.
+    `inject_source`: whether the agent's source goes along to the image; None: where the image's
+    name ends in `python`. `embedded` runs it as a child process of this machine instead.
     """
 
     namespace: str | None = None
@@ -188,7 +188,7 @@ class AgentConfig:
     patches: tuple[Patch, ...] = ()
     idle_timeout: float = 300.0
     replicas: int = 1
-    inject: bool | None = None
+    inject_source: bool | None = None
     embedded: bool = False
 
 
@@ -204,13 +204,14 @@ class Transport(StrEnum):
 class SessionConfig:
     """What a session outlives, and what it may cost; both ends go by it. Times are in seconds.
 
-    `grace` is how long it is kept without a tunnel; `replay` the bytes that it keeps until the
-    other end has them. A PING is sent every `ping`, and a tunnel that brings nothing for
-    `ping_timeout` after one is dead. One that is `max_age` old is replaced while it works.
+    `resume_timeout` is how long it is kept without a tunnel; `resume_buffer` the bytes that it
+    keeps until the other end has them. A PING is sent every `ping`, and a tunnel that brings
+    nothing for `ping_timeout` after one is dead. One that is `max_age` old is replaced while it
+    works.
     """
 
-    grace: float = 120.0
-    replay: int = 4 << 20
+    resume_timeout: float = 120.0
+    resume_buffer: int = 4 << 20
     ping: float = 3.0
     ping_timeout: float = 6.0
     max_age: float = 1500.0
@@ -220,14 +221,15 @@ class SessionConfig:
 class TunnelConfig:
     """The shared way into the cluster. Times are in seconds.
 
-    `sessions` is the size of a pool; `park` how long a new connection waits for a route;
-    `dial` the agent's time to reach a target; `drain` how long live streams get to finish.
+    `sessions` is the size of a pool; `open_timeout` how long a new connection waits for a route;
+    `connect_timeout` the agent's time to reach a target; `drain` how long live streams get to
+    finish.
     """
 
     sessions: int = 2
     transport: Transport = Transport.AUTO
-    park: float = 30.0
-    dial: float = 10.0
+    open_timeout: float = 30.0
+    connect_timeout: float = 10.0
     drain: float = 30.0
     session: SessionConfig = SessionConfig()
 
@@ -253,7 +255,7 @@ class GroupSpec:
     agent: AgentConfig
     sessions: int = 2
     transport: Transport = Transport.AUTO
-    dial: float = 10.0
+    connect_timeout: float = 10.0
     session: SessionConfig = SessionConfig()
 
 

@@ -103,7 +103,7 @@ class JobAgent:
                 self._spec.agent,
                 namespace=self._spec.namespace or self._api.namespace,
                 key_sha256=key_digest(self._key),
-                connect_timeout=self._spec.dial,
+                connect_timeout=self._spec.connect_timeout,
                 session=self._spec.session,
                 run=self._run,
                 on_progress=lambda text: logger.info("agent: %s", text),
@@ -236,9 +236,13 @@ class SubprocessAgent:
             }
             session = self._spec.session
             # Without its parent it has nobody, and nothing else cuts loopback: it may end soon.
-            arguments = ["--port=0", "--idle-timeout=5s", f"--grace={min(session.grace, 2.0):g}"]
-            arguments.append(f"--connect-timeout={self._spec.dial:g}")
-            arguments.append(f"--replay={session.replay}")
+            arguments = [
+                "--port=0",
+                "--idle-timeout=5s",
+                f"--grace={min(session.resume_timeout, 2.0):g}",
+            ]
+            arguments.append(f"--connect-timeout={self._spec.connect_timeout:g}")
+            arguments.append(f"--replay={session.resume_buffer}")
             arguments += [f"--ping={session.ping:g}", f"--ping-timeout={session.ping_timeout:g}"]
             pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
             process = await asyncio.create_subprocess_exec(

@@ -91,8 +91,8 @@ def carries_source(config: AgentConfig) -> bool:
     """Whether the agent's source goes along: as the config says, or to an image whose name ends
     in `python`. Any other image has a program of its own (ours, or the Go krelay's). Its
     registry and its tag do not count."""
-    if config.inject is not None:
-        return config.inject
+    if config.inject_source is not None:
+        return config.inject_source
     return re.split("[:@]", config.image.rpartition("/")[2])[0].endswith("python")
 
 
@@ -149,8 +149,8 @@ def _container(
     if session != SessionConfig():
         # By the environment, since the Go krelay's image would end on an argument unknown to it.
         values = {
-            "KRELAY_GRACE": _go_duration(session.grace),
-            "KRELAY_REPLAY": str(session.replay),
+            "KRELAY_GRACE": _go_duration(session.resume_timeout),
+            "KRELAY_REPLAY": str(session.resume_buffer),
             "KRELAY_PING": _go_duration(session.ping),
             "KRELAY_PING_TIMEOUT": _go_duration(session.ping_timeout),
         }

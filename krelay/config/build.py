@@ -43,8 +43,9 @@ from krelay.model import (
 
 Section = dict[str, Node]
 
+_TUNNEL_TIMES = {"park": "open_timeout", "dial": "connect_timeout", "drain": "drain"}
 _SESSION_TIMES = {
-    "grace": "grace",
+    "grace": "resume_timeout",
     "ping": "ping",
     "pingTimeout": "ping_timeout",
     "maxAge": "max_age",
@@ -121,8 +122,8 @@ class _Builder:
             fields["sessions"] = int(given["sessions"].plain())
         if "transport" in given:
             fields["transport"] = Transport(given["transport"].plain())
-        for key in ("park", "dial", "drain"):
-            self._duration(given, key, key, fields)
+        for key, name in _TUNNEL_TIMES.items():
+            self._duration(given, key, name, fields)
         return TunnelConfig(**fields, session=self._session(given))
 
     def _session(self, given: Section) -> SessionConfig:
@@ -130,7 +131,7 @@ class _Builder:
         for key, name in _SESSION_TIMES.items():
             self._duration(given, key, name, fields)
         if "replay" in given:
-            fields["replay"] = self._parsed(given["replay"], parse_size)
+            fields["resume_buffer"] = self._parsed(given["replay"], parse_size)
         return SessionConfig(**{key: value for key, value in fields.items() if value is not None})
 
     def _status(self, given: Section) -> StatusConfig:
@@ -161,9 +162,11 @@ class _Builder:
     def _agent(self, given: Section) -> AgentConfig:
         fields: dict[str, Any] = {
             key: given[key].plain()
-            for key in ("image", "labels", "annotations", "inject", "embedded")
+            for key in ("image", "labels", "annotations", "embedded")
             if key in given
         }
+        if "inject" in given:
+            fields["inject_source"] = given["inject"].plain()
         fields["namespace"] = self._text(given, "namespace", parse_namespace)
         self._duration(given, "idleTimeout", "idle_timeout", fields)
         if "replicas" in given:

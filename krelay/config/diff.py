@@ -132,7 +132,7 @@ def groups(config: Config | None) -> dict[str | None, GroupSpec]:
         "agent": config.agent,
         "sessions": tunnel.sessions,
         "transport": tunnel.transport,
-        "dial": tunnel.dial,
+        "connect_timeout": tunnel.connect_timeout,
         "session": tunnel.session,
     }
     if config.agent.embedded:
@@ -154,8 +154,8 @@ def diff(old: Config | None, new: Config | None) -> Plan:
     settings: tuple[Setting, ...] = ()
     if old and new:
         settings = tuple(
-            Setting(f"tunnel.{name}", getattr(old.tunnel, name), getattr(new.tunnel, name))
-            for name in ("park", "drain")
+            Setting(f"tunnel.{key}", getattr(old.tunnel, name), getattr(new.tunnel, name))
+            for key, name in (("park", "open_timeout"), ("drain", "drain"))
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
         ) + (*_checks(old, new), *_status(old.status, new.status))
     return Plan(

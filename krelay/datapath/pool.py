@@ -57,7 +57,7 @@ class Pool:
         self._running: dict[Tunnel, asyncio.Task[None]] = {}
         self._reached: dict[Tunnel, tuple[AgentLink, AgentHealth]] = {}
         self._retired: set[Tunnel] = set()
-        reached = [(way, AgentHealth(way, config.grace)) for way in ways]
+        reached = [(way, AgentHealth(way, config.resume_timeout)) for way in ways]
         self.tunnels = [self._tunnel(*reached[n % len(ways)]) for n in range(max(size, len(ways)))]
 
     def pick(self) -> Carrier | None:

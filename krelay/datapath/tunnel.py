@@ -171,7 +171,7 @@ class Tunnel:
         if driver is None or isinstance(driver, LegacyTunnels) or driver.closed:
             self._resume = None
             limits = Limits(
-                replay=config.replay,
+                replay=config.resume_buffer,
                 ping_interval=config.ping,
                 ping_timeout=config.ping_timeout,
             )
@@ -281,11 +281,11 @@ class Tunnel:
     def _adrift(self) -> None:
         self._reached.lost(self)
         if self._over is None:
-            self._over = self._loop.call_later(self._config.grace, self._expire)
+            self._over = self._loop.call_later(self._config.resume_timeout, self._expire)
 
     def _expire(self) -> None:
         self._over = None
-        self._drop_session(f"no tunnel for {self._config.grace:g} s (tunnel.grace)")
+        self._drop_session(f"no tunnel for {self._config.resume_timeout:g} s (tunnel.grace)")
         self._on_change()
 
     def _still_good(self) -> None:

@@ -133,7 +133,7 @@ class ActiveConfig:
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """The forward that there is, or a new one, as `spec` says."""
         pool = self.groups[group_of(config, spec.target)].pool
-        followed, park = spec.target.kind.in_cluster, config.tunnel.park
+        followed, park = spec.target.kind.in_cluster, config.tunnel.open_timeout
         if forward is None:
             route = Route(pool, followed=followed)
             return Forward(

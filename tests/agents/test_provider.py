@@ -286,8 +286,8 @@ async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
             "relays",
             AgentConfig(),
             transport=Transport.SPDY,
-            dial=7.0,
-            session=SessionConfig(grace=60.0),
+            connect_timeout=7.0,
+            session=SessionConfig(resume_timeout=60.0),
         )
         api: Any = cluster
         reach = JobAgent(api, spec, rig.KEY, tasks)
@@ -311,7 +311,7 @@ async def test_one_agent_for_everybody_who_asks(
             "namespace": "relays",
             "key_sha256": key_digest(rig.KEY),
             "connect_timeout": 7.0,
-            "session": SessionConfig(grace=60.0),
+            "session": SessionConfig(resume_timeout=60.0),
             "run": "",
         }
         kwargs = dial[2]

@@ -124,7 +124,7 @@ def test_an_image_with_a_program_of_its_own_does_not() -> None:
 def test_which_image_that_is(image: str, carried: bool) -> None:
     assert carries_source(AgentConfig(image=image)) is carried
     for inject in (True, False):
-        assert carries_source(AgentConfig(image=image, inject=inject)) is inject
+        assert carries_source(AgentConfig(image=image, inject_source=inject)) is inject
 
 
 @pytest.mark.parametrize(

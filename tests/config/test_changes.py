@@ -139,7 +139,9 @@ def test_an_agent_that_is_no_longer_needed() -> None:
 
 def test_settings() -> None:
     old = Config((target("svc/a 80"),))
-    assert told(old, dataclasses.replace(old, tunnel=TunnelConfig(park=0.5, drain=0.0))) == [
+    assert told(
+        old, dataclasses.replace(old, tunnel=TunnelConfig(open_timeout=0.5, drain=0.0))
+    ) == [
         "~ tunnel.park: set 30 s -> 0.5 s",
         "~ tunnel.drain: set 30 s -> 0 s",
     ]

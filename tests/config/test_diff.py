@@ -134,7 +134,7 @@ def test_where_a_target_stands_is_no_content() -> None:
         {"namespace": "elsewhere"},
         {"tunnel": TunnelConfig(sessions=3)},
         {"tunnel": TunnelConfig(transport=Transport.SPDY)},
-        {"tunnel": TunnelConfig(dial=3.0)},
+        {"tunnel": TunnelConfig(connect_timeout=3.0)},
     ],
 )
 def test_another_agent(changed: dict[str, object]) -> None:
@@ -155,7 +155,7 @@ def test_the_agent_s_namespace_hides_the_file_s() -> None:
 
 def test_numbers_that_need_no_agent() -> None:
     old = config(a="svc/a 80")
-    plan = diff(old, dataclasses.replace(old, tunnel=TunnelConfig(park=1.0, drain=0.0)))
+    plan = diff(old, dataclasses.replace(old, tunnel=TunnelConfig(open_timeout=1.0, drain=0.0)))
     assert plan
     assert not plan.groups
     assert [(s.name, s.before, s.after) for s in plan.settings] == [
@@ -231,7 +231,9 @@ CONFIGS = st.builds(
     context=st.sampled_from([None, "c"]),
     namespace=st.sampled_from([None, "n"]),
     agent=st.sampled_from([AgentConfig(), AgentConfig(embedded=True), AgentConfig(image="i")]),
-    tunnel=st.sampled_from([TunnelConfig(), TunnelConfig(park=1.0), TunnelConfig(sessions=1)]),
+    tunnel=st.sampled_from(
+        [TunnelConfig(), TunnelConfig(open_timeout=1.0), TunnelConfig(sessions=1)]
+    ),
 )
 
 

@@ -100,14 +100,16 @@ def test_the_defaults_are_the_models() -> None:
     assert agent.pop("nodeSelector") == model.node_selector
     assert tuple(agent.pop("tolerations")) == model.tolerations
     assert tuple(agent.pop("patches")) == model.patches
+    assert agent.pop("inject") == model.inject_source
     assert agent == {key: getattr(model, key) for key in agent}
 
     tunnel = defaults("tunnel")
-    for key in ("park", "dial", "drain"):
-        assert parse_duration(tunnel.pop(key)) == getattr(TunnelConfig(), key)
+    times = ("park", "open_timeout"), ("dial", "connect_timeout"), ("drain", "drain")
+    for key, name in times:
+        assert parse_duration(tunnel.pop(key)) == getattr(TunnelConfig(), name)
     session = SessionConfig()
-    assert parse_size(tunnel.pop("replay")) == session.replay
-    for key, name in (("grace", "grace"), ("ping", "ping"), ("maxAge", "max_age")):
+    assert parse_size(tunnel.pop("replay")) == session.resume_buffer
+    for key, name in (("grace", "resume_timeout"), ("ping", "ping"), ("maxAge", "max_age")):
         assert parse_duration(tunnel.pop(key)) == getattr(session, name)
     assert parse_duration(tunnel.pop("pingTimeout")) == session.ping_timeout
     assert tunnel == {key: getattr(TunnelConfig(), key) for key in tunnel}

@@ -96,7 +96,7 @@ async def test_another_agent_and_one_that_answers_have_a_grace_of_their_own(
 
 
 async def test_a_tunnel_that_cannot_come_up_again_costs_its_sibling_nothing() -> None:
-    config = SessionConfig(grace=0.01)
+    config = SessionConfig(resume_timeout=0.01)
     async with rig.path(tunnels=2, config=config) as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (reader, writer):
@@ -122,7 +122,7 @@ async def test_an_ordinary_cut_after_a_long_one_abandons_nobody(
     """The grace ends while a dial is under way that succeeds."""
     grace = 0.05
     monkeypatch.setattr(Backoff, "delay", lambda _: 0.001)
-    async with rig.path(config=SessionConfig(grace=grace)) as path:
+    async with rig.path(config=SessionConfig(resume_timeout=grace)) as path:
         (tunnel,) = path.pool.tunnels
         real, tries = path.way.dial, 0
 
@@ -148,7 +148,7 @@ async def test_an_ordinary_cut_after_a_long_one_abandons_nobody(
 
 
 async def test_one_that_comes_up_and_is_cut_in_one_turn_has_a_grace_nonetheless() -> None:
-    async with rig.path(config=SessionConfig(grace=0.05)) as path:
+    async with rig.path(config=SessionConfig(resume_timeout=0.05)) as path:
         (tunnel,) = path.pool.tunnels
         real = path.way.dial
 

@@ -169,8 +169,8 @@ class Story:
         """Whether any stream may be: the agent was another, or the grace passed."""
         self.replay = chance.choice([128 << 10, 1 << 20, 4 << 20])
         self.config = SessionConfig(
-            grace=chance.choice([90.0, 120.0]),
-            replay=self.replay,
+            resume_timeout=chance.choice([90.0, 120.0]),
+            resume_buffer=self.replay,
             max_age=chance.choice([31.0, 60.0, 1500.0]),
         )
         self.agent = self._agent()
@@ -179,7 +179,7 @@ class Story:
         self.pool = Pool("p", [self.way], KEY, size=size, config=self.config)
 
     def _agent(self) -> FaultyAgent:
-        settings = Settings(key=KEY, grace=self.config.grace, replay=self.replay)
+        settings = Settings(key=KEY, grace=self.config.resume_timeout, replay=self.replay)
         return FaultyAgent(settings, self.tasks, self.arrived)
 
     # -- streams -----------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class Story:
         self.doomed = True
         self.way.blocked = True
         self.way.cut()
-        await asyncio.sleep(self.config.grace + 5.0)
+        await asyncio.sleep(self.config.resume_timeout + 5.0)
         self.way.blocked = False
 
     async def another_agent(self) -> None:
@@ -309,7 +309,7 @@ class Story:
             await chance.choice(faults)()
             if clock() - good > FAULTY:
                 # More in a row might be too much for the grace, and then nothing is proved.
-                assert await self.until(self.all_up, self.config.grace)
+                assert await self.until(self.all_up, self.config.resume_timeout)
                 good = clock()
         self.way.shape(lag=0.001, piece=1 << 20, rate=100e6)
 
@@ -355,7 +355,7 @@ async def tell(seed: int) -> None:
                 for number in range(story.chance.randint(1, 8)):
                     load.create_task(story.open(number))
                 await story.harm()
-            patience = CALM + 60.0 + (story.config.grace if story.doomed else 0.0)
+            patience = CALM + 60.0 + (story.config.resume_timeout if story.doomed else 0.0)
             assert await story.until(lambda: not story.alive(), patience), story.alive()
             story.judge()
 
@@ -372,7 +372,7 @@ async def tell(seed: int) -> None:
 
             assert await story.until(story.all_up, CALM)
             assert await story.until(at_rest, CALM)
-            patience = story.config.grace + CALM
+            patience = story.config.resume_timeout + CALM
             assert await story.until(lambda: len(story.agent) == len(story.pool.tunnels), patience)
             assert await story.until(lambda: len(story.way.live()) == 2 * len(story.agent), CALM)
             running.cancel()

@@ -116,7 +116,7 @@ async def test_a_pod_that_is_gone_ends_the_session_at_once() -> None:
 async def test_a_session_without_a_tunnel_for_too_long_is_over(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    config = SessionConfig(grace=0.05)
+    config = SessionConfig(resume_timeout=0.05)
     async with rig.path(config=config) as path, rig.tcp_target(rig.hold) as target:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (reader, _):
