@@ -66,8 +66,8 @@ class Kept:
     @property
     def losses(self) -> tuple[int, ...]:
         """The datagrams that this end has lost, in the order of the LOST frame."""
-        lost, send_queue = self.targets.losses, self.driver.session.send_queue
-        return lost.receive, lost.send, lost.early, lost.backlog + send_queue.forgotten_datagrams
+        lost, dropped = self.targets.losses, self.driver.session.dropped_datagrams
+        return lost.receive, lost.send, lost.early, lost.backlog + dropped
 
 
 class Sessions:
@@ -134,7 +134,7 @@ class Sessions:
             kept.driver.attach(transport, auth.received)
         except ProtocolError as exc:
             # An older count may have been long on its way, and its client gone on without it.
-            if auth.received >= kept.driver.session.sent.acked:
+            if auth.received >= kept.driver.session.acknowledged:
                 self._end(session_id)
             raise HandshakeError(str(exc), ErrorCode.UNKNOWN_SESSION) from exc
         kept.tunnel = tunnel
@@ -146,7 +146,7 @@ class Sessions:
             kept.grace = None
         resumed = auth.session_id is not None
         logger.info("%s: session %s", kept.driver.name, "resumed" if resumed else "open")
-        received = kept.driver.session.received.count
+        received = kept.driver.session.received_count
         transport.write(
             handshake.welcome(auth, session_id, kept.key, received, self._limits.streams)
         )

@@ -227,7 +227,7 @@ class _End:
     def send(self, draw: Draw) -> None:
         sent = self.session.data_to_send((draw.number() + 1) << 10, self.now)
         assert all(len(piece) <= MAX_PAYLOAD for piece in sent)
-        self.session.send_queue.writable.clear()
+        self.session.writable.clear()
 
     def tick(self, draw: Draw) -> None:
         when = self.session.tick(self.now)
@@ -239,9 +239,9 @@ class _End:
         if choice & 1 and self.session.attached:
             self.session.detach()
         elif choice & 2:
-            self.session.received.claim()
+            self.session.begin_resume()
         elif choice & 4:
-            self.session.received.withdraw()
+            self.session.abort_resume()
         else:
             self.session.attach(choice >> 3, self.now)
 
@@ -249,8 +249,8 @@ class _End:
         live = self.session.streams
         assert len(live) <= _LIMITS.streams
         assert 0 <= self.session.unacknowledged <= self.session.memory
-        assert 0 <= self.session.received.acknowledged <= self.session.received.count
-        assert self.session.send_queue.queued == sum(stream.queued for stream in live.values())
+        assert 0 <= self.session._received.acknowledged <= self.session.received_count
+        assert self.session.queued == sum(stream.queued for stream in live.values())
         assert all(stream.state is not State.CLOSED for stream in live.values())
         windows = sum(stream.window.size for stream in live.values())
         assert windows <= _LIMITS.windows + len(live) * INITIAL_WINDOW

@@ -37,10 +37,9 @@ async def attach(
         ProtocolError: the two ends do not agree on what was received: the session is over.
         KrelayError, OSError: as the dial.
     """
-    received = driver.session.received
     resume = None
     if former is not None:
-        resume = Resume(former.session_id, former.session_key, received.claim)
+        resume = Resume(former.session_id, former.session_key, driver.session.begin_resume)
     handshake = ClientHandshake(
         key, secrets.token_bytes(NONCE_SIZE), resume=resume, private=way.private
     )
@@ -64,7 +63,7 @@ async def attach(
             raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
         raise TunnelError(f"no session with the agent: {exc}") from exc
     finally:
-        received.withdraw()
+        driver.session.abort_resume()
         link.welcome.cancel()
         if link.welcome.done() and not link.welcome.cancelled():
             link.welcome.exception()

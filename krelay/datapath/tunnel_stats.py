@@ -35,9 +35,9 @@ class TunnelStats:
         """Take over what the session of `driver` has counted, if it has one."""
         if isinstance(driver, MuxConnection):
             self.replayed_bytes += driver.replayed_bytes
-            self.window_stalls += driver.session.send_queue.window_stalls
+            self.window_stalls += driver.session.window_stalls
             self.limit_stalls += driver.session.limit_stalls
-            self.lost_datagrams[QUEUED] += driver.session.send_queue.forgotten_datagrams
+            self.lost_datagrams[QUEUED] += driver.session.dropped_datagrams
             self.lost_datagrams[LATE] += driver.session.late_datagrams
             self.lost_datagrams.update(dict(zip(AGENT_LOSSES, driver.peer_lost, strict=True)))
         elif isinstance(driver, LegacyTunnels):

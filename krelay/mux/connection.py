@@ -90,7 +90,7 @@ class MuxConnection:
     @property
     def load(self) -> int:
         """What waits or is under way on it, in bytes; each stream weighs a little too."""
-        return self.session.send_queue.queued + self.session.unacknowledged + 1024 * self.count
+        return self.session.queued + self.session.unacknowledged + 1024 * self.count
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -225,8 +225,8 @@ class MuxConnection:
             # Not `writelines`: releases of Python 3.12 and 3.13 pause nobody in that and take bytes
             # for a descriptor that is closed (cpython 127655, 136234). Nor does it take less time.
             self._transport.write(b"".join(buffers))
-            while session.send_queue.writable:
-                stream = session.send_queue.writable.pop()
+            while session.writable:
+                stream = session.writable.pop()
                 self._call(stream, "on_writable")
         self._arm()
 

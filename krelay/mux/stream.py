@@ -102,10 +102,9 @@ class MuxStream:
     def write(self, data: Buffer, high_water: int = HIGH_WATER) -> bool:
         """Queue bytes; False when the writer is to wait for `on_writable`, since `high_water` bytes
         are queued."""
-        stream, session = self._stream, self._driver.session
-        session.write(stream, data)
+        stream = self._stream
+        crowded = self._driver.session.write(stream, data) >= SESSION_HIGH_WATER
         self._driver.wake()
-        crowded = session.send_queue.queued >= SESSION_HIGH_WATER
         if stream.queued < (min(CROWDED_HIGH_WATER, high_water) if crowded else high_water):
             return True
         stream.wants_writable = True

@@ -142,7 +142,7 @@ def _agent(group: AgentGroup) -> AgentState:
 
 def _tunnel(tunnel: Tunnel) -> TunnelState:
     driver, stats = tunnel.driver, tunnel.stats
-    rtt = None if driver is None or isinstance(driver, LegacyTunnels) else driver.session.flight.rtt
+    rtt = None if driver is None or isinstance(driver, LegacyTunnels) else driver.session.rtt
     return TunnelState(
         name=tunnel.name,
         up=tunnel.up,

@@ -92,10 +92,12 @@ class Session:
         self.limit_stalls = 0
         self.late_datagrams = 0
         """Datagrams that came for streams that had ended."""
-        self.received = Received()
-        self.sent = Sent()
-        self.send_queue = SendQueue(self.sent, replay=limits.replay, datagrams=limits.datagrams)
-        self.flight = CongestionWindow(limits.replay)
+        self._received = Received()
+        self._sent = Sent()
+        self._send_queue = SendQueue(self._sent, replay=limits.replay, datagrams=limits.datagrams)
+        self.writable = self._send_queue.writable
+        """Streams whose writers may go on; the caller empties it."""
+        self._congestion = CongestionWindow(limits.replay)
         self._next_id = int(side)
         self._last_peer_id = 0
         self.windows_limit = limits.windows
@@ -107,10 +109,10 @@ class Session:
         self._lost: bytes | None = None
         self.version = 1
         """The version that both ends of the present tunnel speak."""
-        self._untold: list[Event] = []
-        self._acks = AckTimer(now)
+        self._undelivered: list[Event] = []
+        self._ack_timer = AckTimer(now)
         self._limited = False
-        self._liveness = Keepalive(limits.ping_interval, limits.ping_timeout, now)
+        self._keepalive = Keepalive(limits.ping_interval, limits.ping_timeout, now)
 
     # -- what the layer above asks for ---------------------------------------------------------
 
@@ -131,7 +133,7 @@ class Session:
         stream = Stream(self._next_id, header, now, State.OPENING)
         self._next_id += 2
         self._add(stream)
-        self.send_queue.say(frame)
+        self._send_queue.say(frame)
         return stream
 
     @property
@@ -146,31 +148,35 @@ class Session:
 
     def accept(self, stream: Stream) -> None:
         """The target of a stream that the peer opened is reached."""
-        self.send_queue.say(encode_frame(FrameType.OPENED, stream.id))
+        self._send_queue.say(encode_frame(FrameType.OPENED, stream.id))
 
     def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
         """It is not; the stream is closed. `message` is cut to 255 bytes."""
         if self._drop(stream):
             payload = bytes([code]) + message.encode()[:_MAX_REASON]
-            self.send_queue.say(encode_frame(FrameType.REFUSED, stream.id, payload))
+            self._send_queue.say(encode_frame(FrameType.REFUSED, stream.id, payload))
 
-    def write(self, stream: Stream, data: Buffer) -> None:
-        """Queue bytes. The caller stops at `stream.queued`'s high-water mark, having set
-        `wants_writable`, and goes on when the stream turns up in `send_queue.writable`."""
-        if stream.end_queued or stream.state is State.CLOSED or not data:
-            return
-        self.send_queue.write(stream, data)
+    def write(self, stream: Stream, data: Buffer) -> int:
+        """Queue bytes; return how many the whole session has queued now.
+
+        A caller that finds too many on `stream` or on the session sets `wants_writable`, stops, and
+        goes on when the stream turns up in `writable`. On a stream that is ended or closed the
+        bytes are dropped.
+        """
+        if data and not stream.end_queued and stream.state is not State.CLOSED:
+            self._send_queue.write(stream, data)
+        return self._send_queue.queued
 
     def end(self, stream: Stream) -> None:
         """Send no more on this stream, after what is queued."""
         if stream.state is not State.CLOSED:
             stream.end_queued = True
-            self.send_queue.schedule(stream)
+            self._send_queue.schedule(stream)
 
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
         """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
         if self._drop(stream):
-            self.send_queue.say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
+            self._send_queue.say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
 
     def consume(self, stream: Stream, count: int, now: float) -> None:
         """`count` received bytes of this stream were handed on: return their credit."""
@@ -178,18 +184,18 @@ class Session:
             return
         before = stream.window.size
         room = self.windows_limit - self._windows
-        increment = stream.window.consume(count, now, max(self.flight.rtt, 0.001), room)
+        increment = stream.window.consume(count, now, max(self._congestion.rtt, 0.001), room)
         self._windows += stream.window.size - before
         if increment:
             frame = encode_frame(FrameType.WINDOW, stream.id, _COUNT.pack(increment))
-            self.send_queue.say(frame)
+            self._send_queue.say(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, for the caller to count: too much waits
         already, or there is no tunnel."""
         if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
             return False
-        return self.attached and self.send_queue.datagram(stream, data)
+        return self.attached and self._send_queue.datagram(stream, data)
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
         """Tell the peer that no new streams are opened or accepted."""
@@ -206,11 +212,11 @@ class Session:
         """Cut every stream, without a word to the peer: the session has failed or is over. What the
         read that failed had brought before comes first."""
         self.detach()
-        events, self._untold = self._untold, []
+        events, self._undelivered = self._undelivered, []
         streams = list(self.streams.values())
         for stream in streams:
             self._drop(stream)
-        self.send_queue.forget_all()
+        self._send_queue.forget_all()
         return [*events, *(StreamReset(stream, code) for stream in streams)]
 
     # -- tunnels -------------------------------------------------------------------------------
@@ -222,40 +228,52 @@ class Session:
         Raises:
             ProtocolError: what it misses is no longer kept; nothing has changed.
         """
-        again = self.sent.rewind(peer_received)
-        self.received.moved()
+        again = self._sent.rewind(peer_received)
+        self._received.moved()
         self._decoder = FrameDecoder()
-        self.flight = CongestionWindow(self.limits.replay)
-        self._acks.begin()
+        self._congestion = CongestionWindow(self.limits.replay)
+        self._ack_timer.begin()
         self._pong = None
         self._lost = None
         self._limited = False
-        self._liveness.begin(now)
+        self._keepalive.begin(now)
         self.attached = True
         return again
 
     def detach(self) -> None:
         """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
         self.attached = False
-        self.send_queue.forget_datagrams()
-        self._acks.begin()
+        self._send_queue.forget_datagrams()
+        self._ack_timer.begin()
+
+    def begin_resume(self) -> int:
+        """Return the count of received frames to resume from on another tunnel.
+
+        The present tunnel may go on meanwhile: what it brings from now on is not acknowledged, and
+        is passed over when the new tunnel repeats it. `attach` or `abort_resume` ends this state.
+        """
+        return self._received.claim()
+
+    def abort_resume(self) -> None:
+        """Stay on the present tunnel, if any: the session was not resumed on another."""
+        self._received.withdraw()
 
     # -- bytes out -----------------------------------------------------------------------------
 
     def data_to_send(self, limit: int, now: float) -> list[Buffer]:
         """Buffers to write to the tunnel, in order: about `limit` bytes, empty when none is due.
 
-        Streams whose writers may go on are then in `send_queue.writable`, for the caller to take
+        Streams whose writers may go on are then in `writable`, for the caller to take
         out.
         """
         if not self.attached:
             return []
         out: list[Buffer] = []
         self._send_urgent(out, now)
-        flight = self.flight
-        sent, limited = self.send_queue.fill(out, limit, flight.room)
-        while self.send_queue.ended:
-            self._drop(self.send_queue.ended.pop())
+        flight = self._congestion
+        sent, limited = self._send_queue.fill(out, limit, flight.room)
+        while self._send_queue.ended:
+            self._drop(self._send_queue.ended.pop())
         if sent or limited:
             flight.on_sent(sent, now, limited=limited)
         if limited and not self._limited:
@@ -273,13 +291,13 @@ class Session:
         if self._lost is not None:
             out.append(self._lost)
             self._lost = None
-        if self._liveness.due:
-            self._liveness.due = False
+        if self._keepalive.due:
+            self._keepalive.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
-        if self._acks.due or (self._acks.waiting and self.send_queue.hurried):
-            octets = self._acks.tell(now)
-            payload = _ACK.pack(self.received.acknowledged, octets)
+        if self._ack_timer.due or (self._ack_timer.waiting and self._send_queue.hurried):
+            octets = self._ack_timer.tell(now)
+            payload = _ACK.pack(self._received.acknowledged, octets)
             out.append(encode_frame(FrameType.ACK, 0, payload))
 
     def _add(self, stream: Stream) -> None:
@@ -289,7 +307,7 @@ class Session:
     def _drop(self, stream: Stream) -> bool:
         """Forget a stream; False when it was forgotten before."""
         stream.state = State.CLOSED
-        self.send_queue.forget(stream)
+        self._send_queue.forget(stream)
         if self.streams.pop(stream.id, None) is None:
             return False
         self._windows -= stream.window.size
@@ -303,22 +321,22 @@ class Session:
         Raises:
             ProtocolError: the peer broke the protocol; the session is over.
         """
-        self._liveness.heard()
+        self._keepalive.heard()
         # Kept where this fails: a stream that a frame before has closed is nobody's any more, and
         # whoever acts on it must learn of that.
-        events = self._untold = []
+        events = self._undelivered = []
         for frame_type, stream_id, payload in self._decoder.feed(data):
             if frame_type <= FrameType.DATAGRAM:
-                self._acks.take(HEAD_SIZE + len(payload), now)
-                if frame_type <= LAST_SEQUENCED and not self.received.take():
+                self._ack_timer.take(HEAD_SIZE + len(payload), now)
+                if frame_type <= LAST_SEQUENCED and not self._received.take():
                     continue
                 self._receive_frame(frame_type, stream_id, payload, now, events)
             else:
                 self._receive_control(frame_type, stream_id, payload, now, events)
-        self._acks.pace(now)
+        self._ack_timer.pace(now)
         if self.memory > self.limits.replay + _CONTROL_ROOM:
             raise ProtocolError("the peer acknowledges nothing", ErrorCode.LIMIT)
-        self._untold = []
+        self._undelivered = []
         return events
 
     def _receive_frame(
@@ -347,7 +365,7 @@ class Session:
         stream.receive(frame_type)
         if frame_type == FrameType.WINDOW:
             stream.credit += _unpack(_COUNT, payload)[0]
-            self.send_queue.schedule(stream)
+            self._send_queue.schedule(stream)
         elif frame_type == FrameType.END:
             events.append(StreamEnded(stream))
             if stream.end_sent:
@@ -385,9 +403,9 @@ class Session:
             raise ProtocolError(f"{FrameType(frame_type).name} on stream {stream_id}")
         if frame_type == FrameType.ACK:
             received, octets = _unpack(_ACK, payload)
-            self.sent.acknowledge(received)
-            if not self.flight.on_ack(octets, now):
-                raise ProtocolError(f"ACK of {octets} octets after {self.flight.acked}")
+            self._sent.acknowledge(received)
+            if not self._congestion.on_ack(octets, now):
+                raise ProtocolError(f"ACK of {octets} octets after {self._congestion.acked}")
         elif frame_type == FrameType.PING:
             if len(payload) != _PING.size:
                 raise ProtocolError(f"PING with {len(payload)} bytes")
@@ -395,7 +413,7 @@ class Session:
         elif frame_type == FrameType.PONG:
             sent = _unpack(_PING, payload)[0] / 1e6
             if sent <= now:
-                self.flight.on_rtt(max(now - sent, 1e-6), now)
+                self._congestion.on_rtt(max(now - sent, 1e-6), now)
         elif frame_type == FrameType.GOAWAY:
             self.peer_going_away = True
             events.append(GoAway(*_reason(payload)))
@@ -416,33 +434,65 @@ class Session:
         """Do what is due by `now`; when to call again, None while no tunnel is attached."""
         if not self.attached:
             return None
-        return min(self._liveness.tick(now), self._acks.tick(now))
+        return min(self._keepalive.tick(now), self._ack_timer.tick(now))
 
     def hurry(self, now: float, within: float) -> None:
         """Ask the peer now, and count the tunnel as dead if `within` seconds bring nothing."""
         if self.attached:
-            self._liveness.hurry(now, within)
+            self._keepalive.hurry(now, within)
 
     def stalled(self, now: float) -> bool:
         """Whether nothing was heard for `ping_timeout` since the first PING that waits."""
-        return self._liveness.dead(now)
+        return self._keepalive.dead(now)
+
+    # -- figures -------------------------------------------------------------------------------
+
+    @property
+    def rtt(self) -> float:
+        """Shortest recent round trip of the present tunnel, in seconds; 0.0 before the first."""
+        return self._congestion.rtt
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait on all streams together."""
+        return self._send_queue.queued
+
+    @property
+    def window_stalls(self) -> int:
+        """How often a stream had bytes to send and no credit."""
+        return self._send_queue.window_stalls
+
+    @property
+    def dropped_datagrams(self) -> int:
+        """Datagrams that were still queued when the tunnel was lost or their stream ended."""
+        return self._send_queue.forgotten_datagrams
+
+    @property
+    def received_count(self) -> int:
+        """Sequenced frames received from the peer."""
+        return self._received.count
+
+    @property
+    def acknowledged(self) -> int:
+        """Sequenced frames that the peer has acknowledged."""
+        return self._sent.acked
 
     @property
     def memory(self) -> int:
         """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
-        return self.sent.cost + self.send_queue.control_bytes
+        return self._sent.cost + self._send_queue.control_bytes
 
     @property
     def held(self) -> int:
         """Bytes of everything that waits in this session, in either direction."""
-        send_queue = self.send_queue
+        send_queue = self._send_queue
         waiting = send_queue.queued + send_queue.datagram_bytes + self._decoder.held
         return self.memory + waiting
 
     @property
     def unacknowledged(self) -> int:
         """Bytes of sequenced frames that a lost tunnel would make us send again."""
-        return self.sent.cost - FRAME_COST * len(self.sent)
+        return self._sent.cost - FRAME_COST * len(self._sent)
 
 
 def _unpack(layout: Struct, payload: Buffer) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ class Client:
         return Resume(
             self.welcome.session_id,
             self.welcome.session_key,
-            self.driver.session.received.claim,
+            self.driver.session.begin_resume,
         )
 
     async def cut(self) -> None:

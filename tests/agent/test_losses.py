@@ -41,7 +41,7 @@ async def test_early_send_and_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
         stream.datagram(bytes(65_521))
         await rig.until(lambda: client.driver.peer_lost == (0, 2, 3, 0))
         (kept,) = server.sessions._kept.values()
-        kept.driver.session.send_queue._max_datagrams = 0
+        kept.driver.session._send_queue._max_datagrams = 0
         for _ in range(4):
             stream.datagram(b"x")
         await rig.until(lambda: client.driver.peer_lost == (0, 2, 3, 4))

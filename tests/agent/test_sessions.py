@@ -147,7 +147,7 @@ async def test_a_claim_that_comes_late_leaves_the_session_as_it_is(carried: bool
         stream.write(b"before ")
         await rig.until(lambda: seen.data == b"before ")
         (kept,) = server.sessions._kept.values()
-        await rig.until(lambda: kept.driver.session.sent.acked)
+        await rig.until(lambda: kept.driver.session.acknowledged)
         if not carried:
             await client.cut()
             await rig.until(lambda: kept.grace)

@@ -227,7 +227,7 @@ async def test_streams_whose_targets_are_dialled_hold_no_more_than_their_client_
         for stream, _ in asked:
             stream.write(bytes(60_000))
         waiting = client.driver.session
-        await rig.until(lambda: not waiting.send_queue.queued and not waiting.unacknowledged)
+        await rig.until(lambda: not waiting.queued and not waiting.unacknowledged)
         await settled(client)
         refused = [seen for _, seen in asked if seen.told == [ErrorCode.LIMIT]]
         assert 20 < len(refused) < 70

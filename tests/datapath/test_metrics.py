@@ -176,7 +176,7 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert await rig.recv(two) == b"x"
         driver = path.pool.pick()
         assert driver is not None
-        driver.session.send_queue._max_datagrams = 0
+        driver.session._send_queue._max_datagrams = 0
         two.send(b"x")
         await rig.until(lambda: account.drops[metrics.BACKLOG] == 1)
         impatient = await path.udp(path.route(None), park=0.0)

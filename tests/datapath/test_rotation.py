@@ -98,7 +98,7 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
             assert isinstance(tunnel.driver, MuxConnection)
-            asked = tunnel.driver.session._liveness
+            asked = tunnel.driver.session._keepalive
             path.pool.network_changed(broken=False)
             assert asked._asked_at is not None
             await rig.until(lambda: asked._asked_at is None)  # it has answered

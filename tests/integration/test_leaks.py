@@ -116,8 +116,8 @@ async def test_tcp_leaves_nothing_behind() -> None:
             assert tunnel.driver is not None
             session = tunnel.driver.session
             await rig.until(lambda session=session: session.unacknowledged == 0)
-            assert not session.send_queue._small
-            assert not session.send_queue._bulk
+            assert not session._send_queue._small
+            assert not session._send_queue._bulk
         assert not path.server._plain
 
 

@@ -411,7 +411,7 @@ class Scene:
     async def acknowledged(self) -> None:
         """Wait until nothing is under way."""
         session = self.driver.session
-        await rig.until(lambda: not session.unacknowledged and not session.send_queue.hurried)
+        await rig.until(lambda: not session.unacknowledged and not session._send_queue.hurried)
 
     async def blocked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Cut the tunnel, and let none come up."""
@@ -516,10 +516,10 @@ async def test_stalls_by_the_tunnels_own_limit(
         for number in (1, 2, 3):
             await here.acknowledged()
             here.agents_transport.pause_reading()
-            here.driver.session.flight.limit = 30_000
+            here.driver.session._congestion.limit = 30_000
             writer.write(bytes(40_000))
             await here.seen.becomes(number, "tunnel_limit_stalls_total")
-            here.driver.session.flight.limit = 1 << 20
+            here.driver.session._congestion.limit = 1 << 20
             here.agents_transport.resume_reading()
             await reader.readexactly(40_000)
         assert await here.seen.value("tunnel_limit_stalls_total") == 3
@@ -542,7 +542,7 @@ async def test_stalls_for_want_of_credit(
                 await answered(reader, writer)
                 await here.acknowledged()
                 here.agents_transport.pause_reading()
-                here.driver.session.flight.limit = 1 << 20
+                here.driver.session._congestion.limit = 1 << 20
                 [stream] = here.driver.session.streams.values()
                 credit = stream.credit
                 assert credit == INITIAL_WINDOW - 1
@@ -773,15 +773,15 @@ async def test_datagrams_that_waited_for_a_tunnel_that_was_lost(
             driver.pause_writing(here.transport)
             for _ in range(3):
                 client.send(b"x")
-            await rig.until(lambda driver=driver: len(driver.session.send_queue._datagrams) == 3)
+            await rig.until(lambda driver=driver: len(driver.session._send_queue._datagrams) == 3)
             here.transport.abort()
             await here.seen.becomes(3 * number, name, reason="queued")
             await here.seen.becomes(1 + number, "tunnel_connects_total")
         await asked(client)
         assert target.came == 2
         # What waits as the session is given up.
-        send_queue = here.driver.session.send_queue
-        here.driver.session.flight.limit = 0
+        send_queue = here.driver.session._send_queue
+        here.driver.session._congestion.limit = 0
         client.send(b"x")
         await rig.until(lambda: len(send_queue._datagrams) == 1)
         here.tunnel._drop_session("by the test")
@@ -801,10 +801,10 @@ async def test_datagrams_of_flows_that_made_room(
         # Answers are under way as their flow ends.
         await here.acknowledged()
         here.transport.pause_reading()
-        before = here.kept.driver.session.flight.sent
+        before = here.kept.driver.session._congestion.sent
         for _ in range(3):
             target.sock.sendto(b"late", target.peer)
-        await rig.until(lambda: here.kept.driver.session.flight.sent >= before + 3 * 12)
+        await rig.until(lambda: here.kept.driver.session._congestion.sent >= before + 3 * 12)
         async with rig.udp_socket(connect=port) as other:
             other.send(b"ping")
             await here.seen.becomes(1, "forward_streams_total", result="idle")
@@ -816,7 +816,7 @@ async def test_datagrams_of_flows_that_made_room(
             driver.pause_writing(here.transport)
             for _ in range(4):
                 other.send(b"x")
-            await rig.until(lambda: len(driver.session.send_queue._datagrams) == 4)
+            await rig.until(lambda: len(driver.session._send_queue._datagrams) == 4)
             came = target.came
             client.send(b"ping")
             await here.seen.becomes(2, "forward_streams_total", result="idle")
@@ -863,7 +863,7 @@ async def test_datagrams_that_the_agent_lost(
             await asked(client)
         await here.seen.becomes(4, name, reason="agent_kernel_send")
 
-        send_queue = here.kept.driver.session.send_queue
+        send_queue = here.kept.driver.session._send_queue
         most, send_queue._max_datagrams = send_queue._max_datagrams, 0
         for _ in range(5):
             target.sock.sendto(b"x", target.peer)

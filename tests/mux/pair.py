@@ -106,7 +106,7 @@ class Pair:
             server.close()
         else:
             fakes.join(here, there, piece=7 if way == "trickle" else 1 << 20)
-        counts = self.client.session.received.claim(), self.agent.session.received.claim()
+        counts = self.client.session.begin_resume(), self.agent.session.begin_resume()
         here.driver, there.driver = self.client, self.agent
         self.client.attach(here.transport, counts[1])
         self.agent.attach(there.transport, counts[0])

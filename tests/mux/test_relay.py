@@ -58,7 +58,7 @@ async def relayed() -> AsyncIterator[Ends]:
         ends.app[1].write(b"early")
         far_stream = await arrived.get()
         # The early bytes are there before the target is reached.
-        await rig.until(lambda: both.agent.session.received.count > 1)
+        await rig.until(lambda: both.agent.session.received_count > 1)
         await loop.create_connection(lambda: ends.far, *server.sockets[0].getsockname())
         far_stream.accept()
         ends.far.start(far_stream)

@@ -37,9 +37,9 @@ async def test_many_streams_that_cannot_send_hold_little_each() -> None:
         for _, _, far, _ in streams:
             while far.write(bytes(16 << 10)):
                 pass
-        queued = both.agent.session.send_queue.queued
+        queued = both.agent.session.queued
         assert queued == sum(s.queued for s in both.agent.session.streams.values())
         assert queued <= SESSION_HIGH_WATER + 200 * (16 << 10)
         for _, _, far, _ in streams:
             far.reset()
-        assert both.agent.session.send_queue.queued == 0
+        assert both.agent.session.queued == 0

@@ -76,7 +76,7 @@ class Joined:
     def attach(self) -> None:
         """A new tunnel; whatever was under way on the old one is lost."""
         self._forget_move()
-        counts = [end.session.received.claim() for end in self.ends]
+        counts = [end.session.begin_resume() for end in self.ends]
         for end, theirs in zip(self.ends, reversed(counts), strict=True):
             end.wire.clear()
             end.session.attach(theirs, self.now)
@@ -91,9 +91,9 @@ class Joined:
     def move(self) -> None:
         """The next step of a session's move to another tunnel: the old one works meanwhile."""
         if self.claimed is None:
-            self.claimed = self.client.session.received.claim()
+            self.claimed = self.client.session.begin_resume()
         elif self.told is None:
-            self.told = self.agent.session.received.count
+            self.told = self.agent.session.received_count
             self.client.wire.clear()
             self.old, self.agent.wire = self.agent.wire, bytearray()
             self.agent.session.attach(self.claimed, self.now)
@@ -115,7 +115,7 @@ class Joined:
         buffers = end.session.data_to_send(limit, self.now)
         for buffer in buffers:
             end.wire += buffer
-        end.session.send_queue.writable.clear()
+        end.session.writable.clear()
         return len(buffers)
 
     def deliver(self, end: End, size: int) -> None:

@@ -143,7 +143,7 @@ class Story:
         for end in pair.ends:
             assert not end.session.streams
             assert not end.session.unacknowledged
-            assert end.session.flight.sent == end.session.flight.acked
+            assert end.session._congestion.sent == end.session._congestion.acked
             assert not end.wire
 
 

@@ -190,7 +190,7 @@ def test_datagrams_do_not_wait_for_another_tunnel() -> None:
     session.datagram(stream, b"lost")
     session.detach()
     assert not session.datagram(stream, b"nobody carries it")
-    session.attach(session.sent.acked + len(session.sent), 0.0)
+    session.attach(session._sent.acked + len(session._sent), 0.0)
     assert sent(session) == []
 
 
@@ -278,10 +278,10 @@ def test_pings_measure_and_find_a_dead_peer() -> None:
     assert not session.stalled(15.9)
     assert session.stalled(16.0)
     session.receive_data(encode_frame(FrameType.PONG, 0, ping), 10.25)
-    assert session.flight.rtt == pytest.approx(0.25)
+    assert session.rtt == pytest.approx(0.25)
     assert not session.stalled(100.0)
     session.receive_data(encode_frame(FrameType.PONG, 0, b"\xff" * 8), 11.0)
-    assert session.flight.rtt == pytest.approx(0.25)
+    assert session.rtt == pytest.approx(0.25)
 
 
 def test_without_a_tunnel_there_is_no_time() -> None:
