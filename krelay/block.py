@@ -6,14 +6,13 @@ import asyncio
 import dataclasses
 import logging
 
-from krelay.finish import finish
 from krelay.model import Config
 from krelay.mux.descriptors import raise_file_limit
 from krelay.state.snapshot import ForwardState
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.reload import Source
 from krelay.supervisor.supervisor import Supervisor
-from krelay.tasks import TaskGroup
+from krelay.tasks import TaskGroup, shield_cleanup
 
 logger = logging.getLogger("krelay.block")
 
@@ -82,7 +81,7 @@ class Run:
             await asyncio.wait({self._task})
         except asyncio.CancelledError:
             self._task.cancel()
-            await finish(self._over())
+            await shield_cleanup(self._over())
             raise
         if not cut:
             self._task.result()

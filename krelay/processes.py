@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 
-from krelay.finish import finish
+from krelay.tasks import shield_cleanup
 
 
 async def end(child: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:
@@ -17,7 +17,7 @@ async def end(child: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:
     the other ends of its pipes.
     """
     # In a task that was not cancelled, as deadlines need on Python 3.11.2.
-    await finish(_end(child, grace))
+    await shield_cleanup(_end(child, grace))
 
 
 async def _end(child: asyncio.subprocess.Process, grace: float) -> None:

@@ -153,3 +153,29 @@ async def keep(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> No
     while not await guard(work, what):
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)
+
+
+async def shield_cleanup(work: Coroutine[Any, Any, object], *, within: float | None = None) -> None:
+    """Await `work` to its end, even if the caller is cancelled; then raise that cancellation.
+
+    `work` needs a deadline of its own. `within` adds one: the seconds that `work` gets after the
+    first cancellation before it is cancelled too.
+    """
+    loop = asyncio.get_running_loop()
+    task = loop.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    hurry: asyncio.TimerHandle | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+            if within is not None and hurry is None:
+                hurry = loop.call_later(within, task.cancel)
+    if hurry is not None:
+        hurry.cancel()
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    task.result()

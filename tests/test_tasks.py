@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 import pytest
 
 from krelay.errors import KrelayError
-from krelay.tasks import TaskGroup, guard, keep
+from krelay.tasks import TaskGroup, guard, keep, shield_cleanup
 
 
 async def fail(error: Exception, after: asyncio.Event | None = None) -> None:
@@ -220,3 +220,69 @@ async def test_keep_runs_what_failed_again_until_it_returns(
     await keep(work, "routes")
     assert not errors
     assert [record.getMessage() for record in caplog.records] == ["routes: internal error"] * 2
+
+
+async def test_shielded_work_that_fails_raises_its_error() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        await shield_cleanup(fail())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_shielded_work_ends_before_the_cancellation_is_raised(fails: bool) -> None:
+    begun, go, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await go.wait()
+        ended.set()
+        if fails:
+            raise ValueError
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(shield_cleanup(work()))
+        await begun.wait()
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0)
+        assert not task.done()
+        go.set()
+    assert task.cancelled()
+    assert ended.is_set()
+
+
+async def test_shielded_work_over_its_time_is_cancelled() -> None:
+    begun = asyncio.Event()
+    ended: list[str] = []
+
+    async def work() -> None:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("cancelled")
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(shield_cleanup(work(), within=0.01))
+        await begun.wait()
+        task.cancel()
+    assert task.cancelled()
+    assert ended == ["cancelled"]
+
+
+async def test_shielded_work_within_its_time_is_not_cancelled() -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        begun.set()
+        await go.wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(shield_cleanup(work(), within=3600.0))
+        await begun.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        go.set()
+    assert task.cancelled()

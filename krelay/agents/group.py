@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from krelay.agents.provider import AgentProvider
 from krelay.datapath.pool import Pool
 from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
-from krelay.finish import finish
 from krelay.model import GroupSpec
-from krelay.tasks import TaskGroup, guard, keep
+from krelay.tasks import TaskGroup, guard, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -64,7 +63,7 @@ class AgentGroup:
             count = self.pool.streams
             logger.warning("%s: %d streams of the former agent are cut", self.pool.name, count)
         finally:
-            await finish(self.stop())
+            await shield_cleanup(self.stop())
 
     async def stop(self) -> None:
         """Cut what still rides on it, and remove the agent."""

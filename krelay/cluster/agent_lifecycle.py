@@ -20,8 +20,8 @@ from krelay.cluster.objects import POD, read_object
 from krelay.cluster.reflector import follow
 from krelay.cluster.startup import started
 from krelay.errors import NotFoundError, UnreachableError
-from krelay.finish import finish
 from krelay.model import AgentConfig, SessionConfig
+from krelay.tasks import shield_cleanup
 from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.agent")
@@ -84,7 +84,7 @@ async def create_agent(
     try:
         pod = await started(jobs.api, made, deadline=deadline, on_progress=on_progress)
     except BaseException:
-        await finish(jobs.discard(job["namespace"], job["name"]))
+        await shield_cleanup(jobs.discard(job["namespace"], job["name"]))
         raise
     running = pod["metadata"]
     return Agent(job["namespace"], job["name"], running["name"], running.get("uid", ""))

@@ -20,7 +20,7 @@ from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.api_errors import Refusal
 from krelay.cluster.objects import MADE, read_object
 from krelay.errors import ClusterError, CredentialsError, NotFoundError, UnreachableError
-from krelay.finish import finish
+from krelay.tasks import shield_cleanup
 
 logger = logging.getLogger("krelay.jobs")
 
@@ -91,9 +91,9 @@ class PostedJobs:
         self._posted[key] = posted
         try:
             # The API server may carry out a request whose answer never arrives.
-            await finish(post(), within=CREATE_PATIENCE)
+            await shield_cleanup(post(), within=CREATE_PATIENCE)
         except BaseException:
-            await finish(self.discard(*key))
+            await shield_cleanup(self.discard(*key))
             raise
         return made[0]
 

@@ -14,7 +14,6 @@ from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
 from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, NotFoundError
-from krelay.finish import finish
 from krelay.model import Config
 from krelay.net.host_monitor import watch_routes, watch_sleep
 from krelay.state.error_codec import to_json
@@ -25,7 +24,7 @@ from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.warming import WarmingConfig
-from krelay.tasks import TaskGroup, keep
+from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -112,7 +111,9 @@ class Supervisor:
                 running.cut()
                 hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
                 # Also after a cancellation: nothing else removes the agents.
-                await finish(_within(_HURRY if hurry else None, running.stop()), within=_HURRY)
+                await shield_cleanup(
+                    _within(_HURRY if hurry else None, running.stop()), within=_HURRY
+                )
 
     def want(self, config: Config, reason: str) -> ApplyRequest:
         """Have `config` carried out, rather than any before it; `done` tells when that is over."""
@@ -232,10 +233,10 @@ class Supervisor:
             # A commit must not follow the drain: take a cancellation that is on its way.
             await asyncio.sleep(0)
         except BaseException:
-            await finish(stage.discard(), within=_HURRY)
+            await shield_cleanup(stage.discard(), within=_HURRY)
             raise
         if not ready:
-            await finish(stage.discard(), within=_HURRY)
+            await shield_cleanup(stage.discard(), within=_HURRY)
             return
         running.commit(stage)
         await self._settled(
