@@ -13,14 +13,13 @@ from fuzz.memory import Nowhere, run
 from krelay.errors import KrelayError, TunnelError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
+from krelay.transport.connect import http_connect, socks_connect
 from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.http import BODY_LIMIT, HttpError, read_answer, read_body
 from krelay.transport.pipe import Pipe
-from krelay.transport.proxy import http_connect, socks_connect
 from krelay.transport.spdy import Data, Decoder, Event, SpdyError
-from krelay.transport.upgrade import Carrier, Plain, Refused
+from krelay.transport.upgrade import Carrier, Plain, Refused, final, stream_error, upgrade_error
 from krelay.transport.upgrade import upgrade as ask
-from krelay.transport.upgrade_errors import final, stream_error, upgrade_error
 from krelay.transport.websocket import MAX_MESSAGE, SUBPROTOCOL, WebSocket
 
 

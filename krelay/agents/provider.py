@@ -115,7 +115,7 @@ class JobAgent:
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
-        from krelay.transport.upgrade_errors import UnauthorizedError
+        from krelay.transport.upgrade import UnauthorizedError
 
         if self._agent is None:
             await self.start()
@@ -262,7 +262,7 @@ class SubprocessAgent:
             logger.info("agent: embedded, process %d, port %d", process.pid, self._port)
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
-        from krelay.transport.tcp import open_tcp
+        from krelay.transport.connect import open_tcp
 
         process = self._process
         if process is None or process.returncode is not None:

@@ -14,8 +14,7 @@ from typing import Any, cast
 from krelay.errors import TunnelError
 from krelay.transport import spdy
 from krelay.transport.spdy import DATA_STREAM, ERROR_STREAM, Buffer
-from krelay.transport.upgrade import Carrier
-from krelay.transport.upgrade_errors import stream_error
+from krelay.transport.upgrade import Carrier, stream_error
 
 logger = logging.getLogger("krelay.transport")
 

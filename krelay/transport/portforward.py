@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from krelay.errors import AccessDeniedError, KrelayError, UnreachableError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
-from krelay.transport import upgrade_errors
 from krelay.transport.connect import connect, reaching
 from krelay.transport.pipe import Pipe
 from krelay.transport.reachability import ReopenedError, watched
-from krelay.transport.upgrade import Refused, upgrade
+from krelay.transport.upgrade import Refused, access_denied, final, upgrade, upgrade_error
 
 logger = logging.getLogger("krelay.transport")
 
@@ -159,8 +158,8 @@ async def _open(
                 pipe = Pipe(protocol, carrier, port)
                 rest = dialogue.hand_over(pipe)
         except Refused as exc:
-            error = upgrade_errors.upgrade_error(exc, namespace=namespace, pod=pod)
-            raise _Failed(error, final=upgrade_errors.final(exc)) from exc
+            error = upgrade_error(exc, namespace=namespace, pod=pod)
+            raise _Failed(error, final=final(exc)) from exc
         except UnreachableError as exc:
             raise _Failed(exc, final=False) from exc
         pipe.connection_made(dialogue.transport)
@@ -175,5 +174,5 @@ async def _open(
 def _most_telling(failed: list[KrelayError], namespace: str) -> KrelayError:
     denied = [error for error in failed if isinstance(error, AccessDeniedError)]
     if len(denied) > 1:
-        return upgrade_errors.access_denied("get or create", namespace)
+        return access_denied("get or create", namespace)
     return denied[0] if denied else failed[-1]

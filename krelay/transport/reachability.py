@@ -8,8 +8,7 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from krelay.net.api_access import ApiAccess
-from krelay.transport.connect import address_of
-from krelay.transport.tcp import dial
+from krelay.transport.connect import address_of, dial
 
 EVERY = 1.0
 """Seconds between two looks, and for each."""

@@ -30,7 +30,7 @@ from krelay.errors import (
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport.portforward import open_portforward
-from krelay.transport.upgrade_errors import UnauthorizedError
+from krelay.transport.upgrade import UnauthorizedError
 from krelay.wire.handshake import key_digest
 from tests import rig
 

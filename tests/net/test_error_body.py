@@ -7,7 +7,7 @@ import pytest
 
 from krelay.errors import TunnelError
 from krelay.net.error_body import MAX_BODY, page_words, status_message, words
-from krelay.transport.upgrade_errors import stream_error
+from krelay.transport.upgrade import stream_error
 
 
 def test_a_status_has_a_message() -> None:

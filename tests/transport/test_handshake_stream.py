@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from krelay.transport import handshake_stream as dialogue_module
+from krelay.transport.connect import dial
 from krelay.transport.handshake_stream import HandshakeStream
-from krelay.transport.tcp import dial
 
 from .conftest import Witness, client_context
 

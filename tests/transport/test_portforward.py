@@ -18,7 +18,7 @@ from krelay.errors import (
 from krelay.model import Transport
 from krelay.transport import reachability
 from krelay.transport.portforward import TransportPreference, open_portforward, transport_from_env
-from krelay.transport.upgrade_errors import UnauthorizedError
+from krelay.transport.upgrade import UnauthorizedError
 
 from .conftest import Peer, Play, Server, Witness, open_pipe, serving
 
