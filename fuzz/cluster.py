@@ -11,14 +11,13 @@ from typing import Any
 from fuzz.draw import Draw
 from krelay import typed
 from krelay.cluster.api_errors import Refusal
+from krelay.cluster.auth.exec_plugin import ExecPlugin
+from krelay.cluster.auth.kubeconfig import _KINDS
+from krelay.cluster.auth.oidc import _DISCOVERY, _TOKENS, _until
 from krelay.cluster.diagnosis import diagnose
-from krelay.cluster.exec_plugin import ExecPlugin
-from krelay.cluster.kubeconfig import _KINDS
+from krelay.cluster.endpoints import choose, resolve_port, resolve_service, why_none
 from krelay.cluster.objects import MADE, kind_of, read_event, read_list, read_object
-from krelay.cluster.oidc import _DISCOVERY, _TOKENS, _until
-from krelay.cluster.pods import choose, resolve_port, why_none
 from krelay.cluster.selectors import Selector
-from krelay.cluster.services import resolve_service
 from krelay.errors import ClusterError, MalformedError
 from krelay.model import Port, Resolution
 

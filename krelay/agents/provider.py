@@ -29,9 +29,8 @@ from krelay.threads import in_thread
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
-    from krelay.cluster.agent_lifecycle import Agent
+    from krelay.cluster.agent_lifecycle import Agent, PostedJobs
     from krelay.cluster.api import Api
-    from krelay.cluster.jobs import PostedJobs
     from krelay.net.api_access import ApiAccess
 
 logger = logging.getLogger("krelay.agent")
@@ -89,8 +88,7 @@ class JobAgent:
         return str(self._agent or "")
 
     async def start(self) -> None:
-        from krelay.cluster.agent_lifecycle import create_agent
-        from krelay.cluster.jobs import PostedJobs
+        from krelay.cluster.agent_lifecycle import PostedJobs, create_agent
 
         async with self._starting:
             if self._agent is not None:

@@ -17,7 +17,7 @@ from krelay.errors import UsageError
 from krelay.model import Kind
 
 if TYPE_CHECKING:
-    from krelay.cluster.kubeconfig import Overrides
+    from krelay.cluster.auth.kubeconfig import Overrides
     from krelay.config.overlay import Overlay
     from krelay.model import Patch
     from krelay.supervisor.forward import Forward
@@ -137,7 +137,7 @@ def _connection(command: Any) -> Any:
 
 
 def _overrides(given: dict[str, Any]) -> Overrides:
-    from krelay.cluster.kubeconfig import Overrides
+    from krelay.cluster.auth.kubeconfig import Overrides
     from krelay.config.duration import parse_duration
     from krelay.config.parse_error import Flaw
 

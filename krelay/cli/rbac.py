@@ -33,7 +33,7 @@ def run(selection: Selection, given: Sequence[dict[str, str]], *, optional: bool
         UsageError: the file cannot be read.
         ConfigError: it is wrong.
     """
-    from krelay.cluster.kubeconfig import load
+    from krelay.cluster.auth.kubeconfig import load
     from krelay.cluster.rbac import roles
 
     config = selection.load()

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from krelay import __version__, payload
-from krelay.cluster.jsonpatch import json_patch
-from krelay.cluster.patch import PatchError, merge, plain, strategic
+from krelay.cluster.patch import PatchError, json_patch, merge, plain, strategic
 from krelay.errors import ConfigError, Problem
 from krelay.model import AgentConfig, Patch, SessionConfig
 

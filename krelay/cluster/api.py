@@ -11,8 +11,8 @@ import json
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -21,10 +21,9 @@ import aiohttp
 from krelay import typed
 from krelay.cluster import http
 from krelay.cluster.api_errors import Refusal
-from krelay.cluster.contact import Contact
-from krelay.cluster.credentials import Credentials
-from krelay.cluster.kubeconfig import NO_OVERRIDES, Overrides, load
-from krelay.errors import ClusterError, MalformedError, UnreachableError
+from krelay.cluster.auth.credentials import Credentials
+from krelay.cluster.auth.kubeconfig import NO_OVERRIDES, Overrides, load
+from krelay.errors import AccessDeniedError, ClusterError, MalformedError, UnreachableError
 from krelay.net.api_access import ApiAccess
 
 __all__ = ["Api", "Overrides", "collection", "object_path"]
@@ -276,3 +275,53 @@ def _object(body: bytes, where: str) -> dict[str, Any]:
 def _seconds(retry_after: str | None) -> float | None:
     """Retry-After in its form of seconds, the only one that API servers use (RFC 9110)."""
     return float(retry_after) if retry_after and retry_after.isdecimal() else None
+
+
+class Contact:
+    """Shared by the watches of a context; each takes part from `watching` on."""
+
+    def __init__(self) -> None:
+        self._lost: dict[Watching, str] = {}
+
+    @contextmanager
+    def watching(self, path: str) -> Iterator[Watching]:
+        """Take part for as long as the block lasts; `path` is what is watched."""
+        watch = Watching(self, path)
+        try:
+            yield watch
+        finally:
+            self._lost.pop(watch, None)
+
+    def lost(self, watch: Watching, why: ClusterError) -> None:
+        """Log the first loss; the others of the same kind are details."""
+        # A missing right concerns one collection, everything else the server.
+        scope = watch.path if isinstance(why, AccessDeniedError) else ""
+        level = logging.DEBUG if self._known(watch, scope) else logging.WARNING
+        what = scope or "the API server"
+        logger.log(level, "out of touch with %s, the last known state stays: %s", what, why)
+        self._lost[watch] = scope
+
+    def good(self, watch: Watching) -> None:
+        """Log that all is well again when the last watch that was lost is back."""
+        scope = self._lost.pop(watch, None)
+        if scope is not None and scope not in self._lost.values():
+            logger.info("in touch with %s again", scope or "the API server")
+
+    def _known(self, watch: Watching, scope: str) -> bool:
+        return watch in self._lost or scope in self._lost.values()
+
+
+class Watching:
+    """One watch's part in a `Contact`."""
+
+    def __init__(self, contact: Contact, path: str) -> None:
+        self.path = path
+        self._contact = contact
+
+    def lost(self, why: ClusterError) -> None:
+        """Report that the watch cannot learn anything now, and why."""
+        self._contact.lost(self, why)
+
+    def good(self) -> None:
+        """Report that the watch is open."""
+        self._contact.good(self)

@@ -25,9 +25,9 @@ from contextlib import aclosing
 from typing import Any
 
 from krelay.cluster.api import Api
+from krelay.cluster.objects import trimmed
 from krelay.cluster.reflector import Item, Keep, Objects, TooManyError, follow
 from krelay.cluster.selectors import Anchor, Selector, anchors
-from krelay.cluster.trim import trimmed
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 
 logger = logging.getLogger("krelay.cluster")

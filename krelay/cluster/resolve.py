@@ -13,10 +13,9 @@ from contextlib import aclosing
 from typing import Any, ParamSpec, TypeVar
 
 from krelay.cluster.api import collection
+from krelay.cluster.endpoints import choose, resolve_port, resolve_service, why_none
 from krelay.cluster.informers import Informers
-from krelay.cluster.pods import choose, resolve_port, why_none
 from krelay.cluster.selectors import Selector
-from krelay.cluster.services import resolve_service
 from krelay.errors import AccessDeniedError, ClusterError
 from krelay.model import Kind, Protocol, Resolution, Target
 from krelay.tasks import TaskGroup

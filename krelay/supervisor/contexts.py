@@ -9,8 +9,8 @@ from krelay.supervisor.target_watcher import Failures
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
+    from krelay.cluster.auth.kubeconfig import Overrides
     from krelay.cluster.informers import Informers
-    from krelay.cluster.kubeconfig import Overrides
 
 
 class Contexts:

@@ -269,7 +269,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     made = Cluster()
     for name in ("create_agent", "agent_gone", "agent_ended"):
         monkeypatch.setattr(f"krelay.cluster.agent_lifecycle.{name}", getattr(made, name))
-    monkeypatch.setattr("krelay.cluster.jobs.PostedJobs", lambda api: made)
+    monkeypatch.setattr("krelay.cluster.agent_lifecycle.PostedJobs", lambda api: made)
     monkeypatch.setattr(
         "krelay.transport.portforward.open_portforward",
         lambda *args, **kwargs: made.open_portforward(*args, **kwargs),

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from krelay import __version__
-from krelay.cluster import credentials as module
-from krelay.cluster.credentials import Credentials
-from krelay.cluster.identity import ahead
-from krelay.cluster.kubeconfig import Login
+from krelay.cluster.auth import credentials as module
+from krelay.cluster.auth.credentials import Credentials
+from krelay.cluster.auth.identity import ahead
+from krelay.cluster.auth.kubeconfig import Login
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess
 from krelay.threads import use_daemons
@@ -167,7 +167,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.time()
-        monkeypatch.setattr("krelay.cluster.credentials.time.time", lambda: self.now)
+        monkeypatch.setattr("krelay.cluster.auth.credentials.time.time", lambda: self.now)
 
 
 @pytest.fixture
@@ -417,8 +417,8 @@ async def test_a_plugin_that_talks_nonsense(program: Program, script: str, messa
 async def test_a_plugin_that_hangs(
     program: Program, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("krelay.cluster.exec_plugin.PATIENCE", 0.01)
-    monkeypatch.setattr("krelay.cluster.exec_plugin.DEADLINE", 0.1)
+    monkeypatch.setattr("krelay.cluster.auth.exec_plugin.PATIENCE", 0.01)
+    monkeypatch.setattr("krelay.cluster.auth.exec_plugin.DEADLINE", 0.1)
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(program("login", "exec sleep 60")))).access()
     assert "login, the credential plugin, has not answered yet" in caplog.text
@@ -436,7 +436,7 @@ async def test_a_plugin_whose_child_holds_its_pipes(
         return made[-1]
 
     monkeypatch.setattr("asyncio.create_subprocess_exec", keep)
-    monkeypatch.setattr("krelay.cluster.exec_plugin.DEADLINE", 0.5)
+    monkeypatch.setattr("krelay.cluster.auth.exec_plugin.DEADLINE", 0.5)
     script = program("login", f"sleep 60 & echo $! > {tmp_path}/pid; wait")
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(script))).access()

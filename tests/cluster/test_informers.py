@@ -21,8 +21,7 @@ from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 from krelay.model import Kind, Port, Resolution, Target
 from tests import rig
 from tests.cluster.collections import Collections, Object
-from tests.cluster.test_pods import pod
-from tests.cluster.test_services import endpoint, part, service
+from tests.cluster.test_endpoints import endpoint, part, pod, service
 
 SHOP = "/api/v1/namespaces/shop"
 PODS, SERVICES = f"{SHOP}/pods", f"{SHOP}/services"

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from krelay.cluster import oidc as module
-from krelay.cluster.oidc import Oidc
+from krelay.cluster.auth import oidc as module
+from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError
 
 
@@ -70,7 +70,13 @@ async def test_a_token_that_lives_is_used(issuer: Issuer) -> None:
     assert not issuer.kube.seen
 
 
-@pytest.mark.parametrize("old", [token(-1), "", None, "a.b", "no token", "a.%%%.c", "a.W10.c"])
+@pytest.mark.parametrize(
+    "old",
+    [
+        pytest.param(token(-1), id="expired"),
+        *("", None, "a.b", "no token", "a.%%%.c", "a.W10.c"),
+    ],
+)
 async def test_any_other_is_refreshed(issuer: Issuer, old: str | None) -> None:
     found = await issuer.source(**{"id-token": old}).fetch(rejected=False)
     assert found.authorization == f"Bearer {issuer.answer['id_token']}"
@@ -169,7 +175,7 @@ async def test_an_issuer_that_is_silent(issuer: Issuer, monkeypatch: pytest.Monk
 
     released = asyncio.Event()
     issuer.kube.handler = silent
-    monkeypatch.setattr("krelay.cluster.oidc.DEADLINE", 0.2)
+    monkeypatch.setattr("krelay.cluster.auth.oidc.DEADLINE", 0.2)
     with pytest.raises(CredentialsError, match="no answer in time"):
         await issuer.source().fetch(rejected=False)
     released.set()

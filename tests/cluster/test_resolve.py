@@ -12,8 +12,7 @@ from krelay.cluster import resolve
 from krelay.cluster.selectors import Selector
 from krelay.errors import AccessDeniedError, ClusterError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
-from tests.cluster.test_pods import LEAVING, UNREADY, pod
-from tests.cluster.test_services import endpoint, part, service
+from tests.cluster.test_endpoints import LEAVING, UNREADY, endpoint, part, pod, service
 
 Objects = Mapping[str, dict[str, Any]]
 Told = tuple[Resolution, ...]

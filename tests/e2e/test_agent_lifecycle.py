@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from krelay.cluster.agent_lifecycle import Agent, agent_gone, create_agent
+from krelay.cluster.agent_lifecycle import Agent, PostedJobs, agent_gone, create_agent
 from krelay.cluster.api import Api, collection, object_path
-from krelay.cluster.jobs import PostedJobs
-from krelay.cluster.kubeconfig import Overrides
+from krelay.cluster.auth.kubeconfig import Overrides
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, NotFoundError
 from krelay.model import AgentConfig, Patch
 

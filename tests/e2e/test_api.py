@@ -16,8 +16,8 @@ import pytest
 
 from krelay.cluster import reflector as watch_module
 from krelay.cluster.api import Api, Overrides, collection, object_path
-from krelay.cluster.credentials import Credentials
-from krelay.cluster.kubeconfig import Login, load, material
+from krelay.cluster.auth.credentials import Credentials
+from krelay.cluster.auth.kubeconfig import Login, load, material
 from krelay.cluster.reflector import follow
 from krelay.errors import (
     AccessDeniedError,

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from krelay.cluster.agent_job import KEY_ENV, NAME, job_manifest
-from krelay.cluster.jsonpatch import json_patch
-from krelay.cluster.patch import MERGE_KEYS, merge, strategic
+from krelay.cluster.patch import MERGE_KEYS, json_patch, merge, strategic
 from krelay.model import AgentConfig
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(60)]

@@ -12,16 +12,20 @@ import base64
 import binascii
 import difflib
 import errno
+import functools
+import importlib
+import importlib.util
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
 from krelay import typed
-from krelay.cluster.lean import kube_config
 from krelay.errors import CredentialsError
 from krelay.typed import Anything, Flag, Many, OneOf, Shape, Table, Text
 
@@ -425,3 +429,35 @@ def _known(names: Mapping[str, object]) -> str:
     shown = sorted(names)
     more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
     return f"known: {', '.join(shown[:10]) or 'none'}{more}"
+
+
+_LIBRARY = "kubernetes_asyncio"
+
+
+@functools.cache
+def kube_config() -> Any:
+    """The module `kubernetes_asyncio.config.kube_config`. Takes 50 ms or more the first time."""
+    if _LIBRARY not in sys.modules:
+        try:
+            return _alone()
+        except (ImportError, AttributeError):
+            pass
+    return importlib.import_module(f"{_LIBRARY}.config.kube_config")
+
+
+def _alone() -> ModuleType:
+    spec = importlib.util.find_spec(_LIBRARY)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError(_LIBRARY)
+    package = ModuleType(_LIBRARY)
+    package.__path__ = list(spec.submodule_search_locations)
+    client = ModuleType(f"{_LIBRARY}.client")
+    for name in ("ApiClient", "Configuration"):
+        setattr(client, name, type(name, (), {}))
+    sys.modules[_LIBRARY] = package
+    sys.modules[client.__name__] = client
+    try:
+        return importlib.import_module(f"{_LIBRARY}.config.kube_config")
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == _LIBRARY]:
+            del sys.modules[name]

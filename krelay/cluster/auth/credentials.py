@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from krelay import __version__
-from krelay.cluster import identity, proxies, tls
-from krelay.cluster.exec_plugin import ExecPlugin
-from krelay.cluster.identity import Identity, Source
-from krelay.cluster.kubeconfig import Login, material
-from krelay.cluster.oidc import Oidc
+from krelay.cluster import proxies
+from krelay.cluster.auth.exec_plugin import ExecPlugin
+from krelay.cluster.auth.identity import Identity, Source, from_entry, tls_context
+from krelay.cluster.auth.kubeconfig import Login, material
+from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess, is_loopback
 from krelay.threads import in_thread
@@ -107,7 +107,7 @@ class Credentials:
         if self._rejected:
             await self.open()
         login = self.login
-        found = await in_thread(lambda: identity.from_entry(_user(login)), UnreachableError)
+        found = await in_thread(lambda: from_entry(_user(login)), UnreachableError)
         expires = math.inf
         if self._source is not None:
             if self._fetched is None or self._expired(now):
@@ -138,7 +138,7 @@ class Credentials:
         made_of = (ca, certificate, verify)
         if self._tls is None or self._tls[0] != made_of:
             context = await in_thread(
-                lambda: tls.context(ca, certificate, verify=verify), UnreachableError
+                lambda: tls_context(ca, certificate, verify=verify), UnreachableError
             )
             self._tls = (made_of, context)
         return self._tls[1]

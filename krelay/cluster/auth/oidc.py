@@ -16,9 +16,10 @@ from urllib.parse import quote, urlsplit
 import aiohttp
 
 from krelay import typed
-from krelay.cluster import http, proxies, tls
-from krelay.cluster.identity import Identity, ahead, basic, bearer
-from krelay.cluster.kubeconfig import material
+from krelay.cluster import http, proxies
+from krelay.cluster.auth.identity import Identity, ahead, bearer, tls_context
+from krelay.cluster.auth.kubeconfig import material
+from krelay.cluster.http import basic_auth
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import is_loopback
 from krelay.net.error_body import page_words
@@ -85,7 +86,7 @@ class Oidc:
         ca = await in_thread(
             lambda: material(self._config, "idp-certificate-authority"), UnreachableError
         )
-        context = await in_thread(lambda: tls.context(ca, None, verify=True), UnreachableError)
+        context = await in_thread(lambda: tls_context(ca, None, verify=True), UnreachableError)
         connector = aiohttp.TCPConnector(ssl=context)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             url = f"{issuer}/.well-known/openid-configuration"
@@ -108,7 +109,7 @@ class Oidc:
         form = {"grant_type": "refresh_token", "refresh_token": self._refresh_token}
         methods = discovered.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         if secret and "client_secret_basic" in methods:
-            name = basic(quote(client, safe=""), quote(secret, safe=""))
+            name = basic_auth(quote(client, safe=""), quote(secret, safe=""))
             return {"data": form, "headers": {"Authorization": name}}
         return {
             "data": {**form, "client_id": client, **({"client_secret": secret} if secret else {})}

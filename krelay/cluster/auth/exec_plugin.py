@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from krelay import typed
-from krelay.cluster.identity import Identity, ahead, bearer
-from krelay.cluster.kubeconfig import material
+from krelay.cluster.auth.identity import Identity, ahead, bearer
+from krelay.cluster.auth.kubeconfig import material
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.processes import end
 from krelay.tasks import TaskGroup
