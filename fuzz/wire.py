@@ -231,7 +231,7 @@ class _End:
 
     def tick(self, draw: Draw) -> None:
         when = self.session.tick(self.now)
-        assert when is None or when > self.now or self.session.stalled(self.now)
+        assert when is None or when > self.now or self.session.timed_out(self.now)
 
     def tunnel(self, draw: Draw) -> None:
         """Its loss, another, or a move to one while it still works."""
@@ -249,7 +249,7 @@ class _End:
         live = self.session.streams
         assert len(live) <= _LIMITS.streams
         assert 0 <= self.session.unacknowledged <= self.session.memory
-        assert 0 <= self.session._received.acknowledged <= self.session.received_count
+        assert 0 <= self.session._receive_counter.acknowledged <= self.session.received_count
         assert self.session.queued == sum(stream.queued for stream in live.values())
         assert all(stream.state is not State.CLOSED for stream in live.values())
         windows = sum(stream.window.size for stream in live.values())

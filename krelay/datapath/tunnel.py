@@ -46,7 +46,7 @@ class Tunnel:
     """One session and the tunnels that carry it, one after the other.
 
     `on_change` is told when it starts and ceases to carry streams, and of each failed try;
-    `on_worn` when its session needs a successor (`Session.worn`). `run` lasts until it is
+    `on_worn` when its session needs a successor (`Session.ids_low`). `run` lasts until it is
     cancelled; `close` says good-bye.
     """
 
@@ -147,7 +147,7 @@ class Tunnel:
         elif broken or not self.up:
             self._trying.retry_now()
         elif isinstance(self.driver, MuxConnection):
-            self.driver.hurry(_DOUBT)
+            self.driver.verify_within(_DOUBT)
 
     def dial_soon(self) -> None:
         """A connection waits for a tunnel: the next try is not far."""
@@ -180,7 +180,7 @@ class Tunnel:
                 self.name,
                 limits=limits,
                 on_detached=self._detached,
-                on_worn=self._worn,
+                on_ids_low=self._worn,
             )
         former = self._resume
         try:

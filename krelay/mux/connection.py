@@ -38,7 +38,7 @@ _BATCH = 256 << 10
 class MuxConnection:
     """One session, live. `on_open` is told of streams that the peer opens; `on_detached` of a
     lost tunnel (None when the session itself has ended with it); `on_go_away` of the peer's
-    good-bye. `on_worn` is called once, when another session should take the new streams."""
+    good-bye. `on_ids_low` is called once, when another session should take the new streams."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class MuxConnection:
         on_open: Callable[[MuxStream], None] | None = None,
         on_detached: Callable[[Exception | None], None] | None = None,
         on_go_away: Callable[[ErrorCode, str], None] | None = None,
-        on_worn: Callable[[], None] | None = None,
+        on_ids_low: Callable[[], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self.name = name
@@ -61,7 +61,7 @@ class MuxConnection:
         self.on_detached = on_detached
         self.on_go_away = on_go_away
         self._on_open = on_open
-        self._on_worn = on_worn
+        self._on_ids_low = on_ids_low
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._awake = False
@@ -102,9 +102,9 @@ class MuxConnection:
             ValueError: no Header can carry this host or port.
         """
         stream = MuxStream(self, self.session.open(header, self._loop.time()), handler)
-        if self._on_worn is not None and self.session.worn:
-            on_worn, self._on_worn = self._on_worn, None
-            self._loop.call_soon(on_worn)
+        if self._on_ids_low is not None and self.session.ids_low:
+            on_ids_low, self._on_ids_low = self._on_ids_low, None
+            self._loop.call_soon(on_ids_low)
         if self._debug:
             logger.debug("> OPEN %r %s:%d", stream, header.host, header.port)
         # A turn later than the rest: an application that speaks first has spoken by then, and
@@ -173,10 +173,10 @@ class MuxConnection:
             self._paused = False
             self._flush()
 
-    def hurry(self, within: float) -> None:
-        """There is reason to doubt the tunnel: drop it unless it says something within `within`
+    def verify_within(self, seconds: float) -> None:
+        """There is reason to doubt the tunnel: drop it unless it says something within `seconds`
         seconds."""
-        self.session.hurry(self._loop.time(), within)
+        self.session.verify_within(seconds, self._loop.time())
         self.wake()
         self._arm()
 
@@ -298,7 +298,7 @@ class MuxConnection:
 
     def _tick(self) -> None:
         self._timer = None
-        if self._transport is not None and self.session.stalled(self._loop.time()):
+        if self._transport is not None and self.session.timed_out(self._loop.time()):
             logger.warning("%s: no answer from the other end; dropping the tunnel", self.name)
             transport = self._transport
             self.lost(transport, TimeoutError("no answer to a ping"))

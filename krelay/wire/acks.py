@@ -13,38 +13,38 @@ _EVERY_MAX = 256 << 10
 class AckTimer:
     """Octets that came on this tunnel, and what its peer was told of them. `due`: tell it now."""
 
-    __slots__ = ("_at", "_every", "_octets", "_told", "_told_at", "due")
+    __slots__ = ("_deadline", "_every", "_octets", "_acked", "_acked_at", "due")
 
     def __init__(self, now: float) -> None:
         self.due = False
-        self._octets = self._told = 0
+        self._octets = self._acked = 0
         self._every = _EVERY_MIN
-        self._at: float | None = None
-        self._told_at = now
+        self._deadline: float | None = None
+        self._acked_at = now
 
     @property
     def waiting(self) -> bool:
         """Whether there is something to tell, sooner or later."""
-        return self._at is not None
+        return self._deadline is not None
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """Another tunnel, or none: octets count from zero."""
         self.due = False
-        self._octets = self._told = 0
-        self._at = None
+        self._octets = self._acked = 0
+        self._deadline = None
 
-    def take(self, octets: int, now: float) -> None:
+    def received(self, octets: int, now: float) -> None:
         """A frame that wants to be acknowledged came."""
         self._octets += octets
-        if self._at is None:
-            self._at = now + _DELAY
+        if self._deadline is None:
+            self._deadline = now + _DELAY
 
-    def pace(self, now: float) -> None:
+    def flush_if_due(self, now: float) -> None:
         """A read is over: perhaps that was enough."""
-        if self._octets - self._told < self._every:
+        if self._octets - self._acked < self._every:
             return
         self.due = True
-        since = now - self._told_at
+        since = now - self._acked_at
         if since < 0.001:
             self._every = min(self._every * 2, _EVERY_MAX)
         elif since > 0.004:
@@ -52,15 +52,15 @@ class AckTimer:
 
     def tick(self, now: float) -> float:
         """When to look again; infinite where nothing waits."""
-        if self._at is not None and now >= self._at:
+        if self._deadline is not None and now >= self._deadline:
             self.due = True
-            self._at = None
-        return math.inf if self._at is None else self._at
+            self._deadline = None
+        return math.inf if self._deadline is None else self._deadline
 
-    def tell(self, now: float) -> int:
+    def next_ack(self, now: float) -> int:
         """The octets to acknowledge now."""
         self.due = False
-        self._at = None
-        self._told_at = now
-        self._told = self._octets
+        self._deadline = None
+        self._acked_at = now
+        self._acked = self._octets
         return self._octets

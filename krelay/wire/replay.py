@@ -15,7 +15,7 @@ a peer may cause as many small frames as it likes."""
 KeptFrame = tuple[Buffer, ...]
 
 
-class Sent:
+class ReplayBuffer:
     """Frames that were sent and not yet acknowledged; the first of them has number `acked`.
 
     `resend` are those that a new tunnel has yet to carry; `cost` is the memory that all take.
@@ -47,7 +47,7 @@ class Sent:
         """
         if not self.acked <= count <= self.acked + len(self._frames) - len(self.resend):
             raise ProtocolError(f"ACK of {count} frames after {self.acked}")
-        self._forget(count)
+        self._drop_until(count)
 
     def rewind(self, count: int) -> int:
         """A new tunnel, whose peer has the first `count` frames: the bytes to send again.
@@ -59,62 +59,62 @@ class Sent:
             raise ProtocolError(
                 f"the peer has {count} frames, kept are {len(self._frames)} from {self.acked}"
             )
-        self._forget(count)
+        self._drop_until(count)
         self.resend = deque(self._frames)
         return self.cost - FRAME_COST * len(self._frames)
 
-    def forget_all(self) -> None:
+    def clear(self) -> None:
         """Keep nothing: the session is over."""
         self.acked += len(self._frames)
         self._frames.clear()
         self.resend.clear()
         self.cost = 0
 
-    def _forget(self, count: int) -> None:
+    def _drop_until(self, count: int) -> None:
         while self.acked < count:
             self.cost -= sum(map(len, self._frames.popleft())) + FRAME_COST
             self.acked += 1
 
 
-class Received:
+class ReceiveCounter:
     """Counts the frames that came, `count`, and knows those that come again.
 
     A session that moves while its old tunnel still works makes a `claim` of what it has; what the
     old tunnel brings after that is taken, and passed over when the new one repeats it.
     """
 
-    __slots__ = ("_again", "_claimed", "count")
+    __slots__ = ("_repeats", "_resume_from", "count")
 
     def __init__(self) -> None:
         self.count = 0
-        self._claimed: int | None = None
-        self._again = 0
+        self._resume_from: int | None = None
+        self._repeats = 0
 
     @property
     def acknowledged(self) -> int:
         """What to say in an ACK: the peer keeps what a claim that is out may yet ask for, and
         counts what it repeats as not sent before that."""
-        seen = self.count - self._again
-        return seen if self._claimed is None else min(seen, self._claimed)
+        seen = self.count - self._repeats
+        return seen if self._resume_from is None else min(seen, self._resume_from)
 
-    def claim(self) -> int:
+    def begin_resume(self) -> int:
         """What to tell an agent that shall carry the session on; `withdraw` it if none did."""
-        self._claimed = self.count
+        self._resume_from = self.count
         return self.count
 
-    def withdraw(self) -> None:
+    def abort_resume(self) -> None:
         """The claim led to nothing."""
-        self._claimed = None
+        self._resume_from = None
 
-    def moved(self) -> None:
+    def resumed(self) -> None:
         """A new tunnel carries the session on, from the claim if there was one."""
-        self._again = 0 if self._claimed is None else self.count - self._claimed
-        self._claimed = None
+        self._repeats = 0 if self._resume_from is None else self.count - self._resume_from
+        self._resume_from = None
 
-    def take(self) -> bool:
+    def accept_frame(self) -> bool:
         """One came; False when it is one that was there before."""
-        if self._again:
-            self._again -= 1
+        if self._repeats:
+            self._repeats -= 1
             return False
         self.count += 1
         return True

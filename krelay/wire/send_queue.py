@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from krelay.wire.frames import HEAD, HEAD_SIZE, MAX_PAYLOAD, Buffer, FrameType, encode_frame
-from krelay.wire.replay import FRAME_COST, KeptFrame, Sent
+from krelay.wire.replay import FRAME_COST, KeptFrame, ReplayBuffer
 from krelay.wire.stream import State, Stream
 
 # A stream with this little to send goes before those with more.
@@ -19,7 +19,7 @@ _LOW_WATER = 64 << 10
 
 
 class SendQueue:
-    """Queues of frames and of streams. What is sequenced goes to `sent` when it goes out.
+    """Queues of frames and of streams. What is sequenced goes to `kept` when it goes out.
 
     `writable` are streams whose writers may go on, for the caller to take out; `ended` those that
     have nothing more to say nor to hear.
@@ -31,31 +31,31 @@ class SendQueue:
         "_datagrams",
         "_max_datagrams",
         "_replay",
-        "_sent",
+        "_kept",
         "_small",
         "control_bytes",
         "datagram_bytes",
         "ended",
-        "forgotten_datagrams",
+        "dropped_datagrams",
         "queued",
         "window_stalls",
         "writable",
     )
 
-    def __init__(self, sent: Sent, *, replay: int, datagrams: int) -> None:
-        """`replay` is what `sent` may keep of DATA, `datagrams` what may queue of UDP; in bytes."""
+    def __init__(self, kept: ReplayBuffer, *, replay: int, datagrams: int) -> None:
+        """`replay` is what `kept` may keep of DATA, `datagrams` what may queue of UDP; in bytes."""
         self.queued = 0
         """Bytes of all streams."""
         self.control_bytes = 0
         """What the control frames that wait take."""
         self.datagram_bytes = 0
         """What the datagrams that wait take."""
-        self.forgotten_datagrams = 0
+        self.dropped_datagrams = 0
         """Datagrams that were queued when the tunnel was lost, or their stream ended."""
         self.window_stalls = 0
         self.writable: list[Stream] = []
         self.ended: list[Stream] = []
-        self._sent = sent
+        self._kept = kept
         self._replay = replay
         self._max_datagrams = datagrams
         self._control: deque[bytes] = deque()
@@ -64,16 +64,16 @@ class SendQueue:
         self._bulk: deque[Stream] = deque()
 
     @property
-    def hurried(self) -> bool:
+    def urgent(self) -> bool:
         """Whether something waits that goes before the bulk."""
         return bool(self._control or self._small)
 
-    def say(self, frame: bytes) -> None:
+    def queue_control(self, frame: bytes) -> None:
         """Queue a sequenced frame that is no DATA."""
         self._control.append(frame)
         self.control_bytes += len(frame) + FRAME_COST
 
-    def write(self, stream: Stream, data: Buffer) -> None:
+    def queue_data(self, stream: Stream, data: Buffer) -> None:
         """Queue bytes of a stream."""
         if not stream.credit and not stream.queue:
             self.window_stalls += 1
@@ -81,7 +81,7 @@ class SendQueue:
         self.queued += len(data)
         self.schedule(stream)
 
-    def datagram(self, stream: Stream, data: Buffer) -> bool:
+    def queue_datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, since too much waits already."""
         cost = len(data) + FRAME_COST
         if self.datagram_bytes + cost > self._max_datagrams:
@@ -96,30 +96,30 @@ class SendQueue:
             stream.scheduled = True
             (self._small if stream.queued <= _SMALL else self._bulk).append(stream)
 
-    def forget(self, stream: Stream) -> None:
+    def discard(self, stream: Stream) -> None:
         """Drop what is queued of a stream."""
         stream.queue.clear()
         self.queued -= stream.queued
         stream.queued = stream.taken = 0
 
-    def forget_datagrams(self) -> None:
+    def drop_datagrams(self) -> None:
         """They do not wait for another tunnel."""
-        self.forgotten_datagrams += len(self._datagrams)
+        self.dropped_datagrams += len(self._datagrams)
         self._datagrams.clear()
         self.datagram_bytes = 0
 
-    def forget_all(self) -> None:
+    def clear(self) -> None:
         """The session is over: nothing is sent any more, nor again."""
-        self._sent.forget_all()
+        self._kept.clear()
         self._control.clear()
         self.control_bytes = 0
 
-    def fill(self, out: list[Buffer], limit: int, room: int) -> tuple[int, bool]:
+    def next_buffers(self, out: list[Buffer], limit: int, room: int) -> tuple[int, bool]:
         """Append what is due to `out`, until about `limit` octets, or the `room` that is in flight
         (which control frames need not have), are taken. How many it were; and whether it was the
         room that held back a stream."""
         sent = 0
-        resend = self._sent.resend
+        resend = self._kept.resend
         while resend and sent < min(limit, room):
             kept = resend.popleft()
             out.extend(kept)
@@ -128,22 +128,22 @@ class SendQueue:
             while self._control:
                 frame = self._control.popleft()
                 out.append(frame)
-                sent += self._sent.keep((frame,))
+                sent += self._kept.keep((frame,))
             self.control_bytes = 0
             while self._datagrams and sent < min(limit, room):
                 stream, data = self._datagrams.popleft()
                 self.datagram_bytes -= len(data) + FRAME_COST
                 if stream.state is State.CLOSED:
-                    self.forgotten_datagrams += 1
+                    self.dropped_datagrams += 1
                     continue
                 out += (HEAD.pack(FrameType.DATAGRAM << 24 | len(data), stream.id), data)
                 sent += HEAD_SIZE + len(data)
-            room = min(room, self._replay - self._sent.cost)
+            room = min(room, self._replay - self._kept.cost)
             while (self._small or self._bulk) and sent < min(limit, room):
-                sent += self._take_turn(out, room - sent)
+                sent += self._send_from(out, room - sent)
         return sent, sent >= room and bool(self._small or self._bulk)
 
-    def _take_turn(self, out: list[Buffer], room: int) -> int:
+    def _send_from(self, out: list[Buffer], room: int) -> int:
         """One turn of one stream; how many octets it took."""
         stream = self._small.popleft() if self._small else self._bulk.popleft()
         stream.scheduled = False
@@ -162,7 +162,7 @@ class SendQueue:
             stream.credit -= size
             frame: KeptFrame = (HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks)
             out.extend(frame)
-            sent += self._sent.keep(frame)
+            sent += self._kept.keep(frame)
             if stream.queue and not stream.credit:
                 self.window_stalls += 1
             if stream.wants_writable and stream.queued <= _LOW_WATER:
@@ -172,7 +172,7 @@ class SendQueue:
             stream.end_sent = True
             frame = (encode_frame(FrameType.END, stream.id),)
             out.extend(frame)
-            sent += self._sent.keep(frame)
+            sent += self._kept.keep(frame)
             if stream.state is State.ENDED:
                 self.ended.append(stream)
         self.schedule(stream)

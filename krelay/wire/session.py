@@ -36,7 +36,7 @@ from krelay.wire.frames import (
 )
 from krelay.wire.header import Header, decode_header
 from krelay.wire.keepalive import Keepalive
-from krelay.wire.replay import FRAME_COST, Received, Sent
+from krelay.wire.replay import FRAME_COST, ReceiveCounter, ReplayBuffer
 from krelay.wire.send_queue import SendQueue
 from krelay.wire.stream import State, Stream
 
@@ -48,7 +48,7 @@ _MAX_REASON = 255
 _LOST_SINCE = 2
 
 MAX_ID = (1 << 32) - 1
-WORN_ID = 1 << 31
+LOW_ID = 1 << 31
 """A session whose ids have come so far is to be replaced, half of them before it has none left."""
 
 # What frames that are no DATA may take besides the replay limit, in bytes: enough for every stream
@@ -92,9 +92,11 @@ class Session:
         self.limit_stalls = 0
         self.late_datagrams = 0
         """Datagrams that came for streams that had ended."""
-        self._received = Received()
-        self._sent = Sent()
-        self._send_queue = SendQueue(self._sent, replay=limits.replay, datagrams=limits.datagrams)
+        self._receive_counter = ReceiveCounter()
+        self._replay_buffer = ReplayBuffer()
+        self._send_queue = SendQueue(
+            self._replay_buffer, replay=limits.replay, datagrams=limits.datagrams
+        )
         self.writable = self._send_queue.writable
         """Streams whose writers may go on; the caller empties it."""
         self._congestion = CongestionWindow(limits.replay)
@@ -133,13 +135,13 @@ class Session:
         stream = Stream(self._next_id, header, now, State.OPENING)
         self._next_id += 2
         self._add(stream)
-        self._send_queue.say(frame)
+        self._send_queue.queue_control(frame)
         return stream
 
     @property
-    def worn(self) -> bool:
+    def ids_low(self) -> bool:
         """Whether another session should take the new streams: ids are not used twice."""
-        return self._next_id >= WORN_ID
+        return self._next_id >= LOW_ID
 
     @property
     def exhausted(self) -> bool:
@@ -148,13 +150,13 @@ class Session:
 
     def accept(self, stream: Stream) -> None:
         """The target of a stream that the peer opened is reached."""
-        self._send_queue.say(encode_frame(FrameType.OPENED, stream.id))
+        self._send_queue.queue_control(encode_frame(FrameType.OPENED, stream.id))
 
     def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
         """It is not; the stream is closed. `message` is cut to 255 bytes."""
         if self._drop(stream):
             payload = bytes([code]) + message.encode()[:_MAX_REASON]
-            self._send_queue.say(encode_frame(FrameType.REFUSED, stream.id, payload))
+            self._send_queue.queue_control(encode_frame(FrameType.REFUSED, stream.id, payload))
 
     def write(self, stream: Stream, data: Buffer) -> int:
         """Queue bytes; return how many the whole session has queued now.
@@ -164,7 +166,7 @@ class Session:
         bytes are dropped.
         """
         if data and not stream.end_queued and stream.state is not State.CLOSED:
-            self._send_queue.write(stream, data)
+            self._send_queue.queue_data(stream, data)
         return self._send_queue.queued
 
     def end(self, stream: Stream) -> None:
@@ -176,7 +178,7 @@ class Session:
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
         """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
         if self._drop(stream):
-            self._send_queue.say(encode_frame(FrameType.RESET, stream.id, bytes([code])))
+            self._send_queue.queue_control(encode_frame(FrameType.RESET, stream.id, bytes([code])))
 
     def consume(self, stream: Stream, count: int, now: float) -> None:
         """`count` received bytes of this stream were handed on: return their credit."""
@@ -188,14 +190,14 @@ class Session:
         self._windows += stream.window.size - before
         if increment:
             frame = encode_frame(FrameType.WINDOW, stream.id, _COUNT.pack(increment))
-            self._send_queue.say(frame)
+            self._send_queue.queue_control(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
         """Queue a datagram; False when it was dropped, for the caller to count: too much waits
         already, or there is no tunnel."""
         if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
             return False
-        return self.attached and self._send_queue.datagram(stream, data)
+        return self.attached and self._send_queue.queue_datagram(stream, data)
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
         """Tell the peer that no new streams are opened or accepted."""
@@ -216,7 +218,7 @@ class Session:
         streams = list(self.streams.values())
         for stream in streams:
             self._drop(stream)
-        self._send_queue.forget_all()
+        self._send_queue.clear()
         return [*events, *(StreamReset(stream, code) for stream in streams)]
 
     # -- tunnels -------------------------------------------------------------------------------
@@ -228,23 +230,23 @@ class Session:
         Raises:
             ProtocolError: what it misses is no longer kept; nothing has changed.
         """
-        again = self._sent.rewind(peer_received)
-        self._received.moved()
+        again = self._replay_buffer.rewind(peer_received)
+        self._receive_counter.resumed()
         self._decoder = FrameDecoder()
         self._congestion = CongestionWindow(self.limits.replay)
-        self._ack_timer.begin()
+        self._ack_timer.reset()
         self._pong = None
         self._lost = None
         self._limited = False
-        self._keepalive.begin(now)
+        self._keepalive.reset(now)
         self.attached = True
         return again
 
     def detach(self) -> None:
         """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
         self.attached = False
-        self._send_queue.forget_datagrams()
-        self._ack_timer.begin()
+        self._send_queue.drop_datagrams()
+        self._ack_timer.reset()
 
     def begin_resume(self) -> int:
         """Return the count of received frames to resume from on another tunnel.
@@ -252,11 +254,11 @@ class Session:
         The present tunnel may go on meanwhile: what it brings from now on is not acknowledged, and
         is passed over when the new tunnel repeats it. `attach` or `abort_resume` ends this state.
         """
-        return self._received.claim()
+        return self._receive_counter.begin_resume()
 
     def abort_resume(self) -> None:
         """Stay on the present tunnel, if any: the session was not resumed on another."""
-        self._received.withdraw()
+        self._receive_counter.abort_resume()
 
     # -- bytes out -----------------------------------------------------------------------------
 
@@ -271,7 +273,7 @@ class Session:
         out: list[Buffer] = []
         self._send_urgent(out, now)
         flight = self._congestion
-        sent, limited = self._send_queue.fill(out, limit, flight.room)
+        sent, limited = self._send_queue.next_buffers(out, limit, flight.room)
         while self._send_queue.ended:
             self._drop(self._send_queue.ended.pop())
         if sent or limited:
@@ -295,9 +297,9 @@ class Session:
             self._keepalive.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
         # An acknowledgement that waits for its time may as well ride along.
-        if self._ack_timer.due or (self._ack_timer.waiting and self._send_queue.hurried):
-            octets = self._ack_timer.tell(now)
-            payload = _ACK.pack(self._received.acknowledged, octets)
+        if self._ack_timer.due or (self._ack_timer.waiting and self._send_queue.urgent):
+            octets = self._ack_timer.next_ack(now)
+            payload = _ACK.pack(self._receive_counter.acknowledged, octets)
             out.append(encode_frame(FrameType.ACK, 0, payload))
 
     def _add(self, stream: Stream) -> None:
@@ -307,7 +309,7 @@ class Session:
     def _drop(self, stream: Stream) -> bool:
         """Forget a stream; False when it was forgotten before."""
         stream.state = State.CLOSED
-        self._send_queue.forget(stream)
+        self._send_queue.discard(stream)
         if self.streams.pop(stream.id, None) is None:
             return False
         self._windows -= stream.window.size
@@ -321,19 +323,19 @@ class Session:
         Raises:
             ProtocolError: the peer broke the protocol; the session is over.
         """
-        self._keepalive.heard()
+        self._keepalive.received()
         # Kept where this fails: a stream that a frame before has closed is nobody's any more, and
         # whoever acts on it must learn of that.
         events = self._undelivered = []
         for frame_type, stream_id, payload in self._decoder.feed(data):
             if frame_type <= FrameType.DATAGRAM:
-                self._ack_timer.take(HEAD_SIZE + len(payload), now)
-                if frame_type <= LAST_SEQUENCED and not self._received.take():
+                self._ack_timer.received(HEAD_SIZE + len(payload), now)
+                if frame_type <= LAST_SEQUENCED and not self._receive_counter.accept_frame():
                     continue
                 self._receive_frame(frame_type, stream_id, payload, now, events)
             else:
                 self._receive_control(frame_type, stream_id, payload, now, events)
-        self._ack_timer.pace(now)
+        self._ack_timer.flush_if_due(now)
         if self.memory > self.limits.replay + _CONTROL_ROOM:
             raise ProtocolError("the peer acknowledges nothing", ErrorCode.LIMIT)
         self._undelivered = []
@@ -403,7 +405,7 @@ class Session:
             raise ProtocolError(f"{FrameType(frame_type).name} on stream {stream_id}")
         if frame_type == FrameType.ACK:
             received, octets = _unpack(_ACK, payload)
-            self._sent.acknowledge(received)
+            self._replay_buffer.acknowledge(received)
             if not self._congestion.on_ack(octets, now):
                 raise ProtocolError(f"ACK of {octets} octets after {self._congestion.acked}")
         elif frame_type == FrameType.PING:
@@ -436,14 +438,14 @@ class Session:
             return None
         return min(self._keepalive.tick(now), self._ack_timer.tick(now))
 
-    def hurry(self, now: float, within: float) -> None:
+    def verify_within(self, seconds: float, now: float) -> None:
         """Ask the peer now, and count the tunnel as dead if `within` seconds bring nothing."""
         if self.attached:
-            self._keepalive.hurry(now, within)
+            self._keepalive.verify_within(seconds, now)
 
-    def stalled(self, now: float) -> bool:
+    def timed_out(self, now: float) -> bool:
         """Whether nothing was heard for `ping_timeout` since the first PING that waits."""
-        return self._keepalive.dead(now)
+        return self._keepalive.expired(now)
 
     # -- figures -------------------------------------------------------------------------------
 
@@ -465,22 +467,22 @@ class Session:
     @property
     def dropped_datagrams(self) -> int:
         """Datagrams that were still queued when the tunnel was lost or their stream ended."""
-        return self._send_queue.forgotten_datagrams
+        return self._send_queue.dropped_datagrams
 
     @property
     def received_count(self) -> int:
         """Sequenced frames received from the peer."""
-        return self._received.count
+        return self._receive_counter.count
 
     @property
     def acknowledged(self) -> int:
         """Sequenced frames that the peer has acknowledged."""
-        return self._sent.acked
+        return self._replay_buffer.acked
 
     @property
     def memory(self) -> int:
         """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
-        return self._sent.cost + self._send_queue.control_bytes
+        return self._replay_buffer.cost + self._send_queue.control_bytes
 
     @property
     def held(self) -> int:
@@ -492,7 +494,7 @@ class Session:
     @property
     def unacknowledged(self) -> int:
         """Bytes of sequenced frames that a lost tunnel would make us send again."""
-        return self._sent.cost - FRAME_COST * len(self._sent)
+        return self._replay_buffer.cost - FRAME_COST * len(self._replay_buffer)
 
 
 def _unpack(layout: Struct, payload: Buffer) -> tuple[int, ...]:

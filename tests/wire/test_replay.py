@@ -5,11 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.wire.errors import ProtocolError
-from krelay.wire.replay import FRAME_COST, Received, Sent
+from krelay.wire.replay import FRAME_COST, ReceiveCounter, ReplayBuffer
 
 
-def sent(count: int) -> Sent:
-    kept = Sent()
+def sent(count: int) -> ReplayBuffer:
+    kept = ReplayBuffer()
     for number in range(count):
         assert kept.keep((b"head", bytes(number))) == 4 + number
     return kept
@@ -48,27 +48,27 @@ def test_a_new_tunnel_gets_what_the_peer_misses() -> None:
 
 
 def test_what_comes_after_a_claim_is_taken_once() -> None:
-    came = Received()
-    assert [came.take(), came.take()] == [True, True]
-    assert came.claim() == 2
-    assert came.take()  # by the old tunnel
+    came = ReceiveCounter()
+    assert [came.accept_frame(), came.accept_frame()] == [True, True]
+    assert came.begin_resume() == 2
+    assert came.accept_frame()  # by the old tunnel
     assert (came.count, came.acknowledged) == (3, 2)
-    came.moved()
+    came.resumed()
     assert (came.count, came.acknowledged) == (3, 2)
-    assert not came.take()  # the same by the new one
-    assert came.take()
+    assert not came.accept_frame()  # the same by the new one
+    assert came.accept_frame()
     assert (came.count, came.acknowledged) == (4, 4)
 
 
 def test_a_claim_that_led_to_nothing() -> None:
-    came = Received()
-    came.claim()
-    assert came.take()
+    came = ReceiveCounter()
+    came.begin_resume()
+    assert came.accept_frame()
     assert came.acknowledged == 0
-    came.withdraw()
+    came.abort_resume()
     assert came.acknowledged == 1
-    came.moved()
-    assert came.take()
+    came.resumed()
+    assert came.accept_frame()
     assert came.count == 2
 
 
@@ -76,17 +76,17 @@ def test_a_claim_that_led_to_nothing() -> None:
 def test_a_count_never_falls_and_an_acknowledgement_never_passes_a_claim(steps: list[str]) -> None:
     """Whatever happens: what the peer is told is less than the count, and less than a claim that
     may yet be used, so that it keeps what it will be asked for."""
-    came, claimed, counts = Received(), None, [0]
+    came, claimed, counts = ReceiveCounter(), None, [0]
     for step in steps:
         if step == "frame":
-            came.take()
+            came.accept_frame()
         elif step == "claim":
-            claimed = came.claim()
+            claimed = came.begin_resume()
         elif step == "withdraw":
-            came.withdraw()
+            came.abort_resume()
             claimed = None
         else:
-            came.moved()
+            came.resumed()
             claimed = None
         counts.append(came.count)
         assert came.acknowledged <= came.count

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameDecoder, FrameType, encode_frame
-from krelay.wire.replay import FRAME_COST, Sent
+from krelay.wire.replay import FRAME_COST, ReplayBuffer
 from krelay.wire.send_queue import SendQueue
 from krelay.wire.stream import State, Stream
 from krelay.wire.window import INITIAL_WINDOW
@@ -17,7 +17,7 @@ CONTROL = encode_frame(FrameType.OPENED, 9)
 
 
 def made(*, replay: int = MUCH, datagrams: int = MUCH) -> SendQueue:
-    return SendQueue(Sent(), replay=replay, datagrams=datagrams)
+    return SendQueue(ReplayBuffer(), replay=replay, datagrams=datagrams)
 
 
 def streams(count: int) -> list[Stream]:
@@ -27,7 +27,7 @@ def streams(count: int) -> list[Stream]:
 def filled(box: SendQueue, limit: int = MUCH, room: int = MUCH) -> list[tuple[int, int, int]]:
     """Type, stream and size of each frame that is due."""
     out: list[Buffer] = []
-    size, _ = box.fill(out, limit, room)
+    size, _ = box.next_buffers(out, limit, room)
     wire = b"".join(map(bytes, out))
     assert len(wire) == size
     return [(t, s, len(p)) for t, s, p in FrameDecoder().feed(wire)]
@@ -36,10 +36,10 @@ def filled(box: SendQueue, limit: int = MUCH, room: int = MUCH) -> list[tuple[in
 def test_control_then_datagrams_then_small_streams_then_bulk() -> None:
     box = made()
     bulk, small = streams(2)
-    box.write(bulk, bytes(50_000))
-    box.write(small, b"key")
-    box.datagram(small, b"udp")
-    box.say(CONTROL)
+    box.queue_data(bulk, bytes(50_000))
+    box.queue_data(small, b"key")
+    box.queue_datagram(small, b"udp")
+    box.queue_control(CONTROL)
     assert filled(box) == [
         (FrameType.OPENED, 9, 0),
         (FrameType.DATAGRAM, small.id, 3),
@@ -54,21 +54,21 @@ def test_bulk_streams_take_turns() -> None:
     one, two = streams(2)
     for stream in (one, two):
         stream.credit = MUCH
-        box.write(stream, bytes(3 * MAX_PAYLOAD))
+        box.queue_data(stream, bytes(3 * MAX_PAYLOAD))
     assert [number for _, number, _ in filled(box)] == [1, 3, 1, 3, 1, 3]
 
 
 def test_a_limit_and_the_room_hold_back_data_but_no_control() -> None:
     box = made()
     (stream,) = streams(1)
-    box.write(stream, bytes(40_000))
-    box.write(stream, bytes(20_000))
-    box.datagram(stream, b"udp")
-    box.say(CONTROL)
+    box.queue_data(stream, bytes(40_000))
+    box.queue_data(stream, bytes(20_000))
+    box.queue_datagram(stream, b"udp")
+    box.queue_control(CONTROL)
     assert filled(box, room=0) == [(FrameType.OPENED, 9, 0)]
     assert filled(box, limit=1) == [(FrameType.DATAGRAM, 1, 3)]
     out: list[Buffer] = []
-    assert box.fill(out, MUCH, 0) == (0, True)
+    assert box.next_buffers(out, MUCH, 0) == (0, True)
     assert [size for _, _, size in filled(box, room=20_000)] == [20_000]
 
 
@@ -76,29 +76,29 @@ def test_the_replay_limit_is_no_room_either() -> None:
     box = made(replay=40_000)
     (stream,) = streams(1)
     stream.credit = MUCH
-    box.write(stream, bytes(200_000))
+    box.queue_data(stream, bytes(200_000))
     while filled(box):
         pass
-    assert box.fill([], MUCH, MUCH) == (0, True)
-    box.say(CONTROL)
+    assert box.next_buffers([], MUCH, MUCH) == (0, True)
+    box.queue_control(CONTROL)
     assert filled(box) == [(FrameType.OPENED, 9, 0)]
 
 
 def test_what_waits_is_counted() -> None:
     box = made()
     (stream,) = streams(1)
-    box.say(CONTROL)
-    box.write(stream, b"12345")
+    box.queue_control(CONTROL)
+    box.queue_data(stream, b"12345")
     assert (box.queued, box.control_bytes) == (5, len(CONTROL) + FRAME_COST)
-    assert box.hurried
+    assert box.urgent
     filled(box)
-    assert (box.queued, box.control_bytes, box.hurried) == (0, 0, False)
+    assert (box.queued, box.control_bytes, box.urgent) == (0, 0, False)
 
 
 def test_a_stream_without_credit_waits_and_counts_a_stall() -> None:
     box = made()
     (stream,) = streams(1)
-    box.write(stream, bytes(INITIAL_WINDOW + 1))
+    box.queue_data(stream, bytes(INITIAL_WINDOW + 1))
     assert sum(size for _, _, size in filled(box)) == INITIAL_WINDOW
     assert (box.window_stalls, box.queued) == (1, 1)
     stream.credit += 1
@@ -110,7 +110,7 @@ def test_a_writer_is_told_when_its_queue_is_short() -> None:
     box = made()
     (stream,) = streams(1)
     stream.wants_writable = True
-    box.write(stream, bytes(INITIAL_WINDOW + (64 << 10) - 1))
+    box.queue_data(stream, bytes(INITIAL_WINDOW + (64 << 10) - 1))
     filled(box)
     assert box.writable == [stream]
     assert not stream.wants_writable
@@ -121,7 +121,7 @@ def test_an_end_comes_after_what_is_queued_and_both_ends_are_the_end() -> None:
     one, two = streams(2)
     two.state = State.ENDED
     for stream in (one, two):
-        box.write(stream, b"last")
+        box.queue_data(stream, b"last")
         stream.end_queued = True
     assert filled(box) == [
         (FrameType.DATA, 1, 4),
@@ -135,10 +135,10 @@ def test_an_end_comes_after_what_is_queued_and_both_ends_are_the_end() -> None:
 def test_what_is_forgotten_has_no_turn() -> None:
     box = made()
     one, two = streams(2)
-    box.write(one, b"gone")
-    box.write(two, b"here")
+    box.queue_data(one, b"gone")
+    box.queue_data(two, b"here")
     one.state = State.CLOSED
-    box.forget(one)
+    box.discard(one)
     assert box.queued == 4
     assert filled(box) == [(FrameType.DATA, two.id, 4)]
 
@@ -146,11 +146,11 @@ def test_what_is_forgotten_has_no_turn() -> None:
 def test_datagrams_are_dropped_rather_than_held() -> None:
     box = made(datagrams=10 + FRAME_COST)
     (stream,) = streams(1)
-    assert box.datagram(stream, b"12345678")
-    assert not box.datagram(stream, b"123")
-    box.forget_datagrams()
-    assert (box.forgotten_datagrams, box.datagram_bytes) == (1, 0)
-    assert box.datagram(stream, b"1234567890")
+    assert box.queue_datagram(stream, b"12345678")
+    assert not box.queue_datagram(stream, b"123")
+    box.drop_datagrams()
+    assert (box.dropped_datagrams, box.datagram_bytes) == (1, 0)
+    assert box.queue_datagram(stream, b"1234567890")
     assert filled(box) == [(FrameType.DATAGRAM, 1, 10)]
 
 
@@ -170,7 +170,7 @@ def test_each_stream_s_bytes_are_in_order_and_whole(
 
     def fill(limit: int, room: int) -> None:
         out: list[Buffer] = []
-        size, _ = box.fill(out, limit, room)
+        size, _ = box.next_buffers(out, limit, room)
         assert size <= min(limit, room) + MAX_PAYLOAD + 8
         for _, number, payload in decoder.feed(b"".join(map(bytes, out))):
             read[number] += payload
@@ -178,7 +178,7 @@ def test_each_stream_s_bytes_are_in_order_and_whole(
     for n, (index, size) in enumerate(writes):
         data = bytes([n]) * size
         written[all_[index].id] += data
-        box.write(all_[index], data)
+        box.queue_data(all_[index], data)
         if n < len(fills):
             fill(*fills[n])
     fill(MUCH, MUCH)
@@ -190,18 +190,18 @@ def test_datagrams_of_a_stream_that_has_ended_are_forgotten_and_counted() -> Non
     box = made()
     ended, live = streams(2)
     for each in (ended, live, ended):
-        assert box.datagram(each, b"x")
+        assert box.queue_datagram(each, b"x")
     ended.state = State.CLOSED
     assert filled(box) == [(FrameType.DATAGRAM, live.id, 1)]
-    assert (box.forgotten_datagrams, box.datagram_bytes) == (2, 0)
+    assert (box.dropped_datagrams, box.datagram_bytes) == (2, 0)
 
 
 def test_a_window_that_is_full_to_the_last_byte_stalls_what_comes_next_once() -> None:
     box = made()
     (stream,) = streams(1)
-    box.write(stream, bytes(INITIAL_WINDOW))
+    box.queue_data(stream, bytes(INITIAL_WINDOW))
     filled(box)
     assert (stream.credit, box.window_stalls) == (0, 0)
-    box.write(stream, b"more")
-    box.write(stream, b"and more")
+    box.queue_data(stream, b"more")
+    box.queue_data(stream, b"and more")
     assert (filled(box), box.window_stalls) == ([], 1)

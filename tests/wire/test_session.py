@@ -190,7 +190,7 @@ def test_datagrams_do_not_wait_for_another_tunnel() -> None:
     session.datagram(stream, b"lost")
     session.detach()
     assert not session.datagram(stream, b"nobody carries it")
-    session.attach(session._sent.acked + len(session._sent), 0.0)
+    session.attach(session._replay_buffer.acked + len(session._replay_buffer), 0.0)
     assert sent(session) == []
 
 
@@ -275,11 +275,11 @@ def test_pings_measure_and_find_a_dead_peer() -> None:
     assert session.tick(10.0) == 13.0
     session.tick(13.0)
     assert [f[0] for f in sent(session, 13.0)] == [FrameType.PING], "and the first still waits"
-    assert not session.stalled(15.9)
-    assert session.stalled(16.0)
+    assert not session.timed_out(15.9)
+    assert session.timed_out(16.0)
     session.receive_data(encode_frame(FrameType.PONG, 0, ping), 10.25)
     assert session.rtt == pytest.approx(0.25)
-    assert not session.stalled(100.0)
+    assert not session.timed_out(100.0)
     session.receive_data(encode_frame(FrameType.PONG, 0, b"\xff" * 8), 11.0)
     assert session.rtt == pytest.approx(0.25)
 
@@ -288,7 +288,7 @@ def test_without_a_tunnel_there_is_no_time() -> None:
     session = Session(Side.CLIENT, 0.0)
     assert session.tick(100.0) is None
     assert session.data_to_send(1000, 100.0) == []
-    assert not session.stalled(100.0)
+    assert not session.timed_out(100.0)
 
 
 def test_a_good_bye_is_heard() -> None:
@@ -429,9 +429,9 @@ def test_a_peer_that_acknowledges_nothing_costs_bounded_memory(read: bool) -> No
 def test_a_session_without_ids_opens_no_more_and_those_that_live_go_on() -> None:
     session = made()
     first = opened(session)
-    assert not session.worn
+    assert not session.ids_low
     session._next_id = MAX_ID
-    assert session.worn
+    assert session.ids_low
     assert not session.exhausted
     last = opened(session)
     assert last.id == MAX_ID
