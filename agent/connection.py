@@ -9,7 +9,7 @@ from agent.budget import Reservation
 from agent.client import READ, ReadBuffer
 from agent.refusals import Refusals
 from agent.sessions import TUNNEL_COST, Kept, Sessions
-from krelay.mux.link import Link
+from krelay.mux.connection import TunnelProtocol
 from krelay.wire import header
 from krelay.wire.errors import WireError
 from krelay.wire.handshake import AgentHandshake, deny
@@ -40,7 +40,7 @@ class Host(Protocol):
         """It is a plain one: its Header, what came behind it; its transport is paused."""
 
 
-class AgentConnection(Link, asyncio.BufferedProtocol):
+class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
     """Reads the Header, then either shakes hands for a session or hands over to plain mode.
 
     Until then it is a stranger: it has DEADLINE seconds, and keeps no more than a claim needs.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from krelay.mux.drops import ReceiveDrops
+from krelay.mux.sockets import ReceiveDrops
 
 
 class Losses:

@@ -27,7 +27,7 @@ from krelay.wire.handshake import (
     session_key,
 )
 from krelay.wire.session import Limits, Side
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.agent")
 

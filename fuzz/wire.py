@@ -20,8 +20,7 @@ from krelay.wire.frames import MAX_PAYLOAD, FrameDecoder, FrameType, encode_fram
 from krelay.wire.handshake import AgentHandshake, Ask, ClientHandshake, Resume, deny
 from krelay.wire.header import TCP, Header, decode_header, header_length
 from krelay.wire.session import Limits, Session, Side
-from krelay.wire.stream import State, Stream
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW, State, Stream
 
 KEY = bytes(range(32))
 OTHER_KEY = b"of which no seed knows"

@@ -7,8 +7,7 @@ import secrets
 
 from krelay.datapath.agent_link import AgentLink
 from krelay.errors import TunnelError, TunnelRefusedError
-from krelay.mux.connection import MuxConnection
-from krelay.mux.link import ClientLink
+from krelay.mux.connection import ClientTunnelProtocol, MuxConnection
 from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Resume, Welcome
 
@@ -43,7 +42,7 @@ async def attach(
     handshake = ClientHandshake(
         key, secrets.token_bytes(NONCE_SIZE), resume=resume, private=way.private
     )
-    link = ClientLink(driver, handshake)
+    link = ClientTunnelProtocol(driver, handshake)
     try:
         transport = await way.dial(link)
         try:

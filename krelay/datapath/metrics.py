@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from krelay.mux.drops import ReceiveDrops
+from krelay.mux.sockets import ReceiveDrops
 from krelay.wire.errors import ErrorCode
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

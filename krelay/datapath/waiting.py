@@ -18,7 +18,7 @@ from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from krelay.net.accept import spare
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.listener")
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from contextlib import suppress
 from typing import cast
 
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
 _FIN_ON_CLOSE = struct.pack("ii", 0, 0)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_SO_MEMINFO = 55
+_DROPS = 8
+"""The index of SK_MEMINFO_DROPS (linux/sock_diag.h)."""
+_VALUES = struct.Struct("=9I")
 
 
 def no_delay(transport: asyncio.BaseTransport) -> None:
@@ -59,3 +64,34 @@ def _set(transport: asyncio.BaseTransport, level: int, option: int, value: int |
     if sock is not None and sock.family in _FAMILIES:
         with suppress(OSError):
             sock.setsockopt(level, option, value)
+
+
+class ReceiveDrops:
+    """The count of one socket; `close` it before the socket, to keep its last value."""
+
+    __slots__ = ("_last", "_sock", "_wraps")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock: socket.socket | None = sock if sys.platform == "linux" else None
+        self._last = 0
+        self._wraps = 0
+
+    @property
+    def count(self) -> int:
+        """Datagrams lost so far."""
+        if self._sock is not None:
+            try:
+                told = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _VALUES.size)
+                now = _VALUES.unpack(told)[_DROPS]
+            except (OSError, struct.error):
+                self._sock = None
+            else:
+                self._wraps += now < self._last
+                self._last = now
+        return (self._wraps << 32) + self._last
+
+    def close(self) -> int:
+        """The same, for the last time."""
+        count = self.count
+        self._sock = None
+        return count

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
-from krelay.wire.acks import AckTimer
-from krelay.wire.congestion import CongestionWindow
+from krelay.wire.congestion import AckTimer, CongestionWindow
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,

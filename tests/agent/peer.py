@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 from agent.server import Server
-from krelay.mux.connection import MuxConnection
-from krelay.mux.link import ClientLink
+from krelay.mux.connection import ClientTunnelProtocol, MuxConnection
 from krelay.wire.handshake import ClientHandshake, Resume, Welcome
 from krelay.wire.session import Side
 from tests import rig
@@ -72,7 +71,7 @@ async def plain(server: Server, first: bytes) -> AsyncIterator[PlainPeer]:
 class Client:
     """A session's client end, and the tunnel that it has now."""
 
-    def __init__(self, driver: MuxConnection, welcome: Welcome, link: ClientLink) -> None:
+    def __init__(self, driver: MuxConnection, welcome: Welcome, link: ClientTunnelProtocol) -> None:
         self.driver = driver
         self.welcome = welcome
         self.link = link
@@ -110,6 +109,6 @@ async def session(
     """
     driver = driver or MuxConnection(Side.CLIENT, "test")
     nonce = secrets.token_bytes(32)
-    link = ClientLink(driver, ClientHandshake(key, nonce, resume=resume, private=private))
+    link = ClientTunnelProtocol(driver, ClientHandshake(key, nonce, resume=resume, private=private))
     await asyncio.get_running_loop().create_connection(lambda: link, *server.address)
     return Client(driver, await link.welcome, link)

@@ -17,9 +17,8 @@ import pytest
 
 from agent.memory import DEFAULT
 from krelay.model import AgentConfig
-from krelay.mux.connection import MuxConnection
+from krelay.mux.connection import ClientTunnelProtocol, MuxConnection
 from krelay.mux.descriptors import raise_file_limit
-from krelay.mux.link import ClientLink
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameType, encode_frame
@@ -46,7 +45,7 @@ class Agent:
         self.port = port
         self.tasks: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
-        self._links: list[ClientLink] = []
+        self._links: list[ClientTunnelProtocol] = []
         self._pid = process.pid
 
     def peak(self) -> int:
@@ -71,7 +70,7 @@ class Agent:
     async def driver(self) -> MuxConnection:
         """A client that keeps to the protocol."""
         made = MuxConnection(Side.CLIENT, "client")
-        link = ClientLink(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
+        link = ClientTunnelProtocol(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
         await asyncio.get_running_loop().create_connection(lambda: link, rig.HOST, self.port)
         await link.welcome
         self._links.append(link)

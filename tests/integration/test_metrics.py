@@ -51,7 +51,7 @@ from krelay.status.tcp_server import Listening
 from krelay.supervisor import snapshot
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW
 from tests import rig
 from tests.datapath import v0
 from tests.integration.product import Up, document, up

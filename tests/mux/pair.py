@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from krelay.mux.connection import MuxConnection
-from krelay.mux.link import Link
+from krelay.mux.connection import MuxConnection, TunnelProtocol
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -88,7 +87,7 @@ class Pair:
         self.agent = MuxConnection(
             Side.AGENT, "a", limits=limits, on_open=lambda stream: self.listens(stream)
         )
-        self.links: list[Link] = []
+        self.links: list[TunnelProtocol] = []
 
     def _arrive(self, stream: MuxStream) -> None:
         ear = Ear()
@@ -97,7 +96,7 @@ class Pair:
 
     async def connect(self, way: str) -> None:
         """A new tunnel between them, which the sessions move to."""
-        here, there = Link(), Link()
+        here, there = TunnelProtocol(), TunnelProtocol()
         if way == "sockets":
             loop = asyncio.get_running_loop()
             server = await loop.create_server(lambda: there, "127.0.0.1", 0)

@@ -10,11 +10,11 @@ from contextlib import suppress
 
 import pytest
 
-from krelay.mux.link import Link
+from krelay.mux.connection import TunnelProtocol
 from krelay.mux.stream import HIGH_WATER, MuxStream
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.session import Limits
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW
 from tests import fakes
 from tests.mux.pair import TARGET, WAYS, Ear, Pair, pair
 from tests.rig import until
@@ -253,7 +253,7 @@ async def test_what_it_logs_and_how_it_prints(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_link_without_a_driver_drops_what_comes() -> None:
-    link = Link()
+    link = TunnelProtocol()
     link.data_received(b"x")
     link.pause_writing()
     link.resume_writing()

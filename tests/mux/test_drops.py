@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from krelay.mux.drops import ReceiveDrops
+from krelay.mux.sockets import ReceiveDrops
 from tests import rig
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from krelay.wire.frames import MAX_PAYLOAD, Buffer, FrameDecoder, FrameType, encode_frame
 from krelay.wire.replay import FRAME_COST, ReplayBuffer
 from krelay.wire.send_queue import SendQueue
-from krelay.wire.stream import State, Stream
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW, State, Stream
 from tests.wire.pipe import TARGET
 
 MUCH = 1 << 30

@@ -21,8 +21,7 @@ from krelay.wire.frames import MAX_PAYLOAD, FrameDecoder, FrameType, encode_fram
 from krelay.wire.header import TCP, Header
 from krelay.wire.replay import FRAME_COST
 from krelay.wire.session import MAX_ID, Limits, Session, Side
-from krelay.wire.stream import State, Stream
-from krelay.wire.window import INITIAL_WINDOW
+from krelay.wire.stream import INITIAL_WINDOW, State, Stream
 from tests.wire.pipe import TARGET, Joined
 
 

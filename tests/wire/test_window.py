@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.wire.errors import FlowControlError
-from krelay.wire.window import INITIAL_WINDOW, MAX_WINDOW, RecvWindow
+from krelay.wire.stream import INITIAL_WINDOW, MAX_WINDOW, RecvWindow
 
 
 @given(

@@ -7,8 +7,7 @@ import secrets
 
 import pytest
 
-from krelay.mux.connection import MuxConnection
-from krelay.mux.link import ClientLink
+from krelay.mux.connection import ClientTunnelProtocol, MuxConnection
 from krelay.wire.errors import ErrorCode, HandshakeError, WireError
 from krelay.wire.handshake import NONCE_SIZE, ClientHandshake, Welcome
 from krelay.wire.session import Side
@@ -16,11 +15,11 @@ from tests import rig
 from tests.mux.pair import TARGET, Ear
 
 
-async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientLink, MuxConnection]:
+async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientTunnelProtocol, MuxConnection]:
     """A client's link whose handshake has begun."""
     loop = asyncio.get_running_loop()
     driver = MuxConnection(Side.CLIENT, "c")
-    link = ClientLink(driver, ClientHandshake(key, secrets.token_bytes(NONCE_SIZE)))
+    link = ClientTunnelProtocol(driver, ClientHandshake(key, secrets.token_bytes(NONCE_SIZE)))
     await loop.create_connection(lambda: link, "127.0.0.1", port)
     return link, driver
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 
-from krelay.wire.acks import AckTimer
+from krelay.wire.congestion import AckTimer
 
 
 def test_what_came_is_told_within_ten_milliseconds() -> None:
