@@ -9,8 +9,8 @@ import random
 from collections.abc import Awaitable, Callable
 
 from krelay.datapath.agent_link import AgentLink
-from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, UnreachableError
+from krelay.retry import Backoff
 from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.tunnel")

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 
 from krelay.config.diff import Spec
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
@@ -20,6 +19,7 @@ from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.net.port_owner import holder
 from krelay.proxy.server import ProxyListener
+from krelay.retry import Backoff
 from krelay.state.events import EventBus
 from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard

@@ -12,10 +12,10 @@ from typing import Any
 
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
-from krelay.datapath.backoff import Backoff
 from krelay.errors import KrelayError, NotFoundError
 from krelay.model import Config
 from krelay.net.host_monitor import watch_routes, watch_sleep
+from krelay.retry import Backoff
 from krelay.state.error_codec import to_json
 from krelay.state.events import EventBus
 from krelay.supervisor.active import ActiveConfig

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.route import Route
 from krelay.errors import KrelayError
 from krelay.model import Resolution, Target
+from krelay.retry import Backoff
 from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.supervisor")

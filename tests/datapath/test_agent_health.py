@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from krelay.datapath.agent_health import AgentHealth
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.handshake import SessionGoneError
 from krelay.errors import (
     NotListeningError,
@@ -16,6 +15,7 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import SessionConfig
+from krelay.retry import Backoff
 from tests import rig
 
 

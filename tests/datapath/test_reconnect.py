@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from krelay.datapath import reconnect as module
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.reconnect import Reconnector
 from krelay.errors import TunnelError, UnreachableError
+from krelay.retry import Backoff
 from tests import rig
 
 

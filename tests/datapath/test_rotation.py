@@ -8,11 +8,11 @@ import time
 import pytest
 
 from krelay.datapath import tunnel as module
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import TunnelError, UnreachableError
 from krelay.model import SessionConfig
 from krelay.mux.connection import MuxConnection
+from krelay.retry import Backoff
 from tests import rig
 
 

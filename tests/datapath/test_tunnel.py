@@ -11,10 +11,10 @@ import pytest
 
 from krelay.datapath import tunnel as module
 from krelay.datapath.agent_health import AgentHealth
-from krelay.datapath.backoff import Backoff
 from krelay.datapath.pool import Pool
 from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
+from krelay.retry import Backoff
 from krelay.wire.frames import encode_frame
 from tests import rig
 
