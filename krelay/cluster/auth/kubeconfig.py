@@ -459,5 +459,6 @@ def _alone() -> ModuleType:
     try:
         return importlib.import_module(f"{_LIBRARY}.config.kube_config")
     finally:
-        for name in [name for name in sys.modules if name.split(".")[0] == _LIBRARY]:
+        # A copy: another thread may import something meanwhile.
+        for name in [name for name in list(sys.modules) if name.split(".")[0] == _LIBRARY]:
             del sys.modules[name]
