@@ -29,12 +29,15 @@ class Terminal:
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         self._descriptor, self._slave = descriptor, slave
+        self._lines: list[str] | None = None  # rendering takes long, and is asked for often
         self.resize(columns, rows)
 
     @property
     def lines(self) -> list[str]:
         """What it shows now."""
-        return [line.rstrip() for line in self.screen.display]
+        if self._lines is None:
+            self._lines = [line.rstrip() for line in self.screen.display]
+        return self._lines
 
     @property
     def text(self) -> str:
@@ -57,6 +60,7 @@ class Terminal:
         size = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, size)
         self.screen.resize(rows, columns)
+        self._lines = None
 
     async def shows(self, text: str) -> None:
         """Wait until it does."""
@@ -84,6 +88,7 @@ class Terminal:
             asyncio.get_running_loop().remove_reader(self._descriptor)
         self.raw += data
         self._stream.feed(data)
+        self._lines = None
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests import rig
 
@@ -61,7 +62,8 @@ class Up:
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would change krelay's ways."""
-    mine = {k: v for k, v in os.environ.items() if k not in ("KUBECONFIG", "NO_COLOR")}
+    others = ("KUBECONFIG", "NO_COLOR", "COLUMNS", "LINES")
+    mine = {k: v for k, v in os.environ.items() if k not in others}
     return {**mine, "KUBECONFIG": os.devnull, "PYTHONWARNINGS": "error", **changes}
 
 
@@ -70,7 +72,7 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "krelay", *args]
 
 
-async def run(*args: str, cwd: Path = ROOT, stdin: bytes | None = None, **environ: str) -> Done:
+async def run(*args: str, cwd: Path = ROOT, stdin: bytes | None = None, **environ: Any) -> Done:
     """Run a command to its end."""
     process = await asyncio.create_subprocess_exec(
         *command(*args),
