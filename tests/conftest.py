@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from inspect import isasyncgenfunction, iscoroutinefunction
 from pathlib import Path
 
+import hypothesis
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from tests.signals import unignore
 
+# A busy machine makes no example wrong.
+hypothesis.settings.register_profile(
+    "krelay", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("krelay")
+
 
 def pytest_configure() -> None:
     unignore()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait for clocks and processes more than they compute."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_finish() -> None:
@@ -43,8 +57,8 @@ def prompt_ends() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def no_blocking_calls() -> Iterator[BlockBuster]:
+@pytest.fixture(autouse=True, scope="session")
+def blockbuster() -> Iterator[BlockBuster]:
     """A call that blocks while the loop runs fails the test, where it is made by krelay itself."""
     with blockbuster_ctx(["krelay", "agent"]) as blockbuster:
         # /proc is memory: it answers at once.
@@ -52,8 +66,38 @@ def no_blocking_calls() -> Iterator[BlockBuster]:
         yield blockbuster
 
 
+@pytest.fixture
+def blocking_calls(blockbuster: BlockBuster) -> Iterator[None]:
+    """A loop that hangs is what this test is about."""
+    blockbuster.deactivate()
+    yield
+    blockbuster.activate()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def survivors_stay() -> Iterator[None]:
+    """What a module left is in use: the collections after later tests need not look at it."""
+    yield
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+def no_leaks(request: pytest.FixtureRequest, survivors_stay: None) -> Iterator[None]:
+    """What a test forgot in a cycle warns in that test. Only a test with a loop has tasks."""
+    if _has_loop(request.node):
+        request.getfixturevalue("no_leaked_tasks")
+    yield
+    gc.collect()
+
+
+def _has_loop(item: pytest.Function) -> bool:
+    definitions = item._fixtureinfo.name2fixturedefs.values()
+    functions = item.function, *(each[-1].func for each in definitions)
+    return any(map(iscoroutinefunction, functions)) or any(map(isasyncgenfunction, functions))
+
+
+@pytest.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
     """Tasks that outlive an async test were nobody's: that is a leak."""
     before = asyncio.all_tasks()
     yield
@@ -63,5 +107,4 @@ async def no_leaked_tasks(request: pytest.FixtureRequest) -> AsyncIterator[None]
     for task in leaked:
         task.cancel()
     await asyncio.gather(*leaked, return_exceptions=True)
-    gc.collect()
     assert not leaked, f"tasks left behind: {leaked}"

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from blockbuster import BlockBuster
 
 from krelay.errors import KrelayError, NotReadyError, TunnelError
 from krelay.threaded import Threaded
@@ -96,8 +95,7 @@ def test_a_failure_at_the_end_is_the_callers_unless_he_has_one_himself() -> None
                     thread.end(cut=False)
 
 
-def test_a_loop_that_hangs_at_the_start_is_given_up(no_blocking_calls: BlockBuster) -> None:
-    no_blocking_calls.deactivate()
+def test_a_loop_that_hangs_at_the_start_is_given_up(blocking_calls: None) -> None:
     runs = Runs()
     runs.hangs.clear()
     with threaded(runs, grace=0.05) as thread:
@@ -105,8 +103,7 @@ def test_a_loop_that_hangs_at_the_start_is_given_up(no_blocking_calls: BlockBust
             thread.start(0.1)
 
 
-def test_a_loop_that_hangs_at_the_end_is_given_up(no_blocking_calls: BlockBuster) -> None:
-    no_blocking_calls.deactivate()
+def test_a_loop_that_hangs_at_the_end_is_given_up(blocking_calls: None) -> None:
     runs = Runs()
     with threaded(runs, grace=0.1) as thread:
         thread.start(5)
