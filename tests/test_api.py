@@ -30,8 +30,6 @@ from krelay.errors import (
 from tests import rig
 from tests.integration.product import alive, document, environment, listens
 
-pytestmark = pytest.mark.timeout(40)
-
 
 def agents() -> list[int]:
     """The processes that this one has started and that run."""

@@ -76,7 +76,6 @@ def run(installed: Path, code: str, *args: str) -> str:
 KRELAY = "runpy.run_module('krelay', run_name='__main__', alter_sys=True)"
 
 
-@pytest.mark.timeout(60)
 def test_the_wheel_has_what_belongs_in_it_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -98,7 +97,6 @@ def test_the_wheel_has_what_belongs_in_it_and_nothing_else(wheel: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.endswith(".pyc")]
 
 
-@pytest.mark.timeout(60)
 def test_the_agent_travels_with_it_and_is_no_module_of_its_own(installed: Path) -> None:
     found = json.loads(
         run(
@@ -115,7 +113,6 @@ def test_the_agent_travels_with_it_and_is_no_module_of_its_own(installed: Path) 
         assert sources[f"agent/{path.name}"] == path.read_text()
 
 
-@pytest.mark.timeout(60)
 def test_the_schema_and_the_example_are_understood_there(installed: Path) -> None:
     schema = ROOT / "schema" / "krelay.schema.json"
     assert json.loads(run(installed, KRELAY, "schema")) == json.loads(schema.read_text())
@@ -123,7 +120,6 @@ def test_the_schema_and_the_example_are_understood_there(installed: Path) -> Non
     assert run(installed, KRELAY, "check", str(example)).startswith(f"{example}: ok, ")
 
 
-@pytest.mark.timeout(60)
 def test_the_console_script_runs(installed: Path) -> None:
     done = subprocess.run(
         [installed / "bin" / "krelay", "--version"],
@@ -135,7 +131,6 @@ def test_the_console_script_runs(installed: Path) -> None:
     assert done.stdout.startswith("krelay ")
 
 
-@pytest.mark.timeout(60)
 async def test_it_relays_from_there_with_the_agent_that_it_carries(
     installed: Path, tmp_path: Path
 ) -> None:

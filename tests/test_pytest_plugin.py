@@ -16,7 +16,6 @@ from tests.integration.product import environment
 from tests.test_api import KUBECONFIG
 
 pytest_plugins = ["pytester"]
-pytestmark = pytest.mark.timeout(60)
 
 
 class Named(BaseRequestHandler):

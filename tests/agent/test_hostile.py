@@ -27,8 +27,6 @@ from krelay.wire.header import TCP, UDP, Header
 from krelay.wire.session import Limits, Session
 from tests import rig
 
-pytestmark = pytest.mark.timeout(60)
-
 MEMORY = 6 << 20
 """What a session may hold for a peer that acknowledges nothing: its replay (protocol.md,
 section 8), some frames that are no data, and what objects cost besides."""

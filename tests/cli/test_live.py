@@ -16,8 +16,6 @@ from tests.integration.product import alive, document, listens
 
 KEYS = "r reload   q quit   ? help"
 
-pytestmark = pytest.mark.timeout(30)
-
 
 def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

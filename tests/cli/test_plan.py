@@ -61,7 +61,6 @@ def test_a_plan_is_for_a_file(
         assert krelay(command) == 2
 
 
-@pytest.mark.timeout(60)
 async def test_one_that_runs(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     async with rig.tcp_target(rig.echo) as a, rig.tcp_target(rig.echo) as b:

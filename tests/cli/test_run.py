@@ -19,8 +19,6 @@ from tests import rig
 from tests.cli.terminal import terminal
 from tests.integration.product import ROOT, Done, alive, command, document, environment, run
 
-pytestmark = pytest.mark.timeout(40)
-
 ASK = """
 import os, socket, sys
 place = os.environ["KRELAY_WEB_HOST"], int(os.environ["KRELAY_WEB_PORT"])

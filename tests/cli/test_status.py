@@ -71,7 +71,6 @@ async def test_without_one_that_runs(file: Path) -> None:
         await shown(file)
 
 
-@pytest.mark.timeout(30)
 async def test_watching_in_json_lines_over_an_end_until_ctrl_c(file: Path) -> None:
     answers = [report(forward(traffic=carried(n, n))) for n in range(3)]
     process = None
@@ -97,7 +96,6 @@ async def test_watching_in_json_lines_over_an_end_until_ctrl_c(file: Path) -> No
             await process.communicate()
 
 
-@pytest.mark.timeout(30)
 async def test_watching_on_a_terminal(file: Path) -> None:
     sent = 0
 

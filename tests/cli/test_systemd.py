@@ -45,7 +45,6 @@ async def reloaded(manager: Manager) -> None:
     assert (await manager.next())[0] == "READY=1"
 
 
-@pytest.mark.timeout(30)  # the status line is looked at every 2 s
 async def test_a_life(manager: Manager, file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         line = f"ip/127.0.0.1 :{target}"

@@ -159,7 +159,6 @@ def test_any_bytes_are_a_config_or_an_error(data: bytes) -> None:
         load("-", environ={}, text=data)
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "text",
     [

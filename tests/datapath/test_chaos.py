@@ -426,7 +426,6 @@ async def stall(chance: random.Random) -> float:
     return passed
 
 
-@pytest.mark.timeout(60)
 @given(st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
 def test_a_black_hole_in_the_middle_of_data_is_left_within_ten_seconds(seed: int) -> None:

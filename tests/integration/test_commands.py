@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests import rig
 from tests.integration.product import alive, run, up
 
 
-@pytest.mark.timeout(60)
 async def test_from_up_to_down(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     args = ("--log-format", "json")

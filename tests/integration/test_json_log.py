@@ -27,7 +27,6 @@ def objects(text: str) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("verbose", [(), ("-v",), ("-vv",)])
 async def test_a_life(verbose: tuple[str, ...], tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
@@ -82,7 +81,6 @@ async def test_a_life(verbose: tuple[str, ...], tmp_path: Path) -> None:
         assert any("listening on" in one["message"] for one in told), "the agent's own log"
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("args", "code"),
     [
@@ -109,7 +107,6 @@ async def test_what_is_wrong_from_the_start(args: tuple[str, ...], code: int) ->
         assert error["level"] == "error"
 
 
-@pytest.mark.timeout(60)
 async def test_a_file_with_problems_and_a_port_in_use(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     file.write_text("apiVersion: krelay/v1\nnope: 1\ntargets: {web: x}\n")
@@ -126,7 +123,6 @@ async def test_a_file_with_problems_and_a_port_in_use(tmp_path: Path) -> None:
         assert objects(done.err)
 
 
-@pytest.mark.timeout(30)
 async def test_a_credential_plugin_at_a_terminal(tmp_path: Path) -> None:
     says = "printf 'plain words \\033[2J\\n' >&2; exit 1"
     user = {"exec": {"command": "/bin/sh", "apiVersion": "v1", "args": ["-c", says]}}

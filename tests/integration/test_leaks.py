@@ -82,7 +82,6 @@ def open_files() -> int:
     return len(os.listdir("/dev/fd"))
 
 
-@pytest.mark.timeout(60)
 async def test_tcp_leaves_nothing_behind() -> None:
     async with rig.path(tunnels=2) as path, rig.tcp_target(serve) as target:
         good = await path.tcp(target)
@@ -121,7 +120,6 @@ async def test_tcp_leaves_nothing_behind() -> None:
         assert not path.server._plain
 
 
-@pytest.mark.timeout(60)
 async def test_udp_leaves_nothing_behind() -> None:
     async with rig.path(tunnels=2) as path, rig.udp_echo() as target:
         good = await path.udp(target)
@@ -145,7 +143,6 @@ async def test_udp_leaves_nothing_behind() -> None:
         await rig.until(lambda: open_files() == files)
 
 
-@pytest.mark.timeout(60)
 async def test_cuts_amid_connections_leave_nothing_behind() -> None:
     async with rig.path(tunnels=2) as path, rig.tcp_target(serve) as target:
         good = await path.tcp(target)

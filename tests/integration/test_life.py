@@ -108,7 +108,6 @@ async def test_a_second_interrupt_stops_at_once_with_130(file: Path) -> None:
                 assert not alive(agent)
 
 
-@pytest.mark.timeout(60)
 async def test_a_killed_krelay_leaves_an_agent_that_ends_by_itself(file: Path) -> None:
     async with up(file, {"web": "ip/127.0.0.1 :9"}) as krelay:
         agent = krelay.agent

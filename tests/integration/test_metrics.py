@@ -63,8 +63,6 @@ from tests.status.test_metrics import samples
 from tests.supervisor.agents import FakeReach
 from tests.supervisor.world import HEAD, World, text, world
 
-pytestmark = pytest.mark.timeout(60)
-
 Labels = dict[str, str]
 P = ParamSpec("P")
 

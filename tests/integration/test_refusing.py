@@ -88,7 +88,6 @@ async def test_no_color_and_no_terminal_mean_no_escapes(tmp_path: Path) -> None:
         assert "\x1b" not in done.err
 
 
-@pytest.mark.timeout(30)
 async def test_a_client_that_retries_does_not_fill_the_log(tmp_path: Path) -> None:
     async with up(
         tmp_path / "krelay.yaml", {"web": f"ip/127.0.0.1 :{rig.closed_port()}"}

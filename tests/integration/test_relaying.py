@@ -125,7 +125,6 @@ async def test_udp_clients_do_not_hear_each_other_nor_a_dead_target(file: Path) 
                     assert await rig.recv(one) == b"1/%d" % turn
 
 
-@pytest.mark.timeout(60)
 async def test_64_mib_each_way_at_once(file: Path) -> None:
     data = rig.noise(MIB)
     count = 64
@@ -171,7 +170,6 @@ async def test_64_mib_each_way_at_once(file: Path) -> None:
         assert (there.result(), back.result()) == (summary, summary)
 
 
-@pytest.mark.timeout(60)
 async def test_a_paused_reader_holds_its_window_and_nobody_else(file: Path) -> None:
     sent = 0
 
@@ -221,7 +219,6 @@ def many_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.usefixtures("many_files")
 async def test_a_thousand_streams_at_once(file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:

@@ -121,7 +121,6 @@ def check(done: Done, *, json_lines: bool = False) -> None:
     assert "Traceback" not in done.err, done.err
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", [(), ("--log-format", "json")], ids=["text", "json"])
 @pytest.mark.parametrize("answer", [refuse, event, last_words], ids=lambda f: f.__name__)
 async def test_a_cluster(answer: Answer, how: tuple[str, ...], tmp_path: Path) -> None:
@@ -134,7 +133,6 @@ async def test_a_cluster(answer: Answer, how: tuple[str, ...], tmp_path: Path) -
     assert "forged" in done.err
 
 
-@pytest.mark.timeout(60)
 async def test_kubectl_relay(tmp_path: Path) -> None:
     async with cluster(tmp_path, refuse) as kubeconfig:
         process = await asyncio.create_subprocess_exec(
@@ -151,7 +149,6 @@ async def test_kubectl_relay(tmp_path: Path) -> None:
     assert "forged" in err.decode()
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "command", ["up", "run", "check", "plan", "reload", "status", "wait", "logs", "down", "rbac"]
 )
@@ -164,7 +161,6 @@ async def test_paths_and_arguments(command: str, tmp_path: Path) -> None:
     check(await run(command, "-f", odd, *more, **environ))
 
 
-@pytest.mark.timeout(60)
 async def test_the_file(tmp_path: Path) -> None:
     quoted = json.dumps(EVIL)
     file = tmp_path / "krelay.yaml"
@@ -183,7 +179,6 @@ async def test_the_file(tmp_path: Path) -> None:
             assert done.code == 2
 
 
-@pytest.mark.timeout(60)
 async def test_an_edit_and_those_who_ask_about_it(tmp_path: Path) -> None:
     folder = tmp_path / f"a[/x]\x1b[31m\n00:00:00 {chr(0x202E)}"
     folder.mkdir(parents=True)

@@ -46,7 +46,6 @@ async def get(url: str, token: str | None = None) -> tuple[int, str]:
         return response.status, await response.text()
 
 
-@pytest.mark.timeout(30)
 async def test_it_is_true_and_follows_the_file(file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         targets = {"web": f"ip/127.0.0.1 :{target}"}
@@ -90,7 +89,6 @@ async def test_it_is_true_and_follows_the_file(file: Path) -> None:
             assert TOKEN not in krelay.err
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize(("now", "code"), [(False, 0), (True, 130)])
 async def test_asked_to_stop_it_stops(now: bool, code: int, file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
@@ -119,7 +117,6 @@ async def test_asked_to_stop_it_stops(now: bool, code: int, file: Path) -> None:
                 assert await krelay.process.wait() == code
 
 
-@pytest.mark.timeout(30)
 async def test_a_port_in_use_stops_nobody(file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         status = f"status: {{listen: {target}}}"
@@ -145,7 +142,6 @@ sys.exit(main())
 """
 
 
-@pytest.mark.timeout(30)
 async def test_where_no_thread_can_be_had_it_answers_and_ends(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

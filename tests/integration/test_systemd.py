@@ -138,7 +138,6 @@ async def systemd(home: Path) -> AsyncIterator[Systemd]:
                     path.rmdir()
 
 
-@pytest.mark.timeout(60)
 async def test_a_life_under_systemd(home: Path, systemd: Systemd) -> None:
     file = home / ".config/krelay/krelay.yaml"
     async with rig.tcp_target(rig.echo) as target:

@@ -68,11 +68,8 @@ def cell(row: int, selector: str) -> str:
     return f"{ROWS}[{row}].querySelector('{selector}').textContent"
 
 
-browses = [pytest.mark.browser, pytest.mark.timeout(60)]
-
-
 class TestBrowser:
-    pytestmark = browses
+    pytestmark = pytest.mark.browser
 
     async def test_what_it_shows(self, tmp_path: Path) -> None:
         async with service() as made:

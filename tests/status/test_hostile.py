@@ -172,7 +172,6 @@ async def answer(made: Service, said: bytes) -> bytes:
     return got
 
 
-@pytest.mark.timeout(30)
 @pytest.mark.parametrize("token", [None, TOKEN])
 @pytest.mark.parametrize("what", ODD)
 async def test_no_request_makes_a_traceback(what: str, token: str | None, log: io.StringIO) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,7 +146,6 @@ class Story:
             assert not end.wire
 
 
-@pytest.mark.timeout(60)
 @given(st.integers(0, 2**32))
 @settings(max_examples=500, deadline=None)
 def test_every_byte_arrives_once_and_in_order_or_the_stream_is_given_up(seed: int) -> None:
