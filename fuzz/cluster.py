@@ -38,7 +38,7 @@ def api_objects(data: bytes) -> None:
         if form == 0:
             use(resource, [item for _, _, item in [read_event(body, path)] if "metadata" in item])
             return
-        parsed = typed.load(typed.Anything(), body, path)
+        parsed = typed.load(typed.AnyValue(), body, path)
         if form == 1:
             items, version, token, _ = read_list(parsed, path)
             assert isinstance(version, str)

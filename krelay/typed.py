@@ -1,9 +1,9 @@
-"""Typed: read JSON that others wrote into values of declared types. Pure.
+"""Typed: read JSON from outside into declared types. Pure.
 
 An API server, an issuer or a plugin may send anything. `load` and `read` return only the fields
-that a `Kind` declares, each of the declared type, or raise an error that says which field is
-wrong, what was expected and what was there. So the code behind them needs no checks. An error
-shows a wrong value only where a secret cannot stand: never where text or an object was expected.
+that a `Schema` declares, each of the declared type, or raise an error that names the field, what
+was expected and what was found. The code behind them needs no checks. An error shows a wrong
+value only where no secret can stand: never in place of a string or an object.
 
 As in Go's encoding/json, null counts as absent and unknown fields are ignored.
 """
@@ -36,7 +36,7 @@ class Mismatch(ValueError):
         self.path = ""
 
     def inside(self, step: str) -> Mismatch:
-        """The same, one step further out: a field's name, or an index in brackets."""
+        """Prefix the path with `step` (a field's name, or an index in brackets); return self."""
         dot = "." if self.path and not self.path.startswith("[") else ""
         self.path = f"{step}{dot}{self.path}"
         return self
@@ -45,93 +45,60 @@ class Mismatch(ValueError):
         return f"{self.path}: {self.problem}" if self.path else self.problem
 
 
-def _wrong(expected: str, value: object, *, shown: bool = False) -> Mismatch:
-    return Mismatch(f"expected {expected}, got {_described(value, shown=shown)}")
-
-
-def _described(value: object, *, shown: bool) -> str:
-    match value:
-        case None:
-            return "nothing"
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return f"the number {str(value)[:_SHOWN]}" if shown else "a number"
-        case str():
-            return f"the text {_quoted(value)}" if shown else "a text"
-        case list():
-            return "a list"
-        case dict():
-            return "an object"
-    return f"a {type(value).__name__}"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))
-
-
-class Kind(Protocol):
-    """What a value must be."""
+class Schema(Protocol):
+    """The type that a value must have."""
 
     def read(self, value: Any) -> Any:
-        """`value` as this kind. Raises Mismatch."""
+        """Return `value` as this type. Raises Mismatch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
-    """Any Unicode text of up to `most` characters, none of them in `without`."""
+class String:
+    """Any Unicode text of up to `limit` characters, none of them in `without`."""
 
-    most: int = 1 << 20
+    limit: int = 1 << 20
     without: str = ""
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise _wrong("a text", value)
-        if len(value) > self.most:
-            raise Mismatch(f"longer than {self.most} characters")
+        text = _string(value, self.limit)
         try:
-            value.isascii() or value.encode()
+            text.isascii() or text.encode()
         except UnicodeEncodeError:
             raise Mismatch("half of a surrogate pair, which no text can hold") from None
         for character in self.without:
-            if character in value:
+            if character in text:
                 raise Mismatch(f"expected a text without {json.dumps(character)}")
-        return value
+        return text
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """Text for a person, of which `most` characters are kept."""
+class Message:
+    """Text for people, cut after `limit` characters."""
 
-    most: int = 4096
+    limit: int = 4096
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise _wrong("a text", value)
-        text = value[: self.most]
+        text = _string(value)[: self.limit]
         return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """A name or a token: printable ASCII without a space."""
+class Token:
+    """A name or a secret token: printable ASCII without spaces."""
 
-    most: int = 253
+    limit: int = 253
 
     def read(self, value: Any) -> str:
-        if not isinstance(value, str):
-            raise _wrong("a text", value)
-        if len(value) > self.most:
-            raise Mismatch(f"longer than {self.most} characters")
-        if not (value.isascii() and value.isprintable()) or " " in value:
-            # Not what it is instead: it may be a token with one character too many.
+        text = _string(value, self.limit)
+        if not (text.isascii() and text.isprintable()) or " " in text:
+            # The error shows no character: the value may be a secret with one character too many.
             raise Mismatch("expected printable ASCII without spaces, got other characters")
-        return value
+        return text
 
 
 @dataclass(frozen=True, slots=True)
 class OneOf:
-    """One of a few words; empty counts as absent."""
+    """One of a few words; an empty string counts as absent."""
 
     words: Collection[str]
 
@@ -143,7 +110,7 @@ class OneOf:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An IP address as text; empty counts as absent."""
+    """An IP address as text; an empty string counts as absent."""
 
     def read(self, value: Any) -> str:
         if isinstance(value, str) and len(value) <= 64:
@@ -157,7 +124,7 @@ class Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Flag:
+class Boolean:
     """true or false."""
 
     def read(self, value: Any) -> bool:
@@ -167,18 +134,18 @@ class Flag:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """An integer of a range."""
+class Integer:
+    """A whole number from `minimum` to `maximum`."""
 
-    least: int = 0
-    most: int = (1 << 63) - 1
+    minimum: int = 0
+    maximum: int = (1 << 63) - 1
 
     def read(self, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool):
             raise _wrong("a whole number", value, shown=True)
-        if not self.least <= value <= self.most:
-            wanted = f"a whole number from {self.least} to {self.most}"
-            raise _wrong(wanted, value, shown=True)
+        if not self.minimum <= value <= self.maximum:
+            expected = f"a whole number from {self.minimum} to {self.maximum}"
+            raise _wrong(expected, value, shown=True)
         return value
 
 
@@ -189,123 +156,105 @@ class Number:
     def read(self, value: Any) -> float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:
-                found = float(value)
+                number = float(value)
             except OverflowError:
-                found = math.inf
-            if math.isfinite(found):
-                return found
+                number = math.inf
+            if math.isfinite(number):
+                return number
         raise _wrong("a number", value, shown=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Time:
-    """RFC 3339, as seconds since the epoch."""
+class Timestamp:
+    """An RFC 3339 time, as seconds since the epoch."""
 
     def read(self, value: Any) -> float:
         if isinstance(value, str) and 20 <= len(value) <= 40:
             try:
-                found = datetime.fromisoformat(value)
-                if found.tzinfo is not None:
-                    return found.timestamp()
+                time = datetime.fromisoformat(value)
+                if time.tzinfo is not None:
+                    return time.timestamp()
             except (ValueError, OverflowError):
                 pass
         raise _wrong("a time (RFC 3339)", value, shown=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Either:
-    """The first of several kinds that fits."""
+class AnyOf:
+    """The first of several schemas that fits; `description` names them all in an error."""
 
-    kinds: tuple[Kind, ...]
-    words: str
+    schemas: tuple[Schema, ...]
+    description: str
 
     def read(self, value: Any) -> Any:
-        for kind in self.kinds:
+        for schema in self.schemas:
             try:
-                return kind.read(value)
+                return schema.read(value)
             except Mismatch:
                 continue
-        raise _wrong(self.words, value)
+        raise _wrong(self.description, value)
 
 
 @dataclass(frozen=True, slots=True)
-class Many:
-    """A list; each element is of one kind."""
+class ListOf:
+    """A list of up to `limit` elements of one schema."""
 
-    kind: Kind
-    most: int = 100_000
+    schema: Schema
+    limit: int = 100_000
 
     def read(self, value: Any) -> list[Any]:
         if not isinstance(value, list):
             raise _wrong("a list", value)
-        if len(value) > self.most:
-            raise Mismatch(f"a list of more than {self.most} elements")
-        found = []
-        for index, element in enumerate(value):
-            try:
-                found.append(self.kind.read(element))
-            except Mismatch as exc:
-                raise exc.inside(f"[{index}]") from None
-        return found
+        if len(value) > self.limit:
+            raise Mismatch(f"a list of more than {self.limit} elements")
+        return [_read_at(f"[{index}]", self.schema, item) for index, item in enumerate(value)]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
-    """An object with any keys; each value is of one kind."""
+class MapOf:
+    """An object with any keys, up to `limit` of them, and values of one schema."""
 
-    kind: Kind
-    most: int = 10_000
+    schema: Schema
+    limit: int = 10_000
 
     def read(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _wrong("an object", value)
-        if len(value) > self.most:
-            raise Mismatch(f"an object of more than {self.most} keys")
+        _check_object(value)
+        if len(value) > self.limit:
+            raise Mismatch(f"an object of more than {self.limit} keys")
         found = {}
         for name, inner in value.items():
-            try:
-                key = _KEY.read(name)
-            except Mismatch as exc:
-                raise exc.inside("a key") from None
-            if inner is None:
-                continue
-            try:
-                found[key] = self.kind.read(inner)
-            except Mismatch as exc:
-                raise exc.inside(key if key.isidentifier() else _quoted(key)) from None
+            key = _read_at("a key", _KEY, name)
+            if inner is not None:
+                step = key if key.isidentifier() else _quoted(key)
+                found[key] = _read_at(step, self.schema, inner)
         return found
 
 
-_KEY = Text(1024)
+_KEY = String(1024)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An object: its fields that are read, and those that it needs (neither null nor empty)."""
+    """An object: the fields to read, and those that must be present (not null, not empty)."""
 
-    fields: Mapping[str, Kind]
+    fields: Mapping[str, Schema]
     needs: Collection[str] = field(default=())
 
     def read(self, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _wrong("an object", value)
-        found = {}
-        for name, kind in self.fields.items():
-            inner = value.get(name)
-            if inner is None:
-                continue
-            try:
-                found[name] = kind.read(inner)
-            except Mismatch as exc:
-                raise exc.inside(name) from None
+        _check_object(value)
+        found = {
+            name: _read_at(name, schema, value[name])
+            for name, schema in self.fields.items()
+            if value.get(name) is not None
+        }
         for name in self.needs:
             if found.get(name) in (None, ""):
                 raise Mismatch("is missing").inside(name)
         return found
 
 
-class Anything:
-    """A value that is passed on and never looked into."""
+class AnyValue:
+    """A value that is passed on unread."""
 
     def read(self, value: Any) -> Any:
         return value
@@ -314,46 +263,49 @@ class Anything:
 # -- documents -------------------------------------------------------------------------------------
 
 
-def read(kind: Kind, value: Any, what: str, *, error: type[ClusterError] = MalformedError) -> Any:
-    """`value` as `kind`; `what` names its source in the error.
+def read(
+    schema: Schema, value: Any, source: str, *, error: type[ClusterError] = MalformedError
+) -> Any:
+    """Return `value` as `schema`; `source` begins the error's text.
 
     Raises:
         ClusterError: of the type `error`; the message names the field.
     """
     try:
-        return kind.read(value)
+        return schema.read(value)
     except Mismatch as exc:
-        raise error(f"{what}: {exc}") from exc
+        raise error(f"{source}: {exc}") from exc
 
 
 def load(
-    kind: Kind,
+    schema: Schema,
     data: bytes,
-    what: str,
+    source: str,
     *,
     values: int = MAX_VALUES,
     error: type[ClusterError] = MalformedError,
 ) -> Any:
-    """The JSON document `data` as `kind`. The caller has bounded its size.
+    """Return the JSON document `data` as `schema`. The caller has bounded its size.
 
     Raises:
-        ClusterError: of the type `error`: no JSON, more than `values` values, or another type.
+        ClusterError: of the type `error`; `data` is not JSON, has more than `values` values, or
+            has another type.
     """
     try:
-        return kind.read(parse(data, values=values))
+        return schema.read(parse(data, values=values))
     except Mismatch as exc:
-        raise error(f"{what}: {exc}") from exc
+        raise error(f"{source}: {exc}") from exc
 
 
 def parse(data: bytes, *, values: int = MAX_VALUES) -> Any:
-    """A JSON document (RFC 8259) as Python values.
+    """Parse a JSON document (RFC 8259).
 
     Raises:
-        Mismatch: it is none, nests too deep, has a key twice, or has a number that no double or
-            64-bit integer holds.
+        Mismatch: not JSON, more than `values` values, nested too deep, a duplicate key, or a
+            number that neither a double nor a 64-bit integer can hold.
     """
-    # Each value has one of these before it, but for the first: the parser's time and memory are
-    # known before it starts.
+    # Each value but the first follows one of these characters, so the parser's time and memory
+    # are bounded before it starts.
     if data.count(b",") + data.count(b"[") + data.count(b"{") >= values:
         raise Mismatch(f"more than {values} values")
     try:
@@ -377,17 +329,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _whole(digits: str) -> int:
+def _integer(digits: str) -> int:
     if len(digits) > _MAX_DIGITS:
         raise Mismatch(f"a number of {len(digits)} digits")
     return int(digits)
 
 
-def _real(digits: str) -> float:
-    found = float(digits)
-    if not math.isfinite(found):
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
         raise Mismatch(f"the number {digits[:_SHOWN]} is out of range")
-    return found
+    return number
 
 
 def _constant(name: str) -> float:
@@ -395,5 +347,53 @@ def _constant(name: str) -> float:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_int=_whole, parse_float=_real, parse_constant=_constant
+    object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def _read_at(step: str, schema: Schema, value: Any) -> Any:
+    try:
+        return schema.read(value)
+    except Mismatch as exc:
+        raise exc.inside(step) from None
+
+
+def _string(value: Any, limit: int | None = None) -> str:
+    if not isinstance(value, str):
+        raise _wrong("a text", value)
+    if limit is not None and len(value) > limit:
+        raise Mismatch(f"longer than {limit} characters")
+    return value
+
+
+def _check_object(value: Any) -> None:
+    if not isinstance(value, dict):
+        raise _wrong("an object", value)
+
+
+def _wrong(expected: str, value: object, *, shown: bool = False) -> Mismatch:
+    return Mismatch(f"expected {expected}, got {_describe(value, shown=shown)}")
+
+
+def _describe(value: object, *, shown: bool) -> str:
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return f"the number {str(value)[:_SHOWN]}" if shown else "a number"
+        case str():
+            return f"the text {_quoted(value)}" if shown else "a text"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+    return f"a {type(value).__name__}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text[:_SHOWN] + ("..." if len(text) > _SHOWN else ""))

@@ -12,21 +12,21 @@ from hypothesis import strategies as st
 from krelay.errors import ClusterError, CredentialsError, MalformedError
 from krelay.typed import (
     Address,
-    Anything,
-    Either,
-    Flag,
-    Kind,
-    Many,
+    AnyOf,
+    AnyValue,
+    Boolean,
+    Integer,
+    ListOf,
+    MapOf,
+    Message,
     Mismatch,
     Number,
     OneOf,
+    Schema,
     Shape,
-    Table,
-    Text,
-    Time,
-    Whole,
-    Word,
-    Words,
+    String,
+    Timestamp,
+    Token,
     load,
     parse,
     read,
@@ -36,58 +36,62 @@ from krelay.typed import (
 @pytest.mark.parametrize(
     ("kind", "value", "message"),
     [
-        (Text(), 5, "expected a text, got a number"),
-        (Text(), None, "expected a text, got nothing"),
-        (Text(3), "secret", "longer than 3 characters"),
-        (Text(), "\ud800", "half of a surrogate pair, which no text can hold"),
-        (Text(without="\0="), "secret=", 'expected a text without "="'),
-        (Text(without="\0="), "secret\0", 'expected a text without "\\u0000"'),
-        (Words(), [], "expected a text, got a list"),
-        (Word(), {}, "expected a text, got an object"),
-        (Word(), "a b", "expected printable ASCII without spaces, got other characters"),
-        (Word(), "a\x1b", "expected printable ASCII without spaces, got other characters"),
-        (Word(3), "abcd", "longer than 3 characters"),
+        (String(), 5, "expected a text, got a number"),
+        (String(), None, "expected a text, got nothing"),
+        (String(3), "secret", "longer than 3 characters"),
+        (String(), "\ud800", "half of a surrogate pair, which no text can hold"),
+        (String(without="\0="), "secret=", 'expected a text without "="'),
+        (String(without="\0="), "secret\0", 'expected a text without "\\u0000"'),
+        (Message(), [], "expected a text, got a list"),
+        (Token(), {}, "expected a text, got an object"),
+        (Token(), "a b", "expected printable ASCII without spaces, got other characters"),
+        (Token(), "a\x1b", "expected printable ASCII without spaces, got other characters"),
+        (Token(3), "abcd", "longer than 3 characters"),
         (OneOf(("a", "b")), "c", 'expected one of a, b, got the text "c"'),
         (Address(), "db.test", 'expected an IP address, got the text "db.test"'),
-        (Flag(), "false", 'expected true or false, got the text "false"'),
-        (Flag(), 0, "expected true or false, got the number 0"),
-        (Whole(), True, "expected a whole number, got true"),
-        (Whole(), 1.0, "expected a whole number, got the number 1.0"),
-        (Whole(1, 9), 10, "expected a whole number from 1 to 9, got the number 10"),
+        (Boolean(), "false", 'expected true or false, got the text "false"'),
+        (Boolean(), 0, "expected true or false, got the number 0"),
+        (Integer(), True, "expected a whole number, got true"),
+        (Integer(), 1.0, "expected a whole number, got the number 1.0"),
+        (Integer(1, 9), 10, "expected a whole number from 1 to 9, got the number 10"),
         (Number(), math.nan, "expected a number, got the number nan"),
         (Number(), 10**400, f"expected a number, got the number 1{'0' * 39}"),
-        (Time(), "2026-01-01", 'expected a time (RFC 3339), got the text "2026-01-01"'),
-        (Time(), "2026-01-01T00:00:00", "expected a time (RFC 3339), got the text"),
-        (Either((Whole(), Word()), "a port"), 1.5, "expected a port, got a number"),
-        (Many(Flag()), [True, 1], "[1]: expected true or false, got the number 1"),
-        (Many(Flag(), 1), [True, True], "a list of more than 1 elements"),
-        (Table(Flag()), {"a": True, "b.c": 1}, '"b.c": expected true or false, got the number 1'),
-        (Table(Flag(), 0), {"a": True}, "an object of more than 0 keys"),
-        (Table(Flag()), {1: True}, "a key: expected a text, got a number"),
-        (Shape({}, needs=("name",)), {}, "name: is missing"),
-        (Shape({"a": Word()}, needs=("a",)), {"a": ""}, "a: is missing"),
+        (Timestamp(), "2026-01-01", 'expected a time (RFC 3339), got the text "2026-01-01"'),
+        (Timestamp(), "2026-01-01T00:00:00", "expected a time (RFC 3339), got the text"),
+        (AnyOf((Integer(), Token()), "a port"), 1.5, "expected a port, got a number"),
+        (ListOf(Boolean()), [True, 1], "[1]: expected true or false, got the number 1"),
+        (ListOf(Boolean(), 1), [True, True], "a list of more than 1 elements"),
         (
-            Shape({"a": Many(Shape({"b": Table(Many(Flag()))}))}),
+            MapOf(Boolean()),
+            {"a": True, "b.c": 1},
+            '"b.c": expected true or false, got the number 1',
+        ),
+        (MapOf(Boolean(), 0), {"a": True}, "an object of more than 0 keys"),
+        (MapOf(Boolean()), {1: True}, "a key: expected a text, got a number"),
+        (Shape({}, needs=("name",)), {}, "name: is missing"),
+        (Shape({"a": Token()}, needs=("a",)), {"a": ""}, "a: is missing"),
+        (
+            Shape({"a": ListOf(Shape({"b": MapOf(ListOf(Boolean()))}))}),
             {"a": [{}, {"b": {"c": [1]}}]},
             "a[1].b.c[0]: expected true or false, got the number 1",
         ),
     ],
 )
-def test_a_wrong_value_is_named_with_its_place(kind: Kind, value: Any, message: str) -> None:
+def test_a_wrong_value_is_named_with_its_place(kind: Schema, value: Any, message: str) -> None:
     with pytest.raises(Mismatch) as caught:
         kind.read(value)
     assert str(caught.value).startswith(message)
 
 
 def test_only_declared_fields_come_out_and_null_is_absent() -> None:
-    kind = Shape({"a": Flag(), "b": Words(3), "c": Anything(), "d": Table(Flag())})
+    kind = Shape({"a": Boolean(), "b": Message(3), "c": AnyValue(), "d": MapOf(Boolean())})
     value = {"a": None, "b": "\ud800bcde", "c": [1, None], "d": {"x": None, "y": False}, "z": 1}
     assert kind.read(value) == {"b": "?bc", "c": [1, None], "d": {"y": False}}
 
 
-def test_what_fits() -> None:
-    assert Time().read("2026-01-01T00:00:00.123456789Z") == pytest.approx(1767225600.123456)
-    assert Either((Whole(), Word()), "a port").read("http") == "http"
+def test_a_value_that_fits_is_returned() -> None:
+    assert Timestamp().read("2026-01-01T00:00:00.123456789Z") == pytest.approx(1767225600.123456)
+    assert AnyOf((Integer(), Token()), "a port").read("http") == "http"
     assert Address().read("fd00::7") == "fd00::7"
     assert Address().read("") == ""
     assert Number().read(5) == 5.0
@@ -111,7 +115,7 @@ def test_what_fits() -> None:
     ],
     ids=range(12),
 )
-def test_a_document_that_is_refused(data: bytes, message: str) -> None:
+def test_a_hostile_document_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(Mismatch, match=message):
         parse(data, values=100_000)
 
@@ -121,16 +125,22 @@ def test_the_error_is_of_the_type_that_is_wanted() -> None:
         load(Shape({}), b"[]", "a pod")
     assert caught.value.exit_code == 4
     with pytest.raises(CredentialsError, match="^kubeconfig: a: expected"):
-        read(Shape({"a": Flag()}), {"a": 1}, "kubeconfig", error=CredentialsError)
+        read(Shape({"a": Boolean()}), {"a": 1}, "kubeconfig", error=CredentialsError)
 
 
 def test_a_secret_is_not_repeated() -> None:
-    for kind in (Shape({"a": Flag()}), Table(Flag()), Many(Flag()), Text(3), Shape({"k": Flag()})):
+    for kind in (
+        Shape({"a": Boolean()}),
+        MapOf(Boolean()),
+        ListOf(Boolean()),
+        String(3),
+        Shape({"k": Boolean()}),
+    ):
         with pytest.raises(Mismatch) as caught:
             kind.read("hunter2")
         assert "hunter2" not in str(caught.value)
     with pytest.raises(Mismatch) as caught:
-        Word().read("hunter2\n")
+        Token().read("hunter2\n")
     assert "hunter2" not in str(caught.value)
 
 
@@ -143,7 +153,9 @@ json_values = st.recursive(
 
 @given(json_values)
 def test_any_document_is_read_or_refused_in_words(value: Any) -> None:
-    kind = Shape({"a": Many(Table(Either((Whole(), Word()), "x"))), "b": Text(), "c": Time()})
+    kind = Shape(
+        {"a": ListOf(MapOf(AnyOf((Integer(), Token()), "x"))), "b": String(), "c": Timestamp()}
+    )
     try:
         load(kind, json.dumps(value).encode(), "it")
     except ClusterError as exc:

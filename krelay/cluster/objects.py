@@ -13,17 +13,17 @@ from krelay import typed
 from krelay.errors import MalformedError
 from krelay.typed import (
     Address,
-    Anything,
-    Either,
-    Flag,
-    Kind,
-    Many,
+    AnyOf,
+    AnyValue,
+    Boolean,
+    Integer,
+    ListOf,
+    MapOf,
+    Message,
+    Schema,
     Shape,
-    Table,
-    Text,
-    Whole,
-    Word,
-    Words,
+    String,
+    Token,
 )
 
 MAX_LIST = 50_000
@@ -31,17 +31,17 @@ MAX_LIST = 50_000
 MAX_EVENT_VALUES = 200_000
 """Values in one object or event of a watch; etcd takes objects of 1.5 MiB."""
 
-_NAME = Word()
-_TIME = Word(64)
-_PORT = Whole(0, 65_535)
+_NAME = Token()
+_TIME = Token(64)
+_PORT = Integer(0, 65_535)
 
 METADATA = Shape(
     {
         "name": _NAME,
         "namespace": _NAME,
         "uid": _NAME,
-        "labels": Table(_NAME),
-        "resourceVersion": Word(1024),
+        "labels": MapOf(_NAME),
+        "resourceVersion": Token(1024),
         "creationTimestamp": _TIME,
         "deletionTimestamp": _TIME,
     },
@@ -50,33 +50,35 @@ METADATA = Shape(
 NAMED = Shape({"metadata": METADATA}, needs=("metadata",))
 """An object of which only its metadata matters."""
 
-_CONDITIONS = Many(
-    Shape({"type": Words(316), "status": Words(64), "reason": Words(1024), "message": Words()})
+_CONDITIONS = ListOf(
+    Shape(
+        {"type": Message(316), "status": Message(64), "reason": Message(1024), "message": Message()}
+    )
 )
 _STATE = Shape(
     {
-        "waiting": Shape({"reason": Words(1024), "message": Words()}),
+        "waiting": Shape({"reason": Message(1024), "message": Message()}),
         "running": Shape({}),
         "terminated": Shape(
             {
-                "exitCode": Whole(-(1 << 31), (1 << 31) - 1),
-                "reason": Words(1024),
-                "message": Words(16 << 10),
+                "exitCode": Integer(-(1 << 31), (1 << 31) - 1),
+                "reason": Message(1024),
+                "message": Message(16 << 10),
             }
         ),
     }
 )
-_STATUSES = Many(
-    Shape({"name": _NAME, "image": Words(1024), "state": _STATE, "lastState": _STATE}), 1_000
+_STATUSES = ListOf(
+    Shape({"name": _NAME, "image": Message(1024), "state": _STATE, "lastState": _STATE}), 1_000
 )
-_CONTAINERS = Many(
+_CONTAINERS = ListOf(
     Shape(
         {
             "name": _NAME,
-            "restartPolicy": Words(64),
-            "ports": Many(
+            "restartPolicy": Message(64),
+            "ports": ListOf(
                 Shape(
-                    {"name": _NAME, "containerPort": _PORT, "protocol": Words(64)},
+                    {"name": _NAME, "containerPort": _PORT, "protocol": Message(64)},
                     needs=("containerPort",),
                 ),
                 10_000,
@@ -85,7 +87,7 @@ _CONTAINERS = Many(
     ),
     1_000,
 )
-_POD_SPEC: Mapping[str, Kind] = {
+_POD_SPEC: Mapping[str, Schema] = {
     "nodeName": _NAME,
     "containers": _CONTAINERS,
     "initContainers": _CONTAINERS,
@@ -96,9 +98,9 @@ POD = Shape(
         "spec": Shape(_POD_SPEC),
         "status": Shape(
             {
-                "phase": Words(64),
-                "reason": Words(1024),
-                "message": Words(),
+                "phase": Message(64),
+                "reason": Message(1024),
+                "message": Message(),
                 "podIP": Address(),
                 "conditions": _CONDITIONS,
                 "containerStatuses": _STATUSES,
@@ -113,18 +115,18 @@ SERVICE = Shape(
         "metadata": METADATA,
         "spec": Shape(
             {
-                "type": Words(64),
-                "clusterIP": Word(64),
+                "type": Message(64),
+                "clusterIP": Token(64),
                 "externalName": _NAME,
-                "ipFamilies": Many(Words(64), 16),
-                "selector": Table(_NAME),
-                "ports": Many(
+                "ipFamilies": ListOf(Message(64), 16),
+                "selector": MapOf(_NAME),
+                "ports": ListOf(
                     Shape(
                         {
                             "name": _NAME,
                             "port": _PORT,
-                            "protocol": Words(64),
-                            "targetPort": Either((_PORT, _NAME), "a port's number or name"),
+                            "protocol": Message(64),
+                            "targetPort": AnyOf((_PORT, _NAME), "a port's number or name"),
                         },
                         needs=("port",),
                     ),
@@ -138,13 +140,13 @@ SERVICE = Shape(
 SLICE = Shape(
     {
         "metadata": METADATA,
-        "addressType": Words(64),
-        "ports": Many(Shape({"name": _NAME, "port": _PORT, "protocol": Words(64)}), 10_000),
-        "endpoints": Many(
+        "addressType": Message(64),
+        "ports": ListOf(Shape({"name": _NAME, "port": _PORT, "protocol": Message(64)}), 10_000),
+        "endpoints": ListOf(
             Shape(
                 {
-                    "addresses": Many(_NAME, 1_000),
-                    "conditions": Shape({"ready": Flag(), "serving": Flag()}),
+                    "addresses": ListOf(_NAME, 1_000),
+                    "conditions": Shape({"ready": Boolean(), "serving": Boolean()}),
                 }
             )
         ),
@@ -153,10 +155,10 @@ SLICE = Shape(
 )
 _SELECTOR = Shape(
     {
-        "matchLabels": Table(_NAME),
-        "matchExpressions": Many(
+        "matchLabels": MapOf(_NAME),
+        "matchExpressions": ListOf(
             Shape(
-                {"key": Word(512), "operator": Words(64), "values": Many(_NAME)},
+                {"key": Token(512), "operator": Message(64), "values": ListOf(_NAME)},
                 needs=("key", "operator"),
             ),
             1_000,
@@ -170,7 +172,7 @@ WORKLOAD = Shape(
             {
                 "selector": _SELECTOR,
                 "template": Shape(
-                    {"metadata": Shape({"labels": Table(_NAME)}), "spec": Shape(_POD_SPEC)}
+                    {"metadata": Shape({"labels": MapOf(_NAME)}), "spec": Shape(_POD_SPEC)}
                 ),
             }
         ),
@@ -194,9 +196,9 @@ MADE = Shape(
 EVENT = Shape(
     {
         "metadata": METADATA,
-        "reason": Words(1024),
-        "type": Words(64),
-        "message": Words(),
+        "reason": Message(1024),
+        "type": Message(64),
+        "message": Message(),
         "involvedObject": Shape({"uid": _NAME}),
         "series": Shape({"lastObservedTime": _TIME}),
         "lastTimestamp": _TIME,
@@ -204,9 +206,9 @@ EVENT = Shape(
     },
     needs=("metadata",),
 )
-STATUS = Shape({"kind": Words(64), "message": Words(64 << 10), "reason": Words(1024)})
+STATUS = Shape({"kind": Message(64), "message": Message(64 << 10), "reason": Message(1024)})
 
-_KINDS: Mapping[str, Kind] = {
+_KINDS: Mapping[str, Schema] = {
     "pods": POD,
     "services": SERVICE,
     "endpointslices": SLICE,
@@ -222,28 +224,28 @@ _LIST = Shape(
     {
         "metadata": Shape(
             {
-                "resourceVersion": Word(1024),
-                "continue": Text(64 << 10),
-                "remainingItemCount": Whole(),
+                "resourceVersion": Token(1024),
+                "continue": String(64 << 10),
+                "remainingItemCount": Integer(),
             }
         ),
-        "items": Many(Anything(), MAX_LIST),
+        "items": ListOf(AnyValue(), MAX_LIST),
     },
     needs=("metadata",),
 )
-_EVENT = Shape({"type": Words(64), "object": Anything()}, needs=("type", "object"))
+_EVENT = Shape({"type": Message(64), "object": AnyValue()}, needs=("type", "object"))
 _VERSIONED = Shape(
-    {"metadata": Shape({"resourceVersion": Word(1024)}, needs=("resourceVersion",))},
+    {"metadata": Shape({"resourceVersion": Token(1024)}, needs=("resourceVersion",))},
     needs=("metadata",),
 )
 
 
-def kind_of(path: str) -> Kind:
+def kind_of(path: str) -> Schema:
     """The kind of the objects in the collection at `path`, which ends in its resource."""
     return _KINDS.get(path.rpartition("/")[2], NAMED)
 
 
-def read_object(kind: Kind, value: Any, path: str) -> dict[str, Any]:
+def read_object(kind: Schema, value: Any, path: str) -> dict[str, Any]:
     """An object that came from `path`.
 
     Raises:

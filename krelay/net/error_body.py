@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 
-from krelay.typed import Mismatch, Shape, Words, parse
+from krelay.typed import Message, Mismatch, Shape, parse
 
 MAX_BODY = 64 << 10
 """Bytes of an error's body that are looked at."""
 
 _MAX_VALUES = 10_000
 _TAG = re.compile("<[^<>]*>")
-_STATUS = Shape({"kind": Words(64), "message": Words(MAX_BODY)})
+_STATUS = Shape({"kind": Message(64), "message": Message(MAX_BODY)})
 
 
 def status_message(body: bytes, *, kind: bool = False) -> str | None:

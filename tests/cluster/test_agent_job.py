@@ -278,7 +278,10 @@ def test_each_loss_is_told_once_and_of_the_patch_that_did_it() -> None:
 @pytest.mark.parametrize(
     ("patch", "message"),
     [
-        (Patch(({"op": "remove", "path": "/spec/none"},), "json"), "can't remove a non-existent object 'none'"),
+        (
+            Patch(({"op": "remove", "path": "/spec/none"},), "json"),
+            "can't remove a non-existent object 'none'",
+        ),
         (Patch(of_container(env=[{"value": "x"}])), "an element lacks the merge key 'name'"),
         (Patch(({"op": "add", "path": "", "value": 1},), "json"), "leaves no object"),
         (Patch({"metadata": None}, "merge"), "leaves no pod with metadata"),

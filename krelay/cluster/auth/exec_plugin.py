@@ -22,7 +22,7 @@ from krelay.errors import CredentialsError, UnreachableError
 from krelay.processes import end
 from krelay.tasks import TaskGroup
 from krelay.threads import in_thread
-from krelay.typed import Shape, Text, Time, Word
+from krelay.typed import Shape, String, Timestamp, Token
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -34,13 +34,13 @@ MAX_OUTPUT = 1 << 20
 _MAX_VALUES = 10_000
 _EXEC_CREDENTIAL = Shape(
     {
-        "apiVersion": Word(),
+        "apiVersion": Token(),
         "status": Shape(
             {
-                "token": Text(),
-                "expirationTimestamp": Time(),
-                "clientCertificateData": Text(),
-                "clientKeyData": Text(),
+                "token": String(),
+                "expirationTimestamp": Timestamp(),
+                "clientCertificateData": String(),
+                "clientKeyData": String(),
             }
         ),
     },

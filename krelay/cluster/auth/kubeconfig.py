@@ -27,70 +27,70 @@ from urllib.parse import urlsplit
 
 from krelay import typed
 from krelay.errors import CredentialsError
-from krelay.typed import Anything, Flag, Many, OneOf, Shape, Table, Text
+from krelay.typed import AnyValue, Boolean, ListOf, MapOf, OneOf, Shape, String
 
 MAX_FILE = 8 << 20
 """Bytes of a kubeconfig, or of a file that one names."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _NO_USER: Mapping[str, Any] = {}
 
-_GIVEN = Text(without="\0")
+_GIVEN = String(without="\0")
 """What the operating system is given: a path, an argument, a variable."""
-_EXTENSIONS = Many(Shape({"name": Text(), "extension": Anything()}, needs=("name",)))
+_EXTENSIONS = ListOf(Shape({"name": String(), "extension": AnyValue()}, needs=("name",)))
 _CLUSTER = Shape(
     {
-        "server": Text(),
-        "tls-server-name": Text(),
-        "insecure-skip-tls-verify": Flag(),
+        "server": String(),
+        "tls-server-name": String(),
+        "insecure-skip-tls-verify": Boolean(),
         "certificate-authority": _GIVEN,
-        "certificate-authority-data": Text(),
-        "proxy-url": Text(),
-        "disable-compression": Flag(),
+        "certificate-authority-data": String(),
+        "proxy-url": String(),
+        "disable-compression": Boolean(),
         "extensions": _EXTENSIONS,
     }
 )
 _EXEC = Shape(
     {
         "command": _GIVEN,
-        "args": Many(_GIVEN),
-        "env": Many(Shape({"name": Text(without="\0="), "value": _GIVEN}, needs=("name",))),
-        "apiVersion": Text(),
-        "installHint": Text(),
-        "provideClusterInfo": Flag(),
+        "args": ListOf(_GIVEN),
+        "env": ListOf(Shape({"name": String(without="\0="), "value": _GIVEN}, needs=("name",))),
+        "apiVersion": String(),
+        "installHint": String(),
+        "provideClusterInfo": Boolean(),
         "interactiveMode": OneOf(("Never", "IfAvailable", "Always")),
     }
 )
 _USER = Shape(
     {
         "client-certificate": _GIVEN,
-        "client-certificate-data": Text(),
+        "client-certificate-data": String(),
         "client-key": _GIVEN,
-        "client-key-data": Text(),
-        "token": Text(),
+        "client-key-data": String(),
+        "token": String(),
         "tokenFile": _GIVEN,
-        "as": Text(),
-        "as-uid": Text(),
-        "as-groups": Many(Text()),
-        "as-user-extra": Table(Many(Text())),
-        "username": Text(),
-        "password": Text(),
-        "auth-provider": Shape({"name": Text(), "config": Table(Text())}),
+        "as": String(),
+        "as-uid": String(),
+        "as-groups": ListOf(String()),
+        "as-user-extra": MapOf(ListOf(String())),
+        "username": String(),
+        "password": String(),
+        "auth-provider": Shape({"name": String(), "config": MapOf(String())}),
         "exec": _EXEC,
         "extensions": _EXTENSIONS,
     }
 )
 _CONTEXT = Shape(
-    {"cluster": Text(), "user": Text(), "namespace": Text(), "extensions": _EXTENSIONS}
+    {"cluster": String(), "user": String(), "namespace": String(), "extensions": _EXTENSIONS}
 )
 _KINDS = {"cluster": _CLUSTER, "user": _USER, "context": _CONTEXT}
 _FILE = Shape(
     {
-        "apiVersion": Text(),
-        "kind": Text(),
-        "current-context": Text(),
-        "clusters": Many(Anything()),
-        "users": Many(Anything()),
-        "contexts": Many(Anything()),
+        "apiVersion": String(),
+        "kind": String(),
+        "current-context": String(),
+        "clusters": ListOf(AnyValue()),
+        "users": ListOf(AnyValue()),
+        "contexts": ListOf(AnyValue()),
     }
 )
 """As client-go's tools/clientcmd/api/v1/types.go: kubectl refuses a field of another type."""
@@ -243,7 +243,7 @@ def _reason(exc: Exception) -> str:
 def _entry(entry: str, item: Any, path: str, index: int) -> tuple[str, Mapping[str, Any]]:
     """The name and the body of one entry of a list."""
     where = f"kubeconfig {path}"
-    kind = Shape({"name": Text()}, needs=("name",))
+    kind = Shape({"name": String()}, needs=("name",))
     name = typed.read(kind, item, f"{where}: {entry}s[{index}]", error=CredentialsError)["name"]
     body = item.get(entry)
     if body is None:

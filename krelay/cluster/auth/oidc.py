@@ -24,7 +24,7 @@ from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import is_loopback
 from krelay.net.error_body import page_words
 from krelay.threads import in_thread
-from krelay.typed import Kind, Many, Number, Shape, Text, Word
+from krelay.typed import ListOf, Number, Schema, Shape, String, Token
 
 DEADLINE = 30.0
 _SHOWN = 300
@@ -32,12 +32,12 @@ MAX_ANSWER = 1 << 20
 _MAX_VALUES = 10_000
 _DISCOVERY = Shape(
     {
-        "issuer": Text(2048),
-        "token_endpoint": Text(2048),
-        "token_endpoint_auth_methods_supported": Many(Text(256), 100),
+        "issuer": String(2048),
+        "token_endpoint": String(2048),
+        "token_endpoint_auth_methods_supported": ListOf(String(256), 100),
     }
 )
-_TOKENS = Shape({"id_token": Word(256 << 10), "refresh_token": Word(256 << 10)})
+_TOKENS = Shape({"id_token": Token(256 << 10), "refresh_token": Token(256 << 10)})
 _CLAIMS = Shape({"exp": Number()}, needs=("exp",))
 _HINT = "log in again with the tool that wrote the kubeconfig, or use its exec plugin"
 
@@ -116,7 +116,7 @@ class Oidc:
         }
 
     async def _json(
-        self, session: aiohttp.ClientSession, kind: Kind, method: str, url: str, **request: Any
+        self, session: aiohttp.ClientSession, kind: Schema, method: str, url: str, **request: Any
     ) -> Mapping[str, Any]:
         proxy, password = http.proxy_of(proxies.of(url))
         async with session.request(
