@@ -15,10 +15,10 @@ from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport.connect import http_connect, socks_connect
 from krelay.transport.handshake_stream import HandshakeStream
-from krelay.transport.http import BODY_LIMIT, HttpError, read_answer, read_body
+from krelay.transport.http import BODY_LIMIT, Exchange, HttpError
 from krelay.transport.pipe import Pipe
 from krelay.transport.spdy import Data, Decoder, Event, SpdyError
-from krelay.transport.upgrade import Carrier, Plain, Refused, final, stream_error, upgrade_error
+from krelay.transport.upgrade import Carrier, Plain, RefusedUpgrade, stream_error
 from krelay.transport.upgrade import upgrade as ask
 from krelay.transport.websocket import MAX_MESSAGE, SUBPROTOCOL, WebSocket
 
@@ -61,7 +61,8 @@ def websocket(data: bytes) -> None:
     flags = draw.number()
     carrier = WebSocket()
     if flags & 1:
-        wrong = carrier.accept(draw.rest())
+        lines = [line.partition(":") for line in draw.rest().decode("latin-1").split("\n")]
+        wrong = carrier.accept([(name, value) for name, _, value in lines])
         assert wrong is None or isinstance(wrong, str)
         return
     if wrong := carrier.accept(_granted(carrier)):
@@ -69,17 +70,14 @@ def websocket(data: bytes) -> None:
     run(_through(carrier, list(draw.pieces())))
 
 
-def _granted(carrier: WebSocket) -> bytes:
+def _granted(carrier: WebSocket) -> list[tuple[str, str]]:
     key = dict(carrier.headers)["Sec-WebSocket-Key"]
-    lines = (
-        "HTTP/1.1 101 Switching Protocols",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Accept: {accept_key(key)}",
-        f"Sec-WebSocket-Protocol: {SUBPROTOCOL}",
-        "\r\n",
-    )
-    return "\r\n".join(lines).encode()
+    return [
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Accept", accept_key(key)),
+        ("Sec-WebSocket-Protocol", SUBPROTOCOL),
+    ]
 
 
 class _Above(asyncio.Protocol):
@@ -121,17 +119,19 @@ def http_answer(data: bytes) -> None:
 
 
 async def _http_answer(data: bytes) -> None:
-    dialogue = HandshakeStream()
-    dialogue.connection_made(Nowhere())
+    stream = HandshakeStream()
+    stream.connection_made(Nowhere())
     for piece in Draw(data).pieces():
-        dialogue.data_received(piece)
-    dialogue.eof_received()
+        stream.data_received(piece)
+    stream.eof_received()
     try:
-        answer = await read_answer(dialogue)
+        exchange = Exchange(stream, "GET", "/", [("Host", "x"), ("Upgrade", "x")])
+        head = await exchange.read_head()
     except (HttpError, EOFError):
         return
-    assert 0 <= answer.status < 1_000
-    assert len(await read_body(dialogue, answer)) <= BODY_LIMIT
+    assert head.status == 101 or 200 <= head.status < 1_000
+    if head.status != 101:
+        assert len(await exchange.read_body()) <= BODY_LIMIT
 
 
 _ACCESS = ApiAccess("https://kube.test", None, None, ())
@@ -145,22 +145,22 @@ def upgrade(data: bytes) -> None:
 async def _upgrade(data: bytes) -> None:
     draw = Draw(data)
     flags = draw.number()
-    dialogue = HandshakeStream()
-    dialogue.connection_made(Nowhere())
+    stream = HandshakeStream()
+    stream.connection_made(Nowhere())
     pieces = list(draw.pieces())
     for piece in pieces:
-        dialogue.data_received(piece)
-    dialogue.eof_received()
-    way = Transport.WEBSOCKET if flags & 1 else Transport.SPDY
+        stream.data_received(piece)
+    stream.eof_received()
+    transport = Transport.WEBSOCKET if flags & 1 else Transport.SPDY
     try:
         if flags & 2:
-            await http_connect(dialogue, urlsplit("http://me:pw@proxy:1"), "kube.test", 443)
+            await http_connect(stream, urlsplit("http://me:pw@proxy:1"), "kube.test", 443)
         elif flags & 4:
-            await socks_connect(dialogue, urlsplit("socks5://proxy:1"), "kube.test", 443)
-        await ask(dialogue, _ACCESS, namespace="x", pod="p", way=way)
-    except Refused as exc:
-        assert isinstance(final(exc), bool)
-        error = upgrade_error(exc, namespace="x", pod="p")
+            await socks_connect(stream, urlsplit("socks5://proxy:1"), "kube.test", 443)
+        await ask(stream, _ACCESS, namespace="x", pod="p", transport=transport)
+    except RefusedUpgrade as exc:
+        assert isinstance(exc.final, bool)
+        error = exc.error(namespace="x", pod="p")
         assert isinstance(error, KrelayError)
         assert len(str(error)) < 1_000
     except (OSError, EOFError) as exc:

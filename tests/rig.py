@@ -224,7 +224,7 @@ class AgentLink:
         self.transports.append(transport)
         return transport
 
-    async def reopened(self) -> None:
+    async def reachable_again(self) -> None:
         await self.opened.wait()
 
     async def abandon(self, reason: str) -> None:

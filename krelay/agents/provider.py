@@ -142,10 +142,10 @@ class JobAgent:
             await self._lose(agent, reason)
             raise
 
-    async def reopened(self) -> None:
-        from krelay.transport.reachability import reopened
+    async def reachable_again(self) -> None:
+        from krelay.transport.reachability import reachable_again
 
-        await reopened(await self._api.access())
+        await reachable_again(await self._api.access())
 
     async def abandon(self, reason: str) -> None:
         if self._agent is not None:
@@ -270,7 +270,7 @@ class SubprocessAgent:
                 raise PodGoneError(self.lost)
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
 
-    async def reopened(self) -> None:
+    async def reachable_again(self) -> None:
         """Loopback is never shut."""
         await asyncio.get_running_loop().create_future()
 

@@ -23,7 +23,7 @@ class AgentLink(Protocol):
         Raises KrelayError or OSError; it has a deadline of its own.
         """
 
-    async def reopened(self) -> None:
+    async def reachable_again(self) -> None:
         """Return when the way, found shut, is seen open again; perhaps never."""
 
     async def abandon(self, reason: str) -> None:

@@ -109,7 +109,7 @@ class Reconnector:
     async def _look(self, failure: Exception | None) -> None:
         if isinstance(failure, UnreachableError):
             try:
-                await self._way.reopened()
+                await self._way.reachable_again()
             except (KrelayError, OSError) as exc:
                 logger.debug("%s: cannot tell whether the way is open: %s", self._name, exc)
             except Exception:

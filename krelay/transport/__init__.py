@@ -1,9 +1,9 @@
-"""Transport: the byte pipe under a tunnel, to a pod's port by way of the API server or by TCP.
+"""Transport: the byte pipe under a tunnel, to a pod's port through the API server, or by TCP.
 
-`portforward.open_portforward` -> `connect` (sockets, `proxy`, TLS; `dialogue` while both ends
-still take turns) -> `upgrade` (`http`, the two carriers; `refusal` where it is refused) -> `pipe`,
-which is a transport to the protocol above. `spdy` is what both carriers carry, `tcp` the way to
-an agent on this machine.
+`portforward` opens it: `connect` dials, passes a proxy and TLS; `upgrade` asks for the
+port-forward by `http` and returns the carrier (plain, or `websocket`) of its `spdy`; `pipe` is the
+asyncio transport on top. Until then both ends take turns on a `handshake_stream`. `reachability`
+notices the end of an outage.
 """
 
 from __future__ import annotations

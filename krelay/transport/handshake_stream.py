@@ -1,4 +1,4 @@
-"""HandshakeStream: read and write a connection in turns (proxy, TLS, upgrade) before its pipe."""
+"""HandshakeStream: a connection on which both ends take turns, until a pipe takes it over."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import ssl
 from typing import cast
 
 LIMIT = 1 << 20
-"""Bytes that may lie here unread: far more than a proxy or an API server says before the pipe."""
-MARK_LIMIT = 64 << 10
-"""Bytes before a mark, unless the reader says otherwise."""
+"""Unread bytes that end the connection: no proxy or API server sends so many before the pipe."""
 
 
 class HandshakeStream(asyncio.Protocol):
-    """Reads for one reader at a time. The connection's end is EOFError, its loss OSError."""
+    """Serves one reader at a time, for the proxy, TLS and the upgrade.
+
+    Reading raises EOFError once the peer has ended the connection, OSError once it is lost.
+    """
 
     transport: asyncio.Transport
 
@@ -29,7 +30,7 @@ class HandshakeStream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         if len(self._buffer) > LIMIT:
-            self._end(OSError("more than a megabyte before the connection stands"))
+            self._end(OSError("more than a megabyte before the upgrade"))
             self.transport.abort()
         self._wake()
 
@@ -43,27 +44,27 @@ class HandshakeStream(asyncio.Protocol):
         self.transport.write(data)
 
     async def read_exactly(self, size: int) -> bytes:
-        """`size` bytes."""
+        """Return `size` bytes."""
         while len(self._buffer) < size:
             await self._more()
         return self._take(size)
 
-    async def read_until(self, mark: bytes, limit: int = MARK_LIMIT) -> bytes:
-        """Bytes up to the first `mark` and with it. OSError if it is not among the first `limit`
-        bytes."""
-        searched = 0  # what was searched once is not searched again, however small the pieces
-        while (at := self._buffer.find(mark, searched, limit)) < 0:
-            if len(self._buffer) >= limit:
-                raise OSError(f"more than {limit} bytes without an end")
-            searched = max(0, len(self._buffer) - len(mark) + 1)
+    async def read(self, limit: int) -> bytes:
+        """Return between 1 and `limit` bytes, as soon as any have arrived."""
+        while not self._buffer:
             await self._more()
-        return self._take(at + len(mark))
+        return self._take(limit)
+
+    def unread(self, data: bytes) -> None:
+        """Put `data` back, to be read next."""
+        self._buffer[:0] = data
 
     async def start_tls(self, context: ssl.SSLContext, server_hostname: str) -> None:
-        """Go on in TLS.
+        """Continue in TLS.
 
         Raises:
-            ssl.SSLError: no TLS, or a certificate that is not trusted.
+            ssl.SSLError: the peer does not speak TLS, or its certificate is not trusted.
+            OSError, EOFError: the connection failed, or the peer sent bytes in the clear.
         """
         if self._buffer:
             raise OSError("bytes in the clear before TLS")
@@ -79,18 +80,18 @@ class HandshakeStream(asyncio.Protocol):
         self.transport = transport
 
     def hand_over(self, protocol: asyncio.BaseProtocol) -> bytes:
-        """Have `protocol` told of all that comes from now on; returns what has come already."""
+        """Make `protocol` the connection's protocol; return the bytes that arrived before.
+
+        Raises:
+            OSError, EOFError: the connection has ended.
+        """
         if self._ended is not None or self.transport.is_closing():
             raise self._ended or EOFError("it closed the connection")
         self.transport.set_protocol(protocol)
-        return self.rest()
-
-    def rest(self) -> bytes:
-        """What has come and was not read."""
         return self._take(len(self._buffer))
 
     def abort(self) -> None:
-        """Drop the connection now."""
+        """Close the connection at once."""
         self.transport.abort()
 
     async def _more(self) -> None:

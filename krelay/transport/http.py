@@ -1,95 +1,108 @@
-"""HTTP/1.1: one request and the head of its answer, as upgrades and CONNECT need it."""
+"""HTTP/1.1 by h11: one request and the head of its response, for upgrades and CONNECT."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import h11
 
 from krelay.errors import CredentialsError
 from krelay.transport.handshake_stream import HandshakeStream
 
 HEAD_LIMIT = 64 << 10
+"""Bytes that may arrive without completing a head."""
+INFORMATIONAL_LIMIT = 5
+"""Informational responses (1xx) before the final one; Go's net/http has the same limit."""
 BODY_LIMIT = 64 << 10
+"""Bytes of an error's body that are kept."""
 BODY_DEADLINE = 1.0
-_CHUNK_LINE = 1024
-_CHUNK_DIGITS = 8
+"""Seconds that an error's body has to arrive."""
+_PIECES_LIMIT = 1024
+"""Pieces of a body that are read; a server may send one byte in each chunk."""
 
-Headers = Iterable[tuple[str, str]]
+_FORBIDDEN = re.compile("[\0\n\v\f\r]")
+
+Headers = Sequence[tuple[str, str]]
 
 
 class HttpError(OSError):
-    """An answer that is no HTTP."""
+    """The peer did not answer in HTTP/1.1."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A status, the headers by lower-case name (the last of equal ones), and `head` as it came."""
+class ResponseHead:
+    """A status, and the headers in order; their names are in lower case."""
 
     status: int
-    headers: dict[str, str]
-    head: bytes
+    headers: Headers
 
 
-def request(method: str, target: str, headers: Headers) -> bytes:
-    """The head of a request.
-
-    Raises:
-        CredentialsError: a line break in a header, which can come from kubeconfig only.
-    """
-    lines = [f"{method} {target} HTTP/1.1"]
-    for name, value in headers:
-        if any(character in name + value for character in "\r\n\0"):
-            raise CredentialsError(f"a line break in the HTTP header {name.strip()!r}")
-        lines.append(f"{name}: {value}")
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-async def read_answer(dialogue: HandshakeStream) -> Answer:
-    """The next answer's head.
+class Exchange:
+    """One request on `stream`, written at once, and its response.
 
     Raises:
-        HttpError: not HTTP.
-        OSError, EOFError: as the dialogue.
+        CredentialsError: a header has a line break; only kubeconfig can have brought it in.
+        HttpError: `target` has characters that no request may have.
     """
-    head = await dialogue.read_until(b"\r\n\r\n", HEAD_LIMIT)
-    first, *lines = head.decode("latin-1").rstrip("\r\n").split("\r\n")
-    words = first.split(" ", 2)
-    status = words[1] if len(words) > 1 else ""
-    if not words[0].startswith("HTTP/1.") or len(status) != 3 or not status.isdecimal():
-        raise HttpError("its answer is not HTTP")
-    headers = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.strip().lower()] = value.strip()
-    return Answer(int(status), headers, head)
 
+    def __init__(self, stream: HandshakeStream, method: str, target: str, headers: Headers) -> None:
+        for name, value in headers:
+            if _FORBIDDEN.search(name + value):
+                raise CredentialsError(f"a line break in the HTTP header {name.strip()!r}")
+        fields = [(name.encode(), value.strip(" \t").encode()) for name, value in headers]
+        self._stream = stream
+        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
+        try:
+            head = self._connection.send(h11.Request(method=method, target=target, headers=fields))
+        except h11.LocalProtocolError as exc:
+            raise HttpError(f"{target!r} cannot be sent in a request") from exc
+        self._connection.send(h11.EndOfMessage())
+        stream.write(head)
 
-async def read_body(dialogue: HandshakeStream, answer: Answer) -> bytes:
-    """An answer's body: what comes of it within a second, 64 KiB at most."""
-    body = b""
-    length = answer.headers.get("content-length", "")
-    with contextlib.suppress(OSError, EOFError, ValueError):
-        async with asyncio.timeout(BODY_DEADLINE):
-            if answer.headers.get("transfer-encoding", "").lower() == "chunked":
-                body = await _read_chunks(dialogue)
-            else:
-                size = int(length[:8]) if length.isdecimal() else BODY_LIMIT
-                body = await dialogue.read_exactly(min(size, BODY_LIMIT))
-    return (body or dialogue.rest())[:BODY_LIMIT]
+    async def read_head(self) -> ResponseHead:
+        """Return the head of the final response, or of a 101.
 
+        After a 101, or a 2xx to CONNECT, the stream continues behind that head.
 
-async def _read_chunks(dialogue: HandshakeStream) -> bytes:
-    body = bytearray()
-    while len(body) < BODY_LIMIT:
-        line = await dialogue.read_until(b"\r\n", _CHUNK_LINE)
-        size = int(line.partition(b";")[0].strip()[:_CHUNK_DIGITS], 16)
-        if size <= 0:
-            break
-        wanted = min(size, BODY_LIMIT)
-        body += await dialogue.read_exactly(wanted)
-        if wanted < size:
-            break
-        await dialogue.read_exactly(2)
-    return bytes(body)
+        Raises:
+            HttpError: the peer does not speak HTTP, or its head is too long.
+            OSError, EOFError: as HandshakeStream.read.
+        """
+        for _ in range(INFORMATIONAL_LIMIT + 1):
+            try:
+                event = await self._next_event()
+            except h11.RemoteProtocolError as exc:
+                raise HttpError("its answer is not HTTP") from exc
+            match event:
+                case h11.Response() | h11.InformationalResponse(status_code=101):
+                    break
+        else:
+            raise HttpError(f"more than {INFORMATIONAL_LIMIT} informational responses")
+        if self._connection.their_state is h11.SWITCHED_PROTOCOL:
+            self._stream.unread(self._connection.trailing_data[0])
+        headers = [(name.decode(), value.decode("latin-1")) for name, value in event.headers]
+        return ResponseHead(event.status_code, headers)
+
+    async def read_body(self) -> bytes:
+        """Return what arrives of the body in time, at most `BODY_LIMIT` bytes.
+
+        A body that is cut short or framed wrongly is returned as far as it can be read.
+        """
+        body = b""
+        with contextlib.suppress(OSError, EOFError, h11.RemoteProtocolError):
+            async with asyncio.timeout(BODY_DEADLINE):
+                for _ in range(_PIECES_LIMIT):
+                    event = await self._next_event()
+                    if not isinstance(event, h11.Data) or len(body) >= BODY_LIMIT:
+                        break
+                    body += event.data
+        return (body or self._connection.trailing_data[0])[:BODY_LIMIT]
+
+    async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
+        while (event := self._connection.next_event()) is h11.NEED_DATA:
+            self._connection.receive_data(await self._stream.read(HEAD_LIMIT))
+        return event

@@ -1,4 +1,4 @@
-"""Port-forward: opens the pipe to a pod's port through the API server, by the way that works."""
+"""Port-forward: open a pipe to a pod's port through the API server, by the transport that works."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from krelay.errors import AccessDeniedError, KrelayError, UnreachableError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
-from krelay.transport.connect import connect, reaching
+from krelay.transport.connect import connect, connect_errors
+from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.pipe import Pipe
-from krelay.transport.reachability import ReopenedError, watched
-from krelay.transport.upgrade import Refused, access_denied, final, upgrade, upgrade_error
+from krelay.transport.reachability import ReachableAgain, watch_reachability
+from krelay.transport.upgrade import RefusedUpgrade, access_denied, upgrade
 
 logger = logging.getLogger("krelay.transport")
 
@@ -21,14 +23,14 @@ _ENV_NAME = "KUBECTL_PORT_FORWARD_WEBSOCKETS"
 
 
 def transport_from_env(configured: Transport, environ: Mapping[str, str]) -> Transport:
-    """What kubectl's variable makes of AUTO: `false` forbids the WebSocket. A choice stands."""
+    """Return `configured`, or SPDY for AUTO where kubectl's variable forbids the WebSocket."""
     if configured is Transport.AUTO and environ.get(_ENV_NAME, "").lower() == "false":
         return Transport.SPDY
     return configured
 
 
 class TransportPreference:
-    """Which way worked last with which server, so that a refusal is not paid for at each dial."""
+    """The transport that worked last with each server: it saves a refusal at each dial."""
 
     LIMIT = 64
 
@@ -36,22 +38,31 @@ class TransportPreference:
         self._worked: OrderedDict[str, Transport] = OrderedDict()
 
     def order(self, transport: Transport, url: str) -> tuple[Transport, ...]:
-        """The ways to try. Plain SPDY first: it costs every hop less than the WebSocket."""
+        """Return the transports to try. Plain SPDY is first: it costs each hop less."""
         if transport is not Transport.AUTO:
             return (transport,)
         if self._worked.get(url) is Transport.WEBSOCKET:
             return (Transport.WEBSOCKET, Transport.SPDY)
         return (Transport.SPDY, Transport.WEBSOCKET)
 
-    def worked(self, url: str, way: Transport) -> None:
-        """`way` opened a pipe."""
-        self._worked[url] = way
+    def worked(self, url: str, transport: Transport) -> None:
+        """Remember that `transport` opened a pipe."""
+        self._worked[url] = transport
         self._worked.move_to_end(url)
         while len(self._worked) > self.LIMIT:
             self._worked.popitem(last=False)
 
 
-_ways = TransportPreference()
+_preference = TransportPreference()
+
+
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    access: ApiAccess
+    namespace: str
+    pod: str
+    port: int
+    protocol: asyncio.Protocol
 
 
 async def open_portforward(
@@ -63,110 +74,88 @@ async def open_portforward(
     protocol: asyncio.Protocol,
     transport: Transport = Transport.AUTO,
     timeout: float = 10.0,
-    ways: TransportPreference = _ways,
+    preference: TransportPreference = _preference,
 ) -> Pipe:
-    """A pipe to `port` of `pod`; `protocol` is told of it as of any transport.
+    """Open a pipe to `port` of `pod`, a transport whose protocol is `protocol`.
 
-    It stands when the API server said yes, which it says before anyone dialled the port: that
-    nothing listens there, or that the pod is gone, comes with `connection_lost`, as one of the
-    TunnelErrors below or as TunnelError itself. `timeout` is in seconds, for all of it; a network
-    that is seen to come back meanwhile gets as long again.
+    The API server accepts before anything has dialled the port: a port on which nothing listens,
+    or a pod that is gone, ends the pipe with `connection_lost` and NotListeningError,
+    PodGoneError or another TunnelError. `timeout` limits the whole, in seconds. A server that
+    becomes reachable again meanwhile is given as long once more.
 
     Raises:
-        UnreachableError: no answer, or no way to the API server or its proxy.
-        UnauthorizedError: the server does not know us (401).
-        CredentialsError: we do not trust it, or the way to it is not encrypted.
-        AccessDeniedError: RBAC; names the verbs.
-        PodGoneError: no such pod, or it has ended.
-        TunnelError: any other answer.
+        UnreachableError: the API server or its proxy cannot be reached, or does not answer.
+        UnauthorizedError: the server does not know the user (401).
+        CredentialsError: the server is not trusted, or the way to it is not encrypted.
+        AccessDeniedError: RBAC refused; names the verbs.
+        PodGoneError: the pod does not exist, or has ended.
+        TunnelError: any other response.
         ClusterError: TLS failed.
     """
-
     access.require_private()
-
-    async def attempt() -> Pipe:
-        order = ways.order(transport, access.url)
-        return await _by_some_way(access, namespace, pod, port, protocol, order, timeout, ways)
-
+    forward = _Forward(access, namespace, pod, port, protocol)
     try:
-        async with watched(access):
-            return await attempt()
-    except ReopenedError:
-        # Once: on a link that loses packets, looks fail now and then as well.
-        logger.debug("%s: it was out of reach for a moment; asked anew", access.url)
-    return await attempt()
-
-
-async def _by_some_way(
-    access: ApiAccess,
-    namespace: str,
-    pod: str,
-    port: int,
-    protocol: asyncio.Protocol,
-    order: tuple[Transport, ...],
-    timeout: float,
-    ways: TransportPreference,
-) -> Pipe:
-    failed: list[KrelayError] = []
-    start = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(start + timeout):
-            for way in order:
-                # A gateway may swallow the first way's request: leave time for the second.
-                answer_by = None if way is order[-1] else start + timeout / 2
-                try:
-                    pipe = await _open(access, namespace, pod, port, protocol, way, answer_by)
-                except _Failed as exc:
-                    failed.append(exc.error)
-                    if exc.final:
-                        break
-                    logger.debug("%s: no port-forward by %s: %s", access.url, way, exc.error)
-                else:
-                    ways.worked(access.url, way)
-                    return pipe
-    except TimeoutError as exc:
-        raise UnreachableError(
-            f"no answer from the API server {access.url} within {timeout:g} s",
-            hint="is the cluster running, and this machine in its network (VPN, proxy)?",
-        ) from exc
-    raise _most_telling(failed, namespace)
-
-
-class _Failed(Exception):
-    """One way failed; `final` when the other would too."""
-
-    def __init__(self, error: KrelayError, *, final: bool) -> None:
-        super().__init__(str(error))
-        self.error, self.final = error, final
+        async with watch_reachability(access):
+            return await _open(forward, transport, timeout, preference)
+    except ReachableAgain:
+        # Once: on a link that loses packets, the watch is wrong now and then.
+        logger.debug("%s: reachable again; asking anew", access.url)
+    return await _open(forward, transport, timeout, preference)
 
 
 async def _open(
-    access: ApiAccess,
-    namespace: str,
-    pod: str,
-    port: int,
-    protocol: asyncio.Protocol,
-    way: Transport,
-    answer_by: float | None,
+    forward: _Forward, configured: Transport, timeout: float, preference: TransportPreference
 ) -> Pipe:
-    dialogue = await connect(access)
+    url = forward.access.url
+    failed: list[KrelayError] = []
+    start = asyncio.get_running_loop().time()
+    transports = preference.order(configured, url)
     try:
-        try:
-            with reaching(access):
-                async with asyncio.timeout_at(answer_by):
-                    carrier = await upgrade(dialogue, access, namespace=namespace, pod=pod, way=way)
-                pipe = Pipe(protocol, carrier, port)
-                rest = dialogue.hand_over(pipe)
-        except Refused as exc:
-            error = upgrade_error(exc, namespace=namespace, pod=pod)
-            raise _Failed(error, final=final(exc)) from exc
-        except UnreachableError as exc:
-            raise _Failed(exc, final=False) from exc
-        pipe.connection_made(dialogue.transport)
+        async with asyncio.timeout_at(start + timeout):
+            for transport in transports:
+                # A gateway may swallow the first request: leave time for the second one.
+                answer_by = None if transport is transports[-1] else start + timeout / 2
+                stream = await connect(forward.access)
+                try:
+                    pipe = await _upgrade(stream, forward, transport, answer_by)
+                except RefusedUpgrade as exc:
+                    failed.append(exc.error(namespace=forward.namespace, pod=forward.pod))
+                    if exc.final:
+                        break
+                except UnreachableError as exc:
+                    failed.append(exc)
+                else:
+                    preference.worked(url, transport)
+                    return pipe
+                logger.debug("%s: no port-forward by %s: %s", url, transport, failed[-1])
+    except TimeoutError as exc:
+        raise UnreachableError(
+            f"no answer from the API server {url} within {timeout:g} s",
+            hint="is the cluster running, and this machine in its network (VPN, proxy)?",
+        ) from exc
+    raise _most_telling(failed, forward.namespace)
+
+
+async def _upgrade(
+    stream: HandshakeStream, forward: _Forward, transport: Transport, answer_by: float | None
+) -> Pipe:
+    try:
+        with connect_errors(forward.access):
+            async with asyncio.timeout_at(answer_by):
+                carrier = await upgrade(
+                    stream,
+                    forward.access,
+                    namespace=forward.namespace,
+                    pod=forward.pod,
+                    transport=transport,
+                )
+            pipe = Pipe(forward.protocol, carrier, forward.port)
+            rest = stream.hand_over(pipe)
+        pipe.connection_made(stream.transport)
         if rest:
             pipe.received(rest)
     except BaseException:
-        dialogue.abort()
+        stream.abort()
         raise
     return pipe
 

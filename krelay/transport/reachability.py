@@ -1,4 +1,4 @@
-"""Reopened: sees that the way to an API server, which was shut, is open again."""
+"""Reachability: notice that an API server which could not be reached can be reached again."""
 
 from __future__ import annotations
 
@@ -8,59 +8,62 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from krelay.net.api_access import ApiAccess
-from krelay.transport.connect import address_of, dial
+from krelay.transport.connect import dial, host_and_port
 
-EVERY = 1.0
-"""Seconds between two looks, and for each."""
+PROBE_EVERY = 1.0
+"""Seconds between two probes, and the deadline of each."""
 
 
-class ReopenedError(Exception):
-    """What waits for an answer waits in vain: it was asked while the way was shut."""
+class ReachableAgain(Exception):
+    """The server was out of reach when it was asked, so its answer may never come."""
 
 
 @contextlib.asynccontextmanager
-async def watched(access: ApiAccess) -> AsyncIterator[None]:
-    """What is done within ends as soon as the way was seen shut for a moment, and is open again:
-    TCP itself would send what was lost again only after as long as that had taken.
+async def watch_reachability(access: ApiAccess) -> AsyncIterator[None]:
+    """Interrupt the body as soon as the server, found unreachable, is reachable again.
+
+    TCP itself would repeat what was lost only after as long as the outage had taken.
 
     Raises:
-        ReopenedError: that is so.
+        ReachableAgain: the body was interrupted.
     """
     loop = asyncio.get_running_loop()
 
-    async def look() -> None:
-        await asyncio.sleep(EVERY)
-        await reopened(access)
-        silence.reschedule(loop.time())
+    async def watch() -> None:
+        await asyncio.sleep(PROBE_EVERY)
+        await reachable_again(access)
+        deadline.reschedule(loop.time())
 
     try:
-        async with asyncio.timeout(None) as silence:
-            looking = loop.create_task(look())
+        async with asyncio.timeout(None) as deadline:
+            watching = loop.create_task(watch())
             try:
                 yield
             finally:
-                looking.cancel()
+                watching.cancel()
     except TimeoutError as exc:
-        if silence.expired():
-            raise ReopenedError from exc
+        if deadline.expired():
+            raise ReachableAgain from exc
         raise
 
 
-async def reopened(access: ApiAccess) -> None:
-    """Return when a connection to the server (or its proxy), after at least one that was not had,
-    comes up: one that is open all the time tells nothing new, and is no reason for haste."""
+async def reachable_again(access: ApiAccess) -> None:
+    """Return when a probe of the server (or its proxy) succeeds after at least one has failed.
+
+    A server that is reachable all the time is no reason to hurry: then this never returns.
+    """
     loop = asyncio.get_running_loop()
-    host, port = address_of(urlsplit(access.proxy or access.url))
-    shut = False
+    host, port = host_and_port(urlsplit(access.proxy or access.url))
+    failed = False
     while True:
-        at = loop.time()
+        start = loop.time()
         try:
-            async with asyncio.timeout(EVERY):
+            async with asyncio.timeout(PROBE_EVERY):
                 transport, _ = await dial(asyncio.Protocol, host, port)
         except OSError:  # TimeoutError too
-            shut = True
+            failed = True
         else:
             transport.abort()
-            if shut:
+            if failed:
                 return
-        await asyncio.sleep(at + EVERY - loop.time())
+        await asyncio.sleep(start + PROBE_EVERY - loop.time())

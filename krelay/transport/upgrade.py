@@ -1,7 +1,10 @@
-"""Upgrade: asks for a port-forward on a connection, in one of two ways; its carrier if granted.
+"""Upgrade: ask an API server for a port-forward; return the carrier of its SPDY, or the error.
 
-Plain: `POST`, `Upgrade: SPDY/3.1`. WebSocket: `GET`. Kubernetes derives the RBAC verb from the
-method (apiserver pkg/endpoints/request/requestinfo.go): `create` and `get` respectively.
+Plain SPDY: `POST` with `Upgrade: SPDY/3.1`. WebSocket: `GET`. Kubernetes derives the RBAC verb from
+the method (apiserver pkg/endpoints/request/requestinfo.go): `create` and `get` respectively.
+
+Error texts: of the runtimes, containerd internal/cri/server/sandbox_portforward*.go and CRI-O
+server/sandbox_portforward.go; of the kubelet, pkg/kubelet/server/server.go.
 """
 
 from __future__ import annotations
@@ -22,13 +25,15 @@ from krelay.errors import (
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.net.error_body import page_words, status_message, words
-from krelay.transport import http
 from krelay.transport.handshake_stream import HandshakeStream
+from krelay.transport.http import Exchange, Headers
 from krelay.transport.spdy import Buffer
 from krelay.transport.websocket import WebSocket
 
 _SHOWN = 300
-_LOOKED_AT = 4096
+"""Characters of a peer's text in an error."""
+_SEARCHED = 4096
+"""Characters of a page that are searched for the words of a runtime."""
 _GONE = re.compile(
     r"network namespace for sandbox \S{1,200} is closed"
     r"|sandbox( \S{1,200}| container)? is not running"
@@ -38,32 +43,21 @@ _GONE = re.compile(
 )
 
 
-class Refused(Exception):
-    """An answer other than the upgrade: to the request that needs the RBAC `verb`.
-
-    `status` 0 stands for a 101 that makes no sense.
-    """
-
-    def __init__(self, verb: str, status: int, body: bytes) -> None:
-        super().__init__(verb, status, body)
-        self.verb, self.status, self.body = verb, status, body
-
-
 class Carrier(Protocol):
     """How SPDY's bytes travel on the connection; sans-I/O."""
 
     def unwrap(self, data: Buffer) -> list[Buffer]:
-        """The SPDY bytes in what was received."""
+        """Return the SPDY bytes in received `data`."""
 
     def wrap(self, data: bytes) -> bytes:
-        """SPDY bytes as they are to be sent."""
+        """Return SPDY bytes as they are sent."""
 
     def replies(self) -> bytes:
-        """What the carrier itself has to send now."""
+        """Return what the carrier itself has to send now."""
 
     @property
     def ended(self) -> str | None:
-        """Why the carrier is of no more use, or None."""
+        """Why the carrier can no longer be used, or None."""
 
 
 class Plain:
@@ -86,79 +80,90 @@ class Plain:
     def replies(self) -> bytes:
         return b""
 
+    def accept(self, headers: Headers) -> str | None:
+        """Return what is wrong with the headers of a 101 response, or None."""
+        upgrades = [value.lower() for name, value in headers if name == "upgrade"]
+        return None if upgrades == ["spdy/3.1"] else "an upgrade to something else"
 
-async def upgrade(
-    dialogue: HandshakeStream, access: ApiAccess, *, namespace: str, pod: str, way: Transport
-) -> Carrier:
-    """Turn an HTTP connection into one that carries SPDY to `pod`. `way` is not AUTO.
 
-    Raises:
-        Refused: with what the server (or something before it) said instead.
-        OSError, EOFError: as the dialogue.
+class RefusedUpgrade(Exception):
+    """A response other than the upgrade, to the request that needs the RBAC `verb`.
+
+    `status` 0 stands for a 101 that grants something else.
     """
-    url = urlsplit(access.url)
-    target = (
-        f"{url.path.rstrip('/')}/api/v1/namespaces/{quote(namespace, safe='')}"
-        f"/pods/{quote(pod, safe='')}/portforward"
-    )
-    host = ("Host", url.netloc.rpartition("@")[2])
-    if way is Transport.WEBSOCKET:
-        websocket = WebSocket()
-        answer = await _ask(dialogue, "GET", target, (host, *websocket.headers, *access.headers))
-        if wrong := websocket.accept(answer.head):
-            raise Refused("get", 0, wrong.encode("utf-8", "replace"))
-        return websocket
-    answer = await _ask(dialogue, "POST", target, (host, *Plain.headers, *access.headers))
-    if answer.headers.get("upgrade", "").lower() != "spdy/3.1":
-        raise Refused("create", 0, b"an upgrade to something else")
-    return Plain()
 
+    def __init__(self, verb: str, status: int, body: bytes) -> None:
+        super().__init__(verb, status, body)
+        self.verb, self.status, self.body = verb, status, body
 
-async def _ask(
-    dialogue: HandshakeStream, method: str, target: str, headers: http.Headers
-) -> http.Answer:
-    dialogue.write(http.request(method, target, headers))
-    answer = await http.read_answer(dialogue)
-    if answer.status != 101:
-        body = await http.read_body(dialogue, answer)
-        raise Refused("get" if method == "GET" else "create", answer.status, body)
-    return answer
+    @property
+    def final(self) -> bool:
+        """Whether the other transport would fail alike: the user or the pod is unknown."""
+        if self.status == 404 and self._status_message is not None:
+            return True
+        return self.status == 401 or _GONE.search(page_words(self.body, _SEARCHED)) is not None
+
+    def error(self, *, namespace: str, pod: str) -> KrelayError:
+        """Return krelay's error for it."""
+        message = self._status_message
+        shown = page_words(self.body, _SHOWN) if message is None else words(message, _SHOWN)
+        if self.status == 401:
+            return UnauthorizedError(
+                f"the API server does not know us: {shown or 'Unauthorized'}",
+                hint="log in again; `kubectl auth whoami` should fail alike",
+            )
+        if self.status == 403:
+            # The error says better what an API server says of RBAC; anything else is shown.
+            more = "" if "pods/portforward" in shown or not shown else f": {shown}"
+            return access_denied(self.verb, namespace, more)
+        if self.status == 404 or _GONE.search(shown):
+            return PodGoneError(f"pod {namespace}/{pod} is gone: {shown or 'not found'}")
+        return TunnelError(
+            f"no port-forward to pod {namespace}/{pod}: "
+            f"{shown or 'the answer is empty'} ({self.status or 'a wrong answer'})"
+        )
+
+    @property
+    def _status_message(self) -> str | None:
+        """The message of the Kubernetes Status in the body, None if it holds none."""
+        return status_message(self.body, kind=True)
 
 
 class UnauthorizedError(CredentialsError):
-    """The API server does not know us (401): other credentials may help, and nothing else."""
+    """The API server does not know the user (401); only other credentials can help."""
 
 
-def final(refused: Refused) -> bool:
-    """Whether the other way would be answered the same: who we are, or the pod, is unknown."""
-    if refused.status == 404:
-        return _status(refused) is not None or _gone(refused)
-    return refused.status == 401 or _gone(refused)
+async def upgrade(
+    stream: HandshakeStream, access: ApiAccess, *, namespace: str, pod: str, transport: Transport
+) -> Carrier:
+    """Turn an HTTP connection into one that carries SPDY to `pod`. `transport` is not AUTO.
 
-
-def upgrade_error(refused: Refused, *, namespace: str, pod: str) -> KrelayError:
-    """The error for an upgrade that was refused."""
-    status = _status(refused)
-    said = page_words(refused.body, _SHOWN) if status is None else words(status, _SHOWN)
-    if refused.status == 401:
-        return UnauthorizedError(
-            f"the API server does not know us: {said or 'Unauthorized'}",
-            hint="log in again; `kubectl auth whoami` should fail alike",
-        )
-    if refused.status == 403:
-        # What an API server says of RBAC the message says better; anything else is shown.
-        more = "" if "pods/portforward" in said or not said else f": {said}"
-        return access_denied(refused.verb, namespace, more)
-    if refused.status == 404 or _GONE.search(said):
-        return PodGoneError(f"pod {namespace}/{pod} is gone: {said or 'not found'}")
-    return TunnelError(
-        f"no port-forward to pod {namespace}/{pod}: "
-        f"{said or 'the answer is empty'} ({refused.status or 'a wrong answer'})"
+    Raises:
+        RefusedUpgrade: the server, or something before it, responded in another way.
+        OSError, EOFError: the connection failed.
+    """
+    url = urlsplit(access.url)
+    target = (
+        f"{quote(url.path.rstrip('/'), safe='/%')}/api/v1/namespaces/{quote(namespace, safe='')}"
+        f"/pods/{quote(pod, safe='')}/portforward"
     )
+    carrier: Plain | WebSocket
+    if transport is Transport.WEBSOCKET:
+        method, verb, carrier = "GET", "get", WebSocket()
+    else:
+        method, verb, carrier = "POST", "create", Plain()
+    host = ("Host", url.netloc.rpartition("@")[2])
+    exchange = Exchange(stream, method, target, (host, *carrier.headers, *access.headers))
+    head = await exchange.read_head()
+    if head.status != 101:
+        raise RefusedUpgrade(verb, head.status, await exchange.read_body())
+    if wrong := carrier.accept(head.headers):
+        raise RefusedUpgrade(verb, 0, wrong.encode("utf-8", "replace"))
+    return carrier
 
 
 def access_denied(verbs: str, namespace: str, more: str = "") -> AccessDeniedError:
-    """RBAC's no; `verbs` in words."""
+    """Return the error for RBAC's refusal; `verbs` are those that were tried, in words."""
     return AccessDeniedError(
         f'cannot {verbs} pods/portforward in namespace "{namespace}"{more}',
         hint="the Role needs the verbs get and create on pods/portforward",
@@ -166,21 +171,12 @@ def access_denied(verbs: str, namespace: str, more: str = "") -> AccessDeniedErr
 
 
 def stream_error(text: str) -> TunnelError:
-    """The error for what came on the error stream (nothing: the forward just ended)."""
-    said = " ".join(text.split())
-    if not said:
+    """Return the error for the text of the error stream; if empty, the forward just ended."""
+    shown = " ".join(text.split())
+    if not shown:
         return EndedError("the agent ended the connection")
-    if gone := _GONE.search(said):
+    if gone := _GONE.search(shown):
         return PodGoneError(f"the agent's pod is gone: {words(gone[0], _SHOWN)}")
-    if "connection refused" in said:
+    if "connection refused" in shown:
         return NotListeningError("nothing listens on the agent's port in its pod")
-    return TunnelError(f"the port-forward ended: {said[-_SHOWN:]}")  # the cause comes last
-
-
-def _status(refused: Refused) -> str | None:
-    """The message of the Status that was answered, None if there is none."""
-    return status_message(refused.body, kind=True)
-
-
-def _gone(refused: Refused) -> bool:
-    return _GONE.search(page_words(refused.body, _LOOKED_AT)) is not None
+    return TunnelError(f"the port-forward ended: {shown[-_SHOWN:]}")  # the cause comes last

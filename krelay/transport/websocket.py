@@ -1,18 +1,20 @@
 """WebSocket: carries SPDY bytes in binary messages, as kubectl does since 1.30; sans-I/O.
 
-Kubernetes apiserver pkg/util/proxy/streamtunnel.go is the other end. It sends a message for each
-of its writes, often with an empty continuation frame behind: only the order of bytes matters.
+The other end is Kubernetes apiserver pkg/util/proxy/streamtunnel.go. It sends each of its writes as
+a message, often with an empty continuation frame behind: only the order of bytes matters.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
-from websockets.exceptions import NegotiationError
-from websockets.frames import Close, Frame, Opcode
-from websockets.protocol import State
+from websockets.exceptions import InvalidHandshake, NegotiationError
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import Protocol, Side, State
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
@@ -23,13 +25,13 @@ MAX_MESSAGE = 16 << 20
 
 _DATA = (Opcode.BINARY, Opcode.CONT, Opcode.TEXT)
 
-# At DEBUG the library writes of every frame, with parts of what it carries.
+# At DEBUG the library logs every frame, with parts of its payload.
 _frames = logging.getLogger("krelay.transport.websocket.frames")
 _frames.setLevel(logging.INFO)
 
 
-class _Protocol(ClientProtocol):
-    """The slash in the subprotocol's name is illegal in a token: the library refuses it."""
+class _Handshake(ClientProtocol):
+    """The library's handshake, which refuses the slash in the subprotocol's name."""
 
     def process_subprotocol(self, headers: Headers) -> Subprotocol | None:
         if headers.get_all("Sec-WebSocket-Protocol") != [SUBPROTOCOL]:
@@ -38,53 +40,52 @@ class _Protocol(ClientProtocol):
 
 
 class WebSocket:
-    """A carrier: `headers` ask for it, `accept` reads the answer, then bytes go both ways."""
+    """A carrier: `headers` ask for it, `accept` checks the response, then bytes pass both ways."""
 
     def __init__(self) -> None:
-        self._protocol = _Protocol(parse_uri("wss://unused/"), max_size=MAX_MESSAGE, logger=_frames)
+        self._handshake = _Handshake(parse_uri("wss://unused/"), logger=_frames)
+        self._protocol = Protocol(Side.CLIENT, max_size=MAX_MESSAGE, logger=_frames)
         self.headers = (
             ("Connection", "Upgrade"),
             ("Upgrade", "websocket"),
             ("Sec-WebSocket-Version", "13"),
-            ("Sec-WebSocket-Key", self._protocol.key),
+            ("Sec-WebSocket-Key", self._handshake.key),
             ("Sec-WebSocket-Protocol", SUBPROTOCOL),
         )
 
-    def accept(self, head: bytes) -> str | None:
-        """What is wrong with a 101 answer's head, or None."""
-        self._protocol.receive_data(head)
-        self._protocol.events_received()
-        wrong = self._protocol.handshake_exc
-        return None if wrong is None else str(wrong)
+    def accept(self, headers: Iterable[tuple[str, str]]) -> str | None:
+        """Return what is wrong with the headers of a 101 response, or None."""
+        try:
+            self._handshake.process_response(Response(101, "", Headers(headers)))
+        except InvalidHandshake as exc:
+            return str(exc)
+        return None
 
     def unwrap(self, data: Buffer) -> list[Buffer]:
-        """The carried bytes in `data`, in order."""
-        protocol = self._protocol
-        protocol.receive_data(data)  # type: ignore[arg-type]  # extends a bytearray with it
+        """Return the payloads in `data`, in order."""
+        self._protocol.receive_data(data)  # type: ignore[arg-type]  # extends a bytearray with it
         return [
             frame.data
-            for frame in protocol.events_received()
+            for frame in self._protocol.events_received()
             if isinstance(frame, Frame) and frame.data and frame.opcode in _DATA
         ]
 
     def wrap(self, data: bytes) -> bytes:
-        """`data` as one message; nothing once either end has closed."""
+        """Return `data` as one message, or nothing once either end has closed."""
         if self._protocol.state is not State.OPEN:
             return b""
         self._protocol.send_binary(data)
-        return b"".join(self._protocol.data_to_send())
+        return self.replies()
 
     def replies(self) -> bytes:
-        """What the WebSocket itself has to say: pongs, and a Close for a Close."""
+        """Return what the WebSocket itself has to send: pongs, and a Close for a Close."""
         return b"".join(self._protocol.data_to_send())
 
     @property
     def ended(self) -> str | None:
-        """Why nothing more will come, or None."""
-        protocol = self._protocol
-        close: Close | None = protocol.close_rcvd
-        if close is not None:
-            return f"the WebSocket was closed: {close}"
-        if protocol.parser_exc is not None:
-            return f"not a WebSocket: {protocol.parser_exc}"
+        """Why nothing more will arrive, or None."""
+        if self._protocol.close_rcvd is not None:
+            return f"the WebSocket was closed: {self._protocol.close_rcvd}"
+        if self._protocol.parser_exc is not None:
+            return f"not a WebSocket: {self._protocol.parser_exc}"
         return None

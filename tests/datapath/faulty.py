@@ -132,7 +132,7 @@ class FaultyWay:
         protocol.connection_made(here)
         return here
 
-    async def reopened(self) -> None:
+    async def reachable_again(self) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def abandon(self, reason: str) -> None:

@@ -96,7 +96,7 @@ async def test_a_look_that_fails_leaves_the_pause_as_it_is(
     async def fail() -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(way, "reopened", fail)
+    monkeypatch.setattr(way, "reachable_again", fail)
     async with asyncio.TaskGroup() as tasks:
         pausing = tasks.create_task(trying.pause(UnreachableError("shut")))
         await rig.until(lambda: caplog.messages)

@@ -125,7 +125,7 @@ async def dial(
         port=port,
         protocol=echoed,
         transport=way,
-        ways=TransportPreference(),
+        preference=TransportPreference(),
     )
     return pipe, echoed
 

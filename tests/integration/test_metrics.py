@@ -421,7 +421,7 @@ class Scene:
         self.transport.abort()
         await rig.until(lambda: not self.tunnel.up)
 
-    async def reopened(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reachable_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the tunnel come up again."""
         monkeypatch.setattr(self.reach, "dial", partial(FakeReach.dial, self.reach))
         self.tunnel.network_changed(broken=True)
@@ -716,14 +716,14 @@ async def test_datagrams_that_find_no_stream_or_no_room(
         for _ in range(_EARLY_DATAGRAMS + 3):
             client.send(b"x")
         await here.seen.becomes(3, name, reason="early")
-        await here.reopened(monkeypatch)
+        await here.reachable_again(monkeypatch)
         await rig.until(lambda: target.came == _EARLY_DATAGRAMS)
         await asked(client)
         await here.blocked(monkeypatch)
         for number in (1, 2, 3, 4):
             client.send(b"x")
             await here.seen.becomes(number, name, reason="backlog")
-        await here.reopened(monkeypatch)
+        await here.reachable_again(monkeypatch)
         await asked(client)
         here.driver.session.limits = Limits(streams=0)
         async with rig.udp_socket(connect=here.world.port("dns")) as other:

@@ -53,7 +53,7 @@ class Place:
         transport, _ = await loop.create_connection(lambda: protocol, rig.HOST, self._port)
         return transport
 
-    async def reopened(self) -> None:
+    async def reachable_again(self) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def abandon(self, reason: str) -> None:

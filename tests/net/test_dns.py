@@ -17,7 +17,7 @@ import pytest
 from krelay.net import dns as module
 from krelay.net.api_access import ApiAccess
 from krelay.net.dns import lookup
-from krelay.transport.reachability import reopened
+from krelay.transport.reachability import reachable_again
 from tests import rig
 
 LOCAL = [(socket.AF_INET, "127.0.0.1")]
@@ -147,7 +147,7 @@ async def test_files_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None
             resolver.hang("127.0.0.1")
         access = ApiAccess("http://name.test", None, None, (), expires=math.inf)
         async with asyncio.TaskGroup() as tasks:
-            looks = [tasks.create_task(reopened(access)) for _ in range(4)]
+            looks = [tasks.create_task(reachable_again(access)) for _ in range(4)]
             await rig.until(lambda: resolver.asked == module.MOST)
             await asyncio.to_thread(lambda: None)
             for look in looks:

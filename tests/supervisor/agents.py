@@ -38,7 +38,7 @@ class FakeReach:
         loop = asyncio.get_running_loop()
         return (await loop.create_connection(lambda: protocol, *self.server.address))[0]
 
-    async def reopened(self) -> None:
+    async def reachable_again(self) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def abandon(self, reason: str) -> None:

@@ -287,6 +287,6 @@ async def open_pipe(
         port=8080,
         protocol=witness,
         transport=way,
-        ways=TransportPreference(),
+        preference=TransportPreference(),
     )
     return pipe, cast(Witness, witness)

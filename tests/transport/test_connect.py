@@ -117,7 +117,7 @@ SCHEMES = ["http", "https", "socks5", "socks5h"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-async def test_through_a_proxy(server: Server, way: Transport, scheme: str) -> None:
+async def test_a_port_forward_through_a_proxy_carries_bytes(server: Server, way: Transport, scheme: str) -> None:
     async with proxying(scheme) as proxy:
         pipe, witness = await open_pipe(
             server,
@@ -140,7 +140,7 @@ async def test_through_a_proxy(server: Server, way: Transport, scheme: str) -> N
         ("https://kube.test", "", ("user name and a password", "it closed the connection")),
     ],
 )
-async def test_a_proxy_that_refuses(
+async def test_a_proxy_s_refusal_is_shown_without_its_password(
     server: Server, scheme: str, url: str, user: str, shown: tuple[str, str]
 ) -> None:
     async with proxying(scheme) as proxy:
@@ -153,7 +153,7 @@ async def test_a_proxy_that_refuses(
         assert "p%40" not in str(caught.value)
 
 
-async def test_an_https_proxy_is_checked_too(server: Server) -> None:
+async def test_an_https_proxy_with_an_untrusted_certificate_is_refused(server: Server) -> None:
     async with proxying("https") as proxy:
         access = server.access(
             ssl=client_context("other-ca.pem"), proxy=f"https://127.0.0.1:{proxy.port}"
@@ -162,7 +162,7 @@ async def test_an_https_proxy_is_checked_too(server: Server) -> None:
             await connect(access)
 
 
-async def test_no_proxy_there(unused_port: int, server: Server) -> None:
+async def test_a_proxy_that_does_not_listen_is_unreachable(unused_port: int, server: Server) -> None:
     with pytest.raises(UnreachableError, match="the proxy http://127.0.0.1: connection refused"):
         await connect(server.access(proxy=f"http://127.0.0.1:{unused_port}"))
 
@@ -175,17 +175,17 @@ async def unused_port() -> AsyncIterator[int]:
         yield sock.getsockname()[1]
 
 
-async def test_no_server_there(unused_port: int, server: Server) -> None:
+async def test_a_server_that_does_not_listen_is_unreachable(unused_port: int, server: Server) -> None:
     with pytest.raises(UnreachableError, match="connection refused"):
         await connect(server.access(url=f"https://127.0.0.1:{unused_port}"))
 
 
-async def test_no_such_host(server: Server) -> None:
+async def test_a_host_without_an_address_is_unreachable(server: Server) -> None:
     with pytest.raises(UnreachableError, match="cannot reach the API server https://no.invalid"):
         await connect(server.access(url="https://no.invalid"))
 
 
-async def test_an_untrusted_certificate(server: Server) -> None:
+async def test_a_server_with_an_untrusted_certificate_is_refused(server: Server) -> None:
     for changes in ({"ssl": client_context("other-ca.pem")}, {"ssl": None}):
         with pytest.raises(CredentialsError, match="is not trusted: ") as caught:
             await connect(server.access(**changes))
@@ -193,14 +193,14 @@ async def test_an_untrusted_certificate(server: Server) -> None:
     assert not server.peers
 
 
-async def test_another_name_in_the_certificate(server: Server) -> None:
+async def test_a_certificate_has_to_name_the_server_or_tls_server_name(server: Server) -> None:
     with pytest.raises(CredentialsError, match="(?i)hostname mismatch"):
         await connect(server.access(server_hostname="other.test"))
-    dialogue = await connect(server.access(server_hostname="kube.test"))
-    dialogue.abort()
+    stream = await connect(server.access(server_hostname="kube.test"))
+    stream.abort()
 
 
-async def test_a_server_without_tls(server: Server) -> None:
+async def test_a_server_that_does_not_speak_tls_is_an_error(server: Server) -> None:
     async with serving("http") as plain:
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -213,7 +213,7 @@ async def test_a_server_without_tls(server: Server) -> None:
             await connect(server.access(url=f"https://127.0.0.1:{plain.port}"))
 
 
-async def test_a_server_that_wants_a_certificate(server: Server) -> None:
+async def test_a_server_that_requires_a_client_certificate_is_an_error(server: Server) -> None:
     """In TLS 1.3 its no comes after the client thinks that all is well."""
     context = server_context()
     context.load_verify_locations(PKI / "ca.pem")
@@ -237,7 +237,7 @@ async def test_a_server_that_wants_a_certificate(server: Server) -> None:
                 await open_pipe(server, Transport.SPDY, url=url)
 
 
-async def test_a_handshake_that_never_ends(server: Server) -> None:
+async def test_a_cancelled_handshake_closes_its_connection(server: Server) -> None:
     """Cancelled within TLS: the connection is closed."""
     there, closed = asyncio.Event(), asyncio.Event()
 
@@ -265,13 +265,13 @@ async def test_a_handshake_that_never_ends(server: Server) -> None:
     listener.close()
 
 
-async def test_a_host_that_no_name_can_be_is_out_of_reach() -> None:
+async def test_a_host_that_idna_cannot_encode_is_unreachable() -> None:
     access = ApiAccess(f"https://{'a' * 300}.test", None, None, ())
     with pytest.raises(UnreachableError, match="cannot reach"):
         await connect(access)
 
 
-async def test_open() -> None:
+async def test_open_tcp_connects_without_delay_and_with_keepalive() -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(await reader.readexactly(5))
         writer.close()
@@ -294,14 +294,14 @@ async def test_open() -> None:
     listener.close()
 
 
-async def test_refused() -> None:
+async def test_open_tcp_refused_says_that_nothing_listens() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(NotListeningError, match="nothing listens on 127.0.0.1 port"):
             await open_tcp(*sock.getsockname(), protocol=Witness())
 
 
-async def test_no_answer() -> None:
+async def test_open_tcp_without_an_answer_fails_at_the_deadline() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen(0)
@@ -311,9 +311,8 @@ async def test_no_answer() -> None:
             await open_tcp(*address, protocol=Witness(), timeout=0.05)
 
 
-async def test_what_gets_no_answer_is_tried_again_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_without_an_answer_is_joined_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first SYN is lost, and TCP would wait for long: a second connection is there first."""
-    monkeypatch.setattr("krelay.transport.connect.AGAIN", 0.01)
     loop = asyncio.get_running_loop()
     listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
     real, tries = loop.create_connection, 0
@@ -326,14 +325,13 @@ async def test_what_gets_no_answer_is_tried_again_beside(monkeypatch: pytest.Mon
         return await real(*args, **kwargs)
 
     monkeypatch.setattr(loop, "create_connection", lossy)
-    _, witness = await dial(Witness, *listener.sockets[0].getsockname(), insist=True)
+    _, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
     assert tries == 2
     await witness.lost
     listener.close()
 
 
-async def test_of_two_that_come_up_one_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("krelay.transport.connect.AGAIN", 0.01)
+async def test_of_two_dials_that_connect_one_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
     real, both = loop.create_connection, asyncio.Barrier(2)
@@ -347,7 +345,7 @@ async def test_of_two_that_come_up_one_is_dropped(monkeypatch: pytest.MonkeyPatc
         return found
 
     monkeypatch.setattr(loop, "create_connection", together)
-    transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), insist=True)
+    transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
     (other,) = [w for t, w in made if t is not transport]
     await other.lost
     assert not transport.is_closing()
@@ -356,14 +354,14 @@ async def test_of_two_that_come_up_one_is_dropped(monkeypatch: pytest.MonkeyPatc
     listener.close()
 
 
-async def test_one_that_is_refused_is_not_tried_again() -> None:
+async def test_a_refused_dial_is_not_repeated() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         with pytest.raises(ConnectionRefusedError):
-            await dial(Witness, *sock.getsockname(), insist=True)
+            await dial(Witness, *sock.getsockname(), redial_every=0.01)
 
 
-async def test_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_goes_on_to_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.2", 0)
     port = listener.sockets[0].getsockname()[1]
     for hosts, meets in (
@@ -388,15 +386,14 @@ async def test_the_next_address(monkeypatch: pytest.MonkeyPatch) -> None:
     listener.close()
 
 
-async def test_unreachable() -> None:
+async def test_open_tcp_to_an_unknown_host_is_a_tunnel_error() -> None:
     with pytest.raises(TunnelError, match="cannot reach no.invalid port 1"):
         await open_tcp("no.invalid", 1, protocol=Witness())
 
 
-async def test_one_more_try_that_finds_no_descriptor_does_not_end_the_first(
+async def test_a_second_dial_without_a_descriptor_does_not_end_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("krelay.transport.connect.AGAIN", 0.01)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
     real, tried = loop.create_connection, asyncio.Event()
@@ -412,7 +409,7 @@ async def test_one_more_try_that_finds_no_descriptor_does_not_end_the_first(
         return await real(*args, **options)
 
     monkeypatch.setattr(loop, "create_connection", connect)
-    transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), insist=True)
+    transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
     transport.abort()
     await witness.lost
     listener.close()

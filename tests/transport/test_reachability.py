@@ -7,12 +7,12 @@ import pytest
 
 from krelay.net.api_access import ApiAccess
 from krelay.transport import reachability as module
-from krelay.transport.reachability import reopened
+from krelay.transport.reachability import reachable_again
 
 
 @pytest.mark.parametrize("way", ["server", "proxy"])
-async def test_a_way_that_was_shut_and_opens(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EVERY", 0.02)
+async def test_a_server_or_proxy_that_returns_is_reachable_again(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBE_EVERY", 0.02)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
@@ -21,15 +21,15 @@ async def test_a_way_that_was_shut_and_opens(way: str, monkeypatch: pytest.Monke
         else:
             access = ApiAccess("https://192.0.2.1", None, None, (), proxy=url)
         async with asyncio.TaskGroup() as tasks:
-            looking = tasks.create_task(reopened(access))
+            looking = tasks.create_task(reachable_again(access))
             await asyncio.sleep(0.05)
             assert not looking.done()
             sock.listen()
             await looking
 
 
-async def test_one_that_is_open_all_the_time_is_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EVERY", 0.01)
+async def test_a_server_that_stays_reachable_never_counts_as_reachable_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROBE_EVERY", 0.01)
     looks = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +40,7 @@ async def test_one_that_is_open_all_the_time_is_no_news(monkeypatch: pytest.Monk
     listener = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     async with asyncio.TaskGroup() as tasks:
-        looking = tasks.create_task(reopened(ApiAccess(url, None, None, ())))
+        looking = tasks.create_task(reachable_again(ApiAccess(url, None, None, ())))
         while looks < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         assert not looking.done()
