@@ -14,7 +14,7 @@ from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Stream
-from krelay.net.accept import Accept, spare
+from krelay.net.accept import AcceptLoop, descriptor_budget
 from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
@@ -43,7 +43,7 @@ class TcpListener:
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
-        self._accepts: list[Accept] = []
+        self._accepts: list[AcceptLoop] = []
         self._empty = asyncio.Event()
 
     @property
@@ -67,7 +67,7 @@ class TcpListener:
         make_room = queue().make_room
         try:
             for sock in sockets:
-                accept = Accept(self.name, sock, self._accept, make_room=make_room)
+                accept = AcceptLoop(self.name, sock, self._accept, make_room=make_room)
                 self._accepts.append(accept)
         except OSError as exc:  # the loop cannot watch it
             self.close()
@@ -176,7 +176,7 @@ class LocalRelay(TcpRelay):
     def connection_lost(self, exc: Exception | None) -> None:
         clean = exc is None and self._local_ended and self._remote_ended
         self._queue.leave(self)
-        spare().closed()
+        descriptor_budget().closed()
         super().connection_lost(exc)
         self._opening.cancel()
         if self._entry is not None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from krelay.net.accept import spare
+from krelay.net.accept import descriptor_budget
 from krelay.wire.stream import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.listener")
@@ -90,7 +90,7 @@ class Queue:
         if waiter in self._sizes:
             self._half_closed.setdefault(waiter)
             self._watch(waiter)
-            spare().changed()
+            descriptor_budget().recheck()
 
     def make_room(self) -> bool:
         """Drop the connection that has waited the longest since its client sent its end; whether
@@ -149,7 +149,7 @@ class Queue:
                     waiter.transport.abort()
             elif event & select.EPOLLRDHUP:
                 self._half_closed.setdefault(waiter)
-                spare().changed()
+                descriptor_budget().recheck()
 
 
 def queue() -> Queue:

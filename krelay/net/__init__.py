@@ -1,1 +1,1 @@
-"""The network of this machine: listening sockets, name look-ups, changes of address, proxies."""
+"""The network of this machine: listening sockets, name lookups, changes of routes, proxies."""

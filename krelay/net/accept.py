@@ -1,8 +1,8 @@
-"""Accept: takes the connections of one listening socket, for forwards and for the status service.
+"""Accept: take the connections of a listening socket, for forwards and for the status service.
 
-asyncio's own server forgets those that it has accepted but not yet begun to serve when it is closed
-(`Server._attach` refuses them): nothing ends them, and their clients would wait for ever. Nor does
-it leave a descriptor to anything else.
+asyncio's own server, when it is closed, forgets the connections that it has accepted but not yet
+begun to serve (`Server._attach` refuses them): nothing closes them, and their clients wait for
+ever. Nor does it leave any descriptors to the rest of the program.
 """
 
 from __future__ import annotations
@@ -19,35 +19,40 @@ from contextlib import suppress
 from weakref import WeakKeyDictionary, WeakSet
 
 from krelay.mux.descriptors import file_limit, open_files, reserve
+from krelay.mux.log import about
 from krelay.net.bind import BACKLOG
 
 logger = logging.getLogger("krelay.listener")
 
-PAUSE = 1.0
-"""Seconds until the next try where none can be accepted: no memory, or the system has no more
-descriptors."""
-LOOK = 0.25
-"""Seconds between two looks at whether there are descriptors to spare again."""
-_QUIET = 60.0
+RETRY_AFTER = 1.0
+"""Seconds until the next attempt when accepting fails: there is no memory, or the whole system has
+no descriptors left."""
+RECHECK_EVERY = 0.25
+"""Seconds between two checks for free descriptors."""
+_WARN_EVERY = 60.0
 """Seconds between two warnings that connections wait."""
-_FRESH = 1.0
-"""Seconds for which one count of the descriptors is relied on."""
+_COUNT_VALID = 1.0
+"""Seconds for which a count of the descriptors is trusted."""
 _COUNTING_SHARE = 20
-"""Counting them takes at most one in so many parts of the time."""
-_FEW = 4
-"""Descriptors that are never taken by a connection, however few there are."""
-_THIS_ONE = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM)
-"""It was given up before it was taken, or a firewall's rule forbids it; the next may be good."""
+"""Counting takes at most one part in so many of the time."""
+_MINIMUM = 4
+"""Descriptors that connections never take, however few there are."""
+_SKIPPED = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM)
+"""The client gave up before its connection was accepted, or a firewall forbids it; the next
+connection may be good."""
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-class Accept:
-    """From its making until `close`, each connection to `sock`, which it owns, gets a protocol of
-    `factory`. What was accepted before `close` still gets one, within two turns of the loop.
+class AcceptLoop:
+    """Gives each connection to `sock`, which it owns, a protocol made by `factory`.
 
-    Connections wait in the listen backlog while accepting them would leave too few descriptors to
-    the rest of the program (`Spare`). `make_room` is asked before: it returns whether it has closed
-    a connection that may go. `control`: these connections are a part of that rest.
+    It accepts from its construction until `close`. A connection accepted before `close` still gets
+    its protocol, within two turns of the event loop.
+
+    Connections stay in the listen backlog while accepting them would leave too few descriptors to
+    the rest of the program (see DescriptorBudget). Before it waits, `make_room` is called: it
+    returns whether it has closed a connection. `control` marks connections that belong to the rest
+    of the program: they are accepted in any case.
     """
 
     def __init__(
@@ -59,213 +64,214 @@ class Accept:
         make_room: Callable[[], bool] | None = None,
         control: bool = False,
     ) -> None:
-        self._name = name
+        self._log = about(logger, name=name) if control else about(logger, target=name)
         self._sock = sock
         self._factory = factory
         self._make_room = make_room
-        self._spare = None if control else spare()
+        self._budget = None if control else descriptor_budget()
         self._loop = asyncio.get_running_loop()
-        self._beginning: set[asyncio.Task[object]] = set()
-        self._later: asyncio.TimerHandle | None = None
-        self._told_at: float | None = None
-        self.begin()
+        self._starting: set[asyncio.Task[object]] = set()
+        self._retry: asyncio.TimerHandle | None = None
+        self._warned_at: float | None = None
+        self.resume()
 
     def close(self) -> None:
         """Accept no more; the port is free at once."""
         if self._sock.fileno() < 0:
             return
-        if self._later is not None:
-            self._later.cancel()
-        if self._spare is not None:
-            self._spare.forget(self)
+        if self._retry is not None:
+            self._retry.cancel()
+        if self._budget is not None:
+            self._budget.remove_waiter(self)
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
-    def begin(self) -> None:
-        """Accept what is there, and what comes."""
-        self._later = None
-        self._loop.add_reader(self._sock, self._ready)
+    def resume(self) -> None:
+        """Accept the connections in the backlog, and those that follow."""
+        self._retry = None
+        self._loop.add_reader(self._sock, self._readable)
 
-    def made_room(self) -> bool:
-        """Whether a connection that may go is being closed for the next one; else say so."""
+    def try_to_make_room(self) -> bool:
+        """Return whether `make_room` closed a connection for the next one; warn if it did not."""
         if self._make_room is not None and self._make_room():
             return True
-        if self._spare is not None and self._spare.is_news():
-            self._say(f"{open_files()} of {file_limit()} file descriptors are in use")
+        if self._budget is not None and self._budget.should_warn():
+            self._warn(f"{open_files()} of {file_limit()} file descriptors are in use")
         return False
 
-    def _ready(self) -> None:
-        # The socket stays readable: without a pause the loop would do nothing else.
+    def _readable(self) -> None:
+        # After a failure the socket stays readable: without a pause the loop would do nothing else.
         try:
-            self._take()
+            self._accept_pending()
         except OSError as exc:
             self._pause(os.strerror(exc.errno or 0))
         except Exception as exc:
             self._pause(repr(exc), bug=True)
 
-    def _take(self) -> None:
-        spare = self._spare
+    def _accept_pending(self) -> None:
+        budget = self._budget
         for _ in range(BACKLOG):
-            if spare is not None and not spare.enough():
-                self._wait(spare)
+            if budget is not None and not budget.has_room():
+                self._wait(budget)
                 return
             try:
                 connection, _address = self._sock.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
-                if exc.errno in _THIS_ONE:
+                if exc.errno in _SKIPPED:
                     continue
                 raise
-            if spare is not None:
-                spare.take(connection)
+            if budget is not None:
+                budget.accepted(connection)
             self._serve(connection)
-            if spare is not None and spare.wanted:
-                self._wait(spare)  # behind those that waited before
+            if budget is not None and budget.has_waiters:
+                self._wait(budget)  # behind the listeners that waited before
                 return
 
     def _serve(self, connection: socket.socket) -> None:
         serving = self._loop.connect_accepted_socket(self._factory, connection)
         task = self._loop.create_task(serving)
-        self._beginning.add(task)
+        self._starting.add(task)
 
-        def begun(task: asyncio.Task[object]) -> None:
-            self._beginning.discard(task)
+        def started(task: asyncio.Task[object]) -> None:
+            self._starting.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                logger.error("%s: a connection is reset: %r", self._name, error)
+                self._log.error("a connection is reset: %r", error)
                 with suppress(OSError):
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
                 connection.close()
 
-        task.add_done_callback(begun)
+        task.add_done_callback(started)
 
-    def _wait(self, spare: Spare) -> None:
+    def _wait(self, budget: DescriptorBudget) -> None:
         self._loop.remove_reader(self._sock)
-        spare.wait(self)
+        budget.add_waiter(self)
 
     def _pause(self, cause: str, *, bug: bool = False) -> None:
-        self._say(f"none can be accepted: {cause}", bug=bug)
+        self._warn(f"none can be accepted: {cause}", bug=bug)
         self._loop.remove_reader(self._sock)
-        self._later = self._loop.call_later(PAUSE, self.begin)
+        self._retry = self._loop.call_later(RETRY_AFTER, self.resume)
 
-    def _say(self, why: str, *, bug: bool = False) -> None:
+    def _warn(self, why: str, *, bug: bool = False) -> None:
         now = self._loop.time()
-        if self._told_at is None or now >= self._told_at + _QUIET:
-            self._told_at = now
-            logger.warning("%s: connections wait, %s", self._name, why, exc_info=bug)
+        if self._warned_at is None or now >= self._warned_at + _WARN_EVERY:
+            self._warned_at = now
+            self._log.warning("connections wait, %s", why, exc_info=bug)
 
 
-class Spare:
-    """The descriptors of this process that accepted connections may take; one for each loop.
+class DescriptorBudget:
+    """The descriptors that accepted connections may take, one budget for each event loop.
 
-    What they leave is the reserve (`mux.files`), or as many as they have themselves where those are
-    fewer: a program whose other parts take nearly all still serves some.
+    Connections leave the reserve (`mux.descriptors`) free, or as many descriptors as they have
+    taken themselves if those are fewer: a program whose other parts take nearly all descriptors
+    still serves some connections.
     """
 
     def __init__(self) -> None:
         self._accepted: WeakSet[socket.socket] = WeakSet()
-        self._waiting: dict[Accept, None] = {}
-        self._credit = 0
+        self._waiters: dict[AcceptLoop, None] = {}
+        self._room = 0
         self._exact = False
         self._valid_until = 0.0
         self._count_at = 0.0
-        self._told_at: float | None = None
+        self._warned_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def wanted(self) -> bool:
-        """Whether a listener waits for one."""
-        return bool(self._waiting)
+    def has_waiters(self) -> bool:
+        """Whether a listener waits for descriptors."""
+        return bool(self._waiters)
 
-    def enough(self) -> bool:
-        """Whether one more connection may be accepted."""
+    def has_room(self) -> bool:
+        """Return whether one more connection may be accepted."""
         now = self._now()
-        if self._credit <= 0 or now >= self._valid_until:
+        if self._room <= 0 or now >= self._valid_until:
             self._count(now)
-        return self._credit > 0
+        return self._room > 0
 
-    def is_news(self) -> bool:
-        """Whether it was not said a moment ago that there are none, for any listener."""
+    def should_warn(self) -> bool:
+        """Return whether no listener has warned of missing descriptors in the last minute."""
         now = self._now()
-        if self._told_at is not None and now < self._told_at + _QUIET:
+        if self._warned_at is not None and now < self._warned_at + _WARN_EVERY:
             return False
-        self._told_at = now
+        self._warned_at = now
         return True
 
-    def take(self, connection: socket.socket) -> None:
-        """This one was accepted."""
+    def accepted(self, connection: socket.socket) -> None:
+        """Count a connection that was accepted."""
         self._accepted.add(connection)
-        self._credit -= 1
+        self._room -= 1
 
     def closed(self) -> None:
-        """A connection is closed in this turn of the loop: another may have its descriptor."""
-        self._credit += 1
-        self.changed()
+        """Count a connection that is closed in this turn of the loop: its descriptor is free."""
+        self._room += 1
+        self.recheck()
 
-    def changed(self) -> None:
-        """There may be room that there was not."""
-        if self._waiting:
-            self._look_at(self._now())
+    def recheck(self) -> None:
+        """Look for room now: there may be some again."""
+        if self._waiters:
+            self._schedule(self._now())
 
-    def wait(self, accept: Accept) -> None:
-        """Have `accept` begin again when there is one for it."""
-        self._waiting[accept] = None
-        self._look_at(self._now())
+    def add_waiter(self, accept_loop: AcceptLoop) -> None:
+        """Resume `accept_loop` once there is a descriptor for it."""
+        self._waiters[accept_loop] = None
+        self._schedule(self._now())
 
-    def forget(self, accept: Accept) -> None:
-        """It waits no more."""
-        self._waiting.pop(accept, None)
+    def remove_waiter(self, accept_loop: AcceptLoop) -> None:
+        """Do not resume `accept_loop` any more."""
+        self._waiters.pop(accept_loop, None)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _look_at(self, when: float) -> None:
+    def _schedule(self, when: float) -> None:
         if self._timer is not None:
             if self._timer.when() <= when:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(when, self._look)
+        self._timer = asyncio.get_running_loop().call_at(when, self._resume_first)
 
-    def _look(self) -> None:
+    def _resume_first(self) -> None:
         self._timer = None
-        if not self._waiting:
+        if not self._waiters:
             return
-        first = next(iter(self._waiting))
+        first = next(iter(self._waiters))
         wait = 0.0
-        if self.enough():
-            del self._waiting[first]
-            first.begin()
+        if self.has_room():
+            del self._waiters[first]
+            first.resume()
         elif not self._exact and (left := self._count_at - self._now()) > 0:
             wait = left
-        elif not first.made_room():
-            wait = LOOK
-        if self._waiting:
-            self._look_at(self._now() + wait)
+        elif not first.try_to_make_room():
+            wait = RECHECK_EVERY
+        if self._waiters:
+            self._schedule(self._now() + wait)
 
     def _count(self, now: float) -> None:
         if now < self._count_at:
             return
-        begun = time.thread_time()
+        start = time.thread_time()
         limit, used = file_limit(), open_files()
         if limit is None or used is None:
             room = BACKLOG
         else:
             accepted = sum(sock.fileno() >= 0 for sock in self._accepted)
-            room = limit - used - min(reserve(), max(accepted, _FEW))
+            room = limit - used - min(reserve(), max(accepted, _MINIMUM))
         # Half of it: other parts take some meanwhile, and each connection needs one left for it.
-        # Below zero, what is freed next is not for connections.
-        self._credit = (room + 1) // 2 if room > 0 else room
-        self._exact = room == self._credit
-        self._valid_until = now + _FRESH
-        self._count_at = now + _COUNTING_SHARE * (time.thread_time() - begun)
+        # Below zero, the descriptors that are freed next are not for connections.
+        self._room = (room + 1) // 2 if room > 0 else room
+        self._exact = room == self._room
+        self._valid_until = now + _COUNT_VALID
+        self._count_at = now + _COUNTING_SHARE * (time.thread_time() - start)
 
 
-def spare() -> Spare:
-    """That of the running loop."""
+def descriptor_budget() -> DescriptorBudget:
+    """Return the budget of the running loop."""
     loop = asyncio.get_running_loop()
-    if (found := _spares.get(loop)) is None:
-        found = _spares[loop] = Spare()
+    if (found := _budgets.get(loop)) is None:
+        found = _budgets[loop] = DescriptorBudget()
     return found
 
 
-_spares: WeakKeyDictionary[asyncio.AbstractEventLoop, Spare] = WeakKeyDictionary()
+_budgets: WeakKeyDictionary[asyncio.AbstractEventLoop, DescriptorBudget] = WeakKeyDictionary()

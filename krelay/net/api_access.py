@@ -1,4 +1,4 @@
-"""Access: what `cluster` knows and `transport` needs, to open one connection to an API server."""
+"""ApiAccess: what `cluster` hands to `transport` for one connection to an API server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from krelay.errors import CredentialsError
 
 @dataclass(frozen=True, slots=True)
 class ApiAccess:
-    """How to open one connection to an API server, with credentials that are fresh now.
+    """The address of an API server, and credentials that are valid now.
 
-    `url` may have a path prefix. `headers` may repeat a name (impersonation). `proxy` is the
-    URL of an `http`, `https` or `socks5` proxy, or None for a direct connection. `expires` is when
-    to ask for another, in seconds since the epoch; infinite if nobody said.
+    `url` may have a path prefix. `headers` may repeat a name (impersonation). `proxy` is the URL of
+    an `http`, `https`, `socks5` or `socks5h` proxy, or None for a direct connection. `expires` is
+    the expiry of the credentials (Unix time; `inf` if unknown).
     """
 
     url: str
@@ -29,31 +29,33 @@ class ApiAccess:
 
     @property
     def private(self) -> bool:
-        """Whether no one on the way can read what is sent: the server speaks TLS, or it is on this
-        machine and reached without a proxy."""
+        """Whether the connection cannot be read on its way.
+
+        The server speaks TLS, or is on this machine with no proxy in between.
+        """
         parts = urlsplit(self.url)
         if parts.scheme == "https":
             return True
         return self.proxy is None and is_loopback(parts.hostname or "")
 
     def require_private(self) -> None:
-        """Refuse a way on which the run's key, and all that is relayed, could be read.
+        """Refuse a connection on which the run's key and the relayed bytes could be read.
 
         Raises:
-            CredentialsError: it is one.
+            CredentialsError: the connection is not private.
         """
         if self.private:
             return
         through = " through a proxy" if self.proxy else ""
         raise CredentialsError(
-            f"the way to the API server {self.url}{through} is not encrypted: "
-            "the agent's key and all that is relayed could be read on it",
+            f"the connection to the API server {self.url}{through} is not encrypted: "
+            "the agent's key and all that is relayed could be read on the way",
             hint="use the server's https:// address, or `kubectl proxy` on this machine",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine: `localhost`, or a loopback address as text."""
+    """Return whether `host` is this machine: `localhost`, or a loopback address as text."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:

@@ -1,5 +1,7 @@
-"""Binding local addresses, for forwards and for the status service; `localhost` is both families,
-where this machine has both."""
+"""Bind: open local sockets for forwards and for the status service.
+
+`localhost` means both address families, if this machine has both.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,18 @@ from krelay.model import Endpoint
 BACKLOG = 512
 LOCALHOST = "localhost"
 _RANDOM_PORT_TRIES = 20
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-"""There is no socket to be had now, which says nothing about the address."""
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+"""This machine has no socket left, which says nothing about the address."""
 
 
 def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
-    """Bound sockets, those for TCP listening: one, or for `localhost` one of each family that
-    this machine has, with the same port.
+    """Return bound sockets, which listen if `kind` is SOCK_STREAM.
+
+    It is one socket, or for `localhost` one of each family that this machine has, with the same
+    port. Port 0 takes any free port.
 
     Raises:
-        ListenError: it cannot be had; the message says why, the hint what to do.
+        ListenError: the address cannot be bound; the message says why, the hint what to do.
     """
     hosts = [address]
     if address == LOCALHOST:
@@ -58,7 +62,7 @@ def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         sock.setblocking(False)
         sock.bind((host, port))
         if kind == socket.SOCK_STREAM:
-            # Two sockets may bind one address; it is listening that tells who has it.
+            # Two sockets may bind one address, but only one of them may listen on it.
             sock.listen(BACKLOG)
     except BaseException:
         sock.close()
@@ -70,7 +74,7 @@ def _has_ipv6() -> bool:
     try:
         _bind_one("::1", 0, socket.SOCK_DGRAM).close()
     except OSError as exc:
-        if exc.errno in _SHORT:
+        if exc.errno in _EXHAUSTED:
             raise
         return False
     return True
@@ -79,9 +83,12 @@ def _has_ipv6() -> bool:
 def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
     hint = None
     if exc.errno == errno.EADDRINUSE:
-        hint = "stop what has it, or choose another local port; `:REMOTE` takes any free one"
+        hint = (
+            "stop the program that uses it, or choose another local port; "
+            "`:REMOTE` takes a free one"
+        )
     elif exc.errno in (errno.EACCES, errno.EPERM):
-        hint = "ports below 1024 need more rights; choose a higher local port"
+        hint = "ports below 1024 need more privileges; choose a higher local port"
     elif exc.errno == errno.EADDRNOTAVAIL:
         hint = "this machine has no such address"
     where = Endpoint(address, port)

@@ -1,8 +1,8 @@
-"""Lookup: a host's addresses, for `transport` and `cluster`, by threads that hold up nobody.
+"""DNS: look up the addresses of a host in threads on which nothing else waits.
 
-Nothing stops a lookup that hangs, as it does while a network is down. In asyncio's own executor it
-would keep files and credentials waiting, and the end of a program that embeds krelay. Threads apart
-share nothing, and Python does not wait for daemons.
+A lookup cannot be stopped, and hangs while a network is down. In asyncio's own executor it would
+delay files and credentials, and the end of a program that embeds krelay. These threads share
+nothing with others, and Python does not wait for daemon threads at its end.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import ipaddress
 import socket
 import threading
 
-AGAIN = 1.0
-"""Seconds after which a lookup that has no answer yet is joined by another: a resolver itself asks
-again after five, while the network may long be back."""
-MOST = 8
-"""Lookups of one host that may be under way, whoever waits: as many as it takes for one of them to
-ask in each second."""
+REPEAT_AFTER = 1.0
+"""Seconds after which a lookup without an answer is joined by another one: a resolver itself
+repeats its query after five, while the network may long be back."""
+CONCURRENCY_LIMIT = 8
+"""Lookups of one host at a time, for all callers: enough for one of them to query each second."""
 
 Address = tuple[int, str]
-"""Its family, and the address itself."""
+"""An address family, and the address as text."""
 
 
 async def lookup(name: str) -> list[Address]:
-    """The addresses of `name`. The caller sets the deadline.
+    """Return the addresses of `name`. The caller sets the deadline.
 
     Raises:
-        OSError: it has none, or nobody can tell.
+        OSError: the name has no address, or the lookup failed.
     """
     try:
         version = ipaddress.ip_address(name).version
@@ -38,48 +37,56 @@ async def lookup(name: str) -> list[Address]:
         return [(socket.AF_INET if version == 4 else socket.AF_INET6, name)]
     loop = asyncio.get_running_loop()
     host = _hosts.get((loop, name)) or _hosts.setdefault((loop, name), _Host(loop, name))
-    mine = host.ask()
+    failure = host.latest_failure()
     while True:
-        await asyncio.wait((host.found, mine), timeout=AGAIN, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (host.found, failure), timeout=REPEAT_AFTER, return_when=asyncio.FIRST_COMPLETED
+        )
         if host.found.done():
             return host.found.result()
-        if mine.done():
-            raise mine.result()
-        host.ask()
+        if failure.done():
+            raise failure.result()
+        host.latest_failure()
 
 
 class _Host:
-    """The lookups of one host that are under way. The first that finds it answers everybody; one
-    that fails only those who came while it was the latest."""
+    """The pending lookups of one host.
+
+    The first one that succeeds answers all callers. One that fails answers only the callers that
+    arrived while it was the latest.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
         self.found: asyncio.Future[list[Address]] = loop.create_future()
         self._loop = loop
         self._name = name
-        self._failing: list[asyncio.Future[Exception]] = []
-        self._asked_at = 0.0
+        self._pending: list[asyncio.Future[Exception]] = []
+        self._started_at = 0.0
 
-    def ask(self) -> asyncio.Future[Exception]:
-        """The failure of the latest lookup; it is begun if it is time for one."""
-        now, under_way = self._loop.time(), len(self._failing)
-        if not under_way or (under_way < MOST and now >= self._asked_at + AGAIN):
-            failed: asyncio.Future[Exception] = self._loop.create_future()
+    def latest_failure(self) -> asyncio.Future[Exception]:
+        """Return the failure of the latest lookup; start another lookup if one is due.
+
+        Raises:
+            OSError: no lookup is pending, and no thread can be started.
+        """
+        now, pending = self._loop.time(), len(self._pending)
+        if not pending or (pending < CONCURRENCY_LIMIT and now >= self._started_at + REPEAT_AFTER):
+            failure: asyncio.Future[Exception] = self._loop.create_future()
             thread = threading.Thread(
-                target=self._look_up, args=(failed,), name=f"lookup {self._name}", daemon=True
+                target=self._look_up, args=(failure,), name=f"lookup {self._name}", daemon=True
             )
             try:
                 thread.start()
             except (RuntimeError, MemoryError) as exc:
-                if under_way:  # those may still find it
-                    return self._failing[-1]
-                if _hosts.get((self._loop, self._name)) is self:
-                    del _hosts[self._loop, self._name]
+                if pending:  # one of them may still succeed
+                    return self._pending[-1]
+                self._forget()
                 raise OSError(errno.ENOMEM, f"cannot look up {self._name}: {exc}") from exc
-            self._failing.append(failed)
-            self._asked_at = now
-        return self._failing[-1]
+            self._pending.append(failure)
+            self._started_at = now
+        return self._pending[-1]
 
-    def _look_up(self, failed: asyncio.Future[Exception]) -> None:
+    def _look_up(self, failure: asyncio.Future[Exception]) -> None:
         outcome: list[Address] | Exception
         try:
             infos = socket.getaddrinfo(self._name, None, type=socket.SOCK_STREAM)
@@ -87,19 +94,23 @@ class _Host:
         except Exception as exc:
             outcome = exc
         try:
-            self._loop.call_soon_threadsafe(self._heard, failed, outcome)
-        except RuntimeError:  # the loop has ended meanwhile
-            _hosts.pop((self._loop, self._name), None)
+            self._loop.call_soon_threadsafe(self._done, failure, outcome)
+        except RuntimeError:  # the loop has been closed
+            self._forget()
 
-    def _heard(self, failed: asyncio.Future[Exception], outcome: list[Address] | Exception) -> None:
-        self._failing.remove(failed)
+    def _done(self, failure: asyncio.Future[Exception], outcome: list[Address] | Exception) -> None:
+        self._pending.remove(failure)
         if isinstance(outcome, Exception):
-            failed.set_result(outcome)
+            failure.set_result(outcome)
         elif not self.found.done():
             self.found.set_result(outcome)
-        over = self.found.done() or not self._failing
-        if over and _hosts.get((self._loop, self._name)) is self:
-            del _hosts[self._loop, self._name]  # what is asked from now on is asked anew
+        if self.found.done() or not self._pending:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Have the next caller start anew."""
+        if _hosts.get((self._loop, self._name)) is self:
+            del _hosts[self._loop, self._name]
 
 
 _hosts: dict[tuple[asyncio.AbstractEventLoop, str], _Host] = {}

@@ -1,4 +1,4 @@
-"""Surroundings: what the system tells of this machine's sleep and of its network."""
+"""Host monitor: notice that this machine was asleep, or that its network has changed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 logger = logging.getLogger("krelay.supervisor")
 
-_LOOK_EVERY = 1.0
+_CHECK_EVERY = 1.0
+"""Seconds between two comparisons of the clocks."""
 ASLEEP = 3.0
-"""Seconds by which the clocks must disagree before it counts as sleep."""
-# One change of the network is many messages: this long, in seconds, is waited for the last.
+"""Seconds by which the clocks must differ before that counts as sleep."""
 _SETTLE = 0.25
+"""Seconds to wait for the last message of a change; one change causes many messages."""
 # linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 
@@ -24,16 +25,16 @@ _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 async def watch_sleep(
     on_wake: Callable[[], None], *, wall: Callable[[], float] = time.time
 ) -> None:
-    """Call `on_wake` after each sleep of this machine, within a second; lasts until cancelled.
+    """Call `on_wake` within a second after each sleep of this machine; run until cancelled.
 
-    The loop's clock stands still meanwhile, the one on the wall (`wall`, in seconds) does not. One
-    that is set forward looks the same, and costs no more than tunnels that are made anew, and in
-    plain mode their connections.
+    During sleep the event loop's clock stands still, the wall clock (`wall`, in seconds) does not.
+    A wall clock that is set forward looks the same: it costs new tunnels, and in legacy mode their
+    connections.
     """
     clock = asyncio.get_running_loop().time
     before = wall() - clock()
     while True:
-        await asyncio.sleep(_LOOK_EVERY)
+        await asyncio.sleep(_CHECK_EVERY)
         now = wall() - clock()
         slept, before = now - before, now
         if slept >= ASLEEP:
@@ -42,9 +43,11 @@ async def watch_sleep(
 
 
 async def watch_routes(on_change: Callable[[], None]) -> None:
-    """Call `on_change` when addresses, links or routes of this machine have changed, as far as the
-    system tells; lasts until cancelled."""
-    sock = _open()
+    """Call `on_change` when addresses, links or routes of this machine change; run until cancelled.
+
+    It returns at once if the system does not report such changes.
+    """
+    sock = _open_route_socket()
     if sock is None:
         return
     loop = asyncio.get_running_loop()
@@ -62,9 +65,11 @@ async def watch_routes(on_change: Callable[[], None]) -> None:
             loop.remove_reader(sock)
 
 
-def _open() -> socket.socket | None:
-    """What tells of routes: netlink on Linux (man 7 rtnetlink), a routing socket on BSD and macOS;
-    None where there is neither."""
+def _open_route_socket() -> socket.socket | None:
+    """Return a socket that reports changes of routes, None if the system has none.
+
+    It is netlink on Linux (man 7 rtnetlink), a routing socket on BSD and macOS.
+    """
     try:
         if sys.platform == "linux":
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
@@ -74,14 +79,14 @@ def _open() -> socket.socket | None:
         else:
             return None
     except OSError as exc:
-        logger.debug("changes of the network are not told: %s", exc)
+        logger.debug("changes of the network are not reported: %s", exc)
         return None
     sock.setblocking(False)
     return sock
 
 
 def _drain(sock: socket.socket, changed: asyncio.Event) -> None:
-    """What it says in detail does not matter; nor that it says more than fits (ENOBUFS)."""
+    """Discard the messages: only their arrival counts, also if some did not fit (ENOBUFS)."""
     changed.set()
     with contextlib.suppress(OSError):
         while sock.recv(1 << 16):

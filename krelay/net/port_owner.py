@@ -1,4 +1,4 @@
-"""Who has a local address that cannot be bound; for the message, where the system tells it."""
+"""Port owner: the program that occupies a local port, for the error that it cannot be bound."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from krelay.model import Protocol
 _WILDCARDS = ("0.0.0.0", "::")
 
 
-def holder(protocol: Protocol, address: str, port: int) -> str | None:
-    """`nginx (pid 812)`; None where that is hidden from this user. Blocks while it looks."""
+def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
+    """Return the owner as `nginx (pid 812)`, None if the system hides it from this user.
+
+    It blocks while it reads the system's tables.
+    """
     import psutil
 
     try:
         connections = psutil.net_connections(protocol.value)
-    except (psutil.Error, OSError):  # macOS tells only root
+    except (psutil.Error, OSError):  # macOS shows them to root only
         return None
     for connection in connections:
         if connection.pid is None or connection.status not in (
@@ -24,7 +27,7 @@ def holder(protocol: Protocol, address: str, port: int) -> str | None:
         ):
             continue
         local = connection.laddr
-        if local and local.port == port and _overlap(local.ip, address):
+        if local and local.port == port and _overlaps(local.ip, address):
             if connection.pid == os.getpid():
                 return "this krelay"
             try:
@@ -34,7 +37,7 @@ def holder(protocol: Protocol, address: str, port: int) -> str | None:
     return None
 
 
-def _overlap(held: str, wanted: str) -> bool:
+def _overlaps(held: str, wanted: str) -> bool:
     if wanted == "localhost":
         return held in ("127.0.0.1", "::1", *_WILDCARDS)
     return held == wanted or held in _WILDCARDS or wanted in _WILDCARDS

@@ -1,6 +1,6 @@
-"""SOCKS5: what to say to such a proxy, sans-I/O; for whoever opens a connection to a cluster.
+"""SOCKS5: the client's side of the handshake with a proxy in front of a cluster; sans-I/O.
 
-RFC 1928 (CONNECT only) and RFC 1929 (a user's name and password). The proxy resolves names.
+RFC 1928 (CONNECT only) and RFC 1929 (user name and password). The proxy resolves names.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ _REPLIES = {
     8: "address type not supported",
 }
 _LENGTHS = {1: 4, 4: 16}
-_NOTHING, _PASSWORD = 0, 2
+_NO_AUTHENTICATION, _PASSWORD = 0, 2
 
 
 class SocksError(Exception):
-    """The proxy refuses, or speaks another protocol."""
+    """The proxy refused, or speaks another protocol."""
 
 
 def handshake(proxy: str, host: str, port: int) -> Generator[tuple[bytes, int], bytes, None]:
-    """Asks `proxy` (its URL) for a connection to `host` and `port`; ends when it stands.
+    """Ask `proxy` (its URL) for a connection to `host` and `port`; return once it is granted.
 
-    Yields what to send and how many bytes to read then; is sent exactly these bytes.
+    Yield the bytes to send, perhaps none, and the number of bytes to read next; these have to be
+    sent into the generator.
 
     Raises:
-        SocksError: no connection.
+        SocksError: the connection was not granted.
     """
     parts = urlsplit(proxy)
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    offers = bytes([_NOTHING, _PASSWORD] if user else [_NOTHING])
+    offers = bytes([_NO_AUTHENTICATION, _PASSWORD] if user else [_NO_AUTHENTICATION])
     version, method = yield bytes([5, len(offers)]) + offers, 2
     if version != 5:
         raise SocksError("it does not speak SOCKS5")
@@ -45,7 +46,7 @@ def handshake(proxy: str, host: str, port: int) -> Generator[tuple[bytes, int], 
         status = (yield b"\1" + _short(user) + _short(password), 2)[1]
         if status != 0:
             raise SocksError("it refuses the user name or the password")
-    elif method != _NOTHING:
+    elif method != _NO_AUTHENTICATION:
         raise SocksError("it wants another kind of authentication")
     yield from _connect(host, port)
 
@@ -55,7 +56,7 @@ def _connect(host: str, port: int) -> Generator[tuple[bytes, int], bytes, None]:
     _, reply, _, kind = yield request, 4
     if reply != 0:
         raise SocksError(_REPLIES.get(reply, f"reply {reply}"))
-    # The address that the proxy dialled from, of no use to anyone.
+    # The address that the proxy dialled from is read and not used.
     length = (yield b"", 1)[0] if kind == 3 else _LENGTHS.get(kind, 0)
     yield b"", length + 2
 

@@ -22,7 +22,7 @@ from krelay.datapath.metrics import EARLY, KERNEL, ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
-from krelay.net.accept import spare
+from krelay.net.accept import descriptor_budget
 from krelay.proxy.socket_owner import same_user
 from krelay.proxy.socks5 import read_datagram, write_datagram
 from krelay.tasks import TaskGroup, guard
@@ -76,10 +76,10 @@ class Association(asyncio.DatagramProtocol):
         Raises:
             OSError: there is none.
         """
-        if not spare().enough():
+        if not descriptor_budget().has_room():
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         sock = _bound(host)
-        spare().take(sock)
+        descriptor_budget().accepted(sock)
         await self.loop.create_datagram_endpoint(lambda: self, sock=sock)
         assert self._transport is not None
         self._sweep()
@@ -116,7 +116,7 @@ class Association(asyncio.DatagramProtocol):
         self._drops = self.account.watch(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        spare().closed()
+        descriptor_budget().closed()
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if addr[0] != self._client[0] or self._port not in (None, addr):

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from krelay.net.accept import Accept
+from krelay.net.accept import AcceptLoop
 
 logger = logging.getLogger("krelay.status")
 
@@ -66,7 +66,7 @@ class Connections:
         self._strangers = strangers
         self._trusted = trusted
         self._closing = False
-        self._accepts: list[Accept] = []
+        self._accepts: list[AcceptLoop] = []
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -79,7 +79,7 @@ class Connections:
     async def serve(self, socks: Iterable[socket.socket]) -> None:
         """Answer on these, which listen, and are closed by `close`."""
         await self._runner.setup()
-        self._accepts = [Accept("status", sock, self._accept, control=True) for sock in socks]
+        self._accepts = [AcceptLoop("status", sock, self._accept, control=True) for sock in socks]
 
     async def close(self) -> None:
         """Answer no more, and leave nothing open."""

@@ -17,7 +17,7 @@ from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
-from krelay.net.port_owner import holder
+from krelay.net.port_owner import port_owner
 from krelay.proxy.server import ProxyListener
 from krelay.retry import Backoff
 from krelay.state.events import EventBus
@@ -214,7 +214,7 @@ class Forward:
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
             who: str | None = None
             with contextlib.suppress(KrelayError):  # no thread can be had
-                who = await in_thread(lambda: holder(protocol, self.spec.target.listen, local))
+                who = await in_thread(lambda: port_owner(protocol, self.spec.target.listen, local))
             if who:
                 exc = ListenError(f"{exc} by {who}", hint=exc.hint)
         if str(exc) != str(self.failure):

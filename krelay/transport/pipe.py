@@ -1,7 +1,7 @@
 """Pipe: a forwarded port as an asyncio transport, from the upgraded connection to the mux.
 
-Callbacks only. Bytes pass each way in the turn of the loop that they came in; the socket's own
-transport paces the writer, nothing here ever paces the reader.
+It has callbacks only. Bytes pass in the turn of the loop in which they arrived. The connection's
+own transport paces the writer; the pipe buffers nothing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ logger = logging.getLogger("krelay.transport")
 CLOSE_DEADLINE = 2.0
 """Seconds that `close` gives the connection to take what was written."""
 
-# asyncio's TLS decrypts reads of 256 KiB: with room for the record that the last one cut in two,
-# one call takes it all.
+# asyncio's TLS decrypts reads of 256 KiB. With room for a record that the last read cut in two, one
+# call takes all of it.
 _READ_SIZE = 272 << 10
 _TEXT_LIMIT = 4 << 10
+"""Bytes of the error stream that are kept."""
 _TEXT_DEADLINE = 0.25
+"""Seconds from the end of the data stream in which the error stream may say why."""
 _REPLIES_LIMIT = 1 << 20
+"""Unsent bytes above which pings get no reply."""
 
 
 class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
-    """A transport to the protocol above it, the protocol of the connection's transport below.
+    """The transport of the protocol above, and the protocol of the connection's transport below.
 
-    What it reads lands in one buffer of its own (asyncio's TLS decrypts right into it) and is
-    copied once, joined, for the protocol above.
+    Received bytes land in the pipe's own buffer, into which asyncio's TLS decrypts, and are copied
+    once, joined, for the protocol above.
     """
 
     _below: asyncio.Transport
@@ -59,14 +62,14 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
                 self._below.write(self._carrier.wrap(frame))
 
     def close(self) -> None:
-        """End the connection after what is written, but soon."""
+        """Close the connection when the written bytes are sent, or after `CLOSE_DEADLINE`."""
         if not self._closing:
             self._closing = True
             self._arm(CLOSE_DEADLINE, self._below.abort)
             self._below.close()
 
     def abort(self) -> None:
-        """End the connection now."""
+        """Close the connection at once."""
         self._closing = True
         self._below.abort()
 
@@ -83,7 +86,7 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         return self._below.is_reading()
 
     def can_write_eof(self) -> bool:
-        """Yes, after a fashion: the container runtime ends both ways a second later."""
+        """Return True, although the container runtime ends both directions a second later."""
         return True
 
     def write_eof(self) -> None:
@@ -139,10 +142,10 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         self._closing = True
         self._protocol.connection_lost(reason)
 
-    # -- what comes ----------------------------------------------------------------------------
+    # -- received bytes ------------------------------------------------------------------------
 
     def received(self, data: Buffer) -> None:
-        """Bytes of the connection. May be called with those read before the pipe had it."""
+        """Take bytes of the connection, also those that arrived before the pipe took it over."""
         if self._closing:
             return
         pieces: list[Buffer] = []
@@ -154,7 +157,7 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
                     if isinstance(event, spdy.Data) and event.stream_id == DATA_STREAM:
                         pieces.append(event.payload)
                     else:
-                        ended |= self._heard(event)
+                        ended |= self._handle(event)
         except spdy.SpdyError as exc:
             end = TunnelError(f"the API server does not speak SPDY: {exc}")
         if replies := self._carrier.replies():
@@ -168,11 +171,11 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         if end is not None:
             self._end(end)
 
-    def _heard(self, event: spdy.Event) -> bool:
-        """Whether all is said.
+    def _handle(self, event: spdy.Event) -> bool:
+        """Return whether the error stream has ended.
 
-        The data stream ends first, then the error stream, with the reason if there is one: often
-        in a read of its own, and not surely at all.
+        The data stream ends first. The error stream follows with the reason, if there is one;
+        often in another read, and sometimes never.
         """
         if isinstance(event, spdy.Ping):
             self._reply(self._carrier.wrap(event.frame))
@@ -190,12 +193,12 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
 
     def _end(self, reason: TunnelError) -> None:
         if not self._closing:
-            logger.debug("the pipe to port %d ends: %s", self._port, reason)
+            logger.debug("the pipe to port %d ended: %s", self._port, reason)
             self._reason = reason
             self.abort()
 
     def _reply(self, data: bytes) -> None:
-        # Who asks without reading the answers gets no more of them.
+        # A peer that sends pings without reading the replies gets no more of them.
         if self._below.get_write_buffer_size() < _REPLIES_LIMIT:
             self._below.write(data)
 

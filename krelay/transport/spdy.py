@@ -1,8 +1,8 @@
 """SPDY: the framing of a port-forward, between a carrier and its pipe; sans-I/O.
 
-As much of SPDY/3.1 as Kubernetes needs: a connection carries one pair of streams, `error` and
-`data` (k8s.io/client-go tools/portforward/portforward.go). Header blocks are plain zlib, without
-the dictionary of the specification (2.6.10.1), and those of the answer are not read.
+This is the part of SPDY/3.1 that Kubernetes needs: a connection carries one pair of streams,
+`error` and `data` (k8s.io/client-go tools/portforward/portforward.go). Header blocks are plain
+zlib, without the dictionary of the specification (2.6.10.1); those of the reply are not read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ERROR_STREAM = 1
 DATA_STREAM = 3
 
 MAX_PAYLOAD = 64 << 10
-"""Of one DATA frame sent. The runtime in the node reads a frame whole before it passes it on."""
+"""Bytes of one DATA frame sent. The node's runtime reads a whole frame before it passes it on."""
 
 _HEAD = Struct(">II")
 _HEAD_SIZE = _HEAD.size
@@ -29,11 +29,11 @@ _KEPT = {_RST_STREAM: 8, _PING: 4}
 
 
 class SpdyError(Exception):
-    """Bytes that are no SPDY/3.1, or of a stream that was never opened."""
+    """The peer sent something other than SPDY/3.1, or data of a stream that was never opened."""
 
 
 class Data(NamedTuple):
-    """A piece of a stream's bytes; a view of what `receive_data` was given."""
+    """A piece of a stream's bytes; a view of the data passed to `receive_data`."""
 
     stream_id: int
     payload: memoryview
@@ -53,7 +53,7 @@ class Reset(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """A whole frame, to be sent back as it is."""
+    """A whole frame, to be sent back unchanged."""
 
     frame: bytes
 
@@ -62,7 +62,7 @@ Event = Data | Fin | Reset | Ping
 
 
 def open_streams(port: int) -> bytes:
-    """The frames that ask for both streams of a forward to `port` of the pod."""
+    """Return the frames that open both streams of a forward to `port` of the pod."""
     deflate = zlib.compressobj()
     frames = bytearray()
     for stream_id, kind in ((ERROR_STREAM, b"error"), (DATA_STREAM, b"data")):
@@ -77,12 +77,12 @@ def open_streams(port: int) -> bytes:
 
 
 def end_frame(stream_id: int) -> bytes:
-    """The DATA frame that ends this side of a stream."""
+    """Return the DATA frame that ends this side of a stream."""
     return _HEAD.pack(stream_id, _FIN << 24)
 
 
 def data_frames(stream_id: int, data: Buffer) -> Iterator[bytes]:
-    """`data` as DATA frames; copied once."""
+    """Yield `data` as DATA frames; it is copied once."""
     view = memoryview(data)
     for at in range(0, len(view), MAX_PAYLOAD):
         piece = view[at : at + MAX_PAYLOAD]
@@ -90,23 +90,23 @@ def data_frames(stream_id: int, data: Buffer) -> Iterator[bytes]:
 
 
 class Decoder:
-    """Cuts a byte stream into events, however the reads fall; keeps a dozen bytes at most."""
+    """Split a byte stream into events. Keeps a dozen bytes at most between reads."""
 
     __slots__ = ("_body", "_head", "_kind", "_last", "_missing", "_stream_id")
 
     def __init__(self) -> None:
         self._head = b""
-        self._missing = 0  # of the present frame's payload
-        self._kind = 0  # of a control frame, 0 for DATA
+        self._missing = 0  # bytes of the current frame's payload
+        self._kind = 0  # of control frame, 0 for DATA
         self._stream_id = 0
         self._last = False
         self._body = b""
 
     def receive_data(self, data: Buffer) -> list[Event]:
-        """The events in `data`, in order. Payloads are views of it: use or copy them.
+        """Return the events in `data`, in order. Payloads are views of it: use or copy them.
 
         Raises:
-            SpdyError: the connection is of no more use.
+            SpdyError: the connection can no longer be used.
         """
         events: list[Event] = []
         view = memoryview(data)
@@ -140,7 +140,7 @@ class Decoder:
         self._missing = tail & 0xFFFFFF
         if not word >> 31:
             if word not in (ERROR_STREAM, DATA_STREAM):
-                raise SpdyError(f"data of stream {word}, which nobody opened")
+                raise SpdyError(f"data of stream {word}, which was never opened")
             self._kind, self._stream_id = 0, word
             self._last = bool(tail >> 24 & _FIN)
             return

@@ -17,7 +17,7 @@ from krelay.datapath.tcp import TcpListener
 from krelay.datapath.waiting import EARLY, queue
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.descriptors import open_files
-from krelay.net.accept import spare
+from krelay.net.accept import descriptor_budget
 from krelay.proxy.server import ProxyListener
 from tests import rig
 
@@ -157,11 +157,11 @@ async def test_more_clients_than_descriptors_leave_the_tunnel_one() -> None:
     async with cut_off() as (path, route, listener), rig.tcp_target(rig.echo) as target:
         with clients(listener, 100) as all_:
             with limited(40):
-                await rig.until(lambda: spare().wanted)
+                await rig.until(lambda: descriptor_budget().has_waiters)
                 assert 4 <= len(queue()) < 40
                 path.way.blocked = False
                 await rig.until(path.pool.pick)
-                assert spare().wanted
+                assert descriptor_budget().has_waiters
             # The agent and the target share this process, and its descriptors.
             lead(route, target)
             for client in all_:
@@ -176,7 +176,7 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
         with clients(listener, 4) as live:
             with limited(40):
                 await rig.until(lambda: len(queue()) - len(queue()._half_closed) == len(live))
-                await rig.until(lambda: not spare().wanted)
+                await rig.until(lambda: not descriptor_budget().has_waiters)
             path.way.blocked = False
             lead(route, target)
             for client in live:

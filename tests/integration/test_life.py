@@ -194,7 +194,8 @@ async def test_a_port_in_use_stops_that_forward_alone(file: Path) -> None:
                 assert list(krelay.ports) == ["free"]
                 await krelay.said(
                     f"error: taken: cannot listen on 127.0.0.1:{port}: Address already in use"
-                    f" by {psutil.Process().name()} (pid {os.getpid()}); hint: stop what has it"
+                    f" by {psutil.Process().name()} (pid {os.getpid()});"
+                    " hint: stop the program that uses it"
                 )
                 # Whoever has it may leave: it is tried again.
                 taken.close()

@@ -59,7 +59,7 @@ async def test_only_the_ports_in_use_are_left(tmp_path: Path) -> None:
         done = await run("up", "-f", file)
     assert (done.code, done.out) == (1, "")
     assert f"error: cannot listen on 127.0.0.1:{taken}: Address already in use" in done.err
-    assert "  hint: stop what has it, or choose another local port" in done.err
+    assert "  hint: stop the program that uses it, or choose another local port" in done.err
     assert "Traceback" not in done.err
 
 

@@ -1,4 +1,4 @@
-"""Accepting on real sockets."""
+"""AcceptLoop and DescriptorBudget on real sockets."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from krelay.mux.descriptors import open_files, reserve
 from krelay.net import accept
-from krelay.net.accept import Accept, spare
+from krelay.net.accept import AcceptLoop, descriptor_budget
 from krelay.net.bind import bind
 from tests import rig
 
 
 class Served(asyncio.Protocol):
-    """Greets, and counts in `all`."""
+    """Sends a greeting, and counts itself."""
 
     def __init__(self, all_: list[Served]) -> None:
         all_.append(self)
@@ -30,11 +30,11 @@ class Served(asyncio.Protocol):
 
 
 @contextlib.asynccontextmanager
-async def open_port() -> AsyncIterator[tuple[Accept, tuple[str, int], list[Served]]]:
+async def open_port() -> AsyncIterator[tuple[AcceptLoop, tuple[str, int], list[Served]]]:
     (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
     address = sock.getsockname()
     served: list[Served] = []
-    accepting = Accept("web", sock, lambda: Served(served))
+    accepting = AcceptLoop("web", sock, lambda: Served(served))
     try:
         yield accepting, address, served
     finally:
@@ -66,7 +66,7 @@ async def test_each_connection_of_a_burst_gets_a_protocol() -> None:
     assert len(served) == 200
 
 
-async def test_the_port_is_free_at_once() -> None:
+async def test_a_closed_port_can_be_bound_at_once() -> None:
     async with open_port() as (_, address, _):
         pass
     for sock in bind(rig.HOST, address[1], socket.SOCK_STREAM):
@@ -74,7 +74,7 @@ async def test_the_port_is_free_at_once() -> None:
 
 
 @pytest.mark.parametrize("turns", range(5))
-async def test_what_is_accepted_when_it_closes_is_served(turns: int) -> None:
+async def test_a_connection_accepted_before_the_close_is_served(turns: int) -> None:
     """A connection takes several turns of the loop to begin: closing in any of them loses none."""
     loop = asyncio.get_running_loop()
     async with open_port() as (accepting, address, _):
@@ -94,25 +94,25 @@ async def test_what_is_accepted_when_it_closes_is_served(turns: int) -> None:
             if turns > 1:
                 assert await loop.sock_recv(client, 9) == b"hi"
             else:
-                with pytest.raises(ConnectionResetError):  # the kernel, which had it still
+                with pytest.raises(ConnectionResetError):  # by the kernel, which still had it
                     await loop.sock_recv(client, 9)
 
 
-async def test_where_none_can_be_had_it_waits_and_says_so_once(
+async def test_without_descriptors_it_waits_and_warns_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The system may have none although this process may have more."""
     tries = 0
-    pause = Accept._pause
+    pause = AcceptLoop._pause
 
-    def count(self: Accept, cause: str, *, bug: bool = False) -> None:
+    def count(self: AcceptLoop, cause: str, *, bug: bool = False) -> None:
         nonlocal tries
         tries += 1
         pause(self, cause, bug=bug)
 
-    monkeypatch.setattr(accept, "PAUSE", 0.01)
+    monkeypatch.setattr(accept, "RETRY_AFTER", 0.01)
     monkeypatch.setattr(accept, "open_files", lambda: None)
-    monkeypatch.setattr(Accept, "_pause", count)
+    monkeypatch.setattr(AcceptLoop, "_pause", count)
     async with open_port() as (_, address, served):
         with socket.create_connection(address) as client:
             client.setblocking(False)
@@ -123,18 +123,18 @@ async def test_where_none_can_be_had_it_waits_and_says_so_once(
     assert caplog.messages == ["web: connections wait, none can be accepted: Too many open files"]
 
 
-async def test_what_fails_in_accepting_is_tried_again(
+async def test_a_failure_in_accepting_is_retried(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accept, "PAUSE", 0.01)
-    failing, take = True, Accept._take
+    monkeypatch.setattr(accept, "RETRY_AFTER", 0.01)
+    failing, take = True, AcceptLoop._accept_pending
 
-    def fail(self: Accept) -> None:
+    def fail(self: AcceptLoop) -> None:
         if failing:
             raise MemoryError
         take(self)
 
-    monkeypatch.setattr(Accept, "_take", fail)
+    monkeypatch.setattr(AcceptLoop, "_accept_pending", fail)
     async with open_port() as (_, address, _):
         asking = asyncio.create_task(greeting(address))
         await rig.until(lambda: caplog.messages)
@@ -150,7 +150,7 @@ async def test_a_connection_that_cannot_be_served_is_reset(
         raise ZeroDivisionError
 
     (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
-    accepting = Accept("web", sock, fail)
+    accepting = AcceptLoop("web", sock, fail)
     try:
         with pytest.raises(ConnectionResetError):
             await greeting(sock.getsockname())
@@ -174,7 +174,7 @@ class Held(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.all.remove(self)
-        spare().closed()
+        descriptor_budget().closed()
 
 
 @contextlib.contextmanager
@@ -190,11 +190,10 @@ def limited(more: int) -> Iterator[int]:
 
 
 def settled(limit: int, held: list[Held]) -> bool:
-    """Whether accepting stands still: it has waiters, and what is left is the reserve or as many as
-    were accepted."""
+    """Whether accepting has stopped: only the reserve is left, or as many as were accepted."""
     used = open_files()
     assert used is not None
-    return spare().wanted and limit - used <= max(min(reserve(), len(held)), 4)
+    return descriptor_budget().has_waiters and limit - used <= max(min(reserve(), len(held)), 4)
 
 
 @contextlib.contextmanager
@@ -207,10 +206,10 @@ def clients(address: tuple[str, int], count: int) -> Iterator[list[socket.socket
             sock.close()
 
 
-async def test_connections_leave_a_reserve_and_go_on_when_there_are_descriptors_again(
+async def test_connections_leave_a_reserve_and_resume_when_descriptors_are_free(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accept, "LOOK", 3600.0)
+    monkeypatch.setattr(accept, "RECHECK_EVERY", 3600.0)
     (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
     held: list[Held] = []
     served = 0
@@ -220,7 +219,7 @@ async def test_connections_leave_a_reserve_and_go_on_when_there_are_descriptors_
         served += 1
         return Held(held)
 
-    accepting = Accept("web", sock, serve)
+    accepting = AcceptLoop("web", sock, serve)
     try:
         with clients(sock.getsockname(), 80), limited(60) as limit:
             await rig.until(lambda: held and settled(limit, held))
@@ -243,15 +242,15 @@ async def test_connections_leave_a_reserve_and_go_on_when_there_are_descriptors_
     assert message.endswith(f" of {limit} file descriptors are in use")
 
 
-async def test_listeners_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One with many clients does not shut out another's only one."""
-    monkeypatch.setattr(accept, "LOOK", 0.01)
+async def test_waiting_listeners_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many clients of one listener do not shut out the only client of another."""
+    monkeypatch.setattr(accept, "RECHECK_EVERY", 0.01)
     socks = [bind(rig.HOST, 0, socket.SOCK_STREAM)[0] for _ in range(2)]
     many: list[Held] = []
     few: list[Held] = []
     accepts = [
-        Accept("many", socks[0], lambda: Held(many)),
-        Accept("few", socks[1], lambda: Held(few)),
+        AcceptLoop("many", socks[0], lambda: Held(many)),
+        AcceptLoop("few", socks[1], lambda: Held(few)),
     ]
     try:
         with clients(socks[0].getsockname(), 200), limited(40) as limit:
@@ -260,7 +259,7 @@ async def test_listeners_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -
                 while not few:
                     many[0].transport.abort()
                     await asyncio.sleep(0.001)
-                assert spare().wanted  # the others still wait
+                assert descriptor_budget().has_waiters  # the others still wait
     finally:
         for accepting in accepts:
             accepting.close()
@@ -269,12 +268,12 @@ async def test_listeners_that_wait_take_turns(monkeypatch: pytest.MonkeyPatch) -
         await rig.until(lambda: not (many or few))
 
 
-async def test_control_connections_may_have_the_reserve() -> None:
+async def test_control_connections_may_use_the_reserve() -> None:
     (sock,) = bind(rig.HOST, 0, socket.SOCK_STREAM)
     served: list[Served] = []
     with socket.create_connection(sock.getsockname()) as client, limited(2):
         client.setblocking(False)
-        accepting = Accept("status", sock, lambda: Served(served), control=True)
+        accepting = AcceptLoop("status", sock, lambda: Served(served), control=True)
         try:
             assert await asyncio.get_running_loop().sock_recv(client, 9) == b"hi"
         finally:

@@ -130,7 +130,7 @@ def test_a_port_in_use_says_so_with_a_hint(kind: socket.SocketKind) -> None:
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: ") as caught:
             bind("127.0.0.1", port, kind)
     assert caught.value.hint is not None
-    assert "stop what has it" in caught.value.hint
+    assert "stop the program that uses it" in caught.value.hint
     assert isinstance(caught.value.__cause__, OSError)
 
 

@@ -1,4 +1,4 @@
-"""Lookups that hang, fail and find, and who is kept waiting by them: nobody."""
+"""Lookups that hang, fail and succeed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOCAL = [(socket.AF_INET, "127.0.0.1")]
 
 
 class Resolver:
-    """Stands for the system's: each lookup of `name.test` waits for its turn, then gives that."""
+    """Replaces the system's: each lookup of `name.test` waits for its turn, then answers."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -54,7 +54,7 @@ class Resolver:
 @contextmanager
 def replaced(monkeypatch: pytest.MonkeyPatch, again: float) -> Iterator[Resolver]:
     resolver = Resolver()
-    monkeypatch.setattr(module, "AGAIN", again)
+    monkeypatch.setattr(module, "REPEAT_AFTER", again)
     monkeypatch.setattr(socket, "getaddrinfo", resolver.getaddrinfo)
     try:
         yield resolver
@@ -63,23 +63,23 @@ def replaced(monkeypatch: pytest.MonkeyPatch, again: float) -> Iterator[Resolver
             turn.set()
 
 
-async def nobody_asks() -> None:
+async def no_lookup_is_pending() -> None:
     await rig.until(lambda: not module._hosts)
 
 
-async def test_an_address_is_its_own() -> None:
+async def test_an_address_is_returned_without_a_lookup() -> None:
     assert await lookup("192.0.2.1") == [(socket.AF_INET, "192.0.2.1")]
     assert await lookup("2001:db8::1") == [(socket.AF_INET6, "2001:db8::1")]
 
 
-async def test_a_name() -> None:
+async def test_a_name_has_addresses_or_raises() -> None:
     assert {address for _, address in await lookup("localhost")} <= {"127.0.0.1", "::1"}
     with pytest.raises(socket.gaierror):
         await lookup("no.invalid")
-    await nobody_asks()
+    await no_lookup_is_pending()
 
 
-async def test_all_who_ask_for_one_host_share_a_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_callers_of_one_host_share_a_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     with replaced(monkeypatch, 3600.0) as resolver:
         number = resolver.hang("127.0.0.1")
         async with asyncio.TaskGroup() as tasks:
@@ -92,44 +92,46 @@ async def test_all_who_ask_for_one_host_share_a_lookup(monkeypatch: pytest.Monke
         assert resolver.asked == 1
         await lookup("name.test")
         assert resolver.asked == 2
-    await nobody_asks()
+    await no_lookup_is_pending()
 
 
-async def test_one_that_hangs_is_joined_by_others_but_not_by_many(
+async def test_a_lookup_that_hangs_is_joined_by_a_limited_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with replaced(monkeypatch, 0.001) as resolver:
-        for _ in range(module.MOST):
+        for _ in range(module.CONCURRENCY_LIMIT):
             resolver.hang("127.0.0.1")
         async with asyncio.TaskGroup() as tasks:
             asking = [tasks.create_task(lookup("name.test")) for _ in range(2)]
-            await rig.until(lambda: resolver.asked == module.MOST)
+            await rig.until(lambda: resolver.asked == module.CONCURRENCY_LIMIT)
             await asyncio.sleep(0.01)
-            assert resolver.asked == module.MOST
+            assert resolver.asked == module.CONCURRENCY_LIMIT
             resolver.let(3)
         assert [task.result() for task in asking] == [LOCAL] * 2
-        # Those that still hang are nobody's.
+        # Those that still hang delay no later caller.
         assert await lookup("name.test") == LOCAL
 
 
-async def test_a_failure_is_told_to_those_who_came_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failure_is_raised_to_the_callers_of_that_lookup_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def fails() -> str:
         with pytest.raises(OSError) as caught:
             await lookup("name.test")
         return str(caught.value)
 
-    monkeypatch.setattr(module, "MOST", 3)
+    monkeypatch.setattr(module, "CONCURRENCY_LIMIT", 3)
     with replaced(monkeypatch, 0.001) as resolver:
         for answer in (OSError("first"), OSError("second"), "127.0.0.1"):
             resolver.hang(answer)
         async with asyncio.TaskGroup() as tasks:
             first = tasks.create_task(fails())
             await rig.until(lambda: resolver.asked == 3)
-            monkeypatch.setattr(module, "AGAIN", 3600.0)
+            monkeypatch.setattr(module, "REPEAT_AFTER", 3600.0)
             third = tasks.create_task(lookup("name.test"))
             resolver.let(1)
             (host,) = module._hosts.values()
-            await rig.until(lambda: len(host._failing) == 2)
+            await rig.until(lambda: len(host._pending) == 2)
             await asyncio.sleep(0)
             assert not first.done()
             resolver.let(0)
@@ -137,18 +139,19 @@ async def test_a_failure_is_told_to_those_who_came_for_it(monkeypatch: pytest.Mo
             assert not third.done()
             resolver.let(2)
             assert await third == LOCAL
-    await nobody_asks()
+    await no_lookup_is_pending()
 
 
-async def test_files_do_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The looks for a way that is shut, while the resolver hangs."""
+async def test_reachability_probes_that_hang_leave_the_executor_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with replaced(monkeypatch, 0.001) as resolver:
-        for _ in range(module.MOST):
+        for _ in range(module.CONCURRENCY_LIMIT):
             resolver.hang("127.0.0.1")
         access = ApiAccess("http://name.test", None, None, (), expires=math.inf)
         async with asyncio.TaskGroup() as tasks:
             looks = [tasks.create_task(reachable_again(access)) for _ in range(4)]
-            await rig.until(lambda: resolver.asked == module.MOST)
+            await rig.until(lambda: resolver.asked == module.CONCURRENCY_LIMIT)
             await asyncio.to_thread(lambda: None)
             for look in looks:
                 look.cancel()
@@ -171,13 +174,13 @@ print("ended")
 """
 
 
-def test_the_end_does_not_wait_for_it() -> None:
+def test_the_end_of_a_program_does_not_wait_for_a_lookup() -> None:
     done = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True, check=True)
     assert done.stdout == "ended\n"
     assert done.stderr == ""
 
 
-def test_an_answer_after_the_end_of_the_loop_is_nobody_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_after_the_end_of_the_loop_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     with replaced(monkeypatch, 3600.0) as resolver:
         number = resolver.hang("127.0.0.1")
 
@@ -203,7 +206,7 @@ def no_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-async def test_without_threads_it_fails_as_a_lookup_does(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_threads_a_lookup_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with replaced(monkeypatch, 3600.0) as resolver:
         resolver.answers.append("127.0.0.1")
         with no_threads(monkeypatch):
@@ -213,7 +216,7 @@ async def test_without_threads_it_fails_as_a_lookup_does(monkeypatch: pytest.Mon
         assert await lookup("name.test") == LOCAL
 
 
-async def test_without_threads_one_that_is_under_way_is_waited_for(
+async def test_without_threads_a_pending_lookup_is_awaited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with replaced(monkeypatch, 3600.0) as resolver:
@@ -221,7 +224,7 @@ async def test_without_threads_one_that_is_under_way_is_waited_for(
         async with asyncio.TaskGroup() as tasks:
             asking = tasks.create_task(lookup("name.test"))
             await rig.until(lambda: resolver.asked)
-            monkeypatch.setattr(module, "AGAIN", 0.001)
+            monkeypatch.setattr(module, "REPEAT_AFTER", 0.001)
             with no_threads(monkeypatch):
                 await asyncio.sleep(0.01)
                 joined = tasks.create_task(lookup("name.test"))
@@ -230,4 +233,4 @@ async def test_without_threads_one_that_is_under_way_is_waited_for(
                 assert not joined.done()
             resolver.let(number)
         assert asking.result() == joined.result() == LOCAL
-    await nobody_asks()
+    await no_lookup_is_pending()

@@ -1,4 +1,4 @@
-"""What the system tells: a clock that a test sets, and routes of a network namespace of its own."""
+"""The host monitor, on a clock that a test sets and on routes of a network namespace."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from krelay.net.host_monitor import watch_routes, watch_sleep
 from tests import rig
 
 
-async def test_a_clock_that_ran_on_alone_means_sleep(
+async def test_a_wall_clock_that_ran_ahead_means_sleep(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(host_monitor, "_LOOK_EVERY", 0.01)
+    monkeypatch.setattr(host_monitor, "_CHECK_EVERY", 0.01)
     clock = asyncio.get_running_loop().time
     slept, woken, looks = 0.0, 0, 0
 
@@ -42,7 +42,7 @@ async def test_a_clock_that_ran_on_alone_means_sleep(
         assert woken == 0
         slept = 3_602.0
         await rig.until(lambda: woken)
-        slept = 0.0  # back: nobody sleeps backwards
+        slept = 0.0  # set back: that is no sleep
         before = looks
         await rig.until(lambda: looks > before + 2)
         assert woken == 1
@@ -62,7 +62,7 @@ async def main():
         await (await asyncio.create_subprocess_exec("ip", "link", "set", "lo", "up")).wait()
         await changed.wait()
         watching.cancel()
-    print("told")
+    print("changed")
 
 asyncio.run(main())
 """
@@ -72,7 +72,7 @@ asyncio.run(main())
     sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
     reason="makes a network namespace of its own: Linux, root",
 )
-async def test_a_change_of_the_network_is_told_by_the_system() -> None:
+async def test_a_changed_link_is_reported() -> None:
     process = await asyncio.create_subprocess_exec(
         "unshare", "--net", sys.executable, "-c", SCRIPT, stdout=asyncio.subprocess.PIPE
     )
@@ -82,10 +82,10 @@ async def test_a_change_of_the_network_is_told_by_the_system() -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert out == b"told\n"
+    assert out == b"changed\n"
 
 
-async def test_where_nothing_is_told_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_a_route_socket_the_watch_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> socket.socket:
         raise OSError("not permitted")
 

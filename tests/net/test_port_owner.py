@@ -1,4 +1,4 @@
-"""Who has a local address."""
+"""The owner of a local port, in processes of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from krelay.model import Protocol
-from krelay.net.port_owner import holder
+from krelay.net.port_owner import port_owner
 
 SCRIPT = """
 import socket, sys
@@ -36,7 +36,7 @@ sys.stdin.read()
         ("0.0.0.0", "127.0.0.1"),
     ],
 )
-def test_another_program_is_named(protocol: Protocol, held: str, wanted: str) -> None:
+def test_another_program_is_named_with_its_pid(protocol: Protocol, held: str, wanted: str) -> None:
     kind = "SOCK_DGRAM" if protocol is Protocol.UDP else "SOCK_STREAM"
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, kind, held],
@@ -47,35 +47,35 @@ def test_another_program_is_named(protocol: Protocol, held: str, wanted: str) ->
         assert process.stdout is not None
         port = int(process.stdout.readline())
         name = psutil.Process(process.pid).name()
-        assert holder(protocol, wanted, port) == f"{name} (pid {process.pid})"
-        assert holder(protocol, "127.0.0.9", port) == (
+        assert port_owner(protocol, wanted, port) == f"{name} (pid {process.pid})"
+        assert port_owner(protocol, "127.0.0.9", port) == (
             None if held == "127.0.0.1" else f"{name} (pid {process.pid})"
         )
         assert process.stdin is not None
         process.stdin.close()
 
 
-def test_it_may_be_this_one() -> None:
+def test_this_program_is_named_only_for_ports_it_listens_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        assert holder(Protocol.TCP, "127.0.0.1", port) == "this krelay"
-        # A connection's own end holds nothing.
+        assert port_owner(Protocol.TCP, "127.0.0.1", port) == "this krelay"
+        # The local end of a connection occupies no port.
         with socket.create_connection(sock.getsockname()) as client:
-            assert holder(Protocol.TCP, "127.0.0.1", client.getsockname()[1]) is None
-    assert holder(Protocol.TCP, "127.0.0.1", port) is None
+            assert port_owner(Protocol.TCP, "127.0.0.1", client.getsockname()[1]) is None
+    assert port_owner(Protocol.TCP, "127.0.0.1", port) is None
 
 
-def test_what_the_system_hides_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_that_the_system_hides_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def hide(kind: str) -> Any:
         raise psutil.AccessDenied
 
     monkeypatch.setattr(psutil, "net_connections", hide)
-    assert holder(Protocol.TCP, "127.0.0.1", 80) is None
+    assert port_owner(Protocol.TCP, "127.0.0.1", 80) is None
 
 
-@pytest.mark.parametrize(("pid", "told"), [(None, None), (os.getppid(), "pid %d")])
-def test_a_program_that_is_hidden_or_has_gone(
-    pid: int | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("pid", "owner"), [(None, None), (os.getppid(), "pid %d")])
+def test_a_program_that_has_ended_is_named_by_its_pid(
+    pid: int | None, owner: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = SimpleNamespace(
         pid=pid, status=psutil.CONN_LISTEN, laddr=SimpleNamespace(ip="127.0.0.1", port=80)
@@ -86,4 +86,4 @@ def test_a_program_that_is_hidden_or_has_gone(
 
     monkeypatch.setattr(psutil, "net_connections", lambda kind: [found])
     monkeypatch.setattr(psutil, "Process", gone)
-    assert holder(Protocol.TCP, "127.0.0.1", 80) == (told and told % pid)
+    assert port_owner(Protocol.TCP, "127.0.0.1", 80) == (owner and owner % pid)

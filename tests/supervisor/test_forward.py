@@ -137,7 +137,7 @@ async def test_a_port_in_use_is_kept_as_the_failure_and_told(
         assert forward.failure is not None
         forward.cut()
     assert f"web[{taken}:80/tcp]: cannot listen on 127.0.0.1:{taken}" in caplog.text
-    assert "hint: stop what has it, or choose another local port" in caplog.text
+    assert "hint: stop the program that uses it, or choose another local port" in caplog.text
 
 
 async def test_draining_and_cutting_reach_the_listener() -> None:

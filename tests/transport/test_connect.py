@@ -117,7 +117,9 @@ SCHEMES = ["http", "https", "socks5", "socks5h"]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-async def test_a_port_forward_through_a_proxy_carries_bytes(server: Server, way: Transport, scheme: str) -> None:
+async def test_a_port_forward_through_a_proxy_carries_bytes(
+    server: Server, way: Transport, scheme: str
+) -> None:
     async with proxying(scheme) as proxy:
         pipe, witness = await open_pipe(
             server,
@@ -162,7 +164,9 @@ async def test_an_https_proxy_with_an_untrusted_certificate_is_refused(server: S
             await connect(access)
 
 
-async def test_a_proxy_that_does_not_listen_is_unreachable(unused_port: int, server: Server) -> None:
+async def test_a_proxy_that_does_not_listen_is_unreachable(
+    unused_port: int, server: Server
+) -> None:
     with pytest.raises(UnreachableError, match="the proxy http://127.0.0.1: connection refused"):
         await connect(server.access(proxy=f"http://127.0.0.1:{unused_port}"))
 
@@ -175,7 +179,9 @@ async def unused_port() -> AsyncIterator[int]:
         yield sock.getsockname()[1]
 
 
-async def test_a_server_that_does_not_listen_is_unreachable(unused_port: int, server: Server) -> None:
+async def test_a_server_that_does_not_listen_is_unreachable(
+    unused_port: int, server: Server
+) -> None:
     with pytest.raises(UnreachableError, match="connection refused"):
         await connect(server.access(url=f"https://127.0.0.1:{unused_port}"))
 
@@ -311,7 +317,9 @@ async def test_open_tcp_without_an_answer_fails_at_the_deadline() -> None:
             await open_tcp(*address, protocol=Witness(), timeout=0.05)
 
 
-async def test_a_dial_without_an_answer_is_joined_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_without_an_answer_is_joined_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The first SYN is lost, and TCP would wait for long: a second connection is there first."""
     loop = asyncio.get_running_loop()
     listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)

@@ -96,7 +96,9 @@ def methods(server: Server) -> list[str]:
     return [peer.method for peer in server.peers]
 
 
-async def test_the_request_has_the_pod_and_the_headers_of_its_transport(server: Server, way: Transport) -> None:
+async def test_the_request_has_the_pod_and_the_headers_of_its_transport(
+    server: Server, way: Transport
+) -> None:
     await dial(server, way)
     (peer,) = server.peers
     assert peer.target == "/prefix/api/v1/namespaces/team/pods/web-0/portforward"
@@ -148,7 +150,9 @@ async def test_plain_spdy_is_tried_first(server: Server) -> None:
         b"",
     ],
 )
-async def test_a_refused_transport_is_replaced_by_the_other_and_remembered(server: Server, said: bytes) -> None:
+async def test_a_refused_transport_is_replaced_by_the_other_and_remembered(
+    server: Server, said: bytes
+) -> None:
     server.play = Gateway(server, post=said)
     preference = TransportPreference()
     await dial(server, preference=preference)
@@ -187,7 +191,9 @@ async def test_two_forbidden_verbs_are_both_named(server: Server) -> None:
     assert str(error) == 'cannot get or create pods/portforward in namespace "team"'
 
 
-async def test_a_forbidden_verb_is_named_although_the_other_transport_fails_otherwise(server: Server) -> None:
+async def test_a_forbidden_verb_is_named_although_the_other_transport_fails_otherwise(
+    server: Server,
+) -> None:
     play = Gateway(server, answer(403, "go away"), answer(502))
     assert str(await refusal(server, play)) == (
         'cannot create pods/portforward in namespace "team": go away'
@@ -230,7 +236,9 @@ async def test_an_unknown_user_or_pod_is_asked_for_by_one_transport_only(
         (b"HTTP/1.1 200\r\n\r\n", "the answer is empty (200)"),
     ],
 )
-async def test_any_other_response_is_an_error_with_its_words(server: Server, said: bytes, shown: str) -> None:
+async def test_any_other_response_is_an_error_with_its_words(
+    server: Server, said: bytes, shown: str
+) -> None:
     error = await refusal(server, Gateway(server, get=said), WEBSOCKET)
     assert isinstance(error, TunnelError)
     assert shown in str(error)
@@ -252,7 +260,9 @@ async def test_another_subprotocol_is_refused(server: Server) -> None:
     assert "another subprotocol (a wrong answer)" in str(error)
 
 
-async def test_a_server_without_an_answer_is_unreachable_at_the_deadline(server: Server, way: Transport) -> None:
+async def test_a_server_without_an_answer_is_unreachable_at_the_deadline(
+    server: Server, way: Transport
+) -> None:
     async def play(peer: Peer) -> None:
         await peer.closed()
 
@@ -262,7 +272,9 @@ async def test_a_server_without_an_answer_is_unreachable_at_the_deadline(server:
     await server.gone.wait()
 
 
-async def test_a_connection_closed_without_an_answer_is_unreachable(server: Server, way: Transport) -> None:
+async def test_a_connection_closed_without_an_answer_is_unreachable(
+    server: Server, way: Transport
+) -> None:
     error = await refusal(server, Gateway(server, b"", b""), way)
     assert isinstance(error, UnreachableError)
     assert "it closed the connection" in str(error)
@@ -341,7 +353,9 @@ async def test_a_cancelled_request_closes_its_connection(server: Server, way: Tr
     await server.gone.wait()
 
 
-async def test_a_protocol_that_fails_leaves_no_connection_open(server: Server, way: Transport) -> None:
+async def test_a_protocol_that_fails_leaves_no_connection_open(
+    server: Server, way: Transport
+) -> None:
     class Failing(Witness):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             raise ZeroDivisionError

@@ -11,7 +11,9 @@ from krelay.transport.reachability import reachable_again
 
 
 @pytest.mark.parametrize("way", ["server", "proxy"])
-async def test_a_server_or_proxy_that_returns_is_reachable_again(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_or_proxy_that_returns_is_reachable_again(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PROBE_EVERY", 0.02)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -28,7 +30,9 @@ async def test_a_server_or_proxy_that_returns_is_reachable_again(way: str, monke
             await looking
 
 
-async def test_a_server_that_stays_reachable_never_counts_as_reachable_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_stays_reachable_never_counts_as_reachable_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "PROBE_EVERY", 0.01)
     looks = 0
 
