@@ -100,8 +100,8 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
             assert isinstance(tunnel.driver, MuxConnection)
             asked = tunnel.driver.session._keepalive
             path.pool.network_changed(broken=False)
-            assert asked._asked_at is not None
-            await rig.until(lambda: asked._asked_at is None)  # it has answered
+            assert asked._waiting_since is not None
+            await rig.until(lambda: asked._waiting_since is None)  # it has answered
             assert tunnel.stats.connects == 1
             # A tunnel that has gone deaf, and dumb.
             monkeypatch.setattr(module, "_DOUBT", 0.05)
