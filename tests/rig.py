@@ -255,26 +255,26 @@ class Path:
     """A whole data path in one process."""
 
     def __init__(
-        self, server: Server, way: AgentLink, pool: Pool, tasks: asyncio.TaskGroup
+        self, server: Server, link: AgentLink, pool: Pool, tasks: asyncio.TaskGroup
     ) -> None:
         self.server = server
-        self.way = way
+        self.link = link
         self.pool = pool
         self.tasks = tasks
         self.listeners: list[TcpListener | UdpListener] = []
 
-    async def tcp(self, target: int | Route, *, park: float = 30.0) -> TcpListener:
+    async def tcp(self, target: int | Route, *, open_timeout: float = 30.0) -> TcpListener:
         """A listener on a free port, before a target's port or a route."""
         route = self.route(target) if isinstance(target, int) else target
-        listener = TcpListener("web", route, self.tasks, park=park)
+        listener = TcpListener("web", route, self.tasks, open_timeout=open_timeout)
         self.listeners.append(listener)
         await listener.open(HOST, 0)
         return listener
 
-    async def udp(self, target: int | Route, *, park: float = 30.0) -> UdpListener:
+    async def udp(self, target: int | Route, *, open_timeout: float = 30.0) -> UdpListener:
         """The same for UDP."""
         route = self.route(target, Protocol.UDP) if isinstance(target, int) else target
-        listener = UdpListener("dns", route, self.tasks, park=park)
+        listener = UdpListener("dns", route, self.tasks, open_timeout=open_timeout)
         self.listeners.append(listener)
         await listener.open(HOST, 0)
         return listener
@@ -313,10 +313,10 @@ async def path(
 ) -> AsyncIterator[Path]:
     """An agent, a pool to it, and a task group for listeners."""
     async with agent(**settings) as server:
-        way = AgentLink(server)
-        pool = Pool("p", [way], KEY, size=tunnels, config=config)
+        link = AgentLink(server)
+        pool = Pool("p", [link], KEY, size=tunnels, config=config)
         async with running(pool), asyncio.TaskGroup() as tasks:
-            built = Path(server, way, pool, tasks)
+            built = Path(server, link, pool, tasks)
             try:
                 yield built
             finally:

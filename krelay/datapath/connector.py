@@ -35,9 +35,9 @@ class Forwarding(Shape):
 
     name: str
     route: Route
-    park: float
+    open_timeout: float
     tasks: TaskGroup
-    account: ForwardMetrics
+    metrics: ForwardMetrics
 
 
 class StreamRequester(StreamHandler, Shape):
@@ -105,14 +105,16 @@ class StreamRequest:
             task.cancel()
 
     async def _wait(self, after: Endpoint | None) -> None:
-        route, park = self._forwarding.route, self._forwarding.park
+        route, open_timeout = self._forwarding.route, self._forwarding.open_timeout
         reason = ""
         stream = None
         try:
-            stream = await open_parked(route, self._protocol, self._opener, park, after=after)
+            stream = await open_parked(
+                route, self._protocol, self._opener, open_timeout, after=after
+            )
         except TimeoutError:
             why = route.reason if route.endpoint is None else "no tunnel to the agent"
-            reason = f"waited {park:g} s: {why}"
+            reason = f"waited {open_timeout:g} s: {why}"
         except Exception as exc:
             reason = self._why(exc)
         self._task = None
@@ -169,11 +171,11 @@ async def open_parked(
     route: Route,
     protocol: Protocol,
     handler: StreamHandler,
-    park: float,
+    open_timeout: float,
     *,
     after: Endpoint | None = None,
 ) -> Stream:
-    """The same, waiting up to `park` seconds for an endpoint and a tunnel.
+    """The same, waiting up to `open_timeout` seconds for an endpoint and a tunnel.
 
     `after` is an endpoint that refused: a route that leads elsewhere is waited for a little.
 
@@ -181,7 +183,7 @@ async def open_parked(
         TimeoutError: that was not enough.
         ProtocolError: as `open_now`.
     """
-    async with asyncio.timeout(park):
+    async with asyncio.timeout(open_timeout):
         if after is not None:
             await route.wait_other(after, RETRY_WAIT)
         with route.waiting():

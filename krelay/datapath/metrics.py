@@ -140,10 +140,10 @@ class ForwardMetrics:
 class StreamMetrics:
     """One connection or flow. What ended is ended: calls after that do nothing."""
 
-    __slots__ = ("_account", "_asked_at", "_opened", "_relay", "_result")
+    __slots__ = ("_metrics", "_asked_at", "_opened", "_relay", "_result")
 
-    def __init__(self, account: ForwardMetrics, relay: Relay | None) -> None:
-        self._account = account
+    def __init__(self, metrics: ForwardMetrics, relay: Relay | None) -> None:
+        self._metrics = metrics
         self._relay = relay
         self._asked_at = 0.0
         self._opened = False
@@ -157,17 +157,17 @@ class StreamMetrics:
         """It reached the endpoint; `proof`: that this shows that the endpoint is there."""
         if self._opened or self._result is not None:
             return
-        account = self._account
+        metrics = self._metrics
         self._opened = True
-        account.opened += 1
-        account.dials.add(time.monotonic() - self._asked_at)
+        metrics.opened += 1
+        metrics.dials.add(time.monotonic() - self._asked_at)
         if proof:
             self.answered(None)
 
     def answered(self, code: ErrorCode | None, message: str = "") -> None:
         """What came from the endpoint, or did not, tells of it."""
-        if self._account.on_dial is not None:
-            self._account.on_dial(code, message)
+        if self._metrics.on_dial is not None:
+            self._metrics.on_dial(code, message)
 
     def refused(self, code: ErrorCode, message: str) -> None:
         """It did not."""
@@ -201,7 +201,7 @@ class StreamMetrics:
     def _end(self, result: str) -> None:
         if self._result is None:
             self._result = result
-            self._account.results[result] += 1
+            self._metrics.results[result] += 1
         if self._relay is not None:
-            self._account.leave(self._relay)
+            self._metrics.leave(self._relay)
             self._relay = None

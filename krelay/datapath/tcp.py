@@ -31,15 +31,14 @@ class TcpListener:
         route: Route,
         tasks: TaskGroup,
         *,
-        park: float,
-        account: ForwardMetrics | None = None,
+        open_timeout: float,
+        metrics: ForwardMetrics | None = None,
     ) -> None:
-        """`name` is for people; `park` is how long, in seconds, a connection may wait; what is
-        carried goes to `account`."""
+        """`name` is for people; `open_timeout` is how long a connection may wait, in seconds."""
         self.name = name
         self.route = route
-        self.park = park
-        self.account = account or ForwardMetrics()
+        self.open_timeout = open_timeout
+        self.metrics = metrics or ForwardMetrics()
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
@@ -143,7 +142,7 @@ class LocalRelay(TcpRelay):
 
     def _begin(self) -> None:
         """The connection is there: ask for its stream."""
-        self._entry = self._forwarding.account.begin(self)
+        self._entry = self._forwarding.metrics.begin(self)
         self._opening.start()
 
     def cut(self) -> None:

@@ -46,13 +46,13 @@ class UdpListener:
         route: Route,
         tasks: TaskGroup,
         *,
-        park: float,
-        account: ForwardMetrics | None = None,
+        open_timeout: float,
+        metrics: ForwardMetrics | None = None,
     ) -> None:
         self.name = name
         self.route = route
-        self.park = park
-        self.account = account or ForwardMetrics()
+        self.open_timeout = open_timeout
+        self.metrics = metrics or ForwardMetrics()
         self.tasks = tasks
         self.addresses: list[tuple[str, int]] = []
         self._sockets: list[_LocalSocket] = []
@@ -102,7 +102,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.loop = asyncio.get_running_loop()
         # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
         self._sock = sock
-        self._drops = self.listener.account.watch(sock)
+        self._drops = self.listener.metrics.watch(sock)
         self._transport: asyncio.BaseTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -130,15 +130,15 @@ class _LocalSocket(asyncio.DatagramProtocol):
         """Answer the client that asked; lost where the kernel does not take it."""
         if self._transport is None:
             return
-        account = self.listener.account
+        metrics = self.listener.metrics
         try:
             self._sock.sendto(data, addr)
         except OSError as exc:
-            account.drops[KERNEL] += 1
+            metrics.drops[KERNEL] += 1
             if not isinstance(exc, BlockingIOError):
                 self.error_received(exc)
         else:
-            account.to_local += len(data)
+            metrics.to_local += len(data)
 
     def close(self) -> None:
         """End every flow."""
@@ -149,7 +149,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.flows.clear()
         transport, self._transport = self._transport, None
         if transport is not None:
-            self.listener.account.leave_socket(self._drops)
+            self.listener.metrics.leave_socket(self._drops)
             transport.close()
 
     def _sweep(self) -> None:
@@ -172,7 +172,7 @@ class Socket(Shape):
     loop: asyncio.AbstractEventLoop
 
     def reply(self, data: Buffer, addr: Any) -> None:
-        """Answer the client, and count that for the listener's account."""
+        """Answer the client, and count that for the listener's metrics."""
 
 
 class Flow:
@@ -189,7 +189,7 @@ class Flow:
         self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
         self._opening = StreamRequest(sock.listener, Protocol.UDP, self)
-        self._account = sock.listener.account
+        self._metrics = sock.listener.metrics
         self._entry: StreamMetrics | None = None
         self._heard = False
         self.active_at = sock.loop.time()
@@ -208,10 +208,10 @@ class Flow:
                 return
             self.close(ErrorCode.CANCELLED)
         if len(self._early) == _EARLY_DATAGRAMS:
-            self._account.drops[EARLY] += 1
+            self._metrics.drops[EARLY] += 1
         self._early.append(data)
         if not self._opening.parked:
-            self._entry, self._heard = self._account.begin(), False
+            self._entry, self._heard = self._metrics.begin(), False
             self._opening.start()
 
     def close(self, code: ErrorCode) -> None:
@@ -282,9 +282,9 @@ class Flow:
 
     def _sent(self, stream: Stream, data: bytes) -> None:
         if stream.datagram(data):
-            self._account.to_remote += len(data)
+            self._metrics.to_remote += len(data)
         else:
-            self._account.drops[BACKLOG] += 1
+            self._metrics.drops[BACKLOG] += 1
 
     def _touch(self) -> None:
         self.active_at = self._socket.loop.time()
@@ -293,7 +293,7 @@ class Flow:
     def _lose_early(self) -> None:
         """There is no stream for what waits."""
         if self._early:
-            self._account.drops[UNROUTED] += len(self._early)
+            self._metrics.drops[UNROUTED] += len(self._early)
             self._early.clear()
 
     def _forget(self) -> None:

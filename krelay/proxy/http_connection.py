@@ -310,7 +310,7 @@ class HttpConnection(LocalRelay, Generic[P]):
         self._retried = False
         self._local_ended = self._target_ended = False
         self._held = self.received_bytes = self.sent_bytes = 0
-        self._entry = self._forwarding.account.begin(self)
+        self._entry = self._forwarding.metrics.begin(self)
         self._to_open = True
         self._opening.start()
 

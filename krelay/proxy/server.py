@@ -50,9 +50,9 @@ class Destination:
 
     name: str
     route: Route
-    park: float
+    open_timeout: float
     tasks: TaskGroup
-    account: ForwardMetrics
+    metrics: ForwardMetrics
 
     @classmethod
     def of(cls, listener: ProxyListener, protocol: Protocol, host: str, port: int) -> Destination:
@@ -60,7 +60,7 @@ class Destination:
         route = Route(listener.pool, followed=False)
         route.update(Resolution(protocol, Endpoint(host, port)))
         name = f"{listener.name}: {Endpoint(host, port)}"
-        return cls(name, route, listener.park, listener.tasks, listener.account)
+        return cls(name, route, listener.open_timeout, listener.tasks, listener.metrics)
 
 
 class ProxyListener(TcpListener):
@@ -75,11 +75,13 @@ class ProxyListener(TcpListener):
         pool: Pool,
         tasks: TaskGroup,
         *,
-        park: float,
+        open_timeout: float,
         credentials: tuple[str, str] | None = None,
-        account: ForwardMetrics | None = None,
+        metrics: ForwardMetrics | None = None,
     ) -> None:
-        super().__init__(name, Route(pool, followed=False), tasks, park=park, account=account)
+        super().__init__(
+            name, Route(pool, followed=False), tasks, open_timeout=open_timeout, metrics=metrics
+        )
         self.credentials = credentials
         self.negotiating = 0
         self._waiting: dict[HttpConnection[Endpoint], None] = {}
@@ -278,7 +280,7 @@ class ProxyConnection(LocalRelay):
         destination = Destination.of(self._proxy, Protocol.TCP, host, port)
         self._forwarding = destination
         self._opening = StreamRequest(destination, Protocol.TCP, self, on_queued=self.on_queued)
-        self._entry = destination.account.begin(self)
+        self._entry = destination.metrics.begin(self)
         if early and self._sent is not None:
             self._sent.append(early)
             self.received_bytes += len(early)
@@ -295,7 +297,7 @@ class ProxyConnection(LocalRelay):
         self._association = association = Association(
             client[:2],
             lambda *place: Destination.of(self._proxy, Protocol.UDP, *place),
-            self._proxy.account,
+            self._proxy.metrics,
             tasks=self._proxy.tasks,
             port=port,
         )

@@ -47,14 +47,14 @@ class Association(asyncio.DatagramProtocol):
         self,
         client: tuple[str, int],
         destination: Callable[[str, int], Forwarding],
-        account: ForwardMetrics | None = None,
+        metrics: ForwardMetrics | None = None,
         *,
         tasks: TaskGroup,
         port: int = 0,
     ) -> None:
         """`client` is the client's end of the connection that asked, `port` the UDP port that it
         named, if any; `destination` makes where a datagram goes."""
-        self.account = account or ForwardMetrics()
+        self.metrics = metrics or ForwardMetrics()
         self.flows: OrderedDict[Any, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
         self._client = client
@@ -96,7 +96,7 @@ class Association(asyncio.DatagramProtocol):
             flow.close(ErrorCode.CANCELLED)
         self.flows.clear()
         if self._transport is not None:
-            self.account.leave_socket(self._drops)
+            self.metrics.leave_socket(self._drops)
             self._transport.close()
 
     @property
@@ -113,7 +113,7 @@ class Association(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
-        self._drops = self.account.watch(transport.get_extra_info("socket"))
+        self._drops = self.metrics.watch(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         descriptor_budget().closed()
@@ -165,7 +165,7 @@ class Association(asyncio.DatagramProtocol):
             logger.info("UDP association: dropped a datagram of another user")
             return
         self._port = addr
-        self.account.drops[EARLY] += self._dropped[addr]
+        self.metrics.drops[EARLY] += self._dropped[addr]
         # Others have come while it was asked.
         for data in [*waiting[addr], *self._unproven.get(addr, ())]:
             if (found := read_datagram(data)) is not None:
@@ -192,9 +192,9 @@ class Association(asyncio.DatagramProtocol):
             return
         if cast(Any, transport).get_write_buffer_size() < _MAX_BACKLOG:
             transport.sendto(write_datagram(*place, data), self._port)
-            self.account.to_local += len(data)
+            self.metrics.to_local += len(data)
         else:
-            self.account.drops[KERNEL] += 1
+            self.metrics.drops[KERNEL] += 1
 
     def _sweep(self) -> None:
         now = self.loop.time()

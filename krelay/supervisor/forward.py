@@ -61,7 +61,7 @@ class Forward:
         self.listener: Listener | None = None
         self.failure: ListenError | None = None
         self.settled = asyncio.Event()
-        self.account = ForwardMetrics()
+        self.metrics = ForwardMetrics()
         self._tasks = tasks
         self._on_bound = on_bound
         self._binding: asyncio.Task[bool] | None = None
@@ -135,7 +135,7 @@ class Forward:
         if self.route.pool is not pool:
             self.route.pool = pool
         for listener in self._listeners.values():
-            listener.park = park
+            listener.open_timeout = park
             if isinstance(listener, ProxyListener):
                 listener.pool = pool
                 listener.credentials = spec.target.credentials
@@ -201,12 +201,14 @@ class Forward:
                 self.name,
                 pool,
                 self._tasks,
-                park=self.park,
+                open_timeout=self.park,
                 credentials=credentials,
-                account=self.account,
+                metrics=self.metrics,
             )
         make = UdpListener if protocol is Protocol.UDP else TcpListener
-        return make(self.name, self.route, self._tasks, park=self.park, account=self.account)
+        return make(
+            self.name, self.route, self._tasks, open_timeout=self.park, metrics=self.metrics
+        )
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
         """Say so, once for each reason."""

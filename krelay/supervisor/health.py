@@ -74,7 +74,7 @@ class Health:
         self._due = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        forward.account.on_dial = self._dialled
+        forward.metrics.on_dial = self._dialled
         forward.route.on_change = self.look
 
     @property

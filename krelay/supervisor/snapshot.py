@@ -115,20 +115,20 @@ def _forward(forward: Forward, config: Config | None) -> ForwardState:
         via=resolution.via if endpoint and resolution else "",
         check=str(health.check),
         live=forward.live,
-        traffic=_traffic(forward.account),
+        traffic=_traffic(forward.metrics),
     )
 
 
-def _traffic(account: ForwardMetrics) -> Traffic:
+def _traffic(metrics: ForwardMetrics) -> Traffic:
     return Traffic(
-        opened=account.opened,
-        results=dict(account.results),
-        to_remote_bytes=account.to_remote_bytes,
-        to_local_bytes=account.to_local_bytes,
-        dials=account.dials.cumulative(),
-        dial_count=account.dials.count,
-        dial_sum=account.dials.sum,
-        drops=dict(account.lost()),
+        opened=metrics.opened,
+        results=dict(metrics.results),
+        to_remote_bytes=metrics.to_remote_bytes,
+        to_local_bytes=metrics.to_local_bytes,
+        dials=metrics.dials.cumulative(),
+        dial_count=metrics.dials.count,
+        dial_sum=metrics.dials.sum,
+        drops=dict(metrics.lost()),
     )
 
 

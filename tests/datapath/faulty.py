@@ -98,7 +98,7 @@ class FaultyAgent(Sessions):
         self._on_stream(stream)
 
 
-class FaultyWay:
+class FaultyLink:
     """The way of a pool's tunnels to the agent. New tunnels get `lag`, `rate` and `piece`;
     `blocked` refuses new ones, `silent` lets them hang, as a dial has its own deadline."""
 

@@ -20,76 +20,76 @@ from tests import rig
 
 
 def made(grace: float = 0.0) -> tuple[AgentHealth, rig.AgentLink]:
-    way = rig.AgentLink(None)
-    return AgentHealth(way, grace), way
+    link = rig.AgentLink(None)
+    return AgentHealth(link, grace), link
 
 
 SHUT = NotListeningError("not yet")
 
 
 async def test_one_that_nobody_reaches_is_given_up_once() -> None:
-    reached, way = made()
+    reached, link = made()
     await reached.give_up(SHUT)
-    assert not way.abandoned  # nobody has tried
+    assert not link.abandoned  # nobody has tried
     reached.missed(SHUT)
     await reached.give_up(SHUT)
     await reached.give_up(SHUT)  # another tunnel's: by now there may be another agent
-    assert way.abandoned == ["no tunnel for 0 s (tunnel.grace)"]
+    assert link.abandoned == ["no tunnel for 0 s (tunnel.grace)"]
     reached.missed(SHUT)
     await reached.give_up(SHUT)
-    assert len(way.abandoned) == 2
+    assert len(link.abandoned) == 2
 
 
 async def test_one_that_another_tunnel_reaches_is_kept() -> None:
-    reached, way = made()
+    reached, link = made()
     reached.by("one")
     reached.by("two")
     reached.lost("one")
     reached.missed(SHUT)
     await reached.give_up(SHUT)
-    assert not way.abandoned
+    assert not link.abandoned
     reached.lost("two")
     reached.lost("one")
     await reached.give_up(SHUT)
-    assert way.abandoned
+    assert link.abandoned
 
 
 async def test_one_that_was_reached_meanwhile_is_kept() -> None:
-    reached, way = made()
+    reached, link = made()
     reached.missed(SHUT)
     reached.by("one")
     reached.lost("two")
     await reached.give_up(SHUT)
-    assert not way.abandoned
+    assert not link.abandoned
 
 
 async def test_it_takes_the_grace() -> None:
-    reached, way = made(3600.0)
+    reached, link = made(3600.0)
     reached.missed(SHUT)
     await reached.give_up(SHUT)
-    assert not way.abandoned
+    assert not link.abandoned
 
 
 @pytest.mark.parametrize(
     "failure", [UnreachableError("no network"), TunnelRefusedError("wrong key"), OSError(), None]
 )
 async def test_another_reason_is_not_the_agent_s_fault(failure: Exception | None) -> None:
-    reached, way = made()
+    reached, link = made()
     reached.missed(failure or SHUT)
     await reached.give_up(failure)
     await reached.give_up(SHUT)  # another grace begins, with the next failure
-    assert not way.abandoned
+    assert not link.abandoned
 
 
 @pytest.mark.parametrize("failure", [PodGoneError("evicted"), SessionGoneError("who?")])
 async def test_another_agent_and_one_that_answers_have_a_grace_of_their_own(
     failure: Exception,
 ) -> None:
-    reached, way = made()
+    reached, link = made()
     reached.missed(SHUT)
     reached.missed(failure)
     await reached.give_up(SHUT)
-    assert not way.abandoned
+    assert not link.abandoned
 
 
 # -- the same, of real tunnels -----------------------------------------------------------------
@@ -104,14 +104,14 @@ async def test_a_tunnel_that_cannot_come_up_again_costs_its_sibling_nothing() ->
             assert await reader.readexactly(1) == b"a"
             one, two = path.pool.tunnels
             idle = two if one.streams else one
-            path.way.blocked = True
-            driver, dials = idle.driver, path.way.dials
+            path.link.blocked = True
+            driver, dials = idle.driver, path.link.dials
             driver._transport.abort()  # type: ignore[union-attr]
             # Long after the grace: its session is over, and more than one try has failed since.
             await rig.until(lambda: idle.driver is None)
-            over = path.way.dials
-            await rig.until(lambda: path.way.dials >= max(over, dials) + 3)
-            assert not path.way.abandoned
+            over = path.link.dials
+            await rig.until(lambda: path.link.dials >= max(over, dials) + 3)
+            assert not path.link.abandoned
             writer.write(b"b")
             assert await reader.readexactly(1) == b"b"
 
@@ -124,43 +124,43 @@ async def test_an_ordinary_cut_after_a_long_one_abandons_nobody(
     monkeypatch.setattr(Backoff, "delay", lambda _: 0.001)
     async with rig.path(config=SessionConfig(resume_timeout=grace)) as path:
         (tunnel,) = path.pool.tunnels
-        real, tries = path.way.dial, 0
+        real, tries = path.link.dial, 0
 
         async def slow(protocol: asyncio.Protocol) -> asyncio.Transport:
             nonlocal tries
             tries += 1
-            path.way.abandoned.clear()  # those before were right
+            path.link.abandoned.clear()  # those before were right
             if tries == 1:
                 raise SHUT
             await asyncio.sleep(2 * grace)
             return await real(protocol)
 
-        path.way.cut(blocked=True)
-        await rig.until(lambda: tunnel.driver is None and path.way.abandoned)
-        path.way.blocked = False
-        path.way.dial = slow  # type: ignore[method-assign]
+        path.link.cut(blocked=True)
+        await rig.until(lambda: tunnel.driver is None and path.link.abandoned)
+        path.link.blocked = False
+        path.link.dial = slow  # type: ignore[method-assign]
         await rig.until(lambda: tunnel.up)
-        path.way.dial = real  # type: ignore[method-assign]
+        path.link.dial = real  # type: ignore[method-assign]
         before = tunnel.stats.connects
-        path.way.cut()
+        path.link.cut()
         await rig.until(lambda: tunnel.stats.connects > before)
-        assert not path.way.abandoned
+        assert not path.link.abandoned
 
 
 async def test_one_that_comes_up_and_is_cut_in_one_turn_has_a_grace_nonetheless() -> None:
     async with rig.path(config=SessionConfig(resume_timeout=0.05)) as path:
         (tunnel,) = path.pool.tunnels
-        real = path.way.dial
+        real = path.link.dial
 
         async def cut_at_once(protocol: asyncio.Protocol) -> asyncio.Transport:
             transport = await real(protocol)
             await rig.until(lambda: protocol.welcome.done())  # type: ignore[attr-defined]
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             await asyncio.sleep(0)
-            path.way.dial = real  # type: ignore[method-assign]
+            path.link.dial = real  # type: ignore[method-assign]
             return transport
 
-        path.way.dial = cut_at_once  # type: ignore[method-assign]
-        path.way.cut()
+        path.link.dial = cut_at_once  # type: ignore[method-assign]
+        path.link.cut()
         await rig.until(lambda: tunnel.stats.connects == 2)
         await rig.until(lambda: tunnel.driver is None)

@@ -24,7 +24,7 @@ from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.frames import Buffer
 from krelay.wire.header import TCP, UDP, Header
 from tests.clock import JumpingLoop
-from tests.datapath.faulty import FaultyAgent, FaultyWay
+from tests.datapath.faulty import FaultyAgent, FaultyLink
 from tests.rig import KEY
 
 SCHEDULES = int(os.environ.get("KRELAY_SCHEDULES", "250"))
@@ -174,9 +174,9 @@ class Story:
             max_age=chance.choice([31.0, 60.0, 1500.0]),
         )
         self.agent = self._agent()
-        self.way = FaultyWay(self.agent, chance)
+        self.link = FaultyLink(self.agent, chance)
         size = chance.choice([1, 1, 2, 3])
-        self.pool = Pool("p", [self.way], KEY, size=size, config=self.config)
+        self.pool = Pool("p", [self.link], KEY, size=size, config=self.config)
 
     def _agent(self) -> FaultyAgent:
         settings = Settings(key=KEY, grace=self.config.resume_timeout, replay=self.replay)
@@ -233,51 +233,51 @@ class Story:
     # -- faults ------------------------------------------------------------------------------------
 
     async def cut(self) -> None:
-        self.way.cut()
+        self.link.cut()
 
     async def storm(self) -> None:
         for _ in range(self.chance.randint(2, 8)):
-            self.way.cut()
+            self.link.cut()
             await asyncio.sleep(self.chance.choice([0.0, 0.001, 0.05, 0.5]))
 
     async def hole(self) -> None:
         """Nothing passes on what lives, nor on what is dialled."""
-        self.way.silent = True
-        self.way.choke(True)
+        self.link.silent = True
+        self.link.choke(True)
         await asyncio.sleep(self.chance.choice([1.0, 5.0, 12.0]))
-        self.way.silent = False
-        self.way.choke(False)
+        self.link.silent = False
+        self.link.choke(False)
 
     async def hole_of_what_lives(self) -> None:
         """New tunnels pass."""
-        self.way.choke(True)
+        self.link.choke(True)
         await asyncio.sleep(self.chance.choice([1.0, 5.0, 20.0]))
-        self.way.choke(False)
+        self.link.choke(False)
 
     async def refuse(self) -> None:
-        self.way.blocked = True
-        self.way.cut()
+        self.link.blocked = True
+        self.link.cut()
         await asyncio.sleep(self.chance.choice([0.5, 4.0, 9.0]))
-        self.way.blocked = False
+        self.link.blocked = False
 
     async def outage(self) -> None:
         """Longer than the grace."""
         self.doomed = True
-        self.way.blocked = True
-        self.way.cut()
-        await asyncio.sleep(self.config.resume_timeout + 5.0)
-        self.way.blocked = False
+        self.link.blocked = True
+        self.link.cut()
+        await asyncio.sleep(self.config.grace + 5.0)
+        self.link.blocked = False
 
     async def another_agent(self) -> None:
         """It is lost with all that it kept."""
         self.doomed = True
         former, self.agent = self.agent, self._agent()
-        self.way.agent = self.agent
-        self.way.cut()
+        self.link.agent = self.agent
+        self.link.cut()
         former.close(ErrorCode.GOING_AWAY, "lost")
 
     async def shape(self) -> None:
-        self.way.shape(
+        self.link.shape(
             lag=self.chance.choice([0.0, 0.001, 0.1, 0.5]),
             piece=self.chance.choice([1_000, 16_000, 1 << 20]),
             rate=self.chance.choice([100e3, 1e6, 100e6]),
@@ -311,7 +311,7 @@ class Story:
                 # More in a row might be too much for the grace, and then nothing is proved.
                 assert await self.until(self.all_up, self.config.resume_timeout)
                 good = clock()
-        self.way.shape(lag=0.001, piece=1 << 20, rate=100e6)
+        self.link.shape(lag=0.001, piece=1 << 20, rate=100e6)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -374,7 +374,7 @@ async def tell(seed: int) -> None:
             assert await story.until(at_rest, CALM)
             patience = story.config.resume_timeout + CALM
             assert await story.until(lambda: len(story.agent) == len(story.pool.tunnels), patience)
-            assert await story.until(lambda: len(story.way.live()) == 2 * len(story.agent), CALM)
+            assert await story.until(lambda: len(story.link.live()) == 2 * len(story.agent), CALM)
             running.cancel()
         # A good-bye that was said into a hole is not heard: then the grace ends it.
         assert await story.until(
@@ -402,7 +402,7 @@ async def stall(chance: random.Random) -> float:
     clock = asyncio.get_running_loop().time
     async with asyncio.TaskGroup() as tasks:
         story = Story(chance.randrange(1 << 32), tasks)
-        story.way.shape(rate=2e6, piece=4_000)
+        story.link.shape(rate=2e6, piece=4_000)
         running = tasks.create_task(story.pool.run())
         assert await story.until(story.all_up, 1.0)
         near, far = Half(story, "n0"), Half(story, "f0")
@@ -414,7 +414,7 @@ async def stall(chance: random.Random) -> float:
         near.begin(driver.open(Header(TCP, "s0", 80), near))  # type: ignore[arg-type]
         story.chance = random.Random(1)
         await asyncio.sleep(chance.uniform(0.5, 4.0))
-        story.way.choke(True)
+        story.link.choke(True)
         began, had = clock(), len(near.received)
         assert not near.over
         assert await story.until(lambda: len(near.received) > had, 60.0)

@@ -33,7 +33,7 @@ async def test_a_stream_carries_its_endpoint_in_the_header() -> None:
 async def test_without_an_endpoint_or_a_tunnel_there_is_none() -> None:
     async with rig.path() as path:
         assert open_now(path.route(None), Protocol.TCP, TcpRelay()) is None
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         assert open_now(path.route(80), Protocol.TCP, TcpRelay()) is None
 
@@ -59,13 +59,13 @@ async def test_waiting_ends_in_time() -> None:
 async def test_an_endpoint_that_goes_while_the_tunnel_comes_is_waited_for_again() -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         route = path.route(rig.closed_port())
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with asyncio.TaskGroup() as tasks:
             parked = tasks.create_task(open_parked(route, Protocol.TCP, TcpRelay(), 3600.0))
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, None, reason="gone"))
-            path.way.blocked = False
+            path.link.blocked = False
             await rig.until(path.pool.pick)
             assert not parked.done()
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
@@ -108,7 +108,7 @@ async def test_whatever_fails_is_told_to_the_one_that_asked(
     """Neither is a connection left open, nor does the listener's group end."""
     async with rig.path() as path:
         route = path.route(None if wait else 80)
-        forwarding = TcpListener("web", route, path.tasks, park=3600.0)
+        forwarding = TcpListener("web", route, path.tasks, open_timeout=3600.0)
         driver = path.pool.pick()
         assert driver is not None
 
@@ -132,7 +132,7 @@ async def test_an_opener_that_fails_costs_its_stream(
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         route = path.route(None if wait else target)
-        forwarding = TcpListener("web", route, path.tasks, park=3600.0)
+        forwarding = TcpListener("web", route, path.tasks, open_timeout=3600.0)
         opener = StreamRequester(ZeroDivisionError())
         StreamRequest(forwarding, Protocol.TCP, opener).start()
         if wait:
@@ -150,7 +150,7 @@ async def test_what_waits_when_the_group_ends_is_told() -> None:
 
         async def ends() -> None:
             async with TaskGroup() as tasks:
-                forwarding = TcpListener("web", path.route(None), tasks, park=3600.0)
+                forwarding = TcpListener("web", path.route(None), tasks, open_timeout=3600.0)
                 StreamRequest(forwarding, Protocol.TCP, opener).start()
                 raise ZeroDivisionError
 

@@ -1,4 +1,4 @@
-"""The account: each stream ends in one result, bytes only grow, and live ones count."""
+"""The counts: each stream ends in one result, bytes only grow, and live ones count."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ async def gone(path: rig.Path) -> None:
 async def test_a_connection_and_its_bytes_while_it_lives_and_after() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(target)
-        account = listener.account
+        counts = listener.metrics
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(b"hello")
             assert await reader.readexactly(5) == b"hello"
-            assert (account.to_remote_bytes, account.to_local_bytes) == (5, 5)
-            assert (account.opened, account.results) == (1, {})
+            assert (counts.to_remote_bytes, counts.to_local_bytes) == (5, 5)
+            assert (counts.opened, counts.results) == (1, {})
             writer.write(b"!")
             writer.write_eof()
             assert await reader.read() == b"!"
-        await rig.until(lambda: account.results)
-        assert account.results == {OK: 1}
-        assert (account.to_remote_bytes, account.to_local_bytes) == (6, 6)
-        assert account.dials.count == 1
-        assert account.dials.cumulative()[10.0] == 1
+        await rig.until(lambda: counts.results)
+        assert counts.results == {OK: 1}
+        assert (counts.to_remote_bytes, counts.to_local_bytes) == (6, 6)
+        assert counts.dials.count == 1
+        assert counts.dials.cumulative()[10.0] == 1
 
 
 async def test_what_is_cut_is_a_reset_whoever_cut_it() -> None:
@@ -57,15 +57,15 @@ async def test_what_is_cut_is_a_reset_whoever_cut_it() -> None:
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         async with rig.connect(rig.port_of(near)) as (_, writer):
-            await rig.until(lambda: near.account.opened)
+            await rig.until(lambda: near.metrics.opened)
             rig.rst(writer)
         async with rig.connect(rig.port_of(cut)):
-            await rig.until(lambda: cut.account.opened)
+            await rig.until(lambda: cut.metrics.opened)
             cut.cut()
         await gone(path)
         for listener in (far, near, cut):
-            await rig.until(lambda listener=listener: listener.account.results)
-            assert listener.account.results == {RESET: 1}
+            await rig.until(lambda listener=listener: listener.metrics.results)
+            assert listener.metrics.results == {RESET: 1}
 
 
 async def test_a_refusal_is_counted_by_the_agents_answer_and_told() -> None:
@@ -73,13 +73,13 @@ async def test_a_refusal_is_counted_by_the_agents_answer_and_told() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         closed = rig.closed_port()
         listener = await path.tcp(closed)
-        account = listener.account
-        account.on_dial = lambda code, message: told.append((code, message))
+        counts = listener.metrics
+        counts.on_dial = lambda code, message: told.append((code, message))
         async with rig.connect(rig.port_of(listener)) as (reader, _):
             with pytest.raises(ConnectionResetError):
                 await reader.read()
-        assert account.results == {"refused": 1}
-        assert account.opened == account.dials.count == 0
+        assert counts.results == {"refused": 1}
+        assert counts.opened == counts.dials.count == 0
         ((code, message),) = told
         assert code is ErrorCode.REFUSED
         assert message.startswith(f"127.0.0.1:{closed}: ")
@@ -90,18 +90,21 @@ async def test_a_refusal_is_counted_by_the_agents_answer_and_told() -> None:
 
 async def test_parked_in_vain_and_parked_by_one_who_leaves() -> None:
     async with rig.path() as path:
-        vain, left = await path.tcp(path.route(None), park=0.0), await path.tcp(path.route(None))
+        vain, left = (
+            await path.tcp(path.route(None), open_timeout=0.0),
+            await path.tcp(path.route(None)),
+        )
         async with rig.connect(rig.port_of(vain)) as (reader, _):
             with pytest.raises(ConnectionResetError):
                 await reader.read()
-        assert vain.account.results == {"no_stream": 1}
+        assert vain.metrics.results == {"no_stream": 1}
         async with rig.connect(rig.port_of(left)) as (_, writer):
             await rig.until(lambda: left.live == 1)
             rig.rst(writer)
             # Nobody reads a parked connection: only the listener's end tells.
             left.cut()
-            await rig.until(lambda: left.account.results)
-        assert left.account.results == {"cancelled": 1}
+            await rig.until(lambda: left.metrics.results)
+        assert left.metrics.results == {"cancelled": 1}
 
 
 async def test_a_stream_that_is_lost_before_the_answer_was_none() -> None:
@@ -119,7 +122,7 @@ async def _lost_before_the_answer(port: int) -> None:
             driver.close(ErrorCode.RESET)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
-        assert listener.account.results == {"no_stream": 1}
+        assert listener.metrics.results == {"no_stream": 1}
 
 
 # -- UDP ---------------------------------------------------------------------------------------
@@ -129,29 +132,29 @@ async def test_flows_and_their_datagrams() -> None:
     told: list[ErrorCode | None] = []
     async with rig.path() as path, rig.udp_echo(b"> ") as target:
         listener = await path.udp(target)
-        account = listener.account
-        account.on_dial = lambda code, message: told.append(code)
+        counts = listener.metrics
+        counts.on_dial = lambda code, message: told.append(code)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             for _ in range(3):
                 client.send(b"abc")
                 await rig.recv(client)
-        assert (account.to_remote_bytes, account.to_local_bytes) == (9, 15)
-        assert (account.opened, account.results) == (1, {})
+        assert (counts.to_remote_bytes, counts.to_local_bytes) == (9, 15)
+        assert (counts.opened, counts.results) == (1, {})
         assert told == [None]
         listener.close()
-        assert account.results == {OK: 1}
-        assert not account.drops
+        assert counts.results == {OK: 1}
+        assert not counts.drops
 
 
 async def test_a_port_that_nobody_has_is_a_reset_by_icmp_and_told() -> None:
     told: list[ErrorCode | None] = []
     async with rig.path() as path:
         listener = await path.udp(rig.closed_port(socket.SOCK_DGRAM))
-        listener.account.on_dial = lambda code, message: told.append(code)
+        listener.metrics.on_dial = lambda code, message: told.append(code)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             client.send(b"x")
-            await rig.until(lambda: listener.account.results)
-        assert listener.account.results == {RESET: 1}
+            await rig.until(lambda: listener.metrics.results)
+        assert listener.metrics.results == {RESET: 1}
         assert told == [ErrorCode.REFUSED]
 
 
@@ -160,30 +163,30 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
         route = path.route(None)
         listener = await path.udp(route)
-        account = listener.account
+        counts = listener.metrics
         one, two = [
             await stack.enter_async_context(rig.udp_socket(connect=rig.port_of(listener)))
             for _ in range(2)
         ]
         for _ in range(udp_module._EARLY_DATAGRAMS + 2):
             one.send(b"x")
-        await rig.until(lambda: account.drops[metrics.EARLY] == 2)
+        await rig.until(lambda: counts.drops[metrics.EARLY] == 2)
         two.send(b"x")
-        await rig.until(lambda: account.results)
-        assert account.results == {"cancelled": 1}
-        assert account.drops == {metrics.EARLY: 2, metrics.UNROUTED: udp_module._EARLY_DATAGRAMS}
+        await rig.until(lambda: counts.results)
+        assert counts.results == {"cancelled": 1}
+        assert counts.drops == {metrics.EARLY: 2, metrics.UNROUTED: udp_module._EARLY_DATAGRAMS}
         route.update(Resolution(Protocol.UDP, Endpoint(rig.HOST, target)))
         assert await rig.recv(two) == b"x"
         driver = path.pool.pick()
         assert driver is not None
         driver.session._send_queue._max_datagrams = 0
         two.send(b"x")
-        await rig.until(lambda: account.drops[metrics.BACKLOG] == 1)
-        impatient = await path.udp(path.route(None), park=0.0)
+        await rig.until(lambda: counts.drops[metrics.BACKLOG] == 1)
+        impatient = await path.udp(path.route(None), open_timeout=0.0)
         three = await stack.enter_async_context(rig.udp_socket(connect=rig.port_of(impatient)))
         three.send(b"x")
-        await rig.until(lambda: impatient.account.drops == {metrics.UNROUTED: 1})
-        assert impatient.account.results == {"no_stream": 1}
+        await rig.until(lambda: impatient.metrics.drops == {metrics.UNROUTED: 1})
+        assert impatient.metrics.results == {"no_stream": 1}
 
 
 async def test_a_flow_that_makes_room_is_idle_and_loses_nothing(
@@ -196,9 +199,9 @@ async def test_a_flow_that_makes_room_is_idle_and_loses_nothing(
             async with rig.udp_socket(connect=rig.port_of(listener)) as client:
                 client.send(b"x")
                 assert await rig.recv(client) == b"x"
-            assert listener.account.opened == number
-        assert listener.account.results == {"idle": 2}
-        assert not listener.account.lost()
+            assert listener.metrics.opened == number
+        assert listener.metrics.results == {"idle": 2}
+        assert not listener.metrics.lost()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
@@ -212,16 +215,16 @@ async def test_what_the_kernel_drops_before_krelay_reads_it_is_counted() -> None
             for _ in range(100):
                 client.sendto(bytes(500), (rig.HOST, rig.port_of(listener)))
             come = 0
-            while come + listener.account.lost()[metrics.RECEIVE] < 100:
+            while come + listener.metrics.lost()[metrics.RECEIVE] < 100:
                 await rig.recv(client)
                 come += 1
         assert 0 < come < 100
-        lost = listener.account.lost()
+        lost = listener.metrics.lost()
         listener.close()
-        assert listener.account.lost() == lost == {metrics.RECEIVE: 100 - come}
+        assert listener.metrics.lost() == lost == {metrics.RECEIVE: 100 - come}
 
 
-# -- the account by itself ---------------------------------------------------------------------
+# -- the counts by itself ---------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(0, 20)))
@@ -255,9 +258,9 @@ _STEPS = st.lists(
 def test_every_stream_has_one_result_and_no_count_falls(
     steps: list[tuple[int, str, ErrorCode]],
 ) -> None:
-    account = ForwardMetrics()
+    counts = ForwardMetrics()
     relays = [Carrying() for _ in range(5)]
-    entries = [account.begin(relay) for relay in relays]
+    entries = [counts.begin(relay) for relay in relays]
     ended: set[int] = set()
     before = (0, 0)
     for index, step, code in steps:
@@ -277,11 +280,11 @@ def test_every_stream_has_one_result_and_no_count_falls(
             entry.left(clean=step == "clean")
         if step not in ("bytes", "accepted"):
             ended.add(index)
-        now = (account.to_remote_bytes, account.to_local_bytes)
+        now = (counts.to_remote_bytes, counts.to_local_bytes)
         assert now >= before
         before = now
-        assert account.results.total() == len(ended)
-        assert account.opened == account.dials.count
-        assert account.results[OK] + account.results[RESET] <= account.opened
+        assert counts.results.total() == len(ended)
+        assert counts.opened == counts.dials.count
+        assert counts.results[OK] + counts.results[RESET] <= counts.opened
     names = {OK, RESET, metrics.NO_STREAM, *(code.name.lower() for code in ErrorCode)}
-    assert set(account.results) <= names
+    assert set(counts.results) <= names

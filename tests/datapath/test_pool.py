@@ -52,8 +52,8 @@ async def test_streams_spread_over_the_tunnels() -> None:
 async def test_a_tunnel_that_is_down_gets_none() -> None:
     async with rig.path(tunnels=2) as path:
         first, second = path.pool.tunnels
-        path.way.blocked = True
-        path.way.transports[0].abort()
+        path.link.blocked = True
+        path.link.transports[0].abort()
         await rig.until(lambda: not first.up or not second.up)
         left = first if first.up else second
         assert path.pool.pick() is left.driver
@@ -61,9 +61,9 @@ async def test_a_tunnel_that_is_down_gets_none() -> None:
 
 async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_comes_up() -> None:
     async with rig.agent() as server:
-        way = rig.AgentLink(server)
-        way.blocked = True
-        pool = Pool("p", [way], rig.KEY, size=2)
+        link = rig.AgentLink(server)
+        link.blocked = True
+        pool = Pool("p", [link], rig.KEY, size=2)
         assert pool.failure is None
         async with rig.running(pool, up=False), asyncio.TaskGroup() as tasks:
             route = Route(pool)
@@ -72,15 +72,15 @@ async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_co
             await pool.wait_change()
             assert isinstance(pool.failure, TunnelError)
             assert not waiting.done()
-            way.blocked = False
+            link.blocked = False
             await waiting
             assert pool.pick() is not None
 
 
 async def test_the_end_says_good_bye() -> None:
     async with rig.agent() as server:
-        way = rig.AgentLink(server)
-        async with rig.running(Pool("p", [way], rig.KEY, size=2)) as pool:
+        link = rig.AgentLink(server)
+        async with rig.running(Pool("p", [link], rig.KEY, size=2)) as pool:
             assert len(server.sessions) == 2
         assert pool.pick() is None
         await rig.until(lambda: len(server.sessions) == 0)
@@ -99,20 +99,20 @@ async def test_a_session_is_replaced_before_its_ids_run_out(
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
             assert isinstance(old.driver, MuxConnection)
-            old.driver.session._next_id = LOW_ID - 1
-            path.way.blocked = True
+            old.driver.session._next_id = WORN_ID - 1
+            path.link.blocked = True
             assert await rig.exchange(port, b"the first") == b"the first"
             assert await rig.exchange(port, b"another") == b"another"
             await rig.until(lambda: len(path.pool.tunnels) == 2)
             assert path.pool.pick() is old.driver
-            path.way.blocked = False
+            path.link.blocked = False
             new = path.pool.tunnels[1]
             await rig.until(lambda: path.pool.pick() is new.driver is not None)
             for _ in range(2):
                 writer.write(b"b")
                 assert await reader.readexactly(1) == b"b"
                 assert await rig.exchange(port, b"on") == b"on"
-                path.way.cut()
+                path.link.cut()
                 await rig.until(lambda: old.up and new.up)
         await rig.until(lambda: path.pool.tunnels == [new])
         await rig.until(lambda: len(path.server.sessions) == 1)

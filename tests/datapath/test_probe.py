@@ -103,7 +103,7 @@ async def test_no_way_is_no_failure_of_the_target() -> None:
     async with rig.path() as path:
         with pytest.raises(NoRouteError):
             await probe(DIAL, path.route(None))
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         with pytest.raises(NoRouteError):
             await probe(DIAL, path.route(1))

@@ -76,12 +76,12 @@ async def test_a_pause_ends_when_there_is_reason_to(
 ) -> None:
     """Only where the way was shut is it looked at."""
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-    way = rig.AgentLink(None)
-    trying = Reconnector("t", way)
+    link = rig.AgentLink(None)
+    trying = Reconnector("t", link)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(trying.pause(failure))
         await asyncio.sleep(0)
-        way.opened.set()
+        link.opened.set()
         if not isinstance(failure, UnreachableError):
             trying.retry_now()
 
@@ -90,13 +90,13 @@ async def test_a_look_that_fails_leaves_the_pause_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-    way = rig.AgentLink(None)
-    trying = Reconnector("t", way)
+    link = rig.AgentLink(None)
+    trying = Reconnector("t", link)
 
     async def fail() -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(way, "reachable_again", fail)
+    monkeypatch.setattr(link, "reachable_again", fail)
     async with asyncio.TaskGroup() as tasks:
         pausing = tasks.create_task(trying.pause(UnreachableError("shut")))
         await rig.until(lambda: caplog.messages)

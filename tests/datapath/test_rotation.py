@@ -43,19 +43,19 @@ async def test_one_that_grows_old_is_replaced_while_it_works(
                 await rig.until(lambda done=done: tunnel.stats.rotated > done)
                 writer.write(b"on")
                 assert await reader.readexactly(2) == b"on"
-        await rig.until(lambda: sum(not t.is_closing() for t in path.way.transports) <= 2)
+        await rig.until(lambda: sum(not t.is_closing() for t in path.link.transports) <= 2)
     assert "WARNING" not in caplog.text, caplog.text
 
 
 async def test_one_is_replaced_when_what_let_it_in_expires() -> None:
     async with rig.agent() as server:
-        way = rig.AgentLink(server)
-        (tunnel,) = Pool("p", [way], rig.KEY, size=1).tunnels
+        link = rig.AgentLink(server)
+        (tunnel,) = Pool("p", [link], rig.KEY, size=1).tunnels
         assert 1350 <= tunnel._best_before() <= 1500
-        way.expires = time.time() + 100
+        link.expires = time.time() + 100
         assert 90 <= tunnel._best_before() <= 101
         # Whatever a plugin gives: not ever again at once.
-        way.expires = 0.0
+        link.expires = 0.0
         assert tunnel._best_before() == 30
 
 
@@ -67,14 +67,14 @@ async def test_a_rotation_that_fails_leaves_the_session_where_it_is(
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (tunnel,) = path.pool.tunnels
-        real, failures = path.way.dial, [OSError("no way")] * 2 + [ZeroDivisionError("a bug")]
+        real, failures = path.link.dial, [OSError("no way")] * 2 + [ZeroDivisionError("a bug")]
 
         async def fails(protocol: asyncio.Protocol) -> asyncio.Transport:
             if failures:
                 raise failures.pop(0)
             return await real(protocol)
 
-        path.way.dial = fails  # type: ignore[method-assign]
+        path.link.dial = fails  # type: ignore[method-assign]
         async with rig.connect(port) as (reader, writer):
             path.pool.network_changed(broken=True)
             while not tunnel.stats.rotated:
@@ -120,36 +120,36 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
 async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.path() as path:
         monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-        real, tries = path.way.dial, 0
+        real, tries = path.link.dial, 0
 
         async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
             nonlocal tries
             tries += 1
-            if not path.way.opened.is_set():
+            if not path.link.opened.is_set():
                 raise UnreachableError("the network is down")
             return await real(protocol)
 
-        path.way.dial = shut  # type: ignore[method-assign]
+        path.link.dial = shut  # type: ignore[method-assign]
         (tunnel,) = path.pool.tunnels
-        path.way.cut()
+        path.link.cut()
         # The first pause after a loss is none, or would be.
         while not tries:
             path.pool.network_changed(broken=False)
             await asyncio.sleep(0.01)
-        path.way.opened.set()
+        path.link.opened.set()
         await rig.until(lambda: tunnel.up)
 
 
 async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> None:
     async with rig.path() as path:
         (tunnel,) = path.pool.tunnels
-        path.way.cut(blocked=True)
-        before = path.way.dials
+        path.link.cut(blocked=True)
+        before = path.link.dials
         for _ in range(20):
             path.pool.network_changed(broken=False)
             await asyncio.sleep(0.005)
-        assert path.way.dials > before
-        path.way.blocked = False
+        assert path.link.dials > before
+        path.link.blocked = False
         path.pool.network_changed(broken=False)
         await rig.until(lambda: tunnel.up)
         assert isinstance(tunnel.failure, TunnelError | None)
@@ -161,7 +161,7 @@ async def test_a_dial_that_a_sleep_interrupted_is_begun_anew(
     """It would hold its tunnel for as long as a dial may take, after a connection that is dead."""
     async with rig.path() as path:
         (tunnel,) = path.pool.tunnels
-        real, asleep, dials = path.way.dial, asyncio.Event(), 0
+        real, asleep, dials = path.link.dial, asyncio.Event(), 0
 
         async def swallowed(protocol: asyncio.Protocol) -> asyncio.Transport:
             nonlocal dials
@@ -171,8 +171,8 @@ async def test_a_dial_that_a_sleep_interrupted_is_begun_anew(
                 await asyncio.get_running_loop().create_future()
             return await real(protocol)
 
-        path.way.dial = swallowed  # type: ignore[method-assign]
-        path.way.cut()
+        path.link.dial = swallowed  # type: ignore[method-assign]
+        path.link.cut()
         await asleep.wait()
         caplog.clear()
         path.pool.network_changed(broken=True)

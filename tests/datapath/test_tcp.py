@@ -115,12 +115,12 @@ async def test_a_connection_waits_for_its_route() -> None:
 async def test_a_connection_waits_for_a_tunnel() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(target)
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with asyncio.TaskGroup() as tasks:
             answer = tasks.create_task(rig.exchange(rig.port_of(listener), b"early"))
             await rig.until(lambda: listener.connections)
-            path.way.blocked = False
+            path.link.blocked = False
         assert answer.result() == b"early"
 
 
@@ -134,9 +134,9 @@ async def test_a_connection_that_waited_long_enough_is_reset(
             route.update(Resolution(Protocol.TCP, None, reason="no ready pod"))
         else:
             route = path.route(1)
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             await rig.until(lambda: path.pool.pick() is None)
-        listener = await path.tcp(route, park=0.1)
+        listener = await path.tcp(route, open_timeout=0.1)
         await assert_reset(rig.port_of(listener), b"x")
         await rig.until(lambda: not listener.connections)
     why = "no ready pod" if tunnel else "no tunnel to the agent"
@@ -343,7 +343,7 @@ async def test_a_connection_that_comes_as_krelay_ends_is_reset() -> None:
     async with rig.path() as path:
         async with asyncio.TaskGroup() as ended:
             pass
-        listener = TcpListener("web", path.route(None), ended, park=30.0)
+        listener = TcpListener("web", path.route(None), ended, open_timeout=30.0)
         await listener.open(rig.HOST, 0)
         await assert_reset(rig.port_of(listener))
         listener.cut()
@@ -352,7 +352,7 @@ async def test_a_connection_that_comes_as_krelay_ends_is_reset() -> None:
 async def test_an_address_in_use_is_a_listen_error() -> None:
     async with rig.path() as path:
         port = rig.port_of(await path.tcp(1))
-        listener = TcpListener("web", path.route(1), path.tasks, park=1.0)
+        listener = TcpListener("web", path.route(1), path.tasks, open_timeout=1.0)
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: Address"):
             await listener.open(rig.HOST, port)
         assert not listener.accepting
@@ -364,7 +364,7 @@ async def test_localhost_answers_in_both_families() -> None:
     for sock in bound:
         sock.close()
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
-        listener = TcpListener("web", path.route(target), path.tasks, park=30.0)
+        listener = TcpListener("web", path.route(target), path.tasks, open_timeout=30.0)
         await listener.open("localhost", 0)
         (four, port), (six, other) = listener.addresses
         assert (four, six, port) == ("127.0.0.1", "::1", other)

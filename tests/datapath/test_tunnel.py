@@ -24,10 +24,10 @@ async def reaching(
     server: object, *, key: bytes = rig.KEY, up: bool = True
 ) -> AsyncIterator[tuple[Pool, rig.AgentLink]]:
     """A pool of one tunnel to `server`."""
-    way = rig.AgentLink(server)  # type: ignore[arg-type]
-    pool = Pool("p", [way], key, size=1)
+    link = rig.AgentLink(server)  # type: ignore[arg-type]
+    pool = Pool("p", [link], key, size=1)
     async with rig.running(pool, up=up):
-        yield pool, way
+        yield pool, link
 
 
 async def test_a_stream_goes_on_after_cuts_byte_by_byte() -> None:
@@ -38,11 +38,11 @@ async def test_a_stream_goes_on_after_cuts_byte_by_byte() -> None:
         def cut() -> None:
             nonlocal cuts
             cuts += 1
-            path.way.cut()
+            path.link.cut()
 
         await rig.echoed(port, 4 << 20, cut)
         assert cuts == 3
-        assert path.way.dials == 1 + cuts
+        assert path.link.dials == 1 + cuts
         assert len(path.server.sessions) == 1
 
 
@@ -52,11 +52,11 @@ async def test_a_cut_while_nothing_flows_loses_no_end() -> None:
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             await rig.until(lambda: path.pool.pick() is None)
             writer.write(b"b")
             writer.write_eof()
-            path.way.blocked = False
+            path.link.blocked = False
             assert await reader.read() == b"b"
         await rig.until(lambda: path.streams == (0, 0))
 
@@ -66,10 +66,10 @@ async def test_a_client_that_goes_during_a_cut_is_told_of_afterwards() -> None:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (_, writer):
             await rig.until(lambda: path.streams == (1, 1))
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             await rig.until(lambda: path.pool.pick() is None)
             rig.rst(writer)
-        path.way.blocked = False
+        path.link.blocked = False
         await rig.until(lambda: path.streams == (0, 0))
 
 
@@ -81,15 +81,15 @@ async def test_another_agent_means_another_session_and_resets(
         async with rig.agent() as another, rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
-            path.way.server = another
-            path.way.cut()
+            path.link.server = another
+            path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             await rig.until(lambda: path.pool.pick() is not None)
             assert len(another.sessions) == 1
             assert await rig.exchange(port, b"on") == b"on"
-            path.way.server = path.server
-            path.way.cut()
+            path.link.server = path.server
+            path.link.cut()
             await rig.until(lambda: len(path.server.sessions) == 2)
     assert "p" in caplog.text
     assert "session lost, 1 streams are reset: the agent does not know the session" in caplog.text
@@ -98,16 +98,16 @@ async def test_another_agent_means_another_session_and_resets(
 async def test_a_pod_that_is_gone_ends_the_session_at_once() -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         port = rig.port_of(await path.tcp(target))
-        real = path.way.dial
+        real = path.link.dial
 
         async def gone(protocol: asyncio.Protocol) -> asyncio.Transport:
-            path.way.dial = real  # type: ignore[method-assign]
+            path.link.dial = real  # type: ignore[method-assign]
             raise PodGoneError("the pod is gone")
 
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
-            path.way.dial = gone  # type: ignore[method-assign]
-            path.way.cut()
+            path.link.dial = gone  # type: ignore[method-assign]
+            path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         await rig.until(lambda: path.pool.pick() is not None)
@@ -121,14 +121,14 @@ async def test_a_session_without_a_tunnel_for_too_long_is_over(
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
-            path.way.blocked = False
+            path.link.blocked = False
             await rig.until(lambda: path.pool.pick() is not None)
             assert len(path.server.sessions) == 2
             # The agent was not there to be reached: another may be better.
-            assert set(path.way.abandoned) == {"no tunnel for 0.05 s (tunnel.grace)"}
+            assert set(path.link.abandoned) == {"no tunnel for 0.05 s (tunnel.grace)"}
     assert "1 streams are reset: no tunnel for 0.05 s (tunnel.grace)" in caplog.text
 
 
@@ -174,19 +174,19 @@ async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None
     async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
-    async with rig.tcp_target(slam) as port, reaching(Fake(port), up=False) as (pool, way):
+    async with rig.tcp_target(slam) as port, reaching(Fake(port), up=False) as (pool, link):
         await pool.wait_change()
         assert pool.failure is not None
         assert not isinstance(pool.failure, TunnelRefusedError)
-        await rig.until(lambda: way.dials > 2)
+        await rig.until(lambda: link.dials > 2)
 
 
 async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("krelay.datapath.handshake._HANDSHAKE_TIMEOUT", 0.05)
-    async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, way):
+    async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, link):
         await pool.wait_change()
         assert str(pool.failure) == "no answer from the agent within 0.05 s"
-        await rig.until(lambda: way.transports[0].is_closing())
+        await rig.until(lambda: link.transports[0].is_closing())
 
 
 async def test_an_agent_that_is_full_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,8 +224,8 @@ async def test_a_session_that_cannot_be_carried_on_is_replaced() -> None:
             await rig.until(lambda: path.streams == (1, 1))
             driver = path.pool.pick()
             assert driver is not None
-            driver.session._receive_counter.count += 1000
-            path.way.cut()
+            driver.session.received.count += 1000
+            path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         await rig.until(lambda: path.pool.pick() is not None)
@@ -241,8 +241,8 @@ async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
             (kept,) = path.server.sessions._kept.values()
-            kept.driver.session._receive_counter.count += 1000
-            path.way.cut()
+            kept.driver.session.received.count += 1000
+            path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         await rig.until(lambda: path.pool.pick() is not None)
@@ -261,39 +261,39 @@ async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
 
     monkeypatch.setattr(Backoff, "delay", note)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    async with rig.agent() as server, reaching(server) as (pool, way):
+    async with rig.agent() as server, reaching(server) as (pool, link):
         for count in range(1, 5):
-            way.cut()
+            link.cut()
             await rig.until(lambda count=count: len(delays) == count and pool.pick())
         assert delays == [0, 0.1, 0.2, 0.4]
         monkeypatch.setattr(module, "_STABLE", 0.0)
-        way.cut()
+        link.cut()
         await rig.until(lambda: len(delays) == 5 and pool.pick())
         assert delays[-1] == 0
 
 
 async def test_a_bug_in_a_transport_is_one_failed_try(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.agent() as server:
-        way = rig.AgentLink(server)
-        real = way.dial
+        link = rig.AgentLink(server)
+        real = link.dial
 
         async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
-            if way.dials:
+            if link.dials:
                 return await real(protocol)
-            way.dials += 1
+            link.dials += 1
             raise ZeroDivisionError("a bug")
 
-        way.dial = broken  # type: ignore[method-assign]
-        async with rig.running(Pool("p", [way], rig.KEY, size=1)):
-            assert way.dials == 2
+        link.dial = broken  # type: ignore[method-assign]
+        async with rig.running(Pool("p", [link], rig.KEY, size=1)):
+            assert link.dials == 2
     assert "no tunnel: a bug" in caplog.text
     assert "ZeroDivisionError" in caplog.text
 
 
 async def test_the_same_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    async with reaching(None, up=False) as (_, way):
-        await rig.until(lambda: way.dials > 2)
+    async with reaching(None, up=False) as (_, link):
+        await rig.until(lambda: link.dials > 2)
     assert caplog.text.count("no tunnel: the way is shut") == 1
 
 
@@ -303,8 +303,8 @@ async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
     """Its pod runs before it does: on a slow machine every start would be told as a failure."""
     caplog.set_level(logging.INFO)
     async with rig.agent() as server:
-        way = rig.AgentLink(server)
-        real = way.dial
+        link = rig.AgentLink(server)
+        real = link.dial
         tries = 0
 
         async def early(protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -314,8 +314,8 @@ async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
                 raise NotListeningError("nothing listens")
             return await real(protocol)
 
-        way.dial = early  # type: ignore[method-assign]
-        async with rig.running(Pool("p", [way], rig.KEY, size=1)) as pool:
+        link.dial = early  # type: ignore[method-assign]
+        async with rig.running(Pool("p", [link], rig.KEY, size=1)) as pool:
             assert pool.pick() is not None
             assert pool.failure is None
         assert tries == 4
@@ -325,9 +325,9 @@ async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
 
 async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
     async with rig.agent() as server:
-        way = rig.AgentLink(server)
-        async with rig.running(Pool("p", [way], rig.KEY, size=1)) as pool:
-            way.blocked = True
+        link = rig.AgentLink(server)
+        async with rig.running(Pool("p", [link], rig.KEY, size=1)) as pool:
+            link.blocked = True
             server.stop("test")
             await rig.until(lambda: pool.pick() is None)
             assert "down" in repr(pool.tunnels[0])
@@ -348,11 +348,11 @@ async def test_a_bug_costs_a_pause_and_no_more(
 
         monkeypatch.setattr(AgentHealth, "lost", fail)
         monkeypatch.setattr(AgentHealth, "missed", fail)
-        path.way.cut()
+        path.link.cut()
         assert await rig.exchange(rig.port_of(listener), b"on") == b"on"
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: not failures)
-        path.way.blocked = False
+        path.link.blocked = False
         assert await rig.exchange(rig.port_of(listener), b"on") == b"on"
     assert "pt1: internal error" in caplog.messages
 
@@ -361,15 +361,15 @@ async def test_that_there_is_no_thread_is_a_failed_try(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rig.path() as path:
-        dial, failing = path.way.dial, True
+        dial, failing = path.link.dial, True
 
         async def fail(protocol: asyncio.Protocol) -> asyncio.Transport:
             if failing:
                 raise RuntimeError("can't start new thread")
             return await dial(protocol)
 
-        monkeypatch.setattr(path.way, "dial", fail)
-        path.way.cut()
+        monkeypatch.setattr(path.link, "dial", fail)
+        path.link.cut()
         await rig.until(lambda: "pt1: no tunnel: can't start new thread" in caplog.messages)
         failing = False
         await rig.until(path.pool.pick)

@@ -218,7 +218,7 @@ async def test_a_flow_that_waited_long_enough_is_forgotten(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with rig.path() as path:
-        listener = await path.udp(path.route(None), park=0.05)
+        listener = await path.udp(path.route(None), open_timeout=0.05)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             client.send(b"x")
             await rig.until(lambda: "datagrams dropped" in caplog.text)
@@ -234,11 +234,11 @@ async def test_datagrams_are_dropped_and_not_held_while_the_tunnel_is_cut() -> N
             assert await rig.recv(client) == b"before"
             driver = path.pool.pick()
             assert driver is not None
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             await rig.until(lambda: path.pool.pick() is None)
             client.send(b"lost")
-            await rig.until(lambda: listener.account.drops == {"backlog": 1})
-            path.way.blocked = False
+            await rig.until(lambda: listener.metrics.drops == {"backlog": 1})
+            path.link.blocked = False
             await rig.until(path.pool.pick)
             client.send(b"after")
             assert await rig.recv(client) == b"after"
@@ -339,7 +339,7 @@ async def test_the_end_closes_sockets_and_flows() -> None:
             sock.close()
             flow.close(ErrorCode.CANCELLED)
             assert listener.live == 0
-        again = UdpListener("dns", path.route(target), path.tasks, park=1.0)
+        again = UdpListener("dns", path.route(target), path.tasks, open_timeout=1.0)
         await again.open(rig.HOST, listener.addresses[0][1])
         again.cut()
 
@@ -347,6 +347,6 @@ async def test_the_end_closes_sockets_and_flows() -> None:
 async def test_an_address_in_use_is_a_listen_error() -> None:
     async with rig.path() as path:
         port = rig.port_of(await path.udp(1))
-        listener = UdpListener("dns", path.route(1), path.tasks, park=1.0)
+        listener = UdpListener("dns", path.route(1), path.tasks, open_timeout=1.0)
         with pytest.raises(ListenError, match="Address already in use"):
             await listener.open(rig.HOST, port)

@@ -104,7 +104,7 @@ async def test_a_client_that_has_sent_its_end_is_served_whole(size: int) -> None
             lead(route, target)
         assert answer.result() == data
         await rig.until(lambda: not listener.connections)
-        assert listener.account.to_remote_bytes == size
+        assert listener.metrics.to_remote_bytes == size
 
 
 async def test_what_is_kept_of_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ async def test_the_first_to_go_is_the_one_that_has_sent_its_end_the_longest_ago(
 async def cut_off() -> AsyncIterator[tuple[rig.Path, Route, TcpListener]]:
     """The same, and there is no tunnel either."""
     async with waiting() as (path, route, listener):
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         yield path, route, listener
 
@@ -159,7 +159,7 @@ async def test_more_clients_than_descriptors_leave_the_tunnel_one() -> None:
             with limited(40):
                 await rig.until(lambda: descriptor_budget().has_waiters)
                 assert 4 <= len(queue()) < 40
-                path.way.blocked = False
+                path.link.blocked = False
                 await rig.until(path.pool.pick)
                 assert descriptor_budget().has_waiters
             # The agent and the target share this process, and its descriptors.
@@ -177,7 +177,7 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
             with limited(40):
                 await rig.until(lambda: len(queue()) - len(queue()._half_closed) == len(live))
                 await rig.until(lambda: not descriptor_budget().has_waiters)
-            path.way.blocked = False
+            path.link.blocked = False
             lead(route, target)
             for client in live:
                 assert await rig.recv(client, 2) == b"hi"
@@ -185,9 +185,9 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
 
 async def test_a_proxy_s_client_that_goes_while_it_waits_is_gone_at_once() -> None:
     async with rig.path() as path:
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
-        listener = ProxyListener("proxy", path.pool, path.tasks, park=3600.0)
+        listener = ProxyListener("proxy", path.pool, path.tasks, open_timeout=3600.0)
         path.listeners.append(listener)
         await listener.open(rig.HOST, 0)
         async with rig.connect(rig.port_of(listener)) as (_, writer):

@@ -86,7 +86,7 @@ async def test_tcp_leaves_nothing_behind() -> None:
     async with rig.path(tunnels=2) as path, rig.tcp_target(serve) as target:
         good = await path.tcp(target)
         closed = await path.tcp(rig.closed_port())
-        parked = await path.tcp(path.route(None), park=0.01)
+        parked = await path.tcp(path.route(None), open_timeout=0.01)
         # The first use of anything may open what stays open.
         await connection(0, rig.port_of(good), rig.port_of(closed))
         await rig.until(lambda: path.streams == (0, 0))
@@ -154,7 +154,7 @@ async def test_cuts_amid_connections_leave_nothing_behind() -> None:
             for number in range(100):
                 clients.create_task(connection(number, rig.port_of(good), rig.port_of(closed)))
                 if number % 20 == 10:
-                    path.way.cut()
+                    path.link.cut()
                 await asyncio.sleep(0)
         await rig.until(lambda: path.streams == (0, 0))
         await rig.until(lambda: not good.connections and not closed.connections)

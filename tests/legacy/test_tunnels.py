@@ -65,7 +65,7 @@ class Place:
         route = Route(self.pool, followed=False)
         route.update(Resolution(protocol, Endpoint(host, port)))
         make = UdpListener if protocol is Protocol.UDP else TcpListener
-        listener = make("web", route, self._tasks, park=5.0)
+        listener = make("web", route, self._tasks, open_timeout=5.0)
         self.listeners.append(listener)
         await listener.open(rig.HOST, 0)
         return rig.port_of(listener)

@@ -150,7 +150,7 @@ async def test_aiohttp_sends_and_receives_large_bodies() -> None:
         # One connection served all of them.
         assert listener.live == 1
         await rig.until(lambda: path.streams == (0, 0))
-        assert listener.account.results == {"ok": 6}
+        assert listener.metrics.results == {"ok": 6}
 
 
 async def test_curl_keeps_one_connection_for_two_hosts() -> None:
@@ -466,8 +466,8 @@ async def test_a_client_that_leaves_frees_its_target() -> None:
 
 
 async def test_a_client_that_leaves_while_there_is_no_tunnel_leaves_no_connection() -> None:
-    async with proxy(park=60.0) as (listener, path):
-        path.way.cut(blocked=True)
+    async with proxy(open_timeout=60.0) as (listener, path):
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(get(80) + get(81))
@@ -475,13 +475,13 @@ async def test_a_client_that_leaves_while_there_is_no_tunnel_leaves_no_connectio
             writer.write_eof()
             assert (await reader.read()).count(b"HTTP/1.1 502 ") == 2
         await rig.until(lambda: not listener.connections)
-        path.way.blocked = False
+        path.link.blocked = False
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="no epoll here")
 async def test_a_client_that_resets_while_its_upload_waits_leaves_no_connection() -> None:
-    async with proxy(park=60.0) as (listener, path):
-        path.way.cut(blocked=True)
+    async with proxy(open_timeout=60.0) as (listener, path):
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (_, writer):
             writer.write(get(80, "Content-Length: 1048576", method="POST") + bytes(1 << 19))
@@ -491,12 +491,12 @@ async def test_a_client_that_resets_while_its_upload_waits_leaves_no_connection(
             reset_socket(writer.transport)
             await rig.until(lambda: not listener.connections)
         assert not len(queue())
-        path.way.blocked = False
+        path.link.blocked = False
 
 
 async def test_a_waiting_connection_that_is_dropped_is_closed() -> None:
-    async with proxy(park=60.0) as (listener, path):
-        path.way.cut(blocked=True)
+    async with proxy(open_timeout=60.0) as (listener, path):
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(get(80))
@@ -507,7 +507,7 @@ async def test_a_waiting_connection_that_is_dropped_is_closed() -> None:
                 await reader.read()
             await rig.until(lambda: not listener.connections)
         assert not len(queue())
-        path.way.blocked = False
+        path.link.blocked = False
 
 
 async def test_an_idle_connection_is_closed_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -625,7 +625,7 @@ async def test_a_target_that_stays_after_its_response_is_reset(
             writer.write(get(target))
             await answered(reader)
             await rig.until(lambda: path.streams == (0, 0))
-            assert listener.account.results == {"ok": 1}
+            assert listener.metrics.results == {"ok": 1}
 
 
 async def test_targets_that_stay_do_not_use_up_the_streams() -> None:
@@ -680,7 +680,7 @@ class Gateway(TcpListener):
     """Routes by the Host header, to routes that follow something."""
 
     def __init__(self, path: rig.Path, names: dict[bytes, Route]) -> None:
-        super().__init__("gateway", path.route(None), path.tasks, park=5.0)
+        super().__init__("gateway", path.route(None), path.tasks, open_timeout=5.0)
         self.names = names
 
     def _accept(self) -> LocalRelay:
@@ -692,7 +692,11 @@ class Gateway(TcpListener):
 
     def lead(self, place: bytes) -> Forwarding:
         return TcpListener(
-            place.decode(), self.names[place], self.tasks, park=self.park, account=self.account
+            place.decode(),
+            self.names[place],
+            self.tasks,
+            open_timeout=self.open_timeout,
+            metrics=self.metrics,
         )
 
 
@@ -721,7 +725,7 @@ async def test_a_connection_moves_to_another_pool_with_its_listener() -> None:
         async with rig.agent() as server:
             other = module.Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
             async with rig.running(other):
-                path.way.cut(blocked=True)
+                path.link.cut(blocked=True)
                 await rig.until(lambda: path.pool.pick() is None)
                 async with rig.connect(rig.port_of(listener)) as (reader, writer):
                     writer.write(get(target))
@@ -730,4 +734,4 @@ async def test_a_connection_moves_to_another_pool_with_its_listener() -> None:
                     assert (await answered(reader))[1] == b"hi"
                     writer.write(get(target))
                     assert (await answered(reader))[1] == b"hi"
-                path.way.blocked = False
+                path.link.blocked = False

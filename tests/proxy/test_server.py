@@ -21,10 +21,12 @@ OK = b"\5\0\0\1\0\0\0\0\0\0"
 
 @asynccontextmanager
 async def proxy(
-    *, park: float = 5.0, credentials: tuple[str, str] | None = None
+    *, open_timeout: float = 5.0, credentials: tuple[str, str] | None = None
 ) -> AsyncIterator[tuple[ProxyListener, rig.Path]]:
     async with rig.path() as path:
-        listener = ProxyListener("proxy", path.pool, path.tasks, park=park, credentials=credentials)
+        listener = ProxyListener(
+            "proxy", path.pool, path.tasks, open_timeout=open_timeout, credentials=credentials
+        )
         path.listeners.append(listener)
         await listener.open(rig.HOST, 0)
         yield listener, path
@@ -294,7 +296,7 @@ async def test_a_bug_is_that_connection_s_alone(
 
 async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, path):
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.agent() as server:
             other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
@@ -307,17 +309,17 @@ async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
                     assert await reader.readexactly(10) == OK
                 async with socks(listener, target):
                     pass
-                path.way.blocked = False
+                path.link.blocked = False
 
 
 async def test_nobody_there_is_told_in_time() -> None:
-    async with proxy(park=0.05) as (listener, path):
-        path.way.cut(blocked=True)
+    async with proxy(open_timeout=0.05) as (listener, path):
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(HELLO + connect_to(80))
             assert (await reader.readexactly(12))[2:4] == b"\5\1"
-        path.way.blocked = False
+        path.link.blocked = False
 
 
 async def test_draining_lets_the_live_finish() -> None:

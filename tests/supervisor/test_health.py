@@ -96,7 +96,7 @@ async def test_it_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixtur
             await w.becomes(State.READY)
             assert w.health.since > began
             # It is no traffic.
-            assert w.forward.account.opened == w.forward.live == 0
+            assert w.forward.metrics.opened == w.forward.live == 0
             await rig.until(lambda: path.streams == (0, 0))
         (event, last) = w.bus.history
         assert (event.kind, event.target) == ("state", "web")
@@ -152,17 +152,17 @@ async def test_a_port_in_use_has_failed_until_it_is_free() -> None:
 
 async def test_no_tunnel() -> None:
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
-        path.way.cut(blocked=True)
+        path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with watched(path) as w:
             w.route.update(leads(target))
             await w.becomes(State.PENDING, "no tunnel to the agent: the way is shut")
-            path.way.blocked = False
+            path.link.blocked = False
             await w.becomes(State.READY)
-            path.way.cut(blocked=True)
+            path.link.cut(blocked=True)
             await w.becomes(State.DEGRADED, "no tunnel to the agent: ")
             await w.becomes(State.DEGRADED, "the way is shut")
-            path.way.blocked = False
+            path.link.blocked = False
             await w.becomes(State.READY)
         # Why there is none is the tunnel's to tell: there may be hundreds of forwards.
         assert [event.details["to"] for event in w.bus.history][:3] == [
@@ -384,7 +384,7 @@ async def test_a_proxy_is_ready_with_its_agent_whatever_it_is_asked_for() -> Non
             lines = [f"GET http://127.0.0.1:{closed}/ HTTP/1.1", "Host: x", "Connection: close"]
             writer.write("\r\n".join([*lines, "", ""]).encode())
             assert (await reader.read()).startswith(b"HTTP/1.1 502 ")
-        assert w.forward.account.results == {"refused": 1}
+        assert w.forward.metrics.results == {"refused": 1}
         assert w.health.state is State.READY
         w.forward.cut()
 
