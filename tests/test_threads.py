@@ -14,7 +14,7 @@ from krelay.threads import in_thread, in_thread_or_here, use_daemons
 
 HUNG = """
 import asyncio, threading
-from krelay.cli.signals import run_last
+from krelay.cli.signals import run_to_exit
 
 async def main():
     begun = threading.Event()
@@ -24,7 +24,7 @@ async def main():
     task.cancel()
     return "ended"
 
-print(run_last(main()))
+print(run_to_exit(main()))
 """
 
 
@@ -42,7 +42,7 @@ def test_a_hung_call_does_not_keep_a_command_from_ending() -> None:
 
 NONE = """
 import asyncio, signal, threading
-from krelay.cli.signals import run_last
+from krelay.cli.signals import run_to_exit
 
 async def main():
     await asyncio.to_thread(int)
@@ -51,7 +51,7 @@ async def main():
     threading.Thread.start = start
     return "ended"
 
-print(run_last(main()))
+print(run_to_exit(main()))
 """
 
 

@@ -1,72 +1,297 @@
-"""The commands that ask the krelay which runs a file: `status`, `wait`, `logs` and `down`."""
+"""Commands that ask the krelay that runs a file: `status`, `wait`, `logs` and `down`."""
 
 from __future__ import annotations
 
-import click
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from krelay.cli import options
+from krelay.cli.output import echo, note
+from krelay.errors import KrelayError, NotReadyError
+from krelay.state.error_codec import to_json
+from krelay.state.readiness import readiness_of
+from krelay.state.snapshot import ForwardState, State, told
+from krelay.status.client import NotRunningError, ask, is_running
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from krelay.cli.view import Rates
+
+_ANSWER_DEADLINE = 10.0
+_WATCH_EVERY = 1.0
+_LOOK_FIRST, _LOOK_EVERY = 0.1, 0.5
+_WAIT_ANSWER_DEADLINE = 5.0
+_FOLLOW_EVERY = 0.3
+_DOWN_LOOK_EVERY = 0.1
+_CLEANUP = 30.0
+"""Seconds that krelay has to delete its agents after the drain."""
+_UNLIMITED = 10_000
+"""Columns of output that is not to be cut."""
+
+Snapshot = Mapping[str, Any]
+"""The answer of `/v1/status`."""
 
 
-@click.command()
-@options.running_file
-@click.option(
-    "--output",
-    type=click.Choice(["text", "wide", "json"]),
-    default="text",
-    show_default=True,
-    help="For people, with all there is to say, or for programs.",
-)
-@click.option("--watch", is_flag=True, help="Show it again and again, with rates, until Ctrl-C.")
-@options.names
-def status(file: str | None, output: str, watch: bool, names: tuple[str, ...]) -> int:
-    """Show how the forwards (or those of the targets NAMEd) are.
+# -- status ----------------------------------------------------------------------------------------
 
-    Exits with 0 where it could tell, whatever they are, and with 1 where no krelay runs the file.
+
+def status(file: str, names: Collection[str], *, output: str, watch: bool) -> int:
+    """Print the state of the forwards; return the exit code.
+
+    Args:
+        file: the file that krelay runs.
+        names: targets to show; all of them if empty.
+        output: `text`, `wide` or `json`.
+        watch: refresh until interrupted.
+
+    Raises:
+        NotRunningError: no krelay runs the file.
+        UsageError: no target has one of the names.
+        KrelayError: krelay did not answer.
     """
-    from krelay.cli.status import run
+    snapshot = _snapshot(file, names)
+    check_names(file, names, _targets(snapshot))
+    if watch:
+        _watch(file, names, output)
+    elif output == "json":
+        echo(json.dumps(snapshot, indent=2))
+    else:
+        _print(_view(snapshot, None, _columns(), wide=output == "wide"))
+    return 0
 
-    return run(options.running(file), names, output=output, watch=watch)
+
+def _watch(file: str, names: Collection[str], output: str) -> None:
+    """Show the state until interrupted, also over a restart of krelay."""
+    from rich.text import Text
+
+    from krelay.cli.screen import Painter
+    from krelay.cli.view import RateMeter
+
+    meter = RateMeter()
+    painter = Painter(sys.stdout) if _columns() and output != "json" else None
+    try:
+        while True:
+            block: Any
+            found: Snapshot
+            try:
+                found = _snapshot(file, names)
+            except KrelayError as exc:
+                if not isinstance(exc, NotRunningError) and not painter:
+                    raise
+                found = {"error": to_json(exc)}
+                block = Text(exc.message)
+            else:
+                rates = meter.update(found, time.monotonic())
+                block = _view(found, rates, _columns(), wide=output == "wide")
+            if output == "json":
+                echo(json.dumps(found))
+            elif painter:
+                painter.paint(block)
+            else:
+                _print(block)
+                echo("")
+            time.sleep(_WATCH_EVERY)
+    finally:
+        if painter:
+            painter.leave()
 
 
-@click.command()
-@options.running_file
-@options.timeout
-@options.names
-def wait(file: str | None, timeout: float, names: tuple[str, ...]) -> int:
-    """Wait until the forwards (or those of the targets NAMEd) are ready, also for a krelay that is
-    yet to start. Exits with 3 where that takes too long, and says what is not ready and why.
+def _snapshot(file: str, names: Collection[str]) -> dict[str, Any]:
+    """Return the snapshot with the forwards of `names`, or with all forwards if that is empty."""
+    snapshot: dict[str, Any] = ask(file, "GET", "/v1/status", timeout=_ANSWER_DEADLINE)
+    if names:
+        snapshot["forwards"] = [f for f in snapshot["forwards"] if f["target"] in names]
+    return snapshot
+
+
+def _view(
+    snapshot: Snapshot, rates: Rates | None, width: int | None, *, wide: bool
+) -> RenderableType:
+    """Return the table, on a terminal below a line about the run."""
+    from rich.console import Group
+
+    from krelay.cli.view import headline, out_of_sync, table
+
+    now = datetime.now(UTC)
+    shown = table(snapshot["forwards"], rates=rates, width=width, wide=wide, now=now)
+    if width is None:
+        return shown
+    return Group(headline(snapshot, now), *out_of_sync(snapshot, now), "", shown)
+
+
+def _columns() -> int | None:
+    """Return the width of the terminal, or None if stdout is none."""
+    return shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
+
+
+def _print(block: RenderableType) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_UNLIMITED)
+    with console.capture() as captured:
+        console.print(block)
+    for line in captured.get().splitlines():
+        echo(line.rstrip())
+
+
+# -- wait ------------------------------------------------------------------------------------------
+
+
+def wait(file: str, names: Collection[str], *, timeout: float) -> int:
+    """Wait until forwards are ready; return the exit code.
+
+    Args:
+        file: the file that krelay runs, or is about to run.
+        names: targets to wait for; all of them if empty.
+        timeout: seconds to wait.
+
+    Raises:
+        NotReadyError: a forward is not ready in time.
+        UsageError: no target has one of the names, or the file does not exist.
+        ConfigError: the file is invalid, and krelay does not relay one of the names.
     """
-    from krelay.cli.wait import run
-
-    return run(options.running(file), names, timeout=timeout)
-
-
-@click.command()
-@options.running_file
-@click.option("--follow", is_flag=True, help="Go on until it ends, or Ctrl-C.")
-@click.option(
-    "-n",
-    "--lines",
-    type=click.IntRange(min=0),
-    default=100,
-    show_default=True,
-    metavar="N",
-    help="How many of the last lines.",
-)
-def logs(file: str | None, follow: bool, lines: int) -> int:
-    """Print the last lines of the log of the krelay that runs the file."""
-    from krelay.cli.logs import run
-
-    return run(options.running(file), lines, follow=follow)
-
-
-@click.command()
-@options.running_file
-def down(file: str | None) -> int:
-    """End the krelay that runs the file, as Ctrl-C does, and wait until it has gone."""
-    from krelay.cli.down import run
-
-    return run(options.running(file))
+    until = time.monotonic() + timeout
+    pause, known, noted = _LOOK_FIRST, False, False
+    while True:
+        snapshot, missing = _try_snapshot(file, until)
+        relayed = _targets(snapshot) if snapshot else set()
+        if not known and not relayed.issuperset(names):
+            check_names(file, names, relayed)
+            known = True
+        late = unready(snapshot, names) if snapshot else [missing]
+        if not late:
+            break
+        left = until - time.monotonic()
+        if left <= 0:
+            raise NotReadyError(f"not ready after {timeout:g} s", late)
+        if not snapshot and not noted:
+            note(f"{missing}; waiting")
+            noted = True
+        time.sleep(min(pause, left))
+        pause = min(2 * pause, _LOOK_EVERY)
+    assert snapshot is not None
+    count = sum(not names or forward["target"] in names for forward in snapshot["forwards"])
+    echo("1 forward is ready" if count == 1 else f"{count} forwards are ready")
+    return 0
 
 
-COMMANDS = (status, wait, logs, down)
+def _try_snapshot(file: str, until: float) -> tuple[Any, str]:
+    """Return the snapshot; or None and the reason for that."""
+    timeout = min(_WAIT_ANSWER_DEADLINE, max(until - time.monotonic(), _LOOK_EVERY))
+    try:
+        return ask(file, "GET", "/v1/status", timeout=timeout), ""
+    except KrelayError as exc:
+        return None, exc.message
+
+
+def check_names(file: str, names: Collection[str], relayed: Collection[str]) -> None:
+    """Check that each name is that of a target in the file or of one that is relayed.
+
+    Raises:
+        UsageError: a name is neither, or the file cannot be read.
+        ConfigError: the file is invalid.
+    """
+    from krelay.config.selection import Selection
+
+    others = tuple(name for name in names if name not in relayed)
+    if others:
+        Selection(file, others, environ=os.environ).load()
+
+
+def _targets(snapshot: Snapshot) -> set[str]:
+    return {forward["target"] for forward in snapshot["forwards"]}
+
+
+def unready(snapshot: Snapshot, names: Collection[str] = ()) -> list[str]:
+    """Return a line for each forward, or target of `names`, that is not ready.
+
+    Forwards that an edit has removed and that only drain do not count.
+    """
+    found = readiness_of([_forward(each) for each in snapshot["forwards"]], names)
+    missing = names if found.starting else found.unknown
+    lines = [told(forward.name, forward.state, forward.reason) for forward in found.waiting]
+    lines += [f"{name}: not relayed (yet)" for name in sorted(set(missing))]
+    return lines or (["krelay is starting"] if found.starting else [])
+
+
+def _forward(found: Mapping[str, Any]) -> ForwardState:
+    """Return the part of a forward's state that readiness depends on."""
+    return ForwardState(
+        found["target"],
+        found["index"],
+        found["name"],
+        found["to"],
+        State(found["state"]),
+        found.get("reason") or "",
+        datetime.fromisoformat(found["since"]),
+    )
+
+
+# -- logs ------------------------------------------------------------------------------------------
+
+
+def logs(file: str, lines: int, *, follow: bool) -> int:
+    """Print the last `lines` of krelay's log; return the exit code.
+
+    With `follow`, print new lines until krelay ends.
+
+    Raises:
+        NotRunningError: no krelay runs the file.
+        KrelayError: krelay did not answer.
+    """
+    found = _log(file, lines=lines)
+    last = found["last"]
+    _print_lines(found)
+    while follow:
+        time.sleep(_FOLLOW_EVERY)
+        try:
+            found = _log(file, after=last)
+            if found["last"] < last:  # a krelay started since, which counts its lines anew
+                found = _log(file)
+        except NotRunningError:
+            note("krelay has ended")
+            break
+        _print_lines(found)
+        last = found["last"]
+    return 0
+
+
+def _log(file: str, **body: int) -> Any:
+    return ask(file, "GET", "/v1/logs", body, timeout=_ANSWER_DEADLINE)
+
+
+def _print_lines(found: Any) -> None:
+    for line in found["lines"]:
+        echo(line["text"])
+
+
+# -- down ------------------------------------------------------------------------------------------
+
+
+def down(file: str) -> int:
+    """Stop krelay, and wait until it has ended; return the exit code.
+
+    Raises:
+        NotRunningError: no krelay runs the file.
+        KrelayError: krelay did not answer, or outlives its time to drain.
+    """
+    ending = ask(file, "POST", "/v1/stop", timeout=_ANSWER_DEADLINE)
+    pid, drain = ending["pid"], float(ending["drain"])
+    if live := ending.get("live", 0):
+        note(f"{live} connections get {drain:g} s to finish")
+    until = time.monotonic() + drain + _CLEANUP
+    while is_running(file):
+        if time.monotonic() >= until:
+            raise KrelayError(
+                f"krelay (pid {pid}) still runs after {drain + _CLEANUP:g} s",
+                hint=f"`kill {pid}` makes it drop the remaining connections",
+            )
+        time.sleep(_DOWN_LOOK_EVERY)
+    echo(f"krelay (pid {pid}) has ended")
+    return 0

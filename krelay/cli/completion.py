@@ -1,16 +1,14 @@
-"""Completion for shells: targets and ports, from the file and from the cluster, within a second."""
+"""Shell completion: targets and ports, from the file and from the cluster, within a second."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem, ShellComplete, get_completion_class
+from click.shell_completion import CompletionItem, get_completion_class
 
 from krelay.errors import KrelayError, UsageError
 from krelay.model import TYPES, Kind
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from krelay.cluster.api import Api
 
 _DEADLINE = 0.8
-"""Seconds for the cluster's answer; a shell that waits longer is worse than one that shows less."""
+"""Seconds for the cluster to answer. Fewer words are better than a shell that hangs."""
 _LIMIT = 500
 
 _COLLECTIONS: dict[Kind, tuple[str, str]] = {
@@ -32,12 +30,10 @@ _COLLECTIONS: dict[Kind, tuple[str, str]] = {
     Kind.REPLICASET: ("apps/v1", "replicasets"),
     Kind.JOB: ("batch/v1", "jobs"),
 }
-# cobra's: no space after the word (2), no file names (4).
-_NO_SPACE, _NO_FILES = 2, 4
 
 
-def names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
-    """The file's targets, for the NAMEs of a command."""
+def target_names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
+    """Return the file's targets, for the NAMEs of a command."""
     from krelay.config.selection import Selection
 
     try:
@@ -49,14 +45,14 @@ def names(context: click.Context, param: click.Parameter, word: str) -> list[Com
     return [CompletionItem(t.name, help=one_line(t)) for t in found if t.name.startswith(word)]
 
 
-def words(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
-    """TYPE/NAME, then its ports, for `kubectl relay`."""
+def relay_words(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
+    """Return TYPE/NAME, then its ports, for `kubectl relay`."""
     given = context.params.get("words") or ()
     options = context.params
     try:
         found = _ports(given[0], options) if given else _targets(word, options)
     except (AttributeError, KeyError, TypeError):
-        return []  # an object of another shape
+        return []  # an object of an unknown shape
     return [CompletionItem(text) for text in found if text.startswith(word) and text not in given]
 
 
@@ -73,7 +69,7 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
         return []
     if collection is None:
         return []
-    items = _asked(options, *collection)
+    items = _list(options, *collection)
     return _fit(sorted(f"{prefix}/{item['metadata']['name']}" for item in items))
 
 
@@ -88,7 +84,7 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
     if kind not in _COLLECTIONS:
         return []
     found: dict[str, None] = {}
-    for item in _asked(options, *_COLLECTIONS[kind], fieldSelector=f"metadata.name={name}"):
+    for item in _list(options, *_COLLECTIONS[kind], fieldSelector=f"metadata.name={name}"):
         for port in _declared(kind, item["spec"]):
             suffix = "@udp" if port.get("protocol") == "UDP" else ""
             found[f"{port.get('port') or port.get('containerPort')}{suffix}"] = None
@@ -98,7 +94,7 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _fit(words: Iterable[str]) -> list[str]:
-    """Those that a shell may show: a cluster's names may be anything."""
+    """Return the words that are safe in a shell: names in a cluster may be anything."""
     return [word for word in words if word == one_line(word) and not any(map(str.isspace, word))]
 
 
@@ -109,12 +105,12 @@ def _declared(kind: Kind, spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]
     return [port for container in pod["containers"] for port in container.get("ports") or ()]
 
 
-def _asked(options: Mapping[str, Any], version: str, resource: str, **query: str) -> list[Any]:
-    """The objects of a collection; none where that takes too long, or is not allowed."""
+def _list(options: Mapping[str, Any], version: str, resource: str, **query: str) -> list[Any]:
+    """Return the objects of a collection, or none if the cluster is slow or refuses."""
     from krelay.cluster.api import Api, collection
     from krelay.cluster.objects import read_list
 
-    async def ask() -> list[Any]:
+    async def fetch() -> list[Any]:
         async with asyncio.timeout(_DEADLINE):
             api: Api = await Api.connect(
                 context=options.get("context"), kubeconfig=options.get("kubeconfig")
@@ -125,38 +121,25 @@ def _asked(options: Mapping[str, Any], version: str, resource: str, **query: str
         return items
 
     try:
-        return asyncio.run(ask())
+        return asyncio.run(fetch())
     except (KrelayError, OSError, TimeoutError, KeyError, TypeError):
         return []
 
 
 def script(shell: str, command: click.Command, name: str) -> str:
-    """What a shell has to run to complete `name`.
+    """Return what a shell runs to complete `name`.
 
     Raises:
-        UsageError: no such shell is known.
+        UsageError: the shell is unknown.
     """
     found = get_completion_class(shell)
     if found is None:
-        raise UsageError(f"no completion for {shell!r}", hint="bash, zsh and fish are known")
+        raise UsageError(f"no completion for {shell!r}", hint="use bash, zsh or fish")
     return found(command, {}, name, f"_{name.upper().replace('-', '_')}_COMPLETE").source()
 
 
 def plugin() -> int:
-    """`kubectl_complete-relay WORD...`: what kubectl runs to complete `kubectl relay`, in cobra's
-    form: a line for each word, then a directive."""
-    from krelay.cli.kubectl import relay
+    """Run `kubectl_complete-relay`; installed scripts still name this function."""
+    from krelay.cli.kubectl import complete
 
-    _never_hang()
-    *given, word = sys.argv[1:] or [""]
-    completion = ShellComplete(relay, {}, "kubectl relay", "")
-    found = [item.value for item in completion.get_completions(given, word)]
-    directive = _NO_FILES | (_NO_SPACE if any(text.endswith("/") for text in found) else 0)
-    sys.stdout.write("".join(f"{text}\n" for text in found) + f":{directive}\n")
-    return 0
-
-
-def _never_hang(end: Callable[[int], None] = os._exit) -> None:
-    """Whatever a credential plugin or a resolver does, the shell gets its prompt back."""
-    signal.signal(signal.SIGALRM, lambda *_: end(0))
-    signal.setitimer(signal.ITIMER_REAL, 2 * _DEADLINE)
+    return complete()

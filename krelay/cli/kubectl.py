@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import ShellComplete
 
 from krelay import __version__
-from krelay.cli.main import run_command
-from krelay.cli.output import hush, say, set_up_logging
+from krelay.cli.main import run_command, seconds
+from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
 from krelay.model import Kind
 
@@ -23,6 +27,11 @@ if TYPE_CHECKING:
     from krelay.supervisor.forward import Forward
 
 logger = logging.getLogger("krelay.relay")
+
+# cobra's directives: no space after the word, no file names.
+_NO_SPACE, _NO_FILES = 2, 4
+_COMPLETION_DEADLINE = 1.6
+"""Seconds after which a completion ends, whatever it waits for."""
 
 _EXAMPLES = """\b
 Examples:
@@ -35,26 +44,26 @@ Examples:
   # Listen on port 5353 of all addresses, forward to port 53 of the pod
   kubectl relay --address 0.0.0.0 pod/my-pod 5353:53
 \b
-  # Forward to a host or an address that the cluster reaches
+  # Forward to a host or an address that the cluster can reach
   kubectl relay host/redis.cn-north-1.cache.example.com 6379
   kubectl relay ip/1.2.3.4 5000@tcp 6000@udp
 \b
-  # A SOCKS5 and HTTP proxy into the cluster, on 127.0.0.1:1080 (or -l ADDRESS:PORT)
+  # Run a SOCKS5 and HTTP proxy into the cluster on 127.0.0.1:1080 (or -l ADDRESS:PORT)
   kubectl relay proxy
 \b
-  # Change the agent's pod
+  # Patch the agent's pod
   kubectl relay --patch '{"spec":{"nodeSelector":{"k":"v"}}}' ip/1.2.3.4 5000
 \b
-  # Many targets, one a line, or a krelay.yaml
+  # Forward many targets: one per line, or a krelay.yaml
   kubectl relay -f targets.txt
 """
 
 
 def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `--address a,b --address c`, each once.
+    """Return the addresses of `--address a,b --address c`, each once.
 
     Raises:
-        UsageError: one cannot be listened on.
+        UsageError: an address is invalid.
     """
     from krelay.config.grammar import parse_listen
     from krelay.config.parse_error import Flaw
@@ -62,16 +71,16 @@ def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
     found = [part for value in values for part in value.split(",")]
     try:
         return tuple(dict.fromkeys(parse_listen(part.strip()) for part in found))
-    except Flaw as flaw:
-        raise UsageError(flaw.message, hint=flaw.hint) from flaw
+    except Flaw as exc:
+        raise UsageError(exc.message, hint=exc.hint) from exc
 
 
 def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Patch, ...]:
-    """The patches of the command line, in the order in which they apply.
+    """Return the patches of the command line, in the order in which they apply.
 
     Raises:
         UsageError: the file cannot be read.
-        ConfigError: one is no patch.
+        ConfigError: a patch is invalid.
     """
     from krelay.config import files
     from krelay.config.patches import parse
@@ -87,16 +96,16 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
 
 
 def _announce(forward: Forward) -> None:
-    """In kubectl's words for whoever waits for them, and in the Go krelay's in the log."""
+    """Announce a forward as kubectl does on stdout, and as the Go krelay does in the log."""
     if forward.spec.target.kind is Kind.PROXY:
         for local in forward.addresses:
-            say(f"SOCKS5 server is running address={local}")
+            echo(f"SOCKS5 server is running address={local}")
         return
     endpoint = forward.route.endpoint
     remote = endpoint.port if endpoint else forward.spec.port.remote
     try:
         for local in forward.addresses:
-            say(f"Forwarding from {local} -> {remote}")
+            echo(f"Forwarding from {local} -> {remote}")
             logger.info(
                 "Forwarding protocol=%s localAddr=%s remotePort=%s",
                 forward.protocol,
@@ -104,32 +113,36 @@ def _announce(forward: Forward) -> None:
                 remote,
             )
     except BrokenPipeError:
-        hush()
+        silence_stdout()
 
 
 def _connection(command: Any) -> Any:
-    """kubectl's flags for the way to the API server."""
+    """Add kubectl's options for the connection to the API server."""
     options = [
         click.option("--kubeconfig", metavar="FILE", help="Path to the kubeconfig file."),
-        click.option("--context", help="The kubeconfig context to use."),
-        click.option("--cluster", help="The kubeconfig cluster to use."),
-        click.option("--user", help="The kubeconfig user to use."),
-        click.option("-n", "--namespace", help="The targets' namespace."),
-        click.option("-s", "--server", help="The address and port of the API server."),
+        click.option("--context", help="Kubeconfig context to use."),
+        click.option("--cluster", help="Kubeconfig cluster to use."),
+        click.option("--user", help="Kubeconfig user to use."),
+        click.option("-n", "--namespace", help="Namespace of the targets."),
+        click.option("-s", "--server", help="Address and port of the API server."),
         click.option("--token", help="Bearer token for the API server."),
         click.option("--as", "as_", metavar="USER", help="User to impersonate."),
-        click.option("--as-group", multiple=True, help="Group to impersonate; several allowed."),
-        click.option("--certificate-authority", metavar="FILE", help="CA file of the API server."),
-        click.option("--tls-server-name", help="Server name to check its certificate against."),
+        click.option("--as-group", multiple=True, help="Group to impersonate; may be repeated."),
+        click.option(
+            "--certificate-authority", metavar="FILE", help="CA certificate of the API server."
+        ),
+        click.option("--tls-server-name", help="Name to check the server's certificate against."),
         click.option(
             "--insecure-skip-tls-verify",
             type=bool,
             is_flag=False,
             flag_value=True,
             default=None,
-            help="Do not check the API server's certificate.",
+            help="Do not check the server's certificate.",
         ),
-        click.option("--request-timeout", metavar="TIME", help="For single requests; 0: none."),
+        click.option(
+            "--request-timeout", metavar="TIME", help="Timeout of single requests; 0 for none."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -138,14 +151,9 @@ def _connection(command: Any) -> Any:
 
 def _overrides(given: dict[str, Any]) -> Overrides:
     from krelay.cluster.auth.kubeconfig import Overrides
-    from krelay.config.duration import parse_duration
-    from krelay.config.parse_error import Flaw
 
     timeout = given["request_timeout"]
-    try:
-        seconds = parse_duration(timeout) if timeout is not None else None
-    except Flaw as flaw:
-        raise UsageError(f"--request-timeout: {flaw.message}", hint=flaw.hint) from flaw
+    timeout_seconds = seconds(timeout, "--request-timeout") if timeout is not None else None
     names = (
         *("cluster", "user", "server", "token", "as_", "as_group"),
         *("certificate_authority", "tls_server_name", "insecure_skip_tls_verify"),
@@ -153,7 +161,7 @@ def _overrides(given: dict[str, Any]) -> Overrides:
     values = {name: given[name] for name in names}
     if values["certificate_authority"]:
         values["certificate_authority"] = str(Path(values["certificate_authority"]).absolute())
-    return Overrides(**values, request_timeout=seconds or None)
+    return Overrides(**values, request_timeout=timeout_seconds or None)
 
 
 def _overlay(given: dict[str, Any]) -> Overlay:
@@ -170,9 +178,9 @@ def _overlay(given: dict[str, Any]) -> Overlay:
 
 
 def _complete(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
-    from krelay.cli.completion import words
+    from krelay.cli.completion import relay_words
 
-    return words(context, param, word)
+    return relay_words(context, param, word)
 
 
 @click.command(
@@ -186,35 +194,42 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
     nargs=-1,
     shell_complete=_complete,
 )
-@click.option("-f", "--file", metavar="FILE", help="Targets, one a line, or a krelay.yaml.")
+@click.option("-f", "--file", metavar="FILE", help="File with a target per line, or a krelay.yaml.")
 @click.option(
     "-l",
     "--address",
     "--listen",
     "address",
     multiple=True,
-    help="Address to listen on; several allowed. [127.0.0.1]",
+    help="Address to listen on; may be repeated.  [default: 127.0.0.1]",
 )
-@click.option("--insecure", is_flag=True, help="Let other machines use a proxy without a password.")
-@click.option("-p", "--patch", metavar="PATCH", help="A patch to the agent's pod, JSON or YAML.")
-@click.option("--patch-file", metavar="FILE", help="A file with such a patch.")
+@click.option(
+    "--insecure", is_flag=True, help="Let other machines use the proxy without a password."
+)
+@click.option("-p", "--patch", metavar="PATCH", help="Patch of the agent's pod, in JSON or YAML.")
+@click.option("--patch-file", metavar="FILE", help="File with a patch of the agent's pod.")
 @click.option(
     "--patch-type",
     type=click.Choice(["strategic", "merge", "json"]),
-    help="How it applies. [json for a list, else strategic]",
+    help="Type of the patch.  [default: json for a list, else strategic]",
 )
-@click.option("--server.image", "server_image", metavar="IMAGE", help="The agent's image.")
-@click.option("--pod-running-timeout", metavar="TIME", hidden=True, help="kubectl's; not needed.")
+@click.option("--server.image", "server_image", metavar="IMAGE", help="Image of the agent.")
+@click.option(
+    "--pod-running-timeout", metavar="TIME", hidden=True, help="Accepted for kubectl's sake."
+)
 @_connection
-@click.option("-v", "--v", "verbosity", type=int, default=3, help="How much to say. [3]")
+@click.option("-v", "--v", "verbosity", type=int, default=3, show_default=True, help="Log level.")
 @click.option("-V", "--version", is_flag=True, help="Print the version and exit.")
 def relay(
     words: tuple[str, ...], file: str | None, verbosity: int, version: bool, **given: Any
 ) -> int:
-    """Forward local ports to a service, a pod, a workload, or a host or address that the cluster
-    reaches: TCP and UDP, with edits, rolling updates and lost connections survived."""
+    """Forward local TCP and UDP ports to a service, pod or workload, or to a host or address that
+    the cluster can reach.
+
+    Forwards survive rolling updates and lost connections.
+    """
     if version:
-        say(json.dumps({"Version": f"v{__version__}"}))
+        echo(json.dumps({"Version": f"v{__version__}"}))
         return 0
     set_up_logging(verbosity - 3)
     from krelay.cli import up
@@ -228,7 +243,7 @@ def relay(
     overlay = _overlay(given)
     source: up.Source
     if file is not None and words:
-        raise UsageError("both a file and a target", hint="write the target into the file")
+        raise UsageError("both a file and a target", hint="add the target to the file")
     if file is not None:
         source = Selection(file, environ=os.environ, text=given_text(file), overlay=overlay)
     elif proxy:
@@ -238,12 +253,32 @@ def relay(
     elif words:
         source = Words(words, overlay)
     else:
-        hint = "for example `kubectl relay svc/nginx 8080:80`; `-h` has more"
+        hint = "for example `kubectl relay svc/nginx 8080:80`; see `-h` for more"
         raise UsageError("TYPE/NAME and ports are required", hint=hint)
     contexts = Contexts(given["kubeconfig"], _overrides(given))
     return up.run(source, announce=_announce, contexts=contexts, must_exist=True)
 
 
 def main() -> int:
-    """`kubectl-relay`, so that kubectl finds it; returns the exit code."""
+    """Run `kubectl relay`; return its exit code."""
     return run_command(relay, "kubectl relay")
+
+
+def complete() -> int:
+    """Run `kubectl_complete-relay WORD...`, which kubectl calls to complete `kubectl relay`.
+
+    Prints a line for each word and then a directive, as cobra's `__complete` does.
+    """
+    _limit_time()
+    *given, word = sys.argv[1:] or [""]
+    completion = ShellComplete(relay, {}, "kubectl relay", "")
+    found = [item.value for item in completion.get_completions(given, word)]
+    directive = _NO_FILES | (_NO_SPACE if any(text.endswith("/") for text in found) else 0)
+    sys.stdout.write("".join(f"{text}\n" for text in found) + f":{directive}\n")
+    return 0
+
+
+def _limit_time(end: Callable[[int], None] = os._exit) -> None:
+    """End the process in time, even if a credential plugin or a resolver hangs."""
+    signal.signal(signal.SIGALRM, lambda *_: end(0))
+    signal.setitimer(signal.ITIMER_REAL, _COMPLETION_DEADLINE)

@@ -19,12 +19,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from krelay.cli.output import on_stderr, repeats
-from krelay.cli.rates import Rate, Rates
-from krelay.cli.screen import Painter
-from krelay.cli.signals import hear
-from krelay.cli.terminal import Keys, in_front
-from krelay.cli.view import Moment, frame
+from krelay.cli.output import is_stderr_handler, repeat_filter
+from krelay.cli.screen import Keys, Painter, in_foreground
+from krelay.cli.signals import on_signal
+from krelay.cli.view import Rate, RateMeter, ViewModel, frame
 
 logger = logging.getLogger("krelay.cli")
 
@@ -51,7 +49,7 @@ class Live:
         self._painter = Painter(sys.stdout)
         self._keys = Keys(sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1)
         self._log = _Log()
-        self._rates = Rates()
+        self._rates = RateMeter()
         self._latest: tuple[dict[str, Any], Mapping[tuple[str, int], Rate]] | None = None
         self._waits: tuple[str, float] | None = ("starting", time.monotonic())
         self._help = False
@@ -72,7 +70,7 @@ class Live:
             signal.SIGWINCH: self._log.news.set,
         }
         for number, handler in handlers.items():
-            hear(number, handler)
+            on_signal(number, handler)
         with self._log.instead_of_stderr():
             self._appear()
             self._thread.start()
@@ -86,7 +84,7 @@ class Live:
                         logger.exception(_FAILED)
                         return
                     self._latest = report, rates
-                    if self._shown != in_front(self._terminal):
+                    if self._shown != in_foreground(self._terminal):
                         self._appear() if not self._shown else self._vanish()
                     self._log.news.set()
                     await asyncio.sleep(_EVERY)
@@ -99,7 +97,7 @@ class Live:
 
     def _appear(self) -> None:
         """From the front of the terminal on, also again."""
-        if not in_front(self._terminal):
+        if not in_foreground(self._terminal):
             return
         if self._keys.take() and not self._hears:
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._hear)
@@ -128,7 +126,7 @@ class Live:
         self._log.news.set()
 
     def _hear(self) -> None:
-        if not in_front(self._terminal):
+        if not in_foreground(self._terminal):
             return self._vanish()
         typed = self._keys.read()
         if typed is None:
@@ -179,7 +177,7 @@ class Live:
             self._painter.paint("", self._log.take())
             return
         report, rates = self._latest
-        moment = Moment(
+        moment = ViewModel(
             report, rates, datetime.now(UTC), self._waiting(), keys=self._hears, help=self._help
         )
         self._painter.paint(frame(moment, *self._painter.size), self._log.take())
@@ -212,7 +210,7 @@ class _Log(logging.Handler):
     def instead_of_stderr(self) -> Iterator[None]:
         """As long as the block lasts."""
         self._before = self._root.handlers[:]
-        ours = [h for h in self._before if on_stderr(h)]
+        ours = [h for h in self._before if is_stderr_handler(h)]
         if sys.stderr.isatty() and ours:
             self.setFormatter(ours[0].formatter)
             self._root.handlers[:] = [h for h in self._before if h not in ours]
@@ -236,7 +234,7 @@ class _Log(logging.Handler):
         """Never waits for the terminal."""
         if record.name == "krelay.agent" and record.levelno == logging.INFO:
             self.progress = (record.getMessage().removeprefix("agent: "), time.monotonic())
-        if repeats.filter(record):
+        if repeat_filter.filter(record):
             self._lines.extend(self.format(record).splitlines())
         self.news.set()
 

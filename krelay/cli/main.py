@@ -1,51 +1,177 @@
-"""`krelay`: the command line and its exit codes (see `krelay.errors`)."""
+"""`krelay`: its commands and options, and the exit codes (see `krelay.errors`)."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from krelay import __version__
-from krelay.cli import client_commands, options
-from krelay.cli.options import complete as _names
-from krelay.cli.options import file as _file
-from krelay.cli.options import output as _output
-from krelay.cli.options import selection as _selection
-from krelay.cli.options import verbose as _verbose
 from krelay.cli.output import (
     UNWRITABLE,
-    complain,
-    complain_of_bug,
-    complain_of_usage,
-    hush,
+    echo,
     open_output,
-    repeats,
-    say,
+    print_bug,
+    print_error,
+    print_usage_error,
+    repeat_filter,
     set_up_logging,
+    silence_stdout,
 )
 from krelay.errors import KrelayError, NotReadyError, UsageError
 
+if TYPE_CHECKING:
+    from krelay.config.selection import Selection
+
 _INTERRUPTED = 130
+
+
+# -- options of several commands -------------------------------------------------------------------
+
+
+def _complete_names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    from krelay.cli.completion import target_names
+
+    return target_names(context, param, word)
+
+
+def _duration(context: click.Context, param: click.Parameter, value: str) -> float:
+    return seconds(value, param.opts[0])
+
+
+def seconds(text: str, option: str) -> float:
+    """Return a duration given on the command line, in seconds.
+
+    Raises:
+        UsageError: `text` is not a duration.
+    """
+    from krelay.config.duration import parse_duration
+    from krelay.config.parse_error import Flaw
+
+    try:
+        return parse_duration(text)
+    except Flaw as exc:
+        raise UsageError(f"{option}: {exc.message}", hint=exc.hint) from exc
+
+
+_file = click.option(
+    "-f",
+    "--file",
+    metavar="FILE",
+    help="A krelay.yaml or targets.txt; `-` reads standard input.  [default: ./krelay.yaml]",
+)
+_running_file = click.option(
+    "-f", "--file", metavar="FILE", help="The file that krelay runs.  [default: ./krelay.yaml]"
+)
+_names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_complete_names)
+_embedded = click.option(
+    "--embedded", is_flag=True, help="Run the agent on this machine, without a cluster."
+)
+_verbose = click.option("-v", "--verbose", count=True, help="Log more; repeat to log everything.")
+_output = click.option(
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Output format.",
+)
+_log_format = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="KRELAY_LOG_FORMAT",
+    show_envvar=True,
+    help="Log format; json writes one object per line.",
+)
+_timeout = click.option(
+    "--timeout",
+    metavar="TIME",
+    default="60s",
+    show_default=True,
+    callback=_duration,
+    help="Time to wait for the forwards to become ready.",
+)
+
+
+class WithCommand(click.Command):
+    """A command that takes another command line after `--`."""
+
+    _KEY = "krelay.command"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments before `--`, and keep those after it."""
+        end = args.index("--") if "--" in args else len(args)
+        ctx.meta[self._KEY] = tuple(args[end + 1 :])
+        return super().parse_args(ctx, args[:end])
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return the pieces of the usage line, with the other command line at its end."""
+        return [*super().collect_usage_pieces(ctx), "-- CMD [ARG]..."]
+
+    @classmethod
+    def of(cls, context: click.Context) -> tuple[str, ...]:
+        """Return the other command line.
+
+        Raises:
+            UsageError: it is empty.
+        """
+        command: tuple[str, ...] = context.meta[cls._KEY]
+        if not command:
+            raise UsageError(
+                "no command to run", hint="write it after `--`: `krelay run -- make test`"
+            )
+        return command
+
+
+def _select(file: str | None, *, names: tuple[str, ...] = (), embedded: bool = False) -> Selection:
+    """Return the file, or some of its targets; standard input and pipes are read now.
+
+    Raises:
+        UsageError: the file cannot be read.
+    """
+    from krelay.config import files
+    from krelay.config.selection import Selection
+
+    return Selection(file, names, embedded, os.environ, files.given(file))
+
+
+def _path_of_running(file: str | None) -> str:
+    """Return the path of the file whose krelay a command asks.
+
+    Raises:
+        UsageError: there is no such file, or it is standard input.
+    """
+    from krelay.config import files
+
+    if file == files.STDIN:
+        hint = "it cannot be standard input"
+        raise UsageError("`-f` names the file that krelay runs", hint=hint)
+    return files.find(file)
+
+
+# -- commands --------------------------------------------------------------------------------------
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
-    """Relay local TCP and UDP ports into a Kubernetes cluster, as a file declares them."""
+    """Relay local TCP and UDP ports into a Kubernetes cluster, as declared in a file."""
 
 
 @cli.command()
 @_file
-@click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
-@click.option("--watch/--no-watch", default=True, help="Follow edits of the file.  [default: on]")
-@click.option("--strict", is_flag=True, help="Start all forwards, or none and fail.")
-@click.option("--plain", is_flag=True, help="Lines instead of a live table, on a terminal too.")
-@options.log_format
+@_embedded
+@click.option("--watch/--no-watch", default=True, help="Apply edits of the file.  [default: on]")
+@click.option("--strict", is_flag=True, help="Fail if any forward cannot start.")
+@click.option("--plain", is_flag=True, help="Log plain lines instead of a live table.")
+@_log_format
 @_verbose
-@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
+@_names
 def up(
     file: str | None,
     embedded: bool,
@@ -56,29 +182,44 @@ def up(
     verbose: int,
     names: tuple[str, ...],
 ) -> int:
-    """Relay the file's targets (or those NAMEd) until Ctrl-C.
+    """Relay the targets of the file until Ctrl-C.
 
-    Edits of the file are carried out as they are saved; connections whose forward did not change
-    are not touched.
+    With NAMEs, relay only these targets. Saved edits of the file apply at once; connections of
+    unchanged forwards stay open.
     """
     from krelay.cli.up import run
 
     set_up_logging(verbose, json=log_format == "json")
-    selection = _selection(file, names=names, embedded=embedded)
+    selection = _select(file, names=names, embedded=embedded)
     live = not plain and log_format == "text"
     return run(selection, watch=watch, strict=strict, must_exist=strict, live=live)
 
 
 @cli.command()
-@click.option("-l", "--listen", default="127.0.0.1:1080", show_default=True, metavar="ADDRESS:PORT")
-@click.option("--context", help="The kubeconfig context whose cluster it leads into.")
-@click.option("--username", envvar="KRELAY_PROXY_USERNAME", help="Who may use it.")
 @click.option(
-    "--password", envvar="KRELAY_PROXY_PASSWORD", help="Better from the variable.", show_envvar=True
+    "-l",
+    "--listen",
+    default="127.0.0.1:1080",
+    show_default=True,
+    metavar="ADDRESS:PORT",
+    help="Address to listen on.",
 )
-@click.option("--insecure", is_flag=True, help="Let other machines in without a password.")
-@click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
-@options.log_format
+@click.option("--context", help="Kubeconfig context of the cluster.")
+@click.option(
+    "--username",
+    envvar="KRELAY_PROXY_USERNAME",
+    show_envvar=True,
+    help="Username that clients must send.",
+)
+@click.option(
+    "--password",
+    envvar="KRELAY_PROXY_PASSWORD",
+    show_envvar=True,
+    help="Password that clients must send; safer in the variable.",
+)
+@click.option("--insecure", is_flag=True, help="Admit other machines without a password.")
+@_embedded
+@_log_format
 @_verbose
 def proxy(
     listen: str,
@@ -90,29 +231,31 @@ def proxy(
     log_format: str,
     verbose: int,
 ) -> int:
-    """Run a SOCKS5 and HTTP proxy into the cluster until Ctrl-C; names are resolved there.
+    """Run a SOCKS5 and HTTP proxy into the cluster until Ctrl-C.
 
-    With a username and a password, which KRELAY_PROXY_USERNAME and KRELAY_PROXY_PASSWORD hold
-    as well, others are refused. Beyond loopback it takes these, or --insecure.
+    The cluster resolves the names that clients ask for. Listening beyond loopback requires a
+    username and a password, or --insecure.
     """
     from krelay.cli.up import run
     from krelay.config.overlay import Overlay, Proxy
 
     if (username is None) != (password is None):
-        raise UsageError("a username needs a password", hint="write both, or neither")
+        raise UsageError(
+            "a username needs a password, and a password a username", hint="set both, or neither"
+        )
     credentials = (username, password) if username is not None and password is not None else None
     set_up_logging(verbose, json=log_format == "json")
     overlay = Overlay(context=context, insecure=insecure)
     return run(Proxy(listen, credentials, embedded, overlay))
 
 
-@cli.command("run", cls=options.WithCommand, options_metavar="[OPTIONS]")
+@cli.command("run", cls=WithCommand, options_metavar="[OPTIONS]")
 @_file
-@click.option("--embedded", is_flag=True, help="Run the agent on this machine, without a cluster.")
-@options.timeout
-@options.log_format
+@_embedded
+@_timeout
+@_log_format
 @_verbose
-@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
+@_names
 @click.pass_context
 def run_(
     context: click.Context,
@@ -123,16 +266,85 @@ def run_(
     verbose: int,
     names: tuple[str, ...],
 ) -> int:
-    """Run CMD while the file's targets (or those NAMEd) are relayed, and exit as it does.
+    """Run CMD while relaying the targets of the file.
 
-    CMD starts when every forward is ready. It finds them in KRELAY_<TARGET>_HOST, _PORT and
-    _ADDR; a target with several ports has KRELAY_<TARGET>_<PORT>_HOST and so on besides.
+    CMD starts once every forward is ready, and krelay exits with its exit code. It finds the
+    forwards in the variables KRELAY_<TARGET>_HOST, _PORT and _ADDR; each port of a target with
+    several also has KRELAY_<TARGET>_<PORT>_HOST and so on. With NAMEs, relay only these targets.
     """
     from krelay.cli.run import run
 
     set_up_logging(verbose - 1, json=log_format == "json")
-    selection = _selection(file, names=names, embedded=embedded)
-    return run(selection, options.WithCommand.of(context), timeout=timeout)
+    selection = _select(file, names=names, embedded=embedded)
+    return run(selection, WithCommand.of(context), timeout=timeout)
+
+
+@cli.command()
+@_running_file
+@click.option(
+    "--output",
+    type=click.Choice(["text", "wide", "json"]),
+    default="text",
+    show_default=True,
+    help="Output format; wide shows every column.",
+)
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C, and show throughput.")
+@_names
+def status(file: str | None, output: str, watch: bool, names: tuple[str, ...]) -> int:
+    """Show the state of the forwards.
+
+    With NAMEs, show only those of these targets. Exits with 0 whatever the state, and with 1 if
+    krelay is not running for the file.
+    """
+    from krelay.cli import client_commands
+
+    return client_commands.status(_path_of_running(file), names, output=output, watch=watch)
+
+
+@cli.command()
+@_running_file
+@_timeout
+@_names
+def wait(file: str | None, timeout: float, names: tuple[str, ...]) -> int:
+    """Wait until the forwards are ready.
+
+    With NAMEs, wait only for those of these targets. krelay need not be running yet. On a
+    timeout, prints what is not ready and why, and exits with 3.
+    """
+    from krelay.cli import client_commands
+
+    return client_commands.wait(_path_of_running(file), names, timeout=timeout)
+
+
+@cli.command()
+@_running_file
+@click.option("--follow", is_flag=True, help="Print new lines until krelay ends, or Ctrl-C.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Number of lines to print.",
+)
+def logs(file: str | None, follow: bool, lines: int) -> int:
+    """Print the last lines of the running krelay's log."""
+    from krelay.cli import client_commands
+
+    return client_commands.logs(_path_of_running(file), lines, follow=follow)
+
+
+@cli.command()
+@_running_file
+def down(file: str | None) -> int:
+    """Stop the running krelay, and wait until it has ended.
+
+    Connections get the same time to finish as on Ctrl-C.
+    """
+    from krelay.cli import client_commands
+
+    return client_commands.down(_path_of_running(file))
 
 
 @cli.command()
@@ -140,51 +352,62 @@ def run_(
 @_output
 @click.argument("path", metavar="[FILE]", required=False)
 def check(file: str | None, output: str, path: str | None) -> int:
-    """Say what is wrong with a file; nothing is started."""
-    from krelay.cli.check import run
+    """Check a file without starting anything."""
+    from krelay.cli import file_commands
 
     if file is not None and path is not None:
         raise UsageError("two files to check", hint="name one, with or without `-f`")
-    return run(_selection(file or path), json=output == "json")
+    return file_commands.check(_select(file or path), json=output == "json")
 
 
 @cli.command()
-@_file
+@_running_file
 @_output
-@click.option("--exit-code", is_flag=True, help="Exit with 3 where there are changes.")
+@click.option("--exit-code", is_flag=True, help="Exit with 3 if there are changes.")
 @click.argument("candidate", required=False)
 def plan(file: str | None, output: str, exit_code: bool, candidate: str | None) -> int:
-    """Say what an edit would do to the krelay that runs the file.
+    """Show what an edit would change in the running krelay.
 
-    The edit is what the file says now, or what CANDIDATE says (`-`: standard input).
+    Compares what runs with the file as it is now, or with CANDIDATE (`-` reads standard input).
     """
-    from krelay.cli.plan import run
+    from krelay.cli import file_commands
 
     if file == "-":
-        raise UsageError("`-f` names the file that a krelay runs", hint="write `krelay plan -`")
-    edit = None if candidate is None else _selection(candidate)
-    changed = run(_selection(file), edit, json=output == "json")
+        raise UsageError("`-f` names the file that krelay runs", hint="try `krelay plan -`")
+    edit = None if candidate is None else _select(candidate)
+    changed = file_commands.plan(_select(file), edit, json=output == "json")
     return NotReadyError.exit_code if changed and exit_code else 0
 
 
 @cli.command()
-@_file
+@_running_file
 @_output
 def reload(file: str | None, output: str) -> int:
-    """Have the krelay that runs the file carry out what it says now, and say what changed."""
-    from krelay.cli.plan import reload
+    """Make the running krelay apply its file now.
 
-    reload(_selection(file), json=output == "json")
+    Prints what changed.
+    """
+    from krelay.cli import file_commands
+
+    file_commands.reload(_select(file), json=output == "json")
     return 0
 
 
 @cli.command()
 @_file
-@click.option("--user", "users", multiple=True, help="Bind the Roles to this user.")
-@click.option("--group", "groups", multiple=True, help="Bind them to this group.")
-@click.option("--serviceaccount", "accounts", multiple=True, metavar="NAMESPACE:NAME")
-@click.option("--optional", is_flag=True, help="Also the rights that only make errors clearer.")
-@click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_names)
+@click.option("--user", "users", multiple=True, metavar="NAME", help="Bind the Roles to this user.")
+@click.option(
+    "--group", "groups", multiple=True, metavar="NAME", help="Bind the Roles to this group."
+)
+@click.option(
+    "--serviceaccount",
+    "accounts",
+    multiple=True,
+    metavar="NAMESPACE:NAME",
+    help="Bind the Roles to this service account.",
+)
+@click.option("--optional", is_flag=True, help="Include rights that only improve error messages.")
+@_names
 def rbac(
     file: str | None,
     users: tuple[str, ...],
@@ -193,47 +416,50 @@ def rbac(
     optional: bool,
     names: tuple[str, ...],
 ) -> int:
-    """Print the least rights that the file's targets (or those NAMEd) need, as Roles."""
-    from krelay.cli.rbac import run, subjects
+    """Print Roles with the least rights that the targets need.
 
-    given = subjects(users, groups, accounts)
-    return run(_selection(file, names=names), given, optional=optional)
+    With NAMEs, print those of these targets only.
+    """
+    from krelay.cli import file_commands
+
+    subjects = file_commands.rbac_subjects(users, groups, accounts)
+    return file_commands.rbac(_select(file, names=names), subjects, optional=optional)
 
 
 @cli.command("import")
 @click.argument("path", metavar="FILE|kubefwd")
-@click.option("-n", "--namespace", "namespaces", multiple=True, help="For kubefwd: its namespaces.")
-@click.option("--context", help="For kubefwd: the kubeconfig context.")
+@click.option("-n", "--namespace", "namespaces", multiple=True, help="Namespace, for kubefwd.")
+@click.option("--context", help="Kubeconfig context, for kubefwd.")
 def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
-    """Print a krelay.yaml made from another tool's file.
+    """Convert another tool's file into a krelay.yaml, and print it.
 
-    FILE is a targets.txt, a kftray export or a .kportal.yaml; `kubefwd` stands for the Services
-    of the namespaces.
+    FILE is a targets.txt, a kftray export or a .kportal.yaml. `kubefwd` converts the Services of
+    the namespaces.
     """
-    from krelay.cli.importing import run
+    from krelay.cli import file_commands
 
-    return run(path, namespaces, context)
+    return file_commands.import_(path, namespaces, context)
 
 
 @cli.command()
-@click.option("-f", "--file", metavar="FILE", help="The file to write.  [default: ./krelay.yaml]")
-@click.option("--from-namespace", "namespace", help="With the Services that this namespace has.")
-@click.option("--context", help="The kubeconfig context.")
-@click.option("--force", is_flag=True, help="Write over a file that exists.")
+@click.option("-f", "--file", metavar="FILE", help="File to write.  [default: ./krelay.yaml]")
+@click.option("--from-namespace", "namespace", help="Add the Services of this namespace.")
+@click.option("--context", help="Kubeconfig context.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(file: str | None, namespace: str | None, context: str | None, force: bool) -> int:
-    """Write a krelay.yaml to begin with. Asks nothing."""
-    from krelay.cli.importing import init as write
+    """Write a starter krelay.yaml, without prompting."""
+    from krelay.cli import file_commands
 
-    return write(file, namespace, context, force=force)
+    return file_commands.init(file, namespace, context, force=force)
 
 
 @cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
-    """Print what a SHELL has to run to complete krelay's commands.
+    """Print the completion script of a shell.
 
-    For bash: `eval "$(krelay completion bash)"` in ~/.bashrc. `kubectl relay` is completed by
-    kubectl's own completion.
+    For bash, add `eval "$(krelay completion bash)"` to ~/.bashrc. kubectl's own completion
+    completes `kubectl relay`.
     """
     from krelay.cli.completion import script
 
@@ -248,21 +474,41 @@ def schema() -> int:
 
     from krelay import config
 
-    say(json.dumps(config.schema(), indent=2))
+    echo(json.dumps(config.schema(), indent=2))
     return 0
 
 
-for _command in client_commands.COMMANDS:
-    cli.add_command(_command)
+# -- running a command line ------------------------------------------------------------------------
+
+
+def wants_json(command: click.Command, args: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Return whether a command line asks for a log in JSON.
+
+    This is known before click parses the line, so that errors in the line are JSON too.
+    """
+    given = list(args[: args.index("--")] if "--" in args else args)
+    if isinstance(command, click.Group):
+        word = next((arg for arg in given if not arg.startswith("-")), "")
+        command = command.commands.get(word, command)
+    # An unknown command may be a misspelt one that has the option.
+    unknown = isinstance(command, click.Group) and bool(given)
+    if not unknown and not any(param.name == "log_format" for param in command.params):
+        return False
+    found = environ.get("KRELAY_LOG_FORMAT", "")
+    for number, arg in enumerate(given):
+        option, equals, value = arg.partition("=")
+        if option == "--log-format":
+            found = value if equals else "".join(given[number + 1 : number + 2])
+    return found == "json"
 
 
 def run_command(command: click.Command, name: str) -> int:
-    """Run a command line; returns the exit code. Every error is told here."""
+    """Run the command line of this process, print its error if any, and return the exit code."""
     open_output()
     if hasattr(signal, "SIGCHLD"):
-        # Where it is ignored, nobody is told how a child has ended (wait(2)).
+        # If it is ignored, wait(2) does not return the exit status of a child.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if options.wants_json(command, sys.argv[1:], os.environ):
+    if wants_json(command, sys.argv[1:], os.environ):
         set_up_logging(0, json=True)
     try:
         return _run(command, name)
@@ -271,34 +517,34 @@ def run_command(command: click.Command, name: str) -> int:
     except SystemExit:
         raise
     except BaseException as exc:  # a CancelledError is no Exception
-        complain_of_bug(exc)
+        print_bug(exc)
         return KrelayError.exit_code
     finally:
-        repeats.flush()
+        repeat_filter.flush()
 
 
 def _run(command: click.Command, name: str) -> int:
     try:
         return command.main(prog_name=name, standalone_mode=False) or 0
     except click.ClickException as exc:
-        complain_of_usage(exc)
+        print_usage_error(exc)
         return UsageError.exit_code
     except KrelayError as exc:
-        complain(exc)
+        print_error(exc)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BrokenPipeError:
-        hush()
+        silence_stdout()
         return 1
     except OSError as exc:
         if exc.errno not in UNWRITABLE:
             raise
-        hush()
-        complain(KrelayError(f"cannot write what there is to say: {exc.strerror}"))
+        silence_stdout()
+        print_error(KrelayError(f"cannot write to stdout: {exc.strerror}"))
         return 1
 
 
 def main() -> int:
-    """`krelay`; returns the exit code."""
+    """Run `krelay`; return its exit code."""
     return run_command(cli, "krelay")

@@ -1,7 +1,7 @@
-"""What a person reads: data on stdout, everything else on stderr, colour only on a terminal.
+"""What users read: data on stdout, everything else on stderr, colour only on a terminal.
 
-All of it passes `krelay.text` here, whatever its source. With `--log-format json` each line of both
-streams is an object.
+Every line passes `krelay.text` here, whatever its source. With `--log-format json`, each line of
+both streams is an object.
 """
 
 from __future__ import annotations
@@ -21,56 +21,54 @@ from typing import Any
 
 import click
 
-from krelay.cli.repeats import Repeats
+from krelay.cli.log_repeats import RepeatFilter
 from krelay.errors import KrelayError
 from krelay.state.log_tail import LogRing
 from krelay.text import indented, many_lines, one_line
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What keeps output from being written, besides a reader that has gone."""
+"""Errors of a write to stdout that are the system's fault; EPIPE is the reader's."""
 _NAME = "krelay.cli"
 _LEVELS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
 
+# -- the log ---------------------------------------------------------------------------------------
+
+
 class LineFormatter(logging.Formatter):
-    """`12:34:56 warning: text`; the level is left out where it is only news. `colour`: None for
-    as stderr has it."""
+    """Formats a record as `12:34:56 warning: text`, without the level for INFO.
+
+    Args:
+        colour: whether to colour the level; by default, if stderr shows colour.
+    """
 
     def __init__(self, *, colour: bool | None = None) -> None:
         super().__init__()
         self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _whole(record, self)
+        text = indented(record.getMessage())
+        if record.exc_info:
+            trace = many_lines(self.formatException(record.exc_info))
+            text += "".join(f"\n  {line}" for line in trace)
         if record.levelno != logging.INFO:
             level = record.levelname.lower() + ":"
-            if record.levelno in _LEVELS and (coloured() if self._colour is None else self._colour):
+            coloured = shows_colour() if self._colour is None else self._colour
+            if record.levelno in _LEVELS and coloured:
                 level = click.style(level, fg=_LEVELS[record.levelno])
             text = f"{level} {text}"
         return f"{self.formatTime(record, '%H:%M:%S')} {text}"
 
 
-def _whole(record: logging.LogRecord, formatter: logging.Formatter) -> str:
-    """The message and the traceback; lines but the first are indented."""
-    text = indented(record.getMessage())
-    if record.exc_info:
-        trace = many_lines(formatter.formatException(record.exc_info))
-        text += "".join(f"\n  {line}" for line in trace)
-    return text
-
-
-# Modules whose records begin with the name of a forward or a target.
-_OF_TARGETS = frozenset(
-    ("forward", "following", "supervisor", "resolve", "listener", "udp", "opening", "proxy")
-)
-
-
 class JsonFormatter(logging.Formatter):
-    """An object an event, on one line: `time` (UTC), `level`, `logger`, `message`, where there are
-    any `target` and `exception`."""
+    """Formats a record as an object on one line.
+
+    Its keys are `time` (UTC), `level`, `logger` and `message`, and where they apply `target`,
+    `tunnel`, `stream` and `exception`.
+    """
 
     for_programs = True
-    """Nothing else may be written beside it."""
+    """Tells others who write to stderr that every line of it must be an object."""
 
     def format(self, record: logging.LogRecord) -> str:
         event = {
@@ -87,12 +85,15 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             trace = many_lines(self.formatException(record.exc_info))
             event["exception"] = "\n".join(trace)
-        return json.dumps(event, ensure_ascii=not _writes_unicode())
+        # A stream that replaces characters it cannot encode would break the JSON.
+        unicode = (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
+        return json.dumps(event, ensure_ascii=not unicode)
 
 
-def _writes_unicode() -> bool:
-    """Whether stderr takes every sign as it is: what it replaces would not be JSON."""
-    return (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
+# Modules whose records begin with the name of a forward or a target.
+_OF_TARGETS = frozenset(
+    ("forward", "following", "supervisor", "resolve", "listener", "udp", "opening", "proxy")
+)
 
 
 def _target(record: logging.LogRecord) -> str | None:
@@ -106,47 +107,42 @@ def _target(record: logging.LogRecord) -> str | None:
     return None
 
 
-def in_json() -> bool:
-    """Whether the log is for programs."""
-    return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
-
-
-def coloured() -> bool:
-    """Whether stderr is a terminal whose user wants colour (https://no-color.org)."""
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-
-
-class _Stderr(logging.StreamHandler[Any]):
-    """Where the log goes. What cannot be written there costs a line, never a traceback on it."""
+class _StderrHandler(logging.StreamHandler[Any]):
+    """Writes the log to stderr; a record that it cannot write costs a line, never a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         exc = sys.exc_info()[1]
         if isinstance(exc, OSError):
-            return  # it has gone, or is full
-        told = logging.LogRecord(
+            return  # stderr has gone, or is full
+        replacement = logging.LogRecord(
             record.name,
             logging.ERROR,
             record.pathname,
             record.lineno,
-            "a line of the log cannot be made: %s: %r",
+            "cannot format a log record: %s: %r",
             (record.msg, exc),
             None,
         )
         with suppress(Exception):
-            self.stream.write(self.format(told) + self.terminator)
+            self.stream.write(self.format(replacement) + self.terminator)
 
 
-repeats = Repeats()
-"""What all handlers of the log share, so that a line is said once."""
+repeat_filter = RepeatFilter()
+"""Shared by all handlers of the log, so that each record is judged once."""
 
 
 def set_up_logging(verbosity: int, *, json: bool = False) -> None:
-    """Log to stderr: news for 0, the data path's debugging for 1, every library's for 2; only
-    warnings for -1, only errors below that. `json`: for programs."""
-    repeats.flush()
-    handler = _Stderr(sys.stderr)
+    """Log to stderr.
+
+    Args:
+        verbosity: 0 for krelay's INFO, 1 for krelay's DEBUG, 2 for every library's DEBUG, -1 for
+            warnings only, and less for errors only.
+        json: write objects for programs.
+    """
+    repeat_filter.flush()
+    handler = _StderrHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if json else LineFormatter())
-    handler.addFilter(repeats)
+    handler.addFilter(repeat_filter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
@@ -154,21 +150,21 @@ def set_up_logging(verbosity: int, *, json: bool = False) -> None:
     logging.getLogger("krelay").setLevel(level)
     logging.captureWarnings(True)
     if json:
-        threading.excepthook = _uncaught_in_thread
-        sys.unraisablehook = _unraisable
+        threading.excepthook = _log_thread_exception
+        sys.unraisablehook = _log_unraisable
 
 
-def on_stderr(handler: logging.Handler) -> bool:
-    """Whether it is the one that `set_up_logging` made."""
-    return isinstance(handler, _Stderr)
+def is_stderr_handler(handler: logging.Handler) -> bool:
+    """Return whether `set_up_logging` made this handler."""
+    return isinstance(handler, _StderrHandler)
 
 
 @contextmanager
 def keep_log() -> Iterator[LogRing]:
-    """What is logged is kept too, without colour, as long as the block lasts."""
+    """Keep the latest lines of the log, without colour, for as long as the block lasts."""
     ring = LogRing()
     ring.setFormatter(JsonFormatter() if in_json() else LineFormatter(colour=False))
-    ring.addFilter(repeats)
+    ring.addFilter(repeat_filter)
     root = logging.getLogger()
     root.addHandler(ring)
     try:
@@ -177,15 +173,56 @@ def keep_log() -> Iterator[LogRing]:
         root.removeHandler(ring)
 
 
-def say(text: str) -> None:
-    """A line of data, or several, at once also into a pipe."""
+def in_json() -> bool:
+    """Return whether the log is in JSON."""
+    return any(isinstance(h.formatter, JsonFormatter) for h in logging.getLogger().handlers)
+
+
+def shows_colour() -> bool:
+    """Return whether stderr is a terminal whose user wants colour (https://no-color.org)."""
+    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _log_thread_exception(args: threading.ExceptHookArgs) -> None:
+    if args.exc_type is not SystemExit:
+        logging.getLogger(_NAME).error("uncaught exception in a thread", exc_info=args.exc_value)
+
+
+def _log_unraisable(args: Any) -> None:
+    message = args.err_msg or "exception ignored"
+    logging.getLogger(_NAME).error("%s", message, exc_info=args.exc_value)
+
+
+# -- data and errors -------------------------------------------------------------------------------
+
+
+def open_output() -> None:
+    """Prepare stdout and stderr: open those that were closed at the start (`>&-`), and replace
+    characters that stdout cannot encode."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def silence_stdout() -> None:
+    """Discard all further output, also that of the flush at exit: the reader has gone."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+def echo(text: str) -> None:
+    """Print lines of data, and flush them."""
     lines = many_lines(text, most=sys.maxsize, limit=sys.maxsize)
     click.echo("\n".join(lines))
     sys.stdout.flush()
 
 
-def say_event(text: str, target: str) -> None:
-    """A line of data about a target, for programs: an object as one of the log's."""
+def echo_event(text: str, target: str) -> None:
+    """Print a line of data about a target as an object, like one of the log's."""
     record = logging.makeLogRecord(
         {"name": _NAME, "levelname": "INFO", "msg": "%s", "args": (text,), "target": target}
     )
@@ -194,37 +231,19 @@ def say_event(text: str, target: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line for people beside the data: on stderr."""
+    """Print a line for people on stderr, beside the data."""
     if in_json():
         logging.getLogger(_NAME).warning("%s", text)
     else:
         click.echo(one_line(text), err=True)
 
 
-def open_output() -> None:
-    """Have somewhere to write to, also where this program was started without it (`>&-`), and a
-    sign for those that its encoding does not have."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - as long as this program
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-
-
-def hush() -> None:
-    """Whoever read our output has gone: what follows goes nowhere, also at the flush at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
-
-
-def complain(error: KrelayError) -> None:
-    """An error with its hint; a file's with all of its problems, `path:line:column: message`."""
+def print_error(error: KrelayError) -> None:
+    """Print an error, its details and its hint."""
     if in_json():
         logging.getLogger(_NAME).error("%s", "\n".join(error.report()))
         return
-    label = click.style("error:", fg="red") if coloured() else "error:"
+    label = click.style("error:", fg="red") if shows_colour() else "error:"
     for line in error.details():
         click.echo(one_line(line), err=True)
     click.echo(f"{label} {error.message}", err=True)
@@ -232,8 +251,8 @@ def complain(error: KrelayError) -> None:
         click.echo(f"  hint: {error.hint}", err=True)
 
 
-def complain_of_usage(error: click.ClickException) -> None:
-    """An error of the command line, in click's own words."""
+def print_usage_error(error: click.ClickException) -> None:
+    """Print an error of the command line as click words it."""
     if in_json():
         logging.getLogger(_NAME).error("%s", error.format_message())
         return
@@ -243,20 +262,10 @@ def complain_of_usage(error: click.ClickException) -> None:
         click.echo(line, err=True)
 
 
-def complain_of_bug(error: BaseException) -> None:
-    """Report an unexpected error; its traceback says where it arose."""
+def print_bug(error: BaseException) -> None:
+    """Print an unexpected error with its traceback."""
     if in_json():
         logging.getLogger(_NAME).critical("internal error", exc_info=error)
         return
     for line in many_lines("".join(traceback.format_exception(error))):
         click.echo(line, err=True)
-
-
-def _uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
-    if args.exc_type is not SystemExit:
-        logging.getLogger(_NAME).error("a thread has failed", exc_info=args.exc_value)
-
-
-def _unraisable(args: Any) -> None:
-    what = args.err_msg or "an error that cannot be raised"
-    logging.getLogger(_NAME).error("%s", what, exc_info=args.exc_value)

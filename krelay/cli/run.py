@@ -6,20 +6,21 @@ import asyncio
 import dataclasses
 import logging
 import os
+import re
 import shutil
 import signal
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from krelay.cli.signals import hear, run_last
-from krelay.cli.terminal import in_front
-from krelay.cli.variables import prefixes, variables
+from krelay.cli.screen import in_foreground
+from krelay.cli.signals import on_signal, run_to_exit
 from krelay.config.selection import Selection
-from krelay.errors import KrelayError
-from krelay.model import Config
+from krelay.errors import KrelayError, UsageError
+from krelay.model import Config, Target
 from krelay.mux.descriptors import raise_file_limit
 from krelay.processes import end, send
-from krelay.state.snapshot import ForwardState
+from krelay.state.snapshot import ForwardState, reached
 from krelay.supervisor.ready import wait_ready
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
@@ -58,7 +59,7 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
     find(command[0])
     raise_file_limit()
     tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
-    return run_last(_Run(dataclasses.replace(config, tunnel=tunnel), command, timeout).run())
+    return run_to_exit(_Run(dataclasses.replace(config, tunnel=tunnel), command, timeout).run())
 
 
 def find(name: str) -> None:
@@ -90,7 +91,7 @@ class _Run:
         """All of it; the exit code."""
         self._task = asyncio.current_task()
         for number in PASSED:
-            hear(number, self._signal, number)  # what is ignored, the command ignores too
+            on_signal(number, self._signal, number)  # what is ignored, the command ignores too
         stop = asyncio.Event()
         try:
             async with TaskGroup() as tasks:
@@ -158,6 +159,69 @@ def _typed() -> bool:
     except OSError:
         return False
     try:
-        return in_front(terminal)
+        return in_foreground(terminal)
     finally:
         os.close(terminal)
+
+
+# -- environment variables of the command ----------------------------------------------------------
+
+
+def prefixes(config: Config) -> dict[tuple[str, int], list[str]]:
+    """Return the prefixes of each forward's variables (`KRELAY_WEB`), by target and port index.
+
+    The first port of a target has the target's name alone.
+
+    Raises:
+        UsageError: two targets would share a prefix.
+    """
+    found: dict[tuple[str, int], list[str]] = {}
+    owners: dict[str, Target] = {}
+    for target in config.targets:
+        for index, names in enumerate(_prefixes_of(target)):
+            for name in names:
+                owner = owners.setdefault(name, target)
+                if owner is not target:
+                    raise UsageError(
+                        f"targets `{owner.name}` and `{target.name}` would both be {name}_ADDR",
+                        hint="name the targets that the command needs, or rename one",
+                    )
+            found[target.name, index] = names
+    return found
+
+
+def variables(config: Config, forwards: Iterable[ForwardState]) -> dict[str, str]:
+    """Return the variables of the forwards that are bound."""
+    wanted = prefixes(config)
+    found: dict[str, str] = {}
+    for forward in forwards:
+        if not forward.listen:
+            continue
+        at = reached(forward.listen[0])
+        for prefix in wanted[forward.target, forward.index]:
+            found[f"{prefix}_HOST"] = at.host
+            found[f"{prefix}_PORT"] = str(at.port)
+            found[f"{prefix}_ADDR"] = str(at)
+    return found
+
+
+def _prefixes_of(target: Target) -> list[list[str]]:
+    """Return the prefixes of each port; a port relayed by TCP and UDP also has the protocol."""
+    base = _word("KRELAY", target.name)
+    if len(target.ports) == 1:
+        return [[base]]
+    counts = Counter(port.remote for port in target.ports)
+    found: list[list[str]] = []
+    for index, port in enumerate(target.ports):
+        names = [base] if index == 0 else []
+        by_port = _word(base, port.remote)
+        if not any(by_port in others for others in found):
+            names.append(by_port)
+        if counts[port.remote] > 1 and port.protocol:
+            names.append(_word(by_port, port.protocol))
+        found.append(names)
+    return found
+
+
+def _word(*parts: object) -> str:
+    return "_".join(re.sub(r"[^A-Z0-9]", "_", str(part).upper()) for part in parts)

@@ -1,26 +1,47 @@
-"""Painter: a block of lines at the bottom of a terminal, painted over and over; text goes above.
-
-Lines keep within the width, and the block within the height. What a terminal makes of a block
-when it becomes narrower (it breaks the lines) is taken into account.
-"""
+"""The terminal: a block of lines repainted at its bottom, and single keys from it."""
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+import termios
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.text import Text
 
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
-# Terminals that know it show all between the two at once; others show it anyway.
+# Synchronized output: terminals that support it show everything between the two at once.
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
+_LOCAL, _INPUT = 3, 0
+"""Indexes of the flags in the result of `tcgetattr`."""
+
+
+def supports_live_table() -> bool:
+    """Return whether stdout is a terminal with a movable cursor that this process may use."""
+    if os.environ.get("TERM", "dumb") in ("dumb", "") or not sys.stdout.isatty():
+        return False
+    return in_foreground(sys.stdout.fileno())
+
+
+def in_foreground(terminal: int) -> bool:
+    """Return whether this process belongs to the foreground job of the terminal."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
 
 
 class Painter:
-    """Whoever paints erases at the end. Not for several threads at a time."""
+    """Repaints a block at the bottom of a terminal; lines written above it scroll.
+
+    Lines keep within the width, and the block within the height. A terminal that becomes narrower
+    breaks the lines already painted, which the painter takes into account when it erases them.
+    Not thread-safe.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self.console = Console(file=out, highlight=False, markup=False, emoji=False)
@@ -29,17 +50,17 @@ class Painter:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows that a block may have now."""
+        """Columns and rows available to a block."""
         try:
             columns, rows = os.get_terminal_size(self._out.fileno())
         except OSError:
             columns = rows = 0
-        # Some have no size: then what most begin with. The last column is left: a full line and
-        # a line and a blank one are not always told apart.
+        # A terminal may report no size. The last column stays free: terminals differ in whether a
+        # full line moves the cursor to the next one.
         return (columns or 80) - 1, (rows or 24) - 1
 
     def paint(self, block: RenderableType, above: Sequence[str] = ()) -> None:
-        """This block in the former one's place; before it, lines that stay."""
+        """Replace the block, and write the lines `above` it."""
         width, height = self.size
         lines = self._lines(block, width)[:height]
         text = "".join(f"{line}\n" for line in (*above, *lines))
@@ -47,18 +68,18 @@ class Painter:
         self._widths = [cell_len(Text.from_ansi(line).plain) for line in lines]
 
     def erase(self, above: Sequence[str] = ()) -> None:
-        """The block is gone, and the cursor is where it began; lines that stay are written."""
+        """Remove the block, and write the lines `above` in its place."""
         text = "".join(f"{line}\n" for line in above)
         self._write(f"{self._back(self.size[0] + 1)}{text}{_SHOW}")
         self._widths = []
 
     def leave(self) -> None:
-        """The block stays, as what was written last."""
+        """Leave the block on the screen and restore the cursor."""
         self._write(_SHOW)
         self._widths = []
 
     def _back(self, columns: int) -> str:
-        """To where the block began, with nothing from there on."""
+        """Return the sequence that moves to the start of the block and erases from there."""
         rows = sum(max(1, -(-width // columns)) for width in self._widths)
         up = f"\x1b[{rows}A" if rows else ""
         return f"\r{up}\x1b[J"
@@ -71,3 +92,57 @@ class Painter:
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
+
+
+class Keys:
+    """Single keys typed at the terminal of `descriptor`; none if it is no terminal.
+
+    `take` may be called again after `give_back`, even if a shell has changed the settings since.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._before: list[Any] | None = None
+        self.there = os.isatty(descriptor)
+        """Whether the terminal can still deliver keys."""
+
+    def take(self) -> bool:
+        """Switch to single keys without echo; return whether that worked.
+
+        Ctrl-C still interrupts.
+        """
+        if not self.there or not in_foreground(self._descriptor):
+            return False
+        try:
+            before = termios.tcgetattr(self._descriptor)
+            wanted = termios.tcgetattr(self._descriptor)
+            wanted[_LOCAL] &= ~(termios.ICANON | termios.ECHO)
+            # Ctrl-S would stop the output of a program that never stops.
+            wanted[_INPUT] &= ~termios.IXON
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, wanted)
+        except termios.error:
+            return False
+        if self._before is None:
+            self._before = before
+        atexit.register(self.give_back)
+        return True
+
+    def give_back(self) -> None:
+        """Restore the settings from before `take`."""
+        before, self._before = self._before, None
+        atexit.unregister(self.give_back)
+        # A background process that touches its terminal is stopped by SIGTTOU.
+        if before is None or not in_foreground(self._descriptor):
+            return
+        try:
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, before)
+        except termios.error:
+            return  # the terminal has gone
+
+    def read(self) -> str | None:
+        """Return what was typed, or None at the end of input."""
+        try:
+            data = os.read(self._descriptor, 64)
+        except OSError:
+            return None
+        return data.decode(errors="replace") if data else None

@@ -1,4 +1,4 @@
-"""Signals: which of them a command hears, and for how long."""
+"""Signals of a command's process."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from krelay.threads import use_daemons
 T = TypeVar("T")
 
 
-def ignored(number: signal.Signals) -> bool:
-    """Whether the process was started with it ignored, as `nohup` and a shell's `&` do."""
+def is_ignored(number: signal.Signals) -> bool:
+    """Return whether the process started with the signal ignored, as under `nohup` or a shell's
+    `&`."""
     return signal.getsignal(number) == signal.SIG_IGN
 
 
-def hear(number: signal.Signals, handler: Callable[..., object], *args: object) -> None:
-    """Have the running loop call `handler` for it, unless it is ignored."""
-    if not ignored(number):
+def on_signal(number: signal.Signals, handler: Callable[..., object], *args: object) -> None:
+    """Make the running loop call `handler` on the signal, unless it is ignored."""
+    if not is_ignored(number):
         asyncio.get_running_loop().add_signal_handler(number, handler, *args)
 
 
-def run_last(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run(work)` for work that ends the process.
+def run_to_exit(work: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutine that makes up the rest of the process, and return its result.
 
-    Calls that hang in threads do not hold up the end. Afterwards SIGINT and SIGTERM are ignored:
-    one that arrives while Python shuts down would replace the exit code, or print a traceback.
+    Unlike `asyncio.run`, calls that hang in threads do not delay the end. Afterwards SIGINT and
+    SIGTERM are ignored: during Python's shutdown they would replace the exit code, or print a
+    traceback.
     """
     try:
         with asyncio.Runner() as runner:

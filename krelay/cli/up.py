@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from krelay.cli.output import hush, in_json, keep_log, say, say_event
+from krelay.cli.output import echo, echo_event, in_json, keep_log, silence_stdout
 from krelay.cli.sd_notify import Notifier
-from krelay.cli.signals import hear, ignored, run_last
+from krelay.cli.signals import is_ignored, on_signal, run_to_exit
 from krelay.cli.systemd import Service
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
@@ -81,7 +81,7 @@ def run(
     control = Control(supervisor, service.reloader)
     with keep_log() as ring:
         handlers = {**control.handlers(), _LOGS: ring.answer}
-        return run_last(
+        return run_to_exit(
             _run(supervisor, service, mode, control, handlers, place, config.status, live=live)
         )
 
@@ -164,9 +164,9 @@ class _Signals:
         self.hangup = asyncio.Event()
         self.reason = "SIGHUP"
         self._task = asyncio.current_task()
-        self._needs_terminal = not ignored(signal.SIGHUP) and _has_terminal()
+        self._needs_terminal = not is_ignored(signal.SIGHUP) and _has_terminal()
         for number in (signal.SIGINT, signal.SIGTERM):
-            hear(number, self.end, number.name)
+            on_signal(number, self.end, number.name)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
 
     def end(self, name: str) -> None:
@@ -242,20 +242,20 @@ def tell(forward: Forward) -> None:
         for line in forward.describe():
             if in_json():
                 logger.info("%s", line, extra={"target": forward.spec.target.name})
-                say_event(line, forward.spec.target.name)
+                echo_event(line, forward.spec.target.name)
             else:
-                say(line)
+                echo(line)
     except OSError:
-        hush()
+        silence_stdout()
 
 
 def _can_be_live(config: Config) -> bool:
     """Whether there is a terminal for a table, and nobody else writes there: an embedded agent
     does, where all is to be said."""
-    from krelay.cli.terminal import live
+    from krelay.cli.screen import supports_live_table
 
     chatty = config.agent.embedded and logging.getLogger("krelay.agent").isEnabledFor(logging.DEBUG)
-    return live() and not chatty
+    return supports_live_table() and not chatty
 
 
 def _show(forward: Forward) -> None:

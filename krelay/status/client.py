@@ -1,4 +1,4 @@
-"""Asking the krelay that runs a file, over its socket; blocks, for commands."""
+"""The client of the status API on a krelay's unix socket; it blocks, for commands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import shlex
 import socket
-from pathlib import Path
 from typing import Any
 
 from krelay.errors import KrelayError
@@ -23,11 +22,14 @@ class NotRunningError(KrelayError):
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
+    """An HTTP connection to the krelay that runs `file`."""
+
+    def __init__(self, file: str, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
-        self._path = path
+        self._path = socket_path(file)
 
     def connect(self) -> None:
+        check_directory(self._path)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(_CONNECT_DEADLINE)
         self.sock.connect(str(self._path))
@@ -37,29 +39,33 @@ class _Connection(http.client.HTTPConnection):
 def ask(
     file: str, method: str, resource: str, body: dict[str, Any] | None = None, *, timeout: float
 ) -> Any:
-    """What the krelay that runs `file` answers; `timeout` is in seconds.
+    """Send a request to the krelay that runs `file`, and return its answer.
+
+    Args:
+        file: the path of the file.
+        method: the HTTP method.
+        resource: the path of the resource, like `/v1/status`.
+        body: the JSON object to send.
+        timeout: seconds without any part of the answer.
 
     Raises:
-        NotRunningError: there is none, or none that may be trusted to be this user's.
-        KrelayError: it says no, or does not answer.
+        NotRunningError: no krelay runs the file, or its socket may be another user's.
+        KrelayError: krelay reports an error, or does not answer.
     """
-    path = socket_path(file)
-    connection = _Connection(path, timeout)
+    connection = _Connection(file, timeout)
     try:
-        check_directory(path)
         connection.request(method, resource, json.dumps(body or {}))
         response = connection.getresponse()
         answer = json.loads(response.read(_MAX_ANSWER))
     except KrelayError as exc:
-        raise NotRunningError(f"no krelay runs for {file}: {exc}", hint=exc.hint) from exc
+        raise NotRunningError(f"krelay is not running for {file}: {exc}", hint=exc.hint) from exc
     except (FileNotFoundError, ConnectionRefusedError) as exc:
-        raise NotRunningError(
-            f"no krelay runs for {file}", hint=f"start one: `krelay up -f {shlex.quote(file)}`"
-        ) from exc
+        hint = f"start it with `krelay up -f {shlex.quote(file)}`"
+        raise NotRunningError(f"krelay is not running for {file}", hint=hint) from exc
     except TimeoutError as exc:
-        raise KrelayError(f"the krelay that runs for {file} did not answer in time") from exc
+        raise KrelayError(f"krelay for {file} did not answer in time") from exc
     except (OSError, http.client.HTTPException, ValueError) as exc:
-        raise KrelayError(f"the krelay that runs for {file} gave no answer: {exc}") from exc
+        raise KrelayError(f"krelay for {file} gave no answer: {exc}") from exc
     finally:
         connection.close()
     if response.status != 200:
@@ -67,8 +73,8 @@ def ask(
     return answer
 
 
-def runs(file: str) -> bool:
-    """Whether a krelay runs `file`, or has not quite ended: somebody holds the lock."""
+def is_running(file: str) -> bool:
+    """Return whether a krelay runs `file`, or has not quite ended: it holds the lock."""
     import fcntl
 
     path = socket_path(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from krelay.cli import main
-from krelay.cli.output import repeats
+from krelay.cli.output import repeat_filter
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def logging_as_it_was() -> Iterator[None]:
     before = root.handlers[:], root.level, ours.level
     hooks = threading.excepthook, sys.unraisablehook
     yield
-    repeats.flush()
+    repeat_filter.flush()
     logging.captureWarnings(False)
     threading.excepthook, sys.unraisablehook = hooks
     root.handlers[:] = before[0]

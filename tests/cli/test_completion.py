@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from krelay.cli import completion as module
+from krelay.cli import kubectl
 from krelay.cli import main as main_module
-from krelay.cli.completion import plugin, script
+from krelay.cli.completion import script
 from krelay.cli.main import cli
 from krelay.errors import UsageError
 
@@ -49,18 +50,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append((options.get("namespace"), version, resource, query))
         return CLUSTER[resource]
 
-    monkeypatch.setattr(module, "_asked", ask)
+    monkeypatch.setattr(module, "_list", ask)
     return calls
 
 
 @pytest.fixture
 def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
     """`kubectl relay WORDS`, completed: the words and cobra's directive."""
-    monkeypatch.setattr(module, "_never_hang", lambda: None)
+    monkeypatch.setattr(kubectl, "_limit_time", lambda: None)
 
     def run(*words: str) -> tuple[list[str], int]:
         monkeypatch.setattr(sys, "argv", ["kubectl_complete-relay", *words])
-        assert plugin() == 0
+        assert kubectl.complete() == 0
         *found, directive = capsys.readouterr().out.splitlines()
         return found, int(directive.removeprefix(":"))
 
@@ -137,8 +138,8 @@ def test_a_cluster_that_says_nothing_gives_nothing(
 def test_it_never_hangs() -> None:
     """In a process of its own: the alarm ends it."""
     text = (
-        "import threading\nfrom krelay.cli import completion as c\n"
-        "c._DEADLINE = 0.01\nc._never_hang()\nthreading.Event().wait()\n"
+        "import threading\nfrom krelay.cli import kubectl as k\n"
+        "k._COMPLETION_DEADLINE = 0.02\nk._limit_time()\nthreading.Event().wait()\n"
     )
     done = subprocess.run([sys.executable, "-c", text], timeout=30, check=False)
     assert done.returncode == 0
@@ -148,7 +149,7 @@ def test_the_alarm_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     before = signal.getsignal(signal.SIGALRM)
     try:
-        module._never_hang(ended.append)
+        kubectl._limit_time(ended.append)
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
         signal.raise_signal(signal.SIGALRM)
         assert ended == [0]

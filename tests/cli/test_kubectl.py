@@ -264,7 +264,7 @@ def test_ready_is_said_in_kubectl_s_words_and_in_the_seed_s(
         raise BrokenPipeError
 
     hushed: list[bool] = []
-    monkeypatch.setattr(module, "say", broken)
-    monkeypatch.setattr(module, "hush", lambda: hushed.append(True))
+    monkeypatch.setattr(module, "echo", broken)
+    monkeypatch.setattr(module, "silence_stdout", lambda: hushed.append(True))
     module._announce(forward)
     assert hushed == [True]

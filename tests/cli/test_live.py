@@ -61,7 +61,7 @@ async def test_the_table_its_keys_and_the_log_above(tmp_path: Path) -> None:
             assert "agent: embedded, process" in screen.text.partition("krelay.yaml")[0]
             # Keys: help and back, a reload that finds something, Ctrl-Z and back.
             screen.type("?")
-            await screen.shows("Ctrl-Z puts krelay to sleep")
+            await screen.shows("Ctrl-Z suspends krelay")
             screen.type("?")
             await screen.hides("Ctrl-Z")
             path.write_text(path.read_text() + f"  new: ip/127.0.0.1 :{port}\n")
@@ -217,7 +217,7 @@ async def test_a_key_whose_signal_was_ignored_does_nothing(
             await screen.shows("● ready")
             screen.type(key)
             screen.type("?")
-            await screen.shows("Ctrl-Z puts krelay to sleep")
+            await screen.shows("Ctrl-Z suspends krelay")
             screen.type("q")
             await ended(screen, 0)
 

@@ -121,13 +121,13 @@ def test_a_command_that_asks_names_a_file(
     command: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay(command, "-f", "-") == 2
-    assert "`-f` names the file that a krelay runs" in capsys.readouterr().err
+    assert "`-f` names the file that krelay runs" in capsys.readouterr().err
     assert krelay(command) == 2
     assert "no krelay.yaml in this directory" in capsys.readouterr().err
     Path("krelay.yaml").write_text(GOOD)
     if command != "wait":
         assert krelay(command) == 1
-        assert "no krelay runs for krelay.yaml" in capsys.readouterr().err
+        assert "krelay is not running for krelay.yaml" in capsys.readouterr().err
     else:
         assert krelay(command, "--timeout", "0") == 3
         assert krelay(command, "nope", "--timeout", "60s") == 2
@@ -258,7 +258,7 @@ def test_an_error_is_its_exit_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_selection", fail)
+    monkeypatch.setattr(module, "_select", fail)
     assert krelay("check") == code
     out, err = capsys.readouterr()
     assert out == ""

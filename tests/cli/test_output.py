@@ -19,17 +19,17 @@ import pytest
 
 from krelay.cli.output import (
     JsonFormatter,
-    coloured,
-    complain,
-    complain_of_bug,
-    complain_of_usage,
+    echo,
+    echo_event,
     in_json,
     keep_log,
     note,
     open_output,
-    say,
-    say_event,
+    print_bug,
+    print_error,
+    print_usage_error,
     set_up_logging,
+    shows_colour,
 )
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
 from tests.integration.product import command
@@ -104,27 +104,27 @@ def test_no_color_is_heeded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_terminal(monkeypatch)
-    assert coloured()
+    assert shows_colour()
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not coloured()
+    assert not shows_colour()
     set_up_logging(0)
     speak()
-    complain(KrelayError("it failed", hint="help it"))
+    print_error(KrelayError("it failed", hint="help it"))
     assert "\x1b" not in capsys.readouterr().err
 
 
 def test_a_pipe_has_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
-    assert not coloured()
+    assert not shows_colour()
 
 
 def test_data_is_a_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    say("web: 127.0.0.1:8080")
+    echo("web: 127.0.0.1:8080")
     assert capsys.readouterr() == ("web: 127.0.0.1:8080\n", "")
 
 
 def test_an_error_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    complain(KrelayError("it failed", hint="help it"))
-    complain(KrelayError("it failed"))
+    print_error(KrelayError("it failed", hint="help it"))
+    print_error(KrelayError("it failed"))
     assert capsys.readouterr() == (
         "",
         "error: it failed\n  hint: help it\nerror: it failed\n",
@@ -139,7 +139,7 @@ def test_a_file_s_problems_in_order_with_what_is_known_of_their_place(
         Problem(2, 0, "earlier"),
         Problem(0, 0, "nowhere"),
     ]
-    complain(ConfigError("krelay.yaml", problems))
+    print_error(ConfigError("krelay.yaml", problems))
     assert capsys.readouterr().err.splitlines() == [
         "krelay.yaml: nowhere",
         "krelay.yaml:2: earlier",
@@ -159,7 +159,7 @@ def test_the_problems_of_other_files_come_after_under_their_own_names(
         Problem(9, 1, "late", path="krelay.yaml"),
         Problem(8, 1, "its own"),
     ]
-    complain(ConfigError("krelay.yaml", problems))
+    print_error(ConfigError("krelay.yaml", problems))
     assert capsys.readouterr().err.splitlines() == [
         "krelay.yaml:8:1: its own",
         "krelay.yaml:9:1: late",
@@ -201,7 +201,7 @@ def test_an_event_is_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_error_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(-2, json=True)
-    complain(ConfigError("k.yaml", [Problem(3, 1, "wrong", "right it")]))
+    print_error(ConfigError("k.yaml", [Problem(3, 1, "wrong", "right it")]))
     (event,) = events(capsys)
     assert event["level"] == "error"
     assert event["message"] == "k.yaml:3:1: wrong\n  hint: right it\nk.yaml: 1 problem"
@@ -257,7 +257,7 @@ def test_an_error_of_a_thread_or_a_finalizer_is_an_event(
 
     Odd()
     thrown, unraisable = events(capsys)
-    assert thrown["message"] == "a thread has failed"
+    assert thrown["message"] == "uncaught exception in a thread"
     assert thrown["exception"].endswith("ZeroDivisionError: division by zero")
     assert unraisable["exception"].endswith("KeyError: 'odd'")
 
@@ -279,7 +279,7 @@ def test_a_line_that_cannot_be_made_is_told(
     set_up_logging(0, json=for_programs)
     LOG.info("%d", "no number")
     err = capsys.readouterr().err
-    assert "a line of the log cannot be made: %d: TypeError" in err
+    assert "cannot format a log record: %d: TypeError" in err
     assert err.count("\n") == 1
     assert err.startswith("{") is for_programs
 
@@ -287,7 +287,7 @@ def test_a_line_that_cannot_be_made_is_told(
 def test_a_line_for_people_and_one_of_data_are_events(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(0, json=True)
     note("3 connections get 30 s")
-    say_event("web: 127.0.0.1:80 -> svc/web:80 (tcp)", "web")
+    echo_event("web: 127.0.0.1:80 -> svc/web:80 (tcp)", "web")
     out, err = capsys.readouterr()
     said, noted = json.loads(out), json.loads(err)
     assert noted["message"] == "3 connections get 30 s"
@@ -316,7 +316,7 @@ def test_an_error_is_clean(
 ) -> None:
     if for_programs:
         set_up_logging(0, json=True)
-    complain(error)
+    print_error(error)
     out, err = capsys.readouterr()
     assert out == ""
     assert CLEAN in err
@@ -347,7 +347,7 @@ def test_a_record_is_clean(for_programs: bool, capsys: pytest.CaptureFixture[str
 
 
 def test_what_is_said_and_noted_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    say(EVIL)
+    echo(EVIL)
     note(EVIL)
     out, err = capsys.readouterr()
     assert err == CLEAN + "\n"
@@ -355,21 +355,21 @@ def test_what_is_said_and_noted_is_clean(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_usage_error_and_a_bug_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
-    complain_of_usage(click.UsageError(EVIL))
+    print_usage_error(click.UsageError(EVIL))
     try:
         raise ValueError(EVIL)
     except ValueError as exc:
-        complain_of_bug(exc)
+        print_bug(exc)
     out, err = capsys.readouterr()
     assert out == ""
     assert "Traceback" in err
     assert all(line.isprintable() for line in err.splitlines())
     set_up_logging(0, json=True)
-    complain_of_usage(click.UsageError(EVIL))
+    print_usage_error(click.UsageError(EVIL))
     try:
         raise ValueError(EVIL)
     except ValueError as exc:
-        complain_of_bug(exc)
+        print_bug(exc)
     usage, bug = events(capsys)
     assert usage["message"] == CLEAN.replace("forged ", "forged\n").replace("well ", "well\n")
     assert bug["exception"].startswith("Traceback")
@@ -402,7 +402,7 @@ def test_a_sign_that_the_encoding_does_not_have_is_another(monkeypatch: pytest.M
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     open_output()
-    say("\u25cf ready")
+    echo("\u25cf ready")
     assert raw.getvalue() == b"? ready\n"
 
 
@@ -415,7 +415,7 @@ def test_a_sign_that_the_encoding_does_not_have_is_another(monkeypatch: pytest.M
         (
             ">/dev/full",
             1,
-            "error: cannot write what there is to say: No space left on device\n",
+            "error: cannot write to stdout: No space left on device\n",
         ),
     ],
 )
@@ -432,6 +432,6 @@ def test_it_ends_in_order_where_it_cannot_write(
         text=True,
         check=False,
     )
-    told = "no krelay runs krelay.yaml; this is what `krelay up` would start:\n"
+    told = "krelay is not running for krelay.yaml; `krelay up` would start this:\n"
     expected = "" if "2>&-" in redirected else told + err
     assert (done.returncode, done.stderr) == (code, expected)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import pty
-from collections.abc import Iterator
+import sys
+import termios
+from collections.abc import Callable, Iterator
 
 import pyte
 import pytest
 from rich.text import Text
 
-from krelay.cli.screen import Painter
+from krelay.cli.screen import Keys, Painter, in_foreground, supports_live_table
 
 
 class Out(io.StringIO):
@@ -108,3 +111,117 @@ def test_what_has_no_size_is_taken_for_an_old_one(shown: Shown) -> None:
     nothing = Painter(Out(os.open(os.devnull, os.O_RDONLY)))
     assert nothing.size == (79, 23)
     os.close(nothing.console.file.fileno())
+
+
+def cooked(descriptor: int) -> bool:
+    wanted = termios.ICANON | termios.ECHO
+    return termios.tcgetattr(descriptor)[3] & wanted == wanted
+
+
+def at_a_terminal(child: Callable[[], None], talk: Callable[[int], None]) -> int:
+    """Run `child` in a process whose standard streams are a terminal, while `talk` has the other
+    end; the exit code. 99 is an exception's."""
+    pid, master = pty.fork()
+    if pid == 0:
+        try:
+            child()
+        except BaseException:
+            os._exit(99)
+        os._exit(0)
+    try:
+        talk(master)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(master)
+
+
+def read_until(descriptor: int, text: bytes) -> bytes:
+    found = b""
+    while text not in found:
+        found += os.read(descriptor, 100)
+    return found
+
+
+def test_keys_come_at_once_and_unseen_and_all_is_as_before() -> None:
+    def child() -> None:
+        keys = Keys(0)
+        assert cooked(0)
+        for _ in range(2):  # also where a shell took it meanwhile
+            assert keys.take()
+        assert not cooked(0)
+        os.write(1, b"now")
+        typed = keys.read()
+        os.write(1, b"<" + (typed or "").encode() + b">")
+        keys.give_back()
+        assert cooked(0)
+        keys.give_back()
+
+    def talk(master: int) -> None:
+        read_until(master, b"now")
+        os.write(master, b"q")
+        assert read_until(master, b">") == b"<q>"
+
+    assert at_a_terminal(child, talk) == 0
+
+
+def test_an_exit_without_a_word_gives_it_back_too() -> None:
+    def child() -> None:
+        Keys(0).take()
+        os.write(1, b"now")
+        os.read(0, 1)
+        atexit._run_exitfuncs()
+
+    def talk(master: int) -> None:
+        read_until(master, b"now")
+        assert not cooked(master)
+        os.write(master, b"\r")
+        while not cooked(master):
+            pass
+
+    assert at_a_terminal(child, talk) == 0
+
+
+def test_from_behind_nothing_is_touched() -> None:
+    def child() -> None:
+        ready, go = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.setpgid(0, 0)
+            keys = Keys(0)
+            ok = not in_foreground(0) and not keys.take()
+            keys.give_back()
+            os._exit(0 if ok and cooked(0) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert in_foreground(0)
+        os.close(ready)
+        os.close(go)
+
+    assert at_a_terminal(child, lambda master: None) == 0
+
+
+def test_what_is_no_terminal_has_no_keys() -> None:
+    reader, writer = os.pipe()
+    keys = Keys(reader)
+    assert not keys.there
+    assert not keys.take()
+    keys.give_back()
+    os.close(writer)
+    assert keys.read() is None
+    os.close(reader)
+    assert keys.read() is None
+    assert not in_foreground(reader)
+
+
+@pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False), ("", False)])
+def test_where_a_table_can_be(term: str, live: bool) -> None:
+    def child() -> None:
+        os.environ["TERM"] = term
+        sys.stdout = os.fdopen(1, "w")
+        assert supports_live_table() is live
+
+    assert at_a_terminal(child, lambda master: None) == 0
+
+
+def test_a_pipe_has_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert not supports_live_table()

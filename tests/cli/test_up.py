@@ -152,6 +152,6 @@ def test_what_nobody_reads_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None
             return ["web: 127.0.0.1:8080 -> svc/web:80 (tcp)"]
 
     monkeypatch.setattr(sys, "stdout", Closed())
-    monkeypatch.setattr(module, "hush", lambda: hushed.append(True))
+    monkeypatch.setattr(module, "silence_stdout", lambda: hushed.append(True))
     module.tell(Ready())  # type: ignore[arg-type]
     assert hushed == [True]

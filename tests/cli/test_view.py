@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from krelay.cli.table import table
-from krelay.cli.view import Moment, chosen, frame
+from krelay.cli.view import RateMeter, ViewModel, age, frame, most_urgent, size, table
 from krelay.state.snapshot import AgentState, FileState, State, TunnelState
-from tests.cli.reports import NOW, START, forward, report, shown
+from krelay.text import one_line
+from tests.cli.reports import NOW, START, carried, forward, report, shown
 
 
-def lines(moment: Moment, width: int = 120, height: int = 24) -> list[str]:
-    return shown(frame(moment, width, height), width)
+def lines(model: ViewModel, width: int = 120, height: int = 24) -> list[str]:
+    return shown(frame(model, width, height), width)
 
 
-def moment(found: dict[str, Any], **fields: Any) -> Moment:
-    return Moment(found, {}, NOW, **fields)
+def model(found: dict[str, Any], **fields: Any) -> ViewModel:
+    return ViewModel(found, {}, NOW, **fields)
 
 
 def test_a_head_a_table_and_the_keys() -> None:
-    head, title, web, keys = lines(moment(report(forward())))
+    head, title, web, keys = lines(model(report(forward())))
     assert head.rstrip("─ ") == (
         "krelay.yaml · 1 of 1 ready · up 5m · agent default/krelay-server-x: 2 tunnels, 3 ms"
     )
     assert title.startswith("TARGET")
     assert web.startswith("web ")
     assert keys == "r reload   q quit   ? help"
-    assert len(lines(moment(report(forward()), keys=False))) == 3
+    assert len(lines(model(report(forward()), keys=False))) == 3
 
 
 def test_help() -> None:
-    found = "\n".join(lines(moment(report(forward()), help=True)))
+    found = "\n".join(lines(model(report(forward()), help=True)))
     assert "● ready   ◐ degraded   ○ pending   ✗ failed   ◌ draining" in found
     assert "Ctrl-Z" in found
 
@@ -43,7 +46,7 @@ def test_a_wait_for_the_agent_is_said_once() -> None:
     waiting = ("agent: pulling the image", 12.3)
     agent = AgentState(None, (), (TunnelState("p1t1", False, 0),))
     pending = forward("a", "pending"), forward("b", "pending"), forward("c", "failed")
-    found = lines(moment(report(*pending, agents=(agent,)), waiting=waiting))
+    found = lines(model(report(*pending, agents=(agent,)), waiting=waiting))
     assert "agent: no tunnel" in found[0]
     assert [line for line in found if "refused" in line] == ["✗ c (5m): connection refused"]
     assert found[-2][1:] == " agent: pulling the image  12s"
@@ -54,35 +57,35 @@ def test_a_file_out_of_step() -> None:
     file = FileState(
         "/x/k.yaml", (), False, since=START, error={"message": "k.yaml: 1 problem\x1b"}
     )
-    found = lines(moment(report(forward(), file=file)))
-    assert found[1] == "! not what the file says for 5m: k.yaml: 1 problem"
+    found = lines(model(report(forward(), file=file)))
+    assert found[1] == "! out of sync with the file for 5m: k.yaml: 1 problem"
 
 
 def test_the_end_and_a_run_without_a_file() -> None:
     found = lines(
-        moment(report(forward(state="draining"), draining=3, file=FileState(None, (), True)))
+        model(report(forward(state="draining"), draining=3, file=FileState(None, (), True)))
     )
     assert found[0].startswith("krelay · ending · 3 draining · up 5m")
-    found = lines(moment(report(ending=True)))
+    found = lines(model(report(ending=True)))
     assert found[0].startswith("krelay.yaml · ending · ")
-    found = lines(moment(report(forward(), forward("old", state="draining"))))
+    found = lines(model(report(forward(), forward("old", state="draining"))))
     assert found[0].startswith("krelay.yaml · 1 of 1 ready · ")
-    found = lines(moment(report(file=FileState(None, (), False))))
-    assert found[1] == "! not yet what the file says"
+    found = lines(model(report(file=FileState(None, (), False))))
+    assert found[1] == "! not in sync with the file yet"
 
 
 def test_some_tunnels_are_down_or_not_measured() -> None:
     tunnels = TunnelState("a", True, 0, 0.0002), TunnelState("b", False, 0)
     fast = report(forward(), agents=(AgentState(None, (), tunnels),))
-    assert "agent: 1 of 2 tunnels, <1 ms" in lines(moment(fast))[0]
+    assert "agent: 1 of 2 tunnels, <1 ms" in lines(model(fast))[0]
     one = report(forward(), agents=(AgentState(None, (), (TunnelState("a", True, 0),)),))
-    assert lines(moment(one))[0].rstrip("─ ").endswith("agent: 1 tunnel")
+    assert lines(model(one))[0].rstrip("─ ").endswith("agent: 1 tunnel")
 
 
 def test_a_table_that_is_too_long_says_so() -> None:
     forwards = [forward(f"t{number}") for number in range(30)]
     forwards[25] = forward("t25", "failed")
-    found = lines(moment(report(*forwards)), height=10)
+    found = lines(model(report(*forwards)), height=10)
     assert len(found) == 10
     assert found[-2] == "✗ t25 (5m): connection refused"
     assert found[-3] == "… and 25 more: `krelay status` has them all"
@@ -99,7 +102,7 @@ def test_a_table_that_is_too_long_says_so() -> None:
 )
 def test_it_fits(states: list[State], width: int, height: int, waits: bool, helps: bool) -> None:
     forwards = [forward(f"t{n}", state.value) for n, state in enumerate(states)]
-    shown_now = moment(report(*forwards), waiting=("agent: x", 1.0) if waits else None, help=helps)
+    shown_now = model(report(*forwards), waiting=("agent: x", 1.0) if waits else None, help=helps)
     found = lines(shown_now, width, height)
     assert len(found) <= height
     assert all(cell_len(line) <= width for line in found)
@@ -109,7 +112,7 @@ def test_it_fits(states: list[State], width: int, height: int, waits: bool, help
 @given(st.lists(st.sampled_from(State), max_size=20), st.integers(-1, 25))
 def test_trouble_comes_first_and_the_order_stays(states: list[State], count: int) -> None:
     forwards = report(*(forward(f"t{n}", s.value) for n, s in enumerate(states)))["forwards"]
-    found = chosen(forwards, count)
+    found = most_urgent(forwards, count)
     assert len(found) == max(0, min(count, len(forwards)))
     assert found == [f for f in forwards if f in found]
     left = [f for f in forwards if f not in found]
@@ -134,9 +137,157 @@ def test_what_a_report_says_moves_no_cursor_and_is_no_markup() -> None:
     found = spoilt(report(forward(), forward("b", "failed"), file=file))
     for one, state in zip(found["forwards"], ("ready", "failed"), strict=True):
         one["state"] = state
-    for line in lines(moment(found, waiting=(evil, 3.0), help=True), 400):
+    for line in lines(model(found, waiting=(evil, 3.0), help=True), 400):
         assert line.isprintable(), line
         assert not line.startswith("00:00:00"), line
     found["forwards"][0]["state"] = evil
-    for line in shown(table(found, wide=True, now=NOW), 2000):
+    for line in shown(table(found["forwards"], wide=True, now=NOW), 2000):
         assert line.isprintable(), line
+
+
+TWO = report(
+    forward(live=2, traffic=carried(1_500_000, 42)),
+    forward("db", "failed", listen=(), endpoint=None, reason="no such host\nat all\x1b[31m"),
+)
+
+
+def test_all_of_it_where_there_is_no_end_of_the_line() -> None:
+    title, web, db = shown(table(TWO["forwards"], now=NOW))
+    assert title.split() == [
+        "TARGET",
+        "STATE",
+        "LOCAL",
+        "TO",
+        "ENDPOINT",
+        "LIVE",
+        "SINCE",
+        "REASON",
+    ]
+    assert web.split() == [
+        "web",
+        "●",
+        "ready",
+        "127.0.0.1:8080",
+        "svc/web:80",
+        "10.96.0.7:80",
+        "2",
+        "5m",
+    ]
+    assert db.split()[:7] == ["db", "✗", "failed", "–", "svc/db:80", "–", "–"]
+    assert db.endswith("5m  no such host at all")
+
+
+def test_wide_has_more() -> None:
+    title, web, _ = shown(table(TWO["forwards"], now=NOW, wide=True, width=80), 300)
+    for word in ("CONTEXT", "NAMESPACE", "VIA", "CHECK", "OPENED", "SENT", "RECEIVED", "REASON"):
+        assert word in title
+    assert "1.5 MB" in web
+    assert "42 B" in web
+
+
+def test_on_a_terminal_the_reasons_come_below() -> None:
+    lines = shown(table(TWO["forwards"], now=NOW, width=120))
+    assert "REASON" not in lines[0]
+    assert lines[-1] == "✗ db (5m): no such host at all"
+    assert len(shown(table(TWO["forwards"], now=NOW, width=120, explained=False))) == 3
+
+
+def test_rates_are_said_where_they_are_known() -> None:
+    lines = shown(table(TWO["forwards"], now=NOW, rates={("web", 0): (1_234_567, 0.1)}, width=120))
+    assert "UP      DOWN" in lines[0]
+    assert "1.2 MB/s         –" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (100, ["TARGET", "STATE", "LOCAL", "TO", "ENDPOINT", "LIVE", "UP", "DOWN", "SINCE"]),
+        (79, ["TARGET", "STATE", "LOCAL", "TO", "LIVE", "UP", "DOWN"]),
+        (62, ["TARGET", "STATE", "LOCAL", "LIVE", "UP", "DOWN"]),
+        (40, ["TARGET", "STATE", "LOCAL", "LIVE"]),
+        (34, ["TARGET", "STATE", "LOCAL"]),
+    ],
+)
+def test_what_there_is_no_room_for_is_left_out(width: int, titles: list[str]) -> None:
+    assert shown(table(TWO["forwards"], now=NOW, rates={}, width=width), width)[0].split() == titles
+
+
+def test_udp_says_so() -> None:
+    assert "svc/web:80/udp" in shown(table(report(forward(protocol="udp"))["forwards"], now=NOW))[1]
+
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="\x1b"), min_size=1, max_size=40)
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.tuples(words, st.sampled_from(State), words, words), max_size=6),
+    width=st.integers(20, 160),
+    rated=st.booleans(),
+)
+def test_no_line_is_longer_than_there_is_room_and_each_forward_has_one(
+    rows: list[tuple[str, State, str, str]], width: int, rated: bool
+) -> None:
+    forwards = [
+        forward(name, state.value, to=to, reason=reason) for name, state, to, reason in rows
+    ]
+    options: dict[str, Any] = {"rates": {}} if rated else {}
+    lines = shown(table(report(*forwards)["forwards"], now=NOW, width=width, **options), width)
+    unready = [row for row in rows if row[1] is not State.READY and one_line(row[3])]
+    assert len(lines) == 1 + len(rows) + len(unready)
+    assert all(cell_len(line) <= width for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0s"), (0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (7200, "2h"), (1e6, "11d")],
+)
+def test_ages(seconds: float, text: str) -> None:
+    assert age(START.isoformat(), START + timedelta(seconds=seconds)) == text
+
+
+def test_a_rate_is_the_difference_of_two_reports() -> None:
+    rates = RateMeter()
+    before = report(forward(traffic=carried(1000, 50)), forward("db", traffic=carried(0, 0)))
+    after = report(forward(traffic=carried(3000, 50)), forward("new", traffic=carried(9, 9)))
+    assert rates.update(before, 10.0) == {}
+    assert rates.update(after, 10.5) == {("web", 0): (4000.0, 0.0), ("new", 0): (0.0, 0.0)}
+
+
+def test_another_run_begins_anew() -> None:
+    rates = RateMeter()
+    busy = report(forward(traffic=carried(1000, 1000)))
+    rates.update(busy, 10.0)
+    assert rates.update({**busy, "pid": 1}, 11.0) == {}
+    assert rates.update({**busy, "pid": 1}, 12.0) == {("web", 0): (0.0, 0.0)}
+
+
+def test_no_time_and_less_bytes_are_no_rate() -> None:
+    rates = RateMeter()
+    rates.update(report(forward(traffic=carried(1000, 0))), 10.0)
+    assert rates.update(report(forward(traffic=carried(2000, 0))), 10.0) == {}
+    assert rates.update(report(forward(traffic=carried(0, 0))), 11.0) == {("web", 0): (0.0, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (999.6, "1.0 kB"),
+        (1234, "1.2 kB"),
+        (9949, "9.9 kB"),
+        (9951, "10 kB"),
+        (999_499, "999 kB"),
+        (1_500_000, "1.5 MB"),
+        (2e15, "2000 TB"),
+    ],
+)
+def test_a_size_for_people(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+@settings(deadline=None)
+@given(st.floats(0, 9e14))
+def test_a_size_has_three_digits_at_most(count: float) -> None:
+    assert re.fullmatch(r"(\d{1,3}|\d\.\d) [kMGT]?B", size(count))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from krelay.cli.check import run
+from krelay.cli.file_commands import check
 from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.load import load
@@ -81,7 +81,7 @@ def test_a_file_that_is_wrong(
     with pytest.raises(ConfigError) as caught:
         load(str(file), environ=environ)
     shown = ["\n".join(caught.value.report()), json.dumps(to_json(caught.value)), str(caught.value)]
-    assert run(Selection(str(file), environ=environ), json=True) == 2
+    assert check(Selection(str(file), environ=environ), json=True) == 2
     shown.append(capsys.readouterr().out)
     for secret in SECRETS:
         assert not any(secret in text for text in shown), shown[0]

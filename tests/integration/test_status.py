@@ -159,5 +159,5 @@ async def test_where_no_thread_can_be_had_it_answers_and_ends(
                 status, text = await get(url + resource)
                 assert status == 200, text
             assert await krelay.stop(signal.SIGTERM) == 0
-    with pytest.raises(KrelayError, match="no krelay runs"):
+    with pytest.raises(KrelayError, match="krelay is not running"):
         await asyncio.to_thread(ask, str(file), "GET", "/v1/status", timeout=5.0)

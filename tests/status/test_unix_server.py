@@ -17,7 +17,7 @@ from aiohttp import ClientSession, UnixConnector
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
 from krelay.state.events import EventBus
 from krelay.status import connections
-from krelay.status.client import NotRunningError, ask, runs
+from krelay.status.client import NotRunningError, ask, is_running
 from krelay.status.socket_path import socket_path
 from krelay.status.unix_server import AlreadyRunningError, serve
 from tests.status.reports import Live
@@ -66,12 +66,12 @@ async def test_the_socket_is_the_owner_s_alone_and_gone_at_the_end(path: Path) -
     async with serve(path, HANDLERS):
         assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == []
-    with pytest.raises(NotRunningError, match=r"no krelay runs for krelay\.yaml") as caught:
+    with pytest.raises(NotRunningError, match=r"krelay is not running for krelay\.yaml") as caught:
         await asked("/v1/echo")
-    assert caught.value.hint == "start one: `krelay up -f krelay.yaml`"
+    assert caught.value.hint == "start it with `krelay up -f krelay.yaml`"
     with pytest.raises(NotRunningError) as caught:
         await asyncio.to_thread(ask, "my file; rm x.yaml", "GET", "/v1/status", timeout=1.0)
-    assert caught.value.hint == "start one: `krelay up -f 'my file; rm x.yaml'`"
+    assert caught.value.hint == "start it with `krelay up -f 'my file; rm x.yaml'`"
 
 
 async def test_a_stale_socket_is_replaced(path: Path) -> None:
@@ -121,14 +121,14 @@ async def test_who_answers_in_a_directory_of_others_is_not_asked(
         return {}
 
     async with serve(path, {("POST", "/v1/stop"): stop}):
-        assert await asyncio.to_thread(runs, "krelay.yaml")
+        assert await asyncio.to_thread(is_running, "krelay.yaml")
         await asyncio.to_thread(spoil, path.parent)
         with pytest.raises(
-            NotRunningError, match=r"no krelay runs for krelay\.yaml: /.* is not a "
+            NotRunningError, match=r"krelay is not running for krelay\.yaml: /.* is not a "
         ) as caught:
             await asked("/v1/stop")
         assert caught.value.hint == "remove it, or set XDG_RUNTIME_DIR to a directory of your own"
-        assert not await asyncio.to_thread(runs, "krelay.yaml")
+        assert not await asyncio.to_thread(is_running, "krelay.yaml")
     assert asked_for == []
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from krelay.cli import repeats as module
+from krelay.cli import log_repeats as module
+from krelay.cli.log_repeats import FIRST, LONGEST, RepeatFilter
 from krelay.cli.output import LineFormatter
-from krelay.cli.repeats import FIRST, LONGEST, Repeats
 
 
 @dataclass
@@ -21,7 +21,7 @@ class Log:
     lines: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.repeats = Repeats(lambda: self.now)
+        self.repeats = RepeatFilter(lambda: self.now)
         self.handlers = [self._handler(self.lines), self._handler([])]
 
     def _handler(self, into: list[str]) -> logging.Handler:

@@ -1,0 +1,257 @@
+"""Commands about files: `check`, `plan`, `reload`, `rbac`, `import` and `init`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+from krelay.cli.output import echo, note
+from krelay.config import files
+from krelay.config.changes import changes
+from krelay.config.diff import diff
+from krelay.config.selection import Selection
+from krelay.errors import ConfigError, CredentialsError, NotFoundError, UsageError
+from krelay.status.client import NotRunningError, ask
+
+_PLAN_DEADLINE = 30.0
+# A new agent may have to be pulled and started first.
+_RELOAD_DEADLINE = 600.0
+_RBAC_GROUP = "rbac.authorization.k8s.io"
+_KUBEFWD = "kubefwd"
+
+
+# -- check -----------------------------------------------------------------------------------------
+
+
+def check(selection: Selection, *, json: bool) -> int:
+    """Check a file; return the exit code.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ConfigError: the file is invalid, and `json` is false.
+    """
+    try:
+        config = selection.load()
+    except ConfigError as exc:
+        if not json:
+            raise
+        problems = [
+            {**dataclasses.asdict(problem), "path": problem.path or exc.path}
+            for problem in exc.problems
+        ]
+        echo(dumps({"path": exc.path, "ok": False, "problems": problems}, indent=2))
+        return exc.exit_code
+    names = [target.name for target in config.targets]
+    if json:
+        echo(dumps({"path": config.path, "ok": True, "problems": [], "targets": names}, indent=2))
+    else:
+        echo(f"{config.path}: ok, {len(names)} target{'' if len(names) == 1 else 's'}")
+    return 0
+
+
+# -- plan and reload -------------------------------------------------------------------------------
+
+
+def plan(selection: Selection, candidate: Selection | None, *, json: bool) -> bool:
+    """Print what `candidate`, or the file as it is now, would change; return whether it would.
+
+    Raises:
+        UsageError: a file cannot be read.
+        ConfigError: a file is invalid.
+        KrelayError: krelay did not answer.
+    """
+    file = _running_file(selection)
+    body = {}
+    if candidate is not None:
+        if candidate.text is not None:
+            body = {"text": candidate.text.decode(errors="surrogateescape")}
+        elif candidate.path is not None:
+            body = {"path": str(Path(candidate.path).absolute())}
+    try:
+        found = ask(file, "POST", "/v1/plan", body, timeout=_PLAN_DEADLINE)["changes"]
+    except NotRunningError:
+        config = (candidate or selection).load()
+        found = [change.as_json() for change in changes(diff(None, config))]
+        note(f"krelay is not running for {file}; `krelay up` would start this:")
+    _print_changes(found, "nothing would change", json=json)
+    return bool(found)
+
+
+def reload(selection: Selection, *, json: bool) -> None:
+    """Make krelay apply its file, and print what changed.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ConfigError: the file is invalid.
+        KrelayError: krelay could not apply it, or no krelay runs it.
+    """
+    file = _running_file(selection)
+    found = ask(file, "POST", "/v1/reload", timeout=_RELOAD_DEADLINE)["changes"]
+    _print_changes(found, "nothing changed", json=json)
+
+
+def _running_file(selection: Selection) -> str:
+    if selection.file is None:
+        hint = "it cannot be standard input or a pipe: try `krelay plan -`"
+        raise UsageError("`-f` names the file that krelay runs", hint=hint)
+    return selection.file
+
+
+def _print_changes(found: list[dict[str, Any]], nothing: str, *, json: bool) -> None:
+    if json:
+        echo(dumps({"changes": found}, indent=2))
+        return
+    for change in found:
+        echo(f"{change['sign']} {change['text']}")
+    if not found:
+        echo(nothing)
+
+
+# -- rbac ------------------------------------------------------------------------------------------
+
+
+def rbac_subjects(
+    users: Sequence[str], groups: Sequence[str], accounts: Sequence[str]
+) -> list[dict[str, str]]:
+    """Return the subjects of a RoleBinding; an account is `NAMESPACE:NAME`, as in kubectl."""
+    found = [{"kind": "User", "apiGroup": _RBAC_GROUP, "name": name} for name in users]
+    found += [{"kind": "Group", "apiGroup": _RBAC_GROUP, "name": name} for name in groups]
+    for account in accounts:
+        namespace, _, name = account.rpartition(":")
+        found.append({"kind": "ServiceAccount", "namespace": namespace or "default", "name": name})
+    return found
+
+
+def rbac(selection: Selection, subjects: Sequence[dict[str, str]], *, optional: bool) -> int:
+    """Print the Roles that the targets need and, for `subjects`, the bindings; return the exit
+    code.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ConfigError: the file is invalid.
+    """
+    from krelay.cluster.auth.kubeconfig import load
+    from krelay.cluster.rbac import roles
+    from krelay.config.dump import documents
+
+    config = selection.load()
+
+    @functools.cache
+    def namespace_of(context: str | None) -> str:
+        try:
+            return load(context).namespace
+        except CredentialsError as exc:
+            note(f"{exc}; assuming the namespace `default`")
+            return "default"
+
+    found: dict[str | None, list[Any]] = roles(
+        config, namespace_of, subjects=subjects, optional=optional
+    )
+    for context, wanted in found.items():
+        if len(found) > 1:
+            echo(f"# context {context or '(the current one)'}")
+        echo(documents(wanted).rstrip() if wanted else "# no rights are needed")
+    return 0
+
+
+# -- import and init -------------------------------------------------------------------------------
+
+
+def import_(path: str, namespaces: Sequence[str], context: str | None) -> int:
+    """Print another tool's file as a krelay.yaml; return the exit code.
+
+    Args:
+        path: the file, `-` for standard input, or `kubefwd` for the Services of `namespaces`.
+        namespaces: for kubefwd; the context's namespace if empty.
+        context: for kubefwd, the kubeconfig context.
+
+    Raises:
+        UsageError: the file cannot be read.
+        ConfigError: the file has no known format.
+        NotFoundError: the namespaces have no Services.
+        ClusterError: the Services cannot be listed.
+    """
+    from krelay.cli.signals import run_to_exit
+    from krelay.importers import Converted, convert, kubefwd
+
+    if path == _KUBEFWD and not Path(path).exists():
+        found = run_to_exit(_list(namespaces, context, ["services"]))
+        if not any(items[0] for items in found.values()):
+            names = ", ".join(found)
+            raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
+        converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
+    else:
+        data = files.given(path)
+        data = files.read(path) if data is None else data
+        converted = convert(data, "<stdin>" if path == files.STDIN else path)
+    echo(converted.text.rstrip())
+    for warning in converted.warnings:
+        note(f"warning: {warning}")
+    return 0
+
+
+def init(
+    path: str | None, namespace: str | None, context: str | None, *, force: bool = False
+) -> int:
+    """Write a starter file; return the exit code.
+
+    Args:
+        path: the file to write; `krelay.yaml` if None.
+        namespace: a namespace whose Services and workloads become its targets.
+        context: the kubeconfig context of the namespace.
+        force: overwrite an existing file.
+
+    Raises:
+        UsageError: the file exists, or cannot be written.
+        NotFoundError: the namespace is empty.
+        ClusterError: the namespace cannot be listed.
+    """
+    from krelay.cli.signals import run_to_exit
+    from krelay.importers import starter
+
+    target = Path(path or files.NAMES[0])
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists", hint="`--force` overwrites it")
+    items: list[list[Any]] = [[], [], []]
+    if namespace is not None:
+        kinds = ["services", "deployments", "statefulsets"]
+        items = run_to_exit(_list([namespace], context, kinds))[namespace]
+        if not any(items):
+            raise NotFoundError(
+                f'namespace "{namespace}" has no Services, Deployments or StatefulSets',
+                hint="check the name and the context",
+            )
+    text = starter(namespace, items[0], [*items[1], *items[2]])
+    try:
+        target.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
+    file = f" -f {shlex.quote(path)}" if path else ""
+    echo(f"{target}: written; next: `krelay check{file}`, then `krelay up{file}`")
+    return 0
+
+
+async def _list(
+    namespaces: Sequence[str], context: str | None, kinds: Sequence[str]
+) -> dict[str, list[list[Any]]]:
+    """Return the objects of each namespace (by default the context's), a list for each kind."""
+    from krelay.cluster.api import Api, collection
+    from krelay.cluster.objects import read_list
+
+    async with await Api.connect(context=context) as api:
+        found = {}
+        for namespace in namespaces or [api.namespace]:
+            lists = []
+            for kind in kinds:
+                version = "v1" if kind == "services" else "apps/v1"
+                path = collection(version, kind, namespace)
+                items, *_ = read_list(await api.get(path), path)
+                word = {"deployments": "Deployment", "statefulsets": "StatefulSet"}.get(kind, "")
+                lists.append([{**item, "kind": word} for item in items])
+            found[namespace] = lists
+        return found

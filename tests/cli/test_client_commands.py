@@ -1,0 +1,332 @@
+"""The commands that ask a running krelay: `status`, `wait`, `logs` and `down`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krelay.cli import client_commands
+from krelay.cli.client_commands import down, logs, status, unready, wait
+from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
+from krelay.state.log_tail import LogRing
+from krelay.state.snapshot import told
+from krelay.status.client import NotRunningError, is_running
+from krelay.status.socket_path import socket_path
+from tests import rig
+from tests.cli.asked import TEXT, answering
+from tests.cli.reports import carried, forward, report
+from tests.cli.terminal import terminal
+from tests.integration.product import ROOT, command, environment
+
+FOUND = report(forward("web"), forward("db", "failed"))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "krelay.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+async def shown(file: Path, *names: str, output: str = "text") -> int:
+    return await asyncio.to_thread(status, str(file), names, output=output, watch=False)
+
+
+async def test_a_line_for_each(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with answering(file, GET_status=lambda body: FOUND):
+        assert await shown(file) == 0
+        assert await shown(file, "db", output="wide") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    title, web, db, wide, wide_db = out.splitlines()
+    assert title.split()[0] == "TARGET"
+    assert web.startswith("web     ● ready   127.0.0.1:8080  svc/web:80")
+    assert db.endswith("connection refused")
+    assert "NAMESPACE" in wide
+    assert wide_db.startswith("db ")
+
+
+async def test_for_programs(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with answering(file, GET_status=lambda body: FOUND):
+        assert await shown(file, output="json") == 0
+        assert json.loads(capsys.readouterr().out) == FOUND
+        assert await shown(file, "db", output="json") == 0
+        (one,) = json.loads(capsys.readouterr().out)["forwards"]
+        assert one["target"] == "db"
+
+
+async def test_names(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with answering(file, GET_status=lambda body: FOUND):
+        with pytest.raises(UsageError, match="has no target `wep`") as caught:
+            await shown(file, "wep")
+        assert caught.value.exit_code == 2
+        assert await shown(file, "other") == 0  # known, but not relayed
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+async def test_without_one_that_runs(file: Path) -> None:
+    with pytest.raises(NotRunningError):
+        await shown(file)
+
+
+async def test_watching_in_json_lines_over_an_end_until_ctrl_c(file: Path) -> None:
+    answers = [report(forward(traffic=carried(n, n))) for n in range(3)]
+    process = None
+    try:
+        async with answering(file, GET_status=lambda body: answers.pop(0)):
+            process = await asyncio.create_subprocess_exec(
+                *command("status", "-f", str(file), "--watch", "--output", "json"),
+                env=environment(PYTHONPATH=str(ROOT)),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert process.stdout is not None
+            lines = [json.loads(await process.stdout.readline()) for _ in range(2)]
+            assert [line["forwards"][0]["traffic"]["toLocalBytes"] for line in lines] == [1, 2]
+        while "error" not in (line := json.loads(await process.stdout.readline())):
+            pass
+        assert line["error"]["message"] == f"krelay is not running for {file}"
+        process.send_signal(signal.SIGINT)
+        assert await process.wait() == 130
+    finally:
+        if process is not None and process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+async def test_watching_on_a_terminal(file: Path) -> None:
+    sent = 0
+
+    def answer(body: object) -> object:
+        nonlocal sent
+        sent += 1_000_000
+        return report(forward(traffic=carried(sent, 0)))
+
+    async with answering(file, GET_status=answer):
+        async with terminal("status", "--watch", cwd=file.parent, columns=120) as screen:
+            await screen.shows("1 of 1 ready")
+            await screen.shows("kB/s")
+            assert screen.text.count("TARGET") == 1
+            screen.type("\x03")
+            assert await screen.process.wait() == 130
+            await rig.until(lambda: screen.as_it_was)
+            assert "TARGET" in screen.text
+
+
+async def test_on_a_terminal_with_a_line_on_the_run(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with answering(file, GET_status=lambda body: FOUND):
+        assert await shown(file) == 0
+    out = capsys.readouterr().out
+    assert not re.search(r"\x1b\[(\d+;)*3[0-7]m", out)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", out).splitlines()
+    assert lines[0].startswith("krelay.yaml · 1 of 2 ready · up ")
+    assert lines[1] == ""
+    assert lines[-1].startswith("✗ db (")
+    assert all(len(line) < 100 for line in lines)
+
+
+READY = report(forward("web"), forward("db"))
+HALF = report(forward("web"), forward("db", "failed"))
+
+
+async def waited(file: Path, *names: str, timeout: float = 0.0) -> int:
+    return await asyncio.to_thread(wait, str(file), names, timeout=timeout)
+
+
+# -- readiness ---------------------------------------------------------------------------------
+
+
+def test_what_is_not_ready_and_why() -> None:
+    assert unready(READY) == []
+    assert unready(HALF) == ["db: failed: connection refused"]
+    assert unready(HALF, ["web"]) == []
+    assert unready(HALF, ["other", "db"]) == [
+        "db: failed: connection refused",
+        "other: not relayed (yet)",
+    ]
+    assert unready(report()) == ["krelay is starting"]
+    assert told("web", "draining", "") == "web: draining"
+
+
+def test_what_only_finishes_is_waited_for_only_at_the_end_and_by_name() -> None:
+    former = report(forward("web"), forward("db", "draining", reason=""))
+    assert unready(former) == []
+    assert unready(former, ["db"]) == ["db: draining"]
+    assert unready(report(forward("db", "draining", reason=""))) == ["db: draining"]
+
+
+# -- the command -------------------------------------------------------------------------------
+
+
+async def test_ready_at_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async with answering(file, GET_status=lambda body: HALF):
+        assert await waited(file, "web") == 0
+    async with answering(file, GET_status=lambda body: READY):
+        assert await waited(file) == 0
+    assert capsys.readouterr() == ("1 forward is ready\n2 forwards are ready\n", "")
+
+
+async def test_late(file: Path) -> None:
+    async with answering(file, GET_status=lambda body: HALF):
+        with pytest.raises(match=r"^not ready after 0.2 s$") as caught:
+            await waited(file, "db", "other", timeout=0.2)
+    assert caught.value.exit_code == 3
+    assert caught.value.details() == ["db: failed: connection refused", "other: not relayed (yet)"]
+
+
+async def test_ready_in_the_end(file: Path) -> None:
+    answers = [report(), HALF, READY]
+    async with answering(file, GET_status=lambda body: answers.pop(0)):
+        assert await waited(file, timeout=9.0) == 0
+    assert not answers
+
+
+async def test_a_krelay_that_comes_later(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NotReadyError) as caught:
+        await waited(file)
+    assert caught.value.details() == [f"krelay is not running for {file}"]
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(waited(file, "web", timeout=9.0))
+        err = ""
+
+        def said() -> bool:
+            nonlocal err
+            err += capsys.readouterr().err
+            return "; waiting" in err
+
+        await rig.until(said)
+        assert err == f"krelay is not running for {file}; waiting\n"
+        async with answering(file, GET_status=lambda body: READY):
+            assert await waiting == 0
+
+
+async def test_one_that_is_ill_may_recover(file: Path) -> None:
+    answers: list[Any] = [KrelayError("not now"), READY]
+
+    def answer(body: Mapping[str, Any]) -> Any:
+        found = answers.pop(0)
+        if isinstance(found, KrelayError):
+            raise found
+        return found
+
+    async with answering(file, GET_status=answer):
+        assert await waited(file, timeout=9.0) == 0
+
+
+async def test_a_name_that_nobody_has_is_told_at_once(file: Path) -> None:
+    with pytest.raises(UsageError, match="has no target `wep`"):
+        await waited(file, "wep", timeout=60.0)
+    async with answering(file, GET_status=lambda body: READY):
+        with pytest.raises(UsageError, match="has no target `wep`"):
+            await waited(file, "web", "wep", timeout=60.0)
+
+
+async def test_the_file_is_read_only_where_it_has_to_be(file: Path) -> None:
+    await asyncio.to_thread(file.write_text, "nonsense")
+    async with answering(file, GET_status=lambda body: READY):
+        assert await waited(file, "web", "db") == 0
+        with pytest.raises(ConfigError):
+            await waited(file, "other", timeout=60.0)
+
+
+def ring(*lines: str) -> tuple[LogRing, logging.Logger]:
+    made, logger = LogRing(), logging.Logger("test")
+    logger.addHandler(made)
+    for line in lines:
+        logger.info(line)
+    return made, logger
+
+
+async def test_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, (made, _) = tmp_path / "krelay.yaml", ring("a", "b", "c")
+    with pytest.raises(NotRunningError):
+        await asyncio.to_thread(logs, str(file), 2, follow=False)
+    async with answering(file, GET_logs=made.answer):
+        assert await asyncio.to_thread(logs, str(file), 2, follow=False) == 0
+    assert capsys.readouterr().out == "b\nc\n"
+
+
+async def test_following_until_the_end_and_over_a_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, (made, logger) = tmp_path / "krelay.yaml", ring("a", "b", "c")
+    rings = [made]
+    out = err = ""
+
+    def printed(text: str) -> bool:
+        nonlocal out, err
+        more = capsys.readouterr()
+        out, err = out + more.out, err + more.err
+        return out == text
+
+    async with asyncio.TaskGroup() as tasks:
+        async with answering(file, GET_logs=lambda body: rings[-1].answer(body)):
+            following = tasks.create_task(asyncio.to_thread(logs, str(file), 1, follow=True))
+            await rig.until(lambda: printed("c\n"))
+            logger.info("d")
+            logger.info("e")
+            await rig.until(lambda: printed("c\nd\ne\n"))
+            rings.append(ring("anew")[0])
+            await rig.until(lambda: printed("c\nd\ne\nanew\n"))
+        assert await following == 0
+    assert printed("c\nd\ne\nanew\n")
+    assert err == "krelay has ended\n"
+
+
+async def test_it_waits_until_the_other_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "krelay.yaml"
+    asked = asyncio.Event()
+
+    def stop(body: object) -> dict[str, object]:
+        asked.set()
+        return {"pid": 4711, "drain": 5.0, "live": 2}
+
+    async with asyncio.TaskGroup() as tasks:
+        async with answering(file, POST_stop=stop):
+            ending = tasks.create_task(asyncio.to_thread(down, str(file)))
+            await asked.wait()
+            assert await asyncio.to_thread(is_running, str(file))
+            assert not ending.done()
+        assert await ending == 0
+    assert not await asyncio.to_thread(is_running, str(file))
+    assert capsys.readouterr() == (
+        "krelay (pid 4711) has ended\n",
+        "2 connections get 5 s to finish\n",
+    )
+
+
+async def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_commands, "_CLEANUP", 0.0)
+    file = tmp_path / "krelay.yaml"
+    async with answering(file, POST_stop=lambda body: {"pid": 4711, "drain": 0.0, "live": 0}):
+        with pytest.raises(KrelayError, match=r"krelay \(pid 4711\) still runs") as caught:
+            await asyncio.to_thread(down, str(file))
+    assert caught.value.hint == "`kill 4711` makes it drop the remaining connections"
+
+
+def test_there_is_none(tmp_path: Path) -> None:
+    file = str(tmp_path / "krelay.yaml")
+    with pytest.raises(NotRunningError) as caught:
+        down(file)
+    assert caught.value.exit_code == 1
+    # The lock of one that was killed is nobody's.
+    lock = socket_path(file).with_suffix(".lock")
+    lock.touch()
+    assert not is_running(file)
+    lock.unlink()

@@ -1,0 +1,336 @@
+"""The commands about files: `check`, `plan`, `reload`, `rbac`, `import` and `init`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from krelay.cli import file_commands
+from krelay.cli.file_commands import check
+from krelay.config import parse
+from krelay.config.selection import Selection
+from krelay.errors import ConfigError
+from tests import rig
+from tests.importers.test_services import service, workload
+from tests.integration.product import run, up
+
+GOOD = "apiVersion: krelay/v1\ntargets:\n  web: svc/web 8080:80\n  db: svc/db 5432\n"
+
+
+def test_a_file_that_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "krelay.yaml"
+    file.write_text(GOOD)
+    assert check(Selection(str(file)), json=True) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "path": str(file),
+        "ok": True,
+        "problems": [],
+        "targets": ["web", "db"],
+    }
+
+
+def test_a_file_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, other = tmp_path / "krelay.yaml", tmp_path / "other.txt"
+    file.write_text(GOOD.replace("8080", "99999") + "include: [other.txt]\n")
+    other.write_text("svc/x nope!\n")
+    with pytest.raises(ConfigError):
+        check(Selection(str(file)), json=False)
+    assert capsys.readouterr().out == ""
+    assert check(Selection(str(file)), json=True) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert not found["ok"]
+    assert [(p["path"], p["line"], p["column"]) for p in found["problems"]] == [
+        (str(file), 3, 16),
+        (str(other), 1, 7),
+    ]
+    assert all(p["message"] and p["hint"] for p in found["problems"])
+
+
+@pytest.fixture
+def pipe() -> Iterator[Callable[[str], str]]:
+    """The path of a pipe that holds a text, as a shell's `<(…)` is one."""
+    ends: list[int] = []
+
+    def hold(text: str) -> str:
+        out, into = os.pipe()
+        os.write(into, text.encode())
+        os.close(into)
+        ends.append(out)
+        return f"/dev/fd/{out}"
+
+    yield hold
+    for end in ends:
+        os.close(end)
+
+
+def test_a_pipe_of_the_command_line_is_read_once(
+    krelay: Callable[..., int], pipe: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pipe(GOOD)
+    assert krelay("check", path) == 0
+    assert capsys.readouterr().out == f"{path}: ok, 2 targets\n"
+    assert krelay("check", "-f", pipe("no\n")) == 2
+    assert krelay("import", pipe("svc/web 80\n")) == 0
+    assert "web: svc/web 80" in capsys.readouterr().out
+    assert krelay("reload", "-f", pipe(GOOD)) == 2
+    assert "`-f` names the file that krelay runs" in capsys.readouterr().err
+
+
+def test_more_than_a_file_may_have_is_not_read(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("check", "/dev/zero") == 2
+    assert "larger than 1 MiB" in capsys.readouterr().err
+    assert krelay("check", "/dev/null") == 2
+    assert "the file is empty" in capsys.readouterr().err
+
+
+def test_a_pipe_that_a_file_names_is_a_problem(
+    krelay: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "krelay.yaml").write_text(
+        GOOD + "include: [fifo]\nagent: {patches: [{file: fifo}]}"
+    )
+    assert krelay("check", str(tmp_path / "krelay.yaml")) == 2
+    assert capsys.readouterr().err.count("fifo': not a regular file") == 2
+
+
+EMBEDDED = "apiVersion: krelay/v1\nagent: {embedded: true}\ntargets:\n  web: ip/127.0.0.1 8080:80\n"
+
+
+@pytest.fixture
+def embedded(krelay: Callable[..., int]) -> None:
+    """A file with an embedded agent in the directory that `krelay` runs in."""
+    Path("krelay.yaml").write_text(EMBEDDED)
+
+
+@pytest.mark.usefixtures("embedded")
+def test_where_none_runs_all_would_start(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("plan") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "+ agent: added embedded",
+        "+ web: added 127.0.0.1:8080 -> ip/127.0.0.1:80",
+    ]
+    assert err == "krelay is not running for krelay.yaml; `krelay up` would start this:\n"
+    assert krelay("plan", "--exit-code", "--output", "json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert [change["change"] for change in found["changes"]] == ["added", "added"]
+    Path("other.txt").write_text("svc/a 1\nsvc/b 2\n")
+    assert krelay("plan", "other.txt") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.usefixtures("embedded")
+def test_there_is_nothing_to_reload(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("reload") == 1
+    assert capsys.readouterr().err == (
+        "error: krelay is not running for krelay.yaml\n"
+        "  hint: start it with `krelay up -f krelay.yaml`\n"
+    )
+
+
+@pytest.mark.usefixtures("embedded")
+def test_a_plan_is_for_a_file(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("plan", "-f", "-") == 2
+    assert "hint: try `krelay plan -`" in capsys.readouterr().err
+    Path("krelay.yaml").write_text("nonsense")
+    assert krelay("plan") == 2
+    assert krelay("plan", "missing.yaml") == 2
+    Path("krelay.yaml").unlink()
+    for command in ("plan", "reload"):
+        assert krelay(command) == 2
+
+
+async def test_one_that_runs(tmp_path: Path) -> None:
+    file = tmp_path / "krelay.yaml"
+    async with rig.tcp_target(rig.echo) as a, rig.tcp_target(rig.echo) as b:
+        async with up(file, {"web": f"ip/127.0.0.1 :{a}"}, args=("--no-watch",)) as running:
+            done = await run("plan", "-f", str(file))
+            assert (done.code, done.out) == (0, "nothing would change\n")
+            async with rig.connect(running.ports["web"]) as (reader, writer):
+                writer.write(b"x")
+                assert await reader.readexactly(1) == b"x"
+                before = file.read_text()
+                file.write_text(before.replace(f":{a}", f":{b}") + f"  new: ip/127.0.0.1 :{a}\n")
+                moved = f"ip/127.0.0.1:{a} -> ip/127.0.0.1:{b}"
+                expected = [
+                    f"~ web: re-routed {moved}, 1 live connection stays",
+                    f"+ new: added 127.0.0.1:<free> -> ip/127.0.0.1:{a}",
+                ]
+                done = await run("plan", "--exit-code", "-f", str(file))
+                assert (done.code, done.out.splitlines()) == (3, expected)
+                done = await run("plan", "-f", str(file), "-", stdin=before.encode())
+                assert (done.code, done.out) == (0, "nothing would change\n")
+                done = await run("reload", "--output", "json", "-f", str(file))
+                texts = [c["sign"] + " " + c["text"] for c in json.loads(done.out)["changes"]]
+                assert texts == expected
+                done = await run("reload", "-f", str(file))
+                assert (done.code, done.out) == (0, "nothing changed\n")
+                writer.write(b"y")
+                assert await reader.readexactly(1) == b"y"
+            await rig.until(lambda: "new" in running.ports)
+            assert await rig.exchange(running.ports["new"], b"x") == b"x"
+            file.write_text("nonsense")
+            done = await run("reload", "-f", str(file))
+            assert done.code == 2
+            assert re.search(r"krelay\.yaml:1:1: .*\n.*\nerror: .*1 problem\n", done.err)
+            second = await run("up", "-f", str(file))
+            assert second.code == 2
+            file.write_text(before)
+            second = await run("up", "-f", str(file))
+            assert second.code == 1
+            assert f"already (pid {running.process.pid}, since 2" in second.err
+            assert await running.stop() == 0
+
+
+TEXT = """\
+apiVersion: krelay/v1
+targets:
+  web: svc/web 8080:80
+  db: {target: svc/db, port: 5432, namespace: data, context: other}
+"""
+
+
+@pytest.fixture
+def two_contexts(
+    krelay: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A file in the directory that `krelay` runs in."""
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    Path("krelay.yaml").write_text(TEXT)
+
+
+@pytest.mark.usefixtures("two_contexts")
+def test_roles_by_context(krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("rbac") == 0
+    out, err = capsys.readouterr()
+    assert "# context (the current one)\n---\n" in out
+    assert "# context other\n---\n" in out
+    found = list(yaml.safe_load_all(out))
+    assert [(d["kind"], d["metadata"]["namespace"]) for d in found] == [
+        ("Role", "default"),
+        ("Role", "default"),
+        ("Role", "data"),
+    ]
+    assert err.count("assuming the namespace `default`") == 2
+
+
+@pytest.mark.usefixtures("two_contexts")
+def test_bindings_for_those_that_are_given(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--user", "jane", "--group", "devs", "--serviceaccount", "ci:bot", "--optional"]
+    assert krelay("rbac", *args, "web") == 0
+    role, binding = yaml.safe_load_all(capsys.readouterr().out)
+    assert any(rule["resources"] == ["events"] for rule in role["rules"])
+    assert [(s["kind"], s["name"], s.get("namespace")) for s in binding["subjects"]] == [
+        ("User", "jane", None),
+        ("Group", "devs", None),
+        ("ServiceAccount", "bot", "ci"),
+    ]
+
+
+Krelay = Callable[..., int]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What was asked for; each namespace has a Service and a Deployment."""
+    asked: list[tuple[Any, ...]] = []
+
+    async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
+        asked.append((list(namespaces), context, kinds))
+        items = {"services": [service("web", 80)], "deployments": [workload("Deployment", "job")]}
+        return {name: [items.get(kind, []) for kind in kinds] for name in namespaces or ["own"]}
+
+    monkeypatch.setattr(file_commands, "_list", listed)
+    return asked
+
+
+def test_a_file_and_standard_input(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("targets.txt").write_text("svc/web 8080:80\n")
+    assert krelay("import", "targets.txt") == 0
+    first = capsys.readouterr()
+    assert krelay("import", "-", stdin=b"svc/web 8080:80\n") == 0
+    second = capsys.readouterr()
+    assert first.out.replace("targets.txt", "<stdin>") == second.out
+    assert first.err == ""
+    assert parse(second.out, "krelay.yaml", {}).targets[0].name == "web"
+
+
+def test_warnings_are_no_data(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("import", "-", stdin=b'[{"workload_type": "pod"}]') == 0
+    out, err = capsys.readouterr()
+    assert "warning" not in out
+    assert err.startswith("warning: pod: a pod by its labels")
+
+
+def test_what_cannot_be_imported(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+    assert krelay("import", "missing") == 2
+    for wrong in (b"[", b"{}", b"[]", b'[{"foo": 1}]'):
+        assert krelay("import", "-", stdin=wrong) == 2
+    assert krelay("import") == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_kubefwd(
+    krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("import", "kubefwd", "-n", "a", "-n", "b", "--context", "c") == 0
+    assert cluster == [(["a", "b"], "c", ["services"])]
+    assert len(parse(capsys.readouterr().out, "krelay.yaml", {}).targets) == 2
+
+
+def test_a_place_without_anything_is_an_error(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is a misspelt name as a rule, and what is made up in its place helps nobody."""
+
+    async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
+        return {name: [[] for _ in kinds] for name in namespaces}
+
+    monkeypatch.setattr(file_commands, "_list", listed)
+    assert krelay("init", "--from-namespace", "shpo") == 4
+    assert 'namespace "shpo" has no Services' in capsys.readouterr().err
+    assert not Path("krelay.yaml").exists()
+    assert krelay("import", "kubefwd", "-n", "shpo") == 4
+    out, err = capsys.readouterr()
+    assert (out, "no Services in shpo" in err) == ("", True)
+
+
+def test_a_starter_never_writes_over_a_file_unasked(
+    krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("init") == 0
+    assert capsys.readouterr().out == (
+        "krelay.yaml: written; next: `krelay check`, then `krelay up`\n"
+    )
+    assert krelay("check") == 0
+    before = Path("krelay.yaml").read_text()
+    assert krelay("init", "--from-namespace", "shop") == 2
+    assert "hint: `--force` overwrites it" in capsys.readouterr().err
+    assert Path("krelay.yaml").read_text() == before
+    assert not cluster
+    assert krelay("init", "--from-namespace", "shop", "--force") == 0
+    assert krelay("check") == 0
+    text = Path("krelay.yaml").read_text()
+    assert "  web: svc/web 8080:80\n" in text
+    assert "  # job: deploy/job :PORT\n" in text
+    assert krelay("init", "-f", "my other.yaml") == 0
+    assert "next: `krelay check -f 'my other.yaml'`, then" in capsys.readouterr().out
+    assert krelay("init", "-f", "no/such/directory.yaml") == 2
