@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from krelay.mux.log import FIELDS
 from krelay.text import one_line
 
 _PASSES = "_krelay_passes"
@@ -187,9 +188,18 @@ class RepeatFilter(logging.Filter):
 
 
 def _subject(record: logging.LogRecord, text: str) -> _Subject:
-    """Return what the record is about, by the text before the first colon."""
-    head, colon, _ = text.partition(": ")
-    return record.name, head if colon else ""
+    """Return what the record is about: by its fields, or else by the text before a colon.
+
+    `about` names the subject in the first argument. A stream is not a subject if its target or
+    tunnel is known: each one would be new.
+    """
+    target, tunnel, stream = (getattr(record, field, None) for field in FIELDS)
+    if not (target or tunnel or stream):
+        head, colon, _ = text.partition(": ")
+        return record.name, head if colon else ""
+    name = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+    place = target or tunnel or stream
+    return record.name, f"{place}" if name == stream else f"{place}/{name}"
 
 
 def _shape(record: logging.LogRecord, text: str) -> _Shape:

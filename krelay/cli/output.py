@@ -23,6 +23,7 @@ import click
 
 from krelay.cli.log_repeats import RepeatFilter
 from krelay.errors import KrelayError
+from krelay.mux.log import FIELDS
 from krelay.state.log_tail import LogRing
 from krelay.text import indented, many_lines, one_line
 
@@ -77,34 +78,15 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": "\n".join(many_lines(record.getMessage())),
         }
-        if target := _target(record):
-            event["target"] = one_line(target)
-        for field in ("tunnel", "stream"):
-            if said := getattr(record, field, None):
-                event[field] = one_line(str(said))
+        for field in FIELDS:
+            if value := getattr(record, field, None):
+                event[field] = one_line(value)
         if record.exc_info:
             trace = many_lines(self.formatException(record.exc_info))
             event["exception"] = "\n".join(trace)
         # A stream that replaces characters it cannot encode would break the JSON.
         unicode = (getattr(sys.stderr, "encoding", None) or "").lower().startswith("utf")
         return json.dumps(event, ensure_ascii=not unicode)
-
-
-# Modules whose records begin with the name of a forward or a target.
-_OF_TARGETS = frozenset(
-    ("forward", "following", "supervisor", "resolve", "listener", "udp", "opening", "proxy")
-)
-
-
-def _target(record: logging.LogRecord) -> str | None:
-    """What the record is about: said by `extra`, or at the beginning of its text."""
-    if said := getattr(record, "target", None):
-        return str(said)
-    args = record.args if isinstance(record.args, tuple) else ()
-    ours = record.name.startswith("krelay.") and record.module in _OF_TARGETS
-    if ours and args and str(record.msg).startswith("%s: "):
-        return str(args[0]).partition("[")[0]
-    return None
 
 
 class _StderrHandler(logging.StreamHandler[Any]):

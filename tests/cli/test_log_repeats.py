@@ -11,6 +11,7 @@ import pytest
 from krelay.cli import log_repeats as module
 from krelay.cli.log_repeats import FIRST, LONGEST, RepeatFilter
 from krelay.cli.output import LineFormatter
+from krelay.mux.log import about
 
 
 @dataclass
@@ -86,6 +87,25 @@ def test_another_reason_subject_level_or_logger_is_told_at_once(log: Log) -> Non
         warn(logger="krelay.tunnel")
         logging.getLogger("krelay.listener").error("%s: connection reset: %s", "web", "refused")
     assert len(log.take()) == 5
+
+
+def test_a_record_s_fields_are_its_subject(log: Log) -> None:
+    logger = logging.getLogger("krelay.listener")
+    for _ in range(2):
+        about(logger, target="web", name="web[80]").warning("connection reset")
+        about(logger, target="web", name="web[443]").warning("connection reset")
+        about(logger, tunnel="p1t1", name="web[443]").warning("connection reset")
+    assert len(log.take()) == 3
+    about(logging.getLogger("krelay.tunnel"), target="web", name="web[80]").info("up")
+    about(logger, target="web", name="web[80]").warning("connection reset")
+    assert log.take() == ["web[80]: up"]
+
+
+def test_streams_of_one_target_repeat_each_other(log: Log) -> None:
+    logger = logging.getLogger("krelay.listener")
+    for number in range(3):
+        about(logger, target="web", stream=f"p1t1#{number}").warning("connection reset")
+    assert log.take() == ["warning: p1t1#0: connection reset"]
 
 
 def test_what_only_differs_by_a_number_or_a_made_up_name_is_a_repeat(log: Log) -> None:

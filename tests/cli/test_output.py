@@ -18,7 +18,6 @@ import click
 import pytest
 
 from krelay.cli.output import (
-    JsonFormatter,
     echo,
     echo_event,
     in_json,
@@ -32,6 +31,7 @@ from krelay.cli.output import (
     shows_colour,
 )
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
+from krelay.mux.log import about
 from tests.integration.product import command
 
 LOG = logging.getLogger("krelay.test")
@@ -207,28 +207,17 @@ def test_an_error_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert event["message"] == "k.yaml:3:1: wrong\n  hint: right it\nk.yaml: 1 problem"
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "text", "args", "extra", "target"),
-    [
-        ("listener", "krelay.listener", "%s: connection reset: %s", ("web", "x"), {}, "web"),
-        ("forward", "krelay.forward", "%s: %s%s", ("web[80:80]", "x", ""), {}, "web"),
-        ("group", "krelay.supervisor", "%s: %d streams are cut", ("p1", 2), {}, None),
-        ("listener", "krelay.listener", "bound", (), {}, None),
-        ("proxy", "other.proxy", "%s: connect", ("host",), {}, None),
-        ("up", "krelay.cli", "%s", ("web: ...",), {"target": "web"}, "web"),
-    ],
-)
-def test_whose_event_it_is(
-    module: str,
-    name: str,
-    text: str,
-    args: tuple[object, ...],
-    extra: dict[str, str],
-    target: str | None,
-) -> None:
-    record = logging.LogRecord(name, logging.INFO, f"/x/{module}.py", 1, text, args, None)
-    record.__dict__.update(extra)
-    assert json.loads(JsonFormatter().format(record)).get("target") == target
+def test_an_event_names_its_target_tunnel_and_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging(0, json=True)
+    about(LOG, target="web").info("ready")
+    about(LOG, tunnel="p1t1", stream="p1t1#3", target="web\n").warning("reset: %s", "x")
+    LOG.info("%s: %d streams are cut", "p1", 2)
+    web, stream, nothing = events(capsys)
+    assert (web["message"], web["target"]) == ("web: ready", "web")
+    assert not {"tunnel", "stream"} & web.keys()
+    assert stream["message"] == "p1t1#3: reset: x"
+    assert (stream["target"], stream["tunnel"], stream["stream"]) == ("web", "p1t1", "p1t1#3")
+    assert not {"target", "tunnel", "stream"} & nothing.keys()
 
 
 def test_what_python_warns_of_is_an_event(
