@@ -14,7 +14,7 @@ from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.connection import MuxConnection
-from krelay.wire.session import LOW_ID, MAX_ID
+from krelay.wire.session import MAX_ID
 from tests import rig
 
 
@@ -99,7 +99,7 @@ async def test_a_session_is_replaced_before_its_ids_run_out(
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
             assert isinstance(old.driver, MuxConnection)
-            old.driver.session._next_id = WORN_ID - 1
+            old.driver.session._next_id = LOW_ID - 1
             path.link.blocked = True
             assert await rig.exchange(port, b"the first") == b"the first"
             assert await rig.exchange(port, b"another") == b"another"
