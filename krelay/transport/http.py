@@ -103,6 +103,8 @@ class Exchange:
         return (body or self._connection.trailing_data[0])[:BODY_LIMIT]
 
     async def _next_event(self) -> h11.Event | type[h11.PAUSED]:
-        while (event := self._connection.next_event()) is h11.NEED_DATA:
+        while True:
+            event = self._connection.next_event()
+            if isinstance(event, h11.Event) or event is h11.PAUSED:
+                return event
             self._connection.receive_data(await self._stream.read(HEAD_LIMIT))
-        return event

@@ -14,7 +14,7 @@ from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.connection import MuxConnection
-from krelay.wire.session import MAX_ID
+from krelay.wire.session import LOW_ID, MAX_ID
 from tests import rig
 
 
