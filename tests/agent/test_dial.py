@@ -8,6 +8,7 @@ import resource
 import socket
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -181,13 +182,13 @@ async def test_the_next_address_is_tried_after_one_that_refuses(names: Callable[
 async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
     async with rig.tcp_target(rig.swallow, "127.0.0.2") as port:
         with rig.silent() as dead:
-            both = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "127.0.0.2")]
+            both: list[tuple[int, str]] = [(socket.AF_INET, f"127.0.0.{n}") for n in (1, 2)]
             loop = asyncio.get_running_loop()
             real = loop.create_connection
 
-            async def redirect(protocol: object, address: str, *_: object, **kw: object) -> object:
+            async def redirect(protocol: Any, address: str, *_: object, **kw: Any) -> object:
                 to = dead if address == "127.0.0.1" else port
-                return await real(protocol, address, to, **kw)  # type: ignore[arg-type]
+                return await real(protocol, address, to, **kw)
 
             loop.create_connection = redirect  # type: ignore[method-assign, assignment]
             connected = await dial._first(both, port, loop.time() + 2.0, Connected)

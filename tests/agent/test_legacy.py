@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import cast
 
 import pytest
 
 from agent import legacy as module
 from agent.budget import MemoryBudget
 from agent.client import Client, ReadBuffer
+from agent.dial import dial_tcp, dial_udp
+from agent.errors import DialError
 from krelay.wire.errors import ErrorCode
 from tests import rig
 from tests.agent.peer import framed, header, plain
@@ -127,7 +130,7 @@ async def test_a_target_that_is_not_reached_is_a_status_byte(
     protocol: int, code: ErrorCode, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_: object) -> None:
-        raise module.DialError(code, "no")
+        raise DialError(code, "no")
 
     monkeypatch.setattr(module, "dial_tcp", fail)
     monkeypatch.setattr(module, "dial_udp", fail)
@@ -175,7 +178,7 @@ async def test_a_bug_is_one_connection_s_alone(
 async def test_a_connection_that_is_lost_during_the_dial_leaves_nothing(
     protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = {TCP: module.dial_tcp, UDP: module.dial_udp}[protocol]
+    real = {TCP: dial_tcp, UDP: dial_udp}[protocol]
     async with rig.agent(key=None) as server, rig.tcp_target(rig.hold) as target:
 
         async def lose(*args: object) -> object:
@@ -239,7 +242,7 @@ async def test_udp_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_datagrams_keep_a_udp_connection() -> None:
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=(pair := socket.socketpair())[0])
-    client = module._Framed(writer.transport, holding())
+    client = module._Framed(cast(asyncio.Transport, writer.transport), holding())
     try:
         first = client._timer
         client._active_at -= module.UDP_IDLE

@@ -9,6 +9,7 @@ from contextlib import suppress
 import pytest
 
 from agent.client import FIRST_STREAMS
+from agent.server import Server
 from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import key_digest
 from tests import rig
@@ -16,7 +17,7 @@ from tests.agent.peer import Client, session
 from tests.agent.test_targets import Seen, ask
 
 
-async def refused(server: rig.Server, **kwargs: object) -> HandshakeError:
+async def refused(server: Server, **kwargs: object) -> HandshakeError:
     with pytest.raises(HandshakeError) as caught:
         await session(server, **kwargs)  # type: ignore[arg-type]
     return caught.value

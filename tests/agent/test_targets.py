@@ -9,6 +9,7 @@ import pytest
 
 from agent import targets as module
 from agent.client import CONNECTION_COST
+from agent.dial import dial_udp
 from agent.errors import DialError
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
@@ -260,8 +261,8 @@ async def test_targets_that_take_nothing_leave_room_for_the_next_client() -> Non
         for stream in list(kept.driver.session.streams.values()):
             taken = stream.owner.handler.transport.get_extra_info("socket")
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
-        for stream, _ in asked:
-            stream.write(bytes(1 << 20))
+        for asking, _ in asked:
+            asking.write(bytes(1 << 20))
         await rig.until(lambda: any(ErrorCode.LIMIT in seen.told for _, seen in asked))
         await rig.until(lambda: client.driver.session.unacknowledged == 0)
         await settled(client)
@@ -318,7 +319,7 @@ async def test_early_datagrams_wait_for_the_socket_a_few_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_MOST_EARLY_DATAGRAMS", 2)
-    real, go = module.dial_udp, asyncio.Event()
+    real, go = dial_udp, asyncio.Event()
 
     async def later(*args: object) -> object:
         await go.wait()

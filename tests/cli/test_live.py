@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -159,7 +160,7 @@ async def test_lines_where_a_table_is_not_wanted(way: str, tmp_path: Path) -> No
     args = {"dumb": (), "plain": ("--plain",), "json": ("--log-format", "json")}[way]
     async with rig.tcp_target(rig.echo) as port:
         write(tmp_path, port)
-        term = {"TERM": "dumb"} if way == "dumb" else {}
+        term: dict[str, Any] = {"TERM": "dumb"} if way == "dumb" else {}
         async with terminal("up", *args, cwd=tmp_path, columns=200, **term) as screen:
             await screen.shows(f"-> ip/127.0.0.1:{port} (tcp)")
             assert screen.as_it_was

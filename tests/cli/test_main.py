@@ -69,7 +69,12 @@ def test_a_proxy_s_command_line(
     from krelay.cli import up
 
     sources: list[Any] = []
-    monkeypatch.setattr(up, "run", lambda source: sources.append(source) or 0)
+
+    def ran(source: Any) -> int:
+        sources.append(source)
+        return 0
+
+    monkeypatch.setattr(up, "run", ran)
     assert krelay("proxy") == 0
     monkeypatch.setenv("KRELAY_PROXY_PASSWORD", "pw")
     assert krelay("proxy", "-l", "127.0.0.1:0", "--username", "me", "--embedded") == 0

@@ -430,7 +430,8 @@ async def test_a_stream_that_falls_silent(kube: Any, deadline: str) -> None:
 
     kube.handler = handler
     async with connected(kube.kubeconfig()) as api:
-        async with api.stream("/", **{deadline: 0.2}) as batches:
+        limit: dict[str, Any] = {deadline: 0.2}
+        async with api.stream("/", **limit) as batches:
             assert await anext(batches) == [b"one"]
             with pytest.raises(StopAsyncIteration):
                 await anext(batches)

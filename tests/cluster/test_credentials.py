@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -549,11 +550,8 @@ async def test_an_extension_that_is_no_json_is_an_error_in_words() -> None:
         deep = [deep]
     for value in (date(2026, 1, 1), deep):
         extensions = [{"name": name, "extension": value}]
-        credentials = Credentials(
-            lambda value=extensions: Login(
-                "https://h", "x", {"extensions": value}, {"exec": plugin}
-            )
-        )
+        login = Login("https://h", "x", {"extensions": extensions}, {"exec": plugin})
+        credentials = Credentials(partial(lambda found: found, login))
         await credentials.open()
         with pytest.raises(CredentialsError, match="cannot be written as JSON"):
             await credentials.access()

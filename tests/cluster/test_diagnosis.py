@@ -225,7 +225,7 @@ def test_a_refused_pod_shows_in_the_job_s_events(
 
 def test_the_latest_refusal_counts_and_a_pod_ends_them() -> None:
     old = event("FailedCreate", "Error creating: old", uid="j1", time="2026-01-01T00:00:01Z")
-    new = {"reason": "FailedCreate", "message": "Error creating: new"}
+    new: dict[str, Any] = {"reason": "FailedCreate", "message": "Error creating: new"}
     new |= {"eventTime": None, "series": {"lastObservedTime": "2026-01-01T00:00:02.5Z"}}
     assert diagnose(None, [], [new, old]).reason.endswith(": new")
     assert diagnose(None, [], [old, new]).reason.endswith(": new")

@@ -313,7 +313,7 @@ async def test_an_error_is_asked_for_once_by_all_who_want_the_same(
     server.fails = 403
     consumers = [consume(SERVICES, Selector("web")) for _ in range(20)]
     for consumer in consumers:
-        await rig.until(lambda consumer=consumer: consumer.error)  # type: ignore[misc]
+        await rig.until(lambda consumer=consumer: consumer.error)
     late = consume(SERVICES, Selector("web"))
     await rig.until(lambda: late.error)
     assert late.error is consumers[0].error
@@ -404,7 +404,7 @@ async def test_a_bug_is_an_error_of_its_subscribers(
     server.put(SERVICES, labelled("web"))
     consumers = [consume(SERVICES, Selector(name)) for name in ("web", *"abcdef")]
     for consumer in consumers:
-        await rig.until(lambda consumer=consumer: consumer.error)  # type: ignore[misc]
+        await rig.until(lambda consumer=consumer: consumer.error)
     assert "internal error" in str(consumers[0].error)
 
 
@@ -475,7 +475,7 @@ async def test_credentials_that_are_refused_are_an_error_of_every_subscriber(
     server.fails = 401
     consumers = [consume(SERVICES, Selector(f"s{number}")) for number in range(count)]
     for consumer in consumers:
-        await rig.until(lambda consumer=consumer: consumer.error)  # type: ignore[misc]
+        await rig.until(lambda consumer=consumer: consumer.error)
         assert isinstance(consumer.error, CredentialsError)
 
 

@@ -137,13 +137,14 @@ def test_a_list() -> None:
     page = {"metadata": {"resourceVersion": "7", "continue": "t"}, "items": [META]}
     assert read_list(page, BASE + "pods") == ([META], "7", "t", 0)
     assert read_list({"metadata": {}}, BASE + "pods") == ([], "", "", 0)
-    for wrong in ({}, {"items": []}, {"metadata": {}, "items": 5}, {"metadata": {}, "items": [5]}):
+    wrongs: list[dict[str, Any]] = [{}, {"items": []}]
+    for wrong in (*wrongs, {"metadata": {}, "items": 5}, {"metadata": {}, "items": [5]}):
         with pytest.raises(MalformedError):
             read_list(wrong, BASE + "pods")
 
 
 def test_a_list_without_end() -> None:
-    page = {"metadata": {}, "items": [META] * MAX_LIST}
+    page: dict[str, Any] = {"metadata": {}, "items": [META] * MAX_LIST}
     assert len(read_list(page, BASE + "pods")[0]) == MAX_LIST, "a server may ignore `limit`"
     page = {"metadata": {}, "items": [5] * (MAX_LIST + 1)}
     with pytest.raises(MalformedError, match="items: a list of more than 50000 elements"):

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
@@ -33,6 +33,9 @@ def error(code: int) -> bytes:
     return event("ERROR", {"kind": "Status", "code": code, "message": "too old"})
 
 
+MORE: dict[str, Any] = {"continue": "more"}
+
+
 class Pods:
     """A collection: each list and each watch takes the next answer that the test gives."""
 
@@ -44,7 +47,7 @@ class Pods:
         self.bodies: list[asyncio.Queue[bytes]] = []
         kube.handler = self.handle
 
-    def list(self, *items: dict[str, Any], version: int = 1, **metadata: str) -> None:
+    def list(self, *items: dict[str, Any], version: int = 1, **metadata: Any) -> None:
         body = {"items": items, "metadata": {"resourceVersion": str(version), **metadata}}
         self.lists.put_nowait(web.json_response(body))
 
@@ -90,11 +93,11 @@ async def pods(kube: Any) -> AsyncIterator[Pods]:
 
 
 @contextlib.asynccontextmanager
-async def following(kube: Any, **selectors: str) -> AsyncIterator[Any]:
+async def following(kube: Any, **selectors: Any) -> AsyncIterator[Any]:
     path = kube.kubeconfig({"token": "t"})
     async with (
         await Api.connect(kubeconfig=path, overrides=Overrides(request_timeout=8)) as api,
-        contextlib.aclosing(follow(api, PODS, **selectors)) as sets,
+        contextlib.aclosing(cast(Any, follow(api, PODS, **selectors))) as sets,
     ):
         yield sets
 
@@ -177,7 +180,7 @@ async def test_managed_fields_are_left_out(kube: Any, pods: Pods) -> None:
 
 
 async def test_pages(kube: Any, pods: Pods) -> None:
-    pods.list(pod("a", 1), **{"continue": "more"})
+    pods.list(pod("a", 1), **MORE)
     pods.list(pod("b", 1), version=9)
     pods.watch()
     async with following(kube) as sets:
@@ -187,7 +190,7 @@ async def test_pages(kube: Any, pods: Pods) -> None:
 
 async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAGES", 1)
-    pods.list(pod("a", 1), **{"continue": "more"})
+    pods.list(pod("a", 1), **MORE)
     pods.list(pod("a", 1))
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1"], "it is tried again, not given up"
@@ -201,7 +204,7 @@ async def test_pages_that_are_larger_than_we_ask_for(
     monkeypatch.setattr(module, "PAGE", 1)
     monkeypatch.setattr(module, "MAX_PAGES", 3)
     pods.list(*(pod(name, 1) for name in "abcd"))
-    pods.list(pod("a", 1), pod("b", 1), **{"continue": "more"})
+    pods.list(pod("a", 1), pod("b", 1), **MORE)
     pods.list(pod("c", 1), version=9)
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1", "b@1", "c@1"]
@@ -389,13 +392,14 @@ async def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = module._Pace()
     monkeypatch.setattr(pace, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
     pace.begin()
-    pauses: list[Any] = [pace.ended() for _ in range(9)]
+    ended: Callable[[], Any] = pace.ended
+    pauses = [ended() for _ in range(9)]
     assert pauses[:3] == [(0, 0.2), (0, 0.4), (0, 0.8)]
     assert pauses[-1] == (0, 10.0)
     now[0] = 11.0
-    assert pace.ended() == 0.0
+    assert ended() == 0.0
     pace.begin()
-    assert pace.ended() == (0, 0.2)
+    assert ended() == (0, 0.2)
 
 
 operations = st.lists(

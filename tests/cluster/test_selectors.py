@@ -83,7 +83,7 @@ def test_what_a_label_selector_matches(selector: dict[str, Any], matches: list[b
 def test_a_name_matches_one_object() -> None:
     items = [{"metadata": {"name": name}} for name in ("web", "other")]
     assert [Selector("web").matches(item) for item in items] == [True, False]
-    assert Selector("web").anchor in anchors(items[0])
+    assert Selector("web").anchor in list(anchors(items[0]))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from krelay.model import (
 )
 
 
-def target(line: str, **fields: str) -> Target:
+def target(line: str, **fields: Any) -> Target:
     found, _ = parse_line(split(line))
     assert found is not None
     return target_of(found, name="web", **fields)

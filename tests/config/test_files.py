@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,11 @@ def test_no_more_is_read_than_a_config_may_have(tmp_path: Path) -> None:
     path.write_bytes(b"#" * (2 * MAX_BYTES))
     data = read(str(path))
     assert len(data) == MAX_BYTES + 1
-    for attempt in (lambda: decode(data, "x"), lambda: clean(data.decode(), "x")):
+    attempts: list[Callable[[], object]] = [
+        lambda: decode(data, "x"),
+        lambda: clean(data.decode(), "x"),
+    ]
+    for attempt in attempts:
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert caught.value.problems[0].message == "the file is larger than 1 MiB"

@@ -64,7 +64,7 @@ def test_a_complaint_that_has_no_words_here() -> None:
     error = yaml.MarkedYAMLError(problem="Found a Heffalump")
     assert explain(error, "") == Problem(1, 1, "not YAML: found a heffalump")
     assert explain(yaml.YAMLError(), "") == Problem(1, 1, "not YAML")
-    lost = yaml.Mark("", 0, 9, 9, None, None)
+    lost = yaml.Mark("", 0, 9, 9, None, 0)
     error = yaml.MarkedYAMLError("while parsing a block mapping", None, "expected", lost)
     assert explain(error, "a").message == "wrong indentation"
     error = yaml.MarkedYAMLError("while parsing a block node", None, "expected", lost)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def test_the_one_beside_the_package_comes_first(
 ) -> None:
     (tmp_path / "schema").mkdir()
     (tmp_path / "schema" / rules_module.FILE).write_text('{"$id": "wheel"}')
-    monkeypatch.setattr(rules_module.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
     rules_module._text.cache_clear()
     try:
         assert schema() == {"$id": "wheel"}

@@ -34,7 +34,7 @@ class Watched:
         """The next item."""
         return await anext(self._changes)
 
-    async def after(self, save: Callable[[], object], armed: int = 1) -> frozenset[str]:
+    async def after(self, save: Callable[..., object], armed: int = 1) -> frozenset[str]:
         """The item that comes when `save` is called while it waits, with events in place."""
         async with asyncio.TaskGroup() as tasks:
             told = tasks.create_task(self.next())
@@ -251,7 +251,12 @@ async def test_which_of_several(
     for file in files[:2]:
         write(file)
     async with watching(mode, monkeypatch, *files) as watched:
-        changed = await watched.after(lambda: (append(files[0]), write(files[2])))
+
+        def edit() -> None:
+            append(files[0])
+            write(files[2])
+
+        changed = await watched.after(edit)
         while changed != {str(files[0]), str(files[2])}:
             changed |= await watched.next()
 

@@ -12,6 +12,7 @@ import pytest
 from krelay.datapath import probe as module
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.model import Check, CheckKind, Protocol
+from krelay.mux.driver import Driver
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
 from tests import rig
@@ -112,7 +113,7 @@ async def test_no_way_is_no_failure_of_the_target() -> None:
 async def test_a_session_that_is_full() -> None:
     async with rig.path() as path:
         driver = path.pool.pick()
-        assert driver is not None
+        assert isinstance(driver, Driver)
         driver.session.limits = Limits(streams=0)
         assert (await fails(path, DIAL, 1)).code is ErrorCode.LIMIT
 
@@ -128,7 +129,7 @@ async def _lost_meanwhile(port: int) -> None:
             probing = tasks.create_task(fails(path, DIAL, port))
             await rig.until(lambda: path.streams[0] == 1)
             driver = path.pool.pick()
-            assert driver is not None
+            assert isinstance(driver, Driver)
             driver.close(ErrorCode.RESET)
         assert str(probing.result()) == "the connection was reset"
 

@@ -10,7 +10,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -262,7 +262,7 @@ def named(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
 async def following(api: Api, namespace: str) -> AsyncIterator[Any]:
     """The configmaps that are ours."""
     sets = follow(api, collection("v1", "configmaps", namespace), label_selector="mine=yes")
-    async with contextlib.aclosing(sets):
+    async with contextlib.aclosing(cast(Any, sets)):
         yield sets
 
 

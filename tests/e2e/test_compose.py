@@ -116,7 +116,7 @@ class Compose:
         key = checkout.parent / "kubeconfig"
         kubeconfig(key)
         os.chown(key, USER, USER)
-        self._environ = {
+        self._environ: dict[str, Any] = {
             "KRELAY_KUBECONFIG": str(key),
             "KRELAY_USER": f"{USER}:{USER}",
             "KRELAY_NAMESPACE": namespace,

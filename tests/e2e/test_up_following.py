@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,7 +57,7 @@ class Load:
 
 
 @pytest.fixture
-def place(namespace: Make) -> Iterator[str]:
+def place(namespace: Make) -> str:
     """A namespace with a Deployment of two pods and a StatefulSet of two behind Services."""
     name = namespace()
     kit.apply(

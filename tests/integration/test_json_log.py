@@ -97,10 +97,8 @@ async def test_a_life(verbose: tuple[str, ...], tmp_path: Path) -> None:
     ],
 )
 async def test_what_is_wrong_from_the_start(args: tuple[str, ...], code: int) -> None:
-    for given, environ in (
-        ((args[0], *JSON, *args[1:]), {}),
-        (args, {"KRELAY_LOG_FORMAT": "json"}),
-    ):
+    by_environment: dict[str, Any] = {"KRELAY_LOG_FORMAT": "json"}
+    for given, environ in (((args[0], *JSON, *args[1:]), {}), (args, by_environment)):
         done = await run(*given, **environ)
         assert (done.code, done.out) == (code, "")
         (error,) = objects(done.err)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from krelay.datapath import udp
+from krelay.mux.driver import Driver
 from tests import rig
 
 
@@ -112,7 +113,7 @@ async def test_tcp_leaves_nothing_behind() -> None:
         await rig.until(lambda: len(asyncio.all_tasks()) == tasks)
         await rig.until(lambda: open_files() == files)
         for tunnel in path.pool.tunnels:
-            assert tunnel.driver is not None
+            assert isinstance(tunnel.driver, Driver)
             session = tunnel.driver.session
             await rig.until(lambda session=session: session.unacknowledged == 0)
             assert not session._send_queue._small

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,8 @@ async def test_nonsense_on_standard_input(text: str) -> None:
 
 
 async def test_no_color_and_no_terminal_mean_no_escapes(tmp_path: Path) -> None:
-    for environ in ({}, {"NO_COLOR": "1"}):
+    no_color: dict[str, Any] = {"NO_COLOR": "1"}
+    for environ in ({}, no_color):
         done = await run("up", "-f", "nope.yaml", cwd=tmp_path, **environ)
         assert done.code == 2
         assert "\x1b" not in done.err

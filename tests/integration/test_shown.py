@@ -154,7 +154,7 @@ async def test_kubectl_relay(tmp_path: Path) -> None:
 )
 async def test_paths_and_arguments(command: str, tmp_path: Path) -> None:
     more = {"run": ("--", "true"), "wait": ("--timeout", "0.1s")}.get(command, ())
-    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    environ: dict[str, Any] = {"XDG_RUNTIME_DIR": str(tmp_path)}
     check(await run(command, "-f", f"{tmp_path}/{EVIL}.yaml", *more, **environ))
     check(await run(command, f"--{EVIL}", **environ))
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yaml")

@@ -6,6 +6,7 @@ import errno
 import socket
 import sys
 from asyncio import trsock
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,10 @@ def macos(monkeypatch: pytest.MonkeyPatch) -> None:
         return
     real = trsock.TransportSocket.setsockopt
 
-    def setsockopt(self: trsock.TransportSocket, *args: object) -> None:
+    def setsockopt(self: trsock.TransportSocket, *args: Any) -> None:
         state = self.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
         if state in _SHUT_BOTH_WAYS:
             raise OSError(errno.EINVAL, "Invalid argument")
-        real(self, *args)  # type: ignore[arg-type]
+        real(self, *args)
 
     monkeypatch.setattr(trsock.TransportSocket, "setsockopt", setsockopt)

@@ -14,7 +14,7 @@ from krelay.status.auth import known_host
 from tests.status.serving import TOKEN, Service, client, service
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-JSON = {"Content_Type": "application/json"}
+JSON: dict[str, Any] = {"Content_Type": "application/json"}
 
 
 async def status(
@@ -114,7 +114,7 @@ async def test_the_cookie_reads_what_the_page_reads_and_does_nothing_else(cookie
         for odd in ("//v1/plan", "/v1/status/../plan", "/v1/%70lan", "/v1/status%2f..%2fplan"):
             assert await status(made, "POST", odd, Cookie=cookie, X_Krelay="1") == 403
         # beside the cookie the token is still the token
-        shown = {"Cookie": cookie, "Authorization": f"Bearer {TOKEN}"}
+        shown: dict[str, Any] = {"Cookie": cookie, "Authorization": f"Bearer {TOKEN}"}
         assert await status(made, "GET", "/readyz", **shown) == 503
 
 

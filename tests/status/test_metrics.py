@@ -21,6 +21,8 @@ from krelay.status.metrics import render
 from tests.status.reports import TRAFFIC, forward, report
 
 ROOT = Path(__file__).parents[2]
+families_of: Any = openmetrics.text_string_to_metric_families
+
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -136,7 +138,7 @@ def test_the_text_format_by_default(accept: str) -> None:
 def test_openmetrics_for_who_prefers_it() -> None:
     text, content_type = render(report(), f"{OPENMETRICS}, text/plain; q=0.5")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
-    families = list(openmetrics.text_string_to_metric_families(text.decode()))
+    families = list(families_of(text.decode()))
     assert {"krelay_build", "krelay_forward_dial_seconds"} <= {family.name for family in families}
 
 
@@ -145,7 +147,7 @@ def test_any_name_is_escaped(target: str, name: str) -> None:
     found = report(forward(target, name=name, traffic=TRAFFIC))
     assert value(found, "forward_open_streams", target=target, forward=name) == 0
     text, _ = render(found, OPENMETRICS)
-    assert list(openmetrics.text_string_to_metric_families(text.decode()))
+    assert list(families_of(text.decode()))
 
 
 def forwards_of(found: Snapshot) -> dict[str, float | None]:

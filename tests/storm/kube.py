@@ -166,7 +166,7 @@ class Kube:
 
     async def _write(self, method: str, path: str, body: bytes, fault: Fault) -> tuple[int, Object]:
         await asyncio.sleep(fault.delay)
-        status, answer = 200, {}
+        status, answer = 200, Object()
         if fault.carried_out or not fault.status:
             change = self._create if method == "POST" else self._delete
             status, answer = change(path, body)

@@ -135,7 +135,8 @@ async def test_a_plan_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path
     async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
         with pytest.raises(ConfigError, match="<stdin>: 1 problem"):
             await asked(w, "POST", "/v1/plan", text=HEAD)
-        for body in ({"path": 1}, {"text": []}):
+        bodies: list[dict[str, Any]] = [{"path": 1}, {"text": []}]
+        for body in bodies:
             with pytest.raises(Exception, match="`path` and `text` are strings") as caught:
                 await asked(w, "POST", "/v1/plan", **body)
             assert caught.value.exit_code == UsageError.exit_code  # type: ignore[attr-defined]

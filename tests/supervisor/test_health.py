@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krelay.config.diff import Spec
+from krelay.datapath.probe import ProbeError, probe
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.state.events import EventBus
@@ -279,13 +281,13 @@ async def test_what_was_ready_gets_a_second_probe_before_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.01)
-    real, odd = module.probe, 0
+    real, odd = probe, 0
 
     async def flaky(*args: Any) -> None:
         nonlocal odd
         odd += 1
         if odd % 2 == 0:
-            raise module.ProbeError("once", ErrorCode.REFUSED)
+            raise ProbeError("once", ErrorCode.REFUSED)
         await real(*args)
 
     monkeypatch.setattr(module, "probe", flaky)
@@ -360,7 +362,7 @@ async def test_a_datagram_that_comes_back_and_one_that_nobody_wants() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         async with watched(path, UDP) as w:
             await w.forward.settled.wait()
-            w.route.update(leads(rig.closed_port(kind=2), Protocol.UDP))
+            w.route.update(leads(rig.closed_port(socket.SOCK_DGRAM), Protocol.UDP))
             async with rig.udp_socket(connect=w.port) as client:
                 client.send(b"x")
                 await w.becomes(State.DEGRADED, "refused: ")
@@ -404,7 +406,7 @@ async def test_draining_is_the_last_of_it() -> None:
 async def test_a_bug_in_a_probe_is_that_forwards_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real, first = module.probe, True
+    real, first = probe, True
 
     async def odd(*args: Any) -> None:
         nonlocal first

@@ -72,10 +72,10 @@ def test_open_streams() -> None:
 
 
 def test_data_frames_are_cut_at_the_limit() -> None:
-    buffers = [b"a" * 10, memoryview(b"b" * MAX_PAYLOAD), b"", bytearray(b"c" * 20)]
-    frames = list(data_frames(DATA_STREAM, b"".join(buffers)))
+    pieces = b"a" * 10, memoryview(b"b" * MAX_PAYLOAD), b"", bytearray(b"c" * 20)
+    frames = list(data_frames(DATA_STREAM, b"".join(pieces)))
     assert [len(frame) for frame in frames] == [8 + MAX_PAYLOAD, 8 + 30]
-    assert decode(*frames) == [Data(DATA_STREAM, memoryview(b"".join(map(bytes, buffers))))]
+    assert decode(*frames) == [Data(DATA_STREAM, memoryview(b"".join(map(bytes, pieces))))]
 
 
 @given(st.lists(st.binary(max_size=300)), st.integers(1, 100))

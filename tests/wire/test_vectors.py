@@ -20,7 +20,7 @@ VECTORS = json.loads((HERE / "vectors.json").read_text())
 PAGE = (HERE.parents[1] / "docs" / "protocol.md").read_text()
 
 
-def named(kind: str) -> Any:
+def named(kind: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", [pytest.param(v, id=v["name"]) for v in VECTORS[kind]])
 
 
