@@ -18,8 +18,8 @@ TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-on check format lint types layers e2e soak fuzz bench-quick bench-reload \
-  bench-scale lock sbom audit clean
+.PHONY: help up test test-on check format lint spelling types layers e2e soak fuzz bench-quick \
+  bench-reload bench-scale lock sbom audit clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,13 +47,16 @@ test: $(STAMP)   ## everything that needs no cluster
 test-on:         ## the same with another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
 
-check: format lint types layers test  ## what must hold before a commit
+check: format lint spelling types layers test  ## what must hold before a commit
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+
+spelling: $(STAMP)
+	$(BIN)/codespell
 
 types: $(STAMP)
 	$(BIN)/mypy
