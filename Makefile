@@ -13,6 +13,9 @@ E2E ?= tests/e2e tests/chaos
 # Only files whose hash is in a lock; of these only wheels, since an sdist runs code as it is built.
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes --only-binary :all:
+# The tests start many programs: without bytecode each would compile krelay anew.
+export PYTHONDONTWRITEBYTECODE :=
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # The sbom, audit and lock targets have an environment apart: their tools need other packages.
 TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
@@ -42,7 +45,7 @@ up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no c
 	@exec $(BIN)/python examples/quickstart.py
 
 test: $(STAMP)   ## everything that needs no cluster
-	$(BIN)/python -m pytest -m 'not e2e'
+	$(PYTEST) -m 'not e2e'
 
 test-on:         ## the same with another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
