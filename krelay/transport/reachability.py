@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 from krelay.net.api_access import ApiAccess
 from krelay.transport.connect import dial, host_and_port
 
-PROBE_EVERY = 1.0
-"""Seconds between two probes, and the deadline of each."""
+PROBE_EVERY, PROBE_DEADLINE = 1.0, 1.0
+"""Seconds between two probes, and for each."""
 
 
 class ReachableAgain(Exception):
@@ -58,7 +58,7 @@ async def reachable_again(access: ApiAccess) -> None:
     while True:
         start = loop.time()
         try:
-            async with asyncio.timeout(PROBE_EVERY):
+            async with asyncio.timeout(PROBE_DEADLINE):
                 transport, _ = await dial(asyncio.Protocol, host, port)
         except OSError:  # TimeoutError too
             failed = True
