@@ -8,8 +8,8 @@ from unittest.mock import patch
 from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.load import load, parse_target
-from krelay.config.part import MAX_FORWARDS
-from krelay.config.schema import schema
+from krelay.config.parsed_file import MAX_FORWARDS
+from krelay.config.schema import load_schema
 from krelay.config.yaml_reader import Node, read
 from krelay.errors import ConfigError, UsageError
 from krelay.model import Config
@@ -20,7 +20,7 @@ SEPARATOR = b"\0"
 
 _LONG = 8
 """Characters from which on a text is not in an error by chance."""
-_WORDS = (json.dumps(schema()), *ENVIRON)
+_WORDS = (json.dumps(load_schema()), *ENVIRON)
 
 _files: dict[str, bytes] = {}
 

@@ -17,8 +17,7 @@ from krelay.threads import in_thread
 
 if TYPE_CHECKING:
     from krelay.block import Found, Run
-    from krelay.config.lines import Lines
-    from krelay.config.selection import Selection
+    from krelay.config.sources import Lines, Selection
 
 # A library's warnings are its user's to show.
 logging.getLogger("krelay").addHandler(logging.NullHandler())
@@ -167,9 +166,7 @@ class relay:
         return Run.of(self._source(), self._timeout)
 
     def _source(self) -> Lines | Selection:
-        from krelay.config.lines import Lines, named
-        from krelay.config.overlay import Overlay
-        from krelay.config.selection import Selection
+        from krelay.config.sources import Lines, Overlay, Selection, named
 
         context, namespace, embedded = self._context, self._namespace, self._embedded
         if self._file is None:

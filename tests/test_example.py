@@ -35,7 +35,7 @@ def test_the_example_is_valid() -> None:
     assert {port.protocol for target in made.targets for port in target.ports} > {Protocol.UDP}
     assert made.agent.resources == AgentConfig().resources
     assert config.load(str(EXAMPLE), environ={"KRELAY_CONTEXT": "x"}).context == "x"
-    jsonschema.validate(yaml.safe_load(EXAMPLE.read_text("utf-8")), config.schema())
+    jsonschema.validate(yaml.safe_load(EXAMPLE.read_text("utf-8")), config.load_schema())
 
 
 def whole() -> str:
@@ -62,7 +62,7 @@ def test_the_files_that_the_example_names(tmp_path: Path) -> None:
 
 def used(value: Any, rules: dict[str, Any], path: str = "") -> set[str]:
     """The properties of the schema that a value has, by their paths."""
-    rules = config.schema()["definitions"]["port"] if "$ref" in rules else rules
+    rules = config.load_schema()["definitions"]["port"] if "$ref" in rules else rules
     if isinstance(value, list):
         return {name for item in value for name in used(item, rules.get("items", {}), f"{path}[]")}
     if not isinstance(value, dict):
@@ -76,7 +76,7 @@ def used(value: Any, rules: dict[str, Any], path: str = "") -> set[str]:
 
 
 def known(rules: dict[str, Any], path: str = "") -> set[str]:
-    rules = config.schema()["definitions"]["port"] if "$ref" in rules else rules
+    rules = config.load_schema()["definitions"]["port"] if "$ref" in rules else rules
     names: set[str] = set()
     for key, child in rules.get("properties", {}).items():
         names |= {f"{path}.{key}"} | known(child, f"{path}.{key}")
@@ -87,7 +87,7 @@ def known(rules: dict[str, Any], path: str = "") -> set[str]:
 
 
 def test_the_example_shows_every_key() -> None:
-    schema = config.schema()
+    schema = config.load_schema()
     shown = used(yaml.safe_load(whole()), schema)
     assert known(schema) - shown == set()
 

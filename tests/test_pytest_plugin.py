@@ -195,7 +195,7 @@ def test_late(krelay):
     result = run(pytester, text, "--krelay-embedded")
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(['>*krelay("svc/web")', "E*`svc/web` has no port"])
-    result.stdout.fnmatch_lines(["E*svc/web needs a cluster, and the agent is embedded*"])
+    result.stdout.fnmatch_lines(["E*`svc/web` is in a cluster, but the agent is embedded*"])
     result.stdout.fnmatch_lines(["E*NotReadyError: not ready after 1 s*", "E*web: *", "E*hint: *"])
 
 

@@ -197,7 +197,7 @@ def check_names(file: str, names: Collection[str], relayed: Collection[str]) -> 
         UsageError: a name is neither, or the file cannot be read.
         ConfigError: the file is invalid.
     """
-    from krelay.config.selection import Selection
+    from krelay.config.sources import Selection
 
     others = tuple(name for name in names if name not in relayed)
     if others:

@@ -34,7 +34,7 @@ _COLLECTIONS: dict[Kind, tuple[str, str]] = {
 
 def target_names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
     """Return the file's targets, for the NAMEs of a command."""
-    from krelay.config.selection import Selection
+    from krelay.config.sources import Selection
 
     try:
         config = Selection(context.params.get("file"), environ=os.environ).load()
@@ -57,15 +57,14 @@ def relay_words(context: click.Context, param: click.Parameter, word: str) -> li
 
 
 def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
-    from krelay.config.grammar import parse_kind
-    from krelay.config.parse_error import Flaw
+    from krelay.config.grammar import ParseError, parse_kind
 
     prefix, slash, _ = word.partition("/")
     if not slash:
         return [f"{kind}/" for kind in TYPES]
     try:
         collection = _COLLECTIONS.get(parse_kind(prefix))
-    except Flaw:
+    except ParseError:
         return []
     if collection is None:
         return []
@@ -74,12 +73,11 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
-    from krelay.config.grammar import parse_resource
-    from krelay.config.parse_error import Flaw
+    from krelay.config.grammar import ParseError, parse_resource
 
     try:
         kind, name = parse_resource(target)
-    except Flaw:
+    except ParseError:
         return []
     if kind not in _COLLECTIONS:
         return []

@@ -14,7 +14,7 @@ from krelay.cli.output import echo, note
 from krelay.config import files
 from krelay.config.changes import changes
 from krelay.config.diff import diff
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import ConfigError, CredentialsError, NotFoundError, UsageError
 from krelay.status.client import NotRunningError, ask
 
@@ -137,7 +137,7 @@ def rbac(selection: Selection, subjects: Sequence[dict[str, str]], *, optional: 
     """
     from krelay.cluster.auth.kubeconfig import load
     from krelay.cluster.rbac import roles
-    from krelay.config.dump import documents
+    from krelay.config.yaml_reader import documents
 
     config = selection.load()
 
@@ -186,7 +186,7 @@ def import_(path: str, namespaces: Sequence[str], context: str | None) -> int:
             raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
         converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
     else:
-        data = files.given(path)
+        data = files.read_once(path)
         data = files.read(path) if data is None else data
         converted = convert(data, "<stdin>" if path == files.STDIN else path)
     echo(converted.text.rstrip())

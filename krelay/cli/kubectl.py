@@ -22,7 +22,7 @@ from krelay.model import Kind
 
 if TYPE_CHECKING:
     from krelay.cluster.auth.kubeconfig import Overrides
-    from krelay.config.overlay import Overlay
+    from krelay.config.sources import Overlay
     from krelay.model import Patch
     from krelay.supervisor.forward import Forward
 
@@ -65,13 +65,12 @@ def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
     Raises:
         UsageError: an address is invalid.
     """
-    from krelay.config.grammar import parse_listen
-    from krelay.config.parse_error import Flaw
+    from krelay.config.grammar import ParseError, parse_listen
 
     found = [part for value in values for part in value.split(",")]
     try:
         return tuple(dict.fromkeys(parse_listen(part.strip()) for part in found))
-    except Flaw as exc:
+    except ParseError as exc:
         raise UsageError(exc.message, hint=exc.hint) from exc
 
 
@@ -83,15 +82,15 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
         ConfigError: a patch is invalid.
     """
     from krelay.config import files
-    from krelay.config.patches import parse
+    from krelay.config.build import parse_patch
 
     found = []
     if file is not None:
-        data = files.given(file)
+        data = files.read_once(file)
         data = files.read(file) if data is None else data
-        found.append(parse(data, file, os.environ, kind=kind))
+        found.append(parse_patch(data, file, os.environ, kind=kind))
     if patch is not None:
-        found.append(parse(patch.encode(errors="surrogateescape"), "--patch", {}, kind=kind))
+        found.append(parse_patch(patch.encode(errors="surrogateescape"), "--patch", {}, kind=kind))
     return tuple(found)
 
 
@@ -165,7 +164,7 @@ def _overrides(given: dict[str, Any]) -> Overrides:
 
 
 def _overlay(given: dict[str, Any]) -> Overlay:
-    from krelay.config.overlay import Overlay
+    from krelay.config.sources import Overlay
 
     return Overlay(
         context=given["context"],
@@ -233,9 +232,8 @@ def relay(
         return 0
     set_up_logging(verbosity - 3)
     from krelay.cli import up
-    from krelay.config.files import given as given_text
-    from krelay.config.overlay import Proxy, Words
-    from krelay.config.selection import Selection
+    from krelay.config.files import read_once
+    from krelay.config.sources import Proxy, Selection, Words
     from krelay.supervisor.contexts import Contexts
 
     proxy = words == ("proxy",) and file is None
@@ -245,7 +243,7 @@ def relay(
     if file is not None and words:
         raise UsageError("both a file and a target", hint="add the target to the file")
     if file is not None:
-        source = Selection(file, environ=os.environ, text=given_text(file), overlay=overlay)
+        source = Selection(file, environ=os.environ, text=read_once(file), overlay=overlay)
     elif proxy:
         source = Proxy(overlay=overlay)
         if listens:

@@ -25,7 +25,7 @@ from krelay.cli.output import (
 from krelay.errors import KrelayError, NotReadyError, UsageError
 
 if TYPE_CHECKING:
-    from krelay.config.selection import Selection
+    from krelay.config.sources import Selection
 
 _INTERRUPTED = 130
 
@@ -49,12 +49,11 @@ def seconds(text: str, option: str) -> float:
     Raises:
         UsageError: `text` is not a duration.
     """
-    from krelay.config.duration import parse_duration
-    from krelay.config.parse_error import Flaw
+    from krelay.config.grammar import ParseError, parse_duration
 
     try:
         return parse_duration(text)
-    except Flaw as exc:
+    except ParseError as exc:
         raise UsageError(f"{option}: {exc.message}", hint=exc.hint) from exc
 
 
@@ -135,9 +134,9 @@ def _select(file: str | None, *, names: tuple[str, ...] = (), embedded: bool = F
         UsageError: the file cannot be read.
     """
     from krelay.config import files
-    from krelay.config.selection import Selection
+    from krelay.config.sources import Selection
 
-    return Selection(file, names, embedded, os.environ, files.given(file))
+    return Selection(file, names, embedded, os.environ, files.read_once(file))
 
 
 def _path_of_running(file: str | None) -> str:
@@ -237,7 +236,7 @@ def proxy(
     username and a password, or --insecure.
     """
     from krelay.cli.up import run
-    from krelay.config.overlay import Overlay, Proxy
+    from krelay.config.sources import Overlay, Proxy
 
     if (username is None) != (password is None):
         raise UsageError(
@@ -470,11 +469,9 @@ def completion(shell: str) -> int:
 @cli.command()
 def schema() -> int:
     """Print the JSON Schema of krelay.yaml."""
-    import json
-
     from krelay import config
 
-    echo(json.dumps(config.schema(), indent=2))
+    echo(config.schema_text().rstrip())
     return 0
 
 

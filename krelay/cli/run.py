@@ -15,7 +15,7 @@ from typing import Any
 
 from krelay.cli.screen import in_foreground
 from krelay.cli.signals import on_signal, run_to_exit
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, Target
 from krelay.mux.descriptors import raise_file_limit

@@ -1,32 +1,44 @@
-"""The tree of a krelay.yaml -> a Part, with the problems that only meaning shows.
+"""Build the ParsedFile of a krelay.yaml from its tree, and report what only its meaning shows.
 
-It reads what the schema has left: a value is of the type that the schema says, or missing.
+The tree has passed the schema: each value has the type that the schema says, or is missing. One
+table per section maps the keys of the file to fields of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from krelay.config import patches
-from krelay.config.checks import parse_check, read_check
-from krelay.config.conflicts import Claim
-from krelay.config.duration import parse_duration
-from krelay.config.files import Files
-from krelay.config.grammar import check_port, parse_listen, parse_port, parse_remote, parse_resource
-from krelay.config.line import Line, parse_line, parse_namespace, split
-from krelay.config.parse_error import Flaw, quote
-from krelay.config.part import MAX_FORWARDS, Part
-from krelay.config.serving import parse_serving, unguarded, unguarded_message
-from krelay.config.size import parse_size
-from krelay.config.targets_txt import target_of
+from krelay.config import validation, yaml_reader
+from krelay.config.files import Files, decode
+from krelay.config.grammar import (
+    Line,
+    ParseError,
+    check_port,
+    parse_check,
+    parse_duration,
+    parse_line,
+    parse_listen,
+    parse_listen_address,
+    parse_namespace,
+    parse_port,
+    parse_remote,
+    parse_resource,
+    parse_size,
+    quote,
+    read_check,
+    split,
+    target_of,
+)
+from krelay.config.parsed_file import MAX_FORWARDS, ListenAddress, ParsedFile
 from krelay.config.yaml_reader import Node
-from krelay.errors import Problem
+from krelay.errors import ConfigError, Problem
 from krelay.model import (
     LOOPBACK,
     PROXY_PORT,
     AgentConfig,
-    Check,
     Config,
     Kind,
     Patch,
@@ -42,34 +54,93 @@ from krelay.model import (
 )
 
 Section = dict[str, Node]
+Table = Mapping[str, tuple[str, Callable[[Any], Any]]]
+"""For each key: the field that it sets, and how its value is parsed."""
 
-_TUNNEL_TIMES = {"park": "open_timeout", "dial": "connect_timeout", "drain": "drain"}
-_SESSION_TIMES = {
-    "grace": "resume_timeout",
-    "ping": "ping",
-    "pingTimeout": "ping_timeout",
-    "maxAge": "max_age",
+
+def _check(value: Any) -> Any:
+    return parse_check(value) if isinstance(value, str) else read_check(value)
+
+
+def _quantities(value: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """Return amounts of resources as text; Kubernetes also accepts numbers."""
+    return {
+        when: {resource: str(quantity) for resource, quantity in amounts.items()}
+        for when, amounts in value.items()
+    }
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_positive = partial(parse_duration, positive=True)
+
+_OF_FILE: Table = {"namespace": ("namespace", parse_namespace), "context": ("context", _same)}
+_OF_TARGET: Table = {
+    **_OF_FILE,
+    "listen": ("listen", parse_listen),
+    "check": ("check", _check),
+}
+_AGENT: Table = {
+    "namespace": ("namespace", parse_namespace),
+    "image": ("image", _same),
+    "labels": ("labels", _same),
+    "annotations": ("annotations", _same),
+    "nodeSelector": ("node_selector", _same),
+    "tolerations": ("tolerations", tuple),
+    "resources": ("resources", _quantities),
+    "idleTimeout": ("idle_timeout", _positive),
+    "replicas": ("replicas", int),
+    "injectSource": ("inject_source", _same),
+    "embedded": ("embedded", _same),
+}
+_TUNNEL: Table = {
+    "sessions": ("sessions", int),
+    "transport": ("transport", Transport),
+    "openTimeout": ("open_timeout", parse_duration),
+    "connectTimeout": ("connect_timeout", _positive),
+    "drain": ("drain", parse_duration),
+}
+_SESSION: Table = {
+    "resumeTimeout": ("resume_timeout", _positive),
+    "resumeBuffer": ("resume_buffer", parse_size),
+    "ping": ("ping", _positive),
+    "pingTimeout": ("ping_timeout", _positive),
+    "maxAge": ("max_age", _positive),
+}
+_STATUS: Table = {"listen": ("listen", parse_listen_address), "token": ("token", _same)}
+_PROXY: Table = {
+    "port": ("port", int),
+    "listen": ("listen", parse_listen),
+    "context": ("context", _same),
+    "insecure": ("insecure", _same),
 }
 
 
-def build(root: Node, path: str, files: Files) -> Part:
-    """What the file at `path` says; `files` opens the patches that it names. Blocks."""
-    return _Builder(_section(root), path, files).part()
+def build(root: Node, path: str, files: Files) -> ParsedFile:
+    """Build what the file at `path` says; `files` opens the patches that it names. Blocks."""
+    return _Builder(_section(root), path, files).build()
+
+
+def exposure(target: Target) -> str | None:
+    """Return the problem with a proxy that other machines may use without a password, or None."""
+    protected = target.credentials is not None or target.insecure or is_loopback(target.listen)
+    if target.kind is not Kind.PROXY or protected:
+        return None
+    needed = "a `username` and a `password`"
+    return f"{quote(target.listen)} is open to other machines, which requires {needed}"
 
 
 def _section(node: Node | None) -> Section:
-    """The entries of a mapping that may be missing or empty; a key without a value is missing."""
+    """Return the entries of a mapping that may be missing; a key without a value is missing too."""
     if node is None or not isinstance(node.value, dict):
         return {}
     return {key: value for key, value in node.value.items() if value.value is not None}
 
 
-def _entries(node: Node) -> Section:
-    return node.value if isinstance(node.value, dict) else {}
-
-
 def _items(node: Node | None) -> list[Node]:
-    """The items of a list that may be missing."""
+    """Return the items of a list that may be missing."""
     return node.value if node is not None and isinstance(node.value, list) else []
 
 
@@ -79,120 +150,75 @@ class _Builder:
         self._path = path
         self._files = files
         self._problems: list[Problem] = []
-        self._claims: list[Claim] = []
+        self._addresses: list[ListenAddress] = []
 
-    def part(self) -> Part:
-        namespace = self._text(self._root, "namespace", parse_namespace)
-        context = self._text(self._root, "context")
-        defaults = _section(self._root.get("defaults"))
-        everyone: dict[str, Any] = {
-            "namespace": self._text(defaults, "namespace", parse_namespace) or namespace,
-            "context": self._text(defaults, "context") or context,
-            "listen": self._text(defaults, "listen", parse_listen) or LOOPBACK,
-            "check": self._check(defaults) or Check(),
-        }
+    def build(self) -> ParsedFile:
+        general = self._fields(self._root, _OF_FILE)
+        defaults = {**general, **self._fields(_section(self._root.get("defaults")), _OF_TARGET)}
         config = Config(
-            targets=(*self._targets(everyone), *self._proxies(everyone)),
-            context=context,
-            namespace=namespace,
+            targets=(*self._targets(defaults), *self._proxies(defaults)),
+            **general,
             agent=self._agent(_section(self._root.get("agent"))),
             tunnel=self._tunnel(_section(self._root.get("tunnel"))),
             status=self._status(_section(self._root.get("status"))),
             path=self._path,
         )
-        return Part(
-            config, self._claims, self._problems, _items(self._root.get("include")), everyone
-        )
+        include = _items(self._root.get("include"))
+        return ParsedFile(config, self._addresses, self._problems, include, defaults)
 
-    def _parsed(self, node: Node, parse: Callable[[Any], Any]) -> Any:
-        """What `parse` makes of the scalar, or None and a problem."""
+    def _parse(self, node: Node, parse: Callable[[Any], Any]) -> Any:
+        """Return what `parse` makes of the value, or None after adding its problem."""
         try:
-            return parse(node.value)
-        except Flaw as flaw:
-            self._problems.append(node.problem(flaw))
+            return parse(node.plain())
+        except ParseError as error:
+            self._problems.append(node.problem(error))
             return None
 
-    def _text(self, section: Section, key: str, parse: Callable[[str], str] = str) -> str | None:
-        found: str | None = self._parsed(section[key], parse) if key in section else None
-        return found
+    def _fields(self, section: Section, table: Table) -> dict[str, Any]:
+        """Return the fields that the section sets, without those that have a problem."""
+        fields = {
+            field: self._parse(section[key], parse)
+            for key, (field, parse) in table.items()
+            if key in section
+        }
+        return {field: value for field, value in fields.items() if value is not None}
 
     def _tunnel(self, given: Section) -> TunnelConfig:
-        fields: dict[str, Any] = {}
-        if "sessions" in given:
-            fields["sessions"] = int(given["sessions"].plain())
-        if "transport" in given:
-            fields["transport"] = Transport(given["transport"].plain())
-        for key, name in _TUNNEL_TIMES.items():
-            self._duration(given, key, name, fields)
-        return TunnelConfig(**fields, session=self._session(given))
-
-    def _session(self, given: Section) -> SessionConfig:
-        fields: dict[str, Any] = {}
-        for key, name in _SESSION_TIMES.items():
-            self._duration(given, key, name, fields)
-        if "replay" in given:
-            fields["resume_buffer"] = self._parsed(given["replay"], parse_size)
-        return SessionConfig(**{key: value for key, value in fields.items() if value is not None})
+        session = SessionConfig(**self._fields(given, _SESSION))
+        return TunnelConfig(**self._fields(given, _TUNNEL), session=session)
 
     def _status(self, given: Section) -> StatusConfig:
-        token = self._text(given, "token")
-        listen = self._parsed(given["listen"], parse_serving) if "listen" in given else None
-        if listen is not None and token is None and not is_loopback(listen[0]):
-            flaw = Flaw(
-                f"{quote(given['listen'].plain())} is open to other machines, which requires a "
-                "`status.token`",
+        status = StatusConfig(**self._fields(given, _STATUS))
+        if status.listen is None:
+            return status
+        (address, number), node = status.listen, given["listen"]
+        if status.token is None and not is_loopback(address):
+            error = ParseError(
+                f"{quote(node.plain())} is open to other machines, which requires a `status.token`",
                 hint="set one, or listen on `127.0.0.1`",
             )
-            self._problems.append(given["listen"].problem(flaw))
-        if listen is not None:
-            port = Port(0, listen[1], Protocol.TCP)
-            stand_in = Target("", Kind.PROXY, "", (port,), listen=listen[0], file=self._path)
-            place = given["listen"].line, given["listen"].column
-            # First, so that it is a target that is told to go elsewhere.
-            self._claims.insert(0, Claim(stand_in, port, *place, what="`status.listen`"))
-        return StatusConfig(listen, token)
-
-    def _duration(self, given: Section, key: str, name: str, fields: dict[str, Any]) -> None:
-        positive = key in ("dial", "idleTimeout", *_SESSION_TIMES)
-        if key in given:
-            fields[name] = self._parsed(
-                given[key], lambda value: parse_duration(value, positive=positive)
-            )
+            self._problems.append(node.problem(error))
+        port = Port(0, number, Protocol.TCP)
+        listener = Target("", Kind.PROXY, "", (port,), listen=address, file=self._path)
+        # It comes first, so that a conflict is reported at the target.
+        self._addresses.insert(
+            0, ListenAddress(listener, port, node.line, node.column, owner="`status.listen`")
+        )
+        return status
 
     def _agent(self, given: Section) -> AgentConfig:
-        fields: dict[str, Any] = {
-            key: given[key].plain()
-            for key in ("image", "labels", "annotations", "embedded")
-            if key in given
-        }
-        if "inject" in given:
-            fields["inject_source"] = given["inject"].plain()
-        fields["namespace"] = self._text(given, "namespace", parse_namespace)
-        self._duration(given, "idleTimeout", "idle_timeout", fields)
-        if "replicas" in given:
-            fields["replicas"] = int(given["replicas"].plain())
-        if "nodeSelector" in given:
-            fields["node_selector"] = given["nodeSelector"].plain()
-        if "tolerations" in given:
-            fields["tolerations"] = tuple(given["tolerations"].plain())
-        if "resources" in given:
-            # Kubernetes takes a quantity as a number too, and the model has texts only
-            fields["resources"] = {
-                when: {resource: str(quantity) for resource, quantity in amounts.items()}
-                for when, amounts in given["resources"].plain().items()
-            }
+        fields = self._fields(given, _AGENT)
         if "patches" in given:
-            made = [self._patch(_section(entry)) for entry in _items(given["patches"])]
-            fields["patches"] = tuple(patch for patch in made if patch is not None)
+            patches = [self._patch(_section(entry)) for entry in _items(given["patches"])]
+            fields["patches"] = tuple(patch for patch in patches if patch is not None)
         return AgentConfig(**fields)
 
     def _patch(self, entry: Section) -> Patch | None:
-        patch, problems = patches.read(entry, self._path, self._files)
+        patch, problems = _read_patch(entry, self._path, self._files)
         self._problems += problems
         return patch
 
-    def _targets(self, everyone: dict[str, Any]) -> tuple[Target, ...]:
-        targets: list[Target] = []
+    def _targets(self, defaults: dict[str, Any]) -> Iterator[Target]:
         given = self._root.get("targets")
         for name, node in _section(given).items():
             assert given is not None
@@ -201,52 +227,20 @@ class _Builder:
             )
             if line is None:
                 continue
-            said: dict[str, Any] = {**everyone, **own}
-            target = target_of(line, name=name, place=given.keys[name], file=self._path, **said)
-            targets.append(target)
-            self._claims += [
-                Claim(target, port, *where) for port, where in zip(line.ports, places, strict=True)
+            fields: dict[str, Any] = {**defaults, **own}
+            target = target_of(line, name=name, place=given.keys[name], file=self._path, **fields)
+            self._addresses += [
+                ListenAddress(target, port, *place)
+                for port, place in zip(line.ports, places, strict=True)
             ]
-            if len(self._claims) > MAX_FORWARDS:
-                break  # `join` says so
-        return tuple(targets)
-
-    def _proxies(self, everyone: dict[str, Any]) -> Iterator[Target]:
-        given = self._root.get("proxies")
-        for name, node in given.value.items() if given and isinstance(given.value, dict) else ():
-            assert given is not None
-            entry = _section(node)
-            port = int(entry["port"].plain()) if "port" in entry else PROXY_PORT
-            texts = {key: entry[key].plain() for key in ("username", "password") if key in entry}
-            line, column = given.keys[name]
-            # A key without a value here is one that is wrong, and told.
-            wrong = bool(node.keys.keys() - _entries(node).keys() & {"username", "password"})
-            for key in texts if len(texts) == 1 and not wrong else ():
-                other = "password" if key == "username" else "username"
-                message = f"`{key}` without `{other}`"
-                self._problems.append(Problem(*node.keys[key], message, "write both, or neither"))
-            target = proxy_target(
-                name,
-                port,
-                context=self._text(entry, "context") or everyone["context"],
-                listen=self._text(entry, "listen", parse_listen) or everyone["listen"],
-                credentials=(texts["username"], texts["password"]) if len(texts) == 2 else None,
-                insecure="insecure" in entry and entry["insecure"].value is True,
-                line=line,
-                column=column,
-                file=self._path,
-            )
-            self._claims.append(Claim(target, target.ports[0], line, column))
-            if unguarded(target) and not texts and not wrong:
-                hint = "write both, listen on `127.0.0.1`, or say `insecure: true`"
-                at = entry["listen"] if "listen" in entry else Node(line, column, None)
-                self._problems.append(at.problem(Flaw(unguarded_message(target), hint=hint)))
             yield target
+            if len(self._addresses) > MAX_FORWARDS:
+                break  # `join` reports it
 
     def _short(self, node: Node) -> tuple[Line | None, list[tuple[int, int]], dict[str, Any]]:
-        line, flaws = parse_line(split(node.plain()))
-        for flaw in flaws:
-            self._problems.append(node.problem(flaw))
+        """Read a target that is one line: the line, the place of each port, and no fields."""
+        line, errors = parse_line(split(node.plain()))
+        self._problems += map(node.problem, errors)
         if line is None:
             return None, [], {}
         if node.inside is None:
@@ -254,63 +248,150 @@ class _Builder:
         return line, [(node.line, node.inside + offset) for offset in line.offsets], {}
 
     def _long(self, given: Section) -> tuple[Line | None, list[tuple[int, int]], dict[str, Any]]:
+        """Read a target that is a mapping: its line, the place of each port, its other fields."""
         before = len(self._problems)
         found: tuple[Kind, str] | None = None
         if "target" in given:
-            found = self._parsed(given["target"], parse_resource)
-        nodes = _items(given.get("ports"))
-        nodes = [*nodes, given["port"]] if "port" in given else nodes
+            found = self._parse(given["target"], parse_resource)
+        nodes = _items(given.get("ports")) + ([given["port"]] if "port" in given else [])
         ports = [(self._port(node, found[0] if found else None), node) for node in nodes]
-        parts: dict[str, Any] = {
-            "namespace": self._text(given, "namespace", parse_namespace),
-            "listen": self._text(given, "listen", parse_listen),
-        }
-        own = {"context": given["context"].plain()} if "context" in given else {}
-        if check := self._check(given):
-            own["check"] = check
+        own = self._fields(given, _OF_TARGET)
         if found is None or len(self._problems) > before:
             return None, [], own
         whole = [(port, node) for port, node in ports if port is not None]
-        line = Line(*found, tuple(port for port, _ in whole), **parts)
+        line = Line(*found, tuple(port for port, _ in whole))
         return line, [(node.line, node.column) for _, node in whole], own
 
-    def _check(self, given: Section) -> Check | None:
-        if "check" not in given:
-            return None
-        node = given["check"]
-        text = isinstance(node.value, str)
-        found: Check | None = self._parsed(
-            node, lambda value: parse_check(value) if text else read_check(node.plain())
-        )
-        return found
-
     def _port(self, node: Node, kind: Kind | None) -> Port | None:
-        def parse(value: Any) -> Port:
-            port = parse_port(value if isinstance(value, str) else str(int(value)))
+        def checked(port: Port) -> Port:
             if kind is not None:
                 check_port(kind, port)
             return port
 
+        def text(value: Any) -> str:
+            return value if isinstance(value, str) else str(int(value))
+
         if not isinstance(node.value, dict):
-            found: Port | None = self._parsed(node, parse)
+            found: Port | None = self._parse(node, lambda value: checked(parse_port(text(value))))
             return found
         given = _section(node)
         if "remote" not in given:
             return None
-        far = given["remote"]
-
-        def parse_far(value: Any) -> int | str:
-            remote = parse_remote(value if isinstance(value, str) else str(int(value)))
-            if kind is not None:
-                check_port(kind, Port(remote))
-            return remote
-
-        remote = self._parsed(far, parse_far)
-        if remote is None:
+        far = self._parse(
+            given["remote"], lambda value: checked(Port(parse_remote(text(value)))).remote
+        )
+        if far is None:
             return None
         local = int(given["local"].plain()) if "local" in given else None
         return Port(
-            remote,
-            local=remote if local is None and isinstance(remote, int) else local,
+            far,
+            local=far if local is None and isinstance(far, int) else local,
             protocol=Protocol(given["protocol"].plain()) if "protocol" in given else None,
         )
+
+    def _proxies(self, defaults: dict[str, Any]) -> Iterator[Target]:
+        given = self._root.get("proxies")
+        for name, node in given.value.items() if given and isinstance(given.value, dict) else ():
+            assert given is not None
+            entry = _section(node)
+            fields = self._fields(entry, _PROXY)
+            texts = {key: entry[key].plain() for key in ("username", "password") if key in entry}
+            # A key that the tree has lost was invalid, and has been reported.
+            left = node.value if isinstance(node.value, dict) else {}
+            invalid = bool((node.keys.keys() - left.keys()) & {"username", "password"})
+            for key in texts if len(texts) == 1 and not invalid else ():
+                other = "password" if key == "username" else "username"
+                message = f"`{key}` without `{other}`"
+                self._problems.append(Problem(*node.keys[key], message, "write both, or neither"))
+            line, column = given.keys[name]
+            target = proxy_target(
+                name,
+                fields.pop("port", PROXY_PORT),
+                **{
+                    "context": defaults.get("context"),
+                    "listen": defaults.get("listen", LOOPBACK),
+                    **fields,
+                },
+                credentials=(texts["username"], texts["password"]) if len(texts) == 2 else None,
+                line=line,
+                column=column,
+                file=self._path,
+            )
+            self._addresses.append(ListenAddress(target, target.ports[0], line, column))
+            message = exposure(target) or ""
+            if message and not texts and not invalid:
+                hint = "write both, listen on `127.0.0.1`, or say `insecure: true`"
+                at = entry["listen"] if "listen" in entry else Node(line, column, None)
+                self._problems.append(at.problem(ParseError(message, hint=hint)))
+            yield target
+
+
+# -- patches of the agent ----------------------------------------------------------------------
+
+
+def parse_patch(
+    data: bytes, path: str, environ: Mapping[str, str], *, kind: str | None = None
+) -> Patch:
+    """Parse a patch in JSON or YAML. `kind` is its type; by default a list is json, else strategic.
+
+    Raises:
+        ConfigError: the data is not a patch; carries every problem.
+    """
+    patch = None
+    body, problems = _patch_body(data, path, Files(environ))
+    if body is not None:
+        words: dict[str, str] = {
+            "type": kind or ("json" if isinstance(body.value, list) else "strategic")
+        }
+        patch, more = _make_patch(body, words)
+        problems += more
+    if patch is None or problems:
+        raise ConfigError(path, problems)
+    return patch
+
+
+def _read_patch(entry: Section, path: str, files: Files) -> tuple[Patch | None, list[Problem]]:
+    """Return the patch of an entry in the file at `path`, or None, and every problem.
+
+    The problems of a patch in a file of its own have the path of that file.
+    """
+    words: dict[str, str] = {key: entry[key].plain() for key in ("type", "target") if key in entry}
+    if "patch" in entry:
+        return _make_patch(entry["patch"], words)
+    if "file" not in entry:
+        return None, []
+    name = entry["file"]
+    try:
+        path, data = files.named(name.plain(), path)
+    except ParseError as error:
+        return None, [name.problem(error)]
+    body, problems = _patch_body(data, path, files)
+    patch = None
+    if body is not None:
+        patch, more = _make_patch(body, words)
+        problems += more
+    return patch, [dataclasses.replace(problem, path=path) for problem in problems]
+
+
+def _patch_body(data: bytes, path: str, files: Files) -> tuple[Node | None, list[Problem]]:
+    """Return what a file holds, without what the schema's rules for `patch` forbid."""
+    try:
+        root, problems = yaml_reader.read(decode(data, path), files.environ)
+    except ConfigError as exc:
+        return None, exc.problems
+    if root is None:
+        return None, problems or [Problem(1, 1, "the file is empty", "write the patch into it")]
+    body, more = validation.check(root, *validation.PATCH)
+    return body, problems + more
+
+
+def _make_patch(body: Node, words: dict[str, str]) -> tuple[Patch | None, list[Problem]]:
+    is_list = isinstance(body.value, list)
+    patch = Patch(tuple(body.plain()) if is_list else body.plain(), **words)
+    if is_list == (patch.type == "json"):
+        return patch, []
+    if is_list:
+        message, hint = "a list is a patch of type json", "write `type: json` beside it"
+    else:
+        message, hint = "a patch of type json is a list", "write `- {op: ..., path: ...}`"
+    return None, [Problem(body.line, body.column, message, hint)]

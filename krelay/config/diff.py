@@ -155,7 +155,7 @@ def diff(old: Config | None, new: Config | None) -> Plan:
     if old and new:
         settings = tuple(
             Setting(f"tunnel.{key}", getattr(old.tunnel, name), getattr(new.tunnel, name))
-            for key, name in (("park", "open_timeout"), ("drain", "drain"))
+            for key, name in (("openTimeout", "open_timeout"), ("drain", "drain"))
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
         ) + (*_checks(old, new), *_status(old.status, new.status))
     return Plan(

@@ -1,28 +1,44 @@
-"""The file itself: found, read within a bound, decoded, and recognised by what is in it."""
+"""Find, read, decode and recognise the files of a configuration, in a bounded time.
+
+A network file system may hang, and nothing ends a thread that waits for it. Each call that touches
+a path therefore runs in a daemon thread, which is abandoned if it takes too long. A path that hangs
+is not touched again until its thread has come back, so it costs one thread, and there are at most
+MOST_HANGING of them.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
-from krelay.config.parse_error import Flaw
-from krelay.config.reading import PATIENCE, bounded, regular
+from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, Problem, UsageError
+
+_T = TypeVar("_T")
+
+PATIENCE = 5.0
+"""Seconds for one path."""
+MOST_HANGING = 16
+"""Paths that may hang at the same time."""
 
 MAX_BYTES = 1024 * 1024
 MAX_FILES = 100
 TIME = 15.0
-"""Seconds after which no more files of a config are read."""
+"""Seconds for all files of a config together."""
 NAMES = ("krelay.yaml", "krelay.yml")
 STDIN = "-"
 
-# What YAML allows in a document (1.2, section 5.1), which is what a text file holds anyway.
+# The characters that YAML 1.2 (section 5.1) allows in a document.
 _CONTROL = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# No quantifier gives back what it has taken (`*+`), so that each line takes linear time.
+# Possessive quantifiers (`*+`) never backtrack, so each line takes linear time.
 _KEY = re.compile(r"""[\s{-]*+["']?[A-Za-z_][\w.-]*+["']?\s*+:(\s|$)|---(\s|$)""")
 _TARGET = re.compile(
     r"""\s*(-[nl]|--namespace|--address|[A-Za-z0-9.]++/\S|[a-z0-9.-]++\s++(?:[0-9]*+:)?[0-9]++\b)"""
@@ -30,7 +46,7 @@ _TARGET = re.compile(
 
 
 class Files:
-    """What a config is read from: files, opened through here alone, and the environment."""
+    """The files that a config is read from, all opened here, and the environment."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self.environ = environ
@@ -39,48 +55,48 @@ class Files:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Each file that was opened, or should have been, in that order and once."""
+        """The paths that were opened, or could not be, in order and without repeats."""
         return tuple(dict.fromkeys(self._opened))
 
     def main(self, path: str, text: bytes | None) -> bytes:
-        """The bytes of the file that names all others; `text` where they are known already.
+        """Return the bytes of the first file; `text` if they have been read already.
 
         Raises:
-            UsageError: it cannot be read.
+            UsageError: the file cannot be read.
         """
         if path != STDIN:
             self._opened.append(path)
         return read(path) if text is None else text
 
     def named(self, name: str, by: str) -> tuple[str, bytes]:
-        """The path and the bytes of a file that the file at `by` names.
+        """Return the path and the bytes of a file that the file at `by` names.
 
         Raises:
-            Flaw: it cannot be read, or is one too many.
+            ParseError: the file cannot be read, or the config has too many files.
         """
         if len(self._opened) >= MAX_FILES:
-            # each may be large, and a name costs a few bytes: without an end, a small file
-            # could ask for hours of reading
-            raise Flaw(f"more than {MAX_FILES} files", hint="put some of them together")
+            # A name takes a few bytes and its file up to 1 MiB: without a limit, a small file
+            # could cause hours of reading.
+            raise ParseError(f"more than {MAX_FILES} files", hint="merge some of them")
         path = os.path.join(os.path.dirname(by), name)
         self._opened.append(path)
         left = self._until - time.monotonic()
         if left <= 0:
-            raise Flaw(f"not read: the files before it took {TIME:g} s")
+            raise ParseError(f"not read: the files before it took {TIME:g} s")
         try:
             return path, read(path, within=min(left, PATIENCE))
         except UsageError as exc:
-            hint = "a path starts in the directory of the file that it is written in"
+            hint = "a path is relative to the directory of the file that contains it"
             if name.startswith("~"):
-                hint += "; `~` is itself"
-            raise Flaw(exc.message, hint=hint) from exc
+                hint += "; `~` is not expanded"
+            raise ParseError(exc.message, hint=hint) from exc
 
 
 def find(path: str | None) -> str:
-    """The path to read: the one given, else the file of the current directory.
+    """Return the path, or that of the file in the current directory if it is None.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the directory has no such file.
     """
     if path is not None:
         return path
@@ -90,7 +106,7 @@ def find(path: str | None) -> str:
         except FileNotFoundError:
             continue
         except OSError:
-            pass  # that is said of it when it is read
+            pass  # reading it reports the error
         return name
     raise UsageError(
         f"no {NAMES[0]} in this directory",
@@ -99,11 +115,10 @@ def find(path: str | None) -> str:
 
 
 def read(path: str, *, within: float = PATIENCE) -> bytes:
-    """The bytes of a regular file, and never many more than a config may have. Blocks for `within`
-    seconds at most.
+    """Return at most MAX_BYTES + 1 bytes of a regular file. Blocks for `within` seconds at most.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the file cannot be read.
     """
     try:
         return regular(path, MAX_BYTES + 1, within=within)
@@ -111,10 +126,11 @@ def read(path: str, *, within: float = PATIENCE) -> bytes:
         raise _unreadable(path, exc) from exc
 
 
-def given(path: str | None) -> bytes | None:
-    """What a command line names, where it can be read only once: standard input (`-`) or a pipe.
+def read_once(path: str | None) -> bytes | None:
+    """Return the content of standard input (`-`) or a pipe, which can be read only once.
 
-    None for anything else. Blocks until its writer ends it, so it is for the start of a command.
+    Any other path returns None. Blocks until the writer closes it, so it is for the start of a
+    command.
 
     Raises:
         UsageError: it cannot be read.
@@ -144,10 +160,10 @@ def _unreadable(path: str, exc: OSError | ValueError) -> UsageError:
 
 
 def decode(data: bytes, path: str) -> str:
-    """The text of the bytes, without a byte order mark and with plain line ends.
+    """Decode the bytes; return text without a byte order mark and with `\\n` as line end.
 
     Raises:
-        ConfigError: too long, not UTF-8, or not text.
+        ConfigError: the bytes are too long, not UTF-8, or not text.
     """
     if len(data) > MAX_BYTES:
         raise ConfigError(path, [Problem(0, 0, "the file is larger than 1 MiB")])
@@ -160,22 +176,25 @@ def decode(data: bytes, path: str) -> str:
 
 
 def clean(text: str, path: str) -> str:
-    """The text without a byte order mark and with plain line ends.
+    """Return the text without a byte order mark and with `\\n` as line end.
 
     Raises:
-        ConfigError: too long, or holds a character that no text file has.
+        ConfigError: the text is too long, or has a character that no text file has.
     """
     if len(text) > MAX_BYTES:
         raise ConfigError(path, [Problem(0, 0, "the file is larger than 1 MiB")])
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if found := _CONTROL.search(text):
-        message = f"the character U+{ord(found[0]):04X} does not belong into a text file"
+        message = f"the character U+{ord(found[0]):04X} does not belong in a text file"
         raise ConfigError(path, [_at_end(text[: found.start()], message, "remove it")])
     return text
 
 
 def is_targets_txt(text: str, path: str) -> bool:
-    """Whether the text is lines of targets rather than YAML; the name decides if all else fails."""
+    """Return whether the text is a targets.txt rather than YAML.
+
+    The content decides; the path does only if the content has neither targets nor keys.
+    """
     keys = targets = 0
     for line in text.split("\n"):
         if line.lstrip().startswith(("#", "//")):
@@ -188,3 +207,77 @@ def is_targets_txt(text: str, path: str) -> bool:
 def _at_end(before: str, message: str, hint: str) -> Problem:
     lines = before.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return Problem(len(lines), len(lines[-1]) + 1, message, hint)
+
+
+_lock = threading.Lock()
+_hanging: set[str] = set()
+
+
+def bounded(path: str, call: Callable[[str], _T], *, within: float = PATIENCE) -> _T:
+    """Return `call(path)`, made in a daemon thread. Blocks for `within` seconds at most.
+
+    Raises:
+        OSError: the call failed, or did not return in time.
+    """
+    with _lock:
+        if path in _hanging:
+            raise OSError(errno.ETIMEDOUT, "its file system still does not answer")
+        if len(_hanging) >= MOST_HANGING:
+            raise OSError(errno.ETIMEDOUT, f"{MOST_HANGING} other files do not answer")
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        result: Any = None
+        error: Exception | None = None
+        try:
+            result = call(path)
+        except Exception as exc:
+            error = exc
+        with _lock:
+            _hanging.discard(path)
+            future.set_exception(error) if error is not None else future.set_result(result)
+
+    try:
+        threading.Thread(target=run, name=f"read {path}", daemon=True).start()
+    except RuntimeError as exc:
+        raise OSError(errno.EAGAIN, "no thread can be started to read it") from exc
+    if not wait((future,), timeout=within).done:
+        with _lock:
+            if not future.done():
+                _hanging.add(path)
+                text = f"no answer from its file system for {within:.3g} s"
+                raise OSError(errno.ETIMEDOUT, text)
+    return future.result()
+
+
+def regular(path: str, limit: int, *, within: float = PATIENCE) -> bytes:
+    """Return the first `limit` bytes of a regular file.
+
+    A pipe or a device is an error: reading it may never end.
+
+    Raises:
+        OSError: the file cannot be read, or not in time.
+        ValueError: no file can have the path.
+    """
+    return bounded(path, lambda path: _read_bytes(path, limit), within=within)
+
+
+def _read_bytes(path: str, limit: int) -> bytes:
+    _check_regular(os.stat(path))  # opening a device may have an effect
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        _check_regular(os.fstat(descriptor))
+        parts = []
+        while limit > 0 and (part := os.read(descriptor, limit)):
+            parts.append(part)
+            limit -= len(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from krelay.config.schema import schema
+from krelay.config.schema import load_schema
 
 _INTRO = """\
 # The file
@@ -86,7 +86,7 @@ servers count a connection that says nothing against who made it (MySQL's `max_c
 def markdown() -> str:
     """The whole page."""
     parts = [_INTRO]
-    for path, properties in _sections((), schema(), schema()["definitions"]):
+    for path, properties in _sections((), load_schema(), load_schema()["definitions"]):
         parts.append(f"\n### {path}\n\n| key | type | default | what it is |\n|---|---|---|---|\n")
         parts += [_row(key, rules) for key, rules in properties.items()]
     return "".join(parts)

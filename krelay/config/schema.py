@@ -1,4 +1,4 @@
-"""The JSON Schema of krelay.yaml: where it is, and which of its keys are secret."""
+"""Load the JSON Schema of krelay.yaml, and answer which of its keys are secret or renamed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,45 @@ FILE = "krelay.schema.json"
 
 
 @functools.cache
-def _text() -> str:
-    inside = resources.files("krelay").joinpath("schema", FILE)  # a wheel brings it along
+def schema_text() -> str:
+    """Return the schema (draft-07) as its file has it, for editors; it includes the old keys."""
+    inside = resources.files("krelay").joinpath("schema", FILE)  # in a wheel
     if inside.is_file():
         return inside.read_text("utf-8")
-    return (Path(__file__).parents[2] / "schema" / FILE).read_text("utf-8")  # a checkout
+    return (Path(__file__).parents[2] / "schema" / FILE).read_text("utf-8")  # in a checkout
 
 
-def schema() -> dict[str, Any]:
-    """The schema, draft-07, as a fresh copy: of the wheel, or of an editable install's checkout."""
-    loaded: dict[str, Any] = json.loads(_text())
+def load_schema() -> dict[str, Any]:
+    """Return the schema as a fresh copy, without the old keys."""
+    loaded: dict[str, Any] = json.loads(schema_text())
+    for section, names in renamed_keys().items():
+        for old in names:
+            del loaded["properties"][section]["properties"][old]
     return loaded
 
 
 @functools.cache
+def renamed_keys() -> dict[str, dict[str, str]]:
+    """Return the old keys of each section with their new names: the schema's `renamedTo`."""
+    sections = json.loads(schema_text()).get("properties", {})
+    return {
+        section: {
+            key: child["renamedTo"]
+            for key, child in rules.get("properties", {}).items()
+            if "renamedTo" in child
+        }
+        for section, rules in sections.items()
+    }
+
+
+@functools.cache
 def secret_keys() -> frozenset[str]:
-    """The keys, in lower case, whose values are shown nowhere: those that are `writeOnly`."""
-    return frozenset(name.lower() for name in _write_only(schema()))
+    """Return the keys, in lower case, whose values krelay never shows: those with `writeOnly`."""
+    return frozenset(name.lower() for name in _write_only(load_schema()))
 
 
 def is_secret(key: str | None) -> bool:
-    """Whether a key of that name holds a secret, wherever it stands and in whatever case."""
+    """Return whether a key holds a secret, wherever it stands and in whatever case."""
     return key is not None and key.lower() in secret_keys()
 
 

@@ -7,8 +7,10 @@ without events, and for what happens between two of them. What changed is always
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -19,7 +21,6 @@ from typing import TypeVar
 
 from watchfiles import awatch
 
-from krelay.config.offload import Offload, StuckError
 from krelay.errors import KrelayError, UsageError
 
 logger = logging.getLogger("krelay.watch")
@@ -288,3 +289,71 @@ def _link(path: str) -> str | None:
         return os.readlink(path)
     except OSError:
         return None
+
+
+class StuckError(KrelayError):
+    """A call did not return in time; `over` is done once it does."""
+
+    def __init__(self, message: str, over: asyncio.Future[None]) -> None:
+        super().__init__(message)
+        self.over = over
+
+
+class Offload:
+    """Run blocking calls of one purpose in daemon threads, which hold up nothing else.
+
+    asyncio's own executor has few threads, which credentials and metrics need as well, and the end
+    of a program that embeds krelay waits for them. `what` names the purpose in messages. Each call
+    has `within` seconds; at most `most` calls run at a time, including those that took longer.
+    """
+
+    def __init__(self, what: str, *, within: float, most: int) -> None:
+        self._what = what
+        self._within = within
+        self._most = most
+        self._under_way = 0
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """Return the result of `call`.
+
+        Raises:
+            StuckError: the call takes too long; its thread goes on.
+            KrelayError: too many calls are running, or no thread can be started.
+        """
+        if self._under_way >= self._most:
+            raise KrelayError(f"{self._what}: {self._under_way} earlier calls are still under way")
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[_T] = loop.create_future()
+        over: asyncio.Future[None] = loop.create_future()
+
+        def end(result: _T | None, error: BaseException | None) -> None:
+            self._under_way -= 1
+            over.set_result(None)
+            if found.cancelled():
+                return
+            if error is not None:
+                found.set_exception(error)
+            else:
+                found.set_result(result)  # type: ignore[arg-type]
+
+        def work() -> None:
+            result, error = None, None
+            try:
+                result = call()
+            except Exception as exc:
+                error = exc
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(end, result, error)
+
+        try:
+            threading.Thread(target=work, name=self._what, daemon=True).start()
+        except RuntimeError as exc:
+            raise KrelayError(f"{self._what}: no thread can be started") from exc
+        self._under_way += 1
+        try:
+            await asyncio.wait((found,), timeout=self._within)
+            if found.done():
+                return found.result()
+        finally:
+            found.cancel()
+        raise StuckError(f"{self._what} takes more than {self._within:g} s", over)

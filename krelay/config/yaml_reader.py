@@ -1,10 +1,9 @@
-"""YAML text -> a tree of nodes that know where they stand, with its scalars expanded and typed.
+"""Read YAML into a tree of nodes with positions, with variables expanded and scalars typed.
 
-Built from the parser's events rather than by a YAML loader, because a loader forgets positions,
-keeps the last of two equal keys, follows aliases without a bound, and types plain scalars by
-YAML 1.1, where `8080:53` is the number 484,853 and `no` is false. Scalars here follow the core
-schema of YAML 1.2 (section 10.3.2). Merge keys (`<<`) are read, as everything around
-Kubernetes reads them.
+The tree is built from the parser's events. A YAML loader would forget positions, keep the last of
+two equal keys, follow aliases without a bound, and type plain scalars by YAML 1.1, where `8080:53`
+is the number 484,853 and `no` is false. Scalars here follow the core schema of YAML 1.2 (section
+10.3.2). Merge keys (`<<`) work, as in other tools around Kubernetes.
 """
 
 from __future__ import annotations
@@ -12,23 +11,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from krelay.config.parse_error import Flaw, quote
-from krelay.config.schema import is_secret
-from krelay.config.syntax import explain
-from krelay.config.variables import expand
+from krelay.config.grammar import ParseError, quote
+from krelay.config.schema import is_secret, secret_keys
 from krelay.errors import Problem
+
+if TYPE_CHECKING:
+    import yaml
 
 MAX_DEPTH = 40
 MAX_NODES = 50_000
-"""Values in a document, counted with every alias followed; also keys that `<<` copies."""
+"""Values in a document with every alias followed, and keys that `<<` copies."""
 MAX_TEXT = 4 << 20
-"""Characters in them, with every alias followed and every variable filled in."""
-MAX_FLAWS = 100
-"""Problems after which the rest is not read."""
+"""Characters in a document, with every alias followed and every variable expanded."""
+MAX_ERRORS = 100
+"""Problems after which reading stops, and errors reported for one text."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _BASED = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,16}")
@@ -40,7 +40,7 @@ _WORDS = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_ALIASES = "an alias and a variable count for what they stand for"
+_ALIASES = "an alias counts as its anchor's value, a variable as its text"
 _PREFIX = "tag:yaml.org,2002:"
 
 Scalar = None | bool | int | float | str
@@ -50,11 +50,11 @@ Scalar = None | bool | int | float | str
 class Node:
     """A value of the file. `line` and `column` count from 1.
 
-    `keys` has the place of every key where the value is a mapping. `inside` is the column at
-    which a string's own text starts, or None where the text is not verbatim on one line.
-    `size`, `height` and `text` count the nodes, levels and characters in it, with aliases
-    followed. `raw` is the text of a plain scalar that has variables, with those filled in.
-    `secret`: it belongs to a key whose value is shown nowhere.
+    `keys` has the position of every key of a mapping. `inside` is the column at which the text of
+    a string starts, or None if the file does not have that text verbatim on one line. `size`,
+    `height` and `text` count nodes, levels and characters, with aliases followed. `broken` marks a
+    value whose problem has been reported. `raw` is the expanded text of a plain scalar with
+    variables. `secret` marks a value that must not be shown.
     """
 
     line: int
@@ -70,26 +70,26 @@ class Node:
     secret: bool = False
 
     def plain(self) -> Any:
-        """The value without positions: what `json.loads` would give."""
+        """Return the value without positions, as `json.loads` would."""
         if isinstance(self.value, dict):
             return {key: node.plain() for key, node in self.value.items()}
         if isinstance(self.value, list):
             return [node.plain() for node in self.value]
         return self.value
 
-    def problem(self, flaw: Flaw) -> Problem:
-        """A flaw in the scalar: at the very character where the file has it as it is."""
+    def problem(self, error: ParseError) -> Problem:
+        """Return an error in the scalar as a problem, at its character if that is known."""
         if self.secret:
-            return Problem(self.line, self.column, "a secret cannot be the value here")
+            return Problem(self.line, self.column, "the value of a secret is invalid here")
         if self.inside is not None:
-            return flaw.at(self.line, self.inside)
-        return Problem(self.line, self.column, flaw.message, flaw.hint)
+            return error.at(self.line, self.inside)
+        return Problem(self.line, self.column, error.message, error.hint)
 
 
 def read(text: str, environ: Mapping[str, str]) -> tuple[Node | None, list[Problem]]:
-    """The document in the text, and every problem found on the way.
+    """Return the document in the text, and every problem in it.
 
-    The node is None where the text is empty, or so broken that reading had to stop.
+    The node is None if the text is empty, or so broken that reading had to stop.
     """
     composer = _Composer(text, environ)
     try:
@@ -99,7 +99,7 @@ def read(text: str, environ: Mapping[str, str]) -> tuple[Node | None, list[Probl
 
 
 class _Stop(Exception):
-    """The rest cannot be read; the reason is among the problems."""
+    """Reading cannot go on; the reason is among the problems."""
 
 
 class _Composer:
@@ -108,9 +108,9 @@ class _Composer:
         self._text = text
         self._environ = environ
         self._events = self._parse(text)
-        self._anchors: dict[str, Node | None] = {}  # None while the node is still open
+        self._anchors: dict[str, Node | None] = {}  # None while a node is open
         self._depth = 0
-        self._hidden = 0  # how many of the keys around are secret
+        self._hidden = 0  # secret keys around the current node
         self._nodes = 0
         self._merged = 0
         self._length = 0
@@ -122,7 +122,8 @@ class _Composer:
         for event in self._events:
             if isinstance(event, events.DocumentStartEvent):
                 if root is not None:
-                    self._problem(event, "a second document", "a file has one; remove this `---`")
+                    hint = "a file has one document; remove this `---`"
+                    self._problem(event, "a second document", hint)
                     raise _Stop
                 root = self._node(next(self._events))
         if root is not None and root.value is None:
@@ -137,8 +138,8 @@ class _Composer:
         except yaml.YAMLError as exc:
             self.problems.append(explain(exc, text))
             raise _Stop from exc
-        except ValueError as exc:  # PyYAML's own scanner, on an escape that is beyond Unicode
-            self.problems.append(Problem(1, 1, "an escape that is no character"))
+        except ValueError as exc:  # PyYAML's own scanner, for an escape beyond Unicode
+            self.problems.append(Problem(1, 1, "an escape stands for no character"))
             raise _Stop from exc
 
     def _problem(self, event: Any, message: str, hint: str | None = None) -> None:
@@ -146,7 +147,7 @@ class _Composer:
 
     def _add(self, problem: Problem) -> None:
         self.problems.append(problem)
-        if len(self.problems) > MAX_FLAWS:
+        if len(self.problems) > MAX_ERRORS:
             raise _Stop
 
     def _node(self, event: Any) -> Node:
@@ -184,14 +185,14 @@ class _Composer:
             return Node(*_place(event), None, broken=True)
         node = self._anchors[event.anchor]
         if node is None:
-            self._problem(event, f"{name} is inside of what it stands for")
+            self._problem(event, f"{name} refers to a value that contains it")
             raise _Stop
         if self._hidden:
             _hide(node)
         return node
 
     def _shown(self, text: str, else_: str, before: str = "") -> str:
-        """The text in quotes; what to say in its place where it is secret."""
+        """Return the quoted text, or `else_` if it is secret."""
         return else_ if self._hidden else before + quote(text)
 
     def _sequence(self, event: Any) -> Node:
@@ -221,7 +222,7 @@ class _Composer:
                 entries[key], keys[key] = node, _place(key_event)
         for source in merged:
             assert isinstance(source.value, dict)
-            # What is copied only to be dropped costs time as well.
+            # Copying keys costs time even if they are dropped.
             self._merged += len(source.value)
             if self._merged > MAX_NODES:
                 self._too_much(event)
@@ -237,7 +238,7 @@ class _Composer:
             yield self._node(event)
 
     def _keys(self) -> Iterator[tuple[Any, str | None]]:
-        """Each key of the open mapping: its text, whatever type YAML would give it."""
+        """Yield each key of the open mapping as text, whatever type YAML would give it."""
         from yaml import events
 
         while not isinstance(event := next(self._events), events.CollectionEndEvent):
@@ -284,11 +285,11 @@ class _Composer:
         )
 
     def _too_long(self, event: Any) -> NoReturn:
-        self._problem(event, f"more than {MAX_TEXT >> 20} MiB of text in here", _ALIASES)
+        self._problem(event, f"more than {MAX_TEXT >> 20} MiB of text", _ALIASES)
         raise _Stop
 
     def _too_much(self, event: Any) -> NoReturn:
-        self._problem(event, f"more than {MAX_NODES} values or {MAX_DEPTH} levels in here")
+        self._problem(event, f"more than {MAX_NODES} values or {MAX_DEPTH} levels")
         raise _Stop
 
     def _check_tag(self, event: Any, *allowed: str) -> None:
@@ -297,7 +298,7 @@ class _Composer:
             shown = "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
             hint = "put a value that starts with `!` in quotes" if self._hidden else "remove it"
             self._problem(
-                event, f"{self._shown(shown, 'a tag', 'the tag ')} means nothing here", hint
+                event, f"{self._shown(shown, 'a tag', 'the tag ')} is not supported", hint
             )
 
     def _scalar(self, event: Any) -> Node:
@@ -305,23 +306,23 @@ class _Composer:
         self._check_tag(event, "str")
         line, column = _place(event)
         quotes = 1 if event.style else 0
-        # the text starts after the quote, unless it runs over lines or has escapes
+        # The text starts after the quote, unless it spans lines or has escapes.
         length = event.end_mark.column - event.start_mark.column - 2 * quotes
         one_line = event.start_mark.line == event.end_mark.line and event.style not in ("|", ">")
         inside = column + quotes if one_line and length == len(event.value) else None
 
-        text, flaws = expand(event.value, self._environ, hidden=bool(self._hidden))
+        text, errors = expand(event.value, self._environ, hidden=bool(self._hidden))
         self._length += len(text)
         if self._length > MAX_TEXT:
             self._too_long(event)
-        for flaw in flaws[:MAX_FLAWS]:
-            offset = 0 if inside is None else flaw.offset + quotes
-            self._add(Problem(line, column + offset, flaw.message, flaw.hint))
+        for error in errors[:MAX_ERRORS]:
+            offset = 0 if inside is None else error.offset + quotes
+            self._add(Problem(line, column + offset, error.message, error.hint))
         plain = not event.style and event.tag is None
         raw = text if plain and text != event.value else None
         if _SURROGATE.search(text):
             what = self._shown(text, "the value")
-            self._problem(event, f"{what} is not all text", "a variable may not be UTF-8")
+            self._problem(event, f"{what} is not valid text", "a variable in it may not be UTF-8")
         node = Node(
             line,
             column,
@@ -339,20 +340,20 @@ class _Composer:
 
 
 def is_old_octal(text: str) -> bool:
-    """Whether a number of YAML 1.1 would be octal."""
+    """Return whether YAML 1.1 would read the text as an octal number."""
     return _OLD_OCTAL.fullmatch(text) is not None
 
 
 def octal(node: Node, text: str) -> Problem:
-    """What is wrong with such a number."""
+    """Return the problem with such a number."""
     what = "a number that starts with 0" if node.secret else quote(text)
-    hint = "say which: `0o644` is octal, `644` is decimal; or quote it"
-    message = f"{what} is octal to some and decimal to others"
+    hint = "write `0o644` for octal or `644` for decimal, or quote it"
+    message = f"{what} is octal in YAML 1.1 and decimal in YAML 1.2"
     return Problem(node.line, node.column, message, hint)
 
 
 def _hide(node: Node) -> None:
-    """Make a value secret that was read before: an alias under a secret key names it."""
+    """Mark a value as secret after it was read: an alias under a secret key refers to it."""
     if node.secret:
         return
     object.__setattr__(node, "secret", True)
@@ -365,7 +366,7 @@ def _hide(node: Node) -> None:
 
 
 def typed(text: str) -> Scalar:
-    """What a plain scalar is by YAML 1.2's core schema; infinities and NaN stay strings."""
+    """Return the value of a plain scalar by YAML 1.2's core schema; infinity and NaN stay text."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):
@@ -379,3 +380,159 @@ def typed(text: str) -> Scalar:
 
 def _place(event: Any) -> tuple[int, int]:
     return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+# -- variables ---------------------------------------------------------------------------------
+
+MAX_EXPANDED = 1 << 20
+"""Characters of one text with its variables expanded."""
+_REFERENCE = re.compile(r"\$\$|\$\{([^{}]*)(\}?)")
+_INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+
+def expand(
+    text: str, environ: Mapping[str, str], *, hidden: bool = False
+) -> tuple[str, list[ParseError]]:
+    """Expand `${VAR}`, `${VAR:-default}` and `$$`; return the text and up to MAX_ERRORS errors.
+
+    As in a shell, `${VAR:-default}` is the default if VAR is unset or empty. Any other `$` is
+    itself. Expansion follows YAML parsing, so a variable never adds a key, an item or a line.
+    `hidden`: the text is secret, and errors show no part of it but the names of variables.
+    """
+    errors: list[ParseError] = []
+    length = len(text)
+
+    def value(match: re.Match[str]) -> str:
+        nonlocal length
+        if match[0] == "$$":
+            return "$"
+        if len(errors) >= MAX_ERRORS or length > MAX_EXPANDED:
+            return ""
+        try:
+            found = _lookup(match[1], bool(match[2]), environ, hidden=hidden)
+            length += len(found)
+            if length > MAX_EXPANDED:
+                raise ParseError("more than 1 MiB of text", hint="a variable in it is too long")
+        except ParseError as error:
+            errors.append(error.moved(match.start()))
+            return ""
+        return found
+
+    return (_REFERENCE.sub(value, text) if "$" in text else text), errors
+
+
+def _lookup(inside: str, closed: bool, environ: Mapping[str, str], *, hidden: bool) -> str:
+    if not closed:
+        shown = "`${`" if hidden else quote("${" + inside)
+        raise ParseError(
+            f"{shown} is not closed by `}}`, or holds another brace",
+            hint="write `$${` for the characters themselves; variables do not nest",
+        )
+    match = _INSIDE.fullmatch(inside)
+    if match is None:
+        shown = "`${…}`" if hidden else quote("${" + inside + "}")
+        raise ParseError(
+            f"{shown} is not a variable",
+            hint="write `${NAME}` or `${NAME:-default}`, and `$$` for a dollar",
+        )
+    name, default = match[1], match[2]
+    found = environ.get(name)
+    if default is not None:
+        return found or default
+    if found is None:
+        raise ParseError(
+            f"the variable {quote(name)} is not set",
+            hint=f"set it, or write `${{{name}:-default}}`",
+        )
+    return found
+
+
+# -- syntax errors -----------------------------------------------------------------------------
+
+_IN_BRACKETS = "quote `${...}` inside `[ ]` and `{ }`, where braces have a meaning"
+_INDENT = "keys of one mapping, and items of one list, start in the same column"
+_OUTSIDE = "text outside the document", f"no `%` or `...` lines; {_INDENT}"
+_ESCAPE = re.compile(r"\\.?[0-9A-Fa-f]*$")
+
+
+def explain(error: yaml.YAMLError, text: str) -> Problem:
+    """Return a syntax error as a problem; it points at an opening that was never closed.
+
+    PyYAML's parser and libyaml's word the same error differently. The problem is therefore chosen
+    by the error's class and by the characters at its two marks.
+    """
+    from yaml.parser import ParserError
+    from yaml.scanner import ScannerError
+
+    lines = text.split("\n")
+    here, line, column = _marked(getattr(error, "problem_mark", None), lines)
+    opening, *start = _marked(getattr(error, "context_mark", None), lines)
+    char, first = here[column : column + 1], opening[start[1] : start[1] + 1]
+    if start == [line, column]:
+        first = ""
+    # The character may belong to a secret.
+    shown = "a character" if any(key in here.lower() for key in secret_keys()) else quote(char)
+
+    def problem(message: str, hint: str | None = None) -> Problem:
+        return Problem(line + 1, column + 1, message, hint)
+
+    def opened(message: str, hint: str | None = None) -> Problem:
+        return Problem(start[0] + 1, start[1] + 1, message, hint)
+
+    if isinstance(error, ScannerError):
+        if char == "\t" and not here[:column].strip():
+            return problem("a tab indents this line", "YAML indents with spaces only")
+        if first == '"' and (char == "\\" or _ESCAPE.search(here[:column])):
+            return opened("an escape that YAML does not know", "in single quotes `\\` is itself")
+        if first and first in "\"'" and line >= len(lines) - 1:
+            return opened("the quote that opens here is never closed")
+        if first and first in "&*":
+            return problem(
+                "a name must follow `&` and `*`", "a value that starts with one needs quotes"
+            )
+        if first == "%":
+            return problem(*_OUTSIDE)
+        if first and first not in "|>!":
+            return opened("neither `key: value` nor a list item", "add the `:`")
+        if char == ":" and not first:
+            return problem(
+                "unexpected `:`",
+                "quote a value with `: ` in it or `:` at its end, or fix the indentation",
+            )
+        if char == "-" and not first:
+            return problem("a list cannot start here", "start it on a line of its own")
+        if char and not first:
+            return problem(f"{shown} cannot start a value", "put the value in quotes")
+    if isinstance(error, ParserError):
+        if first and first in "[{":
+            if not char:
+                return opened("the bracket that opens here is never closed")
+            hint = _IN_BRACKETS if "${" in here else "a `,` or the closing bracket is missing"
+            return problem(f"{shown} is unexpected", hint)
+        if first:
+            return problem(f"{shown} is unexpected" if char else "wrong indentation", _INDENT)
+        if error.context_mark is None:
+            return problem(*_OUTSIDE)
+        if char:
+            return problem(f"{shown} is unexpected", "a value that starts with it needs quotes")
+    what = getattr(error, "problem", None)
+    return problem("not YAML" + (f": {what.lower()}" if what else ""))
+
+
+def _marked(mark: Any, lines: list[str]) -> tuple[str, int, int]:
+    """Return the line of a mark, and the numbers of its line and column, from 0."""
+    if mark is None:
+        return "", 0, 0
+    return (lines[mark.line] if mark.line < len(lines) else ""), mark.line, mark.column
+
+
+def documents(values: Iterable[Any]) -> str:
+    """Return the values as YAML documents of one text, keys in their order."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    text: str = yaml.dump_all(values, Dumper=Dumper, sort_keys=False, explicit_start=True)
+    return text

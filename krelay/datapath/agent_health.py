@@ -46,7 +46,7 @@ class AgentHealth:
             return
         self._missed_at = None
         if isinstance(failure, TunnelError) and not isinstance(failure, TunnelRefusedError):
-            await self._way.abandon(f"no tunnel for {self._grace:g} s (tunnel.grace)")
+            await self._way.abandon(f"no tunnel for {self._grace:g} s (tunnel.resumeTimeout)")
 
     def _miss(self) -> None:
         if not self._by and self._missed_at is None:

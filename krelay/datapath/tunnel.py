@@ -285,7 +285,9 @@ class Tunnel:
 
     def _expire(self) -> None:
         self._over = None
-        self._drop_session(f"no tunnel for {self._config.resume_timeout:g} s (tunnel.grace)")
+        self._drop_session(
+            f"no tunnel for {self._config.resume_timeout:g} s (tunnel.resumeTimeout)"
+        )
         self._on_change()
 
     def _still_good(self) -> None:

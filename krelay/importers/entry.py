@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from krelay.config import parse
-from krelay.config.part import MAX_FORWARDS
+from krelay.config.parsed_file import MAX_FORWARDS
 from krelay.errors import ConfigError, Problem
 from krelay.model import LOOPBACK
 

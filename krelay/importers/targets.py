@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from krelay.config.line import parse_line, split
+from krelay.config.grammar import parse_line, split
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem
 from krelay.importers.entry import Entry
@@ -30,8 +30,8 @@ def read(text: str, path: str) -> Iterator[Entry]:
             if not stripped:
                 notes.clear()
             continue
-        line, flaws = parse_line(words)
-        problems += [flaw.at(number, 1) for flaw in flaws]
+        line, errors = parse_line(words)
+        problems += [error.at(number, 1) for error in errors]
         if line is None:
             continue
         entries.append(

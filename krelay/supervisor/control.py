@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from krelay.config.changes import Change
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import UsageError
 from krelay.state.snapshot import Snapshot
 from krelay.status.unix_server import Handler

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from krelay.config.changes import Change
-from krelay.config.offload import Offload
-from krelay.config.watch import Mode, watch
+from krelay.config.watch import Mode, Offload, watch
 from krelay.errors import ConfigError, KrelayError
 from krelay.model import Config
 from krelay.state.error_codec import to_json

@@ -15,7 +15,7 @@ import yaml
 from krelay.cli import file_commands
 from krelay.cli.file_commands import check
 from krelay.config import parse
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import ConfigError
 from tests import rig
 from tests.importers.test_services import service, workload

@@ -234,7 +234,7 @@ def test_a_file_that_is_not_there(krelay: Krelay, capsys: pytest.CaptureFixture[
 def test_schema_prints_the_schema(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
     assert krelay("schema") == 0
     out, err = capsys.readouterr()
-    assert json.loads(out) == config.schema()
+    assert json.loads(out) == json.loads(config.schema_text())
     assert err == ""
 
 

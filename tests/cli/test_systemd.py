@@ -14,7 +14,7 @@ import pytest
 from krelay.cli import systemd as module
 from krelay.cli.sd_notify import Notifier
 from krelay.cli.systemd import Service
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
 from tests.integration.product import command, document, environment, up

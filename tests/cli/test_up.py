@@ -14,7 +14,7 @@ import pytest
 
 from krelay.cli import up as module
 from krelay.cli.up import run
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
 from krelay.status.socket_path import socket_path

@@ -31,7 +31,7 @@ def built(text: str) -> tuple[Config, list[Any], list[str]]:
     left, _ = check(root)
     assert left is not None
     part = build(left, "x.yaml", Files({}))
-    places = [(str(claim), claim.line, claim.column) for claim in part.claims]
+    places = [(str(address), address.line, address.column) for address in part.listen_addresses]
     found = [f"{p.line}:{p.column} {p.message}" for p in sorted(part.problems)]
     return part.config, places, found
 
@@ -53,7 +53,9 @@ def test_a_file_without_sections_has_the_defaults_of_the_model() -> None:
 
 
 def test_tunnel() -> None:
-    text = "tunnel: {sessions: 4.0, transport: spdy, park: 0, dial: 1.5, drain: 2m}"
+    text = (
+        "tunnel: {sessions: 4.0, transport: spdy, openTimeout: 0, connectTimeout: 1.5, drain: 2m}"
+    )
     assert config(text + TARGETS).tunnel == TunnelConfig(4, Transport.SPDY, 0.0, 1.5, 120.0)
 
 
@@ -147,7 +149,7 @@ targets:
 
 
 def test_ports_and_where_they_are_claimed() -> None:
-    made, claims, problems = built(
+    made, listen_addresses, problems = built(
         """targets:
   a: svc/a 80 81:http
   b:
@@ -174,7 +176,7 @@ def test_ports_and_where_they_are_claimed() -> None:
         Port("dns", 53, Protocol.UDP),
         Port("dns"),
     )
-    assert claims == [
+    assert listen_addresses == [
         ("127.0.0.1:80/tcp", 3, 12),
         ("127.0.0.1:81/tcp", 3, 15),
         ("127.0.0.1:90/tcp", 7, 9),
@@ -192,10 +194,10 @@ def test_ports_and_where_they_are_claimed() -> None:
     ("text", "problems"),
     [
         (
-            "tunnel: {dial: 0s, park: 25h}" + TARGETS,
+            "tunnel: {connectTimeout: 0s, openTimeout: 25h}" + TARGETS,
             [
-                "2:16 `0s` is no time at all",
-                "2:26 `25h` is out of range",
+                "2:26 `0s` is out of range",
+                "2:43 `25h` is out of range",
             ],
         ),
         (

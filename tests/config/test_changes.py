@@ -9,8 +9,7 @@ import pytest
 
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Spec, diff
-from krelay.config.line import parse_line, split
-from krelay.config.targets_txt import target_of
+from krelay.config.grammar import parse_line, split, target_of
 from krelay.model import (
     AgentConfig,
     Check,
@@ -143,7 +142,7 @@ def test_settings() -> None:
     assert told(
         old, dataclasses.replace(old, tunnel=TunnelConfig(open_timeout=0.5, drain=0.0))
     ) == [
-        "~ tunnel.park: set 30 s -> 0.5 s",
+        "~ tunnel.openTimeout: set 30 s -> 0.5 s",
         "~ tunnel.drain: set 30 s -> 0 s",
     ]
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config import load
-from krelay.config.checks import parse_check, read_check
-from krelay.config.parse_error import Flaw
+from krelay.config.grammar import ParseError, parse_check, read_check
 from krelay.model import Check, CheckKind, Protocol
 
 HTTP = CheckKind.HTTP
@@ -67,7 +66,7 @@ def test_parts(parts: dict[str, Any], text: str) -> None:
     ],
 )
 def test_what_is_none(text: str) -> None:
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(ParseError) as caught:
         parse_check(text)
     assert caught.value.hint
 
@@ -76,8 +75,8 @@ def test_what_is_none(text: str) -> None:
 def test_any_text_is_a_check_that_can_be_written_again_or_a_flaw(text: str) -> None:
     try:
         check = parse_check(text)
-    except Flaw as flaw:
-        assert flaw.hint
+    except ParseError as error:
+        assert error.hint
         return
     assert parse_check(str(check)) == check
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.complaints import find
-from krelay.config.validation import check
+from krelay.config.validation import check, node_at
 from krelay.config.yaml_reader import Node, read
 from krelay.errors import Problem
 
@@ -27,8 +26,12 @@ TARGETS = "\ntargets: {web: svc/web 80}\n"
     ("text", "message", "hint"),
     [
         ("NameSpace: a", "unknown key `NameSpace`", "did you mean `namespace`?"),
-        ("park: 1", "unknown key `park`", "`park` belongs in `tunnel`"),
-        ("tunnel: {zzz: 1}", "unknown key `zzz`", "known here: `sessions`, `transport`, `park`"),
+        ("openTimeout: 1", "unknown key `openTimeout`", "`openTimeout` belongs in `tunnel`"),
+        (
+            "tunnel: {zzz: 1}",
+            "unknown key `zzz`",
+            "known here: `sessions`, `transport`, `openTimeout`",
+        ),
         ("tunnel: {agent: 1}", "unknown key `agent`", "known here:"),
         ("namespace: 1.5", "`namespace` must be text, not the number `1.5`", "in quotes"),
         ("namespace: true", "`namespace` must be text, not `true`", "in quotes"),
@@ -38,8 +41,16 @@ TARGETS = "\ntargets: {web: svc/web 80}\n"
         ("tunnel: {transport: ws}", "`tunnel.transport` cannot be `ws`", "it is one of `auto`"),
         ("tunnel: {transport: Spdy}", "`tunnel.transport` cannot be `Spdy`", "mean `spdy`?"),
         ("tunnel: {transport: }", "`tunnel.transport` cannot be empty", "it is one of"),
-        ("tunnel: {park: -1}", "`tunnel.park` is out of range: `-1`", "at least 0, at most 86400"),
-        ("tunnel: {dial: 0}", "`tunnel.dial` is out of range: `0`", "more than 0, at most 86400"),
+        (
+            "tunnel: {openTimeout: -1}",
+            "`tunnel.openTimeout` is out of range: `-1`",
+            "at least 0, at most 86400",
+        ),
+        (
+            "tunnel: {connectTimeout: 0}",
+            "`tunnel.connectTimeout` is out of range: `0`",
+            "more than 0, at most 86400",
+        ),
         ("context: ''", "`context` is empty", "for example `staging`"),
         ("agent: {labels: {a: }}", "`agent.labels.a` is empty", None),
         ("agent: {image: a b}", "`agent.image` cannot be `a b`", "no spaces"),
@@ -91,5 +102,5 @@ def test_a_missing_key_is_told_at_the_key_of_its_mapping_or_at_its_item() -> Non
 def test_a_node_is_found_by_its_path() -> None:
     root, _ = read("a: [{b: 5}]", {})
     assert isinstance(root, Node)
-    assert find(root, ()) is root
-    assert find(root, ("a", 0, "b")).value == 5
+    assert node_at(root, ()) is root
+    assert node_at(root, ("a", 0, "b")).value == 5

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config.diff import Pair, Spec, diff, group_of, groups, specs
-from krelay.config.line import Word, parse_line
-from krelay.config.targets_txt import target_of
+from krelay.config.grammar import Word, parse_line, target_of
 from krelay.model import (
     AgentConfig,
     Check,
@@ -28,9 +26,9 @@ from krelay.model import (
 )
 
 
-def target(name: str, line: str, **fields: Any) -> Target:
-    found, flaws = parse_line([Word(word) for word in line.split()])
-    assert found is not None, flaws
+def target(name: str, line: str, **fields: str) -> Target:
+    found, errors = parse_line([Word(word) for word in line.split()])
+    assert found is not None, errors
     return target_of(found, name=name, **fields)
 
 
@@ -160,7 +158,7 @@ def test_numbers_that_need_no_agent() -> None:
     assert plan
     assert not plan.groups
     assert [(s.name, s.before, s.after) for s in plan.settings] == [
-        ("tunnel.park", 30.0, 1.0),
+        ("tunnel.openTimeout", 30.0, 1.0),
         ("tunnel.drain", 30.0, 0.0),
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from krelay.config.dump import documents
+from krelay.config.yaml_reader import documents
 
 
 def test_documents_in_their_order_without_aliases() -> None:

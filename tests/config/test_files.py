@@ -15,7 +15,7 @@ from krelay.config.files import (
     is_targets_txt,
     read,
 )
-from krelay.config.parse_error import Flaw
+from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, UsageError
 
 
@@ -62,8 +62,12 @@ def test_the_files_of_a_config(tmp_path: Path) -> None:
     sub = str(tmp_path / "sub" / "x")
     assert files.named("../other", sub) == (f"{tmp_path}/sub/../other", other.encode())
     assert files.named("other", main) == files.named(other, "elsewhere") == (other, other.encode())
-    for name, hint in (("none", "directory"), ("a\0b", "directory"), ("~/a", "`~` is itself")):
-        with pytest.raises(Flaw, match="cannot read") as caught:
+    for name, hint in (
+        ("none", "directory"),
+        ("a\0b", "directory"),
+        ("~/a", "`~` is not expanded"),
+    ):
+        with pytest.raises(ParseError, match="cannot read") as caught:
             files.named(name, main)
         assert hint in str(caught.value.hint)
     opened = ["main", "sub/../other", "other", "none", "a\0b", "~/a"]
@@ -81,7 +85,7 @@ def test_there_is_an_end_to_files() -> None:
     files.main("main", b"")
     for _ in range(MAX_FILES - 1):
         files.named(__file__, "main")
-    with pytest.raises(Flaw, match="more than 100 files"):
+    with pytest.raises(ParseError, match="more than 100 files"):
         files.named("other", "main")
     assert files.paths == ("main", __file__)
 
@@ -113,8 +117,8 @@ def test_marks_and_line_ends_are_plain() -> None:
         (b"\xff\xfea\0", 1, 1, "byte 0xff is not UTF-8"),
         (b"\xef\xbb\xbf\xe4", 1, 1, "byte 0xe4 is not UTF-8"),
         (b"\xed\xa0\x80", 1, 1, "byte 0xed is not UTF-8"),
-        (b"a\nb\0", 2, 2, "the character U+0000 does not belong into a text file"),
-        (b"a\x1b[0m", 1, 2, "the character U+001B does not belong into a text file"),
+        (b"a\nb\0", 2, 2, "the character U+0000 does not belong in a text file"),
+        (b"a\x1b[0m", 1, 2, "the character U+001B does not belong in a text file"),
     ],
 )
 def test_bytes_that_are_no_text(data: bytes, line: int, column: int, message: str) -> None:

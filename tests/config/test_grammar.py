@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.grammar import check_port, parse_listen, parse_port, parse_remote, parse_resource
-from krelay.config.parse_error import Flaw
+from krelay.config.grammar import (
+    ParseError,
+    check_port,
+    parse_listen,
+    parse_port,
+    parse_remote,
+    parse_resource,
+)
 from krelay.model import Kind, Port, Protocol
 
 ALIASES = {
@@ -74,7 +80,7 @@ def test_resources(text: str, expected: tuple[Kind, str]) -> None:
     ],
 )
 def test_no_resources(text: str, offset: int, hint: str) -> None:
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(ParseError) as caught:
         parse_resource(text)
     assert caught.value.offset == offset
     assert hint in str(caught.value.hint)
@@ -129,7 +135,7 @@ def test_ports(text: str, port: Port) -> None:
     ],
 )
 def test_no_ports(text: str, offset: int, message: str) -> None:
-    with pytest.raises(Flaw) as caught:
+    with pytest.raises(ParseError) as caught:
         parse_port(text)
     assert (caught.value.offset, caught.value.message) == (offset, message)
     assert caught.value.hint
@@ -138,7 +144,7 @@ def test_no_ports(text: str, offset: int, message: str) -> None:
 def test_a_remote_port_alone() -> None:
     assert parse_remote("80") == 80
     assert parse_remote("http") == "http"
-    with pytest.raises(Flaw):
+    with pytest.raises(ParseError):
         parse_remote("8080:80")
 
 
@@ -146,7 +152,7 @@ def test_only_what_is_in_the_cluster_has_named_ports() -> None:
     check_port(Kind.SERVICE, Port("http"))
     check_port(Kind.IP, Port(80))
     for kind in (Kind.IP, Kind.HOST):
-        with pytest.raises(Flaw, match="`http` is a port's name"):
+        with pytest.raises(ParseError, match="`http` is a port's name"):
             check_port(kind, Port("http"))
 
 
@@ -167,15 +173,15 @@ def test_listen_addresses(text: str, address: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "*", "example.com", "127.0.0.1:80", "[127.0.0.1", "1.2.3"])
 def test_no_listen_addresses(text: str) -> None:
-    with pytest.raises(Flaw, match="is not an address to listen on"):
+    with pytest.raises(ParseError, match="is not an address to listen on"):
         parse_listen(text)
 
 
-def flaw_of(parse: Callable[[str], object], text: str) -> Flaw | None:
+def flaw_of(parse: Callable[[str], object], text: str) -> ParseError | None:
     try:
         parse(text)
-    except Flaw as flaw:
-        return flaw
+    except ParseError as error:
+        return error
     return None
 
 
@@ -199,5 +205,5 @@ def test_a_port_reads_back_as_it_is_written(port: Port) -> None:
 @given(st.text(max_size=20) | st.text(alphabet="0189:@/tcpud-[]", max_size=12))
 def test_any_text_is_parsed_or_a_flaw_within_it(text: str) -> None:
     for parse in (parse_port, parse_resource, parse_listen):
-        flaw = flaw_of(parse, text)
-        assert flaw is None or 0 <= flaw.offset <= len(text)
+        error = flaw_of(parse, text)
+        assert error is None or 0 <= error.offset <= len(text)

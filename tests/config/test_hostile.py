@@ -17,12 +17,11 @@ import krelay.config
 import krelay.importers
 from krelay.config import yaml_reader
 from krelay.config.diff import diff
-from krelay.config.duration import parse_duration
 from krelay.config.files import MAX_BYTES, is_targets_txt
+from krelay.config.grammar import ParseError, parse_duration
 from krelay.config.load import load
-from krelay.config.parse_error import Flaw
-from krelay.config.part import MAX_FORWARDS
-from krelay.config.schema import schema
+from krelay.config.parsed_file import MAX_FORWARDS
+from krelay.config.schema import load_schema
 from krelay.errors import ConfigError
 from krelay.model import Config, Kind, Port, Target
 
@@ -82,7 +81,7 @@ FILES: dict[str, Callable[[], str]] = {
     "a-long-variable": lambda: filled("x: '", "${BIG}", "'\n"),
     "long-variables": lambda: filled("x: [", "'${BIG}',", "]\n"),
     "open-variables": lambda: filled("x: '", "${", "'\n"),
-    "a-duration": lambda: filled(ONE + "tunnel: {park: '", "1", "'}\n"),
+    "a-duration": lambda: filled(ONE + "tunnel: {openTimeout: '", "1", "'}\n"),
     "a-check": lambda: filled(
         HEAD + "targets: {a: {target: ip/10.0.0.1, port: 1, check: 'http ", "->", "x y'}}\n"
     ),
@@ -141,7 +140,7 @@ def patterns(rules: Any) -> Iterator[str]:
             yield from patterns(child)
 
 
-PATTERNS = sorted(set(patterns(schema())))
+PATTERNS = sorted(set(patterns(load_schema())))
 UNITS = ("a", "A", "1", "-", ".", " ", "/", "_", "1.", "a.", "a-", "a ", "- ", "1h", "$", "${", "ä")
 
 
@@ -183,7 +182,7 @@ def test_what_a_file_is_shows_in_time(size: int) -> None:
 @pytest.mark.parametrize("size", [MAX_BYTES >> n for n in range(6, -1, -1)])
 def test_a_duration_is_refused_in_time(size: int) -> None:
     for unit in ("1", "1h", "1.", "."):
-        with pytest.raises(Flaw):
+        with pytest.raises(ParseError):
             parse_duration(unit * size)
 
 
@@ -208,6 +207,4 @@ def test_merged_keys_are_counted_also_where_they_are_dropped() -> None:
     assert not problems
     node, problems = yaml_reader.read(text + "<<: *a," * 100 + "}\n", {})
     assert node is None
-    assert [problem.message for problem in problems] == [
-        "more than 50000 values or 40 levels in here"
-    ]
+    assert [problem.message for problem in problems] == ["more than 50000 values or 40 levels"]

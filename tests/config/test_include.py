@@ -131,7 +131,7 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
         ),
         (
             {"krelay.yaml": "include: [a.txt]", "a.txt": "svc/a 80\0\n"},
-            ["a.txt:1:9 the character U+0000 does not belong into a text file"],
+            ["a.txt:1:9 the character U+0000 does not belong in a text file"],
         ),
         (  # what an included file may not say
             {
@@ -190,7 +190,7 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
                 "krelay.yaml": "agent: {embedded: true}\ninclude: [b.txt]\n",
                 "b.txt": "host/b 82\n  svc/b 83\n",
             },
-            ["b.txt:2:3 `svc/b` is in a cluster, and an embedded agent is not"],
+            ["b.txt:2:3 `svc/b` is in a cluster, but the agent is embedded"],
         ),
     ],
 )
@@ -207,13 +207,13 @@ def test_problems(files: dict[str, str], expected: list[str]) -> None:
     ("name", "text", "hint"),
     [
         ("a.yaml", "targets: {y: svc/y 81}\ntunnel: {}\n", "move it there"),
-        ("a.yaml", "include: [krelay.yaml]\ntargets: {y: svc/y 81}\n", "everything starts from it"),
+        ("a.yaml", "include: [krelay.yaml]\ntargets: {y: svc/y 81}\n", "it is the first file"),
         (
             "a.yaml",
             "include: [a.yaml]\ntargets: {y: svc/y 81}\n",
             "krelay.yaml includes it on line 2",
         ),
-        ("b.yaml", "", "a path starts in the directory of the file"),
+        ("b.yaml", "", "a path is relative to the directory of the file"),
     ],
 )
 @pytest.mark.usefixtures("folder")
@@ -282,4 +282,4 @@ def test_there_is_an_end_to_problems() -> None:
     write({"krelay.yaml": "include: [a.txt, b.txt]\n", "a.txt": lines, "b.txt": lines})
     last = failure().problems[-1]
     assert (last.path, last.line) == ("b.txt", 41)
-    assert last.message == "more problems from here on; the first 100 are told"
+    assert last.message == "more problems from here on; only the first 100 are shown"

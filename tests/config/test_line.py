@@ -4,14 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.grammar import MAX_PORT
-from krelay.config.line import MAX_FLAWS, Line, Word, parse_line, split
+from krelay.config.grammar import MAX_ERRORS, MAX_PORT, Line, Word, parse_line, split
 from krelay.model import Kind, Port, Protocol
 
 
 def parse(text: str) -> tuple[Line | None, list[tuple[int, str]]]:
-    line, flaws = parse_line(split(text))
-    return line, [(flaw.offset, flaw.message) for flaw in flaws]
+    line, errors = parse_line(split(text))
+    return line, [(error.offset, error.message) for error in errors]
 
 
 @pytest.mark.parametrize(
@@ -31,8 +30,8 @@ def test_words_and_comments(text: str, words: list[tuple[str, int]]) -> None:
 
 
 def test_a_line_with_everything() -> None:
-    line, flaws = parse("-n kube-system svc/dns 5353:53@udp --address=::1 metrics")
-    assert flaws == []
+    line, errors = parse("-n kube-system svc/dns 5353:53@udp --address=::1 metrics")
+    assert errors == []
     assert line == Line(
         Kind.SERVICE,
         "dns",
@@ -47,12 +46,12 @@ def test_a_line_with_everything() -> None:
 @pytest.mark.parametrize("option", ["-n a", "-n=a", "-na", "--namespace a", "--namespace=a"])
 def test_the_forms_of_an_option(option: str) -> None:
     for text in (f"{option} web 80", f"web {option} 80", f"web 80 {option}"):
-        line, flaws = parse(text)
-        assert (str(line), flaws) == ("pod/web 80 -n a", [])
+        line, errors = parse(text)
+        assert (str(line), errors) == ("pod/web 80 -n a", [])
 
 
 @pytest.mark.parametrize(
-    ("text", "flaws"),
+    ("text", "errors"),
     [
         ("", [(0, "no target")]),
         ("-n a", [(4, "no target")]),
@@ -75,8 +74,8 @@ def test_the_forms_of_an_option(option: str) -> None:
         ),
     ],
 )
-def test_every_flaw_is_told_where_it_is(text: str, flaws: list[tuple[int, str]]) -> None:
-    assert parse(text) == (None, flaws)
+def test_every_flaw_is_told_where_it_is(text: str, errors: list[tuple[int, str]]) -> None:
+    assert parse(text) == (None, errors)
 
 
 LINES = st.builds(
@@ -100,8 +99,8 @@ LINES = st.builds(
 
 @given(LINES)
 def test_a_line_reads_back_as_it_is_written(line: Line) -> None:
-    read, flaws = parse_line(split(str(line)))
-    assert flaws == []
+    read, errors = parse_line(split(str(line)))
+    assert errors == []
     assert str(read) == str(line)
     assert read is not None
     assert (read.kind, read.resource, read.ports) == (line.kind, line.resource, line.ports)
@@ -110,13 +109,13 @@ def test_a_line_reads_back_as_it_is_written(line: Line) -> None:
 
 @given(st.text(max_size=40) | st.text(alphabet="-nl= svc/a80:@#", max_size=30))
 def test_any_text_is_a_line_or_flaws_within_it(text: str) -> None:
-    line, flaws = parse_line(split(text))
-    assert (line is None) == bool(flaws)
-    assert all(0 <= flaw.offset <= len(text) for flaw in flaws)
+    line, errors = parse_line(split(text))
+    assert (line is None) == bool(errors)
+    assert all(0 <= error.offset <= len(text) for error in errors)
 
 
 def test_what_is_said_of_one_line_has_an_end() -> None:
     for text in ("svc/a " + "x! " * 1_000, "svc/a 80 " + "-n a " * 1_000, "- " + "-n " * 1_000):
-        assert len(parse(text)[1]) <= MAX_FLAWS + 2
-    flaws = parse("svc/a " + ":1 " * (MAX_PORT + 9))[1]
-    assert flaws == [(6 + 3 * MAX_PORT, f"more than {MAX_PORT} ports")]
+        assert len(parse(text)[1]) <= MAX_ERRORS + 2
+    errors = parse("svc/a " + ":1 " * (MAX_PORT + 9))[1]
+    assert errors == [(6 + 3 * MAX_PORT, f"more than {MAX_PORT} ports")]

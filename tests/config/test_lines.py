@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.lines import Lines, named
+from krelay.config.sources import Lines, named
 from krelay.errors import ConfigError
 from krelay.model import AgentConfig, Config, Kind, Port, Target
 
@@ -34,7 +34,7 @@ def test_every_problem_at_once_and_whose_it_is() -> None:
 
 
 def test_no_two_have_one_name_or_one_address() -> None:
-    assert problems(("a", "svc/x :80"), ("a", "svc/y :80"))[0] == "<lines>: `a`: it is there twice"
+    assert problems(("a", "svc/x :80"), ("a", "svc/y :80"))[0] == "<lines>: `a`: defined twice"
     assert problems(("a", "svc/x 80"), ("b", "svc/y 80")) == [
         "<lines>: `b`: `127.0.0.1:80/tcp` is taken by `a`",
         "  hint: leave the local port empty (`:80`) for a free one",
@@ -46,7 +46,7 @@ def test_none_at_all() -> None:
 
 
 def test_an_embedded_agent_has_no_cluster() -> None:
-    assert "needs a cluster" in problems(("a", "svc/x :80"), embedded=True)[0]
+    assert "is in a cluster" in problems(("a", "svc/x :80"), embedded=True)[0]
 
 
 def test_a_text_is_its_own_name() -> None:

@@ -76,7 +76,10 @@ def test_there_is_an_end_to_problems() -> None:
         parse("".join(f"svc/A{n} 80\n" for n in range(300)), "t.txt", {})
     assert len(caught.value.problems) == 101
     last = caught.value.problems[-1]
-    assert (last.line, last.message) == (101, "more problems from here on; the first 100 are told")
+    assert (last.line, last.message) == (
+        101,
+        "more problems from here on; only the first 100 are shown",
+    )
 
 
 @pytest.mark.parametrize("text", ["- a: 1\n", "apiVersion\n", "5"])
@@ -111,7 +114,7 @@ def test_a_target_of_the_command_line() -> None:
     [
         ([], "no target"),
         (["svc/a"], "`svc/a` has no port"),
-        (["svc/a", "80", "80"], "`127.0.0.1:80/tcp` is there twice"),
+        (["svc/a", "80", "80"], "`127.0.0.1:80/tcp` is used twice"),
         (["svc/a", "80 81"], "`80 81` is neither a port nor a port's name"),
     ],
 )

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from krelay.config.offload import Offload, StuckError
+from krelay.config.watch import Offload, StuckError
 from krelay.errors import KrelayError, UsageError
 
 

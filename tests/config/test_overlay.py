@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.overlay import Overlay, Proxy, Words
+from krelay.config.sources import Overlay, Proxy, Words
 from krelay.errors import UsageError
 from krelay.model import (
     AgentConfig,

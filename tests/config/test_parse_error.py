@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from krelay.config.parse_error import Flaw, quote
+from krelay.config.grammar import ParseError, quote
 from krelay.errors import Problem
 
 
 def test_a_flaw_moves_with_the_text_that_holds_it() -> None:
-    flaw = Flaw("bad", hint="do better", offset=2).moved(3)
-    assert flaw.at(7, 10) == Problem(7, 15, "bad", "do better")
+    error = ParseError("bad", hint="do better", offset=2).moved(3)
+    assert error.at(7, 10) == Problem(7, 15, "bad", "do better")
 
 
 @pytest.mark.parametrize(

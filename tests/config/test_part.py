@@ -3,22 +3,23 @@ from __future__ import annotations
 import pytest
 
 from krelay.config import parse
-from krelay.config.conflicts import Claim
-from krelay.config.part import Part, join
+from krelay.config.parsed_file import ListenAddress, ParsedFile, join
 from krelay.errors import ConfigError, Problem
 from krelay.model import AgentConfig, Config, Kind, Port, Protocol, Target
 
 
 def part(
     path: str, *names: str, port: int = 0, protocol: Protocol | None = None, listen: str = "::1"
-) -> Part:
+) -> ParsedFile:
     """A file with these targets; they are on lines of their own."""
     targets = [
         Target(name, Kind.SERVICE, "x", (), listen=listen, line=line, column=3, file=path)
         for line, name in enumerate(names, start=2)
     ]
-    claims = [Claim(target, Port(80, port, protocol), target.line, 9) for target in targets]
-    return Part(Config(tuple(targets), context=path, path=path), claims)
+    listen_addresses = [
+        ListenAddress(target, Port(80, port, protocol), target.line, 9) for target in targets
+    ]
+    return ParsedFile(Config(tuple(targets), context=path, path=path), listen_addresses)
 
 
 def test_the_first_file_with_the_targets_of_all() -> None:
@@ -51,7 +52,7 @@ def test_a_local_address_is_for_one_forward() -> None:
         2,
         9,
         "`[::]:1/tcp` overlaps `[::1]:1/tcp` of target `x`, line 2 of a",
-        "give one of them another local port, or say `/udp` if one of them is",
+        "give one of them another local port, or add `/udp` to the one that is UDP",
         "b",
     )
     (problem,) = join([part("a", "x", "y", port=1, protocol=Protocol.UDP)])[1]
@@ -89,10 +90,10 @@ def test_nor_is_it_for_the_status_and_a_forward(
 
 def test_an_embedded_agent_has_no_cluster() -> None:
     host = Target("h", Kind.HOST, "x", (), file="a")
-    main = Part(Config((host,), agent=AgentConfig(embedded=True), path="a"))
+    main = ParsedFile(Config((host,), agent=AgentConfig(embedded=True), path="a"))
     (problem,) = join([main, part("b", "x")])[1]
     assert (problem.path, problem.line, problem.column) == ("b", 2, 3)
-    assert problem.message == "`svc/x` is in a cluster, and an embedded agent is not"
+    assert problem.message == "`svc/x` is in a cluster, but the agent is embedded"
 
 
 def test_there_is_an_end_to_problems() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from krelay.config import reading
-from krelay.config.reading import MOST_HANGING, bounded, regular
+from krelay.config import files
+from krelay.config.files import MOST_HANGING, bounded, regular
 
 
 def test_a_regular_file(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_path_that_hangs_costs_one_thread() -> None:
         for thread in threading.enumerate():
             if thread.name.startswith("read hangs"):
                 thread.join()
-    assert not reading._hanging
+    assert not files._hanging
     assert bounded(names[0], hang) == names[0]
 
 

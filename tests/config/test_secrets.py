@@ -13,7 +13,7 @@ from krelay.cli.file_commands import check
 from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.load import load
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import ConfigError
 from krelay.state.error_codec import to_json
 

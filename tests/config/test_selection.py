@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.errors import ConfigError, UsageError
 from krelay.model import AgentConfig
 
@@ -52,8 +52,8 @@ def test_an_embedded_agent_reaches_no_cluster(file: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         Selection(str(file), embedded=True).load()
     assert [(p.line, p.message) for p in caught.value.problems] == [
-        (3, "target `web`: svc/web needs a cluster, and the agent is embedded"),
-        (4, "target `db`: sts/postgres needs a cluster, and the agent is embedded"),
+        (3, "`svc/web` is in a cluster, but the agent is embedded"),
+        (4, "`sts/postgres` is in a cluster, but the agent is embedded"),
     ]
     assert all(p.hint for p in caught.value.problems)
     # Whoever mends it edits the file.

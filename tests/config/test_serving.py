@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.parse_error import Flaw
-from krelay.config.serving import parse_serving
+from krelay.config.grammar import ParseError, parse_listen_address
 from krelay.model import is_loopback
 
 
@@ -26,7 +25,7 @@ from krelay.model import is_loopback
     ],
 )
 def test_a_place(value: int | str, place: tuple[str, int]) -> None:
-    assert parse_serving(value) == place
+    assert parse_listen_address(value) == place
 
 
 @pytest.mark.parametrize(
@@ -43,8 +42,8 @@ def test_a_place(value: int | str, place: tuple[str, int]) -> None:
     ],
 )
 def test_no_place(value: str, message: str) -> None:
-    with pytest.raises(Flaw) as caught:
-        parse_serving(value)
+    with pytest.raises(ParseError) as caught:
+        parse_listen_address(value)
     assert caught.value.message == message
     assert caught.value.hint
 
@@ -61,7 +60,7 @@ def test_what_others_reach(address: str) -> None:
 
 @given(st.text(alphabet="0123456789.:[]lochst%é٣", max_size=40))
 def test_any_text_is_a_place_or_a_flaw(text: str) -> None:
-    with contextlib.suppress(Flaw):
-        address, port = parse_serving(text)
+    with contextlib.suppress(ParseError):
+        address, port = parse_listen_address(text)
         assert 0 <= port <= 65535
         is_loopback(address)

@@ -38,7 +38,7 @@ def test_a_variable_is_text_where_text_is_wanted(value: str) -> None:
     ("text", "value", "expected"),
     [
         ("tunnel:\n  sessions: ${V}\n", "3", {"tunnel": {"sessions": 3}}),
-        ("tunnel:\n  park: ${V}\n", "30", {"tunnel": {"park": 30}}),
+        ("tunnel:\n  openTimeout: ${V}\n", "30", {"tunnel": {"openTimeout": 30}}),
         ("agent:\n  embedded: ${V}\n", "true", {"agent": {"embedded": True}}),
         ("context: ${V}\n", "", {"context": None}),
         ("status:\n  listen: ${V}\n", "9527", {"status": {"listen": 9527}}),
@@ -62,7 +62,7 @@ def test_a_port_of_a_variable() -> None:
 
 
 def test_an_old_octal_is_told_where_it_may_be_a_number() -> None:
-    message = "`0644` is octal to some and decimal to others"
+    message = "`0644` is octal in YAML 1.1 and decimal in YAML 1.2"
     assert settled("tunnel:\n  sessions: ${V}\n", V="0644") == ({"tunnel": {}}, [message])
     patch = "agent:\n  patches:\n    - patch:\n        mode: ${V}\n"
     assert settled(patch, V="0644")[1] == [message]

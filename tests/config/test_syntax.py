@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import yaml
+from yaml.parser import ParserError
 
-from krelay.config.syntax import explain
+from krelay.config.yaml_reader import explain
 from krelay.errors import Problem
 
 
@@ -32,17 +33,21 @@ def loader(request: pytest.FixtureRequest) -> Any:
         ('a: "b\n', "1:4 the quote that opens here is never closed"),
         ("a: 'b\n", "1:4 the quote that opens here is never closed"),
         ('a: "\\q"\n', "1:4 an escape that YAML does not know"),
+        ('a: "\\xZZ"\n', "1:4 an escape that YAML does not know"),
         ("a: [${X}:1]\n", "1:6 `{` is unexpected"),
         ("a: [1}\n", "1:6 `}` is unexpected"),
         ("a: {b: 1]\n", "1:9 `]` is unexpected"),
         ("a: [b\n", "1:4 the bracket that opens here is never closed"),
+        ("a: 1\n\tb: 2\n", "2:1 a tab indents this line"),
+        ('a: 1\n"b"\nc: 2\n', "2:1 neither `key: value` nor a list item"),
+        ("a: 'b' c\n", "1:8 `c` is unexpected"),
         ("a: 1\nb\n", "2:1 neither `key: value` nor a list item"),
         ("- a\nb: 1\n", "2:1 `b` is unexpected"),
-        ("  a: 1\n b: 2\n", "2:2 text outside of the document"),
+        ("  a: 1\n b: 2\n", "2:2 text outside the document"),
         ("a: ]\n", "1:4 `]` is unexpected"),
         ("a: &\n", "1:5 a name must follow `&` and `*`"),
         ("a: - b\n", "1:4 a list cannot start here"),
-        ("a: 1\n...\nb\n", "3:1 text outside of the document"),
+        ("a: 1\n...\nb\n", "3:1 text outside the document"),
     ],
 )
 def test_the_same_words_for_both_parsers(text: str, expected: str, loader: type) -> None:
@@ -57,15 +62,16 @@ def test_hints(loader: type) -> None:
 
 
 def test_a_directive_is_outside_whichever_line_the_parser_names(loader: type) -> None:
-    assert problem("%FOO\na: 1\n", loader).message == "text outside of the document"
+    assert problem("%FOO\na: 1\n", loader).message == "text outside the document"
 
 
-def test_a_complaint_that_has_no_words_here() -> None:
+def test_an_error_without_words_here_keeps_its_own() -> None:
     error = yaml.MarkedYAMLError(problem="Found a Heffalump")
     assert explain(error, "") == Problem(1, 1, "not YAML: found a heffalump")
     assert explain(yaml.YAMLError(), "") == Problem(1, 1, "not YAML")
-    lost = yaml.Mark("", 0, 9, 9, None, 0)
-    error = yaml.MarkedYAMLError("while parsing a block mapping", None, "expected", lost)
-    assert explain(error, "a").message == "wrong indentation"
-    error = yaml.MarkedYAMLError("while parsing a block node", None, "expected", lost)
-    assert explain(error, "a").message == "not YAML: expected"
+
+
+def test_a_mark_beyond_the_text_is_explained() -> None:
+    start, lost = yaml.Mark("", 0, 0, 0, None, None), yaml.Mark("", 9, 9, 9, None, None)
+    assert explain(ParserError("", start, "expected", lost), "a").message == "wrong indentation"
+    assert explain(ParserError("", lost, "expected", lost), "a").message == "not YAML: expected"

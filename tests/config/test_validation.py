@@ -5,7 +5,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
 
-from krelay.config import schema as rules_module
-from krelay.config.duration import parse_duration
-from krelay.config.parse_error import Flaw
-from krelay.config.schema import schema
-from krelay.config.size import parse_size
+from krelay.config import schema as schema_module
+from krelay.config.grammar import ParseError, parse_duration, parse_size
+from krelay.config.schema import load_schema
 from krelay.config.validation import MAX_PROBLEMS, PATCH, check
 from krelay.config.yaml_reader import Node, read
 from krelay.model import (
@@ -46,26 +43,26 @@ def mappings(rules: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]
 
 PROPERTIES = [
     (f"{path}/properties/{key}", child)
-    for path, rules in mappings(schema())
+    for path, rules in mappings(load_schema())
     if isinstance(rules.get("properties"), dict) and not path.endswith("/properties")
     for key, child in rules["properties"].items()
 ]
 
 
 def test_it_is_a_draft_07_schema() -> None:
-    assert schema()["$schema"] == "http://json-schema.org/draft-07/schema#"
-    Draft7Validator.check_schema(schema())
+    assert load_schema()["$schema"] == "http://json-schema.org/draft-07/schema#"
+    Draft7Validator.check_schema(load_schema())
 
 
 def test_each_copy_is_fresh() -> None:
-    schema()["properties"].clear()
-    assert schema()["properties"]
+    load_schema()["properties"].clear()
+    assert load_schema()["properties"]
 
 
 @pytest.mark.parametrize(("path", "rules"), PROPERTIES, ids=[path for path, _ in PROPERTIES])
 def test_every_property_is_documented(path: str, rules: dict[str, Any]) -> None:
     assert re.search(r"[.:]$", rules["description"])
-    own = {**rules, "definitions": schema()["definitions"]}
+    own = {**rules, "definitions": load_schema()["definitions"]}
     for example in rules["examples"]:
         Draft7Validator(own).validate(example)
     assert rules["examples"]
@@ -77,7 +74,7 @@ def test_every_property_is_documented(path: str, rules: dict[str, Any]) -> None:
 def test_every_mapping_is_closed_but_for_free_form_ones() -> None:
     free = [
         path
-        for path, rules in mappings(schema())
+        for path, rules in mappings(load_schema())
         if "object" in rules.get("type", ()) and "properties" not in rules
     ]
     names = sorted(path.rpartition("/")[2] for path in free)
@@ -85,13 +82,13 @@ def test_every_mapping_is_closed_but_for_free_form_ones() -> None:
         "annotations", "labels", "limits", "nodeSelector", "patch", "proxies", "requests",
         "targets",
     ]  # fmt: skip
-    for path, rules in mappings(schema()):
+    for path, rules in mappings(load_schema()):
         if "properties" in rules and not path.endswith("/properties"):
             assert rules["additionalProperties"] is False, path
 
 
 def defaults(section: str) -> dict[str, Any]:
-    properties = schema()["properties"][section]["properties"]
+    properties = load_schema()["properties"][section]["properties"]
     return {key: rules["default"] for key, rules in properties.items()}
 
 
@@ -101,34 +98,38 @@ def test_the_defaults_are_the_models() -> None:
     assert agent.pop("nodeSelector") == model.node_selector
     assert tuple(agent.pop("tolerations")) == model.tolerations
     assert tuple(agent.pop("patches")) == model.patches
-    assert agent.pop("inject") == model.inject_source
+    assert agent.pop("injectSource") == model.inject_source
     assert agent == {key: getattr(model, key) for key in agent}
 
     tunnel = defaults("tunnel")
-    times = ("park", "open_timeout"), ("dial", "connect_timeout"), ("drain", "drain")
+    times = (
+        ("openTimeout", "open_timeout"),
+        ("connectTimeout", "connect_timeout"),
+        ("drain", "drain"),
+    )
     for key, name in times:
         assert parse_duration(tunnel.pop(key)) == getattr(TunnelConfig(), name)
     session = SessionConfig()
-    assert parse_size(tunnel.pop("replay")) == session.resume_buffer
-    for key, name in (("grace", "resume_timeout"), ("ping", "ping"), ("maxAge", "max_age")):
+    assert parse_size(tunnel.pop("resumeBuffer")) == session.resume_buffer
+    for key, name in (("resumeTimeout", "resume_timeout"), ("ping", "ping"), ("maxAge", "max_age")):
         assert parse_duration(tunnel.pop(key)) == getattr(session, name)
     assert parse_duration(tunnel.pop("pingTimeout")) == session.ping_timeout
     assert tunnel == {key: getattr(TunnelConfig(), key) for key in tunnel}
 
     assert defaults("defaults")["listen"] == LOOPBACK
-    patch = schema()["properties"]["agent"]["properties"]["patches"]["items"]["properties"]
+    patch = load_schema()["properties"]["agent"]["properties"]["patches"]["items"]["properties"]
     made = Patch({})
     assert (patch["type"]["default"], patch["target"]["default"]) == (made.type, made.target)
 
 
 def test_the_words_are_the_models() -> None:
-    tunnel = schema()["properties"]["tunnel"]["properties"]
+    tunnel = load_schema()["properties"]["tunnel"]["properties"]
     assert tunnel["transport"]["enum"] == list(Transport)
-    protocol = schema()["definitions"]["port"]["properties"]["protocol"]
+    protocol = load_schema()["definitions"]["port"]["properties"]["protocol"]
     assert protocol["enum"] == [*Protocol, None]
 
 
-PATTERN = schema()["properties"]["tunnel"]["properties"]["park"]["pattern"]
+PATTERN = load_schema()["properties"]["tunnel"]["properties"]["openTimeout"]["pattern"]
 
 
 @given(st.from_regex(PATTERN, fullmatch=True) | st.text(alphabet="0123456789.hms", max_size=10))
@@ -136,8 +137,8 @@ def test_the_pattern_of_durations_is_their_grammar(text: str) -> None:
     try:
         parse_duration(text)
         grammatical = True
-    except Flaw as flaw:
-        grammatical = "out of range" in flaw.message
+    except ParseError as error:
+        grammatical = "out of range" in error.message
     assert grammatical is bool(re.fullmatch(PATTERN, text))
 
 
@@ -215,13 +216,15 @@ def test_the_one_beside_the_package_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "schema").mkdir()
-    (tmp_path / "schema" / rules_module.FILE).write_text('{"$id": "wheel"}')
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
-    rules_module._text.cache_clear()
+    (tmp_path / "schema" / schema_module.FILE).write_text('{"title": "wheel"}')
+    monkeypatch.setattr(schema_module.resources, "files", lambda package: tmp_path)
+    schema_module.schema_text.cache_clear()
+    schema_module.renamed_keys.cache_clear()
     try:
-        assert schema() == {"$id": "wheel"}
+        assert load_schema() == {"title": "wheel"}
     finally:
-        rules_module._text.cache_clear()
+        schema_module.schema_text.cache_clear()
+        schema_module.renamed_keys.cache_clear()
 
 
 def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
@@ -234,7 +237,7 @@ def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import krelay.config as c;"
-        "assert c.__file__.startswith(sys.argv[1]); assert c.schema()['$id']"
+        "assert c.__file__.startswith(sys.argv[1]); assert c.load_schema()['title']"
     )
     site = str(tmp_path / "site")
     subprocess.run([sys.executable, "-I", "-c", code, site], cwd=tmp_path, check=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.variables import expand
+from krelay.config.yaml_reader import expand
 
 ENVIRON = {"NAME": "web", "EMPTY": "", "DOLLAR": "${NAME}$$"}
 
@@ -45,15 +45,15 @@ def test_expansion(text: str, expected: str) -> None:
     ],
 )
 def test_flaws(text: str, offset: int, message: str) -> None:
-    (flaw, *_) = expand(text, ENVIRON)[1]
-    assert (flaw.offset, flaw.message) == (offset, message)
-    assert flaw.hint
+    (error, *_) = expand(text, ENVIRON)[1]
+    assert (error.offset, error.message) == (offset, message)
+    assert error.hint
 
 
 def test_every_flaw_is_told() -> None:
-    text, flaws = expand("${A} ${NAME} ${B}", ENVIRON)
+    text, errors = expand("${A} ${NAME} ${B}", ENVIRON)
     assert text == " web "
-    assert [flaw.offset for flaw in flaws] == [0, 13]
+    assert [error.offset for error in errors] == [0, 13]
 
 
 @given(st.text())

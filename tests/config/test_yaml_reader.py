@@ -133,11 +133,11 @@ def test_empty_documents() -> None:
         ("a: 'b ${X}'", ["1:7 the variable `X` is not set"]),
         ("a: |\n  ${X}", ["1:4 the variable `X` is not set"]),
         ("*a : 1", ["1:1 a key must be plain text", "1:1 `*a` has no anchor before it"]),
-        ("a: 0644", ["1:4 `0644` is octal to some and decimal to others"]),
-        ("a: !!int 1", ["1:4 the tag `!!int` means nothing here"]),
-        ("a: !x [1]", ["1:4 the tag `!x` means nothing here"]),
-        ("a: !!seq {b: 1}", ["1:4 the tag `!!seq` means nothing here"]),
-        ("&a [*a]", ["1:5 `*a` is inside of what it stands for"]),
+        ("a: 0644", ["1:4 `0644` is octal in YAML 1.1 and decimal in YAML 1.2"]),
+        ("a: !!int 1", ["1:4 the tag `!!int` is not supported"]),
+        ("a: !x [1]", ["1:4 the tag `!x` is not supported"]),
+        ("a: !!seq {b: 1}", ["1:4 the tag `!!seq` is not supported"]),
+        ("&a [*a]", ["1:5 `*a` refers to a value that contains it"]),
         ("a: 1\n--- b", ["2:1 a second document"]),
         ("[" * 50, ["1:41 nested more than 40 levels deep"]),
         ("a: @", ["1:4 `@` cannot start a value"]),
@@ -148,7 +148,7 @@ def test_problems(text: str, expected: list[str]) -> None:
 
 
 def test_a_variable_that_is_not_text() -> None:
-    assert problems("a: ${X}", X="caf\udce9") == ["1:4 `caf\\udce9` is not all text"]
+    assert problems("a: ${X}", X="caf\udce9") == ["1:4 `caf\\udce9` is not valid text"]
 
 
 def test_aliases_count_for_what_they_stand_for() -> None:

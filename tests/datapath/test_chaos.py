@@ -265,7 +265,7 @@ class Story:
         self.doomed = True
         self.link.blocked = True
         self.link.cut()
-        await asyncio.sleep(self.config.grace + 5.0)
+        await asyncio.sleep(self.config.resume_timeout + 5.0)
         self.link.blocked = False
 
     async def another_agent(self) -> None:

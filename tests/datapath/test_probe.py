@@ -8,11 +8,11 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from krelay.mux.driver import Driver
 
 from krelay.datapath import probe as module
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.model import Check, CheckKind, Protocol
-from krelay.mux.driver import Driver
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
 from tests import rig

@@ -224,7 +224,7 @@ async def test_a_session_that_cannot_be_carried_on_is_replaced() -> None:
             await rig.until(lambda: path.streams == (1, 1))
             driver = path.pool.pick()
             assert driver is not None
-            driver.session.received.count += 1000
+            driver.session.received_count += 1000
             path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
@@ -241,7 +241,7 @@ async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
             (kept,) = path.server.sessions._kept.values()
-            kept.driver.session.received.count += 1000
+            kept.driver.session.received_count += 1000
             path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()

@@ -65,7 +65,7 @@ def asked(namespace: Callable[..., str], tmp_path: Path) -> Iterator[tuple[Asked
         f"""
 apiVersion: krelay/v1
 namespace: {place}
-tunnel: {{dial: 2s}}
+tunnel: {{connectTimeout: 2s}}
 targets:
   works: svc/web :80
   deploy: deploy/web :8000

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config import parse
-from krelay.config.part import MAX_FORWARDS
+from krelay.config.parsed_file import MAX_FORWARDS
 from krelay.errors import ConfigError
 from krelay.importers.entry import Converted, Entry, write
 from krelay.model import Config

@@ -11,9 +11,9 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from krelay.mux.driver import Driver
 
 from krelay.datapath import udp
-from krelay.mux.driver import Driver
 from tests import rig
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.config.watch import Mode
 from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.supervisor import reload as module_of_reload

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from krelay.config.selection import Selection
+from krelay.config.sources import Selection
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig

@@ -1,0 +1,285 @@
+"""Sources of a Config: a file, a command line or lines of a program, each under its options.
+
+Each source has `file`, the path to watch or None, and `load()`, which returns its Config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from krelay.config import files
+from krelay.config.build import exposure
+from krelay.config.grammar import (
+    ParseError,
+    parse_line,
+    parse_listen,
+    parse_port,
+    quote,
+    split,
+    target_of,
+)
+from krelay.config.load import load, parse_target
+from krelay.config.parsed_file import ListenAddress, conflicts, unreachable
+from krelay.config.validation import MAX_PROBLEMS
+from krelay.errors import ConfigError, Problem, UsageError
+from krelay.model import (
+    LOOPBACK,
+    PROXY_PORT,
+    AgentConfig,
+    Check,
+    CheckKind,
+    Config,
+    Patch,
+    Target,
+    proxy_target,
+)
+
+_SHOWN = 20
+"""Targets that an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Options of the command line; None or empty leaves what the file says.
+
+    `namespace` is for targets without one. `listens` replaces the default address of targets, and
+    each address gets a listener. `insecure` lets proxies be open to other machines without a
+    password.
+    """
+
+    context: str | None = None
+    namespace: str | None = None
+    listens: tuple[str, ...] = ()
+    image: str | None = None
+    patches: tuple[Patch, ...] = field(default=(), repr=False)
+    insecure: bool = False
+
+    def over(self, config: Config) -> Config:
+        """Return the config with these options applied.
+
+        Raises:
+            UsageError: a proxy would be open to other machines.
+        """
+        agent = dataclasses.replace(
+            config.agent,
+            image=self.image or config.agent.image,
+            patches=(*config.agent.patches, *self.patches),
+        )
+        config = dataclasses.replace(
+            config,
+            context=self.context or config.context,
+            agent=agent,
+            targets=tuple(found for target in config.targets for found in self._targets(target)),
+        )
+        for target in config.targets:
+            if message := exposure(target):
+                hint = "`krelay proxy --username` sets them; `--insecure` allows it without"
+                raise UsageError(f"{target.name}: {message}", hint=hint)
+        return config
+
+    def _targets(self, target: Target) -> list[Target]:
+        target = dataclasses.replace(
+            target,
+            namespace=target.namespace or self.namespace,
+            context=self.context or target.context,
+            insecure=self.insecure or target.insecure,
+        )
+        listens = self.listens if target.listen == LOOPBACK and self.listens else (target.listen,)
+        return [
+            dataclasses.replace(
+                target,
+                listen=listen,
+                name=target.name if len(listens) == 1 else f"{target.name} -l {listen}",
+            )
+            for listen in listens
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A file, or some of its targets, under `overlay`.
+
+    `path` is None for the file of this directory. `text` is its content if it can be read only
+    once. `names` selects targets; empty selects all. `embedded` runs the agent on this machine.
+    """
+
+    path: str | None
+    names: tuple[str, ...] = ()
+    embedded: bool = False
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    text: bytes | None = field(default=None, repr=False)
+    overlay: Overlay = Overlay()
+
+    @property
+    def file(self) -> str | None:
+        """The path of the file; None for standard input or a pipe, which is read once."""
+        if self.path == files.STDIN or self.text is not None:
+            return None
+        return files.find(self.path)
+
+    def load(self) -> Config:
+        """Return what the file says now. Blocks.
+
+        Raises:
+            UsageError: the file cannot be read, or has no such target.
+            ConfigError: the file is invalid; carries every problem.
+        """
+        config = load(self.path, environ=self.environ, text=self.text)
+        if self.names:
+            config = dataclasses.replace(config, targets=_chosen(config, self.names))
+        if self.embedded:
+            agent = dataclasses.replace(config.agent, embedded=True)
+            config = dataclasses.replace(config, agent=agent)
+            _check_embedded(config)
+        return self.overlay.over(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The target of a command line."""
+
+    words: tuple[str, ...]
+    overlay: Overlay = Overlay()
+
+    @property
+    def file(self) -> None:
+        """None: a command line is no file."""
+
+    def load(self) -> Config:
+        """Return the target, without a check: like `kubectl port-forward`, it opens no connection
+        that no client asked for.
+
+        Raises:
+            UsageError: the words name no target, or no ports of it.
+        """
+        target = dataclasses.replace(parse_target(self.words), check=Check(CheckKind.NONE))
+        return self.overlay.over(Config((target,), path="the command line"))
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The proxy of a command line. `listen` is `ADDRESS:PORT`, or one of the two."""
+
+    listen: str = f"{LOOPBACK}:{PROXY_PORT}"
+    credentials: tuple[str, str] | None = field(default=None, repr=False)
+    embedded: bool = False
+    overlay: Overlay = Overlay()
+
+    @property
+    def file(self) -> None:
+        """None: a command line is no file."""
+
+    def load(self) -> Config:
+        """Return the proxy.
+
+        Raises:
+            UsageError: the address is invalid, or open to other machines without a password.
+        """
+        address, colon, port = self.listen.rpartition(":")
+        if not colon and not port.isdigit():
+            address, port = port, str(PROXY_PORT)
+        try:
+            number = int(parse_port(f"{port}:1").local or 0)
+            listen = parse_listen(address) if address else LOOPBACK
+        except ParseError as error:
+            raise UsageError(error.message, hint="for example `127.0.0.1:1080`") from error
+        target = proxy_target("proxy", number, listen=listen, credentials=self.credentials)
+        agent = AgentConfig(embedded=self.embedded)
+        return self.overlay.over(Config((target,), agent=agent, path="the command line"))
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Targets that a program names: `targets` has names and lines of targets.txt.
+
+    The other fields are what a file would say under the same keys. `path` replaces a file's path
+    in messages.
+    """
+
+    targets: tuple[tuple[str, str], ...]
+    context: str | None = None
+    namespace: str | None = None
+    embedded: bool = False
+    path: str = "<lines>"
+
+    @property
+    def file(self) -> None:
+        """None: lines are no file."""
+
+    def load(self) -> Config:
+        """Return the targets.
+
+        Raises:
+            ConfigError: a line is invalid, or there are no lines; carries every problem.
+        """
+        targets: dict[str, Target] = {}
+        addresses: list[ListenAddress] = []
+        problems: list[Problem] = []
+        for name, text in self.targets:
+            line, errors = parse_line(split(text))
+            problems += [_problem(name, error.message, error.hint) for error in errors]
+            if name in targets:
+                problems.append(_problem(name, "defined twice", "give one another name"))
+            elif line is not None:
+                target = targets[name] = target_of(line, name=name, file=self.path)
+                addresses += [ListenAddress(target, port, 0, 0) for port in target.ports]
+        for earlier, later in conflicts(addresses):
+            message = f"`{later}` is taken by {quote(earlier.target.name)}"
+            hint = "leave the local port empty (`:80`) for a free one"
+            problems.append(_problem(later.target.name, message, hint))
+        if not self.targets:
+            hint = 'name one: `"svc/nginx 8080:80"` or `web="svc/nginx :80"`'
+            problems.append(Problem(0, 0, "no targets", hint))
+        if problems:
+            raise ConfigError(self.path, problems)
+        config = Config(
+            tuple(targets.values()),
+            context=self.context,
+            namespace=self.namespace,
+            agent=AgentConfig(embedded=self.embedded),
+            path=self.path,
+        )
+        if self.embedded:
+            _check_embedded(config)
+        return config
+
+
+def named(texts: Iterable[str], by_name: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return names and lines for `Lines`.
+
+    A line of `texts` is its own name, without comments and with single spaces; `by_name` has names.
+    """
+    found: list[tuple[str, str]] = []
+    for text in texts:
+        lines = (" ".join(word.text for word in split(line)) for line in text.splitlines())
+        found += [(line, line) for line in lines if line]
+    return (*found, *by_name.items())
+
+
+def _problem(name: str, message: str, hint: str | None) -> Problem:
+    return Problem(0, 0, f"{quote(name)}: {message}", hint)
+
+
+def _chosen(config: Config, names: tuple[str, ...]) -> tuple[Target, ...]:
+    """Return the targets with these names, in the file's order."""
+    known = [target.name for target in config.targets]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            some = ", ".join(map(quote, known[:_SHOWN])) + ", …" * (len(known) > _SHOWN)
+            hint = f"did you mean {quote(near[0])}?" if near else f"it has: {some}"
+            raise UsageError(f"{config.path} has no target {quote(name)}", hint=hint)
+    return tuple(target for target in config.targets if target.name in names)
+
+
+def _check_embedded(config: Config) -> None:
+    """Check that an embedded agent, which runs on this machine, can reach every target.
+
+    Raises:
+        ConfigError: a target is in a cluster.
+    """
+    if problems := list(unreachable(config.targets)):
+        raise ConfigError(config.path, problems[:MAX_PROBLEMS], files=config.files)
