@@ -198,7 +198,9 @@ def import_(path: str, namespaces: Sequence[str], context: str | None) -> int:
 def init(
     path: str | None, namespace: str | None, context: str | None, *, force: bool = False
 ) -> int:
-    """Write a starter file; return the exit code.
+    """Write a starter file, and beside it the schema that its first line names.
+
+    Returns the exit code.
 
     Args:
         path: the file to write; `krelay.yaml` if None.
@@ -212,6 +214,8 @@ def init(
         ClusterError: the namespace cannot be listed.
     """
     from krelay.cli.signals import run_to_exit
+    from krelay.config import schema_text
+    from krelay.config.schema import FILE as SCHEMA_FILE
     from krelay.importers import starter
 
     target = Path(path or files.NAMES[0])
@@ -227,8 +231,11 @@ def init(
                 hint="check the name and the context",
             )
     text = starter(namespace, items[0], [*items[1], *items[2]])
+    schema = target.parent / SCHEMA_FILE
     try:
         target.write_text(text, encoding="utf-8")
+        if force or not schema.exists():
+            schema.write_text(schema_text(), encoding="utf-8")
     except OSError as exc:
         raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
     file = f" -f {shlex.quote(path)}" if path else ""

@@ -1,4 +1,4 @@
-"""Entry: one target on its way into a krelay.yaml, and the text of all of them."""
+"""Write targets as the text of a krelay.yaml, and comment out those that it cannot have."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ _NAME = re.compile(r"[^a-z0-9._-]+")
 _LONGEST_NAME = 63
 _LONGEST_TEXT = 1_000
 _HEAD = """\
-# yaml-language-server: $schema=https://krelay.dev/schema/v1.json
-#
-# Made from {origin}. `krelay check` says whether it is right.
+# Converted from {origin}. Run `krelay check` to validate it.
 apiVersion: krelay/v1
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One target. `target` is TYPE/NAME, `ports` are as in a file. `comments` go above it, and so
-    do `notes`, of what could not be carried over; with a `why`, the whole entry is a comment."""
+    """A target to write. `target` is TYPE/NAME, `ports` are as in a file.
+
+    `comments` and `notes` go above it; notes say what could not be carried over, and are warnings
+    too. With a `why`, the whole entry becomes a comment.
+    """
 
     name: str
     target: str
@@ -43,17 +44,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The text of a krelay.yaml, and what could not be carried over."""
+    """The text of a krelay.yaml, and warnings of what could not be carried over."""
 
     text: str
     warnings: tuple[str, ...] = ()
 
 
 def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted:
-    """The file with these entries; `origin` is for its head, `head` goes before its targets.
+    """Write a file with these entries. Its first line names `origin`; `head` precedes its targets.
 
     Raises:
-        ConfigError: there are more than a file may have.
+        ConfigError: there are more entries than a file may have.
     """
     lines: list[str] = []
     warnings: list[str] = []
@@ -85,8 +86,10 @@ def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted
 
 
 def _unique(wanted: str, names: dict[str, int]) -> str:
-    """A name that a target may have, and that none has yet. `names` has the number that each name
-    was given last, so that as many equal ones take linear time."""
+    """Return a valid name that no target has yet.
+
+    `names` has the last number given to each name, so many equal names take linear time.
+    """
     wanted = _NAME.sub("-", wanted[:_LONGEST_TEXT].lower())
     base = wanted.strip("-._")[: _LONGEST_NAME - 4].strip("-._") or "target"
     name = base
@@ -99,7 +102,7 @@ def _unique(wanted: str, names: dict[str, int]) -> str:
 
 
 def _checked(entry: Entry, taken: dict[tuple[str, str, str], str]) -> Entry:
-    """The entry, as a comment if no file may have it."""
+    """Return the entry, with a `why` if it is invalid or its local port is taken."""
     if entry.why:
         return entry
     try:
@@ -115,12 +118,12 @@ def _checked(entry: Entry, taken: dict[tuple[str, str, str], str]) -> Entry:
 
 
 def _comment(text: str) -> str:
-    """The text as a comment may have it: on one line, without what no file may have."""
+    """Return the text as a comment: on one line, printable."""
     return "  # " + " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _line(entry: Entry) -> str:
-    """The entry in YAML: a line of targets.txt where that says it all."""
+    """Return the entry in YAML, as a line of targets.txt if it has no context."""
     name = _scalar(entry.name)
     if not entry.context:
         words = [entry.target, *entry.ports]
@@ -139,11 +142,11 @@ def _line(entry: Entry) -> str:
 
 
 def _scalar(text: str) -> str:
-    """The text as YAML has it, in quotes only where it must be."""
+    """Return the text as a YAML scalar, in quotes only if it needs them."""
     plain = _PLAIN.fullmatch(text) and ": " not in text and not text.endswith(":")
     return text if plain and text not in _WORDS else _quoted(text)
 
 
 def _quoted(value: str | list[str] | None) -> str:
-    # A dollar would start a variable.
+    # A single dollar may start a variable.
     return json.dumps(value).replace("$", "$$")

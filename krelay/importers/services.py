@@ -1,21 +1,24 @@
-"""What a namespace has: every Service as a target, as plain Kubernetes objects say it."""
+"""Write the Services and workloads of a namespace as targets, from plain Kubernetes objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from krelay.config.schema import FILE
 from krelay.importers.entry import Converted, Entry, write
 
 Object = Mapping[str, Any]
 
 _HIGH = 10_000
 _KNOWN = {80: 8080, 443: 8443}
-_STARTER = """\
-# yaml-language-server: $schema=https://krelay.dev/schema/v1.json
+_SCHEMA = f"""\
+# yaml-language-server: $schema={FILE}
 #
-# `krelay check` says whether this is right, `krelay up` relays it; an edit is followed as it is
-# saved. docs/config.md has every key, krelay.yaml.example is a tour.
+"""
+_STARTER = """\
+# Run `krelay check` to validate this file, and `krelay up` to relay its targets. krelay applies an
+# edit when you save it. docs/config.md describes every key, krelay.yaml.example shows them all.
 apiVersion: krelay/v1
 # context: staging
 # namespace: shop
@@ -29,8 +32,7 @@ targets:
 
 
 def kubefwd(services: Mapping[str, Iterable[Object]]) -> Converted:
-    """Every Service of these namespaces on a loopback address of its own, its ports as they are,
-    as kubefwd has them."""
+    """Write every Service with unchanged ports on its own loopback address, as kubefwd does."""
 
     def entries() -> Iterator[Entry]:
         number = 0
@@ -48,9 +50,12 @@ def kubefwd(services: Mapping[str, Iterable[Object]]) -> Converted:
 def starter(
     namespace: str | None, services: Sequence[Object] = (), workloads: Sequence[Object] = ()
 ) -> str:
-    """A file to begin with: an example, or what the namespace has."""
+    """Write a first file: an example, or the Services and workloads of a namespace.
+
+    Its first line names the schema, which `krelay init` writes beside it, for editors.
+    """
     if namespace is None:
-        return _STARTER
+        return _SCHEMA + _STARTER
     taken: set[tuple[int, str]] = set()
 
     def entries() -> Iterator[Entry]:
@@ -60,7 +65,8 @@ def starter(
             if not any(_selects(service, item) for service in services):
                 yield from _workload(item)
 
-    return write(f"what {namespace} has", entries(), head=f"namespace: {namespace}\n").text
+    head = f"namespace: {namespace}\n"
+    return _SCHEMA + write(f"the namespace {namespace}", entries(), head=head).text
 
 
 def _sorted(items: Iterable[Object]) -> list[Object]:
@@ -68,7 +74,7 @@ def _sorted(items: Iterable[Object]) -> list[Object]:
 
 
 def _ports(service: Object) -> list[Any]:
-    """Those that can be relayed."""
+    """Return the ports that krelay can relay, which are TCP and UDP."""
     ports = service["spec"].get("ports") or ()
     return [port for port in ports if _protocol(port) in ("tcp", "udp")]
 
@@ -81,7 +87,7 @@ def _entry(service: Object, ports: list[tuple[int, Any]], **more: Any) -> Entry:
     name = str(service["metadata"]["name"])
     texts = []
     for local, port in ports:
-        # One number for both protocols says which it means; so does what is not TCP.
+        # The protocol is written if it is UDP, or if the Service has the number twice.
         alike = sum(other["port"] == port["port"] for _, other in ports) > 1
         protocol = _protocol(port)
         texts.append(
@@ -92,7 +98,7 @@ def _entry(service: Object, ports: list[tuple[int, Any]], **more: Any) -> Entry:
 
 
 def _local(port: Mapping[str, Any], taken: set[tuple[int, str]]) -> int:
-    """A local port that needs no rights, and that no other target has."""
+    """Return a local port that needs no privileges, and that no other target has."""
     number, protocol = int(port["port"]), _protocol(port)
     wanted = _KNOWN.get(number, number if number >= 1024 else number + _HIGH)
     while (wanted, protocol) in taken:

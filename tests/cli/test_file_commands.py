@@ -14,7 +14,7 @@ import yaml
 
 from krelay.cli import file_commands
 from krelay.cli.file_commands import check
-from krelay.config import parse
+from krelay.config import parse, schema_text
 from krelay.config.sources import Selection
 from krelay.errors import ConfigError
 from tests import rig
@@ -277,7 +277,7 @@ def test_warnings_are_no_data(krelay: Krelay, capsys: pytest.CaptureFixture[str]
     assert krelay("import", "-", stdin=b'[{"workload_type": "pod"}]') == 0
     out, err = capsys.readouterr()
     assert "warning" not in out
-    assert err.startswith("warning: pod: a pod by its labels")
+    assert err.startswith("warning: pod: it selects a pod by labels")
 
 
 def test_what_cannot_be_imported(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
@@ -322,13 +322,20 @@ def test_a_starter_never_writes_over_a_file_unasked(
     )
     assert krelay("check") == 0
     before = Path("krelay.yaml").read_text()
+    assert before.startswith("# yaml-language-server: $schema=krelay.schema.json\n")
+    assert json.loads(Path("krelay.schema.json").read_text())["title"] == "krelay.yaml"
+    Path("krelay.schema.json").write_text("mine")
     assert krelay("init", "--from-namespace", "shop") == 2
     assert "hint: `--force` overwrites it" in capsys.readouterr().err
     assert Path("krelay.yaml").read_text() == before
     assert not cluster
+    assert krelay("init", "-f", "other.yaml") == 0
+    assert Path("krelay.schema.json").read_text() == "mine"
     assert krelay("init", "--from-namespace", "shop", "--force") == 0
     assert krelay("check") == 0
+    assert Path("krelay.schema.json").read_text() == schema_text()
     text = Path("krelay.yaml").read_text()
+    assert text.startswith("# yaml-language-server: $schema=krelay.schema.json\n")
     assert "  web: svc/web 8080:80\n" in text
     assert "  # job: deploy/job :PORT\n" in text
     assert krelay("init", "-f", "my other.yaml") == 0

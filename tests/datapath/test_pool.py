@@ -43,7 +43,7 @@ async def test_streams_spread_over_the_tunnels() -> None:
         writers = [(await asyncio.open_connection(rig.HOST, port))[1] for _ in range(30)]
         await rig.until(lambda: path.streams == (30, 30))
         drivers = [t.driver for t in path.pool.tunnels]
-        counts = [len(d.session.streams) for d in drivers if isinstance(d, Driver)]
+        counts = [len(d.session.streams) for d in drivers if isinstance(d, MuxConnection)]
         assert counts == [10, 10, 10]
         for writer in writers:
             rig.rst(writer)

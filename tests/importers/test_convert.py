@@ -90,11 +90,11 @@ def test_kftray() -> None:
     ]
     assert warnings == (
         "argo: its HTTP log was not carried over",
-        "argo: 80 was its pods' port; here it is the Service's",
-        "by-label: a pod by its labels (app=server): name its workload instead",
-        "x: kftray's type expose is not known here",
+        "argo: 80 was the port of its pods; here it is the port of the Service",
+        "by-label: it selects a pod by labels (app=server): name its workload instead",
+        "x: krelay has no equivalent of kftray's type expose",
     )
-    assert "# Made from kftray's file." in text
+    assert "# Converted from kftray's file." in text
 
 
 def test_kportal() -> None:
@@ -106,8 +106,8 @@ def test_kportal() -> None:
     ]
     assert warnings == (
         "api: its httpLog was not carried over",
-        "worker: a pod by the beginning of its name: name its workload instead",
-        "pod: a pod by its labels (app=x): name its workload instead",
+        "worker: it selects a pod by the prefix of its name: name its workload instead",
+        "pod: it selects a pod by labels (app=x): name its workload instead",
     )
 
 
@@ -125,14 +125,14 @@ def test_targets_txt_keeps_its_comments() -> None:
     ("text", "line", "message"),
     [
         ("[{", 1, "not JSON"),
-        ("[" * 100_000, 0, "nested too deep"),
+        ("[" * 100_000, 0, "nested too deeply"),
         ("[1]", 1, "no list of forwards"),
         ("{}\n[]", 2, "not JSON"),
         ("svc/web 99999\nsvc/a b c!\n", 1, "out of range"),
         ("contexts: [\n", 2, "not YAML"),
-        ("apiVersion: krelay/v1\ntargets: {}\n", 0, "nothing that can be imported"),
-        ("contexts: text\n", 0, "nothing that can be imported"),
-        ("", 0, "nothing that can be imported"),
+        ("apiVersion: krelay/v1\ntargets: {}\n", 0, "the format is unknown"),
+        ("contexts: text\n", 0, "the format is unknown"),
+        ("", 0, "the format is unknown"),
     ],
 )
 def test_what_is_none_of_them(text: str, line: int, message: str) -> None:
