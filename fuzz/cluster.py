@@ -10,13 +10,13 @@ from typing import Any
 
 from fuzz.draw import Draw
 from krelay import typed
-from krelay.cluster.api_errors import Refusal
+from krelay.cluster.api_errors import StatusError
 from krelay.cluster.auth.exec_plugin import ExecPlugin
 from krelay.cluster.auth.kubeconfig import _KINDS
 from krelay.cluster.auth.oidc import _DISCOVERY, _TOKENS, _until
 from krelay.cluster.diagnosis import diagnose
-from krelay.cluster.endpoints import choose, resolve_port, resolve_service, why_none
-from krelay.cluster.objects import MADE, kind_of, read_event, read_list, read_object
+from krelay.cluster.endpoints import choose_pod, resolve_pod, resolve_service, why_no_pod
+from krelay.cluster.objects import CREATED, read_event, read_list, read_object, schema_of
 from krelay.cluster.selectors import Selector
 from krelay.errors import ClusterError, MalformedError
 from krelay.model import Port, Resolution
@@ -45,11 +45,11 @@ def api_objects(data: bytes) -> None:
             assert isinstance(token, str)
             use(resource, items)
         elif form == 2:
-            made = read_object(MADE, parsed, path)["metadata"]
+            made = read_object(CREATED, parsed, path)["metadata"]
             assert made["name"]
             assert made["namespace"]
         else:
-            use(resource, [read_object(kind_of(path), parsed, path)])
+            use(resource, [read_object(schema_of(path), parsed, path)])
     except MalformedError as exc:
         _readable(exc)
 
@@ -57,11 +57,11 @@ def api_objects(data: bytes) -> None:
 def use(resource: str, items: list[dict[str, Any]]) -> None:
     """What krelay does with such objects; it may find them of no use, but does not raise."""
     if resource == "pods":
-        pod = choose(items, "u")
-        assert why_none(items)
+        pod = choose_pod(items, "u")
+        assert why_no_pod(items)
         diagnose(None, items, ())
         for port in PORTS if pod is not None else ():
-            _check(resolve_port(pod, port))  # type: ignore[arg-type]
+            _check(resolve_pod(pod, port))  # type: ignore[arg-type]
     elif resource == "services":
         for item in items:
             for port in PORTS:
@@ -78,7 +78,9 @@ def use(resource: str, items: list[dict[str, Any]]) -> None:
         diagnose(items, (), None)
         for item in items:
             with suppress(ClusterError):
-                assert isinstance(Selector.of_workload(item["spec"].get("selector")).query, dict)
+                assert isinstance(
+                    Selector.of_workload(item["spec"].get("selector")).label_selector, str
+                )
 
 
 def _check(found: Resolution) -> None:
@@ -94,7 +96,7 @@ def api_refusal(data: bytes) -> None:
     """An answer that is no success: an error of a bounded size; its hint's words stay words."""
     draw = Draw(data)
     status = 400 + draw.number(2) % 200
-    error = Refusal(status, draw.rest()).error("context c, https://h")
+    error = StatusError(status, draw.rest()).to_cluster_error("context c, https://h")
     _readable(error)
     line = (error.hint or "").partition(_MARK)[2]
     if line:

@@ -1,4 +1,4 @@
-"""Agent: the last step into the cluster; makes the agent's Job, waits until it runs, removes it.
+"""Agent lifecycle: create the agent's Job, wait until its pod runs, delete it.
 
 A start that fails or is cancelled deletes its Job, or leaves it in `PostedJobs.left`. If krelay
 itself is killed, the agent ends when idle, and its Job by its time to live.
@@ -11,7 +11,7 @@ import copy
 import functools
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,10 @@ import aiohttp
 
 from krelay.cluster.agent_job import job_manifest
 from krelay.cluster.api import Api, collection, object_path
-from krelay.cluster.api_errors import Refusal
+from krelay.cluster.api_errors import StatusError
 from krelay.cluster.diagnosis import Diagnosis, diagnose, end_of
-from krelay.cluster.objects import MADE, POD, read_object
-from krelay.cluster.reflector import follow
+from krelay.cluster.objects import CREATED, POD, read_object
+from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
     AgentError,
     ClusterError,
@@ -36,11 +36,30 @@ from krelay.tasks import TaskGroup, shield_cleanup
 from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.agent")
+jobs_logger = logging.getLogger("krelay.jobs")
+
+Object = Mapping[str, Any]
+Progress = Callable[[str], None]
+
+QUIET = 0.5
+"""Seconds that a fast start takes: only later are the Job and the events watched too."""
+CREATE_PATIENCE = 3.0
+"""Seconds for the API server to confirm a Job's creation after a cancellation."""
+DELETE_DEADLINE = 5.0
+"""Seconds for the deletion of a Job."""
+
+_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
+"""Of k8s.io/apimachinery/pkg/util/rand: it spells no words."""
+_SUFFIX_LENGTH = 8
+_MAX_NAME = 63
+"""The Job's name is the value of a label of its pod (RFC 1123 label)."""
+_DELETE_OPTIONS = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+"""By default a Job deleted over REST leaves its pod behind (pkg/registry/batch/job)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent that runs: its Job, and the pod (with the pod's uid) that a tunnel leads to."""
+    """A running agent: its Job, and its pod (by name and uid), to which tunnels lead."""
 
     namespace: str
     job: str
@@ -61,22 +80,22 @@ async def create_agent(
     session: SessionConfig = SessionConfig(),  # noqa: B008
     run: str = "",
     deadline: float = 300.0,
-    on_progress: Callable[[str], None] = lambda reason: None,
+    on_progress: Progress = lambda reason: None,
 ) -> Agent:
-    """Create the Job and wait until its container runs. `deadline`, and the `connect_timeout`
-    that the agent gets for a target, are in seconds. `run` is as in `job_manifest`.
+    """Create the Job and wait until its container runs.
 
-    `on_progress` gets a line whenever what is waited for changes. If this raises or is cancelled,
-    the Job is deleted first, or stays in `jobs.left`.
+    `deadline` and `connect_timeout` (of the agent, for a target) are in seconds. `run` is as in
+    `job_manifest`. `on_progress` gets a line whenever the reason to wait changes. If this raises
+    or is cancelled, the Job is deleted first, or stays in `jobs.left`.
 
     Raises:
-        AgentError: it cannot run, or did not in time: the cluster's own reason.
+        AgentError: the agent cannot run, or does not in time; with the cluster's reason.
         ConfigError: a patch does not fit.
-        CredentialsError: the way to the API server is not encrypted; no Job was made.
-        ClusterError: the Job cannot be made, or its pods not be watched.
+        CredentialsError: the connection to the API server is not encrypted; no Job was created.
+        ClusterError: krelay cannot create the Job, or cannot watch its pods.
     """
-    # In a thread: it reads the agent's files, and compresses them.
-    make = functools.partial(
+    # In a thread: it reads and compresses the agent's files.
+    build = functools.partial(
         job_manifest,
         config,
         namespace=namespace,
@@ -85,31 +104,32 @@ async def create_agent(
         session=session,
         run=run,
     )
-    manifest, warnings = await in_thread(make, UnreachableError)
+    manifest, warnings = await in_thread(build, UnreachableError)
     for warning in warnings:
         logger.warning("%s", warning)
-    # First, and not part of the creation: a plugin may be waiting for a person.
+    # Before the creation: a credential plugin may wait for a person.
     (await jobs.api.access()).require_private()
-    made = await jobs.create(manifest)
-    job = made["metadata"]
+    created = await jobs.create(manifest)
+    job = created["metadata"]
     try:
-        pod = await started(jobs.api, made, deadline=deadline, on_progress=on_progress)
+        pod = await _wait_until_running(
+            jobs.api, created, deadline=deadline, on_progress=on_progress
+        )
     except BaseException:
         await shield_cleanup(jobs.discard(job["namespace"], job["name"]))
         raise
-    running = pod["metadata"]
-    return Agent(job["namespace"], job["name"], running["name"], running.get("uid", ""))
+    metadata = pod["metadata"]
+    return Agent(job["namespace"], job["name"], metadata["name"], metadata.get("uid", ""))
 
 
 async def agent_gone(api: Api, agent: Agent) -> str:
-    """Wait until the agent's pod has ended, is being deleted or is gone: which, and why.
+    """Wait until the agent's pod has ended, is being deleted or is gone; return the reason.
 
     Raises:
-        ClusterError: pods cannot be watched.
+        ClusterError: krelay cannot watch pods.
     """
     path = collection("v1", "pods", agent.namespace)
-    sets = follow(api, path, field_selector=f"metadata.name={agent.pod}")
-    assert isinstance(sets, AsyncGenerator)
+    sets = list_and_watch(api, path, field_selector=f"metadata.name={agent.pod}")
     async with aclosing(sets):
         async for pods in sets:
             pod = pods.get(agent.uid)
@@ -121,10 +141,10 @@ async def agent_gone(api: Api, agent: Agent) -> str:
 
 
 async def agent_ended(api: Api, agent: Agent) -> str | None:
-    """Why the agent's pod has ended, as the API server knows it; None while it has not.
+    """Ask the API server whether the agent's pod has ended; return the reason, or None.
 
     Raises:
-        ClusterError: it cannot be asked.
+        ClusterError: the API server gives no answer.
     """
     path = object_path("v1", "pods", agent.namespace, agent.pod)
     try:
@@ -132,29 +152,22 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
     except NotFoundError:
         return f"the agent's pod {agent.pod} is gone"
     if pod["metadata"].get("uid") != agent.uid:
-        return f"the agent's pod {agent.pod} is another one"
+        return f"another pod has replaced the agent's pod {agent.pod}"
     ended = end_of(pod)
     return ended.reason if ended else None
 
 
-Objects = Collection[Mapping[str, Any]]
-
-QUIET = 0.5
-"""Seconds that a start takes at its best: only then are the Job and the events watched too."""
+# -- the start -------------------------------------------------------------------------------------
 
 
-async def started(
-    api: Api,
-    job: Mapping[str, Any],
-    *,
-    deadline: float,
-    on_progress: Callable[[str], None],
-) -> Mapping[str, Any]:
-    """The pod of `job`, once its container runs. `deadline` is in seconds.
+async def _wait_until_running(
+    api: Api, job: Object, *, deadline: float, on_progress: Progress
+) -> Object:
+    """Return the pod of `job` once its container runs.
 
     Raises:
-        AgentError: it cannot run, or did not in time: the cluster's own reason.
-        ClusterError: its pods cannot be watched.
+        AgentError: the agent cannot run, or does not within `deadline` seconds.
+        ClusterError: krelay cannot watch the Job's pods.
     """
     startup = _Startup(api, job["metadata"])
     async with TaskGroup() as watches:
@@ -166,7 +179,7 @@ async def started(
         raise error
     if not verdict.running:
         if verdict.words:
-            logger.warning("the agent's last words:\n%s", verdict.words)
+            logger.warning("the agent's last log lines:\n%s", verdict.words)
         raise AgentError(verdict.reason, hint=verdict.hint)
     return next(pod for pod in startup.seen[PODS] if diagnose(None, [pod], ()).running)
 
@@ -175,28 +188,33 @@ PODS, JOB, JOB_EVENTS, POD_EVENTS = "pods", "Job", "Job's events", "pod's events
 
 
 class _Startup:
-    """What the watches of one Job have seen, and why one of them may not look."""
+    """The objects that the watches of one Job have seen, and the errors of those denied."""
 
-    def __init__(self, api: Api, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, api: Api, metadata: Object) -> None:
         self._api = api
         self._job = str(metadata["name"])
         self._uid = str(metadata["uid"])
         self._namespace = str(metadata["namespace"])
         self._changed = asyncio.Event()
         self._has_pod = asyncio.Event()
-        self.seen: dict[str, Objects] = {PODS: ()}
+        self.seen: dict[str, Collection[Object]] = {PODS: ()}
         self.denied: dict[str, ClusterError] = {}
-        self.watches = (self._pods, self._job_itself, self._job_s_events, self._pod_s_events)
+        self.watches = (
+            self._watch_pods,
+            self._watch_job,
+            self._watch_job_events,
+            self._watch_pod_events,
+        )
 
-    async def verdict(self, deadline: float, on_progress: Callable[[str], None]) -> Diagnosis:
-        """The first diagnosis that is final, by itself or by the time that it has lasted."""
+    async def verdict(self, deadline: float, on_progress: Progress) -> Diagnosis:
+        """Return the first diagnosis that is final, by itself or because it has lasted."""
         loop = asyncio.get_running_loop()
         until = loop.time() + deadline
         since = loop.time()
         last = Diagnosis("", "")
         while True:
             self._changed.clear()
-            now = self._diagnosis()
+            now = self._diagnose()
             if now.code != last.code:
                 since = loop.time()
             if now.running or PODS in self.denied or loop.time() >= since + now.patience:
@@ -211,30 +229,33 @@ class _Startup:
                 async with asyncio.timeout_at(min(until, since + now.patience)):
                     await self._changed.wait()
 
-    def _diagnosis(self) -> Diagnosis:
+    def _diagnose(self) -> Diagnosis:
         events = [*self.seen.get(JOB_EVENTS, ()), *self.seen.get(POD_EVENTS, ())]
         return diagnose(
             self.seen.get(JOB), self.seen[PODS], None if JOB_EVENTS in self.denied else events
         )
 
-    async def _pods(self) -> None:
-        await self._see(PODS, "v1", "pods", label_selector=f"job-name={self._job}")
+    async def _watch_pods(self) -> None:
+        await self._watch(PODS, "v1", "pods", label_selector=f"job-name={self._job}")
 
-    async def _job_itself(self) -> None:
+    async def _watch_job(self) -> None:
         await asyncio.sleep(QUIET)
-        await self._see(JOB, "batch/v1", "jobs", field_selector=f"metadata.name={self._job}")
+        await self._watch(JOB, "batch/v1", "jobs", field_selector=f"metadata.name={self._job}")
 
-    async def _job_s_events(self) -> None:
+    async def _watch_job_events(self) -> None:
         await asyncio.sleep(QUIET)
-        await self._see(JOB_EVENTS, "v1", "events", field_selector=_about(self._uid))
+        await self._watch_events(JOB_EVENTS, self._uid)
 
-    async def _pod_s_events(self) -> None:
+    async def _watch_pod_events(self) -> None:
         await asyncio.sleep(QUIET)
         await self._has_pod.wait()
         uid = next((pod["metadata"].get("uid", "") for pod in self.seen[PODS]), "")
-        await self._see(POD_EVENTS, "v1", "events", field_selector=_about(uid))
+        await self._watch_events(POD_EVENTS, uid)
 
-    async def _see(
+    async def _watch_events(self, what: str, uid: str) -> None:
+        await self._watch(what, "v1", "events", field_selector=f"involvedObject.uid={uid}")
+
+    async def _watch(
         self,
         what: str,
         version: str,
@@ -244,7 +265,9 @@ class _Startup:
         field_selector: str = "",
     ) -> None:
         path = collection(version, resource, self._namespace)
-        sets = follow(self._api, path, label_selector=label_selector, field_selector=field_selector)
+        sets = list_and_watch(
+            self._api, path, label_selector=label_selector, field_selector=field_selector
+        )
         try:
             async for found in sets:
                 self.seen[what] = found.values()
@@ -257,37 +280,24 @@ class _Startup:
             self._changed.set()
 
 
-def _about(uid: str) -> str:
-    return f"involvedObject.uid={uid}"
-
-
-jobs_logger = logging.getLogger("krelay.jobs")
-
-CREATE_PATIENCE = 3.0
-"""Seconds that the API server gets to confirm a Job's creation after a cancellation."""
-DELETE_DEADLINE = 5.0
-"""Seconds that the deletion of a Job may take."""
-
-_ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
-"""Of k8s.io/apimachinery/pkg/util/rand: it spells no words."""
-_SUFFIX = 8
-_MAX_NAME = 63
-"""The Job's name is the value of a label of its pod (RFC 1123 label)."""
-
-_BACKGROUND = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
-"""Without it the pod would stay: over REST a Job orphans its own (pkg/registry/batch/job)."""
+# -- Jobs ------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
 class _Posted:
     ours: bool
-    """Whether krelay chose the name. A name that a patch chose may be another program's Job."""
+    """Whether krelay chose the name. A name from a patch may be another program's Job."""
     answered: bool = False
-    """Whether the API server said what became of the request to create it."""
+    """Whether the API server answered the request to create it."""
 
 
 class PostedJobs:
-    """Creates and deletes Jobs, and knows which of them may still exist."""
+    """Creates and deletes Jobs, and knows which of them may still exist.
+
+    krelay chooses a Job's name itself, instead of the API server (`generateName`): a request may
+    be carried out although its answer is lost, and a Job with a known name can still be deleted,
+    or named in the log.
+    """
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -298,31 +308,31 @@ class PostedJobs:
         """`NAMESPACE/NAME` of each Job that may still exist."""
         return tuple(f"{namespace}/{name}" for namespace, name in self._posted)
 
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Post `manifest`, whose `metadata` has a namespace and either a `name` or a
-        `generateName`; return the Job as the API server made it.
+    async def create(self, manifest: Object) -> dict[str, Any]:
+        """Post `manifest`; return the Job as the API server created it.
 
-        If this raises or is cancelled, the Job is deleted first, or stays in `left`.
+        `metadata` has a namespace and either a `name` or a `generateName`. If this raises or is
+        cancelled, the Job is deleted first, or stays in `left`.
 
         Raises:
-            ClusterError: the Job could not be created, or the API server did not answer.
+            ClusterError: the API server refused the Job, or did not answer.
         """
         body = copy.deepcopy(dict(manifest))
         metadata = body["metadata"]
         prefix = metadata.pop("generateName", "")
         posted = _Posted(ours="name" not in metadata)
         if posted.ours:
-            metadata["name"] = prefix[: _MAX_NAME - _SUFFIX] + _suffix()
+            metadata["name"] = prefix[: _MAX_NAME - _SUFFIX_LENGTH] + _suffix()
         key = metadata["namespace"], metadata["name"]
-        made: list[dict[str, Any]] = []
+        created: list[dict[str, Any]] = []
 
         async def post() -> None:
             try:
                 path = collection("batch/v1", "jobs", key[0])
-                made.append(read_object(MADE, await self.api.create(path, body), path))
+                created.append(read_object(CREATED, await self.api.create(path, body), path))
             except ClusterError as exc:
-                posted.answered = isinstance(exc.__cause__, Refusal)
-                if _certainly_not_made(exc):
+                posted.answered = isinstance(exc.__cause__, StatusError)
+                if _certainly_not_created(exc):
                     del self._posted[key]
                 raise
             posted.answered = True
@@ -334,18 +344,19 @@ class PostedJobs:
         except BaseException:
             await shield_cleanup(self.discard(*key))
             raise
-        return made[0]
+        return created[0]
 
     async def delete(self, namespace: str, name: str) -> None:
-        """Delete a Job; its pod follows. It may be gone already.
+        """Delete a Job and its pod, if it still exists.
 
         Raises:
-            ClusterError: it could not be deleted, and stays in `left`.
+            ClusterError: the Job could not be deleted, and stays in `left`.
         """
         posted = self._posted.setdefault((namespace, name), _Posted(ours=True, answered=True))
+        path = object_path("batch/v1", "jobs", namespace, name)
         try:
             async with asyncio.timeout(DELETE_DEADLINE):
-                await self.api.delete(object_path("batch/v1", "jobs", namespace, name), _BACKGROUND)
+                await self.api.delete(path, _DELETE_OPTIONS)
         except NotFoundError:
             jobs_logger.debug("the Job %s/%s was gone already", namespace, name)
             if not posted.answered:
@@ -358,7 +369,7 @@ class PostedJobs:
         self._posted.pop((namespace, name), None)
 
     async def discard(self, namespace: str, name: str) -> ClusterError | None:
-        """Delete a Job that may exist; return why it could not be deleted, if so."""
+        """Delete a Job that may exist; return the error if that fails."""
         posted = self._posted.get((namespace, name))
         if posted is None or not (posted.ours or posted.answered):
             return None
@@ -370,11 +381,11 @@ class PostedJobs:
         return None
 
     async def clear(self) -> None:
-        """Delete each Job in `left`, and name those that could not be deleted."""
-        why: ClusterError | None = None
+        """Delete each Job in `left`; log the names of those that remain."""
+        error: ClusterError | None = None
         try:
             for namespace, name in list(self._posted):
-                why = await self.discard(namespace, name) or why
+                error = await self.discard(namespace, name) or error
         finally:
             left, self._posted = self._posted, {}
             for (namespace, name), posted in left.items():
@@ -382,17 +393,17 @@ class PostedJobs:
                     "the Job %s/%s may be left behind (%s); it ends by itself when idle",
                     namespace,
                     name,
-                    (why or "interrupted") if posted.answered else "its creation had no answer",
+                    (error or "interrupted") if posted.answered else "its creation had no answer",
                 )
 
 
 def _suffix() -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(_SUFFIX))
+    return "".join(secrets.choice(_ALPHABET) for _ in range(_SUFFIX_LENGTH))
 
 
-def _certainly_not_made(exc: ClusterError) -> bool:
-    """Whether the request was refused, or never sent."""
+def _certainly_not_created(exc: ClusterError) -> bool:
+    """Return whether the request was refused, or never sent."""
     cause = exc.__cause__
-    if isinstance(cause, Refusal):
-        return cause.status < 500 and cause.status != 408
+    if isinstance(cause, StatusError):
+        return cause.code < 500 and cause.code != 408
     return isinstance(exc, CredentialsError) or isinstance(cause, aiohttp.ClientConnectorError)

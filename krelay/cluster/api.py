@@ -1,7 +1,7 @@
-"""Api: the third step into the cluster; asks an API server, in plain JSON.
+"""Api: requests to the API server of one context, in JSON.
 
-One `Api` a context. Every request has a deadline, renews credentials that the server rejects
-(once), and is repeated where the server asks for patience.
+Every request has a deadline, renews credentials that the server rejects (once), and is repeated
+when the server is overloaded or restarts.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ import aiohttp
 
 from krelay import typed
 from krelay.cluster import http
-from krelay.cluster.api_errors import Refusal
+from krelay.cluster.api_errors import StatusError
 from krelay.cluster.auth.credentials import Credentials
 from krelay.cluster.auth.kubeconfig import NO_OVERRIDES, Overrides, load
 from krelay.errors import AccessDeniedError, ClusterError, MalformedError, UnreachableError
 from krelay.net.api_access import ApiAccess
-
-__all__ = ["Api", "Overrides", "collection", "object_path"]
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -38,7 +36,10 @@ _PASSING = (429, 500, 502, 503, 504)
 
 
 def collection(api_version: str, resource: str, namespace: str | None = None) -> str:
-    """The path of a collection: `("apps/v1", "deployments", "x")`; None is every namespace."""
+    """Return the path of a collection, of every namespace if `namespace` is None.
+
+    For example `collection("apps/v1", "deployments", "x")`.
+    """
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
     inside = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
     return f"{root}{inside}/{resource}"
@@ -47,16 +48,16 @@ def collection(api_version: str, resource: str, namespace: str | None = None) ->
 def object_path(
     api_version: str, resource: str, namespace: str | None, name: str, subresource: str = ""
 ) -> str:
-    """The path of one object, or of its `subresource` (`portforward`, `log`)."""
+    """Return the path of one object, or of its `subresource` (`portforward`, `log`)."""
     path = f"{collection(api_version, resource, namespace)}/{quote(name, safe='')}"
     return f"{path}/{subresource}" if subresource else path
 
 
 class Api:
-    """The API server of one context; `connect` makes one."""
+    """The API server of one context; `connect` creates it."""
 
     def __init__(self, credentials: Credentials, deadline: float = REQUEST_DEADLINE) -> None:
-        self.contact = Contact()
+        self.health = WatchHealth()
         self._credentials = credentials
         self._deadline = deadline
         self._sessions: dict[str | None, aiohttp.ClientSession] = {}
@@ -69,7 +70,7 @@ class Api:
         kubeconfig: str | None = None,
         overrides: Overrides = NO_OVERRIDES,
     ) -> Self:
-        """Reads kubeconfig (or the pod's service account); asks the server nothing yet.
+        """Read kubeconfig, or the pod's service account; send nothing to the server yet.
 
         Raises:
             CredentialsError: no such context, or no kubeconfig at all.
@@ -80,40 +81,46 @@ class Api:
 
     @property
     def context(self) -> str | None:
+        """The context's name; None in a pod that uses its service account."""
         return self._credentials.login.context
 
     @property
     def namespace(self) -> str:
-        """The context's namespace, or `default`; in a pod its own."""
+        """The context's namespace, or `default`; in a pod the pod's own."""
         return self._credentials.login.namespace
 
     @property
     def where(self) -> str:
-        """Context and server, for people."""
+        """Context and server, for messages."""
         return str(self._credentials.login)
 
     async def access(self) -> ApiAccess:
-        """How to open one more connection, a tunnel, with credentials that are fresh now."""
+        """Return what a tunnel needs to connect, with fresh credentials."""
         return await self._credentials.access()
 
     def reject(self, access: ApiAccess) -> None:
-        """A tunnel's request was refused with 401: the next `access` will be another."""
+        """Renew credentials that the server refused (401) when a tunnel used them."""
         self._credentials.reject(access)
 
     async def get(self, path: str, **query: str) -> dict[str, Any]:
-        """An object or a list. Raises any ClusterError."""
+        """Return an object or a list. Raises any ClusterError."""
         return await self._request("GET", path, query)
 
     async def create(self, path: str, body: Mapping[str, Any], **query: str) -> dict[str, Any]:
-        """Posts `body`; the object as the server made it. Raises any ClusterError."""
+        """Post `body`; return the object as the server created it. Raises any ClusterError."""
         return await self._request("POST", path, query, body)
 
     async def delete(self, path: str, body: Mapping[str, Any] | None = None, **query: str) -> None:
-        """Deletes; `body` is a DeleteOptions. Raises any ClusterError, NotFoundError for 404."""
+        """Delete an object; `body` is a DeleteOptions.
+
+        Raises:
+            NotFoundError: the object does not exist.
+            ClusterError: any other refusal.
+        """
         await self._request("DELETE", path, query, body)
 
     async def aclose(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         for session in self._sessions.values():
             await session.close()
 
@@ -127,16 +134,16 @@ class Api:
     async def stream(
         self, path: str, *, silence: float = 90.0, total: float | None = None, **query: str
     ) -> AsyncIterator[Lines]:
-        """The lines of a watch (or a log), as batches of what arrived together.
+        """Open a watch (or a log) and yield its lines, in batches as they arrive.
 
-        `silence` and `total` are deadlines in seconds, for one batch and for all of them; either
-        one ends the iteration, as the server may. Raises any ClusterError.
+        `silence` and `total` are deadlines in seconds for one batch and for the whole. Either one
+        ends the iteration, as the server may. Raises any ClusterError.
         """
         until = asyncio.get_running_loop().time() + (total or math.inf)
         try:
             response, access = await self._open("GET", path, query, None)
-        except Refusal as no:
-            raise no.error(self.where) from no
+        except StatusError as exc:
+            raise exc.to_cluster_error(self.where) from exc
         try:
             http.keep_alive(response)
             yield Lines(response, access, self.where, silence, until)
@@ -158,33 +165,37 @@ class Api:
             attempt += 1
             try:
                 response, access = await self._open(method, path, query, data)
-            except Refusal as no:
-                wait = no.after if no.after is not None else random.uniform(0, 0.5 * 2**attempt)
-                # A 429 was not even begun; anything else may have been, so only what can be
-                # repeated without harm is.
-                again = no.status == 429 or (no.status in _PASSING and method != "POST")
+            except StatusError as exc:
+                wait = exc.retry_after
+                if wait is None:
+                    wait = random.uniform(0, 0.5 * 2**attempt)
+                # After a 429 the server has done nothing. After any other error it may have, so
+                # a POST is not repeated.
+                again = exc.code == 429 or (exc.code in _PASSING and method != "POST")
                 if not again or attempt == _ATTEMPTS or loop.time() + wait >= until:
-                    raise no.error(self.where) from no
-                logger.debug("%s %s: %s, again in %.1f s", method, path, no.status, wait)
+                    raise exc.to_cluster_error(self.where) from exc
+                logger.debug("%s %s: %s, again in %.1f s", method, path, exc.code, wait)
             else:
-                with http.translated(access, self.where):
+                with http.translated_errors(access, self.where):
                     async with asyncio.timeout(self._deadline), response:
-                        return _object(await http.body(response, http.MAX_BODY), self.where)
+                        return _parse_object(
+                            await http.read_body(response, http.MAX_BODY), self.where
+                        )
             await asyncio.sleep(wait)
 
     async def _open(
         self, method: str, path: str, query: dict[str, str], data: bytes | None
     ) -> tuple[aiohttp.ClientResponse, ApiAccess]:
-        """The head of a success, with new credentials if the old ones are refused.
+        """Send a request, with new credentials if the old ones are refused; return a success.
 
         Raises:
-            Refusal: any other answer.
+            StatusError: any other answer.
         """
         renewed = False
         while True:
-            # Not part of the deadline: a plugin may be waiting for a person.
+            # Outside the deadline: a credential plugin may wait for a person.
             access = await self._credentials.access()
-            with http.translated(access, self.where):
+            with http.translated_errors(access, self.where):
                 async with asyncio.timeout(self._deadline):
                     response = await http.send(
                         self._session(access), access, method, path, query=query, data=data
@@ -192,26 +203,26 @@ class Api:
                     if 200 <= response.status < 300:
                         return response, access
                     async with response:
-                        no = Refusal(
+                        error = StatusError(
                             response.status,
-                            await http.start_of_body(response, http.MAX_ERROR),
+                            await http.read_start_of_body(response, http.MAX_ERROR),
                             _seconds(response.headers.get("Retry-After")),
                         )
-            if no.status == 401:
+            if error.code == 401:
                 self._credentials.reject(access)
-            if no.status != 401 or renewed:
-                raise no
+            if error.code != 401 or renewed:
+                raise error
             renewed = True
 
     def _session(self, access: ApiAccess) -> aiohttp.ClientSession:
-        socks = http.socks_of(access)
+        socks = http.socks_proxy(access)
         if socks not in self._sessions:
             self._sessions[socks] = http.session(socks)
         return self._sessions[socks]
 
 
 class Lines:
-    """The batches of lines of one answer, each without its line end."""
+    """The lines of one answer, in batches, without their line ends."""
 
     def __init__(
         self,
@@ -235,12 +246,12 @@ class Lines:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                with http.translated(self._access, self._where):
+                with http.translated_errors(self._access, self._where):
                     async with asyncio.timeout_at(min(loop.time() + self._silence, self._until)):
                         chunk = await self._response.content.readany()
             except UnreachableError as exc:
                 if isinstance(exc.__cause__, TimeoutError):
-                    # Nobody promised to say anything: whoever asks anew learns who is there.
+                    # A silent server may be healthy; the next request finds out.
                     raise StopAsyncIteration from exc
                 raise
             self._rest += chunk
@@ -257,71 +268,60 @@ class Lines:
                 raise ClusterError(f"a line of more than {MAX_LINE} bytes ({self._where})")
 
 
-def _object(body: bytes, where: str) -> dict[str, Any]:
+def _parse_object(body: bytes, where: str) -> dict[str, Any]:
     try:
-        found = typed.parse(body)
+        return typed.MapOf(typed.AnyValue()).read(typed.parse(body))
     except typed.Mismatch as exc:
         raise MalformedError(
             f"the answer is no JSON object ({where}): {exc}",
             hint="is that an API server, or a web page?",
         ) from exc
-    if not isinstance(found, dict):
-        raise MalformedError(
-            f"the answer is no JSON object ({where})", hint="is that an API server, or a web page?"
-        )
-    return found
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Retry-After in its form of seconds, the only one that API servers use (RFC 9110)."""
+    """Parse Retry-After in seconds (RFC 9110, section 10.2.3); API servers send no dates."""
     return float(retry_after) if retry_after and retry_after.isdecimal() else None
 
 
-class Contact:
-    """Shared by the watches of a context; each takes part from `watching` on."""
+class WatchHealth:
+    """Log when the watches of a context lose their API server, and when they are back.
+
+    A lost API server is one event, however many watches see it: the log has one line when the
+    first of them fails, and one when the last of them is back.
+    """
 
     def __init__(self) -> None:
-        self._lost: dict[Watching, str] = {}
+        self._failing: dict[_Watch, str] = {}
 
     @contextmanager
-    def watching(self, path: str) -> Iterator[Watching]:
-        """Take part for as long as the block lasts; `path` is what is watched."""
-        watch = Watching(self, path)
+    def watch(self, path: str) -> Iterator[_Watch]:
+        """Register a watch of the collection at `path` for the time of the block."""
+        watch = _Watch(self._failing, path)
         try:
             yield watch
         finally:
-            self._lost.pop(watch, None)
+            self._failing.pop(watch, None)
 
-    def lost(self, watch: Watching, why: ClusterError) -> None:
-        """Log the first loss; the others of the same kind are details."""
-        # A missing right concerns one collection, everything else the server.
-        scope = watch.path if isinstance(why, AccessDeniedError) else ""
-        level = logging.DEBUG if self._known(watch, scope) else logging.WARNING
+
+class _Watch:
+    """One watch: reports its failures and recoveries."""
+
+    def __init__(self, failing: dict[_Watch, str], path: str) -> None:
+        self._failing = failing
+        self._path = path
+
+    def failed(self, error: ClusterError) -> None:
+        """Report that the watch cannot be opened, or broke."""
+        # A missing right concerns one collection, any other error the whole server.
+        scope = self._path if isinstance(error, AccessDeniedError) else ""
+        known = self in self._failing or scope in self._failing.values()
+        level = logging.DEBUG if known else logging.WARNING
         what = scope or "the API server"
-        logger.log(level, "out of touch with %s, the last known state stays: %s", what, why)
-        self._lost[watch] = scope
+        logger.log(level, "lost contact with %s, keeping the last known state: %s", what, error)
+        self._failing[self] = scope
 
-    def good(self, watch: Watching) -> None:
-        """Log that all is well again when the last watch that was lost is back."""
-        scope = self._lost.pop(watch, None)
-        if scope is not None and scope not in self._lost.values():
-            logger.info("in touch with %s again", scope or "the API server")
-
-    def _known(self, watch: Watching, scope: str) -> bool:
-        return watch in self._lost or scope in self._lost.values()
-
-
-class Watching:
-    """One watch's part in a `Contact`."""
-
-    def __init__(self, contact: Contact, path: str) -> None:
-        self.path = path
-        self._contact = contact
-
-    def lost(self, why: ClusterError) -> None:
-        """Report that the watch cannot learn anything now, and why."""
-        self._contact.lost(self, why)
-
-    def good(self) -> None:
+    def recovered(self) -> None:
         """Report that the watch is open."""
-        self._contact.good(self)
+        scope = self._failing.pop(self, None)
+        if scope is not None and scope not in self._failing.values():
+            logger.info("regained contact with %s", scope or "the API server")

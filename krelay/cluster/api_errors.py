@@ -1,6 +1,6 @@
-"""Refusals: an API server's Status (or whatever else it answered) as one of our errors.
+"""API errors: an API server's error answer as one of krelay's errors.
 
-kubernetes.io, "API concepts"; the words of a 403 are those of apiserver
+kubernetes.io, "API concepts"; the text of a 403 comes from apiserver
 pkg/endpoints/handlers/responsewriters/errors.go.
 """
 
@@ -23,48 +23,44 @@ _FORBIDDEN = re.compile(
     r' in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]*)"| at the cluster scope)'
 )
-_SHOWN = 500
+_MAX_MESSAGE = 500
 
 
-class Refusal(Exception):
-    """An answer that is no success: its status, its body, and Retry-After in seconds."""
+class StatusError(Exception):
+    """An answer that is no success: its HTTP status, its body, and Retry-After in seconds."""
 
-    def __init__(self, status: int, body: bytes, after: float | None = None) -> None:
-        super().__init__(status)
-        self.status, self.body, self.after = status, body, after
+    def __init__(self, code: int, body: bytes, retry_after: float | None = None) -> None:
+        super().__init__(code)
+        self.code, self.body, self.retry_after = code, body, retry_after
 
-    def error(self, where: str) -> ClusterError:
-        """The same for people; `where` names context and server."""
-        return _error(self.status, _message(self.body), where)
-
-
-def _error(status: int, message: str, where: str) -> ClusterError:
-    if status == 401:
-        return CredentialsError(
-            f"the API server does not know us ({where}): {message or 'Unauthorized'}",
-            hint="log in again; `kubectl auth whoami` should fail alike",
-        )
-    if status == 403 and (found := _FORBIDDEN.search(message)):
-        return _denied(found)
-    if status == 403 and ("cannot " in message or not message):
-        return AccessDeniedError(f"access denied ({where}): {message or 'Forbidden'}")
-    if status == 404:
-        return NotFoundError(message or f"not found ({where})")
-    if status in (407, 502, 503, 504):
-        return UnreachableError(
-            f"the API server cannot answer ({where}): {status} {message}".rstrip(),
-            hint="is it starting, or is a proxy in between?",
-        )
-    return ClusterError(f"the API server refused: {message or status}")
-
-
-def _message(body: bytes) -> str:
-    message = status_message(body)
-    return page_words(body, _SHOWN) if message is None else words(message, _SHOWN)
+    def to_cluster_error(self, where: str) -> ClusterError:
+        """Return krelay's error; `where` names context and server."""
+        message = status_message(self.body)
+        if message is None:
+            message = page_words(self.body, _MAX_MESSAGE)
+        else:
+            message = words(message, _MAX_MESSAGE)
+        if self.code == 401:
+            return CredentialsError(
+                f"the API server rejects the credentials ({where}): {message or 'Unauthorized'}",
+                hint="log in again; `kubectl auth whoami` should fail alike",
+            )
+        if self.code == 403 and (found := _FORBIDDEN.search(message)):
+            return _access_denied(found)
+        if self.code == 403 and ("cannot " in message or not message):
+            return AccessDeniedError(f"access denied ({where}): {message or 'Forbidden'}")
+        if self.code == 404:
+            return NotFoundError(message or f"not found ({where})")
+        if self.code in (407, 502, 503, 504):
+            return UnreachableError(
+                f"the API server cannot answer ({where}): {self.code} {message}".rstrip(),
+                hint="is it starting, or is a proxy in between?",
+            )
+        return ClusterError(f"the API server refused: {message or self.code}")
 
 
-def _denied(found: re.Match[str]) -> AccessDeniedError:
-    """RBAC's own words, and the two commands that would allow it."""
+def _access_denied(found: re.Match[str]) -> AccessDeniedError:
+    """Return RBAC's refusal, and as a hint the two commands that would allow the request."""
     user, verb, resource, group, namespace = found.group(
         "user", "verb", "resource", "group", "namespace"
     )
@@ -75,7 +71,7 @@ def _denied(found: re.Match[str]) -> AccessDeniedError:
     kind = title.lower()
     account = re.fullmatch(r"system:serviceaccount:([^:]+):([^:]+)", user)
     subject = f"--serviceaccount={account[1]}:{account[2]}" if account else f"--user={user}"
-    # A person may paste this line: no word of the server's may be more than a word.
+    # Users paste this line: each of the server's words must stay one word of the shell.
     role = ["kubectl", "create", kind, "krelay", *scope, f"--verb={verb}", f"--resource={name}"]
     binding = ["kubectl", "create", f"{kind}binding", "krelay", *scope, f"--{kind}=krelay", subject]
     return AccessDeniedError(

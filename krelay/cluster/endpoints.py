@@ -1,4 +1,8 @@
-"""Pods: which one new connections go to, and what a port means there. Pure."""
+"""Endpoints: what a target's port means on a pod or on a Service. Pure.
+
+A Service's port leads to its clusterIP, to one of its endpoints (headless), or to its
+externalName. Objects are as `krelay.cluster.objects` reads them.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +11,37 @@ from typing import Any
 
 from krelay.model import Endpoint, Port, Protocol, Resolution
 
-Pod = Mapping[str, Any]
+Object = Mapping[str, Any]
 
 
-def ready(pod: Pod) -> bool:
-    """Ready, and not on its way out."""
-    return not terminating(pod) and any(
+# -- pods ------------------------------------------------------------------------------------------
+
+
+def is_ready(pod: Object) -> bool:
+    """Return whether the pod is ready and does not end."""
+    return not is_ending(pod) and any(
         condition.get("type") == "Ready" and condition.get("status") == "True"
-        for condition in (pod.get("status") or {}).get("conditions") or ()
+        for condition in pod.get("status", {}).get("conditions", ())
     )
 
 
-def terminating(pod: Pod) -> bool:
-    """Being deleted, or ended."""
-    phase = (pod.get("status") or {}).get("phase")
+def is_ending(pod: Object) -> bool:
+    """Return whether the pod is being deleted or has ended."""
+    phase = pod.get("status", {}).get("phase")
     return "deletionTimestamp" in pod["metadata"] or phase in ("Succeeded", "Failed")
 
 
-def choose(pods: Iterable[Pod], present: str | None) -> Pod | None:
-    """The pod for new connections: the `present` one (its uid) while it is ready, since what an
-    application keeps in one pod it expects there; else the newest that is ready."""
-    candidates = [pod for pod in pods if ready(pod) and (pod.get("status") or {}).get("podIP")]
+def choose_pod(pods: Iterable[Object], current: str | None) -> Object | None:
+    """Return the pod for new connections, or None.
+
+    The `current` pod (its uid) stays while it is ready, since applications keep state in a pod;
+    else the newest ready pod is chosen.
+    """
+    candidates = [pod for pod in pods if is_ready(pod) and pod["status"].get("podIP")]
     for pod in candidates:
-        if pod["metadata"].get("uid") == present:
+        if pod["metadata"].get("uid") == current:
             return pod
-    # By name too: pods of one second must not be chosen by chance.
+    # The name decides between pods of the same second.
     return max(
         candidates,
         key=lambda pod: (pod["metadata"].get("creationTimestamp", ""), pod["metadata"]["name"]),
@@ -39,130 +49,132 @@ def choose(pods: Iterable[Pod], present: str | None) -> Pod | None:
     )
 
 
-def why_none(pods: Iterable[Pod]) -> str:
-    """Why `choose` found nothing, for people."""
-    known = [pod for pod in pods if not terminating(pod)]
-    if not known:
+def why_no_pod(pods: Iterable[Object]) -> str:
+    """Say why `choose_pod` found none."""
+    pod = next((pod for pod in pods if not is_ending(pod)), None)
+    if pod is None:
         return "no pod"
-    pod = known[0]
     name = pod["metadata"]["name"]
-    for status in (pod.get("status") or {}).get("containerStatuses") or ():
-        waiting = (status.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason"):
-            return f"pod {name} is not ready: {waiting['reason']}"
+    for status in pod.get("status", {}).get("containerStatuses", ()):
+        if reason := status.get("state", {}).get("waiting", {}).get("reason"):
+            return f"pod {name} is not ready: {reason}"
     return f"pod {name} is not ready"
 
 
-def resolve_port(pod: Pod, port: Port) -> Resolution:
-    """What `port` of a target means on this pod; a name is a container port's."""
+def resolve_pod(pod: Object, port: Port) -> Resolution:
+    """Return what `port` means on this pod; a name is that of a container's port."""
     name = pod["metadata"]["name"]
+    key = "name" if isinstance(port.remote, str) else "containerPort"
     declared = [
         declaration
-        for declaration in container_ports(pod)
-        if declaration.get("name" if isinstance(port.remote, str) else "containerPort")
-        == port.remote
-        and (port.protocol is None or protocol_of(declaration) is port.protocol)
+        for declaration in _container_ports(pod)
+        if declaration.get(key) == port.remote
+        and (port.protocol is None or _protocol(declaration) is port.protocol)
     ]
-    protocols = {protocol_of(declaration) for declaration in declared}
+    protocols = {_protocol(declaration) for declaration in declared}
     protocol = port.protocol or (protocols.pop() if len(protocols) == 1 else None) or Protocol.TCP
     if isinstance(port.remote, int):
         number = port.remote
     elif declared:
-        number = int(declared[0]["containerPort"])
+        number = declared[0]["containerPort"]
     else:
-        names = sorted(str(d["name"]) for d in container_ports(pod) if d.get("name"))
+        names = sorted(d["name"] for d in _container_ports(pod) if d.get("name"))
         has = f"; it has {', '.join(names)}" if names else ""
         reason = f"pod {name} has no port named {port.remote!r}{has}"
         return Resolution(protocol, reason=reason, missing=True)
     return Resolution(protocol, Endpoint(pod["status"]["podIP"], number), via=f"pod {name}")
 
 
-def protocol_of(declaration: Mapping[str, Any]) -> Protocol | None:
-    """The protocol of a container's, Service's or EndpointSlice's port; None for SCTP."""
+def _container_ports(pod: Object) -> Iterator[Object]:
+    """Yield the declared ports of all containers that stay, sidecars included."""
+    spec = pod.get("spec", {})
+    sidecars = (c for c in spec.get("initContainers", ()) if c.get("restartPolicy") == "Always")
+    for container in (*spec.get("containers", ()), *sidecars):
+        yield from container.get("ports", ())
+
+
+def _protocol(declaration: Object) -> Protocol | None:
+    """Return the protocol of a container's, Service's or EndpointSlice's port; None for SCTP."""
     try:
-        return Protocol(str(declaration.get("protocol") or "TCP").lower())
+        return Protocol(declaration.get("protocol", "TCP").lower())
     except ValueError:
         return None
 
 
-def container_ports(pod: Pod) -> Iterator[Mapping[str, Any]]:
-    """Every declared port of the containers that stay (init containers that restart do)."""
-    spec = pod.get("spec") or {}
-    for container in spec.get("containers") or ():
-        yield from container.get("ports") or ()
-    for container in spec.get("initContainers") or ():
-        if container.get("restartPolicy") == "Always":
-            yield from container.get("ports") or ()
+# -- Services --------------------------------------------------------------------------------------
 
 
-Service = Mapping[str, Any]
-Slice = Mapping[str, Any]
-ServicePort = Mapping[str, Any]
+def is_headless(service: Object) -> bool:
+    """Return whether the Service has no clusterIP."""
+    return service["spec"].get("clusterIP") in (None, "", "None")
 
 
 def resolve_service(
-    service: Service, port: Port, slices: Iterable[Slice] | None, present: str | None = None
+    service: Object, port: Port, slices: Iterable[Object] | None, current: str | None = None
 ) -> Resolution:
-    """What `port` means now. `slices` are the Service's EndpointSlices, None where they may not
-    be read; `present` is the address that was chosen before."""
+    """Return what `port` means on this Service.
+
+    `slices` are its EndpointSlices, None if krelay may not read them. `current` is the address
+    that was chosen last.
+    """
     spec = service["spec"]
     if spec.get("type") == "ExternalName":
-        return _external(spec, port)
-    found = find_port(spec.get("ports") or (), port)
+        return _resolve_external_name(spec, port)
+    found = _find_port(spec, port)
     if found is None:
         reason = _no_port(service, port)
         return Resolution(port.protocol or Protocol.TCP, reason=reason, missing=True)
-    protocol = protocol_of(found)
+    protocol = _protocol(found)
     if protocol is None:
         reason = f"port {port.remote} is {found['protocol']}, which is not relayed"
         return Resolution(Protocol.TCP, reason=reason)
-    headless = spec.get("clusterIP") in (None, "", "None")
-    address = None
-    if slices is not None:
-        address = _endpoint(service, found, slices, present)
-        if address is None:
+    if slices is None:
+        if is_headless(service):
+            return Resolution(protocol, reason="its EndpointSlices may not be read")
+    else:
+        endpoint = _choose_endpoint(service, found, slices, current)
+        if endpoint is None:
             name = service["metadata"]["name"]
             return Resolution(protocol, reason=f'service "{name}" has no ready endpoint')
-    elif headless:
-        return Resolution(protocol, reason="its EndpointSlices may not be read")
-    if headless:
-        assert address is not None
-        return Resolution(protocol, address, via="endpoint")
-    return Resolution(protocol, Endpoint(spec["clusterIP"], int(found["port"])), via="clusterIP")
+        if is_headless(service):
+            return Resolution(protocol, endpoint, via="endpoint")
+    return Resolution(protocol, Endpoint(spec["clusterIP"], found["port"]), via="clusterIP")
 
 
-def find_port(ports: Iterable[ServicePort], port: Port) -> ServicePort | None:
-    """The Service's port that the user means: by its number, its name or its targetPort's name."""
-    ports = [p for p in ports if port.protocol is None or protocol_of(p) is port.protocol]
-    keys = ("port",) if isinstance(port.remote, int) else ("name", "targetPort")
-    for key in keys:
+def _find_port(spec: Object, port: Port) -> Object | None:
+    """Return the Service's port that matches by its number, its name or its targetPort's name."""
+    ports: list[Object] = [
+        declared
+        for declared in spec.get("ports", ())
+        if port.protocol is None or _protocol(declared) is port.protocol
+    ]
+    for key in ("port",) if isinstance(port.remote, int) else ("name", "targetPort"):
         found = [declared for declared in ports if declared.get(key) == port.remote]
-        # One number for both protocols: TCP, as kubectl takes it.
-        found.sort(key=lambda declared: protocol_of(declared) is not Protocol.TCP)
         if found:
-            return found[0]
+            # As kubectl, take TCP where a number has both protocols.
+            return min(found, key=lambda declared: _protocol(declared) is not Protocol.TCP)
     return None
 
 
-def _no_port(service: Service, port: Port) -> str:
+def _no_port(service: Object, port: Port) -> str:
     names = [
         f"{declared['port']}"
         + (f" ({declared['name']})" if declared.get("name") else "")
         + (f"/{declared['protocol'].lower()}" if declared.get("protocol", "TCP") != "TCP" else "")
-        for declared in service["spec"].get("ports") or ()
+        for declared in service["spec"].get("ports", ())
     ]
     wanted = f"{port.remote}/{port.protocol}" if port.protocol else str(port.remote)
     has = f"; it has {', '.join(names)}" if names else ""
     return f'service "{service["metadata"]["name"]}" has no port {wanted}{has}'
 
 
-def _external(spec: Mapping[str, Any], port: Port) -> Resolution:
-    found = find_port(spec.get("ports") or (), port)
-    protocol = port.protocol or (protocol_of(found) if found else None) or Protocol.TCP
+def _resolve_external_name(spec: Object, port: Port) -> Resolution:
+    found = _find_port(spec, port)
+    protocol = port.protocol or (_protocol(found) if found else None) or Protocol.TCP
     if isinstance(port.remote, int):
         number = port.remote
     elif found:
-        number = int(found["port"])
+        number = found["port"]
     else:
         reason = f"an ExternalName without a port named {port.remote!r}; use its number"
         return Resolution(protocol, reason=reason)
@@ -171,35 +183,39 @@ def _external(spec: Mapping[str, Any], port: Port) -> Resolution:
     return Resolution(protocol, Endpoint(spec["externalName"], number), via="externalName")
 
 
-def _endpoint(
-    service: Service, port: ServicePort, slices: Iterable[Slice], present: str | None
+def _choose_endpoint(
+    service: Object, port: Object, slices: Iterable[Object], current: str | None
 ) -> Endpoint | None:
-    """A ready endpoint behind a Service's port: the present one while it is; else one that still
-    serves though it ends, as kube-proxy takes it (pkg/proxy/topology.go)."""
-    family = next(iter(service["spec"].get("ipFamilies") or ()), None)
-    found = sorted(
+    """Return a ready endpoint behind a Service's port, the current one if it still is.
+
+    Without a ready one, an endpoint that ends but still serves is taken, as kube-proxy does
+    (pkg/proxy/topology.go).
+    """
+    family = next(iter(service["spec"].get("ipFamilies", ())), None)
+    found = min(
         _endpoints(port, slices),
-        key=lambda e: (not e[0], e[1].host != present, e[2] != family, e[1].host, e[1].port),
+        key=lambda e: (not e[0], e[1].host != current, e[2] != family, e[1].host, e[1].port),
+        default=None,
     )
-    return found[0][1] if found else None
+    return found[1] if found else None
 
 
 def _endpoints(
-    port: ServicePort, slices: Iterable[Slice]
+    port: Object, slices: Iterable[Object]
 ) -> Iterator[tuple[bool, Endpoint, str | None]]:
-    """(ready, endpoint, family) of each that takes or still serves connections."""
+    """Yield (ready, endpoint, family) of each endpoint that is ready or still serves."""
     for part in slices:
         numbers = [
             declared["port"]
-            for declared in part.get("ports") or ()
-            if (declared.get("name") or "") == (port.get("name") or "")
-            and protocol_of(declared) is protocol_of(port)
+            for declared in part.get("ports", ())
+            if declared.get("name", "") == port.get("name", "")
+            and _protocol(declared) is _protocol(port)
             and declared.get("port")
         ]
-        for endpoint in part.get("endpoints") or ():
-            conditions = endpoint.get("conditions") or {}
-            is_ready = conditions.get("ready") is not False
-            serves = conditions.get("serving") is not False
-            if numbers and endpoint.get("addresses") and (is_ready or serves):
-                address = Endpoint(endpoint["addresses"][0], int(numbers[0]))
-                yield is_ready, address, part.get("addressType")
+        for endpoint in part.get("endpoints", ()) if numbers else ():
+            conditions = endpoint.get("conditions", {})
+            ready = conditions.get("ready") is not False
+            serving = conditions.get("serving") is not False
+            if endpoint.get("addresses") and (ready or serving):
+                address = Endpoint(endpoint["addresses"][0], numbers[0])
+                yield ready, address, part.get("addressType")

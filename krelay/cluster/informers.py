@@ -1,10 +1,10 @@
-"""Informers: the watches of one context, shared by every target that wants the same objects.
+"""Informers: the watches of one context, shared by all targets that want the same objects.
 
-client-go's shared informers, for a client that may see only single objects. Each selector of a
-collection is watched once, however many subscribe to it. Once more than `FEW` selectors of one
-collection are wanted, a single watch of the whole collection takes their place, if the user's
-rights allow it and the collection is not much larger than what is wanted of it. So the number of
-connections depends on the number of collections, not on that of targets or objects.
+client-go's shared informers, for a client that may be allowed to see only single objects. Each
+selector of a collection is watched once, whatever the number of subscribers. When more than `FEW`
+selectors of one collection are wanted, one watch of the whole collection replaces theirs, if the
+user's rights allow it and the collection is not much larger than the wanted part. So the number
+of connections depends on the number of collections, not on that of targets or objects.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 from collections.abc import (
-    AsyncIterator,
+    AsyncGenerator,
     Callable,
     Collection,
     Coroutine,
@@ -25,8 +25,7 @@ from contextlib import aclosing
 from typing import Any
 
 from krelay.cluster.api import Api
-from krelay.cluster.objects import trimmed
-from krelay.cluster.reflector import Item, Keep, Objects, TooManyError, follow
+from krelay.cluster.reflector import Object, Store, TooManyError, list_and_watch
 from krelay.cluster.selectors import Anchor, Selector, anchors
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError
 
@@ -35,18 +34,18 @@ logger = logging.getLogger("krelay.cluster")
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
 FEW = 3
-"""Selectors of a collection that are watched one by one, also beside a watch of the whole."""
-MOST, MOST_EACH = 500, 20
-"""A collection is watched as a whole only while a list of it has at most `MOST` objects, and
-`MOST_EACH` for each selector that is wanted: what else it has costs traffic and time."""
-NOT_WHOLE = 600.0
-"""Seconds for which a collection that cannot be watched as a whole is not tried again."""
-ANSWER = 5.0
-"""Seconds that the first list of a whole collection may take: what it is for waits for it."""
-NOT_NOW = 60.0
-"""Seconds after which the whole is tried again where that list failed, or took longer."""
-FAILED = 5.0
-"""Seconds for which an error is the answer to all who subscribe: many ask again together."""
+"""Selectors of a collection with watches of their own, also beside a watch of the whole."""
+MAX_OBJECTS, MAX_OBJECTS_EACH = 500, 20
+"""A collection is watched as a whole only while a list of it has at most `MAX_OBJECTS` objects,
+plus `MAX_OBJECTS_EACH` for each wanted selector: the other objects cost traffic and time."""
+REFUSED_PAUSE = 600.0
+"""Seconds until a refused or too large collection is tried as a whole again."""
+FAILED_PAUSE = 60.0
+"""Seconds until a collection is tried as a whole again after its list failed or was late."""
+LIST_DEADLINE = 5.0
+"""Seconds for the first list of a whole collection: its subscribers wait for it."""
+ERROR_TTL = 5.0
+"""Seconds for which an error also answers later subscribers: many retry together."""
 
 
 class Informers:
@@ -58,12 +57,11 @@ class Informers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def watch(self, path: str, selector: Selector) -> AsyncIterator[Mapping[str, Item]]:
-        """Yield the objects that `selector` selects, by uid, now and after each change.
+    async def watch(self, path: str, selector: Selector) -> AsyncGenerator[Mapping[str, Object]]:
+        """Yield the objects of `selector` by uid, now and after each change.
 
-        As `krelay.cluster.reflector.follow`, whose errors are these; but the objects are shared and
-        trimmed, and a slow consumer gets the newest set only. The last consumer to leave ends the
-        watch.
+        As `krelay.cluster.reflector.list_and_watch`, and with its errors. The objects are shared.
+        A slow consumer gets only the newest set. The last consumer to leave ends the watch.
         """
         if self._closed:
             raise ClusterError("krelay is ending")
@@ -95,187 +93,186 @@ class Informers:
 
 
 class _Subscription:
-    """One consumer's place: the newest set that it has not seen, or the error that ends it."""
+    """One consumer: the newest set that it has not seen, or the error that ends it."""
 
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
-        self._news = asyncio.Event()
-        self._latest: Objects = {}
+        self._updated = asyncio.Event()
+        self._latest: Store = {}
         self._error: ClusterError | None = None
 
-    def publish(self, objects: Objects) -> None:
+    def publish(self, objects: Store) -> None:
         self._latest = objects
-        self._news.set()
+        self._updated.set()
 
     def fail(self, error: ClusterError) -> None:
         self._error = error
-        self._news.set()
+        self._updated.set()
 
-    async def next(self) -> Objects:
-        await self._news.wait()
-        self._news.clear()
+    async def next(self) -> Store:
+        await self._updated.wait()
+        self._updated.clear()
         if self._error is not None:
             raise self._error
         return self._latest
 
 
-class _Entry:
-    """One selector of a collection: who wants it, what is known, and the watch of it alone."""
+class _Selection:
+    """One selector of a collection: its subscribers, its objects, and its own watch if any."""
 
     def __init__(self) -> None:
         self.subscriptions: set[_Subscription] = set()
-        self.objects: Objects | None = None
-        self.alone: asyncio.Task[None] | None = None
+        self.objects: Store | None = None
+        self.task: asyncio.Task[None] | None = None
 
-    def publish(self, objects: Objects) -> None:
+    def publish(self, objects: Store) -> None:
         if objects != self.objects:
             self.objects = objects
             for subscription in self.subscriptions:
                 subscription.publish(objects)
 
     def stop(self) -> None:
-        alone, self.alone = self.alone, None
-        if alone is not None and alone is not asyncio.current_task():
-            alone.cancel()
+        task, self.task = self.task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
 
 
-class _Whole:
-    """A watch of a whole collection: which selectors it covers, and what it knows of each."""
+class _WholeWatch:
+    """A watch of a whole collection: the selectors that it covers, and the objects of each."""
 
     def __init__(self, selectors: Iterable[Selector]) -> None:
         self.task: asyncio.Task[None] | None = None
-        self._sets: dict[Selector, Objects] = {selector: {} for selector in selectors}
-        self._anchored: dict[Anchor | None, list[Selector]] = {}
+        self._sets: dict[Selector, Store] = {selector: {} for selector in selectors}
+        self._by_anchor: dict[Anchor | None, list[Selector]] = {}
         for selector in self._sets:
-            self._anchored.setdefault(selector.anchor, []).append(selector)
-        self._found: Mapping[str, Item] = {}
+            self._by_anchor.setdefault(selector.anchor, []).append(selector)
+        self._store: Mapping[str, Object] = {}
 
     @property
     def selectors(self) -> Collection[Selector]:
-        """What it covers."""
+        """The covered selectors."""
         return self._sets.keys()
 
-    def objects(self, selector: Selector) -> Objects:
-        """What it knows of one selector."""
+    def objects(self, selector: Selector) -> Store:
+        """Return a copy of one selector's objects."""
         return dict(self._sets[selector])
 
     def forget(self, selector: Selector) -> None:
-        """Cover this one no more."""
+        """Stop covering `selector`."""
         if self._sets.pop(selector, None) is not None:
-            self._anchored[selector.anchor].remove(selector)
+            self._by_anchor[selector.anchor].remove(selector)
 
-    def wants(self, item: Item) -> bool:
-        """Whether a selector matches."""
+    def wants(self, item: Object) -> bool:
+        """Return whether any covered selector matches."""
         return next(self._matching(item), None) is not None
 
-    def take(self, found: Mapping[str, Item]) -> set[Selector]:
-        """Take the whole set over: the selectors whose objects are others now."""
-        before, self._found = self._found, found
+    def update(self, store: Mapping[str, Object]) -> set[Selector]:
+        """Take over the whole set; return the selectors whose objects changed."""
+        before, self._store = self._store, store
         changed = set()
         for key, item in before.items():
-            if found.get(key) is not item:
+            if store.get(key) is not item:
                 for selector in self._matching(item):
                     del self._sets[selector][key]
                     changed.add(selector)
-        for key, item in found.items():
+        for key, item in store.items():
             if before.get(key) is not item:
                 for selector in self._matching(item):
                     self._sets[selector][key] = item
                     changed.add(selector)
         return changed
 
-    def _matching(self, item: Item) -> Iterator[Selector]:
+    def _matching(self, item: Object) -> Iterator[Selector]:
         for anchor in {None, *anchors(item)}:
-            for selector in self._anchored.get(anchor, ()):
+            for selector in self._by_anchor.get(anchor, ()):
                 if selector.matches(item):
                     yield selector
 
 
 class _Collection:
-    """What is wanted of one collection, and the watches that bring it."""
+    """The wanted selectors of one collection, and the watches that serve them."""
 
     def __init__(self, api: Api, path: str, spawn: Spawn) -> None:
         self._api = api
         self._path = path
-        self._resource = path.rpartition("/")[2]
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._entries: dict[Selector, _Entry] = {}
-        self._failed: dict[Selector, tuple[float, ClusterError]] = {}
-        # The watch of the whole, and the one that is to take its place.
-        self._whole: _Whole | None = None
-        self._next: _Whole | None = None
-        self._not_whole_until = -math.inf
+        self._selections: dict[Selector, _Selection] = {}
+        self._errors: dict[Selector, tuple[float, ClusterError]] = {}
+        # The watch of the whole collection, and the one that is about to replace it.
+        self._whole: _WholeWatch | None = None
+        self._next: _WholeWatch | None = None
+        self._no_whole_until = -math.inf
         self._planning: asyncio.Handle | None = None
-        self._again: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         self._closed = False
 
     def subscribe(self, selector: Selector) -> _Subscription:
-        """Take part in the watch of `selector`; start it if it is the first."""
+        """Add a subscriber of `selector`; the first one starts the watch."""
         subscription = _Subscription(selector)
         now = self._loop.time()
-        self._failed = {key: value for key, value in self._failed.items() if now < value[0]}
-        if selector in self._failed:
-            subscription.fail(self._failed[selector][1])
+        self._errors = {key: value for key, value in self._errors.items() if now < value[0]}
+        if selector in self._errors:
+            subscription.fail(self._errors[selector][1])
             return subscription
-        entry = self._entries.setdefault(selector, _Entry())
-        entry.subscriptions.add(subscription)
-        if entry.objects is not None:
-            subscription.publish(entry.objects)
+        selection = self._selections.setdefault(selector, _Selection())
+        selection.subscriptions.add(subscription)
+        if selection.objects is not None:
+            subscription.publish(selection.objects)
         self._plan_soon()
         return subscription
 
     def unsubscribe(self, subscription: _Subscription) -> None:
-        """Leave; the last one ends the watch."""
+        """Remove a subscriber; the last one ends the watch."""
         selector = subscription.selector
-        entry = self._entries.get(selector)
-        if entry is None or subscription not in entry.subscriptions:
+        selection = self._selections.get(selector)
+        if selection is None or subscription not in selection.subscriptions:
             return
-        entry.subscriptions.discard(subscription)
-        if not entry.subscriptions:
+        selection.subscriptions.discard(subscription)
+        if not selection.subscriptions:
             self._remove(selector)
 
     def close(self) -> None:
-        """Start nothing more."""
+        """Start no more watches."""
         self._closed = True
-        for handle in (self._planning, self._again):
+        for handle in (self._planning, self._retry):
             if handle is not None:
                 handle.cancel()
 
     # -- planning ------------------------------------------------------------------------------
 
     def _plan_soon(self) -> None:
-        """Plan after this turn of the loop: what is wanted together is planned together."""
+        """Plan after this turn of the loop, so that simultaneous subscribers count together."""
         if self._planning is None and not self._closed:
             self._planning = self._loop.call_soon(self._plan)
 
     def _plan(self) -> None:
-        """Start the watches that are missing."""
+        """Start the missing watches."""
         self._planning = None
         if self._next is not None:
-            return  # its first answer plans again
+            return  # its first list plans again
         covered = self._whole.selectors if self._whole is not None else ()
-        apart = [selector for selector in self._entries if selector not in covered]
-        if len(apart) > FEW and self._loop.time() >= self._not_whole_until:
-            self._next = _Whole(self._entries)
+        uncovered = [selector for selector in self._selections if selector not in covered]
+        if len(uncovered) > FEW and self._loop.time() >= self._no_whole_until:
+            self._next = _WholeWatch(self._selections)
             self._next.task = self._spawn(self._run_whole(self._next), self._path)
             return
-        for selector in apart:
-            entry = self._entries[selector]
-            if entry.alone is None:
-                entry.alone = self._spawn(self._run_alone(selector, entry), self._path)
+        for selector in uncovered:
+            selection = self._selections[selector]
+            if selection.task is None:
+                selection.task = self._spawn(self._run_one(selector, selection), self._path)
 
-    def _take_over(self, whole: _Whole) -> None:
-        """`whole` has listed: what it covers needs no other watch."""
+    def _promote(self, whole: _WholeWatch) -> None:
+        """Let `whole`, which has listed, replace the other watches of its selectors."""
         before, self._whole, self._next = self._whole, whole, None
         if before is not None and before.task is not None:
             before.task.cancel()
         for selector in whole.selectors:
-            self._entries[selector].stop()
+            self._selections[selector].stop()
         self._plan_soon()
 
-    def _drop(self, whole: _Whole) -> None:
-        """`whole` ends; what it covered and is still wanted is planned anew."""
+    def _drop(self, whole: _WholeWatch) -> None:
+        """End `whole`, and plan anew for the selectors that it covered."""
         if whole is self._next:
             self._next = None
         if whole is self._whole:
@@ -285,102 +282,95 @@ class _Collection:
         self._plan_soon()
 
     def _fail(self, selectors: Iterable[Selector], error: ClusterError) -> None:
-        """End these with the error, also for those who subscribe soon."""
+        """End the selections with `error`, which also answers subscribers of the next moment."""
         for selector in selectors:
-            if (entry := self._remove(selector)) is not None:
-                self._failed[selector] = (self._loop.time() + FAILED, error)
-                for subscription in entry.subscriptions:
+            if (selection := self._remove(selector)) is not None:
+                self._errors[selector] = (self._loop.time() + ERROR_TTL, error)
+                for subscription in selection.subscriptions:
                     subscription.fail(error)
 
-    def _remove(self, selector: Selector) -> _Entry | None:
-        """End what is watched for this selector."""
-        entry = self._entries.pop(selector, None)
-        if entry is not None:
-            entry.stop()
+    def _remove(self, selector: Selector) -> _Selection | None:
+        """End the watches of `selector`; return its selection."""
+        selection = self._selections.pop(selector, None)
+        if selection is not None:
+            selection.stop()
             for whole in (self._whole, self._next):
                 if whole is not None:
                     whole.forget(selector)
                     if not whole.selectors:
                         self._drop(whole)
-        return entry
+        return selection
 
     # -- watching ------------------------------------------------------------------------------
 
-    async def _run_alone(self, selector: Selector, entry: _Entry) -> None:
-        """Watch what one selector selects."""
+    async def _run_one(self, selector: Selector, selection: _Selection) -> None:
+        """Watch the objects of one selector."""
+        watch = list_and_watch(
+            self._api,
+            self._path,
+            label_selector=selector.label_selector,
+            field_selector=selector.field_selector,
+        )
         try:
-            async for found in self._follow(selector.query, lambda item: item):
-                entry.publish(dict(found))
+            async with aclosing(watch) as sets:
+                async for found in sets:
+                    selection.publish(dict(found))
         except ClusterError as exc:
             self._fail([selector], exc)
         except Exception as exc:
-            logger.exception("%s: watching failed", self._path)
+            logger.exception("watching %s failed", self._path)
             self._fail([selector], ClusterError(f"internal error: {exc!r}"))
 
-    async def _run_whole(self, whole: _Whole) -> None:
-        """Watch the collection; from the first list on this takes the place of other watches."""
+    async def _run_whole(self, whole: _WholeWatch) -> None:
+        """Watch the collection; its first list replaces the other watches."""
         try:
             await self._feed(whole)
             return
         except (AccessDeniedError, TooManyError) as exc:
             logger.debug("%s is not watched as a whole: %s", self._path, exc)
-            self._not_whole_until = self._loop.time() + NOT_WHOLE
+            self._no_whole_until = self._loop.time() + REFUSED_PAUSE
         except TimeoutError:
-            self._not_now("no answer in time")
+            self._retry_later("no answer in time")
         except ClusterError as exc:
             if whole is self._next and not isinstance(exc, CredentialsError):
-                # Of single objects the server may know more.
-                self._not_now(exc)
+                # Watches of single objects may still work.
+                self._retry_later(exc)
             else:
-                self._fail(self._only_by(whole), exc)
+                self._fail(self._covered_only_by(whole), exc)
         except Exception as exc:
-            logger.exception("%s: watching failed", self._path)
-            self._fail(self._only_by(whole), ClusterError(f"internal error: {exc!r}"))
+            logger.exception("watching %s failed", self._path)
+            self._fail(self._covered_only_by(whole), ClusterError(f"internal error: {exc!r}"))
         self._drop(whole)
 
-    def _not_now(self, reason: object) -> None:
-        """The whole does not list: single watches until it is tried again."""
+    def _retry_later(self, reason: object) -> None:
+        """Use watches of single selectors until the whole is tried again."""
         logger.debug("%s is not watched as a whole for now: %s", self._path, reason)
-        self._not_whole_until = self._loop.time() + NOT_NOW
-        if self._again is not None:
-            self._again.cancel()
+        self._no_whole_until = self._loop.time() + FAILED_PAUSE
+        if self._retry is not None:
+            self._retry.cancel()
         if not self._closed:
-            self._again = self._loop.call_at(self._not_whole_until, self._plan_soon)
+            self._retry = self._loop.call_at(self._no_whole_until, self._plan_soon)
 
-    async def _feed(self, whole: _Whole) -> None:
-        most = MOST + MOST_EACH * len(whole.selectors)
-        keep: Keep = lambda item: item if whole.wants(item) else None  # noqa: E731
-        await self._api.access()  # a plugin may wait for a person, without this deadline
-        sets = self._follow({}, keep, most=most, patient=False)
-        async with aclosing(sets), asyncio.timeout(ANSWER) as first:  # type: ignore[type-var]
-            async for found in sets:
-                first.reschedule(None)
-                changed: Iterable[Selector] = whole.take(found)
-                if whole is self._next:
-                    self._take_over(whole)
-                    changed = whole.selectors
-                for selector in changed:
-                    self._entries[selector].publish(whole.objects(selector))
-
-    async def _follow(
-        self, query: Mapping[str, str], keep: Keep, *, most: int | None = None, patient: bool = True
-    ) -> AsyncIterator[Mapping[str, Item]]:
-        def trim(item: Item) -> Item | None:
-            return None if keep(item) is None else trimmed(self._resource, item)
-
-        sets = follow(
+    async def _feed(self, whole: _WholeWatch) -> None:
+        # Outside the deadline: a credential plugin may wait for a person.
+        await self._api.access()
+        sets = list_and_watch(
             self._api,
             self._path,
-            label_selector=query.get("labelSelector", ""),
-            field_selector=query.get("fieldSelector", ""),
-            keep=trim,
-            most=most,
-            patient=patient,
+            keep=whole.wants,
+            limit=MAX_OBJECTS + MAX_OBJECTS_EACH * len(whole.selectors),
+            patient=False,
         )
-        async with aclosing(sets):  # type: ignore[type-var]
+        async with aclosing(sets), asyncio.timeout(LIST_DEADLINE) as first_list:
             async for found in sets:
-                yield found
+                first_list.reschedule(None)
+                changed: Iterable[Selector] = whole.update(found)
+                if whole is self._next:
+                    self._promote(whole)
+                    changed = whole.selectors
+                for selector in changed:
+                    self._selections[selector].publish(whole.objects(selector))
 
-    def _only_by(self, whole: _Whole) -> list[Selector]:
-        """What nothing but `whole` watches."""
-        return [key for key in whole.selectors if self._entries[key].alone is None]
+    def _covered_only_by(self, whole: _WholeWatch) -> list[Selector]:
+        """Return the selectors that have no watch but `whole`."""
+        return [key for key in whole.selectors if self._selections[key].task is None]

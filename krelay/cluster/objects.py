@@ -1,16 +1,16 @@
-"""Objects: the parts of Kubernetes' objects that krelay reads, by the typed reader. Pure.
+"""Objects: the parts of Kubernetes' objects that krelay reads. Pure.
 
-What comes out of `read_object`, `read_list` and `read_event` has only the fields below, each of
-its type: a server's other fields (`managedFields` alone is often half of an object) are dropped.
+`read_object`, `read_list` and `read_event` return only the fields declared here, each of its
+type. The other fields of an object are dropped (`managedFields` alone is often half of it), so a
+pod of 10 kB keeps about 1 kB, and an update of other fields changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from krelay import typed
-from krelay.errors import MalformedError
 from krelay.typed import (
     Address,
     AnyOf,
@@ -27,7 +27,7 @@ from krelay.typed import (
 )
 
 MAX_LIST = 50_000
-"""Objects in one page: what a server that ignores `limit` may send."""
+"""Objects in one page; a server may ignore `limit`."""
 MAX_EVENT_VALUES = 200_000
 """Values in one object or event of a watch; etcd takes objects of 1.5 MiB."""
 
@@ -41,14 +41,13 @@ METADATA = Shape(
         "namespace": _NAME,
         "uid": _NAME,
         "labels": MapOf(_NAME),
-        "resourceVersion": Token(1024),
         "creationTimestamp": _TIME,
         "deletionTimestamp": _TIME,
     },
     needs=("name",),
 )
 NAMED = Shape({"metadata": METADATA}, needs=("metadata",))
-"""An object of which only its metadata matters."""
+"""Any object, reduced to its metadata."""
 
 _CONDITIONS = ListOf(
     Shape(
@@ -182,16 +181,11 @@ WORKLOAD = Shape(
 )
 """A Deployment, StatefulSet, DaemonSet, ReplicaSet or Job."""
 
-MADE = Shape(
-    {
-        "metadata": Shape(
-            METADATA.fields,
-            needs=("name", "namespace", "uid"),
-        )
-    },
+CREATED = Shape(
+    {"metadata": Shape(METADATA.fields, needs=("name", "namespace", "uid"))},
     needs=("metadata",),
 )
-"""An object that was just created."""
+"""The API server's answer to a creation."""
 
 EVENT = Shape(
     {
@@ -208,7 +202,7 @@ EVENT = Shape(
 )
 STATUS = Shape({"kind": Message(64), "message": Message(64 << 10), "reason": Message(1024)})
 
-_KINDS: Mapping[str, Schema] = {
+_SCHEMAS: Mapping[str, Schema] = {
     "pods": POD,
     "services": SERVICE,
     "endpointslices": SLICE,
@@ -220,11 +214,12 @@ _KINDS: Mapping[str, Schema] = {
     "jobs": WORKLOAD,
 }
 
+_VERSION = Token(1024)
 _LIST = Shape(
     {
         "metadata": Shape(
             {
-                "resourceVersion": Token(1024),
+                "resourceVersion": _VERSION,
                 "continue": String(64 << 10),
                 "remainingItemCount": Integer(),
             }
@@ -235,49 +230,60 @@ _LIST = Shape(
 )
 _EVENT = Shape({"type": Message(64), "object": AnyValue()}, needs=("type", "object"))
 _VERSIONED = Shape(
-    {"metadata": Shape({"resourceVersion": Token(1024)}, needs=("resourceVersion",))},
+    {"metadata": Shape({"resourceVersion": _VERSION}, needs=("resourceVersion",))},
     needs=("metadata",),
 )
 
 
-def kind_of(path: str) -> Schema:
-    """The kind of the objects in the collection at `path`, which ends in its resource."""
-    return _KINDS.get(path.rpartition("/")[2], NAMED)
+class Page(NamedTuple):
+    """One page of a list. `token` asks for the next page (empty: this is the last), `version` is
+    the resourceVersion to watch from, `remaining` counts the objects after this page, if known."""
+
+    items: list[dict[str, Any]]
+    version: str
+    token: str
+    remaining: int
 
 
-def read_object(kind: Schema, value: Any, path: str) -> dict[str, Any]:
-    """An object that came from `path`.
+def schema_of(path: str) -> Schema:
+    """Return the schema of the objects in the collection at `path`, which ends in a resource."""
+    return _SCHEMAS.get(path.rpartition("/")[2], NAMED)
+
+
+def read_object(schema: Schema, value: Any, path: str) -> dict[str, Any]:
+    """Return the declared fields of an object that came from `path`.
 
     Raises:
-        MalformedError: a field of it is not of its type; names both.
+        MalformedError: a field has another type; the message names the object and the field.
     """
-    found: dict[str, Any] = typed.read(kind, value, _what(value, path))
+    found: dict[str, Any] = typed.read(schema, value, _describe(value, path))
     return found
 
 
-def read_list(value: Any, path: str) -> tuple[list[dict[str, Any]], str, str, int]:
-    """A page of the collection at `path`: its objects, the version to watch from, the token of
-    the next page (empty: there is none), and how many objects are left, as far as that is known.
+def read_list(value: Any, path: str) -> Page:
+    """Return a page of the collection at `path`.
 
     Raises:
-        MalformedError: it is no list of such objects.
+        MalformedError: `value` is not a list of such objects.
     """
     page = typed.read(_LIST, value, f"the list {path}")
-    kind = kind_of(path)
-    metadata = page["metadata"]
-    items = [read_object(kind, item, path) for item in page.get("items", ())]
-    version, token = metadata.get("resourceVersion", ""), metadata.get("continue", "")
-    return items, version, token, metadata.get("remainingItemCount", 0)
+    schema, metadata = schema_of(path), page["metadata"]
+    return Page(
+        [read_object(schema, item, path) for item in page.get("items", ())],
+        metadata.get("resourceVersion", ""),
+        metadata.get("continue", ""),
+        metadata.get("remainingItemCount", 0),
+    )
 
 
 def read_event(line: bytes, path: str) -> tuple[str, str, dict[str, Any]]:
-    """One event of a watch: its type, the version to go on from, and the object.
+    """Return one event of a watch: its type, the resourceVersion to go on from, and the object.
 
-    The object of an ERROR is a Status, without a version; that of a BOOKMARK, or of a type that is
-    not known, is empty.
+    An ERROR has a Status as its object and no version. The object of a BOOKMARK, or of an event
+    of an unknown type, is empty.
 
     Raises:
-        MalformedError: it is no event, or its object is not as agreed.
+        MalformedError: `line` is not an event, or its object is malformed.
     """
     event = typed.load(_EVENT, line, f"an event of {path}", values=MAX_EVENT_VALUES)
     sort, item = event["type"], event["object"]
@@ -286,85 +292,12 @@ def read_event(line: bytes, path: str) -> tuple[str, str, dict[str, Any]]:
     version = read_object(_VERSIONED, item, path)["metadata"]["resourceVersion"]
     if sort not in ("ADDED", "MODIFIED", "DELETED"):
         return sort, version, {}
-    return sort, version, read_object(kind_of(path), item, path)
+    return sort, version, read_object(schema_of(path), item, path)
 
 
-def _what(value: Any, path: str) -> str:
-    """The object in words: its name where it has one, and where it came from."""
+def _describe(value: Any, path: str) -> str:
     try:
         name = NAMED.read(value)["metadata"]["name"]
     except typed.Mismatch:
         return f"an object of {path}"
     return f'"{name}" of {path}'
-
-
-__all__ = [
-    "EVENT",
-    "MADE",
-    "NAMED",
-    "POD",
-    "SERVICE",
-    "SLICE",
-    "STATUS",
-    "WORKLOAD",
-    "MalformedError",
-    "kind_of",
-    "read_event",
-    "read_list",
-    "read_object",
-]
-
-
-Mask = Mapping[str, Any]
-"""The keys to keep; None keeps a value as it is. A list is trimmed item by item."""
-
-_METADATA: Mask = {
-    "name": None,
-    "namespace": None,
-    "uid": None,
-    "labels": None,
-    "creationTimestamp": None,
-    "deletionTimestamp": None,
-}
-_PORTS: Mask = {"ports": None, "restartPolicy": None}
-_WORKLOAD: Mask = {"metadata": _METADATA, "spec": {"selector": None}}
-
-_MASKS: Mapping[str, Mask] = {
-    "services": {"metadata": _METADATA, "spec": None},
-    "endpointslices": {
-        "metadata": _METADATA,
-        "addressType": None,
-        "ports": None,
-        "endpoints": {"addresses": None, "conditions": None},
-    },
-    "pods": {
-        "metadata": _METADATA,
-        "spec": {"containers": _PORTS, "initContainers": _PORTS},
-        "status": {
-            "phase": None,
-            "podIP": None,
-            "conditions": {"type": None, "status": None},
-            "containerStatuses": {"state": {"waiting": {"reason": None}}},
-        },
-    },
-    **dict.fromkeys(
-        ("deployments", "statefulsets", "daemonsets", "replicasets", "jobs"), _WORKLOAD
-    ),
-}
-
-
-def trimmed(resource: str, item: dict[str, Any]) -> dict[str, Any]:
-    """The parts of an object of this resource (`pods`) that resolving reads; all of any other."""
-    mask = _MASKS.get(resource)
-    return item if mask is None else _trim(item, mask)
-
-
-def _trim(value: Any, mask: Mask | None) -> Any:
-    """Leave alone what is neither an object nor a list: its reader says what is wrong with it."""
-    if mask is None:
-        return value
-    if isinstance(value, dict):
-        return {key: _trim(value[key], inner) for key, inner in mask.items() if key in value}
-    if isinstance(value, list):
-        return [_trim(item, mask) for item in value]
-    return value

@@ -1,29 +1,33 @@
-"""Resolve: what a target means, kept true by watches for as long as anyone wants to know.
+"""Resolve: what a target's ports mean, kept current by watches.
 
-The object itself is watched by its name, and while it is there, what it selects: a Service's
-EndpointSlices, a workload's pods. An object that is replaced is followed like any other change.
+The object itself is watched by its name. While it exists, the objects that it selects are watched
+too: a Service's EndpointSlices, a workload's pods. A replaced object is a change like any other.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from krelay.cluster.api import collection
-from krelay.cluster.endpoints import choose, resolve_port, resolve_service, why_none
+from krelay.cluster.endpoints import (
+    choose_pod,
+    is_headless,
+    resolve_pod,
+    resolve_service,
+    why_no_pod,
+)
 from krelay.cluster.informers import Informers
 from krelay.cluster.selectors import Selector
-from krelay.errors import AccessDeniedError, ClusterError
+from krelay.errors import AccessDeniedError
 from krelay.model import Kind, Protocol, Resolution, Target
+from krelay.mux.log import about
 from krelay.tasks import TaskGroup
 
 logger = logging.getLogger("krelay.resolve")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Publish = Callable[[tuple[Resolution, ...]], None]
 Object = Mapping[str, Any]
@@ -45,23 +49,23 @@ async def follow_target(
     Runs until it is cancelled; returns only for a host or an address, which never change.
 
     Raises:
-        AccessDeniedError: the target may not be watched.
-        ClusterError: it cannot be.
+        AccessDeniedError: the user may not watch the target.
+        ClusterError: the target cannot be watched.
     """
     if not target.kind.in_cluster:
         publish(tuple(Resolution.as_given(target, port) for port in target.ports))
         return
-    following = _Following(informers, target, namespace, publish)
+    resolver = _Resolver(informers, target, namespace, publish)
     if target.kind is Kind.SERVICE:
-        await following.service()
+        await resolver.follow_service()
     elif target.kind is Kind.POD:
-        await following.pod()
+        await resolver.follow_pod()
     else:
-        await following.workload()
+        await resolver.follow_workload()
 
 
-class _Following:
-    """One target's share of the watches."""
+class _Resolver:
+    """The watches of one target, and its last resolutions."""
 
     def __init__(
         self, informers: Informers, target: Target, namespace: str, publish: Publish
@@ -71,146 +75,129 @@ class _Following:
         self._namespace = namespace
         self._publish = publish
         self._last: tuple[Resolution, ...] = ()
-        self._present: str | None = None
+        self._pod_uid: str | None = None
 
-    async def pod(self) -> None:
-        """A pod by its name; one that is made anew is the same to us."""
+    async def follow_pod(self) -> None:
+        """Follow a pod by its name; a new pod of that name replaces it."""
         async for pods in self._watch("v1", "pods", Selector(self._target.resource)):
             if pods:
-                self._tell_pod(pods.values())
+                self._resolve_pods(pods.values())
             else:
-                self._tell_missing("pod")
+                self._report_missing("pod")
 
-    async def workload(self) -> None:
-        """The pods that a workload selects."""
+    async def follow_workload(self) -> None:
+        """Follow the pods that a workload selects."""
         version, resource, word = _WORKLOADS[self._target.kind]
 
-        async def pods(selector: Selector) -> None:
+        async def follow_pods(label_selector: Object | None) -> None:
+            selector = Selector.of_workload(label_selector)
             if selector.empty:
-                # As a selector it would be every pod of the namespace.
-                self._tell_none(f"{self._target} selects no pods")
+                # As a selector it would mean every pod of the namespace.
+                self._report_none(f"{self._target} selects no pods")
                 return
-            async for found in self._watch("v1", "pods", selector):
-                self._tell_pod(found.values())
+            async for pods in self._watch("v1", "pods", selector):
+                self._resolve_pods(pods.values())
 
-        await self._while_there(version, resource, word, _selector, pods)
+        def label_selector(workload: Object) -> Object | None:
+            selector: Object | None = workload["spec"].get("selector")
+            return selector
 
-    async def service(self) -> None:
-        """A Service, and its endpoints while it has any."""
+        await self._while_it_exists(version, resource, word, label_selector, follow_pods)
 
-        async def endpoints(service: Object) -> None:
+    async def follow_service(self) -> None:
+        """Follow a Service, and its endpoints if it has any."""
+
+        async def follow_endpoints(service: Object) -> None:
             if service["spec"].get("type") == "ExternalName":
-                self._tell_service(service, None)
+                self._resolve_service(service, None)
                 return
-            of_service = Selector.of_label("kubernetes.io/service-name", self._target.resource)
+            selector = Selector.of_label("kubernetes.io/service-name", self._target.resource)
             try:
-                async for slices in self._watch(
-                    "discovery.k8s.io/v1", "endpointslices", of_service
-                ):
-                    self._tell_service(service, slices.values())
+                async for slices in self._watch("discovery.k8s.io/v1", "endpointslices", selector):
+                    self._resolve_service(service, slices.values())
             except AccessDeniedError as exc:
-                if service["spec"].get("clusterIP") in (None, "", "None"):
+                if is_headless(service):
                     raise
-                logger.info("%s: %s; its clusterIP is trusted", self._target.name, exc)
-                self._tell_service(service, None)
+                about(logger, target=self._target.name).info("%s; using the clusterIP", exc)
+                self._resolve_service(service, None)
 
-        await self._while_there("v1", "services", "service", _what_matters, endpoints)
+        def addressing(service: Object) -> Object:
+            """Drop the metadata that does not change where the Service leads."""
+            return {"metadata": {"name": service["metadata"]["name"]}, "spec": service["spec"]}
+
+        await self._while_it_exists("v1", "services", "service", addressing, follow_endpoints)
 
     # -- watching ------------------------------------------------------------------------------
 
-    async def _while_there(
+    async def _while_it_exists(
         self,
         version: str,
         resource: str,
         word: str,
-        part: Callable[[Object], Any],
-        inner: Callable[[Any], Any],
+        relevant: Callable[[Object], Any],
+        follow: Callable[[Any], Coroutine[Any, Any, None]],
     ) -> None:
-        """Run `inner` with the `part` of the object that matters, anew whenever that changes."""
-        running: asyncio.Task[None] | None = None
-        matters: Any = None
+        """Run `follow` with the `relevant` part of the object; restart it when that changes."""
+        following: asyncio.Task[None] | None = None
+        part: Any = None
         async with TaskGroup() as tasks:
             async for found in self._watch(version, resource, Selector(self._target.resource)):
                 item = next(iter(found.values()), None)
-                now = None if item is None else self._read(part, item)
-                if now == matters and running is not None:
-                    continue
-                if running is not None:
-                    running.cancel()
-                    running = None
-                matters = now
+                before, part = part, None if item is None else relevant(item)
+                if following is not None:
+                    if part == before and item is not None:
+                        continue
+                    following.cancel()
+                    following = None
                 if item is None:
-                    self._tell_missing(word)
+                    self._report_missing(word)
                 else:
-                    running = tasks.create_task(inner(now), name=self._target.name)
+                    following = tasks.create_task(follow(part), name=self._target.name)
 
     async def _watch(
         self, version: str, resource: str, selector: Selector
-    ) -> AsyncIterator[Mapping[str, dict[str, Any]]]:
+    ) -> AsyncGenerator[Mapping[str, Object]]:
         path = collection(version, resource, self._namespace)
-        watch = self._informers.watch(path, selector)
-        async with aclosing(watch) as sets:  # type: ignore[type-var]
+        async with aclosing(self._informers.watch(path, selector)) as sets:
             async for found in sets:
                 yield found
 
-    # -- telling -------------------------------------------------------------------------------
+    # -- publishing ----------------------------------------------------------------------------
 
-    def _read(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Read objects: one of an odd shape is an error of this target, in words."""
-        try:
-            return read(*args, **kwargs)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as exc:
-            raise ClusterError(
-                f"{self._target}: the API server describes it in an unknown form ({exc!r})"
-            ) from exc
-
-    def _tell(self, resolutions: tuple[Resolution, ...]) -> None:
-        if resolutions != self._last:
-            self._last = resolutions
-            self._publish(resolutions)
-
-    def _tell_pod(self, pods: Collection[Object]) -> None:
-        pod = self._read(choose, pods, self._present)
+    def _resolve_pods(self, pods: Collection[Object]) -> None:
+        pod = choose_pod(pods, self._pod_uid)
         if pod is None:
-            self._tell_none(f"{self._target}: {self._read(why_none, pods)}")
+            self._report_none(f"{self._target}: {why_no_pod(pods)}")
             return
-        self._present = str(pod["metadata"].get("uid"))
-        self._tell(tuple(self._read(resolve_port, pod, port) for port in self._target.ports))
+        self._pod_uid = pod["metadata"].get("uid")
+        self._update(tuple(resolve_pod(pod, port) for port in self._target.ports))
 
-    def _tell_service(self, service: Object, slices: Collection[Object] | None) -> None:
-        self._tell(
+    def _resolve_service(self, service: Object, slices: Collection[Object] | None) -> None:
+        self._update(
             tuple(
-                self._read(resolve_service, service, port, slices, self._host(index))
+                resolve_service(service, port, slices, self._current_host(index))
                 for index, port in enumerate(self._target.ports)
             )
         )
 
-    def _host(self, index: int) -> str | None:
-        """The address that this port led to last."""
+    def _current_host(self, index: int) -> str | None:
         endpoint = self._last[index].endpoint if self._last else None
         return endpoint.host if endpoint else None
 
-    def _tell_missing(self, word: str) -> None:
+    def _report_missing(self, word: str) -> None:
         name, namespace = self._target.resource, self._namespace
         reason = f'{word} "{name}" not found in namespace "{namespace}"'
-        self._tell_none(reason, missing=True)
+        self._report_none(reason, missing=True)
 
-    def _tell_none(self, reason: str, *, missing: bool = False) -> None:
-        self._tell(
+    def _report_none(self, reason: str, *, missing: bool = False) -> None:
+        self._update(
             tuple(
                 Resolution(port.protocol or Protocol.TCP, reason=reason, missing=missing)
                 for port in self._target.ports
             )
         )
 
-
-def _what_matters(service: Object) -> Object:
-    """A Service without what changes and says nothing of where it leads (status, annotations)."""
-    spec = service["spec"]
-    if not isinstance(spec, Mapping):
-        raise TypeError("spec")
-    return {"metadata": {"name": service["metadata"]["name"]}, "spec": spec}
-
-
-def _selector(workload: Object) -> Selector:
-    return Selector.of_workload(workload["spec"].get("selector"))
+    def _update(self, resolutions: tuple[Resolution, ...]) -> None:
+        if resolutions != self._last:
+            self._last = resolutions
+            self._publish(resolutions)

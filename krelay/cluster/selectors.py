@@ -1,4 +1,4 @@
-"""Selectors: which objects of a collection are wanted, as the server's text and as a test. Pure."""
+"""Selectors: the wanted objects of a collection, as query parameters and as a predicate. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One term of a label selector; `operator` is that of a LabelSelector's matchExpressions."""
+    """One term of a label selector, with an operator of a LabelSelector's matchExpressions."""
 
     key: str
     operator: str
@@ -33,7 +33,7 @@ class Requirement:
         return f"{self.key} {self.operator.lower()} ({','.join(self.values)})"
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Judge as the API server does: `NotIn` also holds for an object without the label."""
+        """Return the API server's verdict: `NotIn` also matches an object without the label."""
         if self.operator == "Exists":
             return self.key in labels
         if self.operator == "DoesNotExist":
@@ -43,7 +43,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """One object by its `name`, or every object whose labels meet all `requirements`."""
+    """One object by its `name`, or all objects whose labels meet all `requirements`."""
 
     name: str = ""
     requirements: tuple[Requirement, ...] = ()
@@ -55,32 +55,45 @@ class Selector:
 
     @classmethod
     def of_workload(cls, selector: Mapping[str, Any] | None) -> Selector:
-        """Read a LabelSelector (apimachinery, pkg/apis/meta/v1/helpers.go); empty for none.
+        """Convert a LabelSelector that `objects` has read; None gives an empty selector.
+
+        Source: apimachinery, pkg/apis/meta/v1/helpers.go.
 
         Raises:
-            ClusterError: it is not one.
+            ClusterError: an unknown operator, or one with too many or too few values.
         """
-        try:
-            return cls(requirements=tuple(_requirements(selector or {})))
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise ClusterError("its selector is not a LabelSelector") from exc
+        selector = selector or {}
+        found = [
+            Requirement(key, "In", (value,))
+            for key, value in sorted(selector.get("matchLabels", {}).items())
+        ]
+        for term in selector.get("matchExpressions", ()):
+            key, operator, values = term["key"], term["operator"], tuple(term.get("values", ()))
+            if operator not in _OPERATORS or bool(values) is not operator.endswith("In"):
+                raise ClusterError(
+                    f"not a LabelSelector: {key} {operator} with {len(values)} values"
+                )
+            found.append(Requirement(key, operator, values))
+        return cls(requirements=tuple(found))
 
     @property
     def empty(self) -> bool:
-        """Whether it selects every object."""
+        """Whether every object matches."""
         return not self.name and not self.requirements
 
     @property
-    def query(self) -> dict[str, str]:
-        """The parameters of a list or a watch of the same objects."""
-        if self.name:
-            return {"fieldSelector": f"{_NAME}={self.name}"}
-        labels = ",".join(map(str, self.requirements))
-        return {"labelSelector": labels} if labels else {}
+    def field_selector(self) -> str:
+        """The fieldSelector of a list or a watch; may be empty."""
+        return f"{_NAME}={self.name}" if self.name else ""
+
+    @property
+    def label_selector(self) -> str:
+        """The labelSelector of a list or a watch; may be empty."""
+        return ",".join(map(str, self.requirements))
 
     @property
     def anchor(self) -> Anchor | None:
-        """A pair that `anchors` yields for every object that matches; None if no pair is sure."""
+        """A pair that `anchors` yields for every matching object; None if there is none."""
         if self.name:
             return _NAME, self.name
         for term in self.requirements:
@@ -89,34 +102,15 @@ class Selector:
         return None
 
     def matches(self, item: Object) -> bool:
-        """Whether the API server would list `item`."""
+        """Return whether the API server would list `item`."""
         if self.name:
             return bool(item["metadata"]["name"] == self.name)
-        labels = item["metadata"].get("labels") or {}
+        labels = item["metadata"].get("labels", {})
         return all(term.matches(labels) for term in self.requirements)
 
 
 def anchors(item: Object) -> Iterator[Anchor]:
-    """The pairs by which the selectors of an object can be looked up."""
+    """Yield the pairs by which an index finds the selectors of an object."""
     metadata = item["metadata"]
     yield _NAME, metadata["name"]
-    yield from (metadata.get("labels") or {}).items()
-
-
-def _requirements(selector: Mapping[str, Any]) -> Iterator[Requirement]:
-    for key, value in sorted((selector.get("matchLabels") or {}).items()):
-        yield Requirement(_text(key), "In", (_text(value),))
-    for expression in selector.get("matchExpressions") or ():
-        operator = expression["operator"]
-        if operator not in _OPERATORS:
-            raise ValueError(operator)
-        values = tuple(map(_text, expression.get("values") or ()))
-        if bool(values) is not operator.endswith("In"):
-            raise ValueError(values)
-        yield Requirement(_text(expression["key"]), operator, values)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
+    yield from metadata.get("labels", {}).items()

@@ -201,7 +201,7 @@ async def test_the_last_words_are_logged(
     await cluster.put("pods", "krelay-server-x-p1", status={"containerStatuses": [state]})
     with pytest.raises(AgentError, match="the agent ended with exit code 1: Oh: no"):
         await create(api)
-    assert "the agent's last words:\nTraceback\n  line\nOh: no" in caplog.text
+    assert "the agent's last log lines:\nTraceback\n  line\nOh: no" in caplog.text
 
 
 async def test_what_may_pass_gets_its_patience(

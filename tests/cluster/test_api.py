@@ -16,8 +16,9 @@ from aiohttp import ClientPayloadError, web
 
 from krelay import __version__
 from krelay.cluster import api as module
-from krelay.cluster.api import Api, Contact, Overrides, collection, object_path
-from krelay.cluster.http import translated
+from krelay.cluster.api import Api, WatchHealth, collection, object_path
+from krelay.cluster.auth.kubeconfig import Overrides
+from krelay.cluster.http import translated_errors
 from krelay.errors import (
     AccessDeniedError,
     ClusterError,
@@ -160,7 +161,9 @@ async def test_a_refused_token_is_fetched_anew_once(kube: Any, tmp_path: Path) -
 async def test_a_token_refused_twice(kube: Any) -> None:
     kube.script((401, {"message": "Unauthorized"}))
     async with connected(kube.kubeconfig({"token": "t"})) as api:
-        with pytest.raises(CredentialsError, match="does not know us .*: Unauthorized") as caught:
+        with pytest.raises(
+            CredentialsError, match="rejects the credentials .*: Unauthorized"
+        ) as caught:
             await api.create("/", {})
     assert caught.value.hint is not None
     assert len(kube.seen) == 2
@@ -335,7 +338,7 @@ def test_an_answer_that_breaks_off_is_told_in_words() -> None:
     with pytest.raises(
         UnreachableError, match=r"cannot reach the API server \(here\): its answer br"
     ):
-        with translated(ApiAccess("https://here", None, None, ()), "here"):
+        with translated_errors(ApiAccess("https://here", None, None, ()), "here"):
             raise broken
 
 
@@ -671,55 +674,50 @@ async def test_each_word_of_a_hint_is_one_word_for_a_shell(kube: Any) -> None:
     ]
 
 
-LOST = UnreachableError("connection refused")
-
-
-@pytest.fixture(autouse=True)
-def info(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_lost_by_many_watches_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "krelay.cluster")
-
-
-def test_a_server_lost_by_many_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    contact = Contact()
+    health = WatchHealth()
     with contextlib.ExitStack() as stack:
-        watches = [stack.enter_context(contact.watching(f"/{n}")) for n in range(5)]
+        watches = [stack.enter_context(health.watch(f"/{n}")) for n in range(5)]
         for _ in range(2):
             for _ in range(3):
                 for watch in watches:
-                    watch.lost(LOST)
+                    watch.failed(UnreachableError("connection refused"))
             for watch in watches:
-                watch.good()
-                watch.good()
+                watch.recovered()
+                watch.recovered()
     assert (
         caplog.messages
         == [
-            "out of touch with the API server, the last known state stays: connection refused",
-            "in touch with the API server again",
+            "lost contact with the API server, keeping the last known state: connection refused",
+            "regained contact with the API server",
         ]
         * 2
     )
 
 
 def test_a_right_is_lost_by_each_collection(caplog: pytest.LogCaptureFixture) -> None:
-    contact = Contact()
-    with contact.watching("/a") as first, contact.watching("/b") as second:
-        first.lost(AccessDeniedError("no"))
-        second.lost(AccessDeniedError("no"))
-        second.good()
+    caplog.set_level("INFO", "krelay.cluster")
+    health = WatchHealth()
+    with health.watch("/a") as first, health.watch("/b") as second:
+        first.failed(AccessDeniedError("no"))
+        second.failed(AccessDeniedError("no"))
+        second.recovered()
     assert caplog.messages == [
-        "out of touch with /a, the last known state stays: no",
-        "out of touch with /b, the last known state stays: no",
-        "in touch with /b again",
+        "lost contact with /a, keeping the last known state: no",
+        "lost contact with /b, keeping the last known state: no",
+        "regained contact with /b",
     ]
 
 
-def test_a_watch_that_ends_while_it_is_lost_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
-    contact = Contact()
-    with contact.watching("/a") as first:
-        first.lost(LOST)
-        with contact.watching("/b") as second:
-            second.lost(LOST)
-        first.good()
-    with contact.watching("/c") as third:
-        third.lost(LOST)
+def test_a_watch_that_ends_while_it_fails_is_forgotten(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "krelay.cluster")
+    health, error = WatchHealth(), UnreachableError("connection refused")
+    with health.watch("/a") as first:
+        first.failed(error)
+        with health.watch("/b") as second:
+            second.failed(error)
+        first.recovered()
+    with health.watch("/c") as third:
+        third.failed(error)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO", "WARNING"]

@@ -1,4 +1,4 @@
-"""Which pod, and what a port means there."""
+"""Which pod or endpoint new connections go to, and what a port means there."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.cluster.endpoints import (
-    choose,
-    ready,
-    resolve_port,
+    choose_pod,
+    is_ending,
+    is_ready,
+    resolve_pod,
     resolve_service,
-    terminating,
-    why_none,
+    why_no_pod,
 )
 from krelay.model import Endpoint, Port, Protocol
 
 
+def without_nulls(value: Any) -> Any:
+    """The same object after the typed reader, for which null counts as absent."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return list(map(without_nulls, value)) if isinstance(value, list) else value
+
+
 def pod(name: str = "web-1", **more: Any) -> dict[str, Any]:
-    made = {
+    made: dict[str, Any] = {
         "metadata": {
             "name": name,
             "uid": f"uid-{name}",
@@ -36,47 +43,47 @@ def pod(name: str = "web-1", **more: Any) -> dict[str, Any]:
     }
     made["metadata"].update(more.pop("metadata", {}))
     made["spec"].update(more.pop("spec", {}))
-    return made
+    return without_nulls(made)  # type: ignore[no-any-return]
 
 
-UNREADY = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
-LEAVING = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:01Z"}}
-ENDED = {"status": {"phase": "Succeeded"}}
+UNREADY: dict[str, Any] = {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}
+LEAVING: dict[str, Any] = {"metadata": {"deletionTimestamp": "2026-01-01T00:00:01Z"}}
+ENDED: dict[str, Any] = {"status": {"phase": "Succeeded"}}
 NEW = {"metadata": {"creationTimestamp": "2026-01-02T00:00:00Z"}}
 
 
 def test_ready_and_terminating() -> None:
-    assert ready(pod())
-    assert not ready(pod(**UNREADY))
-    assert not ready(pod(**LEAVING))
-    assert not ready(pod(status={"conditions": None}))
-    assert terminating(pod(**ENDED))
-    assert not terminating({"metadata": {}})
+    assert is_ready(pod())
+    assert not is_ready(pod(**UNREADY))
+    assert not is_ready(pod(**LEAVING))
+    assert not is_ready(pod(status={"conditions": None}))
+    assert is_ending(pod(**ENDED))
+    assert not is_ending({"metadata": {}})
 
 
 def test_the_newest_is_chosen_and_kept() -> None:
     old, new = pod("old"), pod("new", **NEW)
-    assert choose([old, new], None) is new
-    assert choose([old, new], "uid-old") is old
-    assert choose([pod("old", **LEAVING), new], "uid-old") is new
-    assert choose([], None) is None
-    assert choose([pod(status={"podIP": ""})], None) is None
+    assert choose_pod([old, new], None) is new
+    assert choose_pod([old, new], "uid-old") is old
+    assert choose_pod([pod("old", **LEAVING), new], "uid-old") is new
+    assert choose_pod([], None) is None
+    assert choose_pod([pod(status={"podIP": ""})], None) is None
 
 
 states = st.sampled_from([{}, UNREADY, LEAVING, ENDED, NEW, {"status": {"podIP": None}}])
 
 
 @given(st.lists(states, max_size=6), st.integers(0, 7))
-def test_nobody_is_sent_to_a_pod_that_is_not_ready(kinds: list[dict[str, Any]], old: int) -> None:
+def test_a_chosen_pod_is_ready(kinds: list[dict[str, Any]], old: int) -> None:
     pods = [pod(f"p{n}", **kind) for n, kind in enumerate(kinds)]
-    usable = [p for p in pods if ready(p) and p["status"]["podIP"]]
-    chosen = choose(pods, f"uid-p{old}")
+    usable = [p for p in pods if is_ready(p) and p["status"].get("podIP")]
+    chosen = choose_pod(pods, f"uid-p{old}")
     assert (chosen is None) == (not usable)
     if chosen is None:
-        assert why_none(pods)
+        assert why_no_pod(pods)
     else:
         assert chosen in usable
-        assert choose(reversed(pods), chosen["metadata"]["uid"]) is chosen
+        assert choose_pod(reversed(pods), chosen["metadata"]["uid"]) is chosen
         kept = [p for p in usable if p["metadata"]["uid"] == f"uid-p{old}"]
         assert not kept or chosen is kept[0]
 
@@ -107,7 +114,7 @@ def test_nobody_is_sent_to_a_pod_that_is_not_ready(kinds: list[dict[str, Any]], 
     ],
 )
 def test_why_there_is_none(pods: list[dict[str, Any]], reason: str) -> None:
-    assert why_none(pods) == reason
+    assert why_no_pod(pods) == reason
 
 
 PORTS = [
@@ -130,26 +137,26 @@ PORTS = [
     ],
 )
 def test_a_port_of_a_pod(port: Port, number: int, protocol: Protocol) -> None:
-    found = resolve_port(pod(ports=PORTS), port)
+    found = resolve_pod(pod(ports=PORTS), port)
     assert found.endpoint == Endpoint("10.1.0.1", number)
     assert found.protocol is protocol
     assert found.via == "pod web-1"
 
 
 def test_a_name_that_no_container_has() -> None:
-    found = resolve_port(pod(ports=PORTS), Port("admin"))
+    found = resolve_pod(pod(ports=PORTS), Port("admin"))
     assert found.endpoint is None
     assert found.reason == "pod web-1 has no port named 'admin'; it has dns, http, sctp"
-    assert resolve_port(pod(), Port("admin")).reason == "pod web-1 has no port named 'admin'"
-    assert resolve_port(pod(ports=PORTS), Port("http", protocol=Protocol.UDP)).endpoint is None
+    assert resolve_pod(pod(), Port("admin")).reason == "pod web-1 has no port named 'admin'"
+    assert resolve_pod(pod(ports=PORTS), Port("http", protocol=Protocol.UDP)).endpoint is None
 
 
 def test_a_sidecar_s_ports_count_and_an_init_container_s_do_not() -> None:
     sidecar = {"restartPolicy": "Always", "ports": [{"name": "mesh", "containerPort": 15000}]}
     once = {"ports": [{"name": "init", "containerPort": 1}]}
     with_both = pod(spec={"initContainers": [sidecar, once]})
-    assert resolve_port(with_both, Port("mesh")).endpoint == Endpoint("10.1.0.1", 15000)
-    assert resolve_port(with_both, Port("init")).endpoint is None
+    assert resolve_pod(with_both, Port("mesh")).endpoint == Endpoint("10.1.0.1", 15000)
+    assert resolve_pod(with_both, Port("init")).endpoint is None
 
 
 SERVICE_PORTS = [
@@ -163,18 +170,15 @@ SERVICE_PORTS = [
 
 def service(**spec: Any) -> dict[str, Any]:
     made = {"clusterIP": "10.96.0.9", "ports": SERVICE_PORTS, "selector": {"app": "web"}, **spec}
-    return {"metadata": {"name": "web"}, "spec": made}
+    return without_nulls({"metadata": {"name": "web"}, "spec": made})  # type: ignore[no-any-return]
 
 
 def part(*endpoints: dict[str, Any], port: int = 8080, **more: Any) -> dict[str, Any]:
-    return {
-        "addressType": "IPv4",
-        "ports": [
-            {"name": p["name"], "port": port, "protocol": p.get("protocol")} for p in SERVICE_PORTS
-        ],
-        "endpoints": list(endpoints),
-        **more,
-    }
+    ports = [
+        {"name": p["name"], "port": port, "protocol": p.get("protocol")} for p in SERVICE_PORTS
+    ]
+    made = {"addressType": "IPv4", "ports": ports, "endpoints": list(endpoints), **more}
+    return without_nulls(made)  # type: ignore[no-any-return]
 
 
 def endpoint(address: str = "10.1.0.1", **conditions: Any) -> dict[str, Any]:
@@ -228,7 +232,7 @@ def test_sctp_is_not_relayed() -> None:
         [part(endpoint(ready=False, serving=False))],
         [part({"addresses": []})],
         [part(endpoint(), ports=None)],
-        [{"endpoints": None}],
+        [{"metadata": {"name": "web-1"}}],
     ],
 )
 def test_no_ready_endpoint(slices: list[dict[str, Any]]) -> None:
@@ -292,8 +296,8 @@ some_endpoint = st.fixed_dictionaries(
 @given(
     st.lists(st.lists(some_endpoint, max_size=3), max_size=3), st.sampled_from(["10.1.0.1", None])
 )
-def test_nobody_is_sent_to_an_endpoint_that_is_not_ready_while_one_is(
-    groups: list[list[dict[str, Any]]], present: str | None
+def test_an_endpoint_that_is_not_ready_is_not_chosen_while_another_is(
+    groups: list[list[dict[str, Any]]], current: str | None
 ) -> None:
     slices = [part(*endpoints) for endpoints in groups]
     ready = {
@@ -302,8 +306,8 @@ def test_nobody_is_sent_to_an_endpoint_that_is_not_ready_while_one_is(
         for one in endpoints
         if one["addresses"] and (one.get("conditions") or {}).get("ready") is not False
     }
-    found = resolve_service(service(clusterIP="None"), Port(80), slices, present)
+    found = resolve_service(service(clusterIP="None"), Port(80), slices, current)
     if ready:
         assert found.endpoint is not None
         assert found.endpoint.host in ready
-        assert present not in ready or found.endpoint.host == present
+        assert current not in ready or found.endpoint.host == current

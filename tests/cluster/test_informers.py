@@ -34,7 +34,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every pause is none; the tests ask what happens, not when."""
     monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
-    monkeypatch.setattr(module, "FAILED", 0.0)
+    monkeypatch.setattr(module, "ERROR_TTL", 0.0)
 
 
 @pytest.fixture
@@ -250,8 +250,8 @@ async def test_a_right_to_the_collection_that_is_lost_on_the_way(
 async def test_a_collection_that_is_too_large_is_not_watched_as_a_whole(
     consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MOST", 10)
-    monkeypatch.setattr(module, "MOST_EACH", 1)
+    monkeypatch.setattr(module, "MAX_OBJECTS", 10)
+    monkeypatch.setattr(module, "MAX_OBJECTS_EACH", 1)
     wanted = [f"p{number}" for number in range(FEW + 1)]
     server.put(PODS, *(labelled(name) for name in wanted), *(labelled(f"x{n}") for n in range(20)))
     for name in wanted:
@@ -281,8 +281,8 @@ async def test_a_whole_that_does_not_list_starves_no_target(
 
     kube.handler = answer
     if how == "silent":
-        monkeypatch.setattr(module, "ANSWER", 0.2)
-    monkeypatch.setattr(module, "NOT_NOW", 1.0)
+        monkeypatch.setattr(module, "LIST_DEADLINE", 0.2)
+    monkeypatch.setattr(module, "FAILED_PAUSE", 1.0)
     consumers = [consume(PODS, Selector(name)) for name in wanted]
     for name, consumer in zip(wanted, consumers, strict=True):
         await sees(consumer, name)
@@ -309,7 +309,7 @@ async def test_one_that_may_not_be_seen_costs_the_others_nothing(
 async def test_an_error_is_asked_for_once_by_all_who_want_the_same(
     consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FAILED", 3600.0)
+    monkeypatch.setattr(module, "ERROR_TTL", 3600.0)
     server.fails = 403
     consumers = [consume(SERVICES, Selector("web")) for _ in range(20)]
     for consumer in consumers:
@@ -365,7 +365,7 @@ async def test_what_nobody_reads_is_neither_kept_nor_news(
     server.put(PODS, item)
     web = consume(PODS, Selector("web"))
     await sees(web, "web")
-    assert web.items[0]["spec"] == {"containers": [{"ports": []}]}
+    assert web.items[0]["spec"] == {"nodeName": "n", "containers": [{"ports": []}]}
     item["metadata"]["annotations"] = {"a": "b"}
     server.put(PODS, item)
     server.remove(PODS, "web")
@@ -397,10 +397,10 @@ async def test_an_api_server_that_is_lost_is_logged_once(
 async def test_a_bug_is_an_error_of_its_subscribers(
     consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(resource: str, item: Object) -> Object:
+    def broken(*args: Any, **kwargs: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, "trimmed", broken)
+    monkeypatch.setattr("krelay.cluster.reflector.read_list", broken)
     server.put(SERVICES, labelled("web"))
     consumers = [consume(SERVICES, Selector(name)) for name in ("web", *"abcdef")]
     for consumer in consumers:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, cast
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from krelay.cluster import reflector as module
 from krelay.cluster.api import Api, Overrides
-from krelay.cluster.reflector import _apply, follow
+from krelay.cluster.reflector import _apply, list_and_watch
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, NotFoundError
 
 PODS = "/api/v1/namespaces/x/pods"
@@ -22,7 +22,14 @@ END = b""
 
 
 def pod(name: str, version: int, **more: Any) -> dict[str, Any]:
-    return {"metadata": {"name": name, "uid": f"u-{name}", "resourceVersion": str(version)}, **more}
+    metadata = {"name": name, "uid": f"u-{name}", "labels": {"version": str(version)}}
+    return {"metadata": {**metadata, "resourceVersion": str(version)}, **more}
+
+
+def read(item: dict[str, Any]) -> dict[str, Any]:
+    """The part of `pod` that krelay keeps."""
+    metadata = {key: value for key, value in item["metadata"].items() if key != "resourceVersion"}
+    return {**item, "metadata": metadata}
 
 
 def event(kind: str, item: dict[str, Any]) -> bytes:
@@ -31,9 +38,6 @@ def event(kind: str, item: dict[str, Any]) -> bytes:
 
 def error(code: int) -> bytes:
     return event("ERROR", {"kind": "Status", "code": code, "message": "too old"})
-
-
-MORE: dict[str, Any] = {"continue": "more"}
 
 
 class Pods:
@@ -47,7 +51,7 @@ class Pods:
         self.bodies: list[asyncio.Queue[bytes]] = []
         kube.handler = self.handle
 
-    def list(self, *items: dict[str, Any], version: int = 1, **metadata: Any) -> None:
+    def list(self, *items: dict[str, Any], version: int = 1, **metadata: str) -> None:
         body = {"items": items, "metadata": {"resourceVersion": str(version), **metadata}}
         self.lists.put_nowait(web.json_response(body))
 
@@ -93,11 +97,11 @@ async def pods(kube: Any) -> AsyncIterator[Pods]:
 
 
 @contextlib.asynccontextmanager
-async def following(kube: Any, **selectors: Any) -> AsyncIterator[Any]:
+async def following(kube: Any, **selectors: str) -> AsyncIterator[Any]:
     path = kube.kubeconfig({"token": "t"})
     async with (
         await Api.connect(kubeconfig=path, overrides=Overrides(request_timeout=8)) as api,
-        contextlib.aclosing(cast(Any, follow(api, PODS, **selectors))) as sets,
+        contextlib.aclosing(list_and_watch(api, PODS, **selectors)) as sets,
     ):
         yield sets
 
@@ -112,7 +116,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def names(found: Mapping[str, dict[str, Any]]) -> list[str]:
     assert all(key == item["metadata"]["uid"] for key, item in found.items())
     return sorted(
-        f"{item['metadata']['name']}@{item['metadata']['resourceVersion']}"
+        f"{item['metadata']['name']}@{item['metadata']['labels']['version']}"
         for item in found.values()
     )
 
@@ -180,7 +184,7 @@ async def test_managed_fields_are_left_out(kube: Any, pods: Pods) -> None:
 
 
 async def test_pages(kube: Any, pods: Pods) -> None:
-    pods.list(pod("a", 1), **MORE)
+    pods.list(pod("a", 1), **{"continue": "more"})
     pods.list(pod("b", 1), version=9)
     pods.watch()
     async with following(kube) as sets:
@@ -190,7 +194,7 @@ async def test_pages(kube: Any, pods: Pods) -> None:
 
 async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAGES", 1)
-    pods.list(pod("a", 1), **MORE)
+    pods.list(pod("a", 1), **{"continue": "more"})
     pods.list(pod("a", 1))
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1"], "it is tried again, not given up"
@@ -204,7 +208,7 @@ async def test_pages_that_are_larger_than_we_ask_for(
     monkeypatch.setattr(module, "PAGE", 1)
     monkeypatch.setattr(module, "MAX_PAGES", 3)
     pods.list(*(pod(name, 1) for name in "abcd"))
-    pods.list(pod("a", 1), pod("b", 1), **MORE)
+    pods.list(pod("a", 1), pod("b", 1), **{"continue": "more"})
     pods.list(pod("c", 1), version=9)
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1", "b@1", "c@1"]
@@ -385,21 +389,20 @@ async def test_a_right_that_is_lost_on_the_way(
     assert 'cannot watch pods in namespace "x"' in caplog.messages[0]
 
 
-async def test_pace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Full jitter up to LONGEST_PAUSE; none after a watch that lasted."""
+async def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full jitter up to MAX_PAUSE; none after a watch that lasted."""
     monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: (low, high))
     now = [0.0]
-    pace = module._Pace()
-    monkeypatch.setattr(pace, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
-    pace.begin()
-    ended: Callable[[], Any] = pace.ended
-    pauses = [ended() for _ in range(9)]
+    backoff = module._Backoff()
+    monkeypatch.setattr(backoff, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
+    backoff.begin()
+    pauses: list[Any] = [backoff.end() for _ in range(9)]
     assert pauses[:3] == [(0, 0.2), (0, 0.4), (0, 0.8)]
     assert pauses[-1] == (0, 10.0)
     now[0] = 11.0
-    assert ended() == 0.0
-    pace.begin()
-    assert ended() == (0, 0.2)
+    assert backoff.end() == 0.0
+    backoff.begin()
+    assert backoff.end() == (0, 0.2)
 
 
 operations = st.lists(
@@ -421,7 +424,7 @@ def test_any_partition_of_the_events_gives_the_same_set(
         if kind == "DELETED":
             model.pop(f"u-{name}", None)
         elif kind != "BOOKMARK":
-            model[f"u-{name}"] = item
+            model[f"u-{name}"] = read(item)
         batch.append(event(kind, item))
         if number in cuts or number == len(operations):
             alone = len(batch) == 1

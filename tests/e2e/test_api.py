@@ -18,7 +18,7 @@ from krelay.cluster import reflector as watch_module
 from krelay.cluster.api import Api, Overrides, collection, object_path
 from krelay.cluster.auth.credentials import Credentials
 from krelay.cluster.auth.kubeconfig import Login, load, material
-from krelay.cluster.reflector import follow
+from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
     AccessDeniedError,
     ClusterError,
@@ -147,7 +147,7 @@ async def test_a_token_in_a_file_that_is_replaced(
     file.write_text("out-of-date")
     path = kubeconfig({"tokenFile": "token"})
     async with await Api.connect(kubeconfig=path) as api:
-        with pytest.raises(CredentialsError, match="does not know us"):
+        with pytest.raises(CredentialsError, match="rejects the credentials"):
             await api.get(collection("v1", "configmaps", namespace))
         file.write_text(await grant("list"))
         await api.get(collection("v1", "configmaps", namespace))
@@ -261,7 +261,7 @@ def named(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
 @contextlib.asynccontextmanager
 async def following(api: Api, namespace: str) -> AsyncIterator[Any]:
     """The configmaps that are ours."""
-    sets = follow(api, collection("v1", "configmaps", namespace), label_selector="mine=yes")
+    sets = list_and_watch(api, collection("v1", "configmaps", namespace), label_selector="mine=yes")
     async with contextlib.aclosing(cast(Any, sets)):
         yield sets
 

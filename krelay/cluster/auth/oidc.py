@@ -118,7 +118,7 @@ class Oidc:
     async def _json(
         self, session: aiohttp.ClientSession, kind: Schema, method: str, url: str, **request: Any
     ) -> Mapping[str, Any]:
-        proxy, password = http.proxy_of(proxies.of(url))
+        proxy, password = http.split_proxy(proxies.of(url))
         async with session.request(
             method,
             url,
@@ -128,10 +128,10 @@ class Oidc:
             **request,
         ) as response:
             if response.status != 200:
-                said = page_words(await http.start_of_body(response, http.MAX_ERROR), _SHOWN)
+                said = page_words(await http.read_start_of_body(response, http.MAX_ERROR), _SHOWN)
                 raise CredentialsError(f"oidc: {url} says {response.status}: {said}", hint=_HINT)
             try:
-                body = await http.body(response, MAX_ANSWER)
+                body = await http.read_body(response, MAX_ANSWER)
             except ClusterError as exc:
                 raise CredentialsError(f"oidc: {exc}") from exc
             answer: Mapping[str, Any] = typed.load(
