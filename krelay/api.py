@@ -1,7 +1,9 @@
-"""The Python API: `krelay.relay`, forwards for as long as a `with` or `async with` lasts."""
+"""The Python API: `krelay.relay` keeps forwards for as long as a `with` or `async with` lasts."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,25 +12,29 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from krelay.errors import KrelayError, UsageError
-from krelay.model import Endpoint
+from krelay.model import Config, Endpoint
+from krelay.mux.descriptors import raise_file_limit
 from krelay.state.snapshot import ForwardState, reached
-from krelay.threaded import Threaded
-from krelay.threads import in_thread
+from krelay.tasks import TaskGroup, shield_cleanup
+from krelay.threads import LoopThread, in_thread
 
 if TYPE_CHECKING:
-    from krelay.block import Found, Run
     from krelay.config.sources import Lines, Selection
 
-# A library's warnings are its user's to show.
+logger = logging.getLogger("krelay.api")
+
+# The user of a library decides what becomes of its warnings.
 logging.getLogger("krelay").addHandler(logging.NullHandler())
 
 TIMEOUT = 60.0
-"""Seconds that forwards get to become ready."""
+"""Seconds in which the forwards have to become ready."""
+_DRAIN = 1.0
+"""Seconds that connections get to finish once the block has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """One port of a target: where to connect to (`host` and `port`), and to what that leads."""
+    """One port of a target: connect to `host` and `port` to reach `to`."""
 
     target: str
     host: str
@@ -38,16 +44,16 @@ class Forward:
 
     @property
     def address(self) -> str:
-        """`127.0.0.1:8080`."""
+        """The address as `127.0.0.1:8080`."""
         return str(Endpoint(self.host, self.port))
 
     def url(self, scheme: str = "http") -> str:
-        """`http://127.0.0.1:8080`."""
+        """Return the address as `http://127.0.0.1:8080`."""
         return f"{scheme}://{self.address}"
 
 
 class Forwards(Mapping[str, Forward]):
-    """The first port of each target, by the target's name; `all` has the others too."""
+    """The first port of each target by the target's name; `all` returns all ports of one."""
 
     def __init__(self, forwards: Iterable[Forward]) -> None:
         self._all: dict[str, tuple[Forward, ...]] = {}
@@ -68,7 +74,7 @@ class Forwards(Mapping[str, Forward]):
         return f"<Forwards {each}>"
 
     def all(self, name: str) -> tuple[Forward, ...]:
-        """Every port of a target, in the order in which they were written."""
+        """Return every port of a target, in the order of its line."""
         return self._all[name]
 
 
@@ -80,23 +86,23 @@ class relay:
         with krelay.relay(web="svc/nginx :80") as forwards:
             urllib.request.urlopen(forwards["web"].url())
 
-    In the same way `async with`, in async code. `with` relays from a thread of its own.
+    `async with` does the same in async code. `with` relays in another thread.
 
     Args:
-        texts: targets as lines of targets.txt, each named by itself; with `file`, names of the
-            file's targets, to have only these.
+        texts: lines of targets.txt, each the name of its target; with `file`, the names of those
+            targets of the file that are relayed.
         file: a krelay.yaml or targets.txt, instead of lines.
         context: the kubeconfig context, instead of the current one.
-        namespace: the namespace of targets that name none of their own.
-        embedded: run the agent on this machine; then targets are `host/` and `ip/` only.
+        namespace: the namespace of targets whose line has none.
+        embedded: run the agent on this machine; targets are then `host/` and `ip/` only.
         timeout: seconds in which every forward has to be ready.
-        targets: more lines, by the name that the target shall have.
+        targets: more lines, by the name of their target.
 
     Raises, when the block is entered:
-        UsageError, ConfigError: what was asked for is wrong.
+        UsageError, ConfigError: the arguments, the lines or the file are wrong.
         ClusterError: the cluster refused, or cannot be reached.
         ListenError: a local port cannot be bound.
-        NotReadyError: not all is ready in time; says what, and why.
+        NotReadyError: a forward is not ready in time; names each one, and why.
     """
 
     def __init__(
@@ -110,8 +116,8 @@ class relay:
         **targets: str,
     ) -> None:
         self._timeout = timeout
-        self._run: Run | None = None
-        self._thread: Threaded[Found] | None = None
+        self._run: _Run | None = None
+        self._thread: LoopThread[_Reports] | None = None
         self._texts, self._targets = texts, targets
         self._file = None if file is None else os.fspath(file)
         self._context, self._namespace, self._embedded = context, namespace, embedded
@@ -120,10 +126,10 @@ class relay:
             raise explained(UsageError("both a file and targets", hint=hint))
 
     async def __aenter__(self) -> Forwards:
-        __tracebackhide__ = True  # pytest shows the line that asked
-        self._free()
+        __tracebackhide__ = True  # pytest shows the line of the caller
+        self._require_free()
         try:
-            run = self._run = await in_thread(self._made)
+            run = self._run = await in_thread(self._make_run)
             return _forwards(await run.start())
         except BaseException as exc:
             self._run = None
@@ -141,9 +147,9 @@ class relay:
 
     def __enter__(self) -> Forwards:
         __tracebackhide__ = True
-        self._free()
+        self._require_free()
         try:
-            thread = self._thread = Threaded(self._made())
+            thread = self._thread = LoopThread(self._make_run())
             return _forwards(thread.start(self._timeout))
         except BaseException as exc:
             self._thread = None
@@ -159,11 +165,21 @@ class relay:
         assert thread is not None
         thread.end(cut=kind is not None)
 
-    def _made(self) -> Run:
-        """What its block relays. Reads files, and imports most of krelay: not for a loop."""
-        from krelay.block import Run
+    def _make_run(self) -> _Run:
+        """Return the run of one block. Reads files and imports most of krelay: never on a loop.
 
-        return Run.of(self._source(), self._timeout)
+        Raises:
+            UsageError: the file cannot be read.
+            ConfigError: the file or a line is wrong.
+        """
+        config = self._source().load()
+        raise_file_limit()
+        from krelay.supervisor import ready, supervisor  # noqa: F401
+
+        if not config.agent.embedded:
+            from krelay.cluster import api, resolve  # noqa: F401
+        tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
+        return _Run(dataclasses.replace(config, tunnel=tunnel), self._timeout)
 
     def _source(self) -> Lines | Selection:
         from krelay.config.sources import Lines, Overlay, Selection, named
@@ -176,15 +192,17 @@ class relay:
         names, environ = self._texts, os.environ
         return Selection(self._file, names, embedded, environ=environ, overlay=overlay)
 
-    def _free(self) -> None:
+    def _require_free(self) -> None:
         if self._run is not None or self._thread is not None:
             hint = "make another `krelay.relay(...)` for another block"
             raise explained(UsageError("its block has not ended yet", hint=hint))
 
 
 def explained(error: BaseException) -> BaseException:
-    """The error; one of krelay's own with its details and its hint as notes, which a traceback
-    shows, and without the places inside where it was noticed, which say nothing to a user."""
+    """Return `error`; a KrelayError gets its details and its hint as notes, which tracebacks show.
+
+    Its own traceback is dropped: the places inside krelay say nothing to a user.
+    """
     if not isinstance(error, KrelayError):
         return error
     for line in error.report():
@@ -199,3 +217,67 @@ def _forwards(reports: Iterable[ForwardState]) -> Forwards:
         Forward(report.target, at.host, at.port, report.protocol or "", report.to)
         for report, at in bound
     )
+
+
+_Reports = tuple[ForwardState, ...]
+
+
+class _Run:
+    """The relaying of one block, in a task of its own: another task may end it."""
+
+    def __init__(self, config: Config, timeout: float) -> None:
+        self._config = config
+        self._timeout = timeout
+        self._stop = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> _Reports:
+        """Return the forwards once all of them are ready.
+
+        Raises:
+            KrelayError: they cannot be had. Then, as after a cancellation, agents are removed, or
+                named in the log.
+        """
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[_Reports] = loop.create_future()
+        task = self._task = loop.create_task(self._relay(ready), name="krelay")
+        try:
+            await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            await self.end(cut=True)
+            raise
+        if not ready.done():
+            task.result()  # raises
+        return ready.result()
+
+    async def end(self, *, cut: bool) -> None:
+        """Let connections finish for a moment, or `cut` them; then remove everything.
+
+        Raises:
+            KrelayError: relaying had already ended by an error.
+        """
+        assert self._task is not None
+        self._stop.set()
+        if cut:
+            self._task.cancel()
+        try:
+            await asyncio.wait({self._task})
+        except asyncio.CancelledError:
+            self._task.cancel()
+            await shield_cleanup(asyncio.wait({self._task}))
+            raise
+        if not cut:
+            self._task.result()
+        elif not self._task.cancelled() and (failure := self._task.exception()):
+            logger.debug("ended by an error: %s", failure)
+
+    async def _relay(self, ready: asyncio.Future[_Reports]) -> None:
+        from krelay.supervisor.ready import wait_ready
+        from krelay.supervisor.supervisor import Supervisor
+
+        # strict: a forward that cannot bind or resolve is an error at once, not after the timeout.
+        supervisor = Supervisor(self._config, lambda forward: None, strict=True)
+        async with TaskGroup() as tasks:
+            tasks.create_task(supervisor.run(self._stop), name="relay")
+            hint = "`timeout=` gives it longer"
+            ready.set_result(await wait_ready(supervisor, self._config, self._timeout, hint=hint))

@@ -1,7 +1,6 @@
-"""Threads: calls that block, in asyncio's default executor: one that hangs does not keep a program
-from ending, and where no thread can be had there is an error in words.
+"""Threads: blocking calls, and a whole event loop, in daemon threads that delay no end.
 
-The end of a loop waits for every call in its default executor, as the end of the interpreter does
+An event loop at its end waits for every call in its default executor, and so does the interpreter
 (asyncio/base_events.py, concurrent/futures/thread.py). A file system or a resolver that never
 answers would hold both up.
 """
@@ -9,19 +8,25 @@ answers would hold both up.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, Protocol, TypeVar
 
-from krelay.errors import KrelayError
+from krelay.errors import KrelayError, NotReadyError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+_GRACE = 30.0
+"""Seconds beyond its own deadlines in which a LoopThread has to start, or to end."""
 
 
 async def in_thread(call: Callable[[], T], lack: type[KrelayError] = KrelayError) -> T:
-    """Return what `call` does in a thread of the default executor.
+    """Return the result of `call`, run in a thread of the default executor.
 
     Raises:
         lack: no thread can be started.
@@ -35,8 +40,10 @@ async def in_thread(call: Callable[[], T], lack: type[KrelayError] = KrelayError
 
 
 async def in_thread_or_here(call: Callable[[], T]) -> T:
-    """Return what `call` does: in a thread, or at once where none can be started. It is for calls
-    that block for moments, and that an end or a health check cannot do without."""
+    """Return the result of `call`, run in a thread, or on the loop if none can be started.
+
+    It is for calls that block for moments, and that an end or a health check cannot do without.
+    """
     try:
         future = asyncio.get_running_loop().run_in_executor(None, call)
     except (RuntimeError, MemoryError):
@@ -45,14 +52,16 @@ async def in_thread_or_here(call: Callable[[], T]) -> T:
 
 
 def use_daemons(loop: asyncio.AbstractEventLoop) -> None:
-    """Give `loop` a DaemonExecutor. Its end starts no thread to wait for that, which it might not
-    get."""
+    """Make DaemonExecutor the default executor of `loop`.
+
+    At its end, the loop starts no thread to wait for the executor: it might not get one.
+    """
     loop.set_default_executor(DaemonExecutor())
-    loop.shutdown_default_executor = _left_alone  # type: ignore[method-assign]
+    loop.shutdown_default_executor = _leave_threads  # type: ignore[method-assign]
 
 
-async def _left_alone(timeout: float | None = None) -> None:
-    """Stand in for `loop.shutdown_default_executor`; `loop.close` lets go of the executor."""
+async def _leave_threads(timeout: float | None = None) -> None:
+    """Replace `loop.shutdown_default_executor`; `loop.close` drops the executor."""
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -84,3 +93,120 @@ class DaemonExecutor(ThreadPoolExecutor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Return at once: a thread that hangs is left behind."""
+
+
+class Runs(Protocol[T_co]):
+    """A part that runs from `start` to `end`, both on one loop; cancelling `start` ends it."""
+
+    async def start(self) -> T_co: ...
+
+    async def end(self, *, cut: bool) -> None: ...
+
+
+class LoopThread(Generic[T]):
+    """Runs a part on an event loop in a thread, for callers without a loop.
+
+    Every wait for the thread has a deadline: a loop that hangs is left behind.
+    """
+
+    def __init__(self, runs: Runs[T], *, grace: float = _GRACE) -> None:
+        self._runs = runs
+        self._grace = grace
+        self._started: Future[T] = Future()
+        self._ended: Future[None] = Future()
+        self._loop = asyncio.new_event_loop()
+        use_daemons(self._loop)
+        self._task: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
+        self._cut = False
+        self._thread = threading.Thread(target=self._main, name="krelay", daemon=True)
+
+    def start(self, timeout: float) -> T:
+        """Return the result of the part's `start`, which has `timeout` seconds by itself.
+
+        Raises:
+            NotReadyError: the loop hangs.
+            KrelayError: as the part's `start`.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._loop.close()
+            raise
+        try:
+            return self._started.result(timeout + self._grace)
+        except TimeoutError:
+            self._call(self._cancel)
+            raise NotReadyError(
+                f"no word from the relaying thread in {timeout + self._grace:g} s",
+                hint="is the machine overloaded, or was the process forked?",
+            ) from None
+        except BaseException:
+            if not self._ended.done():
+                self._call(self._cancel)
+                self._wait()
+            raise
+
+    def end(self, *, cut: bool) -> None:
+        """Call the part's `end`, and wait for the thread.
+
+        Raises:
+            KrelayError: the part had failed, or does not end.
+        """
+        self._call(self._cancel if cut else self._stop.set)
+        try:
+            ended = self._wait()
+        except BaseException:  # the caller was interrupted: cut instead
+            self._call(self._cancel)
+            self._wait()
+            raise
+        if not ended:
+            raise KrelayError(
+                f"the relaying thread did not end in {self._grace:g} s",
+                hint="an agent that is left in the cluster ends by itself when idle",
+            )
+        if not cut:
+            self._ended.result()
+
+    def _call(self, callback: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the thread has ended
+            self._loop.call_soon_threadsafe(callback)
+
+    def _wait(self) -> bool:
+        done, _ = concurrent.futures.wait([self._ended], self._grace)
+        if done:
+            self._thread.join(self._grace)
+        return bool(done)
+
+    # -- in the thread -------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        failure: BaseException | None = None
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._run())
+        except BaseException as exc:
+            failure = exc
+        if failure is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(failure)
+        if not self._started.done():
+            self._started.set_exception(failure or KrelayError("ended before it was ready"))
+
+    async def _run(self) -> None:
+        if self._cut:
+            return
+        self._task = asyncio.current_task()
+        self._started.set_result(await self._runs.start())
+        try:
+            await self._stop.wait()
+        except asyncio.CancelledError:
+            await self._runs.end(cut=True)
+            raise
+        await self._runs.end(cut=False)
+
+    def _cancel(self) -> None:
+        self._cut = True
+        if self._task is not None:
+            self._task.cancel()

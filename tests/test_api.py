@@ -315,6 +315,6 @@ def test_it_says_nothing_where_nobody_asked() -> None:
 
 def test_as_many_descriptors_as_the_system_lets_it_have(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[None] = []
-    monkeypatch.setattr("krelay.block.raise_file_limit", lambda: raised.append(None))
-    krelay.relay(web="ip/127.0.0.1 :80", embedded=True)._made()
+    monkeypatch.setattr("krelay.api.raise_file_limit", lambda: raised.append(None))
+    krelay.relay(web="ip/127.0.0.1 :80", embedded=True)._make_run()
     assert raised == [None]
