@@ -1,4 +1,4 @@
-"""The words of the design as frozen dataclasses; every default of the product lives here."""
+"""Model: a validated config, its targets and what they resolve to, with every default."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class Protocol(StrEnum):
-    """What a forward relays."""
+    """The protocol of a forward."""
 
     TCP = "tcp"
     UDP = "udp"
 
 
 class Kind(StrEnum):
-    """What a target names: the prefix before its slash, in the short form."""
+    """The type of a target: the prefix before its slash, in its short form."""
 
     SERVICE = "svc"
     DEPLOYMENT = "deploy"
@@ -29,25 +29,25 @@ class Kind(StrEnum):
     HOST = "host"
     IP = "ip"
     PROXY = "proxy"
-    """Wherever each connection asks for: an entry of `proxies`, and no type that a target has."""
+    """An entry of `proxies`; each connection names its own destination."""
 
     @property
     def in_cluster(self) -> bool:
-        """Whether the API server knows it; a host or an address is dialled as it stands."""
+        """Whether the target is an object of the API server; others are dialled as given."""
         return self not in (Kind.HOST, Kind.IP, Kind.PROXY)
 
 
 TYPES = tuple(kind for kind in Kind if kind is not Kind.PROXY)
-"""What a target may name."""
+"""The types that a target of the file may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
     """One forward of a target, as the user wrote it.
 
-    `local` is the port to listen on: 0 takes a free one, None the number that `remote`
-    resolves to. `remote` is a number or a port's name. `protocol` is None where the user left
-    it to the Service (TCP for everything else).
+    `remote` is a number or the name of a port. `local` is the port to listen on: 0 takes a free
+    one, None the number that `remote` resolves to. `protocol` None means the Service's own, and
+    TCP for other targets.
     """
 
     remote: int | str
@@ -73,10 +73,10 @@ class CheckKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What shows that a target works, while nothing that is relayed does.
+    """How to probe a target while no connection shows that it works.
 
-    `http` has a `method`, a `path` and the `status` that is expected, None for 200 to 399; `dns`
-    the `name` to ask for.
+    `http` uses `method`, `path` and the expected `status` (None: 200 to 399), `dns` the `name` to
+    look up.
     """
 
     kind: CheckKind = CheckKind.DIAL
@@ -86,14 +86,16 @@ class Check:
     name: str = ""
 
     def of(self, protocol: Protocol) -> Check:
-        """What of it a port of that protocol can be asked: a datagram says nothing without an
-        answer, and only DNS has one for everybody."""
+        """Return the check that fits a port of `protocol`.
+
+        A UDP port answers only questions of its own protocol, so only DNS can be probed there.
+        """
         if protocol is Protocol.UDP:
             return self if self.kind is CheckKind.DNS else Check(CheckKind.NONE)
         return Check() if self.kind is CheckKind.DNS else self
 
     def __str__(self) -> str:
-        """As it is written in a file."""
+        """Return the check as the file spells it."""
         if self.kind is CheckKind.HTTP:
             expected = f" -> {self.status}" if self.status else ""
             return f"http {self.method} {self.path}{expected}"
@@ -104,19 +106,18 @@ LOOPBACK = "127.0.0.1"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine reaches what listens there."""
+    """Return whether only this machine reaches a port at `address`."""
     return address == "localhost" or ip_address(address).is_loopback
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One entry of the file. Its `name` is unique, and the key of every diff.
+    """One entry of the file. Its `name` is unique and the key of every diff.
 
-    `listen` is an address (v4 or v6) or `localhost`, which is both families or neither.
-    `credentials` are the user's name and password that a proxy asks for; `insecure`: it may be open
-    to other machines without them. `check` is how it is probed. `namespace` and `context` are None
-    where kubeconfig's own apply. `line` and `column`, from 1, are its place in `file`; a target of
-    the command line has none.
+    `listen` is an IPv4 or IPv6 address, or `localhost` for both families. `namespace` and `context`
+    None mean those of the kubeconfig. A proxy asks for `credentials` (user name, password);
+    `insecure` allows one without them beyond loopback. `line` and `column`, from 1, are the place
+    in `file`; a target of the command line has none.
     """
 
     name: str
@@ -141,17 +142,17 @@ PROXY_PORT = 1080
 
 
 def proxy_target(name: str, port: int = PROXY_PORT, **fields: Any) -> Target:
-    """A proxy as a target: whatever is done to those is done to it. Its remote port is nobody's."""
+    """Return a proxy as a target, so that it is diffed, bound and drained like any other."""
     ports = (Port(PROXY_PORT, port, Protocol.TCP),)
     return Target(name, Kind.PROXY, "socks5+http", ports, **fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A change to the agent's pod before it is created.
+    """A change to the agent's manifest before it is created.
 
-    `type` is `strategic` (lists merge by their key), `merge` (RFC 7396) or `json` (RFC 6902,
-    where `body` is the list of operations); `target` is `pod` or `job`.
+    `type` is `strategic` (lists merge by their key), `merge` (RFC 7396) or `json` (RFC 6902;
+    `body` is the list of operations). `target` is `pod` or `job`.
     """
 
     body: Mapping[str, Any] | tuple[Mapping[str, Any], ...]
@@ -165,12 +166,12 @@ AGENT_IMAGE = "python:3.11-slim"
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """The program in the cluster: where it runs and as what. Times are in seconds.
+    """The agent: where and how it runs. Times are in seconds.
 
-    `namespace` is None for the file's own. `resources` has the shape of a container's.
-    `replicas` is how many of it run, on different nodes where that can be.
-    `inject_source`: whether the agent's source goes along to the image; None: where the image's
-    name ends in `python`. `embedded` runs it as a child process of this machine instead.
+    `namespace` None means the file's. `resources` has the shape of a container's. `replicas` agents
+    run on different nodes if possible. `inject_source` says whether the pod carries the agent's
+    source; None means yes if the image's name ends in `python`. `embedded` runs the agent as a
+    child process on this machine instead.
     """
 
     namespace: str | None = None
@@ -193,7 +194,7 @@ class AgentConfig:
 
 
 class Transport(StrEnum):
-    """How the SPDY bytes of a port-forward are carried; AUTO tries one, then the other."""
+    """The carrier of a port-forward's SPDY bytes; AUTO tries one, then the other."""
 
     AUTO = "auto"
     WEBSOCKET = "websocket"
@@ -202,12 +203,11 @@ class Transport(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """What a session outlives, and what it may cost; both ends go by it. Times are in seconds.
+    """What a session survives and may cost; both ends use the same values. Times are in seconds.
 
-    `resume_timeout` is how long it is kept without a tunnel; `resume_buffer` the bytes that it
-    keeps until the other end has them. A PING is sent every `ping`, and a tunnel that brings
-    nothing for `ping_timeout` after one is dead. One that is `max_age` old is replaced while it
-    works.
+    A session without a tunnel is kept for `resume_timeout`. `resume_buffer` limits the bytes kept
+    until the peer acknowledges them. A PING is sent every `ping` seconds; a tunnel that delivers
+    nothing for `ping_timeout` afterwards is dead. A tunnel is replaced at the age of `max_age`.
     """
 
     resume_timeout: float = 120.0
@@ -219,11 +219,11 @@ class SessionConfig:
 
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
-    """The shared way into the cluster. Times are in seconds.
+    """The tunnels into the cluster, shared by all targets. Times are in seconds.
 
-    `sessions` is the size of a pool; `open_timeout` how long a new connection waits for a route;
-    `connect_timeout` the agent's time to reach a target; `drain` how long live streams get to
-    finish.
+    `sessions` is the size of a pool, `open_timeout` how long a new connection waits for a stream,
+    `connect_timeout` how long the agent tries to reach a target, and `drain` how long live
+    connections get to finish.
     """
 
     sessions: int = 2
@@ -236,8 +236,10 @@ class TunnelConfig:
 
 @dataclass(frozen=True, slots=True)
 class StatusConfig:
-    """The status service over TCP: `listen` is the address and port, None for no TCP. `token` is
-    what whoever asks has to show, None for nothing."""
+    """The status service over TCP: `listen` is its address and port, None for no TCP.
+
+    Requests must show the `token`, if one is set.
+    """
 
     listen: tuple[str, int] | None = None
     token: str | None = field(default=None, repr=False)
@@ -245,9 +247,9 @@ class StatusConfig:
 
 @dataclass(frozen=True, slots=True)
 class GroupSpec:
-    """What an agent and the pool to it are made from; where that changes, others are made.
+    """The settings of an agent group; a group with other settings is another group.
 
-    `namespace` is the agent's, None for the context's own.
+    `namespace` is the agent's; None means the context's own.
     """
 
     context: str | None
@@ -261,10 +263,9 @@ class GroupSpec:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """A whole file, validated. `targets` is in the file's order, with unique names.
+    """A whole file, validated. `targets` has unique names, in the file's order.
 
-    `files` has the path of every file that was read for it, the main one's first; standard
-    input has none.
+    `files` are the paths of all files read for it, the main one first; standard input has none.
     """
 
     targets: tuple[Target, ...]
@@ -279,7 +280,7 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The host (a name or an address) and the port that the agent dials now."""
+    """The host (a name or an address) and the port that the agent dials."""
 
     host: str
     port: int
@@ -292,8 +293,8 @@ class Endpoint:
 class Resolution:
     """What one port of a target means now: an endpoint, or None and the reason.
 
-    `via` says in a word or two what answers, for people (`clusterIP`, `pod web-7d4b9`).
-    `missing`: there is no such object, or no such port of it.
+    `via` names the endpoint for people (`clusterIP`, `pod web-7d4b9`). `missing` says that the
+    object or its port does not exist.
     """
 
     protocol: Protocol
@@ -304,6 +305,6 @@ class Resolution:
 
     @classmethod
     def as_given(cls, target: Target, port: Port) -> Resolution:
-        """What a host or an address means: itself. Its port is a number (the config sees to it)."""
+        """Return a host or an address as its own endpoint. Its port is a number."""
         endpoint = Endpoint(target.resource, int(port.remote))
         return cls(port.protocol or Protocol.TCP, endpoint, via="as given")
