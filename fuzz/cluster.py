@@ -13,7 +13,7 @@ from krelay import typed
 from krelay.cluster.api_errors import StatusError
 from krelay.cluster.auth.exec_plugin import ExecPlugin
 from krelay.cluster.auth.kubeconfig import _KINDS
-from krelay.cluster.auth.oidc import _DISCOVERY, _TOKENS, _until
+from krelay.cluster.auth.oidc import _DISCOVERY, _TOKENS, _renew_at
 from krelay.cluster.diagnosis import diagnose
 from krelay.cluster.endpoints import choose_pod, resolve_pod, resolve_service, why_no_pod
 from krelay.cluster.objects import CREATED, read_event, read_list, read_object, schema_of
@@ -118,7 +118,7 @@ def credentials(data: bytes) -> None:
             assert not math.isnan(found.expires)
         elif form == 1:
             token = base64.urlsafe_b64encode(body).decode().rstrip("=")
-            assert math.isfinite(_until(f"e30.{token}.x"))
+            assert math.isfinite(_renew_at(f"e30.{token}.x"))
         elif form in (2, 3):
             typed.load((_DISCOVERY, _TOKENS)[form - 2], body, "the answer")
         else:

@@ -1,7 +1,6 @@
-"""Proxies: which one, if any, stands before an API server; resolved once, passed on explicitly.
+"""Proxies: choose the proxy of an API server as kubectl does.
 
-The rules are those of Go's golang.org/x/net/http/httpproxy, so that krelay goes the way that
-kubectl goes.
+The rules are those of Go's golang.org/x/net/http/httpproxy.
 """
 
 from __future__ import annotations
@@ -16,16 +15,20 @@ from krelay.errors import CredentialsError
 _HINT = "http://, https:// or socks5://HOST:PORT"
 
 
-def given(url: object) -> str | None:
-    """kubeconfig's `proxy-url`, checked; None if there is none."""
-    return _checked(str(url), "kubeconfig: proxy-url") if url else None
-
-
-def of(server: str, environ: Mapping[str, str] = os.environ) -> str | None:
-    """The proxy that the environment wants for `server` (a URL), None for a direct connection.
+def from_kubeconfig(url: str | None) -> str | None:
+    """Return kubeconfig's `proxy-url`, checked; None if it is empty.
 
     Raises:
-        CredentialsError: a variable holds no URL of an http, https or socks5 proxy.
+        CredentialsError: not the URL of an http, https or socks5 proxy.
+    """
+    return _check(url, "kubeconfig: proxy-url") if url else None
+
+
+def from_environment(server: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Return the environment's proxy for `server` (a URL), None for a direct connection.
+
+    Raises:
+        CredentialsError: a variable is not the URL of an http, https or socks5 proxy.
     """
     parts = urlsplit(server)
     name = f"{parts.scheme}_proxy"
@@ -35,10 +38,10 @@ def of(server: str, environ: Mapping[str, str] = os.environ) -> str | None:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     if _bypassed(parts.hostname, port, environ.get("NO_PROXY") or environ.get("no_proxy") or ""):
         return None
-    return _checked(found, name.upper())
+    return _check(found, name.upper())
 
 
-def _checked(url: str, where: str) -> str:
+def _check(url: str, where: str) -> str:
     url = url.strip()
     if "://" not in url:
         url = f"http://{url}"
@@ -48,7 +51,7 @@ def _checked(url: str, where: str) -> str:
     except ValueError:
         # The exception may repeat a password.
         raise CredentialsError(f"{where}: no URL of a proxy", hint=_HINT) from None
-    if scheme == "socks5h":  # Go's socks5 too lets the proxy resolve names
+    if scheme == "socks5h":  # in Go, socks5 means the same: the proxy resolves names
         url = url.replace("socks5h", "socks5", 1)
     if scheme not in ("http", "https", "socks5", "socks5h") or not host or port == 0:
         raise CredentialsError(f"{where}: no URL of a proxy", hint=_HINT)

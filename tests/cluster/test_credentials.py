@@ -45,7 +45,6 @@ def header(access: ApiAccess, name: str) -> str | None:
     [
         ({}, None),
         ({"token": "t"}, "Bearer t"),
-        ({"token": 12345}, "Bearer 12345"),
         ({"username": "u", "password": "p:q"}, "Basic dTpwOnE="),
         ({"username": "u"}, "Basic dTo="),
         ({"token": "t", "username": "u"}, "Bearer t"),
@@ -103,7 +102,7 @@ async def test_impersonation_repeats_its_headers() -> None:
         "as": "jane",
         "as-uid": "7",
         "as-groups": ["a", "b"],
-        "as-user-extra": {"acme.com/p q": ["x", "y"], "none": None},
+        "as-user-extra": {"acme.com/p q": ["x", "y"]},
     }
     access = await (await opened(user)).access()
     assert [pair for pair in access.headers if pair[0].startswith("Impersonate")] == [
@@ -120,9 +119,9 @@ async def test_impersonation_repeats_its_headers() -> None:
     ("user", "message"),
     [
         ({"as-groups": ["a"]}, "need `as`"),
-        ({"as": "a\r\nX: y"}, "no header can"),
-        ({"token": "a\nb"}, "no token has"),
-        ({"token": "a b"}, "no token has"),
+        ({"as": "a\r\nX: y"}, "a header cannot"),
+        ({"token": "a\nb"}, "a token cannot have"),
+        ({"token": "a b"}, "a token cannot have"),
         ({"tokenFile": "/none/token"}, "cannot read the token file /none/token"),
         ({"client-certificate-data": "eA=="}, "no client-key"),
         ({"client-key-data": "eA=="}, "no client-certificate"),
@@ -136,8 +135,8 @@ async def test_what_cannot_be_used(user: dict[str, Any], message: str) -> None:
         await credentials.access()
 
 
-async def test_providers_that_are_gone() -> None:
-    with pytest.raises(CredentialsError, match='"gcp" is gone') as caught:
+async def test_a_removed_auth_provider_is_an_error_with_a_hint() -> None:
+    with pytest.raises(CredentialsError, match='removed the auth-provider "gcp"') as caught:
         await opened({"auth-provider": {"name": "gcp"}})
     assert caught.value.hint is not None
 
@@ -361,7 +360,7 @@ async def test_a_plugin_that_wants_a_terminal(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     credentials = await opened(plugin(program("login", ""), interactiveMode="Always"))
-    with pytest.raises(CredentialsError, match="login must ask you something"):
+    with pytest.raises(CredentialsError, match="login needs your input"):
         await credentials.access()
 
 
@@ -403,10 +402,10 @@ async def test_a_plugin_that_is_missing_says_how_to_install_it() -> None:
         ("echo hello", "did not answer with an ExecCredential"),
         ("echo '[]'", "did not answer with an ExecCredential"),
         (answer(token="t", expirationTimestamp="soon"), "did not answer with an ExecCredential"),
-        (answer(token="t").replace("/v1", "/v1beta1"), "answers in .*/v1beta1, kubeconfig asks"),
-        (answer(clientCertificateData="x"), "neither a token nor a certificate with key"),
-        (answer(), "neither a token nor a certificate with key"),
-        (answer(token="a b"), "no token has"),
+        (answer(token="t").replace("/v1", "/v1beta1"), "answers in .*/v1beta1, and kubeconfig wants"),
+        (answer(clientCertificateData="x"), "neither a token nor a certificate with its key"),
+        (answer(), "neither a token nor a certificate with its key"),
+        (answer(token="a b"), "a token cannot have"),
         ("yes | head -c 3000000", "did not answer with an ExecCredential"),
     ],
 )
@@ -422,7 +421,7 @@ async def test_a_plugin_that_hangs(
     monkeypatch.setattr("krelay.cluster.auth.exec_plugin.DEADLINE", 0.1)
     with pytest.raises(CredentialsError, match="gave no answer"):
         await (await opened(plugin(program("login", "exec sleep 60")))).access()
-    assert "login, the credential plugin, has not answered yet" in caplog.text
+    assert "waiting for the credential plugin login" in caplog.text
 
 
 async def test_a_plugin_whose_child_holds_its_pipes(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from krelay.cluster.auth.kubeconfig import Login, Overrides, load, material, read_file
+from krelay.cluster.auth.kubeconfig import Login, Overrides, load, read_file, read_pem
 from krelay.errors import CredentialsError
 
 
@@ -364,15 +364,15 @@ def test_material(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_bytes(b"file")
     data = base64.b64encode(b"data").decode()
-    assert material({"ca": str(file), "ca-data": data}, "ca") == b"data"
-    assert material({"ca": str(file), "ca-data": ""}, "ca") == b"file"
-    assert material({}, "ca") is None
+    assert read_pem({"ca": str(file), "ca-data": data}, "ca") == b"data"
+    assert read_pem({"ca": str(file), "ca-data": ""}, "ca") == b"file"
+    assert read_pem({}, "ca") is None
     with pytest.raises(CredentialsError, match="ca-data is not base64"):
-        material({"ca-data": "a"}, "ca")
+        read_pem({"ca-data": "a"}, "ca")
     with pytest.raises(CredentialsError, match=r"ca: cannot read .*: No such file"):
-        material({"ca": str(tmp_path / "none")}, "ca")
-    with pytest.raises(CredentialsError, match="ca: cannot read a.*: no path holds a NUL"):
-        material({"ca": "a\0b"}, "ca")
+        read_pem({"ca": str(tmp_path / "none")}, "ca")
+    with pytest.raises(CredentialsError, match="ca: cannot read a.*: the path holds a NUL"):
+        read_pem({"ca": "a\0b"}, "ca")
 
 
 FIELDS = [
@@ -464,7 +464,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match="not a regular file"):
         load(environ={"KUBECONFIG": str(tmp_path / "fifo")})
     with pytest.raises(CredentialsError, match="not a regular file"):
-        material({"client-key": str(tmp_path / "fifo")}, "client-key")
+        read_pem({"client-key": str(tmp_path / "fifo")}, "client-key")
     (tmp_path / "large").write_bytes(b"#" * ((8 << 20) + 1))
     with pytest.raises(CredentialsError, match="larger than 8 MiB"):
         load(environ={"KUBECONFIG": str(tmp_path / "large")})
@@ -540,9 +540,11 @@ def test_the_whole_library_is_taken_where_it_is_there() -> None:
 
 def test_a_library_that_does_not_bear_it_is_imported_whole() -> None:
     script = (
-        "import krelay.cluster.auth.kubeconfig as lean\n"
+        "import krelay.cluster.auth.kubeconfig as module\n"
         "def fails(): raise AttributeError\n"
-        "lean._alone = fails\n" + USE + "print('kubernetes_asyncio.client' in sys.modules)"
+        "module._import_without_models = fails\n"
+        + USE
+        + "print('kubernetes_asyncio.client' in sys.modules)"
     )
     assert run(script) == "KubeConfigMerger 1577836800.0 True"
 

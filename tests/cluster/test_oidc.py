@@ -183,7 +183,7 @@ async def test_an_issuer_that_is_silent(issuer: Issuer, monkeypatch: pytest.Monk
 
 async def test_an_issuer_without_tls_is_not_asked(issuer: Issuer) -> None:
     source = issuer.source(**{"idp-issuer-url": "http://issuer.test"})
-    with pytest.raises(CredentialsError, match="is not under TLS"):
+    with pytest.raises(CredentialsError, match="has no TLS"):
         await source.fetch(rejected=False)
 
 
@@ -237,4 +237,4 @@ async def test_the_password_of_a_proxy_is_sent_and_not_repeated(
 def test_the_end_of_a_token_that_is_no_number() -> None:
     for end in ("9" * 400, '"x"', "NaN", "1e999", "[" * 9_000, "true"):
         payload = base64.urlsafe_b64encode(f'{{"exp":{end}}}'.encode()).decode().rstrip("=")
-        assert module._until(f"e30.{payload}.x") == 0.0
+        assert module._renew_at(f"e30.{payload}.x") == 0.0

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.cluster.proxies import given as checked
-from krelay.cluster.proxies import of
+from krelay.cluster.proxies import from_environment, from_kubeconfig
 from krelay.errors import CredentialsError
 
 
@@ -25,7 +24,7 @@ from krelay.errors import CredentialsError
     ],
 )
 def test_of(server: str, environ: dict[str, str], expected: str | None) -> None:
-    assert of(server, environ) == expected
+    assert from_environment(server, environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -57,38 +56,38 @@ def test_of(server: str, environ: dict[str, str], expected: str | None) -> None:
     ],
 )
 def test_no_proxy(no_proxy: str, server: str, direct: bool) -> None:
-    found = of(server, {"HTTPS_PROXY": "http://p:1", "no_proxy": no_proxy})
+    found = from_environment(server, {"HTTPS_PROXY": "http://p:1", "no_proxy": no_proxy})
     assert found == (None if direct else "http://p:1")
 
 
 @pytest.mark.parametrize("url", ["ftp://p", "http://", "http://p:99999", "http://[::1"])
 def test_what_is_no_proxy(url: str) -> None:
     with pytest.raises(CredentialsError, match="^HTTPS_PROXY: no URL of a proxy") as caught:
-        of("https://h", {"HTTPS_PROXY": url})
+        from_environment("https://h", {"HTTPS_PROXY": url})
     assert "secret" not in str(caught.value)
     with pytest.raises(CredentialsError, match="^kubeconfig: proxy-url: no URL of a proxy"):
-        checked(url)
+        from_kubeconfig(url)
 
 
 @pytest.mark.parametrize("host", ["\u2100", "h:port", "h:99999", "["])
 def test_a_password_is_not_repeated(host: str) -> None:
-    for check in (lambda url: of("https://h", {"HTTPS_PROXY": url}), checked):
+    for check in (lambda url: from_environment("https://h", {"HTTPS_PROXY": url}), from_kubeconfig):
         with pytest.raises(CredentialsError) as caught:
             check(f"http://me:hunter2@{host}")
         assert "hunter2" not in "".join(caught.value.report())
         assert caught.value.__cause__ is None
 
 
-def test_given() -> None:
-    assert checked(None) is None
-    assert checked("") is None
-    assert checked("http://p:1") == "http://p:1"
+def test_the_proxy_url_of_kubeconfig_is_checked() -> None:
+    assert from_kubeconfig(None) is None
+    assert from_kubeconfig("") is None
+    assert from_kubeconfig("http://p:1") == "http://p:1"
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_text_is_a_proxy_or_refused(proxy: str, no_proxy: str) -> None:
     try:
-        found = of("https://h.test", {"HTTPS_PROXY": proxy, "NO_PROXY": no_proxy})
+        found = from_environment("https://h.test", {"HTTPS_PROXY": proxy, "NO_PROXY": no_proxy})
     except CredentialsError:
         return
     assert found is None or found.startswith(("http://", "https://", "socks5://"))

@@ -17,7 +17,7 @@ import pytest
 from krelay.cluster import reflector as watch_module
 from krelay.cluster.api import Api, Overrides, collection, object_path
 from krelay.cluster.auth.credentials import Credentials
-from krelay.cluster.auth.kubeconfig import Login, load, material
+from krelay.cluster.auth.kubeconfig import Login, load, read_pem
 from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
     AccessDeniedError,
@@ -197,7 +197,7 @@ async def test_inside_a_cluster(grant: Grant, login: Login, namespace: str, tmp_
     """A pod's service account, as the kubelet lays it down."""
     (tmp_path / "token").write_text(await grant("list"))
     (tmp_path / "namespace").write_text(namespace)
-    ca = await asyncio.to_thread(material, login.cluster, "certificate-authority")
+    ca = await asyncio.to_thread(read_pem, login.cluster, "certificate-authority")
     assert ca is not None
     (tmp_path / "ca.crt").write_bytes(ca)
     host, _, port = login.server.rpartition("/")[2].rpartition(":")

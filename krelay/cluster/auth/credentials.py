@@ -1,8 +1,7 @@
-"""Credentials: the second step into the cluster; proves to the API server who we are.
+"""Credentials: keep the access to one API server fresh.
 
-Holds one `ApiAccess`, fresh whenever it is asked for: what expires is fetched anew before, what
-lies in files is read again after a minute, what the server rejects is dropped. However many ask
-at once, a plugin runs once.
+Expiring credentials are fetched again in time, files are read again after a minute, and rejected
+credentials are dropped. A plugin runs once, however many callers wait for it.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from krelay import __version__
 from krelay.cluster import proxies
 from krelay.cluster.auth.exec_plugin import ExecPlugin
 from krelay.cluster.auth.identity import Identity, Source, from_entry, tls_context
-from krelay.cluster.auth.kubeconfig import Login, material
+from krelay.cluster.auth.kubeconfig import Login, read_pem
 from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess, is_loopback
@@ -29,14 +28,14 @@ from krelay.threads import in_thread
 logger = logging.getLogger("krelay.cluster")
 
 FILES_PERIOD = 60.0
-"""Seconds after which files are read again; a projected token lives for ten minutes at least."""
+"""Seconds after which files are read again; a projected token lives at least ten minutes."""
 
 
 class Credentials:
     """The credentials of one login.
 
     Args:
-        load: reads kubeconfig; called in a thread, and again when the server rejected us.
+        load: reads kubeconfig. It runs in a thread, again after each rejection by the server.
     """
 
     def __init__(self, load: Callable[[], Login]) -> None:
@@ -52,18 +51,18 @@ class Credentials:
 
     @property
     def login(self) -> Login:
-        """The login as last read; `open` comes first."""
+        """The login as last read; call `open` first."""
         assert self._login is not None
         return self._login
 
     async def open(self) -> None:
-        """Reads kubeconfig.
+        """Read kubeconfig.
 
         Raises:
-            CredentialsError: it says nothing that we can use.
+            CredentialsError: kubeconfig names no usable server or user.
         """
         login = await in_thread(self._load, UnreachableError)
-        # As client-go: credentials are shown under TLS only, so none are obtained either.
+        # As in client-go, credentials are sent under TLS only, so none are fetched without it.
         if self._login is None or _user(login) != _user(self._login):
             self._source = _source(login)
         if not _secure(login) and _holds_credentials(login.user):
@@ -73,17 +72,17 @@ class Credentials:
         self._login = login
 
     def reject(self, access: ApiAccess) -> None:
-        """The server refused `access` (401): the next one will be another."""
+        """Drop `access`, which the server refused (401); the next one will be another."""
         if self._access is access:
             self._access = self._fetched = None
             self._rejected = True
 
     async def access(self) -> ApiAccess:
-        """How to open a connection now.
+        """Return what a new connection needs.
 
         Raises:
-            CredentialsError: the credentials cannot be had, and why.
-            UnreachableError: they cannot be had now, and may be soon.
+            CredentialsError: the credentials cannot be fetched.
+            UnreachableError: the credentials cannot be fetched now, but may be soon.
         """
         async with self._lock:
             now = time.time()
@@ -96,7 +95,7 @@ class Credentials:
                     logger.warning("keeping the credentials of a minute ago: %s", exc)
                     self._until = now + FILES_PERIOD
                 else:
-                    # Those who hold the old object may reject it only if it was another.
+                    # An equal access stays the same object, so that its holders can reject it.
                     self._access = self._access if self._access == access else access
             return self._access
 
@@ -121,7 +120,8 @@ class Credentials:
             ssl=await self._context(login, found.certificate),
             server_hostname=login.cluster.get("tls-server-name") or None,
             headers=tuple(_headers(login.user, found.authorization)),
-            proxy=proxies.given(login.cluster.get("proxy-url")) or proxies.of(login.server),
+            proxy=proxies.from_kubeconfig(login.cluster.get("proxy-url"))
+            or proxies.from_environment(login.server),
             expires=expires,
         )
         self._rejected = False
@@ -132,7 +132,7 @@ class Credentials:
         if not _secure(login):
             return None
         ca = await in_thread(
-            lambda: material(login.cluster, "certificate-authority"), UnreachableError
+            lambda: read_pem(login.cluster, "certificate-authority"), UnreachableError
         )
         verify = not login.cluster.get("insecure-skip-tls-verify")
         made_of = (ca, certificate, verify)
@@ -149,8 +149,10 @@ def _secure(login: Login) -> bool:
 
 
 def _user(login: Login) -> Mapping[str, Any]:
-    """What of the user may be used with this server: without TLS nothing but impersonation
-    (client-go tools/clientcmd/client_config.go, ClientConfig)."""
+    """Return the user's usable fields: without TLS only those of impersonation.
+
+    Source: client-go tools/clientcmd/client_config.go, ClientConfig.
+    """
     if _secure(login):
         return login.user
     return {key: value for key, value in login.user.items() if key in _IMPERSONATION}
@@ -164,7 +166,7 @@ def _holds_credentials(user: Mapping[str, Any]) -> bool:
 
 
 def _source(login: Login) -> Source | None:
-    """Who is to be asked; nobody where kubeconfig holds a token or a password (as client-go)."""
+    """Return the source of credentials; None if kubeconfig holds them itself (as client-go)."""
     user = _user(login)
     if any(user.get(key) for key in ("token", "tokenFile", "username")):
         return None
@@ -173,10 +175,10 @@ def _source(login: Login) -> Source | None:
     if provider := user.get("auth-provider"):
         if provider.get("name") != "oidc":
             raise CredentialsError(
-                f'kubeconfig: the auth-provider "{provider.get("name")}" is gone from Kubernetes',
+                f'kubeconfig: Kubernetes has removed the auth-provider "{provider.get("name")}"',
                 hint="use the provider's exec plugin, as kubectl does since 1.26",
             )
-        return Oidc(provider.get("config") or {})
+        return Oidc(provider.get("config", {}))
     return None
 
 
@@ -191,24 +193,24 @@ def _headers(user: Mapping[str, Any], authorization: str | None) -> Iterator[tup
     yield "User-Agent", f"krelay/{__version__}"
     if authorization:
         yield "Authorization", authorization
-    # kubernetes.io, "User impersonation"; a group or an extra value is one header each.
+    # kubernetes.io, "User impersonation": each group and each extra value has its own header.
     for name, value in _impersonation(user):
         if not value.isprintable():
-            raise CredentialsError(f"kubeconfig: {name} holds a character that no header can")
+            raise CredentialsError(f"kubeconfig: {name} holds a character that a header cannot")
         yield name, value
 
 
 def _impersonation(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    groups, extra = user.get("as-groups") or (), user.get("as-user-extra") or {}
+    groups, extra = user.get("as-groups", ()), user.get("as-user-extra", {})
     if not user.get("as"):
         if user.get("as-uid") or groups or extra:
             raise CredentialsError("kubeconfig: as-groups, as-uid and as-user-extra need `as`")
         return
-    yield "Impersonate-User", str(user["as"])
+    yield "Impersonate-User", user["as"]
     if user.get("as-uid"):
-        yield "Impersonate-Uid", str(user["as-uid"])
+        yield "Impersonate-Uid", user["as-uid"]
     for group in groups:
-        yield "Impersonate-Group", str(group)
+        yield "Impersonate-Group", group
     for key, values in extra.items():
-        for value in values or ():
-            yield f"Impersonate-Extra-{quote(str(key), safe='')}", str(value)
+        for value in values:
+            yield f"Impersonate-Extra-{quote(key, safe='')}", value

@@ -17,7 +17,7 @@ from typing import Any
 
 from krelay import typed
 from krelay.cluster.auth.identity import Identity, ahead, bearer
-from krelay.cluster.auth.kubeconfig import material
+from krelay.cluster.auth.kubeconfig import read_pem
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.processes import end
 from krelay.tasks import TaskGroup
@@ -27,9 +27,9 @@ from krelay.typed import Shape, String, Timestamp, Token
 logger = logging.getLogger("krelay.cluster")
 
 DEADLINE = 180.0
-"""Seconds; a plugin may be waiting for a person in a browser."""
+"""Seconds; a plugin may wait for a person in a browser."""
 PATIENCE = 5.0
-"""Seconds after which it is said that a plugin is waited for."""
+"""Seconds after which the log says that krelay waits for a plugin."""
 MAX_OUTPUT = 1 << 20
 _MAX_VALUES = 10_000
 _EXEC_CREDENTIAL = Shape(
@@ -47,17 +47,17 @@ _EXEC_CREDENTIAL = Shape(
     needs=("apiVersion", "status"),
 )
 _SHOWN = 2000
-"""Characters of the plugin's complaint that an error repeats."""
+"""Characters of the plugin's stderr that an error repeats."""
 _CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
 _EXTENSION = "client.authentication.k8s.io/exec"
 
 
 class ExecPlugin:
-    """A source that runs the program `plugin["command"]`.
+    """A source that runs a program.
 
     Args:
         plugin: the user's `exec` in kubeconfig.
-        cluster: the cluster that it is for.
+        cluster: the cluster entry in kubeconfig.
     """
 
     def __init__(self, plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
@@ -65,11 +65,11 @@ class ExecPlugin:
         self._cluster = cluster
         if not plugin.get("command") or not plugin.get("apiVersion"):
             raise CredentialsError("kubeconfig: exec needs command and apiVersion")
-        self._name = os.path.basename(str(plugin["command"]))
+        self._name = os.path.basename(plugin["command"])
 
     async def fetch(self, *, rejected: bool) -> Identity:
         interactive = self._interactive()
-        info = await in_thread(lambda: self._info(interactive), UnreachableError)
+        info = await in_thread(lambda: self._exec_info(interactive), UnreachableError)
         return self._read(await self._run(info, interactive))
 
     def _interactive(self) -> bool:
@@ -79,12 +79,12 @@ class ExecPlugin:
         terminal = sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
         if mode == "Always" and not terminal:
             raise CredentialsError(
-                f"{self._name} must ask you something, and standard input is no terminal",
+                f"{self._name} needs your input, and standard input is no terminal",
                 hint="log in with kubectl first, or run krelay in a terminal",
             )
         return terminal
 
-    def _info(self, interactive: bool) -> str:
+    def _exec_info(self, interactive: bool) -> str:
         spec: dict[str, Any] = {"interactive": interactive}
         if self._plugin.get("provideClusterInfo"):
             spec["cluster"] = self._cluster_info()
@@ -99,58 +99,58 @@ class ExecPlugin:
 
     def _cluster_info(self) -> dict[str, Any]:
         known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}
-        ca = material(self._cluster, "certificate-authority")
+        ca = read_pem(self._cluster, "certificate-authority")
         if ca is not None:
             known["certificate-authority-data"] = base64.b64encode(ca).decode()
-        for item in self._cluster.get("extensions") or ():
+        for item in self._cluster.get("extensions", ()):
             if item.get("name") == _EXTENSION:
                 known["config"] = item.get("extension")
         return known
 
     async def _run(self, info: str, interactive: bool) -> bytes:
         environment = dict(os.environ)
-        for item in self._plugin.get("env") or ():
-            environment[str(item["name"])] = str(item.get("value") or "")
+        for item in self._plugin.get("env", ()):
+            environment[item["name"]] = item.get("value", "")
         environment["KUBERNETES_EXEC_INFO"] = info
         pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
         try:
             process = await asyncio.create_subprocess_exec(
-                str(self._plugin["command"]),
-                *map(str, self._plugin.get("args") or ()),
+                self._plugin["command"],
+                *self._plugin.get("args", ()),
                 env=environment,
                 stdin=None if interactive else null,
                 stdout=pipe,
-                stderr=None if interactive and _for_people() else pipe,
+                stderr=None if interactive and _stderr_is_free() else pipe,
             )
         except OSError as exc:
             raise CredentialsError(
                 f"cannot run the credential plugin {self._plugin['command']}: {exc.strerror}",
-                hint=str(self._plugin.get("installHint") or "").strip() or None,
+                hint=self._plugin.get("installHint", "").strip() or None,
             ) from exc
-        telling = asyncio.get_running_loop().call_later(
-            PATIENCE, logger.warning, "%s, the credential plugin, has not answered yet", self._name
+        reminder = asyncio.get_running_loop().call_later(
+            PATIENCE, logger.warning, "waiting for the credential plugin %s", self._name
         )
         try:
             async with asyncio.timeout(DEADLINE):
                 async with TaskGroup() as group:
-                    output = group.create_task(_all(process.stdout))
-                    complaint = group.create_task(self._said(process.stderr))
+                    output = group.create_task(_read_all(process.stdout))
+                    stderr = group.create_task(self._log_stderr(process.stderr))
                 code = await process.wait()
         except TimeoutError as exc:
             raise CredentialsError(f"{self._name} gave no answer in {DEADLINE:.0f} s") from exc
         finally:
-            telling.cancel()
+            reminder.cancel()
             await end(process)
         if code != 0:
-            said = complaint.result()
+            said = stderr.result()
             raise CredentialsError(
                 f"{self._name} failed with status {code}" + (f": {said}" if said else ""),
                 hint="log in again; kubectl runs the same plugin",
             )
         return output.result()
 
-    async def _said(self, stream: asyncio.StreamReader | None) -> str:
-        """What the plugin writes on stderr, logged as it comes; the end of it, on one line."""
+    async def _log_stderr(self, stream: asyncio.StreamReader | None) -> str:
+        """Log the plugin's stderr as it comes; return the end of it on one line."""
         said = ""
         while stream is not None and (chunk := await stream.read(1 << 16)):
             text = chunk.decode("utf-8", "replace")
@@ -173,27 +173,29 @@ class ExecPlugin:
         pair = status.get("clientCertificateData"), status.get("clientKeyData")
         if version != self._plugin["apiVersion"]:
             raise CredentialsError(
-                f"{self._name} answers in {version}, kubeconfig asks for "
+                f"{self._name} answers in {version}, and kubeconfig wants "
                 f"{self._plugin['apiVersion']}"
             )
         if bool(pair[0]) != bool(pair[1]) or not (token or pair[0]):
-            raise CredentialsError(f"{self._name} gave neither a token nor a certificate with key")
+            raise CredentialsError(
+                f"{self._name} gave neither a token nor a certificate with its key"
+            )
         return Identity(
             authorization=bearer(token) if token else None,
-            certificate="\n".join(map(str, pair)).encode() if pair[0] else None,
+            certificate="\n".join(pair).encode() if pair[0] else None,
             expires=ahead(until),
         )
 
 
-def _for_people() -> bool:
-    """Whether stderr is a terminal, and not a log in JSON: there a plugin may write as it likes."""
+def _stderr_is_free() -> bool:
+    """Whether a plugin may write to stderr itself: a terminal without a JSON log."""
     formatters = [handler.formatter for handler in logging.getLogger().handlers]
     in_json = any(getattr(formatter, "for_programs", False) for formatter in formatters)
     return sys.stderr is not None and sys.stderr.isatty() and not in_json
 
 
-async def _all(stream: asyncio.StreamReader | None) -> bytes:
-    """All that comes, of which MAX_OUTPUT is kept."""
+async def _read_all(stream: asyncio.StreamReader | None) -> bytes:
+    """Read to the end; return the first MAX_OUTPUT bytes."""
     kept = bytearray()
     while stream is not None and (chunk := await stream.read(1 << 16)):
         kept += chunk[: MAX_OUTPUT - len(kept)]

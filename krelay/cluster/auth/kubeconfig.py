@@ -1,9 +1,9 @@
-"""Kubeconfig: the first step into the cluster; which API server, and as whom.
+"""Kubeconfig: find the API server and the user of a context.
 
-Reads what kubectl reads, by kubectl's rules (kubernetes.io, "Organizing Cluster Access Using
-kubeconfig Files"; client-go tools/clientcmd): of several files the first to name an entry, or
-the current context, wins, and paths are relative to the file that holds them. Nothing is ever
-written. All of it blocks: call it in a thread.
+krelay reads the files that kubectl reads, by its rules (kubernetes.io, "Organizing Cluster Access
+Using kubeconfig Files"; client-go tools/clientcmd). Of several files, the first that defines an
+entry, or the current context, wins. Paths are relative to the file that holds them. krelay never
+writes a kubeconfig. All functions block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -30,19 +30,18 @@ from krelay.errors import CredentialsError
 from krelay.typed import AnyValue, Boolean, ListOf, MapOf, OneOf, Shape, String
 
 MAX_FILE = 8 << 20
-"""Bytes of a kubeconfig, or of a file that one names."""
+"""Bytes of a kubeconfig, or of a file that it names."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_NO_USER: Mapping[str, Any] = {}
 
-_GIVEN = String(without="\0")
-"""What the operating system is given: a path, an argument, a variable."""
+_OS_STRING = String(without="\0")
+"""A path, an argument or a variable: the operating system takes no NUL."""
 _EXTENSIONS = ListOf(Shape({"name": String(), "extension": AnyValue()}, needs=("name",)))
 _CLUSTER = Shape(
     {
         "server": String(),
         "tls-server-name": String(),
         "insecure-skip-tls-verify": Boolean(),
-        "certificate-authority": _GIVEN,
+        "certificate-authority": _OS_STRING,
         "certificate-authority-data": String(),
         "proxy-url": String(),
         "disable-compression": Boolean(),
@@ -51,9 +50,9 @@ _CLUSTER = Shape(
 )
 _EXEC = Shape(
     {
-        "command": _GIVEN,
-        "args": ListOf(_GIVEN),
-        "env": ListOf(Shape({"name": String(without="\0="), "value": _GIVEN}, needs=("name",))),
+        "command": _OS_STRING,
+        "args": ListOf(_OS_STRING),
+        "env": ListOf(Shape({"name": String(without="\0="), "value": _OS_STRING}, needs=("name",))),
         "apiVersion": String(),
         "installHint": String(),
         "provideClusterInfo": Boolean(),
@@ -62,12 +61,12 @@ _EXEC = Shape(
 )
 _USER = Shape(
     {
-        "client-certificate": _GIVEN,
+        "client-certificate": _OS_STRING,
         "client-certificate-data": String(),
-        "client-key": _GIVEN,
+        "client-key": _OS_STRING,
         "client-key-data": String(),
         "token": String(),
-        "tokenFile": _GIVEN,
+        "tokenFile": _OS_STRING,
         "as": String(),
         "as-uid": String(),
         "as-groups": ListOf(String()),
@@ -82,6 +81,7 @@ _USER = Shape(
 _CONTEXT = Shape(
     {"cluster": String(), "user": String(), "namespace": String(), "extensions": _EXTENSIONS}
 )
+_NAMED = Shape({"name": String()}, needs=("name",))
 _KINDS = {"cluster": _CLUSTER, "user": _USER, "context": _CONTEXT}
 _FILE = Shape(
     {
@@ -93,15 +93,14 @@ _FILE = Shape(
         "contexts": ListOf(AnyValue()),
     }
 )
-"""As client-go's tools/clientcmd/api/v1/types.go: kubectl refuses a field of another type."""
+"""As client-go's tools/clientcmd/api/v1/types.go; kubectl refuses a field of another type too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """kubectl's connection flags; what is set wins over kubeconfig.
+    """kubectl's connection flags; each one that is set wins over kubeconfig.
 
-    `cluster` and `user` name entries of kubeconfig; the rest are values. `request_timeout` is in
-    seconds.
+    `cluster` and `user` name entries of kubeconfig. `request_timeout` is in seconds.
     """
 
     cluster: str | None = None
@@ -121,10 +120,10 @@ NO_OVERRIDES = Overrides()
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What one context says. `cluster` and `user` are as in kubeconfig, with absolute paths.
+    """The server and the user of one context.
 
-    `server` is a URL without a trailing slash, perhaps with a path. `context` is None inside a
-    cluster.
+    `server` is a URL without a trailing slash, perhaps with a path. `cluster` and `user` are the
+    entries of kubeconfig, with absolute paths. `context` is None inside a cluster.
     """
 
     server: str
@@ -145,29 +144,29 @@ def load(
     environ: Mapping[str, str] = os.environ,
     service_account: Path = SERVICE_ACCOUNT,
 ) -> Login:
-    """The login of `context` (None: the current one), or of the pod we run in.
+    """Return the login of `context` (None: the current one), or of the pod that krelay runs in.
 
     Raises:
-        CredentialsError: no such file, context, cluster or user, or a file that is none.
+        CredentialsError: a file, context, cluster or user is missing, or a file is no kubeconfig.
     """
     paths = _paths(kubeconfig, environ)
     entries = _read(paths)
     if not (entries.contexts or entries.clusters) and kubeconfig is None and context is None:
         token = service_account / "token"
         if environ.get("KUBERNETES_SERVICE_HOST") and token.is_file():
-            return _apply(overrides, _in_cluster(environ, service_account), entries)
+            return _apply(overrides, _in_cluster(environ, service_account))
         if not overrides.server:
             raise CredentialsError(
                 f"no kubeconfig: {os.pathsep.join(paths)} is missing or empty",
                 hint="set KUBECONFIG, or write ~/.kube/config; "
                 "`kubectl config view` shows what kubectl would use",
             )
-    return _apply(overrides, _of_context(context, entries, overrides), entries)
+    return _apply(overrides, _select_context(context, entries, overrides))
 
 
 @dataclass(slots=True)
 class _Entries:
-    """The merged files. Each entry is its body, paths made absolute."""
+    """The entries of all files, with absolute paths."""
 
     contexts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     clusters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -185,39 +184,35 @@ def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
 
 
 def _read(paths: list[str]) -> _Entries:
-    """All files, merged; one that is missing or empty adds nothing."""
+    """Merge all files; a missing or empty one adds nothing."""
     merged = _Entries()
     for path in paths:
         if not os.path.exists(path) or _is_blank(path):
             continue
-        body = typed.read(_FILE, _loaded(path), f"kubeconfig {path}", error=CredentialsError)
+        body = typed.read(_FILE, _parse(path), f"kubeconfig {path}", error=CredentialsError)
         folder = Path(path).absolute().parent
-        for entry, into in (
-            ("context", merged.contexts),
-            ("cluster", merged.clusters),
-            ("user", merged.users),
-        ):
-            for index, item in enumerate(body.get(f"{entry}s", ())):
-                name, value = _entry(entry, item, path, index)
-                into.setdefault(name, _absolute(value, folder))
+        for kind in _KINDS:
+            for index, item in enumerate(body.get(f"{kind}s", ())):
+                name, entry = _read_entry(kind, item, path, index)
+                getattr(merged, f"{kind}s").setdefault(name, _with_absolute_paths(entry, folder))
         merged.current = merged.current or body.get("current-context") or None
     return merged
 
 
-def _loaded(path: str) -> Any:
-    """What the file says; the types are not checked yet."""
+def _parse(path: str) -> Any:
+    """Return the content of the file, its types unchecked."""
     library = kube_config()
 
     class Loader(library.KubeConfigMerger):  # type: ignore[misc, name-defined]
-        # Over several files it lets the last current-context win, and of values of a wrong type it
-        # makes exceptions of its own: krelay merges, and lets it read one file.
+        # The library lets the last current-context win, and fails on values of a wrong type. So
+        # krelay merges the files itself, and uses the library to read each one.
         def _merge(self, *entries: object) -> None:
-            """Nothing to merge with."""
+            """Do nothing: one file needs no merge."""
 
     try:
         loader = Loader(path)
     except Exception as exc:
-        # Without the exception, which repeats lines of the file.
+        # The exception itself would repeat lines of the file.
         raise CredentialsError(f"{path} is no kubeconfig: {_reason(exc)}") from None
     if path not in loader.config_files:
         raise CredentialsError(f"{path} is no kubeconfig: its path holds a {os.pathsep!r}")
@@ -225,7 +220,7 @@ def _loaded(path: str) -> Any:
 
 
 def _reason(exc: Exception) -> str:
-    """Why a file is no YAML that holds an object, in words that repeat nothing of it."""
+    """Say why a file is not YAML with an object in it, without repeating its content."""
     mark = getattr(exc, "problem_mark", None) or getattr(exc, "context_mark", None)
     if mark is not None:
         return f"not YAML at line {mark.line + 1}, column {mark.column + 1}"
@@ -240,16 +235,14 @@ def _reason(exc: Exception) -> str:
     return "not YAML, or no object"
 
 
-def _entry(entry: str, item: Any, path: str, index: int) -> tuple[str, Mapping[str, Any]]:
-    """The name and the body of one entry of a list."""
-    where = f"kubeconfig {path}"
-    kind = Shape({"name": String()}, needs=("name",))
-    name = typed.read(kind, item, f"{where}: {entry}s[{index}]", error=CredentialsError)["name"]
-    body = item.get(entry)
+def _read_entry(kind: str, item: Any, path: str, index: int) -> tuple[str, Mapping[str, Any]]:
+    """Return the name and the body of one entry of a list."""
+    source = f"kubeconfig {path}: {kind}"
+    named = typed.read(_NAMED, item, f"{source}s[{index}]", error=CredentialsError)
+    name, body = named["name"], item.get(kind)
     if body is None:
         return name, {}
-    what = f'{where}: {entry} "{name}"'
-    return name, typed.read(_KINDS[entry], body, what, error=CredentialsError)
+    return name, typed.read(_KINDS[kind], body, f'{source} "{name}"', error=CredentialsError)
 
 
 def _is_blank(path: str) -> bool:
@@ -261,8 +254,8 @@ def _is_blank(path: str) -> bool:
     return all(line in ("", "---", "...", "null") for line in lines)
 
 
-def _absolute(entry: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """The entry with every path in it relative to `folder` no more."""
+def _with_absolute_paths(entry: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return the entry with its paths resolved against `folder`."""
     out = dict(entry)
     for key in ("certificate-authority", "client-certificate", "client-key", "tokenFile"):
         if out.get(key):
@@ -272,7 +265,7 @@ def _absolute(entry: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
     return out
 
 
-def _of_context(name: str | None, entries: _Entries, overrides: Overrides) -> Login:
+def _select_context(name: str | None, entries: _Entries, overrides: Overrides) -> Login:
     name = name or entries.current
     if name is not None and name not in entries.contexts:
         raise CredentialsError(
@@ -284,27 +277,29 @@ def _of_context(name: str | None, entries: _Entries, overrides: Overrides) -> Lo
             hint="name one with --context; " + _known(entries.contexts),
         )
     context = entries.contexts[name] if name is not None else {}
-    cluster = _named(context.get("cluster"), overrides.cluster, entries.clusters, "cluster", name)
-    user = _named(context.get("user"), overrides.user, entries.users, "user", name)
+    cluster = _select_entry(
+        context.get("cluster"), overrides.cluster, entries.clusters, "cluster", name
+    )
+    user = _select_entry(context.get("user"), overrides.user, entries.users, "user", name)
     return Login(
-        server=str(cluster.get("server") or ""),
-        namespace=str(context.get("namespace") or "default"),
+        server=cluster.get("server", ""),
+        namespace=context.get("namespace") or "default",
         cluster=cluster,
         user=user,
         context=name,
     )
 
 
-def _named(
-    own: object,
+def _select_entry(
+    own: str | None,
     override: str | None,
     entries: Mapping[str, Mapping[str, Any]],
     kind: str,
     context: str | None,
 ) -> Mapping[str, Any]:
-    name = override or (str(own) if own else None)
-    if name is None:
-        return _NO_USER
+    name = override or own
+    if not name:
+        return {}
     if name not in entries:
         of = "" if override else f', which context "{context}" names'
         raise CredentialsError(
@@ -314,30 +309,30 @@ def _named(
 
 
 def _in_cluster(environ: Mapping[str, str], folder: Path) -> Login:
-    """The pod's own service account (client-go rest/config.go, InClusterConfig)."""
+    """Return the login of the pod's service account (client-go rest/config.go, InClusterConfig)."""
     host = environ["KUBERNETES_SERVICE_HOST"]
     port = environ.get("KUBERNETES_SERVICE_PORT") or "443"
     namespace = folder / "namespace"
     return Login(
         server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-        namespace=_text(namespace) if namespace.is_file() else "default",
+        namespace=_read_text(namespace) if namespace.is_file() else "default",
         cluster={"certificate-authority": str(folder / "ca.crt")},
         user={"tokenFile": str(folder / "token")},
     )
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return read_file(path).decode().strip()
     except (OSError, UnicodeError) as exc:
         raise CredentialsError(f"cannot read {path}: {exc}") from exc
 
 
-def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
-    """Lays the flags over kubeconfig, and checks what came of it."""
+def _apply(overrides: Overrides, login: Login) -> Login:
+    """Apply the flags to the login, and check the result."""
     cluster, user = dict(login.cluster), dict(login.user)
     if overrides.server or overrides.tls_server_name:
-        # The name belonged to the other server (client-go clientcmd/client_config.go).
+        # The old name belongs to the old server (client-go clientcmd/client_config.go).
         cluster["tls-server-name"] = overrides.tls_server_name
     if overrides.certificate_authority:
         cluster["certificate-authority"] = os.path.abspath(overrides.certificate_authority)
@@ -368,10 +363,10 @@ def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
             hint="`username` and `password` of the user are their place",
         )
     if not valid:
-        # One with a user name is not shown; nor one with a letter that may stand for "@".
+        # The URL may hold a password, also behind a character that stands for "@".
         shown = f'"{server}"' if server.isascii() and "@" not in server else "the server"
         raise CredentialsError(f"kubeconfig: {shown} is no URL of an API server")
-    # The scheme in lower case: what is decided by it is decided in one way.
+    # In lower case, so that every later test of the scheme agrees.
     server = cluster["server"] = f"{parts.scheme}{server[len(parts.scheme) :]}".rstrip("/")
     return Login(server, login.namespace, cluster, user, login.context)
 
@@ -379,11 +374,11 @@ def _apply(overrides: Overrides, login: Login, entries: _Entries) -> Login:
 _SAYS_TLS = ("certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify")
 
 
-def material(entry: Mapping[str, Any], key: str) -> bytes | None:
-    """The content of `entry[key + "-data"]` (base64), else of the file `entry[key]`, else None.
+def read_pem(entry: Mapping[str, Any], key: str) -> bytes | None:
+    """Return `entry[key + "-data"]` (base64), else the file at `entry[key]`, else None.
 
     Raises:
-        CredentialsError: no base64, or no such file.
+        CredentialsError: the data is not base64, or the file cannot be read.
     """
     if data := entry.get(f"{key}-data"):
         try:
@@ -399,19 +394,19 @@ def material(entry: Mapping[str, Any], key: str) -> bytes | None:
 
 
 def read_file(path: str | Path) -> bytes:
-    """A regular file of at most MAX_FILE bytes. What would wait for a writer is refused.
+    """Read a regular file of at most MAX_FILE bytes.
 
     Raises:
-        OSError: it cannot be read, is no regular file, or is larger.
+        OSError: the file cannot be read, is larger, or is not regular (a FIFO would block).
     """
     if "\0" in str(path):
-        raise OSError(errno.EINVAL, "no path holds a NUL")
-    # A FIFO is opened at once, and then refused.
+        raise OSError(errno.EINVAL, "the path holds a NUL")
+    # Non-blocking: opening a FIFO would wait for a writer.
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     with open(number, "rb") as file:
         found = os.fstat(number)
         if stat.S_ISCHR(found.st_mode) and os.path.samestat(found, os.stat(os.devnull)):
-            return b""  # the usual way to say "no kubeconfig"
+            return b""  # KUBECONFIG=/dev/null means no kubeconfig
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
         data = file.read(MAX_FILE + 1)
@@ -436,16 +431,23 @@ _LIBRARY = "kubernetes_asyncio"
 
 @functools.cache
 def kube_config() -> Any:
-    """The module `kubernetes_asyncio.config.kube_config`. Takes 50 ms or more the first time."""
+    """Return the module `kubernetes_asyncio.config.kube_config`, without the API models beside it.
+
+    `import kubernetes_asyncio` runs 900 files: 0.4 s and 40 MB that krelay does not need. Its
+    package `config` uses two names of them, in functions that krelay never calls, so it is
+    imported with a stand-in for `kubernetes_asyncio.client`. Afterwards the stand-in is removed,
+    so that a later import of the library gets all of it. If a release of the library does not
+    allow this, it is imported as usual, and only memory is lost.
+    """
     if _LIBRARY not in sys.modules:
         try:
-            return _alone()
+            return _import_without_models()
         except (ImportError, AttributeError):
             pass
     return importlib.import_module(f"{_LIBRARY}.config.kube_config")
 
 
-def _alone() -> ModuleType:
+def _import_without_models() -> ModuleType:
     spec = importlib.util.find_spec(_LIBRARY)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(_LIBRARY)
@@ -459,6 +461,6 @@ def _alone() -> ModuleType:
     try:
         return importlib.import_module(f"{_LIBRARY}.config.kube_config")
     finally:
-        # A copy: another thread may import something meanwhile.
+        # A copy, since another thread may import a module meanwhile.
         for name in [name for name in list(sys.modules) if name.split(".")[0] == _LIBRARY]:
             del sys.modules[name]

@@ -1,7 +1,7 @@
 """OIDC: an id token from kubeconfig, refreshed at its issuer.
 
-As client-go plugin/pkg/client/auth/oidc/oidc.go; OpenID Connect Discovery 1.0 section 4 and
-Core 1.0 section 12. What the issuer gives is kept in memory: kubeconfig is never written.
+As client-go plugin/pkg/client/auth/oidc/oidc.go; OpenID Connect Discovery 1.0, section 4, and
+Core 1.0, section 12. New tokens stay in memory: krelay never writes kubeconfig.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import aiohttp
 from krelay import typed
 from krelay.cluster import http, proxies
 from krelay.cluster.auth.identity import Identity, ahead, bearer, tls_context
-from krelay.cluster.auth.kubeconfig import material
+from krelay.cluster.auth.kubeconfig import read_pem
 from krelay.cluster.http import basic_auth
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import is_loopback
@@ -43,21 +43,21 @@ _HINT = "log in again with the tool that wrote the kubeconfig, or use its exec p
 
 
 class Oidc:
-    """A source for `config`, the `auth-provider` section of a user in kubeconfig."""
+    """A source for `config`, the `auth-provider` section of a kubeconfig user."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
-        self._id_token = str(config.get("id-token") or "")
-        self._until = _until(self._id_token)
-        self._refresh_token = str(config.get("refresh-token") or "")
+        self._id_token = config.get("id-token", "")
+        self._renewal = _renew_at(self._id_token)
+        self._refresh_token = config.get("refresh-token", "")
 
     async def fetch(self, *, rejected: bool) -> Identity:
-        if rejected or self._until <= time.time():
+        if rejected or self._renewal <= time.time():
             await self._refresh()
-        return Identity(bearer(self._id_token), expires=self._until)
+        return Identity(bearer(self._id_token), expires=self._renewal)
 
     async def _refresh(self) -> None:
-        issuer = str(self._config.get("idp-issuer-url") or "").rstrip("/")
+        issuer = self._config.get("idp-issuer-url", "").rstrip("/")
         if not self._refresh_token or not issuer or not self._config.get("client-id"):
             raise CredentialsError(
                 "oidc: the id token has expired, and kubeconfig lacks what a refresh needs "
@@ -66,31 +66,30 @@ class Oidc:
             )
         if not _safe(issuer):
             raise CredentialsError(
-                f"oidc: the issuer {issuer} is not under TLS: the refresh token could be read on "
-                "the way",
+                f"oidc: the issuer {issuer} has no TLS, so others could read the refresh token",
                 hint="idp-issuer-url must be an https:// URL",
             )
         try:
             async with asyncio.timeout(DEADLINE):
-                answer = await self._ask(issuer)
+                answer = await self._refresh_at(issuer)
         except (aiohttp.ClientError, OSError, ValueError) as exc:  # OSError: TimeoutError too
             reason = str(exc)[:_SHOWN] or "no answer in time"
             raise CredentialsError(f"oidc: refresh at {issuer} failed: {reason}") from exc
         if not answer.get("id_token"):
             raise CredentialsError(f"oidc: {issuer} gave no id_token", hint=_HINT)
         self._id_token = answer["id_token"]
-        self._until = _until(self._id_token)
+        self._renewal = _renew_at(self._id_token)
         self._refresh_token = answer.get("refresh_token") or self._refresh_token
 
-    async def _ask(self, issuer: str) -> Mapping[str, Any]:
+    async def _refresh_at(self, issuer: str) -> Mapping[str, Any]:
         ca = await in_thread(
-            lambda: material(self._config, "idp-certificate-authority"), UnreachableError
+            lambda: read_pem(self._config, "idp-certificate-authority"), UnreachableError
         )
         context = await in_thread(lambda: tls_context(ca, None, verify=True), UnreachableError)
         connector = aiohttp.TCPConnector(ssl=context)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             url = f"{issuer}/.well-known/openid-configuration"
-            found = await self._json(session, _DISCOVERY, "GET", url)
+            found = await self._request_json(session, _DISCOVERY, "GET", url)
             named = found.get("issuer", "").rstrip("/")
             if named != issuer:
                 raise CredentialsError(f"oidc: {issuer} calls itself {named[:_SHOWN] or 'nothing'}")
@@ -98,27 +97,23 @@ class Oidc:
             near = urlsplit(issuer).scheme == "http"
             if not (endpoint.startswith("https:") or (near and _safe(endpoint))):
                 raise CredentialsError(f"oidc: {issuer} has no token endpoint under TLS")
-            return await self._json(session, _TOKENS, "POST", endpoint, **self._form(found))
+            return await self._request_json(session, _TOKENS, "POST", endpoint, **self._form(found))
 
     def _form(self, discovered: Mapping[str, Any]) -> dict[str, Any]:
-        """The refresh, and the client's own credentials (RFC 6749 section 2.3.1)."""
-        client, secret = (
-            str(self._config["client-id"]),
-            str(self._config.get("client-secret") or ""),
-        )
+        """Return the request's body, with the client's credentials (RFC 6749, section 2.3.1)."""
+        client, secret = self._config["client-id"], self._config.get("client-secret", "")
         form = {"grant_type": "refresh_token", "refresh_token": self._refresh_token}
         methods = discovered.get("token_endpoint_auth_methods_supported") or ["client_secret_basic"]
         if secret and "client_secret_basic" in methods:
-            name = basic_auth(quote(client, safe=""), quote(secret, safe=""))
-            return {"data": form, "headers": {"Authorization": name}}
-        return {
-            "data": {**form, "client_id": client, **({"client_secret": secret} if secret else {})}
-        }
+            authorization = basic_auth(quote(client, safe=""), quote(secret, safe=""))
+            return {"data": form, "headers": {"Authorization": authorization}}
+        form |= {"client_id": client} | ({"client_secret": secret} if secret else {})
+        return {"data": form}
 
-    async def _json(
-        self, session: aiohttp.ClientSession, kind: Schema, method: str, url: str, **request: Any
+    async def _request_json(
+        self, session: aiohttp.ClientSession, schema: Schema, method: str, url: str, **request: Any
     ) -> Mapping[str, Any]:
-        proxy, password = http.split_proxy(proxies.of(url))
+        proxy, password = http.split_proxy(proxies.from_environment(url))
         async with session.request(
             method,
             url,
@@ -135,24 +130,30 @@ class Oidc:
             except ClusterError as exc:
                 raise CredentialsError(f"oidc: {exc}") from exc
             answer: Mapping[str, Any] = typed.load(
-                kind, body, f"oidc: the answer of {url}", values=_MAX_VALUES, error=CredentialsError
+                schema,
+                body,
+                f"oidc: the answer of {url}",
+                values=_MAX_VALUES,
+                error=CredentialsError,
             )
             return answer
 
 
 def _safe(url: str) -> bool:
-    """Whether a secret may be sent there: under TLS, or on this machine."""
+    """Whether a secret may be sent there: under TLS, or to this machine without a proxy."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return False
     return parts.scheme == "https" or (
-        parts.scheme == "http" and is_loopback(parts.hostname or "") and proxies.of(url) is None
+        parts.scheme == "http"
+        and is_loopback(parts.hostname or "")
+        and proxies.from_environment(url) is None
     )
 
 
-def _until(token: str) -> float:
-    """When to refresh a JWT (RFC 7519): its `exp`, less a margin; 0 for what is none."""
+def _renew_at(token: str) -> float:
+    """Return when to refresh a JWT (RFC 7519): its `exp` less a margin; 0 if it is not a JWT."""
     try:
         payload = token.split(".", 2)[1]
         data = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
