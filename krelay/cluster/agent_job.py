@@ -1,7 +1,7 @@
-"""Job: what the agent is to the cluster, a manifest made of the config and its patches. Pure.
+"""Agent Job: build the manifest of the agent's Job from the config and its patches. Pure.
 
-The source lies in `env` and not in `args`, and the lists of a container merge by key: a patch
-of `args`, or one that adds to `env`, leaves it alone.
+The agent's source is in `env`, and the lists of a container merge by key, so a patch that
+replaces `args` or adds to `env` does not remove it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from krelay.errors import ConfigError, Problem
 from krelay.model import AgentConfig, Patch, SessionConfig
 
 NAME = "krelay-server"
-"""The container's name and the value of the label `app`, as users of the Go krelay know them."""
+"""The container's name and the label `app`, as in the Go krelay."""
 
 KEY_ENV = "KRELAY_KEY_SHA256"
-"""Holds the hex SHA-256 of the run's key: the spec is no place for the key itself."""
+"""The hex SHA-256 of the run's key: more users may read the spec than may hold the key."""
 
 RUN_LABEL = "krelay/run"
-"""What the agents of one pool have in common."""
+"""The label that the agents of one pool share."""
 
 TTL = 15
-"""Seconds that a finished Job stays: time to look at it, and nothing is left behind."""
+"""Seconds that a finished Job stays for inspection before Kubernetes deletes it."""
 
-GRACE = 5
+TERMINATION_GRACE = 5
 UID = 65532
-"""Any but 0; no image needs to know it."""
+"""Any user but root; images need no entry for it."""
 
 
 def job_manifest(
@@ -41,14 +41,14 @@ def job_manifest(
     session: SessionConfig = SessionConfig(),  # noqa: B008
     run: str = "",
 ) -> tuple[dict[str, Any], list[str]]:
-    """The batch/v1 Job to create, and a warning for each thing of use that a patch took away.
+    """Return the batch/v1 Job to create, and a warning for each useful field that a patch removes.
 
-    `connect_timeout`, in seconds, is the agent's time to reach a target. The Job's
-    `metadata.namespace` is `namespace`, unless a patch moved it. Agents of the same `run` (a
-    label's value; empty: there is one alone) spread over the nodes.
+    `connect_timeout` is the agent's timeout for a target, in seconds. The Job goes to `namespace`
+    unless a patch moves it. Agents with the same `run` (a label's value; empty for a single
+    agent) spread over the nodes.
 
     Raises:
-        ConfigError: a patch does not fit; names it by its number, from 0.
+        ConfigError: a patch does not fit; the message has its index.
     """
     labels = _labels(config)
     if run:
@@ -62,34 +62,36 @@ def job_manifest(
         "kind": "Job",
         "metadata": {"generateName": f"{NAME}-", "namespace": namespace, **plain(metadata)},
         "spec": {
-            # A second pod would know nothing of the first one's sessions: no retries, and for
-            # the same reason no podFailurePolicy that makes a new one after a disruption.
+            # A second pod would not have the sessions of the first: so no retries, and no
+            # podFailurePolicy that replaces the pod after a disruption.
             "backoffLimit": 0,
             "ttlSecondsAfterFinished": TTL,
             "template": {"metadata": metadata, "spec": pod},
         },
     }
     warnings: list[str] = []
-    for number, patch in enumerate(config.patches):
+    for index, patch in enumerate(config.patches):
         try:
-            changed = _patched(manifest, patch)
+            patched = _patch_job(manifest, patch)
         except PatchError as exc:
-            problem = Problem(0, 0, f"agent.patches[{number}] ({patch.type}): {exc}")
+            problem = Problem(0, 0, f"agent.patches[{index}] ({patch.type}): {exc}")
             raise ConfigError("agent.patches", [problem]) from exc
-        after = set(_needed(changed))
+        kept = set(_useful_fields(patched))
         warnings += [
-            f"agent.patches[{number}] drops {what} of the agent's pod"
-            for what in _needed(manifest)
-            if what not in after
+            f"agent.patches[{index}] drops {name} of the agent's pod"
+            for name in _useful_fields(manifest)
+            if name not in kept
         ]
-        manifest = changed
+        manifest = patched
     return manifest, warnings
 
 
 def carries_source(config: AgentConfig) -> bool:
-    """Whether the agent's source goes along: as the config says, or to an image whose name ends
-    in `python`. Any other image has a program of its own (ours, or the Go krelay's). Its
-    registry and its tag do not count."""
+    """Return whether the pod gets the agent's source: as configured, or if the image's name ends
+    in `python`.
+
+    Other images contain an agent (krelay's, or the Go krelay's). Registry and tag do not count.
+    """
     if config.inject_source is not None:
         return config.inject_source
     return re.split("[:@]", config.image.rpartition("/")[2])[0].endswith("python")
@@ -108,7 +110,7 @@ def _labels(config: AgentConfig) -> dict[str, str]:
 
 
 def _spread(run: str) -> dict[str, Any]:
-    """On different nodes where that can be, and anywhere rather than nowhere."""
+    """Prefer different nodes, without requiring them."""
     return {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -120,10 +122,10 @@ def _spread(run: str) -> dict[str, Any]:
 def _pod(
     config: AgentConfig, key_sha256: str, connect_timeout: float, session: SessionConfig
 ) -> dict[str, Any]:
-    """The pod's spec; passes Pod Security `restricted` (policy/check_*.go)."""
+    """Return the pod's spec, which passes Pod Security `restricted` (policy/check_*.go)."""
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE,
+        "terminationGracePeriodSeconds": TERMINATION_GRACE,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -146,7 +148,7 @@ def _container(
 ) -> dict[str, Any]:
     env = [{"name": KEY_ENV, "value": key_sha256}]
     if session != SessionConfig():
-        # By the environment, since the Go krelay's image would end on an argument unknown to it.
+        # In the environment, since the Go krelay exits on an unknown argument.
         values = {
             "KRELAY_GRACE": _go_duration(session.resume_timeout),
             "KRELAY_REPLAY": str(session.resume_buffer),
@@ -158,7 +160,7 @@ def _container(
         "name": NAME,
         "image": config.image,
         "imagePullPolicy": "IfNotPresent",
-        # No argument that the Go krelay's image does not know too.
+        # Only arguments that the Go krelay knows too.
         "args": [
             f"--idle-timeout={_go_duration(config.idle_timeout)}",
             f"--connect-timeout={_go_duration(connect_timeout)}",
@@ -170,7 +172,7 @@ def _container(
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        # The last lines of the log arrive in the pod's status: no right to pods/log is needed.
+        # Puts the last log lines into the pod's status, so krelay needs no right to pods/log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if carries_source(config):
@@ -183,40 +185,43 @@ def _go_duration(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
-def _patched(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:
-    """A copy of the Job with one patch applied, to it or to its pod.
+# -- patches ---------------------------------------------------------------------------------------
 
-    A pod has its namespace and its name's beginning from the Job, so where a patch of the pod
-    changes these, it changes the Job's: as it was when the agent was a bare pod.
+
+def _patch_job(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:
+    """Return a copy of the Job with `patch` applied to it or to its pod.
+
+    The pod gets its namespace and the prefix of its name from the Job, so a patch of the pod that
+    changes these changes the Job's. Older versions created a bare pod, and patches still work.
     """
     if patch.target == "job":
-        return _whole(_applied(manifest, patch))
+        return _check_job(_apply(manifest, patch))
     job = merge(manifest, {})
     inherited = {k: v for k, v in job["metadata"].items() if k in ("namespace", "generateName")}
     template = job["spec"]["template"]
-    pod = _applied(merge(template, {"metadata": inherited}), patch)
+    pod = _apply(merge(template, {"metadata": inherited}), patch)
     job["spec"]["template"] = pod
     if isinstance(metadata := pod.get("metadata"), dict):
         job["metadata"] |= {k: metadata.pop(k) for k in inherited if k in metadata}
-    return _whole(job)
+    return _check_job(job)
 
 
-def _whole(job: dict[str, Any]) -> dict[str, Any]:
-    """The Job, where there is still enough of it to ask the API server about the rest."""
-    if not isinstance(_at(job, ("spec", "template", "metadata")), dict):
+def _check_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Return `job` if it has what krelay itself needs; the API server validates the rest."""
+    if not isinstance(_get(job, ("spec", "template", "metadata")), dict):
         raise PatchError("leaves no pod with metadata")
-    namespace = _at(job, ("metadata", "namespace"))
+    namespace = _get(job, ("metadata", "namespace"))
     if not isinstance(namespace, str) or not namespace:
         raise PatchError("leaves no namespace")
     return job
 
 
-def _applied(document: dict[str, Any], patch: Patch) -> dict[str, Any]:
+def _apply(document: dict[str, Any], patch: Patch) -> dict[str, Any]:
     after: Any
     if patch.type == "json":
         after = json_patch(document, patch.body if isinstance(patch.body, Sequence) else ())
     elif not isinstance(patch.body, Mapping):
-        raise PatchError("is no object")
+        raise PatchError("is not an object")
     elif patch.type == "merge":
         after = merge(document, patch.body)
     else:
@@ -226,8 +231,8 @@ def _applied(document: dict[str, Any], patch: Patch) -> dict[str, Any]:
     return after
 
 
-_OF_POD = (("securityContext", "runAsNonRoot"), ("securityContext", "seccompProfile"))
-_OF_CONTAINER = (
+_POD_FIELDS = (("securityContext", "runAsNonRoot"), ("securityContext", "seccompProfile"))
+_CONTAINER_FIELDS = (
     ("image",),
     ("command",),
     ("resources",),
@@ -236,25 +241,25 @@ _OF_CONTAINER = (
 )
 
 
-def _needed(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What is there of all that the agent, or admission, cannot do without."""
-    spec = _at(manifest, ("spec", "template", "spec"))
-    yield from (f"spec.{'.'.join(path)}" for path in _OF_POD if _at(spec, path) is not None)
-    server = next(_named(_at(spec, ("containers",)), NAME), None)
+def _useful_fields(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the fields present in `manifest` that the agent or admission may need."""
+    spec = _get(manifest, ("spec", "template", "spec"))
+    yield from (f"spec.{'.'.join(path)}" for path in _POD_FIELDS if _get(spec, path) is not None)
+    server = next(_named(_get(spec, ("containers",)), NAME), None)
     if server is None:
         return
     yield f"the container {NAME}"
     yield from (
         f"the container's {'.'.join(path)}"
-        for path in _OF_CONTAINER
-        if _at(server, path) is not None
+        for path in _CONTAINER_FIELDS
+        if _get(server, path) is not None
     )
     for name in (KEY_ENV, payload.ENV_NAME):
         if any(_named(server.get("env"), name)):
             yield f"the variable {name}"
 
 
-def _at(value: Any, path: Sequence[str]) -> Any:
+def _get(value: Any, path: Sequence[str]) -> Any:
     for name in path:
         value = value.get(name) if isinstance(value, Mapping) else None
     return value

@@ -1,6 +1,6 @@
-"""Rights: the Roles that one config needs and no more, for `krelay rbac`. Pure.
+"""RBAC: the least Roles that a config needs, for `krelay rbac`. Pure.
 
-What krelay asks of a cluster is in docs/rbac.md; an object that is watched by its name is named.
+docs/rbac.md lists krelay's requests. Objects that krelay watches by name are named in the rules.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from krelay.cluster.agent_job import job_manifest
 from krelay.model import Config, Kind, Target
 
 _API = "rbac.authorization.k8s.io"
-_SEE = ["list", "watch"]
+_WATCH = ["list", "watch"]
 _WORKLOADS = {
     Kind.DEPLOYMENT: ("apps", "deployments"),
     Kind.STATEFULSET: ("apps", "statefulsets"),
@@ -32,10 +32,10 @@ def roles(
     subjects: Sequence[Subject] = (),
     optional: bool = False,
 ) -> dict[str | None, list[dict[str, Any]]]:
-    """The Roles by context, one for each namespace, and a RoleBinding for each if there are
-    `subjects`.
+    """Return the Roles by context, one for each namespace.
 
-    `namespace_of` has a context's own namespace. `optional`: also what only makes errors clearer.
+    With `subjects`, a RoleBinding follows each Role. `namespace_of` returns a context's own
+    namespace. `optional` adds rights that only make errors clearer.
     """
     found: dict[str | None, dict[str, list[Rule]]] = {}
     for target in config.targets:
@@ -43,48 +43,48 @@ def roles(
         own = config.namespace or namespace_of(context)
         agent = _agent_namespace(config, own)
         rules = found.setdefault(context, {}).setdefault(agent, [])
-        rules += (rule for rule in _agent(optional=optional) if rule not in rules)
-        place = target.namespace or own
-        found[context].setdefault(place, []).extend(_target(target))
+        rules += (rule for rule in _agent_rules(optional=optional) if rule not in rules)
+        namespace = target.namespace or own
+        found[context].setdefault(namespace, []).extend(_target_rules(target))
     return {
         context: [
             document
             for namespace, rules in namespaces.items()
             if rules
-            for document in _documents(namespace, _joined(rules), subjects)
+            for document in _documents(namespace, _join(rules), subjects)
         ]
         for context, namespaces in found.items()
     }
 
 
 def _agent_namespace(config: Config, namespace: str) -> str:
-    """Where the agent goes, patches and all."""
+    """Return the agent's namespace, after patches."""
     namespace = config.agent.namespace or namespace
     manifest, _ = job_manifest(config.agent, namespace=namespace, key_sha256="")
     return str(manifest["metadata"]["namespace"])
 
 
-def _agent(*, optional: bool) -> list[Rule]:
+def _agent_rules(*, optional: bool) -> list[Rule]:
     needed = [
         _rule("batch", "jobs", ["create", "delete"]),
-        _rule("", "pods", _SEE),
-        # The WebSocket is a get, the plain upgrade a create; from 1.35 on both are a create.
+        _rule("", "pods", _WATCH),
+        # A WebSocket is a get, a plain upgrade a create; since Kubernetes 1.35 both are a create.
         _rule("", "pods/portforward", ["get", "create"]),
     ]
-    clearer = [_rule("", "events", _SEE), _rule("batch", "jobs", _SEE)]
+    clearer = [_rule("", "events", _WATCH), _rule("batch", "jobs", _WATCH)]
     return needed + clearer if optional else needed
 
 
-def _target(target: Target) -> list[Rule]:
+def _target_rules(target: Target) -> list[Rule]:
     if not target.kind.in_cluster:
         return []
     if target.kind is Kind.SERVICE:
-        slices = _rule("discovery.k8s.io", "endpointslices", _SEE)
-        return [_rule("", "services", _SEE, target.resource), slices]
+        slices = _rule("discovery.k8s.io", "endpointslices", _WATCH)
+        return [_rule("", "services", _WATCH, target.resource), slices]
     if target.kind is Kind.POD:
-        return [_rule("", "pods", _SEE, target.resource)]
+        return [_rule("", "pods", _WATCH, target.resource)]
     group, resource = _WORKLOADS[target.kind]
-    return [_rule(group, resource, _SEE, target.resource), _rule("", "pods", _SEE)]
+    return [_rule(group, resource, _WATCH, target.resource), _rule("", "pods", _WATCH)]
 
 
 def _rule(group: str, resource: str, verbs: list[str], name: str | None = None) -> Rule:
@@ -92,25 +92,18 @@ def _rule(group: str, resource: str, verbs: list[str], name: str | None = None) 
     return {**rule, "resourceNames": [name]} if name else rule
 
 
-def _joined(rules: list[Rule]) -> list[Rule]:
-    """Each right once: names of one resource together, and none where all are allowed."""
-    joined: list[Rule] = []
+def _join(rules: list[Rule]) -> list[Rule]:
+    """Join the rules for the same resource and verbs; a rule without names covers all names."""
+    joined: dict[str, Rule] = {}
     for rule in rules:
-        alike = [
-            other
-            for other in joined
-            if all(other[key] == rule[key] for key in ("apiGroups", "resources", "verbs"))
-        ]
-        if not alike:
-            joined.append(dict(rule))
-            continue
-        (other,) = alike
+        key = repr([rule["apiGroups"], rule["resources"], rule["verbs"]])
+        other = joined.setdefault(key, dict(rule))
         if "resourceNames" not in rule:
             other.pop("resourceNames", None)
         elif "resourceNames" in other:
             names = [*other["resourceNames"], *rule["resourceNames"]]
             other["resourceNames"] = list(dict.fromkeys(names))
-    return joined
+    return list(joined.values())
 
 
 def _documents(

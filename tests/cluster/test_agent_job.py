@@ -287,7 +287,7 @@ def test_each_loss_is_told_once_and_of_the_patch_that_did_it() -> None:
         (Patch({"metadata": None}, "merge"), "leaves no pod with metadata"),
         (Patch({"spec": None}, "merge", "job"), "leaves no pod with metadata"),
         (Patch({"metadata": {"namespace": None}}, target="job"), "leaves no namespace"),
-        (Patch(({"op": "add"},), "merge"), "is no object"),
+        (Patch(({"op": "add"},), "merge"), "is not an object"),
     ],
 )
 def test_a_patch_that_does_not_fit_is_an_error_of_the_config(patch: Patch, message: str) -> None:

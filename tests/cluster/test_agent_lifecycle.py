@@ -258,7 +258,7 @@ async def test_a_job_that_somebody_deletes(cluster: Cluster, api: Api) -> None:
             await cluster.remove("jobs", "krelay-server-x")
 
         group.create_task(meddle())
-        with pytest.raises(AgentError, match="somebody deleted the agent's Job"):
+        with pytest.raises(AgentError, match="the agent's Job was deleted"):
             await create(api, on_progress=lambda _: told.set())
 
 
@@ -277,9 +277,9 @@ async def test_without_rights_on_jobs_lists_and_events_it_still_starts(
 async def test_without_events_a_missing_pod_has_an_end_and_a_hint(
     cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(diagnosis, "PATIENCE_UNTOLD", 0.05)
+    monkeypatch.setattr(diagnosis, "PATIENCE_BLIND", 0.05)
     cluster.denied = {"jobs", "events"}
-    with pytest.raises(AgentError, match="we may not read the events") as caught:
+    with pytest.raises(AgentError, match="krelay may not read the events") as caught:
         await create(api)
     assert "`watch` on events" in str(caught.value.hint)
 

@@ -402,7 +402,10 @@ async def test_a_plugin_that_is_missing_says_how_to_install_it() -> None:
         ("echo hello", "did not answer with an ExecCredential"),
         ("echo '[]'", "did not answer with an ExecCredential"),
         (answer(token="t", expirationTimestamp="soon"), "did not answer with an ExecCredential"),
-        (answer(token="t").replace("/v1", "/v1beta1"), "answers in .*/v1beta1, and kubeconfig wants"),
+        (
+            answer(token="t").replace("/v1", "/v1beta1"),
+            "answers in .*/v1beta1, and kube",
+        ),
         (answer(clientCertificateData="x"), "neither a token nor a certificate with its key"),
         (answer(), "neither a token nor a certificate with its key"),
         (answer(token="a b"), "a token cannot have"),

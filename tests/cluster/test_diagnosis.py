@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from krelay.cluster.diagnosis import (
     PATIENCE,
-    PATIENCE_UNTOLD,
+    PATIENCE_BLIND,
     Diagnosis,
     diagnose,
     end_of,
@@ -244,7 +244,7 @@ def test_a_job_without_a_pod() -> None:
 
 def test_without_the_right_to_events_the_wait_has_an_end() -> None:
     untold = diagnose(None, [], None)
-    assert untold.patience == PATIENCE_UNTOLD
+    assert untold.patience == PATIENCE_BLIND
     assert "events" in str(untold.hint)
     assert diagnose(None, [pod(RUNNING)], None).running
 

@@ -65,7 +65,7 @@ class Consumer:
 
     async def _run(self, informers: Informers, path: str, selector: Selector) -> None:
         try:
-            async with contextlib.aclosing(informers.watch(path, selector)) as sets:  # type: ignore[type-var]
+            async with contextlib.aclosing(informers.watch(path, selector)) as sets:
                 async for found in sets:
                     self._take(found)
         except ClusterError as exc:
@@ -75,6 +75,9 @@ class Consumer:
         self.sets += 1
         self.items = list(found.values())
         self.names = sorted(item["metadata"]["name"] for item in self.items)
+
+    async def fails(self) -> None:
+        await rig.until(lambda: self.error)
 
     async def leave(self) -> None:
         self._task.cancel()
@@ -313,7 +316,7 @@ async def test_an_error_is_asked_for_once_by_all_who_want_the_same(
     server.fails = 403
     consumers = [consume(SERVICES, Selector("web")) for _ in range(20)]
     for consumer in consumers:
-        await rig.until(lambda consumer=consumer: consumer.error)
+        await consumer.fails()
     late = consume(SERVICES, Selector("web"))
     await rig.until(lambda: late.error)
     assert late.error is consumers[0].error
@@ -404,7 +407,7 @@ async def test_a_bug_is_an_error_of_its_subscribers(
     server.put(SERVICES, labelled("web"))
     consumers = [consume(SERVICES, Selector(name)) for name in ("web", *"abcdef")]
     for consumer in consumers:
-        await rig.until(lambda consumer=consumer: consumer.error)
+        await consumer.fails()
     assert "internal error" in str(consumers[0].error)
 
 
@@ -475,7 +478,7 @@ async def test_credentials_that_are_refused_are_an_error_of_every_subscriber(
     server.fails = 401
     consumers = [consume(SERVICES, Selector(f"s{number}")) for number in range(count)]
     for consumer in consumers:
-        await rig.until(lambda consumer=consumer: consumer.error)
+        await consumer.fails()
         assert isinstance(consumer.error, CredentialsError)
 
 

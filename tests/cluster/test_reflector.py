@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.cluster import reflector as module
-from krelay.cluster.api import Api, Overrides
+from krelay.cluster.api import Api
+from krelay.cluster.auth.kubeconfig import Overrides
 from krelay.cluster.reflector import _apply, list_and_watch
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, NotFoundError
 
 PODS = "/api/v1/namespaces/x/pods"
 END = b""
+MORE: dict[str, Any] = {"continue": "more"}
 
 
 def pod(name: str, version: int, **more: Any) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class Pods:
         self.bodies: list[asyncio.Queue[bytes]] = []
         kube.handler = self.handle
 
-    def list(self, *items: dict[str, Any], version: int = 1, **metadata: str) -> None:
+    def list(self, *items: dict[str, Any], version: int = 1, **metadata: Any) -> None:
         body = {"items": items, "metadata": {"resourceVersion": str(version), **metadata}}
         self.lists.put_nowait(web.json_response(body))
 
@@ -97,7 +99,7 @@ async def pods(kube: Any) -> AsyncIterator[Pods]:
 
 
 @contextlib.asynccontextmanager
-async def following(kube: Any, **selectors: str) -> AsyncIterator[Any]:
+async def following(kube: Any, **selectors: Any) -> AsyncIterator[Any]:
     path = kube.kubeconfig({"token": "t"})
     async with (
         await Api.connect(kubeconfig=path, overrides=Overrides(request_timeout=8)) as api,
@@ -184,7 +186,7 @@ async def test_managed_fields_are_left_out(kube: Any, pods: Pods) -> None:
 
 
 async def test_pages(kube: Any, pods: Pods) -> None:
-    pods.list(pod("a", 1), **{"continue": "more"})
+    pods.list(pod("a", 1), **MORE)
     pods.list(pod("b", 1), version=9)
     pods.watch()
     async with following(kube) as sets:
@@ -194,7 +196,7 @@ async def test_pages(kube: Any, pods: Pods) -> None:
 
 async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PAGES", 1)
-    pods.list(pod("a", 1), **{"continue": "more"})
+    pods.list(pod("a", 1), **MORE)
     pods.list(pod("a", 1))
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1"], "it is tried again, not given up"
@@ -208,7 +210,7 @@ async def test_pages_that_are_larger_than_we_ask_for(
     monkeypatch.setattr(module, "PAGE", 1)
     monkeypatch.setattr(module, "MAX_PAGES", 3)
     pods.list(*(pod(name, 1) for name in "abcd"))
-    pods.list(pod("a", 1), pod("b", 1), **{"continue": "more"})
+    pods.list(pod("a", 1), pod("b", 1), **MORE)
     pods.list(pod("c", 1), version=9)
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1", "b@1", "c@1"]
@@ -396,13 +398,14 @@ async def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     backoff = module._Backoff()
     monkeypatch.setattr(backoff, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
     backoff.begin()
-    pauses: list[Any] = [backoff.end() for _ in range(9)]
+    end: Callable[[], Any] = backoff.end
+    pauses = [end() for _ in range(9)]
     assert pauses[:3] == [(0, 0.2), (0, 0.4), (0, 0.8)]
     assert pauses[-1] == (0, 10.0)
     now[0] = 11.0
-    assert backoff.end() == 0.0
+    assert end() == 0.0
     backoff.begin()
-    assert backoff.end() == (0, 0.2)
+    assert end() == (0, 0.2)
 
 
 operations = st.lists(

@@ -15,9 +15,9 @@ from typing import Any, cast
 import pytest
 
 from krelay.cluster import reflector as watch_module
-from krelay.cluster.api import Api, Overrides, collection, object_path
+from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.auth.credentials import Credentials
-from krelay.cluster.auth.kubeconfig import Login, load, read_pem
+from krelay.cluster.auth.kubeconfig import Login, Overrides, load, read_pem
 from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
     AccessDeniedError,
