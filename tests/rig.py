@@ -15,12 +15,15 @@ from typing import Any
 
 from agent.server import Server
 from agent.settings import Settings
+from krelay.datapath.carrier import SessionCarrier
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
+from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.udp import UdpListener
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution, SessionConfig
+from krelay.mux.connection import MuxConnection
 
 HOST = "127.0.0.1"
 KEY = bytes(range(32))
@@ -251,6 +254,13 @@ async def running(pool: Pool, *, up: bool = True) -> AsyncIterator[Pool]:
             task.cancel()
 
 
+def connection(of: Pool | Tunnel) -> MuxConnection:
+    """The client's end of a tunnel's session, or of the one that the pool's next stream gets."""
+    carrier = of.carrier if isinstance(of, Tunnel) else of.pick()
+    assert isinstance(carrier, SessionCarrier)
+    return carrier.connection
+
+
 class Path:
     """A whole data path in one process."""
 
@@ -296,10 +306,9 @@ class Path:
     @property
     def streams(self) -> tuple[int, int]:
         """How many streams live, here and at the agent."""
-        drivers = [tunnel.driver for tunnel in self.pool.tunnels if tunnel.driver]
         kept = self.server.sessions._kept.values()
         return (
-            sum(len(driver.session.streams) for driver in drivers),
+            self.pool.streams,
             sum(len(k.driver.session.streams) for k in kept),
         )
 

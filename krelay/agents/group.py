@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from krelay.agents.provider import AgentProvider
 from krelay.datapath.pool import Pool
 from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
+from krelay.legacy import LegacyTunnels
 from krelay.model import GroupSpec
 from krelay.tasks import TaskGroup, guard, keep, shield_cleanup
 
@@ -29,7 +30,14 @@ class AgentGroup:
         self.spec = spec
         self.reaches = tuple(reaches)
         name = f"p{next(_NUMBERS)}"
-        self.pool = Pool(name, self.reaches, key, size=spec.sessions, config=spec.session)
+        self.pool = Pool(
+            name,
+            self.reaches,
+            key,
+            size=spec.sessions,
+            config=spec.session,
+            legacy=LegacyTunnels,
+        )
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: TaskGroup) -> None:

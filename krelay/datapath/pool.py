@@ -6,81 +6,105 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 from weakref import WeakSet
 
-from krelay.datapath.agent_health import AgentHealth
-from krelay.datapath.agent_link import AgentLink
-from krelay.datapath.tunnel import Carrier, Tunnel
+from krelay.datapath.agent_link import AgentHealth, AgentLink
+from krelay.datapath.carrier import Carrier, LegacyCarrierFactory
+from krelay.datapath.tunnel import Tunnel
 from krelay.model import SessionConfig
+from krelay.mux.log import about
 from krelay.tasks import TaskGroup
-
-if TYPE_CHECKING:
-    from krelay.datapath.route import Route
 
 logger = logging.getLogger("krelay.tunnel")
 
-_LOOK_EVERY = 1.0
-"""Seconds between two looks at whether the last stream of a worn session has ended."""
+
+class PoolUser(Protocol):
+    """A route through a pool."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a connection waits for a tunnel."""
+
+    def wake(self) -> None:
+        """React to a change of the pool."""
 
 
 def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
-    """The tunnel that is up and has the least queued; the first among equals."""
+    """Return the tunnel that is up and has the least load; the first one among equals."""
     return min((tunnel for tunnel in tunnels if tunnel.up), key=lambda t: t.load, default=None)
 
 
 class Pool:
-    """The sessions to a group's agents, shared by all of its targets. `run` lasts until cancelled.
+    """The tunnels to a group of agents, shared by all targets. `run` keeps them up.
 
-    An agent that is lost costs the streams of its own sessions alone.
+    A lost agent costs the streams of its own tunnels only.
     """
 
     def __init__(
         self,
         name: str,
-        ways: Sequence[AgentLink],
+        links: Sequence[AgentLink],
         key: bytes,
         *,
         size: int,
         config: SessionConfig = SessionConfig(),  # noqa: B008
+        legacy: LegacyCarrierFactory | None = None,
     ) -> None:
-        """`size` sessions in all, but one for each of the `ways` to an agent at least."""
+        """Make `size` tunnels in all, but at least one for each of `links`.
+
+        `key` proves this client to the agents. `legacy` carries the streams to an agent that knows
+        no sessions; without it such an agent is refused.
+        """
         self.name = name
-        self.routes: WeakSet[Route] = WeakSet()
-        """Those that lead through it; they are told of every change."""
-        self._plain = False
-        self._changed = asyncio.Event()
+        self.users: WeakSet[PoolUser] = WeakSet()
+        """The routes that lead through this pool; each change wakes them."""
         self._key = key
         self._config = config
+        self._legacy = legacy
+        self._legacy_logged = False
+        self._changed = asyncio.Event()
         self._numbers = itertools.count(1)
         self._tasks: TaskGroup | None = None
         self._running: dict[Tunnel, asyncio.Task[None]] = {}
-        self._reached: dict[Tunnel, tuple[AgentLink, AgentHealth]] = {}
-        self._retired: set[Tunnel] = set()
-        reached = [(way, AgentHealth(way, config.resume_timeout)) for way in ways]
-        self.tunnels = [self._tunnel(*reached[n % len(ways)]) for n in range(max(size, len(ways)))]
+        self._agents: dict[Tunnel, tuple[AgentLink, AgentHealth]] = {}
+        self._retiring: set[Tunnel] = set()
+        agents = [(link, AgentHealth(link, config.resume_timeout)) for link in links]
+        count = max(size, len(links))
+        self.tunnels = [self._tunnel(*agents[n % len(agents)]) for n in range(count)]
+
+    @property
+    def streams(self) -> int:
+        """The number of live streams."""
+        return sum(tunnel.streams for tunnel in self.tunnels)
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the last attempt of a tunnel failed, unless all are up."""
+        return next((tunnel.failure for tunnel in self.tunnels if tunnel.failure), None)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a connection waits for a tunnel."""
+        return any(user.wanted for user in self.users)
 
     def pick(self) -> Carrier | None:
-        """The session for a new stream; None while no tunnel is up."""
-        tunnel = least_loaded(t for t in self.tunnels if t not in self._retired)
-        return tunnel.driver if tunnel else None
+        """Return the carrier for a new stream; None while no tunnel is up."""
+        tunnel = least_loaded(t for t in self.tunnels if t not in self._retiring)
+        return tunnel.carrier if tunnel else None
 
     async def wait_change(self) -> None:
         """Return when a tunnel came up, went down or failed to come up."""
         await self._changed.wait()
 
-    @property
-    def streams(self) -> int:
-        """How many streams live on it."""
-        return sum(tunnel.streams for tunnel in self.tunnels)
-
-    @property
-    def failure(self) -> Exception | None:
-        """Why the last tunnel that tried did not come up."""
-        return next((tunnel.failure for tunnel in self.tunnels if tunnel.failure), None)
+    async def wait_idle(self) -> None:
+        """Return when no stream is left."""
+        while self.streams:
+            for tunnel in list(self.tunnels):
+                await tunnel.wait_idle()
 
     async def run(self) -> None:
-        """Keep every tunnel up; ends with a good-bye to the agent."""
+        """Keep every tunnel up until cancelled; say good-bye to the agents at the end."""
         try:
             async with TaskGroup() as self._tasks:
                 for tunnel in self.tunnels:
@@ -90,70 +114,67 @@ class Pool:
             for tunnel in self.tunnels:
                 tunnel.close()
 
-    @property
-    def wanted(self) -> bool:
-        """Whether a connection waits for a tunnel."""
-        return any(route.wanted for route in self.routes)
-
     def dial_soon(self) -> None:
-        """A connection waits: no tunnel that is down waits for long."""
+        """Shorten the pauses of tunnels that are down: a connection waits."""
         for tunnel in self.tunnels:
             tunnel.dial_soon()
 
     def network_changed(self, *, broken: bool) -> None:
-        """The network or the machine is not what it was: see `Tunnel.network_changed`."""
+        """React to another network or a wake-up of this machine: see `Tunnel.network_changed`."""
         for tunnel in self.tunnels:
             tunnel.network_changed(broken=broken)
 
-    def _tunnel(self, way: AgentLink, reached: AgentHealth) -> Tunnel:
+    def _tunnel(self, link: AgentLink, health: AgentHealth) -> Tunnel:
         tunnel = Tunnel(
             f"{self.name}t{next(self._numbers)}",
-            way,
+            link,
             self._key,
             self._config,
-            reached=reached,
+            health=health,
+            legacy=self._legacy,
             on_change=self._on_change,
-            on_worn=self._succeed,
+            on_ids_low=self._replace,
             wanted=lambda: self.wanted,
         )
-        self._reached[tunnel] = way, reached
+        self._agents[tunnel] = link, health
         return tunnel
 
     def _run(self, tunnel: Tunnel, tasks: TaskGroup) -> None:
         self._running[tunnel] = tasks.create_task(tunnel.run(), name=tunnel.name)
 
-    def _succeed(self, tunnel: Tunnel) -> None:
-        """Have another tunnel, to the same agent, take the new streams of a worn session."""
+    def _replace(self, tunnel: Tunnel) -> None:
+        """Have another tunnel to the same agent take the new streams: the stream ids run out."""
         if self._tasks is None or tunnel not in self._running:
             return
-        successor = self._tunnel(*self._reached[tunnel])
-        logger.info("%s: its stream ids run out; %s takes over", tunnel.name, successor.name)
+        successor = self._tunnel(*self._agents[tunnel])
+        about(logger, tunnel=tunnel.name).info(
+            "its stream ids run out; %s takes over", successor.name
+        )
         self.tunnels.append(successor)
         self._run(successor, self._tasks)
         self._tasks.create_task(self._retire(tunnel, successor), name=tunnel.name)
 
     async def _retire(self, tunnel: Tunnel, successor: Tunnel) -> None:
-        """Make before break: end `tunnel` once its last stream has ended."""
+        """End `tunnel` when its successor is up and its last stream has ended."""
         while not successor.up:
             await self.wait_change()
-        self._retired.add(tunnel)
-        while tunnel.streams:  # noqa: ASYNC110 - once in 2^30 streams
-            await asyncio.sleep(_LOOK_EVERY)
+        self._retiring.add(tunnel)
+        await tunnel.wait_idle()
         self.tunnels.remove(tunnel)
-        self._retired.discard(tunnel)
-        del self._reached[tunnel]
+        self._retiring.discard(tunnel)
+        del self._agents[tunnel]
         self._running.pop(tunnel).cancel()
         tunnel.close()
         self._on_change()
 
     def _on_change(self) -> None:
-        if not self._plain and any(tunnel.plain for tunnel in self.tunnels):
-            self._plain = True
+        if not self._legacy_logged and not all(tunnel.multiplexed for tunnel in self.tunnels):
+            self._legacy_logged = True
             logger.warning(
                 "the agent knows no sessions (it is not krelay's own): each connection has a"
                 " tunnel of its own, and none is resumed"
             )
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        for route in list(self.routes):
-            route.wake()
+        for user in list(self.users):
+            user.wake()

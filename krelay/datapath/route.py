@@ -41,7 +41,7 @@ class Route:
         self._settled_at = 0.0
         self._waiting = 0
         self._pool = pool
-        pool.routes.add(self)
+        pool.users.add(self)
 
     @property
     def pool(self) -> Pool:
@@ -50,9 +50,9 @@ class Route:
 
     @pool.setter
     def pool(self, pool: Pool) -> None:
-        self._pool.routes.discard(self)
+        self._pool.users.discard(self)
         self._pool = pool
-        pool.routes.add(self)
+        pool.users.add(self)
         self.wake()
 
     @property

@@ -1,84 +1,96 @@
-"""Tunnel: last stage of the data path on this side; keeps one session carried to the agent.
+"""Tunnel: last stage of the data path on this side; keeps streams carried to one agent.
 
-A lost tunnel is dialled again, at once at first; the session resumes on it. One that grows old
-hands its session to a new one while it still works.
+A connection that is lost is dialled again, at once at first, and the session is resumed on it. One
+that grows old is replaced while it still works.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from krelay.datapath.agent_health import AgentHealth
-from krelay.datapath.agent_link import AgentLink
-from krelay.datapath.handshake import LegacyAgentError, SessionGoneError, attach
-from krelay.datapath.reconnect import Reconnector
-from krelay.datapath.tunnel_stats import TunnelStats
-from krelay.errors import KrelayError, NotListeningError, PodGoneError
-from krelay.legacy.tunnels import LegacyTunnels
+from krelay.datapath.agent_link import AgentHealth, AgentLink, SessionGoneError
+from krelay.datapath.carrier import (
+    Carrier,
+    LegacyAgentError,
+    LegacyCarrierFactory,
+    SessionCarrier,
+    TunnelStats,
+)
+from krelay.errors import (
+    KrelayError,
+    NotListeningError,
+    PodGoneError,
+    TunnelRefusedError,
+    UnreachableError,
+)
 from krelay.model import SessionConfig
-from krelay.mux.connection import MuxConnection
+from krelay.mux.log import About, about
+from krelay.retry import Backoff, OnceUntilChanged
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
-from krelay.wire.handshake import Welcome
-from krelay.wire.session import Limits, Side
 
 logger = logging.getLogger("krelay.tunnel")
 
-# A tunnel that lasted this long, in seconds, was no failed try: the next one is dialled at once.
+HASTE = 1.0
+"""Longest pause before an attempt while a connection waits for the tunnel, in seconds."""
+# A connection that lasted this long, in seconds, was a success: the next one is dialled at once.
 _STABLE = 5.0
-# Between two rotations, also where the first failed, in seconds.
+# Shortest time between two rotations, also after one that failed, in seconds.
 _BETWEEN_ROTATIONS = 30.0
-# A tunnel that there is reason to doubt gets this long, in seconds, to answer.
-_DOUBT = 2.0
-
-# Seconds between a bug here and the next try.
+# Pause after an internal error, in seconds.
 _AFTER_BUG = 5.0
-
-Carrier = MuxConnection | LegacyTunnels
-"""What opens streams: a session's driver, or plain tunnels where the agent knows no sessions."""
 
 
 class Tunnel:
-    """One session and the tunnels that carry it, one after the other.
+    """Carries streams to one agent by one connection after the other.
 
-    `on_change` is told when it starts and ceases to carry streams, and of each failed try;
-    `on_worn` when its session needs a successor (`Session.ids_low`). `run` lasts until it is
-    cancelled; `close` says good-bye.
+    `run` lasts until it is cancelled; `close` says good-bye to the agent.
     """
 
     def __init__(
         self,
         name: str,
-        way: AgentLink,
+        link: AgentLink,
         key: bytes,
         config: SessionConfig,
         *,
-        reached: AgentHealth,
+        health: AgentHealth,
         on_change: Callable[[], None],
-        on_worn: Callable[[Tunnel], None] | None = None,
-        wanted: Callable[[], bool] | None = None,
+        on_ids_low: Callable[[Tunnel], None],
+        wanted: Callable[[], bool],
+        legacy: LegacyCarrierFactory | None = None,
     ) -> None:
-        """`reached` is shared by the tunnels of a way; `wanted` says whether a connection waits."""
+        """Tunnels to the same agent share `health`.
+
+        `on_change` is called when the tunnel comes up or goes down, and after each failed attempt;
+        `on_ids_low` when its session needs a successor (`Session.ids_low`). `wanted` returns
+        whether a connection waits for a tunnel.
+        """
         self.name = name
-        self.driver: Carrier | None = None
+        self.carrier: Carrier | None = None
         self.failure: Exception | None = None
         self._config = config
-        self._way = way
+        self._link = link
         self._key = key
-        self._reached = reached
+        self._health = health
+        self._legacy = legacy
         self._on_change = on_change
-        self._on_worn = on_worn
+        self._on_ids_low = on_ids_low
         self._loop = asyncio.get_running_loop()
+        self._log = about(logger, tunnel=name)
+        self._failures = OnceUntilChanged()
         self._stats = TunnelStats()
-        self._resume: Welcome | None = None
-        self._lost = True
-        self._trying = Reconnector(name, way, wanted)
+        self._session: SessionCarrier | None = None
+        self._connected = False
         self._rotating = False
-        self._over: asyncio.TimerHandle | None = None
+        self._reconnector = Reconnector(self._log, link, wanted)
+        self._grace: asyncio.TimerHandle | None = None
+        self._idle = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Tunnel {self.name} {'up' if self.up else 'down'}>"
@@ -86,251 +98,359 @@ class Tunnel:
     @property
     def up(self) -> bool:
         """Whether it takes new streams now."""
-        return self.driver is not None and self.driver.ready
+        return self.carrier is not None and self.carrier.ready
 
     @property
-    def plain(self) -> bool:
-        """Whether its agent knows no sessions."""
-        return isinstance(self.driver, LegacyTunnels)
+    def multiplexed(self) -> bool:
+        """Whether its streams share one connection, as far as its agent is known."""
+        return self.carrier is None or self.carrier.multiplexed
 
     @property
     def streams(self) -> int:
-        """How many streams live on it."""
-        return self.driver.count if self.driver is not None else 0
+        """The number of live streams."""
+        return self.carrier.count if self.carrier is not None else 0
 
     @property
     def load(self) -> int:
-        """What waits or is under way on it, in bytes or nearly so."""
-        return self.driver.load if self.driver is not None else 0
+        """Bytes that wait or are in flight, or a number that compares like them."""
+        return self.carrier.load if self.carrier is not None else 0
+
+    @property
+    def rtt(self) -> float | None:
+        """The round trip to the agent in seconds, if it is known."""
+        return self.carrier.rtt if self.carrier is not None else None
 
     @property
     def stats(self) -> TunnelStats:
-        """What became of its tunnels up to now."""
-        return self._stats.with_(self.driver)
+        """What it has counted so far."""
+        stats = self._stats.copy()
+        if self.carrier is not None:
+            self.carrier.add_to(stats)
+        return stats
 
     async def run(self) -> None:
-        """Dial, keep, dial again, whatever fails."""
+        """Connect and reconnect until cancelled, whatever fails."""
         while True:
             try:
-                await self._once()
-                await self._trying.pause(self.failure)
+                await self._attempt()
+                await self._reconnector.pause(self.failure)
             except Exception:
-                # Let through, it would end every forward.
-                logger.exception("%s: internal error", self.name)
+                # An error that left this task would end every forward.
+                self._log.exception("internal error")
                 await asyncio.sleep(_AFTER_BUG)
 
-    async def _once(self) -> None:
+    async def wait_idle(self) -> None:
+        """Return when no stream is left."""
+        while self.streams:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def network_changed(self, *, broken: bool) -> None:
+        """React to another network or a wake-up of this machine.
+
+        `broken`: connections and dials from before are of no use, so new ones replace them.
+        Otherwise a connection gets a moment to prove itself. A tunnel that is down is dialled now.
+        """
+        if broken:
+            self._reconnector.restart()
+        if self.carrier is None or not self.up or (broken and self.carrier.multiplexed):
+            self._reconnector.retry_now()
+        else:
+            self.carrier.network_changed(broken=broken)
+
+    def dial_soon(self) -> None:
+        """Shorten the pause before the next attempt: a connection waits for a tunnel."""
+        if not self.up:
+            self._reconnector.dial_soon()
+
+    def close(self) -> None:
+        """Say good-bye to the agent and reset what still lives."""
+        self._stop_grace()
+        self._end_carrier(ErrorCode.GOING_AWAY, "the client ends")
+
+    # -- one connection ------------------------------------------------------------------------
+
+    async def _attempt(self) -> None:
+        """Connect, and carry streams until the connection is lost."""
         try:
-            await self._reached.give_up(self.failure)
-            await self._trying.dialled(self._connect)
-        except LegacyAgentError:
-            await self._run_plain()
+            await self._health.abandon_if_lost(self.failure)
+            await self._reconnector.connect(self._connect)
+        except LegacyAgentError as exc:
+            await self._run_legacy(exc)
         except Exception as exc:
-            self._failed(exc)
+            self._attempt_failed(exc)
         else:
             up_at = self._loop.time()
-            self.failure = None
+            self._clear_failure()
             self._on_change()
             await self._carry()
             self._on_change()
             if self._loop.time() - up_at >= _STABLE:
-                self._trying.worked()
-
-    def network_changed(self, *, broken: bool) -> None:
-        """The network or the machine is not what it was. `sure`: what is up, or being dialled, is
-        of no use any more, so that another takes over; else it gets a moment to prove itself. One
-        that is down is tried again now."""
-        if broken:
-            self._trying.restart()
-        if broken and isinstance(self.driver, LegacyTunnels):
-            self.driver.lose()  # what lives on it has no session that could be carried on
-        elif broken or not self.up:
-            self._trying.retry_now()
-        elif isinstance(self.driver, MuxConnection):
-            self.driver.verify_within(_DOUBT)
-
-    def dial_soon(self) -> None:
-        """A connection waits for a tunnel: the next try is not far."""
-        if not self.up:
-            self._trying.dial_soon()
-
-    def close(self) -> None:
-        """Say good-bye and cut what still lives."""
-        self._still_good()
-        driver, self.driver = self.driver, None
-        if driver is not None:
-            driver.close(ErrorCode.GOING_AWAY, "the client ends")
-            self._stats.add(driver)
-
-    # -- one tunnel ----------------------------------------------------------------------------
+                self._reconnector.reset_backoff()
 
     async def _connect(self) -> None:
-        """A new tunnel carries the session, or a new session if there is none."""
-        config = self._config
-        driver = self.driver
-        if driver is None or isinstance(driver, LegacyTunnels) or driver.closed:
-            self._resume = None
-            limits = Limits(
-                replay=config.resume_buffer,
-                ping_interval=config.ping,
-                ping_timeout=config.ping_timeout,
-            )
-            driver = MuxConnection(
-                Side.CLIENT,
-                self.name,
-                limits=limits,
-                on_detached=self._detached,
-                on_ids_low=self._worn,
-            )
-        former = self._resume
+        """Resume the session on a new connection, or begin one."""
+        session = self._session or SessionCarrier(
+            self.name,
+            self._config,
+            on_detached=self._detached,
+            on_idle=self._idle.set,
+            on_ids_low=lambda: self._on_ids_low(self),
+        )
+        resumes = session.begun
         try:
-            self._resume = await attach(driver, self._way, self._key, former)
+            await session.connect(self._link, self._key)
         except (SessionGoneError, ProtocolError) as exc:
             self._drop_session(str(exc))
             raise
-        self._still_good()
-        self._reached.by(self)
-        self._lost = not driver.attached
-        if self._lost:  # in the very turn of the loop in which it came up
-            self._adrift()
-        # The end of the former tunnel may be why: it is no reason to look again.
-        self._trying.settle()
-        self.driver = driver
+        self._stop_grace()
+        self._health.connected(self)
+        self._connected = session.attached
+        if not self._connected:  # it was lost in the turn of the loop in which it came up
+            self._start_grace()
+        # The end of the former connection may have set it: it is no reason to dial again.
+        self._reconnector.clear_hint()
+        self.carrier = self._session = session
         self._stats.connects += 1
-        self._stats.resumed += former is not None
-        logger.info("%s: tunnel %s", self.name, "resumed" if former else "up")
+        self._stats.resumed += resumes
+        self._log.info("tunnel %s", "resumed" if resumes else "up")
 
     async def _carry(self) -> None:
-        """Until the tunnel is lost; before it grows old, another takes over."""
-        while not self._lost:
-            await self._trying.nudged(self._best_before())
-            while not self._lost and not await self._rotate():
-                await self._trying.nudged(min(self._config.max_age, _BETWEEN_ROTATIONS))
-        self._trying.settle()
+        """Return when the connection is lost; replace it before it grows old."""
+        while self._connected:
+            await self._reconnector.wait_hint(self._best_before())
+            while self._connected and not await self._rotate():
+                await self._reconnector.wait_hint(min(self._config.max_age, _BETWEEN_ROTATIONS))
+        self._reconnector.clear_hint()
 
     async def _rotate(self) -> bool:
-        """Make before break: what fails here leaves the session where it is."""
+        """Replace the connection while it works; return whether that succeeded."""
         self._rotating = True
         try:
-            await self._trying.dialled(self._connect)
+            await self._reconnector.connect(self._connect)
         except Exception as exc:
-            known = self._lost or str(exc) == str(self.failure)
-            level = logging.DEBUG if known else logging.WARNING
-            why = str(exc) or type(exc).__name__
-            bug = _is_bug(exc) and not known
-            logger.log(level, "%s: no tunnel to take over: %s", self.name, why, exc_info=bug)
-            if not self._lost:
-                self.failure = exc
+            new = self._connected and self._note_failure(exc)
+            self._log_failure("no tunnel to take over", exc, new=new)
             return False
         else:
-            self.failure = None
             self._stats.rotated += 1
+            self._clear_failure()
             self._on_change()
             return True
         finally:
             self._rotating = False
 
     def _best_before(self) -> float:
-        """Seconds until another tunnel is to take over."""
-        # Not all at once: those that came up together need not go together.
+        """Return the seconds until another connection should take over."""
+        # Connections that came up together should not be replaced together.
         max_age = self._config.max_age * random.uniform(0.9, 1.0)
-        left = self._way.expires - time.time() + 1.0
+        left = self._link.expires - time.time() + 1.0
         return max(min(max_age, left), min(max_age, _BETWEEN_ROTATIONS))
 
-    async def _run_plain(self) -> None:
-        """Go on without a session, until the agent is lost."""
-        self._drop_session("the agent knows no sessions")
-        driver = self.driver = LegacyTunnels(self.name, self._way.dial)
-        self.failure = None
-        self._reached.by(self)
+    async def _run_legacy(self, exc: LegacyAgentError) -> None:
+        """Carry streams without a session until the agent is lost."""
+        if self._legacy is None:
+            self._attempt_failed(TunnelRefusedError(str(exc)))
+            return
+        self._drop_session(str(exc))
+        carrier = self.carrier = self._legacy(self.name, self._link, self._idle.set)
+        self._health.connected(self)
         try:
             async with TaskGroup() as tasks:
-                running = tasks.create_task(driver.run(), name=self.name)
+                running = tasks.create_task(carrier.run(), name=self.name)
                 # It opens streams from when it runs.
                 await asyncio.sleep(0)
+                self._clear_failure()
                 self._on_change()
-            self._failed(running.result())
+            self._attempt_failed(running.result())
         finally:
-            if self.driver is driver:
-                self.driver = None
-                self._stats.add(driver)
+            if self.carrier is carrier:
+                self.carrier = None
+                carrier.add_to(self._stats)
             self._on_change()
 
-    def _worn(self) -> None:
-        if self._on_worn is not None:
-            self._on_worn(self)
-
-    # -- what is lost --------------------------------------------------------------------------
+    # -- ends and failures ---------------------------------------------------------------------
 
     def _detached(self, exc: Exception | None) -> None:
-        """The tunnel is lost; None: its session with it."""
-        self._lose()  # first: it is dialled again whatever fails here
+        """Handle the loss of the connection; None: its session is lost with it."""
+        self._disconnected()  # first: it is dialled again whatever fails here
         if exc is None:
             self._forget_session()
+            self._clear_failure()
         else:
-            self._adrift()
-        self.failure = exc
-        # The end of a tunnel that is being replaced is no news.
+            self._start_grace()
+            self._note_failure(exc)
+        # The end of a connection that is being replaced is no news.
         level = logging.DEBUG if self._rotating else logging.WARNING
-        logger.log(level, "%s: tunnel lost: %s", self.name, exc or "protocol error")
+        self._log.log(level, "tunnel lost: %s", exc or "protocol error")
 
-    def _lose(self) -> None:
-        self._lost = True
-        self._trying.retry_now()
+    def _disconnected(self) -> None:
+        self._connected = False
+        self._reconnector.retry_now()
 
-    def _adrift(self) -> None:
-        self._reached.lost(self)
-        if self._over is None:
-            self._over = self._loop.call_later(self._config.resume_timeout, self._expire)
+    def _start_grace(self) -> None:
+        self._health.disconnected(self)
+        if self._grace is None:
+            self._grace = self._loop.call_later(self._config.resume_timeout, self._grace_over)
 
-    def _expire(self) -> None:
-        self._over = None
-        self._drop_session(
-            f"no tunnel for {self._config.resume_timeout:g} s (tunnel.resumeTimeout)"
-        )
+    def _stop_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+
+    def _grace_over(self) -> None:
+        self._grace = None
+        self._drop_session(f"no tunnel for {self._config.resume_timeout:g} s (tunnel.resumeTimeout)")
         self._on_change()
 
-    def _still_good(self) -> None:
-        """The session is carried, or over: no end of its grace to wait for."""
-        if self._over is not None:
-            self._over.cancel()
-            self._over = None
-
     def _drop_session(self, why: str) -> None:
-        driver = self.driver
-        if driver is not None:
-            logger.warning(
-                "%s: session lost, %d streams are reset: %s", self.name, driver.count, why
-            )
+        if self.carrier is not None:
+            self._log.warning("session lost, %d streams are reset: %s", self.streams, why)
         self._forget_session()
 
     def _forget_session(self) -> None:
-        self._still_good()
-        driver, self.driver = self.driver, None
-        self._reached.lost(self)
-        self._lose()
-        if driver is not None:
-            driver.close(ErrorCode.RESET)
-            self._stats.add(driver)  # with what its end has lost
+        self._stop_grace()
+        self._health.disconnected(self)
+        self._disconnected()
+        self._end_carrier(ErrorCode.RESET)
 
-    def _failed(self, exc: Exception) -> None:
-        # A pod runs before its agent listens; if it never does, the forwards' states tell it.
-        known = isinstance(exc, NotListeningError) or str(exc) == str(self.failure)
-        level = logging.DEBUG if known else logging.WARNING
-        # A bug in a transport is one failed try.
-        bug = _is_bug(exc) and not known
-        logger.log(
-            level, "%s: no tunnel: %s", self.name, str(exc) or type(exc).__name__, exc_info=bug
-        )
-        self.failure = exc
+    def _end_carrier(self, code: ErrorCode, message: str = "") -> None:
+        carrier, self.carrier, self._session = self.carrier, None, None
+        if carrier is not None:
+            carrier.close(code, message)
+            carrier.add_to(self._stats)  # with the datagrams that its end has lost
+        self._idle.set()
+
+    def _attempt_failed(self, exc: Exception) -> None:
+        # A pod runs before its agent listens. If it never does, the forwards' states say so.
+        new = self._note_failure(exc) and not isinstance(exc, NotListeningError)
+        self._log_failure("no tunnel", exc, new=new)
         if isinstance(exc, PodGoneError):
             self._drop_session(str(exc))
-        self._reached.missed(exc)
+        self._health.attempt_failed(exc)
         self._on_change()
+
+    def _note_failure(self, exc: Exception) -> bool:
+        """Keep a failure; return whether it differs from the last one."""
+        self.failure = exc
+        return self._failures.is_new(exc)
+
+    def _clear_failure(self) -> None:
+        self.failure = None
+        self._failures.clear()
+
+    def _log_failure(self, what: str, exc: Exception, *, new: bool) -> None:
+        level = logging.WARNING if new else logging.DEBUG
+        why = str(exc) or type(exc).__name__
+        # A bug in a transport is one failed attempt, and is logged with its traceback.
+        self._log.log(level, "%s: %s", what, why, exc_info=new and _is_bug(exc))
+
+
+class Reconnector:
+    """Decides when a tunnel is dialled: at once, after a growing delay, or on a hint."""
+
+    def __init__(self, log: About, link: AgentLink, wanted: Callable[[], bool]) -> None:
+        """`wanted` returns whether a connection waits for the tunnel."""
+        self._log = log
+        self._link = link
+        self._wanted = wanted
+        self._backoff = Backoff()
+        self._hint = asyncio.Event()
+        self._dial_timeout: asyncio.Timeout | None = None
+        self._pause: asyncio.Timeout | None = None
+        self._shortened = False
+
+    def retry_now(self) -> None:
+        """End the present wait: another attempt may succeed now."""
+        self._hint.set()
+
+    def clear_hint(self) -> None:
+        """Forget a `retry_now` that was not waited for."""
+        self._hint.clear()
+
+    def reset_backoff(self) -> None:
+        """Make the next pause zero."""
+        self._backoff.reset()
+
+    async def connect(self, dial: Callable[[], Awaitable[None]]) -> None:
+        """Run `dial`, again whenever `restart` is called meanwhile. Raises what `dial` raises."""
+        while True:
+            timeout = self._dial_timeout = asyncio.timeout(None)
+            try:
+                async with timeout:
+                    return await dial()
+            except TimeoutError:
+                if not timeout.expired():
+                    raise
+                self._log.debug("the dial starts again")
+            finally:
+                self._dial_timeout = None
+
+    def restart(self) -> None:
+        """Cancel the dial in progress, if any, and begin another."""
+        if self._dial_timeout is not None and not self._dial_timeout.expired():
+            self._dial_timeout.reschedule(0.0)
+
+    def dial_soon(self) -> None:
+        """Shorten the present pause, once: a connection waits."""
+        pause = self._pause
+        if pause is None or self._shortened or pause.expired():
+            return
+        self._shortened = True
+        sooner = asyncio.get_running_loop().time() + self._short_delay()
+        when = pause.when()
+        if when is not None and sooner < when:
+            pause.reschedule(sooner)
+
+    async def pause(self, failure: Exception | None) -> None:
+        """Wait until the next attempt.
+
+        The wait is short if a connection waits. If `failure` says that the API server could not be
+        reached, the wait ends when it can be.
+        """
+        delay = self._backoff.delay()
+        self._shortened = self._wanted()
+        if self._shortened:
+            delay = min(delay, self._short_delay())
+        async with TaskGroup() as tasks:
+            probing = tasks.create_task(self._wait_reopened(failure))
+            try:
+                async with asyncio.timeout(delay) as self._pause:
+                    await self._hint.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._pause = None
+            self._hint.clear()
+            probing.cancel()
+
+    async def wait_hint(self, timeout: float) -> None:
+        """Return on a hint, or after `timeout` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._hint.wait()
+        self._hint.clear()
+
+    @staticmethod
+    def _short_delay() -> float:
+        return random.uniform(HASTE / 2, HASTE)
+
+    async def _wait_reopened(self, failure: Exception | None) -> None:
+        if not isinstance(failure, UnreachableError):
+            return
+        try:
+            await self._link.reachable_again()
+        except (KrelayError, OSError) as exc:
+            self._log.debug("cannot probe the API server: %s", exc)
+        except Exception:
+            # Only a probe: an error that left this task would end every forward.
+            self._log.exception("cannot probe the API server")
+        else:
+            self.retry_now()
 
 
 def _is_bug(exc: Exception) -> bool:
-    """Whether nobody expects it; that there is no memory or thread for a moment, everybody does."""
+    """Return whether an error is unexpected. A lack of memory or threads is not."""
     if isinstance(exc, RuntimeError):
-        return "start new thread" not in str(exc)
-    return not isinstance(exc, KrelayError | OSError | WireError | LegacyAgentError | MemoryError)
+        return "start new thread" not in str(exc)  # CPython has no type for it
+    return not isinstance(exc, KrelayError | OSError | WireError | MemoryError)

@@ -63,6 +63,8 @@ class MuxConnection:
         """Datagrams that the other end has lost, as its last LOST frame says."""
         self.on_detached = on_detached
         self.on_go_away = on_go_away
+        self.on_idle: Callable[[], None] | None = None
+        """Called after a flush when no stream is left, maybe repeatedly."""
         self._on_open = on_open
         self._on_ids_low = on_ids_low
         self._transport: asyncio.Transport | None = None
@@ -231,6 +233,8 @@ class MuxConnection:
             while session.writable:
                 stream = session.writable.pop()
                 self._call(stream, "on_writable")
+        if self.on_idle is not None and not session.streams:
+            self.on_idle()
         self._arm()
 
     def _dispatch(self, events: list[Event]) -> None:

@@ -185,8 +185,8 @@ class Health:
     def _proved(self, at: float) -> None:
         self._proved_at = at
         self._since = math.nextafter(at, math.inf)
-        plain = any(tunnel.plain for tunnel in self._forward.route.pool.tunnels)
-        due = at + (PLAIN_INTERVAL if plain else INTERVAL) * random.uniform(1.0, 1.1)
+        costly = not all(t.multiplexed for t in self._forward.route.pool.tunnels)
+        due = at + (PLAIN_INTERVAL if costly else INTERVAL) * random.uniform(1.0, 1.1)
         self._due = math.ceil(due / TICK) * TICK
         self._tries = 0
         if self._verdict is not True:

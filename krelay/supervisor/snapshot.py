@@ -12,7 +12,6 @@ from krelay.agents.group import AgentGroup
 from krelay.config.diff import group_of
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.tunnel import Tunnel
-from krelay.legacy.tunnels import LegacyTunnels
 from krelay.model import Config, Kind
 from krelay.state.error_codec import to_json
 from krelay.state.snapshot import (
@@ -141,13 +140,12 @@ def _agent(group: AgentGroup) -> AgentState:
 
 
 def _tunnel(tunnel: Tunnel) -> TunnelState:
-    driver, stats = tunnel.driver, tunnel.stats
-    rtt = None if driver is None or isinstance(driver, LegacyTunnels) else driver.session.rtt
+    stats = tunnel.stats
     return TunnelState(
         name=tunnel.name,
         up=tunnel.up,
         streams=tunnel.streams,
-        rtt=rtt or None,
+        rtt=tunnel.rtt,
         connects=stats.connects,
         resumed=stats.resumed,
         rotated=stats.rotated,

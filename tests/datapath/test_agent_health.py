@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from krelay.datapath.agent_health import AgentHealth
-from krelay.datapath.handshake import SessionGoneError
+from krelay.datapath.agent_link import AgentHealth, SessionGoneError
 from krelay.errors import (
     NotListeningError,
     PodGoneError,
@@ -28,45 +27,45 @@ SHUT = NotListeningError("not yet")
 
 
 async def test_one_that_nobody_reaches_is_given_up_once() -> None:
-    reached, link = made()
-    await reached.give_up(SHUT)
+    health, link = made()
+    await health.abandon_if_lost(SHUT)
     assert not link.abandoned  # nobody has tried
-    reached.missed(SHUT)
-    await reached.give_up(SHUT)
-    await reached.give_up(SHUT)  # another tunnel's: by now there may be another agent
-    assert link.abandoned == ["no tunnel for 0 s (tunnel.grace)"]
-    reached.missed(SHUT)
-    await reached.give_up(SHUT)
+    health.attempt_failed(SHUT)
+    await health.abandon_if_lost(SHUT)
+    await health.abandon_if_lost(SHUT)  # another tunnel's: by now there may be another agent
+    assert link.abandoned == ["no tunnel for 0 s (tunnel.resumeTimeout)"]
+    health.attempt_failed(SHUT)
+    await health.abandon_if_lost(SHUT)
     assert len(link.abandoned) == 2
 
 
 async def test_one_that_another_tunnel_reaches_is_kept() -> None:
-    reached, link = made()
-    reached.by("one")
-    reached.by("two")
-    reached.lost("one")
-    reached.missed(SHUT)
-    await reached.give_up(SHUT)
+    health, link = made()
+    health.connected("one")
+    health.connected("two")
+    health.disconnected("one")
+    health.attempt_failed(SHUT)
+    await health.abandon_if_lost(SHUT)
     assert not link.abandoned
-    reached.lost("two")
-    reached.lost("one")
-    await reached.give_up(SHUT)
+    health.disconnected("two")
+    health.disconnected("one")
+    await health.abandon_if_lost(SHUT)
     assert link.abandoned
 
 
 async def test_one_that_was_reached_meanwhile_is_kept() -> None:
-    reached, link = made()
-    reached.missed(SHUT)
-    reached.by("one")
-    reached.lost("two")
-    await reached.give_up(SHUT)
+    health, link = made()
+    health.attempt_failed(SHUT)
+    health.connected("one")
+    health.disconnected("two")
+    await health.abandon_if_lost(SHUT)
     assert not link.abandoned
 
 
 async def test_it_takes_the_grace() -> None:
-    reached, link = made(3600.0)
-    reached.missed(SHUT)
-    await reached.give_up(SHUT)
+    health, link = made(3600.0)
+    health.attempt_failed(SHUT)
+    await health.abandon_if_lost(SHUT)
     assert not link.abandoned
 
 
@@ -74,10 +73,10 @@ async def test_it_takes_the_grace() -> None:
     "failure", [UnreachableError("no network"), TunnelRefusedError("wrong key"), OSError(), None]
 )
 async def test_another_reason_is_not_the_agent_s_fault(failure: Exception | None) -> None:
-    reached, link = made()
-    reached.missed(failure or SHUT)
-    await reached.give_up(failure)
-    await reached.give_up(SHUT)  # another grace begins, with the next failure
+    health, link = made()
+    health.attempt_failed(failure or SHUT)
+    await health.abandon_if_lost(failure)
+    await health.abandon_if_lost(SHUT)  # another grace begins, with the next failure
     assert not link.abandoned
 
 
@@ -85,10 +84,10 @@ async def test_another_reason_is_not_the_agent_s_fault(failure: Exception | None
 async def test_another_agent_and_one_that_answers_have_a_grace_of_their_own(
     failure: Exception,
 ) -> None:
-    reached, link = made()
-    reached.missed(SHUT)
-    reached.missed(failure)
-    await reached.give_up(SHUT)
+    health, link = made()
+    health.attempt_failed(SHUT)
+    health.attempt_failed(failure)
+    await health.abandon_if_lost(SHUT)
     assert not link.abandoned
 
 
@@ -105,10 +104,11 @@ async def test_a_tunnel_that_cannot_come_up_again_costs_its_sibling_nothing() ->
             one, two = path.pool.tunnels
             idle = two if one.streams else one
             path.link.blocked = True
-            driver, dials = idle.driver, path.link.dials
-            driver._transport.abort()  # type: ignore[union-attr]
+            transport, dials = rig.connection(idle)._transport, path.link.dials
+            assert transport is not None
+            transport.abort()
             # Long after the grace: its session is over, and more than one try has failed since.
-            await rig.until(lambda: idle.driver is None)
+            await rig.until(lambda: idle.carrier is None)
             over = path.link.dials
             await rig.until(lambda: path.link.dials >= max(over, dials) + 3)
             assert not path.link.abandoned
@@ -136,7 +136,7 @@ async def test_an_ordinary_cut_after_a_long_one_abandons_nobody(
             return await real(protocol)
 
         path.link.cut(blocked=True)
-        await rig.until(lambda: tunnel.driver is None and path.link.abandoned)
+        await rig.until(lambda: tunnel.carrier is None and path.link.abandoned)
         path.link.blocked = False
         path.link.dial = slow  # type: ignore[method-assign]
         await rig.until(lambda: tunnel.up)
@@ -163,4 +163,4 @@ async def test_one_that_comes_up_and_is_cut_in_one_turn_has_a_grace_nonetheless(
         path.link.dial = cut_at_once  # type: ignore[method-assign]
         path.link.cut()
         await rig.until(lambda: tunnel.stats.connects == 2)
-        await rig.until(lambda: tunnel.driver is None)
+        await rig.until(lambda: tunnel.carrier is None)

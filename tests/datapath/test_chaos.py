@@ -23,6 +23,7 @@ from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.frames import Buffer
 from krelay.wire.header import TCP, UDP, Header
+from tests import rig
 from tests.clock import JumpingLoop
 from tests.datapath.faulty import FaultyAgent, FaultyLink
 from tests.rig import KEY
@@ -193,12 +194,12 @@ class Story:
         self.halves[f"s{number}"] = far
         header = Header(UDP if kind is Flow else TCP, f"s{number}", 80)
         while True:
-            driver = self.pool.pick()
-            if driver is None:
+            carrier = self.pool.pick()
+            if carrier is None:
                 await self.pool.wait_change()
                 continue
             try:
-                stream = driver.open(header, near)
+                stream = carrier.open(header, near)
             except ProtocolError:
                 await asyncio.sleep(1.0)
                 continue
@@ -360,7 +361,9 @@ async def tell(seed: int) -> None:
             story.judge()
 
             def drivers() -> list[object]:
-                return [t.driver for t in story.pool.tunnels] + list(story.agent.drivers)
+                return [t.carrier and rig.connection(t) for t in story.pool.tunnels] + list(
+                    story.agent.drivers
+                )
 
             def at_rest() -> bool:
                 return all(
@@ -409,9 +412,9 @@ async def stall(chance: random.Random) -> float:
         near.other, far.other, story.halves["s0"] = far, near, far
         for half in (near, far):
             half.due, half.lazy = chance.randbytes(12 << 20), 0.0
-        driver = story.pool.pick()
-        assert driver is not None
-        near.begin(driver.open(Header(TCP, "s0", 80), near))  # type: ignore[arg-type]
+        carrier = story.pool.pick()
+        assert carrier is not None
+        near.begin(carrier.open(Header(TCP, "s0", 80), near))  # type: ignore[arg-type]
         story.chance = random.Random(1)
         await asyncio.sleep(chance.uniform(0.5, 4.0))
         story.link.choke(True)

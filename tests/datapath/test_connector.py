@@ -40,9 +40,8 @@ async def test_without_an_endpoint_or_a_tunnel_there_is_none() -> None:
 
 async def test_a_full_session_is_a_protocol_error_also_for_who_waited() -> None:
     async with rig.path() as path:
-        driver = path.pool.pick()
-        assert driver is not None
-        driver.session.limits = Limits(streams=0)
+        connection = rig.connection(path.pool)
+        connection.session.limits = Limits(streams=0)
         with pytest.raises(ProtocolError) as caught:
             open_now(path.route(80), Protocol.TCP, TcpRelay())
         assert caught.value.code == ErrorCode.LIMIT
@@ -109,13 +108,13 @@ async def test_whatever_fails_is_told_to_the_one_that_asked(
     async with rig.path() as path:
         route = path.route(None if wait else 80)
         forwarding = TcpListener("web", route, path.tasks, open_timeout=3600.0)
-        driver = path.pool.pick()
-        assert driver is not None
+        carrier = path.pool.pick()
+        assert carrier is not None
 
         def fail(*_: object) -> None:
             raise struct.error("a bug")
 
-        monkeypatch.setattr(driver, "open", fail)
+        monkeypatch.setattr(carrier, "open", fail)
         opener = StreamRequester()
         StreamRequest(forwarding, Protocol.TCP, opener).start()
         if wait:

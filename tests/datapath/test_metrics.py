@@ -117,9 +117,9 @@ async def _lost_before_the_answer(port: int) -> None:
         listener = await path.tcp(port)
         async with rig.connect(rig.port_of(listener)) as (reader, _):
             await rig.until(lambda: path.streams[0] == 1)
-            driver = path.pool.pick()
-            assert driver is not None
-            driver.close(ErrorCode.RESET)
+            carrier = path.pool.pick()
+            assert carrier is not None
+            carrier.close(ErrorCode.RESET)
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         assert listener.metrics.results == {"no_stream": 1}
@@ -177,9 +177,8 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert counts.drops == {metrics.EARLY: 2, metrics.UNROUTED: udp_module._EARLY_DATAGRAMS}
         route.update(Resolution(Protocol.UDP, Endpoint(rig.HOST, target)))
         assert await rig.recv(two) == b"x"
-        driver = path.pool.pick()
-        assert driver is not None
-        driver.session._send_queue._max_datagrams = 0
+        connection = rig.connection(path.pool)
+        connection.session._send_queue._max_datagrams = 0
         two.send(b"x")
         await rig.until(lambda: counts.drops[metrics.BACKLOG] == 1)
         impatient = await path.udp(path.route(None), open_timeout=0.0)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.datapath import pool as module
 from krelay.datapath.pool import Pool, least_loaded
 from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
-from krelay.mux.connection import MuxConnection
 from krelay.wire.session import LOW_ID, MAX_ID
 from tests import rig
 
@@ -34,7 +31,7 @@ def test_the_first_of_the_least_loaded_that_are_up(tunnels: list[Load]) -> None:
         assert picked is None
     else:
         least = min(tunnel.load for tunnel in up)
-        assert picked is next(tunnel for tunnel in up if tunnel.load == least)  # type: ignore[comparison-overlap]
+        assert picked is next(tunnel for tunnel in up if tunnel.load == least)
 
 
 async def test_streams_spread_over_the_tunnels() -> None:
@@ -42,8 +39,7 @@ async def test_streams_spread_over_the_tunnels() -> None:
         port = rig.port_of(await path.tcp(target))
         writers = [(await asyncio.open_connection(rig.HOST, port))[1] for _ in range(30)]
         await rig.until(lambda: path.streams == (30, 30))
-        drivers = [t.driver for t in path.pool.tunnels]
-        counts = [len(d.session.streams) for d in drivers if isinstance(d, MuxConnection)]
+        counts = [len(rig.connection(t).session.streams) for t in path.pool.tunnels]
         assert counts == [10, 10, 10]
         for writer in writers:
             rig.rst(writer)
@@ -57,7 +53,7 @@ async def test_a_tunnel_that_is_down_gets_none() -> None:
         path.link.transports[0].abort()
         await rig.until(lambda: not first.up or not second.up)
         left = first if first.up else second
-        assert path.pool.pick() is left.driver
+        assert path.pool.pick() is left.carrier
 
 
 async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_comes_up() -> None:
@@ -87,28 +83,24 @@ async def test_the_end_says_good_bye() -> None:
         await rig.until(lambda: len(server.sessions) == 0)
 
 
-async def test_a_session_is_replaced_before_its_ids_run_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_session_is_replaced_before_its_ids_run_out() -> None:
     """New streams go to the next one as soon as it is there; those that live stay, also when their
     tunnel breaks, until the last has ended."""
-    monkeypatch.setattr(module, "_LOOK_EVERY", 0.005)
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (old,) = path.pool.tunnels
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
-            assert isinstance(old.driver, MuxConnection)
-            old.driver.session._next_id = LOW_ID - 1
+            rig.connection(old).session._next_id = LOW_ID - 1
             path.link.blocked = True
             assert await rig.exchange(port, b"the first") == b"the first"
             assert await rig.exchange(port, b"another") == b"another"
             await rig.until(lambda: len(path.pool.tunnels) == 2)
-            assert path.pool.pick() is old.driver
+            assert path.pool.pick() is old.carrier
             path.link.blocked = False
             new = path.pool.tunnels[1]
-            await rig.until(lambda: path.pool.pick() is new.driver is not None)
+            await rig.until(lambda: path.pool.pick() is new.carrier is not None)
             for _ in range(2):
                 writer.write(b"b")
                 assert await reader.readexactly(1) == b"b"
@@ -124,8 +116,7 @@ async def test_a_session_without_ids_opens_none_and_the_next_does() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (old,) = path.pool.tunnels
-        assert isinstance(old.driver, MuxConnection)
-        old.driver.session._next_id = MAX_ID
+        rig.connection(old).session._next_id = MAX_ID
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"

@@ -8,7 +8,6 @@ import socket
 from collections.abc import Callable
 
 import pytest
-from krelay.mux.driver import Driver
 
 from krelay.datapath import probe as module
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
@@ -112,9 +111,8 @@ async def test_no_way_is_no_failure_of_the_target() -> None:
 
 async def test_a_session_that_is_full() -> None:
     async with rig.path() as path:
-        driver = path.pool.pick()
-        assert isinstance(driver, Driver)
-        driver.session.limits = Limits(streams=0)
+        connection = rig.connection(path.pool)
+        connection.session.limits = Limits(streams=0)
         assert (await fails(path, DIAL, 1)).code is ErrorCode.LIMIT
 
 
@@ -128,9 +126,9 @@ async def _lost_meanwhile(port: int) -> None:
         async with asyncio.TaskGroup() as tasks:
             probing = tasks.create_task(fails(path, DIAL, port))
             await rig.until(lambda: path.streams[0] == 1)
-            driver = path.pool.pick()
-            assert isinstance(driver, Driver)
-            driver.close(ErrorCode.RESET)
+            carrier = path.pool.pick()
+            assert carrier is not None
+            carrier.close(ErrorCode.RESET)
         assert str(probing.result()) == "the connection was reset"
 
 

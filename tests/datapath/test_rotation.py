@@ -7,11 +7,11 @@ import time
 
 import pytest
 
+from krelay.datapath import carrier
 from krelay.datapath import tunnel as module
 from krelay.datapath.pool import Pool
 from krelay.errors import TunnelError, UnreachableError
 from krelay.model import SessionConfig
-from krelay.mux.connection import MuxConnection
 from krelay.retry import Backoff
 from tests import rig
 
@@ -89,7 +89,7 @@ async def test_a_rotation_that_fails_leaves_the_session_where_it_is(
 async def test_one_that_is_doubted_and_silent_is_dropped_soon(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_DOUBT", 60.0)
+    monkeypatch.setattr(carrier, "_DOUBT", 60.0)
     config = SessionConfig(ping=3600.0, ping_timeout=3600.0)
     async with rig.path(config=config) as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
@@ -97,14 +97,13 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
         async with rig.connect(port) as (reader, writer):
             writer.write(b"a")
             assert await reader.readexactly(1) == b"a"
-            assert isinstance(tunnel.driver, MuxConnection)
-            asked = tunnel.driver.session._keepalive
+            asked = rig.connection(tunnel).session._keepalive
             path.pool.network_changed(broken=False)
             assert asked._waiting_since is not None
             await rig.until(lambda: asked._waiting_since is None)  # it has answered
             assert tunnel.stats.connects == 1
             # A tunnel that has gone deaf, and dumb.
-            monkeypatch.setattr(module, "_DOUBT", 0.05)
+            monkeypatch.setattr(carrier, "_DOUBT", 0.05)
             (kept,) = path.server.sessions._kept.values()
             silent = kept.driver._transport
             assert silent is not None

@@ -159,9 +159,8 @@ async def test_a_session_that_is_full_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
-        driver = path.pool.pick()
-        assert driver is not None
-        driver.session.limits = Limits(streams=1)
+        connection = rig.connection(path.pool)
+        connection.session.limits = Limits(streams=1)
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port):
             await rig.until(lambda: path.streams == (1, 1))
@@ -205,16 +204,16 @@ async def test_it_is_tried_once_more_only(monkeypatch: pytest.MonkeyPatch) -> No
 
     async with rig.path() as path:
         port = rig.port_of(await path.tcp(path.route(rig.closed_port(), followed=True)))
-        driver = path.pool.pick()
-        assert driver is not None
-        opened = driver.open
+        carrier = path.pool.pick()
+        assert carrier is not None
+        opened = carrier.open
 
         def count(*args: object) -> object:
             nonlocal dials
             dials += 1
             return opened(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(driver, "open", count)
+        monkeypatch.setattr(carrier, "open", count)
         await assert_reset(port, b"x")
     assert dials == 2
 
@@ -229,16 +228,16 @@ async def test_an_endpoint_that_has_just_appeared_may_refuse_for_a_while(
         route = path.route(late, followed=True)
         route.update(Resolution(Protocol.TCP, None, "no ready endpoint"))
         listener = await path.tcp(route)
-        driver = path.pool.pick()
-        assert driver is not None
-        opened, dials = driver.open, 0
+        carrier = path.pool.pick()
+        assert carrier is not None
+        opened, dials = carrier.open, 0
 
         def count(*args: object) -> object:
             nonlocal dials
             dials += 1
             return opened(*args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(driver, "open", count)
+        monkeypatch.setattr(carrier, "open", count)
         async with asyncio.TaskGroup() as tasks:
             answer = tasks.create_task(rig.exchange(rig.port_of(listener), b"x"))
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, late)))

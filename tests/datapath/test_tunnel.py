@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from krelay.datapath import tunnel as module
-from krelay.datapath.agent_health import AgentHealth
+from krelay.datapath.agent_link import AgentHealth
 from krelay.datapath.pool import Pool
 from krelay.errors import NotListeningError, PodGoneError, TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
@@ -128,8 +128,8 @@ async def test_a_session_without_a_tunnel_for_too_long_is_over(
             await rig.until(lambda: path.pool.pick() is not None)
             assert len(path.server.sessions) == 2
             # The agent was not there to be reached: another may be better.
-            assert set(path.link.abandoned) == {"no tunnel for 0.05 s (tunnel.grace)"}
-    assert "1 streams are reset: no tunnel for 0.05 s (tunnel.grace)" in caplog.text
+            assert set(path.link.abandoned) == {"no tunnel for 0.05 s (tunnel.resumeTimeout)"}
+    assert "1 streams are reset: no tunnel for 0.05 s (tunnel.resumeTimeout)" in caplog.text
 
 
 async def test_a_wrong_key_is_refused_for_good() -> None:
@@ -182,7 +182,7 @@ async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None
 
 
 async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("krelay.datapath.handshake._HANDSHAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr("krelay.datapath.carrier._HANDSHAKE_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, link):
         await pool.wait_change()
         assert str(pool.failure) == "no answer from the agent within 0.05 s"
@@ -222,9 +222,8 @@ async def test_a_session_that_cannot_be_carried_on_is_replaced() -> None:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
-            driver = path.pool.pick()
-            assert driver is not None
-            driver.session.received_count += 1000
+            connection = rig.connection(path.pool)
+            connection.session._receive_counter.count += 1000
             path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
@@ -241,7 +240,7 @@ async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
             (kept,) = path.server.sessions._kept.values()
-            kept.driver.session.received_count += 1000
+            kept.driver.session._receive_counter.count += 1000
             path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()
@@ -339,15 +338,15 @@ async def test_a_bug_costs_a_pause_and_no_more(
     monkeypatch.setattr(module, "_AFTER_BUG", 0.01)
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(target)
-        failures, give_up = [ZeroDivisionError("a bug")] * 3, AgentHealth.lost
+        failures, give_up = [ZeroDivisionError("a bug")] * 3, AgentHealth.disconnected
 
         def fail(self: AgentHealth, tunnel: object) -> None:
             if failures:
                 raise failures.pop()
             give_up(self, tunnel)
 
-        monkeypatch.setattr(AgentHealth, "lost", fail)
-        monkeypatch.setattr(AgentHealth, "missed", fail)
+        monkeypatch.setattr(AgentHealth, "disconnected", fail)
+        monkeypatch.setattr(AgentHealth, "attempt_failed", fail)
         path.link.cut()
         assert await rig.exchange(rig.port_of(listener), b"on") == b"on"
         path.link.cut(blocked=True)

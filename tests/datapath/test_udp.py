@@ -157,9 +157,8 @@ async def test_questions_and_answers_keep_a_flow_and_only_that() -> None:
 
 async def test_a_target_that_is_not_there_ends_its_flow_alone() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
-        driver = path.pool.pick()
-        assert driver is not None
-        session = driver.session
+        connection = rig.connection(path.pool)
+        session = connection.session
         good = await path.udp(target)
         bad = await path.udp(rig.closed_port(socket.SOCK_DGRAM))
         async with (
@@ -232,8 +231,8 @@ async def test_datagrams_are_dropped_and_not_held_while_the_tunnel_is_cut() -> N
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             client.send(b"before")
             assert await rig.recv(client) == b"before"
-            driver = path.pool.pick()
-            assert driver is not None
+            carrier = path.pool.pick()
+            assert carrier is not None
             path.link.cut(blocked=True)
             await rig.until(lambda: path.pool.pick() is None)
             client.send(b"lost")
@@ -247,9 +246,8 @@ async def test_datagrams_are_dropped_and_not_held_while_the_tunnel_is_cut() -> N
 
 async def test_a_full_session_drops_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.path() as path, rig.udp_echo() as target:
-        driver = path.pool.pick()
-        assert driver is not None
-        driver.session.limits = Limits(streams=0)
+        connection = rig.connection(path.pool)
+        connection.session.limits = Limits(streams=0)
         listener = await path.udp(target)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             client.send(b"x")

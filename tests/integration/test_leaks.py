@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from krelay.mux.driver import Driver
 
 from krelay.datapath import udp
 from tests import rig
@@ -113,8 +112,7 @@ async def test_tcp_leaves_nothing_behind() -> None:
         await rig.until(lambda: len(asyncio.all_tasks()) == tasks)
         await rig.until(lambda: open_files() == files)
         for tunnel in path.pool.tunnels:
-            assert isinstance(tunnel.driver, Driver)
-            session = tunnel.driver.session
+            session = rig.connection(tunnel).session
             await rig.until(lambda session=session: session.unacknowledged == 0)
             assert not session._send_queue._small
             assert not session._send_queue._bulk

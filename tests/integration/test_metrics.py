@@ -33,7 +33,7 @@ from agent.errors import DialError
 from agent.sessions import Kept
 from agent.udp import UdpSocket
 from krelay import __version__
-from krelay.datapath import metrics, tunnel_stats, udp
+from krelay.datapath import carrier, metrics, udp
 from krelay.datapath.metrics import REFUSALS
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
@@ -382,9 +382,7 @@ class Scene:
     @property
     def driver(self) -> MuxConnection:
         """This end of the session."""
-        driver = self.tunnel.driver
-        assert isinstance(driver, MuxConnection)
-        return driver
+        return rig.connection(self.tunnel)
 
     @property
     def kept(self) -> Kept:
@@ -409,7 +407,7 @@ class Scene:
     async def acknowledged(self) -> None:
         """Wait until nothing is under way."""
         session = self.driver.session
-        await rig.until(lambda: not session.unacknowledged and not session._send_queue.hurried)
+        await rig.until(lambda: not session.unacknowledged and not session._send_queue.urgent)
 
     async def blocked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Cut the tunnel, and let none come up."""
@@ -887,7 +885,7 @@ async def test_datagrams_that_waited_for_a_plain_tunnel(
         fails = False
 
         async def plain(protocol: asyncio.Protocol) -> asyncio.Transport:
-            if here.tunnel.plain:
+            if not here.tunnel.multiplexed:
                 await go.wait()
                 if fails:
                     raise TunnelError("by the test")
@@ -896,7 +894,7 @@ async def test_datagrams_that_waited_for_a_plain_tunnel(
 
         monkeypatch.setattr(here.reach, "dial", plain)
         here.tunnel._drop_session("by the test")
-        await rig.until(lambda: here.tunnel.plain)
+        await rig.until(lambda: not here.tunnel.multiplexed)
         for number in (1, 2):
             fails = True
             for _ in range(3):
@@ -983,7 +981,7 @@ def test_every_metric_and_every_value_of_its_labels_is_counted_here() -> None:
     """What is added has a test above that makes what it counts happen."""
     exported = {("forward_streams_total", result) for result in metrics.RESULTS}
     exported |= {("forward_dropped_datagrams_total", reason) for reason in metrics.DROPS}
-    exported |= {("tunnel_lost_datagrams_total", reason) for reason in tunnel_stats.LOSSES}
+    exported |= {("tunnel_lost_datagrams_total", reason) for reason in carrier.LOSSES}
     own = {"target", "forward", "tunnel", "le", "version", "python"}
     for name, labels in samples(report()):
         exported.add((family(name), ""))

@@ -209,7 +209,7 @@ async def test_no_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_associations_leave_the_reserve_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client gets its association while others leave enough; then it learns that there is none,
     and can have one when another has ended."""
-    monkeypatch.setattr(accept, "_FRESH", 0.0)
+    monkeypatch.setattr(accept, "_COUNT_VALID", 0.0)
     monkeypatch.setattr(accept, "_COUNTING_SHARE", 0)
     async with proxy() as (listener, _), AsyncExitStack() as stack:
         async with rig.connect(rig.port_of(listener)) as (last, asking):

@@ -28,8 +28,9 @@ async def test_agents_and_tunnels(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (reach,) = w.agents
         monkeypatch.setattr(reach, "where", "elsewhere")
         monkeypatch.setattr(reach, "lost", "it was evicted")
-        assert tunnel.driver is not None
-        tunnel.driver._transport.abort()  # type: ignore[union-attr]
+        transport = rig.connection(tunnel)._transport
+        assert transport is not None
+        transport.abort()
         await rig.until(lambda: len(told(w, "tunnel")) == 3)
         assert told(w, "tunnel")[1].startswith(f"{tunnel.name}: lost: ")
         assert told(w, "tunnel")[2] == f"{tunnel.name}: up"

@@ -10,19 +10,18 @@ import math
 import socket
 import struct
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
+from krelay import legacy as module
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import EndedError, NotListeningError, PodGoneError, TunnelError
-from krelay.legacy import stream as legacy_stream
-from krelay.legacy import tunnels as module
-from krelay.legacy.tunnels import LegacyTunnels
+from krelay.legacy import Dial, LegacyStream, LegacyTunnels
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
@@ -42,7 +41,7 @@ class Place:
         self.dials = 0
         self._port = port
         self._tasks = tasks
-        self.pool = Pool("p", [self], rig.KEY, size=1)
+        self.pool = Pool("p", [self], rig.KEY, size=1, legacy=LegacyTunnels)
         self.listeners: list[TcpListener | UdpListener] = []
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -87,7 +86,7 @@ async def place() -> AsyncIterator[Place]:
 
 async def test_the_session_s_opening_answer_decides(caplog: pytest.LogCaptureFixture) -> None:
     async with place() as p:
-        assert p.pool.tunnels[0].plain
+        assert not p.pool.tunnels[0].multiplexed
         # Version 0, 16 bytes, an id, protocol 75: what a session opens with.
         assert p.agent.headers[0][8] == 75
         assert caplog.text.count("the agent knows no sessions") == 1
@@ -158,16 +157,22 @@ async def test_a_slow_reader_holds_the_tunnel_back() -> None:
     async with rig.tcp_target(pour) as target, place() as p:
         async with rig.connect(await p.listen(target)) as (reader, _):
             (stream,) = await streams(p)
-            await rig.until(lambda: stream._unconsumed > legacy_stream.WINDOW)
-            assert stream._unconsumed < legacy_stream.WINDOW + (1 << 20)
+            await rig.until(lambda: stream._unconsumed > module.WINDOW)
+            assert stream._unconsumed < module.WINDOW + (1 << 20)
             assert len(await reader.read()) == 64 << 20
 
 
-async def streams(p: Place) -> list[legacy_stream.LegacyStream]:
-    driver = p.pool.tunnels[0].driver
-    assert isinstance(driver, LegacyTunnels)
-    await rig.until(lambda: driver.streams)
-    return list(driver.streams)
+def made(dial: Dial, on_idle: Callable[[], None] = lambda: None) -> LegacyTunnels:
+    link = rig.AgentLink(None)
+    link.dial = dial  # type: ignore[assignment,method-assign]
+    return LegacyTunnels("p", link, on_idle)
+
+
+async def streams(p: Place) -> list[LegacyStream]:
+    tunnels = p.pool.tunnels[0].carrier
+    assert isinstance(tunnels, LegacyTunnels)
+    await rig.until(lambda: tunnels.streams)
+    return list(tunnels.streams)
 
 
 async def test_datagrams() -> None:
@@ -193,9 +198,9 @@ async def test_a_bug_in_a_dial_is_one_missed_heartbeat(
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     async with place() as p:
-        driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, LegacyTunnels)
-        real, broken = driver._dial, 0
+        tunnels = p.pool.tunnels[0].carrier
+        assert isinstance(tunnels, LegacyTunnels)
+        real, broken = tunnels._dial, 0
 
         async def dial(protocol: asyncio.Protocol) -> asyncio.Transport:
             nonlocal broken
@@ -204,7 +209,7 @@ async def test_a_bug_in_a_dial_is_one_missed_heartbeat(
                 raise ZeroDivisionError
             return await real(protocol)
 
-        driver._dial = dial
+        tunnels._dial = dial
         await rig.until(lambda: broken)
         before = p.agent.heartbeats
         await rig.until(lambda: p.agent.heartbeats > before)
@@ -242,9 +247,9 @@ async def test_a_dial_that_fails_is_tried_once_more(caplog: pytest.LogCaptureFix
                 raise ConnectionRefusedError("not now")
             return await real(protocol)
 
-        driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, LegacyTunnels)
-        driver._dial = once
+        tunnels = p.pool.tunnels[0].carrier
+        assert isinstance(tunnels, LegacyTunnels)
+        tunnels._dial = once
         assert await rig.exchange(port, b"x") == b"x"
         fails = 2
         with pytest.raises(ConnectionResetError):
@@ -254,16 +259,16 @@ async def test_a_dial_that_fails_is_tried_once_more(caplog: pytest.LogCaptureFix
 async def test_a_bug_in_a_dial_is_that_stream_s_alone(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.tcp_target(rig.echo) as target, place() as p:
         port = await p.listen(target)
-        driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, LegacyTunnels)
+        tunnels = p.pool.tunnels[0].carrier
+        assert isinstance(tunnels, LegacyTunnels)
 
         async def broken(protocol: asyncio.Protocol) -> asyncio.Transport:
             raise ZeroDivisionError
 
-        driver._dial, real = broken, driver._dial
+        tunnels._dial, real = broken, tunnels._dial
         with pytest.raises(ConnectionResetError):
             await rig.exchange(port, b"x")
-        driver._dial = real
+        tunnels._dial = real
         assert await rig.exchange(port, b"x") == b"x"
     assert "p t1: dialling failed".replace(" ", "") in caplog.text.replace(" ", "")
 
@@ -297,18 +302,18 @@ async def test_a_handler_that_fails_costs_its_own_stream(
         def on_refused(self, *_: object) -> None:
             raise ZeroDivisionError
 
-    driver = LegacyTunnels("p", shut)
+    tunnels = made(shut)
     asked = Header(0, rig.HOST, 1)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(driver.run())
+        running = tasks.create_task(tunnels.run())
         await asyncio.sleep(0)
         other = Told()
-        driver.open(asked, Broken())  # type: ignore[arg-type]
-        driver.open(asked, other)  # type: ignore[arg-type]
-        await rig.until(lambda: not driver.streams)
+        tunnels.open(asked, Broken())  # type: ignore[arg-type]
+        tunnels.open(asked, other)  # type: ignore[arg-type]
+        await rig.until(lambda: not tunnels.streams)
         assert other.told == [("refused", ErrorCode.GOING_AWAY, "shut")]
         assert not running.done()
-        driver._lost.set_result(PodGoneError("gone"))
+        tunnels._lost.set_result(PodGoneError("gone"))
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -316,21 +321,21 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(protocol: asyncio.Protocol) -> asyncio.Transport:
         return await asyncio.get_running_loop().create_future()
 
-    driver = LegacyTunnels("p", never)
+    tunnels = made(never)
     asked = Header(0, rig.HOST, 1)
     with pytest.raises(ProtocolError, match="the agent is gone"):
-        driver.open(asked, Told())  # type: ignore[arg-type]
+        tunnels.open(asked, Told())  # type: ignore[arg-type]
     monkeypatch.setattr(module, "MAX_STREAMS", 2)
-    monkeypatch.setattr(legacy_stream, "_MAX_WAITING", 10)
+    monkeypatch.setattr(module, "_MAX_WAITING", 10)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(driver.run())
+        running = tasks.create_task(tunnels.run())
         await asyncio.sleep(0)
         with pytest.raises(ValueError, match="a port"):
-            driver.open(Header(0, rig.HOST, 70_000), Told())  # type: ignore[arg-type]
+            tunnels.open(Header(0, rig.HOST, 70_000), Told())  # type: ignore[arg-type]
         seen = [Told(), Told()]
-        one, two = (driver.open(asked, told) for told in seen)  # type: ignore[arg-type]
+        one, two = (tunnels.open(asked, told) for told in seen)  # type: ignore[arg-type]
         with pytest.raises(ProtocolError, match="2 streams are open"):
-            driver.open(asked, Told())  # type: ignore[arg-type]
+            tunnels.open(asked, Told())  # type: ignore[arg-type]
         assert one.datagram(b"12345")
         assert not one.datagram(b"12345")
         assert two.write(b"x")
@@ -338,13 +343,13 @@ async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert repr(one) == "<LegacyStream 127.0.0.1:1>"
         one.reset()
         assert seen[0].told == []
-        driver._lost.set_result(PodGoneError("gone"))
+        tunnels._lost.set_result(PodGoneError("gone"))
     assert str(running.result()) == "gone"
     assert seen[1].told == [("reset", ErrorCode.RESET)]
-    assert not driver.streams
+    assert not tunnels.streams
 
 
-def lose(stream: legacy_stream.LegacyStream, exc: Exception | None) -> None:
+def lose(stream: LegacyStream, exc: Exception | None) -> None:
     """The stream's tunnel is gone, and why."""
     transport, stream._transport = stream._transport, None
     assert transport is not None
@@ -355,12 +360,12 @@ def lose(stream: legacy_stream.LegacyStream, exc: Exception | None) -> None:
 
 async def test_writing_on_after_the_end_is_a_reset() -> None:
     async with place() as p:
-        (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-        assert isinstance(driver, LegacyTunnels)
+        (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
+        assert isinstance(tunnels, LegacyTunnels)
         async with rig.tcp_target(rig.hold) as target:
             for end in ("write", "end"):
                 told = Told()
-                stream = driver.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
+                stream = tunnels.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
                 await rig.until(lambda told=told: told.told == [("accepted",)])
                 # As a port-forward ends: both ways at once.
                 lose(stream, EndedError("the agent ended the connection"))
@@ -372,26 +377,26 @@ async def test_writing_on_after_the_end_is_a_reset() -> None:
                 else:
                     stream.end()
                     assert len(told.told) == 2
-            assert not driver.streams
+            assert not tunnels.streams
 
 
 async def test_no_answer() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as silent:
         p._port = silent
         told = Told()
-        (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-        assert isinstance(driver, LegacyTunnels)
-        stream = driver.open(Header(0, rig.HOST, 1), told)  # type: ignore[arg-type]
+        (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
+        assert isinstance(tunnels, LegacyTunnels)
+        stream = tunnels.open(Header(0, rig.HOST, 1), told)  # type: ignore[arg-type]
         await rig.until(lambda: stream._transport)
         lose(stream, None)
         assert told.told == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
 
 
-async def opened(p: Place, port: int, told: Told, data: bytes) -> legacy_stream.LegacyStream:
+async def opened(p: Place, port: int, told: Told, data: bytes) -> LegacyStream:
     """A stream that has a tunnel, on which `data` was written."""
-    (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-    assert isinstance(driver, LegacyTunnels)
-    stream = driver.open(Header(0, rig.HOST, port), told)  # type: ignore[arg-type]
+    (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
+    assert isinstance(tunnels, LegacyTunnels)
+    stream = tunnels.open(Header(0, rig.HOST, port), told)  # type: ignore[arg-type]
     if data:
         stream.write(data)
     await rig.until(lambda: stream._transport)
@@ -441,16 +446,16 @@ async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled
         real, hung = p.dial, asyncio.Event()
 
         async def hangs(protocol: asyncio.Protocol) -> asyncio.Transport:
-            driver._dial = real
+            tunnels._dial = real
             hung.set()
             return await asyncio.get_running_loop().create_future()
 
-        driver = p.pool.tunnels[0].driver
-        assert isinstance(driver, LegacyTunnels)
+        tunnels = p.pool.tunnels[0].carrier
+        assert isinstance(tunnels, LegacyTunnels)
         async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"
-            driver._dial = hangs
+            tunnels._dial = hangs
             dialling = tasks.create_task(rig.exchange(port, b"y"))
             await hung.wait()
             p.pool.network_changed(broken=False)
@@ -459,7 +464,7 @@ async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled
             with pytest.raises(ConnectionResetError):
                 await reader.read()
             assert await dialling == b"y"
-        assert p.pool.tunnels[0].driver is driver
+        assert p.pool.tunnels[0].carrier is tunnels
 
 
 class _Filter(ctypes.Structure):
@@ -482,7 +487,7 @@ def deafen(sock: socket.socket) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
 async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(legacy_stream, "SILENCE", 200)
+    monkeypatch.setattr(module, "SILENCE", 200)
 
     async def falls_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
@@ -505,7 +510,7 @@ async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.Mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
 async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
-    def patience(stream: legacy_stream.LegacyStream) -> int:
+    def patience(stream: LegacyStream) -> int:
         assert stream._transport is not None
         sock: socket.socket = stream._transport.get_extra_info("socket")
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
@@ -526,10 +531,10 @@ async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
 
 async def test_a_tunnel_that_breaks() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as target:
-        (driver,) = (tunnel.driver for tunnel in p.pool.tunnels)
-        assert isinstance(driver, LegacyTunnels)
+        (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
+        assert isinstance(tunnels, LegacyTunnels)
         told = Told()
-        stream = driver.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
+        stream = tunnels.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
         await rig.until(lambda: told.told)
         lose(stream, ConnectionResetError())
         assert told.told == [("accepted",), ("reset", ErrorCode.RESET)]

@@ -3,47 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 
 import pytest
 
-from krelay.datapath import reconnect as module
-from krelay.datapath.reconnect import Reconnector
+from krelay.datapath import tunnel as module
+from krelay.datapath.tunnel import Reconnector
 from krelay.errors import TunnelError, UnreachableError
+from krelay.mux.log import about
 from krelay.retry import Backoff
 from tests import rig
 
 
+def made(link: rig.AgentLink, wanted: Callable[[], bool] = lambda: False) -> Reconnector:
+    return Reconnector(about(logging.getLogger("test"), tunnel="t"), link, wanted)
+
+
 async def test_a_dial_is_begun_anew_as_often_as_that_is_said() -> None:
-    trying, dials = Reconnector("t", rig.AgentLink(None)), 0
+    reconnector, dials = made(rig.AgentLink(None)), 0
 
     async def dial() -> None:
         nonlocal dials
         dials += 1
         if dials < 3:
-            asyncio.get_running_loop().call_soon(trying.restart)
+            asyncio.get_running_loop().call_soon(reconnector.restart)
             await asyncio.get_running_loop().create_future()
 
-    await trying.dialled(dial)
+    await reconnector.connect(dial)
     assert dials == 3
-    trying.restart()  # nothing is under way
+    reconnector.restart()  # nothing is under way
 
 
 async def test_one_that_is_slow_to_give_up_is_begun_anew_once() -> None:
-    trying, dials = Reconnector("t", rig.AgentLink(None)), 0
+    reconnector, dials = made(rig.AgentLink(None)), 0
 
     async def dial() -> None:
         nonlocal dials
         dials += 1
         if dials > 1:
             return
-        trying.restart()
+        reconnector.restart()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            trying.restart()
+            reconnector.restart()
             await asyncio.sleep(0)
 
-    await trying.dialled(dial)
+    await reconnector.connect(dial)
     assert dials == 2
 
 
@@ -53,19 +60,19 @@ async def test_a_failure_is_one(error: Exception) -> None:
         raise error
 
     with pytest.raises(type(error), match=str(error)):
-        await Reconnector("t", rig.AgentLink(None)).dialled(dial)
+        await made(rig.AgentLink(None)).connect(dial)
 
 
 async def test_who_ends_a_dial_ends_it() -> None:
-    trying = Reconnector("t", rig.AgentLink(None))
+    reconnector = made(rig.AgentLink(None))
 
     async def dial() -> None:
         await asyncio.get_running_loop().create_future()
 
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(trying.dialled(dial))
+        task = tasks.create_task(reconnector.connect(dial))
         await asyncio.sleep(0)
-        trying.restart()
+        reconnector.restart()
         task.cancel()
     assert task.cancelled()
 
@@ -77,13 +84,13 @@ async def test_a_pause_ends_when_there_is_reason_to(
     """Only where the way was shut is it looked at."""
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
     link = rig.AgentLink(None)
-    trying = Reconnector("t", link)
+    reconnector = made(link)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(trying.pause(failure))
+        tasks.create_task(reconnector.pause(failure))
         await asyncio.sleep(0)
         link.opened.set()
         if not isinstance(failure, UnreachableError):
-            trying.retry_now()
+            reconnector.retry_now()
 
 
 async def test_a_look_that_fails_leaves_the_pause_as_it_is(
@@ -91,17 +98,17 @@ async def test_a_look_that_fails_leaves_the_pause_as_it_is(
 ) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
     link = rig.AgentLink(None)
-    trying = Reconnector("t", link)
+    reconnector = made(link)
 
     async def fail() -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(link, "reachable_again", fail)
     async with asyncio.TaskGroup() as tasks:
-        pausing = tasks.create_task(trying.pause(UnreachableError("shut")))
+        pausing = tasks.create_task(reconnector.pause(UnreachableError("shut")))
         await rig.until(lambda: caplog.messages)
         assert not pausing.done()
-        trying.retry_now()
+        reconnector.retry_now()
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -111,13 +118,13 @@ async def test_while_a_connection_waits_a_pause_is_short(
     """Whether it came before the pause began, or comes in it; and not shorter for many."""
     monkeypatch.setattr(module, "HASTE", 0.1)
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
-    trying = Reconnector("t", rig.AgentLink(None), lambda: before)
+    reconnector = made(rig.AgentLink(None), lambda: before)
     loop = asyncio.get_running_loop()
     begun = loop.time()
     async with asyncio.TaskGroup() as tasks:
-        pausing = tasks.create_task(trying.pause(None))
+        pausing = tasks.create_task(reconnector.pause(None))
         await asyncio.sleep(0)
         for _ in range(0 if before else 100):
-            trying.dial_soon()
+            reconnector.dial_soon()
         await pausing
     assert loop.time() >= begun + 0.049
