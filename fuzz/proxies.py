@@ -21,7 +21,7 @@ from krelay.proxy.http_relay import (
     ToClient,
     ToTarget,
 )
-from krelay.proxy.socks5 import Acceptor, SocksRefusal, read_datagram, write_datagram
+from krelay.proxy.socks5 import Negotiation, SocksRefusal, read_datagram, write_datagram
 
 _CREDENTIALS = ("me", "secret")
 
@@ -31,11 +31,11 @@ def socks5(data: bytes) -> None:
     draw = Draw(data)
     credentials = _CREDENTIALS if draw.number() & 1 else None
     pieces = list(draw.pieces())
-    whole, parts = Acceptor(credentials), Acceptor(credentials)
+    whole, parts = Negotiation(credentials), Negotiation(credentials)
     stream = b"".join(pieces)
     outcomes = (_negotiated(whole, [stream]), _negotiated(parts, pieces))
     assert outcomes[0] == outcomes[1]
-    asked = whole.asked
+    asked = whole.request
     if asked is not None:
         assert 0 < len(asked.host.encode()) <= 255
         assert 0 <= asked.port < 65_536
@@ -45,14 +45,14 @@ def socks5(data: bytes) -> None:
         assert read_datagram(write_datagram(host, port, payload)) == found
 
 
-def _negotiated(acceptor: Acceptor, pieces: list[bytes]) -> tuple[object, ...]:
+def _negotiated(negotiation: Negotiation, pieces: list[bytes]) -> tuple[object, ...]:
     out = b""
     try:
         for piece in pieces:
-            out += acceptor.receive(piece)
+            out += negotiation.receive(piece)
     except SocksRefusal as exc:
         return (out + exc.reply, str(exc))
-    return (out, acceptor.asked, acceptor.rest)
+    return (out, negotiation.request, negotiation.rest)
 
 
 def http_proxy(data: bytes) -> None:

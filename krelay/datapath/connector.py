@@ -4,190 +4,377 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import select
+from contextlib import suppress
 from typing import Protocol as Shape
+from weakref import WeakKeyDictionary
 
-from krelay.datapath.metrics import ForwardMetrics
+from krelay.datapath.metrics import ForwardMetrics, Relay, StreamMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
+from krelay.mux.log import About
 from krelay.mux.stream import Stream, StreamHandler
+from krelay.net.accept import descriptor_budget
 from krelay.tasks import TaskGroup
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
+from krelay.wire.stream import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.listener")
-
-_ENDING = "krelay is ending"
-_NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
-
-RETRY_WAIT = 0.5
-"""How long, in seconds, a refused dial waits for the route to lead elsewhere."""
 
 RETRIED = frozenset(
     {ErrorCode.REFUSED, ErrorCode.UNREACHABLE, ErrorCode.CONNECT_TIMEOUT, ErrorCode.GOING_AWAY}
 )
-"""Refusals that an endpoint gives that has just gone away."""
+"""Refusals of an endpoint that may have just gone away."""
+RETRY_WAIT = 0.5
+"""Longest wait for the route to lead elsewhere before a refused dial is tried again, in seconds."""
+SETTLE = 10.0
+"""How long an endpoint that has just appeared may refuse, in seconds. The cluster's own proxies
+learn of it later than the watch does: kube-proxy writes its rules once a second at best."""
+
+EARLY = INITIAL_WINDOW
+"""Bytes, roughly, that are read of a queued connection: as many as it may send at once later."""
+EARLY_OF_ALL = 16 << 20
+"""The same for all queued connections together."""
+
+_ENDING = "krelay is ending"
+_NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
 
 class Forwarding(Shape):
-    """What an opening needs of its listener."""
+    """What a StreamRequest needs to know of its listener."""
 
     name: str
     route: Route
     open_timeout: float
     tasks: TaskGroup
     metrics: ForwardMetrics
+    log: About
 
 
 class StreamRequester(StreamHandler, Shape):
-    """Whoever asks for a stream: it is told of that, then of what happens on it."""
+    """Receives the result of a StreamRequest, then the events of the stream."""
+
+    def on_queued(self) -> None:
+        """Handle that the request has to wait."""
 
     def on_stream(self, stream: Stream) -> None:
-        """Here it is."""
+        """Take the stream."""
 
     def on_open_failed(self, reason: str) -> None:
-        """There will be none."""
+        """Handle that there will be no stream."""
 
 
 class StreamRequest:
-    """The way of one connection or flow to its stream; `opener` learns how it ends."""
+    """Requests a stream for one connection or flow, and has its metrics.
+
+    It also decides whether a refused dial is tried again. An endpoint that goes away in a rolling
+    update refuses for a moment before the watch knows, and one that has just appeared may refuse
+    until the cluster's own proxies know. So if the route may lead elsewhere, the first refusal is
+    followed by another dial, and further ones are while the endpoint is new.
+    """
 
     def __init__(
         self,
         forwarding: Forwarding,
         protocol: Protocol,
-        opener: StreamRequester,
-        *,
-        on_queued: Callable[[], None] | None = None,
+        requester: StreamRequester,
+        relay: Relay | None = None,
     ) -> None:
-        """`on_queued` is called when there is no stream at once, and each time that one is waited
-        for."""
-        self._forwarding = forwarding
+        """`relay` counts the bytes of the stream itself."""
+        self.forwarding = forwarding
+        self.metrics = StreamMetrics(forwarding.metrics, relay)
         self._protocol = protocol
-        self._opener = opener
-        self._on_queued = on_queued
+        self._requester = requester
+        self._endpoint: Endpoint | None = None
+        self._retried = False
         self._task: asyncio.Task[None] | None = None
 
     @property
-    def parked(self) -> bool:
-        """Whether it waits."""
+    def queued(self) -> bool:
+        """Whether the request waits."""
         return self._task is not None
 
-    def start(self, after: Endpoint | None = None) -> None:
-        """Ask for a stream. `after` is an endpoint that refused: another is waited for a little."""
-        if after is None:
-            try:
-                stream = open_now(self._forwarding.route, self._protocol, self._opener)
-            except Exception as exc:
-                self._refuse(self._why(exc))
-                return
-            if stream is not None:
-                self._give(stream)
-                return
-        waiting = self._wait(after)
+    def start(self) -> None:
+        """Open a stream at once, or else wait for an endpoint and a tunnel."""
+        self.metrics.stream_requested()
         try:
-            task = self._forwarding.tasks.create_task(waiting, name=self._forwarding.name)
-        except RuntimeError:
-            # The group has ended, and what it started with it.
-            waiting.close()
-            self._refuse(_ENDING)
+            stream = open_now(self.forwarding.route, self._protocol, self._requester)
+        except Exception as exc:
+            self._fail(self._explain(exc))
             return
-        self._task = task
-        task.add_done_callback(self._ended)
-        if self._on_queued is not None:
-            self._on_queued()
+        if stream is not None:
+            self._give(stream)
+        else:
+            self._queue(None)
+
+    def may_retry(self, code: ErrorCode) -> bool:
+        """Return whether another dial may succeed after a refusal by `code`."""
+        route = self.forwarding.route
+        if code not in RETRIED or not (route.followed or code is ErrorCode.GOING_AWAY):
+            return False
+        return not self._retried or asyncio.get_running_loop().time() < route.appeared_at + SETTLE
+
+    def retry(self) -> None:
+        """Dial again, after a short wait for the route to lead elsewhere."""
+        self._retried = True
+        self._queue(self._endpoint)
 
     def cancel(self) -> None:
-        """Nobody waits any more; the opener is told nothing."""
+        """Stop waiting, without a call of the requester."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
 
-    async def _wait(self, after: Endpoint | None) -> None:
-        route, open_timeout = self._forwarding.route, self._forwarding.open_timeout
+    def _queue(self, refused: Endpoint | None) -> None:
+        waiting = self._wait(refused)
+        try:
+            task = self.forwarding.tasks.create_task(waiting, name=self.forwarding.name)
+        except RuntimeError:
+            # The listener's task group has ended.
+            waiting.close()
+            self._fail(_ENDING)
+            return
+        self._task = task
+        task.add_done_callback(self._task_ended)
+        self._requester.on_queued()
+
+    async def _wait(self, refused: Endpoint | None) -> None:
+        route, timeout = self.forwarding.route, self.forwarding.open_timeout
         reason = ""
         stream = None
         try:
-            stream = await open_parked(
-                route, self._protocol, self._opener, open_timeout, after=after
+            stream = await open_within(
+                timeout, route, self._protocol, self._requester, refused=refused
             )
         except TimeoutError:
             why = route.reason if route.endpoint is None else "no tunnel to the agent"
-            reason = f"waited {open_timeout:g} s: {why}"
+            reason = f"waited {timeout:g} s: {why}"
         except Exception as exc:
-            reason = self._why(exc)
+            reason = self._explain(exc)
         self._task = None
         if stream is not None:
             self._give(stream)
         else:
-            self._refuse(reason)
+            self._fail(reason)
 
     def _give(self, stream: Stream) -> None:
+        self._endpoint = self.forwarding.route.endpoint
+        self.metrics.dialled()
         try:
-            self._opener.on_stream(stream)
+            self._requester.on_stream(stream)
         except Exception as exc:
             stream.reset(ErrorCode.INTERNAL)
-            self._refuse(self._why(exc))
+            self._fail(self._explain(exc))
 
-    def _refuse(self, reason: str) -> None:
+    def _fail(self, reason: str) -> None:
+        self.metrics.open_failed()
         try:
-            self._opener.on_open_failed(reason)
+            self._requester.on_open_failed(reason)
         except Exception as exc:
-            self._why(exc)
+            self._explain(exc)
 
-    def _why(self, exc: Exception) -> str:
-        """Why there is no stream. One connection's bug is its own; let through, it would leave the
-        connection open for ever, or end every forward."""
+    def _explain(self, exc: Exception) -> str:
+        """Return why there is no stream, and log a bug.
+
+        An error that went further would leave the connection open, or end every forward.
+        """
         if isinstance(exc, ProtocolError):
             return str(exc)
-        logger.error("%s: opening failed", self._forwarding.name, exc_info=exc)
+        self.forwarding.log.error("opening failed", exc_info=exc)
         return "internal error"
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        if self._task is task:  # the group ended it, perhaps before it began
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if self._task is task:  # the group cancelled it, perhaps before its first step
             self._task = None
-            self._refuse(_ENDING)
+            self._fail(_ENDING)
 
 
 def open_now(route: Route, protocol: Protocol, handler: StreamHandler) -> Stream | None:
-    """A stream to where `route` leads; None while there is no endpoint or no tunnel.
+    """Open a stream to where `route` leads; return None if there is no endpoint or no tunnel.
 
     Raises:
         ProtocolError: the session takes no more streams, or the endpoint cannot be addressed.
     """
     if route.unusable:
         raise ProtocolError(route.unusable, ErrorCode.NO_SUCH_HOST)
-    endpoint, driver = route.endpoint, route.pool.pick()
-    if endpoint is None or driver is None:
+    endpoint, carrier = route.endpoint, route.pool.pick()
+    if endpoint is None or carrier is None:
         return None
     try:
-        return driver.open(Header(_NUMBERS[protocol], endpoint.host, endpoint.port), handler)
+        return carrier.open(Header(_NUMBERS[protocol], endpoint.host, endpoint.port), handler)
     except ValueError as exc:
         raise ProtocolError(str(exc), ErrorCode.NO_SUCH_HOST) from exc
 
 
-async def open_parked(
+async def open_within(
+    timeout: float,
     route: Route,
     protocol: Protocol,
     handler: StreamHandler,
-    open_timeout: float,
     *,
-    after: Endpoint | None = None,
+    refused: Endpoint | None = None,
 ) -> Stream:
-    """The same, waiting up to `open_timeout` seconds for an endpoint and a tunnel.
+    """Open a stream as soon as there are an endpoint and a tunnel.
 
-    `after` is an endpoint that refused: a route that leads elsewhere is waited for a little.
+    If an endpoint has `refused`, wait `RETRY_WAIT` for another one first.
 
     Raises:
-        TimeoutError: that was not enough.
+        TimeoutError: there was none within `timeout` seconds.
         ProtocolError: as `open_now`.
     """
-    async with asyncio.timeout(open_timeout):
-        if after is not None:
-            await route.wait_other(after, RETRY_WAIT)
+    async with asyncio.timeout(timeout):
+        if refused is not None:
+            await route.wait_other(refused, RETRY_WAIT)
         with route.waiting():
             while True:
                 if (stream := open_now(route, protocol, handler)) is not None:
                     return stream
                 await route.wait_ready()
+
+
+# -- the queue ---------------------------------------------------------------------------------
+
+
+class QueuedConnection(Shape):
+    """A connection that waits for a stream."""
+
+    transport: asyncio.Transport | None
+
+    def drop(self, reason: str) -> None:
+        """Reset the connection to free its descriptor."""
+
+
+class ConnectionQueue:
+    """The accepted connections that wait for a stream, of all listeners of a loop.
+
+    Each holds a descriptor, so its end must be noticed while it waits. Its first bytes are read,
+    and the end behind them is seen. When enough is kept, nothing more is read, and epoll reports a
+    client that has gone (on Linux).
+
+    A client that has sent its end may wait for an answer or may have gone: TCP does not tell the
+    two apart. Such a connection stays queued, but is the first to be dropped when descriptors are
+    short.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: dict[QueuedConnection, int] = {}
+        self._total = 0
+        self._half_closed: dict[QueuedConnection, None] = {}
+        self._watched: dict[int, QueuedConnection] = {}
+        self._numbers: dict[QueuedConnection, int] = {}
+        self._epoll: select.epoll | None = None
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def enter(self, connection: QueuedConnection, kept: int, *, half_closed: bool) -> None:
+        """Add a connection, of which `kept` bytes have been read, and the end if `half_closed`."""
+        if connection in self._sizes or connection.transport is None:
+            return
+        self._sizes[connection] = kept
+        self._total += kept
+        if half_closed:
+            self.eof_received(connection)
+        elif kept < EARLY and self._total < EARLY_OF_ALL:
+            connection.transport.resume_reading()
+        else:
+            self._stop_reading(connection)
+
+    def leave(self, connection: QueuedConnection) -> None:
+        """Remove a connection that has a stream, or is gone."""
+        if connection not in self._sizes:
+            return
+        self._total -= self._sizes.pop(connection)
+        self._half_closed.pop(connection, None)
+        self._unwatch(connection)
+
+    def data_received(self, connection: QueuedConnection, size: int) -> None:
+        """Count `size` more bytes that are kept for a connection."""
+        if connection not in self._sizes:
+            return
+        self._sizes[connection] += size
+        self._total += size
+        if self._total >= EARLY_OF_ALL:
+            for each in self._sizes:
+                self._stop_reading(each)
+        elif self._sizes[connection] >= EARLY:
+            self._stop_reading(connection)
+
+    def eof_received(self, connection: QueuedConnection) -> None:
+        """Record that the client sends no more."""
+        if connection in self._sizes:
+            self._half_closed.setdefault(connection)
+            self._watch(connection)
+            descriptor_budget().recheck()
+
+    def make_room(self) -> bool:
+        """Drop the connection that has been half-closed for the longest; return whether there was
+        one."""
+        connection = next(iter(self._half_closed), None)
+        if connection is None:
+            return False
+        self.leave(connection)
+        connection.drop("descriptors are short, and its client has sent its end")
+        return True
+
+    def _stop_reading(self, connection: QueuedConnection) -> None:
+        if connection not in self._half_closed and connection.transport is not None:
+            connection.transport.pause_reading()
+            self._watch(connection)
+
+    def _watch(self, connection: QueuedConnection) -> None:
+        """Have epoll report the end of a connection that is not read."""
+        transport = connection.transport
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is None or connection in self._numbers or not hasattr(select, "epoll"):
+            return
+        try:
+            if self._epoll is None:
+                self._epoll = select.epoll()
+                asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._poll)
+            # EPOLLHUP and EPOLLERR, a reset, are reported in any case.
+            self._epoll.register(sock.fileno(), select.EPOLLRDHUP | select.EPOLLET)
+        except (OSError, ValueError) as exc:
+            logger.debug("cannot watch a queued connection: %s", exc)
+        else:
+            self._watched[sock.fileno()] = connection
+            self._numbers[connection] = sock.fileno()
+
+    def _unwatch(self, connection: QueuedConnection) -> None:
+        number = self._numbers.pop(connection, None)
+        if number is None or self._epoll is None:
+            return
+        del self._watched[number]
+        with suppress(OSError):  # the descriptor is closed, and so unregistered
+            self._epoll.unregister(number)
+        if not self._watched:
+            asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _poll(self) -> None:
+        assert self._epoll is not None
+        for number, event in self._epoll.poll(0):
+            connection = self._watched.get(number)
+            if connection is None:
+                continue
+            if event & (select.EPOLLHUP | select.EPOLLERR):
+                self.leave(connection)
+                if connection.transport is not None:
+                    connection.transport.abort()
+            elif event & select.EPOLLRDHUP:
+                self._half_closed.setdefault(connection)
+                descriptor_budget().recheck()
+
+
+def connection_queue() -> ConnectionQueue:
+    """Return the queue of the running loop."""
+    loop = asyncio.get_running_loop()
+    if (queue := _queues.get(loop)) is None:
+        queue = _queues[loop] = ConnectionQueue()
+    return queue
+
+
+_queues: WeakKeyDictionary[asyncio.AbstractEventLoop, ConnectionQueue] = WeakKeyDictionary()

@@ -1,9 +1,10 @@
-"""Route: second stage of the data path; where a forward's new streams go now, and through what."""
+"""Route: second stage of the data path; where new streams of a forward go, and by which pool."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,38 +15,31 @@ from krelay.wire.header import TCP, Header
 
 logger = logging.getLogger("krelay.tunnel")
 
-SETTLE = 10.0
-"""Seconds in which an endpoint that has just appeared may still refuse: the cluster's own proxies
-learn of it after the watch does (kube-proxy writes its rules once a second at best, and later where
-its node is busy)."""
-
 
 class Route:
-    """What a forward points at. Listeners hold it; following changes it under them, and so does
-    an edit of the file.
-
-    `followed`: the endpoint may change (a Service, a workload), so that a refused dial is worth
-    a second try.
-    """
+    """Where a forward leads, for its whole life. A watch and an edit of the file change it under
+    its listeners."""
 
     def __init__(self, pool: Pool, *, followed: bool = True) -> None:
         self.followed = followed
+        """Whether the endpoint may change, as those of a Service or a workload do."""
         self.resolution: Resolution | None = None
         self.unusable = ""
-        """Why no agent can be asked for the endpoint of the last answer; empty where one can."""
+        """Why the endpoint of the last answer cannot be dialled; empty if it can."""
         self.trouble = ""
-        """Why nobody can say where it leads, while that is so."""
+        """Why there is no answer; empty if there is one, or none yet."""
         self.on_change: Callable[[], None] | None = None
-        """Called at each change, here or in the pool."""
+        """Called at each change of the route or of its pool."""
+        self.appeared_at = -math.inf
+        """Time of the loop at which there was an endpoint again after there had been none."""
         self._changed = asyncio.Event()
-        self._settled_at = 0.0
         self._waiting = 0
         self._pool = pool
         pool.users.add(self)
 
     @property
     def pool(self) -> Pool:
-        """What new streams ride on."""
+        """The tunnels for new streams."""
         return self._pool
 
     @pool.setter
@@ -57,7 +51,7 @@ class Route:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """Where to dial now; None while nothing answers."""
+        """The endpoint for new streams, if there is one."""
         return self.resolution.endpoint if self.resolution else None
 
     @property
@@ -68,73 +62,60 @@ class Route:
         return self.resolution.reason
 
     @property
-    def settling(self) -> bool:
-        """Whether there was no endpoint a moment ago."""
-        return asyncio.get_running_loop().time() < self._settled_at
+    def wanted(self) -> bool:
+        """Whether a connection waits for the route."""
+        return self._waiting > 0
 
     def update(self, resolution: Resolution) -> None:
-        """New streams go there from now on; live ones stay where they are. An endpoint that no
-        Header can carry is no endpoint, and the reason says so."""
-        self.unusable = _unusable(resolution.endpoint)
+        """Lead new streams elsewhere; live ones stay where they are.
+
+        An endpoint that no Header can carry counts as none, with that reason.
+        """
+        self.unusable = _why_unusable(resolution.endpoint)
         if self.unusable:
             resolution = replace(resolution, endpoint=None, reason=self.unusable)
         if self.resolution and not self.resolution.endpoint and resolution.endpoint:
-            self._settled_at = asyncio.get_running_loop().time() + SETTLE
+            self.appeared_at = asyncio.get_running_loop().time()
         self.resolution = resolution
         self.wake()
 
     def fail(self, trouble: str) -> None:
-        """Nothing is known of where it leads, and this is why; empty: there was no answer yet."""
+        """Record why there is no answer; empty if there is none yet."""
         if trouble != self.trouble:
             self.trouble = trouble
             self.wake()
 
     def wake(self) -> None:
-        """Something changed, here or in the pool: whoever waits looks again."""
+        """Have every waiter look at the route and its pool again."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         if self.on_change is not None:
             try:
                 self.on_change()
             except Exception:
-                # It is one forward's; let through, it would end the tunnel that has changed.
+                # A bug in one forward must not end the tunnel whose change this is.
                 logger.exception("internal error")
 
     async def heard(self) -> bool:
-        """Wait for the first answer, or for why there is none: whether there is one."""
+        """Wait for the first answer or the reason why there is none; return whether it is one."""
         while self.resolution is None and not self.trouble:
             await self._changed.wait()
         return self.resolution is not None
 
     async def resolved(self) -> Resolution:
-        """The first answer, whatever it is."""
+        """Wait for an answer and return it, whatever it is."""
         while self.resolution is None:
             await self._changed.wait()
         return self.resolution
 
     async def wait_endpoint(self) -> Endpoint:
-        """An endpoint, once there is one."""
+        """Wait for an endpoint and return it."""
         while (endpoint := self.endpoint) is None:
             await self._changed.wait()
         return endpoint
 
-    @property
-    def wanted(self) -> bool:
-        """Whether a connection waits for it."""
-        return self._waiting > 0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A connection waits for it meanwhile: its pool dials sooner."""
-        self._waiting += 1
-        self.pool.dial_soon()
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-
     async def wait_ready(self) -> None:
-        """Return when there are an endpoint and a tunnel, or there is no use in waiting."""
+        """Return when there are an endpoint and a tunnel, or when waiting is of no use."""
         while not self.unusable and (self.endpoint is None or self.pool.pick() is None):
             await self._changed.wait()
 
@@ -147,8 +128,18 @@ class Route:
         except TimeoutError:
             return
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Mark that a connection waits, so that the pool dials sooner."""
+        self._waiting += 1
+        self.pool.dial_soon()
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
-def _unusable(endpoint: Endpoint | None) -> str:
+
+def _why_unusable(endpoint: Endpoint | None) -> str:
     if endpoint is None:
         return ""
     if endpoint.port == 0:

@@ -1,4 +1,4 @@
-"""Listener: first stage of the data path; bound TCP sockets, and a relay for each connection."""
+"""TCP listener: first stage of the data path; bound sockets, and a relay for each connection."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import logging
 import socket
 
-from krelay.datapath.connector import RETRIED, Forwarding, StreamRequest
-from krelay.datapath.metrics import ForwardMetrics, StreamMetrics
+from krelay.datapath.connector import Forwarding, StreamRequest, connection_queue
+from krelay.datapath.metrics import ForwardMetrics
+from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
-from krelay.datapath.waiting import queue
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
+from krelay.mux.log import about
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Stream
 from krelay.net.accept import AcceptLoop, descriptor_budget
@@ -23,7 +24,7 @@ logger = logging.getLogger("krelay.listener")
 
 
 class TcpListener:
-    """A TCP forward's local end. `open` binds it, `close` stops accepting, `drain` ends it."""
+    """The local end of a TCP forward."""
 
     def __init__(
         self,
@@ -34,12 +35,13 @@ class TcpListener:
         open_timeout: float,
         metrics: ForwardMetrics | None = None,
     ) -> None:
-        """`name` is for people; `open_timeout` is how long a connection may wait, in seconds."""
+        """`name` is for the log; `open_timeout` is how long a connection may wait, in seconds."""
         self.name = name
         self.route = route
         self.open_timeout = open_timeout
         self.metrics = metrics or ForwardMetrics()
         self.tasks = tasks
+        self.log = about(logger, target=name)
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
         self._accepts: list[AcceptLoop] = []
@@ -47,12 +49,12 @@ class TcpListener:
 
     @property
     def accepting(self) -> bool:
-        """Whether it takes new connections."""
+        """Whether it accepts new connections."""
         return bool(self._accepts)
 
     @property
     def live(self) -> int:
-        """How many connections it carries now."""
+        """The number of connections."""
         return len(self.connections)
 
     async def open(self, address: str, port: int) -> None:
@@ -63,12 +65,12 @@ class TcpListener:
         """
         sockets = bind(address, port, socket.SOCK_STREAM)
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
-        make_room = queue().make_room
+        make_room = connection_queue().make_room
         try:
             for sock in sockets:
                 accept = AcceptLoop(self.name, sock, self._accept, make_room=make_room)
                 self._accepts.append(accept)
-        except OSError as exc:  # the loop cannot watch it
+        except OSError as exc:  # the loop cannot watch the socket
             self.close()
             for sock in sockets:
                 sock.close()
@@ -78,15 +80,15 @@ class TcpListener:
         return LocalRelay(self)
 
     def close(self) -> None:
-        """Accept no more; live connections go on."""
+        """Stop accepting; live connections go on."""
         for accept in self._accepts:
             accept.close()
         self._accepts.clear()
 
     async def drain(self, timeout: float) -> None:
-        """Close, let live connections finish within `timeout` seconds, then reset them.
+        """Stop accepting, let live connections finish within `timeout` seconds, then reset them.
 
-        Those that still wait for a stream are reset at once.
+        Connections that still wait for a stream are reset at once.
         """
         self.close()
         for connection in list(self.connections):
@@ -98,38 +100,41 @@ class TcpListener:
                     self._empty.clear()
                     await self._empty.wait()
         except TimeoutError:
-            logger.warning("%s: %d connections are cut", self.name, len(self.connections))
+            self.log.warning("%d connections are cut", len(self.connections))
         finally:
             self.cut()
 
     def cut(self) -> None:
-        """Reset every live connection."""
+        """Stop accepting and reset every connection."""
         self.close()
         for connection in list(self.connections):
             connection.cut()
 
-    def left(self, connection: LocalRelay) -> None:
-        """A connection is gone."""
+    def disconnected(self, connection: LocalRelay) -> None:
+        """Forget a connection that has ended."""
         self.connections.discard(connection)
         if not self.connections:
             self._empty.set()
 
 
 class LocalRelay(TcpRelay):
-    """One accepted connection. Until its stream is accepted it keeps what the application sent,
-    so that a dial which an endpoint refused while it went away can be tried on a fresh one."""
+    """One accepted connection.
+
+    Until its stream is accepted it keeps what the application has sent, so that a refused dial can
+    be tried again.
+    """
 
     def __init__(self, listener: TcpListener) -> None:
         super().__init__()
         self._listener = listener
-        self._forwarding: Forwarding = listener
-        self._queue = queue()
-        self._opening = StreamRequest(listener, Protocol.TCP, self, on_queued=self.on_queued)
-        self._endpoint: Endpoint | None = None
-        self._sent: list[bytes] | None = []
+        self._queue = connection_queue()
+        self._request = self._make_request(listener)
+        self._unaccepted: list[bytes] | None = []
+        """What the application has sent; None once the stream is accepted."""
         self._early_bytes = 0
-        self._retried = False
-        self._entry: StreamMetrics | None = None
+
+    def _make_request(self, forwarding: Forwarding) -> StreamRequest:
+        return StreamRequest(forwarding, Protocol.TCP, self, relay=self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -137,39 +142,47 @@ class LocalRelay(TcpRelay):
         if self._listener.accepting:
             self._begin()
         else:
-            # Accepted in the very turn of the loop in which the listener closed.
+            # It was accepted in the turn of the loop in which the listener closed.
             self.cut()
 
     def _begin(self) -> None:
-        """The connection is there: ask for its stream."""
-        self._entry = self._forwarding.metrics.begin(self)
-        self._opening.start()
+        """Start to serve a new connection."""
+        self._request.start()
+
+    def move(self, pool: Pool) -> None:
+        """Use `pool` if there is no stream yet."""
+        if self.stream is None:
+            self._request.forwarding.route.pool = pool
+
+    def finish(self) -> None:
+        """Serve no further requests, if this connection has any."""
 
     def cut(self) -> None:
-        """Reset it at both ends."""
+        """Reset the connection at both ends."""
         if self.stream is not None:
             self.stream.reset(ErrorCode.CANCELLED)
         self.on_reset(ErrorCode.CANCELLED)
 
     def drop(self, reason: str) -> None:
-        """Reset it while it waits, to have its descriptor."""
-        logger.debug("%s: connection reset: %s", self._forwarding.name, reason)
-        self._opening.cancel()
-        if self._entry is not None:
-            self._entry.unserved()
+        """Reset a connection that waits for a stream, to free its descriptor."""
+        self._request.forwarding.log.debug("connection reset: %s", reason)
+        self._request.cancel()
+        self._request.metrics.open_failed()
         self._fail(ErrorCode.CANCELLED, reason)
 
+    # -- the socket's side ---------------------------------------------------------------------
+
     def data_received(self, data: bytes) -> None:
-        if self._sent is not None:
-            self._sent.append(data)
+        if self._unaccepted is not None:
+            self._unaccepted.append(data)
         if self.stream is None:
             self._early_bytes += len(data)
-            self._queue.received(self, len(data))
+            self._queue.data_received(self, len(data))
         super().data_received(data)
 
     def eof_received(self) -> bool:
         keep = super().eof_received()
-        self._queue.ended(self)
+        self._queue.eof_received(self)
         return keep
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -177,64 +190,52 @@ class LocalRelay(TcpRelay):
         self._queue.leave(self)
         descriptor_budget().closed()
         super().connection_lost(exc)
-        self._opening.cancel()
-        if self._entry is not None:
-            self._entry.left(clean=clean)
-        self._listener.left(self)
+        self._request.cancel()
+        self._request.metrics.closed(clean=clean)
+        self._listener.disconnected(self)
+
+    # -- the stream's side ---------------------------------------------------------------------
 
     def on_queued(self) -> None:
-        """It has to wait for a stream: its end is to be seen meanwhile."""
-        kept = sum(map(len, self._sent or ()))
+        kept = sum(map(len, self._unaccepted or ()))
         self._queue.enter(self, kept, half_closed=self._local_ended)
 
     def on_stream(self, stream: Stream) -> None:
-        """There is a stream: what the application sent so far goes first."""
+        """Send what the application has sent so far, and couple the socket to the stream."""
         self._queue.leave(self)
         self.received_bytes += self._early_bytes
         self._early_bytes = 0
-        self._endpoint = self._forwarding.route.endpoint
-        if self._entry is not None:
-            self._entry.asked()
-        for data in self._sent or ():
+        for data in self._unaccepted or ():
             stream.write(data)
         self.start(stream)
         if self._local_ended:
             stream.end()
 
     def on_open_failed(self, reason: str) -> None:
-        """There is none: whoever connected sees a reset."""
-        logger.warning("%s: connection reset: %s", self._forwarding.name, reason)
-        if self._entry is not None:
-            self._entry.unserved()
+        """Reset the connection: the application must not take it for one that has ended."""
+        self._request.forwarding.log.warning("connection reset: %s", reason)
         self._fail(ErrorCode.CANCELLED, reason)
 
     def on_accepted(self) -> None:
-        self._sent = None
-        if self._entry is not None:
-            self._entry.accepted()
+        self._unaccepted = None
+        self._request.metrics.accepted()
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        name, route = self._forwarding.name, self._forwarding.route
-        again = not self._retried or route.settling
-        elsewhere = route.followed or code is ErrorCode.GOING_AWAY
-        if elsewhere and again and code in RETRIED:
-            logger.debug("%s: %s; trying once more", name, message)
-            self._retried = True
+        request, log = self._request, self._request.forwarding.log
+        if self.transport is not None and request.may_retry(code):
+            log.debug("%s; trying once more", message)
             self.stream = None
-            if self.transport is not None:
-                self.transport.pause_reading()
-                self._opening.start(after=self._endpoint)
+            self.transport.pause_reading()
+            request.retry()
             return
-        logger.warning("%s: %s%s", name, code.text, message and f": {message}")
-        if self._entry is not None:
-            self._entry.refused(code, message)
+        log.warning("%s%s", code.text, message and f": {message}")
+        request.metrics.refused(code, message)
         self._fail(code, message)
 
     def on_reset(self, code: ErrorCode) -> None:
-        if self._entry is not None:
-            self._entry.reset(code)
+        self._request.metrics.reset(code)
         super().on_reset(code)
 
     def _fail(self, code: ErrorCode, message: str) -> None:
-        """There is no stream, and there will be none."""
+        """Handle that there is no stream, and will be none."""
         self.on_reset(code)

@@ -1,4 +1,4 @@
-"""UDP listener: first stage of the data path for datagrams; one socket, a flow for each client."""
+"""UDP listener: first stage of the data path for datagrams; a flow for each client address."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from typing import Any
 from typing import Protocol as Shape
 
 from krelay.datapath.connector import Forwarding, StreamRequest
-from krelay.datapath.metrics import (
-    BACKLOG,
-    EARLY,
-    KERNEL,
-    UNROUTED,
-    ForwardMetrics,
-    StreamMetrics,
-)
+from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
+from krelay.mux.log import about
 from krelay.mux.stream import Stream
 from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
@@ -30,6 +24,7 @@ from krelay.wire.frames import Buffer
 logger = logging.getLogger("krelay.listener")
 
 IDLE = 110.0
+"""Seconds without a datagram after which a flow ends."""
 MAX_FLOWS = 1_024
 _EARLY_DATAGRAMS = 16
 _BUFFER = 1 << 20
@@ -38,7 +33,7 @@ Address = tuple[Any, ...]
 
 
 class UdpListener:
-    """A UDP forward's local end. Flows are bounded: the least recently used makes room."""
+    """The local end of a UDP forward."""
 
     def __init__(
         self,
@@ -49,17 +44,19 @@ class UdpListener:
         open_timeout: float,
         metrics: ForwardMetrics | None = None,
     ) -> None:
+        """`name` is for the log; `open_timeout` is how long a flow may wait, in seconds."""
         self.name = name
         self.route = route
         self.open_timeout = open_timeout
         self.metrics = metrics or ForwardMetrics()
         self.tasks = tasks
+        self.log = about(logger, target=name)
         self.addresses: list[tuple[str, int]] = []
         self._sockets: list[_LocalSocket] = []
 
     @property
     def live(self) -> int:
-        """How many clients have a flow now."""
+        """The number of flows."""
         return sum(len(sock.flows) for sock in self._sockets)
 
     async def open(self, address: str, port: int) -> None:
@@ -79,17 +76,17 @@ class UdpListener:
             self._sockets.append(local)
 
     def close(self) -> None:
-        """End all flows and free the sockets."""
+        """End all flows and close the sockets."""
         for sock in self._sockets:
             sock.close()
         self._sockets.clear()
 
     async def drain(self, timeout: float) -> None:
-        """Datagrams wait for nobody: the same as `close`."""
+        """Close: a flow has no end to wait for."""
         self.close()
 
     def cut(self) -> None:
-        """The same as `close`."""
+        """Close."""
         self.close()
 
 
@@ -102,7 +99,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.loop = asyncio.get_running_loop()
         # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
         self._sock = sock
-        self._drops = self.listener.metrics.watch(sock)
+        self._drops = self.listener.metrics.add_socket(sock)
         self._transport: asyncio.BaseTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -123,11 +120,11 @@ class _LocalSocket(asyncio.DatagramProtocol):
         flow.send(data)
 
     def error_received(self, exc: Exception) -> None:
-        # ICMP from a client that has gone; which one, the kernel does not say. It will expire.
-        logger.debug("%s: %s", self.listener.name, exc)
+        # ICMP from a client that has gone. The kernel does not say which one; its flow will expire.
+        self.listener.log.debug("%s", exc)
 
     def reply(self, data: Buffer, addr: Address) -> None:
-        """Answer the client that asked; lost where the kernel does not take it."""
+        """Send a datagram to a client; it is lost if the kernel does not take it."""
         if self._transport is None:
             return
         metrics = self.listener.metrics
@@ -141,7 +138,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
             metrics.to_local += len(data)
 
     def close(self) -> None:
-        """End every flow."""
+        """End every flow and close the socket."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         for flow in list(self.flows.values()):
@@ -149,7 +146,7 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.flows.clear()
         transport, self._transport = self._transport, None
         if transport is not None:
-            self.listener.metrics.leave_socket(self._drops)
+            self.listener.metrics.remove_socket(self._drops)
             transport.close()
 
     def _sweep(self) -> None:
@@ -164,123 +161,120 @@ class _LocalSocket(asyncio.DatagramProtocol):
             flow.close(ErrorCode.IDLE)
 
 
-class Socket(Shape):
-    """What a flow needs of the socket that it came by."""
+class FlowSocket(Shape):
+    """What a flow needs of the socket that received it."""
 
     listener: Forwarding
     flows: OrderedDict[Any, Flow]
     loop: asyncio.AbstractEventLoop
 
     def reply(self, data: Buffer, addr: Any) -> None:
-        """Answer the client, and count that for the listener's metrics."""
+        """Send a datagram to the client and count it in the listener's metrics."""
 
 
 class Flow:
-    """One client address and its stream. It drops rather than waits.
+    """One client address and its stream. It drops datagrams rather than wait.
 
-    Datagrams have no connection to finish: where the route leads elsewhere, the next one goes
-    there. An agent that drains keeps its flows.
+    Datagrams have no connection to finish: when the route leads elsewhere, the next datagram goes
+    there. A draining agent keeps its flows.
     """
 
-    def __init__(self, sock: Socket, addr: Address) -> None:
+    def __init__(self, sock: FlowSocket, addr: Address) -> None:
         self._socket = sock
         self._addr = addr
         self._stream: Stream | None = None
         self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
-        self._opening = StreamRequest(sock.listener, Protocol.UDP, self)
+        self._request = StreamRequest(sock.listener, Protocol.UDP, self)
         self._metrics = sock.listener.metrics
-        self._entry: StreamMetrics | None = None
-        self._heard = False
+        self._answered = False
         self.active_at = sock.loop.time()
 
     @property
     def route(self) -> Route:
-        """Where it leads."""
+        """The route of its listener."""
         return self._socket.listener.route
 
     def send(self, data: bytes) -> None:
-        """A datagram from the client."""
+        """Forward a datagram of the client."""
         self._touch()
         if self._stream is not None:
             if self.route.endpoint in (self._endpoint, None):
-                self._sent(self._stream, data)
+                self._send_on(self._stream, data)
                 return
             self.close(ErrorCode.CANCELLED)
         if len(self._early) == _EARLY_DATAGRAMS:
             self._metrics.drops[EARLY] += 1
         self._early.append(data)
-        if not self._opening.parked:
-            self._entry, self._heard = self._metrics.begin(), False
-            self._opening.start()
+        if not self._request.queued:
+            self._answered = False
+            self._request.start()
 
     def close(self, code: ErrorCode) -> None:
         """End the flow at both ends."""
-        self._opening.cancel()
-        self._lose_early()
+        self._request.cancel()
+        self._drop_early()
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code)
-        if self._entry is not None and code is ErrorCode.IDLE:
-            self._entry.expired()
-        elif self._entry is not None:
-            self._entry.left(clean=True)
+        if code is ErrorCode.IDLE:
+            self._request.metrics.expired()
+        else:
+            self._request.metrics.closed(clean=True)
+
+    # -- the stream's side ---------------------------------------------------------------------
+
+    def on_queued(self) -> None:
+        """The datagrams that wait are kept here."""
 
     def on_stream(self, stream: Stream) -> None:
-        """There is a stream: what the client sent so far goes first."""
+        """Send what the client has sent so far."""
         self._stream = stream
         self._endpoint = self.route.endpoint
-        if self._entry is not None:
-            self._entry.asked()
         while self._early:
-            self._sent(stream, self._early.popleft())
+            self._send_on(stream, self._early.popleft())
 
     def on_open_failed(self, reason: str) -> None:
-        """There is none; the client's next datagram tries anew."""
-        logger.warning("%s: datagrams dropped: %s", self._socket.listener.name, reason)
-        if self._entry is not None:
-            self._entry.unserved()
+        """Drop what waits; the client's next datagram requests another stream."""
+        self._socket.listener.log.warning("datagrams dropped: %s", reason)
+        self._forget()
+
+    def on_accepted(self) -> None:
+        # A UDP dial always succeeds: only an answer proves that the endpoint works.
+        self._request.metrics.accepted(proof=False)
+
+    def on_refused(self, code: ErrorCode, message: str) -> None:
+        self._socket.listener.log.warning("%s%s", code.text, message and f": {message}")
+        self._request.metrics.refused(code, message)
         self._forget()
 
     def on_datagram(self, data: Buffer) -> None:
         self._touch()
-        if not self._heard and self._entry is not None:
-            self._heard = True
-            self._entry.answered(None)
+        if not self._answered:
+            self._answered = True
+            self._request.metrics.dial_result(None)
         self._socket.reply(data, self._addr)
 
-    def on_refused(self, code: ErrorCode, message: str) -> None:
-        name = self._socket.listener.name
-        logger.warning("%s: %s%s", name, code.text, message and f": {message}")
-        if self._entry is not None:
-            self._entry.refused(code, message)
-        self._forget()
-
     def on_reset(self, code: ErrorCode) -> None:
-        if self._entry is not None:
-            if code is ErrorCode.IDLE:
-                self._entry.expired()
-            self._entry.reset(code)
-            if code is ErrorCode.REFUSED:
-                self._entry.answered(code, "by ICMP")
+        metrics = self._request.metrics
+        if code is ErrorCode.IDLE:
+            metrics.expired()
+        metrics.reset(code)
+        if code is ErrorCode.REFUSED:
+            metrics.dial_result(code, "by ICMP")
         self._forget()
 
     def on_end(self) -> None:
         self.close(ErrorCode.NONE)
         self._forget()
 
-    def on_accepted(self) -> None:
-        # Datagrams are on their way already; only an answer shows that somebody is there.
-        if self._entry is not None:
-            self._entry.accepted(proof=False)
-
     def on_data(self, data: Buffer) -> None:
-        """Stream bytes on a flow are nobody's: the window bounds them."""
+        """Ignore stream bytes, which a flow has none of; the window bounds them."""
 
     def on_writable(self) -> None:
-        """Datagrams are dropped rather than held."""
+        """Datagrams are dropped rather than queued here."""
 
-    def _sent(self, stream: Stream, data: bytes) -> None:
+    def _send_on(self, stream: Stream, data: bytes) -> None:
         if stream.datagram(data):
             self._metrics.to_remote += len(data)
         else:
@@ -290,14 +284,13 @@ class Flow:
         self.active_at = self._socket.loop.time()
         self._socket.flows.move_to_end(self._addr)
 
-    def _lose_early(self) -> None:
-        """There is no stream for what waits."""
+    def _drop_early(self) -> None:
         if self._early:
             self._metrics.drops[UNROUTED] += len(self._early)
             self._early.clear()
 
     def _forget(self) -> None:
         self._stream = None
-        self._lose_early()
+        self._drop_early()
         if self._socket.flows.get(self._addr) is self:
             del self._socket.flows[self._addr]

@@ -1,21 +1,18 @@
-"""HTTP connection: one accepted connection whose requests go each to its own target.
+"""HTTP connection: one accepted connection, each of whose requests goes to a target of its own.
 
-`HttpRelay` says what goes where. This couples it to the client's socket and to one stream at a
-time, and keeps its deadlines. After a CONNECT or a 101 it is a relay like any other.
+`HttpRelay` decides what goes where. This couples it to the client's socket and to one stream at a
+time, and enforces the deadlines. After a CONNECT or a 101 it relays like any other connection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Generic, TypeVar
 
-from krelay.datapath.connector import Forwarding, StreamRequest
-from krelay.datapath.pool import Pool
+from krelay.datapath.connector import Forwarding
 from krelay.datapath.tcp import LocalRelay, TcpListener
-from krelay.model import Protocol
 from krelay.mux.sockets import close_socket, reset_socket
 from krelay.mux.stream import Stream
 from krelay.proxy.http_relay import (
@@ -34,18 +31,16 @@ from krelay.proxy.http_relay import (
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
-logger = logging.getLogger("krelay.listener")
-
 HEAD = 30.0
-"""Seconds for a client to send its first request, and each further head once it has begun."""
+"""Seconds for a client to send its first head, and each further head once that has begun."""
 IDLE = 120.0
 """Seconds for which a connection may wait for its next request."""
 SILENCE = 3_600.0
-"""Seconds in which neither end of an exchange says anything."""
+"""Seconds for which both ends of an exchange may be silent."""
 LINGER_SILENCE, LINGER, LINGER_BYTES = 5.0, 30.0, 1 << 28
-"""How long a client that has its last answer may go on sending: seconds without a byte, seconds in
-all, bytes. If it were closed at once, the kernel would reset it, and the answer be lost."""
-FAREWELL = 5.0
+"""How long a client with its last answer may go on sending: seconds without a byte, seconds in all,
+bytes. If its connection were closed at once, the kernel would reset it and the answer be lost."""
+CLOSE_TIMEOUT = 5.0
 """Seconds for a target to close a connection whose exchange is over."""
 _EARLY = 1 << 16
 
@@ -67,11 +62,7 @@ _WAITING = (_State.FIRST, _State.IDLE, _State.HEAD)
 
 
 class HttpConnection(LocalRelay, Generic[P]):
-    """The client's end of an `HttpRelay`.
-
-    `route` says where a request goes, `destination` what a connection to that place needs.
-    `on_waiting` is called when the connection begins or stops to wait for a request.
-    """
+    """The client's end of an `HttpRelay`."""
 
     def __init__(
         self,
@@ -82,70 +73,67 @@ class HttpConnection(LocalRelay, Generic[P]):
         on_waiting: Callable[[HttpConnection[P], bool], None] = lambda connection, waiting: None,
         head: float = HEAD,
     ) -> None:
-        """`head` is the deadline for a head, in seconds."""
+        """`route` returns where a request goes, `destination` what a connection to that place
+        needs. `on_waiting` is called when the connection begins and when it stops to wait for a
+        request. `head` is the deadline for a head, in seconds.
+        """
         super().__init__(listener)
-        self._relay: HttpRelay[P] = HttpRelay(route, self._refused)
+        self._relay: HttpRelay[P] = HttpRelay(route, self._log_refusal)
         self._destination = destination
         self._on_waiting = on_waiting
         self._head = head
         self._loop = asyncio.get_running_loop()
         self._state: _State | None = None
-        self._since = self._active = 0.0
+        self._state_since = self._active_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._served = False
+        self._had_request = False
         self._acting = False
         self._scheduled = False
-        self._to_open = False
-        """Whether bytes for the target have one to go to, or will."""
-        self._queued = 0
-        self._full = False
+        self._has_target = False
+        """Whether a target is there for the bytes of the request, or will be."""
+        self._unaccepted_size = 0
+        self._target_full = False
         self._target_ended = False
-        self._farewell: _Farewell | None = None
-        self._drained = 0
+        self._closing: _ClosingStream | None = None
+        self._discarded = 0
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of a next request has arrived after the last one."""
+        """Whether it waits for another request, of which nothing has arrived."""
         return self._state is _State.IDLE
 
     def finish(self) -> None:
-        """Serve no request but the current one."""
         if self.idle and self.transport is not None:
             close_socket(self.transport)
         elif not self._relay.switched:
             self._run(self._relay.finish)
 
-    def move(self, pool: Pool) -> None:
-        """Take the next stream from there."""
-        if self.stream is None:
-            self._forwarding.route.pool = pool
-
     def cut(self) -> None:
         if self._remote_ended and not self._relay.switched and not self._unwritten:
-            # It has its last answer, which a reset could take away from it.
+            # The client has its last answer, which a reset could destroy.
             self._close()
             return
         if self.stream is not None:
             self.stream.reset(ErrorCode.CANCELLED)
         super().on_reset(ErrorCode.CANCELLED)
 
-    def _refused(self, status: int, message: str) -> None:
-        logger.info("%s: refused (%d): %s", self._listener.name, status, message)
+    def _log_refusal(self, status: int, message: str) -> None:
+        self._listener.log.info("refused (%d): %s", status, message)
 
     # -- the socket's side ---------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._look()
+        self._update()
 
     def data_received(self, data: bytes) -> None:
         relay = self._relay
         if relay.switched:
             super().data_received(data)
             return
-        self._active = self._loop.time()
+        self._active_at = self._loop.time()
         if relay.discarding:
-            self._drained += len(data)
-            if self._drained > LINGER_BYTES:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES:
                 self._close()
             return
         self._run(relay.receive_from_client, data)
@@ -178,20 +166,18 @@ class HttpConnection(LocalRelay, Generic[P]):
         held, self._held = self._held, 0
         super().resume_writing()
         self._held = held
-        self._active = self._loop.time()
+        self._active_at = self._loop.time()
         self._run(self._relay.go_on)
 
     # -- the stream's side ---------------------------------------------------------------------
 
     def on_stream(self, stream: Stream) -> None:
-        self._full = False
+        self._target_full = False
         super().on_stream(stream)
-        self._look()
+        self._update()
 
     def on_open_failed(self, reason: str) -> None:
-        logger.warning("%s: no stream: %s", self._forwarding.name, reason)
-        if self._entry is not None:
-            self._entry.unserved()
+        self._request.forwarding.log.warning("no stream: %s", reason)
         self._fail(ErrorCode.CANCELLED, reason)
 
     def on_accepted(self) -> None:
@@ -209,9 +195,10 @@ class HttpConnection(LocalRelay, Generic[P]):
     def _fail(self, code: ErrorCode, message: str) -> None:
         self._queue.leave(self)
         self.stream = None
-        self._to_open = False
+        self._has_target = False
         status = 504 if code in TIMEOUTS else 502
-        where = f"{self._forwarding.route.endpoint or self._forwarding.name}: "
+        forwarding = self._request.forwarding
+        where = f"{forwarding.route.endpoint or forwarding.name}: "
         why = (message or code.text).removeprefix(where)
         self._run(self._relay.target_refused, status, where + why)
 
@@ -219,7 +206,7 @@ class HttpConnection(LocalRelay, Generic[P]):
         if self._relay.switched:
             super().on_data(data)
             return
-        self._active = self._loop.time()
+        self._active_at = self._loop.time()
         self._held += len(data)
         self._run(self._relay.receive_from_target, bytes(data))
 
@@ -234,25 +221,24 @@ class HttpConnection(LocalRelay, Generic[P]):
         if self._relay.switched:
             super().on_reset(code)
             return
-        if self._entry is not None:
-            self._entry.reset(code)
+        self._request.metrics.reset(code)
         self.stream = None
         self._run(self._relay.target_lost)
 
     def on_writable(self) -> None:
-        self._full = False
+        self._target_full = False
         if self._relay.switched:
             super().on_writable()
         else:
-            self._look()
+            self._update()
 
-    # -- what the relay wants ------------------------------------------------------------------
+    # -- the relay's actions -------------------------------------------------------------------
 
     def _run(self, event: Callable[..., None], *args: object) -> None:
-        """Tell the relay, and do what it wants."""
+        """Hand an event to the relay and carry out its actions."""
         try:
             event(*args)
-            # An action may call back at once. What follows from that is done in its order.
+            # An action may call back at once. The actions that follow from that keep their order.
             if not self._acting:
                 self._acting = True
                 try:
@@ -260,11 +246,11 @@ class HttpConnection(LocalRelay, Generic[P]):
                 finally:
                     self._acting = False
         except Exception:
-            # One connection's bug is its own.
-            logger.exception("%s: the HTTP relay failed", self._listener.name)
+            # A bug costs this connection only.
+            self._listener.log.exception("the HTTP relay failed")
             self.cut()
         if not self._acting:
-            self._look()
+            self._update()
 
     def _act(self) -> None:
         while self.transport is not None:
@@ -292,59 +278,51 @@ class HttpConnection(LocalRelay, Generic[P]):
                         self.cut()
                     case Splice(to_target, to_client):
                         self._splice(to_target, to_client)
-            if self._relay.client_ended and self._to_open and self.stream is None:
-                # A client that has gone looks like this, and must not keep a place while it waits.
+            if self._relay.client_ended and self._has_target and self.stream is None:
+                # A client that has gone looks like this, and must not stay in the queue.
                 self._close_target(clean=False)
                 self._relay.target_refused(502, "no stream yet, and the client has ended")
             elif not actions:
                 return
 
     def _open(self, place: P) -> None:
-        self._served = True
-        self._forwarding = self._destination(place)
-        self._opening = StreamRequest(
-            self._forwarding, Protocol.TCP, self, on_queued=self.on_queued
-        )
-        self._endpoint = None
-        self._sent, self._queued, self._full = [], 0, False
-        self._retried = False
+        self._had_request = True
+        self._unaccepted, self._unaccepted_size, self._target_full = [], 0, False
         self._local_ended = self._target_ended = False
         self._held = self.received_bytes = self.sent_bytes = 0
-        self._entry = self._forwarding.metrics.begin(self)
-        self._to_open = True
-        self._opening.start()
+        self._has_target = True
+        self._request = self._make_request(self._destination(place))
+        self._request.start()
 
     def _send(self, data: bytes) -> None:
-        if not self._to_open or not data:
+        if not self._has_target or not data:
             return
-        if self._sent is not None:
-            self._sent.append(data)
-            self._queued += len(data)
+        if self._unaccepted is not None:
+            self._unaccepted.append(data)
+            self._unaccepted_size += len(data)
         if self.stream is None:
-            self._queue.received(self, len(data))
+            self._queue.data_received(self, len(data))
         self.received_bytes += len(data)
         if self.stream is None:
-            self._full = self._queued >= _EARLY
+            self._target_full = self._unaccepted_size >= _EARLY
         elif not self.stream.write(data):
-            self._full = True
+            self._target_full = True
 
     def _close_target(self, *, clean: bool) -> None:
-        self._opening.cancel()
+        self._request.cancel()
         self._queue.leave(self)
         stream, self.stream = self.stream, None
-        self._to_open = self._full = False
+        self._has_target = self._target_full = False
         self._held = 0
         if stream is not None:
             if clean:
                 # One at a time: many targets that stay would use up the session's streams.
-                if self._farewell is not None:
-                    self._farewell.cut()
-                self._farewell = _Farewell(stream, ended=self._target_ended)
+                if self._closing is not None:
+                    self._closing.cut()
+                self._closing = _ClosingStream(stream, ended=self._target_ended)
             else:
                 stream.reset(ErrorCode.CANCELLED)
-        entry, self._entry = self._entry, None
-        if entry is not None:
-            entry.left(clean=clean)
+        self._request.metrics.closed(clean=clean)
 
     def _end_client(self) -> None:
         assert self.transport is not None
@@ -355,7 +333,7 @@ class HttpConnection(LocalRelay, Generic[P]):
             self._end_socket(self.transport)
 
     def _close(self) -> None:
-        """Close the client's connection, for whose last bytes there was time."""
+        """Close the client's connection; its last bytes have had their time."""
         if self.transport is None:
             return
         if self._unwritten:
@@ -376,10 +354,10 @@ class HttpConnection(LocalRelay, Generic[P]):
         if self._target_ended:
             super().on_end()
 
-    # -- its pace and its deadlines ------------------------------------------------------------
+    # -- pace and deadlines --------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """Read the client or not, return credit, go on, keep time: as things are now."""
+    def _update(self) -> None:
+        """Bring reading, credit and the deadline in line with the present state."""
         relay, transport = self._relay, self.transport
         if transport is None:
             return
@@ -395,7 +373,7 @@ class HttpConnection(LocalRelay, Generic[P]):
         if relay.more and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._go_on)
-        if relay.discarding or (relay.wants_client and not relay.more and not self._full):
+        if relay.discarding or (relay.wants_client and not relay.more and not self._target_full):
             transport.resume_reading()
         else:
             transport.pause_reading()
@@ -413,13 +391,13 @@ class HttpConnection(LocalRelay, Generic[P]):
             return _State.ENDING
         if not relay.idle:
             return _State.EXCHANGE
-        if not self._served:
+        if not self._had_request:
             return _State.FIRST
         return _State.HEAD if relay.in_head else _State.IDLE
 
     def _enter(self, state: _State) -> None:
         before, self._state = self._state, state
-        self._since = self._active = self._loop.time()
+        self._state_since = self._active_at = self._loop.time()
         if (before in _WAITING) is not (state in _WAITING):
             self._on_waiting(self, state in _WAITING)
         if self._timer is not None:
@@ -431,21 +409,21 @@ class HttpConnection(LocalRelay, Generic[P]):
     def _arm(self) -> None:
         due = self._due()
         if self._relay.ending:
-            # What it waits for changes without an event: the last byte is written.
+            # No event says that the last byte has been written.
             due = min(due, self._loop.time() + LINGER_SILENCE)
         self._timer = self._loop.call_at(due, self._expire)
 
     def _due(self) -> float:
-        """When the present state has lasted too long."""
+        """Return the time of the loop at which the present state has lasted too long."""
         match self._state:
             case _State.FIRST | _State.HEAD:
-                return self._since + self._head
+                return self._state_since + self._head
             case _State.IDLE:
-                return self._since + IDLE
+                return self._state_since + IDLE
             case _State.ENDING if self._relay.discarding and not self._unwritten:
-                return min(self._active + LINGER_SILENCE, self._since + LINGER)
+                return min(self._active_at + LINGER_SILENCE, self._state_since + LINGER)
             case _:
-                return self._active + SILENCE
+                return self._active_at + SILENCE
 
     @property
     def _unwritten(self) -> bool:
@@ -461,12 +439,12 @@ class HttpConnection(LocalRelay, Generic[P]):
             self._close()
         else:
             why = "no request came in time" if self._state in _WAITING else "both ends were silent"
-            logger.info("%s: %s", self._listener.name, why)
+            self._listener.log.info("%s", why)
             self.cut()
 
 
-class _Farewell:
-    """A stream whose exchange is over: lets the target close its end, for a moment."""
+class _ClosingStream:
+    """A stream whose exchange is over: gives the target a moment to close its end."""
 
     def __init__(self, stream: Stream, *, ended: bool) -> None:
         self._stream = stream
@@ -474,36 +452,36 @@ class _Farewell:
         stream.handler = None if ended else self
         stream.end()
         if not ended:
-            self._timer = asyncio.get_running_loop().call_later(FAREWELL, self.cut)
+            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.cut)
 
     def on_end(self) -> None:
-        self._done()
+        self._detach()
 
     def on_reset(self, code: ErrorCode) -> None:
-        self._done()
+        self._detach()
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        self._done()
+        self._detach()
 
     def on_data(self, data: Buffer) -> None:
         # Nothing may follow the response.
         self.cut()
 
     def on_accepted(self) -> None:
-        """It was accepted before."""
+        """Nothing to do: the stream was accepted before."""
 
     def on_datagram(self, data: Buffer) -> None:
-        """A datagram on a TCP stream has no meaning."""
+        """Ignore a datagram: it has no meaning on a TCP stream."""
 
     def on_writable(self) -> None:
-        """Nothing is to be written."""
+        """Nothing to do: all is written."""
 
     def cut(self) -> None:
-        """Reset it, unless it has ended."""
-        self._done()
+        """Reset the stream, unless it has ended."""
+        self._detach()
         self._stream.reset(ErrorCode.CANCELLED)
 
-    def _done(self) -> None:
+    def _detach(self) -> None:
         self._stream.handler = None
         if self._timer is not None:
             self._timer.cancel()

@@ -1,5 +1,7 @@
-"""Proxy: another first stage of the data path; a port that asks each connection where it wants to
-go, in SOCKS5 or HTTP. Names are resolved by the agent, in the cluster."""
+"""Proxy listener: a first stage of the data path whose connections say where they go.
+
+A connection does so in SOCKS5 or HTTP. The agent resolves names, in the cluster.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,16 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, runtime_checkable
-from typing import Protocol as Shape
+from typing import TYPE_CHECKING
 
-from krelay.datapath.connector import StreamRequest
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.model import Endpoint, Protocol, Resolution, is_loopback
+from krelay.mux.log import About, about
 from krelay.mux.sockets import close_socket
-from krelay.proxy.socks5 import Acceptor, Command, Reply, SocksRefusal, reply
+from krelay.proxy.socks5 import Command, Negotiation, Reply, SocksRefusal, reply
 from krelay.proxy.udp_associate import Association
 from krelay.tasks import TaskGroup, guard
 from krelay.wire.errors import ErrorCode
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("krelay.listener")
 
-PATIENCE = 30.0
+REQUEST_TIMEOUT = 30.0
 """Seconds for a client to say where it wants to go."""
-MAX_ASKING = 1_024
-"""Connections that have not said it yet, those that wait for another HTTP request included."""
+MAX_PENDING = 1_024
+"""Connections without a destination, which includes those that wait for another HTTP request."""
 LINGER, LINGER_BYTES = 5.0, 1 << 20
-"""How long a refused client may go on sending, in seconds and bytes. If it were closed at once, the
-kernel would reset it, and the answer be lost."""
+"""How long a refused client may go on sending, in seconds and bytes. If its connection were closed
+at once, the kernel would reset it and the answer be lost."""
 
 _REPLIES = {
     ErrorCode.REFUSED: Reply.REFUSED,
@@ -46,28 +47,18 @@ _REPLIES = {
 
 @dataclass(slots=True)
 class Destination:
-    """Where one connection wants to go; what an StreamRequest needs to know."""
+    """Where one connection or flow goes: a `Forwarding` of its own."""
 
     name: str
     route: Route
     open_timeout: float
     tasks: TaskGroup
     metrics: ForwardMetrics
-
-    @classmethod
-    def of(cls, listener: ProxyListener, protocol: Protocol, host: str, port: int) -> Destination:
-        """A destination that is dialled as it stands, through the listener's pool."""
-        route = Route(listener.pool, followed=False)
-        route.update(Resolution(protocol, Endpoint(host, port)))
-        name = f"{listener.name}: {Endpoint(host, port)}"
-        return cls(name, route, listener.open_timeout, listener.tasks, listener.metrics)
+    log: About
 
 
 class ProxyListener(TcpListener):
-    """The proxy's local end: a TcpListener whose connections say themselves where they go.
-
-    `credentials` are a user's name and password, where the proxy asks for them.
-    """
+    """The local end of a proxy."""
 
     def __init__(
         self,
@@ -79,59 +70,71 @@ class ProxyListener(TcpListener):
         credentials: tuple[str, str] | None = None,
         metrics: ForwardMetrics | None = None,
     ) -> None:
-        super().__init__(
-            name, Route(pool, followed=False), tasks, open_timeout=open_timeout, metrics=metrics
-        )
+        """`credentials` are the user name and password that clients must give, if any."""
+        route = Route(pool, followed=False)
+        super().__init__(name, route, tasks, open_timeout=open_timeout, metrics=metrics)
         self.credentials = credentials
         self.negotiating = 0
+        """The number of connections whose negotiation is not over."""
         self._waiting: dict[HttpConnection[Endpoint], None] = {}
 
     @property
-    def asking(self) -> int:
-        """How many connections have not said where they, or their next requests, want to go."""
+    def pending(self) -> int:
+        """The number of connections that have no destination now."""
         return self.negotiating + len(self._waiting)
 
     @property
     def pool(self) -> Pool:
-        """What new connections ride on, and those that still wait."""
+        """The tunnels for new streams; connections without a stream follow a change."""
         return self.route.pool
 
     @pool.setter
     def pool(self, pool: Pool) -> None:
         self.route.pool = pool
         for connection in self.connections:
-            if isinstance(connection, _Movable):
-                connection.move(pool)
+            connection.move(pool)
 
     async def open(self, address: str, port: int) -> None:
-        """As its parent; and say so where it leads everybody into the cluster."""
+        """Bind and accept, and warn if others may use the proxy.
+
+        Raises:
+            ListenError: the address cannot be bound.
+        """
         await super().open(address, port)
         if not is_loopback(address) and self.credentials is None:
-            logger.warning(
-                "%s: open to other machines without a password: whoever reaches it reaches all"
-                " that the agent does",
-                self.name,
+            self.log.warning(
+                "open to other machines without a password: whoever reaches it reaches all"
+                " that the agent does"
             )
 
     async def drain(self, timeout: float) -> None:
-        """As its parent. Idle HTTP connections close, others end behind their current request."""
+        """Drain as a TcpListener does; an HTTP connection ends after its current request."""
         self.close()
         for connection in list(self.connections):
-            if isinstance(connection, _Finishing):
-                connection.finish()
+            connection.finish()
         await asyncio.sleep(0)
         await super().drain(timeout)
 
-    def waits(self, connection: HttpConnection[Endpoint], waiting: bool) -> None:
-        """An HTTP connection waits for a request, or no longer."""
+    def destination(self, protocol: Protocol, host: str, port: int) -> Destination:
+        """Return a destination that is dialled by name, as it stands, through the pool."""
+        endpoint = Endpoint(host, port)
+        route = Route(self.pool, followed=False)
+        route.update(Resolution(protocol, endpoint))
+        name = f"{self.name}: {endpoint}"
+        log = about(logger, target=self.name, name=name)
+        return Destination(name, route, self.open_timeout, self.tasks, self.metrics, log)
+
+    def on_waiting(self, connection: HttpConnection[Endpoint], waiting: bool) -> None:
+        """Note that an HTTP connection begins, or ceases, to wait for a request."""
         self._waiting.pop(connection, None)
         if waiting:
             self._waiting[connection] = None
-            if self.asking > MAX_ASKING:
+            if self.pending > MAX_PENDING:
                 self.make_room()
 
     def make_room(self) -> bool:
-        """Close the HTTP connection that has been idle for the longest; whether there was one."""
+        """Close the HTTP connection that has been idle for the longest; return whether there was
+        one."""
         idle = next((found for found in self._waiting if found.idle), None)
         if idle is None:
             return False
@@ -139,8 +142,8 @@ class ProxyListener(TcpListener):
         idle.finish()
         return True
 
-    def http(self) -> HttpConnection[Endpoint]:
-        """Return what takes a connection over that speaks HTTP."""
+    def http_connection(self) -> HttpConnection[Endpoint]:
+        """Return a protocol that takes over a connection that speaks HTTP."""
         # h11 is loaded only where it is used.
         from krelay.proxy.http_connection import HttpConnection
         from krelay.proxy.http_proxy import route
@@ -148,155 +151,138 @@ class ProxyListener(TcpListener):
         return HttpConnection(
             self,
             lambda head: route(head, self.credentials),
-            lambda place: Destination.of(self, Protocol.TCP, place.host, place.port),
-            on_waiting=self.waits,
-            head=PATIENCE,
+            lambda place: self.destination(Protocol.TCP, place.host, place.port),
+            on_waiting=self.on_waiting,
+            head=REQUEST_TIMEOUT,
         )
 
     def _accept(self) -> LocalRelay:
         return ProxyConnection(self)
 
 
-@runtime_checkable
-class _Movable(Shape):
-    def move(self, pool: Pool) -> None:
-        """Take the next stream from there."""
-
-
-@runtime_checkable
-class _Finishing(Shape):
-    def finish(self) -> None:
-        """Serve no request but the current one."""
-
-
 class ProxyConnection(LocalRelay):
-    """One accepted connection. Its first byte says what it speaks: HTTP is handed over, SOCKS5
-    negotiates, and then it is a relay like any other."""
+    """One accepted connection.
+
+    Its first byte tells the protocol. An HTTP connection is handed over; after a SOCKS5
+    negotiation it relays like any other connection.
+    """
 
     def __init__(self, listener: ProxyListener) -> None:
         super().__init__(listener)
         self._proxy = listener
-        self._asking = False
-        self._acceptor: Acceptor | None = None
+        self._negotiating = False
+        self._negotiation: Negotiation | None = None
         self._association: Association | None = None
         self._success = b""
         self._timer: asyncio.TimerHandle | None = None
         self._refused = False
-        self._drained = 0
+        self._discarded = 0
 
     def move(self, pool: Pool) -> None:
-        """A connection that still waits gets its stream from there."""
-        if self.stream is None:
-            self._forwarding.route.pool = pool
+        super().move(pool)
         if self._association is not None:
-            self._association.pool = pool
+            self._association.move(pool)
 
     # -- the negotiation -----------------------------------------------------------------------
 
     def _begin(self) -> None:
         assert self.transport is not None
-        if self._proxy.asking >= MAX_ASKING and not self._proxy.make_room():
-            logger.warning("%s: too many connections that ask for nothing", self._proxy.name)
+        if self._proxy.pending >= MAX_PENDING and not self._proxy.make_room():
+            self._proxy.log.warning("too many connections that ask for nothing")
             self.cut()
             return
-        self._asking = True
+        self._negotiating = True
         self._proxy.negotiating += 1
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(PATIENCE, self._late)
+        self._timer = loop.call_later(REQUEST_TIMEOUT, self._timed_out)
         self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
-            self._drained += len(data)
-            if self._drained > LINGER_BYTES and self.transport is not None:
+            self._discarded += len(data)
+            if self._discarded > LINGER_BYTES and self.transport is not None:
                 close_socket(self.transport)
-            return
-        if not self._asking:
-            if self._association is None:
-                super().data_received(data)
-            return
-        try:
+        elif self._negotiating:
             self._negotiate(data)
-        except SocksRefusal as exc:
-            logger.info("%s: refused: %s", self._proxy.name, exc)
-            self._end(exc.reply)
-        except Exception:
-            # One connection's bug is its own.
-            logger.exception("%s: the negotiation failed", self._proxy.name)
-            self.cut()
+        elif self._association is None:
+            super().data_received(data)
 
     def eof_received(self) -> bool:
-        if self._asking or self._refused or self._association is not None:
-            # Nothing was cut short: it is an end like any other.
+        if self._negotiating or self._refused or self._association is not None:
+            # Nothing was cut short: the connection closes in good order.
             if self.transport is not None:
                 close_socket(self.transport)
             return True
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._asked()
+        self._end_negotiation()
         if self._association is not None:
             self._association.close()
         super().connection_lost(exc)
 
     def _negotiate(self, data: bytes) -> None:
-        if self._acceptor is None:
-            if data[:1] not in (b"\4", b"\5"):
+        try:
+            if self._negotiation is not None:
+                self._negotiate_socks(self._negotiation, data)
+            elif data[:1] in (b"\4", b"\5"):
+                self._negotiation = Negotiation(self._proxy.credentials)
+                self._negotiate_socks(self._negotiation, data)
+            else:
                 self._hand_over(data)
-                return
-            self._acceptor = Acceptor(self._proxy.credentials)
-        self._socks(self._acceptor, data)
+        except SocksRefusal as exc:
+            self._proxy.log.info("refused: %s", exc)
+            self._refuse(exc.reply)
+        except Exception:
+            # A bug costs this connection only.
+            self._proxy.log.exception("the negotiation failed")
+            self.cut()
 
     def _hand_over(self, data: bytes) -> None:
-        """Let an HTTP connection have the socket, and what came by it."""
+        """Hand the socket and its first bytes to an HTTP connection."""
         transport, self.transport = self.transport, None
         assert transport is not None
-        http = self._proxy.http()
+        http = self._proxy.http_connection()
         transport.set_protocol(http)
-        self._asked()
+        self._end_negotiation()
         http.connection_made(transport)
-        self._proxy.left(self)
+        self._proxy.disconnected(self)
         http.data_received(data)
 
-    def _socks(self, acceptor: Acceptor, data: bytes) -> None:
-        out = acceptor.receive(data)
+    def _negotiate_socks(self, negotiation: Negotiation, data: bytes) -> None:
+        out = negotiation.receive(data)
         if out and self.transport is not None:
             self.transport.write(out)
-        asked = acceptor.asked
-        if asked is None:
+        request = negotiation.request
+        if request is None:
             return
-        if asked.command is Command.UDP_ASSOCIATE:
-            self._asked()
-            self._associate(asked.port)
-            return
-        self._success = reply(Reply.OK)
-        self._open(asked.host, asked.port, acceptor.rest)
+        self._end_negotiation()
+        if request.command is Command.UDP_ASSOCIATE:
+            self._associate(request.port)
+        else:
+            self._success = reply(Reply.OK)
+            self._open(request.host, request.port, negotiation.rest)
 
     def _open(self, host: str, port: int, early: bytes) -> None:
-        """It said where it wants to go: from here on it is a relay."""
         assert self.transport is not None
-        self._asked()
         self.transport.pause_reading()
-        destination = Destination.of(self._proxy, Protocol.TCP, host, port)
-        self._forwarding = destination
-        self._opening = StreamRequest(destination, Protocol.TCP, self, on_queued=self.on_queued)
-        self._entry = destination.metrics.begin(self)
-        if early and self._sent is not None:
-            self._sent.append(early)
+        if early and self._unaccepted is not None:
+            self._unaccepted.append(early)
             self.received_bytes += len(early)
-        self._opening.start()
+        self._request = self._make_request(self._proxy.destination(Protocol.TCP, host, port))
+        self._request.start()
 
     def _associate(self, port: int) -> None:
         assert self.transport is not None
         here = self.transport.get_extra_info("sockname")
         client = self.transport.get_extra_info("peername")
         if here is None or client is None:
-            # It was reset before it was accepted.
+            # The client reset the connection before it was accepted.
             self.cut()
             return
         self._association = association = Association(
             client[:2],
-            lambda *place: Destination.of(self._proxy, Protocol.UDP, *place),
+            partial(self._proxy.destination, Protocol.UDP),
             self._proxy.metrics,
             tasks=self._proxy.tasks,
             port=port,
@@ -308,15 +294,15 @@ class ProxyConnection(LocalRelay):
         try:
             port = await association.open(host)
         except OSError as exc:
-            logger.warning("%s: no UDP: %s", self._proxy.name, exc)
-            self._end(reply(Reply.FAILURE))
+            self._proxy.log.warning("no UDP: %s", exc)
+            self._refuse(reply(Reply.FAILURE))
         else:
             if self.transport is None:
                 association.close()
             else:
                 self.transport.write(reply(Reply.OK, host, port))
 
-    # -- its end -------------------------------------------------------------------------------
+    # -- ends ----------------------------------------------------------------------------------
 
     def on_accepted(self) -> None:
         if self.transport is not None and self._success:
@@ -324,28 +310,27 @@ class ProxyConnection(LocalRelay):
         super().on_accepted()
 
     def _fail(self, code: ErrorCode, message: str) -> None:
-        self._end(reply(_REPLIES.get(code, Reply.FAILURE)))
+        self._refuse(reply(_REPLIES.get(code, Reply.FAILURE)))
 
-    def _late(self) -> None:
-        logger.info("%s: a connection asked for nothing in time", self._proxy.name)
+    def _timed_out(self) -> None:
+        self._proxy.log.info("a connection asked for nothing in time")
         self.cut()
 
-    def _asked(self) -> None:
-        """The negotiation is over."""
+    def _end_negotiation(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._asking:
-            self._asking = False
+        if self._negotiating:
+            self._negotiating = False
             self._proxy.negotiating -= 1
 
-    def _end(self, last: bytes) -> None:
-        """Send why, and close when the client has read it."""
-        self._asked()
+    def _refuse(self, answer: bytes) -> None:
+        """Send the answer, and close when the client has read it."""
+        self._end_negotiation()
         self.stream = None
         self._refused = self._remote_ended = True
         transport = self.transport
         if transport is not None:
-            transport.write(last)
+            transport.write(answer)
             self._end_socket(transport)
             transport.resume_reading()
             loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
-"""SOCKS5, the proxy's half: what a client asks for, and the answers. Sans-I/O.
+"""SOCKS5, the proxy's half: negotiations and datagrams. Sans-I/O.
 
-RFC 1928 (CONNECT, UDP ASSOCIATE) and RFC 1929 (a user's name and password).
+RFC 1928 (CONNECT, UDP ASSOCIATE) and RFC 1929 (user name and password).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 VERSION = 5
-_NOTHING, _PASSWORD, _NO_METHOD = 0, 2, 0xFF
+_NO_LOGIN, _PASSWORD, _NO_METHOD = 0, 2, 0xFF
 _IPV4, _NAME, _IPV6 = 1, 3, 4
 _SIZES = {_IPV4: 4, _IPV6: 16}
-_MAX_LEFT = 1 << 16
+_MAX_REST = 1 << 16
 
 
 class Command(IntEnum):
-    """What a client may ask for."""
+    """The supported commands of RFC 1928, section 4."""
 
     CONNECT = 1
     UDP_ASSOCIATE = 3
 
 
 class Reply(IntEnum):
-    """The answers of RFC 1928, section 6."""
+    """The reply codes of RFC 1928, section 6."""
 
     OK = 0
     FAILURE = 1
@@ -39,8 +39,8 @@ class Reply(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a client asks for; `host` is a name or an address."""
+class SocksRequest:
+    """A client's request; `host` is a name or an address."""
 
     command: Command
     host: str
@@ -48,7 +48,7 @@ class Asked:
 
 
 class SocksRefusal(Exception):
-    """The client cannot be served; `reply` is what it is told before the end."""
+    """The client cannot be served; `reply` are the last bytes for it."""
 
     def __init__(self, message: str, reply: bytes) -> None:
         super().__init__(message)
@@ -56,65 +56,72 @@ class SocksRefusal(Exception):
 
 
 def reply(code: Reply, host: str = "0.0.0.0", port: int = 0) -> bytes:
-    """The answer to a request; `host` and `port` are the address that serves it."""
+    """Return the reply to a request; `host` and `port` are the address that serves it."""
     return bytes([VERSION, code, 0]) + _address(host, port)
 
 
-class Acceptor:
-    """One client's negotiation. `asked` is there when that is over, `rest` what came behind."""
+class Negotiation:
+    """One client's negotiation. When it is over, `request` is set, and `rest` has the bytes behind
+    the request."""
 
     def __init__(self, credentials: tuple[str, str] | None = None) -> None:
-        self.asked: Asked | None = None
+        """`credentials` are the user name and password that the client must give, if any."""
+        self.request: SocksRequest | None = None
         self.rest = b""
-        self._talk = _talk(credentials)
-        _, self._need = next(self._talk)
+        self._steps = _negotiate(credentials)
+        _, self._needed = next(self._steps)
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes, however they fall; return what to send to the client.
+        """Take bytes, however they are split; return the bytes to send to the client.
 
         Raises:
-            SocksRefusal: it speaks nonsense, or asks for what there is not.
+            SocksRefusal: the client breaks the protocol, or requests something unsupported.
         """
         self.rest += data
         out = b""
-        while self.asked is None and len(self.rest) >= self._need:
-            taken, self.rest = self.rest[: self._need], self.rest[self._need :]
+        while self.request is None and len(self.rest) >= self._needed:
+            taken, self.rest = self.rest[: self._needed], self.rest[self._needed :]
             try:
-                send, self._need = self._talk.send(taken)
+                send, self._needed = self._steps.send(taken)
             except StopIteration as end:
-                self.asked = end.value
+                self.request = end.value
             except SocksRefusal as exc:
-                # A client that did not wait for the first answer reads it first.
+                # A client that has sent its request early reads the earlier answers first.
                 exc.reply = out + exc.reply
                 raise
             else:
                 out += send
-        if len(self.rest) > _MAX_LEFT:
+        if len(self.rest) > _MAX_REST:
             raise SocksRefusal("it says too much too early", out + reply(Reply.FAILURE))
         return out
 
 
-def _talk(credentials: tuple[str, str] | None) -> Generator[tuple[bytes, int], bytes, Asked]:
-    """Yields what to send and how many bytes to read then; is sent exactly these bytes."""
+def _negotiate(
+    credentials: tuple[str, str] | None,
+) -> Generator[tuple[bytes, int], bytes, SocksRequest]:
+    """Yield bytes to send and how many bytes to read then; take exactly these bytes."""
     version, count = yield b"", 2
     if version != VERSION:
         raise SocksRefusal(f"it speaks SOCKS version {version}", b"\0\x5b" + bytes(6))
     methods = yield b"", count
-    wanted = _NOTHING if credentials is None else _PASSWORD
-    if wanted not in methods:
+    method = _NO_LOGIN if credentials is None else _PASSWORD
+    if method not in methods:
         raise SocksRefusal("it offers no way to log in that is known", bytes([5, _NO_METHOD]))
-    chosen = bytes([VERSION, wanted])
+    answer = bytes([VERSION, method])
     if credentials is not None:
-        _, size = yield chosen, 2
+        _, size = yield answer, 2
         user = yield b"", size
         (size,) = yield b"", 1
         password = yield b"", size
-        known = (part.encode() for part in credentials)
-        right = [hmac.compare_digest(*pair) for pair in zip((user, password), known, strict=True)]
+        expected = (part.encode() for part in credentials)
+        # Compare both, so that the time does not tell which one is wrong.
+        right = [
+            hmac.compare_digest(*pair) for pair in zip((user, password), expected, strict=True)
+        ]
         if not all(right):
             raise SocksRefusal("a wrong user name or password", b"\1\1")
-        chosen = b"\1\0"
-    _, command, _, kind = yield chosen, 4
+        answer = b"\1\0"
+    _, command, _, kind = yield answer, 4
     if kind == _NAME:
         (size,) = yield b"", 1
     elif kind in _SIZES:
@@ -126,13 +133,12 @@ def _talk(credentials: tuple[str, str] | None) -> Generator[tuple[bytes, int], b
     if command not in tuple(Command):
         raise SocksRefusal(f"command {command}", reply(Reply.COMMAND))
     if host is None:
-        raise SocksRefusal("a name that is none", reply(Reply.ADDRESS))
-    return Asked(Command(command), host, port)
+        raise SocksRefusal("a host name that is not valid", reply(Reply.ADDRESS))
+    return SocksRequest(Command(command), host, port)
 
 
 def read_datagram(data: bytes) -> tuple[str, int, bytes] | None:
-    """Where a client's datagram goes, and its payload; None for what is to be dropped: a piece of
-    one, or nonsense."""
+    """Return the host, port and payload of a client's datagram; None for a fragment or nonsense."""
     if len(data) < 5 or data[2] != 0:
         return None
     kind, at = data[3], 4
@@ -150,7 +156,7 @@ def read_datagram(data: bytes) -> tuple[str, int, bytes] | None:
 
 
 def write_datagram(host: str, port: int, payload: bytes | bytearray | memoryview) -> bytes:
-    """An answer from there, for the client."""
+    """Return a datagram from a host and port for the client."""
     return b"\0\0\0" + _address(host, port) + payload
 
 

@@ -1,20 +1,23 @@
-"""Associate: SOCKS5's UDP, a socket for one client whose datagrams say themselves where they go
-(RFC 1928, section 7). A flow for each destination, as any other UDP flow.
+"""UDP ASSOCIATE: one client's SOCKS5 datagrams, each of which says where it goes (RFC 1928, s. 7).
 
-An association belongs to the client that made it: to the port that its request names, else to the
-first sender with the client's address. On loopback, which all users of the machine share, that
-sender must also be of the client's user, as far as the system tells.
+Each destination has a flow of its own. An association belongs to the client that made it: to the
+UDP port that its request names, or else to the first sender from the client's address. All users of
+a machine share its loopback address, so such a sender must also be a socket of the client's user,
+as far as the system can tell.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import socket
+import sys
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 from krelay.datapath.connector import Forwarding
@@ -23,7 +26,6 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.udp import IDLE, Flow
 from krelay.model import is_loopback
 from krelay.net.accept import descriptor_budget
-from krelay.proxy.socket_owner import same_user
 from krelay.proxy.socks5 import read_datagram, write_datagram
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
@@ -35,46 +37,52 @@ logger = logging.getLogger("krelay.listener")
 MAX_DESTINATIONS = 64
 _MAX_BACKLOG = 1 << 20
 _MAX_SENDERS, _MAX_UNPROVEN = 64, 4
-"""How many senders, and datagrams of each, wait until it is known whose they are."""
+"""How many senders, and datagrams of each, wait until their user is known."""
+_TABLES = Path("/proc/net")
+_ESTABLISHED = "01"
 
-Place = tuple[str, int]
+Address = tuple[str, int]
 
 
 class Association(asyncio.DatagramProtocol):
-    """Lives as long as the connection that asked for it, which calls `close`."""
+    """One association. The connection that requested it calls `close` at its end."""
 
     def __init__(
         self,
-        client: tuple[str, int],
+        client: Address,
         destination: Callable[[str, int], Forwarding],
         metrics: ForwardMetrics | None = None,
         *,
         tasks: TaskGroup,
         port: int = 0,
     ) -> None:
-        """`client` is the client's end of the connection that asked, `port` the UDP port that it
-        named, if any; `destination` makes where a datagram goes."""
+        """`client` is the client's end of the connection that requested the association, `port` the
+        UDP port that the request names, if any. `destination` makes a destination of a host and a
+        port."""
         self.metrics = metrics or ForwardMetrics()
-        self.flows: OrderedDict[Any, Flow] = OrderedDict()
+        self.flows: OrderedDict[Address, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
         self._client = client
-        self._named = port
-        self._port: Any = None
+        self._port = port
+        self._sender: Any = None
+        """The client's UDP address, once it is known."""
         self._tasks = tasks
         self._unproven: dict[tuple[Any, ...], list[bytes]] = {}
         self._dropped: Counter[tuple[Any, ...]] = Counter()
-        """Datagrams of each sender that were too many to keep."""
+        """Datagrams of each unproven sender that were too many to keep."""
         self._proving: asyncio.Task[bool] | None = None
         self._destination = destination
         self._transport: asyncio.DatagramTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def open(self, host: str) -> int:
-        """Bind beside the proxy; the port. The socket is one of those that clients take, as are
-        accepted ones: it must leave the reserve alone.
+        """Bind a UDP socket at `host` and return its port.
+
+        The socket counts as a client's, like an accepted one: it leaves the descriptors that are
+        reserved for the rest of the program.
 
         Raises:
-            OSError: there is none.
+            OSError: no socket can be had.
         """
         if not descriptor_budget().has_room():
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -87,7 +95,7 @@ class Association(asyncio.DatagramProtocol):
         return port
 
     def close(self) -> None:
-        """End every flow, and free the socket."""
+        """End every flow and close the socket."""
         if self._sweeper is not None:
             self._sweeper.cancel()
         if self._proving is not None:
@@ -96,16 +104,11 @@ class Association(asyncio.DatagramProtocol):
             flow.close(ErrorCode.CANCELLED)
         self.flows.clear()
         if self._transport is not None:
-            self.metrics.leave_socket(self._drops)
+            self.metrics.remove_socket(self._drops)
             self._transport.close()
 
-    @property
-    def pool(self) -> Pool | None:
-        """What the flows ride on; None where there are none."""
-        return next((flow.route.pool for flow in self.flows.values()), None)
-
-    @pool.setter
-    def pool(self, pool: Pool) -> None:
+    def move(self, pool: Pool) -> None:
+        """Have further streams of the flows use `pool`."""
         for flow in self.flows.values():
             flow.route.pool = pool
 
@@ -113,23 +116,23 @@ class Association(asyncio.DatagramProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
-        self._drops = self.metrics.watch(transport.get_extra_info("socket"))
+        self._drops = self.metrics.add_socket(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         descriptor_budget().closed()
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
-        if addr[0] != self._client[0] or self._port not in (None, addr):
+        if addr[0] != self._client[0] or self._sender not in (None, addr):
             return
         found = read_datagram(data)
-        if found is not None and (self._port is not None or self._claim(addr, data)):
+        if found is not None and (self._sender is not None or self._is_client(addr, data)):
             self._send(*found)
 
-    def _claim(self, addr: tuple[Any, ...], data: bytes) -> bool:
-        """Whether the first datagram of `addr` is the client's; if that is not known yet, keep it
-        until it is."""
-        if self._named:
-            if addr[1] != self._named:
+    def _is_client(self, addr: tuple[Any, ...], data: bytes) -> bool:
+        """Return whether a datagram of an unknown sender is the client's; keep it if that takes a
+        look at the system's sockets."""
+        if self._port:
+            if addr[1] != self._port:
                 return False
         elif is_loopback(addr[0]):
             if addr in self._unproven or len(self._unproven) < _MAX_SENDERS:
@@ -142,14 +145,15 @@ class Association(asyncio.DatagramProtocol):
                 proving = guard(self._prove, "UDP association")
                 self._proving = self._tasks.create_task(proving, name="UDP association")
             return False
-        self._port = addr
+        self._sender = addr
         return True
 
     async def _prove(self) -> None:
+        """Look for the client among the senders whose datagrams wait."""
         try:
-            while self._unproven and self._port is None:
+            while self._unproven and self._sender is None:
                 waiting, self._unproven = self._unproven, {}
-                await self._prove_each(waiting)
+                await self._prove_one_of(waiting)
                 for addr in waiting:
                     self._dropped.pop(addr, None)
         finally:
@@ -157,16 +161,16 @@ class Association(asyncio.DatagramProtocol):
             self._unproven.clear()
             self._dropped.clear()
 
-    async def _prove_each(self, waiting: dict[tuple[Any, ...], list[bytes]]) -> None:
+    async def _prove_one_of(self, waiting: dict[tuple[Any, ...], list[bytes]]) -> None:
         senders = {addr[:2]: addr for addr in waiting}
         proven = await in_thread(lambda: same_user(self._client, list(senders)))
         addr = next((addr for place, addr in senders.items() if place in proven), None)
         if addr is None:
             logger.info("UDP association: dropped a datagram of another user")
             return
-        self._port = addr
+        self._sender = addr
         self.metrics.drops[EARLY] += self._dropped[addr]
-        # Others have come while it was asked.
+        # More datagrams may have arrived meanwhile.
         for data in [*waiting[addr], *self._unproven.get(addr, ())]:
             if (found := read_datagram(data)) is not None:
                 self._send(*found)
@@ -178,20 +182,20 @@ class Association(asyncio.DatagramProtocol):
             if len(self.flows) >= MAX_DESTINATIONS:
                 _, oldest = self.flows.popitem(last=False)
                 oldest.close(ErrorCode.IDLE)
-            toward = _Toward(self, self._destination(host, port))
-            flow = self.flows[place] = Flow(toward, place)
+            sock = _DestinationSocket(self, self._destination(host, port))
+            flow = self.flows[place] = Flow(sock, place)
         flow.send(payload)
 
     def error_received(self, exc: Exception) -> None:
         logger.debug("UDP association: %s", exc)
 
-    def answer(self, data: Buffer, place: Place) -> None:
-        """To the client, from where it came."""
+    def reply(self, data: Buffer, place: Address) -> None:
+        """Send the client a datagram from a destination."""
         transport = self._transport
-        if transport is None or self._port is None or transport.is_closing():
+        if transport is None or self._sender is None or transport.is_closing():
             return
         if cast(Any, transport).get_write_buffer_size() < _MAX_BACKLOG:
-            transport.sendto(write_datagram(*place, data), self._port)
+            transport.sendto(write_datagram(*place, data), self._sender)
             self.metrics.to_local += len(data)
         else:
             self.metrics.drops[KERNEL] += 1
@@ -203,6 +207,16 @@ class Association(asyncio.DatagramProtocol):
                 del self.flows[place]
                 flow.close(ErrorCode.IDLE)
         self._sweeper = self.loop.call_later(IDLE / 2, self._sweep)
+
+
+class _DestinationSocket:
+    """The association's socket as the flow to one destination sees it (`FlowSocket`)."""
+
+    def __init__(self, association: Association, destination: Forwarding) -> None:
+        self.listener = destination
+        self.flows = association.flows
+        self.loop = association.loop
+        self.reply = association.reply
 
 
 def _bound(host: str) -> socket.socket:
@@ -218,15 +232,48 @@ def _bound(host: str) -> socket.socket:
     return sock
 
 
-class _Toward:
-    """What a Flow needs of its socket, for one destination."""
+# -- owners of sockets (Linux) -----------------------------------------------------------------
 
-    def __init__(self, association: Association, destination: Forwarding) -> None:
-        self.listener = destination
-        self.flows = association.flows
-        self.loop = association.loop
-        self._association = association
 
-    def reply(self, data: Buffer, place: Any) -> None:
-        """An answer from the destination."""
-        self._association.answer(data, place)
+def same_user(client: Address, senders: Collection[Address]) -> set[Address]:
+    """Return the UDP `senders` that belong to the user of the TCP connection from `client`.
+
+    Return all of them if the system does not say who that user is. Blocks while it reads.
+    """
+    users = {
+        user
+        for host, port, state, user in _sockets("tcp")
+        if (host, port) == client and state == _ESTABLISHED
+    }
+    if not users:
+        return set(senders)
+    found: dict[Address, set[int]] = {sender: set() for sender in senders}
+    ports = {port for _, port in senders}
+    for host, port, _, user in _sockets("udp"):
+        if port in ports:
+            for sender, owners in found.items():
+                if sender[1] == port and host in (sender[0], "0.0.0.0", "::"):
+                    owners.add(user)
+    return {sender for sender, owners in found.items() if owners and owners <= users}
+
+
+def _sockets(protocol: str) -> Iterator[tuple[str, int, str, int]]:
+    """Yield the local address, port, state and user of each socket."""
+    for name in (protocol, f"{protocol}6"):
+        try:
+            lines = (_TABLES / name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            fields = line.split()
+            host, _, port = fields[1].partition(":")
+            yield _host(host), int(port, 16), fields[3], int(fields[7])
+
+
+def _host(text: str) -> str:
+    words = (int(text[at : at + 8], 16) for at in range(0, len(text), 8))
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    address = ipaddress.ip_address(packed)
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return str(address)

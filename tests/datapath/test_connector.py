@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from krelay.datapath.connector import StreamRequest, open_now, open_parked
+from krelay.datapath.connector import StreamRequest, open_now, open_within
 from krelay.datapath.tcp import TcpListener
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.relay import TcpRelay
@@ -46,13 +46,13 @@ async def test_a_full_session_is_a_protocol_error_also_for_who_waited() -> None:
             open_now(path.route(80), Protocol.TCP, TcpRelay())
         assert caught.value.code == ErrorCode.LIMIT
         with pytest.raises(ProtocolError):
-            await open_parked(path.route(80), Protocol.TCP, TcpRelay(), 1.0)
+            await open_within(1.0, path.route(80), Protocol.TCP, TcpRelay())
 
 
 async def test_waiting_ends_in_time() -> None:
     async with rig.path() as path:
         with pytest.raises(TimeoutError):
-            await open_parked(path.route(None), Protocol.TCP, TcpRelay(), 0.01)
+            await open_within(0.01, path.route(None), Protocol.TCP, TcpRelay())
 
 
 async def test_an_endpoint_that_goes_while_the_tunnel_comes_is_waited_for_again() -> None:
@@ -61,7 +61,7 @@ async def test_an_endpoint_that_goes_while_the_tunnel_comes_is_waited_for_again(
         path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with asyncio.TaskGroup() as tasks:
-            parked = tasks.create_task(open_parked(route, Protocol.TCP, TcpRelay(), 3600.0))
+            parked = tasks.create_task(open_within(3600.0, route, Protocol.TCP, TcpRelay()))
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, None, reason="gone"))
             path.link.blocked = False
@@ -76,7 +76,7 @@ async def test_after_a_refusal_a_route_that_leads_elsewhere_is_taken_at_once() -
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         refused = Endpoint(rig.HOST, 1)
         route = path.route(target)
-        stream = await open_parked(route, Protocol.TCP, TcpRelay(), 3600.0, after=refused)
+        stream = await open_within(3600.0, route, Protocol.TCP, TcpRelay(), refused=refused)
         assert stream.header.port == target
         stream.reset()
 
@@ -88,6 +88,9 @@ class StreamRequester(TcpRelay):
         super().__init__()
         self.reason: str | None = None
         self._error = error
+
+    def on_queued(self) -> None:
+        """Nothing to do."""
 
     def on_stream(self, stream: Stream) -> None:
         stream.handler = self
@@ -175,7 +178,7 @@ async def test_an_endpoint_that_no_header_can_carry_is_not_waited_for(
     async with rig.path() as path:
         route = path.route(None)
         async with asyncio.TaskGroup() as tasks:
-            opening = open_parked(route, Protocol.TCP, TcpRelay(), 3600.0)
+            opening = open_within(3600.0, route, Protocol.TCP, TcpRelay())
             waiting = tasks.create_task(asyncio.wait([tasks.create_task(fails(opening))]))
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, Endpoint(host, port)))

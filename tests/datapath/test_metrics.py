@@ -246,7 +246,7 @@ class Carrying:
 _STEPS = st.lists(
     st.tuples(
         st.integers(0, 4),
-        st.sampled_from(["accepted", "refused", "reset", "left", "clean", "unserved", "bytes"]),
+        st.sampled_from(["accepted", "refused", "reset", "left", "clean", "open_failed", "bytes"]),
         st.sampled_from(list(ErrorCode)),
     ),
     max_size=60,
@@ -259,11 +259,13 @@ def test_every_stream_has_one_result_and_no_count_falls(
 ) -> None:
     counts = ForwardMetrics()
     relays = [Carrying() for _ in range(5)]
-    entries = [counts.begin(relay) for relay in relays]
+    entries = [StreamMetrics(counts, relay) for relay in relays]
+    for entry in entries:
+        entry.stream_requested()
     ended: set[int] = set()
     before = (0, 0)
     for index, step, code in steps:
-        entry: StreamMetrics = entries[index]
+        entry = entries[index]
         if step == "bytes":
             relays[index].received_bytes += 3
             relays[index].sent_bytes += 5
@@ -273,10 +275,10 @@ def test_every_stream_has_one_result_and_no_count_falls(
             entry.refused(code, "")
         elif step == "reset":
             entry.reset(code)
-        elif step == "unserved":
-            entry.unserved()
+        elif step == "open_failed":
+            entry.open_failed()
         else:
-            entry.left(clean=step == "clean")
+            entry.closed(clean=step == "clean")
         if step not in ("bytes", "accepted"):
             ended.add(index)
         now = (counts.to_remote_bytes, counts.to_local_bytes)

@@ -177,7 +177,7 @@ async def test_a_bug_in_one_opening_is_that_connection_s_alone(
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(path.route(None))
         with monkeypatch.context() as patch:
-            patch.setattr(connector, "open_parked", broken)
+            patch.setattr(connector, "open_within", broken)
             await assert_reset(rig.port_of(listener))
         assert await rig.exchange(rig.port_of(await path.tcp(target)), b"on") == b"on"
     assert "ZeroDivisionError" in caplog.text
@@ -193,7 +193,7 @@ async def test_a_refused_dial_is_tried_once_more_on_a_fresh_endpoint() -> None:
         listener = await path.tcp(route)
         async with asyncio.TaskGroup() as tasks:
             answer = tasks.create_task(rig.exchange(rig.port_of(listener), data))
-            await rig.until(lambda: any(c._retried for c in listener.connections))
+            await rig.until(lambda: any(c._request._retried for c in listener.connections))
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
         assert answer.result() == data
 
@@ -250,14 +250,14 @@ async def test_what_cannot_change_is_not_tried_again() -> None:
     async with rig.path() as path:
         listener = await path.tcp(path.route(rig.closed_port()))
         await assert_reset(rig.port_of(listener))
-        assert not any(c._retried for c in listener.connections)
+        assert not any(c._request._retried for c in listener.connections)
 
 
 async def test_a_client_that_goes_between_two_tries_is_forgotten() -> None:
     async with rig.path() as path:
         listener = await path.tcp(path.route(rig.closed_port(), followed=True))
         async with rig.connect(rig.port_of(listener)) as (_, writer):
-            await rig.until(lambda: any(c._retried for c in listener.connections))
+            await rig.until(lambda: any(c._request._retried for c in listener.connections))
             rig.rst(writer)
         await rig.until(lambda: not listener.connections)
         await rig.until(lambda: path.streams == (0, 0))

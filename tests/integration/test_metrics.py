@@ -43,9 +43,8 @@ from krelay.mux.connection import MuxConnection
 from krelay.mux.descriptors import raise_file_limit
 from krelay.proxy import udp_associate
 from krelay.proxy.server import ProxyConnection, ProxyListener
-from krelay.proxy.socket_owner import same_user
 from krelay.proxy.socks5 import write_datagram
-from krelay.proxy.udp_associate import _MAX_UNPROVEN
+from krelay.proxy.udp_associate import _MAX_UNPROVEN, same_user
 from krelay.state.snapshot import Snapshot
 from krelay.status.tcp_server import Listening
 from krelay.supervisor import snapshot

@@ -16,10 +16,10 @@ import urllib3
 import websockets.asyncio.server
 from aiohttp import web
 
-from krelay.datapath.connector import Forwarding
+from krelay.datapath.connector import Forwarding, connection_queue
+from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
-from krelay.datapath.waiting import queue
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.sockets import reset_socket
 from krelay.proxy import http_connection as module
@@ -471,7 +471,7 @@ async def test_a_client_that_leaves_while_there_is_no_tunnel_leaves_no_connectio
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(get(80) + get(81))
-            await rig.until(lambda: listener.connections and not listener.asking)
+            await rig.until(lambda: listener.connections and not listener.pending)
             writer.write_eof()
             assert (await reader.read()).count(b"HTTP/1.1 502 ") == 2
         await rig.until(lambda: not listener.connections)
@@ -485,12 +485,12 @@ async def test_a_client_that_resets_while_its_upload_waits_leaves_no_connection(
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (_, writer):
             writer.write(get(80, "Content-Length: 1048576", method="POST") + bytes(1 << 19))
-            await rig.until(lambda: len(queue()) == 1)
+            await rig.until(lambda: len(connection_queue()) == 1)
             (connection,) = listener.connections
             await rig.until(lambda: not connection.transport.is_reading())  # type: ignore[union-attr]
             reset_socket(writer.transport)
             await rig.until(lambda: not listener.connections)
-        assert not len(queue())
+        assert not len(connection_queue())
         path.link.blocked = False
 
 
@@ -500,13 +500,13 @@ async def test_a_waiting_connection_that_is_dropped_is_closed() -> None:
         await rig.until(lambda: path.pool.pick() is None)
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(get(80))
-            await rig.until(lambda: len(queue()) == 1)
+            await rig.until(lambda: len(connection_queue()) == 1)
             (connection,) = listener.connections
             connection.drop("a test")
             with contextlib.suppress(ConnectionResetError):
                 await reader.read()
             await rig.until(lambda: not listener.connections)
-        assert not len(queue())
+        assert not len(connection_queue())
         path.link.blocked = False
 
 
@@ -537,7 +537,7 @@ async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def test_a_head_that_is_never_whole_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(proxy_module, "REQUEST_TIMEOUT", 0.1)
     async with rig.tcp_target(Origin()) as target, proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(get(target) + b"GET http://")
@@ -562,7 +562,7 @@ async def test_a_silent_exchange_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_connection_that_is_idle_longest_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(proxy_module, "MAX_ASKING", 2)
+    monkeypatch.setattr(proxy_module, "MAX_PENDING", 2)
     async with rig.tcp_target(Origin()) as target, proxy() as (listener, _):
         port = rig.port_of(listener)
         async with rig.connect(port) as first, rig.connect(port) as second:
@@ -609,7 +609,7 @@ async def test_draining_ends_each_connection_behind_its_request() -> None:
 async def test_a_target_that_stays_after_its_response_is_reset(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "FAREWELL", 0.05)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.05)
     cut = asyncio.Event()
 
     async def stay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -713,7 +713,7 @@ async def test_routing_is_a_function_and_a_refused_dial_is_tried_again() -> None
             assert first.heads[0].startswith(b"GET /x HTTP/1.1\r\nHost: a.test\r\n")
             writer.write(b"POST /y HTTP/1.1\r\nHost: b.test\r\nContent-Length: 4\r\n\r\nbody")
             (connection,) = gateway.connections
-            await rig.until(lambda: connection._retried)
+            await rig.until(lambda: connection._request._retried)
             names[b"b.test"].update(Resolution(Protocol.TCP, Endpoint(rig.HOST, b)))
             assert (await answered(reader))[1] == b"hi"
             assert second.heads[0].startswith(b"POST /y HTTP/1.1\r\nHost: b.test\r\n")
@@ -723,13 +723,13 @@ async def test_a_connection_moves_to_another_pool_with_its_listener() -> None:
     async with rig.tcp_target(Origin()) as target, proxy() as (listener, path):
         assert isinstance(listener, ProxyListener)
         async with rig.agent() as server:
-            other = module.Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
+            other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
             async with rig.running(other):
                 path.link.cut(blocked=True)
                 await rig.until(lambda: path.pool.pick() is None)
                 async with rig.connect(rig.port_of(listener)) as (reader, writer):
                     writer.write(get(target))
-                    await rig.until(lambda: listener.connections and not listener.asking)
+                    await rig.until(lambda: listener.connections and not listener.pending)
                     listener.pool = other
                     assert (await answered(reader))[1] == b"hi"
                     writer.write(get(target))

@@ -212,7 +212,7 @@ async def test_many_at_once() -> None:
 
         await asyncio.gather(*(ask(number) for number in range(200)))
         await rig.until(lambda: not listener.connections)
-        assert listener.asking == 0
+        assert listener.pending == 0
 
 
 async def test_a_reset_is_a_reset() -> None:
@@ -240,7 +240,7 @@ async def test_nonsense_is_answered_and_ended(first: bytes) -> None:
 
 
 async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.05)
+    monkeypatch.setattr(module, "REQUEST_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         async with socks(listener, target) as (kept, writer):
             for said in (b"", b"\5", b"GET http"):
@@ -253,15 +253,15 @@ async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_there_is_an_end_to_those_who_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_ASKING", 2)
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         port = rig.port_of(listener)
         async with rig.connect(port), rig.connect(port):
-            await rig.until(lambda: listener.asking == 2)
+            await rig.until(lambda: listener.pending == 2)
             async with rig.connect(port) as (reader, _):
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
-        await rig.until(lambda: listener.asking == 0)
+        await rig.until(lambda: listener.pending == 0)
         async with socks(listener, target):
             pass
 
@@ -273,7 +273,7 @@ async def test_who_leaves_while_asking_leaves_nothing() -> None:
             writer.write_eof()
             assert await reader.read() == b""
         await rig.until(lambda: not listener.connections)
-        assert listener.asking == 0
+        assert listener.pending == 0
 
 
 async def test_a_bug_is_that_connection_s_alone(
@@ -281,7 +281,7 @@ async def test_a_bug_is_that_connection_s_alone(
 ) -> None:
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "Acceptor", lambda credentials: 1 / 0)
+            patch.setattr(module, "Negotiation", lambda credentials: 1 / 0)
             async with rig.connect(rig.port_of(listener)) as (reader, writer):
                 writer.write(HELLO)
                 with pytest.raises(ConnectionResetError):
@@ -304,7 +304,7 @@ async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
                 async with rig.connect(rig.port_of(listener)) as (reader, writer):
                     writer.write(HELLO + connect_to(target))
                     assert await reader.readexactly(2) == b"\5\0"
-                    await rig.until(lambda: not listener.asking)
+                    await rig.until(lambda: not listener.pending)
                     listener.pool = other
                     assert await reader.readexactly(10) == OK
                 async with socks(listener, target):
@@ -325,7 +325,7 @@ async def test_nobody_there_is_told_in_time() -> None:
 async def test_draining_lets_the_live_finish() -> None:
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (asking, _):
-            await rig.until(lambda: listener.asking)
+            await rig.until(lambda: listener.pending)
             async with socks(listener, target) as (reader, writer):
                 async with asyncio.TaskGroup() as tasks:
                     draining = tasks.create_task(listener.drain(3600.0))

@@ -7,11 +7,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from krelay.proxy.socks5 import (
-    Acceptor,
-    Asked,
     Command,
+    Negotiation,
     Reply,
     SocksRefusal,
+    SocksRequest,
     read_datagram,
     reply,
     write_datagram,
@@ -23,31 +23,33 @@ LOGGED_IN = b"\5\2\0\2" + b"\1\2me\5" + "päss".encode()
 NAME = b"\5\1\0\3\x08web.shop\0\x50"
 
 
-def run(pieces: list[bytes], credentials: tuple[str, str] | None = None) -> tuple[bytes, Acceptor]:
-    acceptor = Acceptor(credentials)
-    return b"".join(acceptor.receive(piece) for piece in pieces), acceptor
+def run(
+    pieces: list[bytes], credentials: tuple[str, str] | None = None
+) -> tuple[bytes, Negotiation]:
+    negotiation = Negotiation(credentials)
+    return b"".join(negotiation.receive(piece) for piece in pieces), negotiation
 
 
 @pytest.mark.parametrize(
     ("request_", "asked"),
     [
-        (NAME, Asked(Command.CONNECT, "web.shop", 80)),
-        (b"\5\1\0\1\x0a\0\0\1\x1f\x90", Asked(Command.CONNECT, "10.0.0.1", 8080)),
-        (b"\5\1\0\4" + bytes(15) + b"\1\0\x16", Asked(Command.CONNECT, "::1", 22)),
-        (b"\5\3\0\1\0\0\0\0\0\0", Asked(Command.UDP_ASSOCIATE, "0.0.0.0", 0)),
+        (NAME, SocksRequest(Command.CONNECT, "web.shop", 80)),
+        (b"\5\1\0\1\x0a\0\0\1\x1f\x90", SocksRequest(Command.CONNECT, "10.0.0.1", 8080)),
+        (b"\5\1\0\4" + bytes(15) + b"\1\0\x16", SocksRequest(Command.CONNECT, "::1", 22)),
+        (b"\5\3\0\1\0\0\0\0\0\0", SocksRequest(Command.UDP_ASSOCIATE, "0.0.0.0", 0)),
     ],
 )
-def test_requests(request_: bytes, asked: Asked) -> None:
-    out, acceptor = run([GREETING + request_ + b"early"])
+def test_requests(request_: bytes, asked: SocksRequest) -> None:
+    out, negotiation = run([GREETING + request_ + b"early"])
     assert out == b"\5\0"
-    assert acceptor.asked == asked
-    assert acceptor.rest == b"early"
+    assert negotiation.request == asked
+    assert negotiation.rest == b"early"
 
 
 def test_a_login() -> None:
-    out, acceptor = run([LOGGED_IN + NAME], LOGIN)
+    out, negotiation = run([LOGGED_IN + NAME], LOGIN)
     assert out == b"\5\2\1\0"
-    assert acceptor.asked is not None
+    assert negotiation.request is not None
 
 
 @pytest.mark.parametrize(
@@ -86,9 +88,12 @@ def test_any_split_gives_the_same(cuts: list[int], login: bool) -> None:
     data = (LOGGED_IN if login else GREETING) + NAME + b"rest"
     places = sorted({0, len(data), *(cut for cut in cuts if cut <= len(data))})
     pieces = [data[a:b] for a, b in zip(places, places[1:], strict=False)]
-    out, acceptor = run(pieces, LOGIN if login else None)
+    out, negotiation = run(pieces, LOGIN if login else None)
     assert out == (b"\5\2\1\0" if login else b"\5\0")
-    assert (acceptor.asked, acceptor.rest) == (Asked(Command.CONNECT, "web.shop", 80), b"rest")
+    assert (negotiation.request, negotiation.rest) == (
+        SocksRequest(Command.CONNECT, "web.shop", 80),
+        b"rest",
+    )
 
 
 @given(st.lists(st.binary(max_size=40)), st.booleans())
@@ -96,14 +101,14 @@ def test_any_split_gives_the_same(cuts: list[int], login: bool) -> None:
 def test_any_bytes_give_a_request_or_a_refusal_or_need_more(
     pieces: list[bytes], login: bool
 ) -> None:
-    acceptor = Acceptor(LOGIN if login else None)
+    negotiation = Negotiation(LOGIN if login else None)
     try:
         for piece in pieces:
-            acceptor.receive(piece)
+            negotiation.receive(piece)
     except SocksRefusal as exc:
         assert exc.reply
     else:
-        assert acceptor.asked is None or acceptor.asked.host
+        assert negotiation.request is None or negotiation.request.host
 
 
 HOSTS = st.sampled_from(["10.0.0.1", "::1", "web.shop", "x" * 255])

@@ -187,7 +187,8 @@ async def test_it_moves_to_another_pool() -> None:
             (connection,) = listener.connections
             assert isinstance(connection, ProxyConnection)
             assert connection._association is not None
-            assert connection._association.pool is other
+            flows = connection._association.flows.values()
+            assert [flow.route.pool for flow in flows] == [other]
             # What lives stays where it is; another destination goes there.
             await ask(sock, rig.HOST, target, b"x")
             await ask(sock, "localhost", target, b"x")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from krelay.proxy import socket_owner as module
-from krelay.proxy.socket_owner import same_user
+from krelay.proxy import udp_associate as module
+from krelay.proxy.udp_associate import same_user
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/net")
 

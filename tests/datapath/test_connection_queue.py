@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
-from krelay.datapath import waiting as module
+from krelay.datapath import connector as module
+from krelay.datapath.connector import EARLY, connection_queue
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
-from krelay.datapath.waiting import EARLY, queue
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.descriptors import open_files
 from krelay.net.accept import descriptor_budget
@@ -30,8 +30,8 @@ async def waiting() -> AsyncIterator[tuple[rig.Path, Route, TcpListener]]:
     async with rig.path() as path:
         route = path.route(None)
         yield path, route, await path.tcp(route)
-    assert not len(queue())
-    assert queue()._epoll is None
+    assert not len(connection_queue())
+    assert connection_queue()._epoll is None
 
 
 def lead(route: Route, port: int) -> None:
@@ -76,7 +76,10 @@ async def test_a_client_that_resets_is_gone_at_once(size: int) -> None:
             writer.write(bytes(size))
             await writer.drain()
             await rig.until(
-                lambda: len(queue()) and sum(queue()._sizes.values()) >= min(size, EARLY)
+                lambda: (
+                    len(connection_queue())
+                    and sum(connection_queue()._sizes.values()) >= min(size, EARLY)
+                )
             )
             rig.rst(writer)
             await rig.until(lambda: not listener.connections)
@@ -88,7 +91,7 @@ async def test_a_client_that_ends_and_then_resets_is_gone_at_once() -> None:
         async with rig.connect(rig.port_of(listener)) as (_, writer):
             writer.write(b"hello")
             writer.write_eof()
-            await rig.until(lambda: queue()._half_closed)
+            await rig.until(lambda: connection_queue()._half_closed)
             assert len(listener.connections) == 1
             rig.rst(writer)
             await rig.until(lambda: not listener.connections)
@@ -100,7 +103,12 @@ async def test_a_client_that_has_sent_its_end_is_served_whole(size: int) -> None
     async with waiting() as (_, route, listener), rig.tcp_target(rig.echo) as target:
         async with asyncio.TaskGroup() as tasks:
             answer = tasks.create_task(rig.exchange(rig.port_of(listener), data))
-            await rig.until(lambda: queue()._half_closed or sum(queue()._sizes.values()) >= EARLY)
+            await rig.until(
+                lambda: (
+                    connection_queue()._half_closed
+                    or sum(connection_queue()._sizes.values()) >= EARLY
+                )
+            )
             lead(route, target)
         assert answer.result() == data
         await rig.until(lambda: not listener.connections)
@@ -115,8 +123,10 @@ async def test_what_is_kept_of_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -
             answers = [
                 tasks.create_task(rig.exchange(rig.port_of(listener), data)) for _ in range(20)
             ]
-            await rig.until(lambda: len(queue()) == 20 and queue()._total >= 4 * EARLY)
-            assert queue()._total <= 4 * EARLY + (256 << 10)
+            await rig.until(
+                lambda: len(connection_queue()) == 20 and connection_queue()._total >= 4 * EARLY
+            )
+            assert connection_queue()._total <= 4 * EARLY + (256 << 10)
             lead(route, target)
         assert [answer.result() for answer in answers] == [data] * 20
 
@@ -129,17 +139,17 @@ async def test_the_first_to_go_is_the_one_that_has_sent_its_end_the_longest_ago(
             rig.connect(port) as (first, first_writer),
             rig.connect(port) as (_, second_writer),
         ):
-            await rig.until(lambda: len(queue()) == 3)
+            await rig.until(lambda: len(connection_queue()) == 3)
             first_writer.write_eof()
-            await rig.until(lambda: len(queue()._half_closed) == 1)
+            await rig.until(lambda: len(connection_queue()._half_closed) == 1)
             second_writer.write_eof()
-            await rig.until(lambda: len(queue()._half_closed) == 2)
-            assert queue().make_room()
+            await rig.until(lambda: len(connection_queue()._half_closed) == 2)
+            assert connection_queue().make_room()
             with pytest.raises(ConnectionResetError):
                 await first.read()
             await rig.until(lambda: len(listener.connections) == 2)
-            assert queue().make_room()
-            assert not queue().make_room()
+            assert connection_queue().make_room()
+            assert not connection_queue().make_room()
             await rig.until(lambda: len(listener.connections) == 1)
 
 
@@ -158,7 +168,7 @@ async def test_more_clients_than_descriptors_leave_the_tunnel_one() -> None:
         with clients(listener, 100) as all_:
             with limited(40):
                 await rig.until(lambda: descriptor_budget().has_waiters)
-                assert 4 <= len(queue()) < 40
+                assert 4 <= len(connection_queue()) < 40
                 path.link.blocked = False
                 await rig.until(path.pool.pick)
                 assert descriptor_budget().has_waiters
@@ -175,7 +185,11 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
             pass
         with clients(listener, 4) as live:
             with limited(40):
-                await rig.until(lambda: len(queue()) - len(queue()._half_closed) == len(live))
+                await rig.until(
+                    lambda: (
+                        len(connection_queue()) - len(connection_queue()._half_closed) == len(live)
+                    )
+                )
                 await rig.until(lambda: not descriptor_budget().has_waiters)
             path.link.blocked = False
             lead(route, target)
@@ -192,6 +206,6 @@ async def test_a_proxy_s_client_that_goes_while_it_waits_is_gone_at_once() -> No
         await listener.open(rig.HOST, 0)
         async with rig.connect(rig.port_of(listener)) as (_, writer):
             writer.write(b"CONNECT web:80 HTTP/1.1\r\nHost: web:80\r\n\r\n")
-            await rig.until(lambda: len(queue()))
+            await rig.until(lambda: len(connection_queue()))
             rig.rst(writer)
             await rig.until(lambda: not listener.connections)
