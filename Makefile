@@ -21,7 +21,7 @@ TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-on check format lint spelling types layers e2e soak fuzz bench-quick \
+.PHONY: help up test test-fast test-on check format lint spelling types layers e2e soak fuzz bench-quick \
   bench-reload bench-scale lock sbom audit clean
 
 help:            ## this list
@@ -46,6 +46,9 @@ up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no c
 
 test: $(STAMP)   ## everything that needs no cluster
 	$(PYTEST) -m 'not e2e'
+
+test-fast: $(STAMP)  ## the same without what starts programs
+	$(PYTEST) -m 'not (e2e or process or browser)'
 
 test-on:         ## the same with another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')

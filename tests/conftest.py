@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shlex
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from inspect import isasyncgenfunction, iscoroutinefunction
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -79,6 +83,31 @@ def survivors_stay() -> Iterator[None]:
     """What a module left is in use: the collections after later tests need not look at it."""
     yield
     gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def programs() -> Iterator[list[str]]:
+    """The programs in Python that a test has started."""
+    started: list[str] = []
+    real = subprocess.Popen.__init__
+
+    def start(self: subprocess.Popen[Any], args: Any, *more: Any, **options: Any) -> None:
+        if not isinstance(args, str) and sys.executable in args:
+            started.append(shlex.join(map(str, args)))
+        real(self, args, *more, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", start)
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def marked(request: pytest.FixtureRequest, programs: list[str]) -> Iterator[None]:
+    """A test that starts a program in Python says so: `make test-fast` leaves it out."""
+    programs.clear()
+    yield
+    if not any(map(request.node.get_closest_marker, ("process", "browser", "e2e"))):
+        assert not programs, "no `process` mark"
 
 
 @pytest.fixture(autouse=True)

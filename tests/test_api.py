@@ -30,6 +30,8 @@ from krelay.errors import (
 from tests import rig
 from tests.integration.product import alive, document, environment, listens
 
+pytestmark = pytest.mark.process
+
 
 def agents() -> list[int]:
     """The processes that this one has started and that run."""

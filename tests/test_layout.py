@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from krelay.wire.handshake import OPENING
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +43,7 @@ print(sorted(foreign - {"agent", "krelay", "__main__", "__mp_main__"}))
 """
 
 
+@pytest.mark.process
 def test_the_agent_runs_on_the_standard_library_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", SCRIPT, str(ROOT), OPENING.hex()],

@@ -17,6 +17,8 @@ import pytest
 from tests import rig
 from tests.integration.product import document, environment
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 
 # No .pth file is read (-S), so that nothing but the wheel and its dependencies is there.

@@ -15,6 +15,8 @@ import pytest
 
 from krelay import payload
 
+pytestmark = pytest.mark.process
+
 
 def boot(modules: dict[str, str], *args: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `modules` as the agent, in an interpreter of its own."""

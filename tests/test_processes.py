@@ -90,6 +90,7 @@ os.kill(number, signal.SIGKILL)
 """
 
 
+@pytest.mark.process
 def test_nothing_is_left_for_the_end_of_the_loop() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=30

@@ -15,6 +15,8 @@ from tests import rig
 from tests.integration.product import environment
 from tests.test_api import KUBECONFIG
 
+pytestmark = pytest.mark.process
+
 pytest_plugins = ["pytester"]
 
 

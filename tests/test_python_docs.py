@@ -17,6 +17,8 @@ import krelay
 from tests import rig
 from tests.integration.product import environment
 
+pytestmark = pytest.mark.process
+
 TEXT = (Path(__file__).parents[1] / "docs" / "python.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 SCRIPTS = [text for text in EXAMPLES if "def test_" not in text]

@@ -15,6 +15,8 @@ import pytest
 
 from tests import rig
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 _FORWARD = re.compile(r"^([\w-]+): 127\.0\.0\.1:(\d+) -> ", re.MULTILINE)
 

@@ -163,6 +163,7 @@ SKIPPED = {"name": "h11", "skip_reason": "Dependency not found on PyPI"}
         ),
     ],
 )
+@pytest.mark.process
 def test_an_audit_that_could_not_ask_is_no_success(
     answers: dict[str, list[Any]], code: int, out: str, err: str, tmp_path: Path
 ) -> None:

@@ -38,6 +38,7 @@ async def test_calls_in_daemon_threads_return_and_raise() -> None:
         await asyncio.to_thread(lambda: 1 // 0)
 
 
+@pytest.mark.process
 def test_a_hung_call_does_not_keep_a_command_from_ending() -> None:
     done = subprocess.run([sys.executable, "-c", HUNG], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
@@ -58,6 +59,7 @@ print(run_to_exit(main()))
 """
 
 
+@pytest.mark.process
 def test_a_command_ends_although_no_thread_can_be_started() -> None:
     done = subprocess.run([sys.executable, "-c", NONE], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")

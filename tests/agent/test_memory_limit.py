@@ -28,6 +28,7 @@ from krelay.wire.session import Side
 from tests import rig
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.timeout(120),
     pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how much memory was used"),
 ]

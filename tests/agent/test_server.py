@@ -316,6 +316,7 @@ async def listening(process: asyncio.subprocess.Process) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.process
 async def test_a_signal_ends_the_program_with_0(number: signal.Signals) -> None:
     async with program("--port=0", KRELAY_KEY=rig.KEY.hex()) as process:
         host, port = await listening(process)
@@ -330,6 +331,7 @@ async def test_a_signal_ends_the_program_with_0(number: signal.Signals) -> None:
         assert rig.KEY.hex() not in log.decode()
 
 
+@pytest.mark.process
 async def test_idleness_ends_the_program_with_0() -> None:
     async with program("--port=0", "--idle-timeout=10ms") as process:
         _, log = await process.communicate()
@@ -337,6 +339,7 @@ async def test_idleness_ends_the_program_with_0() -> None:
         assert "idle for 0.01 s" in log.decode()
 
 
+@pytest.mark.process
 async def test_a_port_in_use_ends_the_program_with_1() -> None:
     async with rig.agent() as server, program(f"--port={server.address[1]}") as process:
         _, log = await process.communicate()
@@ -345,6 +348,7 @@ async def test_a_port_in_use_ends_the_program_with_1() -> None:
         assert "Traceback" not in log.decode()
 
 
+@pytest.mark.process
 async def test_a_usage_error_ends_the_program_with_2() -> None:
     async with program("--bind=0.0.0.0") as process:
         _, log = await process.communicate()
@@ -352,6 +356,7 @@ async def test_a_usage_error_ends_the_program_with_2() -> None:
         assert "needs a key" in log.decode()
 
 
+@pytest.mark.process
 async def test_the_program_is_standard_library_only() -> None:
     script = (
         "import sys; sys.path.insert(0, '.'); import agent.__main__, json;"

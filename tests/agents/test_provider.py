@@ -70,6 +70,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]
     return found
 
 
+@pytest.mark.process
 async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
     async with embedded() as reach:
         first = process(reach)
@@ -85,12 +86,14 @@ async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
     assert first.returncode == 0
 
 
+@pytest.mark.process
 async def test_the_key_is_in_no_argument() -> None:
     async with embedded() as reach:
         with open(f"/proc/{process(reach).pid}/cmdline", "rb") as file:  # noqa: ASYNC230
             assert rig.KEY.hex().encode() not in file.read()
 
 
+@pytest.mark.process
 async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
     async with embedded() as reach:
         first = process(reach)
@@ -104,6 +107,7 @@ async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.process
 async def test_one_that_is_given_up_is_killed() -> None:
     async with embedded() as reach:
         first = process(reach)
@@ -115,12 +119,14 @@ async def test_one_that_is_given_up_is_killed() -> None:
         assert process(reach) is not first
 
 
+@pytest.mark.process
 async def test_dialling_starts_one_where_there_is_none() -> None:
     async with embedded(start=False) as reach:
         (await reach.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
 
 
+@pytest.mark.process
 async def test_one_that_does_not_listen_any_more() -> None:
     async with embedded() as reach:
         reach._port = rig.closed_port()
@@ -131,6 +137,7 @@ async def test_one_that_does_not_listen_any_more() -> None:
 @pytest.mark.parametrize(
     "boot", ["raise SystemExit(1)", "print('no port')", "import time; time.sleep(99)"]
 )
+@pytest.mark.process
 async def test_one_that_does_not_start(
     boot: str, monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
 ) -> None:
@@ -142,6 +149,7 @@ async def test_one_that_does_not_start(
         assert [child.returncode is None for child in spawned] == [False]
 
 
+@pytest.mark.process
 async def test_a_start_that_is_called_off_is_in_nobody_s_way(
     monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
 ) -> None:
@@ -160,6 +168,7 @@ async def test_a_start_that_is_called_off_is_in_nobody_s_way(
         transport.abort()
 
 
+@pytest.mark.process
 async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STOP_DEADLINE", 0.05)
     async with embedded() as reach:
@@ -169,6 +178,7 @@ async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> N
         assert stuck.returncode == -signal.SIGKILL
 
 
+@pytest.mark.process
 async def test_what_it_writes_is_logged_where_that_is_wanted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -190,6 +200,7 @@ async def test_what_it_writes_may_be_anything(caplog: pytest.LogCaptureFixture) 
     assert (told[0], told[-1]) == ("agent: \ufffd first", "agent: last")
 
 
+@pytest.mark.process
 async def test_stopping_twice_or_nothing() -> None:
     async with embedded(start=False) as reach:
         await reach.stop()

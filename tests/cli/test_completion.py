@@ -135,6 +135,7 @@ def test_a_cluster_that_says_nothing_gives_nothing(
     assert complete("--kubeconfig", "missing", "svc/") == ([], 4)
 
 
+@pytest.mark.process
 def test_it_never_hangs() -> None:
     """In a process of its own: the alarm ends it."""
     text = (
@@ -161,6 +162,7 @@ def test_the_alarm_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- krelay's own commands ---------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_file_s_targets(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     file.write_text(

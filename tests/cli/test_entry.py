@@ -9,6 +9,8 @@ import pytest
 
 from krelay.cli import entry
 
+pytestmark = pytest.mark.process
+
 SCRIPT = """
 import signal, sys
 

@@ -15,6 +15,8 @@ from tests import rig
 from tests.cli.terminal import Terminal, terminal
 from tests.integration.product import alive, document, listens
 
+pytestmark = pytest.mark.process
+
 KEYS = "r reload   q quit   ? help"
 
 

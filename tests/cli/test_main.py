@@ -293,6 +293,7 @@ HEAVY = ("kubernetes_asyncio", "aiohttp", "prometheus_client", "websockets", "wa
     "args",
     [["--help"], ["up", "--help"], ["run", "--help"], ["check", "krelay.yaml.example"], ["schema"]],
 )
+@pytest.mark.process
 def test_what_needs_no_cluster_imports_no_cluster_client(args: list[str]) -> None:
     done = program("-X", "importtime", "-m", "krelay", *args)
     assert done.returncode == 0
@@ -301,6 +302,7 @@ def test_what_needs_no_cluster_imports_no_cluster_client(args: list[str]) -> Non
     assert not [name for name in imported if name.startswith(HEAVY)]
 
 
+@pytest.mark.process
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -310,5 +312,6 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.process
 def test_python_dash_m_ends_with_the_exit_code() -> None:
     assert program("-m", "krelay", "check", "nope.yaml").returncode == 2

@@ -408,6 +408,7 @@ def test_a_sign_that_the_encoding_does_not_have_is_another(monkeypatch: pytest.M
         ),
     ],
 )
+@pytest.mark.process
 def test_it_ends_in_order_where_it_cannot_write(
     redirected: str, code: int, err: str, tmp_path: Path
 ) -> None:

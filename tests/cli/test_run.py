@@ -22,6 +22,8 @@ from tests.cli.reports import forward
 from tests.cli.terminal import terminal
 from tests.integration.product import ROOT, Done, alive, command, document, environment, run
 
+pytestmark = pytest.mark.process
+
 ASK = """
 import os, socket, sys
 place = os.environ["KRELAY_WEB_HOST"], int(os.environ["KRELAY_WEB_PORT"])

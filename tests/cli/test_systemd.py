@@ -45,6 +45,7 @@ async def reloaded(manager: Manager) -> None:
     assert (await manager.next())[0] == "READY=1"
 
 
+@pytest.mark.process
 async def test_a_life(manager: Manager, file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         line = f"ip/127.0.0.1 :{target}"
@@ -69,6 +70,7 @@ async def test_a_life(manager: Manager, file: Path) -> None:
             assert await krelay.process.wait() == 0
 
 
+@pytest.mark.process
 async def test_a_file_that_is_wrong_ends_the_reload_that_was_asked_for(
     manager: Manager, file: Path
 ) -> None:
@@ -105,6 +107,7 @@ async def test_the_line_for_people_follows_what_is_true(
                 running.cancel()
 
 
+@pytest.mark.process
 async def test_a_start_that_fails_is_never_ready(manager: Manager, file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

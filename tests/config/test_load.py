@@ -191,6 +191,7 @@ def test_a_hostile_file_takes_bounded_time(text: str) -> None:
         parse(text, "x", {})
 
 
+@pytest.mark.process
 def test_the_libraries_are_not_imported_before_they_are_needed() -> None:
     code = "import sys, krelay.config; print({'yaml', 'jsonschema', 'asyncio'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

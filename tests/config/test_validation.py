@@ -227,6 +227,7 @@ def test_the_one_beside_the_package_comes_first(
         schema_module.renamed_keys.cache_clear()
 
 
+@pytest.mark.process
 def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"

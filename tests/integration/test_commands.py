@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests import rig
 from tests.integration.product import alive, run, up
+
+pytestmark = pytest.mark.process
 
 
 async def test_from_up_to_down(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ import pytest
 from tests import rig
 from tests.integration.product import command, document, environment, run
 
+pytestmark = pytest.mark.process
+
 JSON = ("--log-format", "json")
 KEYS = {"time", "level", "logger", "message", "target", "tunnel", "stream", "exception"}
 

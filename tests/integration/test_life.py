@@ -14,6 +14,8 @@ import pytest
 from tests import rig
 from tests.integration.product import alive, command, document, environment, listens, up
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:

@@ -154,6 +154,7 @@ async def refused(port: int) -> None:
     "tunnel_connects_total",
     "tunnel_rtt_seconds",
 )
+@pytest.mark.process
 async def test_streams_bytes_and_dials_by_what_became_of_them(tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as echo, rig.tcp_target(slam) as slams:
         targets = {
@@ -216,6 +217,7 @@ async def test_streams_bytes_and_dials_by_what_became_of_them(tmp_path: Path) ->
     "process_tasks",
     "process_start_time_seconds",
 )
+@pytest.mark.process
 async def test_reloads_by_result(tmp_path: Path) -> None:
     file = tmp_path / "k.yaml"
     async with rig.tcp_target(rig.echo) as echo:
@@ -276,6 +278,7 @@ async def flow(krelay: Up, sock: socket.socket) -> None:
     "tunnel_lost_datagrams_total:agent_kernel_receive",
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what its kernel dropped")
+@pytest.mark.process
 async def test_datagrams_that_the_kernel_dropped_at_either_end(tmp_path: Path) -> None:
     """Either process stands still for a moment, as on a machine that is busy."""
     count, size = 6_000, 1_000
@@ -338,6 +341,7 @@ def drops_at(sock: socket.socket) -> int:
 
 
 @counts("forward_streams_total:idle", "forward_open_streams")
+@pytest.mark.process
 async def test_flows_that_make_room_are_idle_and_lose_nothing(tmp_path: Path) -> None:
     more = 5
     raise_file_limit()

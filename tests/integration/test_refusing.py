@@ -10,6 +10,8 @@ import pytest
 from tests import rig
 from tests.integration.product import document, listens, run, up
 
+pytestmark = pytest.mark.process
+
 NOTHING = {"web": "ip/127.0.0.1 :9"}
 
 

@@ -14,6 +14,8 @@ import pytest
 from tests import rig
 from tests.integration.product import up
 
+pytestmark = pytest.mark.process
+
 MIB = 1 << 20
 
 

@@ -16,6 +16,8 @@ import pytest
 from tests import rig
 from tests.integration.product import Done, document, environment, run, up
 
+pytestmark = pytest.mark.process
+
 EVIL = "\x1b]0;owned\x07\x1b[2J\x1b[31mforged\r\n00:00:00 all is well\u2028\u202e\x9b1m\x7f[/x]"
 CLEAN = "forged 00:00:00 all is well [/x]"
 

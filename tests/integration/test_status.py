@@ -20,6 +20,8 @@ from tests.integration.product import Up, document, up
 from tests.status.reports import report
 from tests.status.test_metrics import samples
 
+pytestmark = pytest.mark.process
+
 TOKEN = "0123456789abcdef"
 
 

@@ -138,6 +138,7 @@ async def systemd(home: Path) -> AsyncIterator[Systemd]:
                     path.rmdir()
 
 
+@pytest.mark.process
 async def test_a_life_under_systemd(home: Path, systemd: Systemd) -> None:
     file = home / ".config/krelay/krelay.yaml"
     async with rig.tcp_target(rig.echo) as target:

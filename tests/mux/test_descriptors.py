@@ -23,6 +23,7 @@ print(*resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 @pytest.mark.parametrize(("soft", "hard", "after"), [(64, 200, 200), (200, 200, 200)])
+@pytest.mark.process
 def test_the_limit_is_raised_to_what_is_allowed(soft: int, hard: int, after: int) -> None:
     limited = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
     done = subprocess.run(

@@ -174,6 +174,7 @@ print("ended")
 """
 
 
+@pytest.mark.process
 def test_the_end_of_a_program_does_not_wait_for_a_lookup() -> None:
     done = subprocess.run([sys.executable, "-c", END], capture_output=True, text=True, check=True)
     assert done.stdout == "ended\n"

@@ -72,6 +72,7 @@ asyncio.run(main())
     sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
     reason="makes a network namespace of its own: Linux, root",
 )
+@pytest.mark.process
 async def test_a_changed_link_is_reported() -> None:
     process = await asyncio.create_subprocess_exec(
         "unshare", "--net", sys.executable, "-c", SCRIPT, stdout=asyncio.subprocess.PIPE

@@ -36,6 +36,7 @@ sys.stdin.read()
         ("0.0.0.0", "127.0.0.1"),
     ],
 )
+@pytest.mark.process
 def test_another_program_is_named_with_its_pid(protocol: Protocol, held: str, wanted: str) -> None:
     kind = "SOCK_DGRAM" if protocol is Protocol.UDP else "SOCK_STREAM"
     with subprocess.Popen(

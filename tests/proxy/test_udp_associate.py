@@ -103,6 +103,7 @@ async def test_a_named_port_is_the_only_one_that_is_served() -> None:
 @pytest.mark.skipif(
     not sys.platform.startswith("linux") or os.getuid() != 0, reason="needs another user on Linux"
 )
+@pytest.mark.process
 async def test_another_user_s_datagrams_claim_nothing() -> None:
     script = (
         "import os, socket, sys; os.setuid(65534); s = socket.socket(2, 2);"

@@ -9,6 +9,8 @@ import pytest
 
 from tests.storm.run import storm, table
 
+pytestmark = pytest.mark.process
+
 RUNS = int(os.environ.get("KRELAY_STORM_RUNS", "6"))
 
 
