@@ -1,4 +1,4 @@
-"""A plan in words: a line for each change, for `krelay plan`, the log and programs."""
+"""Describe a plan in words: one line for each change, for `krelay plan`, the log and programs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _SIGNS = {"added": "+", "removed": "-"}
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One line. `change` is added, removed, re-routed, rebound, re-pooled or set; `live` counts
-    the connections that it concerns, and `fate` says what becomes of those."""
+    """One line of a plan.
+
+    `change` is added, removed, re-routed, rebound, replaced or set. `live` counts the connections
+    that it affects, and `fate` says what happens to them.
+    """
 
     change: str
     name: str
@@ -27,11 +30,11 @@ class Change:
 
     @property
     def sign(self) -> str:
-        """`+`, `-` or `~`."""
+        """The sign of the line: `+`, `-` or `~`."""
         return _SIGNS.get(self.change, "~")
 
     def as_json(self) -> dict[str, Any]:
-        """For programs; `text` is the line for people."""
+        """Return the fields for programs; `text` is the line for people."""
         return {**dataclasses.asdict(self), "sign": self.sign, "text": str(self)}
 
     def __str__(self) -> str:
@@ -48,8 +51,11 @@ def changes(
     carried: Callable[[GroupSpec], int] = lambda group: 0,
     drain: float = 0.0,
 ) -> Iterator[Change]:
-    """The plan's lines. `live` and `carried` count the connections of a forward and of an agent
-    now; those that must end have `drain` seconds."""
+    """Yield the lines of a plan.
+
+    `live` and `carried` count the current connections of a forward and of an agent; connections
+    that must end have `drain` seconds.
+    """
     ending = f"given {drain:g} s to finish" if drain else "cut"
     for group in plan.groups:
         yield _group(group, carried, ending)
@@ -85,24 +91,25 @@ def _group(group: GroupChange, carried: Callable[[GroupSpec], int], ending: str)
     live = carried(group.old)
     if group.new is None:
         return Change("removed", name, text, live=live, fate=ending)
-    return Change("re-pooled", name, after=", ".join(_settings(group)), live=live, fate=ending)
+    return Change("replaced", name, after=", ".join(_settings(group)), live=live, fate=ending)
 
 
 def _settings(group: GroupChange) -> Iterator[str]:
-    """The keys of the file that differ; with their values, where those are short."""
+    """Yield the keys of the file that differ, with their values if those are short."""
     assert group.old is not None
     assert group.new is not None
     sections: tuple[tuple[str, Any, Any], ...] = (
         ("agent.", group.old.agent, group.new.agent),
         ("tunnel.", group.old, group.new),
+        ("tunnel.", group.old.session, group.new.session),
     )
     for prefix, old, new in sections:
         for field in dataclasses.fields(old):
             before, after = getattr(old, field.name), getattr(new, field.name)
-            if before == after or field.name in ("agent", "context"):
+            if before == after or field.name in ("agent", "context", "session"):
                 continue
             if prefix == "tunnel." and field.name == "namespace":
-                # The agent's own, which was told, or the file's.
+                # This is the agent's own namespace, reported above, or that of the file.
                 if group.old.agent.namespace == group.new.agent.namespace:
                     yield f"namespace {before} -> {after}"
                 continue
@@ -121,7 +128,7 @@ def _whole(spec: Spec) -> str:
 
 
 def _local(spec: Spec) -> str:
-    """`127.0.0.1:8080`; a port that is free or yet to be resolved is in words."""
+    """Return the local address; `<free>` or `<NAME>` stands for a port that is not known yet."""
     port, listen = spec.port, spec.target.listen
     local = f"<{port.remote}>" if port.local is None else port.local or "<free>"
     host = f"[{listen}]" if ":" in listen else listen
@@ -135,7 +142,7 @@ def _remote(spec: Spec) -> str:
 
 
 def _remotes(old: Spec, new: Spec) -> tuple[str, str]:
-    """Where the two lead, told apart where only the namespace or the context differs."""
+    """Return both remotes, with the namespace, context or credentials if only those differ."""
     texts = _remote(old), _remote(new)
     if texts[0] != texts[1]:
         return texts

@@ -1,4 +1,4 @@
-"""Control stage 2, what an edit changes: two configs -> a Plan. Pure; compares content by name."""
+"""Compare two configs by name and content: the Plan of what an edit changes. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from krelay.model import Config, Endpoint, GroupSpec, Port, Protocol, StatusConf
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One forward as a file says it: the port at `index` of its target's."""
+    """One forward of a file: the port at `index` of its target."""
 
     target: Target
     index: int
@@ -23,28 +23,28 @@ class Spec:
 
     @property
     def protocol(self) -> Protocol | None:
-        """As the file says; None where a Service or a pod is yet to say it."""
+        """The protocol of the file; None if the Service or pod decides it later."""
         return self.port.protocol or (None if self.target.kind.in_cluster else Protocol.TCP)
 
     @property
     def key(self) -> tuple[str, int]:
-        """What it is found by within its config."""
+        """The key of the forward within its config."""
         return self.target.name, self.index
 
     def __hash__(self) -> int:
-        # That of all of it would take as long as the target has ports, for each of them.
+        # Hashing the whole target for each of its ports would take quadratic time.
         return hash(self.key)
 
     @property
     def listens(self) -> tuple[Hashable, ...]:
-        """Where applications find it, but for the protocol. A local port that is yet to be
-        resolved is as different as what it is resolved from."""
+        """The local address without the protocol. An unresolved local port is compared by what it
+        will be resolved from."""
         local = self.leads if self.port.local is None else self.port.local
         return self.target.listen, local
 
     @property
     def leads(self) -> tuple[Hashable, ...]:
-        """What its new streams go to."""
+        """The destination of new streams."""
         target = self.target
         where = (target.context, target.namespace) if target.kind.in_cluster else (target.context,)
         return *where, target.kind, target.resource, self.port.remote, target.credentials
@@ -52,15 +52,15 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A forward before and after; None where there is none."""
+    """A forward before and after the edit; None if it does not exist."""
 
     old: Spec | None
     new: Spec | None
 
     @property
     def rebound(self) -> bool:
-        """Whether it listens elsewhere. A protocol that one of two is yet to say may well be
-        the same."""
+        """Whether the local address changes. An unknown protocol counts as unchanged if the forward
+        is re-routed."""
         if not (self.old and self.new):
             return False
         protocols = {self.old.protocol, self.new.protocol}
@@ -69,18 +69,18 @@ class Pair:
 
     @property
     def rerouted(self) -> bool:
-        """Whether new streams go elsewhere."""
+        """Whether the destination of new streams changes."""
         return bool(self.old and self.new and self.old.leads != self.new.leads)
 
     @property
     def changed(self) -> bool:
-        """Whether anything at all is to be done."""
+        """Whether the forward changes at all."""
         return not (self.old and self.new) or self.rebound or self.rerouted
 
 
 @dataclass(frozen=True, slots=True)
 class GroupChange:
-    """The agent of one context, before and after; another one where both are there."""
+    """The agent of one context before and after the edit; both are set if it is replaced."""
 
     old: GroupSpec | None
     new: GroupSpec | None
@@ -93,7 +93,7 @@ class GroupChange:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value that is used as it is from now on: seconds, or a text."""
+    """A changed value that takes effect at once: seconds, or text."""
 
     name: str
     before: float | str
@@ -102,7 +102,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be done. `pairs` has the forwards that stay as they are as well."""
+    """What an edit changes. `pairs` has the unchanged forwards too."""
 
     pairs: tuple[Pair, ...]
     groups: tuple[GroupChange, ...] = ()
@@ -113,18 +113,18 @@ class Plan:
 
     @property
     def changed(self) -> list[Pair]:
-        """The forwards that something happens to."""
+        """The forwards that change."""
         return [pair for pair in self.pairs if pair.changed]
 
 
 def specs(config: Config | None) -> list[Spec]:
-    """Every forward of a config, in the file's order."""
+    """Return every forward of a config, in the file's order."""
     targets = config.targets if config else ()
     return [Spec(target, index) for target in targets for index in range(len(target.ports))]
 
 
 def groups(config: Config | None) -> dict[str | None, GroupSpec]:
-    """The agents that a config needs, by context; an embedded one is everybody's."""
+    """Return the agents that a config needs, by context; an embedded agent serves all targets."""
     if config is None:
         return {}
     tunnel = config.tunnel
@@ -143,12 +143,12 @@ def groups(config: Config | None) -> dict[str | None, GroupSpec]:
 
 
 def group_of(config: Config, target: Target) -> str | None:
-    """The key of a target's agent in `groups`."""
+    """Return the key of a target's agent in `groups`."""
     return None if config.agent.embedded else target.context or config.context
 
 
 def diff(old: Config | None, new: Config | None) -> Plan:
-    """What leads from one config to the other; None is a krelay that relays nothing."""
+    """Return the plan that leads from one config to the other; None relays nothing."""
     before, after = groups(old), groups(new)
     changes = [GroupChange(before.get(key), after.get(key)) for key in {**before, **after}]
     settings: tuple[Setting, ...] = ()
@@ -166,7 +166,7 @@ def diff(old: Config | None, new: Config | None) -> Plan:
 
 
 def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
-    """What differs; a token is not for a log."""
+    """Yield the changed settings, without the token's values."""
     if old.listen != new.listen:
         before, after = (
             str(Endpoint(*listen)) if listen else "nowhere" for listen in (old.listen, new.listen)
@@ -177,7 +177,7 @@ def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
 
 
 def _checks(old: Config, new: Config) -> Iterator[Setting]:
-    """How the targets that stay are probed, where that is another way now."""
+    """Yield the changed checks of the targets that stay."""
     before = {target.name: target.check for target in old.targets}
     for target in new.targets:
         check = before.get(target.name, target.check)
@@ -185,8 +185,8 @@ def _checks(old: Config, new: Config) -> Iterator[Setting]:
             yield Setting(f"{target.name}.check", str(check), str(target.check))
 
 
-# How a forward after is found among those of the same target before, the closest likeness first;
-# None is like nothing.
+# How a new forward is matched with an old one of the same target, the closest likeness first; None
+# matches nothing.
 _LIKENESSES: tuple[Callable[[Spec], Hashable], ...] = (
     lambda spec: (spec.listens, spec.leads, spec.protocol),
     lambda spec: (spec.port.local, _protocol(spec)) if spec.port.local else None,
@@ -200,7 +200,7 @@ def _protocol(spec: Spec) -> Protocol:
 
 
 def _pairs(old: list[Spec], new: list[Spec]) -> Iterator[Pair]:
-    """Every forward once: those of the new config in its order, then those that are gone."""
+    """Yield every forward once: those of the new config in its order, then the removed ones."""
     found: dict[tuple[str, int], Spec] = {}
     left = {spec.key: spec for spec in old}
     for likeness in _LIKENESSES:

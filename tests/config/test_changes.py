@@ -16,6 +16,7 @@ from krelay.model import (
     CheckKind,
     Config,
     GroupSpec,
+    SessionConfig,
     StatusConfig,
     Target,
     Transport,
@@ -119,12 +120,16 @@ def test_from_nothing() -> None:
             {"tunnel": TunnelConfig(sessions=3, transport=Transport.SPDY)},
             "tunnel.sessions 2 -> 3, tunnel.transport auto -> spdy",
         ),
+        (
+            {"tunnel": TunnelConfig(connect_timeout=1, session=SessionConfig(resume_timeout=60))},
+            "tunnel.connectTimeout 10 -> 1, tunnel.resumeTimeout 120 -> 60",
+        ),
     ],
 )
 def test_agents(changed: dict[str, object], text: str) -> None:
     old = Config((target("svc/a 80 -n n"),))
     (line,) = told(old, dataclasses.replace(old, **changed), live=3)  # type: ignore[arg-type]
-    assert line == f"~ agent: re-pooled {text}, 3 live connections given 30 s to finish"
+    assert line == f"~ agent: replaced {text}, 3 live connections given 30 s to finish"
 
 
 def test_an_agent_that_is_no_longer_needed() -> None:

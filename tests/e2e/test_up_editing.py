@@ -171,7 +171,7 @@ def test_another_agent_takes_over_while_everything_goes_on(edited: Edited, names
                     for n, port in enumerate(chance.sample(ports, number))
                 ]
                 changed = edited.reload(*mine, *others, more=more(number))
-                assert changed[0].startswith("~ agent: re-pooled agent.labels, ")
+                assert changed[0].startswith("~ agent: replaced agent.labels, ")
                 for line in others:
                     assert pod(int(line.split()[2].partition(":")[0]))
             while data := sock.recv(1 << 20):

@@ -260,7 +260,7 @@ async def test_another_agent_comes_first_and_the_former_one_drains(
             port = w.port("one")
             changed = await w.edit(text(line, head=LONG.replace("sessions: 1", "sessions: 2")))
             assert changed == [
-                "agent: re-pooled tunnel.sessions 1 -> 2, 1 live connection given 3600 s to finish"
+                "agent: replaced tunnel.sessions 1 -> 2, 1 live connection given 3600 s to finish"
             ]
             assert w.port("one") == port
             assert [agent.stopped for agent in w.agents] == [False, False]
