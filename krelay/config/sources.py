@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from krelay.config import files
 from krelay.config.build import exposure
@@ -144,9 +145,7 @@ class Words:
     words: tuple[str, ...]
     overlay: Overlay = Overlay()
 
-    @property
-    def file(self) -> None:
-        """None: a command line is no file."""
+    file: ClassVar[None] = None
 
     def load(self) -> Config:
         """Return the target, without a check: like `kubectl port-forward`, it opens no connection
@@ -168,9 +167,7 @@ class Proxy:
     embedded: bool = False
     overlay: Overlay = Overlay()
 
-    @property
-    def file(self) -> None:
-        """None: a command line is no file."""
+    file: ClassVar[None] = None
 
     def load(self) -> Config:
         """Return the proxy.
@@ -205,9 +202,7 @@ class Lines:
     embedded: bool = False
     path: str = "<lines>"
 
-    @property
-    def file(self) -> None:
-        """None: lines are no file."""
+    file: ClassVar[None] = None
 
     def load(self) -> Config:
         """Return the targets.

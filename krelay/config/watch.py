@@ -1,7 +1,7 @@
-"""Control stage 1, again and again: tells that a file has changed, whatever way it was saved.
+"""Watch files for changes, however an editor or a mount replaces them.
 
-Events of the operating system say when to look, and a slow look says so too: for file systems
-without events, and for what happens between two of them. What changed is always told by looking.
+Events of the operating system, and a slow timer for file systems without events, only say when to
+look. Looking at the files decides what has changed.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ _T = TypeVar("_T")
 _VARIABLE = "KRELAY_WATCH"
 _MAX_LINKS = 40
 
-Places = frozenset[tuple[str, int]]
+Directories = frozenset[tuple[str, int]]
 """Directories by path and inode."""
 
 POLL = 0.25
-"""Seconds between two looks where there are no events."""
+"""Seconds between two looks without events."""
 LOOK = 1.0
-"""The same where there are."""
+"""Seconds between two looks with events."""
 SETTLE = 0.05
-"""Seconds for which a file must not have changed before it is whole."""
+"""Seconds without a change after which a file is complete."""
 CUT_OFF_SETTLE = 0.4
-"""The same for one that is gone, empty, or ends in the middle of a line: more may come."""
+"""The same for a file that is missing, empty, or ends within a line: its writer may not be done."""
 PATIENCE = 2.0
-"""Seconds after which a file that never rests is told of all the same."""
+"""Seconds after which a file that keeps changing is reported anyway."""
 PATIENCE_OF_A_LOOK = 5.0
-"""Seconds after which a file system that does not answer is left alone until it does."""
+"""Seconds after which a file system that does not answer is skipped until it does."""
 _MOST = 8
-"""Threads that may wait for such a one."""
+"""Threads that may wait for such file systems."""
 
 
 class Mode(StrEnum):
-    """What to go by: events and looks, events or an error, looks alone."""
+    """How changes are noticed: by events with looks, by events or an error, by looks alone."""
 
     AUTO = "auto"
     INOTIFY = "inotify"
@@ -58,10 +58,10 @@ class Mode(StrEnum):
 
 
 def mode_from_env(environ: Mapping[str, str]) -> Mode:
-    """The mode of KRELAY_WATCH.
+    """Return the mode that KRELAY_WATCH names.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it names no mode.
     """
     word = environ.get(_VARIABLE) or Mode.AUTO
     try:
@@ -74,88 +74,88 @@ def mode_from_env(environ: Mapping[str, str]) -> Mode:
 async def watch(
     files: Callable[[], Collection[str]], mode: Mode = Mode.AUTO
 ) -> AsyncGenerator[frozenset[str], None]:
-    """The files, as `files()` names them, that have changed, each time that some have.
+    """Yield the changed files of those that `files()` names, each time that some have changed.
 
-    The first item is empty, and so is the one after `files()` named new ones: what happened to
-    them before they were watched is for whoever reads them to see.
+    The first item is empty, and so is the item after `files()` named new files: the caller reads
+    these anyway, and so sees what happened to them before they were watched.
 
     Raises:
-        KrelayError: the mode is INOTIFY, and there are no events to be had.
+        KrelayError: the mode is INOTIFY, and events are not available.
     """
     watcher = _Watcher(mode)
     while True:
         names = tuple(dict.fromkeys(files()))
-        if await watcher.take(names):
+        if await watcher.add(names):
             yield frozenset()
-            continue  # whoever read them may have found more
-        places = await watcher.places(names)
+            continue  # reading them may have named more files
+        directories = await watcher.directories(names)
         if changed := await watcher.settled():
             yield changed
             continue
-        async with aclosing(watcher.wakes(names, places)) as wakes:
+        async with aclosing(watcher.wakes(names, directories)) as wakes:
             async for _ in wakes:
                 if changed := await watcher.settled():
                     yield changed
                     if set(files()) != set(names):
                         break
-                    if await watcher.places(names) != places:
+                    if await watcher.directories(names) != directories:
                         break
 
 
 class _Watcher:
-    """What is known of the files, and what may wake whoever waits for a change of that."""
+    """The last known state of the files, and the means to notice that it has changed."""
 
     def __init__(self, mode: Mode) -> None:
         self._mode = mode
         self._known: dict[str, _State] = {}
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._threads = Offload("looking at the files", within=PATIENCE_OF_A_LOOK, most=_MOST)
         self._hanging: set[str] = set()
         self._missed: set[str] = set()
 
-    async def take(self, names: Collection[str]) -> bool:
-        """Watch these from now on; whether one of them is new."""
+    async def add(self, names: Collection[str]) -> bool:
+        """Watch these files from now on; return whether one of them is new."""
         new = [name for name in names if name not in self._known]
         found = await self._each(new, _state)
         self._known = {name: self._known.get(name) or found.get(name, _State()) for name in names}
         return bool(new)
 
-    async def places(self, names: Collection[str]) -> Places:
-        """The directories whose entries decide what the names lead to, and which ones they are."""
-        found = await self._each(names, _places)
-        return frozenset(place for places in found.values() for place in places)
+    async def directories(self, names: Collection[str]) -> Directories:
+        """Return the directories whose entries decide what the names refer to."""
+        found = await self._each(names, _directories_of)
+        return frozenset(place for directories in found.values() for place in directories)
 
     async def _look(self) -> dict[str, _State]:
         return {**self._known, **await self._each(self._known, _state)}
 
     async def _each(self, names: Iterable[str], call: Callable[[str], _T]) -> dict[str, _T]:
-        """What `call` says of each name, without those whose file system does not answer."""
+        """Return the result of `call` for each name whose file system answers."""
         found: dict[str, _T] = {}
         while left := [name for name in names if name not in found and name not in self._hanging]:
             try:
                 await self._threads.run(partial(_fill, found, left, call))
             except StuckError as exc:
-                found = dict(found)  # the thread may yet add to the other one
+                found = dict(found)  # the thread may still add to the old one
                 for name in [name for name in left if name not in found][:1]:
                     self._hanging.add(name)
                     exc.over.add_done_callback(partial(self._back, name))
-                    self._tell(f"the file system of {name} does not answer; edits are not seen")
+                    self._warn(f"the file system of {name} does not answer; edits are not seen")
             except KrelayError as exc:
-                self._tell(f"{exc}; edits may not be seen")
+                self._warn(f"{exc}; edits may not be seen")
                 break
         return found
 
     def _back(self, name: str, _: object) -> None:
-        """The file system of a name answers again."""
+        """Note that the file system of a name answers again."""
         self._hanging.discard(name)
         self._missed.add(name)
 
     async def settled(self) -> frozenset[str]:
-        """The files that are not as they were known; waits until they rest."""
+        """Wait until changed files are complete, and return them."""
         clock = asyncio.get_running_loop().time
         began = rested = clock()
         for name in self._missed & self._known.keys():
-            self._known[name] = _State((-1,))  # whatever it is now is a change
+            self._known[name] = _State((-1,))  # differs from any state
         self._missed.clear()
         now = await self._look()
         while changed := [
@@ -171,21 +171,23 @@ class _Watcher:
         self._known = now
         for name in changed:
             if now[name].orphaned:
-                self._tell(
-                    f"{name} was replaced outside of the mount, and never changes here again;"
+                self._warn(
+                    f"{name} was replaced outside the mount, and will not change here again;"
                     " mount its directory instead"
                 )
         return frozenset(changed)
 
-    async def wakes(self, names: Iterable[str], places: Places) -> AsyncGenerator[None, None]:
-        """Something may have changed: an item each time, for ever or until a place is gone."""
+    async def wakes(
+        self, names: Iterable[str], directories: Directories
+    ) -> AsyncGenerator[None, None]:
+        """Yield each time that something may have changed, until a directory is gone."""
         if self._mode is not Mode.POLL:
             try:
-                # A file's own events are all there is of one that a mount put there alone. One
-                # whose file system hangs would hang this as well.
+                # A file that is mounted by itself only has its own events. A file whose file
+                # system hangs would block here too.
                 names = [name for name in names if name not in self._hanging]
                 present = [name for name in names if self._known[name].signature]
-                async with aclosing(_events([*present, *sorted(dict(places))])) as events:
+                async with aclosing(_events([*present, *sorted(dict(directories))])) as events:
                     async for _ in events:
                         yield
             except FileNotFoundError:
@@ -195,20 +197,20 @@ class _Watcher:
                 hint = f"raise fs.inotify.max_user_watches, or set {_VARIABLE}=poll"
                 if self._mode is Mode.INOTIFY:
                     raise KrelayError(f"no file events: {exc}", hint=hint) from exc
-                self._tell(f"no file events ({exc}); looking each {POLL:g} s instead; hint: {hint}")
+                self._warn(f"no file events ({exc}); looking each {POLL:g} s instead; hint: {hint}")
         while True:
             await asyncio.sleep(POLL)
             yield
 
-    def _tell(self, text: str) -> None:
-        if text not in self._told:
-            self._told.add(text)
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
             logger.warning("%s", text)
 
 
-def _events(places: list[str]) -> AsyncGenerator[object, None]:
+def _events(directories: list[str]) -> AsyncGenerator[object, None]:
     return awatch(
-        *places,
+        *directories,
         watch_filter=None,
         debounce=200,
         step=20,
@@ -221,7 +223,10 @@ def _events(places: list[str]) -> AsyncGenerator[object, None]:
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A file now. `signature` is None where it is gone; `orphaned`: no directory has it."""
+    """The state of a file. `signature` is None if it is missing.
+
+    `cut_off` says that it ends within a line, `orphaned` that no directory has an entry for it.
+    """
 
     signature: tuple[int, ...] | None = None
     cut_off: bool = True
@@ -248,19 +253,19 @@ def _state(name: str) -> _State:
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Not to wait where a pipe stands in the file's place."""
+    """Open the file without waiting, even if it is a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
-def _places(name: str) -> Places:
+def _directories_of(name: str) -> Directories:
     found: set[tuple[str, int]] = set()
-    for directory in _way(name):
+    for directory in _path_directories(name):
         with suppress(OSError):
             found.add((directory, os.stat(directory).st_ino))
     return frozenset(found)
 
 
-def _way(name: str) -> Iterator[str]:
+def _path_directories(name: str) -> Iterator[str]:
     here = "/"
     left = list(reversed(PurePath(os.path.abspath(name)).parts[1:]))
     links = 0
@@ -284,7 +289,7 @@ def _way(name: str) -> Iterator[str]:
 
 
 def _link(path: str) -> str | None:
-    """Where a link leads; None for what is none, or is no longer there."""
+    """Return the target of a link; None if the path is no link, or is missing."""
     try:
         return os.readlink(path)
     except OSError:

@@ -456,7 +456,7 @@ async def test_a_file_that_no_directory_has_is_told_of(
         monkeypatch.setattr(os, "fstat", lambda fd: Orphan(real(fd)))
         assert await watched.next() == {str(file)}
         monkeypatch.undo()
-    assert f"{file} was replaced outside of the mount" in caplog.text
+    assert f"{file} was replaced outside the mount" in caplog.text
 
 
 async def test_a_pipe_in_its_place_blocks_nobody(

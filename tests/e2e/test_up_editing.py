@@ -239,6 +239,6 @@ def test_a_file_that_is_mounted_alone(edited: Edited, tmp_path: Path) -> None:
             new = outside.with_name("new")
             new.write_text(outside.read_text())
             new.rename(outside)
-            krelay.wait_log("was replaced outside of the mount")
+            krelay.wait_log("was replaced outside the mount")
     finally:
         subprocess.run(["umount", edited.file], check=True)
