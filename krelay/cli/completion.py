@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -37,7 +39,8 @@ def target_names(context: click.Context, param: click.Parameter, word: str) -> l
     from krelay.config.sources import Selection
 
     try:
-        config = Selection(context.params.get("file"), environ=os.environ).load()
+        with redirect_stderr(StringIO()):  # a warning would appear within the user's command line
+            config = Selection(context.params.get("file"), environ=os.environ).load()
     except KrelayError:
         return []
     given = context.params.get("names") or ()

@@ -17,6 +17,7 @@ from krelay.config.validation import MAX_PROBLEMS, RenamedKey
 from krelay.config.yaml_reader import Node
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import LOOPBACK, Config, Target
+from krelay.text import one_line
 
 logger = logging.getLogger("krelay.config")
 
@@ -168,7 +169,7 @@ def _warn(path: str, renamed: list[RenamedKey]) -> None:
             _warned.add((path, old))
             logger.warning(
                 "%s:%d: `%s` is now called `%s`; rename it, the old name still works",
-                *(path, key.line, old, new),
+                *(one_line(path), key.line, old, new),
             )
 
 

@@ -94,6 +94,7 @@ def rename_keys(root: Node, problems: list[Problem]) -> tuple[Node, list[Renamed
             value={names.get(k, k): child for k, child in node.value.items() if k not in both},
             keys={names.get(k, k): place for k, place in node.keys.items() if k not in both},
         )
+    found.sort(key=lambda key: key.line)
     return dataclasses.replace(root, value=entries), found
 
 

@@ -167,6 +167,7 @@ def test_a_file_s_targets(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     file.write_text(
         "apiVersion: krelay/v1\ntargets:\n  web: svc/a 1\n  wiki: svc/b 2\n  db: svc/c 3\n"
+        "tunnel: {park: 1s}\n"
     )
 
     def told(*words: str) -> list[str]:
@@ -183,6 +184,7 @@ def test_a_file_s_targets(tmp_path: Path) -> None:
             check=True,
             timeout=30,
         )
+        assert done.stderr == ""  # an old key is warned about elsewhere
         return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
     assert told("up", "-f", str(file), "w") == ["web", "wiki"]

@@ -89,12 +89,12 @@ def test_an_old_key_is_logged_once_with_file_line_and_both_names(
 
 def test_each_file_and_each_key_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     for path in ("a", "b", "a"):
-        parse(f"{HEAD}tunnel: {{park: 1s, dial: 2s}}", path, {})
+        parse(f"{HEAD}tunnel:\n  park: 1s\n  dial: 2s\n", path, {})
     assert [record.getMessage().partition(" is")[0] for record in caplog.records] == [
-        "a:3: `tunnel.dial`",
-        "a:3: `tunnel.park`",
-        "b:3: `tunnel.dial`",
-        "b:3: `tunnel.park`",
+        "a:4: `tunnel.park`",
+        "a:5: `tunnel.dial`",
+        "b:4: `tunnel.park`",
+        "b:5: `tunnel.dial`",
     ]
 
 
