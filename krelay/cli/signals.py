@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from krelay.diagnostics import dump_on_signal
 from krelay.threads import use_daemons
 
 T = TypeVar("T")
@@ -27,14 +28,15 @@ def on_signal(number: signal.Signals, handler: Callable[..., object], *args: obj
 def run_to_exit(work: Coroutine[Any, Any, T]) -> T:
     """Run the coroutine that makes up the rest of the process, and return its result.
 
-    Unlike `asyncio.run`, calls that hang in threads do not delay the end. Afterwards SIGINT and
-    SIGTERM are ignored: during Python's shutdown they would replace the exit code, or print a
-    traceback.
+    Unlike `asyncio.run`, calls that hang in threads do not delay the end. SIGUSR1 logs a dump of
+    tasks. Afterwards SIGINT, SIGTERM and SIGUSR1 are ignored: during Python's shutdown they would
+    replace the exit code, or print a traceback.
     """
     try:
         with asyncio.Runner() as runner:
             use_daemons(runner.get_loop())
+            dump_on_signal(runner.get_loop())
             return runner.run(work)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
