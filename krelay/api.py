@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, Endpoint
 from krelay.mux.descriptors import raise_file_limit
-from krelay.state.snapshot import ForwardState, reached
+from krelay.state.snapshot import connect_address
+from krelay.state.states import ForwardState
 from krelay.tasks import TaskGroup, shield_cleanup
 from krelay.threads import LoopThread, in_thread
 
@@ -174,7 +175,7 @@ class relay:
         """
         config = self._source().load()
         raise_file_limit()
-        from krelay.supervisor import ready, supervisor  # noqa: F401
+        from krelay.supervisor import supervisor  # noqa: F401
 
         if not config.agent.embedded:
             from krelay.cluster import api, resolve  # noqa: F401
@@ -212,7 +213,7 @@ def explained(error: BaseException) -> BaseException:
 
 
 def _forwards(reports: Iterable[ForwardState]) -> Forwards:
-    bound = ((report, reached(report.listen[0])) for report in reports)
+    bound = ((report, connect_address(report.listen[0])) for report in reports)
     return Forwards(
         Forward(report.target, at.host, at.port, report.protocol or "", report.to)
         for report, at in bound
@@ -272,12 +273,11 @@ class _Run:
             logger.debug("ended by an error: %s", failure)
 
     async def _relay(self, ready: asyncio.Future[_Reports]) -> None:
-        from krelay.supervisor.ready import wait_ready
         from krelay.supervisor.supervisor import Supervisor
 
         # strict: a forward that cannot bind or resolve is an error at once, not after the timeout.
-        supervisor = Supervisor(self._config, lambda forward: None, strict=True)
+        supervisor = Supervisor(self._config, strict=True)
         async with TaskGroup() as tasks:
             tasks.create_task(supervisor.run(self._stop), name="relay")
             hint = "`timeout=` gives it longer"
-            ready.set_result(await wait_ready(supervisor, self._config, self._timeout, hint=hint))
+            ready.set_result(await supervisor.wait_ready(self._timeout, hint=hint))

@@ -1,1 +1,1 @@
-"""Agents: started, reached, replaced; one, or several alike, behind the pool of a group."""
+"""Agents: start, reach and replace them; one or several alike behind the pool of a group."""

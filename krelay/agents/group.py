@@ -7,11 +7,15 @@ import itertools
 import logging
 from collections.abc import Sequence
 
-from krelay.agents.provider import AgentProvider
+from krelay.agents.base import AgentProvider
 from krelay.datapath.pool import Pool
-from krelay.errors import AgentError, KrelayError, NotReadyError, TunnelRefusedError
+from krelay.datapath.tunnel import Tunnel
+from krelay.errors import AgentError, NotReadyError
 from krelay.legacy import LegacyTunnels
 from krelay.model import GroupSpec
+from krelay.mux.log import about
+from krelay.state.bus import EventBus
+from krelay.state.events import TunnelLost, TunnelUp
 from krelay.tasks import TaskGroup, guard, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
@@ -19,38 +23,41 @@ logger = logging.getLogger("krelay.supervisor")
 _NUMBERS = itertools.count(1)
 _TUNNEL_DEADLINE = 30.0
 _REMOVE_DEADLINE = 10.0
-_LOOK_EVERY = 0.1
 
 
 class AgentGroup:
-    """What a GroupSpec stands for. `start` has it ready; whoever made it ends it with `stop`."""
+    """The agents of one GroupSpec. `start` makes it usable; `drain` or `stop` ends it."""
 
-    def __init__(self, spec: GroupSpec, reaches: Sequence[AgentProvider], key: bytes) -> None:
-        """`key` proves this client to the agents that `reaches` lead to."""
+    def __init__(
+        self, spec: GroupSpec, agents: Sequence[AgentProvider], key: bytes, bus: EventBus
+    ) -> None:
+        """Prove this client to the `agents` with `key`; publish the states of tunnels on `bus`."""
         self.spec = spec
-        self.reaches = tuple(reaches)
+        self.agents = tuple(agents)
         name = f"p{next(_NUMBERS)}"
         self.pool = Pool(
             name,
-            self.reaches,
+            self.agents,
             key,
             size=spec.sessions,
             config=spec.session,
             legacy=LegacyTunnels,
+            on_tunnel=self._tunnel_changed,
         )
+        self._bus = bus
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: TaskGroup) -> None:
-        """Every agent runs, and a tunnel is up. The pool's tasks belong to `tasks`.
+        """Start every agent and wait until a tunnel is up. `tasks` gets the tasks of the pool.
 
         Raises:
-            ClusterError: the agent cannot be had.
+            ClusterError: an agent cannot be started, or the cluster refuses tunnels to it.
             NotReadyError: no tunnel came up in time.
-            TunnelError: none ever will.
+            TunnelRefusedError: the agent refuses this client.
         """
         async with TaskGroup() as starting:
-            for reach in self.reaches:
-                starting.create_task(reach.start())
+            for agent in self.agents:
+                starting.create_task(agent.start())
         self._running = tasks.create_task(keep(self.pool.run, self.pool.name), name=self.pool.name)
         try:
             async with asyncio.timeout(_TUNNEL_DEADLINE):
@@ -62,38 +69,46 @@ class AgentGroup:
             ) from exc
 
     async def drain(self, timeout: float) -> None:
-        """Let what rides on it finish within `timeout` seconds, then `stop`."""
+        """Let streams finish within `timeout` seconds, then `stop`."""
         try:
             async with asyncio.timeout(timeout):
-                while self.pool.streams:  # noqa: ASYNC110 - streams end in thousands, this once
-                    await asyncio.sleep(_LOOK_EVERY)
+                await self.pool.wait_idle()
         except TimeoutError:
             count = self.pool.streams
-            logger.warning("%s: %d streams of the former agent are cut", self.pool.name, count)
+            log = about(logger, name=self.pool.name)
+            log.warning("%d streams of the former agent are cut", count)
         finally:
             await shield_cleanup(self.stop())
 
     async def stop(self) -> None:
-        """Cut what still rides on it, and remove the agent."""
+        """Cut the remaining streams, and remove the agents."""
         running, self._running = self._running, None
         if running is not None:
             running.cancel()
             await asyncio.wait([running])
         try:
             async with asyncio.timeout(_REMOVE_DEADLINE), TaskGroup() as stopping:
-                for reach in self.reaches:
-                    stopping.create_task(guard(reach.stop, f"{self.pool.name}: removing"))
+                for agent in self.agents:
+                    stopping.create_task(guard(agent.stop, f"{self.pool.name}: removing"))
         except TimeoutError:
             logger.warning("the agent was not removed in time; it ends by itself when idle")
 
     async def _wait_tunnel(self) -> None:
-        """A tunnel is up, or the reason why there will be none is raised."""
+        """Wait until a tunnel is up; raise the reason if none will ever be."""
         while self.pool.pick() is None:
             await self.pool.wait_change()
-            if lost := next((reach.lost for reach in self.reaches if reach.lost), None):
+            if lost := next((agent.lost for agent in self.agents if agent.lost), None):
                 raise AgentError(lost, hint="`-v` shows each step")
             failure = self.pool.failure
-            if isinstance(failure, TunnelRefusedError) or (
-                isinstance(failure, KrelayError) and failure.exit_code == 4
-            ):
+            if isinstance(failure, KrelayError) and failure.fails_start:
                 raise failure
+
+    def _tunnel_changed(self, tunnel: Tunnel) -> None:
+        if self._running is None:
+            return
+        context, name = self.spec.context, tunnel.name
+        if tunnel.up:
+            self._bus.publish(TunnelUp(context, name))
+        else:
+            reason = str(tunnel.failure) if tunnel.failure else ""
+            self._bus.publish(TunnelLost(context, name, reason))

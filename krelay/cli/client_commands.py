@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from krelay.cli.output import echo, note
 from krelay.errors import KrelayError, NotReadyError
 from krelay.state.error_codec import to_json
-from krelay.state.readiness import readiness_of
-from krelay.state.snapshot import ForwardState, State, told
+from krelay.state.states import ForwardState, State, readiness
 from krelay.status.client import NotRunningError, ask, is_running
 
 if TYPE_CHECKING:
@@ -213,9 +212,9 @@ def unready(snapshot: Snapshot, names: Collection[str] = ()) -> list[str]:
 
     Forwards that an edit has removed and that only drain do not count.
     """
-    found = readiness_of([_forward(each) for each in snapshot["forwards"]], names)
+    found = readiness([_forward(each) for each in snapshot["forwards"]], names)
     missing = names if found.starting else found.unknown
-    lines = [told(forward.name, forward.state, forward.reason) for forward in found.waiting]
+    lines = [str(forward) for forward in found.waiting]
     lines += [f"{name}: not relayed (yet)" for name in sorted(set(missing))]
     return lines or (["krelay is starting"] if found.starting else [])
 

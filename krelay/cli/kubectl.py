@@ -18,13 +18,12 @@ from krelay import __version__
 from krelay.cli.main import run_command, seconds
 from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
-from krelay.model import Kind
+from krelay.state.events import ForwardBound
 
 if TYPE_CHECKING:
     from krelay.cluster.auth.kubeconfig import Overrides
     from krelay.config.sources import Overlay
     from krelay.model import Patch
-    from krelay.supervisor.forward import Forward
 
 logger = logging.getLogger("krelay.relay")
 
@@ -94,16 +93,16 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
     return tuple(found)
 
 
-def _announce(forward: Forward) -> None:
-    """Announce a forward as kubectl does on stdout, and as the Go krelay does in the log."""
-    if forward.spec.target.kind is Kind.PROXY:
-        for local in forward.addresses:
+def _announce(event: ForwardBound) -> None:
+    """Announce a bound forward as kubectl does on stdout, and as the Go krelay does in the log."""
+    forward = event.forward
+    if event.proxy:
+        for local in forward.listen:
             echo(f"SOCKS5 server is running address={local}")
         return
-    endpoint = forward.route.endpoint
-    remote = endpoint.port if endpoint else forward.spec.port.remote
+    remote = (forward.endpoint or forward.to).rpartition(":")[2]
     try:
-        for local in forward.addresses:
+        for local in forward.listen:
             echo(f"Forwarding from {local} -> {remote}")
             logger.info(
                 "Forwarding protocol=%s localAddr=%s remotePort=%s",
@@ -234,12 +233,12 @@ def relay(
     from krelay.cli import up
     from krelay.config.files import read_once
     from krelay.config.sources import Proxy, Selection, Words
-    from krelay.supervisor.contexts import Contexts
+    from krelay.supervisor.target_watcher import Contexts
 
     proxy = words == ("proxy",) and file is None
     listens, given["address"] = given["address"], () if proxy else given["address"]
     overlay = _overlay(given)
-    source: up.Source
+    source: up.FileSource
     if file is not None and words:
         raise UsageError("both a file and a target", hint="add the target to the file")
     if file is not None:

@@ -1,7 +1,7 @@
-"""Live: `krelay up` on a terminal; the log scrolls above a table of what is true now.
+"""Live: `krelay up` on a terminal: the log scrolls above a table of the present state.
 
-A thread paints: a terminal that takes nothing (a stopped one, a slow line) must not hold up the
-loop. The loop makes the reports, and hears the keys.
+A thread paints, so that a terminal that takes no output (a stopped one, a slow line) cannot hold up
+the event loop. The loop takes the snapshots and reads the keys.
 """
 
 from __future__ import annotations
@@ -23,27 +23,35 @@ from krelay.cli.output import is_stderr_handler, repeat_filter
 from krelay.cli.screen import Keys, Painter, in_foreground
 from krelay.cli.signals import on_signal
 from krelay.cli.view import Rate, RateMeter, ViewModel, frame
+from krelay.state.bus import EventBus
+from krelay.state.events import AgentProgress
 
 logger = logging.getLogger("krelay.cli")
 
 _EVERY = 0.5
 _LEAST = 0.1
-"""Seconds between two paintings, at least."""
+"""Seconds between two frames, at least."""
 _BACKLOG = 2_000
-"""Lines that may wait to be painted; the oldest are lost."""
+"""Log lines that may wait; the oldest are lost."""
 _LEAVE_DEADLINE = 1.0
 _FAILED = "the live table failed; `--plain` does without"
 
 
 class Live:
-    """`keys` has what is to be done at each; `report` makes a report, in its JSON form."""
+    """The live table. `run` shows it."""
 
     def __init__(
         self,
-        report: Callable[[], Awaitable[dict[str, Any]]],
+        snapshot: Callable[[], Awaitable[dict[str, Any]]],
         keys: Mapping[str, Callable[[], None]],
+        bus: EventBus,
     ) -> None:
-        self._report = report
+        """Show snapshots in their JSON form, and the progress of agents that `bus` brings.
+
+        `keys` maps each key to its action.
+        """
+        self._snapshot = snapshot
+        bus.on(AgentProgress, self._progressed)
         self._actions = {**keys, "?": self._toggle_help}
         self._terminal = sys.stdout.fileno()
         self._painter = Painter(sys.stdout)
@@ -51,23 +59,25 @@ class Live:
         self._log = _Log()
         self._rates = RateMeter()
         self._latest: tuple[dict[str, Any], Mapping[tuple[str, int], Rate]] | None = None
+        # What is awaited, and since when: while a tunnel is missing, and while an agent starts.
         self._waits: tuple[str, float] | None = ("starting", time.monotonic())
+        self._progress: tuple[str, float] | None = None
         self._help = False
         self._hears = False
         self._shown = False
         self._ended = False
-        # Held while somebody writes to the terminal.
+        # Held while a thread writes to the terminal.
         self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._paint, name="live", daemon=True)
 
     async def run(self) -> None:
-        """Show it until cancelled; then all is as it was before."""
+        """Show it until cancelled, then restore the terminal."""
         loop = asyncio.get_running_loop()
         handlers = {
             signal.SIGTSTP: self._sleep,
             signal.SIGCONT: self._appear,
             signal.SIGQUIT: self._quit,
-            signal.SIGWINCH: self._log.news.set,
+            signal.SIGWINCH: self._log.changed.set,
         }
         for number, handler in handlers.items():
             on_signal(number, handler)
@@ -77,16 +87,16 @@ class Live:
             try:
                 while True:
                     try:
-                        report = await self._report()
-                        rates = self._rates.update(report, loop.time())
+                        snapshot = await self._snapshot()
+                        rates = self._rates.update(snapshot, loop.time())
                     except Exception:
-                        # What is only shown must not end what is relayed.
+                        # A failure of the display must not end the relaying.
                         logger.exception(_FAILED)
                         return
-                    self._latest = report, rates
+                    self._latest = snapshot, rates
                     if self._shown != in_foreground(self._terminal):
                         self._appear() if not self._shown else self._vanish()
-                    self._log.news.set()
+                    self._log.changed.set()
                     await asyncio.sleep(_EVERY)
             finally:
                 for number in handlers:
@@ -96,17 +106,17 @@ class Live:
     # -- on the loop -----------------------------------------------------------------------------
 
     def _appear(self) -> None:
-        """From the front of the terminal on, also again."""
+        """Show the table if this process is in the terminal's foreground."""
         if not in_foreground(self._terminal):
             return
         if self._keys.take() and not self._hears:
             asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._hear)
             self._hears = True
         self._shown = True
-        self._log.news.set()
+        self._log.changed.set()
 
     def _vanish(self) -> None:
-        """Another has the terminal, or is to have it."""
+        """Erase the table and give the terminal back."""
         if self._hears:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self._hears = False
@@ -123,7 +133,7 @@ class Live:
     def _end(self) -> None:
         self._ended = True
         self._vanish()
-        self._log.news.set()
+        self._log.changed.set()
 
     def _hear(self) -> None:
         if not in_foreground(self._terminal):
@@ -137,18 +147,22 @@ class Live:
                 self._actions[key]()
         return None
 
+    def _progressed(self, event: AgentProgress) -> None:
+        self._progress = (event.step, time.monotonic())
+        self._log.changed.set()
+
     def _toggle_help(self) -> None:
         self._help = not self._help
-        self._log.news.set()
+        self._log.changed.set()
 
     def _sleep(self) -> None:
-        """Ctrl-Z."""
+        """Ctrl-Z: restore the terminal while stopped."""
         self._vanish()
         os.kill(os.getpid(), signal.SIGSTOP)
         self._appear()
 
     def _quit(self) -> None:
-        """Ctrl-\\: the end by that signal, but with a terminal that can be used."""
+        """Ctrl-\\: end by that signal, but restore the terminal first."""
         self._vanish()
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGQUIT)
@@ -157,13 +171,13 @@ class Live:
 
     def _paint(self) -> None:
         while not self._ended:
-            self._log.news.wait(_LEAST if self._waiting() else None)
-            self._log.news.clear()
+            self._log.changed.wait(_LEAST if self._waiting() else None)
+            self._log.changed.clear()
             try:
                 with self._writing:
                     self._paint_once()
             except OSError:
-                return  # the terminal has gone; SIGHUP has been told of it
+                return  # the terminal has gone; SIGHUP handles that
             except Exception:
                 self._log.give_up()
                 logger.exception(_FAILED)
@@ -176,39 +190,38 @@ class Live:
         if self._latest is None:
             self._painter.paint("", self._log.take())
             return
-        report, rates = self._latest
+        snapshot, rates = self._latest
         moment = ViewModel(
-            report, rates, datetime.now(UTC), self._waiting(), keys=self._hears, help=self._help
+            snapshot, rates, datetime.now(UTC), self._waiting(), keys=self._hears, help=self._help
         )
         self._painter.paint(frame(moment, *self._painter.size), self._log.take())
 
     def _waiting(self) -> tuple[str, float] | None:
-        """What is waited for, and since how many seconds; None while every agent is reached."""
+        """Return what is awaited, and for how many seconds; None while all agents are reached."""
         agents = self._latest[0]["agents"] if self._latest else ()
         reached = [any(tunnel["up"] for tunnel in agent["tunnels"]) for agent in agents]
         if (reached and all(reached)) or (self._latest and self._latest[0]["ending"]):
-            self._log.progress = self._waits = None
+            self._progress = self._waits = None
             return None
         if self._waits is None:
             self._waits = ("no tunnel, trying again", time.monotonic())
-        text, since = self._log.progress or self._waits
+        text, since = self._progress or self._waits
         return f"agent: {text}", time.monotonic() - since
 
 
 class _Log(logging.Handler):
-    """Lines for above the table, in the place of those on standard error if that is a terminal."""
+    """Queues log lines for above the table, in place of those on standard error of a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.news = threading.Event()
-        self.progress: tuple[str, float] | None = None
+        self.changed = threading.Event()
         self._lines: deque[str] = deque(maxlen=_BACKLOG)
         self._root = logging.getLogger()
         self._before: list[logging.Handler] = []
 
     @contextmanager
     def instead_of_stderr(self) -> Iterator[None]:
-        """As long as the block lasts."""
+        """Replace the handlers of standard error while the block lasts."""
         self._before = self._root.handlers[:]
         ours = [h for h in self._before if is_stderr_handler(h)]
         if sys.stderr.isatty() and ours:
@@ -224,22 +237,20 @@ class _Log(logging.Handler):
             self.give_up()
 
     def give_up(self) -> None:
-        """What is logged goes where it went before."""
+        """Restore the handlers, and write the queued lines."""
         if self in self._root.handlers:
             self._root.handlers[:] = self._before
             if lines := self.take():
                 sys.stderr.write("".join(f"{line}\n" for line in lines))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never waits for the terminal."""
-        if record.name == "krelay.agent" and record.levelno == logging.INFO:
-            self.progress = (record.getMessage().removeprefix("agent: "), time.monotonic())
+        """Queue the record; never wait for the terminal."""
         if repeat_filter.filter(record):
             self._lines.extend(self.format(record).splitlines())
-        self.news.set()
+        self.changed.set()
 
     def take(self) -> list[str]:
-        """The lines that wait."""
+        """Return the queued lines, and empty the queue."""
         found = []
         while self._lines:
             found.append(self._lines.popleft())

@@ -20,8 +20,8 @@ from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, Target
 from krelay.mux.descriptors import raise_file_limit
 from krelay.processes import end, send
-from krelay.state.snapshot import ForwardState, reached
-from krelay.supervisor.ready import wait_ready
+from krelay.state.snapshot import connect_address
+from krelay.state.states import ForwardState
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
 
@@ -80,7 +80,7 @@ class _Run:
         self._command = command
         self._timeout = timeout
         # What cannot be bound or followed is told at once, not when the time is over.
-        self._supervisor = Supervisor(config, lambda forward: None, strict=True)
+        self._supervisor = Supervisor(config, strict=True)
         self._child: asyncio.subprocess.Process | None = None
         self._signalled = asyncio.Event()
         self._number: signal.Signals | None = None
@@ -98,8 +98,7 @@ class _Run:
                 tasks.create_task(self._supervisor.run(stop), name="relay")
                 # Whoever is told while nothing is ready ends that at once.
                 waiting = tasks.create_task(
-                    wait_ready(self._supervisor, self._config, self._timeout, then=_NOT_RUN),
-                    name="ready",
+                    self._supervisor.wait_ready(self._timeout, then=_NOT_RUN), name="ready"
                 )
                 signalled = tasks.create_task(self._signalled.wait(), name="signals")
                 await asyncio.wait({waiting, signalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +196,7 @@ def variables(config: Config, forwards: Iterable[ForwardState]) -> dict[str, str
     for forward in forwards:
         if not forward.listen:
             continue
-        at = reached(forward.listen[0])
+        at = connect_address(forward.listen[0])
         for prefix in wanted[forward.target, forward.index]:
             found[f"{prefix}_HOST"] = at.host
             found[f"{prefix}_PORT"] = str(at.port)

@@ -1,115 +1,87 @@
-"""Service: what the manager that started `krelay up` (systemd) is told of it, from start to end."""
+"""Service: keep the service manager that started `krelay up` (systemd) informed about the run."""
 
 from __future__ import annotations
 
 import asyncio
 
 from krelay.cli.sd_notify import Notifier
-from krelay.model import Config
-from krelay.state.snapshot import State
-from krelay.supervisor.apply_request import ApplyRequest
-from krelay.supervisor.reload import Reloader, Source
+from krelay.state.events import Ending, ReloadEnded, ReloadStarted, Started
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import State, is_ready
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
 
-_LOOK = 2.0
-"""Seconds between two looks whether the status line has become another one."""
+_PAUSE = 1.0
+"""Seconds between two status lines, at least."""
 
 
 class Service:
-    """Tells of one run: ready, reloading, stopping, a line for people, signs of life."""
+    """Notifies the manager of one run: ready, reloading, stopping, a status line, watchdog."""
 
-    def __init__(self, notifier: Notifier, source: Source, supervisor: Supervisor, config: Config):
+    def __init__(self, notifier: Notifier, supervisor: Supervisor) -> None:
         self._notifier = notifier
         self._supervisor = supervisor
-        self.reloader: Reloader = _Telling(source, supervisor, config, self)
-        """What is to be reloaded with, for it to be told of."""
-        self._tasks: TaskGroup | None = None
-        self._stop = asyncio.Event()
-        self._reloads = 0
+        self._started = False
+        self._ending = False
+        self._reloads: set[int] = set()
+        self._shown = ""
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Until it is cancelled; `stop` is what ends the relaying."""
+    async def run(self) -> None:
+        """Notify the manager, if there is one, until cancelled."""
         if not self._notifier.there:
             return
-        self._stop = stop
         async with TaskGroup() as tasks:
-            tasks.create_task(self._starting(), name="notify: start")
-            tasks.create_task(self._stopping(), name="notify: stop")
+            tasks.create_task(self._keep_status(), name="notify: status")
             if self._notifier.watchdog is not None:
-                tasks.create_task(self._living(self._notifier.watchdog / 2), name="notify: alive")
-            self._tasks = tasks
+                tasks.create_task(self._keep_alive(self._notifier.watchdog / 2), name="watchdog")
+            kinds = Started, ReloadStarted, ReloadEnded, Ending
+            with self._supervisor.bus.subscribe(*kinds) as events:
+                if self._supervisor.started.is_set():
+                    await self._handle(Started())
+                while not self._ending:
+                    await self._handle(await events.next())
 
-    def begin(self) -> bool:
-        """A reload begins; whether it is to be told of. One during the start is not: the manager
-        would take its end for the start's."""
-        told = self._tasks is not None and self._supervisor.started.is_set()
-        if self._stop.is_set() or not told:
-            return False
-        self._reloads += 1
-        return True
+    async def _handle(self, event: Started | ReloadStarted | ReloadEnded | Ending) -> None:
+        if isinstance(event, Ending):
+            self._ending = True
+            await self._notifier.stopping("stopping")
+        elif isinstance(event, Started):
+            self._started = True
+            await self._ready()
+        elif isinstance(event, ReloadEnded):
+            if event.reload in self._reloads:
+                self._reloads.discard(event.reload)
+                if not self._reloads:
+                    await self._ready()
+        elif self._started:
+            # The manager would take the end of a reload during the start for the end of the start.
+            self._reloads.add(event.reload)
+            await self._notifier.reloading()
 
-    async def reloading(self) -> None:
-        """Tell of what has begun."""
-        await self._notifier.reloading()
+    async def _ready(self) -> None:
+        self._shown = _status_line(self._supervisor.snapshot())
+        await self._notifier.ready(self._shown)
 
-    def end(self, want: ApplyRequest | None) -> None:
-        """It is over when `want` is carried out; None: it came to nothing."""
-        if self._tasks is not None:
-            self._tasks.create_task(self._reloaded(want), name="notify: reload")
+    async def _keep_status(self) -> None:
+        """Send the status line whenever it changes, but for reloads, which have their own."""
 
-    async def _reloaded(self, want: ApplyRequest | None) -> None:
-        if want is not None:
-            await want.done.wait()
-        self._reloads -= 1
-        if not self._reloads and not self._stop.is_set():
-            await self._notifier.ready(self._line())
+        def outdated(snapshot: Snapshot) -> bool:
+            idle = self._started and not self._reloads and not snapshot.ending
+            return idle and _status_line(snapshot) != self._shown
 
-    async def _starting(self) -> None:
-        await self._supervisor.started.wait()
-        told = self._line()
-        await self._notifier.ready(told)
-        while not self._stop.is_set():
-            await asyncio.sleep(_LOOK)
-            line = self._line()
-            if line != told and not self._reloads and not self._stop.is_set():
-                told = line
-                await self._notifier.status(line)
+        while True:
+            self._shown = _status_line(await self._supervisor.bus.wait_for(outdated))
+            await self._notifier.status(self._shown)
+            await asyncio.sleep(_PAUSE)
 
-    async def _stopping(self) -> None:
-        await self._stop.wait()
-        await self._notifier.stopping("stopping")
-
-    async def _living(self, period: float) -> None:
+    async def _keep_alive(self, period: float) -> None:
         while True:
             await self._notifier.alive()
             await asyncio.sleep(period)
 
-    def _line(self) -> str:
-        forwards = self._supervisor.running.forwards.values()
-        ready = sum(forward.health.state is State.READY for forward in forwards)
-        line = f"{ready} of {len(forwards)} forwards ready"
-        drift = self.reloader.drift
-        return line if drift is None else f"{line}; not as the file says: {drift.error}"
 
-
-class _Telling(Reloader):
-    """A Reloader whose every reload the service manager is told of, whoever asked for it."""
-
-    def __init__(
-        self, source: Source, supervisor: Supervisor, config: Config, service: Service
-    ) -> None:
-        super().__init__(source, supervisor, config)
-        self._service = service
-
-    async def load(self, reason: str) -> ApplyRequest:
-        told = self._service.begin()
-        want = None
-        try:
-            if told:
-                await self._service.reloading()
-            want = await super().load(reason)
-        finally:
-            if told:
-                self._service.end(want)
-        return want
+def _status_line(snapshot: Snapshot) -> str:
+    active = [forward for forward in snapshot.forwards if forward.state is not State.DRAINING]
+    line = f"{sum(map(is_ready, active))} of {len(active)} forwards ready"
+    error = snapshot.file.error
+    return f"{line}; not as the file says: {error['message']}" if error else line

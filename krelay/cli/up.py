@@ -1,4 +1,4 @@
-"""`krelay up`: a supervisor, kept at what the file says, and signals that end it."""
+"""`krelay up`: run a supervisor, follow the file, and end on a signal."""
 
 from __future__ import annotations
 
@@ -21,47 +21,46 @@ from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
+from krelay.state.events import ConfigApplied, ForwardBound
 from krelay.status.socket_path import socket_path
 from krelay.status.tcp_server import Listening
 from krelay.status.unix_server import AlreadyRunningError, Handler, serve
-from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.control import Control
-from krelay.supervisor.forward import Forward
-from krelay.supervisor.reload import Reloader
+from krelay.supervisor.reload import ConfigSource, Reloader
 from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.target_watcher import Contexts
 from krelay.tasks import TaskGroup, keep
 
 logger = logging.getLogger("krelay.cli")
 
 _INTERRUPTED = 130
-_LOGS = ("GET", "/v1/logs")
-"""For the user alone: on the socket, not over TCP."""
 
 
-class Source(Protocol):
-    """Where a config comes from, as often as it is asked for."""
+class FileSource(ConfigSource, Protocol):
+    """A source of configs that may be a file."""
 
     @property
     def file(self) -> str | None:
-        """The path to watch; None where there is nothing to watch."""
-
-    def load(self) -> Config:
-        """What it says now. Blocks. Raises UsageError or ConfigError."""
+        """The path to watch; None if there is no file."""
 
 
 def run(
-    source: Source,
+    source: FileSource,
     *,
-    announce: Callable[[Forward], None] | None = None,
+    announce: Callable[[ForwardBound], None] | None = None,
     contexts: Contexts | None = None,
     watch: bool = True,
     strict: bool = False,
     must_exist: bool = False,
     live: bool = False,
 ) -> int:
-    """Relay until a signal; the exit code. `strict`, `must_exist` and `contexts` are the
-    supervisor's; `announce` is told of each forward that is ready. `live`: where there is a
-    terminal for it, a table takes its place.
+    """Relay until a signal, and return the exit code.
+
+    Args:
+        announce: called with each forward that is bound; by default a line says so.
+        contexts, strict, must_exist: as for `Supervisor`.
+        watch: follow edits of the file.
+        live: show the live table instead of lines, if there is a terminal for it.
 
     Raises:
         KrelayError: it could not start.
@@ -71,68 +70,51 @@ def run(
     config = source.load()
     raise_file_limit()
     live = live and _can_be_live(config)
-    if announce is None:
-        announce = _show if live else tell
-    supervisor = Supervisor(
-        config, announce, contexts=contexts, strict=strict, must_exist=must_exist
-    )
-    service = Service(Notifier.from_env(os.environ), source, supervisor, config)
-    place = socket_path(file) if file else None
-    control = Control(supervisor, service.reloader)
+    supervisor = Supervisor(config, contexts=contexts, strict=strict, must_exist=must_exist)
+    if announce is not None:
+        supervisor.bus.on(ForwardBound, announce)
+    elif not live:
+        supervisor.bus.on(ForwardBound, announce_bound)
+    reloader = Reloader(source, supervisor)
+    path = socket_path(file) if file else None
     with keep_log() as ring:
-        handlers = {**control.handlers(), _LOGS: ring.answer}
         return run_to_exit(
-            _run(supervisor, service, mode, control, handlers, place, config.status, live=live)
+            _run(supervisor, reloader, mode, path, config.status, ring.answer, live=live)
         )
 
 
 async def _run(
     supervisor: Supervisor,
-    service: Service,
+    reloader: Reloader,
     mode: Mode | None,
-    control: Control,
-    handlers: Mapping[tuple[str, str], Handler],
-    place: Path | None,
+    path: Path | None,
     status: StatusConfig,
+    logs: Handler,
     *,
     live: bool,
 ) -> int:
     signals = _Signals()
-
-    async def stop(body: Mapping[str, Any]) -> dict[str, Any]:
-        """`POST /v1/stop`: as SIGTERM; where `now` is true, as the second one. What lives, and the
-        seconds that it gets to finish."""
-        now = body.get("now", False)
-        if not isinstance(now, bool):
-            raise UsageError("`now` is true or false")
-        if not signals.stop.is_set():
-            signals.end("asked to end")
-        if now:
-            signals.end("asked to end")
-        config, forwards = supervisor.running.config, supervisor.running.forwards.values()
-        return {
-            "pid": os.getpid(),
-            "stopping": True,
-            "live": sum(forward.live for forward in forwards),
-            "drain": config.tunnel.drain if config else 0.0,
-        }
-
-    handlers = {**handlers, ("POST", "/v1/stop"): stop}
-    reloader = service.reloader
+    control = Control(supervisor, reloader)
+    public: dict[tuple[str, str], Handler] = {
+        **control.handlers(),
+        ("POST", "/v1/stop"): partial(_stop, signals, supervisor),
+    }
     code = 0
     try:
         async with AsyncExitStack() as stack:
-            if place is not None:
-                await _open_control(stack, supervisor, control, handlers, place)
-            public = {asked: handler for asked, handler in handlers.items() if asked != _LOGS}
+            if path is not None:
+                # The log is for the user alone: on the socket, not over TCP.
+                private = {**public, ("GET", "/v1/logs"): logs}
+                await _open_control(stack, supervisor, control, private, path)
             listening = await stack.enter_async_context(
                 Listening(public, snapshot=control.snapshot, bus=supervisor.bus)
             )
             tasks = await stack.enter_async_context(TaskGroup())
+            service = Service(Notifier.from_env(os.environ), supervisor)
             beside: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "SIGHUP": partial(_reload_on, signals, reloader),
                 "the status service": partial(_serve_on_tcp, listening, status, supervisor),
-                "the service manager": partial(service.run, signals.stop),
+                "the service manager": service.run,
             }
             if mode is not None:
                 beside["the watch of the file"] = partial(reloader.watch, mode)
@@ -140,9 +122,10 @@ async def _run(
                 from krelay.cli.live import Live
 
                 keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
-                beside["the live table"] = Live(lambda: control.status({}), keys).run
+                table = Live(lambda: control.status({}), keys, supervisor.bus)
+                beside["the live table"] = table.run
             running = [
-                # What goes wrong beside the relaying must not end it.
+                # A failure beside the relaying must not end it.
                 tasks.create_task(keep(work, name), name=name)
                 for name, work in beside.items()
             ]
@@ -154,10 +137,36 @@ async def _run(
     return code
 
 
+async def _stop(
+    signals: _Signals, supervisor: Supervisor, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Answer `POST /v1/stop`: end as for SIGTERM, and as for a second one if `now` is true.
+
+    The answer has the number of live connections and the seconds that they get to finish.
+    """
+    now = body.get("now", False)
+    if not isinstance(now, bool):
+        raise UsageError("`now` is true or false")
+    if not signals.stop.is_set():
+        signals.end("asked to end")
+    if now:
+        signals.end("asked to end")
+    config, forwards = supervisor.active.config, supervisor.active.forwards.values()
+    return {
+        "pid": os.getpid(),
+        "stopping": True,
+        "live": sum(forward.live for forward in forwards),
+        "drain": config.tunnel.drain if config else 0.0,
+    }
+
+
 class _Signals:
-    """SIGINT and SIGTERM end the run, the second one at once; SIGHUP is a wish to reload, or the
-    end of the terminal. What was ignored when krelay started (`nohup`, a shell's `&`) never ends
-    it."""
+    """Turns signals into requests.
+
+    SIGINT and SIGTERM end the run, the second one at once. SIGHUP reloads the file, or ends the
+    run if the terminal has gone. Signals that were ignored when krelay started (`nohup`, a shell's
+    `&`) stay ignored.
+    """
 
     def __init__(self) -> None:
         self.stop = asyncio.Event()
@@ -170,7 +179,7 @@ class _Signals:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
 
     def end(self, name: str) -> None:
-        """End, or end at once; `name` is what says so."""
+        """End; the second time, end at once. `name` is what asked for it."""
         if self.stop.is_set():
             logger.info("%s again: stopping at once", name)
             assert self._task is not None
@@ -180,7 +189,7 @@ class _Signals:
             self.stop.set()
 
     def reload(self, reason: str) -> None:
-        """Have the file carried out."""
+        """Request a reload of the file."""
         self.reason = reason
         self.hangup.set()
 
@@ -192,7 +201,7 @@ class _Signals:
 
 
 def _has_terminal() -> bool:
-    """Whether a terminal controls this process, and is still there."""
+    """Return whether a terminal controls this process, and is still there."""
     try:
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError:
@@ -204,18 +213,18 @@ async def _reload_on(signals: _Signals, reloader: Reloader) -> None:
     while True:
         await signals.hangup.wait()
         signals.hangup.clear()
-        with contextlib.suppress(KrelayError):  # it was told
+        with contextlib.suppress(KrelayError):  # logged by `load`
             await reloader.load(signals.reason)
 
 
 async def _serve_on_tcp(listening: Listening, status: StatusConfig, supervisor: Supervisor) -> None:
-    """Keep the status service where what runs says."""
-    await listening.apply(status)
-    while True:
-        await supervisor.applied.wait()
-        supervisor.applied.clear()
-        config = supervisor.running.config
-        await listening.apply(config.status if config else status)
+    """Keep the status service where the active config says."""
+    with supervisor.bus.subscribe(ConfigApplied) as applied:
+        await listening.apply(status)
+        while True:
+            await applied.next()
+            config = supervisor.active.config
+            await listening.apply(config.status if config else status)
 
 
 async def _open_control(
@@ -223,11 +232,11 @@ async def _open_control(
     supervisor: Supervisor,
     control: Control,
     handlers: Mapping[tuple[str, str], Handler],
-    place: Path,
+    path: Path,
 ) -> None:
-    """Let other commands ask; where that cannot be had, relaying matters more."""
+    """Let other commands reach this one; relaying does not depend on it."""
     try:
-        service = serve(place, handlers, snapshot=control.snapshot, bus=supervisor.bus)
+        service = serve(path, handlers, snapshot=control.snapshot, bus=supervisor.bus)
         await stack.enter_async_context(service)
     except AlreadyRunningError:
         raise
@@ -235,14 +244,17 @@ async def _open_control(
         logger.warning("other krelay commands cannot reach this one: %s", exc)
 
 
-def tell(forward: Forward) -> None:
-    """Say that a forward is ready, if anybody still listens: `krelay up | head -1` relays on, and
-    so does one whose terminal has gone."""
+def announce_bound(event: ForwardBound) -> None:
+    """Print a line for each address that a forward is bound to.
+
+    Output that is no longer read (`krelay up | head -1`, a closed terminal) does not end krelay.
+    """
+    target = event.forward.target
     try:
-        for line in forward.describe():
+        for line in event.forward.routes():
             if in_json():
-                logger.info("%s", line, extra={"target": forward.spec.target.name})
-                echo_event(line, forward.spec.target.name)
+                logger.info("%s", line, extra={"target": target})
+                echo_event(line, target)
             else:
                 echo(line)
     except OSError:
@@ -250,13 +262,10 @@ def tell(forward: Forward) -> None:
 
 
 def _can_be_live(config: Config) -> bool:
-    """Whether there is a terminal for a table, and nobody else writes there: an embedded agent
-    does, where all is to be said."""
+    """Return whether a terminal can show the table, undisturbed by a verbose embedded agent."""
     from krelay.cli.screen import supports_live_table
 
-    chatty = config.agent.embedded and logging.getLogger("krelay.agent").isEnabledFor(logging.DEBUG)
-    return supports_live_table() and not chatty
-
-
-def _show(forward: Forward) -> None:
-    """The table has it already."""
+    verbose = config.agent.embedded and logging.getLogger("krelay.agent").isEnabledFor(
+        logging.DEBUG
+    )
+    return supports_live_table() and not verbose

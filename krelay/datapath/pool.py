@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 from weakref import WeakSet
 
@@ -50,13 +50,17 @@ class Pool:
         size: int,
         config: SessionConfig = SessionConfig(),  # noqa: B008
         legacy: LegacyCarrierFactory | None = None,
+        on_tunnel: Callable[[Tunnel], None] | None = None,
     ) -> None:
         """Make `size` tunnels in all, but at least one for each of `links`.
 
         `key` proves this client to the agents. `legacy` carries the streams to an agent that knows
-        no sessions; without it such an agent is refused.
+        no sessions; without it such an agent is refused. `on_tunnel` is called with each tunnel
+        that comes up or goes down.
         """
         self.name = name
+        self._on_tunnel = on_tunnel
+        self._up: set[Tunnel] = set()
         self.users: WeakSet[PoolUser] = WeakSet()
         """The routes that lead through this pool; each change wakes them."""
         self._key = key
@@ -162,6 +166,7 @@ class Pool:
         await tunnel.wait_idle()
         self.tunnels.remove(tunnel)
         self._retiring.discard(tunnel)
+        self._up.discard(tunnel)
         del self._agents[tunnel]
         self._running.pop(tunnel).cancel()
         tunnel.close()
@@ -174,6 +179,10 @@ class Pool:
                 "the agent knows no sessions (it is not krelay's own): each connection has a"
                 " tunnel of its own, and none is resumed"
             )
+        for tunnel in self.tunnels:
+            if tunnel.up is not (tunnel in self._up) and self._on_tunnel is not None:
+                self._up.symmetric_difference_update((tunnel,))
+                self._on_tunnel(tunnel)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
         for user in list(self.users):

@@ -300,7 +300,9 @@ class Tunnel:
 
     def _grace_over(self) -> None:
         self._grace = None
-        self._drop_session(f"no tunnel for {self._config.resume_timeout:g} s (tunnel.resumeTimeout)")
+        self._drop_session(
+            f"no tunnel for {self._config.resume_timeout:g} s (tunnel.resumeTimeout)"
+        )
         self._on_change()
 
     def _drop_session(self, why: str) -> None:

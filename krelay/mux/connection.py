@@ -70,6 +70,7 @@ class MuxConnection:
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._awake = False
+        self._idle = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._debug = logger.isEnabledFor(logging.DEBUG)
 
@@ -91,6 +92,12 @@ class MuxConnection:
     def count(self) -> int:
         """How many streams live on it."""
         return len(self.session.streams)
+
+    async def idle(self) -> None:
+        """Return when no stream lives on it."""
+        while self.count:
+            self._idle.clear()
+            await self._idle.wait()
 
     @property
     def load(self) -> int:
@@ -207,6 +214,7 @@ class MuxConnection:
             transport.close()
         self._disarm()
         self._dispatch(self.session.close(code))
+        self._idle.set()
 
     # -- pumping -------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""What is true of a running krelay, and what happens in it: the snapshot and the events."""
+"""The spine: typed state, typed events, and the bus that carries both through a running krelay."""

@@ -1,4 +1,4 @@
-"""An error on its way from a running krelay to the command that asked it, and back."""
+"""Encode an error for the command that asked a running krelay, and decode it there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from krelay.errors import ConfigError, KrelayError, Problem
 
 
 def to_json(error: KrelayError) -> dict[str, Any]:
-    """The error as JSON; `problems` are there for a file's."""
+    """Return the error as JSON; that of a file has its `problems`."""
     found: dict[str, Any] = {
         "message": error.message,
         "hint": error.hint,
@@ -23,7 +23,7 @@ def to_json(error: KrelayError) -> dict[str, Any]:
 
 
 def from_json(found: Mapping[str, Any]) -> KrelayError:
-    """The error again, as far as a person and a shell can tell."""
+    """Return an error with the texts and the exit code of the encoded one."""
     error: KrelayError
     if "problems" in found:
         problems = [Problem(**problem) for problem in found["problems"]]

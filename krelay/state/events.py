@@ -1,108 +1,252 @@
-"""EventBus: publish what happens in a running krelay, and keep the latest for late listeners."""
+"""Events: what happens in a running krelay, one class for each kind.
+
+The part that causes an event publishes it on the `EventBus`. A `PublicEvent` is also numbered,
+kept for late listeners and sent by `/v1/events`.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
+from krelay.errors import KrelayError
+from krelay.state.error_codec import to_json
+from krelay.state.states import ForwardState, State, json_form
 from krelay.text import one_line
-
-HISTORY = 200
-"""How many events are kept for who comes late."""
-BACKLOG = 1_000
-"""How many events may wait for one listener; one that is slower loses the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is `state` (a forward's), `tunnel`, `agent` or `reload`; `text` is a line for people;
-    `details` holds JSON values."""
+    """Something that happened. Only subscribers of this process see it."""
 
-    kind: str
-    text: str
-    target: str | None = None
-    details: dict[str, Any] = field(default_factory=dict)
-    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicEvent(Event):
+    """An event for people and other programs; the bus assigns `number`, from 1."""
+
+    kind: ClassVar[str]
     number: int = 0
+    time: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @property
+    def about(self) -> str | None:
+        """The target that the event is about, if it is about one."""
+        return None
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        raise NotImplementedError
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """What programs read, as JSON values."""
+        raise NotImplementedError
 
     def as_json(self) -> dict[str, Any]:
-        """Its JSON form."""
+        """Return the JSON form, with texts safe to display."""
         return {
             "number": self.number,
             "time": self.time.isoformat(),
             "kind": self.kind,
-            "target": self.target,
-            "text": self.text,
-            "details": self.details,
+            "target": json_form(self.about),
+            "text": one_line(self.text),
+            "details": json_form(self.details),
         }
 
 
-class EventBus:
-    """Bounded on every side: `tell` never waits, and no listener can hold up another."""
-
-    def __init__(self) -> None:
-        self.history: deque[Event] = deque(maxlen=HISTORY)
-        self._count = 0
-        self._listeners: set[Listener] = set()
-
-    def tell(self, kind: str, text: str, *, target: str | None = None, **details: Any) -> None:
-        """Something happened."""
-        self._count += 1
-        shown = {name: _shown(value) for name, value in details.items()}
-        event = Event(kind, one_line(text), target, shown, number=self._count)
-        self.history.append(event)
-        for listener in self._listeners:
-            listener.put(event)
-
-    @asynccontextmanager
-    async def listen(self, after: int | None = None) -> AsyncIterator[Listener]:
-        """Events from now on; first those that are kept with a number above `after`, if given."""
-        listener = Listener()
-        for event in self.history if after is not None else ():
-            if after is not None and event.number > after:
-                listener.put(event)
-        self._listeners.add(listener)
-        try:
-            yield listener
-        finally:
-            self._listeners.discard(listener)
+# -- forwards --------------------------------------------------------------------------------------
 
 
-class Listener:
-    """One who listens; `dropped` counts what it was too slow for."""
+@dataclass(frozen=True, slots=True)
+class ForwardChanged(PublicEvent):
+    """A forward changed its state, or the reason for it."""
 
-    def __init__(self) -> None:
-        self.dropped = 0
-        self._events: deque[Event] = deque()
-        self._there = asyncio.Event()
+    kind = "state"
+    target: str
+    name: str
+    index: int
+    before: State
+    state: State
+    reason: str = ""
 
-    def put(self, event: Event) -> None:
-        """One more."""
-        if len(self._events) >= BACKLOG:
-            self._events.popleft()
-            self.dropped += 1
-        self._events.append(event)
-        self._there.set()
+    @property
+    def about(self) -> str | None:
+        return self.target
 
-    async def next(self) -> Event:
-        """The oldest that waits, once there is one."""
-        while not self._events:
-            self._there.clear()
-            await self._there.wait()
-        return self._events.popleft()
+    @property
+    def text(self) -> str:
+        return f"{self.name}: {self.state}{f': {self.reason}' if self.reason else ''}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {
+            "from": self.before.value,
+            "to": self.state.value,
+            "reason": self.reason,
+            "index": self.index,
+        }
 
 
-def _shown(value: Any) -> Any:
-    """A JSON value whose texts are fit to be shown."""
-    if isinstance(value, str):
-        return one_line(value)
-    if isinstance(value, Mapping):
-        return {str(key): _shown(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shown(item) for item in value]
-    return value
+@dataclass(frozen=True, slots=True)
+class ForwardBound(Event):
+    """A forward listens. `proxy`: it is a SOCKS and HTTP proxy, not the port of one target."""
+
+    forward: ForwardState
+    proxy: bool = False
+
+
+# -- agents and tunnels ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AgentProgress(Event):
+    """The start of an agent reached another step."""
+
+    context: str | None
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStarted(PublicEvent):
+    """An agent runs; `where` is `NAMESPACE/POD` or its process."""
+
+    kind = "agent"
+    context: str | None
+    where: str
+
+    @property
+    def text(self) -> str:
+        return f"agent runs: {self.where}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"context": self.context, "where": self.where}
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLost(PublicEvent):
+    """An agent is gone, and another one will be started."""
+
+    kind = "agent"
+    context: str | None
+    where: str
+    reason: str
+
+    @property
+    def text(self) -> str:
+        return f"agent lost: {self.reason}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"context": self.context, "where": self.where}
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelUp(PublicEvent):
+    """A tunnel takes streams."""
+
+    kind = "tunnel"
+    context: str | None
+    tunnel: str
+
+    @property
+    def text(self) -> str:
+        return f"{self.tunnel}: up"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"context": self.context, "tunnel": self.tunnel, "up": True}
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelLost(PublicEvent):
+    """A tunnel takes no more streams."""
+
+    kind = "tunnel"
+    context: str | None
+    tunnel: str
+    reason: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.tunnel}: lost{f': {self.reason}' if self.reason else ''}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"context": self.context, "tunnel": self.tunnel, "up": False}
+
+
+# -- the config ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadStarted(Event):
+    """The file is read again; `reload` numbers the reloads."""
+
+    reload: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadEnded(Event):
+    """What a reload found was applied, refused, or replaced by something newer."""
+
+    reload: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigApplied(PublicEvent):
+    """Another config is active; `changes` has a line for each change, at least one."""
+
+    kind = "reload"
+    reason: str
+    generation: int
+    changes: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        first, *more = self.changes
+        return f"applied ({self.reason}): {first}" + (f", +{len(more)}" if more else "")
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"generation": self.generation, "changes": self.changes}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigRefused(PublicEvent):
+    """The file is invalid; the active config stays."""
+
+    kind = "reload"
+    error: KrelayError
+
+    @property
+    def text(self) -> str:
+        return f"refused: {self.error}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {"error": to_json(self.error)}
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigNotApplied(ConfigRefused):
+    """The config is valid, but cannot be applied for now; the active one stays."""
+
+    @property
+    def text(self) -> str:
+        return f"not applied: {self.error}"
+
+
+# -- krelay itself ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """Each forward of the first config is bound, waits, or has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending(Event):
+    """krelay was asked to end, and drains."""

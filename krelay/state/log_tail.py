@@ -1,4 +1,4 @@
-"""The last lines of the log of a running krelay, kept for who asks later."""
+"""LogRing: the last lines of the log of a running krelay, for `krelay logs`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from krelay.errors import UsageError
 
 KEPT = 1_000
-"""How many lines are kept."""
+"""Lines that are kept."""
 LONGEST = 4_000
-"""Characters of one; what is longer is cut."""
+"""Characters of a line; the rest is cut off."""
 
 
 class LogRing(logging.Handler):
-    """Bounded in number and in length. A handler for loggers, and one for questions about it."""
+    """A logging handler that keeps lines, bounded in number and in length."""
 
     def __init__(self, level: int = logging.NOTSET, *, kept: int = KEPT) -> None:
         super().__init__(level)
@@ -27,7 +27,7 @@ class LogRing(logging.Handler):
         self._mutex = threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one more, as the formatter has it."""
+        """Keep the formatted record."""
         try:
             text = self.format(record)
         except Exception:
@@ -40,13 +40,17 @@ class LogRing(logging.Handler):
             self._lines.append((self._count, text))
 
     def after(self, number: int, most: int = KEPT) -> list[tuple[int, str]]:
-        """The newest `most` of the lines with a number above `number`, oldest first."""
+        """Return the newest `most` lines with a number above `number`, oldest first."""
         with self._mutex:
             found = [line for line in self._lines if line[0] > number]
         return found[max(0, len(found) - most) :]
 
     async def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """`GET /v1/logs`: the last `lines` of those with a number above `after`."""
+        """Answer `GET /v1/logs`: the last `lines` lines with a number above `after`.
+
+        Raises:
+            UsageError: one of the two is not a count.
+        """
         after, most = body.get("after", 0), body.get("lines", KEPT)
         for value in (after, most):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:

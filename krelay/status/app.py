@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 
 from krelay.errors import KrelayError
+from krelay.state.bus import EventBus
 from krelay.state.error_codec import to_json
-from krelay.state.events import EventBus
-from krelay.state.readiness import readiness
 from krelay.state.snapshot import Snapshot
+from krelay.state.states import readiness
 from krelay.status.auth import Guard
 from krelay.status.connections import BAD_PAYLOAD
 from krelay.status.dashboard import page
@@ -86,7 +86,7 @@ class _Shown:
             router.add_get("/v1/status", self.status)
 
     async def readyz(self, request: web.Request) -> web.Response:
-        found = readiness(await self._snapshot(), request.query.getall("target", []))
+        found = readiness((await self._snapshot()).forwards, request.query.getall("target", []))
         if found.unknown:
             names = ", ".join(f"`{name[:100]}`" for name in found.unknown[:10])
             raise web.HTTPNotFound(text=f"no target {names}")

@@ -7,7 +7,8 @@ import json
 
 from aiohttp import web
 
-from krelay.state.events import Event, EventBus, Listener
+from krelay.state.bus import EventBus, Subscription
+from krelay.state.events import PublicEvent
 
 MAX_STREAMS = 32
 HEARTBEAT = 15.0
@@ -15,8 +16,11 @@ HEARTBEAT = 15.0
 
 
 class Streams:
-    """The event streams of one server. What waits for a slow client is bounded by its `Listener`;
-    one that takes nothing is cut off, as every connection is."""
+    """The event streams of one server.
+
+    A `Subscription` bounds what waits for a slow client. A client that takes nothing is cut off, as
+    on every connection.
+    """
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
@@ -33,10 +37,10 @@ class Streams:
         assert task is not None
         self._open.add(task)
         try:
-            async with self._bus.listen(self._after(request)) as listener:
+            with self._bus.subscribe(PublicEvent, after=self._after(request)) as events:
                 await response.prepare(request)
                 await response.write(b"retry: 1000\n\n")
-                await _pour(listener, response)
+                await _pour(events, response)
         except ConnectionError:
             pass  # it went
         finally:
@@ -59,21 +63,21 @@ class Streams:
         return int(text) if history and int(text) <= history[-1].number else 0
 
 
-async def _pour(listener: Listener, response: web.StreamResponse) -> None:
+async def _pour(events: Subscription, response: web.StreamResponse) -> None:
     dropped = 0
     while True:
         try:
             async with asyncio.timeout(HEARTBEAT):
-                text = as_text(await listener.next())
+                text = as_text(await events.next())
         except TimeoutError:
             text = ": still here\n\n"
-        if listener.dropped > dropped:
-            missed = listener.dropped - dropped
-            dropped = listener.dropped
+        if events.dropped > dropped:
+            missed = events.dropped - dropped
+            dropped = events.dropped
             text = f'event: dropped\ndata: {{"count": {missed}}}\n\n{text}'
         await response.write(text.encode())
 
 
-def as_text(event: Event) -> str:
+def as_text(event: PublicEvent) -> str:
     """The event as it is sent; JSON keeps its data on one line."""
     return f"id: {event.number}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"

@@ -16,14 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from krelay.state.snapshot import (
-    AgentState,
-    FileState,
-    ForwardState,
-    Snapshot,
-    State,
-    TunnelState,
-)
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import AgentState, FileState, ForwardState, State, TunnelState
 
 _MOST_VALUES = 32
 """How many results, or reasons, of one forward are told apart; what is beyond is `other`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from krelay.errors import ListenError
 from krelay.model import Endpoint, StatusConfig
 from krelay.net.bind import bind
-from krelay.state.events import EventBus
+from krelay.state.bus import EventBus
 from krelay.state.snapshot import Snapshot
 from krelay.status.unix_server import Handler
 

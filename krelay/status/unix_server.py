@@ -13,7 +13,7 @@ from typing import Any
 
 from krelay.errors import KrelayError
 from krelay.net.bind import BACKLOG
-from krelay.state.events import EventBus
+from krelay.state.bus import EventBus
 from krelay.state.snapshot import Snapshot
 from krelay.status.socket_path import make_directory
 from krelay.threads import in_thread, in_thread_or_here

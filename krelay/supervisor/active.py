@@ -1,72 +1,201 @@
-"""ActiveConfig: the forwards, watches and agents that run now, and how a plan changes them."""
+"""ActiveConfig: the forwards, watchers and agents that run, and how a plan changes them.
+
+As in Envoy, what a plan adds warms up beside the active config (`WarmingConfig`); `commit` makes
+it active in one turn of the event loop; what the plan removes drains.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 from krelay.agents.group import AgentGroup
-from krelay.config.diff import Spec, group_of
+from krelay.agents.job import JobAgent
+from krelay.agents.subprocess import SubprocessAgent
+from krelay.config.diff import Pair, Plan, Spec, group_of
 from krelay.datapath.route import Route
-from krelay.model import Config, GroupSpec
-from krelay.state.events import EventBus
-from krelay.supervisor.contexts import Contexts
+from krelay.model import Config, GroupSpec, Target
+from krelay.state.bus import EventBus
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.news import tell_of
-from krelay.supervisor.target_watcher import TargetWatcher
-from krelay.supervisor.warming import WarmingConfig
-from krelay.tasks import TaskGroup, guard, keep
+from krelay.supervisor.target_watcher import Contexts, Follow, TargetWatcher, follow_constant
+from krelay.tasks import TaskGroup, guard
 
 logger = logging.getLogger("krelay.supervisor")
 
+_KEY_SIZE = 32
+_ANSWER_DEADLINE = 10.0
+
+
+class WarmingConfig:
+    """What a plan adds: `groups` by context and `watchers` by target.
+
+    `prepare` makes it, `warm` waits until it works. Then `ActiveConfig.commit` takes it over, or
+    `discard` removes it.
+    """
+
+    def __init__(
+        self, config: Config, plan: Plan, contexts: Contexts, tasks: TaskGroup, bus: EventBus
+    ) -> None:
+        """`tasks` gets the tasks of what is made, `bus` its events."""
+        self.config = config
+        self.plan = plan
+        self.groups: dict[str | None, AgentGroup] = {}
+        self.watchers: dict[str, TargetWatcher] = {}
+        self._contexts = contexts
+        self._tasks = tasks
+        self._bus = bus
+
+    async def prepare(self) -> None:
+        """Make the groups without starting them, and start the watchers.
+
+        Raises:
+            CredentialsError: kubeconfig has no such context.
+        """
+        for change in self.plan.groups:
+            if change.new is not None:
+                self.groups[change.key] = await self._group(change.new)
+        for target in _targets_to_watch(self.plan):
+            self.watchers[target.name] = TargetWatcher(
+                target, await self._follow(target), self._tasks, self._contexts.failures
+            )
+
+    async def warm(self) -> None:
+        """Wait until all new agents are reached; give new targets a while to be resolved.
+
+        Raises:
+            KrelayError: an agent cannot be started or reached.
+        """
+        async with TaskGroup() as warming:
+            for group in self.groups.values():
+                warming.create_task(group.start(self._tasks))
+            warming.create_task(self.answers())
+
+    async def answers(self) -> None:
+        """Wait until each new target has an answer or has failed, for a limited time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ANSWER_DEADLINE):
+                for watcher in self.watchers.values():
+                    await watcher.answered.wait()
+
+    async def discard(self) -> None:
+        """Stop the watchers and remove the agents."""
+        for watcher in self.watchers.values():
+            watcher.stop()
+        await _stop(self.groups.values())
+
+    async def _group(self, spec: GroupSpec) -> AgentGroup:
+        key = secrets.token_bytes(_KEY_SIZE)
+        count = spec.agent.replicas
+        agents: list[SubprocessAgent] | list[JobAgent]
+        if spec.agent.embedded:
+            agents = [SubprocessAgent(spec, key, self._bus) for _ in range(count)]
+        else:
+            api = await self._contexts.api(spec.context)
+            run = secrets.token_hex(4) if count > 1 else ""
+            agents = [
+                JobAgent(api, spec, key, self._tasks, self._bus, run=run) for _ in range(count)
+            ]
+        return AgentGroup(spec, agents, key, self._bus)
+
+    async def _follow(self, target: Target) -> Follow:
+        if self.config.agent.embedded or not target.kind.in_cluster:
+            return follow_constant
+        return await self._contexts.follow(self.config, target)
+
+
+def _targets_to_watch(plan: Plan) -> list[Target]:
+    """Return the targets without a watcher, and those whose watcher follows other objects."""
+    targets: dict[str, Target] = {}
+    stale: set[str] = set()
+    for pair in plan.pairs:
+        if pair.new is not None:
+            targets[pair.new.target.name] = pair.new.target
+        if _needs_watcher(pair):
+            spec = pair.new or pair.old
+            assert spec is not None
+            stale.add(spec.target.name)
+    return [target for name, target in targets.items() if name in stale]
+
+
+def _needs_watcher(pair: Pair) -> bool:
+    old, new = pair.old, pair.new
+    return old is None or new is None or pair.rerouted or old.protocol != new.protocol
+
 
 class ActiveConfig:
-    """`forwards` by target and port, in the file's order; `followings` by target; `groups` by
-    context; `ending` has what drains. Its tasks belong to `tasks`."""
+    """What runs: `forwards` by target and port in the file's order, `watchers` by target, `groups`
+    by context. `draining` has the forwards and groups that were removed and still carry
+    connections."""
 
     def __init__(
         self,
         contexts: Contexts,
         tasks: TaskGroup,
-        on_bound: Callable[[Forward], None],
         bus: EventBus,
+        on_bound: Callable[[Forward], None],
     ) -> None:
+        """`tasks` gets all tasks, `bus` all events."""
         self.config: Config | None = None
         self.forwards: dict[tuple[str, int], Forward] = {}
-        self.followings: dict[str, TargetWatcher] = {}
+        self.watchers: dict[str, TargetWatcher] = {}
         self.groups: dict[str | None, AgentGroup] = {}
-        self.ending: set[Forward | AgentGroup] = set()
-        self._ended = asyncio.Event()
+        self.draining: set[Forward | AgentGroup] = set()
+        self._drained = asyncio.Event()
         self._contexts = contexts
         self._tasks = tasks
-        self._on_bound = on_bound
         self._bus = bus
-        self._tellers: dict[AgentGroup, asyncio.Task[None]] = {}
+        self._on_bound = on_bound
+
+    # -- figures -------------------------------------------------------------------------------
 
     def live(self, spec: Spec) -> int:
-        """How many connections a forward carries."""
+        """Return how many connections a forward carries."""
         forward = self.forwards.get(spec.key)
         return forward.live if forward else 0
 
     def carried(self, spec: GroupSpec) -> int:
-        """How many streams an agent carries."""
+        """Return how many streams an agent carries."""
         return sum(group.pool.streams for group in self.groups.values() if group.spec == spec)
 
-    def commit(self, stage: WarmingConfig) -> None:
-        """Carry out the stage's plan, at once: what ends stops before what starts, so that an
-        address may change hands; what did not change is not touched."""
-        config, plan, before = stage.config, stage.plan, self.forwards
+    def streams(self) -> int:
+        """Return how many streams all agents carry."""
+        return sum(group.pool.streams for group in self._all_groups())
+
+    def all_forwards(self) -> Iterator[Forward]:
+        """Yield the active forwards in file order, then draining ones whose name is not in use."""
+        keys = set(self.forwards)
+        yield from self.forwards.values()
+        for forward in self.draining_forwards():
+            if forward.spec.key not in keys:
+                keys.add(forward.spec.key)
+                yield forward
+
+    def draining_forwards(self) -> list[Forward]:
+        """Return the forwards that drain."""
+        return [thing for thing in self.draining if isinstance(thing, Forward)]
+
+    # -- an edit -------------------------------------------------------------------------------
+
+    def commit(self, warm: WarmingConfig) -> None:
+        """Carry out the plan of `warm` at once.
+
+        Listeners that go close before new ones open, so that an address may change hands. What
+        the plan does not change stays untouched.
+        """
+        config, plan, before = warm.config, warm.plan, self.forwards
         drain = config.tunnel.drain
         for pair in plan.pairs:
             if pair.new is None:
                 assert pair.old is not None
                 before[pair.old.key].unbind()
-                self._end(before[pair.old.key], drain)
+                self._drain(before[pair.old.key], drain)
             elif pair.old is not None and pair.rebound:
                 before[pair.old.key].unbind()
-        self._take_groups(stage, drain)
+        self._replace_groups(warm, drain)
         self.forwards = {}
         to_bind = []
         for pair in plan.pairs:
@@ -77,111 +206,108 @@ class ActiveConfig:
             unbound = forward.listener is None and (pair.changed or forward.failure)
             if old is None or pair.rebound or unbound:
                 to_bind.append(forward)
-        self._take_followings(stage)
+        self._replace_watchers(warm)
         for pair in plan.pairs:
             if pair.new is not None and pair.rerouted and not pair.rebound:
-                to_bind += _of_another_protocol(self.forwards[pair.new.key])
+                forward = self.forwards[pair.new.key]
+                if _changed_protocol(forward):
+                    to_bind.append(forward)
         for forward in dict.fromkeys(to_bind):
             forward.bind()
         self.config = config
 
-    def streams(self) -> int:
-        """How many streams live, of whatever group."""
-        return sum(group.pool.streams for group in self._all_groups())
-
-    def network_changed(self, *, broken: bool) -> None:
-        """The network or the machine is not what it was: see `Tunnel.network_changed`."""
-        for group in self._all_groups():
-            group.pool.network_changed(broken=broken)
-
-    def drain(self, timeout: float) -> None:
-        """Every forward ends; `ending` is without forwards when that is done."""
-        for forward in self.forwards.values():
-            forward.unbind()
-            self._end(forward, timeout)
-        self.forwards = {}
-
-    async def drained(self) -> None:
-        """Return when no forward is in `ending`."""
-        while any(isinstance(thing, Forward) for thing in self.ending):
-            self._ended.clear()
-            await self._ended.wait()
-
-    def cut(self) -> None:
-        """No connection is left."""
-        for thing in (*self.forwards.values(), *self.ending):
-            if isinstance(thing, Forward):
-                thing.cut()
-
-    async def stop(self) -> None:
-        """No agent, watch or client is left."""
-        for following in self.followings.values():
-            following.stop()
-        for teller in self._tellers.values():
-            teller.cancel()
-        async with TaskGroup() as stopping:
-            for group in self._all_groups():
-                # What goes wrong with one must not leave another's agent behind.
-                stopping.create_task(guard(group.stop, group.pool.name))
-        await self._contexts.close()
-
-    def _all_groups(self) -> list[AgentGroup]:
-        """Those that are used, and those that end."""
-        ending = (thing for thing in self.ending if isinstance(thing, AgentGroup))
-        return [*self.groups.values(), *ending]
-
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
-        """The forward that there is, or a new one, as `spec` says."""
+        """Return the present forward updated to `spec`, or a new one."""
         pool = self.groups[group_of(config, spec.target)].pool
         followed, park = spec.target.kind.in_cluster, config.tunnel.open_timeout
         if forward is None:
             route = Route(pool, followed=followed)
             return Forward(
-                spec, route, self._tasks, park=park, on_bound=self._on_bound, bus=self._bus
+                spec, route, self._tasks, park=park, bus=self._bus, on_bound=self._on_bound
             )
         forward.update(spec, pool, park)
         forward.route.followed = followed
         return forward
 
-    def _take_groups(self, stage: WarmingConfig, drain: float) -> None:
-        for change in stage.plan.groups:
+    def _replace_groups(self, warm: WarmingConfig, drain: float) -> None:
+        for change in warm.plan.groups:
             former = self.groups.pop(change.key, None)
-            if change.key in stage.groups:
-                group = self.groups[change.key] = stage.groups[change.key]
-                name = f"news of {group.pool.name}"
-                self._tellers[group] = self._tasks.create_task(
-                    keep(partial(tell_of, group, self._bus), name), name=name
-                )
+            if change.key in warm.groups:
+                self.groups[change.key] = warm.groups[change.key]
             if former is not None:
-                self._end(former, drain)
+                self._drain(former, drain)
 
-    def _take_followings(self, stage: WarmingConfig) -> None:
+    def _replace_watchers(self, warm: WarmingConfig) -> None:
         present = {name for name, _ in self.forwards}
-        for name, following in list(self.followings.items()):
-            if name in stage.followings or name not in present:
-                following.stop()
-                del self.followings[name]
-        for name, following in stage.followings.items():
-            self.followings[name] = following
-            count = len(following.target.ports)
-            following.feed([self.forwards[name, index].route for index in range(count)])
+        for name, watcher in list(self.watchers.items()):
+            if name in warm.watchers or name not in present:
+                watcher.stop()
+                del self.watchers[name]
+        for name, watcher in warm.watchers.items():
+            self.watchers[name] = watcher
+            count = len(watcher.target.ports)
+            watcher.update([self.forwards[name, index].route for index in range(count)])
 
-    def _end(self, thing: Forward | AgentGroup, timeout: float) -> None:
-        self.ending.add(thing)
-        if isinstance(thing, AgentGroup):
-            self._tellers.pop(thing).cancel()
-        self._tasks.create_task(self._drain(thing, timeout))
+    # -- the network ---------------------------------------------------------------------------
 
-    async def _drain(self, thing: Forward | AgentGroup, timeout: float) -> None:
+    def network_changed(self, *, broken: bool) -> None:
+        """Tell all tunnels that the network changed, or that the machine slept (`broken`)."""
+        for group in self._all_groups():
+            group.pool.network_changed(broken=broken)
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def drain(self, timeout: float) -> None:
+        """Free all addresses; give connections `timeout` seconds to finish."""
+        for forward in self.forwards.values():
+            forward.unbind()
+            self._drain(forward, timeout)
+        self.forwards = {}
+
+    async def drained(self) -> None:
+        """Wait until no forward drains."""
+        while self.draining_forwards():
+            self._drained.clear()
+            await self._drained.wait()
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        for forward in (*self.forwards.values(), *self.draining_forwards()):
+            forward.cut()
+
+    async def stop(self) -> None:
+        """Stop the watchers, remove the agents and close the API clients."""
+        for watcher in self.watchers.values():
+            watcher.stop()
+        await _stop(self._all_groups())
+        await self._contexts.close()
+
+    def _all_groups(self) -> list[AgentGroup]:
+        """Return the active groups and the draining ones."""
+        draining = (thing for thing in self.draining if isinstance(thing, AgentGroup))
+        return [*self.groups.values(), *draining]
+
+    def _drain(self, thing: Forward | AgentGroup, timeout: float) -> None:
+        self.draining.add(thing)
+        self._tasks.create_task(self._run_drain(thing, timeout))
+
+    async def _run_drain(self, thing: Forward | AgentGroup, timeout: float) -> None:
         try:
             await guard(partial(thing.drain, timeout), "draining")
         finally:
-            self.ending.discard(thing)
-            self._ended.set()
+            self.draining.discard(thing)
+            self._drained.set()
 
 
-def _of_another_protocol(forward: Forward) -> list[Forward]:
-    """The forward, where it now leads to what speaks another protocol than it is bound for."""
+async def _stop(groups: Iterable[AgentGroup]) -> None:
+    async with TaskGroup() as stopping:
+        for group in groups:
+            # An error of one group must not leave the agent of another behind.
+            stopping.create_task(guard(group.stop, group.pool.name))
+
+
+def _changed_protocol(forward: Forward) -> bool:
+    """Return whether the forward now leads to a protocol other than the bound one."""
     resolution = forward.route.resolution
     wanted = forward.spec.protocol or (resolution.protocol if resolution else None)
-    return [forward] if forward.protocol and wanted and forward.protocol != wanted else []
+    return bool(forward.protocol and wanted and forward.protocol != wanted)

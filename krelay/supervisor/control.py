@@ -1,10 +1,10 @@
-"""Control: what may be asked of a running krelay over its socket, in JSON."""
+"""Control: what other commands may ask a running krelay, as JSON over its socket."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from krelay.config.changes import Change
@@ -13,8 +13,8 @@ from krelay.errors import UsageError
 from krelay.state.snapshot import Snapshot
 from krelay.status.unix_server import Handler
 from krelay.supervisor.reload import Reloader
-from krelay.supervisor.snapshot import take_snapshot
 from krelay.supervisor.supervisor import Supervisor
+from krelay.threads import in_thread_or_here
 
 
 class Control:
@@ -23,10 +23,9 @@ class Control:
     def __init__(self, supervisor: Supervisor, reloader: Reloader) -> None:
         self._supervisor = supervisor
         self._reloader = reloader
-        self._started = datetime.now(UTC)
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
-        """By method and resource."""
+        """Return the handlers by method and resource."""
         return {
             ("GET", "/v1/status"): self.status,
             ("POST", "/v1/plan"): self.plan,
@@ -34,15 +33,22 @@ class Control:
         }
 
     async def snapshot(self) -> Snapshot:
-        """What runs, and whether it is what the file says."""
-        return await take_snapshot(self._supervisor, self._reloader, self._started)
+        """Return the present state, with the figures of this process."""
+        # The system is asked first: the rest is of one turn of the event loop.
+        descriptors, memory = await in_thread_or_here(_process)
+        return dataclasses.replace(
+            self._supervisor.snapshot(),
+            tasks=len(asyncio.all_tasks()),
+            descriptors=descriptors,
+            memory_bytes=memory,
+        )
 
     async def status(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """The same as JSON, as `schema/status.schema.json` has it."""
+        """Answer `GET /v1/status`: the snapshot, as in `schema/status.schema.json`."""
         return (await self.snapshot()).as_json()
 
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """What the file, or the one of `path` or `text`, would change."""
+        """Answer `POST /v1/plan`: what the file, or that of `path` or `text`, would change."""
         source = self._reloader.source
         path, text = body.get("path"), body.get("text")
         if not all(value is None or isinstance(value, str) for value in (path, text)):
@@ -54,13 +60,24 @@ class Control:
         return _changes(await self._reloader.plan(source))
 
     async def reload(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Carry out what the file says; what changed."""
+        """Answer `POST /v1/reload`: apply the file, and return what changed."""
         return _changes(await self._reloader.reload("krelay reload"))
 
 
+def _process() -> tuple[int, int]:
+    """Return this process's open descriptors and its resident memory in bytes. Blocks."""
+    import psutil
+
+    process = psutil.Process()
+    try:
+        return process.num_fds(), process.memory_info().rss
+    except (psutil.Error, OSError):
+        return 0, 0
+
+
 def _bytes(text: str) -> bytes:
-    """What JSON carries as text: a byte that is not UTF-8 is a surrogate there, as `krelay plan`
-    sends it.
+    """Decode a text of JSON: surrogates stand for bytes that are not UTF-8, as `krelay plan`
+    sends them.
 
     Raises:
         UsageError: it holds another surrogate.
@@ -68,7 +85,7 @@ def _bytes(text: str) -> bytes:
     try:
         return text.encode(errors="surrogateescape")
     except UnicodeEncodeError as exc:
-        # Not its own words: they quote the text.
+        # The error's own message would quote the text.
         surrogate = f"U+{ord(text[exc.start]):04X}"
         raise UsageError(f"`text` is not text: it holds the surrogate {surrogate}") from None
 

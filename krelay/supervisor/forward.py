@@ -17,30 +17,31 @@ from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
+from krelay.mux.log import About, about
 from krelay.net.port_owner import port_owner
 from krelay.proxy.server import ProxyListener
-from krelay.retry import Backoff
-from krelay.state.events import EventBus
-from krelay.supervisor.health import Health
+from krelay.retry import Backoff, OnceUntilChanged
+from krelay.state.bus import EventBus
+from krelay.supervisor.health import Health, display_name
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.forward")
 
-# How long a forward without a protocol of its own waits for its Service to say one, in seconds.
 _PROTOCOL_WAIT = 5.0
-# Between tries to bind, in seconds: whoever has the port may leave at any time.
+"""Seconds that a forward without a protocol in the file waits for its Service to name one."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 5.0
+"""Seconds between two attempts to bind: the owner of the port may leave at any time."""
 
 Listener = TcpListener | UdpListener
 
 
 class Forward:
-    """Binds when it knows its protocol and local port, and tries again where that fails.
+    """Binds once its protocol and local port are known, and tries again while that fails.
 
-    `settled` is set when it is bound, has failed for the first time, or cannot learn what to bind;
-    `failure` says why it is not bound now. `on_bound` is told each time that it is. Its tasks, and
-    its connections', belong to `tasks`; whoever made it ends it with `drain` or `cut`.
+    `settled` is set when it is bound, has failed for the first time, or cannot learn what to bind.
+    `failure` says why it is not bound now. Its tasks, and those of its connections, belong to
+    `tasks`; `drain` or `cut` ends it.
     """
 
     def __init__(
@@ -50,11 +51,11 @@ class Forward:
         tasks: TaskGroup,
         *,
         park: float,
+        bus: EventBus,
         on_bound: Callable[[Forward], None],
-        bus: EventBus | None = None,
     ) -> None:
-        """`park` is how long, in seconds, a new connection may wait for a stream; `bus` is told
-        how it is."""
+        """Let a new connection wait for a stream for `park` seconds; call `on_bound` each time
+        that the forward was bound, and publish its states on `bus`."""
         self.spec = spec
         self.route = route
         self.park = park
@@ -62,18 +63,18 @@ class Forward:
         self.failure: ListenError | None = None
         self.settled = asyncio.Event()
         self.metrics = ForwardMetrics()
+        self.health = Health(spec, route, self.metrics, bus)
         self._tasks = tasks
         self._on_bound = on_bound
         self._binding: asyncio.Task[bool] | None = None
-        # One of each protocol at most: connections outlive a change of it.
+        self._failures = OnceUntilChanged()
+        # At most one of each protocol: connections outlive a change of it.
         self._listeners: dict[Protocol, Listener] = {}
-        self.health = Health(self, bus or EventBus())
 
     @property
     def name(self) -> str:
-        """For people: the target's name, and the port where it has several."""
-        target = self.spec.target
-        return target.name if len(target.ports) == 1 else f"{target.name}[{self.spec.port}]"
+        """The target's name, with the port if the target has several."""
+        return display_name(self.spec)
 
     @property
     def certain(self) -> bool:
@@ -82,38 +83,22 @@ class Forward:
 
     @property
     def live(self) -> int:
-        """How many connections and flows it carries now."""
+        """Connections and flows that it carries now."""
         return sum(listener.live for listener in self._listeners.values())
 
     @property
     def protocol(self) -> Protocol | None:
-        """What it is bound for; None while it is not."""
+        """The protocol that it is bound for; None while it is not bound."""
         return next((p for p, found in self._listeners.items() if found is self.listener), None)
 
     @property
-    def speaks(self) -> Protocol | None:
-        """What it is bound for, or will be as far as that is known."""
-        resolution = self.route.resolution
-        return self.protocol or self.spec.protocol or (resolution.protocol if resolution else None)
-
-    @property
     def addresses(self) -> list[str]:
-        """`127.0.0.1:8080` for each bound address."""
+        """The bound addresses, each as `127.0.0.1:8080`."""
         bound = self.listener.addresses if self.listener else ()
         return [str(Endpoint(*address)) for address in bound]
 
-    def describe(self) -> list[str]:
-        """A line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""
-        target, remote = self.spec.target, self.spec.port.remote
-        end = (
-            f"{target} (tcp)"
-            if target.kind is Kind.PROXY
-            else f"{target}:{remote} ({self.protocol})"
-        )
-        return [f"{target.name}: {local} -> {end}" for local in self.addresses]
-
     def bind(self) -> None:
-        """Listen where the file says now, as soon as that is known."""
+        """Listen where the file says, as soon as that is known."""
         self.unbind()
         self._binding = self._tasks.create_task(guard(self._bind, self.name), name=self.name)
         self.health.start(self._tasks)
@@ -127,11 +112,14 @@ class Forward:
             self.listener.close()
             self.listener = None
         self.failure = None
+        self._failures.clear()
+        self.health.unbound()
         self.settled.clear()
 
     def update(self, spec: Spec, pool: Pool, park: float) -> None:
-        """What the file says now, short of where to listen; live connections do not feel it."""
-        self.spec, self.park = spec, park
+        """Follow an edit that does not change where to listen; live connections stay untouched."""
+        self.spec = self.health.spec = spec
+        self.park = park
         if self.route.pool is not pool:
             self.route.pool = pool
         for listener in self._listeners.values():
@@ -139,10 +127,10 @@ class Forward:
             if isinstance(listener, ProxyListener):
                 listener.pool = pool
                 listener.credentials = spec.target.credentials
-        self.health.look()
+        self.health.judge()
 
     async def drain(self, timeout: float) -> None:
-        """Accept no more; cut what is left after `timeout` seconds."""
+        """Accept no more connections; cut those left after `timeout` seconds."""
         self.health.drain()
         self.unbind()
         async with TaskGroup() as draining:
@@ -150,7 +138,7 @@ class Forward:
                 draining.create_task(guard(partial(listener.drain, timeout), self.name))
 
     def cut(self) -> None:
-        """Free the address and reset what lives, now."""
+        """Free the address and reset all connections, now."""
         self.health.drain()
         self.unbind()
         for listener in self._listeners.values():
@@ -160,9 +148,8 @@ class Forward:
         try:
             await self._bind_until_bound()
         except Exception:
-            self.failure = ListenError("internal error")
+            self._not_bound(ListenError("internal error"))
             self.settled.set()
-            self.health.look()
             raise
 
     async def _bind_until_bound(self) -> None:
@@ -177,16 +164,17 @@ class Forward:
             except ListenError as exc:
                 await self._failed(exc, protocol, local)
             except Exception:
-                # One forward's bug is its own; let through, it would end every other.
-                logger.exception("%s: binding failed", self.name)
+                # Let through, a bug in one forward would end all forwards.
+                self._log.exception("binding failed")
                 await self._failed(ListenError("internal error"), protocol, local)
             else:
                 break
             self.settled.set()
             await asyncio.sleep(backoff.delay())
         self.failure = None
+        self._failures.clear()
         self.settled.set()
-        self.health.look()
+        self.health.bound(protocol)
         self._on_bound(self)
 
     async def _open(self, protocol: Protocol, local: int) -> None:
@@ -211,22 +199,31 @@ class Forward:
         )
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
-        """Say so, once for each reason."""
+        """Record why it is not bound, with the owner of the port; log each reason once."""
         cause = exc.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-            who: str | None = None
-            with contextlib.suppress(KrelayError):  # no thread can be had
-                who = await in_thread(lambda: port_owner(protocol, self.spec.target.listen, local))
-            if who:
-                exc = ListenError(f"{exc} by {who}", hint=exc.hint)
-        if str(exc) != str(self.failure):
-            logger.error("%s: %s", self.name, exc.line())
-        self.failure = exc
-        self.health.look()
+            owner: str | None = None
+            with contextlib.suppress(KrelayError):  # no thread is available
+                owner = await in_thread(
+                    lambda: port_owner(protocol, self.spec.target.listen, local)
+                )
+            if owner:
+                exc = ListenError(f"{exc} by {owner}", hint=exc.hint)
+        if self._failures.is_new(exc):
+            self._log.error("%s", exc.line())
+        self._not_bound(exc)
+
+    def _not_bound(self, failure: ListenError) -> None:
+        self.failure = failure
+        self.health.bind_failed(failure)
+
+    @property
+    def _log(self) -> About:
+        return about(logger, target=self.spec.target.name, name=self.name)
 
     async def _protocol(self) -> Protocol:
         if not await self.route.heard():
-            self.settled.set()  # perhaps it never will be
+            self.settled.set()  # it may never be resolved
         resolution = await self.route.resolved()
         try:
             async with asyncio.timeout(_PROTOCOL_WAIT):

@@ -1,7 +1,7 @@
-"""Health: how one forward is, by what is known of the way and what was last heard from its end.
+"""Health: judge the state of one forward, by its route, its traffic and its probes.
 
-Whatever changes calls `look`, which judges at once; the task only probes: at the times when no
-real traffic has shown that the endpoint works.
+Each change of what is known calls `judge`, which judges at once. The task only probes, and only
+while no real traffic has shown that the endpoint works.
 """
 
 from __future__ import annotations
@@ -10,34 +10,37 @@ import asyncio
 import logging
 import math
 import random
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from krelay.config.diff import Spec
+from krelay.datapath.metrics import ForwardMetrics
+from krelay.datapath.pool import Pool
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
+from krelay.datapath.route import Route
+from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
-from krelay.state.events import EventBus
-from krelay.state.snapshot import State
-from krelay.supervisor.probing import Answers, answers
+from krelay.mux.log import about
+from krelay.state.bus import EventBus
+from krelay.state.events import ForwardChanged
+from krelay.state.states import State
 from krelay.tasks import TaskGroup, keep
 from krelay.wire.errors import ErrorCode
-
-if TYPE_CHECKING:
-    from krelay.supervisor.forward import Forward
 
 logger = logging.getLogger("krelay.health")
 
 INTERVAL = 10.0
-"""Seconds for which a dial or a probe that worked is good; so long it is not probed again. What is
-never probed is taken to work again so long after a connection that did not."""
+"""Seconds for which a dial or a probe that worked is proof enough; no probe is made meanwhile. A
+forward without probes counts as working again so long after a connection that failed."""
 PLAIN_INTERVAL = 60.0
-"""The same where each probe is a tunnel of its own."""
+"""The same where each probe needs a tunnel of its own."""
 AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
-"""Seconds from each probe that did not work to the next one."""
+"""Seconds from each failed probe to the next one."""
 TICK = 1.0
-"""What is due in the same second is probed together: a few packets for all of it."""
+"""Probes that are due in the same second are made together: a few packets for all of them."""
 _CONFIRM_WAIT = 0.5
-_CHECKING = "being checked"
-_NO_TUNNEL = "no tunnel to the agent"
 
 _LEVELS = {
     State.DEGRADED: logging.WARNING,
@@ -45,114 +48,168 @@ _LEVELS = {
     State.DRAINING: logging.DEBUG,
 }
 
-# What an agent answers for reasons of its own or of the client's.
-_NOT_ITS = (ErrorCode.GOING_AWAY, ErrorCode.CANCELLED, ErrorCode.LIMIT, ErrorCode.INTERNAL)
+_NOT_THE_ENDPOINT = (
+    ErrorCode.GOING_AWAY,
+    ErrorCode.CANCELLED,
+    ErrorCode.LIMIT,
+    ErrorCode.INTERNAL,
+)
+"""Answers of an agent that say nothing about the endpoint."""
+
+
+class Judgement(NamedTuple):
+    """A state and its reason.
+
+    `logged`: the part that found the reason has logged it. `quiet`: a change of the reason alone
+    is no event.
+    """
+
+    state: State
+    reason: str = ""
+    logged: bool = False
+    quiet: bool = False
+
+
+def _checking(state: State) -> Judgement:
+    return Judgement(state, "being checked", quiet=True)
+
+
+def display_name(spec: Spec) -> str:
+    """Return the target's name, with the port if the target has several."""
+    target = spec.target
+    return target.name if len(target.ports) == 1 else f"{target.name}[{spec.port}]"
 
 
 class Health:
-    """`state`, why (`reason`) and `since` when. `start` has it probed, `drain` ends that."""
+    """The `state` of a forward, the `reason` for it, and `since` when.
 
-    def __init__(self, forward: Forward, bus: EventBus) -> None:
-        """It looks at `forward` and its route, hears of its traffic, and tells `bus`."""
+    `start` begins to probe, `drain` ends that.
+    """
+
+    def __init__(self, spec: Spec, route: Route, metrics: ForwardMetrics, bus: EventBus) -> None:
+        """Watch `route` and the traffic that `metrics` counts; publish changes on `bus`."""
         self.state = State.PENDING
         self.reason = "not bound yet"
         self.since = datetime.now(UTC)
-        self._forward = forward
+        self.spec = spec
+        self._route = route
         self._bus = bus
+        self._bound: Protocol | None = None
+        self._bind_failure: ListenError | None = None
         self._worked = False
         self._draining = False
-        # The last dial or probe: None from when the way changed.
+        # The result of the last dial or probe; None since the way to the endpoint changed.
         self._verdict: bool | None = None
         self._failure = ""
-        self._leads = forward.spec.leads
-        self._asked: tuple[Endpoint | None, Check] | None = None
-        # Where forwards that ask the same keep the answers, and from when on one is news here.
-        self._answers: Answers | None = None
+        self._leads = spec.leads
+        self._question: tuple[Endpoint | None, Check] | None = None
+        # Forwards with the same question share its answers; those from `_since` on are news here.
+        self._shared: SharedProbe | None = None
         self._since = 0.0
         self._tries = 0
         self._proved_at = 0.0
         self._due = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        forward.metrics.on_dial = self._dialled
-        forward.route.on_change = self.look
+        metrics.on_dial = self._dialled
+        route.on_change = self.judge
+
+    @property
+    def protocol(self) -> Protocol | None:
+        """The protocol that the forward is bound for, or is expected to be."""
+        resolution = self._route.resolution
+        resolved = resolution.protocol if resolution else None
+        return self._bound or self.spec.protocol or resolved
 
     @property
     def check(self) -> Check:
-        """How it is probed."""
-        target = self._forward.spec.target
+        """How the endpoint is probed."""
+        target = self.spec.target
         if target.kind is Kind.PROXY:
             return Check(CheckKind.NONE)
-        return target.check.of(self._forward.speaks or Protocol.TCP)
+        return target.check.of(self.protocol or Protocol.TCP)
 
     @property
     def _probed(self) -> bool:
         return self.check.kind is not CheckKind.NONE
 
     def start(self, tasks: TaskGroup) -> None:
-        """Have it probed from now on, by a task of `tasks`."""
+        """Probe from now on, in a task of `tasks`."""
         if self._task is None:
-            name = f"health {self._forward.name}"
+            name = f"health {display_name(self.spec)}"
             self._task = tasks.create_task(keep(self._run, name), name=name)
 
     def drain(self) -> None:
-        """It takes nothing new, and is probed no more."""
+        """Stop probing: the forward takes no new connections."""
         if not self._draining:
             self._draining = True
-            self._set(State.DRAINING, "")
+            self._set(Judgement(State.DRAINING))
         if self._task is not None:
             self._task.cancel()
 
-    def look(self) -> None:
-        """Judge by what is there now."""
+    def bound(self, protocol: Protocol) -> None:
+        """The forward listens."""
+        self._bound, self._bind_failure = protocol, None
+        self.judge()
+
+    def bind_failed(self, failure: ListenError) -> None:
+        """The forward cannot listen, for now."""
+        self._bind_failure = failure
+        self.judge()
+
+    def unbound(self) -> None:
+        """The forward listens no more; it is bound again or drained next."""
+        self._bound = self._bind_failure = None
+
+    def judge(self) -> None:
+        """Judge by what is known now."""
         if self._draining:
             return
-        spec = self._forward.spec
-        if spec.leads != self._leads:
-            self._leads, self._worked, self._asked = spec.leads, False, None
-            self._set(State.PENDING, _CHECKING)
+        if self.spec.leads != self._leads:
+            self._leads, self._worked, self._question = self.spec.leads, False, None
+            self._set(_checking(State.PENDING))
         obstacle = self._obstacle()
-        asked = None if obstacle else (self._forward.route.endpoint, self.check)
-        if asked != self._asked:
-            # What was true of another way says nothing about this one.
-            self._asked, self._verdict, self._tries = asked, None, 0
-            self._answers = self._shared()
+        question = None if obstacle else (self._route.endpoint, self.check)
+        if question != self._question:
+            # The last answer was about another way.
+            self._question, self._verdict, self._tries = question, None, 0
+            self._shared = self._shared_probe()
             self._since = asyncio.get_running_loop().time()
             self._probe_at(0.0)
         if self._verdict is None:
             self._wake.set()
-        self._set(*self._judged(obstacle))
+        self._set(self._judged(obstacle))
 
     # -- judging -------------------------------------------------------------------------------
 
-    def _obstacle(self) -> tuple[State, str] | None:
-        """What keeps a connection from being dialled, and how bad that is where it never worked."""
-        route = self._forward.route
+    def _obstacle(self) -> Judgement | None:
+        """Return what keeps a connection from being dialled, for a forward that never worked."""
+        route = self._route
         if route.endpoint is None:
             missing = route.resolution.missing if route.resolution else bool(route.trouble)
-            return State.FAILED if missing else State.PENDING, route.reason
+            state = State.FAILED if missing else State.PENDING
+            return Judgement(state, route.reason, logged=bool(route.reason))
         if route.pool.pick() is None:
             failure = route.pool.failure
             why = f": {failure or type(failure).__name__}" if failure is not None else " yet"
-            return State.PENDING, f"{_NO_TUNNEL}{why}"
+            return Judgement(State.PENDING, f"no tunnel to the agent{why}", quiet=True)
         return None
 
-    def _judged(self, obstacle: tuple[State, str] | None) -> tuple[State, str]:
-        forward = self._forward
-        if forward.failure is not None:
-            return State.FAILED, str(forward.failure)
+    def _judged(self, obstacle: Judgement | None) -> Judgement:
+        if self._bind_failure is not None:
+            return Judgement(State.FAILED, str(self._bind_failure), logged=True)
         if obstacle is not None:
-            state, reason = obstacle
-            return State.DEGRADED if self._worked else state, reason
-        if forward.listener is None:
-            return State.PENDING, "not bound yet"
+            return obstacle._replace(state=State.DEGRADED) if self._worked else obstacle
+        if self._bound is None:
+            return Judgement(State.PENDING, "not bound yet")
         if self._verdict is False:
-            return State.DEGRADED if self._worked else State.FAILED, self._failure
+            return Judgement(State.DEGRADED if self._worked else State.FAILED, self._failure)
         if self._verdict or not self._probed or self.state is State.READY:
-            return State.READY, ""
-        return State.DEGRADED if self._worked else State.PENDING, _CHECKING
+            return Judgement(State.READY)
+        return _checking(State.DEGRADED if self._worked else State.PENDING)
 
-    def _set(self, state: State, reason: str) -> None:
+    def _set(self, judgement: Judgement) -> None:
+        state, reason, logged, quiet = judgement
         before, known = self.state, self.reason
         if (before, known) == (state, reason):
             return
@@ -160,48 +217,48 @@ class Health:
         self._worked = self._worked or state is State.READY
         if before is not state:
             self.since = datetime.now(UTC)
-        elif reason == _CHECKING or state is State.PENDING or reason.startswith(_NO_TUNNEL):
-            return  # no news, or told by the tunnel
-        spec, name = self._forward.spec, self._forward.name
-        text = f"{name}: {state}{reason and f': {reason}'}"
-        # Who failed to bind or to resolve has told it.
-        told = bool(reason) and reason in (str(self._forward.failure), self._forward.route.reason)
-        logger.log(logging.DEBUG if told else _LEVELS.get(state, logging.INFO), "%s", text)
-        details = {"from": before.value, "to": state.value, "reason": reason, "index": spec.index}
-        self._bus.tell("state", text, target=spec.target.name, **details)
+        elif quiet or state is State.PENDING:
+            return
+        spec = self.spec
+        name = display_name(spec)
+        event = ForwardChanged(spec.target.name, name, spec.index, before, state, reason)
+        level = logging.DEBUG if logged else _LEVELS.get(state, logging.INFO)
+        log = about(logger, target=spec.target.name, name=name)
+        log.log(level, "%s%s", state, f": {reason}" if reason else "")
+        self._bus.publish(event)
 
     def _dialled(self, code: ErrorCode | None, message: str) -> None:
-        """Real traffic reached its end, or did not."""
-        if self._draining or self._forward.spec.target.kind is Kind.PROXY:
+        """Learn from real traffic: it reached the endpoint, or did not."""
+        if self._draining or self.spec.target.kind is Kind.PROXY:
             return
         if code is None:
             now = asyncio.get_running_loop().time()
-            if self._answers is not None:
-                self._answers.worked(now)
+            if self._shared is not None:
+                self._shared.worked(now)
             self._proved(now)
-        elif code not in _NOT_ITS:
+        elif code not in _NOT_THE_ENDPOINT:
             self._failed(explain(code, message))
 
     def _proved(self, at: float) -> None:
         self._proved_at = at
         self._since = math.nextafter(at, math.inf)
-        costly = not all(t.multiplexed for t in self._forward.route.pool.tunnels)
+        costly = not all(tunnel.multiplexed for tunnel in self._route.pool.tunnels)
         due = at + (PLAIN_INTERVAL if costly else INTERVAL) * random.uniform(1.0, 1.1)
         self._due = math.ceil(due / TICK) * TICK
         self._tries = 0
         if self._verdict is not True:
             self._verdict = True
-            self.look()
+            self.judge()
 
     def _failed(self, reason: str) -> None:
-        """A connection that is refused while that is known changes nothing about the next probe."""
-        news = self._verdict is not False
+        """Record a failure. A repeated one does not move the next probe."""
+        first = self._verdict is not False
         self._verdict, self._failure = False, reason
-        if news:
+        if first:
             self._tries = 0
-        if news or not self._probed:
+        if first or not self._probed:
             self._again()
-        self.look()
+        self.judge()
 
     # -- probing -------------------------------------------------------------------------------
 
@@ -219,8 +276,8 @@ class Health:
         while True:
             self._wake.clear()
             wanted = (
-                self._asked is not None
-                and self._forward.listener is not None
+                self._question is not None
+                and self._bound is not None
                 and (self._probed or self._verdict is False)
             )
             if not wanted:
@@ -230,9 +287,9 @@ class Health:
             elif self._probed:
                 await self._probe()
             else:
-                # Nobody would ever learn that it works again.
+                # Without probes nothing else would show that it works again.
                 self._verdict = None
-                self.look()
+                self.judge()
 
     async def _sleep(self, seconds: float) -> None:
         timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
@@ -241,15 +298,15 @@ class Health:
         finally:
             timer.cancel()
 
-    def _shared(self) -> Answers | None:
-        endpoint = self._forward.route.endpoint
-        if self._asked is None or endpoint is None:
+    def _shared_probe(self) -> SharedProbe | None:
+        endpoint = self._route.endpoint
+        if self._question is None or endpoint is None:
             return None
-        return answers(self._forward.route.pool, endpoint, self.check)
+        return shared_probe(self._route.pool, endpoint, self.check)
 
     async def _probe(self) -> None:
-        """One probe; a second one before what was ready is said not to be."""
-        asked, route, shared = self._asked, self._forward.route, self._answers
+        """Probe once; twice before a forward that was ready is not."""
+        question, route, shared = self._question, self._route, self._shared
         assert shared is not None
         try:
             failure = await shared.ask(self._ask, self._since)
@@ -260,40 +317,105 @@ class Health:
                 await route.wait_other(endpoint, _CONFIRM_WAIT)
                 failure = await shared.ask(self._ask, math.nextafter(first, math.inf))
         except NoRouteError:
-            # What is in the way is told, and its end wakes.
+            # The obstacle has an event of its own; the end of it wakes this task.
             self._again()
             return
-        if asked != self._asked:
-            return  # it was of another way
+        if question != self._question:
+            return
         if failure is None:
             self._proved(max(shared.at, self._proved_at))
-        elif self._proved_at < shared.at:  # else traffic has told what is newer
+        elif self._proved_at < shared.at:  # otherwise traffic has shown something newer
             self._since = math.nextafter(shared.at, math.inf)
-            self._tell(failure)
+            self._probe_failed(failure)
 
-    def _tell(self, failure: ProbeError) -> None:
-        known = self._verdict is False
+    def _probe_failed(self, failure: ProbeError) -> None:
+        repeated = self._verdict is False
         message = str(failure)
         self._failed(explain(failure.code, message) if failure.code is not None else message)
-        if known:
+        if repeated:
             self._again()
 
     async def _ask(self) -> ProbeError | None:
         try:
-            await probe(self.check, self._forward.route)
+            await probe(self.check, self._route)
         except ProbeError as exc:
             return exc
         except NoRouteError:
             raise
         except Exception as exc:
-            # One forward's bug is its own; let through, it would end every other.
-            logger.exception("%s: probing failed", self._forward.name)
+            # Let through, a bug in one forward's probe would end all forwards.
+            name = display_name(self.spec)
+            about(logger, target=self.spec.target.name, name=name).exception("probing failed")
             return ProbeError(f"internal error: {exc!r}")
         return None
 
 
+# -- shared probes ---------------------------------------------------------------------------------
+
+
+Probe = Callable[[], Awaitable[ProbeError | None]]
+
+
+class SharedProbe:
+    """The last answer of one endpoint to one kind of check through one pool.
+
+    Hundreds of targets may lead to a few endpoints. Forwards with the same endpoint, check and
+    pool share one answer, so that probes cost by the endpoint and not by the target.
+
+    `at` is when the last answered probe began, or when traffic proved that the endpoint works;
+    `failure` is None if it worked.
+    """
+
+    def __init__(self) -> None:
+        self.at = -math.inf
+        self.failure: ProbeError | None = None
+        self._began = -math.inf
+        self._ended: asyncio.Event | None = None
+
+    def worked(self, at: float) -> None:
+        """Record that the endpoint worked."""
+        self.at, self.failure = at, None
+
+    async def ask(self, probe: Probe, since: float) -> ProbeError | None:
+        """Return the newest answer from `since` on; probe, or wait for a running probe, to get one.
+
+        Raises:
+            NoRouteError: `probe` did.
+        """
+        while self.at < since:
+            if self._ended is not None and self._began >= since:
+                await self._ended.wait()
+                continue
+            began = self._began = asyncio.get_running_loop().time()
+            ended = self._ended = asyncio.Event()
+            try:
+                failure = await probe()
+                if self.at <= began:
+                    self.at, self.failure = began, failure
+                # Otherwise traffic has shown something newer.
+                return self.failure
+            finally:
+                if self._ended is ended:
+                    self._ended = None
+                ended.set()
+        return self.failure
+
+
+_ByQuestion = WeakValueDictionary[tuple[Endpoint, Check], SharedProbe]
+_shared: WeakKeyDictionary[Pool, _ByQuestion] = WeakKeyDictionary()
+
+
+def shared_probe(pool: Pool, endpoint: Endpoint, check: Check) -> SharedProbe:
+    """Return the shared answer, which lives as long as a forward holds it."""
+    known = _shared.setdefault(pool, WeakValueDictionary())
+    found = known.get((endpoint, check))
+    if found is None:
+        found = known[endpoint, check] = SharedProbe()
+    return found
+
+
 def explain(code: ErrorCode, message: str) -> str:
-    """An agent's answer for people: what it means for the target."""
+    """Return what an agent's answer means for the target, for people."""
     end = f" ({message})" if message else ""
     if code is ErrorCode.REFUSED:
         return f"refused: the agent reached the host, but nothing listens there{end}"

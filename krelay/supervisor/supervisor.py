@@ -1,264 +1,415 @@
-"""Supervisor: from the newest Config to what runs, and back to nothing; owns every lifetime."""
+"""Supervisor: make the newest config the active one, and own the lifetime of all that runs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from krelay import __version__
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
-from krelay.errors import KrelayError, NotFoundError
-from krelay.model import Config
+from krelay.errors import ConfigError, KrelayError, NotFoundError, NotReadyError
+from krelay.model import Config, Kind
+from krelay.mux.log import about
 from krelay.net.host_monitor import watch_routes, watch_sleep
-from krelay.retry import Backoff
+from krelay.retry import Backoff, OnceUntilChanged
+from krelay.state.bus import EventBus
 from krelay.state.error_codec import to_json
-from krelay.state.events import EventBus
-from krelay.supervisor.active import ActiveConfig
-from krelay.supervisor.apply_request import ApplyRequest
-from krelay.supervisor.contexts import Contexts
+from krelay.state.events import (
+    ConfigApplied,
+    ConfigNotApplied,
+    ConfigRefused,
+    Ending,
+    ForwardBound,
+    Started,
+)
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import FileState, ForwardState, readiness
+from krelay.supervisor.active import ActiveConfig, WarmingConfig
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
-from krelay.supervisor.warming import WarmingConfig
+from krelay.supervisor.snapshot import agent_state, forward_state
+from krelay.supervisor.target_watcher import Contexts
 from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
 
 _SETTLE_DEADLINE = 10.0
 _HURRY = 5.0
-"""Seconds that the removal of agents may take once krelay is to end at once."""
+"""Seconds for the removal of agents once krelay must end at once."""
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
 _ENDING = "krelay is ending"
 
 
+@dataclass(eq=False, slots=True)
+class ApplyRequest:
+    """A config on its way from the reloader to the supervisor, and its outcome.
+
+    Once `done` is set, the config is active; or `failure` says why it is not (yet: the supervisor
+    tries again); or a `newer` request took its place.
+    """
+
+    config: Config
+    reason: str
+    made: datetime = field(default_factory=lambda: datetime.now(UTC))
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+    changes: list[Change] = field(default_factory=list)
+    failure: KrelayError | None = None
+    newer: ApplyRequest | None = None
+    _callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once the request is done: now if it is."""
+        if self.done.is_set():
+            callback()
+        else:
+            self._callbacks.append(callback)
+
+    def finish(self) -> None:
+        """Mark the request as done."""
+        self.done.set()
+        callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            callback()
+
+    def replace(self, newer: ApplyRequest) -> None:
+        """Give way to a newer request, unless this one is done."""
+        if not self.done.is_set():
+            self.newer = newer
+            self.finish()
+
+    def give_up(self, failure: KrelayError) -> None:
+        """Fail for good, unless the request is done."""
+        if not self.done.is_set():
+            self.failure = failure
+            self.finish()
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfSync:
+    """Since when the file differs from the active config, and the error that keeps it from being
+    applied; without one it is being applied."""
+
+    since: datetime
+    error: KrelayError | None = None
+
+
 class Supervisor:
-    """Runs one Config after the other. `announce` is told of each forward that is ready."""
+    """Runs one config after the other. `bus` carries its events."""
 
     def __init__(
         self,
         config: Config,
-        announce: Callable[[Forward], None],
         *,
         contexts: Contexts | None = None,
         strict: bool = False,
         must_exist: bool = False,
-        bus: EventBus | None = None,
     ) -> None:
-        """`strict`: what cannot be bound or followed at the start is an error, not just told.
-        `must_exist`: so it is that no target or port exists, or where it is strict, that one does
-        not. `contexts` has the API clients; `bus` is told what happens."""
-        self._announce = announce
+        """Begin with `config`.
+
+        Args:
+            contexts: where API clients come from.
+            strict: fail the start if any forward cannot bind or resolve, not only if all fail.
+            must_exist: fail the start if no target exists; with `strict`, if any does not.
+        """
+        self.bus = EventBus(self.snapshot)
+        self.started = asyncio.Event()
+        """Set once each forward of the first config is bound, waits, or has failed."""
+        self.ending = False
+        self.files = config.files
+        """The file and those that it includes."""
+        self._began = datetime.now(UTC)
         self._contexts = contexts or Contexts()
         self._strict = strict
         self._must_exist = must_exist
-        self.bus = bus or EventBus()
-        self.generation = 1
-        """How many configs were carried out, the first one too."""
-        self.carried_out = 0
-        """How many times the file was carried out or nothing had changed, after the start."""
-        self.refused = 0
-        """How many could not be, at first."""
-        self.ending = False
-        """Whether it was told to stop."""
-        self._running: ActiveConfig | None = None
-        self.started = asyncio.Event()
-        """Every forward of the first config is ready, waits, or has failed and was told."""
-        self._want = ApplyRequest(config, "start")
+        self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
-        self.applied_at: datetime | None = None
-        self.applied = asyncio.Event()
-        """Set whenever a config was carried out after the first; for one who waits and clears."""
+        self._active: ActiveConfig | None = None
+        self._tasks: TaskGroup | None = None
+        self._refused: OutOfSync | None = None
+        self._generation = 1
+        self._applied = 0
+        self._failed = 0
+        self._applied_at = self._began
 
     @property
-    def running(self) -> ActiveConfig:
-        """What runs, from when `run` has begun."""
-        assert self._running is not None
-        return self._running
+    def active(self) -> ActiveConfig:
+        """What runs, once `run` has begun."""
+        assert self._active is not None
+        return self._active
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def apply(self, config: Config, reason: str) -> ApplyRequest:
+        """Request that `config` becomes active, in the place of any config requested before."""
+        self.files = config.files
+        if self._refused is not None:
+            logger.info("%s is right again", config.path)
+            self._refused = None
+        if config == self._request.config and not self._request.done.is_set():
+            return self._request
+        former, self._request = self._request, ApplyRequest(config, reason)
+        former.replace(self._request)
+        self._newer.set()
+        if self.ending:
+            self._request.give_up(KrelayError(_ENDING))
+        return self._request
+
+    def refuse(self, error: KrelayError) -> bool:
+        """Record that the file is invalid; return whether it was not known to be, alike."""
+        self._failed += 1
+        known = self._refused
+        self._refused = OutOfSync(known.since if known else datetime.now(UTC), error)
+        if isinstance(error, ConfigError):
+            self.files = tuple(dict.fromkeys((*error.files, *self.files)))
+        if known and known.error and to_json(known.error) == to_json(error):
+            return False
+        self.bus.publish(ConfigRefused(error))
+        return True
+
+    def plan(self, config: Config) -> list[Change]:
+        """Return what applying `config` would change now."""
+        return self._changes(diff(self.active.config, config), config)
+
+    # -- state ---------------------------------------------------------------------------------
+
+    @property
+    def out_of_sync(self) -> OutOfSync | None:
+        """How the file differs from the active config; None while it does not."""
+        if self._refused is not None:
+            return self._refused
+        request = self._request
+        # The start is no edit.
+        applying = self.started.is_set() and not request.done.is_set()
+        return OutOfSync(request.made, request.failure) if request.failure or applying else None
+
+    def snapshot(self) -> Snapshot:
+        """Return the state of all that runs, without the figures of this process."""
+        active = self._active
+        return Snapshot(
+            version=__version__,
+            pid=os.getpid(),
+            started=self._began,
+            file=self._file_state(),
+            forwards=self._forward_states(),
+            draining=sum(f.live for f in active.draining_forwards()) if active else 0,
+            agents=tuple(map(agent_state, active.groups.values())) if active else (),
+            ending=self.ending,
+        )
+
+    def _forward_states(self) -> tuple[ForwardState, ...]:
+        active = self._active
+        if active is None:
+            return ()
+        return tuple(forward_state(forward, active.config) for forward in active.all_forwards())
+
+    def _file_state(self) -> FileState:
+        out_of_sync = self.out_of_sync
+        return FileState(
+            path=self.files[0] if self.files else None,
+            files=self.files,
+            in_step=out_of_sync is None,
+            generation=self._generation,
+            reloads=self._applied,
+            failed_reloads=self._failed,
+            since=out_of_sync.since if out_of_sync else None,
+            error=to_json(out_of_sync.error) if out_of_sync and out_of_sync.error else None,
+            applied=self._applied_at,
+        )
+
+    async def wait_ready(
+        self, timeout: float, *, then: str = "", hint: str | None = None
+    ) -> tuple[ForwardState, ...]:
+        """Return all forwards once they are ready, while `run` runs in another task.
+
+        Raises:
+            NotReadyError: they are not ready within `timeout` seconds; `then` says what follows.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return (await self.bus.wait_for(lambda snapshot: snapshot.ready)).forwards
+        except TimeoutError:
+            waiting = readiness(self._forward_states()).waiting
+            message = f"not ready after {timeout:g} s{f'; {then}' if then else ''}"
+            unready = [str(forward) for forward in waiting] or ["krelay is starting"]
+            raise NotReadyError(message, unready, hint=hint) from None
+
+    # -- running -------------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start, relay until `stop` is set, drain, clean up.
 
-        Cancelling it skips the draining, and leaves the removal of agents a few seconds; the log
-        names each Job that may be left behind.
+        If cancelled, skip draining and leave the removal of agents a few seconds; the log names
+        each Job that may be left behind.
 
         Raises:
             KrelayError: it could not start; its agents are removed, or named in the log.
         """
-        contexts = self._contexts
-        running: ActiveConfig | None = None
+        active: ActiveConfig | None = None
         try:
-            async with TaskGroup() as tasks:
-                running = self._running = ActiveConfig(contexts, tasks, self._bound, self.bus)
-                for name, work in (
-                    ("sleep", partial(watch_sleep, partial(running.network_changed, broken=True))),
-                    (
-                        "routes",
-                        partial(watch_routes, partial(running.network_changed, broken=False)),
-                    ),
-                    ("thrift", partial(give_back, running.streams)),
-                ):
-                    tasks.create_task(keep(work, f"the watch of {name}"), name=name)
-                await self._run(running, contexts, tasks, stop)
+            async with TaskGroup() as self._tasks:
+                active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
+                self._active = active
+                self._run_monitors(active, self._tasks)
+                await self._run(stop, self._tasks)
                 raise _StoppedError
         except _StoppedError:
             pass
         finally:
-            if running is not None:
-                running.cut()
+            if active is not None:
+                active.cut()
                 hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
                 # Also after a cancellation: nothing else removes the agents.
                 await shield_cleanup(
-                    _within(_HURRY if hurry else None, running.stop()), within=_HURRY
+                    _within(_HURRY if hurry else None, active.stop()), within=_HURRY
                 )
 
-    def want(self, config: Config, reason: str) -> ApplyRequest:
-        """Have `config` carried out, rather than any before it; `done` tells when that is over."""
-        if config == self._want.config and not self._want.done.is_set():
-            return self._want
-        former, self._want = self._want, ApplyRequest(config, reason)
-        former.replace(self._want)
-        self._newer.set()
-        if self.ending:
-            self._want.give_up(KrelayError(_ENDING))
-        return self._want
+    def _run_monitors(self, active: ActiveConfig, tasks: TaskGroup) -> None:
+        for name, work in (
+            ("sleep", partial(watch_sleep, partial(active.network_changed, broken=True))),
+            ("routes", partial(watch_routes, partial(active.network_changed, broken=False))),
+            ("memory", partial(give_back, active.streams)),
+        ):
+            tasks.create_task(keep(work, f"the watch of {name}"), name=name)
 
-    def plan(self, config: Config) -> list[Change]:
-        """What carrying out `config` would do to what runs now."""
-        running = self.running
-        return self._lines(diff(running.config, config), config, running)
-
-    # -- running -------------------------------------------------------------------------------
-
-    async def _run(
-        self,
-        running: ActiveConfig,
-        contexts: Contexts,
-        tasks: TaskGroup,
-        stop: asyncio.Event,
-    ) -> None:
+    async def _run(self, stop: asyncio.Event, tasks: TaskGroup) -> None:
         stopping = tasks.create_task(stop.wait(), name="stop")
-        starting = tasks.create_task(self._start(running, contexts, tasks), name="start")
+        starting = tasks.create_task(self._start(), name="start")
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             starting.result()
-            following = tasks.create_task(self._follow(running, contexts, tasks), name="wants")
+            applying = tasks.create_task(self._apply_requests(), name="requests")
             await stopping
-            following.cancel()
+            applying.cancel()
         else:
             starting.cancel()
-        self.ending = True
-        self._want.give_up(KrelayError(_ENDING))
-        config = running.config or self._want.config
-        running.drain(config.tunnel.drain)
-        live = sum(thing.live for thing in running.ending if isinstance(thing, Forward))
-        if live:
-            logger.info("draining %d connections; press Ctrl-C again to cut them", live)
-        await running.drained()
+        await self._drain()
 
-    async def _start(self, running: ActiveConfig, contexts: Contexts, tasks: TaskGroup) -> None:
-        """The first config: what cannot be had is an error now."""
-        want = self._want
-        stage = WarmingConfig(want.config, diff(None, want.config), contexts, tasks)
-        await stage.prepare()
-        running.commit(stage)
-        # What needs nobody's answer binds before anything is made in the cluster: a port in use
-        # must not cost an agent.
-        await self._settled([f for f in running.forwards.values() if f.certain])
-        self._check(running)
+    async def _start(self) -> None:
+        """Make the first config active; what cannot be had is an error."""
+        request, active = self._request, self.active
+        warm = self._warming(request.config, diff(None, request.config))
+        await warm.prepare()
+        active.commit(warm)
+        # What needs no answer from the cluster binds before an agent is made: a port in use must
+        # not cost a pod.
+        await self._settled([f for f in active.forwards.values() if f.certain])
+        self._check_start()
         async with TaskGroup() as warming:
-            warming.create_task(stage.warm())
-            await stage.answers()
-            self._check(running)
-        await self._settled(list(running.forwards.values()))
-        self._check(running)
+            warming.create_task(warm.warm())
+            await warm.answers()
+            self._check_start()
+        await self._settled(list(active.forwards.values()))
+        self._check_start()
         self.started.set()
-        for forward in running.forwards.values():
+        for forward in active.forwards.values():
             if forward.listener is not None:
                 self._bound(forward)
             elif forward.failure is None:
-                logger.warning("%s: waiting: %s", forward.name, forward.route.reason)
-        want.done.set()
+                log = about(logger, target=forward.spec.target.name, name=forward.name)
+                log.warning("waiting: %s", forward.route.reason)
+        request.finish()
+        self.bus.publish(Started())
 
-    async def _follow(self, running: ActiveConfig, contexts: Contexts, tasks: TaskGroup) -> None:
-        """Carry out what is wanted, the newest only, for ever."""
+    async def _drain(self) -> None:
+        self.ending = True
+        self._request.give_up(KrelayError(_ENDING))
+        self.bus.publish(Ending())
+        active = self.active
+        config = active.config or self._request.config
+        active.drain(config.tunnel.drain)
+        live = sum(forward.live for forward in active.draining_forwards())
+        if live:
+            logger.info("draining %d connections; press Ctrl-C again to cut them", live)
+        await active.drained()
+
+    # -- applying ------------------------------------------------------------------------------
+
+    async def _apply_requests(self) -> None:
+        """Apply the newest request, again and again; retry one that failed."""
         backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
+        failures = OnceUntilChanged()
         delay: float | None = None
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._newer.wait()
             if self._newer.is_set():
-                backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
+                backoff.reset()
+                failures.clear()
             self._newer.clear()
-            want = self._want
+            request = self._request
             try:
-                await self._carry_out(want, running, contexts, tasks)
-                delay, want.failure = None, None
-                self.applied.set()
+                await self._apply(request)
+                delay, request.failure = None, None
             except KrelayError as exc:
-                if want.failure is None:
-                    self.refused += 1
-                if str(exc) != str(want.failure):
+                self._failed += request.failure is None
+                request.failure = exc
+                if failures.is_new(exc):
                     logger.error("not applied, what ran before stays: %s", exc.line())
-                    self.bus.tell("reload", f"not applied: {exc}", error=to_json(exc))
-                want.failure = exc
+                    self.bus.publish(ConfigNotApplied(exc))
                 delay = _RETRY_FIRST + backoff.delay()
             except Exception as exc:
-                # An edit that finds a bug must not end what runs.
+                # An edit that triggers a bug must not end what runs.
                 logger.exception("not applied")
-                self.refused += 1
+                self._failed += 1
                 error = KrelayError(f"internal error: {type(exc).__name__}")
-                want.failure, delay = error, None
-            if want is self._want:
-                want.done.set()
+                request.failure, delay = error, None
+            if request is self._request:
+                request.finish()
 
-    async def _carry_out(
-        self, want: ApplyRequest, running: ActiveConfig, contexts: Contexts, tasks: TaskGroup
-    ) -> None:
-        """All of it, or nothing and an error; or nothing, where a newer one comes meanwhile."""
-        plan = diff(running.config, want.config)
+    async def _apply(self, request: ApplyRequest) -> None:
+        """Diff, warm up, commit. An error, or a newer request, leaves everything as it was."""
+        active = self.active
+        plan = diff(active.config, request.config)
         if not plan:
-            running.config = want.config
-            self._count(want)
-            logger.debug("nothing changed (%s)", want.reason)
+            active.config = request.config
+            self._count_applied(request)
+            logger.debug("nothing changed (%s)", request.reason)
             return
-        lines = self._lines(plan, want.config, running)
-        stage = WarmingConfig(want.config, plan, contexts, tasks)
+        lines = self._changes(plan, request.config)
+        warm = self._warming(request.config, plan)
         try:
-            ready = await self._warmed(stage)
-            # A commit must not follow the drain: take a cancellation that is on its way.
+            is_warm = await self._warmed(warm)
+            # Let a cancellation that is on its way arrive: no commit may follow the drain.
             await asyncio.sleep(0)
         except BaseException:
-            await shield_cleanup(stage.discard(), within=_HURRY)
+            await shield_cleanup(warm.discard(), within=_HURRY)
             raise
-        if not ready:
-            await shield_cleanup(stage.discard(), within=_HURRY)
+        if not is_warm:
+            await shield_cleanup(warm.discard(), within=_HURRY)
             return
-        running.commit(stage)
+        active.commit(warm)
         await self._settled(
-            [running.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
+            [active.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
         )
-        took = (datetime.now(UTC) - want.made).total_seconds()
-        want.changes = lines
-        self.generation += 1
-        self._count(want)
-        self.applied_at = datetime.now(UTC)
-        told = [str(line) for line in lines]
-        text = f"applied ({want.reason}): {told[0]}" + (f", +{len(told) - 1}" if told[1:] else "")
-        self.bus.tell("reload", text, generation=self.generation, changes=told)
+        self._generation += 1
+        self._applied_at = datetime.now(UTC)
+        self._count_applied(request)
+        request.changes = lines
+        took = (self._applied_at - request.made).total_seconds()
         for line in lines:
-            logger.info("%s (%s, %.2f s)", line, want.reason, took)
+            logger.info("%s (%s, %.2f s)", line, request.reason, took)
+        texts = tuple(str(line) for line in lines)
+        self.bus.publish(ConfigApplied(request.reason, self._generation, texts))
 
-    def _count(self, want: ApplyRequest) -> None:
-        """It is carried out; one that was refused at first counts as that alone."""
-        self.carried_out += want.failure is None
+    def _count_applied(self, request: ApplyRequest) -> None:
+        """Count a reload that worked; one that failed at first has been counted as that."""
+        self._applied += request.failure is None
 
-    async def _warmed(self, stage: WarmingConfig) -> bool:
-        """Whether the stage is ready; False when something newer is wanted before it is."""
+    def _warming(self, config: Config, plan: Plan) -> WarmingConfig:
+        assert self._tasks is not None
+        return WarmingConfig(config, plan, self._contexts, self._tasks, self.bus)
+
+    async def _warmed(self, warm: WarmingConfig) -> bool:
+        """Return whether `warm` is ready; False as soon as a newer request arrives."""
 
         async def newer() -> None:
             await self._newer.wait()
@@ -266,58 +417,58 @@ class Supervisor:
 
         try:
             async with TaskGroup() as warming:
-                watching = warming.create_task(newer())
-                await stage.prepare()
-                await stage.warm()
-                watching.cancel()
+                waiting = warming.create_task(newer())
+                await warm.prepare()
+                await warm.warm()
+                waiting.cancel()
         except _SupersededError:
             return False
         return True
 
-    # -- the parts -----------------------------------------------------------------------------
+    def _changes(self, plan: Plan, config: Config) -> list[Change]:
+        active, drain = self.active, config.tunnel.drain
+        return list(changes(plan, live=active.live, carried=active.carried, drain=drain))
 
-    def _lines(self, plan: Plan, config: Config, running: ActiveConfig) -> list[Change]:
-        return list(
-            changes(plan, live=running.live, carried=running.carried, drain=config.tunnel.drain)
-        )
+    # -- forwards ------------------------------------------------------------------------------
 
     async def _settled(self, forwards: list[Forward]) -> None:
-        """Each is bound, has failed, or has been waited for long enough."""
+        """Wait until each forward is bound or has failed, for a limited time."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SETTLE_DEADLINE):
                 for forward in forwards:
                     await forward.settled.wait()
 
-    def _check(self, running: ActiveConfig) -> None:
-        """At the start, no forward being of use is an error; where it is strict, one that is of
-        none is enough."""
-        failures: list[KrelayError | None] = []
-        for forward in running.forwards.values():
-            following = running.followings[forward.spec.target.name]
-            failures.append(forward.failure or following.failure)
+    def _check_start(self) -> None:
+        """Fail the start if no forward is usable, or if `strict` and any is not."""
+        active = self.active
+        forwards = active.forwards.values()
+        failures = [f.failure or active.watchers[f.spec.target.name].failure for f in forwards]
         found = [failure for failure in failures if failure is not None]
         if found and (self._strict or len(found) == len(failures)):
             raise found[0]
-        meanings = [forward.route.resolution for forward in running.forwards.values()]
-        missing = [meaning.reason for meaning in meanings if meaning and meaning.missing]
-        if self._must_exist and missing and (self._strict or len(missing) == len(meanings)):
+        resolutions = [forward.route.resolution for forward in forwards]
+        missing = [found.reason for found in resolutions if found and found.missing]
+        if self._must_exist and missing and (self._strict or len(missing) == len(resolutions)):
             raise NotFoundError(missing[0])
 
     def _bound(self, forward: Forward) -> None:
+        """Announce a bound forward; those of the first config are announced together."""
         if self.started.is_set():
-            self._announce(forward)
+            state = forward_state(forward, self.active.config)
+            proxy = forward.spec.target.kind is Kind.PROXY
+            self.bus.publish(ForwardBound(state, proxy=proxy))
 
 
 async def _within(seconds: float | None, work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, at most so many seconds; what it does not finish, it logs itself."""
+    """Await `work` for at most `seconds`; it logs itself what it did not finish."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await work
 
 
 class _StoppedError(Exception):
-    """Ends the task group, and with it pools and watches."""
+    """Ends the task group, and with it pools and watchers."""
 
 
 class _SupersededError(Exception):
-    """Something newer is wanted."""
+    """A newer request arrived."""

@@ -1,77 +1,64 @@
-"""TargetWatcher: follow one target in the cluster and update the routes of its forwards."""
+"""TargetWatcher: follow one target in the cluster and update the routes of its forwards.
+
+Contexts holds what the watchers of one kubeconfig context share: its API client and its watches.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
+from krelay.config.diff import group_of
 from krelay.datapath.route import Route
 from krelay.errors import KrelayError
-from krelay.model import Resolution, Target
-from krelay.retry import Backoff
+from krelay.model import Config, Resolution, Target
+from krelay.mux.log import About, about
+from krelay.retry import Backoff, OnceUntilChanged
 from krelay.tasks import TaskGroup
+
+if TYPE_CHECKING:
+    from krelay.cluster.api import Api
+    from krelay.cluster.auth.kubeconfig import Overrides
+    from krelay.cluster.informers import Informers
 
 logger = logging.getLogger("krelay.supervisor")
 
 _RETRY_FIRST, _RETRY_MOST = 1.0, 30.0
+_NAMED = 3
+"""Targets that a line about several of them names."""
 
 Publish = Callable[[tuple[Resolution, ...]], None]
 Follow = Callable[[Target, Publish], Awaitable[None]]
-"""Calls `Publish` with what each port of the target means, in order, whenever that changes; lasts
-as long as that may happen. Raises KrelayError."""
-
-
-_NAMED = 3
-
-
-class Failures:
-    """Logs why targets are not followed: one line for all that fail alike in one turn of the loop,
-    as the targets of one watch do."""
-
-    def __init__(self) -> None:
-        self._failed: dict[str, list[str]] = {}
-
-    def add(self, name: str, exc: KrelayError) -> None:
-        """Log this failure, soon."""
-        if not self._failed:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._failed.setdefault(exc.line(), []).append(name)
-
-    def _flush(self) -> None:
-        failed, self._failed = self._failed, {}
-        for text, names in failed.items():
-            if len(names) == 1:
-                logger.error("%s: not followed: %s", names[0], text)
-            else:
-                named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-                logger.error("%d targets (%s) are not followed: %s", len(names), named, text)
+"""Calls `Publish` with the resolution of each port, in order, whenever one changes. Returns when
+none can change any more. Raises KrelayError."""
 
 
 class TargetWatcher:
-    """One target, watched. It has an answer, or a `failure`, from when `answered` is set."""
+    """Follows one target. From when `answered` is set, it has resolutions or a `failure`."""
 
     def __init__(
         self, target: Target, follow: Follow, tasks: TaskGroup, failures: Failures | None = None
     ) -> None:
-        """Starts at once, as a task of `tasks`; `stop` ends it. `failures` is shared by targets
-        that may fail together."""
+        """Start at once, as a task of `tasks`. Targets that may fail together share `failures`."""
         self.target = target
         self.answered = asyncio.Event()
         self.failure: KrelayError | None = None
         self._follow = follow
         self._failures = failures or Failures()
+        self._reported = OnceUntilChanged()
         self._latest: tuple[Resolution, ...] | None = None
         self._routes: tuple[Route, ...] = ()
         self._task = tasks.create_task(self._run(), name=target.name)
 
-    def feed(self, routes: Sequence[Route]) -> None:
-        """From now on its answers, the last one too, go to these: one for each port, in order."""
+    def update(self, routes: Sequence[Route]) -> None:
+        """Update these routes, one for each port, with the last answer and all further ones."""
         self._routes = tuple(routes)
-        self._tell()
+        self._update_routes()
 
     def stop(self) -> None:
-        """The routes stay as they are."""
+        """Stop following; the routes stay as they are."""
         self._task.cancel()
 
     async def _run(self) -> None:
@@ -82,8 +69,8 @@ class TargetWatcher:
             except KrelayError as exc:
                 self._failed(exc)
             except Exception as exc:
-                # One target's bug is its own; let through, it would end every other.
-                logger.exception("%s: following failed", self.target.name)
+                # Let through, a bug in one target would end all targets.
+                self._log.exception("following failed")
                 self._failed(KrelayError(f"internal error: {exc}"))
             else:
                 return
@@ -92,33 +79,127 @@ class TargetWatcher:
     def _publish(self, resolutions: tuple[Resolution, ...]) -> None:
         self._latest = resolutions
         self.failure = None
-        self._tell()
+        self._reported.clear()
+        self._update_routes()
         self.answered.set()
 
     def _failed(self, exc: KrelayError) -> None:
-        """The routes stay as they are."""
-        if str(exc) != str(self.failure):
+        """Record why the target is not followed; its routes keep their last resolution."""
+        if self._reported.is_new(exc):
             self._failures.add(self.target.name, exc)
         self.failure = exc
-        self._tell()
+        self._update_routes()
         self.answered.set()
 
-    def _tell(self) -> None:
+    def _update_routes(self) -> None:
         if self._latest is None:
             for route in self._routes:
                 route.fail(str(self.failure or ""))
             return
         for route, resolution in zip(self._routes, self._latest, strict=bool(self._routes)):
-            self._update(route, resolution)
+            self._update_route(route, resolution)
 
-    def _update(self, route: Route, resolution: Resolution) -> None:
+    def _update_route(self, route: Route, resolution: Resolution) -> None:
         before = route.resolution
         if resolution == before:
             return
         route.update(resolution)
         if resolution.endpoint is None:
-            logger.warning("%s: %s", self.target.name, resolution.reason)
+            self._log.warning("%s", resolution.reason)
         elif self.target.kind.in_cluster and not (
             before and before.endpoint == resolution.endpoint
         ):
-            logger.info("%s: -> %s (%s)", self.target.name, resolution.endpoint, resolution.via)
+            self._log.info("-> %s (%s)", resolution.endpoint, resolution.via)
+
+    @property
+    def _log(self) -> About:
+        return about(logger, target=self.target.name)
+
+
+async def follow_constant(target: Target, publish: Publish) -> None:
+    """Publish the resolutions of a host or an address, which never change."""
+    publish(tuple(Resolution.as_given(target, port) for port in target.ports))
+
+
+class Failures:
+    """Logs why targets are not followed: one line for all that fail alike in one turn of the event
+    loop, as the targets of one watch do."""
+
+    def __init__(self) -> None:
+        self._failed: dict[str, list[str]] = {}
+
+    def add(self, name: str, exc: KrelayError) -> None:
+        """Log this failure at the end of the turn."""
+        if not self._failed:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._failed.setdefault(exc.line(), []).append(name)
+
+    def _flush(self) -> None:
+        failed, self._failed = self._failed, {}
+        for text, names in failed.items():
+            if len(names) == 1:
+                about(logger, target=names[0]).error("not followed: %s", text)
+            else:
+                named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+                logger.error("%d targets (%s) are not followed: %s", len(names), named, text)
+
+
+class Contexts:
+    """The API client and the shared watches of each kubeconfig context, made at first use."""
+
+    def __init__(self, kubeconfig: str | None = None, overrides: Overrides | None = None) -> None:
+        """Read the kubeconfig at this path, or the environment's; `overrides` take precedence."""
+        self._options: dict[str, Any] = {"kubeconfig": kubeconfig}
+        if overrides is not None:
+            self._options["overrides"] = overrides
+        self._apis: dict[str | None, Api] = {}
+        self._informers: dict[Api, Informers] = {}
+        self._connecting = asyncio.Lock()
+        self.failures = Failures()
+        """Logs the failures of the watchers of all contexts."""
+
+    async def api(self, context: str | None) -> Api:
+        """Return the client of a context; None is kubeconfig's current one.
+
+        Raises:
+            CredentialsError: kubeconfig is missing or has no such context.
+        """
+        from krelay.cluster.api import Api
+
+        async with self._connecting:
+            if context not in self._apis:
+                self._apis[context] = await Api.connect(context=context, **self._options)
+            return self._apis[context]
+
+    async def informers(self, context: str | None) -> Informers:
+        """Return the shared watches of a context.
+
+        Raises:
+            CredentialsError: as `api`.
+        """
+        from krelay.cluster.informers import Informers
+
+        api = await self.api(context)
+        if api not in self._informers:
+            self._informers[api] = Informers(api)
+        return self._informers[api]
+
+    async def follow(self, config: Config, target: Target) -> Follow:
+        """Return how to follow a target of `config` in the cluster.
+
+        Raises:
+            CredentialsError: as `api`.
+        """
+        from krelay.cluster.resolve import follow_target
+
+        context = group_of(config, target)
+        api, informers = await self.api(context), await self.informers(context)
+        namespace = target.namespace or config.namespace or api.namespace
+        return lambda target, publish: follow_target(informers, target, namespace, publish)
+
+    async def close(self) -> None:
+        """End all watches and clients."""
+        while self._informers:
+            await self._informers.popitem()[1].close()
+        while self._apis:
+            await self._apis.popitem()[1].aclose()

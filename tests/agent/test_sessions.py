@@ -7,6 +7,7 @@ import dataclasses
 from contextlib import suppress
 
 import pytest
+from tests.agent.test_target import Seen, ask
 
 from agent.client import FIRST_STREAMS
 from agent.server import Server

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from krelay import payload
-from krelay.agents import provider as module
-from krelay.agents.provider import JobAgent, SubprocessAgent
+from krelay.agents import job as job_module
+from krelay.agents import subprocess as module
+from krelay.agents.job import JobAgent
+from krelay.agents.subprocess import SubprocessAgent
 from krelay.cluster.agent_lifecycle import Agent
 from krelay.errors import (
     AccessDeniedError,
@@ -29,6 +31,7 @@ from krelay.errors import (
 )
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.net.api_access import ApiAccess
+from krelay.state.bus import EventBus
 from krelay.transport.portforward import open_portforward
 from krelay.transport.upgrade import UnauthorizedError
 from krelay.wire.handshake import key_digest
@@ -42,18 +45,18 @@ EMBEDDED = GroupSpec(None, None, AgentConfig(embedded=True))
 
 @asynccontextmanager
 async def embedded(*, start: bool = True) -> AsyncIterator[SubprocessAgent]:
-    reach = SubprocessAgent(EMBEDDED, rig.KEY)
+    agent = SubprocessAgent(EMBEDDED, rig.KEY, EventBus())
     try:
         if start:
-            await reach.start()
-        yield reach
+            await agent.start()
+        yield agent
     finally:
-        await reach.stop()
+        await agent.stop()
 
 
-def process(reach: SubprocessAgent) -> asyncio.subprocess.Process:
-    assert reach._process is not None
-    return reach._process
+def process(agent: SubprocessAgent) -> asyncio.subprocess.Process:
+    assert agent._process is not None
+    return agent._process
 
 
 @pytest.fixture
@@ -72,66 +75,66 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]
 
 @pytest.mark.process
 async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
-    async with embedded() as reach:
-        first = process(reach)
-        await asyncio.gather(reach.start(), reach.start())
-        assert process(reach) is first
+    async with embedded() as agent:
+        first = process(agent)
+        await asyncio.gather(agent.start(), agent.start())
+        assert process(agent) is first
         for key, up in ((rig.KEY, True), (bytes(32), False)):
-            pool = rig.Pool("p", [reach], key, size=1)
+            pool = rig.Pool("p", [agent], key, size=1)
             async with rig.running(pool, up=up):
                 if not up:
                     await pool.wait_change()
                     assert "wrong key" in str(pool.failure)
-        assert reach.lost == ""
+        assert agent.lost == ""
     assert first.returncode == 0
 
 
 @pytest.mark.process
 async def test_the_key_is_in_no_argument() -> None:
-    async with embedded() as reach:
-        with open(f"/proc/{process(reach).pid}/cmdline", "rb") as file:  # noqa: ASYNC230
+    async with embedded() as agent:
+        with open(f"/proc/{process(agent).pid}/cmdline", "rb") as file:  # noqa: ASYNC230
             assert rig.KEY.hex().encode() not in file.read()
 
 
 @pytest.mark.process
 async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
-    async with embedded() as reach:
-        first = process(reach)
+    async with embedded() as agent:
+        first = process(agent)
         os.kill(first.pid, signal.SIGKILL)
         await first.wait()
         with pytest.raises(PodGoneError, match="the embedded agent ended with -9"):
-            await reach.dial(asyncio.Protocol())
-        assert reach.lost
-        assert process(reach) is not first
-        (await reach.dial(asyncio.Protocol())).abort()
+            await agent.dial(asyncio.Protocol())
+        assert agent.lost
+        assert process(agent) is not first
+        (await agent.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
 
 
 @pytest.mark.process
 async def test_one_that_is_given_up_is_killed() -> None:
-    async with embedded() as reach:
-        first = process(reach)
-        assert reach.where == f"process {first.pid}, port {reach._port}"
-        await reach.abandon("not reached for ages")
+    async with embedded() as agent:
+        first = process(agent)
+        assert agent.where == f"process {first.pid}, port {agent._port}"
+        await agent.abandon("not reached for ages")
         await first.wait()
         with pytest.raises(PodGoneError):
-            await reach.dial(asyncio.Protocol())
-        assert process(reach) is not first
+            await agent.dial(asyncio.Protocol())
+        assert process(agent) is not first
 
 
 @pytest.mark.process
 async def test_dialling_starts_one_where_there_is_none() -> None:
-    async with embedded(start=False) as reach:
-        (await reach.dial(asyncio.Protocol())).abort()
+    async with embedded(start=False) as agent:
+        (await agent.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
 
 
 @pytest.mark.process
 async def test_one_that_does_not_listen_any_more() -> None:
-    async with embedded() as reach:
-        reach._port = rig.closed_port()
+    async with embedded() as agent:
+        agent._port = rig.closed_port()
         with pytest.raises(NotListeningError):
-            await reach.dial(asyncio.Protocol())
+            await agent.dial(asyncio.Protocol())
 
 
 @pytest.mark.parametrize(
@@ -143,9 +146,9 @@ async def test_one_that_does_not_start(
 ) -> None:
     monkeypatch.setattr(payload, "BOOT", boot)
     monkeypatch.setattr(module, "_PROCESS_DEADLINE", 0.5)
-    async with embedded(start=False) as reach:
+    async with embedded(start=False) as agent:
         with pytest.raises(AgentError, match="the embedded agent did not start"):
-            await reach.start()
+            await agent.start()
         assert [child.returncode is None for child in spawned] == [False]
 
 
@@ -154,27 +157,27 @@ async def test_a_start_that_is_called_off_is_in_nobody_s_way(
     monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
 ) -> None:
     """As by a sleep of the machine."""
-    async with embedded(start=False) as reach:
+    async with embedded(start=False) as agent:
         with monkeypatch.context() as patch:
             patch.setattr(payload, "BOOT", "import time; time.sleep(3600)")
             async with asyncio.TaskGroup() as tasks:
-                starting = tasks.create_task(reach.start())
+                starting = tasks.create_task(agent.start())
                 await rig.until(lambda: spawned)
                 starting.cancel()
         assert spawned[0].returncode == -signal.SIGKILL
         assert spawned[0]._transport.is_closing()  # type: ignore[attr-defined]
-        assert reach.where == ""
-        transport = await reach.dial(asyncio.Protocol())
+        assert agent.where == ""
+        transport = await agent.dial(asyncio.Protocol())
         transport.abort()
 
 
 @pytest.mark.process
 async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STOP_DEADLINE", 0.05)
-    async with embedded() as reach:
-        stuck = process(reach)
+    async with embedded() as agent:
+        stuck = process(agent)
         os.kill(stuck.pid, signal.SIGSTOP)
-        await reach.stop()
+        await agent.stop()
         assert stuck.returncode == -signal.SIGKILL
 
 
@@ -183,10 +186,10 @@ async def test_what_it_writes_is_logged_where_that_is_wanted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "krelay.agent")
-    async with embedded() as reach:
-        await reach.start()
-    assert reach._log is not None
-    await reach._log
+    async with embedded() as agent:
+        await agent.start()
+    assert agent._log is not None
+    await agent._log
     assert any("listening on" in record.getMessage() for record in caplog.records)
 
 
@@ -202,10 +205,10 @@ async def test_what_it_writes_may_be_anything(caplog: pytest.LogCaptureFixture) 
 
 @pytest.mark.process
 async def test_stopping_twice_or_nothing() -> None:
-    async with embedded(start=False) as reach:
-        await reach.stop()
-        await reach.start()
-        await reach.stop()
+    async with embedded(start=False) as agent:
+        await agent.stop()
+        await agent.start()
+        await agent.stop()
 
 
 # -- a cluster ---------------------------------------------------------------------------------
@@ -290,7 +293,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 @asynccontextmanager
 async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
-    """A reach whose tasks end with it."""
+    """A agent whose tasks end with it."""
     async with asyncio.TaskGroup() as tasks:
         spec = GroupSpec(
             None,
@@ -301,11 +304,11 @@ async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
             session=SessionConfig(resume_timeout=60.0),
         )
         api: Any = cluster
-        reach = JobAgent(api, spec, rig.KEY, tasks)
+        agent = JobAgent(api, spec, rig.KEY, tasks, EventBus())
         try:
-            yield reach
+            yield agent
         finally:
-            await reach.stop()
+            await agent.stop()
             for task in list(tasks._tasks):
                 task.cancel()
 
@@ -314,9 +317,9 @@ async def test_one_agent_for_everybody_who_asks(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    async with reaching(cluster) as reach:
-        await asyncio.gather(reach.start(), reach.dial(asyncio.Protocol()), reach.start())
-        assert reach.private
+    async with reaching(cluster) as agent:
+        await asyncio.gather(agent.start(), agent.dial(asyncio.Protocol()), agent.start())
+        assert agent.private
         (create, dial) = cluster.asked
         assert create[1] == {
             "namespace": "relays",
@@ -328,7 +331,7 @@ async def test_one_agent_for_everybody_who_asks(
         kwargs = dial[2]
         kwargs.pop("protocol")
         assert dial[1] is ACCESS
-        assert reach.expires == ACCESS.expires
+        assert agent.expires == ACCESS.expires
         assert kwargs == {
             "namespace": "relays",
             "pod": "pod-1",
@@ -343,61 +346,61 @@ async def test_one_agent_for_everybody_who_asks(
 async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(
     cluster: Cluster,
 ) -> None:
-    async with reaching(cluster) as reach:
-        await reach.start()
+    async with reaching(cluster) as agent:
+        await agent.start()
         cluster.dial_error = PodGoneError("the pod is gone")
         with pytest.raises(PodGoneError):
-            await reach.dial(asyncio.Protocol())
-        assert reach.lost == "the pod is gone"
+            await agent.dial(asyncio.Protocol())
+        assert agent.lost == "the pod is gone"
         assert cluster.asked[-1] == ("delete", "job-1")
         cluster.dial_error = None
-        await reach.dial(asyncio.Protocol())
+        await agent.dial(asyncio.Protocol())
         assert cluster.asked[-1][2]["pod"] == "pod-2"
 
 
 async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) -> None:
-    async with reaching(cluster) as reach:
-        await reach.start()
+    async with reaching(cluster) as agent:
+        await agent.start()
         cluster.dial_error = PodGoneError("pod does not exist")
         for ended in (None, UnreachableError("no answer")):
             cluster.ended = ended
             with pytest.raises(TunnelError, match="the API server has it") as caught:
-                await reach.dial(asyncio.Protocol())
+                await agent.dial(asyncio.Protocol())
             assert not isinstance(caught.value, PodGoneError)
             assert cluster.created == 1
-        assert reach.lost == ""
+        assert agent.lost == ""
         # Who may not ask takes the node's word.
         cluster.ended = AccessDeniedError("no getting pods")
         with pytest.raises(PodGoneError):
-            await reach.dial(asyncio.Protocol())
-        assert reach.lost == "pod does not exist"
+            await agent.dial(asyncio.Protocol())
+        assert agent.lost == "pod does not exist"
 
 
 async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
-    async with reaching(cluster) as reach:
+    async with reaching(cluster) as agent:
         cluster.dial_error = NotListeningError("not yet")
         for _ in range(2):
             with pytest.raises(NotListeningError):
-                await reach.dial(asyncio.Protocol())
+                await agent.dial(asyncio.Protocol())
         assert cluster.created == 1
 
 
 async def test_credentials_that_are_refused_are_renewed_now_and_then(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with reaching(cluster) as reach:
+    async with reaching(cluster) as agent:
         cluster.dial_error = CredentialsError("the certificate is not trusted")
         with pytest.raises(CredentialsError):
-            await reach.dial(asyncio.Protocol())
+            await agent.dial(asyncio.Protocol())
         assert not cluster.rejected  # others would not help
         cluster.dial_error = UnauthorizedError("who?")
         for _ in range(3):
             with pytest.raises(UnauthorizedError):
-                await reach.dial(asyncio.Protocol())
+                await agent.dial(asyncio.Protocol())
         assert cluster.rejected == [ACCESS]
-        monkeypatch.setattr(module, "_RENEW_EVERY", 0.0)
+        monkeypatch.setattr(job_module, "_RENEW_EVERY", 0.0)
         with pytest.raises(UnauthorizedError):
-            await reach.dial(asyncio.Protocol())
+            await agent.dial(asyncio.Protocol())
         assert cluster.rejected == [ACCESS, ACCESS]
         assert cluster.created == 1
 
@@ -414,7 +417,7 @@ async def test_a_401_renews_the_credentials_and_the_next_dial_has_them(cluster: 
         if seen[-1] == b"1":
             await reader.read()
 
-    async with rig.tcp_target(server) as port, reaching(cluster) as reach:
+    async with rig.tcp_target(server) as port, reaching(cluster) as agent:
 
         async def access() -> ApiAccess:
             token = ("Authorization", f"Bearer {len(cluster.rejected)}")
@@ -422,62 +425,62 @@ async def test_a_401_renews_the_credentials_and_the_next_dial_has_them(cluster: 
 
         cluster.access = access  # type: ignore[method-assign]
         cluster.open_portforward = open_portforward  # type: ignore[method-assign]
-        await reach.start()
+        await agent.start()
         with pytest.raises(UnauthorizedError, match="does not know us"):
-            await reach.dial(asyncio.Protocol())
-        (await reach.dial(asyncio.Protocol())).abort()
+            await agent.dial(asyncio.Protocol())
+        (await agent.dial(asyncio.Protocol())).abort()
         assert seen == [b"0", b"1"]
 
 
 async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with reaching(cluster) as reach:
-        await reach.start()
+    async with reaching(cluster) as agent:
+        await agent.start()
         cluster.gone.set()
-        await rig.until(lambda: reach.lost)
-        assert reach.lost == "pod-1 was evicted"
+        await rig.until(lambda: agent.lost)
+        assert agent.lost == "pod-1 was evicted"
         await rig.until(lambda: cluster.asked[-1] == ("delete", "job-1"))
-        await reach.dial(asyncio.Protocol())
+        await agent.dial(asyncio.Protocol())
         assert cluster.asked[-1][2]["pod"] == "pod-2"
     assert "agent: pod-1 was evicted" in caplog.text
 
 
 async def test_one_that_is_given_up_is_removed_and_replaced(cluster: Cluster) -> None:
-    async with reaching(cluster) as reach:
-        await reach.abandon("there is none")
-        await reach.start()
-        assert reach.where == "relays/pod-1"
-        await reach.abandon("not reached for ages")
-        assert reach.lost == "not reached for ages"
-        assert reach.where == ""
+    async with reaching(cluster) as agent:
+        await agent.abandon("there is none")
+        await agent.start()
+        assert agent.where == "relays/pod-1"
+        await agent.abandon("not reached for ages")
+        assert agent.lost == "not reached for ages"
+        assert agent.where == ""
         assert cluster.asked[-1] == ("delete", "job-1")
 
 
 async def test_a_watch_that_is_not_allowed_is_done_without(cluster: Cluster) -> None:
     cluster.watch_error = AccessDeniedError("no watching")
-    async with reaching(cluster) as reach:
-        await reach.start()
+    async with reaching(cluster) as agent:
+        await agent.start()
         await asyncio.sleep(0)
-        await reach.dial(asyncio.Protocol())
-        assert reach.lost == ""
+        await agent.dial(asyncio.Protocol())
+        assert agent.lost == ""
 
 
 async def test_a_lost_agent_whose_job_cannot_be_deleted_now_is_deleted_at_the_end(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster.delete_error = AccessDeniedError("no deleting")
-    async with reaching(cluster) as reach:
-        await reach.start()
-        await reach.abandon("no answer")
+    async with reaching(cluster) as agent:
+        await agent.start()
+        await agent.abandon("no answer")
         assert "its Job is deleted later: no deleting" in caplog.text
         cluster.delete_error = None
     assert not cluster.left
 
 
 async def test_a_stopped_reach_starts_no_agent(cluster: Cluster) -> None:
-    async with reaching(cluster) as reach:
-        await reach.stop()
+    async with reaching(cluster) as agent:
+        await agent.stop()
         with pytest.raises(AgentError):
-            await reach.dial(asyncio.Protocol())
+            await agent.dial(asyncio.Protocol())
     assert cluster.created == 0

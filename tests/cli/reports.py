@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from krelay.state.snapshot import (
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import (
     AgentState,
     FileState,
     ForwardState,
-    Snapshot,
     State,
     Traffic,
     TunnelState,

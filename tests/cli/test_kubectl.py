@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from krelay.cli import kubectl as module
 from krelay.cli import up
 from krelay.model import Config, Kind, Patch, Port, Protocol
+from krelay.state.events import ForwardBound
+from krelay.state.states import ForwardState, State
 
 Relay = Callable[..., int]
 
@@ -241,23 +244,26 @@ def test_ready_is_said_in_kubectl_s_words_and_in_the_seed_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO", "krelay")
-    forward: Any = SimpleNamespace(
-        addresses=["127.0.0.1:8080", "[::1]:8080"],
-        protocol=Protocol.TCP,
-        route=SimpleNamespace(endpoint=SimpleNamespace(port=80)),
-        spec=SimpleNamespace(port=Port("http"), target=SimpleNamespace(kind=Kind.SERVICE)),
+    forward = ForwardState(
+        "web",
+        0,
+        "web",
+        "svc/web:http",
+        State.READY,
+        "",
+        datetime.now(UTC),
+        protocol="tcp",
+        listen=("127.0.0.1:8080", "[::1]:8080"),
+        endpoint="10.0.0.1:80",
     )
-    module._announce(forward)
+    module._announce(ForwardBound(forward))
     assert capsys.readouterr().out == (
         "Forwarding from 127.0.0.1:8080 -> 80\nForwarding from [::1]:8080 -> 80\n"
     )
     assert caplog.messages[0] == "Forwarding protocol=tcp localAddr=127.0.0.1:8080 remotePort=80"
-    forward.spec.target.kind = Kind.PROXY
-    module._announce(forward)
+    module._announce(ForwardBound(forward, proxy=True))
     assert capsys.readouterr().out.startswith("SOCKS5 server is running address=127.0.0.1:8080\n")
-    forward.spec.target.kind = Kind.SERVICE
-    forward.route.endpoint = None
-    module._announce(forward)
+    module._announce(ForwardBound(dataclasses.replace(forward, endpoint=None)))
     assert "-> http\n" in capsys.readouterr().out
 
     def broken(line: str) -> None:
@@ -266,5 +272,5 @@ def test_ready_is_said_in_kubectl_s_words_and_in_the_seed_s(
     hushed: list[bool] = []
     monkeypatch.setattr(module, "echo", broken)
     monkeypatch.setattr(module, "silence_stdout", lambda: hushed.append(True))
-    module._announce(forward)
+    module._announce(ForwardBound(forward))
     assert hushed == [True]

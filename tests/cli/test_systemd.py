@@ -15,6 +15,7 @@ from krelay.cli import systemd as module
 from krelay.cli.sd_notify import Notifier
 from krelay.cli.systemd import Service
 from krelay.config.sources import Selection
+from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
 from tests.integration.product import command, document, environment, up
@@ -91,15 +92,13 @@ async def test_a_file_that_is_wrong_ends_the_reload_that_was_asked_for(
 async def test_the_line_for_people_follows_what_is_true(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_LOOK", 0.01)
+    monkeypatch.setattr(module, "_PAUSE", 0.01)
     async with rig.tcp_target(rig.echo) as target:
         line = f"ip/{rig.HOST} :{target}"
         async with world(monkeypatch, tmp_path, text(f"web: {line}")) as made:
-            source = Selection(str(made.file))
-            config = await asyncio.to_thread(source.load)
-            service = Service(Notifier(manager.address), source, made.supervisor, config)
+            service = Service(Notifier(manager.address), made.supervisor)
             async with asyncio.TaskGroup() as tasks:
-                running = tasks.create_task(service.run(asyncio.Event()))
+                running = tasks.create_task(service.run())
                 assert (await manager.next())[0] == "READY=1"
                 await manager.shows("1 of 1 forwards ready")
                 await made.edit(text(f"web: {line}", f"more: {line}"))
@@ -126,25 +125,22 @@ async def test_a_start_that_fails_is_never_ready(manager: Manager, file: Path) -
     assert [lines for lines in told if lines != ["WATCHDOG=1"]] == []
 
 
-async def test_a_reload_during_the_start_is_part_of_it(manager: Manager, file: Path) -> None:
+async def test_a_reload_during_the_start_is_not_notified(manager: Manager, file: Path) -> None:
     await asyncio.to_thread(file.write_text, document({"web": "ip/127.0.0.1 :80"}))
     source = Selection(str(file))
     config = await asyncio.to_thread(source.load)
-    service = Service(Notifier(manager.address), source, Supervisor(config, print), config)
+    supervisor = Supervisor(config)
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(service.run(asyncio.Event()))
+        running = tasks.create_task(Service(Notifier(manager.address), supervisor).run())
         await asyncio.sleep(0)
-        await service.reloader.load("early")
+        await Reloader(source, supervisor).load("early")
+        await asyncio.sleep(0)
         running.cancel()
     with pytest.raises(BlockingIOError):
         manager.read()
 
 
-async def test_nobody_is_told_nothing(file: Path) -> None:
+async def test_without_a_manager_nothing_runs(file: Path) -> None:
     await asyncio.to_thread(file.write_text, document({"web": "ip/127.0.0.1 :80"}))
-    source = Selection(str(file))
-    config = await asyncio.to_thread(source.load)
-    service = Service(Notifier(), source, Supervisor(config, print), config)
-    await service.run(asyncio.Event())
-    want = await service.reloader.load("an edit")
-    assert want.config == config
+    config = await asyncio.to_thread(Selection(str(file)).load)
+    await Service(Notifier(), Supervisor(config)).run()

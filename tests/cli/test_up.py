@@ -17,9 +17,11 @@ from krelay.cli.up import run
 from krelay.config.sources import Selection
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
+from krelay.state.events import ForwardBound
 from krelay.status.socket_path import socket_path
 from krelay.status.unix_server import AlreadyRunningError, serve
 from krelay.supervisor.supervisor import Supervisor
+from tests.status.reports import forward
 
 TEXT = b"host/a 1\nhost/b 2\n"
 
@@ -30,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     configs: list[Config] = []
 
     async def note(supervisor: Supervisor, stop: object) -> None:
-        configs.append(supervisor._want.config)
+        configs.append(supervisor._request.config)
 
     monkeypatch.setattr(Supervisor, "run", note)
     return configs
@@ -114,7 +116,7 @@ def test_a_hangup_is_a_reload_while_there_is_a_terminal_or_never_was(
         nonlocal terminal
         await asyncio.to_thread(path.write_text, "host/a 1\n")
         os.kill(os.getpid(), signal.SIGHUP)
-        while supervisor._want.reason != "SIGHUP":  # noqa: ASYNC110
+        while supervisor._request.reason != "SIGHUP":  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         assert not stop.is_set()
         terminal = False
@@ -140,18 +142,14 @@ def test_the_terminal_is_seen_and_seen_to_go() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
-def test_what_nobody_reads_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_that_is_no_longer_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     hushed: list[bool] = []
 
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    class Ready:
-        def describe(self) -> list[str]:
-            return ["web: 127.0.0.1:8080 -> svc/web:80 (tcp)"]
-
     monkeypatch.setattr(sys, "stdout", Closed())
     monkeypatch.setattr(module, "silence_stdout", lambda: hushed.append(True))
-    module.tell(Ready())  # type: ignore[arg-type]
+    module.announce_bound(ForwardBound(forward("web")))
     assert hushed == [True]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from krelay.cli.view import RateMeter, ViewModel, age, frame, most_urgent, size, table
-from krelay.state.snapshot import AgentState, FileState, State, TunnelState
+from krelay.state.states import AgentState, FileState, State, TunnelState
 from krelay.text import one_line
 from tests.cli.reports import NOW, START, carried, forward, report, shown
 

@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -45,9 +44,8 @@ from krelay.proxy import udp_associate
 from krelay.proxy.server import ProxyConnection, ProxyListener
 from krelay.proxy.socks5 import write_datagram
 from krelay.proxy.udp_associate import _MAX_UNPROVEN, same_user
-from krelay.state.snapshot import Snapshot
 from krelay.status.tcp_server import Listening
-from krelay.supervisor import snapshot
+from krelay.supervisor.control import Control
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
 from krelay.wire.stream import INITIAL_WINDOW
@@ -59,7 +57,7 @@ from tests.proxy.test_server import HELLO
 from tests.proxy.test_udp_associate import ASSOCIATE
 from tests.status.reports import report
 from tests.status.test_metrics import samples
-from tests.supervisor.agents import FakeReach
+from tests.supervisor.agents import FakeAgent
 from tests.supervisor.world import HEAD, World, text, world
 
 Labels = dict[str, str]
@@ -373,13 +371,13 @@ class Scene:
     seen: Scraper
 
     @property
-    def reach(self) -> FakeReach:
+    def reach(self) -> FakeAgent:
         """The way to the agent."""
         return self.world.agents[-1]
 
     @property
     def tunnel(self) -> Tunnel:
-        [group] = self.world.supervisor.running.groups.values()
+        [group] = self.world.supervisor.active.groups.values()
         return group.pool.tunnels[0]
 
     @property
@@ -424,13 +422,13 @@ class Scene:
 
     async def reachable_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let the tunnel come up again."""
-        monkeypatch.setattr(self.reach, "dial", partial(FakeReach.dial, self.reach))
+        monkeypatch.setattr(self.reach, "dial", partial(FakeAgent.dial, self.reach))
         self.tunnel.network_changed(broken=True)
         await rig.until(lambda: self.tunnel.up)
 
     def flows(self, name: str) -> _LocalSocket:
         """The one socket of a UDP forward."""
-        for forward in self.world.supervisor.running.forwards.values():
+        for forward in self.world.supervisor.active.forwards.values():
             if forward.name == name and isinstance(forward.listener, UdpListener):
                 return forward.listener._sockets[0]
         raise AssertionError(name)
@@ -441,13 +439,9 @@ async def scene(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *lines: str, head: str = HEAD
 ) -> AsyncIterator[Scene]:
     """A run of a file with these targets."""
-    started = datetime.now(UTC)
     async with world(monkeypatch, tmp_path, text(*lines, head=head)) as made:
-
-        async def live() -> Snapshot:
-            return await snapshot.take_snapshot(made.supervisor, made.reloader, started)
-
-        async with Listening({}, snapshot=live, bus=made.supervisor.bus) as listening:
+        control = Control(made.supervisor, made.reloader)
+        async with Listening({}, snapshot=control.snapshot, bus=made.supervisor.bus) as listening:
             await listening.apply(StatusConfig((rig.HOST, 0)))
             yield Scene(made, Scraper(f"http://{listening.addresses[0]}"))
 
@@ -662,10 +656,10 @@ async def test_a_reload_that_is_not_carried_out_has_failed_and_no_more(
         await here.world.edit(text(line, unprobed("more", 9)))
         assert await here.seen.value("config_reloads_total", result="ok") == 2
 
-        async def fails(self: FakeReach) -> None:
+        async def fails(self: FakeAgent) -> None:
             raise AgentError("by the test")
 
-        monkeypatch.setattr(FakeReach, "start", fails)
+        monkeypatch.setattr(FakeAgent, "start", fails)
         for number in (1, 2, 3):
             with pytest.raises(AgentError):
                 await here.world.edit(
@@ -942,7 +936,7 @@ async def test_datagrams_that_come_before_it_is_known_whose_they_are(
                             client.send(write_datagram(*place, b"x"))
                         [connection] = [
                             found
-                            for forward in here.world.supervisor.running.forwards.values()
+                            for forward in here.world.supervisor.active.forwards.values()
                             if isinstance(forward.listener, ProxyListener)
                             for found in forward.listener.connections
                         ]

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from krelay.state.readiness import readiness
-from krelay.state.snapshot import ForwardState, State
+from krelay.state.states import ForwardState, State, readiness
 from tests.status.reports import forward, report
 
 READY, FAILED = forward("web"), forward("db", State.FAILED, reason="refused")
@@ -15,12 +14,12 @@ DRAINING = forward("old", State.DRAINING)
 
 
 def waiting(*forwards: ForwardState, names: tuple[str, ...] = ()) -> list[str]:
-    return [found.target for found in readiness(report(*forwards), names).waiting]
+    return [found.target for found in readiness(report(*forwards).forwards, names).waiting]
 
 
 def test_all_of_them() -> None:
-    assert readiness(report(READY)).ready
-    assert not readiness(report(READY, FAILED)).ready
+    assert readiness(report(READY).forwards).ready
+    assert not readiness(report(READY, FAILED).forwards).ready
     assert waiting(READY, FAILED) == ["db"]
 
 
@@ -30,17 +29,19 @@ def test_only_ready_is_ready(state: State) -> None:
 
 
 def test_those_that_are_named() -> None:
-    assert readiness(report(READY, FAILED), ["web"]).ready
+    assert readiness(report(READY, FAILED).forwards, ["web"]).ready
     assert waiting(READY, FAILED, names=("db", "web")) == ["db"]
 
 
 def test_every_port_of_a_target_counts() -> None:
     other = dataclasses.replace(FAILED, target="web", index=1, name="web[81]")
-    assert [f.name for f in readiness(report(READY, other), ["web"]).waiting] == ["web[81]"]
+    assert [f.name for f in readiness(report(READY, other).forwards, ["web"]).waiting] == [
+        "web[81]"
+    ]
 
 
 def test_names_that_no_target_has() -> None:
-    found = readiness(report(READY), ["web", "x", "y", "x"])
+    found = readiness(report(READY).forwards, ["web", "x", "y", "x"])
     assert found.unknown == ("x", "y")
     assert not found.ready
 
@@ -55,15 +56,19 @@ def test_what_drains_beside_others_is_not_waited_for_unless_it_is_named() -> Non
 def test_nothing_is_not_ready_but_starting() -> None:
     nothing = dataclasses.replace(report(READY), forwards=())
     for names in ((), ("web",)):
-        found = readiness(nothing, names)
+        found = readiness(nothing.forwards, names)
         assert (found.ready, found.unknown) == (False, ())
         assert found.as_json()["reason"] == "nothing is relayed yet"
     assert not nothing.ready
 
 
 def test_as_json() -> None:
-    assert readiness(report(READY)).as_json() == {"ready": True, "reason": "", "notReady": []}
-    assert readiness(report(FAILED)).as_json()["notReady"] == [
+    assert readiness(report(READY).forwards).as_json() == {
+        "ready": True,
+        "reason": "",
+        "notReady": [],
+    }
+    assert readiness(report(FAILED).forwards).as_json()["notReady"] == [
         {
             "target": "db",
             "forward": "db",

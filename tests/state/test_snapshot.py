@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.state.snapshot import (
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import (
     AgentState,
     FileState,
     ForwardState,
-    Snapshot,
     State,
     Traffic,
     TunnelState,

@@ -6,11 +6,11 @@ import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from krelay.state.snapshot import (
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import (
     AgentState,
     FileState,
     ForwardState,
-    Snapshot,
     State,
     Traffic,
     TunnelState,

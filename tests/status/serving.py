@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import ClientSession, ClientTimeout
 
 from krelay.model import StatusConfig
-from krelay.state.events import EventBus
+from krelay.state.bus import EventBus
 from krelay.status.tcp_server import Listening
 from krelay.status.unix_server import Handler
 from tests.status.reports import Live

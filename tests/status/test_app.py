@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 
 from krelay.errors import KrelayError
-from krelay.state.snapshot import State
+from krelay.state.states import State
 from krelay.status import app as module
 from tests.status.reports import Live
 from tests.status.serving import TOKEN, client, echo, service

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from krelay.model import StatusConfig
-from krelay.state.snapshot import State
+from krelay.state.states import State
 from krelay.status.dashboard import page
+from tests.state.said import said
 from tests.status.browser import PROGRAM, Page, browser
 from tests.status.reports import FORWARDS, forward
 from tests.status.serving import TOKEN, Service, service
@@ -73,7 +74,7 @@ class TestBrowser:
 
     async def test_what_it_shows(self, tmp_path: Path) -> None:
         async with service() as made:
-            made.bus.tell("tunnel", "p1t1: resumed")
+            made.bus.publish(said("tunnel", "p1t1: resumed"))
             async with opened(made, tmp_path) as tab:
                 assert await tab.value(f"{ROWS}.length") == len(FORWARDS)
                 assert await tab.value(VERDICT) == "3 of 6 ready"
@@ -99,7 +100,7 @@ class TestBrowser:
             await tab.value("window.stays = true")
             assert await tab.value(cell(0, ".state")) == "ready"
             made.live.change("web", state=State.FAILED, reason="the endpoint refuses")
-            made.bus.tell("state", "failed: the endpoint refuses", target="web")
+            made.bus.publish(said("state", "failed: the endpoint refuses", target="web"))
             await tab.until(f"{cell(0, '.state')} === 'failed'")
             assert await tab.value(cell(0, ".why")) == "the endpoint refuses"
             await tab.until(
@@ -146,7 +147,7 @@ class TestBrowser:
         async with service() as made:
             evil = forward(INJECTION, State.FAILED, reason=INJECTION, to=INJECTION, via=INJECTION)
             made.live.now = dataclasses.replace(made.live.now, forwards=(evil,))
-            made.bus.tell("state", INJECTION, target=INJECTION)
+            made.bus.publish(said("state", INJECTION, target=INJECTION))
             async with opened(made, tmp_path) as tab:
                 await tab.until("document.querySelector('#events li time')")
                 assert await tab.value(cell(0, "th")) == INJECTION
@@ -166,12 +167,12 @@ class TestBrowser:
             assert lost.startswith("No connection to krelay; what is shown is ")
             await made.listening.apply(StatusConfig((address.host, address.port)))
             await tab.until("document.getElementById('lost').hidden")
-            made.bus.tell("state", "heard again")
+            made.bus.publish(said("state", "heard again"))
             await tab.until("document.getElementById('events').textContent.includes('heard again')")
 
     async def test_with_a_token(self, tmp_path: Path) -> None:
         async with service(TOKEN) as made:
-            made.bus.tell("agent", "serves")
+            made.bus.publish(said("agent", "serves"))
             async with opened(made, tmp_path, query=f"?token={TOKEN}") as tab:
                 await tab.until("document.getElementById('events').textContent.includes('serves')")
                 assert await tab.value("location.href") == f"{made.url}/"
@@ -183,7 +184,7 @@ class TestBrowser:
         long = forward("a" * 63, State.FAILED, reason="b" * 300, to="svc/" + "c" * 200)
         async with service() as made:
             made.live.now = dataclasses.replace(made.live.now, forwards=(*FORWARDS, long))
-            made.bus.tell("reload", "d" * 300)
+            made.bus.publish(said("reload", "d" * 300))
             async with opened(made, tmp_path, width=width) as tab:
                 await tab.until("document.querySelector('#events li time')")
                 assert await tab.value("document.documentElement.scrollWidth") == width

@@ -13,11 +13,13 @@ import pytest
 from aiohttp import ClientPayloadError, ClientResponse
 
 from krelay.model import StatusConfig
-from krelay.state.events import BACKLOG, Event
+from krelay.state.bus import BACKLOG
 from krelay.status import connections
 from krelay.status import event_stream as module
 from krelay.status.event_stream import MAX_STREAMS, as_text
+from krelay.text import one_line
 from tests import rig
+from tests.state.said import Said, said
 from tests.status.serving import Service, client, service
 
 
@@ -47,7 +49,7 @@ async def numbers(response: ClientResponse, count: int) -> list[int]:
 
 async def test_what_happens_arrives() -> None:
     async with service() as made, stream(made) as response:
-        made.bus.tell("state", "ready\nand more", target="web", state="ready")
+        made.bus.publish(said("state", "ready\nand more", target="web", state="ready"))
         lines = (await block(response)).splitlines()
         assert lines[:2] == ["id: 1", "event: state"]
         assert len(lines) == 3
@@ -58,18 +60,18 @@ async def test_what_happens_arrives() -> None:
 
 @pytest.mark.parametrize("text", ["\n\n", "\r", "\x00", "\u2028", "data: x\n\nid: 7"])
 def test_no_text_ends_an_event(text: str) -> None:
-    sent = as_text(Event("state", text, number=3))
+    sent = as_text(Said("state", text, number=3))
     assert sent.count("\n") == 4
     assert "\r" not in sent
-    assert json.loads(sent.splitlines()[2].removeprefix("data: "))["text"] == text
+    assert json.loads(sent.splitlines()[2].removeprefix("data: "))["text"] == one_line(text)
 
 
 async def test_who_comes_back_gets_what_it_missed() -> None:
     async with service() as made:
         for _ in range(3):
-            made.bus.tell("state", "x")
+            made.bus.publish(said("state", "x"))
         async with stream(made, Last_Event_ID="1") as unknown, stream(made) as new:
-            made.bus.tell("state", "x")
+            made.bus.publish(said("state", "x"))
             assert await numbers(new, 1) == [4]
             assert await numbers(unknown, 1) == [4]  # no such header
         async with stream(made, **{"Last-Event-ID": "1"}) as response:
@@ -84,7 +86,7 @@ async def test_who_comes_back_gets_what_it_missed() -> None:
 @pytest.mark.parametrize("known", ["99", "999999999999999999"])
 async def test_who_knows_another_krelay_gets_all_of_this_one(known: str) -> None:
     async with service() as made:
-        made.bus.tell("state", "x")
+        made.bus.publish(said("state", "x"))
         async with stream(made, **{"Last-Event-ID": known}) as response:
             assert await numbers(response, 1) == [1]
 
@@ -92,11 +94,11 @@ async def test_who_knows_another_krelay_gets_all_of_this_one(known: str) -> None
 @pytest.mark.parametrize("known", ["x", "-1", "1.5", "٣", "1" * 5000])
 async def test_a_number_that_is_none_is_ignored(known: str) -> None:
     async with service() as made:
-        made.bus.tell("state", "x")
+        made.bus.publish(said("state", "x"))
         async with client(made) as http:
             async with http.get("/v1/events", params={"after": known}) as response:
                 assert await block(response) == "retry: 1000"
-                made.bus.tell("state", "y")
+                made.bus.publish(said("state", "y"))
                 assert await numbers(response, 1) == [2]
 
 
@@ -104,7 +106,7 @@ async def test_a_comment_keeps_it_alive(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     async with service() as made, stream(made) as response:
         assert [await block(response) for _ in range(2)] == [": still here"] * 2
-        made.bus.tell("state", "x")
+        made.bus.publish(said("state", "x"))
         while (text := await block(response)) == ": still here":
             pass
         assert text.startswith("id: 1\n")
@@ -119,11 +121,11 @@ async def test_there_is_room_for_some() -> None:
                 assert (response.status, response.headers["Retry-After"]) == (503, "5")
             async with http.get("/healthz") as response:
                 assert response.status == 200
-        assert len(made.bus._listeners) == MAX_STREAMS
+        assert len(made.bus._subscriptions) == MAX_STREAMS
         await stack.aclose()
-        await rig.until(lambda: not made.bus._listeners)
+        await rig.until(lambda: not made.bus._subscriptions)
         async with stream(made):
-            assert len(made.bus._listeners) == 1
+            assert len(made.bus._subscriptions) == 1
 
 
 async def test_the_end_of_the_service_ends_them() -> None:
@@ -131,7 +133,7 @@ async def test_the_end_of_the_service_ends_them() -> None:
         await made.listening.apply(StatusConfig())
         with pytest.raises(ClientPayloadError):
             await response.content.read()
-        assert not made.bus._listeners
+        assert not made.bus._subscriptions
 
 
 async def reading_nothing(made: Service) -> socket.socket:
@@ -143,7 +145,7 @@ async def reading_nothing(made: Service) -> socket.socket:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(sock, (address.host, address.port))
     await loop.sock_sendall(sock, f"GET /v1/events HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
-    await rig.until(lambda: made.bus._listeners)
+    await rig.until(lambda: made.bus._subscriptions)
     return sock
 
 
@@ -151,33 +153,33 @@ async def flood(made: Service, listener: Any) -> None:
     """More than fits on the way and into the listener."""
     while not listener.dropped:
         for _ in range(100):
-            made.bus.tell("state", "x" * 2000)
+            made.bus.publish(said("state", "x" * 2000))
         await asyncio.sleep(0)
 
 
 async def test_a_slow_client_loses_the_oldest_and_is_told() -> None:
     async with service() as made:
         sock = await reading_nothing(made)
-        (listener,) = made.bus._listeners
+        (listener,) = made.bus._subscriptions
         await flood(made, listener)
         assert len(listener._events) == BACKLOG
         data = bytearray()
         while b"event: dropped\ndata: {" not in data:
             data += await rig.recv(sock)
         sock.close()
-        await rig.until(lambda: not made.bus._listeners)
+        await rig.until(lambda: not made.bus._subscriptions)
 
 
 async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service() as made:
         sock = await reading_nothing(made)
-        (listener,) = made.bus._listeners
+        (listener,) = made.bus._subscriptions
         await flood(made, listener)
         assert made.listening._connections is not None
         (connection,) = made.listening._connections.open
         monkeypatch.setattr(connections, "PATIENCE", 0.01)
         connection.look()
-        await rig.until(lambda: not made.bus._listeners)
+        await rig.until(lambda: not made.bus._subscriptions)
         while await rig.recv(sock):
             pass  # what was on its way; then the end
         sock.close()

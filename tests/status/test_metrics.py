@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics
 
-from krelay.state.snapshot import ForwardState, Snapshot, State, Traffic
+from krelay.state.snapshot import Snapshot
+from krelay.state.states import ForwardState, State, Traffic
 from krelay.status.metrics import render
 from tests.status.reports import TRAFFIC, forward, report
 

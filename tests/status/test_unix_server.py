@@ -15,11 +15,12 @@ import pytest
 from aiohttp import ClientSession, UnixConnector
 
 from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
-from krelay.state.events import EventBus
+from krelay.state.bus import EventBus
 from krelay.status import connections
 from krelay.status.client import NotRunningError, ask, is_running
 from krelay.status.socket_path import socket_path
 from krelay.status.unix_server import AlreadyRunningError, serve
+from tests.state.said import said
 from tests.status.reports import Live
 
 
@@ -57,7 +58,7 @@ async def test_the_whole_service_is_on_the_socket_and_needs_no_token_there(path:
             async with http.get("http://any.name/readyz?target=web") as response:
                 assert response.status == 200
             async with http.get("http://any.name/v1/events?after=0") as response:
-                bus.tell("state", "ready", target="web")
+                bus.publish(said("state", "ready", target="web"))
                 assert "ready" in (await response.content.readuntil(b"}\n\n")).decode()
         assert path.stat().st_mode & 0o777 == 0o600
 

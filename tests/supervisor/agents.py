@@ -11,21 +11,24 @@ import pytest
 
 from agent.server import Server
 from agent.settings import Settings
+from krelay.agents.base import AgentEvents
 from krelay.model import GroupSpec
-from krelay.supervisor import warming as module
+from krelay.state.bus import EventBus
+from krelay.supervisor import active as module
 
 
-class FakeReach:
+class FakeAgent:
     """An agent in this process; a test may replace each of its steps."""
 
-    made: list[FakeReach]
+    made: list[FakeAgent]
     tasks: asyncio.TaskGroup
     private = False
     expires = math.inf
     where = "in this process"
 
-    def __init__(self, spec: GroupSpec, key: bytes) -> None:
+    def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
         self.lost = ""
+        self.events = AgentEvents(bus, spec.context)
         self.stopped = False
         self.server = Server(Settings(port=0, key=key))
         self.made.append(self)
@@ -33,6 +36,7 @@ class FakeReach:
     async def start(self) -> None:
         self.tasks.create_task(self.server.run())
         await self.server.listening.wait()
+        self.events.started(self.where, "in this process")
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
@@ -50,15 +54,15 @@ class FakeReach:
 
 
 @asynccontextmanager
-async def reaches(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FakeReach]]:
+async def fake_agents(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[FakeAgent]]:
     """Agents come from here; all of them must have been stopped at the end."""
     async with asyncio.TaskGroup() as tasks:
-        FakeReach.made = []
-        FakeReach.tasks = tasks
-        monkeypatch.setattr(module, "SubprocessAgent", FakeReach)
+        FakeAgent.made = []
+        FakeAgent.tasks = tasks
+        monkeypatch.setattr(module, "SubprocessAgent", FakeAgent)
         try:
-            yield FakeReach.made
+            yield FakeAgent.made
         finally:
-            for reach in FakeReach.made:
-                reach.server.stop("test")
-    assert all(reach.stopped for reach in FakeReach.made)
+            for agent in FakeAgent.made:
+                agent.server.stop("test")
+    assert all(agent.stopped for agent in FakeAgent.made)

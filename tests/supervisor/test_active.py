@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from krelay.datapath.tcp import TcpListener
-from krelay.supervisor.warming import WarmingConfig
+from krelay.supervisor.active import WarmingConfig
 from tests import rig
-from tests.supervisor.agents import FakeReach
+from tests.supervisor.agents import FakeAgent
 from tests.supervisor.world import HEAD, Talk, named, text, world
 
 HOST = "ip/127.0.0.1"
@@ -42,15 +42,15 @@ async def test_what_is_removed_is_closed_when_that_is_told(
 ) -> None:
     one, two = f"one: {HOST} :1", f"two: {HOST} :1"
     async with world(monkeypatch, tmp_path, text(one, two)) as w:
-        sockets = [forward.listener for forward in w.supervisor.running.forwards.values()]
-        real = w.supervisor.running.commit
+        sockets = [forward.listener for forward in w.supervisor.active.forwards.values()]
+        real = w.supervisor.active.commit
         open_after: list[bool] = []
 
         def commit(stage: WarmingConfig) -> None:
             real(stage)
             open_after.append(any(isinstance(s, TcpListener) and s.accepting for s in sockets[:1]))
 
-        monkeypatch.setattr(w.supervisor.running, "commit", commit)
+        monkeypatch.setattr(w.supervisor.active, "commit", commit)
         await w.edit(text(two))
         assert open_after == [False]
 
@@ -60,10 +60,10 @@ async def test_a_comment_changes_nothing(
 ) -> None:
     caplog.set_level("DEBUG", "krelay.supervisor")
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
-        before = dict(w.supervisor.running.forwards)
+        before = dict(w.supervisor.active.forwards)
         caplog.clear()
         assert await w.edit("# a comment\n" + text(f"'one': {HOST} :{a}  # another")) == []
-        assert w.supervisor.running.forwards == before
+        assert w.supervisor.active.forwards == before
         assert [(r.levelname, r.message) for r in caplog.records] == [
             ("DEBUG", "nothing changed (an edit)")
         ]
@@ -88,7 +88,7 @@ async def test_a_removed_forward_drains_then_resets(
             assert await talk.alive()
             await talk.close()
             await other.close()
-            await rig.until(lambda: not w.supervisor.running.ending)
+            await rig.until(lambda: not w.supervisor.active.draining)
 
 
 async def test_without_a_drain_it_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ async def test_rerouting_keeps_the_socket_and_its_connections(
     free = rig.closed_port()
     async with named(b"a") as a, named(b"b") as b:
         async with world(monkeypatch, tmp_path, text(f"one: {HOST} {free}:{a}")) as w:
-            (forward,) = w.supervisor.running.forwards.values()
+            (forward,) = w.supervisor.active.forwards.values()
             listener = forward.listener
             old = await Talk.to(free)
             changed = await w.edit(text(f"one: {HOST} {free}:{b}"))
@@ -233,7 +233,7 @@ async def test_a_proxy_follows_edits_as_targets_do(
             # Another agent: what is new goes there, what lives has the former one's drain.
             await w.edit(content(f"port: {two}", LONG.replace("sessions: 1", "sessions: 2")))
             new = await through(two, a)
-            assert w.supervisor.running.groups[None].pool.streams == 1
+            assert w.supervisor.active.groups[None].pool.streams == 1
             assert await live.alive()
             head = LONG.replace("sessions: 1", "sessions: 2")
             (line,) = await w.edit(content(f"port: {two}, username: me, password: pw", head))
@@ -299,12 +299,12 @@ async def test_a_parked_connection_moves_with_the_route(
                 raise ConnectionRefusedError("gone")
 
             monkeypatch.setattr(lost, "dial", fail)
-            group = w.supervisor.running.groups[None]
+            group = w.supervisor.active.groups[None]
             lost.server.stop("the test")
             await rig.until(lambda: group.pool.pick() is None)
             async with asyncio.TaskGroup() as tasks:
                 talk = tasks.create_task(Talk.to(w.port("one")))
-                forward = next(iter(w.supervisor.running.forwards.values()))
+                forward = next(iter(w.supervisor.active.forwards.values()))
                 await rig.until(lambda: forward.live)
                 await w.edit(text(line, head=HEAD.replace("sessions: 1", "sessions: 2")))
             assert talk.result().name == b"a"
@@ -321,22 +321,22 @@ async def test_an_agent_that_cannot_be_had_changes_nothing_until_it_can(
     async with named(b"a") as a:
         one, two = f"one: {HOST} :{a}", f"two: {HOST} :{a}"
         async with world(monkeypatch, tmp_path, text(one)) as w:
-            real = FakeReach.start
+            real = FakeAgent.start
 
-            async def fail(reach: FakeReach) -> None:
+            async def fail(reach: FakeAgent) -> None:
                 raise AgentError("no image", hint="build one")
 
-            monkeypatch.setattr(FakeReach, "start", fail)
+            monkeypatch.setattr(FakeAgent, "start", fail)
             with pytest.raises(AgentError, match="no image"):
                 await w.edit(text(one, two, head=HEAD.replace("sessions: 1", "sessions: 2")))
             assert set(w.listening) == {"one"}
-            drift = w.reloader.drift
+            drift = w.supervisor.out_of_sync
             assert drift is not None
             assert str(drift.error) == "no image"
             assert "not applied, what ran before stays: no image; hint: build one" in caplog.text
-            monkeypatch.setattr(FakeReach, "start", real)
+            monkeypatch.setattr(FakeAgent, "start", real)
             await rig.until(lambda: set(w.listening) == {"one", "two"})
-            await rig.until(lambda: w.reloader.drift is None)
+            await rig.until(lambda: w.supervisor.out_of_sync is None)
             assert caplog.text.count("no image") == 1
 
 
@@ -349,12 +349,12 @@ async def test_the_newest_edit_does_not_wait_for_an_older_one(
         async with world(monkeypatch, tmp_path, text(one)) as w:
             starting = asyncio.Event()
 
-            async def forever(reach: FakeReach) -> None:
+            async def forever(reach: FakeAgent) -> None:
                 starting.set()
                 await asyncio.get_running_loop().create_future()
 
             with monkeypatch.context() as patch:
-                patch.setattr(FakeReach, "start", forever)
+                patch.setattr(FakeAgent, "start", forever)
                 async with asyncio.TaskGroup() as tasks:
                     changed = HEAD.replace("sessions: 1", "sessions: 2")
                     slow = tasks.create_task(w.edit(text(one, two, head=changed)))
@@ -365,14 +365,14 @@ async def test_the_newest_edit_does_not_wait_for_an_older_one(
                         await asyncio.sleep(0.005)
                     assert not slow.done()
                     assert not again.done()
-                    drift = w.reloader.drift
+                    drift = w.supervisor.out_of_sync
                     assert drift is not None
                     assert drift.error is None  # it is on its way
                     newest = await w.edit(text(one, two))
                 # Who waits is not told that all is well before something is.
                 assert len(newest) == 1
                 assert slow.result() == again.result() == newest
-            assert w.reloader.drift is None
+            assert w.supervisor.out_of_sync is None
             assert set(w.listening) == {"one", "two"}
             assert [agent.stopped for agent in w.agents] == [False, True]
 

@@ -10,9 +10,11 @@ from krelay.config.diff import Spec
 from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
-from krelay.state.snapshot import State
+from krelay.state.bus import EventBus
+from krelay.state.states import State
 from krelay.supervisor import forward as module
 from krelay.supervisor.forward import Forward
+from krelay.supervisor.snapshot import forward_state
 from tests import rig
 
 HTTP = Port("http", 0)
@@ -22,7 +24,12 @@ DNS = Port(53, 0, Protocol.UDP)
 def make(path: rig.Path, port: Port, *others: Port, listen: str = rig.HOST) -> Forward:
     target = Target("web", Kind.SERVICE, "nginx", (port, *others), listen=listen)
     return Forward(
-        Spec(target, 0), path.route(None), path.tasks, park=30.0, on_bound=lambda forward: None
+        Spec(target, 0),
+        path.route(None),
+        path.tasks,
+        park=30.0,
+        bus=EventBus(),
+        on_bound=lambda forward: None,
     )
 
 
@@ -45,7 +52,7 @@ async def test_a_name_has_its_port_where_a_target_has_several() -> None:
 async def test_what_is_not_bound_has_nothing_to_say_or_to_end() -> None:
     async with rig.path() as path:
         forward = make(path, HTTP)
-        assert forward.describe() == []
+        assert forward.addresses == []
         await forward.drain(3600.0)
         forward.cut()
 
@@ -61,7 +68,7 @@ async def test_it_binds_at_once_what_the_file_says_in_full() -> None:
             listener = forward.listener
             assert isinstance(listener, kind)
             local = rig.port_of(listener)
-            assert forward.describe() == [f"web: 127.0.0.1:{local} -> {text}"]
+            assert forward_state(forward, None).routes() == [f"web: 127.0.0.1:{local} -> {text}"]
             forward.cut()
 
 
@@ -71,7 +78,7 @@ async def test_ipv6_is_in_brackets() -> None:
         await bound(forward)
         if forward.failure is not None:
             pytest.skip("no IPv6 here")
-        assert forward.describe()[0].startswith("web: [::1]:")
+        assert forward.addresses[0].startswith("[::1]:")
         forward.cut()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -15,14 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from krelay.config.diff import Spec
-from krelay.datapath.probe import ProbeError, probe
+from krelay.datapath.pool import Pool
+from krelay.datapath.probe import NoRouteError, ProbeError
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
-from krelay.state.events import EventBus
-from krelay.state.snapshot import State
+from krelay.state.bus import EventBus
+from krelay.state.states import State
 from krelay.supervisor import health as module
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.health import explain
+from krelay.supervisor.health import SharedProbe, explain, shared_probe
 from krelay.wire.errors import ErrorCode
 from tests import rig
 
@@ -55,8 +57,8 @@ class Watched:
             path.route(None, followed=True),
             path.tasks,
             park=30.0,
-            on_bound=lambda forward: None,
             bus=self.bus,
+            on_bound=lambda forward: None,
         )
         self.health, self.route = self.forward.health, self.forward.route
 
@@ -376,7 +378,7 @@ async def test_a_proxy_is_ready_with_its_agent_whatever_it_is_asked_for() -> Non
     async with rig.path() as path:
         w = Watched(path, Port(1080, 0, Protocol.TCP))
         proxy = dataclasses.replace(w.forward.spec.target, kind=Kind.PROXY)
-        w.forward.spec = Spec(proxy, 0)
+        w.forward.spec = w.health.spec = Spec(proxy, 0)
         w.route.update(Resolution.as_given(proxy, proxy.ports[0]))
         w.forward.bind()
         await w.becomes(State.READY)
@@ -461,9 +463,11 @@ async def test_whatever_happens_a_state_is_never_better_than_the_way(steps: list
             elif step == "drain":
                 w.health.drain()
             else:
-                taken = step == "port taken"
-                w.forward.failure = ListenError("taken") if taken else None
-                w.health.look()
+                w.forward.failure = ListenError("taken") if step == "port taken" else None
+                if w.forward.failure is not None:
+                    w.health.bind_failed(w.forward.failure)
+                else:
+                    w.health.bound(Protocol.TCP)
             state = w.health.state
             was_ready = was_ready or state is State.READY
             way = w.route.endpoint is not None and w.forward.failure is None
@@ -494,3 +498,94 @@ def test_the_agents_answers_are_told_apart(code: ErrorCode, text: str) -> None:
     assert explain(code, "x").startswith(text)
     assert explain(code, "x").endswith("(x)")
     assert "(" not in explain(code, "")
+
+
+# -- shared probes ---------------------------------------------------------------------------------
+
+
+NO = ProbeError("no")
+
+
+class Probe:
+    """Counts how often it is made; each waits for its answer."""
+
+    def __init__(self) -> None:
+        self.made: list[asyncio.Future[ProbeError | None]] = []
+
+    async def __call__(self) -> ProbeError | None:
+        self.made.append(asyncio.get_running_loop().create_future())
+        return await self.made[-1]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def start(*work: Awaitable[Any]) -> list[asyncio.Task[Any]]:
+    tasks = [asyncio.ensure_future(one) for one in work]
+    await asyncio.sleep(0)
+    return tasks
+
+
+@pytest.mark.parametrize("answer", [None, NO])
+async def test_all_who_ask_together_get_the_answer_of_one_probe(answer: ProbeError | None) -> None:
+    shared, probe = SharedProbe(), Probe()
+    asking = await start(*(shared.ask(probe, now()) for _ in range(5)))
+    (only,) = probe.made
+    only.set_result(answer)
+    assert await asyncio.gather(*asking) == [answer] * 5
+    assert await shared.ask(probe, shared.at) == answer
+    assert len(probe.made) == 1
+
+
+async def test_an_answer_from_before_is_not_news() -> None:
+    shared, probe = SharedProbe(), Probe()
+    (first,) = await start(shared.ask(probe, now()))
+    (second,) = await start(shared.ask(probe, now()))
+    assert len(probe.made) == 2, "a probe that began before says nothing about now"
+    probe.made[1].set_result(NO)
+    assert await second is NO
+    probe.made[0].set_result(None)
+    assert await first is NO, "the newer answer counts"
+
+
+async def test_traffic_that_worked_during_a_probe_counts_more_than_its_failure() -> None:
+    shared, probe = SharedProbe(), Probe()
+    (asking,) = await start(shared.ask(probe, now()))
+    shared.worked(now() + 1)
+    probe.made[0].set_result(NO)
+    assert await asking is None
+
+
+@pytest.mark.parametrize(
+    "end",
+    [lambda probe, task: task.cancel(), lambda probe, task: probe.set_exception(NoRouteError)],
+)
+async def test_who_waits_for_a_probe_that_ends_without_an_answer_probes(
+    end: Callable[[Any, Any], None],
+) -> None:
+    shared, probe = SharedProbe(), Probe()
+    first, *others = await start(*(shared.ask(probe, now()) for _ in range(3)))
+    end(probe.made[0], first)
+    await rig.until(lambda: len(probe.made) == 2)
+    probe.made[1].set_result(None)
+    assert await asyncio.gather(*others) == [None, None]
+    assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], BaseException)
+
+
+async def test_they_are_shared_by_pool_endpoint_and_check_while_a_forward_has_them() -> None:
+    pools = [Pool("p", [rig.AgentLink(None)], rig.KEY, size=1) for _ in range(2)]
+    here, there = Endpoint("h", 1), Endpoint("h", 2)
+    dial, http = Check(), Check(CheckKind.HTTP)
+    kept = shared_probe(pools[0], here, dial)
+    assert shared_probe(pools[0], here, Check()) is kept
+    others = [
+        shared_probe(pools[1], here, dial),
+        shared_probe(pools[0], there, dial),
+        shared_probe(pools[0], here, http),
+    ]
+    assert kept not in others
+    kept.worked(7.0)
+    del kept
+    gc.collect()
+    assert shared_probe(pools[0], here, dial).at < 7.0

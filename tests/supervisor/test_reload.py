@@ -48,7 +48,7 @@ async def test_a_wrong_file_is_told_once_and_changes_nothing(
         assert "what ran before stays" in caplog.text
         assert w.port("one") == before
         await w.edit(text(f"one: {HOST} :{a}"))
-        assert w.reloader.drift is None
+        assert w.supervisor.out_of_sync is None
         assert w.port("one") == before
 
 
@@ -58,12 +58,12 @@ async def test_what_has_yet_to_start_is_no_edit(tmp_path: Path) -> None:
     file.write_text(text(f"one: {HOST} :1"))
     source = Selection(str(file), environ={})
     config = await asyncio.to_thread(source.load)
-    supervisor = Supervisor(config, lambda forward: None)
-    reloader = Reloader(source, supervisor, config)
+    supervisor = Supervisor(config)
+    reloader = Reloader(source, supervisor)
     await reloader.load("a second look")
-    assert reloader.drift is None
+    assert supervisor.out_of_sync is None
     supervisor.started.set()
-    assert reloader.drift is not None
+    assert supervisor.out_of_sync is not None
 
 
 async def test_every_problem_is_told_with_its_place(
@@ -88,12 +88,12 @@ async def test_files_that_it_names_are_followed_also_while_they_are_wrong(
         assert set(w.listening) == {"one", second}
         for new, problem in ((f"{HOST} :3\n", False), ("oh/no 1\n", True), (f"{HOST} :4\n", False)):
             await asyncio.to_thread(team.write_text, new)
-            await rig.until(lambda problem=problem: bool(w.reloader.drift) == problem)
+            await rig.until(lambda problem=problem: bool(w.supervisor.out_of_sync) == problem)
             if not problem:
                 await rig.until(lambda new=new: set(w.listening) == {"one", new.strip()})
         await asyncio.to_thread(team.unlink)
-        await rig.until(lambda: w.reloader.drift)
-        assert str(team) in w.reloader.files
+        await rig.until(lambda: w.supervisor.out_of_sync)
+        assert str(team) in w.supervisor.files
         await asyncio.to_thread(team.write_text, f"{HOST} :5\n")
         await rig.until(lambda: set(w.listening) == {"one", f"{HOST} :5"})
         watching.cancel()
@@ -103,13 +103,13 @@ async def test_targets_txt_is_known_by_its_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
-        agent = w.supervisor.running.groups[None]
+        agent = w.supervisor.active.groups[None]
         # The same agent: a targets.txt cannot say that it is embedded.
         real = w.reloader.source
         monkeypatch.setattr(w.reloader, "source", Embedded(real))
         one, two = f"{HOST} :{a}", f"{HOST} :{a} -l ::1"
         await w.edit(f"{one}\n")
-        assert w.supervisor.running.groups[None] is not agent  # other tunnel settings
+        assert w.supervisor.active.groups[None] is not agent  # other tunnel settings
         talk = await Talk.to(w.port(one))
         await w.edit(f"# a comment\n{two}\n{one}  // another\n")
         assert set(w.listening) == {one, two}
@@ -156,7 +156,7 @@ async def test_a_file_that_is_never_read_holds_up_nothing(
                     await w.reloader.load("it hangs")
                 with pytest.raises(KrelayError, match="plan takes more than"):
                     await w.reloader.plan()
-            assert w.reloader.drift is not None
+            assert w.supervisor.out_of_sync is not None
             talk = await Talk.to(w.port("one"))
             assert await talk.alive()
             await talk.close()
@@ -211,10 +211,10 @@ async def test_a_bug_in_reading_or_in_carrying_out_ends_nothing(
                 patch.setattr(place, name, fail)
                 with pytest.raises(KrelayError, match="internal error: ZeroDivisionError$"):
                     await w.edit(text(f"one: {HOST} :{a}", f"{name}: {HOST} :{a}"))
-            assert w.reloader.drift is not None
+            assert w.supervisor.out_of_sync is not None
             assert set(w.listening) == {"one"}
             await w.edit(text(f"one: {HOST} :{a}"))
-            assert w.reloader.drift is None
+            assert w.supervisor.out_of_sync is None
     assert caplog.text.count("ZeroDivisionError: oops") == 1  # what is read may be secret
     assert "reading the file failed: ZeroDivisionError" in caplog.text
 
@@ -325,7 +325,7 @@ async def test_a_thousand_edits_leave_nothing(
                     if number % 10 == 0:
                         other = await Talk.to(w.port("moves"))
                         await other.close()
-                await rig.until(lambda: not w.supervisor.running.ending)
+                await rig.until(lambda: not w.supervisor.active.draining)
                 gc.collect()
                 tasks = len(asyncio.all_tasks())
                 return process.num_fds(), tasks, process.memory_info().rss

@@ -31,11 +31,13 @@ from krelay.model import (
     Target,
     TunnelConfig,
 )
+from krelay.state.events import ForwardBound
+from krelay.state.states import ForwardState, State
+from krelay.supervisor import active as module
 from krelay.supervisor import supervisor as supervisor_module
-from krelay.supervisor import warming as module
-from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.supervisor import ApplyRequest, Supervisor
 from tests import rig
-from tests.supervisor.agents import FakeReach, reaches
+from tests.supervisor.agents import FakeAgent, fake_agents
 
 EMBEDDED = AgentConfig(embedded=True)
 Publish = Callable[[tuple[Resolution, ...]], None]
@@ -49,14 +51,15 @@ def config(*targets: Target, **tunnel: float) -> Config:
     return Config(targets, agent=EMBEDDED, tunnel=TunnelConfig(sessions=1, **tunnel))  # type: ignore[arg-type]
 
 
-class ActiveConfig:
+class Run:
     """A supervisor's run, what it announced, and the way to stop it."""
 
     def __init__(self, supervised: Config) -> None:
         self.lines: list[str] = []
         self.stop = asyncio.Event()
-        self.supervisor = Supervisor(
-            supervised, lambda forward: self.lines.extend(forward.describe())
+        self.supervisor = Supervisor(supervised)
+        self.supervisor.bus.on(
+            ForwardBound, lambda event: self.lines.extend(event.forward.routes())
         )
 
     async def run(self) -> None:
@@ -69,7 +72,7 @@ class ActiveConfig:
 
 async def fails(supervised: Config) -> KrelayError:
     """The error that a run ends with."""
-    running = ActiveConfig(supervised)
+    running = Run(supervised)
     with pytest.raises(KrelayError) as caught:
         await running.run()
     return caught.value
@@ -79,8 +82,8 @@ async def fails(supervised: Config) -> KrelayError:
 
 
 async def test_it_relays_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp, rig.udp_echo() as udp:
-        running = ActiveConfig(
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp, rig.udp_echo() as udp:
+        running = Run(
             config(
                 target("web", Port(tcp, 0)),
                 target("both", Port(tcp, 0), Port(udp, 0, Protocol.UDP)),
@@ -100,12 +103,12 @@ async def test_it_relays_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_an_embedded_agent_is_everybody_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
+    async with fake_agents(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
         one, two = (
             Target(name, Kind.IP, rig.HOST, (Port(tcp, 0),), context=context)
             for name, context in (("one", None), ("two", "other"))
         )
-        running = ActiveConfig(config(one, two))
+        running = Run(config(one, two))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: len(running.lines) == 2)
@@ -116,8 +119,8 @@ async def test_an_embedded_agent_is_everybody_s(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=3600.0))
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        running = Run(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -133,31 +136,31 @@ async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) 
 
 async def test_what_is_wanted_while_it_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`krelay reload` would wait until the last connection has ended, and be cut off then."""
-    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
         first = config(target("web", Port(tcp, 0)), drain=3600.0)
-        running = ActiveConfig(first)
+        running = Run(first)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
             async with rig.connect(running.port("web")) as (_, writer):
                 writer.write(b"a")
-                await rig.until(running.supervisor.running.streams)
-                before = running.supervisor.want(config(target("other", Port(tcp, 0))), "edit")
+                await rig.until(running.supervisor.active.streams)
+                before = running.supervisor.apply(config(target("other", Port(tcp, 0))), "edit")
                 running.stop.set()
                 await before.done.wait()
-                after = running.supervisor.want(first, "edit")
+                after = running.supervisor.apply(first, "edit")
                 await after.done.wait()
                 assert [str(want.failure) for want in (before, after)] == ["krelay is ending"] * 2
                 rig.rst(writer)
 
 
-def listening(running: ActiveConfig) -> bool:
-    return bool(running.supervisor.running.forwards)
+def listening(running: Run) -> bool:
+    return bool(running.supervisor.active.forwards)
 
 
 async def test_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
-        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=0.01))
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        running = Run(config(target("web", Port(tcp, 0)), drain=0.01))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -170,8 +173,8 @@ async def test_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_cancelling_skips_the_draining(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
-        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=3600.0))
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        running = Run(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -189,8 +192,8 @@ async def test_cancelling_skips_the_draining(monkeypatch: pytest.MonkeyPatch) ->
 async def test_connections_that_come_while_it_is_cancelled_break_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.hold) as tcp:
-        running = ActiveConfig(config(target("web", Port(tcp, 0)), drain=3600.0))
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
+        running = Run(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -214,13 +217,13 @@ async def test_connections_that_come_while_it_is_cancelled_break_nothing(
 async def test_stopping_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     starting = asyncio.Event()
 
-    async def forever(reach: FakeReach) -> None:
+    async def forever(agent: FakeAgent) -> None:
         starting.set()
         await asyncio.get_running_loop().create_future()
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "start", forever)
-        running = ActiveConfig(config(target("web", Port(80, 0))))
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "start", forever)
+        running = Run(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await starting.wait()
@@ -232,7 +235,7 @@ async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPat
     """A task group that ends already swallows it, and the exit code would say that all was well."""
     starting, ending, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def slow(reach: FakeReach) -> None:
+    async def slow(agent: FakeAgent) -> None:
         starting.set()
         try:
             await asyncio.get_running_loop().create_future()
@@ -240,9 +243,9 @@ async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPat
             ending.set()
             await go.wait()
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "start", slow)
-        running = ActiveConfig(config(target("web", Port(80, 0))))
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "start", slow)
+        running = Run(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             task = tasks.create_task(running.run())
             await starting.wait()
@@ -257,11 +260,11 @@ async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPat
 
 
 async def test_an_agent_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(reach: FakeReach) -> None:
+    async def fail(agent: FakeAgent) -> None:
         raise AgentError("no image", hint="build one")
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "start", fail)
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "start", fail)
         error = await fails(config(target("web", Port(80, 0))))
         assert (str(error), error.hint, error.exit_code) == ("no image", "build one", 4)
 
@@ -270,22 +273,22 @@ async def test_an_agent_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_a_tunnel_that_will_never_come_up(
     kind: type[KrelayError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+    async def fail(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
         raise kind("no way")
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "dial", fail)
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "dial", fail)
         error = await fails(config(target("web", Port(80, 0))))
         assert type(error) is kind
 
 
 async def test_a_tunnel_that_does_not_come_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fail(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+    async def fail(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
         raise ConnectionRefusedError("not yet")
 
     monkeypatch.setattr(group_module, "_TUNNEL_DEADLINE", 0.05)
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "dial", fail)
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "dial", fail)
         error = await fails(config(target("web", Port(80, 0))))
         assert type(error) is NotReadyError
         assert str(error) == "no tunnel to the agent within 0.05 s: not yet"
@@ -294,18 +297,18 @@ async def test_a_tunnel_that_does_not_come_up_in_time(monkeypatch: pytest.Monkey
 async def test_a_tunnel_that_comes_up_late_is_early_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, tries = FakeReach.dial, 0
+    real, tries = FakeAgent.dial, 0
 
-    async def later(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
+    async def later(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
         nonlocal tries
         tries += 1
         if tries < 3:
             raise ConnectionRefusedError("not yet")
-        return await real(reach, protocol)
+        return await real(agent, protocol)
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "dial", later)
-        running = ActiveConfig(config(target("web", Port(80, 0))))
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "dial", later)
+        running = Run(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -313,12 +316,12 @@ async def test_a_tunnel_that_comes_up_late_is_early_enough(
 
 
 async def test_an_agent_that_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def lose(reach: FakeReach, protocol: asyncio.Protocol) -> asyncio.Transport:
-        reach.lost = "the pod was evicted"
+    async def lose(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
+        agent.lost = "the pod was evicted"
         raise ConnectionResetError
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "dial", lose)
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "dial", lose)
         error = await fails(config(target("web", Port(80, 0))))
         assert (type(error), str(error)) == (AgentError, "the pod was evicted")
 
@@ -326,8 +329,8 @@ async def test_an_agent_that_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) ->
 async def test_one_port_in_use_is_that_forward_s_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        running = ActiveConfig(config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0))))
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        running = Run(config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -338,13 +341,13 @@ async def test_one_port_in_use_is_that_forward_s_alone(
 
 
 async def test_strictly_one_is_enough_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
+    async with fake_agents(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
         both = config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0)))
-        supervisor = Supervisor(both, print, strict=True)
+        supervisor = Supervisor(both, strict=True)
         with pytest.raises(ListenError):
             await supervisor.run(asyncio.Event())
         # It binds before an agent is made.
-        assert [reach.server.listening.is_set() for reach in made] == [False]
+        assert [agent.server.listening.is_set() for agent in made] == [False]
 
 
 async def test_strictly_one_that_may_not_be_followed_is_too(
@@ -355,12 +358,12 @@ async def test_strictly_one_that_may_not_be_followed_is_too(
             raise CredentialsError("not allowed")
         publish((Resolution.as_given(target, target.ports[0]),))
 
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        monkeypatch.setattr(module, "_follow_constant", follow)
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        monkeypatch.setattr(module, "follow_constant", follow)
         both = config(target("bad", Port(tcp, 0)), target("web", Port(tcp, 0)))
         with pytest.raises(CredentialsError):
-            await Supervisor(both, print, strict=True).run(asyncio.Event())
-        running = ActiveConfig(both)
+            await Supervisor(both, strict=True).run(asyncio.Event())
+        running = Run(both)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: any(line.startswith("web:") for line in running.lines))
@@ -377,15 +380,14 @@ async def test_strictly_one_that_does_not_exist_is_too(monkeypatch: pytest.Monke
         else:
             publish((Resolution.as_given(target, target.ports[0]),))
 
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        monkeypatch.setattr(module, "_follow_constant", follow)
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        monkeypatch.setattr(module, "follow_constant", follow)
         both = config(target("bad", Port(tcp, 0)), target("web", Port(tcp, 0)))
-        supervisor = Supervisor(both, print, strict=True, must_exist=True)
+        supervisor = Supervisor(both, strict=True, must_exist=True)
         with pytest.raises(NotFoundError, match="service not found"):
             await supervisor.run(asyncio.Event())
-        for strict in (True, False):
-            supervisor = Supervisor(both, print, strict=strict, must_exist=not strict)
-            stop = asyncio.Event()
+        for options in ({"strict": True}, {"must_exist": True}):
+            supervisor, stop = Supervisor(both, **options), asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(supervisor.run(stop))
                 await supervisor.started.wait()
@@ -393,7 +395,7 @@ async def test_strictly_one_that_does_not_exist_is_too(monkeypatch: pytest.Monke
 
 
 async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         error = await fails(config(target("a", Port(80, tcp)), target("b", Port(81, tcp))))
         assert type(error) is ListenError
 
@@ -404,7 +406,7 @@ async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_a_forward_that_waits_is_told_of_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         ready = asyncio.Event()
 
         async def follow(target: Target, publish: Publish) -> None:
@@ -412,10 +414,10 @@ async def test_a_forward_that_waits_is_told_of_later(
             await ready.wait()
             publish((Resolution(Protocol.TCP, Endpoint(rig.HOST, tcp), via="pod x"),))
 
-        monkeypatch.setattr(module, "_follow_constant", follow)
+        monkeypatch.setattr(module, "follow_constant", follow)
         monkeypatch.setattr(supervisor_module, "_SETTLE_DEADLINE", 0.01)
         free = rig.closed_port()
-        running = ActiveConfig(config(target("web", Port("http", None, Protocol.TCP))))
+        running = Run(config(target("web", Port("http", None, Protocol.TCP))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: "web: waiting: no ready pod" in caplog.text)
@@ -442,8 +444,8 @@ async def test_following_that_fails_at_first_is_an_error(monkeypatch: pytest.Mon
     async def fail(target: Target, publish: Publish) -> None:
         raise CredentialsError("not allowed")
 
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(module, "_follow_constant", fail)
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(module, "follow_constant", fail)
         error = await fails(config(target("web", Port(80, 0))))
         assert type(error) is CredentialsError
 
@@ -451,7 +453,7 @@ async def test_following_that_fails_at_first_is_an_error(monkeypatch: pytest.Mon
 async def test_following_that_fails_later_leaves_the_route_as_it_is(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with reaches(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         fail = asyncio.Event()
 
         async def follow(target: Target, publish: Publish) -> None:
@@ -460,8 +462,8 @@ async def test_following_that_fails_later_leaves_the_route_as_it_is(
                 await fail.wait()
                 raise CredentialsError("no longer allowed")
 
-        monkeypatch.setattr(module, "_follow_constant", follow)
-        running = ActiveConfig(config(target("web", Port(tcp, 0))))
+        monkeypatch.setattr(module, "follow_constant", follow)
+        running = Run(config(target("web", Port(tcp, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
@@ -477,16 +479,85 @@ async def test_following_that_fails_later_leaves_the_route_as_it_is(
 async def test_an_agent_that_cannot_be_removed_in_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def forever(reach: FakeReach) -> None:
-        reach.stopped = True
+    async def forever(agent: FakeAgent) -> None:
+        agent.stopped = True
         await asyncio.get_running_loop().create_future()
 
     monkeypatch.setattr(group_module, "_REMOVE_DEADLINE", 0.05)
-    async with reaches(monkeypatch):
-        monkeypatch.setattr(FakeReach, "stop", forever)
-        running = ActiveConfig(config(target("web", Port(80, 0))))
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(FakeAgent, "stop", forever)
+        running = Run(config(target("web", Port(80, 0))))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(running.run())
             await rig.until(lambda: running.lines)
             running.stop.set()
     assert "the agent was not removed in time" in caplog.text
+
+
+# -- waiting until it is ready ---------------------------------------------------------------------
+
+
+async def waited(supervised: Config, timeout: float, **words: str) -> tuple[ForwardState, ...]:
+    """What it gives, as it is used: beside the supervisor's run."""
+    supervisor = Supervisor(supervised, strict=True)
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(supervisor.run(stop))
+        found = await supervisor.wait_ready(timeout, **words)
+        stop.set()
+    return found
+
+
+async def test_waiting_returns_all_forwards_in_file_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        two = (Port(tcp, 0), Port(tcp, 0))
+        found = await waited(config(target("b", *two), target("a", two[0])), 5.0)
+    assert [(f.target, f.index, f.state) for f in found] == [
+        ("b", 0, State.READY),
+        ("b", 1, State.READY),
+        ("a", 0, State.READY),
+    ]
+    assert all(f.listen for f in found)
+
+
+async def test_a_forward_that_is_not_ready_in_time_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dead = rig.closed_port()
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        supervised = config(target("web", Port(tcp, 0)), target("db", Port(dead, 0)))
+        with pytest.raises(ExceptionGroup) as caught:
+            await waited(supervised, 1.5, then="nothing was done", hint="wait")
+    (error,) = caught.value.exceptions
+    assert isinstance(error, KrelayError)
+    told, message, hint = error.report()
+    assert told.startswith("db: failed: refused: ")
+    assert (message, hint) == ("not ready after 1.5 s; nothing was done", "  hint: wait")
+
+
+async def test_before_the_start_nothing_is_ready() -> None:
+    supervisor = Supervisor(config(target("web", Port(80, 0))))
+    with pytest.raises(NotReadyError) as caught:
+        await supervisor.wait_ready(0.0)
+    assert caught.value.unready == ("krelay is starting",)
+
+
+# -- requests --------------------------------------------------------------------------------------
+
+
+def test_one_that_is_replaced_or_given_up_is_over() -> None:
+    first, second = ApplyRequest(Config(()), "first"), ApplyRequest(Config(()), "second")
+    first.replace(second)
+    assert first.done.is_set()
+    assert first.newer is second
+    second.give_up(KrelayError("too late"))
+    assert second.done.is_set()
+    assert str(second.failure) == "too late"
+
+
+def test_one_that_is_over_stays_as_it_is() -> None:
+    done = ApplyRequest(Config(()), "done")
+    done.done.set()
+    done.replace(ApplyRequest(Config(()), "newer"))
+    done.give_up(KrelayError("too late"))
+    assert (done.newer, done.failure) == (None, None)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Self
 
 import pytest
 
+from krelay.cluster.api import Api
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
-from krelay.errors import AccessDeniedError
+from krelay.errors import AccessDeniedError, CredentialsError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.supervisor import target_watcher as module
-from krelay.supervisor.target_watcher import Failures, Publish, TargetWatcher
+from krelay.supervisor.target_watcher import Contexts, Failures, Publish, TargetWatcher
 from tests import rig
 
 TARGET = Target("web", Kind.SERVICE, "nginx", (Port(80), Port(53, protocol=Protocol.UDP)))
@@ -57,19 +59,19 @@ async def test_answers_go_to_the_routes_also_the_one_before() -> None:
         source.told.put_nowait((HERE, NOWHERE))
         await found.answered.wait()
         assert routes[0].resolution is None
-        found.feed(routes)
+        found.update(routes)
         assert [route.resolution for route in routes] == [HERE, NOWHERE]
         source.told.put_nowait((HERE, HERE))
         await rig.until(lambda: routes[1].endpoint)
         others = [Route(routes[0].pool), Route(routes[0].pool)]
-        found.feed(others)
+        found.update(others)
         assert [route.endpoint for route in others] == [HERE.endpoint] * 2
 
 
 async def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "krelay.supervisor")
     async with following() as (source, found, routes):
-        found.feed(routes)
+        found.update(routes)
         for answer in ((HERE, NOWHERE), (HERE, NOWHERE), (NOWHERE, NOWHERE)):
             source.told.put_nowait(answer)
         await rig.until(lambda: routes[0].resolution == NOWHERE)
@@ -80,19 +82,19 @@ async def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@pytest.mark.parametrize("feed_first", [True, False])
+@pytest.mark.parametrize("update_first", [True, False])
 async def test_a_failure_is_the_reason_and_is_tried_again(
-    feed_first: bool, caplog: pytest.LogCaptureFixture
+    update_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following() as (source, found, routes):
-        if feed_first:
-            found.feed(routes)
+        if update_first:
+            found.update(routes)
         error = AccessDeniedError("no watching", hint="ask for it")
         told: list[str] = []
         routes[0].on_change = lambda: told.append(routes[0].reason)
         source.told.put_nowait(error)
         await found.answered.wait()
-        found.feed(routes)
+        found.update(routes)
         assert found.failure is error
         assert told == ["no watching"]  # else nobody would look
         assert {route.reason for route in routes} == {"no watching"}
@@ -143,3 +145,55 @@ async def test_what_never_changes_ends() -> None:
     async with asyncio.TaskGroup() as tasks:
         found = TargetWatcher(TARGET, follow, tasks)
     assert found.answered.is_set()
+
+
+# -- contexts --------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    closed = 0
+
+    @classmethod
+    async def connect(cls, context: str | None, kubeconfig: str | None) -> Self:
+        await asyncio.sleep(0)
+        if context == "none":
+            raise CredentialsError("no such context")
+        return cls()
+
+    async def aclose(self) -> None:
+        FakeApi.closed += 1
+
+
+async def test_each_is_made_once_and_closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    contexts = Contexts()
+    first, again, other = await asyncio.gather(*(contexts.api(c) for c in (None, None, "other")))
+    assert first is again
+    assert first is not other
+    with pytest.raises(CredentialsError):
+        await contexts.api("none")
+    await contexts.close()
+    await contexts.close()
+    assert FakeApi.closed == 2
+
+
+async def test_the_watches_of_a_context_are_shared_and_end_before_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    contexts = Contexts()
+    first, again, other = [await contexts.informers(c) for c in (None, None, "other")]
+    assert first is again
+    assert first is not other
+    closed = FakeApi.closed
+    order: list[int] = []
+    close = first.close
+
+    async def note() -> None:
+        order.append(FakeApi.closed - closed)
+        await close()
+
+    monkeypatch.setattr(first, "close", note)
+    await contexts.close()
+    assert order == [0]
+    assert FakeApi.closed == closed + 2

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from krelay.config.sources import Selection
+from krelay.state.events import ForwardBound
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
-from tests.supervisor.agents import FakeReach, reaches
+from tests.supervisor.agents import FakeAgent, fake_agents
 
 HEAD = "apiVersion: krelay/v1\nagent: {embedded: true}\ntunnel: {sessions: 1, drain: 0.05}\n"
 
@@ -27,13 +28,16 @@ def text(*lines: str, head: str = HEAD) -> str:
 class World:
     """What a test has of a run."""
 
-    def __init__(self, file: Path, selection: Selection, agents: list[FakeReach]) -> None:
+    def __init__(self, file: Path, selection: Selection, agents: list[FakeAgent]) -> None:
         self.file = file
         self.agents = agents
         self.lines: list[str] = []
         config = selection.load()
-        self.supervisor = Supervisor(config, lambda forward: self.lines.extend(forward.describe()))
-        self.reloader = Reloader(selection, self.supervisor, config)
+        self.supervisor = Supervisor(config)
+        self.supervisor.bus.on(
+            ForwardBound, lambda event: self.lines.extend(event.forward.routes())
+        )
+        self.reloader = Reloader(selection, self.supervisor)
 
     async def edit(self, new: str) -> list[str]:
         """Save the file, and have it carried out; what changed."""
@@ -44,7 +48,7 @@ class World:
     def listening(self) -> dict[str, set[int]]:
         """The local ports of each target."""
         found: dict[str, set[int]] = {}
-        for forward in self.supervisor.running.forwards.values():
+        for forward in self.supervisor.active.forwards.values():
             ports = {int(address.rpartition(":")[2]) for address in forward.addresses}
             found.setdefault(forward.spec.target.name, set()).update(ports)
         return found
@@ -62,12 +66,12 @@ async def world(
     """A run of a file, from when it relays; stopped at the end."""
     file = tmp_path / "krelay.yaml"
     await asyncio.to_thread(file.write_text, content)
-    async with reaches(monkeypatch) as agents:
+    async with fake_agents(monkeypatch) as agents:
         made = await asyncio.to_thread(World, file, Selection(str(file)), agents)
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(made.supervisor.run(stop))
-            await rig.until(lambda: running.done() or made.supervisor._want.done.is_set())
+            await rig.until(lambda: running.done() or made.supervisor._request.done.is_set())
             try:
                 yield made
             finally:

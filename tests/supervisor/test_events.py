@@ -1,73 +1,85 @@
-"""What the bus hears of agents and tunnels, and of edits."""
+"""Events of agents, tunnels and edits, as their producers publish them."""
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
 from krelay.errors import ConfigError
+from krelay.state.events import ReloadEnded, ReloadStarted
 from tests import rig
 from tests.supervisor.world import World, named, text, world
 
 HOST = "ip/127.0.0.1"
 
 
-def told(w: World, kind: str) -> list[str]:
+def texts(w: World, kind: str) -> list[str]:
     return [event.text for event in w.supervisor.bus.history if event.kind == kind]
 
 
-async def test_agents_and_tunnels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_agents_and_tunnels_are_published_when_they_come_and_go(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
-        await rig.until(lambda: len(told(w, "tunnel")) == 1)
-        assert told(w, "agent") == ["agent runs: in this process"]
-        (group,) = w.supervisor.running.groups.values()
+        assert texts(w, "agent") == ["agent runs: in this process"]
+        (group,) = w.supervisor.active.groups.values()
         (tunnel,) = group.pool.tunnels
-        assert told(w, "tunnel") == [f"{tunnel.name}: up"]
-        (reach,) = w.agents
-        monkeypatch.setattr(reach, "where", "elsewhere")
-        monkeypatch.setattr(reach, "lost", "it was evicted")
+        assert texts(w, "tunnel") == [f"{tunnel.name}: up"]
         transport = rig.connection(tunnel)._transport
         assert transport is not None
         transport.abort()
-        await rig.until(lambda: len(told(w, "tunnel")) == 3)
-        assert told(w, "tunnel")[1].startswith(f"{tunnel.name}: lost: ")
-        assert told(w, "tunnel")[2] == f"{tunnel.name}: up"
-        assert told(w, "agent")[1:] == ["agent lost: it was evicted", "agent runs: elsewhere"]
-        lost = next(e for e in w.supervisor.bus.history if e.text.startswith("agent lost"))
-        assert lost.details == {"context": None, "where": "in this process"}
+        await rig.until(lambda: len(texts(w, "tunnel")) == 3)
+        assert texts(w, "tunnel")[1].startswith(f"{tunnel.name}: lost: ")
+        assert texts(w, "tunnel")[2] == f"{tunnel.name}: up"
 
 
-async def test_a_group_that_is_replaced_is_heard_of_no_more(
+async def test_the_tunnels_of_a_group_that_was_removed_are_not_published_as_lost(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lines = text(f"one: {HOST} :1")
     async with world(monkeypatch, tmp_path, lines) as w:
         await w.edit(lines.replace("sessions: 1", "sessions: 2"))
-        await rig.until(lambda: len(told(w, "tunnel")) == 3)
-        names = [task.get_name() for task in asyncio.all_tasks()]
-        assert len([name for name in names if name.startswith("news of ")]) == 1
+        await rig.until(lambda: not w.supervisor.active.draining)
+        found = texts(w, "tunnel")
+        assert [line.rpartition(": ")[2] for line in found] == ["up"] * 3
 
 
-async def test_edits_carried_out_and_refused(
+def counts(w: World) -> tuple[int, int, int]:
+    file = w.supervisor.snapshot().file
+    return file.generation, file.reloads, file.failed_reloads
+
+
+async def test_edits_are_published_as_applied_and_once_as_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with world(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
-        assert (w.supervisor.generation, w.supervisor.carried_out, w.reloader.failed) == (1, 0, 0)
+        assert counts(w) == (1, 0, 0)
         await w.edit(text(f"one: {HOST} :1", f"two: {HOST} :2"))
         for _ in range(2):
             with pytest.raises(ConfigError):
                 await w.edit(text(f"one: {HOST} :x"))
         await w.edit(text(f"two: {HOST} :2"))
-        applied, refused, last = told(w, "reload")
+        applied, refused, last = texts(w, "reload")
         assert applied == f"applied (an edit): two: added 127.0.0.1:<free> -> {HOST}:2"
         assert refused.startswith("refused: ")
         assert last.startswith("applied (an edit): one: removed ")
         first, error, _ = (e for e in w.supervisor.bus.history if e.kind == "reload")
         assert first.details["generation"] == 2
         assert error.details["error"]["problems"]
-        assert (w.supervisor.generation, w.supervisor.carried_out, w.reloader.failed) == (3, 2, 2)
+        assert counts(w) == (3, 2, 2)
+
+
+async def test_every_reload_is_published_with_its_beginning_and_its_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with world(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        with w.supervisor.bus.subscribe(ReloadStarted, ReloadEnded) as events:
+            await w.edit(text(f"two: {HOST} :1"))
+            with pytest.raises(ConfigError):
+                await w.edit("nonsense")
+            found = await events.batch()
+        assert found == [ReloadStarted(1), ReloadEnded(1), ReloadStarted(2), ReloadEnded(2)]
 
 
 async def test_a_check_is_changed_under_a_live_connection(
@@ -80,7 +92,7 @@ async def test_a_check_is_changed_under_a_live_connection(
         async with rig.connect(w.port("one")) as (reader, writer):
             assert await reader.readexactly(1) == b"a"
             assert await w.edit(lines("none")) == ["one.check: set dial -> none"]
-            (forward,) = w.supervisor.running.forwards.values()
+            (forward,) = w.supervisor.active.forwards.values()
             assert str(forward.health.check) == "none"
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"

@@ -1,0 +1,233 @@
+"""States: what krelay knows of a forward, a tunnel, an agent and the file, and what ready means."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from krelay.text import one_line
+
+
+class State(StrEnum):
+    """The state of a forward."""
+
+    PENDING = "pending"
+    """It has not worked yet, and nothing says that it cannot."""
+    READY = "ready"
+    """It is bound, the agent is reached, and the last dial or probe of its endpoint worked."""
+    DEGRADED = "degraded"
+    """It worked before; now something on the way does not."""
+    FAILED = "failed"
+    """It does not work, and did not before."""
+    DRAINING = "draining"
+    """It accepts no new connections; live ones may finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What a forward has carried since it was added.
+
+    Attributes:
+        opened: streams opened.
+        results: streams that have ended and dials that failed, by result (`ok`, `reset`,
+            `refused`, `no_such_host`, ...).
+        dials: seconds that the agent took to reach the endpoint, as cumulative counts by upper
+            bound; `dial_count` and `dial_sum` complete the histogram.
+        drops: lost datagrams by reason.
+    """
+
+    opened: int = 0
+    results: Mapping[str, int] = field(default_factory=dict)
+    to_remote_bytes: int = 0
+    to_local_bytes: int = 0
+    dials: Mapping[float, int] = field(default_factory=dict)
+    dial_count: int = 0
+    dial_sum: float = 0.0
+    drops: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardState:
+    """One forward: one port of a target.
+
+    Attributes:
+        index: position of the port within the target, from 0.
+        check: how the endpoint is probed.
+        live: connections and flows open now.
+    """
+
+    target: str
+    index: int
+    name: str
+    to: str
+    state: State
+    reason: str
+    since: datetime
+    context: str | None = None
+    namespace: str | None = None
+    protocol: str | None = None
+    listen: tuple[str, ...] = ()
+    endpoint: str | None = None
+    via: str = ""
+    check: str = "dial"
+    live: int = 0
+    traffic: Traffic = Traffic()
+
+    def __str__(self) -> str:
+        """One line: `web: failed: connection refused`."""
+        return f"{self.name}: {self.state}{f': {self.reason}' if self.reason else ''}"
+
+    def routes(self) -> list[str]:
+        """Return a line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""
+        return [f"{self.target}: {local} -> {self.to} ({self.protocol})" for local in self.listen]
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelState:
+    """One session to an agent. All counts are since the start of krelay.
+
+    Attributes:
+        rtt: the last round trip in seconds, None before the first.
+        connects: tunnels that came up.
+        resumed: tunnels that carried the session on.
+        rotated: tunnels that took over from a working one.
+        window_stalls: how often a stream had bytes to send and no credit.
+        limit_stalls: how often the tunnel's own limit held a stream up.
+        lost_datagrams: datagrams lost on the way or at the agent, by reason.
+    """
+
+    name: str
+    up: bool
+    streams: int
+    rtt: float | None = None
+    connects: int = 0
+    resumed: int = 0
+    rotated: int = 0
+    replayed_bytes: int = 0
+    window_stalls: int = 0
+    limit_stalls: int = 0
+    lost_datagrams: Mapping[str, int] = field(default_factory=dict)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """The agents of one context, each as `NAMESPACE/POD` or a process, and the tunnels to them."""
+
+    context: str | None
+    where: tuple[str, ...]
+    tunnels: tuple[TunnelState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """The file, and whether the active config matches it.
+
+    Attributes:
+        in_step: whether the active config is the one that the file describes.
+        generation: number of configs applied, the first one included.
+        since: when the file and the active config began to differ.
+        error: why the file is not applied, in the form of `krelay.state.error_codec`.
+        applied: when the active config was applied.
+    """
+
+    path: str | None
+    files: tuple[str, ...]
+    in_step: bool
+    generation: int = 1
+    reloads: int = 0
+    failed_reloads: int = 0
+    since: datetime | None = None
+    error: Mapping[str, Any] | None = None
+    applied: datetime | None = None
+
+
+def is_ready(forward: ForwardState) -> bool:
+    """Return whether connections to `forward` are expected to work now."""
+    return forward.state is State.READY
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a set of forwards is ready.
+
+    Attributes:
+        waiting: the forwards that are not ready.
+        unknown: requested names that no target has.
+        starting: whether no forward exists yet.
+    """
+
+    waiting: tuple[ForwardState, ...]
+    unknown: tuple[str, ...] = ()
+    starting: bool = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is left to wait for."""
+        return not (self.waiting or self.unknown or self.starting)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the body of `/readyz`."""
+        return {
+            "ready": self.ready,
+            "reason": "nothing is relayed yet" if self.starting else "",
+            "notReady": [
+                {
+                    "target": forward.target,
+                    "forward": forward.name,
+                    "state": forward.state,
+                    "reason": forward.reason,
+                    "since": forward.since.isoformat(),
+                }
+                for forward in self.waiting
+            ],
+        }
+
+
+def readiness(forwards: Collection[ForwardState], names: Collection[str] = ()) -> Readiness:
+    """Return the readiness of `forwards`, or of those whose targets are in `names`.
+
+    A draining forward does not count while an active one remains: of the same target if `names`
+    are given, of any target otherwise.
+    """
+    if not forwards:
+        return Readiness((), starting=True)
+    known = {forward.target for forward in forwards}
+    chosen = [forward for forward in forwards if not names or forward.target in names]
+    active = {forward.target for forward in chosen if forward.state is not State.DRAINING}
+
+    def counts(forward: ForwardState) -> bool:
+        replaced = forward.target in active if names else bool(active)
+        return forward.state is not State.DRAINING or not replaced
+
+    return Readiness(
+        tuple(forward for forward in chosen if counts(forward) and not is_ready(forward)),
+        tuple(dict.fromkeys(name for name in names if name not in known)),
+    )
+
+
+def json_form(value: Any) -> Any:
+    """Return `value` as JSON: camelCase keys, times as ISO 8601, texts safe to display."""
+    if dataclasses.is_dataclass(value):
+        return {
+            _camel(found.name): json_form(getattr(value, found.name))
+            for found in dataclasses.fields(value)
+        }
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Mapping):
+        return {str(key): json_form(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_form(item) for item in value]
+    return value
+
+
+def _camel(name: str) -> str:
+    return re.sub(r"_([a-z])", lambda found: found[1].upper(), name)
