@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from krelay.agents.base import AgentProvider
 from krelay.datapath.pool import Pool
 from krelay.datapath.tunnel import Tunnel
-from krelay.errors import AgentError, NotReadyError
+from krelay.errors import AgentError, KrelayError, NotReadyError
 from krelay.legacy import LegacyTunnels
 from krelay.model import GroupSpec
 from krelay.mux.log import about
