@@ -1,19 +1,25 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from krelay.config import files
 from krelay.config.files import (
     MAX_BYTES,
     MAX_FILES,
+    MOST_HANGING,
     Files,
+    bounded,
     clean,
     decode,
     find,
     is_targets_txt,
     read,
+    regular,
 )
 from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, UsageError
@@ -95,11 +101,7 @@ def test_no_more_is_read_than_a_config_may_have(tmp_path: Path) -> None:
     path.write_bytes(b"#" * (2 * MAX_BYTES))
     data = read(str(path))
     assert len(data) == MAX_BYTES + 1
-    attempts: list[Callable[[], object]] = [
-        lambda: decode(data, "x"),
-        lambda: clean(data.decode(), "x"),
-    ]
-    for attempt in attempts:
+    for attempt in (lambda: decode(data, "x"), lambda: clean(data.decode(), "x")):
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert caught.value.problems[0].message == "the file is larger than 1 MiB"
@@ -153,3 +155,83 @@ def test_bytes_that_are_no_text(data: bytes, line: int, column: int, message: st
 )
 def test_a_file_is_known_by_its_content(text: str, path: str, expected: bool) -> None:
     assert is_targets_txt(text, path) is expected
+
+
+# -- a file system that hangs ----------------------------------------------------------------------
+
+
+def test_a_regular_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"0123456789")
+    assert regular(str(path), 100) == b"0123456789"
+    assert regular(str(path), 4) == b"0123"
+    (tmp_path / "link").symlink_to(path)
+    assert regular(str(tmp_path / "link"), 100) == b"0123456789"
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    pipe, sock = str(tmp_path / "pipe"), str(tmp_path / "socket")
+    os.mkfifo(pipe)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(sock)
+        for path in (pipe, sock, "/dev/null", "/dev/zero", "/dev/tty"):
+            with pytest.raises(OSError, match="not a regular file"):
+                regular(path, 10)
+    with pytest.raises(IsADirectoryError):
+        regular(str(tmp_path), 10)
+    with pytest.raises(FileNotFoundError):
+        regular(str(tmp_path / "none"), 10)
+    with pytest.raises(ValueError, match="null"):
+        regular("a\0b", 10)
+
+
+def test_a_pipe_that_took_the_place_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, pipe = tmp_path / "file", tmp_path / "pipe"
+    file.touch()
+    os.mkfifo(pipe)
+    monkeypatch.setattr(os, "stat", lambda path: os.lstat(file))
+    with pytest.raises(OSError, match="not a regular file"):
+        regular(str(pipe), 10)
+
+
+def test_a_path_that_hangs_costs_one_thread() -> None:
+    answers = threading.Event()
+    names = [f"hangs-{n}" for n in range(MOST_HANGING)]
+
+    def hang(path: str) -> str:
+        answers.wait()
+        return path
+
+    before = threading.active_count()
+    try:
+        with pytest.raises(TimeoutError, match=r"no answer from its file system for 0\.01 s"):
+            bounded(names[0], hang, within=0.01)
+        for _ in range(3):
+            with pytest.raises(TimeoutError, match="still does not answer"):
+                bounded(names[0], hang, within=0.01)
+        assert threading.active_count() == before + 1
+        assert bounded("another", str.upper) == "ANOTHER"
+        for name in names[1:]:
+            with pytest.raises(TimeoutError, match="no answer"):
+                bounded(name, hang, within=0.01)
+        with pytest.raises(TimeoutError, match="16 other files do not answer"):
+            bounded("another", str.upper)
+        assert threading.active_count() == before + MOST_HANGING
+    finally:
+        answers.set()
+        for thread in threading.enumerate():
+            if thread.name.startswith("read hangs"):
+                thread.join()
+    assert not files._hanging
+    assert bounded(names[0], hang) == names[0]
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError, match="no thread can be started"):
+        bounded("a", str.upper)

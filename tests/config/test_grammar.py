@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -7,14 +8,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from krelay.config.grammar import (
+    LARGEST_SIZE,
+    SMALLEST_SIZE,
     ParseError,
     check_port,
+    parse_duration,
     parse_listen,
+    parse_listen_address,
     parse_port,
     parse_remote,
     parse_resource,
+    parse_size,
+    quote,
 )
-from krelay.model import Kind, Port, Protocol
+from krelay.errors import Problem
+from krelay.model import Kind, Port, Protocol, is_loopback
 
 ALIASES = {
     Kind.SERVICE: "svc service services service.v1 services.v1. services.",
@@ -207,3 +215,164 @@ def test_any_text_is_parsed_or_a_flaw_within_it(text: str) -> None:
     for parse in (parse_port, parse_resource, parse_listen):
         error = flaw_of(parse, text)
         assert error is None or 0 <= error.offset <= len(text)
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def test_a_flaw_moves_with_the_text_that_holds_it() -> None:
+    error = ParseError("bad", hint="do better", offset=2).moved(3)
+    assert error.at(7, 10) == Problem(7, 15, "bad", "do better")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("web", "`web`"),
+        (8080, "`8080`"),
+        ("", '`""`'),
+        ("a`b", "'a`b'"),
+        ("a\nb\x1b[31m\ud800", "`a\\nb\\x1b[31m\\ud800`"),
+        ("x" * 100, "`" + "x" * 60 + "…`"),
+    ],
+)
+def test_a_quoted_value_is_one_short_printable_line(value: object, expected: str) -> None:
+    assert quote(value) == expected
+
+
+# -- durations -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (30, 30.0),
+        (0.5, 0.5),
+        ("30", 30.0),
+        ("1.5", 1.5),
+        ("500ms", 0.5),
+        ("30s", 30.0),
+        ("5m", 300.0),
+        ("1h30m", 5400.0),
+        ("1h0.5m1s250ms", 3631.25),
+        ("24h", 86400.0),
+        (0, 0.0),
+        ("0s", 0.0),
+    ],
+)
+def test_durations(value: float | str, seconds: float) -> None:
+    assert parse_duration(value) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "s", " 5s", "5 s", "5s ", "5s\n", "5d", "5m1h", "5s5s", "-5s", "1e3", ".5s", "5.s", "٣s"],
+)
+def test_what_is_no_duration(value: str) -> None:
+    with pytest.raises(ParseError, match="not a duration"):
+        parse_duration(value)
+
+
+@pytest.mark.parametrize("value", [-1, "25h", 86400.1, float("inf"), float("nan")])
+def test_out_of_range(value: float | str) -> None:
+    with pytest.raises(ParseError, match="out of range"):
+        parse_duration(value)
+
+
+@pytest.mark.parametrize("value", [0, "0", "0h0m"])
+def test_positive(value: float | str) -> None:
+    with pytest.raises(ParseError, match="out of range"):
+        parse_duration(value, positive=True)
+
+
+@given(st.text(alphabet="0123456789.hms -", max_size=12))
+def test_any_text_is_a_duration_or_a_flaw(text: str) -> None:
+    with contextlib.suppress(ParseError):
+        assert 0 <= parse_duration(text) <= 86400
+
+
+# -- sizes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [("4Mi", 4 << 20), ("512Ki", 512 << 10), ("131072", SMALLEST_SIZE), (1048576, 1 << 20)]
+    + [(262144.0, 256 << 10), ("256Mi", LARGEST_SIZE)],
+)
+def test_sizes(value: float | str, size: int) -> None:
+    assert parse_size(value) == size
+
+
+@pytest.mark.parametrize("value", ["", "4MB", "4 Mi", "-1", "1.5Mi", "Mi", 131072.5, "4Gi"])
+def test_what_is_no_size(value: float | str) -> None:
+    with pytest.raises(ParseError, match="is not a size"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize("value", [0, "1Ki", "257Mi", "999999999999Mi"])
+def test_what_is_too_small_or_too_large(value: float | str) -> None:
+    with pytest.raises(ParseError, match="is out of range"):
+        parse_size(value)
+
+
+@given(st.one_of(st.text(max_size=20), st.integers(), st.floats()))
+def test_anything_is_a_size_or_a_flaw(value: float | str) -> None:
+    with contextlib.suppress(ParseError):
+        assert SMALLEST_SIZE <= parse_size(value) <= LARGEST_SIZE
+
+
+# -- listen addresses ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (9527, ("127.0.0.1", 9527)),
+        (9527.0, ("127.0.0.1", 9527)),
+        ("9527", ("127.0.0.1", 9527)),
+        ("0", ("127.0.0.1", 0)),
+        ("0.0.0.0:65535", ("0.0.0.0", 65535)),
+        ("localhost:80", ("localhost", 80)),
+        ("[::1]:80", ("::1", 80)),
+    ],
+)
+def test_a_place(value: int | str, place: tuple[str, int]) -> None:
+    assert parse_listen_address(value) == place
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("127.0.0.1", "`127.0.0.1` has no port"),
+        ("127.0.0.1:", "`127.0.0.1:` has no port"),
+        ("127.0.0.1:http", "`127.0.0.1:http` has no port"),
+        ("::1:80", "`::1:80` is ambiguous: an IPv6 address has brackets"),
+        ("127.0.0.1:65536", "port 65536 is out of range"),
+        ("1" * 5000, "port 111111111111 is out of range"),
+        (":80", '`""` is not an address to listen on'),
+        ("example.org:80", "`example.org` is not an address to listen on"),
+    ],
+)
+def test_no_place(value: str, message: str) -> None:
+    with pytest.raises(ParseError) as caught:
+        parse_listen_address(value)
+    assert caught.value.message == message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_what_only_this_machine_reaches(address: str) -> None:
+    assert is_loopback(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.2", "fe80::1%1"])
+def test_what_others_reach(address: str) -> None:
+    assert not is_loopback(address)
+
+
+@given(st.text(alphabet="0123456789.:[]lochst%é٣", max_size=40))
+def test_any_text_is_a_place_or_a_flaw(text: str) -> None:
+    with contextlib.suppress(ParseError):
+        address, port = parse_listen_address(text)
+        assert 0 <= port <= 65535
+        is_loopback(address)

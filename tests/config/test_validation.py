@@ -15,9 +15,10 @@ from jsonschema import Draft7Validator
 
 from krelay.config import schema as schema_module
 from krelay.config.grammar import ParseError, parse_duration, parse_size
-from krelay.config.schema import load_schema
-from krelay.config.validation import MAX_PROBLEMS, PATCH, check
+from krelay.config.schema import is_secret, load_schema, secret_keys
+from krelay.config.validation import MAX_PROBLEMS, PATCH, check, node_at
 from krelay.config.yaml_reader import Node, read
+from krelay.errors import Problem
 from krelay.model import (
     LOOPBACK,
     AgentConfig,
@@ -242,3 +243,183 @@ def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
     )
     site = str(tmp_path / "site")
     subprocess.run([sys.executable, "-I", "-c", code, site], cwd=tmp_path, check=True)
+
+
+# -- wording ---------------------------------------------------------------------------------------
+
+
+def problems(text: str) -> list[Problem]:
+    root, found = read("apiVersion: krelay/v1\n" + text, {})
+    assert isinstance(root, Node)
+    assert found == []
+    return sorted(check(root)[1])
+
+
+def one(text: str) -> tuple[str, str | None]:
+    (problem,) = problems(text)
+    return problem.message, problem.hint
+
+
+TARGETS = "\ntargets: {web: svc/web 80}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("NameSpace: a", "unknown key `NameSpace`", "did you mean `namespace`?"),
+        ("openTimeout: 1", "unknown key `openTimeout`", "`openTimeout` belongs in `tunnel`"),
+        (
+            "tunnel: {zzz: 1}",
+            "unknown key `zzz`",
+            "known here: `sessions`, `transport`, `openTimeout`",
+        ),
+        ("tunnel: {agent: 1}", "unknown key `agent`", "known here:"),
+        ("namespace: 1.5", "`namespace` must be text, not the number `1.5`", "in quotes"),
+        ("namespace: true", "`namespace` must be text, not `true`", "in quotes"),
+        ("namespace: [a]", "`namespace` must be text, not a list", "for example `shop`"),
+        ("tunnel: {sessions: }", "`tunnel.sessions` is empty", "for example `4`"),
+        ("tunnel: {sessions: {}}", "`tunnel.sessions` must be a whole number, not a mapping", "4"),
+        ("tunnel: {transport: ws}", "`tunnel.transport` cannot be `ws`", "it is one of `auto`"),
+        ("tunnel: {transport: Spdy}", "`tunnel.transport` cannot be `Spdy`", "mean `spdy`?"),
+        ("tunnel: {transport: }", "`tunnel.transport` cannot be empty", "it is one of"),
+        (
+            "tunnel: {openTimeout: -1}",
+            "`tunnel.openTimeout` is out of range: `-1`",
+            "at least 0, at most 86400",
+        ),
+        (
+            "tunnel: {connectTimeout: 0}",
+            "`tunnel.connectTimeout` is out of range: `0`",
+            "more than 0, at most 86400",
+        ),
+        ("context: ''", "`context` is empty", "for example `staging`"),
+        ("agent: {labels: {a: }}", "`agent.labels.a` is empty", None),
+        ("agent: {image: a b}", "`agent.image` cannot be `a b`", "no spaces"),
+    ],
+)
+def test_words(text: str, message: str, hint: str | None) -> None:
+    found = one(text + TARGETS)
+    assert found[0] == message
+    assert hint is found[1] if hint is None else hint in str(found[1])
+
+
+def test_targets() -> None:
+    assert one("")[0] == "the file has no `targets`"
+    assert one("include: []")[0] == "`include` is empty"
+    assert problems("include: [a.yaml]") == []
+    assert one("include: [5]" + TARGETS)[0] == "`include[0]` must be text, not the number `5`"
+    assert one("targets: {}") == (
+        "`targets` is empty",
+        'for example `{"web": "svc/nginx 8080:80"}`',
+    )
+    assert one("targets: {A: svc/a 80}")[0] == "`A` cannot be the name of a target"
+    assert one("targets: {a: {target: svc/a}}")[0] == "`targets.a` has no `ports`"
+    found = one("targets: {a: {target: svc/a, port: 1, ports: [2]}}")
+    assert found[0] == "`targets.a` has both `port` and `ports`"
+    text = "targets: {a: {target: svc/a, port: true}}"
+    assert "must be a whole number, text or a mapping, not `true`" in one(text)[0]
+
+
+def test_a_patch_is_here_or_in_a_file() -> None:
+    for entry, word in (
+        ("{}", "neither `patch` nor"),
+        ("{file: a, patch: {}}", "both `patch` and"),
+    ):
+        found, hint = one(f"agent: {{patches: [{entry}]}}{TARGETS}")
+        assert found == f"`agent.patches[0]` has {word} `file`"
+        assert hint
+    assert one(f"agent: {{patches: [{{file: }}]}}{TARGETS}") == (
+        "`agent.patches[0].file` is empty",
+        "for example `patch.yaml`",
+    )
+
+
+def test_a_missing_key_is_told_at_the_key_of_its_mapping_or_at_its_item() -> None:
+    text = "targets:\n  a:\n    target: svc/a\n    ports:\n    - local: 1\n  b:\n    port: 1\n"
+    found = problems(text)
+    assert [(p.line, p.column) for p in found] == [(6, 7), (7, 3)]
+
+
+def test_a_node_is_found_by_its_path() -> None:
+    root, _ = read("a: [{b: 5}]", {})
+    assert isinstance(root, Node)
+    assert node_at(root, ()) is root
+    assert node_at(root, ("a", 0, "b")).value == 5
+
+
+# -- the text of variables -------------------------------------------------------------------------
+
+
+HEAD = "apiVersion: krelay/v1\ntargets: {a: ip/10.0.0.1 1}\n"
+
+
+def settled(text: str, **environ: str) -> tuple[Any, list[str]]:
+    root, problems = read(HEAD + text, environ)
+    assert problems == []
+    assert isinstance(root, Node)
+    left, found = check(root)
+    assert left is not None
+    plain = left.plain()
+    del plain["apiVersion"], plain["targets"]
+    return plain, [problem.message for problem in found]
+
+
+DIGITS = "8273645510293847"
+
+
+@pytest.mark.parametrize(
+    "value", [DIGITS, "0123456789", "0x1F", "1e3", "true", "null", "~", "1.50"]
+)
+def test_a_variable_is_text_where_text_is_wanted(value: str) -> None:
+    text = "status:\n  token: ${V}\nagent:\n  labels:\n    a: ${V}\n    b: '${V}'\n"
+    found, _ = settled(text, V=value)
+    assert found["agent"]["labels"] == {"a": value, "b": value}
+    assert found["status"].get("token", value) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [
+        ("tunnel:\n  sessions: ${V}\n", "3", {"tunnel": {"sessions": 3}}),
+        ("tunnel:\n  openTimeout: ${V}\n", "30", {"tunnel": {"openTimeout": 30}}),
+        ("agent:\n  embedded: ${V}\n", "true", {"agent": {"embedded": True}}),
+        ("context: ${V}\n", "", {"context": None}),
+        ("status:\n  listen: ${V}\n", "9527", {"status": {"listen": 9527}}),
+        ("status:\n  token: ${V}\n", "", {"status": {"token": None}}),
+        ("tunnel:\n  sessions: 1${V}\n", "2", {"tunnel": {"sessions": 12}}),
+    ],
+)
+def test_and_else_what_yaml_makes_of_it(text: str, value: str, expected: Any) -> None:
+    assert settled(text, V=value) == (expected, [])
+
+
+def test_a_port_of_a_variable() -> None:
+    block = "apiVersion: krelay/v1\ntargets:\n  a:\n    target: ip/10.0.0.1\n    port: ${V}\n"
+    for value, expected in (("80", 80), ("8080:80", "8080:80")):
+        root, _ = read(block, {"V": value})
+        assert isinstance(root, Node)
+        left, found = check(root)
+        assert found == []
+        assert left is not None
+        assert left.plain()["targets"]["a"]["port"] == expected
+
+
+def test_an_old_octal_is_told_where_it_may_be_a_number() -> None:
+    message = "`0644` is octal in YAML 1.1 and decimal in YAML 1.2"
+    assert settled("tunnel:\n  sessions: ${V}\n", V="0644") == ({"tunnel": {}}, [message])
+    patch = "agent:\n  patches:\n    - patch:\n        mode: ${V}\n"
+    assert settled(patch, V="0644")[1] == [message]
+
+
+# -- secret keys -----------------------------------------------------------------------------------
+
+
+def test_the_schema_says_what_is_secret() -> None:
+    assert secret_keys() == {"token", "password"}
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"), [("token", True), ("passWord", True), ("username", False), (None, False)]
+)
+def test_a_key_is_known_by_its_name(key: str | None, expected: bool) -> None:
+    assert is_secret(key) is expected

@@ -7,8 +7,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from yaml.parser import ParserError
 
-from krelay.config.yaml_reader import MAX_DEPTH, Node, read, typed
+from krelay.config.yaml_reader import MAX_DEPTH, Node, documents, expand, explain, read, typed
+from krelay.errors import Problem
 
 
 def plain(text: str, **environ: str) -> Any:
@@ -188,3 +190,143 @@ def test_any_text_is_a_node_or_problems(text: str) -> None:
     if node is not None:
         node.plain()
     assert all(problem.line > 0 and problem.column > 0 for problem in found)
+
+
+# -- variables -------------------------------------------------------------------------------------
+
+
+ENVIRON = {"NAME": "web", "EMPTY": "", "DOLLAR": "${NAME}$$"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("plain", "plain"),
+        ("${NAME}", "web"),
+        ("a-${NAME}-${NAME}", "a-web-web"),
+        ("${NAME:-x}", "web"),
+        ("${EMPTY}", ""),
+        ("${EMPTY:-x}", "x"),
+        ("${NONE:-}", ""),
+        ("${NONE:-a b:c-d\n}", "a b:c-d\n"),
+        ("$$", "$"),
+        ("$${NAME}", "${NAME}"),
+        ("$$$$", "$$"),
+        ("$NAME $ $1 cost$", "$NAME $ $1 cost$"),
+        ("${DOLLAR}", "${NAME}$$"),
+    ],
+)
+def test_expansion(text: str, expected: str) -> None:
+    assert expand(text, ENVIRON) == (expected, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "offset", "message"),
+    [
+        ("a${NONE}", 1, "the variable `NONE` is not set"),
+        ("${}", 0, "`${}` is not a variable"),
+        ("${1}", 0, "`${1}` is not a variable"),
+        ("${A-b}", 0, "`${A-b}` is not a variable"),
+        ("${ NAME }", 0, "`${ NAME }` is not a variable"),
+        ("xy${NAME", 2, "`${NAME` is not closed by `}`, or holds another brace"),
+        ("${A:-${NAME}}", 0, "`${A:-$` is not closed by `}`, or holds another brace"),
+    ],
+)
+def test_flaws(text: str, offset: int, message: str) -> None:
+    (error, *_) = expand(text, ENVIRON)[1]
+    assert (error.offset, error.message) == (offset, message)
+    assert error.hint
+
+
+def test_every_flaw_is_told() -> None:
+    text, errors = expand("${A} ${NAME} ${B}", ENVIRON)
+    assert text == " web "
+    assert [error.offset for error in errors] == [0, 13]
+
+
+@given(st.text())
+def test_a_text_with_doubled_dollars_is_itself(text: str) -> None:
+    assert expand(text.replace("$", "$$"), {}) == (text, [])
+
+
+# -- syntax errors ---------------------------------------------------------------------------------
+
+
+def problem(text: str, loader: type) -> Problem:
+    with pytest.raises(yaml.YAMLError) as caught:
+        list(yaml.parse(text, Loader=loader))
+    return explain(caught.value, text)
+
+
+@pytest.fixture(params=["CSafeLoader", "SafeLoader"])
+def loader(request: pytest.FixtureRequest) -> Any:
+    if not hasattr(yaml, request.param):
+        pytest.skip("PyYAML without libyaml")
+    return getattr(yaml, request.param)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a:\n\tb: 1\n", "2:1 a tab indents this line"),
+        ("a: `b`\n", "1:4 '`' cannot start a value"),
+        ("a: b: c\n", "1:5 unexpected `:`"),
+        ("a: 1\n b: 2\n", "2:3 unexpected `:`"),
+        ('a: "b\n', "1:4 the quote that opens here is never closed"),
+        ("a: 'b\n", "1:4 the quote that opens here is never closed"),
+        ('a: "\\q"\n', "1:4 an escape that YAML does not know"),
+        ('a: "\\xZZ"\n', "1:4 an escape that YAML does not know"),
+        ("a: [${X}:1]\n", "1:6 `{` is unexpected"),
+        ("a: [1}\n", "1:6 `}` is unexpected"),
+        ("a: {b: 1]\n", "1:9 `]` is unexpected"),
+        ("a: [b\n", "1:4 the bracket that opens here is never closed"),
+        ("a: 1\n\tb: 2\n", "2:1 a tab indents this line"),
+        ('a: 1\n"b"\nc: 2\n', "2:1 neither `key: value` nor a list item"),
+        ("a: 'b' c\n", "1:8 `c` is unexpected"),
+        ("a: 1\nb\n", "2:1 neither `key: value` nor a list item"),
+        ("- a\nb: 1\n", "2:1 `b` is unexpected"),
+        ("  a: 1\n b: 2\n", "2:2 text outside the document"),
+        ("a: ]\n", "1:4 `]` is unexpected"),
+        ("a: &\n", "1:5 a name must follow `&` and `*`"),
+        ("a: - b\n", "1:4 a list cannot start here"),
+        ("a: 1\n...\nb\n", "3:1 text outside the document"),
+    ],
+)
+def test_the_same_words_for_both_parsers(text: str, expected: str, loader: type) -> None:
+    found = problem(text, loader)
+    assert f"{found.line}:{found.column} {found.message}" == expected
+
+
+def test_hints(loader: type) -> None:
+    assert "quote `${...}`" in str(problem("a: [${X}:1]\n", loader).hint)
+    assert "closing bracket" in str(problem("a: [1}\n", loader).hint)
+    assert "same column" in str(problem("- a\nb: 1\n", loader).hint)
+
+
+def test_a_directive_is_outside_whichever_line_the_parser_names(loader: type) -> None:
+    assert problem("%FOO\na: 1\n", loader).message == "text outside the document"
+
+
+def test_an_error_without_words_here_keeps_its_own() -> None:
+    error = yaml.MarkedYAMLError(problem="Found a Heffalump")
+    assert explain(error, "") == Problem(1, 1, "not YAML: found a heffalump")
+    assert explain(yaml.YAMLError(), "") == Problem(1, 1, "not YAML")
+
+
+def test_a_mark_beyond_the_text_is_explained() -> None:
+    start, lost = yaml.Mark("", 0, 0, 0, None, None), yaml.Mark("", 9, 9, 9, None, None)
+    assert explain(ParserError("", start, "expected", lost), "a").message == "wrong indentation"
+    assert explain(ParserError("", lost, "expected", lost), "a").message == "not YAML: expected"
+
+
+# -- documents -------------------------------------------------------------------------------------
+
+
+def test_documents_in_their_order_without_aliases() -> None:
+    shared = {"z": 1, "a": ["x"]}
+    text = documents([{"b": shared, "a": shared}, {"on": "yes", "n": None}])
+    assert text == (
+        "---\nb:\n  z: 1\n  a:\n  - x\na:\n  z: 1\n  a:\n  - x\n---\n'on': 'yes'\nn: null\n"
+    )
+    assert list(yaml.safe_load_all(text))[0]["b"] == shared

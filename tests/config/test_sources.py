@@ -1,0 +1,254 @@
+"""A file, or some of its targets, as often as it changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from krelay.config.sources import Lines, Overlay, Proxy, Selection, Words, named
+from krelay.errors import ConfigError, UsageError
+from krelay.model import (
+    AgentConfig,
+    Check,
+    CheckKind,
+    Config,
+    Kind,
+    Patch,
+    Port,
+    Target,
+    proxy_target,
+)
+
+TEXT = """\
+apiVersion: krelay/v1
+targets:
+  web: svc/web 8080:80
+  db: sts/postgres 5432
+  cache: host/redis.test ${PORT:-6379}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "krelay.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def names(selection: Selection) -> list[str]:
+    return [target.name for target in selection.load().targets]
+
+
+def test_all_targets_where_none_is_named(file: Path) -> None:
+    assert names(Selection(str(file))) == ["web", "db", "cache"]
+
+
+def test_those_named_in_the_file_s_order(file: Path) -> None:
+    assert names(Selection(str(file), ("cache", "web", "web"))) == ["web", "cache"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("wbe", "did you mean `web`?"), ("nothing", "it has: `web`, `db`, `cache`")],
+)
+def test_a_name_that_the_file_has_not(name: str, hint: str, file: Path) -> None:
+    with pytest.raises(UsageError, match=f"krelay.yaml has no target `{name}`") as caught:
+        Selection(str(file), ("web", name)).load()
+    assert caught.value.hint == hint
+
+
+def test_an_embedded_agent_reaches_no_cluster(file: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Selection(str(file), embedded=True).load()
+    assert [(p.line, p.message) for p in caught.value.problems] == [
+        (3, "`svc/web` is in a cluster, but the agent is embedded"),
+        (4, "`sts/postgres` is in a cluster, but the agent is embedded"),
+    ]
+    assert all(p.hint for p in caught.value.problems)
+    # Whoever mends it edits the file.
+    assert caught.value.files == (str(file),)
+
+
+def test_an_embedded_agent_for_the_named_ones_alone(file: Path) -> None:
+    assert Selection(str(file), ("cache",), embedded=True).load().agent == AgentConfig(
+        embedded=True
+    )
+
+
+def test_it_is_read_anew_each_time(file: Path) -> None:
+    selection = Selection(str(file), environ={"PORT": "1"})
+    assert selection.load().targets[2].ports[0].remote == 1
+    file.write_text(TEXT.replace("8080:80", "8081:80"))
+    assert selection.load().targets[0].ports[0].local == 8081
+    file.unlink()
+    with pytest.raises(UsageError, match="cannot read"):
+        selection.load()
+
+
+def test_its_file(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert Selection(str(file)).file == str(file)
+    assert Selection("-", text=TEXT.encode()).file is None
+    assert names(Selection("-", text=TEXT.encode())) == ["web", "db", "cache"]
+    monkeypatch.chdir(tmp_path)
+    assert Selection(None).file == "krelay.yaml"
+    file.unlink()
+    with pytest.raises(UsageError, match="no krelay.yaml in this directory"):
+        _ = Selection(None).file
+
+
+# -- overlay, words and proxy ----------------------------------------------------------------------
+
+
+PATCH = Patch({"spec": {}})
+WEB = Target("web", Kind.SERVICE, "web", (Port(80, 8080),))
+DB = Target("db", Kind.SERVICE, "db", (Port(5432, 5432),), namespace="data", listen="::1")
+
+
+def test_nothing_said_is_nothing_changed() -> None:
+    config = Config((WEB, DB), context="c", namespace="n", agent=AgentConfig(image="i"))
+    assert Overlay().over(config) == config
+
+
+def test_a_namespace_is_for_those_that_have_none() -> None:
+    config = Overlay(namespace="n", context="c").over(Config((WEB, DB)))
+    assert [target.namespace for target in config.targets] == ["n", "data"]
+    assert [target.context for target in config.targets] == ["c", "c"]
+    # The agent goes where the context says, as the targets' namespace may allow no pods.
+    assert (config.context, config.namespace) == ("c", None)
+
+
+def test_addresses_are_for_those_that_listen_where_all_do() -> None:
+    config = Overlay(listens=("0.0.0.0",)).over(Config((WEB, DB)))
+    assert [(target.name, target.listen) for target in config.targets] == [
+        ("web", "0.0.0.0"),
+        ("db", "::1"),
+    ]
+    config = Overlay(listens=("127.0.0.1", "::1")).over(Config((WEB, DB)))
+    assert [(target.name, target.listen) for target in config.targets] == [
+        ("web -l 127.0.0.1", "127.0.0.1"),
+        ("web -l ::1", "::1"),
+        ("db", "::1"),
+    ]
+
+
+def test_patches_come_after_the_file_s() -> None:
+    first = Patch({"metadata": {}})
+    config = Config((WEB,), agent=AgentConfig(patches=(first,)))
+    agent = Overlay(image="i", patches=(PATCH,)).over(config).agent
+    assert (agent.image, agent.patches) == ("i", (first, PATCH))
+
+
+def test_words_are_a_target() -> None:
+    words = Words(("service/my-service", "8080:http"), Overlay(namespace="n", image="i"))
+    config = words.load()
+    (target,) = config.targets
+    assert (target.kind, target.resource, target.namespace) == (Kind.SERVICE, "my-service", "n")
+    assert target.ports == (Port("http", 8080),)
+    assert target.check == Check(CheckKind.NONE)
+    assert config.agent.image == "i"
+    assert words.file is None
+    with pytest.raises(UsageError, match="has no port"):
+        Words(("svc/web",)).load()
+
+
+@pytest.mark.parametrize(
+    ("listen", "address", "port"),
+    [
+        ("127.0.0.1:1080", "127.0.0.1", 1080),
+        ("0.0.0.0:0", "0.0.0.0", 0),
+        ("[::1]:9050", "::1", 9050),
+        (":9050", "127.0.0.1", 9050),
+        ("9050", "127.0.0.1", 9050),
+        ("localhost", "localhost", 1080),
+    ],
+)
+def test_a_proxy_is_a_target_too(listen: str, address: str, port: int) -> None:
+    config = Proxy(listen, ("me", "pw"), True, Overlay(context="c")).load()
+    (target,) = config.targets
+    assert (target.listen, target.ports[0].local) == (address, port)
+    assert target.credentials == ("me", "pw")
+    assert (config.agent.embedded, target.context) == (True, "c")
+    assert Proxy().file is None
+    assert "pw" not in repr(config)
+
+
+@pytest.mark.parametrize("listen", ["nowhere:80", "127.0.0.1:99999", "127.0.0.1:x", "::1"])
+def test_a_proxy_that_can_listen_nowhere(listen: str) -> None:
+    with pytest.raises(UsageError):
+        Proxy(listen).load()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1080", "[::]:0", "10.0.0.1"])
+def test_a_proxy_that_other_machines_reach_takes_a_password(listen: str) -> None:
+    with pytest.raises(UsageError, match="is open to other machines") as caught:
+        Proxy(listen).load()
+    assert "--insecure" in str(caught.value.hint)
+    assert Proxy(listen, ("me", "pw")).load()
+    (target,) = Proxy(listen, overlay=Overlay(insecure=True)).load().targets
+    assert target.insecure
+
+
+def test_an_address_of_the_command_line_opens_no_proxy_of_a_file() -> None:
+    config = Config((WEB, proxy_target("p")))
+    with pytest.raises(UsageError, match=r"p: `0\.0\.0\.0` is open"):
+        Overlay(listens=("0.0.0.0",)).over(config)
+    assert len(Overlay(listens=("127.0.0.2", "::1")).over(config).targets) == 4
+    assert Overlay(listens=("0.0.0.0",), insecure=True).over(config)
+
+
+def test_a_password_is_not_shown() -> None:
+    assert "pw" not in repr(Proxy(credentials=("me", "pw")))
+
+
+# -- lines -----------------------------------------------------------------------------------------
+
+
+def problems(*targets: tuple[str, str], embedded: bool = False) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Lines(targets, embedded=embedded).load()
+    return caught.value.details()
+
+
+def test_what_they_say_and_the_file_around_them() -> None:
+    lines = Lines((("web", "svc/nginx 8080:80 -n shop"), ("db", "sts/pg :5432")), "c", "n")
+    web = Target("web", Kind.SERVICE, "nginx", (Port(80, 8080),), namespace="shop")
+    db = Target("db", Kind.STATEFULSET, "pg", (Port(5432, 0),))
+    assert lines.load() == Config((web, db), context="c", namespace="n")
+    assert lines.file is None
+    local = Lines((("a", "ip/127.0.0.1 :1"),), embedded=True).load()
+    assert local.agent == AgentConfig(embedded=True)
+
+
+def test_every_problem_at_once_and_whose_it_is() -> None:
+    found = problems(("a", "svc/x"), ("b", "nope"), ("c", ""), ("d", "svc/x :80 -n A_B"))
+    told = [line for line in found if not line.startswith("  hint")]
+    assert [line.split("`")[1] for line in told] == ["a", "b", "c", "d"]
+    assert "<lines>: `c`: no target" in told
+    assert len(found) == 2 * len(told)
+
+
+def test_no_two_have_one_name_or_one_address() -> None:
+    assert problems(("a", "svc/x :80"), ("a", "svc/y :80"))[0] == "<lines>: `a`: defined twice"
+    assert problems(("a", "svc/x 80"), ("b", "svc/y 80")) == [
+        "<lines>: `b`: `127.0.0.1:80/tcp` is taken by `a`",
+        "  hint: leave the local port empty (`:80`) for a free one",
+    ]
+
+
+def test_none_at_all() -> None:
+    assert problems()[0] == "<lines>: no targets"
+
+
+def test_an_embedded_agent_has_no_cluster() -> None:
+    assert "is in a cluster" in problems(("a", "svc/x :80"), embedded=True)[0]
+
+
+def test_a_text_is_its_own_name() -> None:
+    text = "svc/nginx   8080:80\n\n  # no target\nsts/pg :5432  # the database\n"
+    assert named([text, "ip/1.2.3.4 :1", " "], {"web": "svc/web :80"}) == (
+        ("svc/nginx 8080:80", "svc/nginx 8080:80"),
+        ("sts/pg :5432", "sts/pg :5432"),
+        ("ip/1.2.3.4 :1", "ip/1.2.3.4 :1"),
+        ("web", "svc/web :80"),
+    )
