@@ -54,14 +54,14 @@ def test_a_file_without_sections_has_the_defaults_of_the_model() -> None:
         assert (made.context, made.namespace, made.path) == (None, None, "x.yaml")
 
 
-def test_tunnel() -> None:
+def test_the_tunnel_section_is_built() -> None:
     text = (
         "tunnel: {sessions: 4.0, transport: spdy, openTimeout: 0, connectTimeout: 1.5, drain: 2m}"
     )
     assert config(text + TARGETS).tunnel == TunnelConfig(4, Transport.SPDY, 0.0, 1.5, 120.0)
 
 
-def test_status() -> None:
+def test_the_status_section_is_built() -> None:
     assert config("status:\n" + TARGETS).status == StatusConfig()
     assert config("status: {listen: 9527}" + TARGETS).status == StatusConfig(("127.0.0.1", 9527))
     token = "0123456789abcdef"
@@ -81,12 +81,12 @@ def test_status() -> None:
         ("127.0.0.1", "2:19 `127.0.0.1` has no port"),
     ],
 )
-def test_a_place_where_status_cannot_be_served(given: str, problem: str) -> None:
+def test_an_invalid_status_address_is_a_problem(given: str, problem: str) -> None:
     made, _, problems = built(f"status: {{listen: '{given}'}}" + TARGETS)
     assert problems == [problem]
 
 
-def test_agent() -> None:
+def test_the_agent_section_sets_every_field() -> None:
     made = config(
         """
 agent:
@@ -123,7 +123,7 @@ agent:
     )
 
 
-def test_what_holds_for_a_target() -> None:
+def test_the_options_apply_to_a_target() -> None:
     made = config(
         """
 namespace: file
@@ -150,7 +150,7 @@ targets:
     assert (own.targets[0].namespace, own.targets[0].context) == ("c", "d")
 
 
-def test_ports_and_where_they_are_claimed() -> None:
+def test_ports_come_with_their_places() -> None:
     made, listen_addresses, problems = built(
         """targets:
   a: svc/a 80 81:http
@@ -242,11 +242,11 @@ def test_ports_and_where_they_are_claimed() -> None:
         ),
     ],
 )
-def test_problems(text: str, problems: list[str]) -> None:
+def test_a_problem_is_reported_at_its_place(text: str, problems: list[str]) -> None:
     assert built(text)[2] == problems
 
 
-def test_what_the_schema_took_away_is_no_second_problem() -> None:
+def test_a_value_that_the_schema_rejected_is_reported_once() -> None:
     for text in (
         "targets: {a: {ports: [80]}}",
         "targets: {a: {target: svc/a}}",
@@ -291,7 +291,7 @@ def test_proxies_are_targets_of_a_kind_of_their_own() -> None:
         ("targets: {t: proxy/x 1080}", 2, "is not a type of target"),
     ],
 )
-def test_proxies_that_are_wrong(text: str, line: int, message: str) -> None:
+def test_an_invalid_proxy_is_a_problem(text: str, line: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(f"apiVersion: krelay/v1\n{text}\n", "krelay.yaml", {})
     (problem,) = caught.value.problems
@@ -309,12 +309,12 @@ def test_proxies_that_are_wrong(text: str, line: int, message: str) -> None:
         "{listen: '::1', insecure: false}",
     ],
 )
-def test_proxies_that_may_listen_there(entry: str) -> None:
+def test_a_protected_proxy_may_listen_beyond_loopback(entry: str) -> None:
     (target,) = parse(f"apiVersion: krelay/v1\nproxies: {{p: {entry}}}\n", "x", {}).targets
     assert target.insecure is ("insecure: true" in entry)
 
 
-def test_that_a_proxy_is_insecure_changes_nothing_that_runs() -> None:
+def test_insecure_is_no_change_of_a_proxy() -> None:
     text = "apiVersion: krelay/v1\nproxies: {{p: {{insecure: {}}}}}\n"
     before, after = (parse(text.format(value), "x", {}) for value in ("false", "true"))
     assert not diff(before, after)
@@ -398,7 +398,7 @@ def test_one_file_may_serve_several_patches(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_wrong_in_the_file(
+def test_a_problem_of_a_patch_file_has_its_path_and_place(
     tmp_path: Path, words: str, text: str | bytes, expected: list[Any]
 ) -> None:
     patch = tmp_path / "p.yaml"
@@ -409,7 +409,7 @@ def test_what_is_wrong_in_the_file(
 
 
 @pytest.mark.parametrize("name", ["none.yaml", ".", "~/p.yaml"])
-def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_patch_file_is_a_problem_of_its_entry(tmp_path: Path, name: str) -> None:
     path = config_of_patches(tmp_path, f"{{type: json, file: {name}}}")
     with pytest.raises(ConfigError) as caught:
         load(str(path), environ={})
@@ -420,12 +420,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     assert caught.value.files == (str(path), str(tmp_path) + f"/{name}")
 
 
-def test_neither_here_nor_in_a_file(tmp_path: Path) -> None:
+def test_a_patch_without_patch_and_file_is_a_problem(tmp_path: Path) -> None:
     (problem,) = problems(config_of_patches(tmp_path, "{type: json}"))
     assert problem.message == "`agent.patches[0]` has neither `patch` nor `file`"
 
 
-def test_there_is_an_end_to_files(tmp_path: Path) -> None:
+def test_the_number_of_files_is_limited(tmp_path: Path) -> None:
     (tmp_path / "p").write_text("{}")
     path = config_of_patches(tmp_path, "\n    - ".join(["file: p"] * 101))
     found = problems(path)

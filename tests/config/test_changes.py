@@ -77,11 +77,11 @@ def told(
         ("svc/a 1:80", "svc/a 1:80", []),
     ],
 )
-def test_forwards(before: str, after: str, expected: list[str]) -> None:
+def test_a_changed_forward_is_described(before: str, after: str, expected: list[str]) -> None:
     assert told(before, after, live=2) == expected
 
 
-def test_one_connection_is_one() -> None:
+def test_one_connection_is_written_in_the_singular() -> None:
     (line,) = told("svc/a 1:80", "svc/a 1:81", live=1)
     assert line.endswith(", 1 live connection stays")
     (line,) = told("svc/a 1:80 2:81", "svc/a 1:80", live=1, drain=0.0)
@@ -98,7 +98,7 @@ def test_the_context_tells_apart_what_nothing_else_does() -> None:
     ]
 
 
-def test_from_nothing() -> None:
+def test_a_first_plan_adds_agent_and_forward() -> None:
     assert told(None, "svc/a 80") == [
         "+ agent: added python:3.11-slim",
         "+ web: added 127.0.0.1:80 -> svc/a:80",
@@ -126,7 +126,7 @@ def test_from_nothing() -> None:
         ),
     ],
 )
-def test_agents(changed: dict[str, object], text: str) -> None:
+def test_a_changed_agent_lists_its_changed_keys(changed: dict[str, object], text: str) -> None:
     old = Config((target("svc/a 80 -n n"),))
     (line,) = told(old, dataclasses.replace(old, **changed), live=3)  # type: ignore[arg-type]
     assert line == f"~ agent: replaced {text}, 3 live connections given 30 s to finish"
@@ -142,7 +142,7 @@ def test_an_agent_that_is_no_longer_needed() -> None:
     )
 
 
-def test_settings() -> None:
+def test_a_changed_setting_is_described() -> None:
     old = Config((target("svc/a 80"),))
     assert told(
         old, dataclasses.replace(old, tunnel=TunnelConfig(open_timeout=0.5, drain=0.0))
@@ -169,7 +169,7 @@ def test_a_check_is_a_setting_of_its_target() -> None:
     ]
 
 
-def test_nobody_is_counted_by_default() -> None:
+def test_connections_are_not_counted_by_default() -> None:
     plan = diff(Config((target("svc/a 1:80"),)), Config((target("svc/a 2:80"),)))
     assert [str(line) for line in changes(plan)] == ["web: rebound 127.0.0.1:1 -> 127.0.0.1:2"]
 
@@ -191,7 +191,7 @@ def test_counts_are_of_the_forward_and_the_agent_as_they_are() -> None:
     assert asked == ["old", 1, 2]
 
 
-def test_for_programs() -> None:
+def test_a_change_has_fields_for_programs() -> None:
     change = Change("rebound", "web", "a", "b", 1, "stays")
     assert change.as_json() == {
         "change": "rebound",

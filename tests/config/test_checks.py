@@ -27,7 +27,7 @@ HTTP = CheckKind.HTTP
         ("dns example.com.", Check(CheckKind.DNS, name="example.com.")),
     ],
 )
-def test_texts(text: str, check: Check) -> None:
+def test_a_check_of_one_line_is_parsed(text: str, check: Check) -> None:
     assert parse_check(text) == check
     assert parse_check(str(check)) == check
 
@@ -41,7 +41,7 @@ def test_texts(text: str, check: Check) -> None:
         ({}, "dial"),
     ],
 )
-def test_parts(parts: dict[str, Any], text: str) -> None:
+def test_a_check_as_a_mapping_is_parsed(parts: dict[str, Any], text: str) -> None:
     assert str(read_check(parts)) == text
 
 
@@ -65,14 +65,14 @@ def test_parts(parts: dict[str, Any], text: str) -> None:
         "http GET / extra",
     ],
 )
-def test_what_is_none(text: str) -> None:
+def test_a_text_that_is_no_check_is_an_error(text: str) -> None:
     with pytest.raises(ParseError) as caught:
         parse_check(text)
     assert caught.value.hint
 
 
 @given(st.text(max_size=60) | st.from_regex(r"(http|dns)( [ -~]{0,20}){1,4}", fullmatch=True))
-def test_any_text_is_a_check_that_can_be_written_again_or_a_flaw(text: str) -> None:
+def test_any_text_is_a_check_that_reads_back_or_an_error(text: str) -> None:
     try:
         check = parse_check(text)
     except ParseError as error:
@@ -92,7 +92,7 @@ def test_what_a_port_can_be_asked() -> None:
     assert found[Protocol.UDP] == [nothing, nothing, dns, nothing]
 
 
-def test_a_target_has_its_own_or_the_defaults(tmp_path: Path) -> None:
+def test_a_target_uses_its_own_settings_or_the_defaults(tmp_path: Path) -> None:
     file, lines = tmp_path / "krelay.yaml", tmp_path / "targets.txt"
     lines.write_text("svc/old 8099:80\n")
     file.write_text(

@@ -26,7 +26,7 @@ def expected(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("path", files("valid"), ids=lambda path: path.name)
-def test_valid(path: Path) -> None:
+def test_a_valid_file_gives_its_targets(path: Path) -> None:
     config = load(str(path), environ=ENVIRON)
     assert [
         f"{target.line}: {target.name}: {target} {' '.join(map(str, target.ports))} "
@@ -36,7 +36,7 @@ def test_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", files("invalid"), ids=lambda path: path.name)
-def test_invalid(path: Path) -> None:
+def test_an_invalid_file_gives_every_problem(path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(str(path), environ=ENVIRON)
     assert [

@@ -89,7 +89,7 @@ def told(old: Config | None, new: Config | None) -> list[str]:
         ("svc/a 53/tcp 53/udp", "svc/a 53/udp", ["removed t 53/tcp"]),
     ],
 )
-def test_one_target(before: str, after: str, expected: list[str]) -> None:
+def test_a_config_of_one_target_is_one_line(before: str, after: str, expected: list[str]) -> None:
     assert told(config(t=before), config(t=after)) == expected
 
 
@@ -98,12 +98,12 @@ def test_a_target_is_known_by_its_name_alone() -> None:
     assert told(config(a="svc/x 80", b="svc/y 81"), config(b="svc/y 81", a="svc/x 80")) == []
 
 
-def test_a_port_that_moves_to_another_target() -> None:
+def test_a_port_that_moves_to_another_target_is_removed_and_added() -> None:
     before, after = config(a="svc/a 80", b="svc/b 81"), config(a="svc/a 81:80", b="svc/b 80:81")
     assert told(before, after) == ["rebound a 80 > 81:80", "rebound b 81 > 80:81"]
 
 
-def test_from_nothing_and_to_nothing() -> None:
+def test_a_plan_from_or_to_nothing_adds_or_removes_everything() -> None:
     one = config(a="svc/a 80")
     assert told(None, one) == ["added a 80"]
     assert told(one, None) == ["removed a 80"]
@@ -136,7 +136,7 @@ def test_where_a_target_stands_is_no_content() -> None:
         {"tunnel": TunnelConfig(connect_timeout=3.0)},
     ],
 )
-def test_another_agent(changed: dict[str, object]) -> None:
+def test_a_changed_agent_setting_replaces_the_agent(changed: dict[str, object]) -> None:
     old = config(a="host/a 80")
     new = dataclasses.replace(old, **changed)  # type: ignore[arg-type]
     plan = diff(old, new)
@@ -152,7 +152,7 @@ def test_the_agent_s_namespace_hides_the_file_s() -> None:
     assert not diff(old, dataclasses.replace(old, namespace="elsewhere"))
 
 
-def test_numbers_that_need_no_agent() -> None:
+def test_changed_timeouts_are_settings() -> None:
     old = config(a="svc/a 80")
     plan = diff(old, dataclasses.replace(old, tunnel=TunnelConfig(open_timeout=1.0, drain=0.0)))
     assert plan
@@ -175,7 +175,7 @@ def test_the_status_service_needs_no_agent_either() -> None:
     assert [s.after for s in diff(new, old).settings] == ["nowhere", "none"]
 
 
-def test_another_check_is_used_from_now_on_and_nothing_else() -> None:
+def test_a_changed_check_is_a_setting_and_no_change_of_the_forward() -> None:
     one, two = target("a", "svc/a 80"), target("b", "svc/b 81")
     none = dataclasses.replace(one, check=Check(CheckKind.NONE))
     plan = diff(Config((one, two)), Config((two, none)))
@@ -241,7 +241,7 @@ def content(spec: Spec) -> tuple[object, ...]:
 
 
 @given(CONFIGS)
-def test_nothing_leads_from_a_config_to_itself(one: Config) -> None:
+def test_equal_configs_have_an_empty_plan(one: Config) -> None:
     assert not diff(one, one)
     assert not diff(one, dataclasses.replace(one, targets=tuple(reversed(one.targets))))
 
@@ -266,13 +266,13 @@ def test_a_pair_that_is_not_changed_is_the_same(old: Config, new: Config) -> Non
 
 
 @given(CONFIGS, CONFIGS)
-def test_what_is_in_both_is_never_touched(old: Config, new: Config) -> None:
+def test_a_forward_in_both_configs_is_unchanged(old: Config, new: Config) -> None:
     kept = {content(pair.old) for pair in diff(old, new).pairs if pair.old and not pair.changed}
     assert kept == {content(spec) for spec in specs(old)} & {content(spec) for spec in specs(new)}
 
 
 @given(CONFIGS, CONFIGS)
-def test_a_plan_has_the_agents_that_differ(old: Config, new: Config) -> None:
+def test_a_plan_contains_the_agents_that_differ(old: Config, new: Config) -> None:
     left = groups(old)
     for change in diff(old, new).groups:
         assert left.pop(change.key, None) == change.old

@@ -25,7 +25,9 @@ from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, UsageError
 
 
-def test_the_file_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_the_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert find("other.yaml") == "other.yaml"
     with pytest.raises(UsageError) as caught:
@@ -39,7 +41,7 @@ def test_the_file_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["none.yaml", ".", "a\0b"])
-def test_a_file_that_cannot_be_read(
+def test_an_unreadable_patch_file_is_a_problem_of_its_entry(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -48,7 +50,7 @@ def test_a_file_that_cannot_be_read(
     assert caught.value.hint is None  # it was named
 
 
-def test_one_that_was_not_named_and_cannot_be_read(
+def test_an_unreadable_default_file_is_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -58,7 +60,7 @@ def test_one_that_was_not_named_and_cannot_be_read(
     assert caught.value.hint == "name a file with `-f`"
 
 
-def test_the_files_of_a_config(tmp_path: Path) -> None:
+def test_a_config_names_its_files(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     main, other = str(tmp_path / "main"), str(tmp_path / "other")
     for path in (main, other):
@@ -86,7 +88,7 @@ def test_standard_input_is_no_file() -> None:
     assert files.paths == ()
 
 
-def test_there_is_an_end_to_files() -> None:
+def test_the_number_of_files_is_limited() -> None:
     files = Files({})
     files.main("main", b"")
     for _ in range(MAX_FILES - 1):
@@ -96,7 +98,7 @@ def test_there_is_an_end_to_files() -> None:
     assert files.paths == ("main", __file__)
 
 
-def test_no_more_is_read_than_a_config_may_have(tmp_path: Path) -> None:
+def test_reading_stops_beyond_the_largest_config(tmp_path: Path) -> None:
     path = tmp_path / "big"
     path.write_bytes(b"#" * (2 * MAX_BYTES))
     data = read(str(path))
@@ -123,7 +125,9 @@ def test_marks_and_line_ends_are_plain() -> None:
         (b"a\x1b[0m", 1, 2, "the character U+001B does not belong in a text file"),
     ],
 )
-def test_bytes_that_are_no_text(data: bytes, line: int, column: int, message: str) -> None:
+def test_bytes_that_are_not_utf_8_are_a_problem_at_their_place(
+    data: bytes, line: int, column: int, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         decode(data, "x")
     (problem,) = caught.value.problems
@@ -153,7 +157,7 @@ def test_bytes_that_are_no_text(data: bytes, line: int, column: int, message: st
         ("svc/a 80\nsvc/b 80\nwhat: is this\n", "x.yaml", True),
     ],
 )
-def test_a_file_is_known_by_its_content(text: str, path: str, expected: bool) -> None:
+def test_the_format_of_a_file_is_known_by_its_content(text: str, path: str, expected: bool) -> None:
     assert is_targets_txt(text, path) is expected
 
 
@@ -169,7 +173,7 @@ def test_a_regular_file(tmp_path: Path) -> None:
     assert regular(str(tmp_path / "link"), 100) == b"0123456789"
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     pipe, sock = str(tmp_path / "pipe"), str(tmp_path / "socket")
     os.mkfifo(pipe)
     with socket.socket(socket.AF_UNIX) as bound:
@@ -185,7 +189,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
         regular("a\0b", 10)
 
 
-def test_a_pipe_that_took_the_place_of_a_file(
+def test_a_pipe_that_replaced_a_file_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, pipe = tmp_path / "file", tmp_path / "pipe"
@@ -228,7 +232,7 @@ def test_a_path_that_hangs_costs_one_thread() -> None:
     assert bounded(names[0], hang) == names[0]
 
 
-def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_thread_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

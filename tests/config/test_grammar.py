@@ -57,7 +57,7 @@ def test_every_name_of_a_kind_in_any_case(kind: Kind, alias: str) -> None:
         ("IP/FD00::7", (Kind.IP, "fd00::7")),
     ],
 )
-def test_resources(text: str, expected: tuple[Kind, str]) -> None:
+def test_a_resource_is_parsed(text: str, expected: tuple[Kind, str]) -> None:
     assert parse_resource(text) == expected
 
 
@@ -87,7 +87,7 @@ def test_resources(text: str, expected: tuple[Kind, str]) -> None:
         ("ip/fe80::1%eth0", 3, "leave out"),
     ],
 )
-def test_no_resources(text: str, offset: int, hint: str) -> None:
+def test_an_invalid_resource_is_an_error(text: str, offset: int, hint: str) -> None:
     with pytest.raises(ParseError) as caught:
         parse_resource(text)
     assert caught.value.offset == offset
@@ -115,7 +115,7 @@ UDP, TCP = Protocol.UDP, Protocol.TCP
         ("dns/Udp", Port("dns", None, UDP)),
     ],
 )
-def test_ports(text: str, port: Port) -> None:
+def test_a_port_is_parsed(text: str, port: Port) -> None:
     assert parse_port(text) == port
 
 
@@ -142,7 +142,7 @@ def test_ports(text: str, port: Port) -> None:
         ("80/tcp@udp", 3, "`tcp@udp` is not a protocol"),
     ],
 )
-def test_no_ports(text: str, offset: int, message: str) -> None:
+def test_an_invalid_port_is_an_error(text: str, offset: int, message: str) -> None:
     with pytest.raises(ParseError) as caught:
         parse_port(text)
     assert (caught.value.offset, caught.value.message) == (offset, message)
@@ -180,7 +180,7 @@ def test_listen_addresses(text: str, address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "*", "example.com", "127.0.0.1:80", "[127.0.0.1", "1.2.3"])
-def test_no_listen_addresses(text: str) -> None:
+def test_an_invalid_listen_address_is_an_error(text: str) -> None:
     with pytest.raises(ParseError, match="is not an address to listen on"):
         parse_listen(text)
 
@@ -211,7 +211,7 @@ def test_a_port_reads_back_as_it_is_written(port: Port) -> None:
 
 
 @given(st.text(max_size=20) | st.text(alphabet="0189:@/tcpud-[]", max_size=12))
-def test_any_text_is_parsed_or_a_flaw_within_it(text: str) -> None:
+def test_any_text_is_parsed_or_an_error_within_it(text: str) -> None:
     for parse in (parse_port, parse_resource, parse_listen):
         error = flaw_of(parse, text)
         assert error is None or 0 <= error.offset <= len(text)
@@ -220,7 +220,7 @@ def test_any_text_is_parsed_or_a_flaw_within_it(text: str) -> None:
 # -- errors ----------------------------------------------------------------------------------------
 
 
-def test_a_flaw_moves_with_the_text_that_holds_it() -> None:
+def test_an_error_moves_with_the_text_that_contains_it() -> None:
     error = ParseError("bad", hint="do better", offset=2).moved(3)
     assert error.at(7, 10) == Problem(7, 15, "bad", "do better")
 
@@ -260,7 +260,7 @@ def test_a_quoted_value_is_one_short_printable_line(value: object, expected: str
         ("0s", 0.0),
     ],
 )
-def test_durations(value: float | str, seconds: float) -> None:
+def test_a_duration_is_parsed_to_seconds(value: float | str, seconds: float) -> None:
     assert parse_duration(value) == seconds
 
 
@@ -268,25 +268,25 @@ def test_durations(value: float | str, seconds: float) -> None:
     "value",
     ["", "s", " 5s", "5 s", "5s ", "5s\n", "5d", "5m1h", "5s5s", "-5s", "1e3", ".5s", "5.s", "٣s"],
 )
-def test_what_is_no_duration(value: str) -> None:
+def test_a_text_that_is_no_duration_is_an_error(value: str) -> None:
     with pytest.raises(ParseError, match="not a duration"):
         parse_duration(value)
 
 
 @pytest.mark.parametrize("value", [-1, "25h", 86400.1, float("inf"), float("nan")])
-def test_out_of_range(value: float | str) -> None:
+def test_a_duration_out_of_range_is_an_error(value: float | str) -> None:
     with pytest.raises(ParseError, match="out of range"):
         parse_duration(value)
 
 
 @pytest.mark.parametrize("value", [0, "0", "0h0m"])
-def test_positive(value: float | str) -> None:
+def test_zero_is_an_error_if_a_positive_duration_is_wanted(value: float | str) -> None:
     with pytest.raises(ParseError, match="out of range"):
         parse_duration(value, positive=True)
 
 
 @given(st.text(alphabet="0123456789.hms -", max_size=12))
-def test_any_text_is_a_duration_or_a_flaw(text: str) -> None:
+def test_any_text_is_a_duration_or_an_error(text: str) -> None:
     with contextlib.suppress(ParseError):
         assert 0 <= parse_duration(text) <= 86400
 
@@ -299,24 +299,24 @@ def test_any_text_is_a_duration_or_a_flaw(text: str) -> None:
     [("4Mi", 4 << 20), ("512Ki", 512 << 10), ("131072", SMALLEST_SIZE), (1048576, 1 << 20)]
     + [(262144.0, 256 << 10), ("256Mi", LARGEST_SIZE)],
 )
-def test_sizes(value: float | str, size: int) -> None:
+def test_a_size_is_parsed_to_bytes(value: float | str, size: int) -> None:
     assert parse_size(value) == size
 
 
 @pytest.mark.parametrize("value", ["", "4MB", "4 Mi", "-1", "1.5Mi", "Mi", 131072.5, "4Gi"])
-def test_what_is_no_size(value: float | str) -> None:
+def test_a_text_that_is_no_size_is_an_error(value: float | str) -> None:
     with pytest.raises(ParseError, match="is not a size"):
         parse_size(value)
 
 
 @pytest.mark.parametrize("value", [0, "1Ki", "257Mi", "999999999999Mi"])
-def test_what_is_too_small_or_too_large(value: float | str) -> None:
+def test_a_size_out_of_range_is_an_error(value: float | str) -> None:
     with pytest.raises(ParseError, match="is out of range"):
         parse_size(value)
 
 
 @given(st.one_of(st.text(max_size=20), st.integers(), st.floats()))
-def test_anything_is_a_size_or_a_flaw(value: float | str) -> None:
+def test_any_value_is_a_size_or_an_error(value: float | str) -> None:
     with contextlib.suppress(ParseError):
         assert SMALLEST_SIZE <= parse_size(value) <= LARGEST_SIZE
 
@@ -336,7 +336,7 @@ def test_anything_is_a_size_or_a_flaw(value: float | str) -> None:
         ("[::1]:80", ("::1", 80)),
     ],
 )
-def test_a_place(value: int | str, place: tuple[str, int]) -> None:
+def test_an_address_and_port_are_parsed(value: int | str, place: tuple[str, int]) -> None:
     assert parse_listen_address(value) == place
 
 
@@ -353,7 +353,7 @@ def test_a_place(value: int | str, place: tuple[str, int]) -> None:
         ("example.org:80", "`example.org` is not an address to listen on"),
     ],
 )
-def test_no_place(value: str, message: str) -> None:
+def test_an_invalid_address_and_port_are_an_error(value: str, message: str) -> None:
     with pytest.raises(ParseError) as caught:
         parse_listen_address(value)
     assert caught.value.message == message
@@ -361,17 +361,17 @@ def test_no_place(value: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_what_only_this_machine_reaches(address: str) -> None:
+def test_loopback_addresses_are_recognised(address: str) -> None:
     assert is_loopback(address)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "192.168.1.2", "fe80::1%1"])
-def test_what_others_reach(address: str) -> None:
+def test_other_addresses_are_not_loopback(address: str) -> None:
     assert not is_loopback(address)
 
 
 @given(st.text(alphabet="0123456789.:[]lochst%é٣", max_size=40))
-def test_any_text_is_a_place_or_a_flaw(text: str) -> None:
+def test_any_text_is_an_address_or_an_error(text: str) -> None:
     with contextlib.suppress(ParseError):
         address, port = parse_listen_address(text)
         assert 0 <= port <= 65535

@@ -180,7 +180,7 @@ def test_what_a_file_is_shows_in_time(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [MAX_BYTES >> n for n in range(6, -1, -1)])
-def test_a_duration_is_refused_in_time(size: int) -> None:
+def test_a_long_text_is_no_duration_in_bounded_time(size: int) -> None:
     for unit in ("1", "1h", "1.", "."):
         with pytest.raises(ParseError):
             parse_duration(unit * size)

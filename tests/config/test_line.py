@@ -25,11 +25,13 @@ def parse(text: str) -> tuple[Line | None, list[tuple[int, str]]]:
         ("a#b c//d", [("a#b", 0), ("c//d", 4)]),
     ],
 )
-def test_words_and_comments(text: str, words: list[tuple[str, int]]) -> None:
+def test_a_line_is_split_into_words_without_its_comment(
+    text: str, words: list[tuple[str, int]]
+) -> None:
     assert split(text) == [Word(*word) for word in words]
 
 
-def test_a_line_with_everything() -> None:
+def test_a_line_with_every_option_is_parsed() -> None:
     line, errors = parse("-n kube-system svc/dns 5353:53@udp --address=::1 metrics")
     assert errors == []
     assert line == Line(
@@ -44,7 +46,7 @@ def test_a_line_with_everything() -> None:
 
 
 @pytest.mark.parametrize("option", ["-n a", "-n=a", "-na", "--namespace a", "--namespace=a"])
-def test_the_forms_of_an_option(option: str) -> None:
+def test_an_option_has_several_forms(option: str) -> None:
     for text in (f"{option} web 80", f"web {option} 80", f"web 80 {option}"):
         line, errors = parse(text)
         assert (str(line), errors) == ("pod/web 80 -n a", [])
@@ -74,7 +76,7 @@ def test_the_forms_of_an_option(option: str) -> None:
         ),
     ],
 )
-def test_every_flaw_is_told_where_it_is(text: str, errors: list[tuple[int, str]]) -> None:
+def test_every_problem_is_reported_at_its_place(text: str, errors: list[tuple[int, str]]) -> None:
     assert parse(text) == (None, errors)
 
 
@@ -108,13 +110,13 @@ def test_a_line_reads_back_as_it_is_written(line: Line) -> None:
 
 
 @given(st.text(max_size=40) | st.text(alphabet="-nl= svc/a80:@#", max_size=30))
-def test_any_text_is_a_line_or_flaws_within_it(text: str) -> None:
+def test_any_text_is_a_line_or_errors_within_it(text: str) -> None:
     line, errors = parse_line(split(text))
     assert (line is None) == bool(errors)
     assert all(0 <= error.offset <= len(text) for error in errors)
 
 
-def test_what_is_said_of_one_line_has_an_end() -> None:
+def test_the_errors_of_a_line_are_limited() -> None:
     for text in ("svc/a " + "x! " * 1_000, "svc/a 80 " + "-n a " * 1_000, "- " + "-n " * 1_000):
         assert len(parse(text)[1]) <= MAX_ERRORS + 2
     errors = parse("svc/a " + ":1 " * (MAX_PORT + 9))[1]

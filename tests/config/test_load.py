@@ -20,7 +20,9 @@ from krelay.model import Config, Kind, Port, Protocol, Target
 YAML = b"apiVersion: krelay/v1\ntargets: {web: 'svc/web ${PORT:-80}'}\n"
 
 
-def test_the_file_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_the_directory_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="no krelay.yaml"):
         load(None, environ={})
@@ -30,7 +32,7 @@ def test_the_file_of_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert made.targets == (Target("web", Kind.SERVICE, "web", (Port(81, 81),)),)
 
 
-def test_standard_input() -> None:
+def test_standard_input_is_loaded() -> None:
     assert load("-", environ={}, text=YAML).path == "<stdin>"
     assert load("-", environ={}, text=b"svc/a 80\n").targets[0].name == "svc/a 80"
     with pytest.raises(ConfigError, match="<stdin>: 1 problem$"):
@@ -56,14 +58,14 @@ def test_problems_of_all_stages_at_once() -> None:
     assert str(caught.value) == "x.yaml: 5 problems"
 
 
-def test_what_an_alias_repeats_is_told_once() -> None:
+def test_a_problem_of_an_alias_is_reported_once() -> None:
     text = "apiVersion: krelay/v1\ntargets:\n  a: &a {x: 1, target: svc/a, port: ':1'}\n  b: *a\n"
     with pytest.raises(ConfigError) as caught:
         parse(text, "x.yaml", {})
     assert [problem.message for problem in caught.value.problems] == ["unknown key `x`"]
 
 
-def test_overlaps() -> None:
+def test_overlapping_addresses_are_problems() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("svc/a 80\nsvc/b 80/tcp\nsvc/c 80/tcp -l 0.0.0.0\n", "t.txt", {})
     first, second = caught.value.problems
@@ -75,7 +77,7 @@ def test_overlaps() -> None:
     assert caught.value.problems[0].hint == "give one of them another local port"
 
 
-def test_there_is_an_end_to_problems() -> None:
+def test_the_number_of_problems_is_limited() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("".join(f"svc/A{n} 80\n" for n in range(300)), "t.txt", {})
     assert len(caught.value.problems) == 101
@@ -87,13 +89,13 @@ def test_there_is_an_end_to_problems() -> None:
 
 
 @pytest.mark.parametrize("text", ["- a: 1\n", "apiVersion\n", "5"])
-def test_a_yaml_that_is_no_mapping(text: str) -> None:
+def test_a_document_that_is_no_mapping_is_a_problem(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(text, "x.yaml", {})
     assert "neither a krelay.yaml nor a targets.txt" in caught.value.problems[0].message
 
 
-def test_a_file_that_is_broken_at_its_root() -> None:
+def test_a_file_with_a_broken_root_has_one_problem() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("[a]: 1\napiVersion: krelay/v1\n", "x.yaml", {})
     assert [problem.message for problem in caught.value.problems] == ["a key must be plain text"]
@@ -122,7 +124,7 @@ def test_a_target_of_the_command_line() -> None:
         (["svc/a", "80 81"], "`80 81` is neither a port nor a port's name"),
     ],
 )
-def test_a_command_line_that_is_no_target(words: list[str], message: str) -> None:
+def test_an_invalid_command_line_is_a_usage_error(words: list[str], message: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_target(words)
     assert caught.value.message == message
@@ -278,7 +280,7 @@ def test_standard_input_includes_from_the_working_directory() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_holds_for_the_targets_of_an_included_file() -> None:
+def test_an_included_file_has_its_own_defaults() -> None:
     write(
         {
             "krelay.yaml": "namespace: main\ncontext: main\ndefaults: {listen: '::1'}\n"
@@ -390,7 +392,7 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_problems(files: dict[str, str], expected: list[str]) -> None:
+def test_a_problem_is_reported_at_its_place(files: dict[str, str], expected: list[str]) -> None:
     write(files)
     error = failure()
     assert told(error) == expected
@@ -412,7 +414,7 @@ def test_problems(files: dict[str, str], expected: list[str]) -> None:
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_hints(name: str, text: str, hint: str) -> None:
+def test_a_problem_has_a_hint(name: str, text: str, hint: str) -> None:
     write({"krelay.yaml": MAIN, name: text})
     (problem,) = failure().problems
     assert hint in str(problem.hint)
@@ -442,13 +444,13 @@ def test_the_bytes_of_an_included_file_are_looked_at_as_well() -> None:
 
 @pytest.mark.parametrize("text", ["", "a: [", "x: 1\n" * 2, "\0"])
 @pytest.mark.usefixtures("folder")
-def test_the_files_of_every_error(text: str) -> None:
+def test_every_error_names_its_files(text: str) -> None:
     Path("krelay.yaml").write_text(text)
     assert failure().files == ("krelay.yaml",)
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_files_of_an_error_are_those_that_one_would_mend() -> None:
+def test_an_error_names_the_files_to_fix() -> None:
     write(
         {
             "krelay.yaml": "include: [a.yaml, sub/none.txt]\nagent: {patches: [{file: p}]}\n",
@@ -462,7 +464,7 @@ def test_the_files_of_an_error_are_those_that_one_would_mend() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_there_is_an_end_to_files() -> None:
+def test_the_number_of_files_is_limited() -> None:
     for number in range(MAX_FILES + 1):
         text = f"include: [{number + 1}.yaml]\ntargets: {{t{number}: svc/a :1}}\n"
         write({f"{number}.yaml": text})
@@ -472,7 +474,7 @@ def test_there_is_an_end_to_files() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_include_there_is_an_end_to_problems() -> None:
+def test_the_problems_of_included_files_are_limited() -> None:
     lines = "".join(f"svc/A{n} 80\n" for n in range(60))
     write({"krelay.yaml": "include: [a.txt, b.txt]\n", "a.txt": lines, "b.txt": lines})
     last = failure().problems[-1]
@@ -483,7 +485,7 @@ def test_include_there_is_an_end_to_problems() -> None:
 # -- targets.txt -----------------------------------------------------------------------------------
 
 
-def test_what_a_line_leaves_out_is_as_told() -> None:
+def test_the_arguments_supply_what_a_line_leaves_out() -> None:
     line, _ = parse_line(split("svc/a 80"))
     assert line is not None
     target = target_of(
@@ -513,12 +515,12 @@ def test_targets_with_their_lines_and_listen_addresses() -> None:
     ]
 
 
-def test_what_holds_for_every_line() -> None:
+def test_the_defaults_apply_to_every_line() -> None:
     part = read_lines("svc/a 80\nsvc/b 81 -n own -l ::2\n", "t.txt", namespace="n", listen="::1")
     assert [(t.namespace, t.listen) for t in part.config.targets] == [("n", "::1"), ("own", "::2")]
 
 
-def test_every_problem_with_its_place() -> None:
+def test_every_line_problem_is_reported_with_its_place() -> None:
     part = read_lines("svc/a 80\nsvc/A x:y\n service/a   80\n", "t.txt")
     assert len(part.config.targets) == len(part.listen_addresses) == 1
     assert [(p.line, p.column, p.message) for p in part.problems] == [
@@ -528,7 +530,7 @@ def test_every_problem_with_its_place() -> None:
     ]
 
 
-def test_no_targets_at_all() -> None:
+def test_a_file_without_targets_is_a_problem() -> None:
     for text in ("", "\n\n", "# a\n// b\n"):
         (problem,) = read_lines(text, "t.txt").problems
         assert problem.message == "no targets"

@@ -24,7 +24,7 @@ def part(
     return ParsedFile(Config(tuple(targets), context=path, path=path), listen_addresses)
 
 
-def test_the_first_file_with_the_targets_of_all() -> None:
+def test_joining_gives_the_first_file_the_targets_of_all() -> None:
     config, problems = join([part("a", "one", "two"), part("b"), part("c", "three")])
     assert problems == []
     assert (config.path, config.context) == ("a", "a")
@@ -76,7 +76,7 @@ def test_a_local_address_is_for_one_forward() -> None:
         ("0", "svc/x 0:80", None),
     ],
 )
-def test_nor_is_it_for_the_status_and_a_forward(
+def test_a_forward_on_the_address_of_status_is_a_problem(
     listen: str, target: str, message: str | None
 ) -> None:
     text = f"apiVersion: krelay/v1\nstatus: {{listen: '{listen}'}}\ntargets: {{x: '{target}'}}"
@@ -98,7 +98,7 @@ def test_an_embedded_agent_has_no_cluster() -> None:
     assert problem.message == "`svc/x` is in a cluster, but the agent is embedded"
 
 
-def test_there_is_an_end_to_problems() -> None:
+def test_the_number_of_problems_is_limited() -> None:
     names = [f"t{number}" for number in range(300)]
     assert len(join([part("a", *names), part("b", *names)])[1]) == 101
 
@@ -133,7 +133,7 @@ def test_which_addresses_overlap(one: str, other: str) -> None:
     )
 
 
-def test_what_never_overlaps() -> None:
+def test_other_ports_and_protocols_never_overlap() -> None:
     tcp, udp = Protocol.TCP, Protocol.UDP
     assert overlap(address("::1", 80, tcp), address("::1", 80, udp), address("::1", 81)) == []
     assert (
@@ -147,7 +147,7 @@ def test_an_open_protocol_counts_as_tcp() -> None:
     assert overlap(address("::1"), address("::1", 80, Protocol.TCP)) == [("[::1]:80/tcp",) * 2]
 
 
-def test_each_later_claim_is_told_once_with_the_first_it_meets() -> None:
+def test_each_later_address_is_reported_once_with_the_first_it_overlaps() -> None:
     found = overlap(address("127.0.0.1"), address("::1"), address("localhost"), address("0.0.0.0"))
     assert found == [
         ("127.0.0.1:80/tcp", "localhost:80/tcp"),
@@ -158,7 +158,7 @@ def test_each_later_claim_is_told_once_with_the_first_it_meets() -> None:
 @given(
     st.lists(st.builds(address, st.sampled_from(ADDRESSES), st.sampled_from([80, 81])), max_size=6)
 )
-def test_a_claim_conflicts_exactly_if_it_does_with_one_before_it(
+def test_an_address_conflicts_exactly_if_it_overlaps_an_earlier_one(
     listen_addresses: list[ListenAddress],
 ) -> None:
     later = [id(address) for _, address in conflicts(listen_addresses)]

@@ -72,7 +72,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_a_file_that_is_wrong(
+def test_an_invalid_file_is_rejected(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "krelay.yaml"
@@ -87,7 +87,7 @@ def test_a_file_that_is_wrong(
         assert not any(secret in text for text in shown), shown[0]
 
 
-def test_a_file_that_is_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_valid_file_has_no_problems(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     file = tmp_path / "krelay.yaml"
     text = (

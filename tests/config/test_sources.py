@@ -40,11 +40,11 @@ def names(selection: Selection) -> list[str]:
     return [target.name for target in selection.load().targets]
 
 
-def test_all_targets_where_none_is_named(file: Path) -> None:
+def test_no_names_select_every_target(file: Path) -> None:
     assert names(Selection(str(file))) == ["web", "db", "cache"]
 
 
-def test_those_named_in_the_file_s_order(file: Path) -> None:
+def test_named_targets_keep_the_order_of_the_file(file: Path) -> None:
     assert names(Selection(str(file), ("cache", "web", "web"))) == ["web", "cache"]
 
 
@@ -52,7 +52,7 @@ def test_those_named_in_the_file_s_order(file: Path) -> None:
     ("name", "hint"),
     [("wbe", "did you mean `web`?"), ("nothing", "it has: `web`, `db`, `cache`")],
 )
-def test_a_name_that_the_file_has_not(name: str, hint: str, file: Path) -> None:
+def test_an_unknown_target_name_is_a_usage_error(name: str, hint: str, file: Path) -> None:
     with pytest.raises(UsageError, match=f"krelay.yaml has no target `{name}`") as caught:
         Selection(str(file), ("web", name)).load()
     assert caught.value.hint == hint
@@ -70,13 +70,13 @@ def test_an_embedded_agent_reaches_no_cluster(file: Path) -> None:
     assert caught.value.files == (str(file),)
 
 
-def test_an_embedded_agent_for_the_named_ones_alone(file: Path) -> None:
+def test_an_embedded_agent_needs_only_the_named_targets_outside_the_cluster(file: Path) -> None:
     assert Selection(str(file), ("cache",), embedded=True).load().agent == AgentConfig(
         embedded=True
     )
 
 
-def test_it_is_read_anew_each_time(file: Path) -> None:
+def test_a_selection_reads_the_file_at_each_load(file: Path) -> None:
     selection = Selection(str(file), environ={"PORT": "1"})
     assert selection.load().targets[2].ports[0].remote == 1
     file.write_text(TEXT.replace("8080:80", "8081:80"))
@@ -86,7 +86,9 @@ def test_it_is_read_anew_each_time(file: Path) -> None:
         selection.load()
 
 
-def test_its_file(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_selection_names_its_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert Selection(str(file)).file == str(file)
     assert Selection("-", text=TEXT.encode()).file is None
     assert names(Selection("-", text=TEXT.encode())) == ["web", "db", "cache"]
@@ -105,12 +107,12 @@ WEB = Target("web", Kind.SERVICE, "web", (Port(80, 8080),))
 DB = Target("db", Kind.SERVICE, "db", (Port(5432, 5432),), namespace="data", listen="::1")
 
 
-def test_nothing_said_is_nothing_changed() -> None:
+def test_an_empty_overlay_changes_nothing() -> None:
     config = Config((WEB, DB), context="c", namespace="n", agent=AgentConfig(image="i"))
     assert Overlay().over(config) == config
 
 
-def test_a_namespace_is_for_those_that_have_none() -> None:
+def test_the_namespace_option_applies_to_targets_without_one() -> None:
     config = Overlay(namespace="n", context="c").over(Config((WEB, DB)))
     assert [target.namespace for target in config.targets] == ["n", "data"]
     assert [target.context for target in config.targets] == ["c", "c"]
@@ -118,7 +120,7 @@ def test_a_namespace_is_for_those_that_have_none() -> None:
     assert (config.context, config.namespace) == ("c", None)
 
 
-def test_addresses_are_for_those_that_listen_where_all_do() -> None:
+def test_the_listen_option_applies_to_targets_with_the_default_address() -> None:
     config = Overlay(listens=("0.0.0.0",)).over(Config((WEB, DB)))
     assert [(target.name, target.listen) for target in config.targets] == [
         ("web", "0.0.0.0"),
@@ -139,7 +141,7 @@ def test_patches_come_after_the_file_s() -> None:
     assert (agent.image, agent.patches) == ("i", (first, PATCH))
 
 
-def test_words_are_a_target() -> None:
+def test_words_give_one_target_without_a_check() -> None:
     words = Words(("service/my-service", "8080:http"), Overlay(namespace="n", image="i"))
     config = words.load()
     (target,) = config.targets
@@ -174,13 +176,13 @@ def test_a_proxy_is_a_target_too(listen: str, address: str, port: int) -> None:
 
 
 @pytest.mark.parametrize("listen", ["nowhere:80", "127.0.0.1:99999", "127.0.0.1:x", "::1"])
-def test_a_proxy_that_can_listen_nowhere(listen: str) -> None:
+def test_an_invalid_proxy_address_is_a_usage_error(listen: str) -> None:
     with pytest.raises(UsageError):
         Proxy(listen).load()
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1080", "[::]:0", "10.0.0.1"])
-def test_a_proxy_that_other_machines_reach_takes_a_password(listen: str) -> None:
+def test_a_proxy_beyond_loopback_requires_a_password(listen: str) -> None:
     with pytest.raises(UsageError, match="is open to other machines") as caught:
         Proxy(listen).load()
     assert "--insecure" in str(caught.value.hint)
@@ -210,7 +212,7 @@ def problems(*targets: tuple[str, str], embedded: bool = False) -> list[str]:
     return caught.value.details()
 
 
-def test_what_they_say_and_the_file_around_them() -> None:
+def test_lines_give_targets_and_settings() -> None:
     lines = Lines((("web", "svc/nginx 8080:80 -n shop"), ("db", "sts/pg :5432")), "c", "n")
     web = Target("web", Kind.SERVICE, "nginx", (Port(80, 8080),), namespace="shop")
     db = Target("db", Kind.STATEFULSET, "pg", (Port(5432, 0),))
@@ -220,7 +222,7 @@ def test_what_they_say_and_the_file_around_them() -> None:
     assert local.agent == AgentConfig(embedded=True)
 
 
-def test_every_problem_at_once_and_whose_it_is() -> None:
+def test_the_problems_of_all_files_are_reported_at_once_with_their_files() -> None:
     found = problems(("a", "svc/x"), ("b", "nope"), ("c", ""), ("d", "svc/x :80 -n A_B"))
     told = [line for line in found if not line.startswith("  hint")]
     assert [line.split("`")[1] for line in told] == ["a", "b", "c", "d"]
@@ -228,7 +230,7 @@ def test_every_problem_at_once_and_whose_it_is() -> None:
     assert len(found) == 2 * len(told)
 
 
-def test_no_two_have_one_name_or_one_address() -> None:
+def test_a_repeated_name_or_address_is_a_problem() -> None:
     assert problems(("a", "svc/x :80"), ("a", "svc/y :80"))[0] == "<lines>: `a`: defined twice"
     assert problems(("a", "svc/x 80"), ("b", "svc/y 80")) == [
         "<lines>: `b`: `127.0.0.1:80/tcp` is taken by `a`",
@@ -236,7 +238,7 @@ def test_no_two_have_one_name_or_one_address() -> None:
     ]
 
 
-def test_none_at_all() -> None:
+def test_lines_without_targets_are_an_error() -> None:
     assert problems()[0] == "<lines>: no targets"
 
 

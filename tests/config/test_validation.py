@@ -55,7 +55,7 @@ def test_it_is_a_draft_07_schema() -> None:
     Draft7Validator.check_schema(load_schema())
 
 
-def test_each_copy_is_fresh() -> None:
+def test_each_loaded_schema_is_a_fresh_copy() -> None:
     load_schema()["properties"].clear()
     assert load_schema()["properties"]
 
@@ -123,7 +123,7 @@ def test_the_defaults_are_the_models() -> None:
     assert (patch["type"]["default"], patch["target"]["default"]) == (made.type, made.target)
 
 
-def test_the_words_are_the_models() -> None:
+def test_the_enums_of_the_schema_are_those_of_the_model() -> None:
     tunnel = load_schema()["properties"]["tunnel"]["properties"]
     assert tunnel["transport"]["enum"] == list(Transport)
     protocol = load_schema()["definitions"]["port"]["properties"]["protocol"]
@@ -151,7 +151,7 @@ def checked(text: str) -> tuple[Any, list[str]]:
     return left and left.plain(), [f"{p.line}:{p.column} {p.message}" for p in found]
 
 
-def test_what_is_wrong_is_left_out_and_the_rest_stays() -> None:
+def test_invalid_values_are_left_out_and_the_rest_stays() -> None:
     left, problems = checked(
         "agent: {labels: {a: 1, b: x}, oops: 1}\ntargets: {web: {ports: [0, 80], context: y}}\n"
     )
@@ -192,7 +192,7 @@ def test_the_rules_for_a_patch_hold_for_one_by_itself(text: str, expected: list[
     assert [f"{p.line}:{p.column} {p.message}" for p in sorted(found)] == expected
 
 
-def test_what_is_broken_already_is_not_told_again() -> None:
+def test_a_broken_value_is_not_reported_again() -> None:
     root, problems = read("apiVersion: ${X}\ntargets: {a: 'svc/${X} 80', b: svc/b 80}\n", {})
     assert isinstance(root, Node)
     left, found = check(root)
@@ -202,20 +202,18 @@ def test_what_is_broken_already_is_not_told_again() -> None:
     assert left.plain() == {"targets": {"b": "svc/b 80"}}
 
 
-def test_a_line_break_at_the_end_is_not_overlooked() -> None:
+def test_a_pattern_does_not_match_a_trailing_line_break() -> None:
     _, problems = checked("namespace: |\n  shop\ntargets: {web: svc/web 80}\n")
     assert problems == ["2:12 `namespace` cannot be `shop\\n`"]
 
 
-def test_there_is_an_end_to_problems() -> None:
+def test_the_number_of_problems_is_limited() -> None:
     left, problems = checked("".join(f"k{n}: 1\n" for n in range(MAX_PROBLEMS + 5)))
     assert left is None
     assert len(problems) == MAX_PROBLEMS + 1
 
 
-def test_the_one_beside_the_package_comes_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_schema_of_a_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "schema").mkdir()
     (tmp_path / "schema" / schema_module.FILE).write_text('{"title": "wheel"}')
     monkeypatch.setattr(schema_module.resources, "files", lambda package: tmp_path)
@@ -228,8 +226,7 @@ def test_the_one_beside_the_package_comes_first(
         schema_module.renamed_keys.cache_clear()
 
 
-@pytest.mark.process
-def test_a_wheel_has_it_where_it_is_looked_for(tmp_path: Path) -> None:
+def test_a_wheel_contains_the_schema(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
     pytest.importorskip("hatchling")
@@ -297,13 +294,13 @@ TARGETS = "\ntargets: {web: svc/web 80}\n"
         ("agent: {image: a b}", "`agent.image` cannot be `a b`", "no spaces"),
     ],
 )
-def test_words(text: str, message: str, hint: str | None) -> None:
+def test_every_kind_of_schema_error_has_words(text: str, message: str, hint: str | None) -> None:
     found = one(text + TARGETS)
     assert found[0] == message
     assert hint is found[1] if hint is None else hint in str(found[1])
 
 
-def test_targets() -> None:
+def test_targets_are_built() -> None:
     assert one("")[0] == "the file has no `targets`"
     assert one("include: []")[0] == "`include` is empty"
     assert problems("include: [a.yaml]") == []
@@ -320,7 +317,7 @@ def test_targets() -> None:
     assert "must be a whole number, text or a mapping, not `true`" in one(text)[0]
 
 
-def test_a_patch_is_here_or_in_a_file() -> None:
+def test_a_patch_is_inline_or_in_a_file() -> None:
     for entry, word in (
         ("{}", "neither `patch` nor"),
         ("{file: a, patch: {}}", "both `patch` and"),
@@ -334,7 +331,7 @@ def test_a_patch_is_here_or_in_a_file() -> None:
     )
 
 
-def test_a_missing_key_is_told_at_the_key_of_its_mapping_or_at_its_item() -> None:
+def test_a_missing_key_is_reported_at_its_mapping_or_item() -> None:
     text = "targets:\n  a:\n    target: svc/a\n    ports:\n    - local: 1\n  b:\n    port: 1\n"
     found = problems(text)
     assert [(p.line, p.column) for p in found] == [(6, 7), (7, 3)]
@@ -370,7 +367,7 @@ DIGITS = "8273645510293847"
 @pytest.mark.parametrize(
     "value", [DIGITS, "0123456789", "0x1F", "1e3", "true", "null", "~", "1.50"]
 )
-def test_a_variable_is_text_where_text_is_wanted(value: str) -> None:
+def test_a_variable_is_text_if_the_schema_allows_text_only(value: str) -> None:
     text = "status:\n  token: ${V}\nagent:\n  labels:\n    a: ${V}\n    b: '${V}'\n"
     found, _ = settled(text, V=value)
     assert found["agent"]["labels"] == {"a": value, "b": value}
@@ -389,11 +386,13 @@ def test_a_variable_is_text_where_text_is_wanted(value: str) -> None:
         ("tunnel:\n  sessions: 1${V}\n", "2", {"tunnel": {"sessions": 12}}),
     ],
 )
-def test_and_else_what_yaml_makes_of_it(text: str, value: str, expected: Any) -> None:
+def test_a_variable_is_typed_by_yaml_if_other_types_are_allowed(
+    text: str, value: str, expected: Any
+) -> None:
     assert settled(text, V=value) == (expected, [])
 
 
-def test_a_port_of_a_variable() -> None:
+def test_a_port_may_come_from_a_variable() -> None:
     block = "apiVersion: krelay/v1\ntargets:\n  a:\n    target: ip/10.0.0.1\n    port: ${V}\n"
     for value, expected in (("80", 80), ("8080:80", "8080:80")):
         root, _ = read(block, {"V": value})
@@ -404,7 +403,7 @@ def test_a_port_of_a_variable() -> None:
         assert left.plain()["targets"]["a"]["port"] == expected
 
 
-def test_an_old_octal_is_told_where_it_may_be_a_number() -> None:
+def test_an_old_octal_is_a_problem_if_a_number_is_allowed() -> None:
     message = "`0644` is octal in YAML 1.1 and decimal in YAML 1.2"
     assert settled("tunnel:\n  sessions: ${V}\n", V="0644") == ({"tunnel": {}}, [message])
     patch = "agent:\n  patches:\n    - patch:\n        mode: ${V}\n"

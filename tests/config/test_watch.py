@@ -150,7 +150,7 @@ SAVES = [
 
 
 @pytest.mark.parametrize("save", SAVES)
-async def test_every_way_of_saving(
+async def test_every_way_of_saving_is_one_change(
     save: Callable[[Path], None], mode: Mode, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (file.parents[1] / "outside").hardlink_to(file)
@@ -167,7 +167,9 @@ def rename_with(file: Path, text: str) -> None:
     new.rename(file)
 
 
-async def test_a_config_map(mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_update_of_a_config_map_is_one_change(
+    mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def version(name: str) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "krelay.yaml").write_text(f"{name}\n")
@@ -183,7 +185,9 @@ async def test_a_config_map(mode: Mode, tmp_path: Path, monkeypatch: pytest.Monk
             assert file.read_text() == f"{name}\n"
 
 
-async def test_links_to_links(mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_behind_links_to_links_is_reported(
+    mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("a", "b"):
         (tmp_path / name / "deep").mkdir(parents=True)
         (tmp_path / name / "deep" / "krelay.yaml").write_text(f"{name}\n")
@@ -200,7 +204,7 @@ async def test_links_to_links(mode: Mode, tmp_path: Path, monkeypatch: pytest.Mo
         assert file.read_text() == "b\n"
 
 
-async def test_a_file_that_is_yet_to_come_in_a_directory_that_is_too(
+async def test_a_file_created_later_in_a_directory_created_later_is_reported(
     mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "later" / "krelay.yaml"
@@ -216,7 +220,9 @@ async def test_a_file_that_is_yet_to_come_in_a_directory_that_is_too(
         assert await watched.after(make) == {str(file)}
 
 
-async def test_a_directory_that_is_replaced(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_replaced_directory_is_watched_again(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "LOOK", 0.2)
     async with watching(Mode.AUTO, monkeypatch, file) as watched:
         file.unlink()
@@ -244,7 +250,7 @@ async def test_a_link_that_leads_to_itself_is_no_file(
 # -- what is told ------------------------------------------------------------------------------
 
 
-async def test_which_of_several(
+async def test_a_forward_is_matched_by_the_closest_likeness(
     mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = [tmp_path / name for name in "abc"]
@@ -261,7 +267,7 @@ async def test_which_of_several(
             changed |= await watched.next()
 
 
-async def test_files_that_are_added_are_to_be_read_again(
+async def test_added_files_yield_an_empty_item(
     mode: Mode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
@@ -275,7 +281,7 @@ async def test_files_that_are_added_are_to_be_read_again(
         assert await watched.after(lambda: append(one), 2) == {str(one)}
 
 
-async def test_what_happened_before_is_told_when_it_watches(
+async def test_a_change_before_the_watch_is_reported(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "LOOK", 0.1)
@@ -285,7 +291,7 @@ async def test_what_happened_before_is_told_when_it_watches(
             assert await watched.next() == {str(file)}
 
 
-async def test_what_others_do_in_the_directory_is_nothing(
+async def test_other_files_of_the_directory_are_ignored(
     mode: Mode, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with watching(mode, monkeypatch, file) as watched:
@@ -327,7 +333,9 @@ async def test_a_file_that_is_half_written_is_waited_for(
         assert told.result() == {str(file)}
 
 
-async def test_but_not_for_ever(mode: Mode, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_file_that_keeps_changing_is_reported_after_a_while(
+    mode: Mode, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "CUT_OFF_SETTLE", 0.1)
     async with watching(mode, monkeypatch, file) as watched:
         for save in (lambda: file.write_text("one\ntw"), lambda: file.write_text(""), file.unlink):
@@ -337,7 +345,7 @@ async def test_but_not_for_ever(mode: Mode, file: Path, monkeypatch: pytest.Monk
         assert await watched.after(lambda: file.write_text("x")) == {str(file)}
 
 
-async def test_a_change_that_is_taken_back_is_none(
+async def test_a_reverted_change_is_not_reported(
     mode: Mode, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CUT_OFF_SETTLE", 3600.0)
@@ -391,7 +399,7 @@ LIMIT = OSError(errno.ENOSPC, "OS file watch limit reached")
 
 
 @pytest.mark.parametrize("error", [LIMIT, RuntimeError("rust")])
-async def test_without_events_it_looks(
+async def test_without_events_the_watcher_polls(
     error: Exception,
     file: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -411,7 +419,7 @@ async def test_without_events_it_looks(
     assert "set KRELAY_WATCH=poll" in record.message
 
 
-async def test_where_events_are_a_must_it_is_an_error(
+async def test_missing_events_are_an_error_in_the_inotify_mode(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_events", no_events(LIMIT))
@@ -422,7 +430,7 @@ async def test_where_events_are_a_must_it_is_an_error(
     assert "max_user_watches" in str(caught.value.hint)
 
 
-async def test_a_place_that_goes_before_it_is_watched(
+async def test_a_directory_removed_before_it_is_watched_is_retried(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = module._events
@@ -439,7 +447,7 @@ async def test_a_place_that_goes_before_it_is_watched(
         assert told.result() == {str(file)}
 
 
-async def test_a_file_that_no_directory_has_is_told_of(
+async def test_an_orphaned_file_is_warned_about(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = os.fstat
@@ -459,7 +467,7 @@ async def test_a_file_that_no_directory_has_is_told_of(
     assert f"{file} was replaced outside the mount" in caplog.text
 
 
-async def test_a_pipe_in_its_place_blocks_nobody(
+async def test_a_pipe_in_place_of_a_file_does_not_block(
     mode: Mode, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pipe() -> None:
@@ -543,7 +551,7 @@ async def test_a_call_that_hangs_is_left_behind() -> None:
     assert await offload.run(lambda: 1) == 1
 
 
-async def test_one_that_is_cancelled_counts_until_it_is_back() -> None:
+async def test_a_cancelled_call_counts_until_it_returns() -> None:
     answers = threading.Event()
     offload = Offload("it", within=30.0, most=1)
     task = asyncio.get_running_loop().create_task(offload.run(answers.wait))
@@ -577,7 +585,7 @@ def test_the_end_of_a_loop_waits_for_none() -> None:
             thread.join()
 
 
-async def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_missing_thread_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

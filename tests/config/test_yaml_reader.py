@@ -57,7 +57,7 @@ def test_plain_scalars_by_the_core_schema(text: str, value: object) -> None:
     assert type(typed(text)) is type(value)
 
 
-def test_positions() -> None:
+def test_every_node_has_its_position() -> None:
     node, _ = read('a: 1\nb:\n  - x\n  - {c: "y"}\n', {})
     assert isinstance(node, Node)
     assert node.keys == {"a": (1, 1), "b": (2, 1)}
@@ -99,7 +99,7 @@ def test_a_variable_never_adds_structure() -> None:
     assert plain("a: ${EVIL}\n", EVIL=evil) == {"a": evil}
 
 
-def test_merge_keys() -> None:
+def test_merge_keys_are_followed() -> None:
     assert plain("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: {<<: [{x: 0}, *a]}\n") == {
         "a": {"x": 1, "y": 2},
         "b": {"x": 1, "y": 3},
@@ -116,7 +116,7 @@ def test_an_anchor_may_be_set_again() -> None:
     assert plain("[&a 1, *a, &a 2, *a]") == [1, 1, 2, 2]
 
 
-def test_empty_documents() -> None:
+def test_an_empty_document_is_none() -> None:
     for text in ("", "# only a comment\n", "---\n", "~\n"):
         assert plain(text) is None
 
@@ -145,15 +145,15 @@ def test_empty_documents() -> None:
         ("a: @", ["1:4 `@` cannot start a value"]),
     ],
 )
-def test_problems(text: str, expected: list[str]) -> None:
+def test_a_problem_is_reported_at_its_place(text: str, expected: list[str]) -> None:
     assert problems(text) == expected
 
 
-def test_a_variable_that_is_not_text() -> None:
+def test_a_variable_that_is_not_utf_8_is_a_problem() -> None:
     assert problems("a: ${X}", X="caf\udce9") == ["1:4 `caf\\udce9` is not valid text"]
 
 
-def test_aliases_count_for_what_they_stand_for() -> None:
+def test_aliases_count_as_their_values() -> None:
     wide = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9)
     )
@@ -165,7 +165,7 @@ def test_aliases_count_for_what_they_stand_for() -> None:
 
 
 @pytest.mark.parametrize("text", ["a: [b\n", 'a: "\\U00110000"\n', "a: 1\na: 2\n", "a: b: c\n"])
-def test_the_slow_parser_says_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_parsers_read_the_same(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fast = bool(problems(text))
     monkeypatch.delattr(yaml, "CSafeLoader", raising=False)
     assert bool(problems(text)) is fast is True
@@ -180,7 +180,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_json_is_read_as_what_it_is(value: object) -> None:
+def test_json_is_read_as_yaml(value: object) -> None:
     assert plain(json.dumps({"value": value})) == {"value": value}
 
 
@@ -217,7 +217,7 @@ ENVIRON = {"NAME": "web", "EMPTY": "", "DOLLAR": "${NAME}$$"}
         ("${DOLLAR}", "${NAME}$$"),
     ],
 )
-def test_expansion(text: str, expected: str) -> None:
+def test_variables_are_expanded(text: str, expected: str) -> None:
     assert expand(text, ENVIRON) == (expected, [])
 
 
@@ -233,13 +233,13 @@ def test_expansion(text: str, expected: str) -> None:
         ("${A:-${NAME}}", 0, "`${A:-$` is not closed by `}`, or holds another brace"),
     ],
 )
-def test_flaws(text: str, offset: int, message: str) -> None:
+def test_an_invalid_text_is_an_error_at_its_offset(text: str, offset: int, message: str) -> None:
     (error, *_) = expand(text, ENVIRON)[1]
     assert (error.offset, error.message) == (offset, message)
     assert error.hint
 
 
-def test_every_flaw_is_told() -> None:
+def test_every_error_of_a_line_is_reported() -> None:
     text, errors = expand("${A} ${NAME} ${B}", ENVIRON)
     assert text == " web "
     assert [error.offset for error in errors] == [0, 13]
@@ -293,12 +293,12 @@ def loader(request: pytest.FixtureRequest) -> Any:
         ("a: 1\n...\nb\n", "3:1 text outside the document"),
     ],
 )
-def test_the_same_words_for_both_parsers(text: str, expected: str, loader: type) -> None:
+def test_both_parsers_give_the_same_problem(text: str, expected: str, loader: type) -> None:
     found = problem(text, loader)
     assert f"{found.line}:{found.column} {found.message}" == expected
 
 
-def test_hints(loader: type) -> None:
+def test_a_problem_has_a_hint(loader: type) -> None:
     assert "quote `${...}`" in str(problem("a: [${X}:1]\n", loader).hint)
     assert "closing bracket" in str(problem("a: [1}\n", loader).hint)
     assert "same column" in str(problem("- a\nb: 1\n", loader).hint)
@@ -308,7 +308,7 @@ def test_a_directive_is_outside_whichever_line_the_parser_names(loader: type) ->
     assert problem("%FOO\na: 1\n", loader).message == "text outside the document"
 
 
-def test_an_error_without_words_here_keeps_its_own() -> None:
+def test_an_unknown_syntax_error_keeps_its_own_text() -> None:
     error = yaml.MarkedYAMLError(problem="Found a Heffalump")
     assert explain(error, "") == Problem(1, 1, "not YAML: found a heffalump")
     assert explain(yaml.YAMLError(), "") == Problem(1, 1, "not YAML")

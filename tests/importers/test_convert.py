@@ -81,7 +81,7 @@ def told(config: Config) -> list[str]:
     ]
 
 
-def test_kftray() -> None:
+def test_a_kftray_export_is_converted() -> None:
     config, warnings, text = read(json.dumps(KFTRAY))
     assert told(config) == [
         "argo svc/argocd-server 8080:80 argocd kind 127.0.0.1",
@@ -97,7 +97,7 @@ def test_kftray() -> None:
     assert "# Converted from kftray's file." in text
 
 
-def test_kportal() -> None:
+def test_a_kportal_file_is_converted() -> None:
     config, warnings, _ = read(KPORTAL)
     assert told(config) == [
         "web svc/web 8080:80 shop prod 127.0.0.1",
@@ -135,19 +135,19 @@ def test_targets_txt_keeps_its_comments() -> None:
         ("", 0, "the format is unknown"),
     ],
 )
-def test_what_is_none_of_them(text: str, line: int, message: str) -> None:
+def test_an_unknown_format_is_an_error(text: str, line: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         convert(text.encode(), "file")
     assert caught.value.problems[0].line == line
     assert message in caught.value.problems[0].message
 
 
-def test_what_is_no_text() -> None:
+def test_a_control_character_is_a_problem_at_its_place() -> None:
     with pytest.raises(ConfigError, match="1 problem"):
         convert(b"\xff", "file")
 
 
-def test_one_forward_alone_and_dollars() -> None:
+def test_a_single_forward_and_its_dollars_are_converted() -> None:
     config, _, _ = read(json.dumps({**KFTRAY[0], "alias": None, "context": "$HOME"}))
     assert told(config) == ["argocd-server svc/argocd-server 8080:80 argocd $HOME 127.0.0.1"]
     assert len(read(KPORTAL.replace("prod", "${X}"))[0].targets) == 3

@@ -19,7 +19,7 @@ def read(converted: Converted) -> Config:
     return parse(converted.text, "krelay.yaml", {})
 
 
-def test_the_short_form_where_it_says_all() -> None:
+def test_an_entry_is_one_line_if_it_has_no_context() -> None:
     found = write(
         "x",
         [
@@ -37,7 +37,7 @@ def test_the_short_form_where_it_says_all() -> None:
     assert (web.listen, web.namespace, db.context) == ("::1", "shop", "prod")
 
 
-def test_names_are_made_to_fit_and_told_apart() -> None:
+def test_names_are_made_valid_and_unique() -> None:
     names = ["My App!", "my-app", "---", "", "x" * 100, "x" * 100, "no", "1"]
     found = write("x", [Entry(name, "host/a", (f":{n + 1}",)) for n, name in enumerate(names)])
     assert [target.name for target in read(found).targets] == [
@@ -52,7 +52,7 @@ def test_names_are_made_to_fit_and_told_apart() -> None:
     ]
 
 
-def test_what_no_file_may_have_is_a_comment_and_a_warning() -> None:
+def test_an_invalid_entry_is_a_comment_and_a_warning() -> None:
     found = write(
         "x",
         [
@@ -75,7 +75,7 @@ def test_what_no_file_may_have_is_a_comment_and_a_warning() -> None:
     assert "  # local port 80 is taken by a:\n  # b: svc/b 80:81\n" in found.text
 
 
-def test_nothing_is_an_example() -> None:
+def test_no_entries_give_an_example() -> None:
     assert [target.name for target in read(write("x", [])).targets] == ["example"]
 
 
@@ -97,7 +97,7 @@ TEXT = st.text(max_size=12)
         )
     )
 )
-def test_whatever_the_entries_the_file_is_right(entries: list[Entry]) -> None:
+def test_any_entries_give_a_valid_file(entries: list[Entry]) -> None:
     found = write("x", entries)
     config = read(found)
     assert len(config.targets) == max(1, len(entries) - len(found.warnings))

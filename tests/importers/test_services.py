@@ -50,7 +50,7 @@ def test_a_starter_without_a_namespace_is_an_example() -> None:
     assert targets(starter(None)) == {"example": "8080:80 127.0.0.1"}
 
 
-def test_a_starter_has_ports_that_need_no_rights() -> None:
+def test_a_starter_uses_unprivileged_local_ports() -> None:
     services = [
         service("web", 80, a="1"),
         service("api", 80, 443, 9000),
@@ -90,6 +90,6 @@ SERVICES = st.lists(
 
 
 @given(SERVICES)
-def test_any_namespace_gives_a_file_that_is_right(services: list[Any]) -> None:
+def test_any_namespace_gives_a_valid_file(services: list[Any]) -> None:
     for text in (starter("shop", services), kubefwd({"shop": services}).text):
         parse(text, "krelay.yaml", {})
