@@ -1,4 +1,4 @@
-"""Targets of `krelay.config`: any bytes are a Config or a UsageError, with words for a person."""
+"""Fuzz `krelay.config`: any bytes are a Config or a UsageError that a person can read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from krelay.model import Config
 
 ENVIRON = {"HOME": "/home/me", "PORT": "8080", "EMPTY": "", "TEXT": "a: b", "BYTES": "\udcff"}
 SEPARATOR = b"\0"
-"""Between the files of one input: none may hold it."""
+"""Separates the files of one input."""
 
 _LONG = 8
-"""Characters from which on a text is not in an error by chance."""
+"""Length from which a text is not in an error by chance."""
 _WORDS = (json.dumps(load_schema()), *ENVIRON)
 
 _files: dict[str, bytes] = {}
 
 
 def _read(path: str, *, within: float = 0.0) -> bytes:
-    """The files that an input names are in the input, and never on this machine."""
+    """Return a file of the input; no file of this machine is read."""
     try:
         return _files[path.rpartition("/")[2]]
     except KeyError:
@@ -34,7 +34,7 @@ def _read(path: str, *, within: float = 0.0) -> bytes:
 
 
 def config_yaml(data: bytes) -> None:
-    """krelay.yaml, and two files that it may name: `a.yaml` and `b.txt`."""
+    """Load a krelay.yaml, and two files that it may name: `a.yaml` and `b.txt`."""
     main, *others = data.split(SEPARATOR, 2)
     _files.clear()
     _files.update(zip(("a.yaml", "b.txt"), others, strict=False))
@@ -42,7 +42,7 @@ def config_yaml(data: bytes) -> None:
 
 
 def config_txt(data: bytes) -> None:
-    """targets.txt; and its first line as a command line."""
+    """Load a targets.txt, and parse its first line as a command line."""
     _files.clear()
     _load("targets.txt", data)
     words = data.partition(b"\n")[0].decode(errors="replace").split()
@@ -73,7 +73,7 @@ def _load(path: str, data: bytes) -> None:
 
 
 def _secretive(exc: ConfigError, data: bytes) -> None:
-    """What is written for a secret, and nowhere else, is not said."""
+    """Check that an error shows no text that only secrets have."""
     root, _ = read(data.decode(errors="replace"), ENVIRON)
     secret, shown = _texts(root) if root else (set(), set())
     said = "\n".join(exc.report())
@@ -83,7 +83,7 @@ def _secretive(exc: ConfigError, data: bytes) -> None:
 
 
 def _texts(node: Node) -> tuple[set[str], set[str]]:
-    """The texts of the values that are secret; those of the others, and the keys."""
+    """Return the texts of secret values, and those of other values and keys."""
     secret: set[str] = set()
     shown: set[str] = set(_WORDS)
     left = [node]
@@ -100,7 +100,7 @@ def _texts(node: Node) -> tuple[set[str], set[str]]:
 
 
 def _readable(exc: UsageError | ConfigError) -> None:
-    """What is said fits on a terminal, and has nothing for it to obey."""
+    """Check that each line of an error fits on a terminal, without control characters."""
     for line in exc.report():
         assert len(line) < 2_000, len(line)
         assert line.isprintable(), repr(line)

@@ -1,4 +1,4 @@
-"""A plan in words."""
+"""The wording of a plan."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def target(line: str, **fields: Any) -> Target:
     return target_of(found, name="web", **fields)
 
 
-def told(
+def described(
     before: str | Config | None, after: str | Config | None, *, live: int = 0, drain: float = 30.0
 ) -> list[str]:
-    """The plan's lines with their signs, where each forward and each agent carries `live`."""
+    """Return the plan's lines with their signs; each forward and each agent carries `live`."""
     old, new = (Config((target(c),)) if isinstance(c, str) else c for c in (before, after))
     lines = changes(diff(old, new), live=lambda _: live, carried=lambda _: live, drain=drain)
     return [f"{line.sign} {line}" for line in lines]
@@ -78,20 +78,20 @@ def told(
     ],
 )
 def test_a_changed_forward_is_described(before: str, after: str, expected: list[str]) -> None:
-    assert told(before, after, live=2) == expected
+    assert described(before, after, live=2) == expected
 
 
 def test_one_connection_is_written_in_the_singular() -> None:
-    (line,) = told("svc/a 1:80", "svc/a 1:81", live=1)
+    (line,) = described("svc/a 1:80", "svc/a 1:81", live=1)
     assert line.endswith(", 1 live connection stays")
-    (line,) = told("svc/a 1:80 2:81", "svc/a 1:80", live=1, drain=0.0)
+    (line,) = described("svc/a 1:80 2:81", "svc/a 1:80", live=1, drain=0.0)
     assert line.endswith(", 1 live connection cut")
 
 
 def test_the_context_tells_apart_what_nothing_else_does() -> None:
     old = Config((target("svc/a 80"),))
     new = Config((target("svc/a 80", context="prod"),))
-    assert told(old, new) == [
+    assert described(old, new) == [
         "- agent: removed python:3.11-slim",
         "+ agent (prod): added python:3.11-slim",
         "~ web: re-routed svc/a:80 (context current) -> svc/a:80 (context prod)",
@@ -99,12 +99,12 @@ def test_the_context_tells_apart_what_nothing_else_does() -> None:
 
 
 def test_a_first_plan_adds_agent_and_forward() -> None:
-    assert told(None, "svc/a 80") == [
+    assert described(None, "svc/a 80") == [
         "+ agent: added python:3.11-slim",
         "+ web: added 127.0.0.1:80 -> svc/a:80",
     ]
     embedded = Config((target("host/a 80"),), agent=AgentConfig(embedded=True))
-    assert told(None, embedded)[0] == "+ agent: added embedded"
+    assert described(None, embedded)[0] == "+ agent: added embedded"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_first_plan_adds_agent_and_forward() -> None:
 )
 def test_a_changed_agent_lists_its_changed_keys(changed: dict[str, object], text: str) -> None:
     old = Config((target("svc/a 80 -n n"),))
-    (line,) = told(old, dataclasses.replace(old, **changed), live=3)  # type: ignore[arg-type]
+    (line,) = described(old, dataclasses.replace(old, **changed), live=3)  # type: ignore[arg-type]
     assert line == f"~ agent: replaced {text}, 3 live connections given 30 s to finish"
 
 
@@ -137,14 +137,14 @@ def test_an_agent_that_is_no_longer_needed() -> None:
         (target("svc/a 80"), dataclasses.replace(target("svc/a 1:80", context="c"), name="b"))
     )
     one = dataclasses.replace(both, targets=both.targets[:1])
-    assert told(both, one, live=1)[0] == (
+    assert described(both, one, live=1)[0] == (
         "- agent (c): removed python:3.11-slim, 1 live connection given 30 s to finish"
     )
 
 
 def test_a_changed_setting_is_described() -> None:
     old = Config((target("svc/a 80"),))
-    assert told(
+    assert described(
         old, dataclasses.replace(old, tunnel=TunnelConfig(open_timeout=0.5, drain=0.0))
     ) == [
         "~ tunnel.openTimeout: set 30 s -> 0.5 s",
@@ -155,7 +155,7 @@ def test_a_changed_setting_is_described() -> None:
 def test_where_the_status_service_listens_is_told_and_its_token_is_not() -> None:
     old = Config((target("svc/a 80"),))
     new = dataclasses.replace(old, status=StatusConfig(("127.0.0.1", 9527), "secret" * 4))
-    assert told(old, new) == [
+    assert described(old, new) == [
         "~ status.listen: set nowhere -> 127.0.0.1:9527",
         "~ status.token: set another one",
     ]
@@ -164,7 +164,7 @@ def test_where_the_status_service_listens_is_told_and_its_token_is_not() -> None
 def test_a_check_is_a_setting_of_its_target() -> None:
     one = target("svc/a 80")
     other = dataclasses.replace(one, check=Check(CheckKind.HTTP, path="/x", status=200))
-    assert told(Config((one,)), Config((other,)), live=2) == [
+    assert described(Config((one,)), Config((other,)), live=2) == [
         "~ web.check: set dial -> http GET /x -> 200"
     ]
 

@@ -1,4 +1,4 @@
-"""How a target is probed: what a file may say, and what it means for a port."""
+"""Checks: the texts and mappings of a file, and their meaning for a port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leads from one config to the other, by tables and for any two configs."""
+"""Plans from one config to another, by tables and for any two configs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def config(**lines: str) -> Config:
     return Config(tuple(target(name, line) for name, line in lines.items()))
 
 
-def told(old: Config | None, new: Config | None) -> list[str]:
-    """Each change of a forward in a word, with the ports before and after."""
+def described(old: Config | None, new: Config | None) -> list[str]:
+    """Return each change of a forward in a word, with the ports before and after."""
     found = []
     for pair in diff(old, new).changed:
         words = [word for word in ("rebound", "rerouted") if getattr(pair, word)]
@@ -65,9 +65,9 @@ def told(old: Config | None, new: Config | None) -> list[str]:
         # The local port is what the name resolves to, which may be another one now.
         ("svc/a http", "svc/a https", ["rebound+rerouted t http > https"]),
         ("svc/a http", "svc/b http", ["rebound+rerouted t http > http"]),
-        # A host's namespace means nothing.
+        # The namespace of a host has no meaning.
         ("host/a 80", "host/a 80 -n x", []),
-        # TCP is what is meant where nothing else can be; a Service or a pod may have said UDP.
+        # A host is TCP by default; the protocol of a Service or a pod may be UDP.
         ("host/a 80", "host/a 80/tcp", []),
         ("host/a 80", "host/a 80/udp", ["rebound t 80 > 80/udp"]),
         ("pod/a 80", "pod/a 80/tcp", ["rebound t 80 > 80/tcp"]),
@@ -90,23 +90,23 @@ def told(old: Config | None, new: Config | None) -> list[str]:
     ],
 )
 def test_a_config_of_one_target_is_one_line(before: str, after: str, expected: list[str]) -> None:
-    assert told(config(t=before), config(t=after)) == expected
+    assert described(config(t=before), config(t=after)) == expected
 
 
 def test_a_target_is_known_by_its_name_alone() -> None:
-    assert told(config(a="svc/x 80"), config(b="svc/x 80")) == ["added b 80", "removed a 80"]
-    assert told(config(a="svc/x 80", b="svc/y 81"), config(b="svc/y 81", a="svc/x 80")) == []
+    assert described(config(a="svc/x 80"), config(b="svc/x 80")) == ["added b 80", "removed a 80"]
+    assert described(config(a="svc/x 80", b="svc/y 81"), config(b="svc/y 81", a="svc/x 80")) == []
 
 
 def test_a_port_that_moves_to_another_target_is_removed_and_added() -> None:
     before, after = config(a="svc/a 80", b="svc/b 81"), config(a="svc/a 81:80", b="svc/b 80:81")
-    assert told(before, after) == ["rebound a 80 > 81:80", "rebound b 81 > 80:81"]
+    assert described(before, after) == ["rebound a 80 > 81:80", "rebound b 81 > 80:81"]
 
 
 def test_a_plan_from_or_to_nothing_adds_or_removes_everything() -> None:
     one = config(a="svc/a 80")
-    assert told(None, one) == ["added a 80"]
-    assert told(one, None) == ["removed a 80"]
+    assert described(None, one) == ["added a 80"]
+    assert described(one, None) == ["removed a 80"]
     assert not diff(None, None)
     assert [(g.old is None, g.new is None) for g in diff(None, one).groups] == [(True, False)]
     assert [(g.old is None, g.new is None) for g in diff(one, None).groups] == [(False, True)]

@@ -165,7 +165,7 @@ def test_each_regular_expression_takes_linear_time(name: str, expression: re.Pat
 
 
 def test_each_pattern_of_the_schema_is_anchored() -> None:
-    """So that a validator need not look for it at each place of a text."""
+    """A validator must not try a pattern at each position of a text."""
     assert PATTERNS
     for pattern in PATTERNS:
         branches = pattern.split("|^")

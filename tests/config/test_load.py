@@ -212,13 +212,13 @@ HEAD = "apiVersion: krelay/v1\n"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, so that paths are short to write."""
+    """Return the working directory, so that paths are short."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def write(files: dict[str, str]) -> None:
-    """Files by their paths; a krelay.yaml gets its first line, and target lists are short."""
+    """Write files by their paths; a krelay.yaml gets its first line, and target lists are short."""
     for name, text in files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text if name.endswith(".txt") else HEAD + text)
@@ -230,7 +230,7 @@ def failure(path: str = "krelay.yaml", **environ: str) -> ConfigError:
     return caught.value
 
 
-def told(error: ConfigError) -> list[str]:
+def messages(error: ConfigError) -> list[str]:
     return [f"{p.path or error.path}:{p.line}:{p.column} {p.message}" for p in error.problems]
 
 
@@ -273,7 +273,9 @@ def test_standard_input_includes_from_the_working_directory() -> None:
     text = HEAD.encode() + b"include: [a.txt, none.txt]\n"
     with pytest.raises(ConfigError) as caught:
         load("-", environ={}, text=text)
-    assert told(caught.value) == ["<stdin>:2:18 cannot read 'none.txt': no such file or directory"]
+    assert messages(caught.value) == [
+        "<stdin>:2:18 cannot read 'none.txt': no such file or directory"
+    ]
     assert caught.value.files == ("a.txt", "none.txt")
     made = load("-", environ={}, text=text.replace(b", none.txt", b""))
     assert (made.path, made.files) == ("<stdin>", ("a.txt",))
@@ -309,7 +311,7 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (  # every file's problems, each with its place
+        (  # the problems of every file, each with its place
             {"krelay.yaml": MAIN + "oops: 1\n", "a.yaml": "targets:\n  y: svc/${NO} 81\n"},
             ["krelay.yaml:4:1 unknown key `oops`", "a.yaml:3:10 the variable `NO` is not set"],
         ),
@@ -330,7 +332,7 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
             {"krelay.yaml": "include: [a.txt]", "a.txt": "svc/a 80\0\n"},
             ["a.txt:1:9 the character U+0000 does not belong in a text file"],
         ),
-        (  # what an included file may not say
+        (  # keys that an included file may not have
             {
                 "krelay.yaml": MAIN,
                 "a.yaml": "agent: {nonsense: 1}\ntunnel:\ntargets: {y: svc/y 81}\n",
@@ -364,14 +366,14 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
                 "a.yaml:4:5 `sub/../a.yaml` is included a second time",
             ],
         ),
-        (  # a file that is not there, by its name and by a block of text
+        (  # a missing file, by its name and by a block of text
             {"krelay.yaml": "include:\n  - none.yaml\n  - >-\n    none.txt\n"},
             [
                 "krelay.yaml:3:5 cannot read 'none.yaml': no such file or directory",
                 "krelay.yaml:4:5 cannot read 'none.txt': no such file or directory",
             ],
         ),
-        (  # what is one among all files
+        (  # names and addresses are unique across files
             {
                 "krelay.yaml": MAIN.replace("a.yaml", "a.yaml, b.txt"),
                 "a.yaml": "targets:\n  z: svc/y 81\n  x: svc/x 80\n",
@@ -395,7 +397,7 @@ MAIN = "include: [a.yaml]\ntargets: {x: svc/x 80}\n"
 def test_a_problem_is_reported_at_its_place(files: dict[str, str], expected: list[str]) -> None:
     write(files)
     error = failure()
-    assert told(error) == expected
+    assert messages(error) == expected
     assert all(problem.path != error.path for problem in error.problems)
     assert set(error.files) >= {line.partition(":")[0] for line in expected}
 
@@ -423,7 +425,7 @@ def test_a_problem_has_a_hint(name: str, text: str, hint: str) -> None:
 def test_a_link_is_the_file_that_it_leads_to(folder: Path) -> None:
     write({"krelay.yaml": "include: [a.txt, b.txt]\n", "a.txt": "svc/a 80\n"})
     os.symlink("a.txt", "b.txt")
-    assert told(failure()) == ["krelay.yaml:2:18 `b.txt` is included a second time"]
+    assert messages(failure()) == ["krelay.yaml:2:18 `b.txt` is included a second time"]
 
 
 @pytest.mark.usefixtures("folder")
@@ -434,7 +436,7 @@ def test_the_bytes_of_an_included_file_are_looked_at_as_well() -> None:
     Path("c.yaml").write_bytes(b"")
     Path("d.yaml").write_bytes(b"- a: 1")
     error = failure()
-    assert told(error) == [
+    assert messages(error) == [
         "a.txt:2:1 byte 0xff is not UTF-8",
         "b.txt:0:0 the file is larger than 1 MiB",
         "c.yaml:1:1 the file is empty",
@@ -469,7 +471,7 @@ def test_the_number_of_files_is_limited() -> None:
         text = f"include: [{number + 1}.yaml]\ntargets: {{t{number}: svc/a :1}}\n"
         write({f"{number}.yaml": text})
     error = failure("0.yaml")
-    assert told(error) == ["99.yaml:2:11 more than 100 files"]
+    assert messages(error) == ["99.yaml:2:11 more than 100 files"]
     assert len(error.files) == MAX_FILES
 
 

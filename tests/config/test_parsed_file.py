@@ -13,7 +13,7 @@ from krelay.model import AgentConfig, Config, Kind, Port, Protocol, Target
 def part(
     path: str, *names: str, port: int = 0, protocol: Protocol | None = None, listen: str = "::1"
 ) -> ParsedFile:
-    """A file with these targets; they are on lines of their own."""
+    """Return a file with these targets, each on its own line."""
     targets = [
         Target(name, Kind.SERVICE, "x", (), listen=listen, line=line, column=3, file=path)
         for line, name in enumerate(names, start=2)
@@ -44,7 +44,7 @@ def test_a_name_is_for_one_target() -> None:
     assert [target.file for target in config.targets] == ["a", "b"]
     message = "the name `x` is taken by a, line 2"
     hint = "give one of them another name, or remove it"
-    # and what is no target of its own takes no port from another
+    # A dropped target takes no port from another.
     assert problems == [Problem(3, 3, message, hint, "b"), Problem(2, 3, message, hint, "c")]
 
 

@@ -1,4 +1,4 @@
-"""A secret is shown in no error, wherever it stands and whatever is wrong with it."""
+"""No error shows a secret, wherever it stands and whatever is wrong with it."""
 
 from __future__ import annotations
 

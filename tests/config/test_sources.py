@@ -1,4 +1,4 @@
-"""A file, or some of its targets, as often as it changes."""
+"""Sources of a config: a file, a command line, lines."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_embedded_agent_reaches_no_cluster(file: Path) -> None:
         (4, "`sts/postgres` is in a cluster, but the agent is embedded"),
     ]
     assert all(p.hint for p in caught.value.problems)
-    # Whoever mends it edits the file.
+    # The user fixes the file, which is watched.
     assert caught.value.files == (str(file),)
 
 
@@ -116,7 +116,7 @@ def test_the_namespace_option_applies_to_targets_without_one() -> None:
     config = Overlay(namespace="n", context="c").over(Config((WEB, DB)))
     assert [target.namespace for target in config.targets] == ["n", "data"]
     assert [target.context for target in config.targets] == ["c", "c"]
-    # The agent goes where the context says, as the targets' namespace may allow no pods.
+    # The agent uses the context's namespace, since that of the targets may allow no pods.
     assert (config.context, config.namespace) == ("c", None)
 
 
@@ -224,10 +224,10 @@ def test_lines_give_targets_and_settings() -> None:
 
 def test_the_problems_of_all_files_are_reported_at_once_with_their_files() -> None:
     found = problems(("a", "svc/x"), ("b", "nope"), ("c", ""), ("d", "svc/x :80 -n A_B"))
-    told = [line for line in found if not line.startswith("  hint")]
-    assert [line.split("`")[1] for line in told] == ["a", "b", "c", "d"]
-    assert "<lines>: `c`: no target" in told
-    assert len(found) == 2 * len(told)
+    messages = [line for line in found if not line.startswith("  hint")]
+    assert [line.split("`")[1] for line in messages] == ["a", "b", "c", "d"]
+    assert "<lines>: `c`: no target" in messages
+    assert len(found) == 2 * len(messages)
 
 
 def test_a_repeated_name_or_address_is_a_problem() -> None:

@@ -31,7 +31,7 @@ from krelay.model import (
 
 
 def mappings(rules: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every subschema with its place."""
+    """Yield every subschema with its place."""
     if isinstance(rules, dict):
         yield path, rules
         for key, child in rules.items():
@@ -67,7 +67,7 @@ def test_every_property_is_documented(path: str, rules: dict[str, Any]) -> None:
     for example in rules["examples"]:
         Draft7Validator(own).validate(example)
     assert rules["examples"]
-    # null is "none": the property is required, or left out means something of its own
+    # null is "no default": the property is required, or has a meaning if it is missing
     if rules["default"] is not None:
         Draft7Validator(own).validate(rules["default"])
 

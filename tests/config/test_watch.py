@@ -1,4 +1,4 @@
-"""Every way in which a file is saved, on a real disk, by events and by looking."""
+"""Every way to save a file, on a real disk, noticed by events and by looking."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BY_EVENTS = "by events alone"
 
 
 class Watched:
-    """What a watch says of some files; `armed` counts how often it set up its events."""
+    """Watch some files; `armed` counts how often the watch set up its events."""
 
     def __init__(self, files: list[Path], mode: Mode) -> None:
         self.files = files
@@ -31,17 +31,17 @@ class Watched:
         self._changes = watch(lambda: [str(path) for path in self.files], mode)
 
     async def next(self) -> frozenset[str]:
-        """The next item."""
+        """Return the next item."""
         return await anext(self._changes)
 
-    async def after(self, save: Callable[..., object], armed: int = 1) -> frozenset[str]:
-        """The item that comes when `save` is called while it waits, with events in place."""
+    async def after(self, save: Callable[[], object], armed: int = 1) -> frozenset[str]:
+        """Return the item that follows a `save` while the watch waits, with events set up."""
         async with asyncio.TaskGroup() as tasks:
-            told = tasks.create_task(self.next())
+            item = tasks.create_task(self.next())
             if self._mode is not Mode.POLL:
                 await rig.until(lambda: self.armed >= armed)
             save()
-        return told.result()
+        return item.result()
 
     async def close(self) -> None:
         await self._changes.aclose()
@@ -56,7 +56,7 @@ async def watching(
 
     async def events(places: list[str]) -> AsyncIterator[object]:
         async with aclosing(real(places)) as found:
-            # The events are set up in the turn in which they are first asked for.
+            # The events are set up in the turn of the loop that first awaits them.
             asyncio.get_running_loop().call_soon(arm)
             async for item in found:
                 yield item
@@ -74,7 +74,7 @@ async def watching(
 
 @pytest.fixture(params=[*Mode, BY_EVENTS])
 def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Mode:
-    """Each mode; and once with looks so rare that only an event can be what woke it."""
+    """Each mode, and one with looks so rare that only an event can wake the watch."""
     monkeypatch.setattr(module, "POLL", 0.05)
     if request.param == BY_EVENTS:
         monkeypatch.setattr(module, "LOOK", 3600.0)
@@ -132,7 +132,7 @@ def another_hard_link(file: Path) -> None:
 
 
 def by_its_other_name(file: Path) -> None:
-    """To the same inode by a way that the directory does not see, as from outside of a mount."""
+    """Write to the same inode by a path that the directory does not see, as outside a mount."""
     with (file.parents[1] / "outside").open("w") as opened:
         opened.write("two\n")
 
@@ -214,7 +214,7 @@ async def test_a_file_created_later_in_a_directory_created_later_is_reported(
         file.write_text("one\n")
 
     if mode is Mode.INOTIFY:
-        # The directory comes, then its file: between the two no event need be seen.
+        # The directory appears, then its file: there may be no event between the two.
         monkeypatch.setattr(module, "LOOK", 0.2)
     async with watching(mode, monkeypatch, file) as watched:
         assert await watched.after(make) == {str(file)}
@@ -247,7 +247,7 @@ async def test_a_link_that_leads_to_itself_is_no_file(
         assert await watched.after(mend) == {str(file)}
 
 
-# -- what is told ------------------------------------------------------------------------------
+# -- reports -----------------------------------------------------------------------------------
 
 
 async def test_a_forward_is_matched_by_the_closest_likeness(
@@ -257,12 +257,7 @@ async def test_a_forward_is_matched_by_the_closest_likeness(
     for file in files[:2]:
         write(file)
     async with watching(mode, monkeypatch, *files) as watched:
-
-        def edit() -> None:
-            append(files[0])
-            write(files[2])
-
-        changed = await watched.after(edit)
+        changed = await watched.after(lambda: (append(files[0]), write(files[2])))
         while changed != {str(files[0]), str(files[2])}:
             changed |= await watched.next()
 
@@ -321,16 +316,16 @@ async def test_a_file_that_is_half_written_is_waited_for(
     async with watching(mode, monkeypatch, file) as watched:
         monkeypatch.setattr(module, "_state", look)
         async with asyncio.TaskGroup() as tasks:
-            told = tasks.create_task(watched.next())
+            item = tasks.create_task(watched.next())
             if mode is not Mode.POLL:
                 await rig.until(lambda: watched.armed)
             for step in ("", "apiVersion: kre", None):
                 file.write_text(step) if step is not None else file.unlink()
                 seen = looks + 3
                 await rig.until(lambda seen=seen: looks >= seen)
-                assert not told.done()
+                assert not item.done()
             write(file)
-        assert told.result() == {str(file)}
+        assert item.result() == {str(file)}
 
 
 async def test_a_file_that_keeps_changing_is_reported_after_a_while(
@@ -358,13 +353,13 @@ async def test_a_reverted_change_is_not_reported(
         return looks[-1][name]
 
     def seen() -> Any:
-        """What the last look at the file has found; its directory may be looked at alone."""
+        """Return what the last look at the file has found."""
         return next((found[str(file)] for found in reversed(looks) if str(file) in found), None)
 
     async with watching(mode, monkeypatch, file) as watched:
         monkeypatch.setattr(module, "_state", look)
         async with asyncio.TaskGroup() as tasks:
-            told = tasks.create_task(watched.next())
+            item = tasks.create_task(watched.next())
             if mode is not Mode.POLL:
                 await rig.until(lambda: watched.armed)
             file.rename(aside)
@@ -372,7 +367,7 @@ async def test_a_reverted_change_is_not_reported(
             aside.rename(file)
             await rig.until(lambda: seen().signature)
             append(file)
-        assert told.result() == {str(file)}
+        assert item.result() == {str(file)}
 
 
 # -- the mode, and what cannot be had ----------------------------------------------------------
@@ -411,10 +406,10 @@ async def test_without_events_the_watcher_polls(
         assert await anext(changes) == frozenset()
         for _ in range(2):
             async with asyncio.TaskGroup() as tasks:
-                told = tasks.create_task(anext(changes))
+                item = tasks.create_task(anext(changes))
                 await rig.until(lambda: caplog.records)
                 append(file)
-            assert told.result() == {str(file)}
+            assert item.result() == {str(file)}
     (record,) = caplog.records
     assert "set KRELAY_WATCH=poll" in record.message
 
@@ -441,10 +436,10 @@ async def test_a_directory_removed_before_it_is_watched_is_retried(
     async with aclosing(watch(lambda: [str(file)])) as changes:
         await anext(changes)
         async with asyncio.TaskGroup() as tasks:
-            told = tasks.create_task(anext(changes))
+            item = tasks.create_task(anext(changes))
             await rig.until(lambda: not fakes)
             append(file)
-        assert told.result() == {str(file)}
+        assert item.result() == {str(file)}
 
 
 async def test_an_orphaned_file_is_warned_about(
@@ -501,7 +496,7 @@ async def test_a_file_system_that_hangs_hides_no_other_file(
                 assert await watched.after(lambda: append(file)) == {str(file)}
             assert threading.active_count() <= threads + 2  # the one that hangs, and one that looks
             assert f"the file system of {hung} does not answer" in caplog.text
-            # It may have changed meanwhile.
+            # It may have changed in the meantime.
             assert await watched.after(answers.set) == {str(hung)}
             assert await watched.after(lambda: append(hung)) == {str(hung)}
     finally:

@@ -1,4 +1,4 @@
-"""Each kind of file, recognised by what is in it, with what is kept and what is told."""
+"""Each format, recognised by its content, with its entries and warnings."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read(text: str) -> tuple[Config, tuple[str, ...], str]:
     return parse(found.text, "krelay.yaml", {}), found.warnings, found.text
 
 
-def told(config: Config) -> list[str]:
+def targets_of(config: Config) -> list[str]:
     return [
         f"{t.name} {t} {' '.join(map(str, t.ports))} {t.namespace} {t.context} {t.listen}"
         for t in config.targets
@@ -83,7 +83,7 @@ def told(config: Config) -> list[str]:
 
 def test_a_kftray_export_is_converted() -> None:
     config, warnings, text = read(json.dumps(KFTRAY))
-    assert told(config) == [
+    assert targets_of(config) == [
         "argo svc/argocd-server 8080:80 argocd kind 127.0.0.1",
         "dns host/coredns.internal 5353:53/udp None None 127.0.0.2",
         "proxy ip/10.0.0.7 :22 None None 127.0.0.1",
@@ -99,7 +99,7 @@ def test_a_kftray_export_is_converted() -> None:
 
 def test_a_kportal_file_is_converted() -> None:
     config, warnings, _ = read(KPORTAL)
-    assert told(config) == [
+    assert targets_of(config) == [
         "web svc/web 8080:80 shop prod 127.0.0.1",
         "api deploy/api 9000 shop prod 127.0.0.1",
         "dns svc/dns 5353:53/udp shop prod 127.0.0.1",
@@ -113,7 +113,7 @@ def test_a_kportal_file_is_converted() -> None:
 
 def test_targets_txt_keeps_its_comments() -> None:
     config, warnings, text = read(TARGETS)
-    assert told(config) == [
+    assert targets_of(config) == [
         "redis.test host/redis.test 6379 None None 127.0.0.1",
         "a svc/a 1:http/tcp x None ::1",
     ]
@@ -149,5 +149,5 @@ def test_a_control_character_is_a_problem_at_its_place() -> None:
 
 def test_a_single_forward_and_its_dollars_are_converted() -> None:
     config, _, _ = read(json.dumps({**KFTRAY[0], "alias": None, "context": "$HOME"}))
-    assert told(config) == ["argocd-server svc/argocd-server 8080:80 argocd $HOME 127.0.0.1"]
+    assert targets_of(config) == ["argocd-server svc/argocd-server 8080:80 argocd $HOME 127.0.0.1"]
     assert len(read(KPORTAL.replace("prod", "${X}"))[0].targets) == 3

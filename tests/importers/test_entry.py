@@ -1,4 +1,4 @@
-"""The text of a krelay.yaml that is made of entries."""
+"""The text of a krelay.yaml that is written from entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a namespace has, as a file."""
+"""The Services and workloads of a namespace, written as a file."""
 
 from __future__ import annotations
 
