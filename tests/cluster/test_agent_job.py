@@ -52,7 +52,7 @@ def with_patches(*patches: Patch) -> AgentConfig:
     return AgentConfig(patches=patches)
 
 
-def test_the_job_ends_itself_and_is_tried_once() -> None:
+def test_the_job_has_a_time_to_live_and_no_retries() -> None:
     manifest = made()
     assert manifest["apiVersion"] == "batch/v1"
     assert manifest["metadata"]["generateName"] == "krelay-server-"
@@ -63,7 +63,7 @@ def test_the_job_ends_itself_and_is_tried_once() -> None:
     assert pod(manifest)["terminationGracePeriodSeconds"] == 5
 
 
-def test_it_is_what_json_makes_and_the_same_each_time() -> None:
+def test_the_manifest_is_plain_json_and_reproducible() -> None:
     manifest = made(
         AgentConfig(
             labels={"team": "net"}, tolerations=({"key": "a"},), node_selector={"disk": "ssd"}
@@ -73,7 +73,7 @@ def test_it_is_what_json_makes_and_the_same_each_time() -> None:
     assert made() == made()
 
 
-def test_pod_security_restricted() -> None:
+def test_the_pod_passes_pod_security_restricted() -> None:
     spec, container = pod(made()), server(made())
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
@@ -88,7 +88,7 @@ def test_pod_security_restricted() -> None:
     assert "volumes" not in spec
 
 
-def test_requests_and_limits_pass_a_quota() -> None:
+def test_the_pod_has_requests_and_limits_for_a_quota() -> None:
     assert set(server(made())["resources"]) == {"requests", "limits"}
     for amounts in server(made())["resources"].values():
         assert set(amounts) == {"cpu", "memory"}
@@ -101,7 +101,7 @@ def test_a_stock_image_gets_the_source() -> None:
     assert manifest["metadata"]["labels"]["krelay/payload"] == payload.digest()
 
 
-def test_an_image_with_a_program_of_its_own_does_not() -> None:
+def test_an_image_with_an_agent_gets_no_source() -> None:
     manifest = made(AgentConfig(image="ghcr.io/knight42/krelay-server:v0.0.4"))
     assert "command" not in server(manifest)
     assert env(manifest) == {KEY_ENV: KEY}
@@ -121,7 +121,7 @@ def test_an_image_with_a_program_of_its_own_does_not() -> None:
         ("python/krelay:0.1.0", False),
     ],
 )
-def test_which_image_that_is(image: str, carried: bool) -> None:
+def test_the_image_s_name_decides_whether_it_gets_the_source(image: str, carried: bool) -> None:
     assert carries_source(AgentConfig(image=image)) is carried
     for inject in (True, False):
         assert carries_source(AgentConfig(image=image, inject_source=inject)) is inject
@@ -135,7 +135,7 @@ def test_the_idle_timeout_is_a_go_duration(seconds: float, argument: str) -> Non
     assert container["args"] == [f"--idle-timeout={argument}", "--connect-timeout=10s"]
 
 
-def test_the_config_s_own_fields() -> None:
+def test_the_manifest_has_the_config_s_own_fields() -> None:
     manifest = made(
         AgentConfig(
             image="python:3.13-slim",
@@ -178,7 +178,7 @@ def test_a_patch_adds_to_env() -> None:
     assert env(made(with_patches(patch))) == env(made()) | {"HTTP_PROXY": "http://p:1"}
 
 
-def test_a_merge_patch_of_the_pod() -> None:
+def test_a_merge_patch_changes_the_pod() -> None:
     patch = Patch({"spec": {"priorityClassName": "low", "enableServiceLinks": None}}, "merge")
     spec = pod(made(with_patches(patch)))
     assert spec["priorityClassName"] == "low"
@@ -256,14 +256,12 @@ def test_patches_apply_in_order() -> None:
         (Patch(of_container(securityContext={"runAsUser": None})), []),
     ],
 )
-def test_a_patch_that_takes_something_away_is_warned_about(
-    patch: Patch, dropped: list[str]
-) -> None:
+def test_a_patch_that_removes_a_useful_field_is_a_warning(patch: Patch, dropped: list[str]) -> None:
     _, warnings = job_manifest(with_patches(patch), namespace="x", key_sha256=KEY)
     assert warnings == [f"agent.patches[0] drops {what} of the agent's pod" for what in dropped]
 
 
-def test_each_loss_is_told_once_and_of_the_patch_that_did_it() -> None:
+def test_each_removed_field_is_one_warning_about_its_patch() -> None:
     config = with_patches(
         Patch({"metadata": {"labels": {"a": "b"}}}),
         Patch({"spec": {"containers": [{"name": "mine"}]}}, "merge"),

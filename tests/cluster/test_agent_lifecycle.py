@@ -156,7 +156,7 @@ async def create(api: Api, config: AgentConfig | None = None, **more: Any) -> Ag
     )
 
 
-async def test_an_agent_that_runs(cluster: Cluster, api: Api) -> None:
+async def test_an_agent_whose_container_runs_is_returned(cluster: Cluster, api: Api) -> None:
     told: list[str] = []
     await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
     found = await create(api, on_progress=told.append)
@@ -166,7 +166,7 @@ async def test_an_agent_that_runs(cluster: Cluster, api: Api) -> None:
     assert "job-name=krelay-server-x" in cluster.selectors
 
 
-async def test_progress_is_told_as_it_changes(cluster: Cluster, api: Api) -> None:
+async def test_progress_is_reported_when_the_reason_changes(cluster: Cluster, api: Api) -> None:
     told: asyncio.Queue[str] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         making = group.create_task(create(api, on_progress=told.put_nowait))
@@ -180,7 +180,7 @@ async def test_progress_is_told_as_it_changes(cluster: Cluster, api: Api) -> Non
     assert told.empty()
 
 
-async def test_a_failure_tells_the_reason_after_the_job_is_deleted(
+async def test_a_failed_start_deletes_the_job_and_raises_the_reason(
     cluster: Cluster, api: Api
 ) -> None:
     await cluster.put("pods", "krelay-server-x-p1", status=PULLING)
@@ -193,7 +193,7 @@ async def test_a_failure_tells_the_reason_after_the_job_is_deleted(
     assert options["propagationPolicy"] == "Background"
 
 
-async def test_the_last_words_are_logged(
+async def test_the_last_log_lines_of_an_agent_that_ends_are_logged(
     cluster: Cluster, api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended = {"exitCode": 1, "reason": "Error", "message": "Traceback\n  line\nOh: no"}
@@ -204,7 +204,7 @@ async def test_the_last_words_are_logged(
     assert "the agent's last log lines:\nTraceback\n  line\nOh: no" in caplog.text
 
 
-async def test_what_may_pass_gets_its_patience(
+async def test_a_problem_that_may_pass_fails_after_its_patience(
     cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state lasts, while its words change; then it counts as failed."""
@@ -218,7 +218,7 @@ async def test_what_may_pass_gets_its_patience(
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
-async def test_what_passes_in_time_is_no_failure(cluster: Cluster, api: Api) -> None:
+async def test_a_problem_that_passes_in_time_is_no_failure(cluster: Cluster, api: Api) -> None:
     no_node = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
     told = asyncio.Event()
     await cluster.put("pods", "krelay-server-x-p1", status={"conditions": [no_node]})
@@ -243,13 +243,15 @@ async def test_the_pod_s_own_events_are_seen(cluster: Cluster, api: Api) -> None
     assert "involvedObject.uid=p1" in cluster.selectors
 
 
-async def test_the_deadline_comes_with_the_last_reason(cluster: Cluster, api: Api) -> None:
+async def test_a_missed_deadline_is_reported_with_the_last_reason(
+    cluster: Cluster, api: Api
+) -> None:
     with pytest.raises(AgentError, match="does not run after 0.05 s: waiting for the Job's pod"):
         await create(api, deadline=0.05)
     assert len(cluster.deleted) == 1
 
 
-async def test_a_job_that_somebody_deletes(cluster: Cluster, api: Api) -> None:
+async def test_a_job_that_is_deleted_fails_the_start(cluster: Cluster, api: Api) -> None:
     told = asyncio.Event()
     async with asyncio.TaskGroup() as group:
 
@@ -262,9 +264,7 @@ async def test_a_job_that_somebody_deletes(cluster: Cluster, api: Api) -> None:
             await create(api, on_progress=lambda _: told.set())
 
 
-async def test_without_rights_on_jobs_lists_and_events_it_still_starts(
-    cluster: Cluster, api: Api
-) -> None:
+async def test_a_start_needs_no_rights_on_jobs_lists_and_events(cluster: Cluster, api: Api) -> None:
     cluster.denied = {"jobs", "events"}
     told = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -274,7 +274,7 @@ async def test_without_rights_on_jobs_lists_and_events_it_still_starts(
     assert making.result().pod == "krelay-server-x-p1"
 
 
-async def test_without_events_a_missing_pod_has_an_end_and_a_hint(
+async def test_a_missing_pod_without_the_right_to_events_fails_with_a_hint(
     cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diagnosis, "PATIENCE_BLIND", 0.05)
@@ -284,14 +284,16 @@ async def test_without_events_a_missing_pod_has_an_end_and_a_hint(
     assert "`watch` on events" in str(caught.value.hint)
 
 
-async def test_without_the_right_to_watch_pods_it_says_so(cluster: Cluster, api: Api) -> None:
+async def test_a_start_without_the_right_to_watch_pods_is_denied(
+    cluster: Cluster, api: Api
+) -> None:
     cluster.denied = {"pods"}
     with pytest.raises(AccessDeniedError, match='cannot list pods in namespace "tools"'):
         await create(api)
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
-async def test_cancelled_while_it_waits_it_leaves_no_job(cluster: Cluster, api: Api) -> None:
+async def test_a_start_cancelled_while_it_waits_leaves_no_job(cluster: Cluster, api: Api) -> None:
     told = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         making = group.create_task(create(api, on_progress=lambda _: told.set()))
@@ -301,7 +303,9 @@ async def test_cancelled_while_it_waits_it_leaves_no_job(cluster: Cluster, api: 
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
-async def test_cancelled_while_the_job_is_made_it_leaves_no_job(cluster: Cluster, api: Api) -> None:
+async def test_a_start_cancelled_during_the_creation_leaves_no_job(
+    cluster: Cluster, api: Api
+) -> None:
     cluster.may_create.clear()
     async with asyncio.TaskGroup() as group:
         making = group.create_task(create(api))
@@ -314,7 +318,7 @@ async def test_cancelled_while_the_job_is_made_it_leaves_no_job(cluster: Cluster
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
-async def test_a_server_that_does_not_answer_is_not_waited_for(
+async def test_a_cancelled_start_does_not_wait_for_a_silent_server(
     cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "CREATE_PATIENCE", 0.01)
@@ -327,7 +331,7 @@ async def test_a_server_that_does_not_answer_is_not_waited_for(
     cluster.may_create.set()
 
 
-async def test_a_plugin_that_hangs_is_not_waited_for(
+async def test_a_cancelled_start_does_not_wait_for_a_hanging_plugin(
     kube: Any, tmp_path: Path, program: Any
 ) -> None:
     begun = tmp_path / "begun"
@@ -343,7 +347,7 @@ async def test_a_plugin_that_hangs_is_not_waited_for(
     assert not kube.seen
 
 
-async def test_a_timeout_of_the_caller_s_stays_a_timeout(cluster: Cluster, api: Api) -> None:
+async def test_a_timeout_of_the_caller_stays_a_timeout(cluster: Cluster, api: Api) -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await create(api)
@@ -358,7 +362,7 @@ async def test_a_failed_deletion_does_not_hide_the_reason(cluster: Cluster, api:
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
-async def test_a_patch_that_takes_something_away_is_logged(
+async def test_a_patch_that_removes_a_useful_field_is_logged(
     cluster: Cluster, api: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
@@ -368,7 +372,7 @@ async def test_a_patch_that_takes_something_away_is_logged(
     assert "agent.patches[0] drops the container's image of the agent's pod" in caplog.text
 
 
-async def test_gone_tells_how_the_pod_ends(cluster: Cluster, api: Api) -> None:
+async def test_agent_gone_returns_how_the_pod_ends(cluster: Cluster, api: Api) -> None:
     name, own = AGENT.pod, {"uid": "p1"}
     await cluster.put("pods", name, metadata=own, status=RUNNING)
     async with asyncio.TaskGroup() as group:
@@ -380,13 +384,13 @@ async def test_gone_tells_how_the_pod_ends(cluster: Cluster, api: Api) -> None:
     assert f"metadata.name={name}" in cluster.selectors
 
 
-async def test_gone_is_also_a_pod_that_is_not_there_or_another(cluster: Cluster, api: Api) -> None:
+async def test_agent_gone_returns_for_a_missing_or_replaced_pod(cluster: Cluster, api: Api) -> None:
     assert await agent_gone(api, AGENT) == "the agent's pod krelay-server-x-y is gone"
     await cluster.put("pods", AGENT.pod, metadata={"uid": "p2"}, status=RUNNING)
     assert await agent_gone(api, AGENT) == "the agent's pod krelay-server-x-y is gone"
 
 
-async def test_without_tls_beyond_this_machine_no_job_is_made(
+async def test_a_remote_server_without_tls_gets_no_job(
     plain_kube: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proxy on loopback is one as any other: the server is behind it."""
@@ -400,7 +404,7 @@ async def test_without_tls_beyond_this_machine_no_job_is_made(
     assert not plain_kube.seen
 
 
-async def test_a_job_without_a_name_is_an_error_in_words(plain_kube: Any, api: Api) -> None:
+async def test_a_created_job_without_a_name_is_a_malformed_error(plain_kube: Any, api: Api) -> None:
     plain_kube.script((201, {"metadata": {"namespace": "tools", "uid": 5}}))
     with pytest.raises(MalformedError, match="metadata.uid: expected a text, got a number"):
         await create(api)
@@ -471,7 +475,7 @@ async def jobs(plain_kube: Any, server: Server) -> AsyncIterator[PostedJobs]:
         yield PostedJobs(api)
 
 
-async def test_a_job_is_named_here_and_left_until_it_is_deleted(
+async def test_a_job_gets_its_name_here_and_is_left_until_it_is_deleted(
     server: Server, jobs: PostedJobs
 ) -> None:
     job = await jobs.create(MANIFEST)
@@ -520,7 +524,7 @@ async def test_a_job_that_was_refused_is_not_left(server: Server, jobs: PostedJo
     assert not jobs.left
 
 
-async def test_a_job_that_never_was_sent_is_not_left(server: Server, plain_kube: Any) -> None:
+async def test_a_job_that_was_never_sent_is_not_left(server: Server, plain_kube: Any) -> None:
     path = plain_kube.kubeconfig(**{"certificate-authority": None, "server": "http://127.0.0.1:1"})
     async with await Api.connect(kubeconfig=path) as api:
         jobs = PostedJobs(api)
@@ -585,14 +589,12 @@ async def test_a_cancelled_creation_that_is_never_confirmed_stays_left(
     stored.set()
 
 
-async def test_deleting_a_job_that_is_gone_is_no_error(server: Server, jobs: PostedJobs) -> None:
+async def test_a_missing_job_is_deleted_without_an_error(server: Server, jobs: PostedJobs) -> None:
     await jobs.delete("tools", "krelay-server-x")
     assert not jobs.left
 
 
-async def test_a_deletion_that_is_refused_is_tried_again_by_clear(
-    server: Server, jobs: PostedJobs
-) -> None:
+async def test_clear_repeats_a_refused_deletion(server: Server, jobs: PostedJobs) -> None:
     job = await jobs.create(MANIFEST)
     server.delete_status = 409
     with pytest.raises(ClusterError, match="refused"):
@@ -614,7 +616,7 @@ async def test_clear_names_what_it_cannot_delete(
     assert not jobs.left
 
 
-async def test_a_deletion_has_a_deadline(
+async def test_a_deletion_without_an_answer_ends_at_its_deadline(
     plain_kube: Any, jobs: PostedJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     never = asyncio.Event()

@@ -37,7 +37,7 @@ async def connected(path: str, **flags: Any) -> AsyncIterator[Api]:
         yield api
 
 
-def test_paths() -> None:
+def test_collection_and_object_paths_are_quoted() -> None:
     assert collection("v1", "pods", "x") == "/api/v1/namespaces/x/pods"
     assert collection("v1", "pods") == "/api/v1/pods"
     assert collection("apps/v1", "deployments", "x") == "/apis/apps/v1/namespaces/x/deployments"
@@ -46,19 +46,19 @@ def test_paths() -> None:
     assert object_path("v1", "namespaces", None, "x") == "/api/v1/namespaces/x"
 
 
-async def test_connect_asks_nothing(kube: Any) -> None:
+async def test_connect_sends_no_request(kube: Any) -> None:
     async with connected(kube.kubeconfig()) as api:
         assert (api.context, api.namespace) == ("here", "team")
         assert api.where == f"context here, {kube.url}"
     assert not kube.seen
 
 
-async def test_an_unknown_context(kube: Any) -> None:
+async def test_connect_to_an_unknown_context_is_refused(kube: Any) -> None:
     with pytest.raises(CredentialsError, match='no context "there"'):
         await Api.connect(context="there", kubeconfig=kube.kubeconfig())
 
 
-async def test_get_create_delete(kube: Any) -> None:
+async def test_get_create_and_delete_send_their_requests(kube: Any) -> None:
     async with connected(kube.kubeconfig({"token": "t"})) as api:
         assert await api.get("/a", labelSelector="x=1,y in (a, b)", limit="5") == {
             "path": "/a?labelSelector=x%3D1,y+in+(a,+b)&limit=5"
@@ -95,7 +95,7 @@ async def test_repeated_headers_reach_the_server(kube: Any) -> None:
     assert kube.seen[0].headers.getall("Impersonate-Group") == ["a", "b"]
 
 
-async def test_a_client_certificate(kube: Any, pki: Path) -> None:
+async def test_a_client_certificate_reaches_the_server(kube: Any, pki: Path) -> None:
     user = {
         "client-certificate": str(pki / "client.pem"),
         "client-key": str(pki / "client-key.pem"),
@@ -105,20 +105,20 @@ async def test_a_client_certificate(kube: Any, pki: Path) -> None:
     assert (("commonName", "dev"),) in kube.certificates[0]["subject"]
 
 
-async def test_a_path_in_the_servers_url(kube: Any) -> None:
+async def test_a_path_in_the_server_url_prefixes_requests(kube: Any) -> None:
     path = kube.kubeconfig(server=f"{kube.url}/k8s/clusters/c-1/")
     async with connected(path) as api:
         assert await api.get("/api") == {"path": "/k8s/clusters/c-1/api"}
         assert (await api.access()).url == f"{kube.url}/k8s/clusters/c-1"
 
 
-async def test_without_tls(plain_kube: Any) -> None:
+async def test_a_server_without_tls_is_asked_in_plain_http(plain_kube: Any) -> None:
     path = plain_kube.kubeconfig(**{"certificate-authority": None})
     async with connected(path) as api:
         assert await api.get("/x") == {"path": "/x"}
 
 
-async def test_the_name_in_the_certificate(kube: Any) -> None:
+async def test_tls_server_name_is_verified(kube: Any) -> None:
     async with connected(kube.kubeconfig(**{"tls-server-name": "kube.test"})) as api:
         await api.get("/")
     async with connected(kube.kubeconfig(**{"tls-server-name": "other.test"})) as api:
@@ -129,7 +129,9 @@ async def test_the_name_in_the_certificate(kube: Any) -> None:
 
 
 @pytest.mark.parametrize("ca", [None, "other-ca.pem"])
-async def test_a_server_that_is_not_trusted(kube: Any, pki: Path, ca: str | None) -> None:
+async def test_an_untrusted_certificate_is_a_credentials_error(
+    kube: Any, pki: Path, ca: str | None
+) -> None:
     path = kube.kubeconfig(**{"certificate-authority": str(pki / ca) if ca else None})
     async with connected(path) as api:
         with pytest.raises(CredentialsError, match="certificate is not trusted"):
@@ -140,7 +142,7 @@ async def test_a_server_that_is_not_trusted(kube: Any, pki: Path, ca: str | None
         await api.get("/")
 
 
-async def test_a_refused_token_is_fetched_anew_once(kube: Any, tmp_path: Path) -> None:
+async def test_a_refused_token_is_renewed_once(kube: Any, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("old")
 
@@ -158,7 +160,7 @@ async def test_a_refused_token_is_fetched_anew_once(kube: Any, tmp_path: Path) -
     assert tokens == ["Bearer old", "Bearer new", "Bearer new"]
 
 
-async def test_a_token_refused_twice(kube: Any) -> None:
+async def test_a_token_refused_twice_is_a_credentials_error(kube: Any) -> None:
     kube.script((401, {"message": "Unauthorized"}))
     async with connected(kube.kubeconfig({"token": "t"})) as api:
         with pytest.raises(
@@ -191,7 +193,9 @@ async def test_many_refused_at_once_run_a_plugin_once(
     assert runs.read_text() == "run\n" * 2
 
 
-async def test_a_tunnel_can_reject_too(kube: Any, program: Any, tmp_path: Path) -> None:
+async def test_an_access_that_a_tunnel_rejects_is_renewed(
+    kube: Any, program: Any, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
     script = program(
         "login", f'echo run >>{runs}; echo \'{{"apiVersion": "v", "status": {{"token": "t"}}}}\''
@@ -249,7 +253,7 @@ CLUSTER = (
         ),
     ],
 )
-async def test_rights_that_are_missing(
+async def test_a_missing_right_is_an_error_with_the_commands_that_grant_it(
     kube: Any, message: str, expected: str, needs: str, role: str, binding: str
 ) -> None:
     kube.script((403, {"kind": "Status", "reason": "Forbidden", "message": message}))
@@ -279,7 +283,7 @@ async def test_rights_that_are_missing(
         (200, "[]", MalformedError, "no JSON object"),
     ],
 )
-async def test_other_answers(
+async def test_an_error_status_becomes_an_error_of_its_kind(
     kube: Any, status: int, body: Any, kind: type[ClusterError], message: str
 ) -> None:
     kube.script((status, body, {"Retry-After": "9"} if status == 502 else {"Location": "/x"}))
@@ -293,7 +297,7 @@ async def test_other_answers(
 BUSY = {"Retry-After": "0"}
 
 
-async def test_a_server_that_asks_for_patience(kube: Any) -> None:
+async def test_a_busy_server_is_asked_again(kube: Any) -> None:
     async with connected(kube.kubeconfig()) as api:
         kube.script((429, {}, BUSY), (503, {}, BUSY), (500, {}, BUSY), (200, {"a": 1}))
         assert await api.get("/") == {"a": 1}
@@ -310,7 +314,9 @@ async def test_a_server_that_asks_for_patience(kube: Any) -> None:
         assert len(kube.seen) == 11, "what may have been done is not done twice"
 
 
-async def test_back_off_without_retry_after(kube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_retry_without_retry_after_backs_off(
+    kube: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
     kube.script((500, {}), (503, {}, {"Retry-After": "soon"}), (200, {}))
     async with connected(kube.kubeconfig()) as api:
@@ -318,7 +324,7 @@ async def test_back_off_without_retry_after(kube: Any, monkeypatch: pytest.Monke
     assert len(kube.seen) == 3
 
 
-async def test_a_server_that_never_answers(kube: Any) -> None:
+async def test_a_silent_server_is_unreachable_at_the_deadline(kube: Any) -> None:
     released = asyncio.Event()
 
     async def silent(request: web.Request) -> web.StreamResponse:
@@ -332,7 +338,7 @@ async def test_a_server_that_never_answers(kube: Any) -> None:
     released.set()
 
 
-def test_an_answer_that_breaks_off_is_told_in_words() -> None:
+def test_an_answer_that_breaks_off_is_an_unreachable_error() -> None:
     """aiohttp has the representation of an exception there."""
     broken = ClientPayloadError("Response payload is not completed: <Error: 400, ...>")
     with pytest.raises(
@@ -342,7 +348,7 @@ def test_an_answer_that_breaks_off_is_told_in_words() -> None:
             raise broken
 
 
-async def test_a_port_where_nobody_listens(kube: Any) -> None:
+async def test_a_closed_port_is_connection_refused(kube: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     async with connected(kube.kubeconfig(server=f"https://127.0.0.1:{port}")) as api:
@@ -354,13 +360,15 @@ async def test_a_port_where_nobody_listens(kube: Any) -> None:
     assert caught.value.hint is not None
 
 
-async def test_a_server_that_speaks_no_tls(plain_kube: Any, kube: Any) -> None:
+async def test_a_server_that_speaks_no_tls_is_unreachable(plain_kube: Any, kube: Any) -> None:
     async with connected(kube.kubeconfig(server=f"https://127.0.0.1:{plain_kube.port}")) as api:
         with pytest.raises(UnreachableError, match="cannot reach"):
             await api.get("/")
 
 
-async def test_a_name_that_does_not_exist(kube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unknown_host_name_is_unreachable(
+    kube: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_such(*args: object, **kwargs: object) -> object:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -370,7 +378,9 @@ async def test_a_name_that_does_not_exist(kube: Any, monkeypatch: pytest.MonkeyP
             await api.get("/")
 
 
-async def test_an_answer_without_end(kube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_answer_is_cut_off_with_an_error(
+    kube: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("krelay.cluster.http.MAX_BODY", 1000)
     kube.script((200, "x" * 5000))
     async with connected(kube.kubeconfig()) as api:
@@ -378,7 +388,7 @@ async def test_an_answer_without_end(kube: Any, monkeypatch: pytest.MonkeyPatch)
             await api.get("/")
 
 
-async def test_passwords_of_netrc_stay_at_home(
+async def test_passwords_of_netrc_are_not_sent(
     kube: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -403,7 +413,7 @@ def body_of(*chunks: bytes) -> Any:
     return handler
 
 
-async def test_the_lines_of_a_stream(kube: Any) -> None:
+async def test_a_stream_yields_its_lines_in_batches(kube: Any) -> None:
     kube.handler = body_of(b"on", b"e\ntwo\n\nth", b"ree\nlast")
     async with connected(kube.kubeconfig()) as api, api.stream("/log", follow="true") as batches:
         lines = [line async for batch in batches for line in batch]
@@ -411,7 +421,7 @@ async def test_the_lines_of_a_stream(kube: Any) -> None:
     assert kube.seen[0].query_string == "follow=true"
 
 
-async def test_a_line_without_end(kube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endless_line_is_an_error(kube: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_LINE", 1000)
     kube.handler = body_of(*[b"x" * 400] * 4)
     async with connected(kube.kubeconfig()) as api:
@@ -421,7 +431,7 @@ async def test_a_line_without_end(kube: Any, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("deadline", ["silence", "total"])
-async def test_a_stream_that_falls_silent(kube: Any, deadline: str) -> None:
+async def test_a_silent_stream_ends_at_its_deadline(kube: Any, deadline: str) -> None:
     released = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -441,7 +451,7 @@ async def test_a_stream_that_falls_silent(kube: Any, deadline: str) -> None:
         released.set()
 
 
-async def test_a_stream_that_breaks(kube: Any) -> None:
+async def test_a_broken_stream_is_unreachable(kube: Any) -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         response.content_length = 100
@@ -458,7 +468,7 @@ async def test_a_stream_that_breaks(kube: Any) -> None:
             await anext(batches)
 
 
-async def test_a_stream_that_is_refused(kube: Any) -> None:
+async def test_a_refused_stream_is_an_error_of_its_status(kube: Any) -> None:
     kube.script((403, {"message": FORBIDDEN}))
     async with connected(kube.kubeconfig()) as api:
         with pytest.raises(AccessDeniedError):
@@ -538,7 +548,7 @@ async def proxied(proxy: Proxy, kind: str) -> AsyncIterator[None]:
     await asyncio.gather(*finished)
 
 
-async def test_through_an_http_proxy(kube: Any) -> None:
+async def test_a_request_passes_an_http_proxy(kube: Any) -> None:
     proxy = Proxy()
     async with proxied(proxy, "http"):
         url = f"http://me:p%40ss@127.0.0.1:{proxy.port}"
@@ -551,7 +561,7 @@ async def test_through_an_http_proxy(kube: Any) -> None:
     assert b"\r\nProxy-Authorization: Basic bWU6cEBzcw==\r\n" in proxy.asked[0]
 
 
-async def test_through_a_proxy_of_the_environment(
+async def test_a_request_passes_the_proxy_of_the_environment(
     kube: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy = Proxy()
@@ -563,7 +573,7 @@ async def test_through_a_proxy_of_the_environment(
 
 
 @pytest.mark.parametrize("user", ["", "me:pass@"])
-async def test_through_a_socks_proxy(kube: Any, user: str) -> None:
+async def test_a_request_passes_a_socks_proxy_that_resolves_names(kube: Any, user: str) -> None:
     proxy = Proxy()
     async with proxied(proxy, "socks"):
         path = kube.kubeconfig(
@@ -580,7 +590,9 @@ async def test_through_a_socks_proxy(kube: Any, user: str) -> None:
     ("answer", "message"),
     [(b"no", "says: connection refused"), (b"close", "says: nothing: it closed the connection")],
 )
-async def test_a_socks_proxy_that_refuses(kube: Any, answer: bytes, message: str) -> None:
+async def test_a_socks_proxy_that_refuses_is_an_unreachable_error(
+    kube: Any, answer: bytes, message: str
+) -> None:
     proxy = Proxy(answer)
     async with proxied(proxy, "socks"):
         path = kube.kubeconfig(**{"proxy-url": f"socks5://127.0.0.1:{proxy.port}"})
@@ -589,7 +601,7 @@ async def test_a_socks_proxy_that_refuses(kube: Any, answer: bytes, message: str
                 await api.get("/x")
 
 
-async def test_a_proxy_is_not_the_server(kube: Any, pki: Path) -> None:
+async def test_a_certificate_is_verified_through_a_socks_proxy(kube: Any, pki: Path) -> None:
     """Through a SOCKS proxy too the certificate is verified."""
     proxy = Proxy()
     async with proxied(proxy, "socks"):
@@ -605,7 +617,9 @@ async def test_a_proxy_is_not_the_server(kube: Any, pki: Path) -> None:
     assert not kube.seen
 
 
-async def test_a_proxy_that_refuses(kube: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_proxy_that_refuses_is_an_error_without_the_password(
+    kube: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     proxy = Proxy(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
     async with proxied(proxy, "http"):
@@ -616,7 +630,7 @@ async def test_a_proxy_that_refuses(kube: Any, caplog: pytest.LogCaptureFixture)
     assert "secret" not in str(caught.value) + caplog.text
 
 
-async def test_a_socks_proxy_that_is_not_there(kube: Any) -> None:
+async def test_a_missing_socks_proxy_is_connection_refused(kube: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     path = kube.kubeconfig(**{"proxy-url": f"socks5://127.0.0.1:{port}"})
@@ -626,7 +640,7 @@ async def test_a_socks_proxy_that_is_not_there(kube: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["<" * (160 << 10), "[" * (160 << 10), "a" * (8 << 20)])
-async def test_of_an_error_only_the_beginning_is_read(kube: Any, text: str) -> None:
+async def test_only_the_start_of_an_error_is_read(kube: Any, text: str) -> None:
     kube.script((418, text))
     async with connected(kube.kubeconfig()) as api:
         with pytest.raises(ClusterError, match="the API server refused") as caught:
@@ -642,7 +656,7 @@ async def test_hostile_json_is_an_error_in_words(kube: Any, text: str) -> None:
             await api.get("/")
 
 
-async def test_what_comes_compressed_is_not_unpacked(kube: Any) -> None:
+async def test_a_compressed_answer_is_not_unpacked(kube: Any) -> None:
     async def bomb(request: web.Request) -> web.StreamResponse:
         body = gzip.compress(b'{"a":"' + b"x" * (8 << 20) + b'"}')
         return web.Response(body=body, headers={"Content-Encoding": "gzip"})

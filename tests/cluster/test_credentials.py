@@ -51,13 +51,15 @@ def header(access: ApiAccess, name: str) -> str | None:
         ({"token": "t", "exec": {"command": "/none", "apiVersion": "v"}}, "Bearer t"),
     ],
 )
-async def test_what_needs_no_help(user: dict[str, Any], expected: str | None) -> None:
+async def test_a_token_password_or_certificate_of_kubeconfig_is_used(
+    user: dict[str, Any], expected: str | None
+) -> None:
     access = await (await opened(user)).access()
     assert header(access, "Authorization") == expected
     assert header(access, "User-Agent") == f"krelay/{__version__}"
 
 
-async def test_an_access_is_all_a_tunnel_needs(pki: Path) -> None:
+async def test_an_access_has_all_that_a_tunnel_needs(pki: Path) -> None:
     credentials = await opened(
         {"token": "t"},
         server="https://h/k8s/clusters/c",
@@ -77,7 +79,7 @@ async def test_an_access_is_all_a_tunnel_needs(pki: Path) -> None:
     assert await credentials.access() is access, "the context is built once"
 
 
-async def test_without_tls() -> None:
+async def test_a_server_without_tls_gets_no_tls_context() -> None:
     access = await (await opened({}, server="http://h:8001")).access()
     assert access.ssl is None
     assert access.server_hostname is None
@@ -89,7 +91,7 @@ async def test_verification_is_off_only_where_kubeconfig_says_so() -> None:
     assert access.ssl.verify_mode == ssl.CERT_NONE
 
 
-async def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_access_has_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("https_proxy", "p:3128")
     assert (await (await opened({})).access()).proxy == "http://p:3128"
     monkeypatch.setenv("NO_PROXY", "h")
@@ -129,7 +131,9 @@ async def test_impersonation_repeats_its_headers() -> None:
         ({"client-certificate": "/none", "client-key-data": "eA=="}, "cannot read /none"),
     ],
 )
-async def test_what_cannot_be_used(user: dict[str, Any], message: str) -> None:
+async def test_unusable_credentials_are_an_error_with_the_reason(
+    user: dict[str, Any], message: str
+) -> None:
     credentials = await opened(user)
     with pytest.raises(CredentialsError, match=message):
         await credentials.access()
@@ -141,19 +145,19 @@ async def test_a_removed_auth_provider_is_an_error_with_a_hint() -> None:
     assert caught.value.hint is not None
 
 
-async def test_an_oidc_token_of_kubeconfig() -> None:
+async def test_an_oidc_token_of_kubeconfig_is_used() -> None:
     claims = base64.urlsafe_b64encode(json.dumps({"exp": time.time() + 3600}).encode()).decode()
     config = {"id-token": f"e30.{claims}.c2ln"}
     access = await (await opened({"auth-provider": {"name": "oidc", "config": config}})).access()
     assert header(access, "Authorization") == f"Bearer {config['id-token']}"
 
 
-async def test_a_bad_authority() -> None:
+async def test_a_bad_authority_is_a_credentials_error() -> None:
     with pytest.raises(CredentialsError, match="bad certificate-authority"):
         await (await opened({}, **{"certificate-authority-data": "eA=="})).access()
 
 
-async def test_an_encrypted_key_is_no_prompt(pki: Path) -> None:
+async def test_an_encrypted_key_is_an_error_and_no_prompt(pki: Path) -> None:
     user = {
         "client-certificate": str(pki / "client.pem"),
         "client-key": str(pki / "client-locked-key.pem"),
@@ -191,7 +195,7 @@ async def test_token_files_are_read_again(tmp_path: Path, clock: Clock) -> None:
     assert await credentials.access() is second, "nothing changed"
 
 
-async def test_a_token_file_that_vanishes_keeps_the_last(tmp_path: Path, clock: Clock) -> None:
+async def test_the_last_token_stays_when_its_file_vanishes(tmp_path: Path, clock: Clock) -> None:
     file = tmp_path / "token"
     file.write_text("one")
     credentials = await opened({"tokenFile": str(file)})
@@ -204,7 +208,7 @@ async def test_a_token_file_that_vanishes_keeps_the_last(tmp_path: Path, clock: 
         await credentials.access()
 
 
-async def test_where_no_thread_can_be_had_the_last_ones_stay(
+async def test_the_last_credentials_stay_when_no_thread_can_start(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(thread: threading.Thread) -> None:
@@ -269,7 +273,7 @@ def stamp(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
 
 
-async def test_a_plugin_runs_once_for_many(program: Program, tmp_path: Path) -> None:
+async def test_a_plugin_runs_once_for_many_callers(program: Program, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     script = program(
         "login", f"echo run >>{runs}; {answer(token='t', expirationTimestamp=stamp(3600))}"
@@ -281,7 +285,7 @@ async def test_a_plugin_runs_once_for_many(program: Program, tmp_path: Path) -> 
     assert runs.read_text() == "run\n"
 
 
-async def test_a_plugin_runs_again_when_its_token_ends(
+async def test_a_plugin_runs_again_when_its_token_expires(
     program: Program, tmp_path: Path, clock: Clock
 ) -> None:
     runs = tmp_path / "runs"
@@ -312,7 +316,9 @@ async def test_a_plugin_runs_again_when_its_token_is_refused(
     assert runs.read_text() == "run\nrun\n"
 
 
-async def test_what_a_plugin_is_told(program: Program, tmp_path: Path, pki: Path) -> None:
+async def test_a_plugin_gets_its_environment_and_exec_info(
+    program: Program, tmp_path: Path, pki: Path
+) -> None:
     told = tmp_path / "told"
     script = program(
         "login",
@@ -348,14 +354,16 @@ async def test_what_a_plugin_is_told(program: Program, tmp_path: Path, pki: Path
     assert data
 
 
-async def test_no_cluster_info_unless_asked_for(program: Program, tmp_path: Path) -> None:
+async def test_a_plugin_gets_no_cluster_info_unless_configured(
+    program: Program, tmp_path: Path
+) -> None:
     told = tmp_path / "told"
     script = program("login", f'echo "$KUBERNETES_EXEC_INFO" >{told}\n' + answer(token="t"))
     await (await opened(plugin(script))).access()
     assert "cluster" not in json.loads(told.read_text())["spec"]
 
 
-async def test_a_plugin_that_wants_a_terminal(
+async def test_a_plugin_that_needs_a_terminal_fails_without_one(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO())
@@ -364,7 +372,7 @@ async def test_a_plugin_that_wants_a_terminal(
         await credentials.access()
 
 
-async def test_the_certificate_of_a_plugin(program: Program, pki: Path) -> None:
+async def test_the_certificate_of_a_plugin_is_used(program: Program, pki: Path) -> None:
     script = program(
         "login",
         answer(
@@ -412,12 +420,14 @@ async def test_a_plugin_that_is_missing_says_how_to_install_it() -> None:
         ("yes | head -c 3000000", "did not answer with an ExecCredential"),
     ],
 )
-async def test_a_plugin_that_talks_nonsense(program: Program, script: str, message: str) -> None:
+async def test_a_malformed_answer_of_a_plugin_is_an_error(
+    program: Program, script: str, message: str
+) -> None:
     with pytest.raises(CredentialsError, match=message):
         await (await opened(plugin(program("login", script)))).access()
 
 
-async def test_a_plugin_that_hangs(
+async def test_a_hanging_plugin_is_killed_at_the_deadline(
     program: Program, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("krelay.cluster.auth.exec_plugin.PATIENCE", 0.01)
@@ -427,7 +437,7 @@ async def test_a_plugin_that_hangs(
     assert "waiting for the credential plugin login" in caplog.text
 
 
-async def test_a_plugin_whose_child_holds_its_pipes(
+async def test_a_plugin_whose_child_holds_its_pipes_ends_at_the_deadline(
     program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """When the loop closes, asyncio has nothing left of it to clean up."""
@@ -448,12 +458,12 @@ async def test_a_plugin_whose_child_holds_its_pipes(
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
 
 
-async def test_a_plugin_without_a_command() -> None:
+async def test_a_plugin_without_a_command_is_an_error() -> None:
     with pytest.raises(CredentialsError, match="exec needs command and apiVersion"):
         await opened({"exec": {"command": "x"}})
 
 
-async def test_a_failed_plugin_does_not_bring_down_a_token_that_lives(
+async def test_a_token_that_lives_outlasts_a_failed_plugin(
     program: Program, tmp_path: Path, clock: Clock, pki: Path
 ) -> None:
     flag = tmp_path / "flag"
@@ -471,7 +481,7 @@ async def test_a_failed_plugin_does_not_bring_down_a_token_that_lives(
         await credentials.access()
 
 
-def test_ahead() -> None:
+def test_the_renewal_margin_is_at_most_a_fifth_of_the_time_left() -> None:
     now = time.time()
     assert ahead(math.inf) == math.inf
     assert ahead(now - 5) == now - 5
@@ -494,7 +504,7 @@ SECRETS = (
 
 @pytest.mark.parametrize("user", SECRETS, ids=lambda user: next(iter(user)))
 @pytest.mark.parametrize("server", ["http://127.0.0.1:1", "HTTP://kube.test:1"])
-async def test_without_tls_nothing_proves_who_we_are(user: dict[str, Any], server: str) -> None:
+async def test_no_credentials_are_sent_without_tls(user: dict[str, Any], server: str) -> None:
     """As client-go; impersonation alone is no secret."""
     access = await (await opened({**user, "as": "jane"}, server=server)).access()
     assert [name for name, _ in access.headers] == ["User-Agent", "Impersonate-User"]
@@ -502,7 +512,7 @@ async def test_without_tls_nothing_proves_who_we_are(user: dict[str, Any], serve
     assert access.private is (server == "http://127.0.0.1:1")
 
 
-async def test_what_is_not_sent_is_said_beyond_this_machine(
+async def test_withheld_credentials_are_a_warning_for_a_remote_server(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await opened({"token": "t"}, server="http://127.0.0.1:1")
@@ -532,7 +542,9 @@ async def test_what_is_not_sent_is_said_beyond_this_machine(
         ("http://LocalHost.:8001", None, True),
     ],
 )
-def test_which_way_is_private(url: str, proxy: str | None, private: bool) -> None:
+def test_an_access_is_private_under_tls_or_on_this_machine(
+    url: str, proxy: str | None, private: bool
+) -> None:
     access = ApiAccess(url, None, None, (), proxy)
     assert access.private is private
     if private:
@@ -544,7 +556,7 @@ def test_which_way_is_private(url: str, proxy: str | None, private: bool) -> Non
     assert "kubectl proxy" in str(caught.value.hint)
 
 
-async def test_an_extension_that_is_no_json_is_an_error_in_words() -> None:
+async def test_an_extension_that_is_not_json_is_a_credentials_error() -> None:
     plugin = {"command": "/none", "apiVersion": "v", "provideClusterInfo": True}
     name = "client.authentication.k8s.io/exec"
     deep: list[Any] = []

@@ -157,7 +157,9 @@ ACCOUNT = (
         ),
     ],
 )
-def test_a_pod(seen: Any, code: str, patience: float, words: str) -> None:
+def test_the_state_of_a_pod_gives_code_patience_and_reason(
+    seen: Any, code: str, patience: float, words: str
+) -> None:
     found = of_pod(seen)
     assert (found.code, found.patience, found.reason) == (code, patience, words)
     assert found.running is (code == "Running")
@@ -168,7 +170,7 @@ def test_a_pod(seen: Any, code: str, patience: float, words: str) -> None:
         assert ended is None
 
 
-def test_an_init_container_of_a_patch_can_be_what_is_stuck() -> None:
+def test_a_stuck_init_container_of_a_patch_is_named() -> None:
     stuck = {
         "initContainerStatuses": [
             {"image": "i:2", "state": {"waiting": {"reason": "ErrImagePull"}}}
@@ -177,7 +179,7 @@ def test_an_init_container_of_a_patch_can_be_what_is_stuck() -> None:
     assert of_pod(pod(stuck)).reason == "cannot pull the image i:2: ErrImagePull"
 
 
-def test_another_container_s_end_is_not_the_agent_s() -> None:
+def test_the_end_of_another_container_does_not_end_the_agent() -> None:
     both = {
         "containerStatuses": [
             *container(EXIT, "other")["containerStatuses"],
@@ -187,7 +189,7 @@ def test_another_container_s_end_is_not_the_agent_s() -> None:
     assert of_pod(pod(both)).running
 
 
-def test_the_last_words_are_kept_whole() -> None:
+def test_the_last_log_lines_are_kept_whole() -> None:
     assert of_pod(pod(container(EXIT))).words == "Traceback:\n  x\nOh: no"
 
 
@@ -223,7 +225,7 @@ def test_a_refused_pod_shows_in_the_job_s_events(
     assert found.hint == hint or str(hint) in str(found.hint)
 
 
-def test_the_latest_refusal_counts_and_a_pod_ends_them() -> None:
+def test_the_latest_refusal_counts_until_a_pod_exists() -> None:
     old = event("FailedCreate", "Error creating: old", uid="j1", time="2026-01-01T00:00:01Z")
     new: dict[str, Any] = {"reason": "FailedCreate", "message": "Error creating: new"}
     new |= {"eventTime": None, "series": {"lastObservedTime": "2026-01-01T00:00:02.5Z"}}
@@ -232,7 +234,7 @@ def test_the_latest_refusal_counts_and_a_pod_ends_them() -> None:
     assert diagnose(None, [pod()], [old, new]).code == "Starting"
 
 
-def test_a_job_without_a_pod() -> None:
+def test_a_job_without_a_pod_is_judged_by_its_conditions() -> None:
     assert diagnose([{"metadata": {}}], [], []) == Diagnosis("NoPod", "waiting for the Job's pod")
     assert diagnose(None, [], ()).patience == inf
     assert diagnose([], [], []).code == "JobDeleted"
@@ -242,21 +244,21 @@ def test_a_job_without_a_pod() -> None:
     assert (failed.reason, failed.patience) == ("the agent's Job failed: Deadline: too late", 0)
 
 
-def test_without_the_right_to_events_the_wait_has_an_end() -> None:
+def test_a_wait_without_the_right_to_events_ends() -> None:
     untold = diagnose(None, [], None)
     assert untold.patience == PATIENCE_BLIND
     assert "events" in str(untold.hint)
     assert diagnose(None, [pod(RUNNING)], None).running
 
 
-def test_the_newest_pod_counts() -> None:
+def test_of_several_pods_the_newest_counts() -> None:
     old = pod({"phase": "Failed"}, creationTimestamp="2026-01-01T00:00:00Z")
     new = pod(RUNNING, creationTimestamp="2026-01-01T00:00:01Z")
     assert diagnose(None, [old, new], ()).running
     assert diagnose(None, [new, old], ()).running
 
 
-def test_what_holds_up_a_container_shows_in_the_pod_s_events() -> None:
+def test_a_container_that_cannot_start_is_explained_by_the_pod_s_events() -> None:
     seen = pod(waiting("ContainerCreating"))
     sandbox = event("FailedCreatePodSandBox", "cni not ready", time="2026-01-01T00:00:01Z")
     mount = event("FailedMount", 'secret "s" not found', time="2026-01-01T00:00:02Z")
@@ -309,7 +311,7 @@ EVENTS = st.lists(
 
 
 @given(st.none() | OBJECTS, OBJECTS, st.none() | EVENTS)
-def test_objects_with_parts_missing_still_give_a_reason(jobs: Any, pods: Any, events: Any) -> None:
+def test_objects_with_missing_fields_still_give_a_reason(jobs: Any, pods: Any, events: Any) -> None:
     found = diagnose(jobs, pods, events)
     assert found.code
     assert found.reason

@@ -52,7 +52,7 @@ ENDED: dict[str, Any] = {"status": {"phase": "Succeeded"}}
 NEW = {"metadata": {"creationTimestamp": "2026-01-02T00:00:00Z"}}
 
 
-def test_ready_and_terminating() -> None:
+def test_a_pod_is_ready_or_ending_by_its_status() -> None:
     assert is_ready(pod())
     assert not is_ready(pod(**UNREADY))
     assert not is_ready(pod(**LEAVING))
@@ -61,7 +61,7 @@ def test_ready_and_terminating() -> None:
     assert not is_ending({"metadata": {}})
 
 
-def test_the_newest_is_chosen_and_kept() -> None:
+def test_the_newest_ready_pod_is_chosen_and_kept() -> None:
     old, new = pod("old"), pod("new", **NEW)
     assert choose_pod([old, new], None) is new
     assert choose_pod([old, new], "uid-old") is old
@@ -113,7 +113,7 @@ def test_a_chosen_pod_is_ready(kinds: list[dict[str, Any]], old: int) -> None:
         ),
     ],
 )
-def test_why_there_is_none(pods: list[dict[str, Any]], reason: str) -> None:
+def test_the_reason_for_no_pod_names_its_state(pods: list[dict[str, Any]], reason: str) -> None:
     assert why_no_pod(pods) == reason
 
 
@@ -136,14 +136,16 @@ PORTS = [
         (Port(53, protocol=Protocol.UDP), 53, Protocol.UDP),
     ],
 )
-def test_a_port_of_a_pod(port: Port, number: int, protocol: Protocol) -> None:
+def test_a_port_of_a_pod_resolves_to_number_and_protocol(
+    port: Port, number: int, protocol: Protocol
+) -> None:
     found = resolve_pod(pod(ports=PORTS), port)
     assert found.endpoint == Endpoint("10.1.0.1", number)
     assert found.protocol is protocol
     assert found.via == "pod web-1"
 
 
-def test_a_name_that_no_container_has() -> None:
+def test_a_port_name_that_no_container_has_is_missing() -> None:
     found = resolve_pod(pod(ports=PORTS), Port("admin"))
     assert found.endpoint is None
     assert found.reason == "pod web-1 has no port named 'admin'; it has dns, http, sctp"
@@ -200,14 +202,16 @@ READY = [part(endpoint())]
         (Port(9090), 9090, Protocol.UDP),
     ],
 )
-def test_a_cluster_ip(port: Port, number: int, protocol: Protocol) -> None:
+def test_a_port_of_a_service_resolves_to_its_cluster_ip(
+    port: Port, number: int, protocol: Protocol
+) -> None:
     for slices in (READY, None):
         found = resolve_service(service(), port, slices)
         assert found.endpoint == Endpoint("10.96.0.9", number)
         assert (found.protocol, found.via) == (protocol, "clusterIP")
 
 
-def test_a_port_that_it_has_not() -> None:
+def test_a_port_that_the_service_lacks_is_missing() -> None:
     found = resolve_service(service(), Port(81), READY)
     assert found.endpoint is None
     assert found.reason == (
@@ -235,7 +239,7 @@ def test_sctp_is_not_relayed() -> None:
         [{"metadata": {"name": "web-1"}}],
     ],
 )
-def test_no_ready_endpoint(slices: list[dict[str, Any]]) -> None:
+def test_a_service_without_a_ready_endpoint_has_no_resolution(slices: list[dict[str, Any]]) -> None:
     for kind in (service(), service(clusterIP="None")):
         found = resolve_service(kind, Port(80), slices)
         assert found.endpoint is None
@@ -253,7 +257,7 @@ def test_a_headless_service_leads_to_an_endpoint_and_stays_there() -> None:
     assert resolve_service(headless, Port(80), slices, "10.9.9.9").endpoint
 
 
-def test_an_endpoint_that_ends_serves_only_where_there_is_no_other() -> None:
+def test_an_endpoint_that_ends_serves_only_without_a_ready_one() -> None:
     headless = service(clusterIP="None")
     leaving = endpoint("10.1.0.1", ready=False, serving=True, terminating=True)
     fresh = endpoint("10.1.0.2", ready=True)
@@ -269,11 +273,11 @@ def test_the_service_s_first_family_is_preferred() -> None:
     assert found.endpoint == Endpoint("fd00::1", 8080)
 
 
-def test_a_headless_service_whose_endpoints_may_not_be_read() -> None:
+def test_a_headless_service_without_the_right_to_endpoints_has_no_resolution() -> None:
     assert "may not be read" in resolve_service(service(clusterIP="None"), Port(80), None).reason
 
 
-def test_an_external_name() -> None:
+def test_an_external_name_resolves_to_its_name() -> None:
     external = service(type="ExternalName", externalName="db.example.test", clusterIP=None)
     for port, number in ((Port(5432), 5432), (Port("http"), 80), (Port(80), 80)):
         found = resolve_service(external, port, None)

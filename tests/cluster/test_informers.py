@@ -222,7 +222,7 @@ async def test_without_the_right_to_a_collection_each_object_is_watched(
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_a_collection_that_may_be_listed_but_not_watched(
+async def test_a_collection_that_cannot_be_watched_falls_back_to_single_watches(
     consume: Consume, server: Collections
 ) -> None:
     server.allows = lambda verb, path, query: verb == "list" or "fieldSelector" in query
@@ -235,7 +235,7 @@ async def test_a_collection_that_may_be_listed_but_not_watched(
         assert consumer.error is None
 
 
-async def test_a_right_to_the_collection_that_is_lost_on_the_way(
+async def test_a_lost_right_to_the_collection_falls_back_to_single_watches(
     consume: Consume, server: Collections
 ) -> None:
     names = [f"s{number}" for number in range(FEW + 1)]
@@ -264,7 +264,7 @@ async def test_a_collection_that_is_too_large_is_not_watched_as_a_whole(
 
 
 @pytest.mark.parametrize("how", ["trouble", "odd", "silent"])
-async def test_a_whole_that_does_not_list_starves_no_target(
+async def test_a_collection_that_does_not_list_starves_no_target(
     kube: Any, consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """Each is watched alone, and the whole again as soon as it lists."""
@@ -294,7 +294,7 @@ async def test_a_whole_that_does_not_list_starves_no_target(
     assert not any(consumer.error for consumer in consumers)
 
 
-async def test_one_that_may_not_be_seen_costs_the_others_nothing(
+async def test_a_denied_object_does_not_affect_the_others(
     consume: Consume, server: Collections
 ) -> None:
     server.allows = lambda verb, path, query: query.get("fieldSelector") != "metadata.name=secret"
@@ -309,7 +309,7 @@ async def test_one_that_may_not_be_seen_costs_the_others_nothing(
     assert web.error is None
 
 
-async def test_an_error_is_asked_for_once_by_all_who_want_the_same(
+async def test_an_error_is_shared_by_all_subscribers_of_a_selector(
     consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "ERROR_TTL", 3600.0)
@@ -361,7 +361,7 @@ async def test_pods_of_workloads_and_pods_by_name_share_a_collection(
     await sees(strict, "b1")
 
 
-async def test_what_nobody_reads_is_neither_kept_nor_news(
+async def test_an_undeclared_field_is_neither_kept_nor_a_change(
     consume: Consume, server: Collections
 ) -> None:
     item = pod("web", spec={"nodeName": "n", "containers": [{"image": "i", "ports": []}]})
@@ -397,7 +397,7 @@ async def test_an_api_server_that_is_lost_is_logged_once(
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
-async def test_a_bug_is_an_error_of_its_subscribers(
+async def test_an_internal_error_reaches_its_subscribers(
     consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*args: Any, **kwargs: Any) -> Any:
@@ -411,7 +411,7 @@ async def test_a_bug_is_an_error_of_its_subscribers(
     assert "internal error" in str(consumers[0].error)
 
 
-async def test_after_the_end_nothing_is_watched(kube: Any, server: Collections) -> None:
+async def test_a_closed_informer_refuses_subscribers(kube: Any, server: Collections) -> None:
     async with await Api.connect(kubeconfig=kube.kubeconfig({"token": "t"})) as api:
         informers = Informers(api)
         first = Consumer(informers, SERVICES, Selector("web"))
@@ -422,7 +422,9 @@ async def test_after_the_end_nothing_is_watched(kube: Any, server: Collections) 
         await first.leave()
 
 
-async def test_who_leaves_after_the_end_starts_nothing(kube: Any, server: Collections) -> None:
+async def test_a_subscriber_that_leaves_after_close_starts_nothing(
+    kube: Any, server: Collections
+) -> None:
     async with await Api.connect(kubeconfig=kube.kubeconfig({"token": "t"})) as api:
         informers = Informers(api)
         many = [Consumer(informers, SERVICES, Selector(f"s{n}")) for n in range(FEW + 3)]
@@ -483,7 +485,7 @@ async def test_credentials_that_are_refused_are_an_error_of_every_subscriber(
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_whatever_happens_every_subscriber_ends_with_what_there_is(
+async def test_every_subscriber_converges_after_random_events(
     consume: Consume, server: Collections, seed: int
 ) -> None:
     chance = random.Random(seed)

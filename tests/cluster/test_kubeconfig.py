@@ -41,7 +41,7 @@ ONE = {
 }
 
 
-def test_current_context(tmp_path: Path) -> None:
+def test_the_current_context_is_loaded(tmp_path: Path) -> None:
     login = load(environ=listed(write(tmp_path / "a", **ONE)))
     assert (login.context, login.namespace, login.server) == (
         "dev",
@@ -52,7 +52,7 @@ def test_current_context(tmp_path: Path) -> None:
     assert "secret" not in repr(login)
 
 
-def test_yaml_as_kubectl_writes_it(tmp_path: Path) -> None:
+def test_a_file_that_kubectl_wrote_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "config"
     path.write_text(
         "apiVersion: v1\nkind: Config\npreferences: {}\ncurrent-context: dev # mine\n"
@@ -66,7 +66,7 @@ def test_yaml_as_kubectl_writes_it(tmp_path: Path) -> None:
     assert load("12", str(path), environ={}).context == "12"
 
 
-def test_the_default_path(tmp_path: Path) -> None:
+def test_the_default_path_is_in_the_home_folder(tmp_path: Path) -> None:
     write(tmp_path / ".kube/config", **ONE)
     assert load(environ={"HOME": str(tmp_path)}).context == "dev"
     assert load(environ={"HOME": str(tmp_path), "KUBECONFIG": ""}).context == "dev"
@@ -116,7 +116,7 @@ def test_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
     }
 
 
-def test_a_command_without_a_slash_is_of_the_path(tmp_path: Path) -> None:
+def test_a_command_without_a_slash_is_looked_up_in_path(tmp_path: Path) -> None:
     path = write(tmp_path / "a", **{**ONE, "users": {"u": {"exec": {"command": "aws"}}}})
     assert load(environ=listed(path)).user["exec"]["command"] == "aws"
 
@@ -129,7 +129,7 @@ def test_files_are_never_written(tmp_path: Path) -> None:
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match=f"cannot read {tmp_path}: Is a directory"):
         load(environ=listed(tmp_path))
     path = write(tmp_path / "a:b", **ONE)
@@ -195,7 +195,7 @@ def test_an_unknown_context_names_the_nearest(tmp_path: Path) -> None:
     refused('no context "qqq" in kubeconfig', "known: dev, prod", context="qqq", kubeconfig=path)
 
 
-def test_many_contexts_are_not_all_shown(tmp_path: Path) -> None:
+def test_an_error_lists_at_most_ten_contexts(tmp_path: Path) -> None:
     path = write(tmp_path / "a", **{**ONE, "contexts": {f"c{n:02}": {} for n in range(14)}})
     with pytest.raises(CredentialsError) as caught:
         load("zzz", path, environ={})
@@ -203,7 +203,7 @@ def test_many_contexts_are_not_all_shown(tmp_path: Path) -> None:
     assert caught.value.hint.endswith("c09 and 4 more")
 
 
-def test_no_current_context(tmp_path: Path) -> None:
+def test_a_missing_current_context_is_an_error_with_a_hint(tmp_path: Path) -> None:
     path = write(tmp_path / "a", **{**ONE, "current": ""})
     refused(
         "kubeconfig has no current-context",
@@ -212,7 +212,7 @@ def test_no_current_context(tmp_path: Path) -> None:
     )
 
 
-def test_a_context_whose_cluster_or_user_is_missing(tmp_path: Path) -> None:
+def test_a_context_with_an_unknown_cluster_or_user_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / "a", **{**ONE, "clusters": {"d": {}}})
     refused('no cluster "c" in kubeconfig, which context "dev" names', "known: d", kubeconfig=path)
     path = write(tmp_path / "a", **{**ONE, "users": {}})
@@ -221,7 +221,7 @@ def test_a_context_whose_cluster_or_user_is_missing(tmp_path: Path) -> None:
     refused('kubeconfig names no server for context "dev"', kubeconfig=path)
 
 
-def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
+def test_a_missing_kubeconfig_is_an_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError) as caught:
         load(environ={"HOME": str(tmp_path)}, service_account=tmp_path)
     assert str(tmp_path / ".kube/config") in caught.value.message
@@ -234,7 +234,7 @@ def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
     "text",
     ["- a\n- b\n", "hello", "clusters: [", "clusters: [{cluster: {}}]", "contexts: {a: b}", "\x00"],
 )
-def test_what_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_no_kubeconfig_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(
@@ -257,7 +257,9 @@ def test_what_is_no_kubeconfig(tmp_path: Path, text: str) -> None:
         ("hunter2\x01", 0),
     ],
 )
-def test_a_file_that_is_no_yaml_is_not_repeated(tmp_path: Path, token: str, line: int) -> None:
+def test_an_error_does_not_repeat_a_file_that_is_not_yaml(
+    tmp_path: Path, token: str, line: int
+) -> None:
     path = tmp_path / "config"
     path.write_text(f"users:\n- name: u\n  token: {token}\n")
     with pytest.raises(CredentialsError, match="is no kubeconfig: not YAML") as caught:
@@ -277,13 +279,13 @@ def test_any_bytes_load_or_are_refused(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("server", ["ftp://x", "https://", "https://h:99999", "https://[::1", "//"])
-def test_a_server_that_is_no_url(tmp_path: Path, server: str) -> None:
+def test_a_server_that_is_not_a_url_is_an_error(tmp_path: Path, server: str) -> None:
     path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": server}}})
     with pytest.raises(CredentialsError, match=r"is no URL|names no server"):
         load(kubeconfig=path, environ={})
 
 
-def test_a_server_without_a_scheme(tmp_path: Path) -> None:
+def test_a_server_without_a_scheme_gets_one(tmp_path: Path) -> None:
     path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": "h:80"}}})
     assert load(kubeconfig=path).server == "http://h:80"
     path = write(
@@ -302,7 +304,7 @@ def service_account(tmp_path: Path) -> Path:
     return folder
 
 
-def test_in_a_cluster(service_account: Path, tmp_path: Path) -> None:
+def test_a_pod_uses_its_service_account(service_account: Path, tmp_path: Path) -> None:
     environ = {"HOME": str(tmp_path), "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
     login = load(environ=environ, service_account=service_account)
     assert (login.server, login.namespace, login.context) == ("https://10.96.0.1:443", "team", None)
@@ -311,7 +313,7 @@ def test_in_a_cluster(service_account: Path, tmp_path: Path) -> None:
     assert load(environ=environ, service_account=service_account).server == "https://[fd00::1]:6443"
 
 
-def test_a_kubeconfig_wins_over_the_cluster_around(service_account: Path, tmp_path: Path) -> None:
+def test_a_kubeconfig_wins_over_the_service_account(service_account: Path, tmp_path: Path) -> None:
     environ = {
         "HOME": str(tmp_path),
         "KUBERNETES_SERVICE_HOST": "10.96.0.1",
@@ -320,7 +322,7 @@ def test_a_kubeconfig_wins_over_the_cluster_around(service_account: Path, tmp_pa
     assert load(environ=environ, service_account=service_account).context == "dev"
 
 
-def test_overrides(tmp_path: Path) -> None:
+def test_an_override_wins_over_kubeconfig(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a",
         **{
@@ -360,7 +362,7 @@ def test_a_server_alone_needs_no_kubeconfig(tmp_path: Path) -> None:
     assert (login.server, login.context, login.namespace) == ("http://h:8001", None, "default")
 
 
-def test_material(tmp_path: Path) -> None:
+def test_read_pem_prefers_data_over_a_file(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     file.write_bytes(b"file")
     data = base64.b64encode(b"data").decode()
@@ -451,14 +453,14 @@ def test_a_field_of_the_wrong_type_is_named(
         ("contexts: [{name: [a]}]", r"contexts\[0\]: name: expected a text, got a list"),
     ],
 )
-def test_a_part_of_the_wrong_type_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_a_section_of_the_wrong_type_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(CredentialsError, match=message):
         load(kubeconfig=str(path), environ={})
 
 
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
     assert read_file(os.devnull) == b""  # what people write for "no kubeconfig"
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(CredentialsError, match="not a regular file"):
@@ -471,7 +473,7 @@ def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("server", ["HTTPS://h:1/x/", "hTTp://h:1"])
-def test_the_scheme_is_in_lower_case(tmp_path: Path, server: str) -> None:
+def test_the_scheme_of_the_server_becomes_lower_case(tmp_path: Path, server: str) -> None:
     login = load(overrides=Overrides(server=server), environ={"HOME": str(tmp_path)})
     assert login.server == server.lower().rstrip("/")
 
@@ -492,7 +494,7 @@ def test_a_password_in_the_servers_url_is_refused_and_not_repeated(tmp_path: Pat
         "https://me:hunter2\uff20h",
     ],
 )
-def test_a_url_that_is_none_is_not_repeated_with_its_password(tmp_path: Path, server: str) -> None:
+def test_an_error_does_not_repeat_a_bad_url_with_its_password(tmp_path: Path, server: str) -> None:
     with pytest.raises(CredentialsError, match=r"^kubeconfig: the server is no URL") as caught:
         load(overrides=Overrides(server=server), environ={"HOME": str(tmp_path)})
     assert "hunter2" not in "".join(caught.value.report())
@@ -516,7 +518,7 @@ print(merger.__name__, stamp, end=' ')
 """
 
 
-def test_the_models_stay_out() -> None:
+def test_the_models_of_the_library_are_not_imported() -> None:
     """Fails when a release of the library asks for more than the stand-in has."""
     script = USE + "print([name for name in sys.modules if name.startswith('kubernetes_asyncio')])"
     assert run(script) == "KubeConfigMerger 1577836800.0 []"
@@ -529,7 +531,7 @@ def test_the_whole_library_can_be_imported_after() -> None:
     assert run(script).endswith(" CoreV1Api")
 
 
-def test_the_whole_library_is_taken_where_it_is_there() -> None:
+def test_a_library_that_is_imported_already_is_used() -> None:
     script = (
         "import kubernetes_asyncio.config.kube_config as theirs\n"
         + USE
@@ -538,7 +540,7 @@ def test_the_whole_library_is_taken_where_it_is_there() -> None:
     assert run(script).endswith(" True")
 
 
-def test_a_library_that_does_not_bear_it_is_imported_whole() -> None:
+def test_a_library_that_does_not_allow_the_stand_in_is_imported_whole() -> None:
     script = (
         "import krelay.cluster.auth.kubeconfig as module\n"
         "def fails(): raise AttributeError\n"

@@ -102,7 +102,7 @@ def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
 
 
 @pytest.mark.parametrize("resource", WHOLE)
-def test_garbage_in_any_place_is_an_error_in_words_or_of_no_harm(resource: str) -> None:
+def test_garbage_in_any_field_is_a_malformed_error_or_harmless(resource: str) -> None:
     use(resource, [read_object(schema_of(BASE + resource), WHOLE[resource], BASE + resource)])
     refused = 0
     for path in places(WHOLE[resource]):
@@ -127,12 +127,12 @@ def test_an_object_is_named_in_its_error() -> None:
     )
 
 
-def test_what_is_not_read_is_dropped() -> None:
+def test_an_undeclared_field_is_dropped() -> None:
     event = {**META, "metadata": {**META["metadata"], "managedFields": [1]}, "x": [[[]]]}
     assert read_object(EVENT, event, "x") == READ
 
 
-def test_a_list() -> None:
+def test_a_list_is_read_as_a_page() -> None:
     page = {"metadata": {"resourceVersion": "7", "continue": "t"}, "items": [META]}
     assert read_list(page, BASE + "pods") == ([READ], "7", "t", 0)
     assert read_list({"metadata": {}}, BASE + "pods") == ([], "", "", 0)
@@ -142,7 +142,7 @@ def test_a_list() -> None:
             read_list(wrong, BASE + "pods")
 
 
-def test_a_list_without_end() -> None:
+def test_a_list_of_too_many_objects_is_refused() -> None:
     page: dict[str, Any] = {"metadata": {}, "items": [META] * MAX_LIST}
     assert len(read_list(page, BASE + "pods")[0]) == MAX_LIST, "a server may ignore `limit`"
     page = {"metadata": {}, "items": [5] * (MAX_LIST + 1)}
@@ -150,7 +150,7 @@ def test_a_list_without_end() -> None:
         read_list(page, BASE + "pods")
 
 
-def test_an_event() -> None:
+def test_an_event_is_read_by_its_type() -> None:
     line = json.dumps({"type": "ADDED", "object": META}).encode()
     assert read_event(line, BASE + "pods") == ("ADDED", "5", READ)
     gone = json.dumps({"type": "ERROR", "object": {"kind": "Status", "code": 410}}).encode()

@@ -62,7 +62,7 @@ async def issuer(kube: Any, pki: Path) -> Issuer:
     return Issuer(kube, pki)
 
 
-async def test_a_token_that_lives_is_used(issuer: Issuer) -> None:
+async def test_a_valid_token_is_used(issuer: Issuer) -> None:
     living = token(3600)
     found = await issuer.source(**{"id-token": living}).fetch(rejected=False)
     assert found.authorization == f"Bearer {living}"
@@ -77,7 +77,7 @@ async def test_a_token_that_lives_is_used(issuer: Issuer) -> None:
         *("", None, "a.b", "no token", "a.%%%.c", "a.W10.c"),
     ],
 )
-async def test_any_other_is_refreshed(issuer: Issuer, old: str | None) -> None:
+async def test_an_expired_or_malformed_token_is_refreshed(issuer: Issuer, old: str | None) -> None:
     found = await issuer.source(**{"id-token": old}).fetch(rejected=False)
     assert found.authorization == f"Bearer {issuer.answer['id_token']}"
     assert issuer.forms == [
@@ -104,7 +104,7 @@ async def test_a_refresh_token_that_rotates_is_kept(issuer: Issuer) -> None:
     ("methods", "basic"),
     [(None, True), (["client_secret_basic", "client_secret_post"], True), (["x"], False)],
 )
-async def test_a_client_with_a_secret(
+async def test_a_client_secret_is_sent_as_the_issuer_supports(
     issuer: Issuer, methods: list[str] | None, basic: bool
 ) -> None:
     if methods is not None:
@@ -126,7 +126,7 @@ async def test_the_issuer_is_verified(issuer: Issuer) -> None:
     assert not issuer.forms, "and the refresh token stays here"
 
 
-async def test_an_authority_in_data(issuer: Issuer) -> None:
+async def test_an_authority_in_data_is_trusted(issuer: Issuer) -> None:
     data = base64.b64encode((issuer.pki / "ca.pem").read_bytes()).decode()
     await issuer.source(
         **{"idp-certificate-authority": None, "idp-certificate-authority-data": data}
@@ -134,13 +134,13 @@ async def test_an_authority_in_data(issuer: Issuer) -> None:
 
 
 @pytest.mark.parametrize("missing", ["refresh-token", "idp-issuer-url", "client-id"])
-async def test_a_refresh_that_cannot_be(issuer: Issuer, missing: str) -> None:
+async def test_a_refresh_without_its_settings_is_an_error(issuer: Issuer, missing: str) -> None:
     with pytest.raises(CredentialsError, match="lacks what a refresh needs") as caught:
         await issuer.source(**{missing: None}).fetch(rejected=False)
     assert caught.value.hint is not None
 
 
-async def test_an_issuer_that_refuses(issuer: Issuer) -> None:
+async def test_an_issuer_that_refuses_is_a_credentials_error(issuer: Issuer) -> None:
     issuer.status, issuer.answer = 400, {"error": "invalid_grant"}
     with pytest.raises(CredentialsError, match='says 400: {"error": "invalid_grant"}'):
         await issuer.source().fetch(rejected=False)
@@ -149,26 +149,30 @@ async def test_an_issuer_that_refuses(issuer: Issuer) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"), [({}, "gave no id_token"), ([], "expected an object, got a list")]
 )
-async def test_an_answer_without_a_token(issuer: Issuer, answer: Any, message: str) -> None:
+async def test_an_answer_without_a_token_is_an_error(
+    issuer: Issuer, answer: Any, message: str
+) -> None:
     issuer.answer = answer
     with pytest.raises(CredentialsError, match=message):
         await issuer.source().fetch(rejected=False)
 
 
-async def test_a_document_of_someone_else(issuer: Issuer) -> None:
+async def test_a_discovery_document_of_another_issuer_is_refused(issuer: Issuer) -> None:
     issuer.document["issuer"] = "https://evil.test"
     with pytest.raises(CredentialsError, match=r"calls itself https://evil\.test"):
         await issuer.source().fetch(rejected=False)
 
 
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:1/token"])
-async def test_a_token_endpoint_without_tls(issuer: Issuer, endpoint: str) -> None:
+async def test_a_token_endpoint_without_tls_is_refused(issuer: Issuer, endpoint: str) -> None:
     issuer.document["token_endpoint"] = endpoint
     with pytest.raises(CredentialsError, match="no token endpoint under TLS"):
         await issuer.source().fetch(rejected=False)
 
 
-async def test_an_issuer_that_is_silent(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_issuer_ends_at_the_deadline(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def silent(request: web.Request) -> web.StreamResponse:
         await released.wait()
         return web.Response()
@@ -196,7 +200,9 @@ async def test_an_issuer_without_tls_is_not_asked(issuer: Issuer) -> None:
         ("token_endpoint_auth_methods_supported", [{}]),
     ],
 )
-async def test_a_document_of_another_shape(issuer: Issuer, field: str, value: Any) -> None:
+async def test_a_malformed_discovery_document_is_an_error(
+    issuer: Issuer, field: str, value: Any
+) -> None:
     issuer.document[field] = value
     with pytest.raises(CredentialsError, match=f"{field}.*: expected a"):
         await issuer.source().fetch(rejected=False)
@@ -204,7 +210,7 @@ async def test_a_document_of_another_shape(issuer: Issuer, field: str, value: An
 
 
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token"])
-async def test_an_answer_without_end(
+async def test_an_endless_answer_is_an_error(
     issuer: Issuer, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.setattr(module, "MAX_ANSWER", 1000)
@@ -234,7 +240,7 @@ async def test_the_password_of_a_proxy_is_sent_and_not_repeated(
     assert "hunter2" not in "".join(caught.value.report())
 
 
-def test_the_end_of_a_token_that_is_no_number() -> None:
+def test_an_expiry_that_is_not_a_number_counts_as_expired() -> None:
     for end in ("9" * 400, '"x"', "NaN", "1e999", "[" * 9_000, "true"):
         payload = base64.urlsafe_b64encode(f'{{"exp":{end}}}'.encode()).decode().rstrip("=")
         assert module._renew_at(f"e30.{payload}.x") == 0.0

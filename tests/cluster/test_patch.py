@@ -209,13 +209,15 @@ def test_strategic_makes_what_was_not_there_and_replaces_another_type() -> None:
         ({"spec": {"$setElementOrder/containers": []}}, "spec.$setElementOrder/containers: this"),
     ],
 )
-def test_strategic_names_the_place_of_what_it_cannot_do(patch: Any, message: str) -> None:
+def test_a_strategic_patch_that_does_not_fit_is_an_error_with_its_path(
+    patch: Any, message: str
+) -> None:
     with pytest.raises(PatchError) as caught:
         strategic(POD, patch)
     assert message in str(caught.value)
 
 
-def test_a_patch_may_be_made_of_frozen_things() -> None:
+def test_a_patch_may_consist_of_frozen_mappings() -> None:
     frozen = MappingProxyType(
         {"spec": MappingProxyType({"containers": (MappingProxyType({"name": "x"}),)})}
     )

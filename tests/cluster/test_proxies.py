@@ -23,7 +23,9 @@ from krelay.errors import CredentialsError
         ("https://[::1]:6443", {"HTTPS_PROXY": "p"}, None),
     ],
 )
-def test_of(server: str, environ: dict[str, str], expected: str | None) -> None:
+def test_the_environment_s_variable_is_chosen_by_the_scheme(
+    server: str, environ: dict[str, str], expected: str | None
+) -> None:
     assert from_environment(server, environ) == expected
 
 
@@ -55,13 +57,13 @@ def test_of(server: str, environ: dict[str, str], expected: str | None) -> None:
         ("fd00::2", "https://[fd00::1]", False),
     ],
 )
-def test_no_proxy(no_proxy: str, server: str, direct: bool) -> None:
+def test_no_proxy_exempts_a_host_as_in_go(no_proxy: str, server: str, direct: bool) -> None:
     found = from_environment(server, {"HTTPS_PROXY": "http://p:1", "no_proxy": no_proxy})
     assert found == (None if direct else "http://p:1")
 
 
 @pytest.mark.parametrize("url", ["ftp://p", "http://", "http://p:99999", "http://[::1"])
-def test_what_is_no_proxy(url: str) -> None:
+def test_a_variable_that_is_not_a_proxy_url_is_an_error(url: str) -> None:
     with pytest.raises(CredentialsError, match="^HTTPS_PROXY: no URL of a proxy") as caught:
         from_environment("https://h", {"HTTPS_PROXY": url})
     assert "secret" not in str(caught.value)

@@ -51,7 +51,7 @@ def least(given: Config, **more: Any) -> dict[str, list[tuple[str, str, str | No
     return told(found)
 
 
-def test_hosts_and_addresses_need_the_agent_s_alone() -> None:
+def test_hosts_and_addresses_need_only_the_agent_s_rights() -> None:
     assert least(config("host/a 80", "ip/10.0.0.1 81")) == {"shop": AGENT}
 
 
@@ -67,11 +67,11 @@ def test_hosts_and_addresses_need_the_agent_s_alone() -> None:
         ("pod/web 80", [("/pods", "list,watch", "web")]),
     ],
 )
-def test_a_target_in_another_namespace(line: str, rules: list[Any]) -> None:
+def test_a_target_in_another_namespace_gets_a_role_there(line: str, rules: list[Any]) -> None:
     assert least(config(f"{line} -n far")) == {"shop": AGENT, "far": rules}
 
 
-def test_each_right_once_and_names_where_they_will_do() -> None:
+def test_equal_rights_are_joined_with_their_names() -> None:
     given = config(
         "svc/a 80", "svc/b 81", "svc/a 82", "pod/p 83", "pod/q 84 -n far", "pod/r 85 -n far"
     )
@@ -83,12 +83,12 @@ def test_each_right_once_and_names_where_they_will_do() -> None:
     assert least(given)["far"][0] == ("/pods", "list,watch", None)
 
 
-def test_what_only_makes_errors_clearer() -> None:
+def test_optional_rights_make_errors_clearer() -> None:
     (rules,) = least(config("host/a 80"), optional=True).values()
     assert rules == [*AGENT, ("/events", "list,watch", None), ("batch/jobs", "list,watch", None)]
 
 
-def test_the_example_s_roles_have_what_is_needed_and_no_more() -> None:
+def test_the_example_s_roles_have_only_the_needed_rights() -> None:
     example = Path(__file__).parents[2] / "examples" / "rbac.yaml"
     agent, targets = (
         {
@@ -112,7 +112,7 @@ def test_the_example_s_roles_have_what_is_needed_and_no_more() -> None:
     assert {"shop": agent, "far": targets} == needed
 
 
-def test_where_the_agent_goes() -> None:
+def test_the_agent_s_role_is_in_its_namespace() -> None:
     assert list(least(config("host/a 80", more="agent: {namespace: relays}\n"))) == ["relays"]
     patch = "agent: {patches: [{patch: {metadata: {namespace: moved}}}]}\n"
     assert list(least(config("host/a 80", more=patch))) == ["moved"]

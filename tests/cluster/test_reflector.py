@@ -123,7 +123,7 @@ def names(found: Mapping[str, dict[str, Any]]) -> list[str]:
     )
 
 
-async def test_the_set_and_its_changes(kube: Any, pods: Pods) -> None:
+async def test_the_set_is_yielded_after_each_change(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1), version=5)
     body = pods.watch()
     async with following(kube, label_selector="app=x", field_selector="spec.a=b") as sets:
@@ -148,13 +148,13 @@ async def test_the_set_and_its_changes(kube: Any, pods: Pods) -> None:
     }
 
 
-async def test_an_empty_set_is_a_set(kube: Any, pods: Pods) -> None:
+async def test_an_empty_set_is_yielded(kube: Any, pods: Pods) -> None:
     pods.list()
     async with following(kube) as sets:
         assert await anext(sets) == {}
 
 
-async def test_what_came_together_is_one_change(kube: Any, pods: Pods) -> None:
+async def test_events_that_arrive_together_are_one_change(kube: Any, pods: Pods) -> None:
     pods.list()
     together = event("ADDED", pod("a", 2)) + event("ADDED", pod("b", 3))
     pods.watch(together + event("DELETED", pod("a", 4)) + b"\n")
@@ -163,7 +163,7 @@ async def test_what_came_together_is_one_change(kube: Any, pods: Pods) -> None:
         assert names(await anext(sets)) == ["b@3"]
 
 
-async def test_what_changes_nothing_is_not_told(kube: Any, pods: Pods) -> None:
+async def test_an_event_that_changes_nothing_yields_no_set(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1))
     pods.watch(
         event("MODIFIED", pod("a", 1))
@@ -185,7 +185,7 @@ async def test_managed_fields_are_left_out(kube: Any, pods: Pods) -> None:
         assert "managedFields" not in (await anext(sets))["u-a"]["metadata"]
 
 
-async def test_pages(kube: Any, pods: Pods) -> None:
+async def test_a_list_is_read_page_by_page(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1), **MORE)
     pods.list(pod("b", 1), version=9)
     pods.watch()
@@ -194,7 +194,9 @@ async def test_pages(kube: Any, pods: Pods) -> None:
     assert [query.get("continue") for query in pods.listed] == [None, "more"]
 
 
-async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_list_of_too_many_pages_is_retried(
+    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_PAGES", 1)
     pods.list(pod("a", 1), **MORE)
     pods.list(pod("a", 1))
@@ -203,7 +205,7 @@ async def test_more_than_we_hold(kube: Any, pods: Pods, monkeypatch: pytest.Monk
     assert "continue" not in pods.listed[1]
 
 
-async def test_pages_that_are_larger_than_we_ask_for(
+async def test_the_bound_on_objects_holds_for_pages_of_any_size(
     kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bound is on the objects, however few pages bring them."""
@@ -218,14 +220,14 @@ async def test_pages_that_are_larger_than_we_ask_for(
 
 
 @pytest.mark.parametrize("body", [{}, {"items": [1]}, {"items": [{}]}, {"metadata": []}])
-async def test_what_is_no_list_is_asked_for_again(kube: Any, pods: Pods, body: Any) -> None:
+async def test_a_malformed_list_is_retried(kube: Any, pods: Pods, body: Any) -> None:
     pods.lists.put_nowait(web.json_response(body))
     pods.list(pod("a", 1))
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1"]
 
 
-async def test_the_end_of_a_watch_goes_on_from_its_last_version(kube: Any, pods: Pods) -> None:
+async def test_a_watch_that_ends_is_resumed_from_its_last_version(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1), version=5)
     bookmark = event("BOOKMARK", {"metadata": {"resourceVersion": "70"}})
     pods.watch(event("ADDED", pod("b", 6)), bookmark, END)
@@ -269,7 +271,7 @@ async def test_a_change_before_the_error_is_not_lost(kube: Any, pods: Pods) -> N
         assert names(await anext(sets)) == ["a@6", "b@8"]
 
 
-async def test_a_list_that_finds_nothing_new_is_not_told(kube: Any, pods: Pods) -> None:
+async def test_a_list_without_changes_yields_no_set(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1), version=5)
     pods.watch(error(410))
     pods.list(pod("a", 1), version=6)
@@ -279,7 +281,9 @@ async def test_a_list_that_finds_nothing_new_is_not_told(kube: Any, pods: Pods) 
         assert names(await anext(sets)) == ["a@1", "b@7"]
 
 
-async def test_a_server_in_trouble(kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_server_is_retried_and_logged_once(
+    kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "krelay")
     pods.list(pod("a", 1))
     for status in (500, 503, 429, 504, 408):
@@ -313,7 +317,7 @@ async def test_retry_after_is_honoured(
     assert [pause for pause in pauses if pause > 1] == [7, module.DENIED_PAUSE]
 
 
-async def test_a_server_that_is_not_there_yet(kube: Any, pods: Pods) -> None:
+async def test_a_list_is_retried_until_the_server_is_up(kube: Any, pods: Pods) -> None:
     for _ in range(4):
         pods.refuse_list(503, **{"Retry-After": "0"})
     pods.list(pod("a", 1))
@@ -321,7 +325,7 @@ async def test_a_server_that_is_not_there_yet(kube: Any, pods: Pods) -> None:
         assert names(await anext(sets)) == ["a@1"]
 
 
-async def test_a_watch_that_falls_silent_is_asked_for_again_without_a_word(
+async def test_a_silent_watch_is_repeated_without_a_log_line(
     kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "SILENCE", 0.1)
@@ -335,7 +339,7 @@ async def test_a_watch_that_falls_silent_is_asked_for_again_without_a_word(
     assert not caplog.records
 
 
-async def test_a_token_that_is_refused_on_the_way(kube: Any, pods: Pods) -> None:
+async def test_a_token_that_is_refused_later_is_retried(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1))
     pods.refuse_watch(401)
     pods.watch(event("ADDED", pod("b", 2)))
@@ -353,7 +357,7 @@ DENIED = (
     ("status", "kind"),
     [(403, AccessDeniedError), (401, CredentialsError), (404, NotFoundError), (400, ClusterError)],
 )
-async def test_what_waiting_does_not_mend(
+async def test_an_error_that_waiting_does_not_mend_is_raised(
     kube: Any, pods: Pods, status: int, kind: type[Exception]
 ) -> None:
     pods.refuse_list(status, DENIED.format("list"))
@@ -363,7 +367,7 @@ async def test_what_waiting_does_not_mend(
             await anext(sets)
 
 
-async def test_a_watch_that_never_was_allowed(kube: Any, pods: Pods) -> None:
+async def test_a_watch_that_was_never_allowed_is_denied(kube: Any, pods: Pods) -> None:
     pods.list(pod("a", 1))
     pods.refuse_watch(403, DENIED.format("watch"))
     async with following(kube) as sets:
@@ -372,7 +376,7 @@ async def test_a_watch_that_never_was_allowed(kube: Any, pods: Pods) -> None:
             await anext(sets)
 
 
-async def test_a_right_that_is_lost_on_the_way(
+async def test_a_right_that_is_lost_later_is_retried(
     kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "krelay")
@@ -391,7 +395,9 @@ async def test_a_right_that_is_lost_on_the_way(
     assert 'cannot watch pods in namespace "x"' in caplog.messages[0]
 
 
-async def test_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_pause_grows_and_is_none_after_a_long_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Full jitter up to MAX_PAUSE; none after a watch that lasted."""
     monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: (low, high))
     now = [0.0]
@@ -440,14 +446,14 @@ def test_any_partition_of_the_events_gives_the_same_set(
 
 
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"{}", b"[]", b"null", b'{"type":1}'])))
-def test_any_bytes_are_events_or_a_reason_to_list(batch: list[bytes]) -> None:
+def test_any_bytes_are_events_or_ask_for_a_list(batch: list[bytes]) -> None:
     known: dict[str, Any] = {}
     version, changed = _apply(known, batch, "5", PODS)
     assert version in ("5", "")
     assert not changed
 
 
-async def test_an_object_of_another_shape_costs_a_list_and_no_more(
+async def test_a_malformed_object_asks_for_a_list(
     kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "krelay")
@@ -462,7 +468,7 @@ async def test_an_object_of_another_shape_costs_a_list_and_no_more(
     assert message.endswith("status.conditions: expected a list, got a number")
 
 
-def test_a_watch_that_grows_without_end_is_a_reason_to_list(
+def test_a_watch_of_too_many_objects_asks_for_a_list(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "PAGE", 1)

@@ -89,7 +89,7 @@ def workload(selector: dict[str, Any] | None) -> dict[str, Any]:
     return {"metadata": {"name": "web"}, "spec": {"selector": selector}}
 
 
-async def test_a_host_is_told_at_once_and_that_is_all() -> None:
+async def test_a_host_is_published_once_as_given() -> None:
     told: list[Told] = []
     wanted = Target("h", Kind.HOST, "db.example.test", (Port(5432, 1), Port(53, 2, Protocol.UDP)))
     await resolve.follow_target(None, wanted, "", told.append)  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ async def test_a_host_is_told_at_once_and_that_is_all() -> None:
     ]
 
 
-async def test_a_pod_comes_goes_and_comes_again(sets: Sets) -> None:
+async def test_a_pod_that_comes_and_goes_is_published(sets: Sets) -> None:
     async with Following(sets, target(Kind.POD)) as following:
         sets.put("pods", NAME)
         assert (await following.next()).reason == 'pod "web" not found in namespace "shop"'
@@ -128,7 +128,7 @@ async def test_a_workload_s_pods_are_followed(sets: Sets) -> None:
         assert (await following.next()).endpoint == Endpoint("10.1.0.2", 8080)
 
 
-async def test_a_workload_made_anew_with_another_selector(sets: Sets) -> None:
+async def test_a_recreated_workload_is_followed_by_its_new_selector(sets: Sets) -> None:
     async with Following(sets, target(Kind.STATEFULSET)) as following:
         sets.put("statefulsets", NAME, workload({"matchLabels": {"app": "old"}}))
         sets.put("pods", "app=old", pod("old"))
@@ -139,14 +139,14 @@ async def test_a_workload_made_anew_with_another_selector(sets: Sets) -> None:
         assert ("pods", "app=old") not in sets.open
 
 
-async def test_an_empty_selector_is_not_every_pod(sets: Sets) -> None:
+async def test_an_empty_selector_selects_no_pods(sets: Sets) -> None:
     async with Following(sets, target(Kind.JOB)) as following:
         sets.put("jobs", NAME, workload(None))
         assert (await following.next()).reason == "job/web selects no pods"
         assert ("pods", "") not in sets.open
 
 
-async def test_a_service_with_endpoints_then_none_then_some(sets: Sets) -> None:
+async def test_a_service_without_endpoints_is_unresolved_until_it_has_some(sets: Sets) -> None:
     async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets.put("services", NAME, service())
         sets.put("endpointslices", SLICES, part_named(endpoint()))
@@ -188,14 +188,14 @@ async def test_an_external_name_needs_no_endpoints(sets: Sets) -> None:
 DENIED = AccessDeniedError("cannot list endpointslices.discovery.k8s.io")
 
 
-async def test_a_cluster_ip_is_trusted_where_endpoints_may_not_be_read(sets: Sets) -> None:
+async def test_a_cluster_ip_is_used_without_the_right_to_endpoints(sets: Sets) -> None:
     async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets["endpointslices", SLICES].put_nowait(DENIED)
         sets.put("services", NAME, service())
         assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
 
 
-async def test_a_headless_service_is_not(sets: Sets) -> None:
+async def test_a_headless_service_without_the_right_to_endpoints_is_denied(sets: Sets) -> None:
     async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets["endpointslices", SLICES].put_nowait(DENIED)
         sets.put("services", NAME, service(clusterIP="None"))
@@ -203,7 +203,7 @@ async def test_a_headless_service_is_not(sets: Sets) -> None:
 
 
 @pytest.mark.parametrize("kind", [Kind.POD, Kind.DEPLOYMENT, Kind.SERVICE])
-async def test_an_error_comes_out_as_itself(sets: Sets, kind: Kind) -> None:
+async def test_an_error_of_a_watch_is_raised_unchanged(sets: Sets, kind: Kind) -> None:
     resource = {Kind.POD: "pods", Kind.DEPLOYMENT: "deployments", Kind.SERVICE: "services"}[kind]
     error = ClusterError("no such collection")
     async with Following(sets, target(kind)) as following:
@@ -211,7 +211,7 @@ async def test_an_error_comes_out_as_itself(sets: Sets, kind: Kind) -> None:
         assert await following.error() is error
 
 
-async def test_an_error_of_an_inner_watch_comes_out_as_itself(sets: Sets) -> None:
+async def test_an_error_of_an_inner_watch_is_raised_unchanged(sets: Sets) -> None:
     async with Following(sets, target(Kind.DEPLOYMENT)) as following:
         sets["pods", "app=web"].put_nowait(DENIED)
         sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))

@@ -35,13 +35,13 @@ from krelay.errors import ClusterError
         ),
     ],
 )
-def test_a_label_selector_as_text(selector: dict[str, Any] | None, text: str) -> None:
+def test_a_label_selector_becomes_a_query(selector: dict[str, Any] | None, text: str) -> None:
     found = Selector.of_workload(selector)
     assert (found.label_selector, found.field_selector) == (text, "")
     assert found.empty is not bool(text)
 
 
-def test_a_name_as_text() -> None:
+def test_a_name_becomes_a_field_selector() -> None:
     assert Selector("web").field_selector == "metadata.name=web"
     assert Selector("web").label_selector == ""
 
@@ -73,7 +73,9 @@ LABELS = [{}, {"a": "1"}, {"a": "2"}, {"a": "3", "b": "1"}, {"b": "1"}]
         ),
     ],
 )
-def test_what_a_label_selector_matches(selector: dict[str, Any], matches: list[bool]) -> None:
+def test_a_label_selector_matches_as_the_api_server_does(
+    selector: dict[str, Any], matches: list[bool]
+) -> None:
     found = Selector.of_workload(selector)
     items = [{"metadata": {"name": "x", "labels": labels}} for labels in LABELS]
     assert [found.matches(item) for item in items] == matches
