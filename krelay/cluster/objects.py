@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from krelay import typed
+from krelay.model import Kind
 from krelay.typed import (
     Address,
     AnyOf,
@@ -202,16 +203,23 @@ EVENT = Shape(
 )
 STATUS = Shape({"kind": Message(64), "message": Message(64 << 10), "reason": Message(1024)})
 
+RESOURCES: Mapping[Kind, tuple[str, str]] = {
+    Kind.SERVICE: ("v1", "services"),
+    Kind.POD: ("v1", "pods"),
+    Kind.DEPLOYMENT: ("apps/v1", "deployments"),
+    Kind.STATEFULSET: ("apps/v1", "statefulsets"),
+    Kind.DAEMONSET: ("apps/v1", "daemonsets"),
+    Kind.REPLICASET: ("apps/v1", "replicasets"),
+    Kind.JOB: ("batch/v1", "jobs"),
+}
+"""API version and resource of each kind of target in a cluster."""
+
 _SCHEMAS: Mapping[str, Schema] = {
+    **{resource: WORKLOAD for _, resource in RESOURCES.values()},
     "pods": POD,
     "services": SERVICE,
     "endpointslices": SLICE,
     "events": EVENT,
-    "deployments": WORKLOAD,
-    "statefulsets": WORKLOAD,
-    "daemonsets": WORKLOAD,
-    "replicasets": WORKLOAD,
-    "jobs": WORKLOAD,
 }
 
 _VERSION = Token(1024)

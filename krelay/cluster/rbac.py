@@ -9,17 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from krelay.cluster.agent_job import job_manifest
+from krelay.cluster.objects import RESOURCES
 from krelay.model import Config, Kind, Target
 
 _API = "rbac.authorization.k8s.io"
 _WATCH = ["list", "watch"]
-_WORKLOADS = {
-    Kind.DEPLOYMENT: ("apps", "deployments"),
-    Kind.STATEFULSET: ("apps", "statefulsets"),
-    Kind.DAEMONSET: ("apps", "daemonsets"),
-    Kind.REPLICASET: ("apps", "replicasets"),
-    Kind.JOB: ("batch", "jobs"),
-}
 
 Rule = dict[str, Any]
 Subject = Mapping[str, str]
@@ -78,13 +72,13 @@ def _agent_rules(*, optional: bool) -> list[Rule]:
 def _target_rules(target: Target) -> list[Rule]:
     if not target.kind.in_cluster:
         return []
+    version, resource = RESOURCES[target.kind]
+    rules = [_rule(version.rpartition("/")[0], resource, _WATCH, target.resource)]
     if target.kind is Kind.SERVICE:
-        slices = _rule("discovery.k8s.io", "endpointslices", _WATCH)
-        return [_rule("", "services", _WATCH, target.resource), slices]
-    if target.kind is Kind.POD:
-        return [_rule("", "pods", _WATCH, target.resource)]
-    group, resource = _WORKLOADS[target.kind]
-    return [_rule(group, resource, _WATCH, target.resource), _rule("", "pods", _WATCH)]
+        rules.append(_rule("discovery.k8s.io", "endpointslices", _WATCH))
+    elif target.kind is not Kind.POD:
+        rules.append(_rule("", "pods", _WATCH))
+    return rules
 
 
 def _rule(group: str, resource: str, verbs: list[str], name: str | None = None) -> Rule:

@@ -21,6 +21,7 @@ from krelay.cluster.endpoints import (
     why_no_pod,
 )
 from krelay.cluster.informers import Informers
+from krelay.cluster.objects import RESOURCES
 from krelay.cluster.selectors import Selector
 from krelay.errors import AccessDeniedError
 from krelay.model import Kind, Protocol, Resolution, Target
@@ -31,14 +32,6 @@ logger = logging.getLogger("krelay.resolve")
 
 Publish = Callable[[tuple[Resolution, ...]], None]
 Object = Mapping[str, Any]
-
-_WORKLOADS = {
-    Kind.DEPLOYMENT: ("apps/v1", "deployments", "deployment"),
-    Kind.STATEFULSET: ("apps/v1", "statefulsets", "statefulset"),
-    Kind.DAEMONSET: ("apps/v1", "daemonsets", "daemonset"),
-    Kind.REPLICASET: ("apps/v1", "replicasets", "replicaset"),
-    Kind.JOB: ("batch/v1", "jobs", "job"),
-}
 
 
 async def follow_target(
@@ -79,15 +72,14 @@ class _Resolver:
 
     async def follow_pod(self) -> None:
         """Follow a pod by its name; a new pod of that name replaces it."""
-        async for pods in self._watch("v1", "pods", Selector(self._target.resource)):
+        async for pods in self._watch_target():
             if pods:
                 self._resolve_pods(pods.values())
             else:
-                self._report_missing("pod")
+                self._report_missing()
 
     async def follow_workload(self) -> None:
         """Follow the pods that a workload selects."""
-        version, resource, word = _WORKLOADS[self._target.kind]
 
         async def follow_pods(label_selector: Object | None) -> None:
             selector = Selector.of_workload(label_selector)
@@ -102,7 +94,7 @@ class _Resolver:
             selector: Object | None = workload["spec"].get("selector")
             return selector
 
-        await self._while_it_exists(version, resource, word, label_selector, follow_pods)
+        await self._while_it_exists(label_selector, follow_pods)
 
     async def follow_service(self) -> None:
         """Follow a Service, and its endpoints if it has any."""
@@ -125,15 +117,12 @@ class _Resolver:
             """Drop the metadata that does not change where the Service leads."""
             return {"metadata": {"name": service["metadata"]["name"]}, "spec": service["spec"]}
 
-        await self._while_it_exists("v1", "services", "service", addressing, follow_endpoints)
+        await self._while_it_exists(addressing, follow_endpoints)
 
     # -- watching ------------------------------------------------------------------------------
 
     async def _while_it_exists(
         self,
-        version: str,
-        resource: str,
-        word: str,
         relevant: Callable[[Object], Any],
         follow: Callable[[Any], Coroutine[Any, Any, None]],
     ) -> None:
@@ -141,7 +130,7 @@ class _Resolver:
         following: asyncio.Task[None] | None = None
         part: Any = None
         async with TaskGroup() as tasks:
-            async for found in self._watch(version, resource, Selector(self._target.resource)):
+            async for found in self._watch_target():
                 item = next(iter(found.values()), None)
                 before, part = part, None if item is None else relevant(item)
                 if following is not None:
@@ -150,9 +139,12 @@ class _Resolver:
                     following.cancel()
                     following = None
                 if item is None:
-                    self._report_missing(word)
+                    self._report_missing()
                 else:
                     following = tasks.create_task(follow(part), name=self._target.name)
+
+    def _watch_target(self) -> AsyncGenerator[Mapping[str, Object]]:
+        return self._watch(*RESOURCES[self._target.kind], Selector(self._target.resource))
 
     async def _watch(
         self, version: str, resource: str, selector: Selector
@@ -184,10 +176,10 @@ class _Resolver:
         endpoint = self._last[index].endpoint if self._last else None
         return endpoint.host if endpoint else None
 
-    def _report_missing(self, word: str) -> None:
-        name, namespace = self._target.resource, self._namespace
-        reason = f'{word} "{name}" not found in namespace "{namespace}"'
-        self._report_none(reason, missing=True)
+    def _report_missing(self) -> None:
+        _, resource = RESOURCES[self._target.kind]
+        what = f'{resource.removesuffix("s")} "{self._target.resource}"'
+        self._report_none(f'{what} not found in namespace "{self._namespace}"', missing=True)
 
     def _report_none(self, reason: str, *, missing: bool = False) -> None:
         self._update(
