@@ -11,7 +11,7 @@ import copy
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -171,7 +171,7 @@ async def _wait_until_running(
     """
     startup = _Startup(api, job["metadata"])
     async with TaskGroup() as watches:
-        tasks = [watches.create_task(watch()) for watch in startup.watches]
+        tasks = [watches.create_task(watch) for watch in startup.watches()]
         verdict = await startup.verdict(deadline, on_progress)
         for task in tasks:
             task.cancel()
@@ -199,12 +199,15 @@ class _Startup:
         self._has_pod = asyncio.Event()
         self.seen: dict[str, Collection[Object]] = {PODS: ()}
         self.denied: dict[str, ClusterError] = {}
-        self.watches = (
-            self._watch_pods,
-            self._watch_job,
-            self._watch_job_events,
-            self._watch_pod_events,
-        )
+
+    def watches(self) -> list[Coroutine[Any, Any, None]]:
+        """Return the watches to run; all but that of the pods begin later."""
+        return [
+            self._watch(PODS, "v1", "pods", label_selector=f"job-name={self._job}"),
+            self._watch_later(JOB, "batch/v1", "jobs", f"metadata.name={self._job}"),
+            self._watch_later(JOB_EVENTS, "v1", "events", f"involvedObject.uid={self._uid}"),
+            self._watch_pod_events(),
+        ]
 
     async def verdict(self, deadline: float, on_progress: Progress) -> Diagnosis:
         """Return the first diagnosis that is final, by itself or because it has lasted."""
@@ -235,25 +238,16 @@ class _Startup:
             self.seen.get(JOB), self.seen[PODS], None if JOB_EVENTS in self.denied else events
         )
 
-    async def _watch_pods(self) -> None:
-        await self._watch(PODS, "v1", "pods", label_selector=f"job-name={self._job}")
-
-    async def _watch_job(self) -> None:
+    async def _watch_later(
+        self, what: str, version: str, resource: str, field_selector: str
+    ) -> None:
         await asyncio.sleep(QUIET)
-        await self._watch(JOB, "batch/v1", "jobs", field_selector=f"metadata.name={self._job}")
-
-    async def _watch_job_events(self) -> None:
-        await asyncio.sleep(QUIET)
-        await self._watch_events(JOB_EVENTS, self._uid)
+        await self._watch(what, version, resource, field_selector=field_selector)
 
     async def _watch_pod_events(self) -> None:
-        await asyncio.sleep(QUIET)
         await self._has_pod.wait()
         uid = next((pod["metadata"].get("uid", "") for pod in self.seen[PODS]), "")
-        await self._watch_events(POD_EVENTS, uid)
-
-    async def _watch_events(self, what: str, uid: str) -> None:
-        await self._watch(what, "v1", "events", field_selector=f"involvedObject.uid={uid}")
+        await self._watch_later(POD_EVENTS, "v1", "events", f"involvedObject.uid={uid}")
 
     async def _watch(
         self,

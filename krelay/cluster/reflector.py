@@ -18,6 +18,7 @@ from krelay.cluster.api import Api, Lines
 from krelay.cluster.api_errors import StatusError
 from krelay.cluster.objects import read_event, read_list
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, MalformedError
+from krelay.retry import Backoff
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -33,6 +34,7 @@ WATCH_TIMEOUT = (240, 300)
 SILENCE = 90.0
 """Seconds without a line after which a watch is repeated."""
 MAX_PAUSE = 10.0
+"""Seconds between attempts at most. A watch that lasted longer is repeated without a pause."""
 DENIED_PAUSE = 30.0
 """Seconds between attempts while rights or credentials are missing: a person must act."""
 
@@ -76,10 +78,12 @@ async def list_and_watch(
     store: Store | None = None
     version = ""
     admitted = False
-    backoff = _Backoff()
+    loop = asyncio.get_running_loop()
+    backoff = Backoff(first=0.2, most=MAX_PAUSE)
     with api.health.watch(path) as health:
         while True:
-            backoff.begin()
+            began = loop.time()
+            minimum_pause = 0.0
             try:
                 if store is None or not version:
                     listed, version = await _list(api, path, query, keep, limit)
@@ -95,26 +99,26 @@ async def list_and_watch(
                             yield dict(store)
                         if not version:
                             break
-                pause = backoff.end()
             except ClusterError as exc:
                 status = exc.__cause__ if isinstance(exc.__cause__, StatusError) else None
                 if isinstance(exc, TooManyError) or (store is None and not patient):
                     raise
                 if status is not None and status.code == 410:
                     version = ""
-                    pause = backoff.end()
                 elif _passes(exc, status):
-                    retry_after = (status.retry_after or 0.0) if status is not None else 0.0
-                    pause = max(backoff.end(), min(retry_after, DENIED_PAUSE))
+                    if status is not None and status.retry_after is not None:
+                        minimum_pause = min(status.retry_after, DENIED_PAUSE)
                     health.failed(exc)
                 elif admitted and (patient or not isinstance(exc, AccessDeniedError)):
                     # A list may still be allowed: then this becomes a slow poll.
                     version = ""
-                    pause = random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
+                    minimum_pause = random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
                     health.failed(exc)
                 else:
                     raise
-            await asyncio.sleep(pause)
+            if loop.time() - began > MAX_PAUSE:
+                backoff.reset()
+            await asyncio.sleep(max(backoff.delay(), minimum_pause))
 
 
 def _passes(exc: ClusterError, status: StatusError | None) -> bool:
@@ -206,23 +210,3 @@ def _put(store: Store, item: Object, keep: Filter) -> bool:
 def _key(item: Object) -> str:
     metadata = item["metadata"]
     return str(metadata.get("uid") or f"{metadata.get('namespace', '')}/{metadata['name']}")
-
-
-class _Backoff:
-    """The pause before the next attempt."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._began = 0.0
-        self._failures = 0
-
-    def begin(self) -> None:
-        self._began = self._loop.time()
-
-    def end(self) -> float:
-        """Return seconds to wait: 0 after a watch that lasted, else full jitter that grows."""
-        if self._loop.time() - self._began > MAX_PAUSE:
-            self._failures = 0
-            return 0.0
-        self._failures += 1
-        return random.uniform(0, min(MAX_PAUSE, 0.1 * 2**self._failures))

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -395,23 +395,29 @@ async def test_a_right_that_is_lost_later_is_retried(
     assert 'cannot watch pods in namespace "x"' in caplog.messages[0]
 
 
-async def test_the_pause_grows_and_is_none_after_a_long_watch(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("lasts", [False, True])
+async def test_the_pause_grows_unless_a_watch_has_lasted(
+    kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch, lasts: bool
 ) -> None:
-    """Full jitter up to MAX_PAUSE; none after a watch that lasted."""
-    monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: (low, high))
-    now = [0.0]
-    backoff = module._Backoff()
-    monkeypatch.setattr(backoff, "_loop", type("Loop", (), {"time": lambda self: now[0]})())
-    backoff.begin()
-    end: Callable[[], Any] = backoff.end
-    pauses = [end() for _ in range(9)]
-    assert pauses[:3] == [(0, 0.2), (0, 0.4), (0, 0.8)]
-    assert pauses[-1] == (0, 10.0)
-    now[0] = 11.0
-    assert end() == 0.0
-    backoff.begin()
-    assert end() == (0, 0.2)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def record(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr("krelay.cluster.reflector.asyncio.sleep", record)
+    monkeypatch.setattr("krelay.retry.random.uniform", lambda low, high: high)
+    if lasts:
+        monkeypatch.setattr(module, "MAX_PAUSE", -1.0)
+    pods.list(pod("a", 1))
+    for _ in range(3):
+        pods.refuse_watch(504)
+    pods.watch(event("ADDED", pod("b", 2)))
+    async with following(kube) as sets:
+        await anext(sets)
+        await anext(sets)
+    assert [pause for pause in pauses if pause < 1] == ([0.0] * 3 if lasts else [0.0, 0.2, 0.4])
 
 
 operations = st.lists(
