@@ -24,6 +24,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution, SessionConfig
 from krelay.mux.connection import MuxConnection
+from krelay.tasks import TaskGroup
 
 HOST = "127.0.0.1"
 KEY = bytes(range(32))
@@ -31,7 +32,7 @@ KEY = bytes(range(32))
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-async def until(true: Callable[[], object]) -> None:
+async def until(true: Callable[..., object]) -> None:
     """Return once `true()` is; the test's own timeout ends a wait that is in vain."""
     while not true():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
@@ -264,9 +265,7 @@ def connection(of: Pool | Tunnel) -> MuxConnection:
 class Path:
     """A whole data path in one process."""
 
-    def __init__(
-        self, server: Server, link: AgentLink, pool: Pool, tasks: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, server: Server, link: AgentLink, pool: Pool, tasks: TaskGroup) -> None:
         self.server = server
         self.link = link
         self.pool = pool
@@ -324,7 +323,7 @@ async def path(
     async with agent(**settings) as server:
         link = AgentLink(server)
         pool = Pool("p", [link], KEY, size=tunnels, config=config)
-        async with running(pool), asyncio.TaskGroup() as tasks:
+        async with running(pool), TaskGroup() as tasks:
             built = Path(server, link, pool, tasks)
             try:
                 yield built

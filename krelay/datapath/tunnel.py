@@ -300,9 +300,8 @@ class Tunnel:
 
     def _grace_over(self) -> None:
         self._grace = None
-        self._drop_session(
-            f"no tunnel for {self._config.resume_timeout:g} s (tunnel.resumeTimeout)"
-        )
+        timeout = self._config.resume_timeout
+        self._drop_session(f"no tunnel for {timeout:g} s (tunnel.resumeTimeout)")
         self._on_change()
 
     def _drop_session(self, why: str) -> None:

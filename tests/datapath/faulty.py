@@ -70,12 +70,9 @@ class FaultyAgent(Sessions):
             buffer=self.buffer,
             lookups=Lookups(),
         )
+        self.sessions: Sessions = self
         self.entrances: set[AgentConnection] = set()
         self._on_stream = on_stream
-
-    @property
-    def sessions(self) -> Sessions:
-        return self
 
     @property
     def drivers(self) -> list[MuxConnection]:

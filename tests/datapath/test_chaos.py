@@ -295,7 +295,8 @@ class Story:
     async def harm(self) -> None:
         """Some of it, one after the other, each undone before the next."""
         chance = self.chance
-        faults: list[Callable[[], Awaitable[None]]] = [self.cut] * 4 + [self.storm, self.hole] * 2
+        faults: list[Callable[[], Awaitable[None]]] = []
+        faults += [self.cut] * 4 + [self.storm, self.hole] * 2
         faults += [self.hole_of_what_lives] * 2 + [
             self.refuse,
             self.shape,
@@ -360,17 +361,13 @@ async def tell(seed: int) -> None:
             assert await story.until(lambda: not story.alive(), patience), story.alive()
             story.judge()
 
-            def drivers() -> list[object]:
-                return [t.carrier and rig.connection(t) for t in story.pool.tunnels] + list(
-                    story.agent.drivers
-                )
-
             def at_rest() -> bool:
-                return all(
-                    driver is not None
-                    and not driver.session.streams  # type: ignore[attr-defined]
-                    and not driver.session.unacknowledged  # type: ignore[attr-defined]
-                    for driver in drivers()
+                if any(tunnel.carrier is None for tunnel in story.pool.tunnels):
+                    return False
+                ends = [rig.connection(tunnel) for tunnel in story.pool.tunnels]
+                return not any(
+                    end.session.streams or end.session.unacknowledged
+                    for end in [*ends, *story.agent.drivers]
                 )
 
             assert await story.until(story.all_up, CALM)

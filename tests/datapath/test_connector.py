@@ -12,7 +12,7 @@ from krelay.datapath.connector import StreamRequest, open_now, open_within
 from krelay.datapath.tcp import TcpListener
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.relay import TcpRelay
-from krelay.mux.stream import Stream
+from krelay.mux.stream import MuxStream, Stream
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.session import Limits
@@ -23,7 +23,7 @@ async def test_a_stream_carries_its_endpoint_in_the_header() -> None:
     async with rig.path() as path:
         for protocol, number in ((Protocol.TCP, 0), (Protocol.UDP, 1)):
             stream = open_now(path.route(80, protocol, "::1"), protocol, TcpRelay())
-            assert stream is not None
+            assert isinstance(stream, MuxStream)
             header = stream.header
             assert (header.protocol, header.host, header.port) == (number, "::1", 80)
             stream.reset()
@@ -61,15 +61,15 @@ async def test_an_endpoint_that_goes_while_the_tunnel_comes_is_waited_for_again(
         path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
         async with asyncio.TaskGroup() as tasks:
-            parked = tasks.create_task(open_within(3600.0, route, Protocol.TCP, TcpRelay()))
+            waiting_stream = tasks.create_task(open_within(3600.0, route, Protocol.TCP, TcpRelay()))
             await asyncio.sleep(0)
             route.update(Resolution(Protocol.TCP, None, reason="gone"))
             path.link.blocked = False
             await rig.until(path.pool.pick)
-            assert not parked.done()
+            assert not waiting_stream.done()
             route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
-        assert parked.result().header.port == target
-        parked.result().reset()
+        assert port_of(waiting_stream.result()) == target
+        waiting_stream.result().reset()
 
 
 async def test_after_a_refusal_a_route_that_leads_elsewhere_is_taken_at_once() -> None:
@@ -77,8 +77,13 @@ async def test_after_a_refusal_a_route_that_leads_elsewhere_is_taken_at_once() -
         refused = Endpoint(rig.HOST, 1)
         route = path.route(target)
         stream = await open_within(3600.0, route, Protocol.TCP, TcpRelay(), refused=refused)
-        assert stream.header.port == target
+        assert port_of(stream) == target
         stream.reset()
+
+
+def port_of(stream: Stream) -> int:
+    assert isinstance(stream, MuxStream)
+    return stream.header.port
 
 
 class StreamRequester(TcpRelay):

@@ -23,6 +23,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import EndedError, NotListeningError, PodGoneError, TunnelError
 from krelay.legacy import Dial, LegacyStream, LegacyTunnels
 from krelay.model import Endpoint, Protocol, Resolution
+from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.header import Header
 from tests import rig
@@ -35,7 +36,7 @@ class Place:
     private = True
     expires = math.inf
 
-    def __init__(self, agent: V0Agent, port: int, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, agent: V0Agent, port: int, tasks: TaskGroup) -> None:
         self.agent = agent
         self.gone = False
         self.dials = 0
@@ -72,7 +73,7 @@ class Place:
 
 @asynccontextmanager
 async def place() -> AsyncIterator[Place]:
-    async with v0_agent() as (agent, port), asyncio.TaskGroup() as tasks:
+    async with v0_agent() as (agent, port), TaskGroup() as tasks:
         made = Place(agent, port, tasks)
         running = tasks.create_task(made.pool.run())
         await rig.until(made.pool.pick)
@@ -319,7 +320,8 @@ async def test_a_handler_that_fails_costs_its_own_stream(
 
 async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(protocol: asyncio.Protocol) -> asyncio.Transport:
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError
 
     tunnels = made(never)
     asked = Header(0, rig.HOST, 1)
@@ -443,15 +445,17 @@ async def test_nothing_is_executed_twice() -> None:
 async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled_anew() -> None:
     async with rig.tcp_target(rig.echo) as target, place() as p:
         port = await p.listen(target)
+        tunnels = p.pool.tunnels[0].carrier
+        assert isinstance(tunnels, LegacyTunnels)
         real, hung = p.dial, asyncio.Event()
 
         async def hangs(protocol: asyncio.Protocol) -> asyncio.Transport:
+            assert isinstance(tunnels, LegacyTunnels)
             tunnels._dial = real
             hung.set()
-            return await asyncio.get_running_loop().create_future()
+            await asyncio.get_running_loop().create_future()
+            raise AssertionError
 
-        tunnels = p.pool.tunnels[0].carrier
-        assert isinstance(tunnels, LegacyTunnels)
         async with rig.connect(port) as (reader, writer), asyncio.TaskGroup() as tasks:
             writer.write(b"x")
             assert await reader.readexactly(1) == b"x"

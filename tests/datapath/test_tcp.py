@@ -12,6 +12,7 @@ from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.net.bind import bind
+from krelay.tasks import TaskGroup
 from krelay.wire.session import Limits
 from tests import rig
 
@@ -340,7 +341,7 @@ async def test_a_connection_accepted_as_the_listener_closes_is_reset(turns: int)
 
 async def test_a_connection_that_comes_as_krelay_ends_is_reset() -> None:
     async with rig.path() as path:
-        async with asyncio.TaskGroup() as ended:
+        async with TaskGroup() as ended:
             pass
         listener = TcpListener("web", path.route(None), ended, open_timeout=30.0)
         await listener.open(rig.HOST, 0)
@@ -358,7 +359,7 @@ async def test_an_address_in_use_is_a_listen_error() -> None:
 
 
 async def test_localhost_answers_in_both_families() -> None:
-    if len(bound := bind("localhost", 0, 1)) < 2:
+    if len(bound := bind("localhost", 0, socket.SOCK_STREAM)) < 2:
         pytest.skip("no IPv6 here")
     for sock in bound:
         sock.close()

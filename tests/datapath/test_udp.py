@@ -63,7 +63,7 @@ async def test_the_target_sees_one_socket_for_each_client() -> None:
         loop = asyncio.get_running_loop()
         port = rig.port_of(await path.udp(target.getsockname()[1]))
         async with rig.udp_socket(connect=port) as one, rig.udp_socket(connect=port) as two:
-            seen = {}
+            seen: dict[bytes, tuple[str, int]] = {}
             for client, data in ((one, b"1"), (two, b"2"), (one, b"1"), (two, b"2")):
                 client.send(data)
                 got, address = await loop.sock_recvfrom(target, 100)
