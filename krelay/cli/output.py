@@ -23,6 +23,7 @@ import click
 
 from krelay.cli.log_repeats import RepeatFilter
 from krelay.errors import KrelayError
+from krelay.mux.trace import show_wire_trace
 from krelay.mux.log import FIELDS
 from krelay.state.log_tail import LogRing
 from krelay.text import indented, many_lines, one_line
@@ -130,6 +131,7 @@ def set_up_logging(verbosity: int, *, json: bool = False) -> None:
     root.setLevel(logging.DEBUG if verbosity > 1 else logging.WARNING)
     level = logging.INFO - 10 * max(-2, min(verbosity, 1))
     logging.getLogger("krelay").setLevel(level)
+    show_wire_trace()
     logging.captureWarnings(True)
     if json:
         threading.excepthook = _log_thread_exception
