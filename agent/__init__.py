@@ -1,3 +1,3 @@
-"""The program in the cluster: standard library, `krelay.wire` and `krelay.mux` alone."""
+"""The program in the cluster. It uses only the standard library, `krelay.wire` and `krelay.mux`."""
 
 from __future__ import annotations

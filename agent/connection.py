@@ -1,68 +1,118 @@
-"""AgentConnection: read the Header of each accepted connection and hand it to what it asks for."""
+"""AgentConnection: an accepted connection, from its Header to a session or to legacy mode."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Protocol
 
-from agent.budget import Reservation
-from agent.client import READ, ReadBuffer
-from agent.refusals import Refusals
-from agent.sessions import TUNNEL_COST, Kept, Sessions
+from agent.memory import READ, ReadBuffer, Reservation
+from agent.sessions import TUNNEL_COST, KeptSession, Sessions
 from krelay.mux.connection import TunnelProtocol
+from krelay.mux.trace import wire_trace
 from krelay.wire import header
 from krelay.wire.errors import WireError
 from krelay.wire.handshake import AgentHandshake, deny
 from krelay.wire.header import Header, Status, decode_header, header_length
 
+logger = logging.getLogger("krelay.agent")
+
 DEADLINE = 10.0
+"""Seconds that a connection has for its Header and its handshake."""
+REFUSALS_EVERY = 60.0
+"""Seconds between two log lines about refused connections."""
 _FIRST_READ = 4 << 10
-"""Bytes of one read of a connection that has yet to say what it is."""
+"""Bytes of one read before the handshake is over."""
+
+
+class RefusalLog:
+    """Logs the first refusal at once, then their number once a minute.
+
+    So clients that connect again and again cannot fill the log. Each refusal is logged at DEBUG.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = ""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, reason: str) -> None:
+        """Count one refused connection."""
+        if self._timer is None:
+            logger.info("refused: %s", reason)
+            self._wait()
+            return
+        logger.debug("refused: %s", reason)
+        self._count += 1
+        self._last = reason
+
+    def close(self) -> None:
+        """Log the refusals that are not logged yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._flush()
+
+    def _wait(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(REFUSALS_EVERY, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        if self._flush():
+            self._wait()
+
+    def _flush(self) -> bool:
+        count, self._count = self._count, 0
+        if count:
+            logger.info("refused %d more; the last one: %s", count, self._last)
+        return count > 0
 
 
 class Host(Protocol):
-    """Who keeps count of the connections, and serves the plain ones."""
+    """The server as its connections see it."""
 
     sessions: Sessions
     buffer: ReadBuffer
-    refusals: Refusals
+    refusals: RefusalLog
 
-    def arrived(self, entrance: AgentConnection) -> None:
-        """A connection is there."""
+    def connected(self, connection: AgentConnection) -> None:
+        """Count a new connection."""
 
-    def proven(self, entrance: AgentConnection) -> None:
-        """It carries a session now."""
+    def authenticated(self, connection: AgentConnection) -> None:
+        """Note that the connection carries a session now."""
 
-    def left(self, entrance: AgentConnection) -> None:
-        """It is gone."""
+    def disconnected(self, connection: AgentConnection) -> None:
+        """Forget a connection that has ended."""
 
-    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
-        """It is a plain one: its Header, what came behind it; its transport is paused."""
+    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
+        """Take over a legacy connection, whose transport is paused; `early` came after `asked`."""
 
 
 class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
-    """Reads the Header, then either shakes hands for a session or hands over to plain mode.
+    """Reads the Header, then does the handshake of a session or hands over to legacy mode.
 
-    Until then it is a stranger: it has DEADLINE seconds, and keeps no more than a claim needs.
+    Until the handshake is over it has DEADLINE seconds, and keeps no more bytes than that needs.
     """
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self.source = ""
-        """The address of its peer."""
+        """IP address of the peer; empty if unknown."""
         self._buffer = b""
         self._handshake: AgentHandshake | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._kept: Kept | None = None
+        self._kept: KeptSession | None = None
         self._cost: Reservation | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         peer = transport.get_extra_info("peername")
         self.source = str(peer[0]) if peer else ""
+        # HELLO comes after the status byte.
+        self._trace = wire_trace(f"{peer[0]}:{peer[1]}" if peer else "peer", skip_sent=1)
         loop = asyncio.get_running_loop()
         self._deadline = loop.call_later(DEADLINE, self.transport.abort)
-        self._host.arrived(self)
+        self._host.connected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._host.buffer.part(_FIRST_READ if self._kept is None else READ)
@@ -72,30 +122,35 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._kept is not None:
-            self._kept.driver.receive(self.transport, data)
+            self._kept.mux.receive_data(self.transport, data)
             self._host.sessions.settle(self._kept)
             return
         try:
             if self._handshake is None:
                 self._read_header(self._buffer + data)
             else:
-                self._shake_hands(data)
+                self._read_handshake(self._handshake, data)
         except WireError as exc:
             self._host.refusals.add(str(exc))
             if self._handshake is not None:
-                self.transport.write(deny(exc.code, str(exc)))
-            # Its deadline ends it where it does not take that.
+                self.send(deny(exc.code, str(exc)))
+            # The deadline ends a connection whose peer does not take that.
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._decided()
+        self._cancel_deadline()
         super().connection_lost(exc)
         if self._cost is not None:
             self._cost.release()
-        self._host.left(self)
+        self._host.disconnected(self)
 
-    def _decided(self) -> None:
-        """It is known what this connection becomes."""
+    def send(self, data: bytes) -> None:
+        """Write frames of the handshake."""
+        if self._trace is not None:
+            self._trace.sent(data)
+        self.transport.write(data)
+
+    def _cancel_deadline(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -108,32 +163,33 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
         asked, early = decode_header(data[:length]), data[length:]
         self._buffer = b""
         if asked.protocol == header.SESSION:
-            self._handshake = self._host.sessions.greet()
-            self.transport.write(self._handshake.hello())
+            self._handshake = self._host.sessions.begin_handshake()
+            self.send(self._handshake.hello())
             if early:
-                self._shake_hands(early)
+                self._read_handshake(self._handshake, early)
             return
-        self._decided()
+        self._cancel_deadline()
         if asked.protocol == header.HEARTBEAT:
             self.transport.close()
         elif self._host.sessions.secured:
-            self._host.refusals.add("a plain connection, which cannot prove a key")
+            self._host.refusals.add("a legacy connection, which cannot prove a key")
             self.transport.write(bytes([Status.UNKNOWN_ERROR]))
             self.transport.close()
         else:
             self.transport.pause_reading()
-            self._host.take_over(self, asked, early)
+            self._host.serve_legacy(self, asked, early)
 
-    def _shake_hands(self, data: bytes) -> None:
-        assert self._handshake is not None
-        auth = self._handshake.receive_data(data)
+    def _read_handshake(self, handshake: AgentHandshake, data: bytes) -> None:
+        if self._trace is not None:
+            self._trace.received(data)
+        auth = handshake.receive_data(data)
         if auth is None:
             return
-        kept = self._kept = self._host.sessions.admit(self._handshake, auth, self)
-        self.driver = kept.driver
+        kept = self._kept = self._host.sessions.accept(handshake, auth, self)
+        self.connection = kept.mux
         self._cost = kept.client.reserve()
         self._cost.fix(TUNNEL_COST)
-        self._decided()
-        self._host.proven(self)
+        self._cancel_deadline()
+        self._host.authenticated(self)
         if auth.rest:
             self.data_received(auth.rest)

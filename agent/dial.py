@@ -1,23 +1,34 @@
-"""The end of the path: from a Header's host and port to a connected socket, or a reason why not."""
+"""Dials of targets: resolve a host name, connect to its addresses, or say why that failed.
+
+A thread that waits for a resolver cannot be stopped: an abandoned lookup goes on for half a minute
+or more, and counts until its thread returns. A client may have as many lookups running as it leaves
+for others, and the names of one domain a fraction of all, so a domain that does not answer blocks
+only itself.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import os
 import socket
+import threading
+from collections import Counter
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
-from agent.dns import Address, Lookups, literal
-from agent.errors import DialError
-from agent.losses import Losses
-from agent.udp import UdpSocket
 from krelay.mux.descriptors import files_to_spare
 from krelay.wire.errors import ErrorCode
 
 _P = TypeVar("_P", bound=asyncio.BaseProtocol)
 
+MAX_LOOKUPS = 256
+"""Lookups that may run at once."""
+_DOMAIN_SHARE = 8
+"""The names of one domain get one lookup in this many."""
 _CODES = {
     errno.ECONNREFUSED: ErrorCode.REFUSED,
     errno.ECONNRESET: ErrorCode.REFUSED,
@@ -27,15 +38,189 @@ _CODES = {
     errno.ETIMEDOUT: ErrorCode.CONNECT_TIMEOUT,
 }
 
+Address = tuple[int, str]
+"""An address family, and an IP address of it."""
 
-_lookups = Lookups()
+
+class DialError(Exception):
+    """The target was not reached; `code` says why."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
-def _spare_one() -> None:
-    """Leave descriptors for tunnels: without one, no client could reach this agent again.
+def code_of(exc: OSError) -> ErrorCode:
+    """Return the wire's code for an error of a socket."""
+    return _CODES.get(exc.errno or 0, ErrorCode.DIAL_FAILED)
+
+
+def literal(host: str) -> list[Address] | None:
+    """Return the addresses of a host that needs no lookup, None for any other.
+
+    That is an IP address, or a name of this machine (RFC 6761, section 6.3).
+    """
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        name = host.rstrip(".").lower()
+        if name == "localhost" or name.endswith(".localhost"):
+            return [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
+        return None
+    return [(socket.AF_INET6 if version == 6 else socket.AF_INET, host)]
+
+
+@dataclass(slots=True, eq=False)
+class _Lookup:
+    host: str
+    client: object
+    domain: str
+    loop: asyncio.AbstractEventLoop
+    started: bool = False
+    waiters: set[asyncio.Future[list[Address]]] = field(default_factory=set)
+
+
+class Lookups:
+    """The lookups of an agent. A `client` is any object that stands for one."""
+
+    def __init__(self, limit: int = MAX_LOOKUPS) -> None:
+        self._limit = limit
+        self._known: dict[tuple[object, str], _Lookup] = {}
+        self._waiting: dict[object, dict[_Lookup, None]] = {}
+        self._of_client: Counter[object] = Counter()
+        self._of_domain: Counter[str] = Counter()
+        self.running = 0
+        """Lookups whose threads have not returned, abandoned ones included."""
+
+    async def find(self, host: str, client: object, timeout: float) -> list[Address]:
+        """Return the addresses of `host`, in the order in which to try them.
+
+        Raises:
+            DialError: `host` has no address, or no answer came within `timeout` seconds.
+        """
+        if (found := literal(host)) is not None:
+            return found
+        lookup = self._known.get((client, host))
+        if lookup is None:
+            # The search list completes a name without a dot: its domain is not known here.
+            domain = host.rstrip(".").partition(".")[2] or host
+            lookup = _Lookup(host, client, domain, asyncio.get_running_loop())
+            self._known[client, host] = lookup
+            if self._may_start(lookup):
+                self._start(lookup)
+            else:
+                self._waiting.setdefault(client, {})[lookup] = None
+        waiter: asyncio.Future[list[Address]] = lookup.loop.create_future()
+        lookup.waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except TimeoutError as exc:
+            reason = f"resolving {host} took over {timeout:g} s"
+            if not lookup.started:
+                busy = self._of_client[client]
+                reason += f": the agent waits for the answers to {busy} other names"
+            raise DialError(ErrorCode.RESOLVE_TIMEOUT, reason) from exc
+        finally:
+            lookup.waiters.discard(waiter)
+            if not lookup.waiters and not lookup.started:
+                self._dequeue(lookup)
+                del self._known[client, host]
+
+    def _may_start(self, lookup: _Lookup) -> bool:
+        return (
+            self._of_client[lookup.client] < self._limit - self.running
+            and self._of_domain[lookup.domain] < self._limit // _DOMAIN_SHARE
+        )
+
+    def _start_waiting(self) -> None:
+        for client, waiting in list(self._waiting.items()):
+            for lookup in list(waiting):
+                if self._of_client[client] >= self._limit - self.running:
+                    break
+                if self._may_start(lookup):
+                    self._dequeue(lookup)
+                    self._start(lookup)
+
+    def _dequeue(self, lookup: _Lookup) -> None:
+        waiting = self._waiting[lookup.client]
+        del waiting[lookup]
+        if not waiting:
+            del self._waiting[lookup.client]
+
+    def _start(self, lookup: _Lookup) -> None:
+        lookup.started = True
+        self.running += 1
+        self._of_client[lookup.client] += 1
+        self._of_domain[lookup.domain] += 1
+        thread = threading.Thread(
+            target=self._look_up, args=(lookup,), name=f"lookup {lookup.host}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            failure = DialError(ErrorCode.LIMIT, "the agent can start no more threads")
+            lookup.loop.call_soon(self._done, lookup, failure)
+
+    def _look_up(self, lookup: _Lookup) -> None:
+        outcome: list[Address] | DialError
+        try:
+            outcome = _resolve(lookup.host)
+        except DialError as exc:
+            outcome = exc
+        with suppress(RuntimeError):  # the loop may have ended
+            lookup.loop.call_soon_threadsafe(self._done, lookup, outcome)
+
+    def _done(self, lookup: _Lookup, outcome: list[Address] | DialError) -> None:
+        self.running -= 1
+        _decrement(self._of_client, lookup.client)
+        _decrement(self._of_domain, lookup.domain)
+        del self._known[lookup.client, lookup.host]
+        for waiter in lookup.waiters:
+            if waiter.done():
+                continue
+            if isinstance(outcome, DialError):
+                waiter.set_exception(outcome)
+            else:
+                waiter.set_result(outcome)
+        self._start_waiting()
+
+
+def _decrement(counts: Counter[Any], key: object) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]
+
+
+def _resolve(host: str) -> list[Address]:
+    """Resolve `host` with the system's resolver; blocks.
 
     Raises:
-        DialError: there is none to spare.
+        DialError: it has no address.
+    """
+    try:
+        infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return [(int(family), str(sockaddr[0])) for family, _, _, _, sockaddr in infos]
+    except socket.gaierror as exc:
+        code = ErrorCode.NO_SUCH_HOST
+        if exc.errno == socket.EAI_AGAIN:
+            code = ErrorCode.RESOLVE_TIMEOUT
+        raise DialError(code, f"{host}: {exc.strerror}") from exc
+    except UnicodeError as exc:
+        raise DialError(ErrorCode.NO_SUCH_HOST, f"{host}: not a host name") from exc
+    except Exception as exc:
+        raise DialError(ErrorCode.DIAL_FAILED, f"{host}: {exc}") from exc
+
+
+DEFAULT_LOOKUPS = Lookups()
+"""Lookups of dials that name no others."""
+
+
+def check_descriptors() -> None:
+    """Keep descriptors for tunnels: without one, no client could reach this agent again.
+
+    Raises:
+        DialError: the reserve is all that is left.
     """
     if not files_to_spare():
         raise DialError(ErrorCode.LIMIT, "the agent has no file descriptor to spare")
@@ -46,16 +231,17 @@ async def dial_tcp(
     port: int,
     timeout: float,
     protocol: Callable[[], _P],
-    lookups: Lookups = _lookups,
+    lookups: Lookups = DEFAULT_LOOKUPS,
     client: object = None,
 ) -> _P:
-    """Connect to the first address that takes it, within `timeout` seconds in all. `client` is
-    whom its look-up counts for.
+    """Connect to the first address of `host` that accepts; return the protocol of the connection.
+
+    Lookup and connection together have `timeout` seconds. The lookup counts for `client`.
 
     Raises:
-        DialError: none did; it tells of the last.
+        DialError: no address accepted; it has the reason of the last.
     """
-    _spare_one()
+    check_descriptors()
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     addresses = await lookups.find(host, client, timeout)
@@ -74,52 +260,15 @@ async def _first(
     failure: DialError | None = None
     for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
-            # One address that drops packets must leave time for the others.
+            # An address that drops packets must leave time for the others.
             async with asyncio.timeout((deadline - loop.time()) / left):
                 _, connected = await loop.create_connection(protocol, address, port, family=family)
                 return connected
         except TimeoutError:
             failure = DialError(ErrorCode.CONNECT_TIMEOUT, f"connecting to {address} timed out")
         except OSError as exc:
-            code = _CODES.get(exc.errno or 0, ErrorCode.DIAL_FAILED)
-            why = exc.strerror or str(exc)
-            if exc.errno and why.startswith("Connect call failed"):
-                why = os.strerror(exc.errno)  # asyncio's own text names the address again
-            failure = DialError(code, f"{address}:{port}: {why}")
+            reason = exc.strerror or str(exc)
+            if exc.errno and reason.startswith("Connect call failed"):
+                reason = os.strerror(exc.errno)  # asyncio's own text repeats the address
+            failure = DialError(code_of(exc), f"{address}:{port}: {reason}")
     raise failure or DialError(ErrorCode.NO_SUCH_HOST, "no address")
-
-
-async def dial_udp(
-    host: str,
-    port: int,
-    timeout: float,
-    on_datagram: Callable[[bytes], None],
-    on_gone: Callable[[], None],
-    losses: Losses | None = None,
-    lookups: Lookups = _lookups,
-    client: object = None,
-) -> UdpSocket:
-    """A UDP socket connected to the first address of `host`.
-
-    Raises:
-        DialError: it has none, or no socket could be had.
-    """
-    _spare_one()
-    addresses = await lookups.find(host, client, timeout)
-    # Of the two loopback addresses the older one: a connected UDP socket does not try the next.
-    family, address = addresses[-1] if addresses == literal("localhost") else addresses[0]
-    try:
-        sock = socket.socket(family, socket.SOCK_DGRAM)
-        try:
-            sock.setblocking(False)
-            sock.connect((address, port))
-            _, connected = await asyncio.get_running_loop().create_datagram_endpoint(
-                lambda: UdpSocket(sock, on_datagram, on_gone, losses or Losses()), sock=sock
-            )
-        except BaseException:
-            sock.close()
-            raise
-        return connected
-    except OSError as exc:
-        code = _CODES.get(exc.errno or 0, ErrorCode.DIAL_FAILED)
-        raise DialError(code, f"{host}:{port}: {exc.strerror or exc}") from exc

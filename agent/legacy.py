@@ -1,4 +1,4 @@
-"""Plain mode (v0), for clients of the Go krelay: one connection is one relayed stream."""
+"""Legacy mode (v0), for clients of the Go krelay: one connection is one relayed stream."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from struct import Struct
+from typing import cast
 
-from agent.budget import Reservation
-from agent.client import CONNECTION_COST, PIECE, READ, Client, ReadBuffer
-from agent.dial import dial_tcp, dial_udp
-from agent.dns import Lookups
-from agent.errors import DialError
-from agent.losses import Losses
-from agent.udp import UdpSocket
-from krelay.mux.splice import Splice
+from agent.dial import DialError, Lookups, dial_tcp
+from agent.memory import CONNECTION_COST, PIECE, READ, Client, ReadBuffer, Reservation
+from agent.udp import Losses, UdpSocket, dial_udp
+from krelay.mux.sockets import end_socket, no_delay, reset_socket
 from krelay.wire import header
 from krelay.wire.header import Header, Status, status_of
 
 logger = logging.getLogger("krelay.agent")
 
 UDP_IDLE = 110.0
+"""Seconds without a datagram after which a flow ends."""
 CLOSING = 5.0
 """Seconds that a connection has to take its last bytes."""
 _LENGTH = Struct(">H")
@@ -29,19 +27,21 @@ _BACKLOG = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one plain connection may hold: its reservation has CONNECTION_COST at least. All plain
-    connections share one client's part of the budget."""
+    """What one legacy connection may hold; its reservation has CONNECTION_COST at least.
+
+    All legacy connections share one client's part of the budget.
+    """
 
     client: Client
     reservation: Reservation
     buffer: ReadBuffer
 
-    def more(self, size: int) -> None:
-        """It holds `size` bytes besides what every connection has."""
+    def hold(self, size: int) -> None:
+        """Hold `size` bytes besides the cost of the connection."""
         self.reservation.set(CONNECTION_COST + size)
 
 
-async def serve_plain(
+async def serve_legacy(
     asked: Header,
     early: bytes,
     transport: asyncio.Transport,
@@ -49,9 +49,9 @@ async def serve_plain(
     lookups: Lookups,
     holding: Holding,
 ) -> None:
-    """Answer one v0 connection and relay it until it has ended. The dial has `timeout` seconds.
+    """Answer one v0 connection and relay it until it ends. The dial has `timeout` seconds.
 
-    `transport` is paused and its Header is read; `early` came behind that.
+    `transport` is paused, and its Header was read; `early` are the bytes behind that.
     """
     try:
         if asked.protocol == header.TCP:
@@ -61,54 +61,91 @@ async def serve_plain(
         else:
             transport.write(bytes([Status.UNKNOWN_PROTOCOL]))
     except DialError as exc:
-        logger.info("plain %s:%d: %s: %s", asked.host, asked.port, exc.code.text, exc)
+        logger.info("legacy %s:%d: %s: %s", asked.host, asked.port, exc.code.text, exc)
         transport.write(bytes([status_of(exc.code)]))
     except Exception:
-        # One connection's bug is that connection's alone; let through, it would end the agent.
-        logger.exception("plain %s:%d failed", asked.host, asked.port)
+        # Otherwise a bug that one connection meets would end the agent.
+        logger.exception("legacy %s:%d failed", asked.host, asked.port)
     finally:
         transport.close()
-        # A client that does not read would keep what was written for ever.
+        # A client that does not read would keep the written bytes in memory.
         asyncio.get_running_loop().call_later(CLOSING, transport.abort)
 
 
-class _Half(Splice, asyncio.BufferedProtocol):
-    """A half that tells when it has gone, and reads as much as there is room for."""
+class _Half(asyncio.BufferedProtocol):
+    """One of two coupled TCP sockets. Ends and resets are passed on to the other.
 
-    write_high_water = 0
+    Bytes that arrive before `join` wait in the socket. Reads are as large as the memory allows.
+    """
 
     def __init__(self, holding: Holding) -> None:
-        super().__init__()
+        self.transport: asyncio.Transport | None = None
+        self.other: _Half | None = None
+        self.ended = False
         self.waiting = 0
         """Bytes that wait for this half's socket."""
-        self._holding = holding
         self.gone = asyncio.get_running_loop().create_future()
+        self._holding = holding
+
+    def join(self, other: _Half, early: bytes) -> None:
+        """Couple both halves; `early` are bytes that were read from this one before."""
+        self.other, other.other = other, self
+        self._forward(early)
+        for half in (self, other):
+            if half.transport is not None:
+                half.transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.pause_reading()
+        self.transport.set_write_buffer_limits(high=0)
+        no_delay(transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._holding.buffer.part(READ if self._holding.client.allows(READ) else PIECE)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._forward(bytes(self._holding.buffer.part(nbytes)))
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        if self.other is None or self.other.transport is None:
+            return False
+        if self.other.ended:
+            self.other.transport.close()
+            return False
+        end_socket(self.other.transport)
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
+        self.transport = None
+        other, self.other = self.other, None
+        if other is not None and other.transport is not None:
+            if exc is not None or not self.ended:
+                reset_socket(other.transport)
+            else:
+                other.transport.close()
         if not self.gone.done():
             self.gone.set_result(None)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        roomy = self._holding.client.allows(READ)
-        return self._holding.buffer.part(READ if roomy else PIECE)
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(self._holding.buffer.part(nbytes)))
-
     def pause_writing(self) -> None:
-        super().pause_writing()
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.pause_reading()
         if self.transport is not None:
-            self._wait_for(self.transport.get_write_buffer_size())
+            self._count(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
-        self._wait_for(0)
-        super().resume_writing()
+        self._count(0)
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.resume_reading()
 
-    def _wait_for(self, size: int) -> None:
-        self.waiting = size
-        other = self.other
-        self._holding.more(size + (other.waiting if isinstance(other, _Half) else 0))
+    def _forward(self, data: bytes) -> None:
+        if data and self.other is not None and self.other.transport is not None:
+            self.other.transport.write(data)
+
+    def _count(self, waiting: int) -> None:
+        self.waiting = waiting
+        self._holding.hold(waiting + (self.other.waiting if self.other is not None else 0))
 
 
 async def _serve_tcp(
@@ -138,7 +175,7 @@ async def _serve_tcp(
 
 
 class _Framed(asyncio.Protocol):
-    """A flow's client: each datagram behind its length, 2 bytes."""
+    """The client's end of a flow: each datagram follows its length (2 bytes)."""
 
     def __init__(self, transport: asyncio.Transport, holding: Holding) -> None:
         self._loop = asyncio.get_running_loop()
@@ -151,21 +188,21 @@ class _Framed(asyncio.Protocol):
         self.gone = self._loop.create_future()
 
     def start(self, target: UdpSocket, early: bytes) -> None:
-        """Read datagrams for `target`; `early` are bytes that were read already."""
+        """Read datagrams for `target`; `early` are bytes that were read before."""
         self._target = target
         self.data_received(early)
         self._transport.resume_reading()
 
     def send(self, data: bytes) -> None:
-        """Hand a datagram of the target to the client; dropped when too much waits."""
+        """Send a datagram of the target to the client; drop it if too much waits."""
         self._active_at = self._loop.time()
         waiting = self._transport.get_write_buffer_size()
-        self._holding.more(len(self._buffer) + waiting)
+        self._holding.hold(len(self._buffer) + waiting)
         if waiting < _BACKLOG and (not waiting or self._holding.client.allows(len(data))):
             self._transport.write(_LENGTH.pack(len(data)) + data)
 
     def finish(self) -> None:
-        """The flow is over."""
+        """End the flow."""
         self._timer.cancel()
         if not self.gone.done():
             self.gone.set_result(None)
@@ -184,10 +221,10 @@ class _Framed(asyncio.Protocol):
             at = end
         del self._buffer[:at]
         if len(self._buffer) > PIECE and not self._holding.client.allows(len(self._buffer)):
-            logger.info("a plain flow ends: the agent has no memory left for it")
+            logger.info("a legacy flow ends: the agent has no memory left for it")
             self.finish()
             self._buffer.clear()
-        self._holding.more(len(self._buffer) + self._transport.get_write_buffer_size())
+        self._holding.hold(len(self._buffer) + self._transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.finish()

@@ -1,4 +1,4 @@
-"""Server: listens, keeps count of who is there, and ends the program when nobody is."""
+"""Server: accepts connections, counts them, and ends the program once it is idle."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ import logging
 import socket
 import sys
 
-from agent import memory
-from agent.budget import MemoryBudget, Reservation
-from agent.client import CONNECTION_COST, Client, ReadBuffer
-from agent.connection import AgentConnection
-from agent.dns import Lookups
-from agent.legacy import Holding, serve_plain
-from agent.refusals import Refusals
+from agent.connection import AgentConnection, RefusalLog
+from agent.dial import Lookups
+from agent.legacy import Holding, serve_legacy
+from agent.memory import (
+    CONNECTION_COST,
+    Client,
+    MemoryBudget,
+    ReadBuffer,
+    Reservation,
+    budget_for,
+)
 from agent.sessions import Sessions
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
@@ -21,13 +25,13 @@ from krelay.wire.header import Header, Status
 
 logger = logging.getLogger("krelay.agent")
 
-MAX_STRANGERS = 512
-"""Connections that have yet to say what they are, or to prove it: the oldest makes way for the
-next, so that strangers shut out no honest client, and no client's connection is counted here."""
-MAX_PLAIN = 1_472
-"""Plain connections."""
-# After the last good-bye: long enough for a client's next session, short enough for people.
+MAX_PENDING = 512
+"""Connections whose handshake is not over. The oldest makes way for the next, so that attackers
+cannot lock out honest clients; authenticated connections do not count."""
+MAX_LEGACY = 1_472
+"""Legacy connections."""
 LINGER = 2.0
+"""Idle seconds after the last client's good-bye: enough for that client's next session."""
 _LAST_CALL = 0.2
 _DRAIN = 4.0
 _BACKLOG = 512
@@ -38,22 +42,22 @@ class _EndedError(Exception):
 
 
 class Server:
-    """The agent's life: `run` returns when it is idle, was told good-bye or to stop."""
+    """The agent: `run` returns once it is idle or `stop` was called."""
 
     sessions: Sessions
 
     def __init__(self, settings: Settings, lookups: Lookups | None = None) -> None:
         self._settings = settings
-        self.budget = MemoryBudget(memory.budget(settings.memory))
+        self.budget = MemoryBudget(budget_for(settings.memory))
         self.buffer = ReadBuffer()
-        self.refusals = Refusals()
+        self.refusals = RefusalLog()
         self._lookups = lookups or Lookups()
-        self._plain_client = Client(self.budget)
-        self._strangers: dict[str, dict[AgentConnection, None]] = {}
-        self._stranger_count = 0
+        self._legacy_client = Client(self.budget)
+        self._pending: dict[str, dict[AgentConnection, None]] = {}
+        self._pending_count = 0
         self._loop = asyncio.get_running_loop()
-        self._entrances: set[AgentConnection] = set()
-        self._plain: set[asyncio.Transport] = set()
+        self._connections: set[AgentConnection] = set()
+        self._legacy: set[asyncio.Transport] = set()
         self._changed = asyncio.Event()
         self._done = asyncio.Event()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -63,7 +67,7 @@ class Server:
         self.address = ("", 0)
 
     async def run(self) -> None:
-        """Serve until there is nobody left to serve.
+        """Serve until the agent is idle or stopped.
 
         Raises:
             OSError: the port cannot be bound.
@@ -103,19 +107,19 @@ class Server:
         self.address = sock.getsockname()[:2]
         logger.info("listening on %s port %d", *self.address)
         if not self._settings.port:
-            # Whoever asked for any port wants to know which.
+            # A parent that asks for any free port reads which one it is.
             sys.stdout.write("{}:{}\n".format(*self.address))
             sys.stdout.flush()
         self.listening.set()
-        self._wait_idle()
+        self._start_idle_timer()
         try:
             await self._done.wait()
         finally:
             server.close()
             self.refusals.close()
-            self._stay()
+            self._cancel_idle_timer()
             if self.sessions.go_away(ErrorCode.GOING_AWAY, "the agent ends"):
-                # What was opened before that arrived is refused, and not lost.
+                # Streams that clients opened before that arrives are refused, not lost.
                 await asyncio.sleep(_LAST_CALL)
             self.sessions.close(ErrorCode.GOING_AWAY, "the agent ends")
             for transport in self._transports():
@@ -123,10 +127,10 @@ class Server:
             await self._drained()
 
     async def _drained(self) -> None:
-        """Give what was written, such as a good-bye, the time to leave."""
+        """Wait until the last bytes, such as a GOAWAY, have been sent."""
         try:
             async with asyncio.timeout(_DRAIN):
-                while self._entrances or self._plain:
+                while self._connections or self._legacy:
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
@@ -134,86 +138,86 @@ class Server:
                 transport.abort()
 
     def _transports(self) -> list[asyncio.Transport]:
-        return [entrance.transport for entrance in self._entrances] + list(self._plain)
+        return [connection.transport for connection in self._connections] + list(self._legacy)
 
-    # -- who is there --------------------------------------------------------------------------
+    # -- connections ---------------------------------------------------------------------------
 
-    def arrived(self, entrance: AgentConnection) -> None:
-        """A connection is there."""
-        self._entrances.add(entrance)
+    def connected(self, connection: AgentConnection) -> None:
+        """Count a new connection; abort the oldest pending one if there are too many."""
+        self._connections.add(connection)
         self._said_goodbye = False
-        self._stay()
-        if self._stranger_count >= MAX_STRANGERS:
-            # Of the address with the most of them, so that others keep their places.
-            crowd = max(self._strangers.values(), key=len)
+        self._cancel_idle_timer()
+        if self._pending_count >= MAX_PENDING:
+            # From the address with the most of them, so that other addresses keep theirs.
+            crowd = max(self._pending.values(), key=len)
             oldest = next(iter(crowd))
-            self.proven(oldest)
+            self.authenticated(oldest)
             oldest.transport.abort()
-        self._strangers.setdefault(entrance.source, {})[entrance] = None
-        self._stranger_count += 1
+        self._pending.setdefault(connection.source, {})[connection] = None
+        self._pending_count += 1
 
-    def proven(self, entrance: AgentConnection) -> None:
-        """It is no stranger any more."""
-        crowd = self._strangers.get(entrance.source, {})
-        if entrance in crowd:
-            del crowd[entrance]
-            self._stranger_count -= 1
+    def authenticated(self, connection: AgentConnection) -> None:
+        """Count a connection as pending no longer."""
+        crowd = self._pending.get(connection.source, {})
+        if connection in crowd:
+            del crowd[connection]
+            self._pending_count -= 1
             if not crowd:
-                del self._strangers[entrance.source]
+                del self._pending[connection.source]
 
-    def left(self, entrance: AgentConnection) -> None:
-        """It is gone, or has become a plain one before."""
-        self.proven(entrance)
-        self._entrances.discard(entrance)
-        self._left()
+    def disconnected(self, connection: AgentConnection) -> None:
+        """Forget a connection that has ended."""
+        self.authenticated(connection)
+        self._connections.discard(connection)
+        self._one_less()
 
-    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
-        """A connection turned out to be a plain one."""
-        transport = entrance.transport
-        reservation = self._plain_client.reserve()
-        if len(self._plain) >= MAX_PLAIN or not reservation.admit(CONNECTION_COST):
-            self.refusals.add(f"a plain connection: there are {len(self._plain)}")
+    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
+        """Relay a legacy connection, or refuse it if there are too many or memory is short."""
+        transport = connection.transport
+        reservation = self._legacy_client.reserve()
+        if len(self._legacy) >= MAX_LEGACY or not reservation.admit(CONNECTION_COST):
+            self.refusals.add(f"a legacy connection: there are {len(self._legacy)}")
             transport.write(bytes([Status.UNKNOWN_ERROR]))
             transport.close()
             return
-        self.proven(entrance)
-        self._entrances.discard(entrance)
-        self._plain.add(transport)
-        holding = Holding(self._plain_client, reservation, self.buffer)
-        serving = serve_plain(
+        self.authenticated(connection)
+        self._connections.discard(connection)
+        self._legacy.add(transport)
+        holding = Holding(self._legacy_client, reservation, self.buffer)
+        serving = serve_legacy(
             asked, early, transport, self._settings.connect_timeout, self._lookups, holding
         )
         task = self._tasks.create_task(serving)
-        task.add_done_callback(lambda _: self._plain_left(transport, reservation))
+        task.add_done_callback(lambda _: self._legacy_closed(transport, reservation))
 
-    def _plain_left(self, transport: asyncio.Transport, reservation: Reservation) -> None:
+    def _legacy_closed(self, transport: asyncio.Transport, reservation: Reservation) -> None:
         reservation.release()
-        self._plain.discard(transport)
-        self._left()
+        self._legacy.discard(transport)
+        self._one_less()
 
-    def _left(self) -> None:
+    def _one_less(self) -> None:
         self._changed.set()
-        self._wait_idle()
+        self._start_idle_timer()
 
     def _on_empty(self, said_goodbye: bool) -> None:
-        """The last session has ended."""
         self._said_goodbye = said_goodbye
-        self._wait_idle()
+        self._start_idle_timer()
 
-    def _wait_idle(self) -> None:
-        """If nobody is there, end after a while (0: never). Who has yet to say what it wants is
-        there; the connection of a session that has just ended is not."""
+    def _start_idle_timer(self) -> None:
+        """If the agent is idle, end it after a while, unless `idle_timeout` is 0.
+
+        A connection whose handshake is not over keeps it busy; one that is closing does not.
+        """
         timeout = self._settings.idle_timeout
-        here = any(not entrance.transport.is_closing() for entrance in self._entrances)
-        busy = here or self._plain or len(self.sessions) or self._idle_timer is not None
+        open_ = any(not each.transport.is_closing() for each in self._connections)
+        busy = open_ or self._legacy or len(self.sessions) or self._idle_timer is not None
         if busy or not timeout or self._done.is_set():
             return
         if self._said_goodbye:
             timeout = min(timeout, LINGER)
         self._idle_timer = self._loop.call_later(timeout, self.stop, f"idle for {timeout:g} s")
 
-    def _stay(self) -> None:
-        """Somebody is there."""
+    def _cancel_idle_timer(self) -> None:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None

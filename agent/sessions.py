@@ -1,4 +1,4 @@
-"""The sessions that this agent keeps, whether a tunnel carries them now or not."""
+"""Sessions that the agent keeps, with or without a tunnel."""
 
 from __future__ import annotations
 
@@ -9,12 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from agent.budget import FLOOR, MemoryBudget, Reservation
-from agent.client import CONNECTION_COST, FIRST_STREAMS, Client, ReadBuffer
-from agent.dns import Lookups
+from agent.dial import Lookups
+from agent.memory import (
+    CONNECTION_COST,
+    FIRST_STREAMS,
+    FLOOR,
+    Client,
+    MemoryBudget,
+    ReadBuffer,
+    Reservation,
+)
 from agent.settings import Settings
 from agent.targets import Targets
 from krelay.mux.connection import MuxConnection
+from krelay.mux.log import about
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
 from krelay.wire.handshake import (
@@ -33,28 +41,30 @@ logger = logging.getLogger("krelay.agent")
 
 MAX_SESSIONS = 64
 SESSION_COST = 64 << 10
-"""Bytes reserved for a session: what Python keeps for it, and a frame that has begun."""
+"""Bytes reserved for a session: what Python keeps for it, and a partial frame."""
 TUNNEL_COST = 640 << 10
-"""Bytes reserved for the connection that carries a session: a batch of frames that waits for the
-socket, and the one behind it."""
+"""Bytes reserved for the tunnel of a session: two batches of frames that wait for the socket."""
 _FIRST = SESSION_COST + TUNNEL_COST + FIRST_STREAMS * CONNECTION_COST
-"""Bytes that a session has for itself and its first streams, whatever the others hold."""
+"""Bytes that a session has for itself and its first streams, whatever other clients hold."""
 CLOSING = 5.0
-"""Seconds that the connection of a session that has ended has to take its good-bye."""
+"""Seconds that the tunnel of an ended session has to take its GOAWAY."""
 _LOSSES_EVERY = 1.0
 
 
 class TunnelEnd(Protocol):
-    """The connection that carries a session."""
+    """This end of a connection that carries a session."""
 
     transport: asyncio.Transport
 
+    def send(self, data: bytes) -> None:
+        """Write frames of the handshake."""
+
 
 @dataclass(slots=True, eq=False)
-class Kept:
+class KeptSession:
     """A session that the agent keeps. `tunnel` is the connection that carried it last."""
 
-    driver: MuxConnection
+    mux: MuxConnection
     key: bytes
     client: Client
     targets: Targets
@@ -65,14 +75,17 @@ class Kept:
 
     @property
     def losses(self) -> tuple[int, ...]:
-        """The datagrams that this end has lost, in the order of the LOST frame."""
-        lost, dropped = self.targets.losses, self.driver.session.dropped_datagrams
+        """Datagrams that this end has lost, by the fields of LOST."""
+        lost, dropped = self.targets.losses, self.mux.session.dropped_datagrams
         return lost.receive, lost.send, lost.early, lost.backlog + dropped
 
 
 class Sessions:
-    """Opens, resumes and ends sessions. `on_empty` is told when the last one has ended, and
-    whether its client said good-bye."""
+    """Opens, resumes and ends sessions.
+
+    `on_empty` is called when the last one has ended; its argument says whether its client ended it
+    by GOAWAY.
+    """
 
     def __init__(
         self,
@@ -97,7 +110,7 @@ class Sessions:
             ping_timeout=settings.ping_timeout,
         )
         self._key = settings.key
-        self._kept: dict[bytes, Kept] = {}
+        self._kept: dict[bytes, KeptSession] = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -105,11 +118,11 @@ class Sessions:
 
     @property
     def secured(self) -> bool:
-        """Whether a client has to prove itself."""
+        """Whether a client must prove that it knows the key."""
         return self._settings.secured
 
-    def greet(self) -> AgentHandshake:
-        """The handshake for a tunnel that asks for a session."""
+    def begin_handshake(self) -> AgentHandshake:
+        """Return the handshake for a connection that asks for a session."""
         if not self.secured:
             ask = Ask.NOTHING
         elif self._key is None:
@@ -118,78 +131,75 @@ class Sessions:
             ask = Ask.PROOF
         return AgentHandshake(secrets.token_bytes(NONCE_SIZE), ask)
 
-    def admit(self, handshake: AgentHandshake, auth: Auth, tunnel: TunnelEnd) -> Kept:
-        """Let a proven client in: the session that has the tunnel from now on.
+    def accept(self, handshake: AgentHandshake, auth: Auth, tunnel: TunnelEnd) -> KeptSession:
+        """Answer a client's AUTH; return the session that `tunnel` carries from now on.
 
         Raises:
-            HandshakeError: the claim does not hold, or its session cannot be carried on.
+            HandshakeError: the proof is wrong, or the session cannot be opened or resumed.
         """
         if auth.session_id is None:
             session_id, kept = self._open(handshake, auth)
         else:
             session_id, kept = auth.session_id, self._resume(handshake, auth)
-        transport = tunnel.transport
         try:
-            # Sends nothing before this turn of the loop ends, so the welcome goes first.
-            kept.driver.attach(transport, auth.received)
+            # Sends nothing before this turn of the loop ends, so WELCOME goes first.
+            kept.mux.attach(tunnel.transport, auth.received)
         except ProtocolError as exc:
-            # An older count may have been long on its way, and its client gone on without it.
-            if auth.received >= kept.driver.session.acknowledged:
+            # An AUTH that was delayed has an older count: its client has resumed elsewhere.
+            if auth.received >= kept.mux.session.acknowledged:
                 self._end(session_id)
             raise HandshakeError(str(exc), ErrorCode.UNKNOWN_SESSION) from exc
         kept.tunnel = tunnel
-        kept.driver.session.version = auth.version
+        kept.mux.session.version = auth.version
         kept.reported = ()
         self._report_soon()
         if kept.grace is not None:
             kept.grace.cancel()
             kept.grace = None
-        resumed = auth.session_id is not None
-        logger.info("%s: session %s", kept.driver.name, "resumed" if resumed else "open")
-        received = kept.driver.session.received_count
-        transport.write(
-            handshake.welcome(auth, session_id, kept.key, received, self._limits.streams)
+        state = "open" if auth.session_id is None else "resumed"
+        about(logger, tunnel=kept.mux.name).info("session %s", state)
+        tunnel.send(
+            handshake.welcome(
+                auth, session_id, kept.key, kept.mux.session.received_count, self._limits.streams
+            )
         )
         return kept
 
-    def settle(self, kept: Kept) -> None:
-        """Bring the budget up to date with what a read of `kept`'s tunnel has changed."""
-        client, session = kept.client, kept.driver.session
+    def settle(self, kept: KeptSession) -> None:
+        """Update the budget after a read of `kept`'s tunnel."""
+        client, session = kept.client, kept.mux.session
         client.settle()
         granted = INITIAL_WINDOW * len(session.streams)
-        session.windows_limit = min(self._limits.windows, granted + client.room)
+        session.windows_limit = min(self._limits.windows, granted + client.available)
         while self._budget.left < 0 and self._kept:
-            # What could not be refused is frames that a peer does not acknowledge.
-            worst = max(self._kept, key=lambda id: self._kept[id].driver.session.memory)
-            logger.warning("%s: no memory left; the session ends", self._kept[worst].driver.name)
+            # Only frames that a peer does not acknowledge can exceed the budget.
+            worst = max(self._kept, key=lambda id: self._kept[id].mux.session.memory)
+            log = about(logger, tunnel=self._kept[worst].mux.name)
+            log.warning("no memory left; the session ends")
             self._end(worst, ErrorCode.LIMIT, "the agent has no memory left")
 
     def go_away(self, code: ErrorCode, message: str) -> bool:
-        """Tell all of them that no more streams are taken; whether there is anybody to tell."""
-        attached = [kept.driver for kept in self._kept.values() if kept.driver.attached]
-        for driver in attached:
-            driver.go_away(code, message)
+        """Send GOAWAY on every tunnel; return whether any is attached."""
+        attached = [kept.mux for kept in self._kept.values() if kept.mux.attached]
+        for mux in attached:
+            mux.go_away(code, message)
         return bool(attached)
 
     def close(self, code: ErrorCode, message: str) -> None:
-        """End all of them."""
+        """End all sessions."""
         for kept in list(self._kept.values()):
-            if kept.grace is not None:
-                kept.grace.cancel()
-            kept.driver.close(code, message)
-            kept.cost.release()
-            kept.client.release()
+            self._release(kept, code, message)
         self._kept.clear()
         if self._reporting is not None:
             self._reporting.cancel()
 
-    def _open(self, handshake: AgentHandshake, auth: Auth) -> tuple[bytes, Kept]:
+    def _open(self, handshake: AgentHandshake, auth: Auth) -> tuple[bytes, KeptSession]:
         if not handshake.verify(auth, self._authorise(auth)):
             raise HandshakeError("wrong key", ErrorCode.DENIED)
         self._make_room()
         session_id = secrets.token_bytes(SESSION_ID_SIZE)
         self._count += 1
-        driver = MuxConnection(
+        mux = MuxConnection(
             Side.AGENT,
             f"t{self._count}",
             limits=self._limits,
@@ -197,7 +207,7 @@ class Sessions:
             on_detached=lambda exc: self._detached(session_id, exc),
             on_go_away=lambda code, message: self._end(session_id, said_goodbye=True),
         )
-        client = Client(self._budget, lambda: driver.session.held, _FIRST)
+        client = Client(self._budget, lambda: mux.session.held, _FIRST)
         targets = Targets(
             self._tasks,
             self._settings.connect_timeout,
@@ -206,21 +216,21 @@ class Sessions:
             buffer=self._buffer,
         )
         key = session_key(self._key or b"", handshake.nonce, auth.nonce)
-        kept = self._kept[session_id] = Kept(driver, key, client, targets, client.reserve())
+        kept = self._kept[session_id] = KeptSession(mux, key, client, targets, client.reserve())
         kept.cost.fix(SESSION_COST)
         return session_id, kept
 
     def _make_room(self) -> None:
-        """For one more session: one that has been without a tunnel for long makes way.
+        """End the sessions that lost their tunnel first, until one more session fits.
 
         Raises:
-            HandshakeError: all of them are in use.
+            HandshakeError: every session has a tunnel.
         """
         while len(self._kept) >= MAX_SESSIONS or self._budget.left < _FIRST + FLOOR:
             lost = [id for id, kept in self._kept.items() if kept.grace is not None]
             if not lost:
-                why = f"{len(self._kept)} sessions are open"
-                raise HandshakeError(why, ErrorCode.LIMIT)
+                reason = f"{len(self._kept)} sessions are open"
+                raise HandshakeError(reason, ErrorCode.LIMIT)
             self._end(min(lost, key=self._lost_at))
 
     def _lost_at(self, session_id: bytes) -> float:
@@ -228,7 +238,7 @@ class Sessions:
         return grace.when() if grace is not None else 0.0
 
     def _authorise(self, auth: Auth) -> bytes:
-        """The key that the claim must be proven with; the first to show it teaches it."""
+        """Return the key for the client's proof; learn it here if only its digest is known."""
         if self._key is None and self._settings.key_sha256 is not None:
             shown = key_digest(auth.key)
             if not secrets.compare_digest(shown, self._settings.key_sha256):
@@ -236,16 +246,16 @@ class Sessions:
             self._key = auth.key
         return self._key or b""
 
-    def _resume(self, handshake: AgentHandshake, auth: Auth) -> Kept:
+    def _resume(self, handshake: AgentHandshake, auth: Auth) -> KeptSession:
         kept = self._kept.get(auth.session_id or b"")
-        # An unknown id is checked against a key that nobody has, so that it takes as long as
-        # a known one with a wrong proof, and gets the same answer.
+        # A random key for an unknown id: it takes as long, and gets the same answer, as a known id
+        # with a wrong proof.
         key = kept.key if kept is not None else secrets.token_bytes(NONCE_SIZE)
         if not handshake.verify(auth, key) or kept is None:
             raise HandshakeError("no such session", ErrorCode.UNKNOWN_SESSION)
         return kept
 
-    def _open_target(self, kept: Kept, stream: MuxStream) -> None:
+    def _open_target(self, kept: KeptSession, stream: MuxStream) -> None:
         kept.targets.open(stream)
 
     def _report_soon(self) -> None:
@@ -254,12 +264,12 @@ class Sessions:
             self._reporting = loop.call_later(_LOSSES_EVERY, self._report_losses)
 
     def _report_losses(self) -> None:
-        """Tell each client what this end has lost of its datagrams, where that has changed."""
+        """Send LOST to each client whose count has changed."""
         self._reporting = None
         for kept in self._kept.values():
-            if kept.driver.attached and (losses := kept.losses) != (kept.reported or (0, 0, 0, 0)):
+            if kept.mux.attached and (losses := kept.losses) != (kept.reported or (0, 0, 0, 0)):
                 kept.reported = losses
-                kept.driver.report_losses(losses)
+                kept.mux.report_losses(losses)
         if self._kept:
             self._report_soon()
 
@@ -270,18 +280,14 @@ class Sessions:
         if exc is None:
             self._end(session_id)
             return
-        logger.info(
-            "%s: tunnel lost (%s); kept for %g s", kept.driver.name, exc, self._settings.grace
-        )
+        log = about(logger, tunnel=kept.mux.name)
+        log.info("tunnel lost (%s); kept for %g s", exc, self._settings.grace)
         loop = asyncio.get_running_loop()
         kept.grace = loop.call_later(self._settings.grace, self._expire, session_id)
 
     def _expire(self, session_id: bytes) -> None:
-        logger.info(
-            "%s: no tunnel came back within %g s",
-            self._kept[session_id].driver.name,
-            self._settings.grace,
-        )
+        log = about(logger, tunnel=self._kept[session_id].mux.name)
+        log.info("not resumed within %g s", self._settings.grace)
         self._end(session_id)
 
     def _end(
@@ -295,14 +301,17 @@ class Sessions:
         kept = self._kept.pop(session_id, None)
         if kept is None:
             return
-        if kept.grace is not None:
-            kept.grace.cancel()
-        kept.driver.close(code, message)
-        kept.cost.release()
-        kept.client.release()
+        self._release(kept, code, message)
         if kept.tunnel is not None:
-            # A peer that does not read would keep what was written for ever.
+            # A peer that does not read would keep the written bytes in memory.
             asyncio.get_running_loop().call_later(CLOSING, kept.tunnel.transport.abort)
-        logger.info("%s: session ended", kept.driver.name)
+        about(logger, tunnel=kept.mux.name).info("session ended")
         if not self._kept:
             self._on_empty(said_goodbye)
+
+    def _release(self, kept: KeptSession, code: ErrorCode, message: str) -> None:
+        if kept.grace is not None:
+            kept.grace.cancel()
+        kept.mux.close(code, message)
+        kept.cost.release()
+        kept.client.close()

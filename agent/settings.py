@@ -1,4 +1,4 @@
-"""What the agent is told: its arguments, and its key from the environment."""
+"""Settings of the agent, from its arguments and its environment."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Times are in seconds, `replay` (`Limits.replay`) and `memory` are in bytes; the latter is the
-    limit of which the agent uses four fifths. `key` is the run's key; an
-    agent in a pod knows only its digest until the first client shows it. With neither, anybody who
-    reaches the port may use it."""
+    """How the agent runs. Times are in seconds; `replay` (`Limits.replay`) and `memory` in bytes.
+
+    `memory` is the limit of which the agent uses four fifths. `key` authenticates clients. An agent
+    in a pod has only its SHA-256 (hex) until the first client shows the key. Without either, every
+    client that reaches the port may use the agent.
+    """
 
     bind: str = "127.0.0.1"
     port: int = PORT
@@ -38,15 +40,15 @@ class Settings:
 
     @property
     def secured(self) -> bool:
-        """Whether a client has to prove itself."""
+        """Whether a client must prove that it knows the key."""
         return self.key is not None or self.key_sha256 is not None
 
 
 def duration(text: str) -> float:
-    """Seconds of a Go-style duration (`15s`, `5m`, `1h30m`) or a plain number.
+    """Return the seconds of a Go duration (`15s`, `5m`, `1h30m`) or of a number.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: `text` is neither.
     """
     if _DURATION.sub("", text) == "" and text:
         return sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(text))
@@ -57,20 +59,20 @@ def duration(text: str) -> float:
 
 
 def address(text: str) -> str:
-    """An IP address, v4 or v6, as it stands.
+    """Return `text`, which must be an IPv4 or IPv6 address.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is no address.
     """
     ipaddress.ip_address(text)
     return text
 
 
 def port(text: str) -> int:
-    """A port number; 0 is any free one.
+    """Return a port number; 0 stands for any free port.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is no port number.
     """
     number = int(text)
     if not 0 <= number <= 65_535:
@@ -79,10 +81,10 @@ def port(text: str) -> int:
 
 
 def size(text: str) -> int:
-    """A number of bytes, at least one frame's.
+    """Return a number of bytes, at least that of one frame.
 
     Raises:
-        ValueError: it is none.
+        ValueError: `text` is no such number.
     """
     number = int(text)
     if number < MAX_PAYLOAD:
@@ -91,7 +93,7 @@ def size(text: str) -> int:
 
 
 def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
-    """The settings for these arguments; a usage error ends the program with 2, as argparse does."""
+    """Return the settings for these arguments. Exit with status 2 on a usage error."""
     parser = argparse.ArgumentParser("krelay-server", allow_abbrev=False)
     default = Settings()
     parser.add_argument("--bind", type=address, default=default.bind, help="where to listen")
@@ -104,9 +106,9 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         ("ping", duration, default.ping),
         ("ping-timeout", duration, default.ping_timeout),
     ):
-        # argparse reads a default that is a text as it reads the argument.
-        told = environ.get("KRELAY_" + name.upper().replace("-", "_"), str(value))
-        parser.add_argument(f"--{name}", type=kind, default=told)
+        # argparse converts a default that is a string as it converts the argument.
+        preset = environ.get("KRELAY_" + name.upper().replace("-", "_"), str(value))
+        parser.add_argument(f"--{name}", type=kind, default=preset)
     parser.add_argument("-v", "--v", default="0", help="accepted for old manifests; no effect")
     known = parser.parse_args(args)
     try:
@@ -114,7 +116,7 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
     except ValueError:
         parser.error("KRELAY_KEY is not hexadecimal")
     try:
-        memory_limit = memory.limit(environ)
+        memory_limit = memory.memory_limit(environ)
     except ValueError:
         parser.error(f"{memory.ENV} is not a number of bytes")
     settings = Settings(

@@ -1,4 +1,4 @@
-"""Target: what the agent makes of a stream that a session opens: a TCP relay or a UDP flow."""
+"""Targets of the streams that clients open: a TCP connection or a UDP flow each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import asyncio
 import logging
 from collections import deque
 
-from agent.budget import Reservation
-from agent.client import CONNECTION_COST, PIECE, READ, Client, ReadBuffer
-from agent.dial import dial_tcp, dial_udp
-from agent.dns import Lookups
-from agent.errors import DialError
-from agent.losses import Losses
-from agent.udp import UdpSocket
+from agent.dial import DialError, Lookups, dial_tcp
+from agent.memory import CONNECTION_COST, PIECE, READ, Client, ReadBuffer, Reservation
+from agent.udp import Losses, UdpSocket, dial_udp
+from krelay.mux.log import about
 from krelay.mux.relay import TcpRelay
 from krelay.mux.sockets import reset_socket
 from krelay.mux.stream import HIGH_WATER, MuxStream
@@ -25,15 +22,15 @@ logger = logging.getLogger("krelay.agent")
 
 _MOST_EARLY_DATAGRAMS = 64
 EARLY_DATAGRAMS = 1 << 20
-"""Bytes of a session's datagrams that may wait for targets that are being found."""
-# Longer than the client's own expiry of a flow, which says so; this one is for a lost client.
+"""Bytes of a session's datagrams that may wait for their targets."""
 UDP_IDLE = 150.0
+"""Idle seconds of a flow. The client's own limit is shorter; this one is for lost clients."""
 LINGER = 120.0
-"""Seconds that a target has to take its last bytes, or say its end, when its stream is closed."""
+"""Seconds that a target has to take its last bytes, or to end, when its stream is closed."""
 
 
 class Targets:
-    """Makes the targets of one session's streams."""
+    """Opens the targets of one session's streams."""
 
     def __init__(
         self,
@@ -44,7 +41,7 @@ class Targets:
         lookups: Lookups,
         buffer: ReadBuffer,
     ) -> None:
-        """Each dial is a task of `tasks`, and has `timeout` seconds."""
+        """Each dial runs in `tasks` and has `timeout` seconds."""
         self._tasks = tasks
         self._timeout = timeout
         self.client = client
@@ -55,8 +52,7 @@ class Targets:
         """Bytes of datagrams that wait for their targets."""
 
     def open(self, stream: MuxStream) -> None:
-        """Start what `stream`'s Header asks for."""
-        target: TargetRelay | TargetFlow
+        """Dial the target of `stream`, or refuse the stream."""
         protocol = stream.header.protocol
         if protocol not in (header.TCP, header.UDP):
             stream.refuse(ErrorCode.UNKNOWN_PROTOCOL, f"protocol {protocol}")
@@ -66,11 +62,11 @@ class Targets:
         if not reservation.admit(CONNECTION_COST):
             stream.refuse(ErrorCode.LIMIT, "the agent has no memory left for this client's streams")
             return
-        made = TargetRelay if protocol == header.TCP else TargetFlow
-        target = made(stream, self, reservation)
+        kind = TargetRelay if protocol == header.TCP else TargetFlow
+        target = kind(stream, self, reservation)
         stream.handler = target
         target.dialling = self._tasks.create_task(_dial(stream, target, self._timeout))
-        # Not in the task itself: one that is cancelled before it starts runs none of its lines.
+        # A callback: a task that is cancelled before it starts runs none of its own lines.
         target.dialling.add_done_callback(target.on_dialled)
 
 
@@ -80,10 +76,10 @@ async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: fl
         await target.dial(asked.host, asked.port, timeout)
     except DialError as exc:
         code, message = exc.code, str(exc)
-        logger.info("%r: %s: %s", stream, code.text, message)
+        about(logger, stream=repr(stream)).info("%s: %s", code.text, message)
     except Exception:
-        # One stream's bug is that stream's alone; let through, it would end the agent.
-        logger.exception("%r: the dial failed", stream)
+        # Otherwise a bug that one stream meets would end the agent.
+        about(logger, stream=repr(stream)).exception("the dial failed")
         code, message = ErrorCode.INTERNAL, ""
     else:
         target.begin(stream)
@@ -96,10 +92,11 @@ async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: fl
 
 
 class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
-    """A TCP relay whose socket is still being dialled; a reset ends the dial.
+    """A TCP relay that begins before its target is reached; a reset cancels the dial.
 
-    It holds what its client's share of the memory allows. Credit goes back when the target's socket
-    has taken the bytes, and reads of the target are as large as there is room for.
+    It holds as many bytes as its client's part of the budget allows. The stream gets credit back
+    when the target's socket has taken the bytes, and reads of the target are as large as the memory
+    allows.
     """
 
     write_high_water = 0
@@ -117,18 +114,22 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         self._linger: asyncio.TimerHandle | None = None
 
     async def dial(self, host: str, port: int, timeout: float) -> None:
-        """Reach the target. Raises DialError."""
+        """Connect to the target.
+
+        Raises:
+            DialError: the target was not reached.
+        """
         await dial_tcp(host, port, timeout, lambda: self, self._targets.lookups, self._client)
 
     def on_dialled(self, _: object) -> None:
-        """The dial has ended, however."""
+        """Release the memory if the dial led to nothing."""
         if self.transport is None:
             self._reservation.release()
 
     def begin(self, stream: MuxStream) -> None:
-        """The target is reached."""
+        """Relay: the target is reached."""
         if self.stream is None:
-            # Reset while the connection came up: whoever asked has gone.
+            # The client reset the stream while the connection came up.
             self.on_reset(ErrorCode.CANCELLED)
             return
         self._accepted = True
@@ -144,7 +145,7 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
             self.keep(data)
             return
         if not self._client.allows(READ):
-            # What the socket does not take at once would keep the whole read alive.
+            # Bytes that the socket does not take at once would keep the whole read in memory.
             data = bytes(data)
         super().on_data(data)
         if self._paused:
@@ -178,7 +179,7 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
             self.on_end()
 
     def _give_up(self) -> None:
-        """The target is too slow for what the client's share of the memory holds."""
+        """End the stream: the target is too slow for the client's part of the memory."""
         stream = self.stream
         assert stream is not None
         if self._accepted:
@@ -193,7 +194,7 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         self._reservation.set(CONNECTION_COST)
         super().connection_made(transport)
         if self.stream is None:
-            # Reset during the dial, which was cancelled too late.
+            # The stream was reset too late to cancel the dial.
             reset_socket(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -232,15 +233,14 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         super().on_reset(code)
 
     def _wait_for_last_bytes(self) -> None:
-        """Both ends are said: the stream is closed, and no client limits how many such sockets
-        there are."""
+        """Limit the time of a socket whose stream is closed: no limit of a client covers it."""
         if self._local_ended and self._remote_ended and self.transport is not None:
             loop = asyncio.get_running_loop()
             self._linger = loop.call_later(LINGER, reset_socket, self.transport)
 
 
 class TargetFlow:
-    """One UDP flow: a connected socket on this side, a stream on the other."""
+    """A UDP flow: relays between a connected socket and a stream."""
 
     def __init__(self, stream: MuxStream, targets: Targets, reservation: Reservation) -> None:
         self.dialling: asyncio.Task[None] | None = None
@@ -256,8 +256,13 @@ class TargetFlow:
         self._timer = self._loop.call_later(UDP_IDLE, self._check_idle)
 
     async def dial(self, host: str, port: int, timeout: float) -> None:
-        """Find the target. Raises DialError."""
-        # ICMP: nothing listens there. The flow ends; the client's next datagram opens another.
+        """Open a socket to the target.
+
+        Raises:
+            DialError: the target has no address, or the socket could not be made.
+        """
+        # If ICMP says that nothing listens there, the flow ends; the client's next datagram opens
+        # another.
         self._socket = await dial_udp(
             host,
             port,
@@ -270,18 +275,18 @@ class TargetFlow:
         )
 
     def on_dialled(self, _: object) -> None:
-        """The dial has ended, however."""
+        """Release the memory if the dial led to nothing."""
         if self._socket is None or self._stream is None:
             self._reservation.release()
 
     def begin(self, stream: MuxStream) -> None:
-        """The socket is there."""
+        """Relay: the socket is there."""
         stream.accept()
         while self._early:
             self.on_datagram(self._pop_early())
 
     def close(self, code: ErrorCode) -> None:
-        """End the flow and tell the client."""
+        """End the flow, and reset its stream with `code`."""
         self._timer.cancel()
         while self._early:
             self._pop_early()
@@ -327,16 +332,16 @@ class TargetFlow:
         self.close(code)
 
     def on_data(self, data: Buffer) -> None:
-        """Stream bytes on a flow are nobody's: the window bounds them."""
+        """Ignore DATA on a flow; the window bounds it."""
 
     def on_accepted(self) -> None:
-        """Only an opener is told."""
+        """Never called: the client opens the streams."""
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        """Only an opener is told."""
+        """Never called: the client opens the streams."""
 
     def on_writable(self) -> None:
-        """Datagrams are dropped rather than held."""
+        """Never called: datagrams are dropped rather than queued."""
 
     def _receive(self, data: bytes) -> None:
         self._active_at = self._loop.time()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from unittest.mock import patch
 
-from agent.budget import MemoryBudget
-from agent.client import Client, ReadBuffer
-from agent.connection import AgentConnection
-from agent.dns import Lookups
+from agent.connection import AgentConnection, RefusalLog
+from agent.dial import Lookups
 from agent.legacy import Holding, _Framed
-from agent.refusals import Refusals
-from agent.sessions import Kept, Sessions
+from agent.memory import Client, MemoryBudget, ReadBuffer
+from agent.sessions import KeptSession, Sessions
 from agent.settings import Settings
 from fuzz.draw import Draw
 from fuzz.memory import Nowhere, run
@@ -24,7 +22,7 @@ from krelay.wire.header import HEARTBEAT, SESSION, Header
 class _Sessions(Sessions):
     """Its streams go nowhere: half of them are refused, the others say nothing."""
 
-    def _open_target(self, kept: Kept, stream: MuxStream) -> None:
+    def _open_target(self, kept: KeptSession, stream: MuxStream) -> None:
         if stream.header.port & 1:
             stream.refuse(ErrorCode.REFUSED, "no")
         else:
@@ -37,7 +35,7 @@ class _Host:
         self.here = 0
         self.plain: list[tuple[Header, bytes]] = []
         self.buffer = ReadBuffer()
-        self.refusals = Refusals()
+        self.refusals = RefusalLog()
         self.budget = MemoryBudget(32 << 20)
         self.sessions: Sessions = _Sessions(
             settings,
@@ -48,16 +46,16 @@ class _Host:
             lookups=Lookups(),
         )
 
-    def arrived(self, entrance: AgentConnection) -> None:
+    def connected(self, connection: AgentConnection) -> None:
         self.here += 1
 
-    def proven(self, entrance: AgentConnection) -> None:
+    def authenticated(self, connection: AgentConnection) -> None:
         assert len(self.sessions) == 1
 
-    def left(self, entrance: AgentConnection) -> None:
+    def disconnected(self, connection: AgentConnection) -> None:
         self.here -= 1
 
-    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
+    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
         self.plain.append((asked, early))
 
 

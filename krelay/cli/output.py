@@ -23,8 +23,8 @@ import click
 
 from krelay.cli.log_repeats import RepeatFilter
 from krelay.errors import KrelayError
-from krelay.mux.trace import show_wire_trace
 from krelay.mux.log import FIELDS
+from krelay.mux.trace import show_wire_trace
 from krelay.state.log_tail import LogRing
 from krelay.text import indented, many_lines, one_line
 

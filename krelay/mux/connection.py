@@ -1,8 +1,8 @@
-"""MuxConnection: pumps one Session over whichever tunnel it has now.
+"""MuxConnection: runs one Session over its present tunnel; TunnelProtocol is a tunnel's protocol.
 
-Callbacks only, on asyncio's own transport interface: no task per stream or frame. The reader
-never waits for a consumer; credit and the session's limits bound what arrives. Whoever made the
-driver ends it with `close`.
+Both consist of callbacks on asyncio's transport interface: no task per stream or frame. Reading
+never waits for a consumer; credit and the session's limits bound what arrives. The owner of a
+connection ends it with `close`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from krelay.mux.log import about
 from krelay.mux.sockets import no_delay
 from krelay.mux.stream import MuxStream, StreamHandler
+from krelay.mux.trace import wire_trace
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
 from krelay.wire.events import (
     DatagramReceived,
@@ -28,7 +30,7 @@ from krelay.wire.events import (
     StreamReset,
 )
 from krelay.wire.frames import Buffer
-from krelay.wire.handshake import ClientHandshake, Welcome
+from krelay.wire.handshake import OPENING, ClientHandshake, Welcome
 from krelay.wire.header import Header
 from krelay.wire.session import Limits, Session, Side
 from krelay.wire.stream import State, Stream
@@ -39,9 +41,13 @@ _BATCH = 256 << 10
 
 
 class MuxConnection:
-    """One session, live. `on_open` is told of streams that the peer opens; `on_detached` of a
-    lost tunnel (None when the session itself has ended with it); `on_go_away` of the peer's
-    good-bye. `on_ids_low` is called once, when another session should take the new streams."""
+    """One live session.
+
+    `on_open` gets each stream that the peer opens. `on_detached` gets the error that cost the
+    tunnel, or None if the session has ended as well. `on_go_away` gets the code and message of the
+    peer's GOAWAY. `on_ids_low` is called once, when another session should take the new streams.
+    `name` is that of the tunnel in the log.
+    """
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class MuxConnection:
         self.closed = False
         self.replayed_bytes = 0
         self.peer_lost: tuple[int, ...] = (0, 0, 0, 0)
-        """Datagrams that the other end has lost, as its last LOST frame says."""
+        """Datagrams that the peer has lost, by the fields of its last LOST frame."""
         self.on_detached = on_detached
         self.on_go_away = on_go_away
         self.on_idle: Callable[[], None] | None = None
@@ -73,24 +79,25 @@ class MuxConnection:
         self._idle = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._debug = logger.isEnabledFor(logging.DEBUG)
+        self._trace = wire_trace(name)
 
     def __repr__(self) -> str:
         return f"<MuxConnection {self.name} streams={len(self.session.streams)}>"
 
     @property
     def attached(self) -> bool:
-        """Whether a tunnel carries it now."""
+        """Whether a tunnel carries the session now."""
         return self._transport is not None
 
     @property
     def ready(self) -> bool:
-        """Whether it takes new streams now."""
+        """Whether new streams can be opened now."""
         session = self.session
         return self.attached and not session.peer_going_away and not session.exhausted
 
     @property
     def count(self) -> int:
-        """How many streams live on it."""
+        """Number of open streams."""
         return len(self.session.streams)
 
     async def idle(self) -> None:
@@ -101,13 +108,13 @@ class MuxConnection:
 
     @property
     def load(self) -> int:
-        """What waits or is under way on it, in bytes; each stream weighs a little too."""
+        """Bytes queued or not yet acknowledged, and 1 KiB for each stream."""
         return self.session.queued + self.session.unacknowledged + 1024 * self.count
 
     # -- streams -------------------------------------------------------------------------------
 
     def open(self, header: Header, handler: StreamHandler) -> MuxStream:
-        """Open a stream; `handler` learns what becomes of it.
+        """Open a stream whose events go to `handler`.
 
         Raises:
             ProtocolError: too many streams, no ids left, or the session is going away.
@@ -119,29 +126,33 @@ class MuxConnection:
             self._loop.call_soon(on_ids_low)
         if self._debug:
             logger.debug("> OPEN %r %s:%d", stream, header.host, header.port)
-        # A turn later than the rest: an application that speaks first has spoken by then, and
-        # its bytes ride along.
+        # A turn later than other frames: an application that sends first has done so by then, and
+        # its bytes go with the OPEN.
         self._loop.call_soon(self.wake)
         return stream
 
     def consume(self, stream: Stream, count: int) -> None:
-        """Return credit for bytes that were handed on."""
+        """Return the credit for `count` bytes that the layer above has taken."""
         self.session.consume(stream, count, self._loop.time())
         self.wake()
 
     # -- tunnels -------------------------------------------------------------------------------
 
     def attach(self, transport: asyncio.Transport, peer_received: int) -> None:
-        """Carry the session on over `transport`, whose data comes to `receive` from now on. A
-        tunnel that it had before is dropped.
+        """Use `transport` as the session's tunnel, and abort the former one.
+
+        Its data goes to `receive_data` from now on. `peer_received` is the number of sequenced
+        frames that the peer has received.
 
         Raises:
-            ProtocolError: it is over, or cannot be carried on from there: all is as it was.
+            ProtocolError: the session is over, or cannot resume from there; nothing has changed.
         """
         if self.closed:
             raise ProtocolError("the session is over", ErrorCode.GOING_AWAY)
         self.replayed_bytes += self.session.attach(peer_received, self._loop.time())
         former, self._transport = self._transport, transport
+        if self._trace is not None:
+            self._trace.begin()
         if former is not None:
             former.abort()
         self._paused = False
@@ -149,8 +160,8 @@ class MuxConnection:
         self.wake()
         self._arm()
 
-    def lost(self, transport: asyncio.BaseTransport, exc: Exception | None) -> None:
-        """`transport` is gone; if it is the session's present one, it waits for another."""
+    def tunnel_lost(self, transport: asyncio.BaseTransport, exc: Exception | None) -> None:
+        """Detach the session from `transport`, which has closed; do nothing for a former tunnel."""
         if transport is not self._transport:
             return
         self._transport = None
@@ -159,14 +170,16 @@ class MuxConnection:
         if self.on_detached is not None and not self.closed:
             self.on_detached(exc or ConnectionResetError("the tunnel was closed"))
 
-    def receive(self, transport: asyncio.BaseTransport, data: Buffer) -> None:
-        """Bytes of a tunnel; those of a former one are dropped."""
+    def receive_data(self, transport: asyncio.BaseTransport, data: Buffer) -> None:
+        """Process bytes from a tunnel; drop those of a former one."""
         if transport is not self._transport:
             return
+        if self._trace is not None:
+            self._trace.received(data)
         try:
             events = self.session.receive_data(data, self._loop.time())
         except ProtocolError as exc:
-            logger.error("%s: protocol error: %s", self.name, exc)
+            about(logger, tunnel=self.name).error("protocol error: %s", exc)
             self.close(exc.code, str(exc))
             if self.on_detached is not None:
                 self.on_detached(None)
@@ -176,41 +189,40 @@ class MuxConnection:
         self._arm()
 
     def pause_writing(self, transport: asyncio.BaseTransport) -> None:
-        """The tunnel takes no more for now."""
+        """Stop sending: the tunnel's buffer is full."""
         self._paused = self._paused or transport is self._transport
 
     def resume_writing(self, transport: asyncio.BaseTransport) -> None:
-        """The tunnel takes bytes again."""
+        """Send again: the tunnel's buffer has drained."""
         if transport is self._transport:
             self._paused = False
             self._flush()
 
     def verify_within(self, seconds: float) -> None:
-        """There is reason to doubt the tunnel: drop it unless it says something within `seconds`
-        seconds."""
+        """Send a PING, and drop the tunnel if nothing arrives within `seconds`."""
         self.session.verify_within(seconds, self._loop.time())
         self.wake()
         self._arm()
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
-        """Say that this end opens and accepts no more streams."""
+        """Tell the peer that this end opens and accepts no more streams."""
         self.session.go_away(code, message)
         self.wake()
 
     def report_losses(self, counts: tuple[int, ...]) -> None:
-        """Tell the other end how many datagrams this one has lost so far."""
+        """Tell the peer how many datagrams this end has lost, by the fields of LOST."""
         self.session.report_losses(counts)
         self.wake()
 
     def close(self, code: ErrorCode, message: str = "") -> None:
-        """End the session for good: say so if the tunnel still takes it, cut every stream."""
+        """End the session: send GOAWAY if a tunnel is attached, reset every stream."""
         if self.closed:
             return
         self.closed = True
         transport, self._transport = self._transport, None
         if transport is not None:
             self.session.go_away(code, message)
-            transport.write(b"".join(self.session.data_to_send(_BATCH, self._loop.time())))
+            self._write(transport, self.session.data_to_send(_BATCH, self._loop.time()))
             transport.close()
         self._disarm()
         self._dispatch(self.session.close(code))
@@ -219,13 +231,13 @@ class MuxConnection:
     # -- pumping -------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Something may be due: send it at the end of this turn of the loop, with the rest."""
+        """Send what is due at the end of this turn of the loop."""
         if not self._awake and self._transport is not None:
             self._awake = True
             self._loop.call_soon(self._flush)
 
     def wake_within(self, delay: float) -> None:
-        """The same, but up to `delay` seconds later: what is due may wait for company."""
+        """Send what is due within `delay` seconds, together with what is queued until then."""
         self._loop.call_later(delay, self.wake)
 
     def _flush(self) -> None:
@@ -235,15 +247,21 @@ class MuxConnection:
             buffers = session.data_to_send(_BATCH, self._loop.time())
             if not buffers:
                 break
-            # Not `writelines`: releases of Python 3.12 and 3.13 pause nobody in that and take bytes
-            # for a descriptor that is closed (cpython 127655, 136234). Nor does it take less time.
-            self._transport.write(b"".join(buffers))
+            self._write(self._transport, buffers)
             while session.writable:
                 stream = session.writable.pop()
                 self._call(stream, "on_writable")
         if self.on_idle is not None and not session.streams:
             self.on_idle()
         self._arm()
+
+    def _write(self, transport: asyncio.Transport, buffers: list[Buffer]) -> None:
+        # Not `writelines`: in releases of Python 3.12 and 3.13 it never calls `pause_writing`, and
+        # writes to a closed descriptor (cpython 127655, 136234). It is no faster either.
+        data = b"".join(buffers)
+        if self._trace is not None:
+            self._trace.sent(data)
+        transport.write(data)
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
@@ -260,7 +278,7 @@ class MuxConnection:
             elif isinstance(event, StreamRefused):
                 self._call(event.stream, "on_refused", event.code, event.message)
             elif isinstance(event, StreamOpened):
-                # Closed again by the same read, or with its session, it is nobody's.
+                # The same read, or the end of the session, may have closed it again.
                 if event.stream.state is not State.CLOSED:
                     self._opened(event.stream)
             elif isinstance(event, GoAway) and self.on_go_away is not None:
@@ -269,32 +287,33 @@ class MuxConnection:
                 self.peer_lost = event.counts
 
     def _opened(self, stream: Stream) -> None:
-        handle = MuxStream(self, stream)
+        opened = MuxStream(self, stream)
         if self._on_open is None:
-            handle.refuse(ErrorCode.PROTOCOL, "this end opens streams")
+            opened.refuse(ErrorCode.PROTOCOL, "this end opens streams")
         else:
-            self._on_open(handle)
+            self._on_open(opened)
 
     def _call(self, stream: Stream, method: str, *args: object) -> None:
-        handle: MuxStream = stream.owner
-        if handle is None or handle.handler is None:
+        owner: MuxStream = stream.owner
+        if owner is None or owner.handler is None:
             return
         if self._debug:
-            logger.debug("< %s %r", method[3:].upper(), handle)
+            logger.debug("< %s %r", method[3:].upper(), owner)
         try:
-            getattr(handle.handler, method)(*args)
+            getattr(owner.handler, method)(*args)
         except Exception:
-            # One stream's bug or bad luck is that stream's alone, and a reset at both of its ends.
-            logger.exception("%r: %s failed; the stream is reset", handle, method)
-            handler = handle.handler
-            handle.reset(ErrorCode.INTERNAL)
+            # A bug in one stream's handler costs that stream alone: both of its ends see a reset.
+            log = about(logger, stream=repr(owner))
+            log.exception("%s failed; the stream is reset", method)
+            handler = owner.handler
+            owner.reset(ErrorCode.INTERNAL)
             if method != "on_reset":
-                handle.handler = handler
+                owner.handler = handler
                 self._call(stream, "on_reset", ErrorCode.INTERNAL)
-                handle.handler = None
+                owner.handler = None
 
     def _arm(self) -> None:
-        """Have `_tick` called when the session next needs it."""
+        """Schedule `_tick` for the session's next deadline."""
         if self._transport is None:
             return
         deadline = self.session.tick(self._loop.time())
@@ -314,9 +333,11 @@ class MuxConnection:
     def _tick(self) -> None:
         self._timer = None
         if self._transport is not None and self.session.timed_out(self._loop.time()):
-            logger.warning("%s: no answer from the other end; dropping the tunnel", self.name)
+            about(logger, tunnel=self.name).warning(
+                "no answer from the other end; dropping the tunnel"
+            )
             transport = self._transport
-            self.lost(transport, TimeoutError("no answer to a ping"))
+            self.tunnel_lost(transport, TimeoutError("no answer to a ping"))
             transport.abort()
             return
         self._arm()
@@ -324,9 +345,9 @@ class MuxConnection:
 
 
 class TunnelProtocol(asyncio.Protocol):
-    """Hands what its transport says to the driver that it was given to, if any."""
+    """Forwards a transport's callbacks to `connection`, once that is set."""
 
-    driver: MuxConnection | None = None
+    connection: MuxConnection | None = None
     transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -334,60 +355,72 @@ class TunnelProtocol(asyncio.Protocol):
         no_delay(transport)
 
     def data_received(self, data: bytes) -> None:
-        if self.driver is not None:
-            self.driver.receive(self.transport, data)
+        if self.connection is not None:
+            self.connection.receive_data(self.transport, data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.driver is not None:
-            self.driver.lost(self.transport, exc)
+        if self.connection is not None:
+            self.connection.tunnel_lost(self.transport, exc)
 
     def pause_writing(self) -> None:
-        if self.driver is not None:
-            self.driver.pause_writing(self.transport)
+        if self.connection is not None:
+            self.connection.pause_writing(self.transport)
 
     def resume_writing(self) -> None:
-        if self.driver is not None:
-            self.driver.resume_writing(self.transport)
+        if self.connection is not None:
+            self.connection.resume_writing(self.transport)
 
 
 class ClientTunnelProtocol(TunnelProtocol):
-    """The client's end: await `welcome` after connecting, then `driver` has the tunnel."""
+    """The client's end of a tunnel: does the handshake, then attaches the tunnel to `target`.
 
-    def __init__(self, driver: MuxConnection, handshake: ClientHandshake) -> None:
-        self._driver = driver
+    `welcome` is the outcome: the agent's WELCOME, or the error that ended the handshake.
+    """
+
+    def __init__(self, target: MuxConnection, handshake: ClientHandshake) -> None:
+        self._target = target
         self._handshake = handshake
+        # A Header goes before the first frame, and a status byte answers it.
+        self._trace = wire_trace(target.name, skip_sent=len(OPENING), skip_received=1)
         self.welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.transport.write(self._handshake.data_to_send())
+        self._send_due()
 
     def data_received(self, data: bytes) -> None:
-        if self.driver is not None:
-            self.driver.receive(self.transport, data)
+        if self.connection is not None:
+            self.connection.receive_data(self.transport, data)
             return
         if self.welcome.done():
             return
+        if self._trace is not None:
+            self._trace.received(data)
         try:
             welcome = self._handshake.receive_data(data)
             if welcome is not None:
-                self._driver.attach(self.transport, welcome.received)
-                self._driver.session.version = self._handshake.version
+                self._target.attach(self.transport, welcome.received)
+                self._target.session.version = self._handshake.version
         except WireError as exc:
             self.welcome.set_exception(exc)
             self.transport.abort()
             return
-        if out := self._handshake.data_to_send():
-            self.transport.write(out)
+        self._send_due()
         if welcome is not None:
-            self.driver = self._driver
+            self.connection = self._target
             self.welcome.set_result(welcome)
             if welcome.rest:
-                self.driver.receive(self.transport, welcome.rest)
+                self.connection.receive_data(self.transport, welcome.rest)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.welcome.done():
-            # No answer is not a no: it is worth another try.
+            # Not a refusal: another attempt may succeed.
             lost = exc or ConnectionResetError("the connection ended during the handshake")
             self.welcome.set_exception(lost)
         super().connection_lost(exc)
+
+    def _send_due(self) -> None:
+        if data := self._handshake.data_to_send():
+            if self._trace is not None:
+                self._trace.sent(data)
+            self.transport.write(data)

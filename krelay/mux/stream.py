@@ -1,4 +1,4 @@
-"""A stream as the layers above see it: a handle to act on, and a handler that is told."""
+"""Streams for the layers above: MuxStream acts on one, a StreamHandler gets its events."""
 
 from __future__ import annotations
 
@@ -13,120 +13,127 @@ if TYPE_CHECKING:
     from krelay.mux.connection import MuxConnection
 
 HIGH_WATER = 256 << 10
-"""Bytes queued on a stream at which its writer is to stop until `on_writable`."""
+"""Bytes queued on a stream at which its writer stops until `on_writable`."""
 SESSION_HIGH_WATER = 16 << 20
-"""Bytes queued on all streams of a session from which on each may queue only this much:"""
+"""Bytes queued on a whole session from which on the lower mark below applies to its streams."""
 CROWDED_HIGH_WATER = 16 << 10
+"""`HIGH_WATER` of each stream of a session that has SESSION_HIGH_WATER queued."""
 
 _ACCEPT_DELAY = 0.001
 
 
 class StreamHandler(Protocol):
-    """Whoever acts on a stream's events. Plain calls on the loop, which must not block."""
+    """Callbacks for the events of one stream. They run on the event loop and must not block."""
 
     def on_accepted(self) -> None:
-        """The other end reached the target."""
+        """The peer reached the target of a stream that this end opened."""
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        """It did not; the stream is closed."""
+        """The peer did not reach the target; the stream is closed."""
 
     def on_data(self, data: Buffer) -> None:
-        """Bytes; their credit is kept back until `consume`."""
+        """Bytes arrived. The peer gets their credit back with `consume`."""
 
     def on_datagram(self, data: Buffer) -> None:
-        """One whole datagram."""
+        """A whole datagram arrived."""
 
     def on_end(self) -> None:
-        """The other end sends no more; this one may go on."""
+        """The peer sends no more (half-close); this end may go on."""
 
     def on_reset(self, code: ErrorCode) -> None:
-        """The stream was cut, by the other end or with its session."""
+        """The peer, or the end of the session, has reset the stream."""
 
     def on_writable(self) -> None:
-        """What was queued is nearly gone: write on."""
+        """The queue has drained: writing may go on."""
 
 
 class Stream(Protocol):
-    """What a handler may do with its stream, whatever carries that."""
+    """What a handler may do with its stream, in any mode of the agent."""
 
     handler: StreamHandler | None
 
     def write(self, data: Buffer) -> bool:
-        """Queue bytes; False when the writer is to wait for `on_writable`."""
+        """Queue bytes; return False if the writer must wait for `on_writable`."""
 
     def end(self) -> None:
-        """Send no more, after what is queued."""
+        """Send no more after the queued bytes."""
 
     def reset(self, code: ErrorCode = ErrorCode.CANCELLED) -> None:
-        """Cut it now. The handler is not called again."""
+        """Cut the stream now. No callback follows."""
 
     def consume(self, count: int) -> None:
-        """`count` received bytes were handed on."""
+        """Return the credit for `count` received bytes."""
 
     def datagram(self, data: Buffer) -> bool:
-        """Send one datagram; False when it was dropped."""
+        """Send one datagram; return False if it was dropped."""
 
 
 class MuxStream:
-    """One relayed connection or flow. Every call on a stream that is closed does nothing."""
+    """One relayed connection or flow of a session. On a closed stream every call does nothing."""
 
-    __slots__ = ("_driver", "_stream", "handler")
+    __slots__ = ("_connection", "_stream", "handler")
 
     def __init__(
-        self, driver: MuxConnection, stream: SessionStream, handler: StreamHandler | None = None
+        self,
+        connection: MuxConnection,
+        stream: SessionStream,
+        handler: StreamHandler | None = None,
     ) -> None:
-        self._driver = driver
+        self._connection = connection
         self._stream = stream
         self.handler = handler
         stream.owner = self
 
     def __repr__(self) -> str:
-        return f"{self._driver.name}/s{self._stream.id}"
+        return f"{self._connection.name}/s{self._stream.id}"
 
     @property
     def header(self) -> Header:
-        """Where it goes."""
+        """The Header that the stream was opened with."""
         return self._stream.header
 
     def accept(self) -> None:
-        """Answer yes to a stream that the other end opened. Nobody waits for it but what is kept
-        for a second try, so it goes with the target's first bytes if those come soon."""
-        self._driver.session.accept(self._stream)
-        self._driver.wake_within(_ACCEPT_DELAY)
+        """Tell the peer that the target was reached.
+
+        The answer is not urgent: only a client that might dial again waits for it. So it goes with
+        the target's first bytes if those arrive soon.
+        """
+        self._connection.session.accept(self._stream)
+        self._connection.wake_within(_ACCEPT_DELAY)
 
     def refuse(self, code: ErrorCode, message: str) -> None:
-        """Answer no."""
-        self._driver.session.refuse(self._stream, code, message)
-        self._driver.wake()
+        """Tell the peer that the target was not reached."""
+        self._connection.session.refuse(self._stream, code, message)
+        self._connection.wake()
 
     def write(self, data: Buffer, high_water: int = HIGH_WATER) -> bool:
-        """Queue bytes; False when the writer is to wait for `on_writable`, since `high_water` bytes
-        are queued."""
+        """Queue bytes; return False if `high_water` bytes are queued, so that the writer must wait
+        for `on_writable`."""
         stream = self._stream
-        crowded = self._driver.session.write(stream, data) >= SESSION_HIGH_WATER
-        self._driver.wake()
+        crowded = self._connection.session.write(stream, data) >= SESSION_HIGH_WATER
+        self._connection.wake()
         if stream.queued < (min(CROWDED_HIGH_WATER, high_water) if crowded else high_water):
             return True
         stream.wants_writable = True
         return False
 
     def end(self) -> None:
-        """Send no more, after what is queued."""
-        self._driver.session.end(self._stream)
-        self._driver.wake()
+        """Send no more after the queued bytes."""
+        self._connection.session.end(self._stream)
+        self._connection.wake()
 
     def reset(self, code: ErrorCode = ErrorCode.CANCELLED) -> None:
-        """Cut it now. The handler is not called again."""
+        """Cut the stream now. No callback follows."""
         self.handler = None
-        self._driver.session.reset(self._stream, code)
-        self._driver.wake()
+        self._connection.session.reset(self._stream, code)
+        self._connection.wake()
 
     def consume(self, count: int) -> None:
-        """`count` received bytes were handed on; the other end may send as many more."""
-        self._driver.consume(self._stream, count)
+        """Return the credit for `count` received bytes."""
+        self._connection.consume(self._stream, count)
 
     def datagram(self, data: Buffer) -> bool:
-        """Send one datagram; False when it was dropped."""
-        sent = self._driver.session.datagram(self._stream, data)
-        self._driver.wake()
+        """Send one datagram; return False if it was dropped."""
+        sent = self._connection.session.datagram(self._stream, data)
+        self._connection.wake()
         return sent

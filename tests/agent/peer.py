@@ -39,7 +39,7 @@ def framed(*datagrams: bytes) -> bytes:
     return b"".join(struct.pack(">H", len(data)) + data for data in datagrams)
 
 
-class PlainPeer:
+class LegacyPeer:
     """One v0 connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,12 +56,12 @@ class PlainPeer:
 
 
 @asynccontextmanager
-async def plain(server: Server, first: bytes) -> AsyncIterator[PlainPeer]:
+async def legacy(server: Server, first: bytes) -> AsyncIterator[LegacyPeer]:
     """A connection to an agent on which `first` is sent."""
     reader, writer = await asyncio.open_connection(*server.address)
     writer.write(first)
     try:
-        yield PlainPeer(reader, writer)
+        yield LegacyPeer(reader, writer)
     finally:
         writer.transport.abort()
         with suppress(OSError):
@@ -71,27 +71,29 @@ async def plain(server: Server, first: bytes) -> AsyncIterator[PlainPeer]:
 class Client:
     """A session's client end, and the tunnel that it has now."""
 
-    def __init__(self, driver: MuxConnection, welcome: Welcome, link: ClientTunnelProtocol) -> None:
-        self.driver = driver
+    def __init__(
+        self, connection: MuxConnection, welcome: Welcome, tunnel: ClientTunnelProtocol
+    ) -> None:
+        self.connection = connection
         self.welcome = welcome
-        self.link = link
+        self.tunnel = tunnel
 
     @property
     def resume(self) -> Resume:
         return Resume(
             self.welcome.session_id,
             self.welcome.session_key,
-            self.driver.session.begin_resume,
+            self.connection.session.begin_resume,
         )
 
     async def cut(self) -> None:
         """Lose the tunnel."""
-        self.link.transport.abort()
-        await rig.until(lambda: not self.driver.attached)
+        self.tunnel.transport.abort()
+        await rig.until(lambda: not self.connection.attached)
 
     def leave(self) -> None:
         """Say good-bye."""
-        self.driver.close(8)  # type: ignore[arg-type]
+        self.connection.close(8)  # type: ignore[arg-type]
 
 
 async def session(
@@ -100,15 +102,17 @@ async def session(
     key: bytes = rig.KEY,
     private: bool = False,
     resume: Resume | None = None,
-    driver: MuxConnection | None = None,
+    connection: MuxConnection | None = None,
 ) -> Client:
     """A tunnel to `server` for a new session, or for one to resume.
 
     Raises:
         WireError: the agent said no.
     """
-    driver = driver or MuxConnection(Side.CLIENT, "test")
+    connection = connection or MuxConnection(Side.CLIENT, "test")
     nonce = secrets.token_bytes(32)
-    link = ClientTunnelProtocol(driver, ClientHandshake(key, nonce, resume=resume, private=private))
-    await asyncio.get_running_loop().create_connection(lambda: link, *server.address)
-    return Client(driver, await link.welcome, link)
+    tunnel = ClientTunnelProtocol(
+        connection, ClientHandshake(key, nonce, resume=resume, private=private)
+    )
+    await asyncio.get_running_loop().create_connection(lambda: tunnel, *server.address)
+    return Client(connection, await tunnel.welcome, tunnel)

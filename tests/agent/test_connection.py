@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent import connection as module
+from agent.connection import RefusalLog
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameDecoder, encode_frame
 from krelay.wire.handshake import OPENING, ClientHandshake
 from tests import rig
-from tests.agent.peer import header, plain, session
+from tests.agent.peer import header, legacy, session
 
 GARBAGE = [
     b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n",
@@ -30,38 +32,38 @@ GARBAGE = [
 @pytest.mark.parametrize("first", GARBAGE, ids=lambda first: repr(first[:12]))
 async def test_garbage_is_closed_without_a_word(first: bytes) -> None:
     async with rig.agent(key=None) as server:
-        async with plain(server, first) as peer:
+        async with legacy(server, first) as peer:
             try:
                 assert await peer.reader.read() == b""
             except ConnectionResetError:
                 """Closed with bytes unread."""
-        await rig.until(lambda: not server._entrances)
+        await rig.until(lambda: not server._connections)
 
 
 @pytest.mark.parametrize("first", [b"", b"\0", b"\0\0\x0d", OPENING[:-1], OPENING])
 async def test_silence_ends(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DEADLINE", 0.05)
     async with rig.agent() as server:
-        async with plain(server, first) as peer:
+        async with legacy(server, first) as peer:
             said = await peer.reader.read()
             assert said.startswith(b"\1") == (first == OPENING)
-        await rig.until(lambda: not server._entrances)
+        await rig.until(lambda: not server._connections)
 
 
 async def test_a_session_has_no_deadline_any_more() -> None:
     async with rig.agent() as server:
         client = await session(server)
-        (entrance,) = server._entrances
-        assert entrance._deadline is None
+        (connection,) = server._connections
+        assert connection._deadline is None
         client.leave()
 
 
 async def test_a_plain_connection_has_none_either() -> None:
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
-        async with plain(server, b"") as peer:
-            await rig.until(lambda: server._entrances)
-            (entrance,) = server._entrances
-            deadline = entrance._deadline
+        async with legacy(server, b"") as peer:
+            await rig.until(lambda: server._connections)
+            (connection,) = server._connections
+            deadline = connection._deadline
             assert deadline is not None
             peer.writer.write(header(0, rig.HOST, target))
             assert await peer.status() == 1
@@ -71,19 +73,19 @@ async def test_a_plain_connection_has_none_either() -> None:
 @pytest.mark.parametrize("protocol", [0, 1, 3])
 async def test_where_a_key_is_asked_for_plain_mode_is_refused(protocol: int) -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as target:
-        async with plain(server, header(protocol, rig.HOST, target)) as peer:
+        async with legacy(server, header(protocol, rig.HOST, target)) as peer:
             assert await peer.reader.read() == b"\2"
 
 
 async def test_a_heartbeat_needs_no_key() -> None:
     async with rig.agent() as server:
-        async with plain(server, header(2, rig.HOST, 0)) as peer:
+        async with legacy(server, header(2, rig.HOST, 0)) as peer:
             assert await peer.reader.read() == b""
 
 
 async def test_a_wrong_claim_gets_a_reason() -> None:
     async with rig.agent() as server:
-        async with plain(server, OPENING + encode_frame(33, 0, b"\1\x09" + bytes(200))) as peer:
+        async with legacy(server, OPENING + encode_frame(33, 0, b"\1\x09" + bytes(200))) as peer:
             said = await peer.reader.read()
     assert said[0] == 1
     hello, no = FrameDecoder().feed(said[1:])
@@ -114,7 +116,7 @@ async def test_what_comes_behind_a_claim_belongs_to_the_session() -> None:
 def test_any_bytes_leave_the_agent_serving(pieces: list[bytes], opening: bool) -> None:
     async def run() -> None:
         async with rig.agent(port=0) as server:
-            async with plain(server, OPENING if opening else b"") as peer:
+            async with legacy(server, OPENING if opening else b"") as peer:
                 for piece in pieces:
                     peer.writer.write(piece)
                     await asyncio.sleep(0)
@@ -122,3 +124,41 @@ def test_any_bytes_leave_the_agent_serving(pieces: list[bytes], opening: bool) -
             client.leave()
 
     asyncio.run(run())
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
+
+
+async def test_the_first_is_said_at_once_and_the_others_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "krelay.agent")
+    async with rig.agent() as server:
+        for _ in range(20):
+            async with legacy(server, b"\xff" * 64) as peer:
+                try:
+                    await peer.reader.read()
+                except ConnectionResetError:
+                    """Closed with bytes unread."""
+        assert len(said(caplog)) == 1
+    lines = said(caplog)
+    assert len(lines) == 2
+    assert lines[1].startswith("refused 19 more; the last one: ")
+
+
+async def test_a_count_is_said_at_intervals_until_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "REFUSALS_EVERY", 0.01)
+    caplog.set_level(logging.INFO, "krelay.agent")
+    refusals = RefusalLog()
+    for why in ("one", "two", "three"):
+        refusals.add(why)
+    assert said(caplog) == ["refused: one"]
+    await rig.until(lambda: refusals._timer is None)
+    assert said(caplog) == ["refused: one", "refused 2 more; the last one: three"]
+    refusals.add("four")
+    assert said(caplog)[2:] == ["refused: four"]
+    refusals.close()
+    assert len(said(caplog)) == 3

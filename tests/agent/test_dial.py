@@ -7,15 +7,14 @@ import errno
 import resource
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from agent import dial
-from agent.dial import dial_tcp, dial_udp
-from agent.dns import Lookups
-from agent.errors import DialError
+from agent.dial import DialError, Lookups, dial_tcp, literal
+from agent.udp import dial_udp
 from krelay.mux.descriptors import open_files
 from krelay.wire.errors import ErrorCode
 from tests import rig
@@ -251,7 +250,7 @@ async def test_a_socket_without_ipv6_is_a_dial_error(monkeypatch: pytest.MonkeyP
     def none(*_: object) -> socket.socket:
         raise OSError(errno.EAFNOSUPPORT, "no IPv6")
 
-    monkeypatch.setattr("agent.dial.socket.socket", none)
+    monkeypatch.setattr("agent.udp.socket.socket", none)
     with pytest.raises(DialError, match="no IPv6"):
         await dial_udp("::1", 80, 5.0, lambda data: None, lambda: None)
 
@@ -276,3 +275,113 @@ async def test_the_last_descriptors_are_for_tunnels() -> None:
         assert connected.transport is not None
         connected.transport.close()
         await asyncio.sleep(0)
+
+
+class Resolver:
+    """Names that begin with `slow` have no answer until `answer` is set."""
+
+    def __init__(self) -> None:
+        self.answer = threading.Event()
+        self.asked: list[str] = []
+
+    def getaddrinfo(self, host: str, *_: object, **__: object) -> list[object]:
+        self.asked.append(host)
+        if host.startswith("slow"):
+            self.answer.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "try again")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.7", 0))]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    made = Resolver()
+    monkeypatch.setattr(socket, "getaddrinfo", made.getaddrinfo)
+    yield made
+    made.answer.set()
+
+
+async def failed_lookup(lookups: Lookups, host: str, client: object, timeout: float) -> DialError:
+    with pytest.raises(DialError) as caught:
+        await lookups.find(host, client, timeout)
+    return caught.value
+
+
+async def slow(lookups: Lookups, names: list[str], client: object, resolver: Resolver) -> None:
+    """Look-ups that were given up, each of which keeps its thread as far as it has got one."""
+    tasks = [asyncio.create_task(failed_lookup(lookups, name, client, 60.0)) for name in names]
+    started = min(lookups.running + len(names), lookups._limit)
+    await asyncio.sleep(0)
+    await rig.until(lambda: len(resolver.asked) >= min(lookups.running, started))
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "app.localhost"])
+async def test_names_of_this_machine_ask_no_resolver(host: str, resolver: Resolver) -> None:
+    found = await Lookups(0).find(host, None, 1.0)
+    assert found == [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
+    assert literal("localhost.test") is None
+    assert resolver.asked == []
+
+
+async def test_slow_names_of_one_client_leave_threads_for_itself_and_for_others(
+    resolver: Resolver,
+) -> None:
+    lookups, one, other = Lookups(256), object(), object()
+    await slow(lookups, [f"slow{n}" for n in range(1_000)], one, resolver)
+    assert lookups.running == 128
+    assert await lookups.find("web", other, 60.0) == [(socket.AF_INET, "192.0.2.7")]
+
+
+async def test_sixty_four_slow_names_do_not_hold_up_their_own_client(resolver: Resolver) -> None:
+    lookups, client = Lookups(256), object()
+    await slow(lookups, [f"slow{n}" for n in range(64)], client, resolver)
+    assert lookups.running == 64
+    assert await lookups.find("web", client, 60.0) == [(socket.AF_INET, "192.0.2.7")]
+
+
+async def test_a_dead_domain_takes_a_part_of_the_threads(resolver: Resolver) -> None:
+    lookups, client = Lookups(256), object()
+    await slow(lookups, [f"slow{n}.dead.test" for n in range(500)], client, resolver)
+    assert lookups.running == 32
+    assert await lookups.find("web.shop.svc", client, 60.0)
+    failure = await failed_lookup(lookups, "slow.dead.test", client, 0.01)
+    assert failure.code is ErrorCode.RESOLVE_TIMEOUT
+    assert str(failure) == (
+        "resolving slow.dead.test took over 0.01 s: the agent waits for the answers to 32 other "
+        "names"
+    )
+
+
+async def test_threads_that_come_back_are_used_again(resolver: Resolver) -> None:
+    lookups, client = Lookups(8), object()
+    waiting = [
+        asyncio.create_task(failed_lookup(lookups, f"slow{n}", client, 60.0)) for n in range(50)
+    ]
+    await rig.until(lambda: lookups.running == 4)
+    resolver.answer.set()
+    failures = await asyncio.gather(*waiting)
+    assert {failure.code for failure in failures} == {ErrorCode.RESOLVE_TIMEOUT}
+    assert len(resolver.asked) == 50
+    assert (lookups.running, lookups._known, lookups._waiting) == (0, {}, {})
+
+
+async def test_a_name_that_is_asked_again_joins_its_look_up(resolver: Resolver) -> None:
+    lookups, client = Lookups(8), object()
+    for _ in range(3):
+        await failed_lookup(lookups, "slow.test", client, 0.01)
+    assert (lookups.running, resolver.asked) == (1, ["slow.test"])
+
+
+async def test_a_thread_that_cannot_be_started_fails_one_look_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    lookups = Lookups()
+    failure = await failed_lookup(lookups, "web.test", None, 60.0)
+    assert failure.code is ErrorCode.LIMIT
+    assert lookups.running == 0

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from agent.server import MAX_STRANGERS, Server
+from agent.server import MAX_PENDING, Server
 from krelay.mux.descriptors import raise_file_limit
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameDecoder, FrameType, encode_frame
@@ -95,8 +95,8 @@ class Scene:
         """All that an agent has of its peers."""
         server = self.server
         return (
-            len(server._entrances),
-            len(server._plain),
+            len(server._connections),
+            len(server._legacy),
             len(server.sessions),
             self.streams,
             sum("_dial" in repr(task) for task in asyncio.all_tasks()),
@@ -106,18 +106,18 @@ class Scene:
     def streams(self) -> int:
         """Those of all sessions."""
         kept = self.server.sessions._kept.values()
-        return sum(len(k.driver.session.streams) for k in kept)
+        return sum(len(k.mux.session.streams) for k in kept)
 
     @property
     def session(self) -> Session | None:
         """The intruder's, at the agent; None when that has ended."""
-        sessions = [kept.driver.session for kept in self.server.sessions._kept.values()]
+        sessions = [kept.mux.session for kept in self.server.sessions._kept.values()]
         return sessions[1] if len(sessions) > 1 else None
 
     @property
     def cost(self) -> int:
         """Bytes that the agent holds for the intruder's session."""
-        waiting = [e.transport.get_write_buffer_size() for e in self.server._entrances]
+        waiting = [e.transport.get_write_buffer_size() for e in self.server._connections]
         return weight(self.session) + sum(waiting)
 
 
@@ -378,7 +378,7 @@ async def test_one_who_never_reads() -> None:
 
 async def test_strangers_that_take_all_places_make_way_for_a_client() -> None:
     """Each has begun a handshake, and the agent keeps next to nothing of it."""
-    count = 3 * MAX_STRANGERS
+    count = 3 * MAX_PENDING
     raise_file_limit()
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * count + 500:
         pytest.skip("too few files may be open")
@@ -398,8 +398,8 @@ async def test_strangers_that_take_all_places_make_way_for_a_client() -> None:
                 async with intruder(here.server):
                     """Its handshake is done."""
             await here.bystander.goes_on()
-            await rig.until(lambda: here.server._stranger_count >= MAX_STRANGERS - 1)
-            assert len(here.server._entrances) <= MAX_STRANGERS + 2
+            await rig.until(lambda: here.server._pending_count >= MAX_PENDING - 1)
+            assert len(here.server._connections) <= MAX_PENDING + 2
         finally:
             for sock in socks:
                 sock.close()
@@ -413,9 +413,9 @@ async def test_strangers_of_one_address_keep_none_of_another_out() -> None:
             patient.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(patient, here.server.address)
-            await rig.until(lambda: here.server._stranger_count == 1)
+            await rig.until(lambda: here.server._pending_count == 1)
             crowd = []
-            for _ in range(MAX_STRANGERS + 50):
+            for _ in range(MAX_PENDING + 50):
                 crowd.append(sock := socket.socket())
                 sock.setblocking(False)
                 await loop.sock_connect(sock, here.server.address)

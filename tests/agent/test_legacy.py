@@ -9,13 +9,12 @@ from typing import cast
 import pytest
 
 from agent import legacy as module
-from agent.budget import MemoryBudget
-from agent.client import Client, ReadBuffer
-from agent.dial import dial_tcp, dial_udp
-from agent.errors import DialError
+from agent.dial import DialError, dial_tcp
+from agent.memory import Client, MemoryBudget, ReadBuffer
+from agent.udp import dial_udp
 from krelay.wire.errors import ErrorCode
 from tests import rig
-from tests.agent.peer import framed, header, plain
+from tests.agent.peer import framed, header, legacy
 
 TCP, UDP, HEARTBEAT = 0, 1, 2
 OK, UNKNOWN_ERROR, NO_SUCH_HOST, CONNECT_TIMEOUT, UNKNOWN_PROTOCOL = 1, 2, 3, 5, 6
@@ -24,17 +23,17 @@ OK, UNKNOWN_ERROR, NO_SUCH_HOST, CONNECT_TIMEOUT, UNKNOWN_PROTOCOL = 1, 2, 3, 5,
 async def test_tcp_with_early_bytes_and_half_close() -> None:
     data = rig.noise(1 << 20)
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
-        async with plain(server, header(TCP, rig.HOST, target) + b"early ") as peer:
+        async with legacy(server, header(TCP, rig.HOST, target) + b"early ") as peer:
             assert await peer.status() == OK
             peer.writer.write(data)
             peer.writer.write_eof()
             assert await peer.reader.read() == b"early " + data
-        await rig.until(lambda: not server._plain)
+        await rig.until(lambda: not server._legacy)
 
 
 async def test_tcp_by_name() -> None:
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
-        async with plain(server, header(TCP, "localhost", target)) as peer:
+        async with legacy(server, header(TCP, "localhost", target)) as peer:
             assert await peer.status() == OK
             peer.writer.write_eof()
             assert await peer.reader.read() == b""
@@ -42,7 +41,7 @@ async def test_tcp_by_name() -> None:
 
 async def test_a_header_in_pieces() -> None:
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
-        async with plain(server, b"") as peer:
+        async with legacy(server, b"") as peer:
             for byte in header(TCP, rig.HOST, target) + b"x":
                 peer.writer.write(bytes([byte]))
                 await peer.writer.drain()
@@ -60,13 +59,13 @@ async def test_a_target_that_ends_first_still_hears_the_client() -> None:
         heard.set_result(await reader.read())
 
     async with rig.agent(key=None) as server, rig.tcp_target(end_at_once) as target:
-        async with plain(server, header(TCP, rig.HOST, target)) as peer:
+        async with legacy(server, header(TCP, rig.HOST, target)) as peer:
             assert await peer.status() == OK
             assert await peer.reader.read() == b"bye"
             peer.writer.write(b"still")
             peer.writer.write_eof()
             assert await heard == b"still"
-        await rig.until(lambda: not server._plain)
+        await rig.until(lambda: not server._legacy)
 
 
 async def test_resets_are_handed_on_both_ways() -> None:
@@ -82,15 +81,15 @@ async def test_resets_are_handed_on_both_ways() -> None:
             seen.set_result(type(exc))
 
     async with rig.agent(key=None) as server, rig.tcp_target(serve) as target:
-        async with plain(server, header(TCP, rig.HOST, target) + b"r") as peer:
+        async with legacy(server, header(TCP, rig.HOST, target) + b"r") as peer:
             assert await peer.status() == OK
             with pytest.raises(ConnectionResetError):
                 await peer.reader.read()
-        async with plain(server, header(TCP, rig.HOST, target) + b"w") as peer:
+        async with legacy(server, header(TCP, rig.HOST, target) + b"w") as peer:
             assert await peer.status() == OK
             rig.rst(peer.writer)
             assert await seen is ConnectionResetError
-        await rig.until(lambda: not server._plain)
+        await rig.until(lambda: not server._legacy)
 
 
 async def test_a_slow_reader_holds_the_target_back() -> None:
@@ -104,7 +103,7 @@ async def test_a_slow_reader_holds_the_target_back() -> None:
             sent += 1 << 16
 
     async with rig.agent(key=None) as server, rig.tcp_target(pour) as target:
-        async with plain(server, header(TCP, rig.HOST, target)) as peer:
+        async with legacy(server, header(TCP, rig.HOST, target)) as peer:
             assert await peer.status() == OK
             before = -1
             while sent != before:
@@ -135,26 +134,26 @@ async def test_a_target_that_is_not_reached_is_a_status_byte(
     monkeypatch.setattr(module, "dial_tcp", fail)
     monkeypatch.setattr(module, "dial_udp", fail)
     async with rig.agent(key=None) as server:
-        async with plain(server, header(protocol, "nowhere.test", 80)) as peer:
+        async with legacy(server, header(protocol, "nowhere.test", 80)) as peer:
             assert await peer.reader.read() == bytes([status])
 
 
 async def test_a_refused_port_is_an_unknown_error() -> None:
     async with rig.agent(key=None) as server:
-        async with plain(server, header(TCP, rig.HOST, rig.closed_port())) as peer:
+        async with legacy(server, header(TCP, rig.HOST, rig.closed_port())) as peer:
             assert await peer.reader.read() == bytes([UNKNOWN_ERROR])
 
 
 @pytest.mark.parametrize("protocol", [3, 74, 255])
 async def test_an_unknown_protocol_is_status_6(protocol: int) -> None:
     async with rig.agent(key=None) as server:
-        async with plain(server, header(protocol, rig.HOST, 80)) as peer:
+        async with legacy(server, header(protocol, rig.HOST, 80)) as peer:
             assert await peer.reader.read() == bytes([UNKNOWN_PROTOCOL])
 
 
 async def test_a_heartbeat_is_taken_and_closed() -> None:
     async with rig.agent(key=None) as server:
-        async with plain(server, header(HEARTBEAT, rig.HOST, 0)) as peer:
+        async with legacy(server, header(HEARTBEAT, rig.HOST, 0)) as peer:
             assert await peer.reader.read() == b""
 
 
@@ -167,9 +166,9 @@ async def test_a_bug_is_one_connection_s_alone(
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
         with monkeypatch.context() as patch:
             patch.setattr(module, "dial_tcp", fail)
-            async with plain(server, header(TCP, rig.HOST, target)) as peer:
+            async with legacy(server, header(TCP, rig.HOST, target)) as peer:
                 assert await peer.reader.read() == b""
-        async with plain(server, header(TCP, rig.HOST, target)) as peer:
+        async with legacy(server, header(TCP, rig.HOST, target)) as peer:
             assert await peer.status() == OK
     assert "ZeroDivisionError" in caplog.text
 
@@ -182,16 +181,16 @@ async def test_a_connection_that_is_lost_during_the_dial_leaves_nothing(
     async with rig.agent(key=None) as server, rig.tcp_target(rig.hold) as target:
 
         async def lose(*args: object) -> object:
-            (transport,) = server._plain
+            (transport,) = server._legacy
             transport.abort()
             await asyncio.sleep(0)
             return await real(*args)  # type: ignore[operator]
 
         monkeypatch.setattr(module, "dial_tcp", lose)
         monkeypatch.setattr(module, "dial_udp", lose)
-        async with plain(server, header(protocol, rig.HOST, target)) as peer:
+        async with legacy(server, header(protocol, rig.HOST, target)) as peer:
             assert await peer.reader.read() == b""
-            await rig.until(lambda: not server._plain)
+            await rig.until(lambda: not server._legacy)
 
 
 # -- UDP ---------------------------------------------------------------------------------------
@@ -200,17 +199,17 @@ async def test_a_connection_that_is_lost_during_the_dial_leaves_nothing(
 async def test_udp_datagrams_keep_their_borders() -> None:
     sent = [b"one", b"", b"x" * 65_507, b"four"]
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
-        async with plain(server, header(UDP, rig.HOST, target) + framed(b"early")) as peer:
+        async with legacy(server, header(UDP, rig.HOST, target) + framed(b"early")) as peer:
             assert await peer.status() == OK
             assert await peer.datagram() == b"early"
             peer.writer.write(framed(*sent))
             assert [await peer.datagram() for _ in sent] == sent
-        await rig.until(lambda: not server._plain)
+        await rig.until(lambda: not server._legacy)
 
 
 async def test_udp_frames_in_pieces() -> None:
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
-        async with plain(server, header(UDP, rig.HOST, target)) as peer:
+        async with legacy(server, header(UDP, rig.HOST, target)) as peer:
             assert await peer.status() == OK
             for byte in framed(b"ab", b"", b"cde"):
                 peer.writer.write(bytes([byte]))
@@ -222,9 +221,9 @@ async def test_udp_frames_in_pieces() -> None:
 async def test_udp_that_nobody_takes_ends_the_connection() -> None:
     port = rig.closed_port(socket.SOCK_DGRAM)
     async with rig.agent(key=None) as server:
-        async with plain(server, header(UDP, rig.HOST, port) + framed(b"x")) as peer:
+        async with legacy(server, header(UDP, rig.HOST, port) + framed(b"x")) as peer:
             assert await peer.reader.read() == bytes([OK])
-        await rig.until(lambda: not server._plain)
+        await rig.until(lambda: not server._legacy)
 
 
 def holding() -> module.Holding:
@@ -235,7 +234,7 @@ def holding() -> module.Holding:
 async def test_udp_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UDP_IDLE", 0.05)
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
-        async with plain(server, header(UDP, rig.HOST, target)) as peer:
+        async with legacy(server, header(UDP, rig.HOST, target)) as peer:
             assert await peer.reader.read() == bytes([OK])
 
 
@@ -264,7 +263,7 @@ async def test_datagrams_keep_a_udp_connection() -> None:
 async def test_udp_answers_that_nobody_reads_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BACKLOG", 0)
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
-        async with plain(server, header(UDP, rig.HOST, target) + framed(b"x")) as peer:
+        async with legacy(server, header(UDP, rig.HOST, target) + framed(b"x")) as peer:
             assert await peer.status() == OK
             peer.writer.write_eof()
             assert await peer.reader.read() == b""

@@ -46,7 +46,7 @@ class Agent:
         self.port = port
         self.tasks: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
-        self._links: list[ClientTunnelProtocol] = []
+        self._tunnels: list[ClientTunnelProtocol] = []
         self._pid = process.pid
 
     def peak(self) -> int:
@@ -68,21 +68,25 @@ class Agent:
             writer.write(handshake.data_to_send())
         return Intruder(reader, writer)
 
-    async def driver(self) -> MuxConnection:
+    async def connection(self) -> MuxConnection:
         """A client that keeps to the protocol."""
         made = MuxConnection(Side.CLIENT, "client")
-        link = ClientTunnelProtocol(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
-        await asyncio.get_running_loop().create_connection(lambda: link, rig.HOST, self.port)
-        await link.welcome
-        self._links.append(link)
+        tunnel = ClientTunnelProtocol(made, ClientHandshake(rig.KEY, secrets.token_bytes(32)))
+        await asyncio.get_running_loop().create_connection(lambda: tunnel, rig.HOST, self.port)
+        await tunnel.welcome
+        self._tunnels.append(tunnel)
         return made
 
     async def leave(self) -> None:
         """End every connection."""
-        for link in self._links:
-            link.transport.abort()
+        for tunnel in self._tunnels:
+            tunnel.transport.abort()
         await rig.until(
-            lambda: not any(link.driver and link.driver.attached for link in self._links)
+            lambda: (
+                not any(
+                    tunnel.connection and tunnel.connection.attached for tunnel in self._tunnels
+                )
+            )
         )
         for task in self.tasks:
             task.cancel()
@@ -256,13 +260,13 @@ async def attacked() -> AsyncIterator[Agent]:
     """An agent. After the attack it has kept to its limit, serves the
     client that was there before, and takes another."""
     async with agent() as here, target(rig.echo) as echo:
-        client = await here.driver()
+        client = await here.connection()
         await exchange(client, echo)
         yield here
         await rest(here)
         assert here.peak() <= ALLOWED
         await exchange(client, echo)
-        await exchange(await here.driver(), echo)
+        await exchange(await here.connection(), echo)
         assert here.peak() <= ALLOWED
 
 
@@ -277,7 +281,7 @@ async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
     """Their clients keep to the protocol, but take nothing of what comes."""
     async with attacked() as here, target(said) as port:
         for _ in range(4):
-            client = await here.driver()
+            client = await here.connection()
             for _ in range(250 if said is talk else 50):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
 
@@ -285,11 +289,11 @@ async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
 async def test_sessions_that_take_all_they_may_leave_room_under_a_small_limit() -> None:
     limit = 128 << 20
     async with agent(limit=limit) as here, target(talk) as port, target(rig.echo) as echo:
-        for client in [await here.driver() for _ in range(20)]:
+        for client in [await here.connection() for _ in range(20)]:
             for _ in range(400):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
         await rest(here)
-        await exchange(await here.driver(), echo)
+        await exchange(await here.connection(), echo)
         assert here.peak() <= limit * 4 // 5
 
 
@@ -393,7 +397,7 @@ async def test_strangers_with_half_a_handshake() -> None:
                 writer.write(halves[n % len(halves)])
         await rest(here)
         # They hold all places; a client that knows the key gets one.
-        await here.driver()
+        await here.connection()
 
 
 @pytest.mark.parametrize("side", ["client", "target", "both", "framing"])

@@ -24,7 +24,7 @@ from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameType, encode_frame
 from krelay.wire.handshake import ClientHandshake
 from tests import rig
-from tests.agent.peer import header, plain, session
+from tests.agent.peer import header, legacy, session
 from tests.agent.test_targets import ask
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +57,7 @@ async def test_it_ends_when_the_last_has_gone_without_a_word() -> None:
     async with life(grace=0.05) as (server, task):
         client = await session(server)
         wait(server, 0.05)
-        async with plain(server, b"") as other:
+        async with legacy(server, b"") as other:
             other.writer.close()
         assert not task.done()
         await client.cut()
@@ -67,12 +67,12 @@ async def test_whoever_is_there_keeps_it() -> None:
     async with life(grace=3600.0) as (server, task):
         client = await session(server)
         assert server._idle_timer is None
-        async with plain(server, b""):
+        async with legacy(server, b""):
             pass
-        await rig.until(lambda: len(server._entrances) == 1)
+        await rig.until(lambda: len(server._connections) == 1)
         assert server._idle_timer is None
         await client.cut()
-        await rig.until(lambda: not server._entrances)
+        await rig.until(lambda: not server._connections)
         assert server._idle_timer is None
         assert not task.done()
         server.stop("test")
@@ -83,12 +83,12 @@ async def test_plain_connections_keep_it_too() -> None:
     async with asyncio.TaskGroup() as tasks, rig.tcp_target(rig.echo) as target:
         task = tasks.create_task(server.run())
         await server.listening.wait()
-        async with plain(server, header(0, rig.HOST, target)) as peer:
+        async with legacy(server, header(0, rig.HOST, target)) as peer:
             assert await peer.status() == 1
             client = await session(server, key=b"")
             client.leave()
             await rig.until(lambda: len(server.sessions) == 0)
-            await rig.until(lambda: not server._entrances)
+            await rig.until(lambda: not server._connections)
             assert server._idle_timer is None
             peer.writer.write(b"x")
             assert await peer.reader.readexactly(1) == b"x"
@@ -110,7 +110,7 @@ async def test_where_idleness_never_ends_it_a_good_bye_does_not_either() -> None
     async with life(idle_timeout=0.0) as (server, task):
         client = await session(server)
         client.leave()
-        await rig.until(lambda: not server._entrances)
+        await rig.until(lambda: not server._connections)
         assert server._idle_timer is None
         assert not task.done()
         server.stop("test")
@@ -127,7 +127,7 @@ async def test_who_has_yet_to_shake_hands_as_the_last_says_good_bye_keeps_it(
         writer.write(shaking.data_to_send())
         assert shaking.receive_data(await reader.read(1 << 10)) is None
         last.leave()
-        await rig.until(lambda: len(server._entrances) == 1)
+        await rig.until(lambda: len(server._connections) == 1)
         assert len(server.sessions) == 0
         assert server._idle_timer is None
         writer.write(shaking.data_to_send())
@@ -144,10 +144,10 @@ async def test_who_leaves_without_a_session_after_the_last_good_bye_does_not_pro
     monkeypatch.setattr(module, "LINGER", 0.05)
     async with life(idle_timeout=3600.0) as (server, _):
         last = await session(server)
-        async with plain(server, b""):
-            await rig.until(lambda: len(server._entrances) == 2)
+        async with legacy(server, b""):
+            await rig.until(lambda: len(server._connections) == 2)
             last.leave()
-            await rig.until(lambda: len(server._entrances) == 1)
+            await rig.until(lambda: len(server._connections) == 1)
 
 
 async def test_a_session_that_comes_within_the_linger_keeps_it(
@@ -174,13 +174,13 @@ async def test_stopping_says_good_bye_and_cuts() -> None:
         async with life() as (server, _):
             client = await session(server)
             told: list[ErrorCode] = []
-            client.driver.on_go_away = lambda code, message: told.append(code)
+            client.connection.on_go_away = lambda code, message: told.append(code)
             _, seen = ask(client, 0, target)
             await rig.until(lambda: seen.told)
             server.stop("test")
             await rig.until(lambda: told)
         assert set(told) == {ErrorCode.GOING_AWAY}
-        await rig.until(lambda: not client.driver.attached)
+        await rig.until(lambda: not client.connection.attached)
         client.leave()
 
 
@@ -194,10 +194,10 @@ async def test_what_comes_while_it_stops_is_refused_and_not_lost(
         await server.listening.wait()
         client = await session(server)
         # As if it were on its way when the good-bye was written.
-        client.driver.on_go_away = lambda code, message: None
+        client.connection.on_go_away = lambda code, message: None
         server.stop("test")
-        await rig.until(lambda: client.driver.session.peer_going_away)
-        client.driver.session.peer_going_away = False
+        await rig.until(lambda: client.connection.session.peer_going_away)
+        client.connection.session.peer_going_away = False
         _, seen = ask(client, 0, target)
         await rig.until(lambda: seen.told)
         assert seen.told == [ErrorCode.GOING_AWAY]
@@ -217,7 +217,7 @@ async def test_stopping_waits_for_no_dial() -> None:
             client = await session(server)
             ask(client, 0, full.getsockname()[1])
             (kept,) = server.sessions._kept.values()
-            await rig.until(lambda: kept.driver.session.streams)
+            await rig.until(lambda: kept.mux.session.streams)
             server.stop("test")
         for sock in socks:
             sock.close()
@@ -227,46 +227,46 @@ async def test_stopping_waits_for_no_dial() -> None:
 async def test_stopping_waits_for_no_silent_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRAIN", 0.05)
     async with life() as (server, _):
-        async with plain(server, b"") as peer:
-            await rig.until(lambda: server._entrances)
-            (entrance,) = server._entrances
+        async with legacy(server, b"") as peer:
+            await rig.until(lambda: server._connections)
+            (connection,) = server._connections
             # More than the kernel takes: a close has to wait for it.
-            entrance.transport.write(bytes(32 << 20))
+            connection.transport.write(bytes(32 << 20))
             server.stop("test")
             with suppress(ConnectionResetError):
                 while await peer.reader.read(1 << 10):
-                    await rig.until(lambda: not server._entrances)
+                    await rig.until(lambda: not server._connections)
 
 
 async def test_connections_are_limited(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "MAX_PLAIN", 1)
+    monkeypatch.setattr(module, "MAX_LEGACY", 1)
     caplog.set_level(logging.INFO, "krelay.agent")
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
         client = await session(server, key=b"")
         ask = header(0, rig.HOST, target)
-        async with plain(server, ask) as first:
+        async with legacy(server, ask) as first:
             assert await first.status() == 1
-            async with plain(server, ask) as over:
+            async with legacy(server, ask) as over:
                 assert await over.reader.read() == bytes([2])
-        await rig.until(lambda: not server._plain)
-        async with plain(server, ask) as next:
+        await rig.until(lambda: not server._legacy)
+        async with legacy(server, ask) as next:
             assert await next.status() == 1
-        assert client.driver.attached
+        assert client.connection.attached
         client.leave()
-    assert "refused: a plain connection: there are 1" in caplog.text
+    assert "refused: a legacy connection: there are 1" in caplog.text
 
 
 async def test_of_strangers_the_oldest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_STRANGERS", 2)
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
     async with rig.agent() as server:
         client = await session(server)
-        async with plain(server, b"") as first, plain(server, b""):
-            await rig.until(lambda: server._stranger_count == 2)
+        async with legacy(server, b"") as first, legacy(server, b""):
+            await rig.until(lambda: server._pending_count == 2)
             other = await session(server)
             assert await first.reader.read() == b""
-            assert client.driver.attached
+            assert client.connection.attached
         client.leave()
         other.leave()
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from tests.agent.test_target import Seen, ask
 
-from agent.client import FIRST_STREAMS
+from agent.memory import FIRST_STREAMS
 from agent.server import Server
 from krelay.wire.errors import ErrorCode, HandshakeError
 from krelay.wire.handshake import key_digest
@@ -82,7 +82,7 @@ async def test_a_session_is_carried_on_with_its_streams() -> None:
         await rig.until(lambda: seen.data == b"before ")
         await client.cut()
         stream.write(b"during ")
-        again = await session(server, resume=client.resume, driver=client.driver)
+        again = await session(server, resume=client.resume, connection=client.connection)
         stream.write(b"after")
         await rig.until(lambda: seen.data == b"before during after")
         assert len(server.sessions) == 1
@@ -96,10 +96,10 @@ async def test_a_session_moves_while_its_tunnel_still_works() -> None:
         stream, seen = ask(client, 0, port)
         stream.write(b"one ")
         await rig.until(lambda: seen.data == b"one ")
-        moved = await session(server, resume=client.resume, driver=client.driver)
+        moved = await session(server, resume=client.resume, connection=client.connection)
         stream.write(b"two")
         await rig.until(lambda: seen.data == b"one two")
-        await rig.until(lambda: client.link.transport.is_closing())
+        await rig.until(lambda: client.tunnel.transport.is_closing())
         assert len(server.sessions) == 1
         moved.leave()
 
@@ -114,7 +114,7 @@ async def test_an_unknown_session_and_a_wrong_key_get_the_same_answer() -> None:
         assert {(error.code, str(error)) for error in answers} == {
             (ErrorCode.UNKNOWN_SESSION, "no such session")
         }
-        assert client.driver.attached
+        assert client.connection.attached
         client.leave()
 
 
@@ -137,7 +137,7 @@ async def test_a_session_that_cannot_be_carried_on_is_over() -> None:
         assert (await refused(server, resume=impossible)).code == ErrorCode.UNKNOWN_SESSION
         assert len(server.sessions) == 0
         assert (await refused(server, resume=client.resume)).code == ErrorCode.UNKNOWN_SESSION
-        await rig.until(lambda: not client.driver.attached)
+        await rig.until(lambda: not client.connection.attached)
         client.leave()
 
 
@@ -149,15 +149,15 @@ async def test_a_claim_that_comes_late_leaves_the_session_as_it_is(carried: bool
         stream.write(b"before ")
         await rig.until(lambda: seen.data == b"before ")
         (kept,) = server.sessions._kept.values()
-        await rig.until(lambda: kept.driver.session.acknowledged)
+        await rig.until(lambda: kept.mux.session.acknowledged)
         if not carried:
             await client.cut()
             await rig.until(lambda: kept.grace)
         late = dataclasses.replace(client.resume, received=lambda: 0)
         assert (await refused(server, resume=late)).code == ErrorCode.UNKNOWN_SESSION
-        assert (kept.driver.attached, kept.grace is None) == (carried, carried)
+        assert (kept.mux.attached, kept.grace is None) == (carried, carried)
         if not carried:
-            await session(server, resume=client.resume, driver=client.driver)
+            await session(server, resume=client.resume, connection=client.connection)
         stream.write(b"after")
         await rig.until(lambda: seen.data == b"before after")
         client.leave()
@@ -194,7 +194,7 @@ async def test_a_tunnel_that_comes_back_ends_the_grace() -> None:
         await rig.until(lambda: kept.grace)
         grace = kept.grace
         assert grace is not None
-        again = await session(server, resume=client.resume, driver=client.driver)
+        again = await session(server, resume=client.resume, connection=client.connection)
         assert kept.grace is None
         assert grace.cancelled()
         again.leave()
@@ -208,7 +208,7 @@ async def test_a_session_in_its_grace_ends_with_the_agent() -> None:
         await rig.until(lambda: kept.grace)
     assert kept.grace is not None
     assert kept.grace.cancelled()
-    assert kept.driver.closed
+    assert kept.mux.closed
 
 
 async def test_sessions_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +259,7 @@ async def test_one_client_s_streams_leave_room_for_the_next_session() -> None:
 async def test_nonsense_in_a_session_ends_that_session_alone() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
         bad, good = await session(server), await session(server)
-        bad.link.transport.write(b"\xff" * 100)
+        bad.tunnel.transport.write(b"\xff" * 100)
         await rig.until(lambda: len(server.sessions) == 1)
         seen = await echoed(good, port)
         assert seen.data == b"x"

@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from agent import targets as module
-from agent.client import CONNECTION_COST
-from agent.dial import dial_udp
-from agent.errors import DialError
+from agent.dial import DialError
+from agent.memory import CONNECTION_COST
+from agent.udp import dial_udp
 from krelay.mux.stream import MuxStream
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
@@ -53,7 +53,7 @@ class Seen:
 def ask(client: Client, protocol: int, port: int, host: str = rig.HOST) -> tuple[MuxStream, Seen]:
     """Open a stream to a target."""
     seen = Seen()
-    return client.driver.open(Header(protocol, host, port), seen), seen
+    return client.connection.open(Header(protocol, host, port), seen), seen
 
 
 async def settled(client: Client) -> None:
@@ -98,7 +98,7 @@ async def test_a_target_that_is_not_reached_is_refused_with_the_reason(
         _, seen = ask(client, protocol, 80)
         await rig.until(lambda: seen.told)
         assert seen.told == [ErrorCode.UNREACHABLE]
-        assert not client.driver.session.streams
+        assert not client.connection.session.streams
         client.leave()
 
 
@@ -178,8 +178,8 @@ async def test_a_connection_that_comes_up_as_its_stream_is_reset_is_reset() -> N
         client = await session(server)
         stream, _ = ask(client, TCP, port)
         (kept,) = server.sessions._kept.values()
-        await rig.until(lambda: kept.driver.session.streams)
-        (there,) = kept.driver.session.streams.values()
+        await rig.until(lambda: kept.mux.session.streams)
+        (there,) = kept.mux.session.streams.values()
         relay = there.owner.handler
         await rig.until(lambda: relay.transport)
         relay.stream.reset()
@@ -200,7 +200,7 @@ async def test_a_target_that_slams_the_door_is_a_reset() -> None:
             _, seen = ask(client, TCP, port)
             await rig.until(lambda seen=seen: seen.told and seen.told[-1] != "accepted")
             assert seen.told[-1] in (ErrorCode.RESET, ErrorCode.REFUSED)
-        assert not client.driver.session.streams
+        assert not client.connection.session.streams
         client.leave()
 
 
@@ -227,7 +227,7 @@ async def test_streams_whose_targets_are_dialled_hold_no_more_than_their_client_
         asked = [ask(client, TCP, 80) for _ in range(80)]
         for stream, _ in asked:
             stream.write(bytes(60_000))
-        waiting = client.driver.session
+        waiting = client.connection.session
         await rig.until(lambda: not waiting.queued and not waiting.unacknowledged)
         await settled(client)
         refused = [seen for _, seen in asked if seen.told == [ErrorCode.LIMIT]]
@@ -258,13 +258,13 @@ async def test_targets_that_take_nothing_leave_room_for_the_next_client() -> Non
         asked = [ask(client, TCP, port) for _ in range(100)]
         await rig.until(lambda: all(seen.told for _, seen in asked))
         (kept,) = server.sessions._kept.values()
-        for stream in list(kept.driver.session.streams.values()):
+        for stream in list(kept.mux.session.streams.values()):
             taken = stream.owner.handler.transport.get_extra_info("socket")
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
         for asking, _ in asked:
             asking.write(bytes(1 << 20))
         await rig.until(lambda: any(ErrorCode.LIMIT in seen.told for _, seen in asked))
-        await rig.until(lambda: client.driver.session.unacknowledged == 0)
+        await rig.until(lambda: client.connection.session.unacknowledged == 0)
         await settled(client)
         assert server.budget.free >= 0
         other = await session(server)
@@ -306,7 +306,7 @@ async def test_what_has_waited_is_given_back_when_the_target_is_there() -> None:
         stream.write(b"early")
         flow.datagram(b"early")
         await rig.until(lambda: seen.data and b"early" in told.told)
-        streams = kept.driver.session.streams.values()
+        streams = kept.mux.session.streams.values()
         assert [s.owner.handler._reservation.size for s in streams] == [CONNECTION_COST] * 2
         client.leave()
         await rig.until(lambda: server.budget.left == server.budget.size)
@@ -364,7 +364,7 @@ async def test_datagrams_of_either_end_keep_a_flow() -> None:
         stream.datagram(b"question")
         _, address = await asyncio.get_running_loop().sock_recvfrom(target, 100)
         (kept,) = server.sessions._kept.values()
-        (there,) = kept.driver.session.streams.values()
+        (there,) = kept.mux.session.streams.values()
         flow = there.owner.handler
         flow._active_at -= module.UDP_IDLE
         target.sendto(b"answer", address)
@@ -403,7 +403,7 @@ async def test_what_only_an_opener_is_told_is_ignored() -> None:
         stream, seen = ask(client, UDP, port)
         (kept,) = server.sessions._kept.values()
         await rig.until(lambda: seen.told)
-        (there,) = kept.driver.session.streams.values()
+        (there,) = kept.mux.session.streams.values()
         flow = there.owner.handler
         flow.on_accepted()
         flow.on_refused(ErrorCode.NONE, "")

@@ -9,12 +9,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from agent.budget import MemoryBudget
-from agent.client import ReadBuffer
-from agent.connection import AgentConnection
-from agent.dns import Lookups
-from agent.refusals import Refusals
-from agent.sessions import Kept, Sessions
+from agent.connection import AgentConnection, RefusalLog
+from agent.dial import Lookups
+from agent.memory import MemoryBudget, ReadBuffer
+from agent.sessions import KeptSession, Sessions
 from agent.settings import Settings
 from krelay.errors import NotListeningError
 from krelay.mux.connection import MuxConnection
@@ -55,13 +53,13 @@ class FaultyTransport(MemoryTransport):
 
 
 class FaultyAgent(Sessions):
-    """A real agent's sessions and entrances, with no socket: `arrived` gets its streams."""
+    """A real agent's sessions and connections, without a socket: `on_stream` gets its streams."""
 
     def __init__(
         self, settings: Settings, tasks: asyncio.TaskGroup, on_stream: Callable[[MuxStream], None]
     ) -> None:
         self.buffer = ReadBuffer()
-        self.refusals = Refusals()
+        self.refusals = RefusalLog()
         super().__init__(
             settings,
             tasks,
@@ -71,27 +69,27 @@ class FaultyAgent(Sessions):
             lookups=Lookups(),
         )
         self.sessions: Sessions = self
-        self.entrances: set[AgentConnection] = set()
+        self.connections: set[AgentConnection] = set()
         self._on_stream = on_stream
 
     @property
     def drivers(self) -> list[MuxConnection]:
         """Those of the sessions that it keeps."""
-        return [kept.driver for kept in self._kept.values()]
+        return [kept.mux for kept in self._kept.values()]
 
-    def arrived(self, entrance: AgentConnection) -> None:
-        self.entrances.add(entrance)
+    def connected(self, connection: AgentConnection) -> None:
+        self.connections.add(connection)
 
-    def proven(self, entrance: AgentConnection) -> None:
-        assert entrance in self.entrances
+    def authenticated(self, connection: AgentConnection) -> None:
+        assert connection in self.connections
 
-    def left(self, entrance: AgentConnection) -> None:
-        self.entrances.discard(entrance)
+    def disconnected(self, connection: AgentConnection) -> None:
+        self.connections.discard(connection)
 
-    def take_over(self, entrance: AgentConnection, asked: Header, early: bytes) -> None:
-        raise AssertionError("nobody asks for plain mode")
+    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
+        raise AssertionError("no client asks for legacy mode")
 
-    def _open_target(self, kept: Kept, stream: MuxStream) -> None:
+    def _open_target(self, kept: KeptSession, stream: MuxStream) -> None:
         self._on_stream(stream)
 
 

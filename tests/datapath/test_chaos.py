@@ -378,7 +378,7 @@ async def tell(seed: int) -> None:
             running.cancel()
         # A good-bye that was said into a hole is not heard: then the grace ends it.
         assert await story.until(
-            lambda: not story.agent.entrances and not len(story.agent), patience
+            lambda: not story.agent.connections and not len(story.agent), patience
         )
     assert asyncio.all_tasks() == before
 

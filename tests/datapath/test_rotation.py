@@ -105,9 +105,9 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
             # A tunnel that has gone deaf, and dumb.
             monkeypatch.setattr(carrier, "_DOUBT", 0.05)
             (kept,) = path.server.sessions._kept.values()
-            silent = kept.driver._transport
+            silent = kept.mux._transport
             assert silent is not None
-            kept.driver._transport = None
+            kept.mux._transport = None
             path.pool.network_changed(broken=False)
             await rig.until(lambda: tunnel.stats.resumed)
             writer.write(b"b")

@@ -207,7 +207,7 @@ async def test_nonsense_from_the_agent_ends_the_session_and_another_is_opened(
         (kept,) = path.server.sessions._kept.values()
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
-            transport = kept.driver._transport
+            transport = kept.mux._transport
             assert transport is not None
             transport.write(encode_frame(99, 0))
             with pytest.raises(ConnectionResetError):
@@ -240,7 +240,7 @@ async def test_an_agent_that_has_lost_what_we_have_sent_is_a_new_session(
         async with rig.connect(port) as (reader, _):
             await rig.until(lambda: path.streams == (1, 1))
             (kept,) = path.server.sessions._kept.values()
-            kept.driver.session._receive_counter.count += 1000
+            kept.mux.session._receive_counter.count += 1000
             path.link.cut()
             with pytest.raises(ConnectionResetError):
                 await reader.read()

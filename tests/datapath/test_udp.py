@@ -263,7 +263,7 @@ async def test_an_agent_that_ends_a_flow_ends_it_here_too() -> None:
                 client.send(b"x")
                 assert await rig.recv(client) == b"x"
                 (kept,) = path.server.sessions._kept.values()
-                (stream,) = kept.driver.session.streams.values()
+                (stream,) = kept.mux.session.streams.values()
                 if end == "end":
                     stream.owner.end()
                 else:

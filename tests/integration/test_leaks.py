@@ -116,7 +116,7 @@ async def test_tcp_leaves_nothing_behind() -> None:
             await rig.until(lambda session=session: session.unacknowledged == 0)
             assert not session._send_queue._small
             assert not session._send_queue._bulk
-        assert not path.server._plain
+        assert not path.server._legacy
 
 
 async def test_udp_leaves_nothing_behind() -> None:

@@ -27,10 +27,9 @@ import pytest
 from prometheus_client import parser
 
 from agent import targets as targets
-from agent.dial import dial_udp
-from agent.errors import DialError
-from agent.sessions import Kept
-from agent.udp import UdpSocket
+from agent.dial import DialError
+from agent.sessions import KeptSession
+from agent.udp import UdpSocket, dial_udp
 from krelay import __version__
 from krelay.datapath import carrier, metrics, udp
 from krelay.datapath.metrics import REFUSALS
@@ -386,7 +385,7 @@ class Scene:
         return rig.connection(self.tunnel)
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> KeptSession:
         """The agent's end of it."""
         [kept] = self.reach.server.sessions._kept.values()
         return kept
@@ -394,7 +393,7 @@ class Scene:
     @property
     def agents_transport(self) -> asyncio.Transport:
         """What carries the session at the agent's end."""
-        transport = self.kept.driver._transport
+        transport = self.kept.mux._transport
         assert transport is not None
         return transport
 
@@ -794,10 +793,10 @@ async def test_datagrams_of_flows_that_made_room(
         # Answers are under way as their flow ends.
         await here.acknowledged()
         here.transport.pause_reading()
-        before = here.kept.driver.session._congestion.sent
+        before = here.kept.mux.session._congestion.sent
         for _ in range(3):
             target.sock.sendto(b"late", target.peer)
-        await rig.until(lambda: here.kept.driver.session._congestion.sent >= before + 3 * 12)
+        await rig.until(lambda: here.kept.mux.session._congestion.sent >= before + 3 * 12)
         async with rig.udp_socket(connect=port) as other:
             other.send(b"ping")
             await here.seen.becomes(1, "forward_streams_total", result="idle")
@@ -841,7 +840,7 @@ async def test_datagrams_that_the_agent_lost(
         await rig.until(lambda: target.came == targets._MOST_EARLY_DATAGRAMS)
         await asked(client)
 
-        [flow] = [stream.owner.handler for stream in here.kept.driver.session.streams.values()]
+        [flow] = [stream.owner.handler for stream in here.kept.mux.session.streams.values()]
         for number, error in enumerate((BlockingIOError, PermissionError), 1):
 
             class Full:
@@ -856,7 +855,7 @@ async def test_datagrams_that_the_agent_lost(
             await asked(client)
         await here.seen.becomes(4, name, reason="agent_kernel_send")
 
-        send_queue = here.kept.driver.session._send_queue
+        send_queue = here.kept.mux.session._send_queue
         most, send_queue._max_datagrams = send_queue._max_datagrams, 0
         for _ in range(5):
             target.sock.sendto(b"x", target.peer)

@@ -1,4 +1,4 @@
-"""Two drivers with a tunnel between them, over whichever transport a test asks for."""
+"""Two connections with a tunnel between them, over whichever transport a test asks for."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Ear:
 
 
 class Pair:
-    """A client's and an agent's driver. Streams that the client opens turn up in `arrivals`."""
+    """A client's and an agent's connection. Streams that the client opens turn up in `arrivals`."""
 
     def __init__(self, limits: Limits) -> None:
         self.arrivals: asyncio.Queue[tuple[MuxStream, Ear]] = asyncio.Queue()
@@ -87,7 +87,7 @@ class Pair:
         self.agent = MuxConnection(
             Side.AGENT, "a", limits=limits, on_open=lambda stream: self.listens(stream)
         )
-        self.links: list[TunnelProtocol] = []
+        self.tunnels: list[TunnelProtocol] = []
 
     def _arrive(self, stream: MuxStream) -> None:
         ear = Ear()
@@ -106,10 +106,10 @@ class Pair:
         else:
             fakes.join(here, there, piece=7 if way == "trickle" else 1 << 20)
         counts = self.client.session.begin_resume(), self.agent.session.begin_resume()
-        here.driver, there.driver = self.client, self.agent
+        here.connection, there.connection = self.client, self.agent
         self.client.attach(here.transport, counts[1])
         self.agent.attach(there.transport, counts[0])
-        self.links = [here, there]
+        self.tunnels = [here, there]
 
     async def stream(self, *, greedy: bool = True) -> tuple[MuxStream, Ear, MuxStream, Ear]:
         """A stream that is open at both ends, and who listens there."""
@@ -129,13 +129,13 @@ class Pair:
 
 @asynccontextmanager
 async def pair(way: str = "memory", limits: Limits = Limits()) -> AsyncIterator[Pair]:  # noqa: B008
-    """Two drivers, connected."""
+    """Two connections, connected."""
     made = Pair(limits)
     await made.connect(way)
     try:
         yield made
     finally:
         made.close()
-        for link in made.links:
-            link.transport.abort()
+        for tunnel in made.tunnels:
+            tunnel.transport.abort()
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""A driver pumps a session over memory, sockets and a trickle alike."""
+"""A connection pumps a session over memory, sockets and a trickle alike."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def test_a_session_moves_to_another_tunnel_and_loses_nothing(way: str) -> 
         for at in range(0, len(data), 5_000):
             near.write(data[at : at + 5_000])
             if at % 20_000 == 0:
-                old = [link.transport for link in both.links]
+                old = [tunnel.transport for tunnel in both.tunnels]
                 if at % 40_000 == 0:
                     for transport in old:
                         transport.abort()
@@ -140,14 +140,14 @@ async def test_a_session_moves_to_another_tunnel_and_loses_nothing(way: str) -> 
 
 async def test_a_lost_tunnel_is_told_once_and_a_former_one_is_ignored() -> None:
     async with pair() as both:
-        former = both.links[0].transport
+        former = both.tunnels[0].transport
         await both.connect("memory")
-        both.client.receive(former, b"\xff" * 20)
-        both.client.lost(former, None)
+        both.client.receive_data(former, b"\xff" * 20)
+        both.client.tunnel_lost(former, None)
         both.client.pause_writing(former)
         both.client.resume_writing(former)
         assert both.detached == []
-        both.links[0].transport.abort()
+        both.tunnels[0].transport.abort()
         await asyncio.sleep(0.001)
         assert [type(exc) for exc in both.detached] == [ConnectionResetError]
         assert not both.client.attached
@@ -166,7 +166,7 @@ async def test_a_tunnel_that_cannot_carry_the_session_on_leaves_it_to_the_one_th
 async def test_a_protocol_error_ends_the_session_and_says_so() -> None:
     async with pair() as both:
         _, near_ear, _, _ = await both.stream()
-        both.client.receive(both.links[0].transport, b"\xff" * 8)
+        both.client.receive_data(both.tunnels[0].transport, b"\xff" * 8)
         assert near_ear.said[-1] == "reset PROTOCOL"
         assert both.detached == [None]
         assert both.client.closed
@@ -205,7 +205,7 @@ async def test_a_stream_that_is_closed_in_the_read_that_opens_it_is_nobody_s() -
 async def test_a_stalled_tunnel_is_dropped() -> None:
     limits = Limits(ping_interval=0.01, ping_timeout=0.05)
     async with pair(limits=limits) as both:
-        transport = both.links[0].transport
+        transport = both.tunnels[0].transport
         assert isinstance(transport, fakes.MemoryTransport)
         assert transport.other is not None
         transport.other.choke(True)
@@ -216,7 +216,7 @@ async def test_a_stalled_tunnel_is_dropped() -> None:
 async def test_a_full_tunnel_pauses_the_driver_and_nothing_is_lost() -> None:
     async with pair() as both:
         near, _, _, far_ear = await both.stream()
-        transport = both.links[0].transport
+        transport = both.tunnels[0].transport
         assert isinstance(transport, fakes.MemoryTransport)
         transport.choke(True)
         transport.set_write_buffer_limits(high=10_000)
@@ -253,11 +253,11 @@ async def test_what_it_logs_and_how_it_prints(caplog: pytest.LogCaptureFixture) 
 
 
 def test_a_link_without_a_driver_drops_what_comes() -> None:
-    link = TunnelProtocol()
-    link.data_received(b"x")
-    link.pause_writing()
-    link.resume_writing()
-    link.connection_lost(None)
+    tunnel = TunnelProtocol()
+    tunnel.data_received(b"x")
+    tunnel.pause_writing()
+    tunnel.resume_writing()
+    tunnel.connection_lost(None)
 
 
 async def test_a_handle_whose_handler_has_gone_is_told_nothing() -> None:
@@ -283,11 +283,11 @@ async def test_what_is_sent_on_a_tunnel_that_breaks_in_that_turn_touches_no_othe
     the next socket of that number is never read."""
     loop = asyncio.get_running_loop()
     async with pair("sockets") as both:
-        transport = both.links[0].transport
+        transport = both.tunnels[0].transport
         number = transport.get_extra_info("socket").fileno()
         near, *_ = await both.stream()
         near.write(b"sent at the end of this turn")
-        # Lost, as when a read or a write fails, of which the driver is told after that.
+        # Lost, as when a read or a write fails, of which the connection is told after that.
         transport.abort()
         await until(lambda: both.detached)
         assert not loop.remove_writer(number)
@@ -296,8 +296,8 @@ async def test_what_is_sent_on_a_tunnel_that_breaks_in_that_turn_touches_no_othe
 async def test_a_tunnel_that_takes_no_bytes_pauses_the_driver_on_any_python() -> None:
     """asyncio's `writelines` (until 3.12.8 and 3.13.1) pauses nobody: no bound for what waits."""
     async with pair("sockets") as both:
-        transport = both.links[0].transport
-        both.links[1].transport.pause_reading()
+        transport = both.tunnels[0].transport
+        both.tunnels[1].transport.pause_reading()
         with suppress(BlockingIOError):
             while True:
                 os.write(transport.get_extra_info("socket").fileno(), bytes(1 << 16))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 
 import pytest
 
-from krelay.mux.sockets import end_socket, no_delay, reset_on_close, reset_socket
+from krelay.mux.sockets import ReceiveDrops, end_socket, no_delay, reset_on_close, reset_socket
 from tests import rig
 from tests.fakes import MemoryTransport
 
@@ -77,3 +78,36 @@ async def test_a_connection_that_is_gone_takes_no_options_and_is_let_go(macos: N
         reset_socket(transport)
         assert transport.is_closing()
         server.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_each_datagram_that_did_not_fit_is_counted() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        sock.setblocking(False)
+        sock.bind((rig.HOST, 0))
+        drops = ReceiveDrops(sock)
+        assert drops.count == 0
+        for _ in range(100):
+            sender.sendto(bytes(500), sock.getsockname())
+        came = 0
+        while True:
+            try:
+                sock.recv(500)
+            except BlockingIOError:
+                break
+            came += 1
+        assert 0 < came < 100
+        assert drops.count == 100 - came
+        assert drops.close() == 100 - came
+    assert drops.count == 100 - came
+
+
+def test_a_socket_that_tells_nothing_has_lost_nothing() -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    drops = ReceiveDrops(sock)
+    sock.close()
+    assert drops.count == 0

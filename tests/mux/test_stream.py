@@ -31,8 +31,8 @@ async def test_many_streams_that_cannot_send_hold_little_each() -> None:
     """While the tunnel is away, every target goes on talking: what is kept is bounded in all."""
     async with pair() as both:
         streams = [await both.stream() for _ in range(200)]
-        for link in both.links:
-            link.transport.abort()
+        for tunnel in both.tunnels:
+            tunnel.transport.abort()
         await rig.until(lambda: not both.agent.attached)
         for _, _, far, _ in streams:
             while far.write(bytes(16 << 10)):

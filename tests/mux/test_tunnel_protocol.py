@@ -16,35 +16,35 @@ from tests.mux.pair import TARGET, Ear
 
 
 async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientTunnelProtocol, MuxConnection]:
-    """A client's link whose handshake has begun."""
+    """A client's tunnel whose handshake has begun."""
     loop = asyncio.get_running_loop()
-    driver = MuxConnection(Side.CLIENT, "c")
-    link = ClientTunnelProtocol(driver, ClientHandshake(key, secrets.token_bytes(NONCE_SIZE)))
-    await loop.create_connection(lambda: link, "127.0.0.1", port)
-    return link, driver
+    connection = MuxConnection(Side.CLIENT, "c")
+    tunnel = ClientTunnelProtocol(connection, ClientHandshake(key, secrets.token_bytes(NONCE_SIZE)))
+    await loop.create_connection(lambda: tunnel, "127.0.0.1", port)
+    return tunnel, connection
 
 
 async def test_an_agent_lets_us_in_and_streams_open() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
-        link, driver = await knock(server.address[1])
-        welcome = await link.welcome
+        tunnel, connection = await knock(server.address[1])
+        welcome = await tunnel.welcome
         assert isinstance(welcome, Welcome)
-        assert driver.attached
+        assert connection.attached
         ear = Ear()
         header = type(TARGET)(TARGET.protocol, "127.0.0.1", port)
-        stream = ear.stream = driver.open(header, ear)
+        stream = ear.stream = connection.open(header, ear)
         stream.write(b"hello")
         await ear.until_size(5)
-        driver.close(ErrorCode.GOING_AWAY)
+        connection.close(ErrorCode.GOING_AWAY)
 
 
 async def test_a_wrong_key() -> None:
     async with rig.agent() as server:
-        link, driver = await knock(server.address[1], b"wrong" * 6)
+        tunnel, connection = await knock(server.address[1], b"wrong" * 6)
         with pytest.raises(HandshakeError) as caught:
-            await link.welcome
+            await tunnel.welcome
         assert caught.value.code is ErrorCode.DENIED
-        assert not driver.attached
+        assert not connection.attached
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ async def test_an_agent_that_is_none(answer: bytes, error: type[Exception]) -> N
         await writer.drain()
 
     async with rig.tcp_target(serve) as port:
-        link, driver = await knock(port)
+        tunnel, connection = await knock(port)
         with pytest.raises(error):
-            await link.welcome
-        assert not driver.attached
-        link.data_received(b"too late")
+            await tunnel.welcome
+        assert not connection.attached
+        tunnel.data_received(b"too late")
