@@ -141,7 +141,7 @@ def _own_ports() -> Iterator[int]:
     The first port of a block is bound for as long as this process lives; its number says whose the
     others are.
     """
-    size = 2_000
+    size = 500
     for first in range(10_000, 32_000, size):
         with socket.socket() as claim:
             try:

@@ -9,7 +9,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +91,41 @@ async def run(*args: str, cwd: Path = ROOT, stdin: bytes | None = None, **enviro
             await process.wait()
     assert process.returncode is not None
     return Done(process.returncode, out.decode(), err.decode())
+
+
+# Each command is a process of its own, forked from one that has imported krelay.
+_EACH = """
+import json, os, sys
+from krelay.cli import check, main, plan, up
+for number, args in enumerate(json.loads(sys.argv[2])):
+    child = os.fork()
+    if not child:
+        for descriptor, name in (1, "out"), (2, "err"):
+            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_CREAT | os.O_WRONLY), descriptor)
+        sys.argv = ["krelay", *args]
+        sys.exit(main.main())
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+async def run_each(commands: Sequence[Sequence[str]], **environ: str) -> list[Done]:
+    """Run commands one after the other, each to its end; quicker than `run` for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", _EACH, folder, json.dumps(commands)),
+            cwd=ROOT,
+            env=environment(PYTHONPATH=str(ROOT), **environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        told, _ = await process.communicate()
+        codes = [int(code) for code in told.split()]
+        assert len(codes) == len(commands)
+        ends = [Path(folder) / str(number) for number in range(len(codes))]
+        return [
+            Done(code, end.with_suffix(".out").read_text(), end.with_suffix(".err").read_text())
+            for code, end in zip(codes, ends, strict=True)
+        ]
 
 
 def document(targets: dict[str, str], *more: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import rig
-from tests.integration.product import command, document, environment, run
+from tests.integration.product import command, document, environment, run, run_each
 
 pytestmark = pytest.mark.process
 
@@ -83,26 +83,26 @@ async def test_a_life(verbose: tuple[str, ...], tmp_path: Path) -> None:
         assert any("listening on" in one["message"] for one in told), "the agent's own log"
 
 
-@pytest.mark.parametrize(
-    ("args", "code"),
-    [
-        (("up", "-f", "/nowhere/krelay.yaml"), 2),
-        (("up", "--no-such-option"), 2),
-        (("up", "--strict=x"), 2),
-        (("proxy", "--listen", "x"), 2),
-        (("proxy", "--username", "me"), 2),
-        (("run", "-f", "/nowhere/krelay.yaml", "--", "true"), 2),
-        (("run", "--timeout", "soon", "--", "true"), 2),
-        (("run",), 2),
-        (("bogus",), 2),
-        (("--bogus",), 2),
-    ],
-)
-async def test_what_is_wrong_from_the_start(args: tuple[str, ...], code: int) -> None:
-    by_environment: dict[str, Any] = {"KRELAY_LOG_FORMAT": "json"}
-    for given, environ in (((args[0], *JSON, *args[1:]), {}), (args, by_environment)):
-        done = await run(*given, **environ)
-        assert (done.code, done.out) == (code, "")
+WRONG: list[tuple[tuple[str, ...], int]] = [
+    (("up", "-f", "/nowhere/krelay.yaml"), 2),
+    (("up", "--no-such-option"), 2),
+    (("up", "--strict=x"), 2),
+    (("proxy", "--listen", "x"), 2),
+    (("proxy", "--username", "me"), 2),
+    (("run", "-f", "/nowhere/krelay.yaml", "--", "true"), 2),
+    (("run", "--timeout", "soon", "--", "true"), 2),
+    (("run",), 2),
+    (("bogus",), 2),
+    (("--bogus",), 2),
+]
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+async def test_what_is_wrong_from_the_start(by: str) -> None:
+    commands = [args if by != "option" else (args[0], *JSON, *args[1:]) for args, _ in WRONG]
+    environ = {"KRELAY_LOG_FORMAT": "json"} if by != "option" else {}
+    for done, (args, code) in zip(await run_each(commands, **environ), WRONG, strict=True):
+        assert (done.code, done.out) == (code, ""), args
         (error,) = objects(done.err)
         assert error["level"] == "error"
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import rig
-from tests.integration.product import Done, document, environment, run, up
+from tests.integration.product import Done, document, environment, run, run_each, up
 
 pytestmark = pytest.mark.process
 
@@ -156,29 +156,34 @@ async def test_kubectl_relay(tmp_path: Path) -> None:
 )
 async def test_paths_and_arguments(command: str, tmp_path: Path) -> None:
     more = {"run": ("--", "true"), "wait": ("--timeout", "0.1s")}.get(command, ())
-    environ: dict[str, Any] = {"XDG_RUNTIME_DIR": str(tmp_path)}
-    check(await run(command, "-f", f"{tmp_path}/{EVIL}.yaml", *more, **environ))
-    check(await run(command, f"--{EVIL}", **environ))
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yaml")
-    check(await run(command, "-f", odd, *more, **environ))
+    commands = [
+        (command, "-f", f"{tmp_path}/{EVIL}.yaml", *more),
+        (command, f"--{EVIL}"),
+        (command, "-f", odd, *more),
+    ]
+    for done in await run_each(commands, XDG_RUNTIME_DIR=str(tmp_path)):
+        check(done)
+        assert done.code
 
 
 async def test_the_file(tmp_path: Path) -> None:
     quoted = json.dumps(EVIL)
-    file = tmp_path / "krelay.yaml"
-    for content in (
+    contents = (
         f"apiVersion: {quoted}\n",
         f"apiVersion: krelay/v1\n{quoted}: {quoted}\ntargets: {{{quoted}: {quoted}}}\n",
         f"apiVersion: krelay/v1\ninclude: [{quoted}]\ntargets: {{web: [{quoted}]}}\n",
         f"apiVersion: krelay/v1\ntargets:\n  web: {{to: {quoted}, ports: [{quoted}]}}\n",
         f"apiVersion: krelay/v1\ntargets:\n  web: ip/127.0.0.1 :80\n{EVIL}\n",
         f"ip/127.0.0.1 {EVIL}\n",
-    ):
-        await asyncio.to_thread(file.write_text, content)
-        for command in ("check", "up", "plan"):
-            done = await run(command, "-f", str(file), XDG_RUNTIME_DIR=str(tmp_path))
-            check(done)
-            assert done.code == 2
+    )
+    files = [tmp_path / f"{number}.yaml" for number in range(len(contents))]
+    for file, content in zip(files, contents, strict=True):
+        file.write_text(content)
+    commands = [(name, "-f", str(file)) for file in files for name in ("check", "up", "plan")]
+    for done in await run_each(commands, XDG_RUNTIME_DIR=str(tmp_path)):
+        check(done)
+        assert done.code == 2
 
 
 async def test_an_edit_and_those_who_ask_about_it(tmp_path: Path) -> None:
