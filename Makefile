@@ -21,8 +21,8 @@ TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast test-on check format lint spelling types layers e2e soak fuzz bench-quick \
-  bench-reload bench-scale lock sbom audit clean
+.PHONY: help up test test-fast test-on check format lint spelling types layers e2e soak \
+  fuzz bench-quick bench-reload bench-scale lock sbom audit clean
 
 help:            ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,7 +74,9 @@ e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it sta
 	$(BIN)/python -m pytest -m e2e $(E2E)
 
 soak: $(STAMP)   ## half an hour of faults on the real cluster, and thousands of schedules without one
-	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) $(BIN)/python -m pytest -q tests/datapath/test_chaos.py
+	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) KRELAY_EDITS=1000 $(BIN)/python -m pytest -q --timeout 0 \
+	  tests/datapath/test_chaos.py tests/wire/test_properties.py \
+	  tests/supervisor/test_reload.py
 	$(BIN)/python -m tests.storm.run --runs $(SOAK_STORMS)
 	$(BIN)/python -m tests.chaos.run --seconds $(SOAK_SECONDS) $(SOAK)
 

@@ -28,7 +28,7 @@ from tests.clock import JumpingLoop
 from tests.datapath.faulty import FaultyAgent, FaultyLink
 from tests.rig import KEY
 
-SCHEDULES = int(os.environ.get("KRELAY_SCHEDULES", "250"))
+SCHEDULES = int(os.environ.get("KRELAY_SCHEDULES", "100"))
 CALM = 30.0
 """Seconds in which a connection is carried on once the way is good again, at the most: a dial that
 hangs has 10 s, a handshake 10, the back-off 10."""

@@ -25,6 +25,7 @@ from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 
 HOST = "ip/127.0.0.1"
+EDITS = int(os.environ.get("KRELAY_EDITS", "300"))
 
 
 async def test_a_wrong_file_is_told_once_and_changes_nothing(
@@ -300,9 +301,7 @@ async def _holds(
 
 
 @pytest.mark.timeout(120)
-async def test_a_thousand_edits_leave_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_many_edits_leave_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     process = psutil.Process()
     async with named(b"a") as a, named(b"b") as b:
 
@@ -331,7 +330,7 @@ async def test_a_thousand_edits_leave_nothing(
                 return process.num_fds(), tasks, process.memory_info().rss
 
             first = await edits(1, 101)
-            last = await edits(101, 1101)
+            last = await edits(101, 101 + EDITS)
         assert last[0] <= first[0]
         assert last[1] <= first[1]
-        assert last[2] - first[2] < 8 << 20
+        assert last[2] - first[2] < (2 << 20) + EDITS * 6_000
