@@ -15,7 +15,7 @@ from krelay.cli.output import echo, note
 from krelay.errors import KrelayError, NotReadyError
 from krelay.state.error_codec import to_json
 from krelay.state.states import ForwardState, State, readiness
-from krelay.status.client import NotRunningError, ask, is_running
+from krelay.status.client import Changes, NotRunningError, ask, is_running
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from krelay.cli.view import Rates
 
 _ANSWER_DEADLINE = 10.0
-_WATCH_EVERY = 1.0
-_LOOK_FIRST, _LOOK_EVERY = 0.1, 0.5
+_WATCH_EVERY, _WATCH_LEAST = 1.0, 0.2
+"""Seconds between two samples of the throughput; a change of state is shown sooner."""
+_LOOK_EVERY = 0.25
+"""Seconds between two looks for a krelay that does not run yet, or has no room for a subscriber."""
 _WAIT_ANSWER_DEADLINE = 5.0
 _FOLLOW_EVERY = 0.3
 _DOWN_LOOK_EVERY = 0.1
@@ -74,6 +76,7 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
 
     meter = RateMeter()
     painter = Painter(sys.stdout) if _columns() and output != "json" else None
+    changes: Changes | None = None
     try:
         while True:
             block: Any
@@ -95,9 +98,20 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
             else:
                 _print(block)
                 echo("")
-            time.sleep(_WATCH_EVERY)
+            if painter is None:
+                time.sleep(_WATCH_EVERY)
+                continue
+            time.sleep(_WATCH_LEAST)
+            changes = changes or Changes.subscribe(file)
+            if changes is None:
+                time.sleep(_WATCH_EVERY)
+            elif not changes.wait(_WATCH_EVERY - _WATCH_LEAST):
+                changes.close()
+                changes = None
     finally:
-        if painter:
+        if changes is not None:
+            changes.close()
+        if painter is not None:
             painter.leave()
 
 
@@ -156,24 +170,35 @@ def wait(file: str, names: Collection[str], *, timeout: float) -> int:
         ConfigError: the file is invalid, and krelay does not relay one of the names.
     """
     until = time.monotonic() + timeout
-    pause, known, noted = _LOOK_FIRST, False, False
-    while True:
-        snapshot, missing = _try_snapshot(file, until)
-        relayed = _targets(snapshot) if snapshot else set()
-        if not known and not relayed.issuperset(names):
-            check_names(file, names, relayed)
-            known = True
-        late = unready(snapshot, names) if snapshot else [missing]
-        if not late:
-            break
-        left = until - time.monotonic()
-        if left <= 0:
-            raise NotReadyError(f"not ready after {timeout:g} s", late)
-        if not snapshot and not noted:
-            note(f"{missing}; waiting")
-            noted = True
-        time.sleep(min(pause, left))
-        pause = min(2 * pause, _LOOK_EVERY)
+    changes: Changes | None = None
+    checked = noted = False
+    try:
+        while True:
+            snapshot, missing = _try_snapshot(file, until)
+            relayed = _targets(snapshot) if snapshot else set()
+            if not checked and not relayed.issuperset(names):
+                check_names(file, names, relayed)
+                checked = True
+            late = unready(snapshot, names) if snapshot else [missing]
+            if not late:
+                break
+            left = until - time.monotonic()
+            if left <= 0:
+                raise NotReadyError(f"not ready after {timeout:g} s", late)
+            if not snapshot and not noted:
+                note(f"{missing}; waiting")
+                noted = True
+            if snapshot and changes is None and (changes := Changes.subscribe(file)):
+                continue  # the state may have changed before the subscription
+            if snapshot and changes and changes.wait(left):
+                continue
+            if changes is not None:
+                changes.close()
+                changes = None
+            time.sleep(min(_LOOK_EVERY, left))
+    finally:
+        if changes is not None:
+            changes.close()
     assert snapshot is not None
     count = sum(not names or forward["target"] in names for forward in snapshot["forwards"])
     echo("1 forward is ready" if count == 1 else f"{count} forwards are ready")
@@ -182,7 +207,7 @@ def wait(file: str, names: Collection[str], *, timeout: float) -> int:
 
 def _try_snapshot(file: str, until: float) -> tuple[Any, str]:
     """Return the snapshot; or None and the reason for that."""
-    timeout = min(_WAIT_ANSWER_DEADLINE, max(until - time.monotonic(), _LOOK_EVERY))
+    timeout = min(_WAIT_ANSWER_DEADLINE, max(until - time.monotonic(), 0.5))
     try:
         return ask(file, "GET", "/v1/status", timeout=timeout), ""
     except KrelayError as exc:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import select
 import shlex
 import socket
 from typing import Any
@@ -15,6 +16,7 @@ from krelay.status.socket_path import check_directory, socket_path
 
 _CONNECT_DEADLINE = 5.0
 _MAX_ANSWER = 64 << 20
+_MAX_EVENTS = 1 << 20
 
 
 class NotRunningError(KrelayError):
@@ -71,6 +73,50 @@ def ask(
     if response.status != 200:
         raise from_json(answer.get("error", {}) if isinstance(answer, dict) else {})
     return answer
+
+
+class Changes:
+    """A subscription to the events of a running krelay, each a sign that its state has changed.
+
+    A client that subscribes, asks for the state, and asks again after each `wait` misses nothing.
+    """
+
+    def __init__(self, connection: _Connection, sock: socket.socket) -> None:
+        self._connection = connection
+        self._sock = sock
+
+    @classmethod
+    def subscribe(cls, file: str) -> Changes | None:
+        """Subscribe to the krelay that runs `file`; return None if that is not possible.
+
+        No krelay may run, or one that has no room for another subscriber.
+        """
+        connection = _Connection(file, _CONNECT_DEADLINE)
+        try:
+            connection.request("GET", "/v1/events")
+            sock = connection.sock  # a response that ends with the connection takes it away
+            if connection.getresponse().status == 200:
+                return cls(connection, sock)
+        except (OSError, http.client.HTTPException, KrelayError):
+            pass
+        connection.close()
+        return None
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for an event, at most `timeout` seconds; return False if krelay has ended.
+
+        The beginning of the stream and its heartbeats count as events.
+        """
+        readable, _, _ = select.select([self._sock], [], [], max(0.0, timeout))
+        try:
+            return not readable or bool(self._sock.recv(_MAX_EVENTS))
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._connection.close()
+        self._sock.close()
 
 
 def is_running(file: str) -> bool:

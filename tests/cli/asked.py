@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from krelay.state.events import EventBus
 from krelay.status.socket_path import socket_path
 from krelay.status.unix_server import serve
 
@@ -17,9 +18,9 @@ TEXT = "apiVersion: krelay/v1\ntargets:\n  web: host/a 80\n  db: host/b 81\n  ot
 
 @asynccontextmanager
 async def answering(
-    file: Path, **answers: Callable[[Mapping[str, Any]], Any]
+    file: Path, bus: EventBus | None = None, /, **answers: Callable[[Mapping[str, Any]], Any]
 ) -> AsyncIterator[None]:
-    """Runs `file`; `GET_status=…` is what it does for `GET /v1/status`."""
+    """Run `file`; `GET_status=…` answers `GET /v1/status`, and `bus` has the events."""
 
     def handler(answer: Callable[[Mapping[str, Any]], Any]) -> Any:
         async def handle(body: Mapping[str, Any]) -> Any:
@@ -33,5 +34,5 @@ async def answering(
         for name, answer in answers.items()
     }
     place = await asyncio.to_thread(socket_path, str(file))
-    async with serve(place, handlers):
+    async with serve(place, handlers, bus=bus):
         yield

@@ -17,9 +17,10 @@ import pytest
 from krelay.cli import client_commands
 from krelay.cli.client_commands import down, logs, status, unready, wait
 from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
+from krelay.state.events import EventBus
 from krelay.state.log_tail import LogRing
 from krelay.state.snapshot import told
-from krelay.status.client import NotRunningError, is_running
+from krelay.status.client import Changes, NotRunningError, is_running
 from krelay.status.socket_path import socket_path
 from tests import rig
 from tests.cli.asked import TEXT, answering
@@ -188,13 +189,6 @@ async def test_late(file: Path) -> None:
     assert caught.value.details() == ["db: failed: connection refused", "other: not relayed (yet)"]
 
 
-async def test_ready_in_the_end(file: Path) -> None:
-    answers = [report(), HALF, READY]
-    async with answering(file, GET_status=lambda body: answers.pop(0)):
-        assert await waited(file, timeout=9.0) == 0
-    assert not answers
-
-
 async def test_a_krelay_that_comes_later(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(NotReadyError) as caught:
         await waited(file)
@@ -212,6 +206,53 @@ async def test_a_krelay_that_comes_later(file: Path, capsys: pytest.CaptureFixtu
         assert err == f"krelay is not running for {file}; waiting\n"
         async with answering(file, GET_status=lambda body: READY):
             assert await waiting == 0
+
+
+async def test_wait_returns_at_the_event_that_makes_a_forward_ready(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_commands, "_LOOK_EVERY", 60.0)
+    bus, looks, state = EventBus(), 0, HALF
+
+    def look(body: Mapping[str, Any]) -> Any:
+        nonlocal looks
+        looks += 1
+        return state
+
+    async with asyncio.TaskGroup() as tasks:
+        async with answering(file, bus, GET_status=look):
+            waiting = tasks.create_task(waited(file, timeout=60.0))
+            await rig.until(lambda: looks)
+            await asyncio.sleep(0.2)
+            assert looks <= 3, "it asked again without an event"
+            state = READY
+            bus.tell("state", "db: ready")
+            assert await waiting == 0
+
+
+async def test_wait_outlives_a_restart_of_krelay(file: Path) -> None:
+    seen: list[str] = []
+
+    def answer(name: str, found: Any) -> Any:
+        seen.append(name)
+        return found
+
+    async with asyncio.TaskGroup() as tasks:
+        async with answering(file, EventBus(), GET_status=lambda body: answer("a", HALF)):
+            waiting = tasks.create_task(waited(file, timeout=60.0))
+            await rig.until(lambda: "a" in seen)
+        async with answering(file, EventBus(), GET_status=lambda body: answer("b", READY)):
+            assert await waiting == 0
+    assert seen[-1] == "b"
+
+
+async def test_wait_looks_again_where_no_events_can_be_had(file: Path) -> None:
+    """A krelay may have as many subscribers as it allows."""
+    answers = [report(), HALF, READY]
+    async with answering(file, GET_status=lambda body: answers.pop(0)):
+        assert await asyncio.to_thread(Changes.subscribe, str(file)) is None
+        assert await waited(file, timeout=9.0) == 0
+    assert not answers
 
 
 async def test_one_that_is_ill_may_recover(file: Path) -> None:
