@@ -89,7 +89,7 @@ def test_the_wheel_has_what_belongs_in_it_and_nothing_else(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"krelay"}
     assert "krelay/schema/krelay.schema.json" in names
-    assert "krelay/status/page.html" in names
+    assert "krelay/status/dashboard.html" in names
     assert "krelay/py.typed" in names
     assert "krelay/schema/status.schema.json" in names
     packed = {name for name in names if name.endswith(".py")}

@@ -22,9 +22,9 @@ from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
 from krelay.state.events import ConfigApplied, ForwardBound
+from krelay.status import Handler
+from krelay.status.servers import AlreadyRunningError, TcpServer, serve_unix
 from krelay.status.socket_path import socket_path
-from krelay.status.tcp_server import Listening
-from krelay.status.unix_server import AlreadyRunningError, Handler, serve
 from krelay.supervisor.control import Control
 from krelay.supervisor.reload import ConfigSource, Reloader
 from krelay.supervisor.supervisor import Supervisor
@@ -107,7 +107,7 @@ async def _run(
                 private = {**public, ("GET", "/v1/logs"): logs}
                 await _open_control(stack, supervisor, control, private, path)
             listening = await stack.enter_async_context(
-                Listening(public, snapshot=control.snapshot, bus=supervisor.bus)
+                TcpServer(public, snapshot=control.snapshot, bus=supervisor.bus)
             )
             tasks = await stack.enter_async_context(TaskGroup())
             service = Service(Notifier.from_env(os.environ), supervisor)
@@ -217,14 +217,14 @@ async def _reload_on(signals: _Signals, reloader: Reloader) -> None:
             await reloader.load(signals.reason)
 
 
-async def _serve_on_tcp(listening: Listening, status: StatusConfig, supervisor: Supervisor) -> None:
+async def _serve_on_tcp(server: TcpServer, status: StatusConfig, supervisor: Supervisor) -> None:
     """Keep the status service where the active config says."""
     with supervisor.bus.subscribe(ConfigApplied) as applied:
-        await listening.apply(status)
+        await server.apply(status)
         while True:
             await applied.next()
             config = supervisor.active.config
-            await listening.apply(config.status if config else status)
+            await server.apply(config.status if config else status)
 
 
 async def _open_control(
@@ -236,7 +236,7 @@ async def _open_control(
 ) -> None:
     """Let other commands reach this one; relaying does not depend on it."""
     try:
-        service = serve(path, handlers, snapshot=control.snapshot, bus=supervisor.bus)
+        service = serve_unix(path, handlers, snapshot=control.snapshot, bus=supervisor.bus)
         await stack.enter_async_context(service)
     except AlreadyRunningError:
         raise

@@ -1,12 +1,17 @@
-"""Application: the routes of the status service, the same on the socket and over TCP."""
+"""The routes of the status API, the same on the socket and over TCP, and the dashboard."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import functools
+import hashlib
 import json
 import logging
+import re
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
+from importlib import resources
 
 from aiohttp import web
 
@@ -15,11 +20,10 @@ from krelay.state.bus import EventBus
 from krelay.state.error_codec import to_json
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import readiness
-from krelay.status.auth import Guard
+from krelay.status import Handler
+from krelay.status.auth import Authenticator
 from krelay.status.connections import BAD_PAYLOAD
-from krelay.status.dashboard import page
-from krelay.status.event_stream import Streams
-from krelay.status.unix_server import Handler
+from krelay.status.event_stream import EventStreams
 from krelay.text import one_line
 from krelay.threads import in_thread_or_here
 
@@ -37,7 +41,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-_NOTHING = "default-src 'none'; frame-ancestors 'none'"
+_NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_INLINE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
 def application(
@@ -45,45 +50,42 @@ def application(
     *,
     snapshot: Callable[[], Awaitable[Snapshot]] | None = None,
     bus: EventBus | None = None,
-    guard: Guard | None = None,
+    authenticator: Authenticator | None = None,
 ) -> web.Application:
-    """Answers by `handlers`, and by what can be made of a snapshot and a bus where they are given;
-    `guard` says who may ask."""
-    app = web.Application(
-        client_max_size=_MAX_BODY, middlewares=[_plainly, guard.check] if guard else [_plainly]
-    )
-    app.on_response_prepare.append(_protect)
+    """Return the application.
+
+    Args:
+        handlers: handlers of JSON requests, by method and resource.
+        snapshot: takes the snapshot behind `/readyz`, `/metrics` and `/v1/status`.
+        bus: the events of `/v1/events`; with a snapshot, `/` serves the dashboard.
+        authenticator: decides which requests are admitted; by default, all are.
+    """
+    middlewares = [_errors_as_json, *([authenticator.check] if authenticator else [])]
+    app = web.Application(client_max_size=_MAX_BODY, middlewares=middlewares)
+    app.on_response_prepare.append(_add_headers)
     for (method, resource), handler in handlers.items():
-        app.router.add_route(method, resource, _answering(handler))
+        app.router.add_route(method, resource, _json_handler(handler))
     app.router.add_get("/healthz", _healthz)
     if snapshot is not None:
-        _Shown(snapshot).routes(app.router, handlers)
+        views = _SnapshotViews(snapshot)
+        app.router.add_get("/readyz", views.readyz)
+        app.router.add_get("/metrics", views.metrics)
+        if ("GET", "/v1/status") not in handlers:
+            app.router.add_get("/v1/status", views.status)
     if bus is not None:
-        streams = Streams(bus)
+        streams = EventStreams(bus)
         app.router.add_get("/v1/events", streams.answer, allow_head=False)
-
-        async def close(_: web.Application) -> None:
-            await streams.close()
-
-        app.on_shutdown.append(close)
+        app.on_shutdown.append(streams.close)
     if snapshot is not None and bus is not None:
-        app.router.add_get("/", _page)
+        app.router.add_get("/", _dashboard)
     return app
 
 
-class _Shown:
-    """What is made of a snapshot."""
+class _SnapshotViews:
+    """Answers made from a snapshot."""
 
     def __init__(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> None:
         self._snapshot = snapshot
-
-    def routes(
-        self, router: web.UrlDispatcher, handlers: Mapping[tuple[str, str], Handler]
-    ) -> None:
-        router.add_get("/readyz", self.readyz)
-        router.add_get("/metrics", self.metrics)
-        if ("GET", "/v1/status") not in handlers:
-            router.add_get("/v1/status", self.status)
 
     async def readyz(self, request: web.Request) -> web.Response:
         found = readiness((await self._snapshot()).forwards, request.query.getall("target", []))
@@ -95,15 +97,15 @@ class _Shown:
     async def metrics(self, request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
         snapshot = await self._snapshot()
-        text, content_type = await in_thread_or_here(lambda: _scraped(snapshot, accept))
+        text, content_type = await in_thread_or_here(lambda: _render_metrics(snapshot, accept))
         return web.Response(body=text, headers={"Content-Type": content_type})
 
     async def status(self, request: web.Request) -> web.Response:
         return web.json_response((await self._snapshot()).as_json())
 
 
-def _scraped(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
-    """In a thread, where also a first import of the library stops nobody."""
+def _render_metrics(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
+    # The first import of prometheus_client takes a while; in a thread it delays no relaying.
     from krelay.status.metrics import render
 
     return render(snapshot, accept)
@@ -115,8 +117,8 @@ async def _healthz(request: web.Request) -> web.Response:
     return web.Response(text="ok\n")
 
 
-async def _page(request: web.Request) -> web.Response:
-    body, policy = await in_thread_or_here(page)
+async def _dashboard(request: web.Request) -> web.Response:
+    body, policy = await in_thread_or_here(dashboard)
     return web.Response(
         body=body,
         content_type="text/html",
@@ -125,28 +127,54 @@ async def _page(request: web.Request) -> web.Response:
     )
 
 
-def _answering(handler: Handler) -> Answer:
+@functools.cache
+def dashboard() -> tuple[bytes, str]:
+    """Return the HTML of the dashboard and its Content-Security-Policy.
+
+    The page is one file that loads no other; the policy enforces that. Blocks on the first call.
+    """
+    text = resources.files("krelay.status").joinpath("dashboard.html").read_text("utf-8")
+    sources: dict[str, list[str]] = {"style": [], "script": []}
+    for kind, content in _INLINE.findall(text):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        sources[kind].append(f"'sha256-{digest}'")
+    policy = (
+        "default-src 'none'",
+        f"style-src {' '.join(sources['style'])}",
+        f"script-src {' '.join(sources['script'])}",
+        "connect-src 'self'",
+        "img-src data:",  # its icon
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+    return text.encode(), "; ".join(policy)
+
+
+def _json_handler(handler: Handler) -> Answer:
+    """Return a route handler that passes the JSON object in the body to `handler`."""
+
     async def answer(request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(_BODY_DEADLINE):
                 content = await request.read()
             body = json.loads(content) if content else {}
         except TimeoutError:
-            raise web.HTTPRequestTimeout(text="the body did not come in time") from None
+            raise web.HTTPRequestTimeout(text="the body did not arrive in time") from None
         except (ValueError, RecursionError):
             body = None
         except BAD_PAYLOAD:
-            raise web.HTTPBadRequest(text="the body is not what its headers say") from None
+            raise web.HTTPBadRequest(text="the body does not match its headers") from None
         if not isinstance(body, dict):
-            raise web.HTTPBadRequest(text="the body is no JSON object")
+            raise web.HTTPBadRequest(text="the body is not a JSON object")
         return web.json_response(await handler(body))
 
     return answer
 
 
 @web.middleware
-async def _plainly(request: web.Request, handler: Answer) -> web.StreamResponse:
-    """Every refusal is JSON, as `status.refusal` reads it."""
+async def _errors_as_json(request: web.Request, handler: Answer) -> web.StreamResponse:
+    """Answer every error in JSON, in the form of `krelay.state.error_codec`."""
     try:
         return await handler(request)
     except KrelayError as exc:
@@ -159,13 +187,13 @@ async def _plainly(request: web.Request, handler: Answer) -> web.StreamResponse:
         error = {"message": one_line(text)}
         return web.json_response({"error": error}, status=exc.status, headers=headers)
     except Exception as exc:
-        # What it says may hold a part of the file, and so a secret.
+        # The text of the exception may quote the file, and so a secret.
         name, stack = type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__))
         logger.error("%s %s failed: %s\n%s", request.method, request.path[:100], name, stack)
         error = {"message": f"internal error: {name}"}
         return web.json_response({"error": error}, status=500)
 
 
-async def _protect(request: web.Request, response: web.StreamResponse) -> None:
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(_HEADERS)
-    response.headers.setdefault("Content-Security-Policy", _NOTHING)
+    response.headers.setdefault("Content-Security-Policy", _NO_CONTENT_POLICY)

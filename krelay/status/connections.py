@@ -1,10 +1,10 @@
-"""Connections: an application on sockets, where no client can hold up the others, or the end.
+"""The connections of a listener, bounded so that no client can block others or the shutdown.
 
-On the user's own socket all are trusted. Over TCP every connection begins as a stranger's. `trust`
-makes it one of those that have proved themselves, who have places of their own. A stranger's
-connection is closed after its answer. Where the places of either kind are full, the one that needs
-its place least gives it up to the next: so there is always room for a health check and for the
-owner, however many come, and descriptors are left for the relaying.
+On the user's own socket every connection is trusted. Over TCP a connection starts as a stranger's,
+and becomes trusted once it authenticates. A stranger's connection closes after its answer. Each
+kind has its own number of places. If they are full, the connection that needs its place least is
+dropped for a new one. So a health check and the owner always get in, and enough descriptors remain
+for relaying.
 """
 
 from __future__ import annotations
@@ -23,46 +23,49 @@ from krelay.net.accept import AcceptLoop
 logger = logging.getLogger("krelay.status")
 
 PATIENCE = 10.0
-"""Seconds that a client has for its first request, and to take some of what it is sent."""
+"""Seconds that a client has to send its first request, and to read some of its answer."""
 KEEP_ALIVE = 75.0
 """Seconds between an answer and the next request."""
-YOUNG = 0.25
-"""Seconds in which a new connection keeps its place, also where more have come than have one: what
-it asks may be on its way. As many as there are places may be too many for this."""
+GRACE = 0.25
+"""Seconds in which a new connection keeps its place beyond the limit, since its request may be on
+its way. At most as many connections as there are places exceed the limit in this way."""
 CLOSE_DEADLINE = 1.0
-"""Seconds that an answer under way may take at the end, and then that what is written may."""
+"""Seconds that a request may take at shutdown, and again that its answer may take to be read."""
 STRANGERS = 64
-"""Connections at a time of those that have shown no token, and twice as many for a moment; without
-a token all are strangers."""
+"""Places for connections that have not authenticated, twice as many for a moment. Without a token,
+no connection can authenticate."""
 TRUSTED = 128
-"""Connections at a time of those that have, and of those on the socket of the user."""
+"""Places for connections that have authenticated, and for those on the unix socket."""
 
 BAD_PAYLOAD = (web.RequestPayloadError, web.PayloadAccessError, HttpProcessingError)
-"""What aiohttp raises of a body that is not what its headers say."""
+"""Exceptions that aiohttp raises for a body that does not match its headers."""
 
 
-def places(most: int) -> int:
-    """Return `most`, or fewer where there are few descriptors, which tunnels and forwards need."""
+def connection_limit(most: int) -> int:
+    """Return `most`, or less if the process may open few descriptors."""
     try:
         import resource
     except ImportError:
-        return most  # Windows: sockets are no files there
+        return most  # Windows, where sockets are not files
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return most if soft < 0 else max(1, min(most, soft // 12))
 
 
 class Connections:
-    """Serves `app` until `close`; `open` has its clients' connections.
+    """Serves an application, and bounds its connections.
 
-    `strangers` is the number of connections that strangers may have, `trusted` that of the others;
-    without `strangers` all are trusted.
+    Args:
+        app: the application.
+        strangers: places for connections that have not authenticated; if None, all are trusted.
+        trusted: places for trusted connections.
     """
 
     def __init__(
         self, app: web.Application, *, strangers: int | None = None, trusted: int = sys.maxsize
     ) -> None:
-        app.middlewares.insert(0, _heard)
+        app.middlewares.insert(0, _track_request)
         self.open: set[Connection] = set()
+        """The connections of clients."""
         self._strangers = strangers
         self._trusted = trusted
         self._closing = False
@@ -70,26 +73,26 @@ class Connections:
         self._runner = web.AppRunner(
             app,
             access_log=None,
-            logger=_Complaints(logger),
+            logger=_AiohttpLogger(logger),
             shutdown_timeout=CLOSE_DEADLINE,
-            handler_cancellation=True,  # nobody waits for the answer any more
+            handler_cancellation=True,  # when the client disconnects
             keepalive_timeout=KEEP_ALIVE,
         )
 
     async def serve(self, socks: Iterable[socket.socket]) -> None:
-        """Answer on these, which listen, and are closed by `close`."""
+        """Accept connections on listening sockets; `close` closes them."""
         await self._runner.setup()
         self._accepts = [AcceptLoop("status", sock, self._accept, control=True) for sock in socks]
 
     async def close(self) -> None:
-        """Answer no more, and leave nothing open."""
+        """Stop accepting, and close every connection."""
         for accept in self._accepts:
             accept.close()
         self._closing = True
-        await asyncio.sleep(0)  # one that got its protocol a moment ago is connected now
+        await asyncio.sleep(0)  # a connection just accepted is made now
         try:
             await self._runner.cleanup()
-            # What is closed has yet to be taken, and its client need not.
+            # A closed connection may still have output that its client does not read.
             if self.open:
                 lost = [connection.lost for connection in self.open]
                 await asyncio.wait(lost, timeout=CLOSE_DEADLINE)
@@ -97,106 +100,105 @@ class Connections:
             for connection in self.open:
                 connection.transport.abort()
 
-    def arrived(self, connection: Connection) -> None:
-        """A connection is there: it takes a place, if need be another's."""
+    def add(self, connection: Connection) -> None:
+        """Give a new connection a place, if necessary that of another."""
         self.open.add(connection)
         if self._strangers is None:
-            self.trust(connection)
+            self.mark_trusted(connection)
         else:
             self._make_room(connection, self._strangers)
 
-    def trust(self, connection: Connection) -> None:
-        """Its client has proved itself: it takes a place of those that have."""
+    def mark_trusted(self, connection: Connection) -> None:
+        """Give a connection that has authenticated a place among the trusted ones."""
         if not connection.trusted:
             connection.trusted = True
             self._make_room(connection, self._trusted)
 
-    def _make_room(self, newest: Connection, most: int) -> None:
-        """Cut off the others of its kind that are too many: idle ones before busy ones, and among
-        these the oldest."""
+    def _make_room(self, newest: Connection, limit: int) -> None:
+        """Drop connections of the same kind beyond the limit: idle ones before busy ones, and
+        older ones first."""
         alike = [
             connection
             for connection in self.open
             if connection.trusted is newest.trusted and not connection.evicted
         ]
-        if len(alike) <= most:
+        if len(alike) <= limit:
             return
-        others = sorted((c for c in alike if c is not newest), key=Connection.need)
-        for number, connection in enumerate(others[: len(alike) - most]):
-            if connection.young and len(alike) - number <= 2 * most:
+        others = sorted((c for c in alike if c is not newest), key=Connection.priority)
+        for number, connection in enumerate(others[: len(alike) - limit]):
+            if connection.in_grace and len(alike) - number <= 2 * limit:
                 break
             connection.evicted = True
             connection.transport.abort()
 
     def _accept(self) -> asyncio.BaseProtocol:
         if self._closing:
-            return _Full()
+            return _Refused()
         assert self._runner.server is not None
         return Connection(self._runner.server(), self)
 
 
 class Connection(asyncio.Protocol):
-    """Stands before aiohttp's protocol, to know what that does not tell: that there has been no
-    request yet, and that nothing is taken."""
+    """Wraps aiohttp's protocol, to see clients that send no request, or do not read the answer."""
 
     transport: asyncio.Transport
     _next: asyncio.TimerHandle
 
     def __init__(self, inner: web.RequestHandler, owner: Connections) -> None:
         self._loop = asyncio.get_running_loop()
-        self.heard = False
-        """Whether there was a request."""
+        self.requested = False
+        """Whether it has sent a request."""
         self.busy = False
-        """Whether one is being answered."""
-        self.full = False
-        """Whether more is written than is taken."""
+        """Whether it waits for an answer."""
+        self.blocked = False
+        """Whether its client does not read what it is sent."""
         self.trusted = False
-        """Whether its client has proved itself."""
+        """Whether its client has authenticated."""
         self.evicted = False
-        """Whether it was cut off for another's sake."""
+        """Whether it was dropped for another connection."""
         self.lost: asyncio.Future[None] = self._loop.create_future()
         self._since = self._loop.time()
         self._inner = inner
         self._owner = owner
-        self._waited = False
+        self._was_blocked = False
 
     @property
-    def young(self) -> bool:
-        """Whether it has just come, and has not asked yet."""
-        return not self.heard and self._loop.time() < self._since + YOUNG
+    def in_grace(self) -> bool:
+        """Whether it is new and has not sent a request yet."""
+        return not self.requested and self._loop.time() < self._since + GRACE
 
-    def need(self) -> tuple[bool, bool, bool, float]:
-        """How much it needs its place, to be compared with others."""
-        return self.busy and not self.full, self.busy, self.young, self._since
+    def priority(self) -> tuple[bool, bool, bool, float]:
+        """Return how much it needs its place, for comparison with others."""
+        return self.busy and not self.blocked, self.busy, self.in_grace, self._since
 
-    def trust(self) -> None:
-        """Its client has proved itself."""
-        self._owner.trust(self)
+    def mark_trusted(self) -> None:
+        """Record that its client has authenticated."""
+        self._owner.mark_trusted(self)
 
-    def begin(self) -> None:
-        """There is a request."""
-        self.heard = self.busy = True
+    def begin_request(self) -> None:
+        """Record that a request has arrived."""
+        self.requested = self.busy = True
 
-    def end(self) -> None:
-        """It is answered."""
+    def end_request(self) -> None:
+        """Record that the request is answered."""
         self.busy = False
         self._since = self._loop.time()
 
-    def look(self) -> None:
-        """Cut it off where its client only takes up room; else look again after a while."""
+    def check_progress(self) -> None:
+        """Drop it if its client sends no request or reads nothing; else check again later."""
         self._next.cancel()
-        waits = self.full or self.transport.is_closing()
-        if not self.heard or (waits and self._waited):
+        blocked = self.blocked or self.transport.is_closing()
+        if not self.requested or (blocked and self._was_blocked):
             self.transport.abort()
             return
-        self._waited = waits
-        self._next = self._loop.call_later(PATIENCE, self.look)
+        self._was_blocked = blocked
+        self._next = self._loop.call_later(PATIENCE, self.check_progress)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        self._owner.arrived(self)
-        self._next = self._loop.call_later(PATIENCE, self.look)
+        self._owner.add(self)
+        self._next = self._loop.call_later(PATIENCE, self.check_progress)
         self._inner.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -209,53 +211,53 @@ class Connection(asyncio.Protocol):
         try:
             self._inner.data_received(data)
         except Exception as exc:
-            # A parser's trouble is this client's alone, and none of the log's.
-            logger.debug("a request that is no HTTP: %s", type(exc).__name__)
+            # An error in the parser concerns this client alone, and not the user.
+            logger.debug("malformed request: %s", type(exc).__name__)
             self.transport.abort()
 
     def eof_received(self) -> None:
         self._inner.eof_received()
 
     def pause_writing(self) -> None:
-        self.full = True
+        self.blocked = True
         self._inner.pause_writing()
 
     def resume_writing(self) -> None:
-        self.full = self._waited = False
+        self.blocked = self._was_blocked = False
         self._inner.resume_writing()
 
 
-class _Full(asyncio.Protocol):
+class _Refused(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         transport.abort()
 
 
 def connection_of(request: web.Request) -> Connection | None:
-    """The connection that a request came by; None if it has gone, or is not one of ours."""
+    """Return the connection of a request; None if it is closed, or not one of `Connections`."""
     found = request.transport and request.transport.get_protocol()
     return found if isinstance(found, Connection) else None
 
 
 @web.middleware
-async def _heard(
+async def _track_request(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     connection = connection_of(request)
     if connection is None:
         return await handler(request)
-    connection.begin()
+    connection.begin_request()
     try:
         response = await handler(request)
         if not connection.trusted:
             response.force_close()
         return response
     finally:
-        connection.end()
+        connection.end_request()
 
 
-class _Complaints(logging.LoggerAdapter[logging.Logger]):
-    """aiohttp's log: what is no HTTP is the client's fault, and no error of this program."""
+class _AiohttpLogger(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log, where a malformed request is no error of this program."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger, {})
@@ -263,7 +265,7 @@ class _Complaints(logging.LoggerAdapter[logging.Logger]):
     def exception(self, msg: object, *args: object, **kwargs: object) -> None:
         error = kwargs.get("exc_info")
         if isinstance(error, BAD_PAYLOAD):
-            self.logger.debug("a request that is no HTTP: %s", type(error).__name__)
+            self.logger.debug("malformed request: %s", type(error).__name__)
         else:
             found = error if isinstance(error, BaseException) else True
             self.logger.error(msg, *args, exc_info=found)

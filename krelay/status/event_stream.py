@@ -1,4 +1,4 @@
-"""Events: the EventBus as server-sent events, for as many as there is room for."""
+"""The events of `/v1/events`, as server-sent events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from krelay.state.events import PublicEvent
 
 MAX_STREAMS = 32
 HEARTBEAT = 15.0
-"""Seconds without an event after which a comment says that the stream is alive."""
+"""Seconds without an event after which a comment shows that the stream is alive."""
 
 
-class Streams:
+class EventStreams:
     """The event streams of one server.
 
-    A `Subscription` bounds what waits for a slow client. A client that takes nothing is cut off, as
-    on every connection.
+    Each `Subscription` bounds what waits for a slow client; `Connections` drops a client that takes
+    nothing.
     """
 
     def __init__(self, bus: EventBus) -> None:
@@ -27,10 +27,10 @@ class Streams:
         self._open: set[asyncio.Task[object]] = set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """Send events until the client goes, or the server ends."""
+        """Send events until the client disconnects or the server closes."""
         if len(self._open) >= MAX_STREAMS:
             raise web.HTTPServiceUnavailable(
-                text=f"{MAX_STREAMS} others listen already", headers={"Retry-After": "5"}
+                text=f"{MAX_STREAMS} clients listen already", headers={"Retry-After": "5"}
             )
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         task = asyncio.current_task()
@@ -40,30 +40,30 @@ class Streams:
             with self._bus.subscribe(PublicEvent, after=self._after(request)) as events:
                 await response.prepare(request)
                 await response.write(b"retry: 1000\n\n")
-                await _pour(events, response)
+                await _send_events(events, response)
         except ConnectionError:
-            pass  # it went
+            pass  # the client has gone
         finally:
             self._open.discard(task)
         return response
 
-    async def close(self) -> None:
-        """End all of them."""
+    async def close(self, app: web.Application | None = None) -> None:
+        """End all streams."""
         for task in self._open:
             task.cancel()
 
     def _after(self, request: web.Request) -> int | None:
-        """The number of the last event that the client knows; None where it knows of none and
-        asks for none of those before."""
+        """Return the number of the last event that the client has; None if it asks for none of
+        the past."""
         text = request.headers.get("Last-Event-ID") or request.query.get("after", "")
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
             return None
         history = self._bus.history
-        # A number that is yet to come is that of a krelay that ran before this one.
+        # A higher number than the latest comes from an earlier run.
         return int(text) if history and int(text) <= history[-1].number else 0
 
 
-async def _pour(events: Subscription, response: web.StreamResponse) -> None:
+async def _send_events(events: Subscription, response: web.StreamResponse) -> None:
     dropped = 0
     while True:
         try:
@@ -79,5 +79,5 @@ async def _pour(events: Subscription, response: web.StreamResponse) -> None:
 
 
 def as_text(event: PublicEvent) -> str:
-    """The event as it is sent; JSON keeps its data on one line."""
+    """Return the event as sent; JSON keeps its data on one line."""
     return f"id: {event.number}\nevent: {event.kind}\ndata: {json.dumps(event.as_json())}\n\n"

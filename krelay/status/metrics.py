@@ -1,4 +1,4 @@
-"""Metrics: a Snapshot as Prometheus reads it. Every name, label and unit is in docs/status.md."""
+"""A snapshot as Prometheus metrics; docs/status.md lists their names, labels and units."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from prometheus_client.registry import Collector
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import AgentState, FileState, ForwardState, State, TunnelState
 
-_MOST_VALUES = 32
-"""How many results, or reasons, of one forward are told apart; what is beyond is `other`."""
+_MAX_VALUES = 32
+"""Values of the labels `result` and `reason` of one forward; further ones become `other`."""
 
 
 def render(snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
-    """The text of a scrape and its content type, in the format that `accept` prefers."""
+    """Return the body and the content type of a scrape, in the format that `accept` prefers."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(snapshot))
     encode, content_type = choose_encoder(accept)
@@ -40,7 +40,7 @@ class _Collector(Collector):
         python = platform.python_version()
         yield InfoMetricFamily(
             "krelay_build",
-            "What runs.",
+            "The versions of krelay and Python.",
             value={"version": snapshot.version, "python": python},
         )
         yield from _process(snapshot)
@@ -51,30 +51,32 @@ class _Collector(Collector):
 
 def _process(snapshot: Snapshot) -> Iterator[Metric]:
     for name, text, value in (
-        ("start_time_seconds", "When krelay started, in Unix time.", snapshot.started.timestamp()),
-        ("resident_memory_bytes", "Memory of krelay's own process.", snapshot.memory_bytes),
-        ("open_fds", "Open file descriptors.", snapshot.descriptors),
-        ("tasks", "Tasks of the event loop.", snapshot.tasks),
+        ("start_time_seconds", "Start time of krelay, in Unix time.", snapshot.started.timestamp()),
+        ("resident_memory_bytes", "Resident memory of krelay's process.", snapshot.memory_bytes),
+        ("open_fds", "Open file descriptors of krelay's process.", snapshot.descriptors),
+        ("tasks", "Tasks of krelay's event loop.", snapshot.tasks),
     ):
         yield GaugeMetricFamily(f"krelay_process_{name}", text, value=value)
 
 
 def _config(file: FileState, snapshot: Snapshot) -> Iterator[Metric]:
     yield GaugeMetricFamily(
-        "krelay_config_generation", "Counts the configs that were carried out.", file.generation
+        "krelay_config_generation",
+        "Number of the applied configuration, counted from 1.",
+        file.generation,
     )
     yield GaugeMetricFamily(
-        "krelay_config_in_step", "Whether what runs is what the file says.", int(file.in_step)
+        "krelay_config_in_step",
+        "1 if the applied configuration is that of the file.",
+        int(file.in_step),
     )
-    reloads = CounterMetricFamily(
-        "krelay_config_reloads", "Reloads by what became of them.", labels=["result"]
-    )
+    reloads = CounterMetricFamily("krelay_config_reloads", "Reloads by result.", labels=["result"])
     reloads.add_metric(["ok"], file.reloads)
     reloads.add_metric(["failed"], file.failed_reloads)
     yield reloads
     yield GaugeMetricFamily(
         "krelay_config_last_reload_success_timestamp_seconds",
-        "When a config was carried out last, in Unix time.",
+        "Time of the last applied configuration, in Unix time.",
         (file.applied or snapshot.started).timestamp(),
     )
 
@@ -82,69 +84,76 @@ def _config(file: FileState, snapshot: Snapshot) -> Iterator[Metric]:
 def _forwards(forwards: Collection[ForwardState]) -> Iterator[Metric]:
     labels = ["target", "forward"]
     state = GaugeMetricFamily(
-        "krelay_forward_state", "1 for the state that it is in.", labels=[*labels, "state"]
+        "krelay_forward_state",
+        "1 for the state of the forward, 0 for the other states.",
+        labels=[*labels, "state"],
     )
     live = GaugeMetricFamily(
-        "krelay_forward_open_streams", "Live connections and flows.", labels=labels
+        "krelay_forward_open_streams", "Open connections and UDP flows.", labels=labels
     )
-    opened = CounterMetricFamily(
-        "krelay_forward_opened_streams", "Streams since it is there.", labels=labels
-    )
+    opened = CounterMetricFamily("krelay_forward_opened_streams", "Streams opened.", labels=labels)
     ended = CounterMetricFamily(
         "krelay_forward_streams",
-        "Streams that ended, and dials that failed, by what became of them.",
+        "Ended streams and failed dials, by result.",
         labels=[*labels, "result"],
     )
     carried = CounterMetricFamily(
-        "krelay_forward_bytes", "Payload carried.", labels=[*labels, "direction"]
+        "krelay_forward_bytes", "Bytes of payload relayed.", labels=[*labels, "direction"]
     )
     dials = HistogramMetricFamily(
-        "krelay_forward_dial_seconds", "The agent's time to reach the endpoint.", labels=labels
+        "krelay_forward_dial_seconds",
+        "Seconds that the agent took to connect to the endpoint.",
+        labels=labels,
     )
     drops = CounterMetricFamily(
-        "krelay_forward_dropped_datagrams", "Datagrams lost here.", labels=[*labels, "reason"]
+        "krelay_forward_dropped_datagrams",
+        "Datagrams that krelay dropped, by reason.",
+        labels=[*labels, "reason"],
     )
-    for who, forward in _told_apart(forwards):
+    for key, forward in _with_unique_labels(forwards):
         traffic = forward.traffic
         for possible in State:
-            state.add_metric([*who, possible], int(forward.state is possible))
-        live.add_metric(who, forward.live)
-        opened.add_metric(who, traffic.opened)
+            state.add_metric([*key, possible], int(forward.state is possible))
+        live.add_metric(key, forward.live)
+        opened.add_metric(key, traffic.opened)
         for result, count in _bounded(traffic.results).items():
-            ended.add_metric([*who, result], count)
-        carried.add_metric([*who, "to_remote"], traffic.to_remote_bytes)
-        carried.add_metric([*who, "to_local"], traffic.to_local_bytes)
+            ended.add_metric([*key, result], count)
+        carried.add_metric([*key, "to_remote"], traffic.to_remote_bytes)
+        carried.add_metric([*key, "to_local"], traffic.to_local_bytes)
         buckets = [
             (str(float(bound)), float(count)) for bound, count in sorted(traffic.dials.items())
         ]
-        dials.add_metric(who, [*buckets, ("+Inf", traffic.dial_count)], traffic.dial_sum)
+        dials.add_metric(key, [*buckets, ("+Inf", traffic.dial_count)], traffic.dial_sum)
         for reason, count in _bounded(traffic.drops).items():
-            drops.add_metric([*who, reason], count)
+            drops.add_metric([*key, reason], count)
     yield from (state, live, opened, ended, carried, dials, drops)
 
 
-def _told_apart(
+def _with_unique_labels(
     forwards: Collection[ForwardState],
 ) -> Iterator[tuple[tuple[str, str], ForwardState]]:
-    """Each with labels that no other has: Prometheus refuses a scrape that has a series twice.
-    What drains beside a namesake is left out, since counts that add it would fall at its end."""
+    """Yield each forward with unique labels: Prometheus refuses a scrape with duplicate series.
+
+    A draining forward is left out if another one has its name, since their sum would drop when it
+    ends.
+    """
     staying = {(f.target, f.name) for f in forwards if f.state is not State.DRAINING}
     found: set[tuple[str, str]] = set()
     for forward in forwards:
-        who = forward.target, forward.name
-        if forward.state is State.DRAINING and who in staying:
+        key = forward.target, forward.name
+        if forward.state is State.DRAINING and key in staying:
             continue
-        while who in found:
-            who = forward.target, f"{who[1]}#{forward.index}"
-        found.add(who)
-        yield who, forward
+        while key in found:
+            key = forward.target, f"{key[1]}#{forward.index}"
+        found.add(key)
+        yield key, forward
 
 
 def _bounded(counts: Mapping[str, int]) -> Mapping[str, int]:
-    """The counts by label; who may bring up new ones must not make a scrape grow for ever."""
+    """Return at most `_MAX_VALUES` counts, so that new labels cannot grow a scrape without end."""
     names = sorted(counts)
-    kept = {name: counts[name] for name in names[:_MOST_VALUES]}
-    if rest := names[_MOST_VALUES:]:
+    kept = {name: counts[name] for name in names[:_MAX_VALUES]}
+    if rest := names[_MAX_VALUES:]:
         kept["other"] = kept.get("other", 0) + sum(counts[name] for name in rest)
     return kept
 
@@ -164,18 +173,24 @@ def _tunnels(agents: Iterable[AgentState]) -> Iterator[Metric]:
             found.add_metric([tunnel.name], getattr(tunnel, field))
         return found
 
-    yield gauge("up", "Whether it stands.", {t.name: int(t.up) for t in tunnels})
-    yield gauge("streams", "Streams that it carries.", {t.name: t.streams for t in tunnels})
-    yield gauge("rtt_seconds", "The last round trip to the agent.", _measured(tunnels))
-    yield counter("connects", "Connections that came up.", "connects")
-    yield counter("resumptions", "Connections that carried the session on.", "resumed")
-    yield counter("rotations", "Connections that took over from a working one.", "rotated")
-    yield counter("replayed_bytes", "Bytes sent again after a resumption.", "replayed_bytes")
-    yield counter("window_stalls", "Times that a stream had bytes and no credit.", "window_stalls")
-    yield counter("limit_stalls", "Times that its own limit held it up.", "limit_stalls")
+    yield gauge("up", "1 if the tunnel is up.", {t.name: int(t.up) for t in tunnels})
+    yield gauge("streams", "Streams that the tunnel carries.", {t.name: t.streams for t in tunnels})
+    yield gauge(
+        "rtt_seconds", "Last measured round trip to the agent, in seconds.", _measured(tunnels)
+    )
+    yield counter("connects", "Connections established.", "connects")
+    yield counter("resumptions", "Connections that resumed a lost session.", "resumed")
+    yield counter("rotations", "Connections that replaced a working one.", "rotated")
+    yield counter("replayed_bytes", "Bytes sent again after resumptions.", "replayed_bytes")
+    yield counter(
+        "window_stalls", "Times a stream had bytes to send but no credit.", "window_stalls"
+    )
+    yield counter(
+        "limit_stalls", "Times the in-flight limit of the tunnel delayed a stream.", "limit_stalls"
+    )
     lost = CounterMetricFamily(
         "krelay_tunnel_lost_datagrams",
-        "Datagrams lost on the way or at the agent.",
+        "Datagrams lost in the tunnel or at the agent, by reason.",
         labels=["tunnel", "reason"],
     )
     for tunnel in tunnels:

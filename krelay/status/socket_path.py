@@ -1,4 +1,4 @@
-"""Where the socket of the krelay that runs a file is: one place a file, private to the user."""
+"""The path of the socket of the krelay that runs a file, in a directory private to the user."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ _LONGEST_PATH = 100
 
 
 def socket_path(file: str) -> Path:
-    """The path of the socket for `file`, whose own name counts, but not the way to its directory:
-    what a link in its place leads to may change while it runs."""
+    """Return the path of the socket for `file`.
+
+    Links in the path of its directory are resolved, but `file` itself may be a link that changes
+    while krelay runs.
+    """
     directory, name = os.path.split(os.path.abspath(file))
     identity = os.path.join(os.path.realpath(directory), name)
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:20]
@@ -24,32 +27,33 @@ def socket_path(file: str) -> Path:
 
 
 def make_directory(path: Path) -> None:
-    """The socket's directory, for this user alone.
+    """Create the socket's directory, private to the user.
 
     Raises:
-        KrelayError: it cannot be made, or is somebody else's.
+        KrelayError: it cannot be created, or another user has access to it.
     """
     directory = path.parent
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_directory(path)
     except OSError as exc:
-        raise KrelayError(f"cannot make {directory}: {exc.strerror}") from exc
+        raise KrelayError(f"cannot create {directory}: {exc.strerror}") from exc
 
 
 def check_directory(path: Path) -> None:
-    """See to it that the socket's directory is this user's alone: among temporary files, another
-    user may have made it first.
+    """Check that the socket's directory is private to the user.
+
+    In the directory of temporary files, another user may have created it first.
 
     Raises:
-        KrelayError: it is not.
-        OSError: there is none.
+        KrelayError: another user has access to it.
+        OSError: it does not exist.
     """
     directory = path.parent
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise KrelayError(
-            f"{directory} is not a directory of this user alone",
+            f"{directory} is not private to this user",
             hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
         )
 

@@ -11,7 +11,7 @@ from krelay.config.changes import Change
 from krelay.config.sources import Selection
 from krelay.errors import UsageError
 from krelay.state.snapshot import Snapshot
-from krelay.status.unix_server import Handler
+from krelay.status import Handler
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from krelay.threads import in_thread_or_here

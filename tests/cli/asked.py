@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from krelay.state.events import EventBus
+from krelay.state.bus import EventBus
+from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
-from krelay.status.unix_server import serve
 
 TEXT = "apiVersion: krelay/v1\ntargets:\n  web: host/a 80\n  db: host/b 81\n  other: host/c 82\n"
 
@@ -34,5 +34,5 @@ async def answering(
         for name, answer in answers.items()
     }
     place = await asyncio.to_thread(socket_path, str(file))
-    async with serve(place, handlers, bus=bus):
+    async with serve_unix(place, handlers, bus=bus):
         yield

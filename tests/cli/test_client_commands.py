@@ -17,7 +17,7 @@ import pytest
 from krelay.cli import client_commands
 from krelay.cli.client_commands import down, logs, status, unready, wait
 from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
-from krelay.state.events import EventBus
+from krelay.state.bus import EventBus
 from krelay.state.log_tail import LogRing
 from krelay.state.snapshot import told
 from krelay.status.client import Changes, NotRunningError, is_running

@@ -194,7 +194,9 @@ async def test_one_that_runs(tmp_path: Path) -> None:
             file.write_text(before)
             second = await run("up", "-f", str(file))
             assert second.code == 1
-            assert f"already (pid {running.process.pid}, since 2" in second.err
+            assert (
+                f"already running for this file (pid {running.process.pid}, since 2" in second.err
+            )
             assert await running.stop() == 0
 
 

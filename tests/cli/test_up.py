@@ -18,8 +18,8 @@ from krelay.config.sources import Selection
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
 from krelay.state.events import ForwardBound
+from krelay.status.servers import AlreadyRunningError, serve_unix
 from krelay.status.socket_path import socket_path
-from krelay.status.unix_server import AlreadyRunningError, serve
 from krelay.supervisor.supervisor import Supervisor
 from tests.status.reports import forward
 
@@ -87,7 +87,7 @@ def test_two_on_one_file_are_one_too_many(monkeypatch: pytest.MonkeyPatch, file:
 
     async def another(*_: object) -> None:
         with pytest.raises(AlreadyRunningError):
-            async with serve(place, {}):
+            async with serve_unix(place, {}):
                 pytest.fail("two of them")
 
     monkeypatch.setattr(Supervisor, "run", another)

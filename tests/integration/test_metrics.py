@@ -43,7 +43,7 @@ from krelay.proxy import udp_associate
 from krelay.proxy.server import ProxyConnection, ProxyListener
 from krelay.proxy.socks5 import write_datagram
 from krelay.proxy.udp_associate import _MAX_UNPROVEN, same_user
-from krelay.status.tcp_server import Listening
+from krelay.status.servers import TcpServer
 from krelay.supervisor.control import Control
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
@@ -440,7 +440,7 @@ async def scene(
     """A run of a file with these targets."""
     async with world(monkeypatch, tmp_path, text(*lines, head=head)) as made:
         control = Control(made.supervisor, made.reloader)
-        async with Listening({}, snapshot=control.snapshot, bus=made.supervisor.bus) as listening:
+        async with TcpServer({}, snapshot=control.snapshot, bus=made.supervisor.bus) as listening:
             await listening.apply(StatusConfig((rig.HOST, 0)))
             yield Scene(made, Scraper(f"http://{listening.addresses[0]}"))
 

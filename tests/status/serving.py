@@ -11,8 +11,8 @@ from aiohttp import ClientSession, ClientTimeout
 
 from krelay.model import StatusConfig
 from krelay.state.bus import EventBus
-from krelay.status.tcp_server import Listening
-from krelay.status.unix_server import Handler
+from krelay.status import Handler
+from krelay.status.servers import TcpServer
 from tests.status.reports import Live
 
 TOKEN = "0123456789abcdef"
@@ -35,7 +35,7 @@ class Service:
     handlers: Mapping[tuple[str, str], Handler] = field(default_factory=lambda: HANDLERS)
 
     def __post_init__(self) -> None:
-        self.listening = Listening(self.handlers, snapshot=self.live, bus=self.bus)
+        self.listening = TcpServer(self.handlers, snapshot=self.live, bus=self.bus)
 
     @property
     def url(self) -> str:

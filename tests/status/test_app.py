@@ -99,7 +99,7 @@ async def test_a_body_is_an_object(body: bytes) -> None:
     async with service(TOKEN) as made, client(made) as http:
         async with http.post("/v1/echo", data=body, headers=headers) as response:
             assert response.status == 400
-            assert await response.json() == {"error": {"message": "the body is no JSON object"}}
+            assert await response.json() == {"error": {"message": "the body is not a JSON object"}}
 
 
 async def test_a_body_has_a_bound() -> None:

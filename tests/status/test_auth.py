@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.status.auth import known_host
+from krelay.status.auth import is_local_host
 from tests.status.serving import TOKEN, Service, client, service
 
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -176,9 +176,9 @@ async def test_a_form_changes_nothing(kind: str) -> None:
 
 @given(st.text(max_size=30))
 def test_any_host_is_known_or_not(host: str) -> None:
-    assert known_host(host) in (True, False)
+    assert is_local_host(host) in (True, False)
 
 
 @given(st.from_regex(r"[a-z]{1,10}\.[a-z]{2,5}(:[0-9]{1,5})?", fullmatch=True))
 def test_no_domain_is_known(host: str) -> None:
-    assert known_host(host) is (host.partition(":")[0].endswith(".localhost"))
+    assert is_local_host(host) is (host.partition(":")[0].endswith(".localhost"))

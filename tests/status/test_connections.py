@@ -28,7 +28,7 @@ async def big(request: web.Request) -> web.Response:
 async def own(request: web.Request) -> web.Response:
     connection = connection_of(request)
     assert connection is not None
-    connection.trust()
+    connection.mark_trusted()
     return web.Response(text="own")
 
 
@@ -68,7 +68,7 @@ async def client(made: Connections, ask: bytes = b"") -> tuple[socket.socket, Co
 
 async def until_full(connection: Connection, sock: socket.socket) -> None:
     """Ask again and again, and take nothing."""
-    while not connection.full:
+    while not connection.blocked:
         await asyncio.get_running_loop().sock_sendall(sock, ASK)
         await asyncio.sleep(0)
 
@@ -119,11 +119,11 @@ async def test_one_that_has_asked_may_stay_and_wait_for_its_answer() -> None:
         sock, connection = await client(made, ASK)
         await asked.wait()
         for _ in range(3):
-            connection.look()
+            connection.check_progress()
         free.set()
         assert (await rig.recv(sock)).startswith(b"HTTP/1.1 200 OK")
         for _ in range(3):
-            connection.look()
+            connection.check_progress()
         assert made.open == {connection}
         sock.close()
 
@@ -133,7 +133,7 @@ async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch
         sock, connection = await client(made, ASK)
         await until_full(connection, sock)
         monkeypatch.setattr(module, "PATIENCE", 0.01)
-        connection.look()  # and from then on by itself
+        connection.check_progress()  # and from then on by itself
         await connection.lost
         await ended(sock)
 
@@ -143,8 +143,8 @@ async def test_one_that_is_slow_is_not() -> None:
         sock, connection = await client(made, ASK)
         for _ in range(3):
             await until_full(connection, sock)
-            connection.look()
-            while connection.full:
+            connection.check_progress()
+            while connection.blocked:
                 assert await rig.recv(sock)
         assert made.open == {connection}
         sock.close()
@@ -155,9 +155,9 @@ async def test_one_that_leaves_the_end_of_what_it_got_is_cut_off_too() -> None:
         sock, connection = await client(made, ASK)
         await until_full(connection, sock)
         connection.transport.close()
-        connection.look()
+        connection.check_progress()
         assert made.open == {connection}
-        connection.look()
+        connection.check_progress()
         await connection.lost
         sock.close()
 
@@ -203,7 +203,7 @@ async def test_a_stranger_is_closed_after_its_answer_and_another_is_not() -> Non
 async def test_strangers_that_keep_their_places_do_not_keep_others_out(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "YOUNG", 0.0)
+    monkeypatch.setattr(module, "GRACE", 0.0)
     async with serving(small, strangers=3) as made:
         writers = []
         for _ in range(3):
@@ -241,7 +241,7 @@ async def test_but_not_where_too_many_have() -> None:
 async def test_one_that_waits_for_its_answer_goes_after_those_that_do_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "YOUNG", 0.0)
+    monkeypatch.setattr(module, "GRACE", 0.0)
     asked, free = asyncio.Event(), asyncio.Event()
 
     async def slow(request: web.Request) -> web.Response:
@@ -264,7 +264,7 @@ async def test_one_that_waits_for_its_answer_goes_after_those_that_do_not(
 async def test_one_that_takes_nothing_of_its_answer_goes_first_of_those_that_ask(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "YOUNG", 0.0)
+    monkeypatch.setattr(module, "GRACE", 0.0)
 
     async def endless(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -274,7 +274,7 @@ async def test_one_that_takes_nothing_of_its_answer_goes_first_of_those_that_ask
 
     async with serving(endless, strangers=1) as made:
         sock, connection = await client(made, ASK)
-        await rig.until(lambda: connection.full)
+        await rig.until(lambda: connection.blocked)
         other, _ = await client(made)
         await connection.lost
         assert connection.evicted

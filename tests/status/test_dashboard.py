@@ -16,7 +16,7 @@ import pytest
 
 from krelay.model import StatusConfig
 from krelay.state.states import State
-from krelay.status.dashboard import page
+from krelay.status.app import dashboard
 from tests.state.said import said
 from tests.status.browser import PROGRAM, Page, browser
 from tests.status.reports import FORWARDS, forward
@@ -28,7 +28,7 @@ INJECTION = "<img src=x onerror=\"document.title='owned'\"><b>&amp;</b>"
 
 
 def test_it_needs_nothing_else() -> None:
-    text = page()[0].decode()
+    text = dashboard()[0].decode()
     assert not re.findall(r"<link(?! rel=\"icon\" href=\"data:)|<script\s|@import|url\(", text)
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text)
     assert "innerHTML" not in text
@@ -36,7 +36,7 @@ def test_it_needs_nothing_else() -> None:
 
 
 def test_its_policy_is_for_what_it_has() -> None:
-    content, policy = page()
+    content, policy = dashboard()
     for kind in ("style", "script"):
         (inline,) = re.findall(rf"<{kind}>(.*?)</{kind}>", content.decode(), re.DOTALL)
         digest = base64.b64encode(hashlib.sha256(inline.encode()).digest()).decode()

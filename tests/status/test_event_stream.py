@@ -178,7 +178,7 @@ async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch
         assert made.listening._connections is not None
         (connection,) = made.listening._connections.open
         monkeypatch.setattr(connections, "PATIENCE", 0.01)
-        connection.look()
+        connection.check_progress()
         await rig.until(lambda: not made.bus._subscriptions)
         while await rig.recv(sock):
             pass  # what was on its way; then the end

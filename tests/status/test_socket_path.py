@@ -66,14 +66,14 @@ def test_the_directory_is_this_user_s_alone(runtime: Path) -> None:
 def test_a_directory_that_others_may_enter_is_not_trusted(runtime: Path) -> None:
     (runtime / "krelay").mkdir(parents=True)
     (runtime / "krelay").chmod(0o755)
-    with pytest.raises(KrelayError, match="is not a directory of this user alone"):
+    with pytest.raises(KrelayError, match="is not private to this user"):
         make_directory(socket_path("a"))
 
 
 def test_nor_one_that_is_somebody_else_s(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_directory(socket_path("a"))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
-    with pytest.raises(KrelayError, match="is not a directory of this user alone"):
+    with pytest.raises(KrelayError, match="is not private to this user"):
         make_directory(socket_path("a"))
 
 
@@ -81,11 +81,11 @@ def test_nor_a_link_to_one(runtime: Path, tmp_path: Path) -> None:
     runtime.mkdir()
     (tmp_path / "mine").mkdir(mode=0o700)
     (runtime / "krelay").symlink_to(tmp_path / "mine")
-    with pytest.raises(KrelayError, match="is not a directory of this user alone"):
+    with pytest.raises(KrelayError, match="is not private to this user"):
         make_directory(socket_path("a"))
 
 
 def test_a_directory_that_cannot_be_made_says_so(runtime: Path) -> None:
     runtime.touch()
-    with pytest.raises(KrelayError, match="cannot make"):
+    with pytest.raises(KrelayError, match="cannot create"):
         make_directory(socket_path("a"))

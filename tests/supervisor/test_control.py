@@ -15,8 +15,8 @@ import pytest
 
 from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.status.client import ask
+from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
-from krelay.status.unix_server import serve
 from krelay.supervisor.control import Control
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
@@ -32,7 +32,7 @@ async def controlled(
     async with world(monkeypatch, tmp_path, content) as w:
         control = Control(w.supervisor, w.reloader)
         place = await asyncio.to_thread(socket_path, str(w.file))
-        async with serve(place, control.handlers()):
+        async with serve_unix(place, control.handlers()):
             yield w
 
 
