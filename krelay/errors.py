@@ -1,27 +1,27 @@
-"""Every error a person can meet, and the exit code each one ends with.
+"""The errors of krelay, and the exit code of each.
 
 ::
 
-    KrelayError                   exit 1   failed at run time
-    ├─ UsageError                 exit 2   the command line is wrong
-    ├─ ConfigError                exit 2   the file is wrong; `.problems` holds all of them
-    ├─ NotReadyError              exit 3   not ready in time; `.unready` says what is not
-    ├─ ClusterError               exit 4   the cluster refused, or cannot be reached
+    KrelayError                   exit 1   it failed at run time
+    ├─ UsageError                 exit 2   the command line is invalid
+    ├─ ConfigError                exit 2   the file is invalid; `problems` holds every problem
+    ├─ NotReadyError              exit 3   not ready in time; `unready` says what is not, and why
+    ├─ ClusterError               exit 4   the cluster refused, or is out of reach
     │   ├─ CredentialsError       exit 4   kubeconfig: no such context, a failed exec plugin, …
-    │   ├─ UnreachableError       exit 4   no answer from the API server
-    │   ├─ AccessDeniedError      exit 4   RBAC: names verb, resource and namespace
+    │   ├─ UnreachableError       exit 4   the API server does not answer
+    │   ├─ AccessDeniedError      exit 4   RBAC refused; names verb, resource and namespace
     │   ├─ NotFoundError          exit 4   the object does not exist
-    │   ├─ MalformedError         exit 4   an answer that is not as agreed: names the field
-    │   └─ AgentError             exit 4   the agent's pod cannot start: the cluster's own reason
+    │   ├─ MalformedError         exit 4   an answer violates its protocol; names the field
+    │   └─ AgentError             exit 4   the agent's pod cannot start; gives the cluster's reason
     ├─ ListenError                exit 1   a local address cannot be bound
-    └─ TunnelError                exit 1   no connection to the agent
-        ├─ TunnelRefusedError     exit 1   the agent answered no (version, secret, unknown session)
-        ├─ NotListeningError      exit 1   the pod runs, the agent in it does not listen (yet)
-        ├─ EndedError             exit 1   the agent ended the connection
+    └─ TunnelError                exit 1   the agent cannot be reached
+        ├─ TunnelRefusedError     exit 1   the agent refused (version, secret, unknown session)
+        ├─ NotListeningError      exit 1   the pod runs, but its agent does not listen (yet)
+        ├─ EndedError             exit 1   the agent closed the connection
         └─ PodGoneError           exit 1   the pod behind the tunnel no longer runs
 
-`krelay.wire` has a tree of its own (the agent ships without this module); `mux` and
-`datapath` translate where the two meet.
+`krelay.wire` has errors of its own, since the agent ships without this module; `mux` and
+`datapath` translate them.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from krelay.text import one_line
 
 
 class KrelayError(Exception):
-    """What failed, on which target, and what to do next.
+    """An error to be shown to the user.
 
-    Both texts may quote a server, a pod or a file: they are made fit to be shown here.
+    Message and hint may quote a server, a pod or a file: they pass `krelay.text` here.
 
     Args:
-        message: what failed and on what, on one line, without a full stop.
-        hint: what the user can do about it, or None.
+        message: what failed, and on what; one line without a full stop.
+        hint: what the user can do about it.
     """
 
     exit_code = 1
@@ -52,15 +52,15 @@ class KrelayError(Exception):
         super().__init__(self.message)
 
     def details(self) -> list[str]:
-        """What comes before the message, in lines."""
+        """Return the lines that precede the message."""
         return []
 
     def line(self) -> str:
-        """The message and the hint on one line, for the log."""
+        """Return the message and the hint on one line, for the log."""
         return f"{self}; hint: {self.hint}" if self.hint else str(self)
 
     def report(self) -> list[str]:
-        """All that there is to say, in lines, without colour."""
+        """Return details, message and hint, a line each, without colour."""
         return [*self.details(), self.message, *([f"  hint: {self.hint}"] if self.hint else [])]
 
 
@@ -70,9 +70,10 @@ class UsageError(KrelayError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """One thing wrong in a file. `line` and `column` count from 1; 0 means unknown.
+    """A problem in a file.
 
-    `path` is the file's where it is another than the ConfigError's own.
+    `line` and `column` count from 1; 0 means unknown. `path` names the file if it is not that of
+    the ConfigError.
     """
 
     line: int
@@ -87,10 +88,10 @@ class Problem:
 
 
 class ConfigError(KrelayError):
-    """A file that cannot be used; carries every problem found in it, in order.
+    """An invalid file, with every problem found in it.
 
-    The problems of the file itself come before those of the files that it names. `files` has
-    the path of each that was read for it, or could not be: whoever mends it will edit one.
+    `problems` are sorted: those of the file itself come before those of the files that it includes.
+    `files` holds the path of every file that was read or could not be: one of them needs an edit.
     """
 
     exit_code = 2
@@ -115,7 +116,7 @@ class ConfigError(KrelayError):
         super().__init__(f"{path}: {count} problem{'' if count == 1 else 's'}", hint=hint)
 
     def details(self) -> list[str]:
-        """`path:line:column: message` for each problem, and its hint."""
+        """Return `path:line:column: message` for each problem, and its hint."""
         lines = []
         for problem in self.problems:
             place = "".join(f":{n}" for n in (problem.line, problem.column) if n)
@@ -126,7 +127,7 @@ class ConfigError(KrelayError):
 
 
 class NotReadyError(KrelayError):
-    """Not ready in time; `unready` says what is not and why, a line each."""
+    """A forward is not ready in time; `unready` has a line for each, with the reason."""
 
     exit_code = 3
 
@@ -137,7 +138,7 @@ class NotReadyError(KrelayError):
         self.unready = tuple(map(one_line, unready))
 
     def details(self) -> list[str]:
-        """What is not ready."""
+        """Return a line for each forward that is not ready."""
         return list(self.unready)
 
 

@@ -1,3 +1,3 @@
-"""The commands: arguments in, lines and exit codes out; what they do is done elsewhere."""
+"""The command line: arguments in, lines and exit codes out."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entry: what the installed programs call; a Ctrl-C while they still import ends them quietly."""
+"""The entry points of the installed programs; Ctrl-C during their imports exits quietly."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ class TestBrowser:
                     assert part in text
                 await tab.until("document.getElementById('events').textContent.includes('resumed')")
                 header = await tab.value("document.querySelector('header').textContent")
-                assert "/home/me/shop/krelay.yaml, in step" in header
+                assert "/home/me/shop/krelay.yaml, in sync" in header
                 agents = await tab.value("document.getElementById('agents').textContent")
                 for part in ("relays/krelay-server-7k2xw", "12.7 ms", "p1t3 down", "staging"):
                     assert part in agents
@@ -164,7 +164,7 @@ class TestBrowser:
             await made.listening.apply(StatusConfig())
             await tab.until("!document.getElementById('lost').hidden")
             lost = await tab.value("document.getElementById('lost').textContent")
-            assert lost.startswith("No connection to krelay; what is shown is ")
+            assert lost.startswith("No connection to krelay; this data is ")
             await made.listening.apply(StatusConfig((address.host, address.port)))
             await tab.until("document.getElementById('lost').hidden")
             made.bus.publish(said("state", "heard again"))
@@ -235,5 +235,5 @@ class TestBrowser:
             for role in ("table", "rowheader", "columnheader", "main", "heading", "status", "log"):
                 assert role in roles, role
             named = {node["name"]["value"] for node in nodes if node.get("name", {}).get("value")}
-            assert "Targets, and how they are" in named
+            assert "Targets and their state" in named
             assert await tab.value("document.getElementById('verdict').ariaLive") == "polite"
