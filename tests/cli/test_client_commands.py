@@ -42,7 +42,9 @@ async def shown(file: Path, *names: str, output: str = "text") -> int:
     return await asyncio.to_thread(status, str(file), names, output=output, watch=False)
 
 
-async def test_a_line_for_each(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_status_prints_a_line_for_each_forward(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with answering(file, GET_status=lambda body: FOUND):
         assert await shown(file) == 0
         assert await shown(file, "db", output="wide") == 0
@@ -56,7 +58,9 @@ async def test_a_line_for_each(file: Path, capsys: pytest.CaptureFixture[str]) -
     assert wide_db.startswith("db ")
 
 
-async def test_for_programs(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_status_in_json_is_the_snapshot(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with answering(file, GET_status=lambda body: FOUND):
         assert await shown(file, output="json") == 0
         assert json.loads(capsys.readouterr().out) == FOUND
@@ -65,7 +69,9 @@ async def test_for_programs(file: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert one["target"] == "db"
 
 
-async def test_names(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_status_refuses_an_unknown_name_and_accepts_one_not_relayed(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with answering(file, GET_status=lambda body: FOUND):
         with pytest.raises(UsageError, match="has no target `wep`") as caught:
             await shown(file, "wep")
@@ -74,12 +80,14 @@ async def test_names(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-async def test_without_one_that_runs(file: Path) -> None:
+async def test_status_fails_if_no_krelay_runs(file: Path) -> None:
     with pytest.raises(NotRunningError):
         await shown(file)
 
 
-async def test_watching_in_json_lines_over_an_end_until_ctrl_c(file: Path) -> None:
+async def test_status_watch_prints_json_lines_over_the_end_of_krelay_until_ctrl_c(
+    file: Path,
+) -> None:
     answers = [report(forward(traffic=carried(n, n))) for n in range(3)]
     process = None
     try:
@@ -104,7 +112,7 @@ async def test_watching_in_json_lines_over_an_end_until_ctrl_c(file: Path) -> No
             await process.communicate()
 
 
-async def test_watching_on_a_terminal(file: Path) -> None:
+async def test_status_watch_repaints_the_table_on_a_terminal(file: Path) -> None:
     sent = 0
 
     def answer(body: object) -> object:
@@ -123,7 +131,7 @@ async def test_watching_on_a_terminal(file: Path) -> None:
             assert "TARGET" in screen.text
 
 
-async def test_on_a_terminal_with_a_line_on_the_run(
+async def test_status_on_a_terminal_begins_with_the_headline(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -151,7 +159,7 @@ async def waited(file: Path, *names: str, timeout: float = 0.0) -> int:
 # -- readiness ---------------------------------------------------------------------------------
 
 
-def test_what_is_not_ready_and_why() -> None:
+def test_unready_names_each_forward_and_its_reason() -> None:
     assert unready(READY) == []
     assert unready(HALF) == ["db: failed: connection refused"]
     assert unready(HALF, ["web"]) == []
@@ -163,7 +171,7 @@ def test_what_is_not_ready_and_why() -> None:
     assert told("web", "draining", "") == "web: draining"
 
 
-def test_what_only_finishes_is_waited_for_only_at_the_end_and_by_name() -> None:
+def test_a_draining_forward_counts_only_if_named_or_alone() -> None:
     former = report(forward("web"), forward("db", "draining", reason=""))
     assert unready(former) == []
     assert unready(former, ["db"]) == ["db: draining"]
@@ -173,7 +181,9 @@ def test_what_only_finishes_is_waited_for_only_at_the_end_and_by_name() -> None:
 # -- the command -------------------------------------------------------------------------------
 
 
-async def test_ready_at_once(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_wait_returns_at_once_if_all_is_ready(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with answering(file, GET_status=lambda body: HALF):
         assert await waited(file, "web") == 0
     async with answering(file, GET_status=lambda body: READY):
@@ -181,7 +191,7 @@ async def test_ready_at_once(file: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr() == ("1 forward is ready\n2 forwards are ready\n", "")
 
 
-async def test_late(file: Path) -> None:
+async def test_wait_exits_with_3_and_reasons_on_a_timeout(file: Path) -> None:
     async with answering(file, GET_status=lambda body: HALF):
         with pytest.raises(match=r"^not ready after 0.2 s$") as caught:
             await waited(file, "db", "other", timeout=0.2)
@@ -189,7 +199,9 @@ async def test_late(file: Path) -> None:
     assert caught.value.details() == ["db: failed: connection refused", "other: not relayed (yet)"]
 
 
-async def test_a_krelay_that_comes_later(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_wait_waits_for_a_krelay_that_starts_later(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(NotReadyError) as caught:
         await waited(file)
     assert caught.value.details() == [f"krelay is not running for {file}"]
@@ -255,7 +267,7 @@ async def test_wait_looks_again_where_no_events_can_be_had(file: Path) -> None:
     assert not answers
 
 
-async def test_one_that_is_ill_may_recover(file: Path) -> None:
+async def test_wait_goes_on_after_a_failed_answer(file: Path) -> None:
     answers: list[Any] = [KrelayError("not now"), READY]
 
     def answer(body: Mapping[str, Any]) -> Any:
@@ -268,7 +280,7 @@ async def test_one_that_is_ill_may_recover(file: Path) -> None:
         assert await waited(file, timeout=9.0) == 0
 
 
-async def test_a_name_that_nobody_has_is_told_at_once(file: Path) -> None:
+async def test_wait_refuses_an_unknown_name_at_once(file: Path) -> None:
     with pytest.raises(UsageError, match="has no target `wep`"):
         await waited(file, "wep", timeout=60.0)
     async with answering(file, GET_status=lambda body: READY):
@@ -276,7 +288,7 @@ async def test_a_name_that_nobody_has_is_told_at_once(file: Path) -> None:
             await waited(file, "web", "wep", timeout=60.0)
 
 
-async def test_the_file_is_read_only_where_it_has_to_be(file: Path) -> None:
+async def test_wait_reads_the_file_only_for_names_that_are_not_relayed(file: Path) -> None:
     await asyncio.to_thread(file.write_text, "nonsense")
     async with answering(file, GET_status=lambda body: READY):
         assert await waited(file, "web", "db") == 0
@@ -292,7 +304,9 @@ def ring(*lines: str) -> tuple[LogRing, logging.Logger]:
     return made, logger
 
 
-async def test_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_logs_prints_the_last_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, (made, _) = tmp_path / "krelay.yaml", ring("a", "b", "c")
     with pytest.raises(NotRunningError):
         await asyncio.to_thread(logs, str(file), 2, follow=False)
@@ -301,7 +315,7 @@ async def test_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().out == "b\nc\n"
 
 
-async def test_following_until_the_end_and_over_a_restart(
+async def test_logs_follow_prints_new_lines_over_a_restart_until_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, (made, logger) = tmp_path / "krelay.yaml", ring("a", "b", "c")
@@ -328,7 +342,7 @@ async def test_following_until_the_end_and_over_a_restart(
     assert err == "krelay has ended\n"
 
 
-async def test_it_waits_until_the_other_has_ended(
+async def test_down_waits_until_krelay_has_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "krelay.yaml"
@@ -352,7 +366,9 @@ async def test_it_waits_until_the_other_has_ended(
     )
 
 
-async def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_down_fails_if_krelay_outlives_its_drain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client_commands, "_CLEANUP", 0.0)
     file = tmp_path / "krelay.yaml"
     async with answering(file, POST_stop=lambda body: {"pid": 4711, "drain": 0.0, "live": 0}):
@@ -361,7 +377,7 @@ async def test_it_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.Mon
     assert caught.value.hint == "`kill 4711` makes it drop the remaining connections"
 
 
-def test_there_is_none(tmp_path: Path) -> None:
+def test_down_fails_if_no_krelay_runs(tmp_path: Path) -> None:
     file = str(tmp_path / "krelay.yaml")
     with pytest.raises(NotRunningError) as caught:
         down(file)

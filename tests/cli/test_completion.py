@@ -68,7 +68,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def test_types_without_a_space_after_them(complete: Complete, asked: list[Any]) -> None:
+def test_types_complete_without_a_space(complete: Complete, asked: list[Any]) -> None:
     found, directive = complete("")
     assert "svc/" in found
     assert "host/" in found
@@ -77,7 +77,7 @@ def test_types_without_a_space_after_them(complete: Complete, asked: list[Any]) 
     assert not asked
 
 
-def test_names_of_a_type_as_it_was_written(complete: Complete, asked: list[Any]) -> None:
+def test_names_complete_with_the_type_as_written(complete: Complete, asked: list[Any]) -> None:
     assert complete("-n", "shop", "service/") == (["service/web"], 4)
     assert complete("deployments.apps/w") == (["deployments.apps/web"], 4)
     assert complete("host/") == ([], 4)
@@ -95,16 +95,18 @@ def test_names_of_a_type_as_it_was_written(complete: Complete, asked: list[Any])
         ("svc/", []),
     ],
 )
-def test_ports(target: str, ports: list[str], complete: Complete, asked: list[Any]) -> None:
+def test_ports_of_a_target_complete(
+    target: str, ports: list[str], complete: Complete, asked: list[Any]
+) -> None:
     assert complete(target, "")[0] == ports
 
 
-def test_ports_that_are_there_already_are_left_out(complete: Complete, asked: list[Any]) -> None:
+def test_ports_given_already_are_left_out(complete: Complete, asked: list[Any]) -> None:
     assert complete("svc/web", "80", "")[0] == [":http", "53@udp"]
     assert asked[0][3] == {"fieldSelector": "metadata.name=web"}
 
 
-def test_options(complete: Complete) -> None:
+def test_options_complete(complete: Complete) -> None:
     assert complete("--patch-")[0] == ["--patch-file", "--patch-type"]
 
 
@@ -124,7 +126,7 @@ def kubeconfig(path: Path, server: str) -> str:
     return str(path)
 
 
-def test_a_cluster_that_says_nothing_gives_nothing(
+def test_a_silent_cluster_completes_nothing(
     complete: Complete, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "_DEADLINE", 0.1)
@@ -136,7 +138,7 @@ def test_a_cluster_that_says_nothing_gives_nothing(
 
 
 @pytest.mark.process
-def test_it_never_hangs() -> None:
+def test_a_hanging_completion_ends_in_time() -> None:
     """In a process of its own: the alarm ends it."""
     text = (
         "import threading\nfrom krelay.cli import kubectl as k\n"
@@ -146,7 +148,7 @@ def test_it_never_hangs() -> None:
     assert done.returncode == 0
 
 
-def test_the_alarm_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_sets_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     before = signal.getsignal(signal.SIGALRM)
     try:
@@ -163,7 +165,7 @@ def test_the_alarm_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.process
-def test_a_file_s_targets(tmp_path: Path) -> None:
+def test_names_of_the_file_s_targets_complete(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     file.write_text(
         "apiVersion: krelay/v1\ntargets:\n  web: svc/a 1\n  wiki: svc/b 2\n  db: svc/c 3\n"
@@ -194,7 +196,7 @@ def test_a_file_s_targets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_of_a_shell(
+def test_each_shell_has_a_script(
     shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["krelay", "completion", shell])
@@ -202,6 +204,6 @@ def test_the_script_of_a_shell(
     assert "_KRELAY_COMPLETE" in capsys.readouterr().out
 
 
-def test_a_shell_that_nobody_knows() -> None:
+def test_an_unknown_shell_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no completion for 'tcsh'"):
         script("tcsh", cli, "krelay")

@@ -26,7 +26,7 @@ sys.exit(getattr(entry, sys.argv[1])())
 
 
 @pytest.mark.parametrize("program", ["krelay", "kubectl_relay"])
-def test_ctrl_c_during_the_import_ends_with_130_and_without_a_word(program: str) -> None:
+def test_ctrl_c_during_the_imports_exits_with_130_in_silence(program: str) -> None:
     assert callable(getattr(entry, program))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, program], capture_output=True, text=True, timeout=30

@@ -24,7 +24,9 @@ from tests.integration.product import run, up
 GOOD = "apiVersion: krelay/v1\ntargets:\n  web: svc/web 8080:80\n  db: svc/db 5432\n"
 
 
-def test_a_file_that_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_in_json_reports_a_valid_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "krelay.yaml"
     file.write_text(GOOD)
     assert check(Selection(str(file)), json=True) == 0
@@ -36,7 +38,9 @@ def test_a_file_that_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     }
 
 
-def test_a_file_that_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_in_json_reports_every_problem_of_an_invalid_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, other = tmp_path / "krelay.yaml", tmp_path / "other.txt"
     file.write_text(GOOD.replace("8080", "99999") + "include: [other.txt]\n")
     other.write_text("svc/x nope!\n")
@@ -70,7 +74,7 @@ def pipe() -> Iterator[Callable[[str], str]]:
         os.close(end)
 
 
-def test_a_pipe_of_the_command_line_is_read_once(
+def test_a_pipe_on_the_command_line_is_read_once(
     krelay: Callable[..., int], pipe: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = pipe(GOOD)
@@ -83,7 +87,7 @@ def test_a_pipe_of_the_command_line_is_read_once(
     assert "`-f` names the file that krelay runs" in capsys.readouterr().err
 
 
-def test_more_than_a_file_may_have_is_not_read(
+def test_a_file_beyond_the_limit_is_refused(
     krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay("check", "/dev/zero") == 2
@@ -92,7 +96,7 @@ def test_more_than_a_file_may_have_is_not_read(
     assert "the file is empty" in capsys.readouterr().err
 
 
-def test_a_pipe_that_a_file_names_is_a_problem(
+def test_a_pipe_named_in_a_file_is_a_problem(
     krelay: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.mkfifo(tmp_path / "fifo")
@@ -113,7 +117,7 @@ def embedded(krelay: Callable[..., int]) -> None:
 
 
 @pytest.mark.usefixtures("embedded")
-def test_where_none_runs_all_would_start(
+def test_plan_without_a_running_krelay_shows_all_as_added(
     krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay("plan") == 0
@@ -132,7 +136,7 @@ def test_where_none_runs_all_would_start(
 
 
 @pytest.mark.usefixtures("embedded")
-def test_there_is_nothing_to_reload(
+def test_reload_fails_if_no_krelay_runs(
     krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay("reload") == 1
@@ -143,7 +147,7 @@ def test_there_is_nothing_to_reload(
 
 
 @pytest.mark.usefixtures("embedded")
-def test_a_plan_is_for_a_file(
+def test_plan_and_reload_require_a_valid_file(
     krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay("plan", "-f", "-") == 2
@@ -156,7 +160,7 @@ def test_a_plan_is_for_a_file(
         assert krelay(command) == 2
 
 
-async def test_one_that_runs(tmp_path: Path) -> None:
+async def test_plan_and_reload_of_a_running_krelay_show_and_apply_an_edit(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     async with rig.tcp_target(rig.echo) as a, rig.tcp_target(rig.echo) as b:
         async with up(file, {"web": f"ip/127.0.0.1 :{a}"}, args=("--no-watch",)) as running:
@@ -218,7 +222,9 @@ def two_contexts(
 
 
 @pytest.mark.usefixtures("two_contexts")
-def test_roles_by_context(krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_rbac_prints_roles_by_context(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert krelay("rbac") == 0
     out, err = capsys.readouterr()
     assert "# context (the current one)\n---\n" in out
@@ -233,7 +239,7 @@ def test_roles_by_context(krelay: Callable[..., int], capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("two_contexts")
-def test_bindings_for_those_that_are_given(
+def test_rbac_prints_bindings_for_the_given_subjects(
     krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--user", "jane", "--group", "devs", "--serviceaccount", "ci:bot", "--optional"]
@@ -264,7 +270,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return asked
 
 
-def test_a_file_and_standard_input(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_converts_a_file_and_standard_input(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("targets.txt").write_text("svc/web 8080:80\n")
     assert krelay("import", "targets.txt") == 0
     first = capsys.readouterr()
@@ -275,14 +283,16 @@ def test_a_file_and_standard_input(krelay: Krelay, capsys: pytest.CaptureFixture
     assert parse(second.out, "krelay.yaml", {}).targets[0].name == "web"
 
 
-def test_warnings_are_no_data(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_prints_warnings_on_stderr(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert krelay("import", "-", stdin=b'[{"workload_type": "pod"}]') == 0
     out, err = capsys.readouterr()
     assert "warning" not in out
     assert err.startswith("warning: pod: it selects a pod by labels")
 
 
-def test_what_cannot_be_imported(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_import_refuses_unknown_formats(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
     assert krelay("import", "missing") == 2
     for wrong in (b"[", b"{}", b"[]", b'[{"foo": 1}]'):
         assert krelay("import", "-", stdin=wrong) == 2
@@ -290,7 +300,7 @@ def test_what_cannot_be_imported(krelay: Krelay, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == ""
 
 
-def test_kubefwd(
+def test_import_kubefwd_converts_the_services_of_namespaces(
     krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay("import", "kubefwd", "-n", "a", "-n", "b", "--context", "c") == 0
@@ -298,7 +308,7 @@ def test_kubefwd(
     assert len(parse(capsys.readouterr().out, "krelay.yaml", {}).targets) == 2
 
 
-def test_a_place_without_anything_is_an_error(
+def test_an_empty_namespace_is_an_error(
     krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is a misspelt name as a rule, and what is made up in its place helps nobody."""
@@ -315,7 +325,7 @@ def test_a_place_without_anything_is_an_error(
     assert (out, "no Services in shpo" in err) == ("", True)
 
 
-def test_a_starter_never_writes_over_a_file_unasked(
+def test_init_overwrites_a_file_only_with_force(
     krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay("init") == 0

@@ -91,7 +91,7 @@ README = [
 
 
 @pytest.mark.parametrize(("line", "namespace", "target", "ports"), README)
-def test_the_usage_of_the_seed_and_of_kubectl(
+def test_the_usage_of_the_go_krelay_and_of_kubectl_works(
     line: str,
     namespace: str | None,
     target: str,
@@ -106,13 +106,13 @@ def test_the_usage_of_the_seed_and_of_kubectl(
     assert started.options["must_exist"]
 
 
-def test_the_seed_s_patch(started: Started, relay: Relay) -> None:
+def test_the_go_krelay_s_patch_is_accepted(started: Started, relay: Relay) -> None:
     patch = '{"metadata":{"namespace":"kube-public"},"spec":{"nodeSelector":{"k": "v"}}}'
     assert relay("--patch", patch, "ip/1.2.3.4", "5000") == 0
     assert started.config.agent.patches == (Patch(json.loads(patch)),)
 
 
-def test_patches_of_every_kind(started: Started, relay: Relay) -> None:
+def test_patches_of_every_type_are_accepted(started: Started, relay: Relay) -> None:
     Path("patch.yaml").write_text(
         "metadata:\n  generateName: foo-\nspec:\n  nodeSelector: {key: $$value}\n"
     )
@@ -127,7 +127,7 @@ def test_patches_of_every_kind(started: Started, relay: Relay) -> None:
     assert started.config.agent.patches == (Patch({"spec": {"a": 1}}, type="merge"),)
 
 
-def test_a_patch_that_is_none(
+def test_an_invalid_patch_is_refused(
     started: Started, relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for args in (
@@ -141,7 +141,7 @@ def test_a_patch_that_is_none(
     assert not started.configs
 
 
-def test_several_addresses(started: Started, relay: Relay) -> None:
+def test_several_addresses_are_bound_once_each(started: Started, relay: Relay) -> None:
     assert relay("-l", "127.0.0.2,::1", "--address", "localhost", "svc/a", "1") == 0
     assert [target.listen for target in started.config.targets] == [
         "127.0.0.2",
@@ -151,7 +151,7 @@ def test_several_addresses(started: Started, relay: Relay) -> None:
     assert relay("-l", "nowhere", "svc/a", "1") == 2
 
 
-def test_a_file_of_targets_and_standard_input(started: Started, relay: Relay) -> None:
+def test_targets_come_from_a_file_or_standard_input(started: Started, relay: Relay) -> None:
     text = (
         "# a comment\n-n kube-system svc/kube-dns 10053:53@udp\nsvc/nginx 8080:80\n"
         "host/redis.test 6379\n-l 192.0.2.1 ip/1.2.3.4 5000\n"
@@ -165,7 +165,7 @@ def test_a_file_of_targets_and_standard_input(started: Started, relay: Relay) ->
     assert [target.listen for target in two.targets][-1] == "192.0.2.1"
 
 
-def test_kubectl_s_connection_flags(started: Started, relay: Relay) -> None:
+def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Relay) -> None:
     assert (
         relay(
             *("--kubeconfig", "k", "--context", "c", "--cluster", "cl", "--user", "u"),
@@ -197,7 +197,7 @@ def test_kubectl_s_connection_flags(started: Started, relay: Relay) -> None:
         ["svc/a", "80:80:80"],
     ],
 )
-def test_a_wrong_command_line(
+def test_a_wrong_command_line_exits_with_2(
     args: list[str], started: Started, relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert relay(*args) == 2
@@ -207,7 +207,7 @@ def test_a_wrong_command_line(
     assert not started.configs
 
 
-def test_the_version_is_json_as_the_seed_s(
+def test_the_version_is_json_like_the_go_krelay_s(
     relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for flag in ("-V", "--version"):
@@ -221,13 +221,13 @@ def test_the_version_is_json_as_the_seed_s(
     ("number", "level"),
     [("0", logging.ERROR), ("2", logging.WARNING), ("3", logging.INFO), ("4", logging.DEBUG)],
 )
-def test_how_much_is_said(number: str, level: int, started: Started, relay: Relay) -> None:
+def test_the_log_level_follows_v(number: str, level: int, started: Started, relay: Relay) -> None:
     for flag in (["-v", number], [f"-v{number}"], [f"--v={number}"]):
         assert relay(*flag, "svc/a", "1") == 0
         assert logging.getLogger("krelay").level == level
 
 
-def test_the_seed_s_proxy(started: Started, relay: Relay) -> None:
+def test_the_go_krelay_s_proxy_works(started: Started, relay: Relay) -> None:
     for args in ([], ["-l", "127.0.0.1:0"], ["--listen", "127.0.0.1:0"]):
         assert relay("proxy", *args, "--context", "c") == 0
     assert [config.targets[0].ports[0].local for config in started.configs] == [1080, 0, 0]
@@ -238,7 +238,7 @@ def test_the_seed_s_proxy(started: Started, relay: Relay) -> None:
     assert str(started.config.targets[0]) == "pod/proxy"
 
 
-def test_ready_is_said_in_kubectl_s_words_and_in_the_seed_s(
+def test_a_ready_forward_is_announced_as_kubectl_and_the_go_krelay_do(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,

@@ -56,7 +56,7 @@ def warn(reason: str = "refused", name: str = "web", logger: str = "krelay.liste
     logging.getLogger(logger).warning("%s: connection reset: %s", name, reason)
 
 
-def test_the_first_is_told_and_then_the_count(log: Log) -> None:
+def test_the_first_line_passes_and_repeats_are_counted(log: Log) -> None:
     for _ in range(30):
         warn()
         log.now += 1
@@ -69,7 +69,7 @@ def test_the_first_is_told_and_then_the_count(log: Log) -> None:
     ]
 
 
-def test_all_handlers_of_a_log_write_the_same(log: Log) -> None:
+def test_all_handlers_of_a_log_write_the_same_lines(log: Log) -> None:
     more: list[str] = []
     logging.getLogger().addHandler(log._handler(more))
     for _ in range(3):
@@ -79,7 +79,7 @@ def test_all_handlers_of_a_log_write_the_same(log: Log) -> None:
     assert len(more) == 2
 
 
-def test_another_reason_subject_level_or_logger_is_told_at_once(log: Log) -> None:
+def test_another_reason_subject_level_or_logger_passes_at_once(log: Log) -> None:
     for _ in range(2):
         warn()
         warn("timed out")
@@ -89,7 +89,7 @@ def test_another_reason_subject_level_or_logger_is_told_at_once(log: Log) -> Non
     assert len(log.take()) == 5
 
 
-def test_a_record_s_fields_are_its_subject(log: Log) -> None:
+def test_fields_of_a_record_are_its_subject(log: Log) -> None:
     logger = logging.getLogger("krelay.listener")
     for _ in range(2):
         about(logger, target="web", name="web[80]").warning("connection reset")
@@ -108,14 +108,14 @@ def test_streams_of_one_target_repeat_each_other(log: Log) -> None:
     assert log.take() == ["warning: p1t1#0: connection reset"]
 
 
-def test_what_only_differs_by_a_number_or_a_made_up_name_is_a_repeat(log: Log) -> None:
+def test_a_line_that_differs_by_a_number_or_a_generated_name_is_a_repeat(log: Log) -> None:
     logger = logging.getLogger("krelay.tunnel")
     for pod in ("krelay-server-8wz4j-jqc5w", "krelay-server-x7k2p-bbcdf"):
         logger.warning('p1t1: no tunnel: pods "%s" is gone after %d s', pod, len(pod))
     assert len(log.take()) == 1
 
 
-def test_a_repeat_goes_on_less_and_less_often(log: Log) -> None:
+def test_counts_are_reported_less_and_less_often(log: Log) -> None:
     for _ in range(4 * 3600 // 14):
         warn()
         log.now += 14
@@ -126,14 +126,14 @@ def test_a_repeat_goes_on_less_and_less_often(log: Log) -> None:
     assert len(told) < 25
 
 
-def test_after_a_quiet_time_it_is_new_again(log: Log) -> None:
+def test_a_line_is_new_after_a_quiet_period(log: Log) -> None:
     warn()
     log.now += FIRST + 1
     warn()
     assert log.take() == 2 * ["warning: web: connection reset: refused"]
 
 
-def test_news_of_the_subject_make_it_new_again(log: Log) -> None:
+def test_info_about_a_subject_makes_its_warnings_new(log: Log) -> None:
     tunnel = logging.getLogger("krelay.tunnel")
     for _ in range(2):
         tunnel.warning("%s: tunnel lost: %s", "p1t1", "it ended")
@@ -151,7 +151,7 @@ def test_news_of_the_subject_make_it_new_again(log: Log) -> None:
     ]
 
 
-def test_news_are_changes_but_for_an_agent_s_progress(log: Log) -> None:
+def test_info_always_passes_except_an_agent_s_progress(log: Log) -> None:
     for number in range(2):
         logging.getLogger("krelay.resolve").info("web: -> 10.0.0.1:80")
         logging.getLogger("krelay.agent").info("agent: waiting for the Job's pod")
@@ -165,7 +165,7 @@ def test_news_are_changes_but_for_an_agent_s_progress(log: Log) -> None:
     ]
 
 
-def test_debugging_and_answers_to_the_user_are_never_repeats(log: Log) -> None:
+def test_debug_and_answers_to_the_user_always_pass(log: Log) -> None:
     for _ in range(2):
         logging.getLogger("krelay.listener").debug("web: again")
         logging.getLogger("krelay.reload").error("krelay.yaml:1:1: wrong")
@@ -173,14 +173,14 @@ def test_debugging_and_answers_to_the_user_are_never_repeats(log: Log) -> None:
     assert len(log.take()) == 6
 
 
-def test_each_job_that_is_left_behind_is_named(log: Log) -> None:
+def test_every_job_left_behind_is_named(log: Log) -> None:
     names = [f"tools/krelay-server-kx7d9q2{letter}" for letter in "bcdf"]
     for name in names:
         logging.getLogger("krelay.jobs").warning("the Job %s may be left behind", name)
     assert log.take() == [f"warning: the Job {name} may be left behind" for name in names]
 
 
-def test_a_bug_that_repeats_has_one_traceback(log: Log) -> None:
+def test_a_repeated_bug_has_one_traceback(log: Log) -> None:
     for _ in range(5):
         try:
             raise ZeroDivisionError
@@ -191,7 +191,7 @@ def test_a_bug_that_repeats_has_one_traceback(log: Log) -> None:
     assert [line.count("Traceback") for line in told] == [1, 0]
 
 
-def test_the_end_tells_what_was_counted(log: Log) -> None:
+def test_a_flush_reports_the_counted_warnings(log: Log) -> None:
     for _ in range(3):
         warn()
         logging.getLogger("krelay.agent").info("agent: waiting for a node")
@@ -203,7 +203,7 @@ def test_the_end_tells_what_was_counted(log: Log) -> None:
     assert log.take() == []
 
 
-def test_what_varies_without_end_is_one_kind_in_the_end(log: Log) -> None:
+def test_lines_that_vary_without_end_become_one_kind(log: Log) -> None:
     for number in range(200):
         warn("no such host: " + chr(97 + number % 26) * (1 + number))
     assert len(log.take()) == module.VARIETY + 1
@@ -211,7 +211,9 @@ def test_what_varies_without_end_is_one_kind_in_the_end(log: Log) -> None:
     assert log.take()[0].endswith(" (179 more in the last second)")
 
 
-def test_it_remembers_so_many_and_no_more(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_subject_is_forgotten_beyond_the_limit(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "SUBJECTS", 3)
     for name in "abcd":
         warn(name=name)
@@ -223,7 +225,7 @@ def test_it_remembers_so_many_and_no_more(log: Log, monkeypatch: pytest.MonkeyPa
     ]
 
 
-def test_the_count_comes_though_nothing_more_is_logged(
+def test_a_count_is_reported_although_nothing_more_is_logged(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FIRST", 0.01)
@@ -236,7 +238,7 @@ def test_the_count_comes_though_nothing_more_is_logged(
     assert log.take()[-1].endswith("refused (1 more in the last second)")
 
 
-def test_without_a_thread_the_next_record_brings_it(
+def test_without_a_thread_the_next_record_triggers_the_report(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: object) -> None:
@@ -250,7 +252,7 @@ def test_without_a_thread_the_next_record_brings_it(
     assert len(log.take()) == 3
 
 
-def test_a_record_that_cannot_be_formatted_is_its_handler_s_matter(log: Log) -> None:
+def test_a_record_that_cannot_be_formatted_is_left_to_its_handler(log: Log) -> None:
     record = logging.LogRecord("krelay.x", logging.WARNING, "x.py", 1, "%d", ("no",), None)
     assert log.repeats.filter(record)
 

@@ -36,7 +36,7 @@ Krelay = Callable[..., int]
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 @pytest.mark.parametrize("command", [[], ["up"], ["check"], ["schema"]])
-def test_help_is_data_and_no_failure(
+def test_help_goes_to_stdout_and_exits_with_0(
     command: list[str], option: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay(*command, option) == 0
@@ -46,7 +46,9 @@ def test_help_is_data_and_no_failure(
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])
-def test_the_version(option: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(
+    option: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert krelay(option) == 0
     assert capsys.readouterr().out == f"krelay {__version__}\n"
 
@@ -54,7 +56,7 @@ def test_the_version(option: str, krelay: Krelay, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     "args", [[], ["bogus"], ["up", "--bogus"], ["check", "a", "b"], ["up", "-f"]]
 )
-def test_a_wrong_command_line_is_2_and_all_on_stderr(
+def test_a_wrong_command_line_exits_with_2_and_prints_to_stderr(
     args: list[str], krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay(*args) == 2
@@ -63,7 +65,7 @@ def test_a_wrong_command_line_is_2_and_all_on_stderr(
     assert ("Usage: krelay" in err) or err == "Error: Option '-f' requires an argument.\n"
 
 
-def test_a_proxy_s_command_line(
+def test_proxy_takes_its_credentials_from_options_and_variables(
     krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from krelay.cli import up
@@ -96,7 +98,7 @@ def test_a_proxy_s_command_line(
 # -- commands with options of their own -------------------------------------------------------
 
 
-def test_what_comes_after_two_dashes_is_another_command(
+def test_run_takes_another_command_line_after_two_dashes(
     krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from krelay.cli import run
@@ -122,7 +124,7 @@ def test_what_comes_after_two_dashes_is_another_command(
 
 
 @pytest.mark.parametrize("command", ["status", "wait", "logs", "down"])
-def test_a_command_that_asks_names_a_file(
+def test_client_commands_require_the_file_of_a_running_krelay(
     command: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay(command, "-f", "-") == 2
@@ -140,7 +142,9 @@ def test_a_command_that_asks_names_a_file(
 
 
 @pytest.mark.parametrize("text", ["-1s", "soon", "1", "2d"])
-def test_a_timeout(text: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_timeout_is_a_duration(
+    text: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("krelay.yaml").write_text(GOOD)
     if text == "1":
         assert krelay("wait", "--timeout", "0.05") == 3
@@ -149,7 +153,7 @@ def test_a_timeout(text: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
         assert "--timeout" in capsys.readouterr().err
 
 
-def test_the_log_s_format(
+def test_errors_follow_the_log_format(
     krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("krelay.yaml").write_text("nonsense")
@@ -167,7 +171,7 @@ def test_the_log_s_format(
 # -- check -------------------------------------------------------------------------------------
 
 
-def test_check_says_that_a_file_is_good(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_confirms_a_valid_file(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
     Path("krelay.yaml").write_text(GOOD)
     Path("other.yaml").write_text(GOOD + "  api: svc/api 9090\n")
     Path("targets.txt").write_text("# mine\nsvc/web 8080:80\n")
@@ -193,7 +197,7 @@ def test_check_reads_standard_input(
 
 
 @pytest.mark.parametrize("args", [["check", "bad.yaml"], ["up", "-f", "bad.yaml"]])
-def test_every_problem_of_a_file_at_once_with_its_place_and_a_hint(
+def test_every_problem_of_a_file_is_printed_with_its_place_and_hint(
     args: list[str], krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("bad.yaml").write_text(BAD)
@@ -213,7 +217,7 @@ def test_every_problem_of_a_file_at_once_with_its_place_and_a_hint(
 
 
 @pytest.mark.parametrize("command", ["check", "up"])
-def test_without_a_file_it_says_where_to_start(
+def test_a_missing_default_file_has_a_hint(
     command: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert krelay(command) == 2
@@ -223,7 +227,9 @@ def test_without_a_file_it_says_where_to_start(
     )
 
 
-def test_a_file_that_is_not_there(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_a_usage_error(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert krelay("check", "nope.yaml") == 2
     assert "cannot read 'nope.yaml': no such file" in capsys.readouterr().err
 
@@ -253,7 +259,7 @@ def test_schema_prints_the_schema(krelay: Krelay, capsys: pytest.CaptureFixture[
         (KeyboardInterrupt(), 130),
     ],
 )
-def test_an_error_is_its_exit_code(
+def test_each_error_has_its_exit_code(
     error: BaseException,
     code: int,
     krelay: Krelay,
@@ -294,7 +300,7 @@ HEAVY = ("kubernetes_asyncio", "aiohttp", "prometheus_client", "websockets", "wa
     [["--help"], ["up", "--help"], ["run", "--help"], ["check", "krelay.yaml.example"], ["schema"]],
 )
 @pytest.mark.process
-def test_what_needs_no_cluster_imports_no_cluster_client(args: list[str]) -> None:
+def test_commands_without_a_cluster_import_no_heavy_library(args: list[str]) -> None:
     done = program("-X", "importtime", "-m", "krelay", *args)
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -303,7 +309,7 @@ def test_what_needs_no_cluster_imports_no_cluster_client(args: list[str]) -> Non
 
 
 @pytest.mark.process
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+def test_a_closed_stdout_exits_with_1_in_silence() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as closed:
@@ -313,5 +319,5 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 
 
 @pytest.mark.process
-def test_python_dash_m_ends_with_the_exit_code() -> None:
+def test_python_dash_m_exits_with_the_exit_code() -> None:
     assert program("-m", "krelay", "check", "nope.yaml").returncode == 2

@@ -67,7 +67,7 @@ def speak() -> None:
         ),
     ],
 )
-def test_how_much_is_said(
+def test_verbosity_sets_the_levels(
     verbosity: int, lines: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_logging(verbosity)
@@ -78,7 +78,7 @@ def test_how_much_is_said(
     assert [match and match[1] for match in stamped] == lines
 
 
-def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_is_indented_below_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(0)
     try:
         raise ZeroDivisionError
@@ -89,7 +89,7 @@ def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert err[1].startswith("  Traceback")
 
 
-def test_a_terminal_has_colour(
+def test_a_terminal_shows_colour(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_terminal(monkeypatch)
@@ -100,7 +100,7 @@ def test_a_terminal_has_colour(
     assert "\x1b" not in err.splitlines()[0]
 
 
-def test_no_color_is_heeded(
+def test_no_color_disables_colour(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_terminal(monkeypatch)
@@ -113,16 +113,16 @@ def test_no_color_is_heeded(
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_a_pipe_has_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_shows_no_colour(capsys: pytest.CaptureFixture[str]) -> None:
     assert not shows_colour()
 
 
-def test_data_is_a_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echo_prints_a_line_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     echo("web: 127.0.0.1:8080")
     assert capsys.readouterr() == ("web: 127.0.0.1:8080\n", "")
 
 
-def test_an_error_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_printed_with_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
     print_error(KrelayError("it failed", hint="help it"))
     print_error(KrelayError("it failed"))
     assert capsys.readouterr() == (
@@ -131,7 +131,7 @@ def test_an_error_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_a_file_s_problems_in_order_with_what_is_known_of_their_place(
+def test_problems_of_a_file_are_sorted_by_their_place(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     problems = [
@@ -149,7 +149,7 @@ def test_a_file_s_problems_in_order_with_what_is_known_of_their_place(
     ]
 
 
-def test_the_problems_of_other_files_come_after_under_their_own_names(
+def test_problems_of_other_files_follow_under_their_own_paths(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     problems = [
@@ -199,7 +199,7 @@ def test_an_event_is_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert second["exception"].endswith("ZeroDivisionError")
 
 
-def test_an_error_is_an_event_too(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_an_event_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(-2, json=True)
     print_error(ConfigError("k.yaml", [Problem(3, 1, "wrong", "right it")]))
     (event,) = events(capsys)
@@ -220,7 +220,7 @@ def test_an_event_names_its_target_tunnel_and_stream(capsys: pytest.CaptureFixtu
     assert not {"target", "tunnel", "stream"} & nothing.keys()
 
 
-def test_what_python_warns_of_is_an_event(
+def test_a_python_warning_is_an_event(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_up_logging(0, json=True)
@@ -251,7 +251,7 @@ def test_an_error_of_a_thread_or_a_finalizer_is_an_event(
     assert unraisable["exception"].endswith("KeyError: 'odd'")
 
 
-def test_where_the_encoding_lacks_signs_it_is_json_still(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_is_valid_whatever_the_encoding_of_stderr(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace")
     monkeypatch.setattr(sys, "stderr", stream)
@@ -262,7 +262,7 @@ def test_where_the_encoding_lacks_signs_it_is_json_still(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("for_programs", [False, True])
-def test_a_line_that_cannot_be_made_is_told(
+def test_a_record_that_cannot_be_formatted_is_reported(
     for_programs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_logging(0, json=for_programs)
@@ -273,7 +273,7 @@ def test_a_line_that_cannot_be_made_is_told(
     assert err.startswith("{") is for_programs
 
 
-def test_a_line_for_people_and_one_of_data_are_events(capsys: pytest.CaptureFixture[str]) -> None:
+def test_notes_and_data_about_a_target_are_events(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(0, json=True)
     note("3 connections get 30 s")
     echo_event("web: 127.0.0.1:80 -> svc/web:80 (tcp)", "web")
@@ -300,7 +300,7 @@ CLEAN = "forged 12:00:00 all is well \ufffd[/x]"
     ],
     ids=lambda error: type(error).__name__,
 )
-def test_an_error_is_clean(
+def test_a_printed_error_is_clean(
     error: KrelayError, for_programs: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if for_programs:
@@ -316,7 +316,7 @@ def test_an_error_is_clean(
 
 
 @pytest.mark.parametrize("for_programs", [False, True])
-def test_a_record_is_clean(for_programs: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_record_is_clean(for_programs: bool, capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(0, json=for_programs)
     LOG.warning("%s: %s", EVIL, ValueError(EVIL), extra={"target": EVIL})
     try:
@@ -335,7 +335,7 @@ def test_a_record_is_clean(for_programs: bool, capsys: pytest.CaptureFixture[str
             )
 
 
-def test_what_is_said_and_noted_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echoed_lines_and_notes_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     echo(EVIL)
     note(EVIL)
     out, err = capsys.readouterr()
@@ -387,7 +387,7 @@ def test_the_log_is_kept_without_colour(
 # -- output that has nowhere to go ---------------------------------------------------------------
 
 
-def test_a_sign_that_the_encoding_does_not_have_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_that_stdout_cannot_encode_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     open_output()
@@ -409,7 +409,7 @@ def test_a_sign_that_the_encoding_does_not_have_is_another(monkeypatch: pytest.M
     ],
 )
 @pytest.mark.process
-def test_it_ends_in_order_where_it_cannot_write(
+def test_output_that_cannot_be_written_is_an_orderly_error(
     redirected: str, code: int, err: str, tmp_path: Path
 ) -> None:
     (tmp_path / "krelay.yaml").write_text("apiVersion: krelay/v1\ntargets: {web: ip/127.0.0.1 :1}")

@@ -69,7 +69,7 @@ def shown() -> Iterator[Shown]:
     os.close(slave)
 
 
-def test_a_block_is_painted_over_and_text_stays_above(shown: Shown) -> None:
+def test_a_block_is_repainted_and_text_stays_above(shown: Shown) -> None:
     shown.painter.paint(Text("one\ntwo\nthree"))
     assert shown.lines == ["one", "two", "three"]
     shown.painter.paint(Text("1\n2"), ["said"])
@@ -80,7 +80,7 @@ def test_a_block_is_painted_over_and_text_stays_above(shown: Shown) -> None:
     assert not shown.screen.cursor.hidden
 
 
-def test_it_is_no_wider_and_no_higher_than_the_screen(shown: Shown) -> None:
+def test_a_block_keeps_within_the_screen(shown: Shown) -> None:
     shown.painter.paint(Text("\n".join(f"{n} {'x' * 40}" for n in range(10))))
     found = shown.lines
     assert len(found) == 5
@@ -90,7 +90,7 @@ def test_it_is_no_wider_and_no_higher_than_the_screen(shown: Shown) -> None:
     assert shown.lines == ["small"]
 
 
-def test_a_narrower_screen_has_broken_the_lines(shown: Shown) -> None:
+def test_a_block_is_erased_whole_after_the_screen_became_narrower(shown: Shown) -> None:
     shown.painter.paint(Text("0123456789\nabcdefghij"), ["above"])
     assert shown.lines == ["above", "0123456789", "abcdefghij"]
     # What the terminal makes of it, with four columns for each line.
@@ -98,14 +98,14 @@ def test_a_narrower_screen_has_broken_the_lines(shown: Shown) -> None:
     assert shown.painter._back(4) == "\r\x1b[6A\x1b[J"
 
 
-def test_leaving_keeps_the_block(shown: Shown) -> None:
+def test_leave_keeps_the_block(shown: Shown) -> None:
     shown.painter.paint(Text("one"))
     shown.painter.leave()
     shown.painter.paint(Text("two"))
     assert shown.lines == ["one", "two"]
 
 
-def test_what_has_no_size_is_taken_for_an_old_one(shown: Shown) -> None:
+def test_a_terminal_without_a_size_counts_as_80_by_24(shown: Shown) -> None:
     shown.resize(0, 0)
     assert shown.painter.size == (79, 23)
     nothing = Painter(Out(os.open(os.devnull, os.O_RDONLY)))
@@ -142,7 +142,7 @@ def read_until(descriptor: int, text: bytes) -> bytes:
     return found
 
 
-def test_keys_come_at_once_and_unseen_and_all_is_as_before() -> None:
+def test_keys_arrive_singly_without_echo_and_settings_are_restored() -> None:
     def child() -> None:
         keys = Keys(0)
         assert cooked(0)
@@ -164,7 +164,7 @@ def test_keys_come_at_once_and_unseen_and_all_is_as_before() -> None:
     assert at_a_terminal(child, talk) == 0
 
 
-def test_an_exit_without_a_word_gives_it_back_too() -> None:
+def test_settings_are_restored_at_exit() -> None:
     def child() -> None:
         Keys(0).take()
         os.write(1, b"now")
@@ -181,7 +181,7 @@ def test_an_exit_without_a_word_gives_it_back_too() -> None:
     assert at_a_terminal(child, talk) == 0
 
 
-def test_from_behind_nothing_is_touched() -> None:
+def test_a_background_process_does_not_touch_the_terminal() -> None:
     def child() -> None:
         ready, go = os.pipe()
         pid = os.fork()
@@ -199,7 +199,7 @@ def test_from_behind_nothing_is_touched() -> None:
     assert at_a_terminal(child, lambda master: None) == 0
 
 
-def test_what_is_no_terminal_has_no_keys() -> None:
+def test_a_pipe_has_no_keys() -> None:
     reader, writer = os.pipe()
     keys = Keys(reader)
     assert not keys.there
@@ -213,7 +213,7 @@ def test_what_is_no_terminal_has_no_keys() -> None:
 
 
 @pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False), ("", False)])
-def test_where_a_table_can_be(term: str, live: bool) -> None:
+def test_a_live_table_needs_a_capable_terminal(term: str, live: bool) -> None:
     def child() -> None:
         os.environ["TERM"] = term
         sys.stdout = os.fdopen(1, "w")
@@ -222,6 +222,6 @@ def test_where_a_table_can_be(term: str, live: bool) -> None:
     assert at_a_terminal(child, lambda master: None) == 0
 
 
-def test_a_pipe_has_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_has_no_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert not supports_live_table()

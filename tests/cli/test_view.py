@@ -25,7 +25,7 @@ def model(found: dict[str, Any], **fields: Any) -> ViewModel:
     return ViewModel(found, {}, NOW, **fields)
 
 
-def test_a_head_a_table_and_the_keys() -> None:
+def test_the_frame_has_a_headline_a_table_and_the_keys() -> None:
     head, title, web, keys = lines(model(report(forward())))
     assert head.rstrip("─ ") == (
         "krelay.yaml · 1 of 1 ready · up 5m · agent default/krelay-server-x: 2 tunnels, 3 ms"
@@ -36,13 +36,13 @@ def test_a_head_a_table_and_the_keys() -> None:
     assert len(lines(model(report(forward()), keys=False))) == 3
 
 
-def test_help() -> None:
+def test_help_explains_symbols_and_keys() -> None:
     found = "\n".join(lines(model(report(forward()), help=True)))
     assert "● ready   ◐ degraded   ○ pending   ✗ failed   ◌ draining" in found
     assert "Ctrl-Z" in found
 
 
-def test_a_wait_for_the_agent_is_said_once() -> None:
+def test_a_wait_for_the_agent_is_shown_once() -> None:
     waiting = ("agent: pulling the image", 12.3)
     agent = AgentState(None, (), (TunnelState("p1t1", False, 0),))
     pending = forward("a", "pending"), forward("b", "pending"), forward("c", "failed")
@@ -53,7 +53,7 @@ def test_a_wait_for_the_agent_is_said_once() -> None:
     assert found[-2][0] in "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
-def test_a_file_out_of_step() -> None:
+def test_a_file_out_of_sync_is_shown_with_its_error() -> None:
     file = FileState(
         "/x/k.yaml", (), False, since=START, error={"message": "k.yaml: 1 problem\x1b"}
     )
@@ -61,7 +61,7 @@ def test_a_file_out_of_step() -> None:
     assert found[1] == "! out of sync with the file for 5m: k.yaml: 1 problem"
 
 
-def test_the_end_and_a_run_without_a_file() -> None:
+def test_the_headline_of_an_ending_run_and_of_one_without_a_file() -> None:
     found = lines(
         model(report(forward(state="draining"), draining=3, file=FileState(None, (), True)))
     )
@@ -74,7 +74,7 @@ def test_the_end_and_a_run_without_a_file() -> None:
     assert found[1] == "! not in sync with the file yet"
 
 
-def test_some_tunnels_are_down_or_not_measured() -> None:
+def test_the_headline_counts_tunnels_that_are_up() -> None:
     tunnels = TunnelState("a", True, 0, 0.0002), TunnelState("b", False, 0)
     fast = report(forward(), agents=(AgentState(None, (), tunnels),))
     assert "agent: 1 of 2 tunnels, <1 ms" in lines(model(fast))[0]
@@ -82,7 +82,7 @@ def test_some_tunnels_are_down_or_not_measured() -> None:
     assert lines(model(one))[0].rstrip("─ ").endswith("agent: 1 tunnel")
 
 
-def test_a_table_that_is_too_long_says_so() -> None:
+def test_a_table_too_long_for_the_screen_says_what_is_left_out() -> None:
     forwards = [forward(f"t{number}") for number in range(30)]
     forwards[25] = forward("t25", "failed")
     found = lines(model(report(*forwards)), height=10)
@@ -100,7 +100,9 @@ def test_a_table_that_is_too_long_says_so() -> None:
     st.booleans(),
     st.booleans(),
 )
-def test_it_fits(states: list[State], width: int, height: int, waits: bool, helps: bool) -> None:
+def test_the_frame_fits_every_screen(
+    states: list[State], width: int, height: int, waits: bool, helps: bool
+) -> None:
     forwards = [forward(f"t{n}", state.value) for n, state in enumerate(states)]
     shown_now = model(report(*forwards), waiting=("agent: x", 1.0) if waits else None, help=helps)
     found = lines(shown_now, width, height)
@@ -110,7 +112,7 @@ def test_it_fits(states: list[State], width: int, height: int, waits: bool, help
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(State), max_size=20), st.integers(-1, 25))
-def test_trouble_comes_first_and_the_order_stays(states: list[State], count: int) -> None:
+def test_the_most_urgent_forwards_keep_their_order(states: list[State], count: int) -> None:
     forwards = report(*(forward(f"t{n}", s.value) for n, s in enumerate(states)))["forwards"]
     found = most_urgent(forwards, count)
     assert len(found) == max(0, min(count, len(forwards)))
@@ -120,7 +122,7 @@ def test_trouble_comes_first_and_the_order_stays(states: list[State], count: int
         assert all(f["state"] != "ready" for f in found)
 
 
-def test_what_a_report_says_moves_no_cursor_and_is_no_markup() -> None:
+def test_text_of_a_snapshot_cannot_move_the_cursor_or_be_markup() -> None:
     """Whoever sent it: it may be of a krelay that cleans nothing."""
     evil = "\x1b]0;owned\x07\x1b[2J\x1b[31mforged\r\n00:00:00 well\u2028\u202e\x9b1m\x7f[/x][bold]"
     plain = ("since", "started", "applied", "protocol")
@@ -151,7 +153,7 @@ TWO = report(
 )
 
 
-def test_all_of_it_where_there_is_no_end_of_the_line() -> None:
+def test_a_table_without_a_width_has_every_column_and_reason() -> None:
     title, web, db = shown(table(TWO["forwards"], now=NOW))
     assert title.split() == [
         "TARGET",
@@ -177,7 +179,7 @@ def test_all_of_it_where_there_is_no_end_of_the_line() -> None:
     assert db.endswith("5m  no such host at all")
 
 
-def test_wide_has_more() -> None:
+def test_a_wide_table_has_more_columns() -> None:
     title, web, _ = shown(table(TWO["forwards"], now=NOW, wide=True, width=80), 300)
     for word in ("CONTEXT", "NAMESPACE", "VIA", "CHECK", "OPENED", "SENT", "RECEIVED", "REASON"):
         assert word in title
@@ -185,14 +187,14 @@ def test_wide_has_more() -> None:
     assert "42 B" in web
 
 
-def test_on_a_terminal_the_reasons_come_below() -> None:
+def test_reasons_follow_below_a_table_with_a_width() -> None:
     lines = shown(table(TWO["forwards"], now=NOW, width=120))
     assert "REASON" not in lines[0]
     assert lines[-1] == "✗ db (5m): no such host at all"
     assert len(shown(table(TWO["forwards"], now=NOW, width=120, explained=False))) == 3
 
 
-def test_rates_are_said_where_they_are_known() -> None:
+def test_known_rates_have_columns() -> None:
     lines = shown(table(TWO["forwards"], now=NOW, rates={("web", 0): (1_234_567, 0.1)}, width=120))
     assert "UP      DOWN" in lines[0]
     assert "1.2 MB/s         –" in lines[1]
@@ -208,11 +210,11 @@ def test_rates_are_said_where_they_are_known() -> None:
         (34, ["TARGET", "STATE", "LOCAL"]),
     ],
 )
-def test_what_there_is_no_room_for_is_left_out(width: int, titles: list[str]) -> None:
+def test_a_narrow_table_drops_columns(width: int, titles: list[str]) -> None:
     assert shown(table(TWO["forwards"], now=NOW, rates={}, width=width), width)[0].split() == titles
 
 
-def test_udp_says_so() -> None:
+def test_a_udp_forward_is_marked() -> None:
     assert "svc/web:80/udp" in shown(table(report(forward(protocol="udp"))["forwards"], now=NOW))[1]
 
 
@@ -225,7 +227,7 @@ words = st.text(st.characters(codec="utf-8", exclude_characters="\x1b"), min_siz
     width=st.integers(20, 160),
     rated=st.booleans(),
 )
-def test_no_line_is_longer_than_there_is_room_and_each_forward_has_one(
+def test_every_forward_has_a_line_within_the_width(
     rows: list[tuple[str, State, str, str]], width: int, rated: bool
 ) -> None:
     forwards = [
@@ -242,11 +244,11 @@ def test_no_line_is_longer_than_there_is_room_and_each_forward_has_one(
     ("seconds", "text"),
     [(-3, "0s"), (0, "0s"), (59.9, "59s"), (60, "1m"), (3599, "59m"), (7200, "2h"), (1e6, "11d")],
 )
-def test_ages(seconds: float, text: str) -> None:
+def test_an_age_has_one_unit(seconds: float, text: str) -> None:
     assert age(START.isoformat(), START + timedelta(seconds=seconds)) == text
 
 
-def test_a_rate_is_the_difference_of_two_reports() -> None:
+def test_a_rate_is_the_difference_of_two_snapshots() -> None:
     rates = RateMeter()
     before = report(forward(traffic=carried(1000, 50)), forward("db", traffic=carried(0, 0)))
     after = report(forward(traffic=carried(3000, 50)), forward("new", traffic=carried(9, 9)))
@@ -254,7 +256,7 @@ def test_a_rate_is_the_difference_of_two_reports() -> None:
     assert rates.update(after, 10.5) == {("web", 0): (4000.0, 0.0), ("new", 0): (0.0, 0.0)}
 
 
-def test_another_run_begins_anew() -> None:
+def test_another_run_has_no_rates_at_first() -> None:
     rates = RateMeter()
     busy = report(forward(traffic=carried(1000, 1000)))
     rates.update(busy, 10.0)
@@ -262,7 +264,7 @@ def test_another_run_begins_anew() -> None:
     assert rates.update({**busy, "pid": 1}, 12.0) == {("web", 0): (0.0, 0.0)}
 
 
-def test_no_time_and_less_bytes_are_no_rate() -> None:
+def test_no_elapsed_time_and_fewer_bytes_give_no_rate() -> None:
     rates = RateMeter()
     rates.update(report(forward(traffic=carried(1000, 0))), 10.0)
     assert rates.update(report(forward(traffic=carried(2000, 0))), 10.0) == {}
@@ -283,7 +285,7 @@ def test_no_time_and_less_bytes_are_no_rate() -> None:
         (2e15, "2000 TB"),
     ],
 )
-def test_a_size_for_people(count: float, text: str) -> None:
+def test_a_size_has_a_unit(count: float, text: str) -> None:
     assert size(count) == text
 
 

@@ -21,7 +21,7 @@ from tests.status.serving import TOKEN, client, echo, service
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 
 
-async def test_healthz() -> None:
+async def test_healthz_answers_as_text_and_json() -> None:
     async with service() as made, client(made) as http:
         async with http.get("/healthz") as response:
             assert (response.status, await response.text()) == (200, "ok\n")
@@ -31,7 +31,7 @@ async def test_healthz() -> None:
             assert response.status == 200
 
 
-async def test_readyz() -> None:
+async def test_readyz_answers_503_until_ready_and_404_for_an_unknown_target() -> None:
     async with service() as made, client(made) as http:
         async with http.get("/readyz") as response:
             found = await response.json()
@@ -53,7 +53,7 @@ async def test_readyz() -> None:
             assert (await response.json())["error"]["message"] == "no target `nope`"
 
 
-async def test_metrics() -> None:
+async def test_metrics_answers_in_the_preferred_format() -> None:
     async with service() as made, client(made) as http:
         async with http.get("/metrics") as response:
             assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -66,7 +66,7 @@ async def test_metrics() -> None:
             assert (await response.text()).endswith("# EOF\n")
 
 
-async def test_status_is_the_report() -> None:
+async def test_status_is_the_snapshot() -> None:
     schema = Path(__file__).parents[2] / "schema" / "status.schema.json"
     async with service() as made, client(made) as http:
         async with http.get("/v1/status") as response:
@@ -75,13 +75,13 @@ async def test_status_is_the_report() -> None:
     jsonschema.validate(found, json.loads(schema.read_text("utf-8")))
 
 
-async def test_a_handler_of_the_same_name_comes_first() -> None:
+async def test_a_handler_takes_precedence_over_the_snapshot() -> None:
     async with service(handlers={("GET", "/v1/status"): echo}) as made, client(made) as http:
         async with http.get("/v1/status") as response:
             assert await response.json() == {"got": {}}
 
 
-async def test_what_nobody_knows_and_what_is_asked_in_the_wrong_way() -> None:
+async def test_an_unknown_resource_or_method_is_an_error_in_json() -> None:
     async with service(TOKEN) as made, client(made) as http:
         async with http.get("/v2/status", headers=BEARER) as response:
             assert response.status == 404
@@ -94,7 +94,7 @@ async def test_what_nobody_knows_and_what_is_asked_in_the_wrong_way() -> None:
 @pytest.mark.parametrize(
     "body", [b"[]", b"{", b"\xff\xfe\xff", b"1", b"[" * 100_000, b'"' + b"x" * 1000 + b'"']
 )
-async def test_a_body_is_an_object(body: bytes) -> None:
+async def test_a_body_must_be_an_object(body: bytes) -> None:
     headers = {**BEARER, "Content-Type": "application/json; charset=nonsense"}
     async with service(TOKEN) as made, client(made) as http:
         async with http.post("/v1/echo", data=body, headers=headers) as response:
@@ -102,7 +102,7 @@ async def test_a_body_is_an_object(body: bytes) -> None:
             assert await response.json() == {"error": {"message": "the body is not a JSON object"}}
 
 
-async def test_a_body_has_a_bound() -> None:
+async def test_a_body_beyond_the_limit_is_refused() -> None:
     async with service(TOKEN) as made, client(made) as http:
         content = io.BytesIO(json.dumps({"text": "x" * (2 << 20)}).encode())
         headers = {**BEARER, "Content-Type": "application/json"}
@@ -111,7 +111,7 @@ async def test_a_body_has_a_bound() -> None:
             assert "error" in await response.json()
 
 
-async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_that_does_not_arrive_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BODY_DEADLINE", 0.05)
     async with service(TOKEN) as made:
         address = made.listening.addresses[0]
@@ -125,7 +125,7 @@ async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> Non
         await writer.wait_closed()
 
 
-async def test_a_refusal_and_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_and_a_bug_of_a_handler_are_json(caplog: pytest.LogCaptureFixture) -> None:
     async def refuse(body: Mapping[str, Any]) -> Any:
         raise KrelayError("no", hint="try again")
 
@@ -147,7 +147,7 @@ async def test_a_refusal_and_a_bug(caplog: pytest.LogCaptureFixture) -> None:
     assert "hunter2" not in caplog.text  # what an error says may be a part of the file
 
 
-async def test_every_answer_is_protected() -> None:
+async def test_every_answer_has_security_headers() -> None:
     async with service() as made, client(made) as http:
         for resource in ("/", "/healthz", "/metrics", "/v1/events", "/v1/status", "/nope"):
             async with http.get(resource) as response:
@@ -159,7 +159,7 @@ async def test_every_answer_is_protected() -> None:
                 assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
 
 
-async def test_without_a_report_there_is_nothing_to_show() -> None:
+async def test_without_a_snapshot_only_handlers_and_healthz_answer() -> None:
     app = module.application({})
     assert [str(resource.canonical) for resource in app.router.resources()] == ["/healthz"]
     app = module.application({}, snapshot=Live())

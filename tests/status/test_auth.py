@@ -40,7 +40,7 @@ async def status(
 # -- a token -----------------------------------------------------------------------------------
 
 
-async def test_with_a_token_all_but_healthz_wants_it() -> None:
+async def test_a_token_is_required_for_everything_but_healthz() -> None:
     async with service(TOKEN) as made, client(made) as http:
         async with http.get("/healthz") as response:
             assert response.status == 200
@@ -58,12 +58,12 @@ async def test_with_a_token_all_but_healthz_wants_it() -> None:
     ["", "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}0", f"Bearer {TOKEN[:-1]}", TOKEN]
     + ["Bearer \xe9\xff"],
 )
-async def test_another_token_is_none(shown: str) -> None:
+async def test_a_wrong_token_is_refused(shown: str) -> None:
     async with service(TOKEN) as made:
         assert await status(made, "GET", "/v1/status", Authorization=shown) == 401
 
 
-async def test_the_query_is_for_the_page_and_its_events_alone() -> None:
+async def test_a_token_in_the_query_works_only_for_the_dashboard_and_its_events() -> None:
     async with service(TOKEN) as made:
         assert await status(made, "GET", f"/?token={TOKEN}") == 303
         assert await status(made, "GET", "/?token=no") == 401
@@ -74,7 +74,7 @@ async def test_the_query_is_for_the_page_and_its_events_alone() -> None:
                 assert response.status == 200
 
 
-async def test_a_browser_that_showed_it_once_has_a_cookie_which_is_not_the_token() -> None:
+async def test_a_token_in_the_query_becomes_a_cookie_that_is_not_the_token() -> None:
     async with service(TOKEN) as made, client(made) as http:
         async with http.get(f"/?token={TOKEN}", allow_redirects=False) as response:
             cookie = response.headers["Set-Cookie"]
@@ -96,7 +96,7 @@ async def cookie() -> str:
             return response.headers["Set-Cookie"].partition(";")[0]
 
 
-async def test_the_cookie_reads_what_the_page_reads_and_does_nothing_else(cookie: str) -> None:
+async def test_the_cookie_only_reads_what_the_dashboard_reads(cookie: str) -> None:
     async def nothing(body: Mapping[str, Any]) -> Any:
         raise AssertionError("it must not be asked")
 
@@ -118,7 +118,7 @@ async def test_the_cookie_reads_what_the_page_reads_and_does_nothing_else(cookie
         assert await status(made, "GET", "/readyz", **shown) == 503
 
 
-async def test_the_cookie_is_not_taken_for_the_token(cookie: str) -> None:
+async def test_the_cookie_is_not_accepted_as_a_token(cookie: str) -> None:
     secret = cookie.partition("=")[2]
     async with service(TOKEN) as made:
         assert (
@@ -130,13 +130,13 @@ async def test_the_cookie_is_not_taken_for_the_token(cookie: str) -> None:
 # -- no token ----------------------------------------------------------------------------------
 
 
-async def test_without_a_token_nothing_is_changed_over_tcp() -> None:
+async def test_without_a_token_nothing_can_be_changed_over_tcp() -> None:
     async with service() as made:
         assert await status(made, "GET", "/v1/status") == 200
         assert await status(made, "POST", "/v1/echo", b"{}", Content_Type="application/json") == 403
 
 
-async def test_a_name_that_was_made_to_lead_here_gets_nothing() -> None:
+async def test_an_unknown_host_name_is_refused() -> None:
     async with service() as made:
         for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil"):
             assert await status(made, "GET", "/v1/status", Host=host) == 421
@@ -153,7 +153,7 @@ async def test_a_name_that_was_made_to_lead_here_gets_nothing() -> None:
 # -- other sites -------------------------------------------------------------------------------
 
 
-async def test_an_origin_is_the_service_s_own() -> None:
+async def test_a_foreign_origin_is_refused() -> None:
     async with service() as made:
         own = made.url
         assert await status(made, "GET", "/v1/status", Origin=own) == 200
@@ -164,7 +164,7 @@ async def test_an_origin_is_the_service_s_own() -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "application/x-www-form-urlencoded"])
-async def test_a_form_changes_nothing(kind: str) -> None:
+async def test_a_post_that_a_form_could_send_is_refused(kind: str) -> None:
     async with service(TOKEN) as made:
         shown = {"Authorization": f"Bearer {TOKEN}", "Content_Type": kind}
         assert await status(made, "POST", "/v1/echo", b"{}", **shown) == 415
@@ -175,10 +175,10 @@ async def test_a_form_changes_nothing(kind: str) -> None:
 
 
 @given(st.text(max_size=30))
-def test_any_host_is_known_or_not(host: str) -> None:
+def test_any_host_header_is_local_or_not(host: str) -> None:
     assert is_local_host(host) in (True, False)
 
 
 @given(st.from_regex(r"[a-z]{1,10}\.[a-z]{2,5}(:[0-9]{1,5})?", fullmatch=True))
-def test_no_domain_is_known(host: str) -> None:
+def test_no_domain_is_local(host: str) -> None:
     assert is_local_host(host) is (host.partition(":")[0].endswith(".localhost"))

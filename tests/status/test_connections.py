@@ -85,7 +85,7 @@ async def ended(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", ASK[:-2]])
-async def test_a_client_that_does_not_ask_is_cut_off(
+async def test_a_client_that_sends_no_request_is_dropped(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.05)
@@ -99,7 +99,7 @@ async def test_a_client_that_does_not_ask_is_cut_off(
         assert not made.open
 
 
-async def test_one_that_goes_by_itself_leaves_no_timer() -> None:
+async def test_a_client_that_disconnects_leaves_no_timer() -> None:
     async with serving() as made:
         sock, connection = await client(made)
         sock.close()
@@ -107,7 +107,7 @@ async def test_one_that_goes_by_itself_leaves_no_timer() -> None:
         assert connection._next.cancelled()
 
 
-async def test_one_that_has_asked_may_stay_and_wait_for_its_answer() -> None:
+async def test_a_client_that_has_sent_a_request_may_wait_for_its_answer() -> None:
     asked, free = asyncio.Event(), asyncio.Event()
 
     async def slow(request: web.Request) -> web.Response:
@@ -128,7 +128,7 @@ async def test_one_that_has_asked_may_stay_and_wait_for_its_answer() -> None:
         sock.close()
 
 
-async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving() as made:
         sock, connection = await client(made, ASK)
         await until_full(connection, sock)
@@ -138,7 +138,7 @@ async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch
         await ended(sock)
 
 
-async def test_one_that_is_slow_is_not() -> None:
+async def test_a_slow_reader_is_not_dropped() -> None:
     async with serving() as made:
         sock, connection = await client(made, ASK)
         for _ in range(3):
@@ -150,7 +150,7 @@ async def test_one_that_is_slow_is_not() -> None:
         sock.close()
 
 
-async def test_one_that_leaves_the_end_of_what_it_got_is_cut_off_too() -> None:
+async def test_a_client_that_leaves_the_end_of_an_answer_unread_is_dropped() -> None:
     async with serving() as made:
         sock, connection = await client(made, ASK)
         await until_full(connection, sock)
@@ -185,7 +185,7 @@ async def small(request: web.Request) -> web.Response:
     return web.Response(text="small")
 
 
-async def test_a_stranger_is_closed_after_its_answer_and_another_is_not() -> None:
+async def test_only_a_stranger_s_connection_closes_after_its_answer() -> None:
     async with serving(small, strangers=1) as made:
         got = await answer_of(made, ASK + ASK)
         assert got.count(b"HTTP/1.1 200 OK") == 1
@@ -200,7 +200,7 @@ async def test_a_stranger_is_closed_after_its_answer_and_another_is_not() -> Non
 
 
 @pytest.mark.parametrize("said", [b"", ASK[:-2], b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n"])
-async def test_strangers_that_keep_their_places_do_not_keep_others_out(
+async def test_idle_strangers_give_way_to_new_ones(
     said: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 0.0)
@@ -217,7 +217,7 @@ async def test_strangers_that_keep_their_places_do_not_keep_others_out(
             writer.close()
 
 
-async def test_one_that_has_just_come_keeps_its_place_for_a_moment() -> None:
+async def test_a_new_connection_keeps_its_place_for_a_moment() -> None:
     async with serving(small, strangers=2) as made:
         first, connection = await client(made)
         others = [(await client(made))[0] for _ in range(3)]
@@ -228,7 +228,7 @@ async def test_one_that_has_just_come_keeps_its_place_for_a_moment() -> None:
             sock.close()
 
 
-async def test_but_not_where_too_many_have() -> None:
+async def test_new_connections_give_way_beyond_twice_the_limit() -> None:
     async with serving(small, strangers=2) as made:
         clients = [await client(made) for _ in range(4)]
         last, _ = await client(made)
@@ -238,7 +238,7 @@ async def test_but_not_where_too_many_have() -> None:
         last.close()
 
 
-async def test_one_that_waits_for_its_answer_goes_after_those_that_do_not(
+async def test_busy_connections_are_dropped_after_idle_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 0.0)
@@ -261,7 +261,7 @@ async def test_one_that_waits_for_its_answer_goes_after_those_that_do_not(
             sock.close()
 
 
-async def test_one_that_takes_nothing_of_its_answer_goes_first_of_those_that_ask(
+async def test_a_blocked_connection_is_dropped_before_other_busy_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "GRACE", 0.0)
@@ -282,7 +282,7 @@ async def test_one_that_takes_nothing_of_its_answer_goes_first_of_those_that_ask
         other.close()
 
 
-async def test_strangers_take_no_place_of_those_that_have_proved_themselves() -> None:
+async def test_strangers_take_no_place_of_trusted_connections() -> None:
     async with serving(small, strangers=2, trusted=1) as made:
         mine, connection = await client(made, OWN)
         assert (await rig.recv(mine)).endswith(b"own")
@@ -302,7 +302,7 @@ async def test_strangers_take_no_place_of_those_that_have_proved_themselves() ->
 
 
 @pytest.mark.parametrize("turns", range(7))
-async def test_one_that_comes_as_it_ends_is_not_left_waiting(turns: int) -> None:
+async def test_a_connection_accepted_during_the_close_is_aborted(turns: int) -> None:
     """Whatever its connection has got to by then."""
     async with serving() as made:
         with socket.create_connection(address(made)) as sock:
@@ -315,7 +315,7 @@ async def test_one_that_comes_as_it_ends_is_not_left_waiting(turns: int) -> None
             await ended(sock)
 
 
-async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+async def test_a_client_that_reads_nothing_does_not_delay_the_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "CLOSE_DEADLINE", 0.05)
@@ -328,7 +328,9 @@ async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
         await ended(sock)
 
 
-async def test_nor_one_whose_connection_is_closed_already(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_closing_connection_with_unread_output_does_not_delay_the_close(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "CLOSE_DEADLINE", 0.05)
     async with serving() as made:
         sock, connection = await client(made, ASK)
@@ -339,7 +341,7 @@ async def test_nor_one_whose_connection_is_closed_already(monkeypatch: pytest.Mo
         await ended(sock)
 
 
-async def test_an_answer_that_is_taken_arrives_whole_at_the_end(
+async def test_an_answer_being_read_arrives_whole_at_the_close(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "CLOSE_DEADLINE", 60.0)

@@ -27,7 +27,7 @@ VERDICT = "document.getElementById('verdict').textContent"
 INJECTION = "<img src=x onerror=\"document.title='owned'\"><b>&amp;</b>"
 
 
-def test_it_needs_nothing_else() -> None:
+def test_the_dashboard_loads_no_other_file() -> None:
     text = dashboard()[0].decode()
     assert not re.findall(r"<link(?! rel=\"icon\" href=\"data:)|<script\s|@import|url\(", text)
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", text)
@@ -35,7 +35,7 @@ def test_it_needs_nothing_else() -> None:
     assert not re.findall(r"\s(style|on\w+)=", text)
 
 
-def test_its_policy_is_for_what_it_has() -> None:
+def test_the_policy_allows_only_the_inline_style_and_script() -> None:
     content, policy = dashboard()
     for kind in ("style", "script"):
         (inline,) = re.findall(rf"<{kind}>(.*?)</{kind}>", content.decode(), re.DOTALL)
@@ -72,7 +72,7 @@ def cell(row: int, selector: str) -> str:
 class TestBrowser:
     pytestmark = pytest.mark.browser
 
-    async def test_what_it_shows(self, tmp_path: Path) -> None:
+    async def test_it_shows_targets_events_and_agents(self, tmp_path: Path) -> None:
         async with service() as made:
             made.bus.publish(said("tunnel", "p1t1: resumed"))
             async with opened(made, tmp_path) as tab:
@@ -95,7 +95,7 @@ class TestBrowser:
                     assert part in agents
                 assert tab.errors == []
 
-    async def test_a_change_arrives_by_itself(self, tmp_path: Path) -> None:
+    async def test_a_change_appears_without_a_reload(self, tmp_path: Path) -> None:
         async with service() as made, opened(made, tmp_path) as tab:
             await tab.value("window.stays = true")
             assert await tab.value(cell(0, ".state")) == "ready"
@@ -118,7 +118,7 @@ class TestBrowser:
             assert await tab.value("window.stays") is True
             assert tab.errors == []
 
-    async def test_what_drains_is_no_part_of_the_verdict(self, tmp_path: Path) -> None:
+    async def test_a_draining_forward_does_not_count_for_the_verdict(self, tmp_path: Path) -> None:
         staying, old = forward("web"), forward("old", State.DRAINING, index=1)
         async with service() as made:
             made.live.now = dataclasses.replace(made.live.now, forwards=(staying, old))
@@ -131,7 +131,7 @@ class TestBrowser:
                 made.live.now = dataclasses.replace(made.live.now, forwards=())
                 await tab.until(f"{VERDICT} === 'starting'")
 
-    async def test_a_file_that_is_not_what_runs(self, tmp_path: Path) -> None:
+    async def test_a_file_out_of_sync_is_shown_with_its_problems(self, tmp_path: Path) -> None:
         async with service() as made, opened(made, tmp_path) as tab:
             problem = {"line": 4, "column": 7, "message": "`svx/` is no type", "path": None}
             error = {"message": "1 problem", "path": "krelay.yaml", "problems": [problem]}
@@ -143,7 +143,7 @@ class TestBrowser:
             told = await tab.value("document.getElementById('file').textContent")
             assert "krelay.yaml:4:7: `svx/` is no type" in told
 
-    async def test_what_krelay_says_is_text_and_nothing_else(self, tmp_path: Path) -> None:
+    async def test_text_of_krelay_is_never_html(self, tmp_path: Path) -> None:
         async with service() as made:
             evil = forward(INJECTION, State.FAILED, reason=INJECTION, to=INJECTION, via=INJECTION)
             made.live.now = dataclasses.replace(made.live.now, forwards=(evil,))
@@ -158,7 +158,7 @@ class TestBrowser:
                 assert await tab.value("document.title") == "(1) krelay"
                 assert tab.errors == []
 
-    async def test_the_connection_is_lost_and_comes_back(self, tmp_path: Path) -> None:
+    async def test_a_lost_connection_is_shown_and_restored(self, tmp_path: Path) -> None:
         async with service() as made, opened(made, tmp_path) as tab:
             address = made.listening.addresses[0]
             await made.listening.apply(StatusConfig())
@@ -170,7 +170,7 @@ class TestBrowser:
             made.bus.publish(said("state", "heard again"))
             await tab.until("document.getElementById('events').textContent.includes('heard again')")
 
-    async def test_with_a_token(self, tmp_path: Path) -> None:
+    async def test_a_token_in_the_query_opens_it(self, tmp_path: Path) -> None:
         async with service(TOKEN) as made:
             made.bus.publish(said("agent", "serves"))
             async with opened(made, tmp_path, query=f"?token={TOKEN}") as tab:
@@ -195,7 +195,7 @@ class TestBrowser:
                 }}).map((element) => element.outerHTML.slice(0, 100))"""
                 assert await tab.value(outside) == []
 
-    async def test_dark_for_who_likes_it_dark(self, tmp_path: Path) -> None:
+    async def test_it_follows_a_dark_colour_scheme(self, tmp_path: Path) -> None:
         # the contrast that WCAG wants of text, for all of it
         contrast = """(() => {
             const light = (color) => {
@@ -228,7 +228,7 @@ class TestBrowser:
             await tab.until(f"{background} !== '{found}'")
             assert await tab.value(contrast) >= 4.5
 
-    async def test_who_does_not_see_it(self, tmp_path: Path) -> None:
+    async def test_a_screen_reader_can_name_its_parts(self, tmp_path: Path) -> None:
         async with service() as made, opened(made, tmp_path, width=400) as tab:
             nodes = (await tab.send("Accessibility.getFullAXTree"))["nodes"]
             roles = [node.get("role", {}).get("value") for node in nodes if not node["ignored"]]

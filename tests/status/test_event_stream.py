@@ -47,7 +47,7 @@ async def numbers(response: ClientResponse, count: int) -> list[int]:
     return [int(text.splitlines()[0].removeprefix("id: ")) for text in found]
 
 
-async def test_what_happens_arrives() -> None:
+async def test_an_event_reaches_a_client() -> None:
     async with service() as made, stream(made) as response:
         made.bus.publish(said("state", "ready\nand more", target="web", state="ready"))
         lines = (await block(response)).splitlines()
@@ -59,14 +59,14 @@ async def test_what_happens_arrives() -> None:
 
 
 @pytest.mark.parametrize("text", ["\n\n", "\r", "\x00", "\u2028", "data: x\n\nid: 7"])
-def test_no_text_ends_an_event(text: str) -> None:
+def test_no_text_can_end_an_event(text: str) -> None:
     sent = as_text(Said("state", text, number=3))
     assert sent.count("\n") == 4
     assert "\r" not in sent
     assert json.loads(sent.splitlines()[2].removeprefix("data: "))["text"] == one_line(text)
 
 
-async def test_who_comes_back_gets_what_it_missed() -> None:
+async def test_a_client_that_reconnects_gets_what_it_missed() -> None:
     async with service() as made:
         for _ in range(3):
             made.bus.publish(said("state", "x"))
@@ -84,7 +84,7 @@ async def test_who_comes_back_gets_what_it_missed() -> None:
 
 
 @pytest.mark.parametrize("known", ["99", "999999999999999999"])
-async def test_who_knows_another_krelay_gets_all_of_this_one(known: str) -> None:
+async def test_a_number_of_an_earlier_run_gets_every_event(known: str) -> None:
     async with service() as made:
         made.bus.publish(said("state", "x"))
         async with stream(made, **{"Last-Event-ID": known}) as response:
@@ -92,7 +92,7 @@ async def test_who_knows_another_krelay_gets_all_of_this_one(known: str) -> None
 
 
 @pytest.mark.parametrize("known", ["x", "-1", "1.5", "٣", "1" * 5000])
-async def test_a_number_that_is_none_is_ignored(known: str) -> None:
+async def test_an_invalid_number_is_ignored(known: str) -> None:
     async with service() as made:
         made.bus.publish(said("state", "x"))
         async with client(made) as http:
@@ -102,7 +102,7 @@ async def test_a_number_that_is_none_is_ignored(known: str) -> None:
                 assert await numbers(response, 1) == [2]
 
 
-async def test_a_comment_keeps_it_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_comment_shows_that_the_stream_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     async with service() as made, stream(made) as response:
         assert [await block(response) for _ in range(2)] == [": still here"] * 2
@@ -112,7 +112,7 @@ async def test_a_comment_keeps_it_alive(monkeypatch: pytest.MonkeyPatch) -> None
         assert text.startswith("id: 1\n")
 
 
-async def test_there_is_room_for_some() -> None:
+async def test_streams_beyond_the_limit_are_refused() -> None:
     async with service() as made, AsyncExitStack() as stack:
         for _ in range(MAX_STREAMS):
             await stack.enter_async_context(stream(made))
@@ -128,7 +128,7 @@ async def test_there_is_room_for_some() -> None:
             assert len(made.bus._subscriptions) == 1
 
 
-async def test_the_end_of_the_service_ends_them() -> None:
+async def test_the_close_of_the_server_ends_every_stream() -> None:
     async with service() as made, stream(made) as response:
         await made.listening.apply(StatusConfig())
         with pytest.raises(ClientPayloadError):
@@ -157,7 +157,7 @@ async def flood(made: Service, listener: Any) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_slow_client_loses_the_oldest_and_is_told() -> None:
+async def test_a_slow_client_loses_the_oldest_events_and_gets_their_count() -> None:
     async with service() as made:
         sock = await reading_nothing(made)
         (listener,) = made.bus._subscriptions
@@ -170,7 +170,7 @@ async def test_a_slow_client_loses_the_oldest_and_is_told() -> None:
         await rig.until(lambda: not made.bus._subscriptions)
 
 
-async def test_one_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service() as made:
         sock = await reading_nothing(made)
         (listener,) = made.bus._subscriptions

@@ -174,7 +174,9 @@ async def answer(made: Service, said: bytes) -> bytes:
 
 @pytest.mark.parametrize("token", [None, TOKEN])
 @pytest.mark.parametrize("what", ODD)
-async def test_no_request_makes_a_traceback(what: str, token: str | None, log: io.StringIO) -> None:
+async def test_no_malformed_request_logs_a_traceback(
+    what: str, token: str | None, log: io.StringIO
+) -> None:
     async with service(token) as made:
         for said in ODD[what]:
             if token and b"Authorization" not in said:
@@ -198,7 +200,7 @@ async def test_no_request_makes_a_traceback(what: str, token: str | None, log: i
 @settings(
     deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_no_bytes_make_a_traceback(log: io.StringIO, said: bytes) -> None:
+def test_no_bytes_log_a_traceback(log: io.StringIO, said: bytes) -> None:
     async def ask() -> None:
         async with service() as made:
             assert not (await answer(made, said)).startswith(b"HTTP/1.1 5")
@@ -207,7 +209,7 @@ def test_no_bytes_make_a_traceback(log: io.StringIO, said: bytes) -> None:
     assert log.getvalue() == ""
 
 
-def test_a_refusal_of_any_shape_is_an_error() -> None:
+def test_an_error_of_any_shape_is_decoded() -> None:
     """What answers on the socket may be another version, or something else."""
     for found in ({}, {"message": 1}, {"message": "\x1b[31mx", "hint": "a\nb", "exitCode": 3}):
         error = from_json(found)

@@ -47,7 +47,7 @@ def value(found: Snapshot, name: str, **labels: str) -> float | None:
 WEB = {"target": "web", "forward": "web"}
 
 
-def test_what_runs() -> None:
+def test_the_process_has_its_metrics() -> None:
     found = report()
     names = {name for name, _ in samples(found)}
     assert all(name.startswith("krelay_") for name in names)
@@ -59,7 +59,7 @@ def test_what_runs() -> None:
     assert value(found, "process_tasks") == 31
 
 
-def test_the_file() -> None:
+def test_the_configuration_has_its_metrics() -> None:
     found = report()
     assert value(found, "config_generation") == 4
     assert value(found, "config_in_step") == 1
@@ -74,7 +74,7 @@ def test_the_file() -> None:
     assert value(wrong, "config_in_step") == 0
 
 
-def test_a_forward() -> None:
+def test_a_forward_has_its_metrics() -> None:
     found = report()
     for state in State:
         assert value(found, "forward_state", state=state, **WEB) == (state is State.READY)
@@ -89,7 +89,7 @@ def test_a_forward() -> None:
     assert value(found, "forward_open_streams", target="api", forward="api[9000:http]") == 3
 
 
-def test_the_time_that_dials_took() -> None:
+def test_dial_times_are_a_histogram() -> None:
     found = report()
     name = "forward_dial_seconds"
     assert [value(found, f"{name}_bucket", le=le, **WEB) for le in ("0.001", "0.1", "1.0")] == [
@@ -104,7 +104,7 @@ def test_the_time_that_dials_took() -> None:
     assert value(found, f"{name}_bucket", le="+Inf", **cache) == 0
 
 
-def test_a_tunnel() -> None:
+def test_a_tunnel_has_its_metrics() -> None:
     found = report()
     one = {
         name: value(found, f"tunnel_{name}", tunnel="p1t1")
@@ -117,7 +117,7 @@ def test_a_tunnel() -> None:
     assert value(found, "tunnel_rtt_seconds", tunnel="p1t3") is None
 
 
-def test_results_that_nobody_foresaw_are_bounded() -> None:
+def test_results_beyond_the_limit_become_other() -> None:
     traffic = Traffic(results={f"r{n:03}": 1 for n in range(100)})
     found = report(forward("web", traffic=traffic))
     results = [
@@ -130,13 +130,13 @@ def test_results_that_nobody_foresaw_are_bounded() -> None:
 
 
 @pytest.mark.parametrize("accept", ["", "*/*", "text/plain; version=0.0.4", "nonsense,,;=;"])
-def test_the_text_format_by_default(accept: str) -> None:
+def test_the_text_format_is_the_default(accept: str) -> None:
     text, content_type = render(report(), accept)
     assert content_type.startswith("text/plain; version=0.0.4")
     assert b"# EOF" not in text
 
 
-def test_openmetrics_for_who_prefers_it() -> None:
+def test_openmetrics_is_used_if_preferred() -> None:
     text, content_type = render(report(), f"{OPENMETRICS}, text/plain; q=0.5")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
     families = list(families_of(text.decode()))
@@ -144,7 +144,7 @@ def test_openmetrics_for_who_prefers_it() -> None:
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_any_name_is_escaped(target: str, name: str) -> None:
+def test_any_label_value_is_escaped(target: str, name: str) -> None:
     found = report(forward(target, name=name, traffic=TRAFFIC))
     assert value(found, "forward_open_streams", target=target, forward=name) == 0
     text, _ = render(found, OPENMETRICS)
@@ -160,7 +160,7 @@ def forwards_of(found: Snapshot) -> dict[str, float | None]:
     }
 
 
-def test_what_drains_beside_its_namesake_is_left_out() -> None:
+def test_a_draining_forward_is_left_out_beside_one_of_its_name() -> None:
     """Whose counts together would fall when it is gone, which is a restart to Prometheus."""
     name = "web[80]"
     new, old = forward("web", name=name, live=1), forward("web", State.DRAINING, index=2, name=name)
@@ -169,7 +169,7 @@ def test_what_drains_beside_its_namesake_is_left_out() -> None:
     assert forwards_of(report(old)) == {name: 0}
 
 
-def test_twins_are_told_apart_by_their_index() -> None:
+def test_a_port_given_twice_has_its_index_in_the_label() -> None:
     twins = [forward("web", name="web[:80]", index=index, live=index) for index in range(3)]
     expected = {"web[:80]": 0, "web[:80]#1": 1, "web[:80]#2": 2}
     assert forwards_of(report(*twins)) == expected
@@ -197,7 +197,7 @@ NAMES = st.sampled_from(["a", "a#0", "a#1", "a#1#1", "other"])
         max_size=6,
     )
 )
-def test_every_sample_is_there_once(forwards: list[ForwardState]) -> None:
+def test_every_series_exists_once(forwards: list[ForwardState]) -> None:
     assert samples(dataclasses.replace(report(), forwards=tuple(forwards)))
 
 
@@ -231,7 +231,7 @@ def document(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", ["grafana.json", "alerts.yaml"])
-def test_an_example_uses_only_what_exists(name: str) -> None:
+def test_examples_use_only_existing_metrics(name: str) -> None:
     found, metrics = list(expressions(document(name))), known()
     assert len(found) >= 8
     labels = set().union(*metrics.values())
@@ -247,7 +247,7 @@ def test_an_example_uses_only_what_exists(name: str) -> None:
             assert re.search(r"krelay_\w+(_total|_bucket|_sum|_count)\b", expression)
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_has_a_description() -> None:
     labels = {label for names in known().values() for label in names}
     rules = [rule for group in document("alerts.yaml")["groups"] for rule in group["rules"]]
     assert len({rule["alert"] for rule in rules}) == len(rules)
@@ -258,7 +258,7 @@ def test_every_alert_says_what_to_do() -> None:
             assert set(re.findall(r"\$labels\.(\w+)", text)) <= labels
 
 
-def test_the_page_about_it_names_every_metric() -> None:
+def test_the_docs_name_every_metric() -> None:
     page = (ROOT / "docs" / "status.md").read_text("utf-8")
     mentioned = set(re.findall(r"`(krelay_\w+)`", page))
     there = {re.sub(r"_(bucket|count|sum)$", "", name) for name in known() if name != "up"}

@@ -49,13 +49,13 @@ async def asked(resource: str, body: dict[str, Any] | None = None, method: str =
     return await asyncio.to_thread(ask, "krelay.yaml", method, resource, body, timeout=5.0)
 
 
-async def test_a_question_is_answered(path: Path) -> None:
+async def test_a_request_on_the_socket_is_answered(path: Path) -> None:
     async with serve_unix(path, HANDLERS):
         assert await asked("/v1/echo", {"a": [1]}) == {"got": {"a": [1]}}
         assert await asked("/v1/echo") == {"got": {}}
 
 
-async def test_the_whole_service_is_on_the_socket_and_needs_no_token_there(path: Path) -> None:
+async def test_the_socket_serves_every_resource_without_a_token(path: Path) -> None:
     live, bus = Live(), EventBus()
     async with serve_unix(path, HANDLERS, snapshot=live, bus=bus):
         assert await asked("/v1/status", method="GET") == json.loads(json.dumps(live.now.as_json()))
@@ -69,7 +69,7 @@ async def test_the_whole_service_is_on_the_socket_and_needs_no_token_there(path:
         assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_the_socket_is_the_owner_s_alone_and_gone_at_the_end(path: Path) -> None:
+async def test_the_socket_is_private_and_removed_at_the_end(path: Path) -> None:
     async with serve_unix(path, HANDLERS):
         assert path.stat().st_mode & 0o777 == 0o600
     assert list(path.parent.iterdir()) == []
@@ -91,7 +91,7 @@ async def test_a_stale_socket_is_replaced(path: Path) -> None:
         assert await asked("/v1/echo") == {"got": {}}
 
 
-async def test_one_at_a_time(path: Path) -> None:
+async def test_a_second_server_for_the_same_file_is_refused(path: Path) -> None:
     async with serve_unix(path, HANDLERS):
         owner = rf"\(pid {os.getpid()}, since 20"
         with pytest.raises(AlreadyRunningError, match=f"already running for this file {owner}"):
@@ -118,7 +118,7 @@ def a_link(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [others_may_enter, somebody_else_s, a_link])
-async def test_who_answers_in_a_directory_of_others_is_not_asked(
+async def test_a_client_does_not_connect_in_a_directory_of_others(
     spoil: Callable[[Path], None], path: Path
 ) -> None:
     """As where another user made it first, in a temporary directory that all share."""
@@ -140,7 +140,7 @@ async def test_who_answers_in_a_directory_of_others_is_not_asked(
     assert asked_for == []
 
 
-async def test_a_refusal_arrives_as_itself(path: Path) -> None:
+async def test_an_error_arrives_with_its_type_and_hint(path: Path) -> None:
     problem = Problem(1, 2, "bad", "mend it", "other.yaml")
     errors = iter(
         [
@@ -164,7 +164,7 @@ async def test_a_refusal_arrives_as_itself(path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b"\xff"])
-async def test_what_is_no_object_is_refused(body: bytes, path: Path) -> None:
+async def test_a_body_that_is_no_object_is_refused(body: bytes, path: Path) -> None:
     async with serve_unix(path, HANDLERS):
         reader, writer = await asyncio.open_unix_connection(path)
         head = f"POST /v1/echo HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
@@ -176,13 +176,13 @@ async def test_what_is_no_object_is_refused(body: bytes, path: Path) -> None:
     assert b"not a JSON object" in answer
 
 
-async def test_what_nobody_knows_is_an_error(path: Path) -> None:
+async def test_an_unknown_resource_is_an_error(path: Path) -> None:
     async with serve_unix(path, HANDLERS):
         with pytest.raises(KrelayError, match="POST /v1/nothing: not found"):
             await asked("/v1/nothing")
 
 
-async def test_an_answer_that_does_not_come(path: Path) -> None:
+async def test_a_missing_answer_times_out(path: Path) -> None:
     asking = asyncio.Event()
 
     async def never(body: Mapping[str, Any]) -> Any:
@@ -195,7 +195,7 @@ async def test_an_answer_that_does_not_come(path: Path) -> None:
         assert asking.is_set()
 
 
-async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
+async def test_a_client_that_reads_nothing_does_not_delay_the_close_of_the_socket(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "CLOSE_DEADLINE", 0.05)
@@ -215,7 +215,7 @@ async def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
     writer.close()
 
 
-async def test_a_place_that_cannot_be_had(path: Path) -> None:
+async def test_a_socket_that_cannot_be_created_is_an_error(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True)
     path.mkdir()
     with pytest.raises(KrelayError, match=f"cannot listen on {path}"):
@@ -223,7 +223,7 @@ async def test_a_place_that_cannot_be_had(path: Path) -> None:
             pytest.fail("served")
 
 
-async def test_clients_that_say_nothing_leave_descriptors(
+async def test_silent_clients_leave_descriptors_for_others(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (36, 36))
@@ -246,7 +246,7 @@ async def status_of(url: str, **headers: str) -> int:
             return response.status
 
 
-async def test_nowhere_until_it_is_told_where() -> None:
+async def test_the_tcp_server_listens_only_if_configured() -> None:
     made = Service()
     async with made.listening as listening:
         await listening.apply(StatusConfig())
@@ -258,7 +258,7 @@ async def test_nowhere_until_it_is_told_where() -> None:
     assert listening.addresses == []
 
 
-async def test_it_moves() -> None:
+async def test_the_tcp_server_follows_an_edited_address() -> None:
     async with service() as made:
         before = made.url
         port = rig.closed_port()
@@ -272,14 +272,14 @@ async def test_it_moves() -> None:
         assert await status_of(f"http://127.0.0.1:{port}") == 401
 
 
-async def test_what_stays_is_not_touched() -> None:
+async def test_an_unchanged_address_keeps_its_connections() -> None:
     async with service() as made:
         connections, address = made.listening._connections, made.listening.addresses
         await made.listening.apply(StatusConfig(("127.0.0.1", 0)))
         assert (made.listening._connections, made.listening.addresses) == (connections, address)
 
 
-async def test_another_token_ends_what_the_former_opened() -> None:
+async def test_a_new_token_closes_the_connections_of_the_old_one() -> None:
     async with service(TOKEN) as made, ClientSession() as session:
         shown = {"Authorization": f"Bearer {TOKEN}"}
         async with session.get(f"{made.url}/v1/events", headers=shown) as response:
@@ -290,7 +290,7 @@ async def test_another_token_ends_what_the_former_opened() -> None:
         assert await status_of(made.url, **shown) == 401
 
 
-async def test_a_port_in_use_is_told_and_tried_at_the_next_change(
+async def test_a_port_in_use_is_logged_and_tried_after_the_next_edit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = Service()
@@ -311,7 +311,7 @@ async def test_a_port_in_use_is_told_and_tried_at_the_next_change(
             assert await status_of(f"http://{where}") == 200
 
 
-async def test_an_address_that_is_not_of_this_machine(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_address_of_another_machine_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     made = Service()
     async with made.listening as listening:
         await listening.apply(StatusConfig(("192.0.2.1", 0), TOKEN))
@@ -319,7 +319,7 @@ async def test_an_address_that_is_not_of_this_machine(caplog: pytest.LogCaptureF
     assert "status is not served on 192.0.2.1:0" in caplog.text
 
 
-async def test_localhost_is_both_families_on_one_port() -> None:
+async def test_localhost_listens_on_both_families_at_one_port() -> None:
     made = Service()
     async with made.listening as listening:
         await listening.apply(StatusConfig(("localhost", 0)))
@@ -329,7 +329,7 @@ async def test_localhost_is_both_families_on_one_port() -> None:
             assert await status_of(f"http://{address}") == 200
 
 
-async def test_localhost_without_ipv6_is_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_localhost_without_ipv6_listens_on_ipv4(monkeypatch: pytest.MonkeyPatch) -> None:
     make = krelay.net.bind._bind_one
 
     def refuse(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -344,7 +344,7 @@ async def test_localhost_without_ipv6_is_the_other(monkeypatch: pytest.MonkeyPat
         assert [address.host for address in listening.addresses] == ["127.0.0.1"]
 
 
-async def test_a_client_that_takes_nothing_does_not_keep_it_from_moving(
+async def test_a_client_that_reads_nothing_does_not_delay_a_move(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connections, "CLOSE_DEADLINE", 0.05)
@@ -366,7 +366,7 @@ async def test_a_client_that_takes_nothing_does_not_keep_it_from_moving(
 
 @pytest.mark.parametrize("token", [None, TOKEN])
 @pytest.mark.parametrize("said", ["", "GET / HTTP/1.1\r\nHost: x\r\n", "GET / HTTP/1.1\r\n\r\n"])
-async def test_strangers_keep_neither_a_health_check_nor_the_owner_out(
+async def test_strangers_do_not_keep_out_a_health_check_or_the_owner(
     said: str, token: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "STRANGERS", 3)
@@ -390,7 +390,7 @@ async def test_strangers_keep_neither_a_health_check_nor_the_owner_out(
 
 
 @pytest.mark.parametrize(("files", "most"), [(64, 5), (1024, 64), (1 << 20, 64), (-1, 64)])
-async def test_where_there_are_few_descriptors_there_are_fewer_places(
+async def test_few_descriptors_mean_fewer_places(
     files: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))

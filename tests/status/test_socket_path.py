@@ -22,7 +22,7 @@ def runtime(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     shutil.rmtree(directory) if directory.is_dir() else directory.unlink(missing_ok=True)
 
 
-def test_one_place_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_has_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "link").symlink_to("sub")
     monkeypatch.chdir(tmp_path)
@@ -33,7 +33,7 @@ def test_one_place_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(others) == 3
 
 
-def test_a_link_in_the_file_s_place_may_change(tmp_path: Path) -> None:
+def test_the_path_stays_if_the_file_is_a_link_that_changes(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     before = socket_path(str(file))
     for version in ("one", "two"):
@@ -43,7 +43,7 @@ def test_a_link_in_the_file_s_place_may_change(tmp_path: Path) -> None:
         assert socket_path(str(file)) == before
 
 
-def test_in_the_user_s_runtime_directory_if_that_is_of_use(
+def test_the_path_is_in_the_runtime_directory_if_that_is_usable(
     runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert socket_path("a").parent == runtime / "krelay"
@@ -56,28 +56,30 @@ def test_in_the_user_s_runtime_directory_if_that_is_of_use(
     assert len(os.fsencode(socket_path("a"))) < 100
 
 
-def test_the_directory_is_this_user_s_alone(runtime: Path) -> None:
+def test_the_directory_is_created_private(runtime: Path) -> None:
     path = socket_path("a")
     for _ in range(2):
         make_directory(path)
     assert (runtime / "krelay").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_directory_that_others_may_enter_is_not_trusted(runtime: Path) -> None:
+def test_a_directory_open_to_others_is_refused(runtime: Path) -> None:
     (runtime / "krelay").mkdir(parents=True)
     (runtime / "krelay").chmod(0o755)
     with pytest.raises(KrelayError, match="is not private to this user"):
         make_directory(socket_path("a"))
 
 
-def test_nor_one_that_is_somebody_else_s(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_of_another_user_is_refused(
+    runtime: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_directory(socket_path("a"))
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     with pytest.raises(KrelayError, match="is not private to this user"):
         make_directory(socket_path("a"))
 
 
-def test_nor_a_link_to_one(runtime: Path, tmp_path: Path) -> None:
+def test_a_link_to_a_directory_is_refused(runtime: Path, tmp_path: Path) -> None:
     runtime.mkdir()
     (tmp_path / "mine").mkdir(mode=0o700)
     (runtime / "krelay").symlink_to(tmp_path / "mine")
@@ -85,7 +87,7 @@ def test_nor_a_link_to_one(runtime: Path, tmp_path: Path) -> None:
         make_directory(socket_path("a"))
 
 
-def test_a_directory_that_cannot_be_made_says_so(runtime: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_an_error(runtime: Path) -> None:
     runtime.touch()
     with pytest.raises(KrelayError, match="cannot create"):
         make_directory(socket_path("a"))
