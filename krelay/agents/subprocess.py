@@ -60,10 +60,11 @@ class SubprocessAgent:
                 "--port=0",
                 "--idle-timeout=5s",
                 f"--grace={min(session.resume_timeout, 2.0):g}",
+                f"--connect-timeout={self._spec.connect_timeout:g}",
+                f"--replay={session.resume_buffer}",
+                f"--ping={session.ping:g}",
+                f"--ping-timeout={session.ping_timeout:g}",
             ]
-            arguments.append(f"--connect-timeout={self._spec.connect_timeout:g}")
-            arguments.append(f"--replay={session.resume_buffer}")
-            arguments += [f"--ping={session.ping:g}", f"--ping-timeout={session.ping_timeout:g}"]
             pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
             process = await asyncio.create_subprocess_exec(
                 *payload.command(sys.executable),

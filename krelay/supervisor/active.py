@@ -219,13 +219,18 @@ class ActiveConfig:
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """Return the present forward updated to `spec`, or a new one."""
         pool = self.groups[group_of(config, spec.target)].pool
-        followed, park = spec.target.kind.in_cluster, config.tunnel.open_timeout
+        followed, open_timeout = spec.target.kind.in_cluster, config.tunnel.open_timeout
         if forward is None:
             route = Route(pool, followed=followed)
             return Forward(
-                spec, route, self._tasks, park=park, bus=self._bus, on_bound=self._on_bound
+                spec,
+                route,
+                self._tasks,
+                open_timeout=open_timeout,
+                bus=self._bus,
+                on_bound=self._on_bound,
             )
-        forward.update(spec, pool, park)
+        forward.update(spec, pool, open_timeout)
         forward.route.followed = followed
         return forward
 

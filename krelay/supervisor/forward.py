@@ -50,15 +50,17 @@ class Forward:
         route: Route,
         tasks: TaskGroup,
         *,
-        park: float,
+        open_timeout: float,
         bus: EventBus,
         on_bound: Callable[[Forward], None],
     ) -> None:
-        """Let a new connection wait for a stream for `park` seconds; call `on_bound` each time
-        that the forward was bound, and publish its states on `bus`."""
+        """Publish the states of the forward on `bus`, and call `on_bound` each time it was bound.
+
+        A new connection waits for a stream for up to `open_timeout` seconds.
+        """
         self.spec = spec
         self.route = route
-        self.park = park
+        self.open_timeout = open_timeout
         self.listener: Listener | None = None
         self.failure: ListenError | None = None
         self.settled = asyncio.Event()
@@ -116,14 +118,14 @@ class Forward:
         self.health.unbound()
         self.settled.clear()
 
-    def update(self, spec: Spec, pool: Pool, park: float) -> None:
+    def update(self, spec: Spec, pool: Pool, open_timeout: float) -> None:
         """Follow an edit that does not change where to listen; live connections stay untouched."""
         self.spec = self.health.spec = spec
-        self.park = park
+        self.open_timeout = open_timeout
         if self.route.pool is not pool:
             self.route.pool = pool
         for listener in self._listeners.values():
-            listener.open_timeout = park
+            listener.open_timeout = open_timeout
             if isinstance(listener, ProxyListener):
                 listener.pool = pool
                 listener.credentials = spec.target.credentials
@@ -189,13 +191,13 @@ class Forward:
                 self.name,
                 pool,
                 self._tasks,
-                open_timeout=self.park,
+                open_timeout=self.open_timeout,
                 credentials=credentials,
                 metrics=self.metrics,
             )
         make = UdpListener if protocol is Protocol.UDP else TcpListener
         return make(
-            self.name, self.route, self._tasks, open_timeout=self.park, metrics=self.metrics
+            self.name, self.route, self._tasks, open_timeout=self.open_timeout, metrics=self.metrics
         )
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:

@@ -267,9 +267,8 @@ class Supervisor:
                 active.cut()
                 hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
                 # Also after a cancellation: nothing else removes the agents.
-                await shield_cleanup(
-                    _within(_HURRY if hurry else None, active.stop()), within=_HURRY
-                )
+                stopped = _within(_HURRY if hurry else None, active.stop())
+                await shield_cleanup(stopped, within=_HURRY)
 
     def _run_monitors(self, active: ActiveConfig, tasks: TaskGroup) -> None:
         for name, work in (

@@ -15,7 +15,6 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from tests.agent.test_target import ask
 
 from agent import server as module
 from agent.server import Server

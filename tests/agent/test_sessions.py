@@ -7,7 +7,6 @@ import dataclasses
 from contextlib import suppress
 
 import pytest
-from tests.agent.test_target import Seen, ask
 
 from agent.memory import FIRST_STREAMS
 from agent.server import Server

@@ -27,7 +27,7 @@ def make(path: rig.Path, port: Port, *others: Port, listen: str = rig.HOST) -> F
         Spec(target, 0),
         path.route(None),
         path.tasks,
-        park=30.0,
+        open_timeout=30.0,
         bus=EventBus(),
         on_bound=lambda forward: None,
     )

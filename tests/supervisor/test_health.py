@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from krelay.config.diff import Spec
 from krelay.datapath.pool import Pool
-from krelay.datapath.probe import NoRouteError, ProbeError
+from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.state.bus import EventBus
@@ -56,7 +56,7 @@ class Watched:
             Spec(target, 0),
             path.route(None, followed=True),
             path.tasks,
-            park=30.0,
+            open_timeout=30.0,
             bus=self.bus,
             on_bound=lambda forward: None,
         )
@@ -103,7 +103,7 @@ async def test_it_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixtur
             assert w.forward.metrics.opened == w.forward.live == 0
             await rig.until(lambda: path.streams == (0, 0))
         (event, last) = w.bus.history
-        assert (event.kind, event.target) == ("state", "web")
+        assert (event.kind, event.about) == ("state", "web")
         assert event.details == {"from": "pending", "to": "ready", "reason": "", "index": 0}
         assert last.details["to"] == "draining"
     assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "web: ready")]
