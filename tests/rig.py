@@ -308,7 +308,7 @@ class Path:
         kept = self.server.sessions._kept.values()
         return (
             self.pool.streams,
-            sum(len(k.driver.session.streams) for k in kept),
+            sum(len(k.mux.session.streams) for k in kept),
         )
 
 

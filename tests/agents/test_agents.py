@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from krelay.agents import subprocess as module
 from krelay.agents.job import JobAgent
 from krelay.agents.subprocess import SubprocessAgent
 from krelay.cluster.agent_lifecycle import Agent
+from krelay.datapath.pool import Pool
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
@@ -32,6 +33,7 @@ from krelay.errors import (
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.net.api_access import ApiAccess
 from krelay.state.bus import EventBus
+from krelay.tasks import TaskGroup
 from krelay.transport.portforward import open_portforward
 from krelay.transport.upgrade import UnauthorizedError
 from krelay.wire.handshake import key_digest
@@ -80,7 +82,7 @@ async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
         await asyncio.gather(agent.start(), agent.start())
         assert process(agent) is first
         for key, up in ((rig.KEY, True), (bytes(32), False)):
-            pool = rig.Pool("p", [agent], key, size=1)
+            pool = Pool("p", [agent], key, size=1)
             async with rig.running(pool, up=up):
                 if not up:
                     await pool.wait_change()
@@ -294,7 +296,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 @asynccontextmanager
 async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
     """A agent whose tasks end with it."""
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         spec = GroupSpec(
             None,
             "relays",
@@ -309,7 +311,7 @@ async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
             yield agent
         finally:
             await agent.stop()
-            for task in list(tasks._tasks):
+            for task in list(tasks._children):
                 task.cancel()
 
 
@@ -355,7 +357,7 @@ async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(
         assert cluster.asked[-1] == ("delete", "job-1")
         cluster.dial_error = None
         await agent.dial(asyncio.Protocol())
-        assert cluster.asked[-1][2]["pod"] == "pod-2"
+        assert cast(Any, cluster.asked[-1])[2]["pod"] == "pod-2"
 
 
 async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) -> None:
@@ -424,7 +426,7 @@ async def test_a_401_renews_the_credentials_and_the_next_dial_has_them(cluster: 
             return ApiAccess(f"http://127.0.0.1:{port}", None, None, (token,))
 
         cluster.access = access  # type: ignore[method-assign]
-        cluster.open_portforward = open_portforward  # type: ignore[method-assign]
+        cluster.open_portforward = open_portforward  # type: ignore[method-assign, assignment]
         await agent.start()
         with pytest.raises(UnauthorizedError, match="does not know us"):
             await agent.dial(asyncio.Protocol())

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from krelay.cli.run import CommandError, find, prefixes, send, variables
+from krelay.cli.run import CommandError, find, prefixes, variables
 from krelay.errors import UsageError
 from krelay.model import Config, Kind, Port, Protocol, Target
+from krelay.processes import send
 from tests import rig
 from tests.cli.reports import forward
 from tests.cli.terminal import terminal

@@ -115,7 +115,7 @@ def test_a_terminal_without_a_size_counts_as_80_by_24(shown: Shown) -> None:
 
 def cooked(descriptor: int) -> bool:
     wanted = termios.ICANON | termios.ECHO
-    return termios.tcgetattr(descriptor)[3] & wanted == wanted
+    return bool(termios.tcgetattr(descriptor)[3] & wanted == wanted)
 
 
 def at_a_terminal(child: Callable[[], None], talk: Callable[[int], None]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ from krelay.model import (
 )
 
 
-def target(name: str, line: str, **fields: str) -> Target:
+def target(name: str, line: str, **fields: Any) -> Target:
     found, errors = parse_line([Word(word) for word in line.split()])
     assert found is not None, errors
     return target_of(found, name=name, **fields)

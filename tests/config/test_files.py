@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,11 @@ def test_reading_stops_beyond_the_largest_config(tmp_path: Path) -> None:
     path.write_bytes(b"#" * (2 * MAX_BYTES))
     data = read(str(path))
     assert len(data) == MAX_BYTES + 1
-    for attempt in (lambda: decode(data, "x"), lambda: clean(data.decode(), "x")):
+    attempts: list[Callable[[], str]] = [
+        lambda: decode(data, "x"),
+        lambda: clean(data.decode(), "x"),
+    ]
+    for attempt in attempts:
         with pytest.raises(ConfigError) as caught:
             attempt()
         assert caught.value.problems[0].message == "the file is larger than 1 MiB"

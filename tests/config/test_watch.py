@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ async def test_an_update_of_a_config_map_is_one_change(
     file.symlink_to("..data/krelay.yaml")
     async with watching(mode, monkeypatch, file) as watched:
         for number, name in enumerate(["..two", "..three"], start=1):
-            assert await watched.after(lambda name=name: version(name), number) == {str(file)}
+            assert await watched.after(partial(version, name), number) == {str(file)}
             assert file.read_text() == f"{name}\n"
 
 
@@ -256,8 +257,13 @@ async def test_a_forward_is_matched_by_the_closest_likeness(
     files = [tmp_path / name for name in "abc"]
     for file in files[:2]:
         write(file)
+
+    def change() -> None:
+        append(files[0])
+        write(files[2])
+
     async with watching(mode, monkeypatch, *files) as watched:
-        changed = await watched.after(lambda: (append(files[0]), write(files[2])))
+        changed = await watched.after(change)
         while changed != {str(files[0]), str(files[2])}:
             changed |= await watched.next()
 

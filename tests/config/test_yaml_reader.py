@@ -315,7 +315,7 @@ def test_an_unknown_syntax_error_keeps_its_own_text() -> None:
 
 
 def test_a_mark_beyond_the_text_is_explained() -> None:
-    start, lost = yaml.Mark("", 0, 0, 0, None, None), yaml.Mark("", 9, 9, 9, None, None)
+    start, lost = yaml.Mark("", 0, 0, 0, None, 0), yaml.Mark("", 9, 9, 9, None, 0)
     assert explain(ParserError("", start, "expected", lost), "a").message == "wrong indentation"
     assert explain(ParserError("", lost, "expected", lost), "a").message == "not YAML: expected"
 

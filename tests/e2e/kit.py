@@ -251,7 +251,7 @@ def up(config: str, tmp_path: Path, forwards: int, *args: str, **more: Any) -> K
         return krelay.wait_lines(forwards)
     except BaseException:
         krelay.process.kill()
-        krelay.tasks()
+        krelay.finish()
         raise
 
 
@@ -259,7 +259,7 @@ def run(*args: str, stdin: str | None = None, environ: dict[str, str] | None = N
     """A krelay that ends by itself."""
     krelay = Krelay(*args, stdin=stdin, environ=environ)
     try:
-        krelay.tasks(90.0)
+        krelay.finish(90.0)
     except subprocess.TimeoutExpired:
         krelay.process.kill()
         raise AssertionError(f"krelay {' '.join(args)} did not end\n{krelay.told()}") from None

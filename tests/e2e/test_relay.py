@@ -60,7 +60,7 @@ def body(port: int, host: str = "127.0.0.1") -> bytes:
 def failed(*args: str) -> str:
     """What a command that fails says; it leaves no agent behind."""
     krelay = kubectl_relay(*args)
-    code = krelay.tasks(90.0)
+    code = krelay.finish(90.0)
     assert code == 4, krelay.told()
     assert krelay.output == []
     return "\n".join(krelay.log)

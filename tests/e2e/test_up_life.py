@@ -51,7 +51,7 @@ def test_sigkill_leaves_nothing_behind_once_idle(
     krelay = kit.up(text, tmp_path, 1, expect=None)
     assert kit.http_get(krelay.address("web"))
     krelay.process.kill()
-    assert krelay.tasks() == -signal.SIGKILL
+    assert krelay.finish() == -signal.SIGKILL
     kit.eventually(lambda: not kit.agents(place), "job and pod are gone")
 
 
@@ -63,7 +63,7 @@ def test_a_second_interrupt_stops_at_once(world: str, tmp_path: Path) -> None:
             krelay.interrupt()
             krelay.wait_log("draining 1 connection")
             krelay.interrupt()
-            assert krelay.tasks() == 130
+            assert krelay.finish() == 130
             with pytest.raises(ConnectionResetError):
                 kit.read_all(sock)
 
@@ -77,7 +77,7 @@ def test_draining_lets_a_live_connection_finish(world: str, tmp_path: Path) -> N
             krelay.wait_log("draining")
             sock.sendall(b"after!")
             assert sock.recv(6, socket.MSG_WAITALL) == b"after!"
-        assert krelay.tasks() == 0
+        assert krelay.finish() == 0
 
 
 def test_pod_security_restricted(namespace: Make, world: str, tmp_path: Path) -> None:

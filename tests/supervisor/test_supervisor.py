@@ -386,8 +386,9 @@ async def test_strictly_one_that_does_not_exist_is_too(monkeypatch: pytest.Monke
         supervisor = Supervisor(both, strict=True, must_exist=True)
         with pytest.raises(NotFoundError, match="service not found"):
             await supervisor.run(asyncio.Event())
-        for options in ({"strict": True}, {"must_exist": True}):
-            supervisor, stop = Supervisor(both, **options), asyncio.Event()
+        for strict in (True, False):
+            supervisor = Supervisor(both, strict=strict, must_exist=not strict)
+            stop = asyncio.Event()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(supervisor.run(stop))
                 await supervisor.started.wait()

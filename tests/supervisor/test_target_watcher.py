@@ -16,6 +16,7 @@ from krelay.errors import AccessDeniedError, CredentialsError
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.supervisor import target_watcher as module
 from krelay.supervisor.target_watcher import Contexts, Failures, Publish, TargetWatcher
+from krelay.tasks import TaskGroup
 from tests import rig
 
 TARGET = Target("web", Kind.SERVICE, "nginx", (Port(80), Port(53, protocol=Protocol.UDP)))
@@ -46,7 +47,7 @@ class Source:
 
 @asynccontextmanager
 async def following() -> AsyncIterator[tuple[Source, TargetWatcher, list[Route]]]:
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         source = Source()
         pool = Pool("p", [rig.AgentLink(None)], rig.KEY, size=1)
         found = TargetWatcher(TARGET, source.follow, tasks)
@@ -142,7 +143,7 @@ async def test_what_never_changes_ends() -> None:
     async def follow(target: Target, publish: Callable[..., None]) -> None:
         publish((HERE, HERE))
 
-    async with asyncio.TaskGroup() as tasks:
+    async with TaskGroup() as tasks:
         found = TargetWatcher(TARGET, follow, tasks)
     assert found.answered.is_set()
 

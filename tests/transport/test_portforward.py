@@ -16,7 +16,7 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import Transport
-from krelay.transport import reachability
+from krelay.transport import connect, reachability
 from krelay.transport.portforward import TransportPreference, open_portforward, transport_from_env
 from krelay.transport.upgrade import UnauthorizedError
 
@@ -285,7 +285,7 @@ async def test_a_request_lost_in_an_outage_is_sent_again_when_it_is_over(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shut = asyncio.Event()
-    real = reachability.dial
+    real = connect.dial
 
     async def look(*args: Any) -> Any:
         try:
@@ -317,7 +317,7 @@ async def test_a_slow_server_that_stays_reachable_is_asked_once(
 ) -> None:
     monkeypatch.setattr(reachability, "PROBE_EVERY", 0.005)
     looks, enough = 0, asyncio.Event()
-    real = reachability.dial
+    real = connect.dial
 
     async def look(*args: Any) -> Any:
         nonlocal looks
