@@ -1,4 +1,4 @@
-"""Targets of `krelay.cluster`: whatever an API server, an issuer or a plugin answers."""
+"""Fuzz targets of `krelay.cluster`: the answers of API servers, issuers and plugins."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLUGIN = {"command": "login", "apiVersion": "v1"}
 
 
 def api_objects(data: bytes) -> None:
-    """An event, a list or an object of each kind, and what krelay makes of what comes out."""
+    """Read an event, a list or an object of each kind, and use the result."""
     draw = Draw(data)
     resource = RESOURCES[draw.number() % len(RESOURCES)]
     form = draw.number() % 4
@@ -55,7 +55,7 @@ def api_objects(data: bytes) -> None:
 
 
 def use(resource: str, items: list[dict[str, Any]]) -> None:
-    """What krelay does with such objects; it may find them of no use, but does not raise."""
+    """Use objects as krelay does; useless ones must not raise."""
     if resource == "pods":
         pod = choose_pod(items, "u")
         assert why_no_pod(items)
@@ -93,7 +93,7 @@ def _check(found: Resolution) -> None:
 
 
 def api_refusal(data: bytes) -> None:
-    """An answer that is no success: an error of a bounded size; its hint's words stay words."""
+    """Convert an error answer: the error has a bounded size, and its hint stays safe in a shell."""
     draw = Draw(data)
     status = 400 + draw.number(2) % 200
     error = StatusError(status, draw.rest()).to_cluster_error("context c, https://h")
@@ -107,7 +107,7 @@ def api_refusal(data: bytes) -> None:
 
 
 def credentials(data: bytes) -> None:
-    """A plugin's and an issuer's answers, an id token, and the entries of a kubeconfig."""
+    """Read a plugin's or an issuer's answer, an id token, or an entry of a kubeconfig."""
     draw = Draw(data)
     form = draw.number() % 7
     body = draw.rest()

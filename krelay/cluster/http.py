@@ -1,4 +1,4 @@
-"""HTTP: one request over aiohttp, through the proxy if there is one, and its errors in words.
+"""HTTP: requests over aiohttp, also through a proxy, with errors that users understand.
 
 aiohttp's own reading of the environment stays off: it would send a password of ~/.netrc to an
 API server, and choose proxies by other rules than kubectl.

@@ -272,7 +272,7 @@ class _Collection:
         self._plan_soon()
 
     def _drop(self, whole: _WholeWatch) -> None:
-        """End `whole`, and plan anew for the selectors that it covered."""
+        """End `whole`, and plan for the selectors that it covered."""
         if whole is self._next:
             self._next = None
         if whole is self._whole:

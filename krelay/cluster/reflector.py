@@ -30,7 +30,7 @@ Filter = Callable[[Object], bool]
 PAGE = 200
 MAX_PAGES = 250
 WATCH_TIMEOUT = (240, 300)
-"""Seconds that a watch is asked to last; random, so that many watches do not end at once."""
+"""Bounds of the requested length of a watch in seconds; random, so that watches end apart."""
 SILENCE = 90.0
 """Seconds without a line after which a watch is repeated."""
 MAX_PAUSE = 10.0

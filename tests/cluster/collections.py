@@ -11,11 +11,11 @@ from aiohttp import web
 
 Object = dict[str, Any]
 Change = tuple[int, str, Object | None, Object | None]
-"""Its version, the collection, the object before and after."""
+"""Version, collection, object before and after."""
 
 
 class Watch:
-    """A watch that is open."""
+    """An open watch."""
 
     def __init__(self, path: str, query: dict[str, str]) -> None:
         self.path = path
@@ -24,7 +24,7 @@ class Watch:
 
 
 class Collections:
-    """`put` and `remove` change objects, and every open watch hears of it; `allows` decides on
+    """`put` and `remove` change objects and notify every open watch; `allows` decides on
     each request, by verb, path and query."""
 
     def __init__(self, kube: Any) -> None:

@@ -1,4 +1,4 @@
-"""An API server on loopback whose answers a test writes, and kubeconfigs that lead to it."""
+"""An API server on loopback with answers from the test, and kubeconfigs that lead to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Kube:
-    """Requests are kept in `seen`; `handler` answers them."""
+    """Records requests in `seen`; `handler` answers them."""
 
     def __init__(self, folder: Path, port: int, scheme: str) -> None:
         self.url = f"{scheme}://127.0.0.1:{port}"
@@ -36,7 +36,7 @@ class Kube:
         return await self.handler(request)
 
     def script(self, *answers: tuple[int, Any] | tuple[int, Any, dict[str, str]]) -> None:
-        """Answers in this order, then with the last for ever: status, JSON or text, headers."""
+        """Answer in this order, then repeat the last: status, JSON or text, headers."""
         left = list(answers)
 
         async def handler(request: web.Request) -> web.StreamResponse:
@@ -47,7 +47,7 @@ class Kube:
         self.handler = handler
 
     def kubeconfig(self, user: dict[str, Any] | None = None, **cluster: Any) -> str:
-        """Writes a kubeconfig; its path. `None` takes a key out of the cluster."""
+        """Write a kubeconfig; return its path. `None` removes a key of the cluster."""
         body = {"server": self.url, "certificate-authority": str(PKI / "ca.pem"), **cluster}
         path = self._folder / "kubeconfig"
         write_kubeconfig(path, {k: v for k, v in body.items() if v is not None}, user or {})
@@ -55,7 +55,7 @@ class Kube:
 
 
 def write_kubeconfig(path: Path, cluster: dict[str, Any], user: dict[str, Any]) -> None:
-    """One context, `here`, of namespace `team`."""
+    """Write one context, `here`, of namespace `team`."""
     path.write_text(
         json.dumps(
             {
@@ -111,7 +111,7 @@ async def plain_kube(tmp_path: Path) -> AsyncIterator[Kube]:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No proxy, no kubeconfig and no cluster of the machine that runs the tests."""
+    """Hide the proxy, the kubeconfig and the cluster of the machine that runs the tests."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "KUBECONFIG"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -121,7 +121,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[[str, str], Path]:
-    """Writes an executable: `program(name, shell script)` is its path."""
+    """Return a function that writes an executable script and returns its path."""
 
     def write(name: str, script: str) -> Path:
         path = tmp_path / name

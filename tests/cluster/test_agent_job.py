@@ -1,4 +1,4 @@
-"""The manifest is held against the rules it must pass; the real API server judges it in e2e."""
+"""The manifest against the rules that it must pass; e2e tests it on a real API server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT = AgentConfig()
 
 
 def made(config: AgentConfig = DEFAULT) -> dict[str, Any]:
-    """The manifest of a config whose patches take nothing of use away."""
+    """Return the manifest of a config; its patches must remove no useful field."""
     manifest, warnings = job_manifest(config, namespace="tools", key_sha256=KEY)
     assert warnings == []
     return manifest

@@ -1,7 +1,6 @@
-"""Creating, watching and deleting over HTTP, against a server that plays the few objects needed.
+"""Create, watch and delete agents against an HTTP server with Jobs, pods and events in memory.
 
-The start is tested by what a caller of `create_agent` sees of it. What a real
-cluster does is in tests/e2e/test_agent_lifecycle.py.
+tests/e2e/test_agent_lifecycle.py does the same on a real cluster.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ class Cluster:
         self._closed = False
 
     async def close(self) -> None:
-        """End the watches: a server does not notice that their client has gone."""
+        """End the watches: the server does not notice that their client is gone."""
         async with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -157,9 +156,9 @@ async def create(api: Api, config: AgentConfig | None = None, **more: Any) -> Ag
 
 
 async def test_an_agent_whose_container_runs_is_returned(cluster: Cluster, api: Api) -> None:
-    told: list[str] = []
+    progress: list[str] = []
     await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
-    found = await create(api, on_progress=told.append)
+    found = await create(api, on_progress=progress.append)
     assert found == Agent("tools", "krelay-server-x", "krelay-server-x-p1", "p1")
     assert str(found) == "tools/krelay-server-x-p1"
     assert cluster.deleted == []
@@ -167,17 +166,17 @@ async def test_an_agent_whose_container_runs_is_returned(cluster: Cluster, api: 
 
 
 async def test_progress_is_reported_when_the_reason_changes(cluster: Cluster, api: Api) -> None:
-    told: asyncio.Queue[str] = asyncio.Queue()
+    progress: asyncio.Queue[str] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
-        making = group.create_task(create(api, on_progress=told.put_nowait))
-        assert await told.get() == "waiting for the Job's pod"
+        making = group.create_task(create(api, on_progress=progress.put_nowait))
+        assert await progress.get() == "waiting for the Job's pod"
         await cluster.put("pods", "krelay-server-x-p1", status={})
-        assert await told.get() == "waiting for a node"
+        assert await progress.get() == "waiting for a node"
         await cluster.put("pods", "krelay-server-x-p1", spec={"nodeName": "n"}, status={})
-        assert await told.get() == "waiting for the agent's container"
+        assert await progress.get() == "waiting for the agent's container"
         await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
     assert making.result().uid == "p1"
-    assert told.empty()
+    assert progress.empty()
 
 
 async def test_a_failed_start_deletes_the_job_and_raises_the_reason(
@@ -207,36 +206,36 @@ async def test_the_last_log_lines_of_an_agent_that_ends_are_logged(
 async def test_a_problem_that_may_pass_fails_after_its_patience(
     cluster: Cluster, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The state lasts, while its words change; then it counts as failed."""
+    """The state lasts while its message changes, and then counts as failed."""
     monkeypatch.setattr(diagnosis, "PATIENCE", 0.05)
     refused = {"reason": "FailedCreate", "message": "Error creating: exceeded quota: q"}
-    told: list[str] = []
+    progress: list[str] = []
     await cluster.put("events", "e1", **refused)
     with pytest.raises(AgentError, match="refuses the agent's pod: exceeded quota: q"):
-        await create(api, on_progress=told.append)
-    assert told[-1] == "the cluster refuses the agent's pod: exceeded quota: q"
+        await create(api, on_progress=progress.append)
+    assert progress[-1] == "the cluster refuses the agent's pod: exceeded quota: q"
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
 
 
 async def test_a_problem_that_passes_in_time_is_no_failure(cluster: Cluster, api: Api) -> None:
     no_node = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
-    told = asyncio.Event()
+    progress = asyncio.Event()
     await cluster.put("pods", "krelay-server-x-p1", status={"conditions": [no_node]})
     async with asyncio.TaskGroup() as group:
-        making = group.create_task(create(api, on_progress=lambda _: told.set()))
-        await told.wait()
+        making = group.create_task(create(api, on_progress=lambda _: progress.set()))
+        await progress.wait()
         await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
     assert making.result().pod == "krelay-server-x-p1"
 
 
 async def test_the_pod_s_own_events_are_seen(cluster: Cluster, api: Api) -> None:
-    told: asyncio.Queue[str] = asyncio.Queue()
+    progress: asyncio.Queue[str] = asyncio.Queue()
     await cluster.put("pods", "krelay-server-x-p1", spec={"nodeName": "n"}, status={})
     mount = {"type": "Warning", "reason": "FailedMount", "message": "slow disk"}
     await cluster.put("events", "e1", involvedObject={"uid": "p1"}, **mount)
     async with asyncio.TaskGroup() as group:
-        making = group.create_task(create(api, on_progress=told.put_nowait))
-        while "FailedMount: slow disk" not in await told.get():
+        making = group.create_task(create(api, on_progress=progress.put_nowait))
+        while "FailedMount: slow disk" not in await progress.get():
             pass
         await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
     assert making.result().uid == "p1"
@@ -252,24 +251,24 @@ async def test_a_missed_deadline_is_reported_with_the_last_reason(
 
 
 async def test_a_job_that_is_deleted_fails_the_start(cluster: Cluster, api: Api) -> None:
-    told = asyncio.Event()
+    progress = asyncio.Event()
     async with asyncio.TaskGroup() as group:
 
         async def meddle() -> None:
-            await told.wait()
+            await progress.wait()
             await cluster.remove("jobs", "krelay-server-x")
 
         group.create_task(meddle())
         with pytest.raises(AgentError, match="the agent's Job was deleted"):
-            await create(api, on_progress=lambda _: told.set())
+            await create(api, on_progress=lambda _: progress.set())
 
 
 async def test_a_start_needs_no_rights_on_jobs_lists_and_events(cluster: Cluster, api: Api) -> None:
     cluster.denied = {"jobs", "events"}
-    told = asyncio.Event()
+    progress = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        making = group.create_task(create(api, on_progress=lambda _: told.set()))
-        await told.wait()
+        making = group.create_task(create(api, on_progress=lambda _: progress.set()))
+        await progress.wait()
         await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
     assert making.result().pod == "krelay-server-x-p1"
 
@@ -294,10 +293,10 @@ async def test_a_start_without_the_right_to_watch_pods_is_denied(
 
 
 async def test_a_start_cancelled_while_it_waits_leaves_no_job(cluster: Cluster, api: Api) -> None:
-    told = asyncio.Event()
+    progress = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        making = group.create_task(create(api, on_progress=lambda _: told.set()))
-        await told.wait()
+        making = group.create_task(create(api, on_progress=lambda _: progress.set()))
+        await progress.wait()
         making.cancel()
     assert making.cancelled()
     assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
@@ -393,7 +392,7 @@ async def test_agent_gone_returns_for_a_missing_or_replaced_pod(cluster: Cluster
 async def test_a_remote_server_without_tls_gets_no_job(
     plain_kube: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy on loopback is one as any other: the server is behind it."""
+    """A proxy on loopback does not make the server local."""
     proxy = f"http://127.0.0.1:{plain_kube.port}"
     for cluster in ({"server": "http://kube.test:1", "proxy-url": proxy}, {"proxy-url": proxy}):
         path = plain_kube.kubeconfig(**{"certificate-authority": None, **cluster})
@@ -427,7 +426,7 @@ class Server:
         self.uid: object = "u"
 
     async def nothing(self, request: web.Request) -> None:
-        """Neither a delay nor an error."""
+        """Do nothing: neither delay nor fail."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         if request.method == "POST":

@@ -339,7 +339,7 @@ async def test_a_silent_server_is_unreachable_at_the_deadline(kube: Any) -> None
 
 
 def test_an_answer_that_breaks_off_is_an_unreachable_error() -> None:
-    """aiohttp has the representation of an exception there."""
+    """aiohttp puts the representation of an exception there."""
     broken = ClientPayloadError("Response payload is not completed: <Error: 400, ...>")
     with pytest.raises(
         UnreachableError, match=r"cannot reach the API server \(here\): its answer br"
@@ -401,7 +401,7 @@ async def test_passwords_of_netrc_are_not_sent(
 
 
 def body_of(*chunks: bytes) -> Any:
-    """A handler that streams these, each apart."""
+    """Return a handler that streams the chunks one by one."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -481,7 +481,7 @@ async def test_a_refused_stream_is_an_error_of_its_status(kube: Any) -> None:
 
 
 class Proxy:
-    """An HTTP or a SOCKS5 proxy on loopback, which keeps what it was asked for."""
+    """An HTTP or a SOCKS5 proxy on loopback that records its requests."""
 
     def __init__(self, answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> None:
         self.asked: list[bytes] = []
@@ -602,7 +602,7 @@ async def test_a_socks_proxy_that_refuses_is_an_unreachable_error(
 
 
 async def test_a_certificate_is_verified_through_a_socks_proxy(kube: Any, pki: Path) -> None:
-    """Through a SOCKS proxy too the certificate is verified."""
+    """The proxy does not stand in for the server."""
     proxy = Proxy()
     async with proxied(proxy, "socks"):
         path = kube.kubeconfig(

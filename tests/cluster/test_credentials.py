@@ -167,7 +167,7 @@ async def test_an_encrypted_key_is_an_error_and_no_prompt(pki: Path) -> None:
 
 
 class Clock:
-    """Seconds since the epoch, as a test wants them."""
+    """A Unix time that the test sets."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = time.time()
@@ -264,7 +264,7 @@ def plugin(command: Path | str, **more: Any) -> dict[str, Any]:
 
 
 def answer(**status: Any) -> str:
-    """Shell that answers with an ExecCredential."""
+    """Return shell code that prints an ExecCredential."""
     body = json.dumps({"kind": "ExecCredential", "apiVersion": V1, "status": status})
     return f"cat <<'END'\n{body}\nEND"
 
@@ -319,10 +319,10 @@ async def test_a_plugin_runs_again_when_its_token_is_refused(
 async def test_a_plugin_gets_its_environment_and_exec_info(
     program: Program, tmp_path: Path, pki: Path
 ) -> None:
-    told = tmp_path / "told"
+    seen = tmp_path / "seen"
     script = program(
         "login",
-        f'echo "$KUBERNETES_EXEC_INFO" >{told}; echo "$1 $COLOUR" >>{told}; cat >>{told}\n'
+        f'echo "$KUBERNETES_EXEC_INFO" >{seen}; echo "$1 $COLOUR" >>{seen}; cat >>{seen}\n'
         + answer(token="t"),
     )
     cluster = {
@@ -341,7 +341,7 @@ async def test_a_plugin_gets_its_environment_and_exec_info(
         env=[{"name": "COLOUR", "value": "red"}],
     )
     await (await opened(user, **cluster)).access()
-    info, rest = told.read_text().split("\n", 1)
+    info, rest = seen.read_text().split("\n", 1)
     assert rest == "get-token red\n", "and standard input is empty"
     spec = json.loads(info)["spec"]
     assert spec["interactive"] is False
@@ -357,10 +357,10 @@ async def test_a_plugin_gets_its_environment_and_exec_info(
 async def test_a_plugin_gets_no_cluster_info_unless_configured(
     program: Program, tmp_path: Path
 ) -> None:
-    told = tmp_path / "told"
-    script = program("login", f'echo "$KUBERNETES_EXEC_INFO" >{told}\n' + answer(token="t"))
+    seen = tmp_path / "seen"
+    script = program("login", f'echo "$KUBERNETES_EXEC_INFO" >{seen}\n' + answer(token="t"))
     await (await opened(plugin(script))).access()
-    assert "cluster" not in json.loads(told.read_text())["spec"]
+    assert "cluster" not in json.loads(seen.read_text())["spec"]
 
 
 async def test_a_plugin_that_needs_a_terminal_fails_without_one(
@@ -440,7 +440,7 @@ async def test_a_hanging_plugin_is_killed_at_the_deadline(
 async def test_a_plugin_whose_child_holds_its_pipes_ends_at_the_deadline(
     program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """When the loop closes, asyncio has nothing left of it to clean up."""
+    """asyncio has nothing left to clean up when the loop closes."""
     made: list[asyncio.subprocess.Process] = []
     start = asyncio.create_subprocess_exec
 

@@ -1,4 +1,4 @@
-"""Objects as the real cluster shows them, cut down to what matters, and what a person is told."""
+"""Objects of a real cluster, reduced to the relevant fields, and their diagnosis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shared watches, against an API server that keeps collections and counts what is asked of it."""
+"""Shared watches, against an API server that keeps collections and counts requests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEPLOYMENTS = "/apis/apps/v1/namespaces/shop/deployments"
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pause is none; the tests ask what happens, not when."""
+    """Make every pause zero; the tests check order, not time."""
     monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr(module, "ERROR_TTL", 0.0)
@@ -54,7 +54,7 @@ async def informers(kube: Any, server: Collections) -> AsyncIterator[Informers]:
 
 
 class Consumer:
-    """Subscribes from its creation to `leave`; keeps what it was given last."""
+    """Subscribes from its creation to `leave`; keeps the newest set."""
 
     def __init__(self, informers: Informers, path: str, selector: Selector) -> None:
         self.names: list[str] | None = None
@@ -89,7 +89,7 @@ Consume = Callable[[str, Selector], Consumer]
 
 @pytest.fixture
 async def consume(informers: Informers) -> AsyncIterator[Consume]:
-    """Makes consumers, which leave at the end."""
+    """Create consumers, which leave at the end."""
     made: list[Consumer] = []
 
     def make(path: str, selector: Selector) -> Consumer:
@@ -218,7 +218,7 @@ async def test_without_the_right_to_a_collection_each_object_is_watched(
         await sees(consume(SERVICES, Selector(name)), name)
     await rig.until(lambda: len(server.open) == len(names))
     await sees(consume(SERVICES, Selector("another")))
-    assert server.lists("services").count("") == 1, "what is denied is not asked for each time"
+    assert server.lists("services").count("") == 1, "a denied list is not repeated for each object"
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -267,7 +267,7 @@ async def test_a_collection_that_is_too_large_is_not_watched_as_a_whole(
 async def test_a_collection_that_does_not_list_starves_no_target(
     kube: Any, consume: Consume, server: Collections, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Each is watched alone, and the whole again as soon as it lists."""
+    """Each target has its own watch until the collection lists."""
     wanted = [f"p{number}" for number in range(FEW + 1)]
     server.put(PODS, *(labelled(name) for name in wanted))
     works, well = kube.handler, asyncio.Event()
@@ -451,7 +451,7 @@ async def test_two_hundred_targets_on_three_objects_take_five_watches(
     backend["metadata"]["labels"] = {"app": "api"}
     server.put(PODS, pod("solo"), backend)
     objects = [(Kind.SERVICE, "web", 80), (Kind.DEPLOYMENT, "api", 8080), (Kind.POD, "solo", 8080)]
-    told: dict[str, tuple[Resolution, ...]] = {}
+    published: dict[str, tuple[Resolution, ...]] = {}
     async with asyncio.TaskGroup() as tasks:
         running = []
         for number in range(200):
@@ -459,14 +459,14 @@ async def test_two_hundred_targets_on_three_objects_take_five_watches(
             target = Target(f"t{number}", kind, name, (Port(port),))
 
             def publish(found: tuple[Resolution, ...], name: str = target.name) -> None:
-                told[name] = found
+                published[name] = found
 
             running.append(tasks.create_task(follow_target(informers, target, "shop", publish)))
-        await rig.until(lambda: len(told) == 200)
+        await rig.until(lambda: len(published) == 200)
         await rig.until(lambda: len(server.open) == 5)
-        assert all(found[0].endpoint for found in told.values())
+        assert all(found[0].endpoint for found in published.values())
         server.remove(PODS, "solo")
-        await rig.until(lambda: all(not told[f"t{n}"][0].endpoint for n in range(2, 200, 3)))
+        await rig.until(lambda: all(not published[f"t{n}"][0].endpoint for n in range(2, 200, 3)))
         assert server.most_open == 5
         for task in running:
             task.cancel()

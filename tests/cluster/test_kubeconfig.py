@@ -424,7 +424,7 @@ FIELDS = [
 def test_a_field_of_the_wrong_type_is_named(
     tmp_path: Path, entry: str, field: str, value: Any, message: str, used: bool
 ) -> None:
-    """Also in an entry that no context uses: kubectl refuses the file."""
+    """As kubectl, krelay refuses the file even if no context uses the entry."""
     name = {"cluster": "c", "user": "u", "context": "here"}[entry] if used else "other"
     body: dict[str, Any] = {
         "current-context": "here",
@@ -501,7 +501,7 @@ def test_an_error_does_not_repeat_a_bad_url_with_its_password(tmp_path: Path, se
 
 
 def run(script: str) -> str:
-    """What a fresh interpreter prints."""
+    """Return the output of a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
     )
@@ -519,7 +519,7 @@ print(merger.__name__, stamp, end=' ')
 
 
 def test_the_models_of_the_library_are_not_imported() -> None:
-    """Fails when a release of the library asks for more than the stand-in has."""
+    """This fails if a release of the library needs more than the stand-in has."""
     script = USE + "print([name for name in sys.modules if name.startswith('kubernetes_asyncio')])"
     assert run(script) == "KubeConfigMerger 1577836800.0 []"
     script = USE + "print('kubernetes_asyncio.client.models' in str(vars(kube_config())))"

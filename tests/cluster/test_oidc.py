@@ -18,7 +18,7 @@ from krelay.errors import CredentialsError
 
 
 def token(ends: float, name: str = "Zoë ÿ?>") -> str:
-    """A JWT that ends in `ends` seconds, with the letters that only base64url has."""
+    """Return a JWT that expires in `ends` seconds, with letters that only base64url has."""
     claims = json.dumps({"exp": int(time.time() + ends), "name": name}, ensure_ascii=False)
     payload = base64.urlsafe_b64encode(claims.encode()).decode().rstrip("=")
     return f"e30.{payload}.c2ln"

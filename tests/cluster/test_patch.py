@@ -25,7 +25,7 @@ OBJECTS = st.dictionaries(NAMES, JSON, max_size=4)
 
 
 def without_nulls(value: Any) -> Any:
-    """What a merge leaves of a value that was not there before: lists keep their nulls."""
+    """Drop the nulls of a new value as a merge does: lists keep theirs."""
     if isinstance(value, dict):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     return value
@@ -103,7 +103,7 @@ def server(**changes: Any) -> dict[str, Any]:
 
 
 def patched(patch: Any) -> Any:
-    """What a patch makes of the pod: its container, and its spec."""
+    """Patch the pod; return its container and its spec."""
     spec = strategic(POD, patch)["spec"]
     return spec["containers"][0], spec
 
@@ -362,7 +362,7 @@ def test_a_later_change_of_the_patch_does_not_reach_the_document() -> None:
 
 
 def pointers(value: Any, at: str = "") -> list[tuple[str, Any]]:
-    """Every place in a document, as RFC 6901 writes it, with what is there."""
+    """Return every JSON pointer of a document (RFC 6901) with its value."""
     found = [(at, value)]
     inner = (
         value.items()

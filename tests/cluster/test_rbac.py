@@ -26,8 +26,8 @@ def config(*lines: str, more: str = "") -> Config:
     return parse(text, "krelay.yaml", {})
 
 
-def told(found: list[dict[str, Any]]) -> dict[str, list[tuple[str, str, str | None]]]:
-    """The rules by namespace, each as its resource, its verbs and its names."""
+def summary(found: list[dict[str, Any]]) -> dict[str, list[tuple[str, str, str | None]]]:
+    """Return the rules by namespace: resource, verbs and name of each."""
     return {
         role["metadata"]["namespace"]: [
             (
@@ -48,7 +48,7 @@ def own(context: str | None) -> str:
 
 def least(given: Config, **more: Any) -> dict[str, list[tuple[str, str, str | None]]]:
     ((_, found),) = roles(given, own, **more).items()
-    return told(found)
+    return summary(found)
 
 
 def test_hosts_and_addresses_need_only_the_agent_s_rights() -> None:
@@ -125,7 +125,7 @@ def test_a_role_for_each_context() -> None:
     given = config("svc/a 80", "{target: svc/b, port: 81, context: other}", more=more)
     found = roles(given, own)
     assert list(found) == ["main", "other"]
-    assert told(found["other"])["shop"][3] == ("/services", "list,watch", "b")
+    assert summary(found["other"])["shop"][3] == ("/services", "list,watch", "b")
 
 
 def test_a_binding_for_each_role() -> None:

@@ -29,7 +29,7 @@ def pod(name: str, version: int, **more: Any) -> dict[str, Any]:
 
 
 def read(item: dict[str, Any]) -> dict[str, Any]:
-    """The part of `pod` that krelay keeps."""
+    """Return the fields of `pod` that krelay keeps."""
     metadata = {key: value for key, value in item["metadata"].items() if key != "resourceVersion"}
     return {**item, "metadata": metadata}
 
@@ -43,7 +43,7 @@ def error(code: int) -> bytes:
 
 
 class Pods:
-    """A collection: each list and each watch takes the next answer that the test gives."""
+    """A collection: each list and each watch takes the test's next answer."""
 
     def __init__(self, kube: Any) -> None:
         self.lists: asyncio.Queue[web.Response] = asyncio.Queue()
@@ -66,7 +66,7 @@ class Pods:
         self.watches.put_nowait(web.Response(status=status, text=body, headers=headers))
 
     def watch(self, *chunks: bytes) -> asyncio.Queue[bytes]:
-        """Answers the next watch with these chunks, and what is put later; END ends it."""
+        """Answer the next watch with these chunks and later ones; END ends it."""
         body: asyncio.Queue[bytes] = asyncio.Queue()
         for chunk in chunks:
             body.put_nowait(chunk)
@@ -110,7 +110,7 @@ async def following(kube: Any, **selectors: Any) -> AsyncIterator[Any]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every pause is none; the tests ask what happens, not when."""
+    """Make every pause zero; the tests check order, not time."""
     monkeypatch.setattr("krelay.cluster.reflector.random.uniform", lambda low, high: 0.0)
     monkeypatch.setattr("krelay.cluster.api.random.uniform", lambda low, high: 0.0)
 
@@ -208,7 +208,7 @@ async def test_a_list_of_too_many_pages_is_retried(
 async def test_the_bound_on_objects_holds_for_pages_of_any_size(
     kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bound is on the objects, however few pages bring them."""
+    """The bound counts objects, not pages."""
     monkeypatch.setattr(module, "PAGE", 1)
     monkeypatch.setattr(module, "MAX_PAGES", 3)
     pods.list(*(pod(name, 1) for name in "abcd"))
@@ -259,7 +259,7 @@ async def test_a_version_too_old_lists_again(kube: Any, pods: Pods, how: str) ->
 
 
 async def test_a_change_before_the_error_is_not_lost(kube: Any, pods: Pods) -> None:
-    """Also where the list afterwards finds what the event already told."""
+    """This holds also if the list afterwards repeats the event."""
     pods.list(version=5)
     pods.watch(event("ADDED", pod("a", 6)) + error(410))
     pods.list(pod("a", 6), version=7)

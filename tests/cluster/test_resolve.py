@@ -1,4 +1,4 @@
-"""Following a target: what is told, and when, as the watched sets change."""
+"""The resolutions of a target as the watched sets change."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from tests.cluster.test_endpoints import LEAVING, UNREADY, endpoint, part, pod, service
 
 Objects = Mapping[str, dict[str, Any]]
-Told = tuple[Resolution, ...]
+Published = tuple[Resolution, ...]
 
 
 class Sets:
-    """Stands for `Informers`: each selector yields the sets that the test puts there."""
+    """A fake `Informers`: each selector yields the sets that the test puts there."""
 
     def __init__(self) -> None:
         self.queues: dict[tuple[str, str], asyncio.Queue[Objects | Exception]] = {}
@@ -45,11 +45,11 @@ class Sets:
 
 
 class Following:
-    """`follow_target` as a task, and what it told."""
+    """`follow_target` as a task, and its resolutions."""
 
     def __init__(self, sets: Any, target: Target) -> None:
-        self.told: asyncio.Queue[Told] = asyncio.Queue()
-        self.work = resolve.follow_target(sets, target, "shop", self.told.put_nowait)
+        self.published: asyncio.Queue[Published] = asyncio.Queue()
+        self.work = resolve.follow_target(sets, target, "shop", self.published.put_nowait)
 
     async def __aenter__(self) -> Following:
         self.task = asyncio.get_running_loop().create_task(self.work)
@@ -57,7 +57,7 @@ class Following:
 
     async def next(self) -> Resolution:
         async with asyncio.timeout(5):
-            return (await self.told.get())[0]
+            return (await self.published.get())[0]
 
     async def error(self) -> BaseException:
         async with asyncio.timeout(5):
@@ -69,7 +69,7 @@ class Following:
     async def __aexit__(self, *_: object) -> None:
         self.task.cancel()
         await asyncio.wait([self.task])
-        assert self.told.empty()
+        assert self.published.empty()
 
 
 @pytest.fixture
@@ -90,10 +90,10 @@ def workload(selector: dict[str, Any] | None) -> dict[str, Any]:
 
 
 async def test_a_host_is_published_once_as_given() -> None:
-    told: list[Told] = []
+    published: list[Published] = []
     wanted = Target("h", Kind.HOST, "db.example.test", (Port(5432, 1), Port(53, 2, Protocol.UDP)))
-    await resolve.follow_target(None, wanted, "", told.append)  # type: ignore[arg-type]
-    assert told == [
+    await resolve.follow_target(None, wanted, "", published.append)  # type: ignore[arg-type]
+    assert published == [
         (
             Resolution(Protocol.TCP, Endpoint("db.example.test", 5432), via="as given"),
             Resolution(Protocol.UDP, Endpoint("db.example.test", 53), via="as given"),

@@ -1,4 +1,4 @@
-"""Selectors as the server's text, and as a test of objects here."""
+"""Selectors as query parameters and as predicates."""
 
 from __future__ import annotations
 
