@@ -1,4 +1,4 @@
-"""HTTP proxying: where a request to the proxy goes. Sans-I/O; `http_relay` does the rest.
+"""HTTP proxying: the routing function of a proxy. Sans-I/O; `http_relay` does the rest.
 
 CONNECT (RFC 9110, section 9.3.6), and requests in absolute form (RFC 9112, section 3.2.2), which
 go on in origin form.
@@ -14,17 +14,17 @@ import re
 from krelay.model import Endpoint
 from krelay.proxy.http_relay import Hop, HttpRefusal, RequestHead
 
-# `ws` is what curl asks for since version 8, and is HTTP until it is switched.
+# curl sends `ws` since version 8; it is HTTP until it switches.
 _ABSOLUTE = re.compile(rb"(?:http|ws)://([^/?#]*)([^?#]*)(\?[^#]*)?", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?")
 _MAX_HOST = 255
 
 
 def route(head: RequestHead, credentials: tuple[str, str] | None = None) -> Hop[Endpoint]:
-    """Return where a request goes, and the target and Host with which it goes on.
+    """Return where a request goes, with which request target and Host header.
 
     Raises:
-        HttpRefusal: it is no request to a proxy, or lacks the credentials.
+        HttpRefusal: the request is not one to a proxy, or lacks the credentials.
     """
     if credentials is not None:
         _authenticate(head.values(b"proxy-authorization"), credentials)

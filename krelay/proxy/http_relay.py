@@ -1,8 +1,8 @@
 """HTTP relay: one client's connection to many targets, message by message. Sans-I/O.
 
-h11 frames each request and each response (RFC 9112), and a function that the relay is given routes
-each request. A request has a target connection to itself, so none of its bytes can reach the target
-of another one. Only a CONNECT or a 101 turns the connection into a splice.
+h11 frames each request and each response (RFC 9112), and a routing function says where each request
+goes. A request has a connection to its target for itself, so none of its bytes can reach the target
+of another one. Only a CONNECT or a 101 turns the client's connection into a splice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MAX_HEADERS = 256
 MAX_PIPELINED = 1 << 16
 """Bytes behind a request that are kept until its response is done."""
 EVENTS_A_TURN = 512
-"""How many h11 events one call handles; the rest waits for `go_on`, since a body may be chunked
-byte by byte. A refusal by `route`, which costs more and waits for no target, is a call's last."""
+"""How many h11 events one call handles, since a body may be chunked byte by byte. `go_on` handles
+the rest. A refusal by `route`, which costs more and waits for no target, ends a call."""
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 _CHUNK = 1 << 16
@@ -45,7 +45,7 @@ P = TypeVar("P")
 
 
 class HttpRefusal(Exception):
-    """The request cannot be served: `status` and the message answer it."""
+    """A request that cannot be served; the response has `status` and the message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message[:_MAX_MESSAGE])
@@ -53,7 +53,7 @@ class HttpRefusal(Exception):
 
 
 def answer(status: int, message: str, *, close: bool = True, body: bool = True) -> bytes:
-    """Return a whole response that says why; without its `body` for a HEAD request."""
+    """Return a whole response with a message; without its `body` for a HEAD request."""
     message = "".join(char if char.isprintable() else "?" for char in message)
     text = f"krelay: {message}\n".encode(errors="replace")
     lines = [
@@ -76,13 +76,13 @@ class RequestHead:
     """Names in lower case."""
 
     def values(self, name: bytes) -> list[bytes]:
-        """Return the values of a header, in their order."""
+        """Return the values of a header, in order."""
         return [value for found, value in self.headers if found == name]
 
 
 @dataclass(frozen=True, slots=True)
 class Hop(Generic[P]):
-    """Where a request goes: to `place`, with this request target and Host header."""
+    """Where a request goes: to `place`, with this request target and this Host header."""
 
     place: P
     target: bytes
@@ -108,12 +108,12 @@ class ToTarget:
 
 @dataclass(frozen=True, slots=True)
 class EndTarget:
-    """Send the target no more: the client has ended behind this request."""
+    """End the direction to the target: the client has ended behind this request."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseTarget:
-    """Close the connection to the target; not `clean`: reset it."""
+    """Close the connection to the target; reset it unless `clean`."""
 
     clean: bool
 
@@ -127,7 +127,7 @@ class ToClient:
 
 @dataclass(frozen=True, slots=True)
 class EndClient:
-    """Send the client no more, but go on reading, so that the answer arrives."""
+    """End the direction to the client, but go on reading, so that the answer arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class CutClient:
 
 @dataclass(frozen=True, slots=True)
 class Splice:
-    """Couple both connections from here on; these bytes are the first."""
+    """Couple both connections from here on, beginning with these bytes."""
 
     to_target: bytes
     to_client: bytes
@@ -150,10 +150,10 @@ Action = Open[P] | ToTarget | EndTarget | CloseTarget | ToClient | EndClient | C
 
 
 class HttpRelay(Generic[P]):
-    """Takes what the client and the current target send, and says by `actions` what to do.
+    """Takes what the client and the current target send; `actions` returns what to do.
 
-    `route` returns the `Hop` of a request, or raises `HttpRefusal`. `on_refusal` learns the status
-    and the message of each request that is not HTTP, or that `route` refuses.
+    `route` returns the `Hop` of a request, or raises `HttpRefusal`. `on_refusal` is called with the
+    status and the message for each request that is not HTTP, or that `route` refuses.
     """
 
     def __init__(
@@ -169,11 +169,11 @@ class HttpRelay(Generic[P]):
         self._budget = 0
         self._last = False
         self.blocked = False
-        """The client takes no more for now, so no further request begins."""
+        """Whether the client takes no more for now, so that no further request begins."""
         self.switched = False
-        """Both connections are spliced."""
+        """Whether both connections are spliced."""
         self.ending = False
-        """The client gets no more; what it sends goes nowhere, but for the rest of a body."""
+        """Whether the client gets no more. Only the rest of a body is still read from it."""
         self.client_ended = False
         self.target_ended = False
 
@@ -184,19 +184,19 @@ class HttpRelay(Generic[P]):
 
     @property
     def in_head(self) -> bool:
-        """Whether a part of the next head has arrived."""
+        """Whether a part of the next request's head has arrived."""
         return self.idle and bool(self._reader.pending)
 
     @property
     def wants_client(self) -> bool:
-        """Whether more of the client's bytes may be received now."""
+        """Whether the client should be read now."""
         exchange = self._exchange
         waits = self.blocked if exchange is None else exchange.request_done
         return self.ending or not waits or len(self._reader.pending) < MAX_PIPELINED
 
     @property
     def discarding(self) -> bool:
-        """Whether what the client still sends goes nowhere."""
+        """Whether the client's bytes are discarded."""
         return self.ending and self._exchange is None
 
     @property
@@ -205,20 +205,20 @@ class HttpRelay(Generic[P]):
         return self._budget < 0
 
     def actions(self) -> list[Action[P]]:
-        """Return the actions since the last call, in their order."""
+        """Return the actions since the last call, in order."""
         actions, self._actions = self._actions, []
         return actions
 
-    # -- what happens outside ------------------------------------------------------------------
+    # -- events --------------------------------------------------------------------------------
 
     def receive_from_client(self, data: bytes) -> None:
-        """The client sent `data`."""
+        """Handle bytes of the client."""
         if not self.discarding:
             self._reader.feed(data)
             self.go_on()
 
     def client_sent_end(self) -> None:
-        """The client sends no more."""
+        """Handle the end of what the client sends."""
         self.client_ended = True
         exchange = self._exchange
         if exchange is not None and exchange.request_done and exchange.head.method != b"CONNECT":
@@ -226,14 +226,14 @@ class HttpRelay(Generic[P]):
         self.go_on()
 
     def target_accepted(self) -> None:
-        """The target was reached."""
+        """Handle that the target was reached."""
         exchange = self._exchange
         if exchange is not None and exchange.head.method == b"CONNECT" and not self.switched:
             self._actions.append(ToClient(ESTABLISHED))
             self._splice(b"")
 
     def target_refused(self, status: int, message: str) -> None:
-        """The target could not be reached."""
+        """Handle that the target could not be reached."""
         exchange = self._exchange
         if exchange is not None and not self.switched:
             self._exchange = None
@@ -241,25 +241,25 @@ class HttpRelay(Generic[P]):
             self.go_on()
 
     def receive_from_target(self, data: bytes) -> None:
-        """The target sent `data`."""
+        """Handle bytes of the target."""
         if self._exchange is not None and not self._exchange.response_done:
             self._exchange.reader.feed(data)
             self.go_on()
 
     def target_sent_end(self) -> None:
-        """The target sends no more."""
+        """Handle the end of what the target sends."""
         exchange = self._exchange
         if exchange is not None:
             self.target_ended = True
             if exchange.response_done:
-                self._fail(exchange, "")
+                self._fail(exchange)
             self.go_on()
 
     def target_lost(self) -> None:
-        """The connection to the target was reset."""
+        """Handle a reset of the connection to the target."""
         exchange = self._exchange
         if exchange is not None and not self.switched:
-            self._fail(exchange, "the connection was reset")
+            self._fail(exchange, *exchange.bad_gateway("the connection was reset"))
             self.go_on()
 
     def finish(self) -> None:
@@ -269,7 +269,7 @@ class HttpRelay(Generic[P]):
             self._end_client()
 
     def go_on(self) -> None:
-        """Handle what was received, up to the bound of one turn."""
+        """Handle what was received, up to `EVENTS_A_TURN`."""
         self._budget = EVENTS_A_TURN
         while not self.switched and self._budget >= 0:
             # Responses first: what follows a request waits until its response is done.
@@ -279,7 +279,7 @@ class HttpRelay(Generic[P]):
     # -- the client's side ---------------------------------------------------------------------
 
     def _request(self) -> bool:
-        """Handle what the client sent; whether anything changed."""
+        """Handle a part of what the client sent; return whether anything changed."""
         exchange = self._exchange
         if self.discarding or (exchange is not None and exchange.request_done):
             return False
@@ -292,9 +292,9 @@ class HttpRelay(Generic[P]):
         except HttpRefusal as exc:
             refusal = exc
         self._on_refusal(refusal.status, str(refusal))
-        # What the client sends next cannot be told from the rest of this.
+        # What the client sends next cannot be told from the rest of this request.
         if exchange is not None:
-            self._abandon(exchange, refusal)
+            self._fail(exchange, refusal.status, str(refusal))
         else:
             self._actions.append(ToClient(answer(refusal.status, str(refusal))))
             self._end_client()
@@ -317,7 +317,7 @@ class HttpRelay(Generic[P]):
         _check(event)
         exchange: _Exchange[P] = _Exchange(head, event, self._reader.connection)
         if not exchange.has_body:
-            self._reader.connection.next_event()  # its end, for which h11 needs no bytes
+            self._reader.connection.next_event()  # EndOfMessage, for which h11 needs no bytes
             self._request_ended(exchange)
         try:
             hop = self._route(head)
@@ -351,7 +351,7 @@ class HttpRelay(Generic[P]):
         return event is not h11.NEED_DATA
 
     def _read(self, reader: _Reader, *, ended: bool) -> tuple[bytes, object]:
-        """Read a part of a body, and the event or error behind it; None for more of the body."""
+        """Return a part of a body, and the event or error behind it; None if more follows."""
         data: list[bytes] = []
         size = 0
         while self._budget >= 0 and size < _CHUNK:
@@ -373,14 +373,14 @@ class HttpRelay(Generic[P]):
     # -- the target's side ---------------------------------------------------------------------
 
     def _respond(self) -> bool:
-        """Handle what the target sent; whether anything changed."""
+        """Handle a part of what the target sent; return whether anything changed."""
         exchange = self._exchange
         if exchange is None or exchange.response_done or exchange.head.method == b"CONNECT":
             return False
         try:
             return self._response(exchange)
         except (h11.RemoteProtocolError, HttpRefusal) as exc:
-            self._fail(exchange, f"no HTTP response: {_reason(exc)}")
+            self._fail(exchange, *exchange.bad_gateway(f"no HTTP response: {_reason(exc)}"))
             return True
 
     def _response(self, exchange: _Exchange[P]) -> bool:
@@ -390,17 +390,15 @@ class HttpRelay(Generic[P]):
         if isinstance(event, Exception):
             raise event
         if isinstance(event, h11.InformationalResponse):
-            self._informed(exchange, event)
+            self._pass_informational(exchange, event)
         elif isinstance(event, h11.Response):
             self._actions.append(ToClient(exchange.pass_head(event, last=self._last)))
         elif isinstance(event, h11.EndOfMessage):
             self._actions.append(ToClient(exchange.pass_end(event)))
             self._response_ended(exchange)
-        elif event not in (h11.NEED_DATA, None):
-            raise HttpRefusal(502, "the connection was closed")
         return event is not h11.NEED_DATA
 
-    def _informed(self, exchange: _Exchange[P], event: h11.InformationalResponse) -> None:
+    def _pass_informational(self, exchange: _Exchange[P], event: h11.InformationalResponse) -> None:
         if event.status_code == 101:
             if not exchange.request_done:
                 raise HttpRefusal(502, "it switches protocols in the middle of the request")
@@ -417,19 +415,19 @@ class HttpRelay(Generic[P]):
         # The response was early. The target may go on reading, unless it has ended.
         self._end_client()
         if self.target_ended:
-            self._fail(exchange, "")
+            self._fail(exchange)
 
     # -- ends ----------------------------------------------------------------------------------
 
     def _close(self, exchange: _Exchange[P]) -> None:
-        """Both messages are whole."""
+        """End an exchange whose messages are both whole."""
         self._exchange, self.target_ended = None, False
         self._actions.append(CloseTarget(clean=True))
         if not self.ending and (self._last or not exchange.reusable):
             self._end_client()
 
-    def _fail(self, exchange: _Exchange[P], why: str) -> None:
-        """The target will not send its response, or the rest of it."""
+    def _fail(self, exchange: _Exchange[P], status: int = 502, message: str = "") -> None:
+        """End an exchange in which one message stays incomplete."""
         self._exchange, self.target_ended = None, False
         self._actions.append(CloseTarget(clean=False))
         if exchange.response_done:
@@ -437,24 +435,14 @@ class HttpRelay(Generic[P]):
         if exchange.response_begun:
             self._cut_client()
         else:
-            where = exchange.host.decode(errors="replace")
-            self._refuse(exchange, 502, f"{where}: {why}")
-
-    def _abandon(self, exchange: _Exchange[P], refusal: HttpRefusal) -> None:
-        """The client will not send the rest of its request."""
-        self._exchange, self.target_ended = None, False
-        self._actions.append(CloseTarget(clean=False))
-        if exchange.response_done:
-            return
-        if exchange.response_begun:
-            self._cut_client()
-        else:
-            self._actions.append(ToClient(answer(refusal.status, str(refusal))))
-            self._end_client()
+            self._refuse(exchange, status, message)
 
     def _refuse(self, exchange: _Exchange[P], status: int, message: str) -> None:
-        """Answer instead of the target. A request with a body, or that could have begun a splice,
-        is the connection's last, however much has arrived of what follows it."""
+        """Answer instead of the target.
+
+        A request with a body, or one that could have begun a splice, is the connection's last,
+        however much of what follows it has arrived.
+        """
         close = exchange.has_body or self._last or not exchange.keep
         body = exchange.head.method != b"HEAD"
         message = message[:_MAX_MESSAGE]
@@ -476,7 +464,7 @@ class HttpRelay(Generic[P]):
 
 
 class _Exchange(Generic[P]):
-    """One request and its response: what h11 makes of each, for the other end."""
+    """One request and its response, as h11 writes each for the other end."""
 
     def __init__(self, head: RequestHead, request: h11.Request, server: h11.Connection) -> None:
         self.head = head
@@ -486,8 +474,8 @@ class _Exchange(Generic[P]):
         length = dict(request.headers).get(b"content-length", b"0")
         self.has_body = b"transfer-encoding" in names or int(length) > 0
         self._wanted = self._upgrade(request.headers)
-        # What follows a CONNECT or an upgrade may be meant for a tunnel, whether there is one or
-        # not: it must not be read as requests.
+        # What follows a CONNECT or an upgrade may be meant for a tunnel, even if that is refused:
+        # it must not be read as requests.
         self.keep = (
             request.http_version >= b"1.1"
             and b"close" not in _tokens(request.headers, b"connection")
@@ -506,8 +494,12 @@ class _Exchange(Generic[P]):
         """Whether the client's connection may carry another request."""
         return self.keep and self._server.our_state is h11.DONE
 
+    def bad_gateway(self, why: str) -> tuple[int, str]:
+        """Return the status and the message for a failure of the target."""
+        return 502, f"{self.host.decode(errors='replace')}: {why}"
+
     def send_head(self, request: h11.Request, hop: Hop[P]) -> bytes:
-        """The request, for the target."""
+        """Return the head of the request for the target."""
         headers = [pair for pair in _end_to_end(request.headers) if pair[0].lower() != b"host"]
         if self.version < b"1.1":
             headers = [pair for pair in headers if pair[0].lower() != b"expect"]
@@ -523,15 +515,15 @@ class _Exchange(Generic[P]):
         return data.replace(b" / ", b" %s " % hop.target, 1)
 
     def send_data(self, data: bytes) -> bytes:
-        """A part of its body."""
+        """Return a part of the request's body for the target."""
         return self._client.send(h11.Data(data)) or b""
 
     def send_end(self, event: h11.EndOfMessage) -> bytes:
-        """Its end."""
+        """Return the end of the request for the target."""
         return self._client.send(h11.EndOfMessage(headers=_trailers(event.headers))) or b""
 
     def pass_informational(self, event: h11.InformationalResponse) -> bytes:
-        """A 1xx response, for the client."""
+        """Return a 1xx response for the client."""
         headers = [
             pair
             for pair in _end_to_end(event.headers)
@@ -548,7 +540,7 @@ class _Exchange(Generic[P]):
         return self._server.send(passed) or b""
 
     def pass_head(self, event: h11.Response, *, last: bool) -> bytes:
-        """The response, for the client."""
+        """Return the head of the response for the client."""
         _check(event)
         self.response_begun = True
         status = event.status_code
@@ -575,17 +567,19 @@ class _Exchange(Generic[P]):
         return self._server.send(passed) or b""
 
     def pass_data(self, data: bytes) -> bytes:
-        """A part of its body."""
+        """Return a part of the response's body for the client."""
         return self._server.send(h11.Data(data)) or b""
 
     def pass_end(self, event: h11.EndOfMessage) -> bytes:
-        """Its end."""
+        """Return the end of the response for the client."""
         trailers = _trailers(event.headers) if self.version >= b"1.1" else []
         return self._server.send(h11.EndOfMessage(headers=trailers)) or b""
 
     def _upgrade(self, headers: _Headers) -> bytes:
-        """The protocols to which the client wants to switch. HTTP/2 is not one of them: RFC 9113
-        has withdrawn it, and its settings are for the next hop alone."""
+        """Return the protocols to which the client wants to switch.
+
+        HTTP/2 is none of them: RFC 9113 has withdrawn h2c, whose settings are for one hop alone.
+        """
         if self.version < b"1.1" or b"upgrade" not in _tokens(headers, b"connection"):
             return b""
         values = b",".join(value for name, value in headers if name == b"upgrade").split(b",")
@@ -594,12 +588,12 @@ class _Exchange(Generic[P]):
 
 
 class _Reader:
-    """Hands one peer's bytes to h11: a head once it is whole and in bounds, then the body."""
+    """Hands one peer's bytes to h11: first a head that is whole and in bounds, then the body."""
 
     def __init__(self, connection: h11.Connection, pending: bytearray | None = None) -> None:
         self.connection = connection
         self.pending = bytearray() if pending is None else pending
-        """What h11 has not been given."""
+        """Bytes that h11 does not have yet."""
         self._searched = 0
         self._skipped = 0
         self._in_head = True
@@ -612,21 +606,22 @@ class _Reader:
             self.pending += data
             return
         self._flush()
+        # h11 takes an empty chunk for the end of the connection.
         if data:
             self.connection.receive_data(data)
 
     def rest(self) -> bytearray:
-        """Return the bytes behind the messages that were read; the next reader may have them."""
+        """Return the bytes behind the messages that were read, for the next reader."""
         self.pending[:0] = self.connection.trailing_data[0]
         return self.pending
 
     def target(self, request: h11.Request) -> bytes:
-        """Return the target of the request that was read, as it was sent."""
+        """Return the target of a request as it was sent."""
         start = len(request.method) + 1
         return self._first_line[start : start + len(request.target)]
 
     def next_event(self, *, ended: bool = False) -> object:
-        """Return h11's next event; `ended`: the peer sends no more.
+        """Return h11's next event; `ended`: the peer has sent its end.
 
         Raises:
             HttpRefusal: a head is out of bounds or ambiguous.
@@ -649,13 +644,12 @@ class _Reader:
         return self.connection.next_event()
 
     def _flush(self) -> None:
-        # To h11, no bytes at all are the end of the connection.
         if self.pending:
             self.connection.receive_data(bytes(self.pending))
             self.pending.clear()
 
     def _cut(self) -> bytes | None:
-        """Take a whole head off the pending bytes."""
+        """Take a whole head off the pending bytes; return None if it is not complete."""
         pending = self.pending
         if self._searched == 0:
             # RFC 9112, section 2.2: empty lines before a request are ignored.
@@ -687,12 +681,12 @@ class _Reader:
 
 
 def _reason(error: Exception) -> str:
-    """Return why, without the bytes that h11 quotes."""
+    """Return the text of an error without the bytes that h11 quotes."""
     return str(error).partition(": ")[0]
 
 
 def _check(event: h11.Request | h11.Response) -> None:
-    """Refuse a message whose end two readers may see in two places (RFC 9112, section 6.3)."""
+    """Refuse a message that two readers may frame differently (RFC 9112, section 6.3)."""
     names = {name for name, _ in event.headers}
     if not event.http_version.startswith(b"1."):
         raise HttpRefusal(505, "neither HTTP/1.1 nor HTTP/1.0")
@@ -727,7 +721,7 @@ def _tokens(headers: _Headers, name: bytes) -> set[bytes]:
 
 
 def _end_to_end(headers: _Headers) -> list[tuple[bytes, bytes]]:
-    """Return the headers that are not meant for one connection alone."""
+    """Return the headers that are not hop-by-hop."""
     dropped = _HOP_BY_HOP | (_tokens(headers, b"connection") - _NEVER_LISTED)
     return [
         (raw, value)

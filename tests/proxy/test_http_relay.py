@@ -441,6 +441,52 @@ def test_an_early_response_s_target_may_leave(how: str) -> None:
     assert talk.took().endswith(b"hi")
 
 
+def test_a_target_that_ends_with_an_early_response_is_closed() -> None:
+    talk = Talk().asks(post("a", "Content-Length: 9") + b"x")
+    talk.answers(b"HTTP/1.1 400 Bad\r\n\r\nno")
+    talk.ends()
+    assert talk.took().endswith(b"2\r\nno\r\n0\r\n\r\n")
+    assert talk.events == [EndClient(), CloseTarget(clean=False)]
+
+
+@pytest.mark.parametrize(
+    ("response", "ends"),
+    [(OK, EndClient()), (OK[:-1], CutClient())],
+    ids=["whole", "begun"],
+)
+def test_a_bad_chunk_behind_an_early_response_ends_both_sides(
+    response: bytes, ends: Action[Endpoint]
+) -> None:
+    talk = Talk().asks(post("a", "Transfer-Encoding: chunked")).answers(response)
+    talk.asks(b"1\r\nxx\r\n")
+    assert b" 400 " not in talk.took()
+    assert sorted(map(repr, talk.events)) == sorted(map(repr, [CloseTarget(clean=False), ends]))
+
+
+def test_a_client_that_ends_behind_its_body_ends_the_target_s_direction() -> None:
+    talk = Talk().asks(post("a", "Content-Length: 2"))
+    talk.relay.receive_from_client(b"h")
+    talk.relay.client_ended = True
+    talk.asks(b"i")
+    assert talk.events == [EndTarget()]
+
+
+def test_empty_reads_in_a_body_change_nothing() -> None:
+    talk = Talk().asks(post("a", "Content-Length: 2"), b"", b"hi", b"")
+    assert talk.got[0].endswith(b"hi")
+    talk.answers(OK[:-1], b"", OK[-1:])
+    assert talk.took().endswith(b"hi")
+
+
+def test_events_of_a_target_outside_an_exchange_are_ignored() -> None:
+    talk = Talk()
+    talk.relay.target_refused(502, "late")
+    talk.relay.target_lost()
+    talk.relay.target_sent_end()
+    assert talk.do().events == []
+    assert talk.client == b""
+
+
 # -- upgrades and tunnels ----------------------------------------------------------------------
 
 WEBSOCKET = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x")
