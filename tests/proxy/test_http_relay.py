@@ -471,6 +471,13 @@ def test_a_client_that_ends_behind_its_body_ends_the_target_s_direction() -> Non
     assert talk.events == [EndTarget()]
 
 
+def test_part_of_a_head_is_told_from_an_idle_connection() -> None:
+    talk = Talk()
+    assert not talk.relay.in_head
+    talk.asks(b"GET http://a/ HT")
+    assert talk.relay.in_head
+
+
 def test_empty_reads_in_a_body_change_nothing() -> None:
     talk = Talk().asks(post("a", "Content-Length: 2"), b"", b"hi", b"")
     assert talk.got[0].endswith(b"hi")
@@ -480,6 +487,7 @@ def test_empty_reads_in_a_body_change_nothing() -> None:
 
 def test_events_of_a_target_outside_an_exchange_are_ignored() -> None:
     talk = Talk()
+    talk.relay.target_accepted()
     talk.relay.target_refused(502, "late")
     talk.relay.target_lost()
     talk.relay.target_sent_end()

@@ -122,6 +122,7 @@ def test_datagrams_there_and_back(host: str, port: int, payload: bytes) -> None:
 @given(st.binary(max_size=30))
 @example(b"\0\0\1\1\x7f\0\0\1\0\x35x")
 @example(b"\0\0\0\3\0\0\0")
+@example(b"\0\0\0\5\0\0\0")
 @example(b"\0\0\0\1\0\0\0\0")
 def test_any_datagram_is_one_or_none(data: bytes) -> None:
     found = read_datagram(data)
