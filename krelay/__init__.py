@@ -1,7 +1,7 @@
 """krelay: local TCP and UDP ports, relayed into a Kubernetes cluster.
 
-`krelay.relay` has forwards for as long as a `with` block lasts. Nothing is imported before it is
-asked for: the agent ships this package's `wire` and `mux` alone.
+`krelay.relay` keeps forwards for as long as a `with` block lasts. It is imported at its first use:
+the agent ships only this package's `wire` and `mux`, and pytest loads `pytest_plugin` in each run.
 """
 
 from __future__ import annotations

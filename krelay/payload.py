@@ -1,11 +1,11 @@
-"""Payload: how the agent's program travels, as one environment value that any Python runs.
+"""Payload: the agent's program as one environment variable that any Python image can run.
 
-The agent's pod is a stock Python image, so its program comes along in the pod's spec: every
-module that it needs, compressed, in one environment variable, and a boot program in `command`
-that imports them from memory. The embedded agent starts the same way, as a child process.
+The agent's pod runs a stock Python image, so its spec carries the program: all modules, compressed,
+in one environment variable, and a boot program in `command` that imports them from memory. The
+embedded agent starts in the same way, as a child process.
 
-base64 and not base85: the kubelet expands `$(NAME)` in values (Kubernetes,
-third_party/forked/golang/expansion), and base85 has all three of those characters.
+The encoding is base64, not base85: the kubelet expands `$(NAME)` in values (Kubernetes
+third_party/forked/golang/expansion), and base85 contains all three of these characters.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ sys.meta_path.insert(0, Carried(json.loads(zlib.decompress(base64.b64decode(
 sys.excepthook = traceback.print_exception
 runpy.run_module("agent", run_name="__main__", alter_sys=True)
 '''
-"""The program that `command()` passes to `python -c`: import from memory, then run the agent.
+"""The program that `command()` passes to `python -c`: it imports from memory and runs the agent.
 
-Nothing in it may look like `$(`, for the kubelet's sake. Tracebacks show the agent's own lines;
-the interpreter's own hook for them would look for files (until 3.13). A package without a search
-path has no other modules than those that were carried, whatever lies in the current directory.
+It must not contain `$(`, which the kubelet expands. Its hook makes tracebacks show the agent's
+source lines; until Python 3.13 the interpreter's own hook looks for files. A package without a
+search path has only the carried modules, whatever is in the current directory.
 """
 
 
 def command(python: str = "python3") -> list[str]:
-    """The command line that boots the carried agent; the agent's own arguments follow it.
+    """Return the command line that boots the carried agent; append the agent's arguments.
 
-    Isolated (`-I`): no user site, no `PYTHON*` variables, no current directory on the path.
+    It is isolated (`-I`): no user site, no `PYTHON*` variables, no current directory on the path.
     """
     return [python, "-I", "-B", "-u", "-c", BOOT]
 
 
 @functools.cache
 def payload() -> str:
-    """The value of `ENV_NAME`. Reads the program's files at the first call.
+    """Return the value of `ENV_NAME`; the first call reads the program's files.
 
     Raises:
         ValueError: the program does not fit into one environment variable.
@@ -76,14 +76,14 @@ def payload() -> str:
 
 @functools.cache
 def digest() -> str:
-    """Twelve hex digits that change with the agent's program; fit for a label."""
+    """Return twelve hex digits that identify the agent's program, fit for a label."""
     return hashlib.sha256(payload().encode()).hexdigest()[:12]
 
 
 def sources() -> dict[str, str]:
-    """Path -> text of every module the agent needs, as `krelay/wire/frames.py`, sorted.
+    """Return path (as `krelay/wire/frames.py`) -> text of each module of the agent, sorted.
 
-    The agent's own folder lies inside the package in a wheel, and beside it in a checkout.
+    The agent's folder is inside the package in a wheel, and beside it in a checkout.
     """
     package = Path(__file__).parent
     shipped = package / "_agent"
@@ -99,7 +99,7 @@ def sources() -> dict[str, str]:
 
 
 def encode(modules: Mapping[str, str]) -> str:
-    """Pack path -> text into one value for `ENV_NAME`; the same modules give the same value.
+    """Pack path -> text into a value for `ENV_NAME`; the same modules give the same value.
 
     Raises:
         ValueError: the value does not fit into one environment variable.

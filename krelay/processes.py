@@ -1,4 +1,4 @@
-"""Processes: how a child of this process ends, with nothing of it left behind."""
+"""Processes: end a child process and leave nothing of it behind."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from krelay.tasks import shield_cleanup
 
 
 async def end(child: asyncio.subprocess.Process, *, grace: float = 0.0) -> None:
-    """End `child` if it still runs, and close its pipes; a cancellation waits for that.
+    """End `child` if it still runs, and close its pipes; a cancellation is raised afterwards.
 
-    It has `grace` seconds for a SIGTERM before it is killed. Its own children may go on, and hold
-    the other ends of its pipes.
+    With `grace`, it gets a SIGTERM and so many seconds before it is killed. Its own children may go
+    on, and may hold the other ends of its pipes.
     """
-    # In a task that was not cancelled, as deadlines need on Python 3.11.2.
+    # On Python 3.11.2 deadlines need a task that was not cancelled.
     await shield_cleanup(_end(child, grace))
 
 
@@ -29,19 +29,22 @@ async def _end(child: asyncio.subprocess.Process, grace: float) -> None:
                 async with asyncio.timeout(grace):
                     await child.wait()
         for number in (0, 1, 2):
-            # First: on some versions of Python `wait` waits for these as well.
+            # Before `wait`, which on some versions of Python waits for the pipes as well.
             if (pipe := transport.get_pipe_transport(number)) is not None:
                 pipe.close()
         if child.returncode is None:
             send(child, signal.SIGKILL)
             await child.wait()
     finally:
-        # Else it does so itself when it is collected, and its loop may be closed by then.
+        # Otherwise the transport closes itself when it is collected, perhaps after its loop.
         transport.close()
 
 
 def send(child: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """By the system's own call: asyncio's asks first whether the child has ended, and takes its
-    exit code away from the thread that waits for it."""
+    """Send a signal to `child`, if it still runs, by the system's own call.
+
+    asyncio's method polls the child first, and so takes its exit code away from the thread that
+    waits for it.
+    """
     with contextlib.suppress(ProcessLookupError):
         os.kill(child.pid, number)

@@ -1,4 +1,7 @@
-"""The pytest plugin: fixtures `krelay` and `krelay_session`; imports nothing of krelay at first."""
+"""The pytest plugin: the fixtures `krelay` and `krelay_session`.
+
+Every pytest run of the environment loads it, so it imports the rest of krelay at the first use.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,19 @@ if TYPE_CHECKING:
     from krelay.api import Forwards
 
 _ABSENT = pytest.StashKey[dict[object, str]]()
-"""Why there is no cluster, by what says which: nobody waits for it once a test."""
+"""Why there is no cluster, by context, kubeconfig and file: only the first test waits for it."""
 
 _OPTIONS = (
     ("context", "The kubeconfig context to relay into."),
-    ("namespace", "The namespace of targets that name none of their own."),
-    ("embedded", "Run the agent on this machine; then targets are host/ and ip/ only."),
-    ("required", "Fail, rather than skip, where there is no cluster."),
+    ("namespace", "The namespace of targets whose line has none."),
+    ("embedded", "Run the agent on this machine; targets are then host/ and ip/ only."),
+    ("required", "Fail, rather than skip, if there is no cluster."),
 )
 _SWITCHES = ("embedded", "required")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--krelay-context` and the like, and the same as `krelay_context` in the ini file."""
+    """Add the options `--krelay-context` and so on, also as `krelay_context` of the ini file."""
     group = parser.getgroup("krelay", "forwards into a Kubernetes cluster")
     for name, text in _OPTIONS:
         if name in _SWITCHES:
@@ -37,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Krelay:
-    """What the fixtures are: call it for forwards that last until the fixture ends."""
+    """The value of the fixtures: call it for forwards that last until the fixture ends."""
 
     def __init__(self, config: pytest.Config, stack: contextlib.ExitStack) -> None:
         self._config = config
@@ -53,11 +56,11 @@ class Krelay:
         timeout: float | None = None,
         **targets: str,
     ) -> Forwards:
-        """Forwards, all ready; the arguments are those of `krelay.relay`, where None is what the
-        options say. Skips the test where there is no cluster.
+        """Return forwards that are ready. The arguments are those of `krelay.relay`; None takes
+        the value of the option. The test is skipped if there is no cluster.
 
         Raises:
-            KrelayError: it fails for another reason.
+            KrelayError: the forwards failed for another reason.
         """
         __tracebackhide__ = True
         from krelay.api import TIMEOUT, relay
@@ -94,7 +97,7 @@ class Krelay:
 
 
 def _state(file: str | os.PathLike[str]) -> tuple[str, int]:
-    """Which file it is, and in which state: it may name contexts of its own, or none."""
+    """Return which file it is, and its modification time: each version may name other contexts."""
     path = os.path.abspath(file)
     try:
         return path, os.stat(path).st_mtime_ns
@@ -111,6 +114,6 @@ def _krelay(pytestconfig: pytest.Config) -> Iterator[Krelay]:
 
 @pytest.fixture(name="krelay_session", scope="session")
 def _krelay_session(pytestconfig: pytest.Config) -> Iterator[Krelay]:
-    """The same, until all tests have ended: for fixtures of the session."""
+    """The same until all tests have ended, for fixtures of the session."""
     with contextlib.ExitStack() as stack:
         yield Krelay(pytestconfig, stack)

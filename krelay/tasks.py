@@ -1,4 +1,4 @@
-"""Tasks: a group that raises one plain error and never loses a cancellation.
+"""Tasks: a group that raises one plain error and never loses a cancellation; guards for tasks.
 
 `asyncio.TaskGroup` has three traps. It raises an `ExceptionGroup` where callers want the error
 itself; Python 3.11.2 wraps whatever is raised inside an `except*` block in another group; and
@@ -33,8 +33,8 @@ class TaskGroup:
       unexpected one (a bug) goes before a `KrelayError`, and all of them are its `__cause__`.
     - Otherwise it returns.
 
-    In each case its children have ended before. `Task.cancelling` counts what it counted before
-    plus the cancellations from outside, so an enclosing timeout recognizes its own.
+    In each case its children have ended before. `Task.cancelling` has grown by the cancellations
+    from outside only, so an enclosing timeout recognizes its own.
     """
 
     async def __aenter__(self) -> Self:
@@ -52,7 +52,7 @@ class TaskGroup:
     def create_task(
         self, work: Coroutine[Any, Any, T], *, name: str | None = None
     ) -> asyncio.Task[T]:
-        """Run `work` until it returns or the group ends; an error of it ends the group.
+        """Run `work` until it returns or the group ends; its error ends the group.
 
         Raises:
             RuntimeError: the group has ended.
@@ -96,8 +96,8 @@ class TaskGroup:
             raise error
 
     async def _children_ended(self) -> None:
-        # The first turn takes a cancellation that was requested but not delivered yet, also the
-        # group's own: what the owner does next must not be interrupted by it.
+        # The first turn takes a cancellation that was requested but not yet delivered, also the
+        # group's own: it must not interrupt the owner later.
         turn: Coroutine[Any, Any, object] = asyncio.sleep(0)
         while True:
             try:
@@ -129,8 +129,8 @@ class TaskGroup:
 async def guard(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> bool:
     """Await `work()`; log its error instead of raising it, and return whether it had none.
 
-    For the tasks of a shared group: a bug, or an object that no code expects, costs the one thing
-    that `work` serves. A `KrelayError` is one line of the log, anything else has its traceback.
+    It is for the tasks of a shared group: a bug, or an unexpected object, costs only the part that
+    `work` serves. A `KrelayError` is one line of the log, anything else has its traceback.
     """
     try:
         await work()
@@ -146,8 +146,8 @@ async def guard(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> b
 async def keep(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> None:
     """Run `work` until it returns; log its errors, and run it again after each one.
 
-    For tasks that last as long as krelay: what fails for a moment (no thread, no descriptor, no
-    memory) must work again afterwards. The pause grows from 1 s to 60 s.
+    It is for tasks that last as long as krelay: they must work again after a moment without
+    threads, descriptors or memory. The pause grows from 1 s to 60 s.
     """
     pause = FIRST_PAUSE
     while not await guard(work, what):

@@ -1,9 +1,9 @@
-"""Text that others wrote, made fit for a person to read: the one filter for all of it.
+"""Text: clean text from outside before it is shown. It is the only filter for that.
 
-An API server's message, an Event, an agent's last words, a file's content, a path or a header may
-hold anything: escapes that a terminal obeys, a line break with a forged log line behind it, signs
-that turn the direction of what follows, or a megabyte. What is shown passes here, at the latest
-where it is written: `KrelayError`, the log's formatters, the printers of the commands, the feed.
+An API server's message, an Event, an agent's last output, a file, a path or a header may hold
+anything: escapes that a terminal obeys, a line break with a forged log line behind it, characters
+that change the direction of text, or a megabyte. All output passes here, at the latest where it is
+written: `KrelayError`, the log's formatters, the commands' printers, the event bus.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ LIMIT = 2_000
 LINES = 500
 """Lines of a text."""
 
-# A sequence goes as a whole: without its escape, `[31m` would be left. Each part stops where the
-# next sequence begins, so that the time is linear whatever comes.
+# A sequence is removed as a whole: without its escape, `[31m` would be left. Each part stops where
+# the next sequence begins, so that the time is linear for any text.
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # CSI: colours, cursor, erasing
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x80-\x9f]*(?:\x07|\x1b\\|\x9c)"  # OSC, DCS
-    r"|\x1b[ -/]*[0-~]?"  # what is left: a reset, another set of signs
+    r"|\x1b[ -/]*[0-~]?"  # the others: a reset, another character set
 )
 _BREAKS = re.compile("[\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")
 _LINE_ENDS = re.compile("\r\n|[\n\v\f\r\x1c-\x1e\x85\u2028\u2029]")
@@ -29,16 +29,15 @@ _MORE = " …"
 
 
 def one_line(text: object, limit: int = LIMIT) -> str:
-    """Return `text` as one line of at most `limit` characters, without anything that a terminal
-    or a browser would obey.
+    """Return `text` as one line of at most `limit` characters that no terminal or browser obeys.
 
-    Terminal sequences and invisible characters (formats, directions) go; a break or a tab becomes
-    a space, and what is no character at all U+FFFD.
+    Terminal sequences and invisible characters (formats, directions) are removed. A line break or a
+    tab becomes a space, an invalid character U+FFFD.
     """
     found = str(text)
     if found.isascii() and found.isprintable() and len(found) <= limit:
         return found
-    # A sequence may be cut in two here: then its remains are cleaned as any other text.
+    # A sequence that is cut in two here is cleaned like any other text.
     cut = len(found) > 4 * limit
     found = _SEQUENCES.sub("", found[: 4 * limit])
     found = _BREAKS.sub(" ", found.strip("\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029"))
@@ -48,7 +47,7 @@ def one_line(text: object, limit: int = LIMIT) -> str:
 
 
 def many_lines(text: object, *, most: int = LINES, limit: int = LIMIT) -> list[str]:
-    """Return the lines of `text`, each by `one_line`, the last one saying how many were left out.
+    """Return the lines of `text`, each cleaned by `one_line`, at most `most` and a final `…`.
 
     An empty text has one empty line.
     """
@@ -61,8 +60,8 @@ def many_lines(text: object, *, most: int = LINES, limit: int = LIMIT) -> list[s
 
 
 def indented(text: object, *, most: int = LINES) -> str:
-    """Return `text` with its lines but the first one indented: a line of another's cannot pass for
-    one of krelay's."""
+    """Return `text` with all lines but the first indented, so that none of them can pass for a line
+    of krelay's log."""
     first, *others = many_lines(text, most=most)
     return "\n".join([first, *(f"  {line}" for line in others)])
 
@@ -72,5 +71,5 @@ def _shown(char: str) -> str:
         return char
     if char.isspace():
         return " "
-    # Controls and formats (directions, zero width, tags) are not to be seen anyway.
+    # Controls and formats (directions, zero width, tags) are invisible anyway.
     return "" if category(char) in ("Cc", "Cf") else "\ufffd"

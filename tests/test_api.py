@@ -55,7 +55,7 @@ def with_(relay: krelay.relay, body: Callable[[Forwards], object] = lambda forwa
 # -- what they are -----------------------------------------------------------------------------
 
 
-def test_addresses() -> None:
+def test_forwards_are_a_mapping_with_addresses_and_urls() -> None:
     web = Forward("web", "127.0.0.1", 8080, "tcp", "svc/web:80")
     assert (web.address, web.url()) == ("127.0.0.1:8080", "http://127.0.0.1:8080")
     six = Forward("web", "::1", 8080, "tcp", "svc/web:81")
@@ -72,7 +72,7 @@ def test_addresses() -> None:
 # -- a block -----------------------------------------------------------------------------------
 
 
-async def test_async_with_it_relays_until_the_block_ends() -> None:
+async def test_async_with_relays_until_the_block_ends() -> None:
     async with rig.tcp_target(rig.echo) as port, rig.udp_echo() as udp:
         line = f"ip/127.0.0.1 :{port}"
         async with krelay.relay(
@@ -95,7 +95,7 @@ async def test_async_with_it_relays_until_the_block_ends() -> None:
         assert not listens(forwards[line].port)
 
 
-async def test_with_it_relays_until_the_block_ends() -> None:
+async def test_with_relays_until_the_block_ends() -> None:
     async with rig.tcp_target(rig.echo) as port:
         relay = krelay.relay(web=f"ip/127.0.0.1 :{port}", embedded=True)
         ports = []
@@ -111,7 +111,7 @@ async def test_with_it_relays_until_the_block_ends() -> None:
     assert not any(listens(port) for port in ports)
 
 
-async def test_a_file_and_some_of_its_targets(tmp_path: Path) -> None:
+async def test_a_file_is_relayed_with_the_named_targets_only(tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as port:
         file = tmp_path / "krelay.yaml"
         line = f"ip/127.0.0.1 :{port}"
@@ -124,7 +124,7 @@ async def test_a_file_and_some_of_its_targets(tmp_path: Path) -> None:
                 pass
 
 
-async def test_an_error_in_the_block_cuts_what_lives() -> None:
+async def test_an_error_in_the_block_resets_live_connections() -> None:
     async with rig.tcp_target(rig.hold) as port:
         with contextlib.suppress(ZeroDivisionError):
             async with krelay.relay(web=f"ip/127.0.0.1 :{port}", embedded=True) as forwards:
@@ -138,7 +138,7 @@ async def test_an_error_in_the_block_cuts_what_lives() -> None:
     assert agents() == []
 
 
-async def test_what_lives_at_the_end_of_the_block_gets_a_moment() -> None:
+async def test_live_connections_are_drained_at_the_end_of_the_block() -> None:
     async with rig.tcp_target(rig.hold) as port:
         async with krelay.relay(web=f"ip/127.0.0.1 :{port}", embedded=True) as forwards:
             reader, writer = await asyncio.open_connection(rig.HOST, forwards["web"].port)
@@ -148,7 +148,7 @@ async def test_what_lives_at_the_end_of_the_block_gets_a_moment() -> None:
         writer.close()
 
 
-async def test_it_may_end_in_another_task_than_it_began_in() -> None:
+async def test_a_block_may_end_in_another_task() -> None:
     """As fixtures do it."""
     async with rig.tcp_target(rig.echo) as port:
         relay = krelay.relay(web=f"ip/127.0.0.1 :{port}", embedded=True)
@@ -159,7 +159,7 @@ async def test_it_may_end_in_another_task_than_it_began_in() -> None:
     assert agents() == []
 
 
-async def test_a_cancellation_leaves_nothing() -> None:
+async def test_a_cancellation_leaves_no_agent_behind() -> None:
     """Before it is ready, in the block, and while it ends."""
     async with rig.tcp_target(rig.hold) as port:
         for target, reached in ((rig.closed_port(), False), (port, True)):
@@ -197,7 +197,7 @@ with krelay.relay(f"ip/127.0.0.1 :{sys.argv[1]}", embedded=True):
 """
 
 
-async def test_ctrl_c_while_it_waits_leaves_nothing() -> None:
+async def test_ctrl_c_during_the_start_leaves_no_agent_behind() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", INTERRUPTED, str(rig.closed_port())),
         env=environment(),
@@ -219,7 +219,7 @@ async def test_ctrl_c_while_it_waits_leaves_nothing() -> None:
 # -- what fails --------------------------------------------------------------------------------
 
 
-async def test_what_is_not_ready_in_time_and_why() -> None:
+async def test_a_forward_not_ready_in_time_is_named_with_its_reason() -> None:
     relay = krelay.relay(db=f"ip/127.0.0.1 :{rig.closed_port()}", embedded=True, timeout=5)
     with pytest.raises(NotReadyError, match=r"^not ready after 5 s\n") as caught:
         await asyncio.to_thread(with_, relay)
@@ -232,7 +232,7 @@ async def test_what_is_not_ready_in_time_and_why() -> None:
     assert agents() == []
 
 
-async def test_what_cannot_be_bound_is_told_at_once() -> None:
+async def test_a_port_that_cannot_be_bound_is_an_error_at_once() -> None:
     async with rig.tcp_target(rig.echo) as port:
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}"):
             async with krelay.relay(web=f"ip/127.0.0.1 {port}:{port}", embedded=True):
@@ -240,7 +240,7 @@ async def test_what_cannot_be_bound_is_told_at_once() -> None:
     assert agents() == []
 
 
-async def test_what_was_asked_for_is_wrong() -> None:
+async def test_wrong_lines_and_arguments_are_errors_with_notes() -> None:
     with pytest.raises(ConfigError) as caught:
         async with krelay.relay("svc/a", b="nope"):
             pass
@@ -251,7 +251,7 @@ async def test_what_was_asked_for_is_wrong() -> None:
     assert both.value.__notes__ == ["  hint: write the targets into the file"]
 
 
-async def test_one_block_at_a_time() -> None:
+async def test_a_relay_refuses_a_second_block_at_the_same_time() -> None:
     async with rig.tcp_target(rig.echo) as port:
         relay = krelay.relay(f"ip/127.0.0.1 :{port}", embedded=True)
         async with relay as forwards:
@@ -271,7 +271,9 @@ users: [{name: u, user: {token: t}}]
 """
 
 
-async def test_no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_missing_cluster_is_an_error_of_its_kind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "kubeconfig"
     monkeypatch.setenv("KUBECONFIG", str(file))
     with pytest.raises(CredentialsError, match="no kubeconfig"):
@@ -300,7 +302,7 @@ def test_import_krelay_imports_nothing_else_until_it_relays() -> None:
         krelay.nope  # noqa: B018
 
 
-def test_it_says_nothing_where_nobody_asked() -> None:
+def test_a_program_without_logging_gets_no_output() -> None:
     """A library's log is its user's."""
     code = (
         "import krelay\n"
@@ -315,7 +317,7 @@ def test_it_says_nothing_where_nobody_asked() -> None:
     assert os.path.exists(os.path.join(os.path.dirname(krelay.__file__), "py.typed"))
 
 
-def test_as_many_descriptors_as_the_system_lets_it_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relaying_raises_the_limit_of_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[None] = []
     monkeypatch.setattr("krelay.api.raise_file_limit", lambda: raised.append(None))
     krelay.relay(web="ip/127.0.0.1 :80", embedded=True)._make_run()

@@ -33,7 +33,7 @@ def boot(modules: dict[str, str], *args: str, **env: str) -> subprocess.Complete
 PACKAGE = {"agent/__init__.py": "", "krelay/__init__.py": "__version__ = '9'\n"}
 
 
-def test_runs_the_agent_with_its_arguments() -> None:
+def test_the_boot_program_runs_the_agent_with_its_arguments() -> None:
     done = boot(
         PACKAGE | {"agent/__main__.py": "import sys\nprint(__name__, sys.argv[1:])\n"},
         "--port",
@@ -58,7 +58,7 @@ def test_modules_import_each_other_and_come_from_memory() -> None:
     assert done.stdout == "8 agent 9 agent/serve.py\n", done.stderr
 
 
-def test_the_source_is_gone_from_the_environment() -> None:
+def test_the_agent_s_environment_no_longer_has_the_source() -> None:
     done = boot(PACKAGE | {"agent/__main__.py": "import os\nprint(sorted(os.environ))\n"}, KEPT="1")
     assert payload.ENV_NAME not in done.stdout
     assert "KEPT" in done.stdout
@@ -98,7 +98,7 @@ def test_boot_survives_the_kubelet_s_expansion() -> None:
     assert "$" not in payload.payload()
 
 
-def test_an_old_python_is_told_so() -> None:
+def test_a_python_that_is_too_old_is_refused() -> None:
     old = payload.BOOT.replace("sys.version_info", "(3, 8, 2)")
     done = subprocess.run([sys.executable, "-I", "-c", old], capture_output=True, text=True)
     assert done.stderr == "krelay: the agent needs Python 3.11 or later, this is 3.8\n"

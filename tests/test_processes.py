@@ -32,7 +32,7 @@ async def holder() -> AsyncIterator[asyncio.subprocess.Process]:
     os.kill(number, signal.SIGKILL)
 
 
-async def test_pipes_that_others_hold_are_not_waited_for(
+async def test_ending_a_child_does_not_wait_for_pipes_that_grandchildren_hold(
     holder: asyncio.subprocess.Process,
 ) -> None:
     await end(holder)
@@ -41,14 +41,14 @@ async def test_pipes_that_others_hold_are_not_waited_for(
     assert holder.stdout.at_eof()
 
 
-async def test_one_that_has_ended_already() -> None:
+async def test_an_ended_child_keeps_its_exit_code() -> None:
     child = await shell("exit 3")
     await child.wait()
     await end(child, grace=5)
     assert child.returncode == 3
 
 
-async def test_one_that_ends_when_it_is_asked() -> None:
+async def test_a_child_that_handles_sigterm_is_not_killed() -> None:
     child = await shell("trap 'exit 4' TERM; echo; while :; do sleep 0.01; done")
     assert child.stdout is not None
     await child.stdout.readline()
@@ -56,7 +56,7 @@ async def test_one_that_ends_when_it_is_asked() -> None:
     assert child.returncode == 4
 
 
-async def test_one_that_will_not_end() -> None:
+async def test_a_child_that_ignores_sigterm_is_killed_after_its_grace() -> None:
     child = await shell("trap '' TERM; echo; while :; do sleep 0.01; done")
     assert child.stdout is not None
     await child.stdout.readline()
@@ -64,7 +64,9 @@ async def test_one_that_will_not_end() -> None:
     assert child.returncode == -signal.SIGKILL
 
 
-async def test_a_cancellation_comes_after_the_end(holder: asyncio.subprocess.Process) -> None:
+async def test_a_cancellation_is_raised_after_the_child_has_ended(
+    holder: asyncio.subprocess.Process,
+) -> None:
     task = asyncio.get_running_loop().create_task(end(holder))
     await asyncio.sleep(0)
     task.cancel()
@@ -91,7 +93,7 @@ os.kill(number, signal.SIGKILL)
 
 
 @pytest.mark.process
-def test_nothing_is_left_for_the_end_of_the_loop() -> None:
+def test_an_ended_child_leaves_nothing_for_the_end_of_the_loop() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=30
     )

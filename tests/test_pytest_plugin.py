@@ -59,7 +59,9 @@ def ask(forward):
 """
 
 
-def test_forwards_for_a_test_and_for_the_session(pytester: pytest.Pytester, target: int) -> None:
+def test_forwards_last_for_a_test_or_for_the_session(
+    pytester: pytest.Pytester, target: int
+) -> None:
     text = f"""{ASK}
 import pytest
 gone = []
@@ -92,7 +94,7 @@ def test_three(krelay):
     run(pytester, text, "--krelay-embedded").assert_outcomes(passed=3)
 
 
-def test_the_ini_file_says_it_as_well(pytester: pytest.Pytester, target: int) -> None:
+def test_the_ini_file_sets_the_options(pytester: pytest.Pytester, target: int) -> None:
     pytester.makeini("[pytest]\nkrelay_embedded = true\n")
     text = f"""{ASK}
 def test_it(krelay):
@@ -110,7 +112,7 @@ def test_two(krelay_session):
 """
 
 
-def test_without_a_kubeconfig_it_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
+def test_without_a_kubeconfig_a_test_is_skipped_with_the_reason(pytester: pytest.Pytester) -> None:
     result = run(pytester, SVC)
     result.assert_outcomes(skipped=2)
     result.stdout.fnmatch_lines([*2 * ["SKIPPED*no cluster: no kubeconfig: /dev/null is missing*"]])
@@ -177,13 +179,13 @@ def test_four(krelay):
     )
 
 
-def test_where_a_cluster_is_required_there_is_no_skipping(pytester: pytest.Pytester) -> None:
+def test_a_required_cluster_that_is_missing_fails_the_test(pytester: pytest.Pytester) -> None:
     result = run(pytester, SVC, "--krelay-required")
     result.assert_outcomes(failed=2)
     result.stdout.fnmatch_lines(["E*CredentialsError: no kubeconfig*", "E*hint: set KUBECONFIG*"])
 
 
-def test_what_is_wrong_fails_and_says_why(pytester: pytest.Pytester) -> None:
+def test_any_other_error_fails_the_test_with_its_reason(pytester: pytest.Pytester) -> None:
     text = f"""
 def test_line(krelay):
     krelay("svc/web")
@@ -224,7 +226,7 @@ def test_options(krelay, monkeypatch):
     )
 
 
-def test_it_costs_the_start_of_pytest_nothing(tmp_path: Path) -> None:
+def test_the_plugin_imports_no_other_module_of_krelay_at_the_start(tmp_path: Path) -> None:
     """Found by its entry point, among all other plugins."""
     (tmp_path / "test_it.py").write_text(
         "import sys\n\ndef test_it():\n"
@@ -243,7 +245,7 @@ def test_it_costs_the_start_of_pytest_nothing(tmp_path: Path) -> None:
     assert "theirs:\n" in done.stdout
 
 
-def test_it_is_listed_and_its_fixtures_say_what_they_do(pytester: pytest.Pytester) -> None:
+def test_the_fixtures_and_options_are_listed_with_their_help(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--fixtures")
     result.stdout.fnmatch_lines(["krelay -- *pytest_plugin.py*", "*Forwards until the test ends*"])
     result.stdout.fnmatch_lines(["krelay_session [[]session scope[]] -- *"])

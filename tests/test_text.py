@@ -44,29 +44,29 @@ EVIL = (
         (EVIL, "forged 12:00:00 all is well x\ufffd"),
     ],
 )
-def test_what_is_shown(text: object, shown: str) -> None:
+def test_control_sequences_and_invisible_characters_are_removed(text: object, shown: str) -> None:
     assert one_line(text) == shown
 
 
-def test_a_line_is_cut() -> None:
+def test_a_long_line_is_cut_and_marked() -> None:
     assert one_line("x" * LIMIT) == "x" * LIMIT
     assert one_line("x" * (LIMIT + 1)) == "x" * LIMIT + " …"
     assert one_line("\x1b[m" * 10_000, 10) == " …"
 
 
-def test_the_lines_of_a_text() -> None:
+def test_many_lines_are_cleaned_and_limited() -> None:
     assert many_lines("a\n  b\r\n\n\tc\u2028d\n") == ["a", "  b", "", "    c", "d"]
     assert many_lines("") == [""]
     assert many_lines("a\n" * 5, most=3) == ["a", "a", "a", "…"]
     assert many_lines("x" * 50, most=2, limit=10) == ["x" * 10 + " …", "…"]
 
 
-def test_a_line_of_another_s_is_indented() -> None:
+def test_further_lines_are_indented() -> None:
     assert indented("a\n12:00:00 forged\n") == "a\n  12:00:00 forged"
 
 
 @given(st.text(st.characters(), max_size=60) | st.text("\x1b[]\x07\x9b\x9d\\;0mA\n\t", max_size=60))
-def test_nothing_passes(text: str) -> None:
+def test_no_text_gives_a_character_that_a_terminal_obeys(text: str) -> None:
     shown = one_line(text)
     assert shown.isprintable()
     assert not {unicodedata.category(char) for char in shown} & {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -75,7 +75,7 @@ def test_nothing_passes(text: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["\x1b]", "\x9d", "\x1b[0 ", "\n", "\u2028", "\ud800"])
-def test_the_time_is_linear(part: str) -> None:
+def test_cleaning_takes_linear_time(part: str) -> None:
     # Quadratic, this would take minutes.
     text = part * 200_000
     assert one_line(text, len(text)).isprintable()

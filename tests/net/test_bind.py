@@ -71,7 +71,7 @@ def test_localhost_is_both_families_on_one_port(kind: socket.SocketKind) -> None
 
 @IPV6
 @KINDS
-def test_localhost_is_neither_where_one_family_has_no_room(kind: socket.SocketKind) -> None:
+def test_localhost_is_refused_if_the_port_is_taken_in_one_family(kind: socket.SocketKind) -> None:
     with bound("::1", 0, kind) as (six,):
         port = six.getsockname()[1]
         with pytest.raises(ListenError, match=rf"localhost:{port}: Address already in use"):
@@ -80,13 +80,13 @@ def test_localhost_is_neither_where_one_family_has_no_room(kind: socket.SocketKi
             """It was given back."""
 
 
-def test_localhost_is_ipv4_where_there_is_no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_localhost_is_ipv4_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_has_ipv6", lambda: False)
     with bound("localhost", 0, TCP) as (sock,):
         assert sock.family == socket.AF_INET
 
 
-def test_a_machine_without_ipv6_is_seen_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_whose_ipv6_cannot_be_bound_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> socket.socket:
         raise OSError(errno.EAFNOSUPPORT, "no")
 
@@ -95,7 +95,9 @@ def test_a_machine_without_ipv6_is_seen_as_such(monkeypatch: pytest.MonkeyPatch)
 
 
 @IPV6
-def test_another_free_port_is_tried_for_localhost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_port_taken_in_one_family_is_replaced_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real, taken = module._bind_one, [True, True]
 
     def unlucky(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -110,7 +112,9 @@ def test_another_free_port_is_tried_for_localhost(monkeypatch: pytest.MonkeyPatc
 
 
 @IPV6
-def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_port_for_localhost_is_sought_a_limited_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     real = module._bind_one
 
     def unlucky(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -124,7 +128,7 @@ def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @KINDS
-def test_a_port_in_use_says_so_with_a_hint(kind: socket.SocketKind) -> None:
+def test_a_port_in_use_is_an_error_with_a_hint(kind: socket.SocketKind) -> None:
     with bound("127.0.0.1", 0, kind) as (sock,):
         port = sock.getsockname()[1]
         with pytest.raises(ListenError, match=f"cannot listen on 127.0.0.1:{port}: ") as caught:
@@ -134,14 +138,16 @@ def test_a_port_in_use_says_so_with_a_hint(kind: socket.SocketKind) -> None:
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_another_machine_s_address_says_so() -> None:
+def test_an_address_of_another_machine_is_an_error_with_a_hint() -> None:
     with pytest.raises(ListenError, match=r"192\.0\.2\.1:0: ") as caught:
         bind("192.0.2.1", 0, TCP)
     assert caught.value.hint == "this machine has no such address"
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
-def test_a_privileged_port_says_so(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_privileged_port_is_an_error_with_a_hint(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> socket.socket:
         raise OSError(number, "no")
 
@@ -152,7 +158,7 @@ def test_a_privileged_port_says_so(number: int, monkeypatch: pytest.MonkeyPatch)
     assert "below 1024" in caught.value.hint
 
 
-def test_that_there_is_no_socket_now_does_not_mean_that_there_is_no_ipv6(
+def test_exhausted_descriptors_do_not_count_as_a_machine_without_ipv6(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bind_one = module._bind_one

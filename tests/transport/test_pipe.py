@@ -33,7 +33,7 @@ class Script:
         self.client_closed.set()
 
 
-async def test_the_streams_it_opens(server: Server, way: Transport) -> None:
+async def test_a_pipe_opens_the_error_and_the_data_stream(server: Server, way: Transport) -> None:
     opened: asyncio.Future[list[tuple[int, dict[str, str]]]]
     opened = asyncio.get_running_loop().create_future()
 
@@ -54,7 +54,7 @@ async def test_the_streams_it_opens(server: Server, way: Transport) -> None:
     assert witness.calls == ["made", "lost"]
 
 
-async def test_bytes_both_ways(server: Server, way: Transport) -> None:
+async def test_bytes_pass_both_ways_in_order(server: Server, way: Transport) -> None:
     pipe, witness = await open_pipe(server, way)
     sent = os.urandom(3_000_000)
     pipe.writelines([])
@@ -72,7 +72,9 @@ async def test_bytes_both_ways(server: Server, way: Transport) -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
-async def test_reads_fall_anywhere(server: Server, way: Transport, pieces: int) -> None:
+async def test_frames_split_anywhere_are_joined(
+    server: Server, way: Transport, pieces: int
+) -> None:
     server.play = Script(*(data(bytes([i]) * i) for i in range(40)), PING, END, pieces=pieces)
     _, witness = await open_pipe(server, way)
     assert isinstance(await witness.lost, TunnelError)
@@ -129,7 +131,7 @@ async def test_pieces_of_one_read_are_handed_on_at_once(server: Server, way: Tra
         ([data(b"a" * 900 + b"no socat", ERROR, fin=True)], TunnelError, "aano socat"),
     ],
 )  # fmt: skip
-async def test_the_server_ends_it_and_stays_connected(
+async def test_the_end_of_the_streams_ends_the_pipe_although_the_connection_stays(
     server: Server, way: Transport, frames: list[bytes], error: type[TunnelError], said: str
 ) -> None:
     server.play = script = Script(data(b"before"), *frames)
@@ -142,7 +144,7 @@ async def test_the_server_ends_it_and_stays_connected(
     await script.client_closed.wait()
 
 
-async def test_an_error_text_whose_stream_stays_open(
+async def test_an_error_text_whose_stream_stays_open_ends_the_pipe_in_time(
     server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "_TEXT_DEADLINE", 0.01)
@@ -151,7 +153,9 @@ async def test_an_error_text_whose_stream_stays_open(
     assert isinstance(await witness.lost, PodGoneError)
 
 
-async def test_the_connection_is_cut_within_a_frame(server: Server, way: Transport) -> None:
+async def test_a_connection_cut_within_a_frame_is_a_tunnel_error(
+    server: Server, way: Transport
+) -> None:
     async def play(peer: Peer) -> None:
         peer.accept()
         await peer.streams()
@@ -164,7 +168,9 @@ async def test_the_connection_is_cut_within_a_frame(server: Server, way: Transpo
     assert witness.calls == ["made", "lost"]
 
 
-async def test_the_connection_is_cut_after_an_error_text(server: Server, way: Transport) -> None:
+async def test_a_connection_cut_after_an_error_text_ends_with_that_text(
+    server: Server, way: Transport
+) -> None:
     async def play(peer: Peer) -> None:
         peer.accept()
         await peer.send(data(b"sandbox 3f is not running", ERROR))
@@ -174,14 +180,14 @@ async def test_the_connection_is_cut_after_an_error_text(server: Server, way: Tr
     assert isinstance(await witness.lost, PodGoneError)
 
 
-async def test_garbage(server: Server, way: Transport) -> None:
+async def test_bytes_that_are_no_spdy_end_the_pipe(server: Server, way: Transport) -> None:
     server.play = script = Script(b"\x80\x02\0\0\0\0\0\0")
     _, witness = await open_pipe(server, way)
     assert "does not speak SPDY: version 2" in str(await witness.lost)
     await script.client_closed.wait()
 
 
-async def test_garbage_in_the_websocket(server: Server) -> None:
+async def test_bytes_that_are_no_websocket_end_the_pipe(server: Server) -> None:
     async def play(peer: Peer) -> None:
         peer.accept()
         await peer.streams()
@@ -193,7 +199,7 @@ async def test_garbage_in_the_websocket(server: Server) -> None:
     assert "not a WebSocket" in str(await witness.lost)
 
 
-async def test_the_websocket_is_closed(server: Server) -> None:
+async def test_a_closed_websocket_ends_the_pipe_with_its_reason(server: Server) -> None:
     async def play(peer: Peer) -> None:
         peer.accept()
         await peer.streams()
@@ -237,7 +243,7 @@ async def test_pings_are_answered(server: Server, way: Transport) -> None:
     await witness.lost
 
 
-async def test_who_does_not_read_gets_no_more_answers(
+async def test_a_server_that_reads_no_replies_gets_no_more_of_them(
     server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "_REPLIES_LIMIT", 0)
@@ -247,7 +253,7 @@ async def test_who_does_not_read_gets_no_more_answers(
     assert server.peers[0]._pending == b""
 
 
-async def test_back_pressure_reaches_the_writer(server: Server, way: Transport) -> None:
+async def test_a_slow_server_pauses_the_writer(server: Server, way: Transport) -> None:
     read_on = asyncio.Event()
     total = 0
 
@@ -274,7 +280,7 @@ async def test_back_pressure_reaches_the_writer(server: Server, way: Transport) 
     assert pipe.get_write_buffer_size() == 0
 
 
-async def test_close_sends_what_is_written(server: Server, way: Transport) -> None:
+async def test_close_sends_the_written_bytes_first(server: Server, way: Transport) -> None:
     sent = os.urandom(2_000_000)
     got = bytearray()
 
@@ -296,7 +302,7 @@ async def test_close_sends_what_is_written(server: Server, way: Transport) -> No
     assert bytes(got) == sent
 
 
-async def test_close_does_not_wait_for_ever(
+async def test_close_aborts_the_connection_at_its_deadline(
     server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "CLOSE_DEADLINE", 0.01)
@@ -315,7 +321,7 @@ async def test_close_does_not_wait_for_ever(
     witness_lost.set()
 
 
-async def test_what_comes_after_close_is_dropped(server: Server, way: Transport) -> None:
+async def test_bytes_received_after_close_are_dropped(server: Server, way: Transport) -> None:
     class Closing(Witness):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -328,7 +334,9 @@ async def test_what_comes_after_close_is_dropped(server: Server, way: Transport)
     assert len(witness.data) < 1 << 20
 
 
-async def test_close_at_once(server: Server, way: Transport) -> None:
+async def test_close_right_after_the_opening_ends_without_an_error(
+    server: Server, way: Transport
+) -> None:
     class Closing(Witness):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
@@ -345,7 +353,9 @@ async def test_close_at_once(server: Server, way: Transport) -> None:
     assert witness.data == b""
 
 
-async def test_close_while_the_server_ends_it(server: Server, way: Transport) -> None:
+async def test_close_while_the_server_ends_the_streams_is_no_error(
+    server: Server, way: Transport
+) -> None:
     class Closing(Witness):
         def data_received(self, data: bytes) -> None:
             pipe.close()
@@ -355,7 +365,7 @@ async def test_close_while_the_server_ends_it(server: Server, way: Transport) ->
     assert await witness.lost is None
 
 
-async def test_the_rest_of_the_transport(server: Server, way: Transport) -> None:
+async def test_the_pipe_passes_other_calls_to_its_transport(server: Server, way: Transport) -> None:
     pipe, first = await open_pipe(server, way)
     assert isinstance(pipe, Pipe)
     assert pipe.get_extra_info("ssl_object") is not None

@@ -51,7 +51,7 @@ def decode(*reads: bytes) -> list[Event]:
     return events
 
 
-def test_open_streams() -> None:
+def test_the_opening_frames_name_both_streams_and_the_port() -> None:
     frames = memoryview(open_streams(9527))
     inflate = zlib.decompressobj()
     for stream_id, kind in ((ERROR_STREAM, b"error"), (DATA_STREAM, b"data")):
@@ -79,7 +79,7 @@ def test_data_frames_are_cut_at_the_limit() -> None:
 
 
 @given(st.lists(st.binary(max_size=300)), st.integers(1, 100))
-def test_what_is_framed_is_decoded(buffers: list[bytes], size: int) -> None:
+def test_framed_data_decodes_to_itself(buffers: list[bytes], size: int) -> None:
     whole = b"".join(buffers)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("krelay.transport.spdy.MAX_PAYLOAD", size)
@@ -88,7 +88,7 @@ def test_what_is_framed_is_decoded(buffers: list[bytes], size: int) -> None:
     assert decode(*frames) == ([Data(DATA_STREAM, memoryview(whole))] if whole else [])
 
 
-def test_every_frame() -> None:
+def test_each_kind_of_frame_gives_its_event_or_none() -> None:
     assert decode(
         control(2, bytes(4) + b"header block"),
         control(4, b"settings"),
@@ -130,7 +130,7 @@ def test_payloads_are_handed_on_before_their_frame_is_whole() -> None:
         control(3, b""),
     ],
 )
-def test_no_spdy(read: bytes) -> None:
+def test_bytes_that_are_no_spdy_are_an_error(read: bytes) -> None:
     with pytest.raises(SpdyError):
         decode(read)
 
@@ -149,7 +149,9 @@ FRAMES = st.one_of(
 
 
 @given(st.lists(FRAMES), st.data())
-def test_any_split_gives_the_same(frames: list[bytes], draw: st.DataObject) -> None:
+def test_any_split_of_the_bytes_gives_the_same_events(
+    frames: list[bytes], draw: st.DataObject
+) -> None:
     whole = b"".join(frames)
     cuts = draw.draw(st.lists(st.integers(0, len(whole))).map(sorted))
     reads = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
