@@ -315,7 +315,7 @@ async def test_a_request_lost_in_an_outage_is_sent_again_when_it_is_over(
 async def test_a_slow_server_that_stays_reachable_is_asked_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reachability, "PROBE_EVERY", 0.005)
+    monkeypatch.setattr(reachability, "PROBE_EVERY", 0.1)
     looks, enough = 0, asyncio.Event()
     real = connect.dial
 
