@@ -47,8 +47,8 @@ Examples:
   kubectl relay host/redis.cn-north-1.cache.example.com 6379
   kubectl relay ip/1.2.3.4 5000@tcp 6000@udp
 \b
-  # Run a SOCKS5 and HTTP proxy into the cluster on 127.0.0.1:1080 (or -l ADDRESS:PORT)
-  kubectl relay proxy
+  # Run a SOCKS5 and HTTP proxy into the cluster
+  kubectl relay proxy -l 127.0.0.1:1080
 \b
   # Patch the agent's pod
   kubectl relay --patch '{"spec":{"nodeSelector":{"k":"v"}}}' ip/1.2.3.4 5000

@@ -255,7 +255,7 @@ def fail(*_):
 sys.exit(main.main())
 """
 PAINTING = "live.frame = fail"
-REPORTING = "live.Rates.update = fail"
+REPORTING = "live.RateMeter.update = fail"
 
 
 @pytest.mark.parametrize("where", [PAINTING, REPORTING])
