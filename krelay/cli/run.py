@@ -1,4 +1,4 @@
-"""`krelay run`: forwards for as long as a command lasts."""
+"""`krelay run`: relay while a command runs, and end with it."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ logger = logging.getLogger("krelay.cli")
 _NOT_RUN = "the command was not run"
 _NOT_EXECUTABLE, _NOT_FOUND, _BY_SIGNAL = 126, 127, 128
 _DRAIN = 2.0
-"""Seconds that connections get to finish once the command has ended: its children's, mostly."""
+"""Seconds for connections to finish after the command: mostly those of its children."""
 _KILL_AFTER = 5.0
 
 PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 TYPED = (signal.SIGINT, signal.SIGQUIT)
-"""What a terminal sends to the command as well, by a key. Whether a key did, no handler is told."""
+"""Signals that a key of the terminal sends to the command as well; a handler cannot tell whether a
+key sent one."""
 
 
 class CommandError(KrelayError):
-    """The command cannot be run; the exit code is the one that a shell has for it."""
+    """The command cannot be run; the exit code is the one of a shell."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -47,12 +48,12 @@ class CommandError(KrelayError):
 
 
 def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
-    """Relay, run the command once all is ready, end with it; the exit code.
+    """Relay, run the command once all forwards are ready, and return its exit code.
 
     Raises:
-        CommandError: it cannot be run.
-        NotReadyError: not all is ready within `timeout` seconds.
-        KrelayError: it could not start.
+        CommandError: the command cannot be run.
+        NotReadyError: a forward is not ready within `timeout` seconds.
+        KrelayError: the start failed.
     """
     config = source.load()
     prefixes(config)
@@ -63,10 +64,10 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
 
 
 def find(name: str) -> None:
-    """See to it that there is such a program, before anything is started for it.
+    """Check that the program exists, before anything is started for it.
 
     Raises:
-        CommandError: there is none.
+        CommandError: it does not.
     """
     if shutil.which(name) is None:
         if os.path.dirname(name) and os.path.exists(name):
@@ -79,7 +80,7 @@ class _Run:
         self._config = config
         self._command = command
         self._timeout = timeout
-        # What cannot be bound or followed is told at once, not when the time is over.
+        # strict: a forward that cannot bind or resolve is an error at once, not after the timeout.
         self._supervisor = Supervisor(config, strict=True)
         self._child: asyncio.subprocess.Process | None = None
         self._signalled = asyncio.Event()
@@ -88,15 +89,15 @@ class _Run:
         self._code: int | None = None
 
     async def run(self) -> int:
-        """All of it; the exit code."""
+        """Start, run the command, clean up; return the exit code."""
         self._task = asyncio.current_task()
         for number in PASSED:
-            on_signal(number, self._signal, number)  # what is ignored, the command ignores too
+            on_signal(number, self._signal, number)  # the command inherits ignored ones
         stop = asyncio.Event()
         try:
             async with TaskGroup() as tasks:
                 tasks.create_task(self._supervisor.run(stop), name="relay")
-                # Whoever is told while nothing is ready ends that at once.
+                # A signal ends the wait at once.
                 waiting = tasks.create_task(
                     self._supervisor.wait_ready(self._timeout, then=_NOT_RUN), name="ready"
                 )
@@ -114,12 +115,12 @@ class _Run:
         return self._code
 
     async def _run(self, forwards: Sequence[ForwardState]) -> int:
-        """The command, from its start to its end; its exit code."""
+        """Run the command and return its exit code."""
         name = self._command[0]
         environ = {**os.environ, **variables(self._config, forwards)}
         try:
-            # What krelay was given is the command's: `<(…)`, make's jobserver. None of krelay's own
-            # descriptors can be inherited (PEP 446).
+            # The command inherits descriptors that krelay was given, as for `<(…)` or make's
+            # jobserver, and none that krelay opened (PEP 446).
             child = await asyncio.create_subprocess_exec(
                 *self._command, env=environ, close_fds=False
             )
@@ -128,13 +129,13 @@ class _Run:
         except OSError as exc:
             raise CommandError(f"{name}: {exc.strerror}", _NOT_EXECUTABLE) from exc
         self._child = child
-        if self._number is not None:  # it came in between
+        if self._number is not None:  # it arrived during the start
             send(child, self._number)
         try:
             code = await child.wait()
         finally:
             self._child = None
-            # Nothing is relayed any more: the command ends too.
+            # Without forwards, the command is of no use.
             await end(child, grace=_KILL_AFTER)
         logger.info("the command has ended with %d", code)
         return code if code >= 0 else _BY_SIGNAL - code
@@ -144,7 +145,7 @@ class _Run:
             if not (number in TYPED and _typed()):
                 send(self._child, number)
         elif self._code is None:
-            # Known here and now: another may come before anybody wakes.
+            # Recorded at once: a second signal may arrive before the task wakes.
             self._number, self._code = number, _BY_SIGNAL + number
             self._signalled.set()
         elif self._task is not None:
@@ -152,7 +153,7 @@ class _Run:
 
 
 def _typed() -> bool:
-    """Whether keys of a terminal are for this process, and so for the command as well."""
+    """Return whether this process is in the foreground of its terminal, as is the command."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

@@ -1,16 +1,27 @@
-"""Service: keep the service manager that started `krelay up` (systemd) informed about the run."""
+"""Keep the service manager that started `krelay up` (systemd) informed about the run."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
 
-from krelay.cli.sd_notify import Notifier
 from krelay.state.events import Ending, ReloadEnded, ReloadStarted, Started
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import State, is_ready
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
+from krelay.text import one_line
 
+logger = logging.getLogger("krelay.status")
+
+_DEADLINE = 1.0
+"""Seconds that the manager may take to have room for a datagram."""
+_LONGEST = 300
+"""Characters of a status line."""
 _PAUSE = 1.0
 """Seconds between two status lines, at least."""
 
@@ -85,3 +96,73 @@ def _status_line(snapshot: Snapshot) -> str:
     line = f"{sum(map(is_ready, active))} of {len(active)} forwards ready"
     error = snapshot.file.error
     return f"{line}; not as the file says: {error['message']}" if error else line
+
+
+class Notifier:
+    """Sends states to the service manager by the datagrams of sd_notify(3), if there is one.
+
+    `watchdog` is the period in seconds within which the manager expects a sign of life, or None.
+    """
+
+    def __init__(self, address: str | None = None, watchdog: float | None = None) -> None:
+        """`address` is the path of a socket, or `@` and the name of an abstract one (Linux)."""
+        if address is not None and address[:1] not in ("/", "@"):
+            logger.debug("the service manager's socket is of an unknown kind: %s", address)
+            address = None
+        self._address = address
+        self.watchdog = watchdog if address is not None else None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Notifier:
+        """Make a notifier by NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID."""
+        usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID")
+        wanted = usec.isdecimal() and int(usec) > 0 and pid in (None, "", str(os.getpid()))
+        address = environ.get("NOTIFY_SOCKET") or None
+        return cls(address, int(usec) / 1e6 if wanted else None)
+
+    @property
+    def there(self) -> bool:
+        """Whether a service manager listens."""
+        return self._address is not None
+
+    async def ready(self, status: str) -> None:
+        """Report the end of the start, or of a reload."""
+        await self._send("READY=1", _status(status))
+
+    async def reloading(self) -> None:
+        """Report that a reload begins; `ready` ends it."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        await self._send("RELOADING=1", f"MONOTONIC_USEC={now}", _status("reloading"))
+
+    async def stopping(self, status: str) -> None:
+        """Report that the end begins."""
+        await self._send("STOPPING=1", _status(status))
+
+    async def status(self, status: str) -> None:
+        """Report a line for people."""
+        await self._send(_status(status))
+
+    async def alive(self) -> None:
+        """Give a sign of life."""
+        await self._send("WATCHDOG=1")
+
+    async def _send(self, *lines: str) -> None:
+        """Send a datagram. A manager that does not take it is neither an error nor waited for."""
+        if self._address is None:
+            return
+        address = self._address
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        try:
+            async with asyncio.timeout(_DEADLINE):
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                    sock.setblocking(False)
+                    # Connected, so that it is writable when the manager's queue has room.
+                    sock.connect(address)
+                    await asyncio.get_running_loop().sock_sendall(sock, "\n".join(lines).encode())
+        except OSError as exc:  # a TimeoutError is one
+            logger.debug("%s did not reach the service manager: %s", lines[0], exc or "no room")
+
+
+def _status(text: str) -> str:
+    return f"STATUS={one_line(text, _LONGEST)}"

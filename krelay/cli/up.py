@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from krelay.cli.output import echo, echo_event, in_json, keep_log, silence_stdout
-from krelay.cli.sd_notify import Notifier
 from krelay.cli.signals import is_ignored, on_signal, run_to_exit
-from krelay.cli.systemd import Service
+from krelay.cli.systemd import Notifier, Service
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from krelay.agents.group import AgentGroup
 from krelay.agents.job import JobAgent
@@ -24,10 +24,10 @@ from krelay.supervisor.forward import Forward
 from krelay.supervisor.target_watcher import Contexts, Follow, TargetWatcher, follow_constant
 from krelay.tasks import TaskGroup, guard
 
-logger = logging.getLogger("krelay.supervisor")
-
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
+
+T = TypeVar("T", Forward, AgentGroup)
 
 
 class WarmingConfig:
@@ -128,7 +128,7 @@ def _needs_watcher(pair: Pair) -> bool:
 
 class ActiveConfig:
     """What runs: `forwards` by target and port in the file's order, `watchers` by target, `groups`
-    by context. `draining` has the forwards and groups that were removed and still carry
+    by context. `draining_forwards` and `draining_groups` were removed and still carry
     connections."""
 
     def __init__(
@@ -143,7 +143,8 @@ class ActiveConfig:
         self.forwards: dict[tuple[str, int], Forward] = {}
         self.watchers: dict[str, TargetWatcher] = {}
         self.groups: dict[str | None, AgentGroup] = {}
-        self.draining: set[Forward | AgentGroup] = set()
+        self.draining_forwards: set[Forward] = set()
+        self.draining_groups: set[AgentGroup] = set()
         self._drained = asyncio.Event()
         self._contexts = contexts
         self._tasks = tasks
@@ -169,14 +170,10 @@ class ActiveConfig:
         """Yield the active forwards in file order, then draining ones whose name is not in use."""
         keys = set(self.forwards)
         yield from self.forwards.values()
-        for forward in self.draining_forwards():
+        for forward in self.draining_forwards:
             if forward.spec.key not in keys:
                 keys.add(forward.spec.key)
                 yield forward
-
-    def draining_forwards(self) -> list[Forward]:
-        """Return the forwards that drain."""
-        return [thing for thing in self.draining if isinstance(thing, Forward)]
 
     # -- an edit -------------------------------------------------------------------------------
 
@@ -192,7 +189,7 @@ class ActiveConfig:
             if pair.new is None:
                 assert pair.old is not None
                 before[pair.old.key].unbind()
-                self._drain(before[pair.old.key], drain)
+                self._drain(before[pair.old.key], self.draining_forwards, drain)
             elif pair.old is not None and pair.rebound:
                 before[pair.old.key].unbind()
         self._replace_groups(warm, drain)
@@ -240,7 +237,7 @@ class ActiveConfig:
             if change.key in warm.groups:
                 self.groups[change.key] = warm.groups[change.key]
             if former is not None:
-                self._drain(former, drain)
+                self._drain(former, self.draining_groups, drain)
 
     def _replace_watchers(self, warm: WarmingConfig) -> None:
         present = {name for name, _ in self.forwards}
@@ -266,18 +263,18 @@ class ActiveConfig:
         """Free all addresses; give connections `timeout` seconds to finish."""
         for forward in self.forwards.values():
             forward.unbind()
-            self._drain(forward, timeout)
+            self._drain(forward, self.draining_forwards, timeout)
         self.forwards = {}
 
     async def drained(self) -> None:
         """Wait until no forward drains."""
-        while self.draining_forwards():
+        while self.draining_forwards:
             self._drained.clear()
             await self._drained.wait()
 
     def cut(self) -> None:
         """Reset all connections."""
-        for forward in (*self.forwards.values(), *self.draining_forwards()):
+        for forward in (*self.forwards.values(), *self.draining_forwards):
             forward.cut()
 
     async def stop(self) -> None:
@@ -289,19 +286,20 @@ class ActiveConfig:
 
     def _all_groups(self) -> list[AgentGroup]:
         """Return the active groups and the draining ones."""
-        draining = (thing for thing in self.draining if isinstance(thing, AgentGroup))
-        return [*self.groups.values(), *draining]
+        return [*self.groups.values(), *self.draining_groups]
 
-    def _drain(self, thing: Forward | AgentGroup, timeout: float) -> None:
-        self.draining.add(thing)
-        self._tasks.create_task(self._run_drain(thing, timeout))
+    def _drain(self, part: T, draining: set[T], timeout: float) -> None:
+        """Drain a part that was removed, as a member of `draining` until it has."""
+        draining.add(part)
 
-    async def _run_drain(self, thing: Forward | AgentGroup, timeout: float) -> None:
-        try:
-            await guard(partial(thing.drain, timeout), "draining")
-        finally:
-            self.draining.discard(thing)
-            self._drained.set()
+        async def drain() -> None:
+            try:
+                await guard(partial(part.drain, timeout), "draining")
+            finally:
+                draining.discard(part)
+                self._drained.set()
+
+        self._tasks.create_task(drain())
 
 
 async def _stop(groups: Iterable[AgentGroup]) -> None:

@@ -1,4 +1,4 @@
-"""Thrift: gives back to the system what the allocator keeps after a burst of work."""
+"""Return memory to the system that the allocator keeps after a burst of work."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ logger = logging.getLogger("krelay.supervisor")
 
 _LOOK_EVERY = 10.0
 _LOOKS = 6
-"""After so many while something lives it is done as well; the loop stands still for some ms."""
+"""Looks between two trims while streams live. A trim takes milliseconds of the event loop."""
 
 
 async def give_back(streams: Callable[[], int]) -> None:
-    """Return memory that is free: once a minute while something lives, of which a development
-    machine may have one connection for ever, and once when nothing does any more. `streams` counts
-    what lives. Lasts until cancelled; returns where the allocator cannot be asked.
+    """Return free memory once a minute while streams live, and once when the last one has ended.
 
-    glibc keeps what was freed in the middle of its heap, which after hours of traffic can be a few
-    times of what krelay needs (man 3 malloc_trim).
+    `streams` counts the live streams. Runs until cancelled; returns at once if the allocator has no
+    such function.
+
+    glibc keeps memory that was freed in the middle of its heap. After hours of traffic that can be
+    a few times what krelay needs (man 3 malloc_trim).
     """
     trim = _trimmer()
     if trim is None:
@@ -35,9 +36,9 @@ async def give_back(streams: Callable[[], int]) -> None:
         await asyncio.sleep(_LOOK_EVERY)
         before, looks = looks, looks + 1 if streams() else 0
         if looks % _LOOKS == 0 and before:
-            with contextlib.suppress(KrelayError):  # no thread can be had: later
+            with contextlib.suppress(KrelayError):  # no thread is available: try again later
                 await in_thread(lambda: trim(0))
-                logger.debug("memory given back")
+                logger.debug("free memory returned to the system")
 
 
 def _trimmer() -> Callable[[int], int] | None:

@@ -199,7 +199,7 @@ class Supervisor:
             started=self._began,
             file=self._file_state(),
             forwards=self._forward_states(),
-            draining=sum(f.live for f in active.draining_forwards()) if active else 0,
+            draining=sum(f.live for f in active.draining_forwards) if active else 0,
             agents=tuple(map(agent_state, active.groups.values())) if active else (),
             ending=self.ending,
         )
@@ -324,7 +324,7 @@ class Supervisor:
         active = self.active
         config = active.config or self._request.config
         active.drain(config.tunnel.drain)
-        live = sum(forward.live for forward in active.draining_forwards())
+        live = sum(forward.live for forward in active.draining_forwards)
         if live:
             logger.info("draining %d connections; press Ctrl-C again to cut them", live)
         await active.drained()

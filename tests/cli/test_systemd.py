@@ -1,19 +1,21 @@
-"""`krelay up` as a service: what its manager is told, from a process of its own."""
+"""`krelay up` as a service of systemd: the states that it sends, and their datagrams."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import signal
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from krelay.cli import systemd as module
-from krelay.cli.sd_notify import Notifier
-from krelay.cli.systemd import Service
+from krelay.cli.systemd import Notifier, Service
 from krelay.config.sources import Selection
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
@@ -47,7 +49,7 @@ async def reloaded(manager: Manager) -> None:
 
 
 @pytest.mark.process
-async def test_a_life(manager: Manager, file: Path) -> None:
+async def test_the_manager_follows_a_run_from_start_to_end(manager: Manager, file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         line = f"ip/127.0.0.1 :{target}"
         async with up(file, {"web": line}) as krelay:
@@ -72,9 +74,7 @@ async def test_a_life(manager: Manager, file: Path) -> None:
 
 
 @pytest.mark.process
-async def test_a_file_that_is_wrong_ends_the_reload_that_was_asked_for(
-    manager: Manager, file: Path
-) -> None:
+async def test_an_invalid_file_ends_the_reload(manager: Manager, file: Path) -> None:
     async with rig.tcp_target(rig.echo) as target:
         right = document({"web": f"ip/127.0.0.1 :{target}"})
         async with up(file, {"web": f"ip/127.0.0.1 :{target}"}, args=("--no-watch",)) as krelay:
@@ -89,7 +89,7 @@ async def test_a_file_that_is_wrong_ends_the_reload_that_was_asked_for(
             await manager.shows("1 of 1 forwards ready")
 
 
-async def test_the_line_for_people_follows_what_is_true(
+async def test_the_status_line_follows_the_forwards(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE", 0.01)
@@ -144,3 +144,115 @@ async def test_without_a_manager_nothing_runs(file: Path) -> None:
     await asyncio.to_thread(file.write_text, document({"web": "ip/127.0.0.1 :80"}))
     config = await asyncio.to_thread(Selection(str(file)).load)
     await Service(Notifier(), Supervisor(config)).run()
+
+
+# -- datagrams -------------------------------------------------------------------------------------
+
+
+async def test_each_state_is_a_datagram(manager: Manager) -> None:
+    notifier = Notifier(manager.address)
+    assert notifier.there
+    await notifier.ready("relaying 2 forwards")
+    assert manager.read() == ["READY=1", "STATUS=relaying 2 forwards"]
+    before = time.monotonic_ns() // 1000
+    await notifier.reloading()
+    word, stamp, status = manager.read()
+    assert (word, status) == ("RELOADING=1", "STATUS=reloading")
+    name, _, usec = stamp.partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert before <= int(usec) <= time.monotonic_ns() // 1000
+    await notifier.stopping("draining")
+    assert manager.read() == ["STOPPING=1", "STATUS=draining"]
+    await notifier.status("relaying 1 forward")
+    assert manager.read() == ["STATUS=relaying 1 forward"]
+    await notifier.alive()
+    assert manager.read() == ["WATCHDOG=1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux has abstract sockets")
+async def test_an_abstract_socket() -> None:
+    manager = Manager(f"@krelay-test-{secrets.token_hex(8)}")
+    with manager.sock:
+        await Notifier(manager.address).alive()
+        assert manager.read() == ["WATCHDOG=1"]
+
+
+async def test_a_status_is_one_line_of_one_message(manager: Manager) -> None:
+    await Notifier(manager.address).status("bad\nSTOPPING=1\r\n" + "x" * 5000)
+    (line,) = manager.read()
+    assert line.startswith("STATUS=bad STOPPING=1 xxx")
+    assert len(line) < 400
+
+
+async def test_without_a_manager_nothing_is_sent() -> None:
+    notifier = Notifier.from_env({"WATCHDOG_USEC": "1000000"})
+    assert not notifier.there
+    assert notifier.watchdog is None
+    await notifier.ready("x")
+
+
+async def test_an_unknown_kind_of_address_is_ignored() -> None:
+    notifier = Notifier.from_env({"NOTIFY_SOCKET": "vsock:2:1234", "WATCHDOG_USEC": "1000000"})
+    assert not notifier.there
+    assert notifier.watchdog is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "watchdog"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "30000000"}, 30.0),
+        ({"WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getpid())}, 0.5),
+        ({"WATCHDOG_USEC": "500000", "WATCHDOG_PID": str(os.getpid() + 1)}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+    ],
+)
+def test_the_watchdog_of_the_environment(environ: dict[str, str], watchdog: float | None) -> None:
+    notifier = Notifier.from_env({"NOTIFY_SOCKET": "/run/x", **environ})
+    assert notifier.there
+    assert notifier.watchdog == watchdog
+
+
+async def test_a_manager_that_is_gone_is_no_error(manager: Manager) -> None:
+    manager.sock.close()
+    await Notifier(manager.address).ready("x")
+    Path(manager.address).unlink()
+    await Notifier(manager.address).ready("x")
+
+
+def fill(manager: Manager) -> int:
+    """Fill the manager's queue; how many messages it holds."""
+    count = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.connect(manager.address)
+        while True:
+            try:
+                sock.send(b"X=1")
+            except BlockingIOError:
+                return count
+            count += 1
+
+
+async def test_a_busy_manager_gets_the_datagram_once_it_has_room(manager: Manager) -> None:
+    count = fill(manager)
+    async with asyncio.TaskGroup() as tasks:
+        telling = tasks.create_task(Notifier(manager.address).alive())
+        await asyncio.sleep(0)
+        assert not telling.done()
+        for _ in range(count):
+            assert manager.read() == ["X=1"]
+    assert manager.read() == ["WATCHDOG=1"]
+
+
+async def test_a_manager_that_never_reads_delays_nothing(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_DEADLINE", 0.01)
+    count = fill(manager)
+    await Notifier(manager.address).alive()
+    assert [manager.read() for _ in range(count)] == [["X=1"]] * count
+    with pytest.raises(BlockingIOError):
+        manager.read()

@@ -88,7 +88,7 @@ async def test_a_removed_forward_drains_then_resets(
             assert await talk.alive()
             await talk.close()
             await other.close()
-            await rig.until(lambda: not w.supervisor.active.draining)
+            await rig.until(lambda: not w.supervisor.active.draining_forwards)
 
 
 async def test_without_a_drain_it_is_cut(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ async def test_the_tunnels_of_a_group_that_was_removed_are_not_published_as_lost
     lines = text(f"one: {HOST} :1")
     async with world(monkeypatch, tmp_path, lines) as w:
         await w.edit(lines.replace("sessions: 1", "sessions: 2"))
-        await rig.until(lambda: not w.supervisor.active.draining)
+        await rig.until(lambda: not w.supervisor.active.draining_groups)
         found = texts(w, "tunnel")
         assert [line.rpartition(": ")[2] for line in found] == ["up"] * 3
 

@@ -324,7 +324,14 @@ async def test_many_edits_leave_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pat
                     if number % 10 == 0:
                         other = await Talk.to(w.port("moves"))
                         await other.close()
-                await rig.until(lambda: not w.supervisor.active.draining)
+                await rig.until(
+                    lambda: (
+                        not (
+                            w.supervisor.active.draining_forwards
+                            or w.supervisor.active.draining_groups
+                        )
+                    )
+                )
                 gc.collect()
                 tasks = len(asyncio.all_tasks())
                 return process.num_fds(), tasks, process.memory_info().rss
