@@ -76,7 +76,7 @@ def spawned(monkeypatch: pytest.MonkeyPatch) -> list[asyncio.subprocess.Process]
 
 
 @pytest.mark.process
-async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
+async def test_an_embedded_agent_starts_once_and_accepts_its_key_only() -> None:
     async with embedded() as agent:
         first = process(agent)
         await asyncio.gather(agent.start(), agent.start())
@@ -92,14 +92,14 @@ async def test_it_starts_once_and_takes_sessions_with_its_key_alone() -> None:
 
 
 @pytest.mark.process
-async def test_the_key_is_in_no_argument() -> None:
+async def test_the_key_is_not_in_the_arguments_of_the_process() -> None:
     async with embedded() as agent:
         with open(f"/proc/{process(agent).pid}/cmdline", "rb") as file:  # noqa: ASYNC230
             assert rig.KEY.hex().encode() not in file.read()
 
 
 @pytest.mark.process
-async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
+async def test_an_embedded_agent_that_died_is_replaced() -> None:
     async with embedded() as agent:
         first = process(agent)
         os.kill(first.pid, signal.SIGKILL)
@@ -113,7 +113,7 @@ async def test_one_that_died_is_replaced_and_its_sessions_are_lost() -> None:
 
 
 @pytest.mark.process
-async def test_one_that_is_given_up_is_killed() -> None:
+async def test_an_abandoned_embedded_agent_is_killed() -> None:
     async with embedded() as agent:
         first = process(agent)
         assert agent.where == f"process {first.pid}, port {agent._port}"
@@ -125,14 +125,14 @@ async def test_one_that_is_given_up_is_killed() -> None:
 
 
 @pytest.mark.process
-async def test_dialling_starts_one_where_there_is_none() -> None:
+async def test_dialling_starts_an_embedded_agent() -> None:
     async with embedded(start=False) as agent:
         (await agent.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
 
 
 @pytest.mark.process
-async def test_one_that_does_not_listen_any_more() -> None:
+async def test_an_embedded_agent_that_does_not_listen_refuses_the_dial() -> None:
     async with embedded() as agent:
         agent._port = rig.closed_port()
         with pytest.raises(NotListeningError):
@@ -143,7 +143,7 @@ async def test_one_that_does_not_listen_any_more() -> None:
     "boot", ["raise SystemExit(1)", "print('no port')", "import time; time.sleep(99)"]
 )
 @pytest.mark.process
-async def test_one_that_does_not_start(
+async def test_an_embedded_agent_that_does_not_start_is_an_error(
     boot: str, monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
 ) -> None:
     monkeypatch.setattr(payload, "BOOT", boot)
@@ -155,7 +155,7 @@ async def test_one_that_does_not_start(
 
 
 @pytest.mark.process
-async def test_a_start_that_is_called_off_is_in_nobody_s_way(
+async def test_a_cancelled_start_leaves_no_process_behind(
     monkeypatch: pytest.MonkeyPatch, spawned: list[asyncio.subprocess.Process]
 ) -> None:
     """As by a sleep of the machine."""
@@ -174,7 +174,7 @@ async def test_a_start_that_is_called_off_is_in_nobody_s_way(
 
 
 @pytest.mark.process
-async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stuck_embedded_agent_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STOP_DEADLINE", 0.05)
     async with embedded() as agent:
         stuck = process(agent)
@@ -184,7 +184,7 @@ async def test_one_that_is_stuck_is_killed(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.process
-async def test_what_it_writes_is_logged_where_that_is_wanted(
+async def test_output_of_an_embedded_agent_is_logged_at_debug_level(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG, "krelay.agent")
@@ -195,7 +195,9 @@ async def test_what_it_writes_is_logged_where_that_is_wanted(
     assert any("listening on" in record.getMessage() for record in caplog.records)
 
 
-async def test_what_it_writes_may_be_anything(caplog: pytest.LogCaptureFixture) -> None:
+async def test_output_of_an_embedded_agent_may_be_any_bytes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.DEBUG, "krelay.agent")
     stream = asyncio.StreamReader(limit=100)
     stream.feed_data(b"\xff first\n" + b"x" * 300 + b"\nlast\n")
@@ -206,7 +208,7 @@ async def test_what_it_writes_may_be_anything(caplog: pytest.LogCaptureFixture) 
 
 
 @pytest.mark.process
-async def test_stopping_twice_or_nothing() -> None:
+async def test_an_embedded_agent_can_be_stopped_before_and_after_it_ran() -> None:
     async with embedded(start=False) as agent:
         await agent.stop()
         await agent.start()
@@ -315,7 +317,7 @@ async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
                 task.cancel()
 
 
-async def test_one_agent_for_everybody_who_asks(
+async def test_concurrent_starts_make_one_job(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -378,7 +380,7 @@ async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) 
         assert agent.lost == "pod does not exist"
 
 
-async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
+async def test_a_failed_dial_keeps_a_pod_that_runs(cluster: Cluster) -> None:
     async with reaching(cluster) as agent:
         cluster.dial_error = NotListeningError("not yet")
         for _ in range(2):
@@ -387,7 +389,7 @@ async def test_another_failure_keeps_the_pod(cluster: Cluster) -> None:
         assert cluster.created == 1
 
 
-async def test_credentials_that_are_refused_are_renewed_now_and_then(
+async def test_refused_credentials_are_renewed_at_most_once_a_minute(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with reaching(cluster) as agent:
@@ -407,7 +409,7 @@ async def test_credentials_that_are_refused_are_renewed_now_and_then(
         assert cluster.created == 1
 
 
-async def test_a_401_renews_the_credentials_and_the_next_dial_has_them(cluster: Cluster) -> None:
+async def test_a_dial_after_a_401_uses_renewed_credentials(cluster: Cluster) -> None:
     """By a real connection to a server that takes the second token only."""
     seen: list[bytes] = []
 
@@ -434,7 +436,7 @@ async def test_a_401_renews_the_credentials_and_the_next_dial_has_them(cluster: 
         assert seen == [b"0", b"1"]
 
 
-async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(
+async def test_a_pod_that_the_watch_finds_gone_is_removed_and_replaced(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with reaching(cluster) as agent:
@@ -448,7 +450,7 @@ async def test_a_pod_that_the_watch_sees_go_is_removed_and_replaced(
     assert "agent: pod-1 was evicted" in caplog.text
 
 
-async def test_one_that_is_given_up_is_removed_and_replaced(cluster: Cluster) -> None:
+async def test_an_abandoned_pod_is_removed_and_replaced(cluster: Cluster) -> None:
     async with reaching(cluster) as agent:
         await agent.abandon("there is none")
         await agent.start()
@@ -459,7 +461,7 @@ async def test_one_that_is_given_up_is_removed_and_replaced(cluster: Cluster) ->
         assert cluster.asked[-1] == ("delete", "job-1")
 
 
-async def test_a_watch_that_is_not_allowed_is_done_without(cluster: Cluster) -> None:
+async def test_a_forbidden_watch_of_the_pod_is_no_error(cluster: Cluster) -> None:
     cluster.watch_error = AccessDeniedError("no watching")
     async with reaching(cluster) as agent:
         await agent.start()
@@ -480,7 +482,7 @@ async def test_a_lost_agent_whose_job_cannot_be_deleted_now_is_deleted_at_the_en
     assert not cluster.left
 
 
-async def test_a_stopped_reach_starts_no_agent(cluster: Cluster) -> None:
+async def test_a_stopped_provider_starts_no_agent(cluster: Cluster) -> None:
     async with reaching(cluster) as agent:
         await agent.stop()
         with pytest.raises(AgentError):

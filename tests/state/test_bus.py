@@ -20,7 +20,7 @@ from tests.state.said import said
 from tests.status.reports import forward, report
 
 
-async def test_who_listens_hears_what_is_told_from_then_on() -> None:
+async def test_a_subscriber_gets_all_events_from_then_on() -> None:
     bus = EventBus()
     bus.publish(said("reload", "before"))
     with bus.subscribe() as one, bus.subscribe() as two:
@@ -44,7 +44,7 @@ async def test_who_listens_hears_what_is_told_from_then_on() -> None:
     assert (one.dropped, two.dropped) == (0, 0)
 
 
-async def test_who_comes_late_hears_what_is_kept_after_what_they_know() -> None:
+async def test_a_late_subscriber_gets_kept_events_after_its_number() -> None:
     bus = EventBus()
     for number in range(5):
         bus.publish(said("state", str(number)))
@@ -56,7 +56,7 @@ async def test_who_comes_late_hears_what_is_kept_after_what_they_know() -> None:
         assert (await listener.next()).text == "6"
 
 
-async def test_what_is_kept_is_bounded_and_who_is_slow_loses_the_oldest() -> None:
+async def test_history_and_queues_are_bounded_and_drop_the_oldest() -> None:
     bus = EventBus()
     with bus.subscribe() as slow:
         for number in range(BACKLOG + 3):
@@ -67,7 +67,7 @@ async def test_what_is_kept_is_bounded_and_who_is_slow_loses_the_oldest() -> Non
     assert bus.history[-1].number == BACKLOG + 3
 
 
-def test_an_event_as_json() -> None:
+def test_a_published_event_has_a_number_and_a_time() -> None:
     bus = EventBus()
     bus.publish(said("tunnel", "p1t1: up", up=True))
     found = json.loads(json.dumps(bus.history[0].as_json()))
@@ -82,7 +82,7 @@ def test_an_event_as_json() -> None:
 
 
 @given(st.lists(st.sampled_from(["tell", "listen", "leave", "hear"]), max_size=80))
-async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
+async def test_subscribers_see_numbers_without_gaps(steps: list[str]) -> None:
     bus, told = EventBus(), 0
     with ExitStack() as stack:
         listeners: list[list[Any]] = []
@@ -101,7 +101,7 @@ async def test_numbers_have_no_gaps_for_anybody(steps: list[str]) -> None:
                         assert (await pair[0].next()).number == pair[1]
 
 
-def test_what_others_wrote_is_made_fit_to_be_shown() -> None:
+def test_texts_of_others_are_cleaned_in_the_json_form() -> None:
     bus = EventBus()
     evil = "\x1b]0;owned\x07no\nlines\u202e"
     bus.publish(said("state", evil, reason=evil, error={"problems": [{"message": evil}]}, index=1))

@@ -34,14 +34,14 @@ def test_a_line_without_an_end_is_cut() -> None:
     assert text == "x" * LONGEST + " …"
 
 
-def test_what_cannot_be_formatted_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_that_cannot_be_formatted_is_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
     made, logger = ring()
     logger.info("%d", "no number")
     assert made.after(0) == []
     assert "a real number is required, not str" in capsys.readouterr().err
 
 
-async def test_questions_about_it() -> None:
+async def test_an_answer_has_the_requested_lines() -> None:
     made, logger = ring(10)
     assert await made.answer({}) == {"last": 0, "lines": []}
     for word in ("a", "b", "c"):
@@ -55,7 +55,7 @@ async def test_questions_about_it() -> None:
 
 
 @pytest.mark.parametrize("value", [-1, "1", None, True, 1.5])
-async def test_a_question_that_makes_no_sense(value: object) -> None:
+async def test_an_invalid_request_for_lines_is_refused(value: object) -> None:
     made, _ = ring()
     for key in ("after", "lines"):
         with pytest.raises(UsageError, match="are numbers from 0"):

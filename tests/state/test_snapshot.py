@@ -108,12 +108,14 @@ def report(*states: State) -> Snapshot:
         ((State.DRAINING,), False),
     ],
 )
-def test_ready_is_when_every_forward_is(states: tuple[State, ...], ready: bool) -> None:
+def test_a_snapshot_is_ready_if_every_active_forward_is(
+    states: tuple[State, ...], ready: bool
+) -> None:
     assert report(*states).ready is ready
     assert report(*states).as_json()["ready"] is ready
 
 
-def test_the_names_and_values_of_the_json() -> None:
+def test_a_snapshot_has_its_documented_json_form() -> None:
     found = report(State.READY).as_json()
     assert found["memoryBytes"] == 0
     assert found["started"] == "2024-02-29T12:30:00+00:00"
@@ -127,7 +129,7 @@ def test_the_names_and_values_of_the_json() -> None:
     assert whole["forwards"][0]["traffic"]["toRemoteBytes"] == 7
 
 
-def test_the_schema_is_one_and_describes_everything() -> None:
+def test_the_status_schema_is_valid_and_describes_every_field() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
 
     def walk(rules: dict[str, object]) -> None:
@@ -141,5 +143,5 @@ def test_the_schema_is_one_and_describes_everything() -> None:
 
 
 @given(REPORTS)
-def test_every_report_is_as_the_schema_says(made: Snapshot) -> None:
+def test_every_snapshot_validates_against_the_schema(made: Snapshot) -> None:
     jsonschema.validate(json.loads(json.dumps(made.as_json())), SCHEMA)

@@ -37,7 +37,7 @@ async def test_an_edit_adds_and_removes(monkeypatch: pytest.MonkeyPatch, tmp_pat
             await Talk.to(port)
 
 
-async def test_what_is_removed_is_closed_when_that_is_told(
+async def test_a_removed_forward_is_closed_before_its_change_is_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     one, two = f"one: {HOST} :1", f"two: {HOST} :1"
@@ -141,7 +141,9 @@ async def test_rebinding_keeps_the_connections(
             await new.close()
 
 
-async def test_ports_change_hands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_two_targets_can_swap_their_ports_in_one_edit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     one, two = rig.closed_port(), rig.closed_port()
     async with named(b"a") as a, named(b"b") as b:
 
@@ -250,7 +252,7 @@ async def test_a_proxy_follows_edits_as_targets_do(
 # -- agents ------------------------------------------------------------------------------------
 
 
-async def test_another_agent_comes_first_and_the_former_one_drains(
+async def test_a_replaced_agent_drains_after_the_new_one_is_up(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with named(b"a") as a:
@@ -273,7 +275,7 @@ async def test_another_agent_comes_first_and_the_former_one_drains(
             await new.close()
 
 
-async def test_a_former_agent_s_time_is_limited(
+async def test_streams_of_a_replaced_agent_are_cut_after_the_drain(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with named(b"a") as a:
@@ -286,7 +288,7 @@ async def test_a_former_agent_s_time_is_limited(
             await rig.until(lambda: w.agents[0].stopped)
 
 
-async def test_a_parked_connection_moves_with_the_route(
+async def test_a_queued_connection_follows_a_changed_route(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Its agent is gone and none comes; an edit brings another one."""
@@ -311,7 +313,7 @@ async def test_a_parked_connection_moves_with_the_route(
             await talk.result().close()
 
 
-async def test_an_agent_that_cannot_be_had_changes_nothing_until_it_can(
+async def test_an_edit_whose_agent_cannot_start_is_retried_and_changes_nothing_meanwhile(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from krelay.errors import AgentError
@@ -340,7 +342,7 @@ async def test_an_agent_that_cannot_be_had_changes_nothing_until_it_can(
             assert caplog.text.count("no image") == 1
 
 
-async def test_the_newest_edit_does_not_wait_for_an_older_one(
+async def test_a_newer_edit_supersedes_one_that_is_warming(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """An agent that takes for ever to start is given up when the file no longer wants it."""

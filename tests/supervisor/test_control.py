@@ -43,7 +43,7 @@ async def asked(w: World, method: str, resource: str, **body: Any) -> Any:
     return found
 
 
-async def test_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_status_answers_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with_port = rig.closed_port()
     async with named(b"a") as a, rig.tcp_target(rig.echo) as taken:
         lines = f"one: {HOST} {with_port}:{a}", f"two: {HOST} {taken}:{a}"
@@ -94,7 +94,7 @@ async def test_status(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             assert found["memoryBytes"] > 1 << 20
 
 
-async def test_a_file_that_is_wrong_is_out_of_step_since_then(
+async def test_an_invalid_file_is_out_of_sync_since_the_first_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
@@ -113,7 +113,9 @@ async def test_a_file_that_is_wrong_is_out_of_step_since_then(
         assert (await asked(w, "GET", "/v1/status"))["file"]["inStep"]
 
 
-async def test_plan_and_reload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_plan_changes_nothing_and_a_reload_applies_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
         added = f"two: added 127.0.0.1:<free> -> {HOST}:2"
         assert await asked(w, "POST", "/v1/plan") == {"changes": []}
@@ -131,7 +133,9 @@ async def test_plan_and_reload(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         assert await asked(w, "POST", "/v1/reload") == {"changes": []}
 
 
-async def test_a_plan_of_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_plan_of_an_invalid_file_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
         with pytest.raises(ConfigError, match="<stdin>: 1 problem"):
             await asked(w, "POST", "/v1/plan", text=HEAD)

@@ -49,7 +49,7 @@ async def test_a_name_has_its_port_where_a_target_has_several() -> None:
         assert make(path, DNS, HTTP).name == "web[:53/udp]"
 
 
-async def test_what_is_not_bound_has_nothing_to_say_or_to_end() -> None:
+async def test_an_unbound_forward_has_no_addresses_and_ends_at_once() -> None:
     async with rig.path() as path:
         forward = make(path, HTTP)
         assert forward.addresses == []
@@ -57,7 +57,7 @@ async def test_what_is_not_bound_has_nothing_to_say_or_to_end() -> None:
         forward.cut()
 
 
-async def test_it_binds_at_once_what_the_file_says_in_full() -> None:
+async def test_a_forward_with_protocol_and_port_binds_at_once() -> None:
     async with rig.path() as path:
         for port, kind, text in (
             (Port(80, 0, Protocol.TCP), TcpListener, "svc/nginx:80 (tcp)"),
@@ -82,7 +82,7 @@ async def test_ipv6_is_in_brackets() -> None:
         forward.cut()
 
 
-async def test_it_waits_for_the_service_to_say_the_protocol() -> None:
+async def test_a_forward_without_a_protocol_waits_for_its_service() -> None:
     async with rig.path() as path:
         forward = make(path, Port("dns", 0))
         forward.bind()
@@ -95,7 +95,7 @@ async def test_it_waits_for_the_service_to_say_the_protocol() -> None:
         forward.cut()
 
 
-async def test_nobody_waits_for_one_that_may_not_be_followed() -> None:
+async def test_a_forward_that_cannot_be_followed_settles_at_once() -> None:
     async with rig.path() as path:
         forward = make(path, Port("dns", 0))
         forward.bind()
@@ -109,7 +109,7 @@ async def test_nobody_waits_for_one_that_may_not_be_followed() -> None:
         forward.cut()
 
 
-async def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_waiting_for_the_protocol_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PROTOCOL_WAIT", 0.01)
     async with rig.path() as path:
         forward = make(path, Port("dns", 0))
@@ -133,7 +133,7 @@ async def test_the_local_port_may_be_what_the_remote_one_resolves_to() -> None:
         forward.cut()
 
 
-async def test_a_port_in_use_is_kept_as_the_failure_and_told(
+async def test_a_port_in_use_is_the_failure_and_is_logged_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with rig.path() as path:

@@ -87,7 +87,7 @@ async def watched(
         made.forward.cut()
 
 
-async def test_it_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_forward_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "krelay.health")
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
         async with watched(path) as w:
@@ -109,7 +109,7 @@ async def test_it_is_pending_until_a_probe_works(caplog: pytest.LogCaptureFixtur
     assert [(r.levelname, r.message) for r in caplog.records] == [("INFO", "web: ready")]
 
 
-async def test_what_never_worked_has_failed_and_what_did_is_degraded(
+async def test_a_refused_probe_is_failed_before_the_first_success_and_degraded_after(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
@@ -134,7 +134,7 @@ async def test_what_never_worked_has_failed_and_what_did_is_degraded(
     assert w.told[-3:-1] == ["web: degraded: no ready endpoint", "web: ready"]
 
 
-async def test_what_does_not_exist_or_cannot_be_followed_has_failed() -> None:
+async def test_a_missing_or_forbidden_target_has_failed() -> None:
     async with rig.path() as path, watched(path) as w:
         w.route.update(Resolution(Protocol.TCP, None, "service not found", missing=True))
         assert (w.health.state, w.health.reason) == (State.FAILED, "service not found")
@@ -154,7 +154,7 @@ async def test_a_port_in_use_has_failed_until_it_is_free() -> None:
             await w.becomes(State.READY)
 
 
-async def test_no_tunnel() -> None:
+async def test_without_a_tunnel_a_forward_is_pending_or_degraded() -> None:
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
         path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
@@ -176,7 +176,7 @@ async def test_no_tunnel() -> None:
         ]
 
 
-async def test_real_traffic_tells_before_any_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_real_traffic_postpones_the_next_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: Any) -> None:
         pytest.fail("a probe, where traffic told all there is to know")
 
@@ -191,7 +191,7 @@ async def test_real_traffic_tells_before_any_probe(monkeypatch: pytest.MonkeyPat
             assert w.health._due >= began + module.INTERVAL
 
 
-async def test_a_connection_that_is_refused_degrades_and_one_that_is_not_ends_that() -> None:
+async def test_a_refused_connection_degrades_until_another_one_works() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         async with watched(path, check=NONE) as w:
             w.route.followed = False
@@ -214,7 +214,7 @@ async def test_a_connection_that_is_refused_degrades_and_one_that_is_not_ends_th
 
 
 @pytest.mark.parametrize("protocol", list(Protocol))
-async def test_what_is_never_probed_is_taken_to_work_again_after_a_while(
+async def test_an_unprobed_forward_counts_as_working_again_after_a_while(
     protocol: Protocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with rig.path() as path, watched(path, Port(80, 0, protocol), check=NONE) as w:
@@ -264,7 +264,7 @@ async def test_forwards_to_one_endpoint_share_its_probes() -> None:
         assert many[0].health.state is State.READY, "another check is another question"
 
 
-async def test_forwards_to_one_endpoint_all_learn_that_it_refuses(
+async def test_forwards_to_one_endpoint_share_a_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.01)
@@ -279,7 +279,7 @@ async def test_forwards_to_one_endpoint_all_learn_that_it_refuses(
             await w.becomes(State.DEGRADED, "refused: ")
 
 
-async def test_what_was_ready_gets_a_second_probe_before_it_is_not(
+async def test_a_ready_forward_gets_a_second_probe_before_it_degrades(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.01)
@@ -299,7 +299,7 @@ async def test_what_was_ready_gets_a_second_probe_before_it_is_not(
         assert w.told == ["web: ready"]
 
 
-async def test_an_http_check_and_another_one_while_it_runs() -> None:
+async def test_a_check_that_changes_during_a_probe_starts_over() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         status = b"200 OK" if request.startswith(b"GET /good ") else b"503 No"
@@ -321,7 +321,7 @@ async def test_an_http_check_and_another_one_while_it_runs() -> None:
                 await w.becomes(state)
 
 
-async def test_another_target_has_to_prove_itself() -> None:
+async def test_a_rerouted_forward_is_pending_again() -> None:
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
         async with watched(path) as w:
             w.route.update(leads(target))
@@ -333,7 +333,7 @@ async def test_another_target_has_to_prove_itself() -> None:
             await w.becomes(State.FAILED, "refused: ")
 
 
-async def test_a_silent_target_is_told_from_one_that_refuses() -> None:
+async def test_a_silent_target_has_another_reason_than_one_that_refuses() -> None:
     with rig.silent() as port:
         await _is_silent(port)
 
@@ -345,7 +345,7 @@ async def _is_silent(port: int) -> None:
         assert "NetworkPolicy" in w.health.reason
 
 
-async def test_datagrams_without_a_check_and_with_one() -> None:
+async def test_a_udp_forward_is_ready_at_once_without_a_check() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         async with watched(path, UDP) as plain:
             assert str(plain.health.check) == "none"
@@ -360,7 +360,7 @@ async def test_datagrams_without_a_check_and_with_one() -> None:
             await dns.becomes(State.READY)
 
 
-async def test_a_datagram_that_comes_back_and_one_that_nobody_wants() -> None:
+async def test_an_answered_datagram_is_ready_and_a_refused_one_is_not() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         async with watched(path, UDP) as w:
             await w.forward.settled.wait()
@@ -374,7 +374,7 @@ async def test_a_datagram_that_comes_back_and_one_that_nobody_wants() -> None:
                 assert await rig.recv(client) == b"x"
 
 
-async def test_a_proxy_is_ready_with_its_agent_whatever_it_is_asked_for() -> None:
+async def test_a_proxy_is_ready_with_its_agent_whatever_clients_request() -> None:
     async with rig.path() as path:
         w = Watched(path, Port(1080, 0, Protocol.TCP))
         proxy = dataclasses.replace(w.forward.spec.target, kind=Kind.PROXY)
@@ -393,7 +393,7 @@ async def test_a_proxy_is_ready_with_its_agent_whatever_it_is_asked_for() -> Non
         w.forward.cut()
 
 
-async def test_draining_is_the_last_of_it() -> None:
+async def test_a_draining_forward_changes_its_state_no_more() -> None:
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
         async with watched(path) as w:
             w.route.update(leads(target))
@@ -405,7 +405,7 @@ async def test_draining_is_the_last_of_it() -> None:
             assert w.told == ["web: ready", "web: draining"]
 
 
-async def test_a_bug_in_a_probe_is_that_forwards_alone(
+async def test_a_bug_in_a_probe_fails_that_forward_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real, first = probe, True
@@ -440,7 +440,9 @@ _STEPS = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(_STEPS)
-async def test_whatever_happens_a_state_is_never_better_than_the_way(steps: list[str]) -> None:
+async def test_in_any_sequence_of_events_no_state_is_better_than_its_cause(
+    steps: list[str],
+) -> None:
     async with rig.path() as path, watched(path) as w:
         await w.forward.settled.wait()
         spec, was_ready = w.forward.spec, False
@@ -494,7 +496,7 @@ async def test_whatever_happens_a_state_is_never_better_than_the_way(steps: list
         (ErrorCode.DIAL_FAILED, "dial failed (x)"),
     ],
 )
-def test_the_agents_answers_are_told_apart(code: ErrorCode, text: str) -> None:
+def test_each_answer_of_an_agent_has_its_own_reason(code: ErrorCode, text: str) -> None:
     assert explain(code, "x").startswith(text)
     assert explain(code, "x").endswith("(x)")
     assert "(" not in explain(code, "")
@@ -528,7 +530,7 @@ async def start(*work: Awaitable[Any]) -> list[asyncio.Task[Any]]:
 
 
 @pytest.mark.parametrize("answer", [None, NO])
-async def test_all_who_ask_together_get_the_answer_of_one_probe(answer: ProbeError | None) -> None:
+async def test_concurrent_questions_share_one_probe(answer: ProbeError | None) -> None:
     shared, probe = SharedProbe(), Probe()
     asking = await start(*(shared.ask(probe, now()) for _ in range(5)))
     (only,) = probe.made
@@ -538,7 +540,7 @@ async def test_all_who_ask_together_get_the_answer_of_one_probe(answer: ProbeErr
     assert len(probe.made) == 1
 
 
-async def test_an_answer_from_before_is_not_news() -> None:
+async def test_an_answer_older_than_the_question_is_not_used() -> None:
     shared, probe = SharedProbe(), Probe()
     (first,) = await start(shared.ask(probe, now()))
     (second,) = await start(shared.ask(probe, now()))
@@ -561,7 +563,7 @@ async def test_traffic_that_worked_during_a_probe_counts_more_than_its_failure()
     "end",
     [lambda probe, task: task.cancel(), lambda probe, task: probe.set_exception(NoRouteError)],
 )
-async def test_who_waits_for_a_probe_that_ends_without_an_answer_probes(
+async def test_a_waiter_probes_itself_if_the_probe_ends_without_an_answer(
     end: Callable[[Any, Any], None],
 ) -> None:
     shared, probe = SharedProbe(), Probe()
@@ -573,7 +575,7 @@ async def test_who_waits_for_a_probe_that_ends_without_an_answer_probes(
     assert isinstance((await asyncio.gather(first, return_exceptions=True))[0], BaseException)
 
 
-async def test_they_are_shared_by_pool_endpoint_and_check_while_a_forward_has_them() -> None:
+async def test_a_shared_probe_belongs_to_a_pool_endpoint_and_check() -> None:
     pools = [Pool("p", [rig.AgentLink(None)], rig.KEY, size=1) for _ in range(2)]
     here, there = Endpoint("h", 1), Endpoint("h", 2)
     dial, http = Check(), Check(CheckKind.HTTP)

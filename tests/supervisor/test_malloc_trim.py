@@ -9,7 +9,7 @@ from krelay.supervisor.malloc_trim import give_back
 from tests import rig
 
 
-async def test_it_is_given_back_once_after_each_time_that_something_lived(
+async def test_memory_is_returned_once_after_the_last_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(malloc_trim, "_LOOK_EVERY", 0.001)
@@ -33,7 +33,7 @@ async def test_it_is_given_back_once_after_each_time_that_something_lived(
     assert trimmed == [5, 9]  # at the first look that found nothing, each time
 
 
-async def test_and_now_and_then_while_something_lives_for_ever(
+async def test_memory_is_returned_now_and_then_while_a_stream_lives(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(malloc_trim, "_LOOK_EVERY", 0.001)
@@ -58,11 +58,11 @@ async def test_and_now_and_then_while_something_lives_for_ever(
     assert trimmed[:3] == [3, 6, 9]
 
 
-async def test_the_allocator_of_this_system() -> None:
+async def test_the_allocator_of_this_system_has_the_function() -> None:
     trim = malloc_trim._trimmer()
     assert trim is None or trim(0) in (0, 1)
 
 
-async def test_where_it_cannot_be_asked_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_function_it_returns_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(malloc_trim, "_trimmer", lambda: None)
     await give_back(lambda: 1)

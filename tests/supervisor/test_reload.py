@@ -28,7 +28,7 @@ HOST = "ip/127.0.0.1"
 EDITS = int(os.environ.get("KRELAY_EDITS", "300"))
 
 
-async def test_a_wrong_file_is_told_once_and_changes_nothing(
+async def test_an_invalid_file_is_logged_once_and_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
@@ -53,7 +53,7 @@ async def test_a_wrong_file_is_told_once_and_changes_nothing(
         assert w.port("one") == before
 
 
-async def test_what_has_yet_to_start_is_no_edit(tmp_path: Path) -> None:
+async def test_a_reload_during_the_start_is_not_out_of_sync(tmp_path: Path) -> None:
     """A file is looked at a second time once it is watched, which may be during the start."""
     file = tmp_path / "krelay.yaml"
     file.write_text(text(f"one: {HOST} :1"))
@@ -67,7 +67,7 @@ async def test_what_has_yet_to_start_is_no_edit(tmp_path: Path) -> None:
     assert supervisor.out_of_sync is not None
 
 
-async def test_every_problem_is_told_with_its_place(
+async def test_every_problem_is_logged_with_its_position(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with world(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
@@ -77,7 +77,7 @@ async def test_every_problem_is_told_with_its_place(
         assert f"{w.file}:6:21: port 99999 is out of range" in caplog.text
 
 
-async def test_files_that_it_names_are_followed_also_while_they_are_wrong(
+async def test_included_files_are_watched_also_while_they_are_invalid(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     team = tmp_path / "team.txt"
@@ -100,7 +100,7 @@ async def test_files_that_it_names_are_followed_also_while_they_are_wrong(
         watching.cancel()
 
 
-async def test_targets_txt_is_known_by_its_lines(
+async def test_targets_of_a_targets_txt_are_identified_by_their_lines(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
@@ -137,7 +137,7 @@ async def test_a_pipe_in_the_place_of_a_file_is_an_error(
             await w.reloader.reload("it is a pipe")
 
 
-async def test_a_file_that_is_never_read_holds_up_nothing(
+async def test_a_file_that_hangs_delays_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module_of_reload, "DEADLINE", 0.05)
@@ -169,7 +169,7 @@ async def test_a_file_that_is_never_read_holds_up_nothing(
             answers.set()
 
 
-async def test_what_runs_moves_on_while_a_file_is_read(
+async def test_connections_work_while_a_large_file_is_read(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     many = "".join(f"  a{n}: ip/127.0.0.1 :1\n" for n in range(30_000))
@@ -199,7 +199,7 @@ class Embedded:
         return dataclasses.replace(self._selection, embedded=True).load()
 
 
-async def test_a_bug_in_reading_or_in_carrying_out_ends_nothing(
+async def test_a_bug_in_reading_or_applying_a_file_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with named(b"a") as a, world(monkeypatch, tmp_path, text(f"one: {HOST} :{a}")) as w:
@@ -237,7 +237,9 @@ STEP = st.one_of(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=st.lists(STEP, min_size=1, max_size=8))
-def test_the_last_valid_file_is_what_listens(steps: list[Any], tmp_path: Path) -> None:
+def test_after_any_sequence_of_files_the_last_valid_one_listens(
+    steps: list[Any], tmp_path: Path
+) -> None:
     """Each step is a file: text that is wrong, or local ports and targets by name. Connections
     that were opened on the way live as long as their forward stays, wherever that leads."""
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -301,7 +303,7 @@ async def _holds(
 
 
 @pytest.mark.timeout(120)
-async def test_many_edits_leave_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_many_edits_leak_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     process = psutil.Process()
     async with named(b"a") as a, named(b"b") as b:
 

@@ -81,7 +81,7 @@ async def fails(supervised: Config) -> KrelayError:
 # -- running -----------------------------------------------------------------------------------
 
 
-async def test_it_relays_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_supervisor_relays_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp, rig.udp_echo() as udp:
         running = Run(
             config(
@@ -102,7 +102,7 @@ async def test_it_relays_until_it_is_told_to_stop(monkeypatch: pytest.MonkeyPatc
             await asyncio.open_connection(rig.HOST, running.port("web"))
 
 
-async def test_an_embedded_agent_is_everybody_s(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_embedded_agent_serves_all_contexts(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake_agents(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
         one, two = (
             Target(name, Kind.IP, rig.HOST, (Port(tcp, 0),), context=context)
@@ -118,7 +118,9 @@ async def test_an_embedded_agent_is_everybody_s(monkeypatch: pytest.MonkeyPatch)
             running.stop.set()
 
 
-async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_live_connections_may_finish_within_the_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         running = Run(config(target("web", Port(tcp, 0)), drain=3600.0))
         async with asyncio.TaskGroup() as tasks:
@@ -134,7 +136,7 @@ async def test_live_connections_get_their_time(monkeypatch: pytest.MonkeyPatch) 
                 assert await reader.read() == b"b"
 
 
-async def test_what_is_wanted_while_it_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_request_during_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """`krelay reload` would wait until the last connection has ended, and be cut off then."""
     async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
         first = config(target("web", Port(tcp, 0)), drain=3600.0)
@@ -158,7 +160,7 @@ def listening(running: Run) -> bool:
     return bool(running.supervisor.active.forwards)
 
 
-async def test_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_live_connections_are_cut_after_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
         running = Run(config(target("web", Port(tcp, 0)), drain=0.01))
         async with asyncio.TaskGroup() as tasks:
@@ -189,7 +191,7 @@ async def test_cancelling_skips_the_draining(monkeypatch: pytest.MonkeyPatch) ->
         assert task.cancelled()
 
 
-async def test_connections_that_come_while_it_is_cancelled_break_nothing(
+async def test_connections_during_a_cancellation_break_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.hold) as tcp:
@@ -214,7 +216,7 @@ async def test_connections_that_come_while_it_is_cancelled_break_nothing(
 # -- starting ----------------------------------------------------------------------------------
 
 
-async def test_stopping_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_start_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     starting = asyncio.Event()
 
     async def forever(agent: FakeAgent) -> None:
@@ -231,7 +233,9 @@ async def test_stopping_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None
         assert running.lines == []
 
 
-async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancellation_during_the_end_is_not_swallowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A task group that ends already swallows it, and the exit code would say that all was well."""
     starting, ending, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -259,7 +263,7 @@ async def test_a_cancellation_while_it_ends_is_one(monkeypatch: pytest.MonkeyPat
         assert task.cancelled()
 
 
-async def test_an_agent_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_that_cannot_start_fails_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(agent: FakeAgent) -> None:
         raise AgentError("no image", hint="build one")
 
@@ -270,7 +274,7 @@ async def test_an_agent_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("kind", [TunnelRefusedError, UnreachableError, CredentialsError])
-async def test_a_tunnel_that_will_never_come_up(
+async def test_a_permanent_failure_of_the_tunnel_fails_the_start_at_once(
     kind: type[KrelayError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -282,7 +286,9 @@ async def test_a_tunnel_that_will_never_come_up(
         assert type(error) is kind
 
 
-async def test_a_tunnel_that_does_not_come_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tunnel_that_is_not_up_in_time_fails_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def fail(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
         raise ConnectionRefusedError("not yet")
 
@@ -294,7 +300,7 @@ async def test_a_tunnel_that_does_not_come_up_in_time(monkeypatch: pytest.Monkey
         assert str(error) == "no tunnel to the agent within 0.05 s: not yet"
 
 
-async def test_a_tunnel_that_comes_up_late_is_early_enough(
+async def test_a_tunnel_that_comes_up_after_retries_is_enough(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real, tries = FakeAgent.dial, 0
@@ -315,7 +321,9 @@ async def test_a_tunnel_that_comes_up_late_is_early_enough(
             running.stop.set()
 
 
-async def test_an_agent_that_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_that_is_lost_during_the_start_fails_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def lose(agent: FakeAgent, protocol: asyncio.Protocol) -> asyncio.Transport:
         agent.lost = "the pod was evicted"
         raise ConnectionResetError
@@ -326,7 +334,7 @@ async def test_an_agent_that_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) ->
         assert (type(error), str(error)) == (AgentError, "the pod was evicted")
 
 
-async def test_one_port_in_use_is_that_forward_s_alone(
+async def test_one_port_in_use_does_not_fail_the_start(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
@@ -340,7 +348,7 @@ async def test_one_port_in_use_is_that_forward_s_alone(
     assert f"taken: cannot listen on 127.0.0.1:{tcp}: Address already in use" in caplog.text
 
 
-async def test_strictly_one_is_enough_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_port_in_use_fails_a_strict_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake_agents(monkeypatch) as made, rig.tcp_target(rig.echo) as tcp:
         both = config(target("taken", Port(80, tcp)), target("web", Port(tcp, 0)))
         supervisor = Supervisor(both, strict=True)
@@ -350,7 +358,7 @@ async def test_strictly_one_is_enough_to_fail(monkeypatch: pytest.MonkeyPatch) -
         assert [agent.server.listening.is_set() for agent in made] == [False]
 
 
-async def test_strictly_one_that_may_not_be_followed_is_too(
+async def test_one_target_that_cannot_be_followed_fails_a_strict_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def follow(target: Target, publish: Publish) -> None:
@@ -371,7 +379,9 @@ async def test_strictly_one_that_may_not_be_followed_is_too(
             running.stop.set()
 
 
-async def test_strictly_one_that_does_not_exist_is_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_missing_target_fails_a_strict_start_if_it_must_exist(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """But not where it may yet come, as `krelay run` waits for it."""
 
     async def follow(target: Target, publish: Publish) -> None:
@@ -395,7 +405,7 @@ async def test_strictly_one_that_does_not_exist_is_too(monkeypatch: pytest.Monke
                 stop.set()
 
 
-async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_ports_in_use_fail_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         error = await fails(config(target("a", Port(80, tcp)), target("b", Port(81, tcp))))
         assert type(error) is ListenError
@@ -404,7 +414,7 @@ async def test_no_port_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
 # -- following ---------------------------------------------------------------------------------
 
 
-async def test_a_forward_that_waits_is_told_of_later(
+async def test_a_forward_that_waits_is_announced_once_it_is_bound(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
@@ -441,7 +451,9 @@ def opens_on(port: int) -> Callable[..., object]:
     return open_there
 
 
-async def test_following_that_fails_at_first_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_target_that_cannot_be_followed_at_first_fails_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def fail(target: Target, publish: Publish) -> None:
         raise CredentialsError("not allowed")
 
@@ -451,7 +463,7 @@ async def test_following_that_fails_at_first_is_an_error(monkeypatch: pytest.Mon
         assert type(error) is CredentialsError
 
 
-async def test_following_that_fails_later_leaves_the_route_as_it_is(
+async def test_a_target_that_cannot_be_followed_later_keeps_its_route(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
@@ -477,7 +489,7 @@ async def test_following_that_fails_later_leaves_the_route_as_it_is(
 # -- the end -----------------------------------------------------------------------------------
 
 
-async def test_an_agent_that_cannot_be_removed_in_time(
+async def test_an_agent_that_is_not_removed_in_time_is_named_in_the_log(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def forever(agent: FakeAgent) -> None:
@@ -546,7 +558,7 @@ async def test_before_the_start_nothing_is_ready() -> None:
 # -- requests --------------------------------------------------------------------------------------
 
 
-def test_one_that_is_replaced_or_given_up_is_over() -> None:
+def test_a_request_that_is_replaced_or_given_up_is_done() -> None:
     first, second = ApplyRequest(Config(()), "first"), ApplyRequest(Config(()), "second")
     first.replace(second)
     assert first.done.is_set()
@@ -556,7 +568,7 @@ def test_one_that_is_replaced_or_given_up_is_over() -> None:
     assert str(second.failure) == "too late"
 
 
-def test_one_that_is_over_stays_as_it_is() -> None:
+def test_a_request_that_is_done_stays_as_it_is() -> None:
     done = ApplyRequest(Config(()), "done")
     done.done.set()
     done.replace(ApplyRequest(Config(()), "newer"))

@@ -55,7 +55,7 @@ async def following() -> AsyncIterator[tuple[Source, TargetWatcher, list[Route]]
         found.stop()
 
 
-async def test_answers_go_to_the_routes_also_the_one_before() -> None:
+async def test_routes_get_the_last_answer_and_all_further_ones() -> None:
     async with following() as (source, found, routes):
         source.told.put_nowait((HERE, NOWHERE))
         await found.answered.wait()
@@ -69,7 +69,7 @@ async def test_answers_go_to_the_routes_also_the_one_before() -> None:
         assert [route.endpoint for route in others] == [HERE.endpoint] * 2
 
 
-async def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_changed_endpoint_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "krelay.supervisor")
     async with following() as (source, found, routes):
         found.update(routes)
@@ -84,7 +84,7 @@ async def test_what_changes_is_told(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("update_first", [True, False])
-async def test_a_failure_is_the_reason_and_is_tried_again(
+async def test_a_failure_becomes_the_reason_of_the_routes_and_is_retried(
     update_first: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with following() as (source, found, routes):
@@ -129,7 +129,7 @@ async def test_targets_that_fail_together_are_logged_together(
     ]
 
 
-async def test_a_bug_is_that_target_s_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_fails_that_target_only(caplog: pytest.LogCaptureFixture) -> None:
     async with following() as (source, found, _):
         source.told.put_nowait(ZeroDivisionError("oops"))
         await found.answered.wait()
@@ -139,7 +139,7 @@ async def test_a_bug_is_that_target_s_alone(caplog: pytest.LogCaptureFixture) ->
     assert "web: following failed" in caplog.text
 
 
-async def test_what_never_changes_ends() -> None:
+async def test_a_watcher_of_a_constant_target_ends() -> None:
     async def follow(target: Target, publish: Callable[..., None]) -> None:
         publish((HERE, HERE))
 
@@ -165,7 +165,9 @@ class FakeApi:
         FakeApi.closed += 1
 
 
-async def test_each_is_made_once_and_closed_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_client_is_made_once_and_closed_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Api, "connect", FakeApi.connect)
     contexts = Contexts()
     first, again, other = await asyncio.gather(*(contexts.api(c) for c in (None, None, "other")))

@@ -17,18 +17,18 @@ def waiting(*forwards: ForwardState, names: tuple[str, ...] = ()) -> list[str]:
     return [found.target for found in readiness(report(*forwards).forwards, names).waiting]
 
 
-def test_all_of_them() -> None:
+def test_all_forwards_are_ready_if_each_is() -> None:
     assert readiness(report(READY).forwards).ready
     assert not readiness(report(READY, FAILED).forwards).ready
     assert waiting(READY, FAILED) == ["db"]
 
 
 @pytest.mark.parametrize("state", [State.PENDING, State.DEGRADED, State.FAILED, State.DRAINING])
-def test_only_ready_is_ready(state: State) -> None:
+def test_only_the_state_ready_counts_as_ready(state: State) -> None:
     assert waiting(forward("a", state)) == ["a"]
 
 
-def test_those_that_are_named() -> None:
+def test_named_targets_are_judged_alone() -> None:
     assert readiness(report(READY, FAILED).forwards, ["web"]).ready
     assert waiting(READY, FAILED, names=("db", "web")) == ["db"]
 
@@ -40,20 +40,20 @@ def test_every_port_of_a_target_counts() -> None:
     ]
 
 
-def test_names_that_no_target_has() -> None:
+def test_a_name_without_a_target_is_unknown() -> None:
     found = readiness(report(READY).forwards, ["web", "x", "y", "x"])
     assert found.unknown == ("x", "y")
     assert not found.ready
 
 
-def test_what_drains_beside_others_is_not_waited_for_unless_it_is_named() -> None:
+def test_a_draining_forward_counts_only_alone_or_by_name() -> None:
     assert waiting(READY, DRAINING) == []
     assert waiting(READY, DRAINING, names=("old",)) == ["old"]
     second = dataclasses.replace(DRAINING, target="web", index=1)
     assert waiting(READY, second, names=("web",)) == []
 
 
-def test_nothing_is_not_ready_but_starting() -> None:
+def test_without_forwards_krelay_is_starting() -> None:
     nothing = dataclasses.replace(report(READY), forwards=())
     for names in ((), ("web",)):
         found = readiness(nothing.forwards, names)
@@ -62,7 +62,7 @@ def test_nothing_is_not_ready_but_starting() -> None:
     assert not nothing.ready
 
 
-def test_as_json() -> None:
+def test_readiness_has_its_documented_json_form() -> None:
     assert readiness(report(READY).forwards).as_json() == {
         "ready": True,
         "reason": "",
