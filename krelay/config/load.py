@@ -211,7 +211,7 @@ def read_lines(text: str, path: str, **defaults: Any) -> ParsedFile:
         target = target_of(line, place=(number, column), file=path, **defaults)
         if target.name in targets:
             hint = f"line {targets[target.name].line} says the same; keep one of them"
-            problems.append(Problem(number, column, f"{quote(target.name)} is there twice", hint))
+            problems.append(Problem(number, column, f"{quote(target.name)} is defined twice", hint))
             continue
         targets[target.name] = target
         addresses += [

@@ -528,7 +528,7 @@ def test_every_line_problem_is_reported_with_its_place() -> None:
     assert [(p.line, p.column, p.message) for p in part.problems] == [
         (2, 5, "`A` cannot be the name of an object"),
         (2, 7, "the local port `x` is not a number"),
-        (3, 2, "`svc/a 80` is there twice"),
+        (3, 2, "`svc/a 80` is defined twice"),
     ]
 
 
