@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from krelay import payload
-from krelay.cluster.agent_job import KEY_ENV, NAME, carries_source, job_manifest
+from krelay.cluster.agent_job import KEY_ENV, NAME, RUN_LABEL, carries_source, job_manifest
 from krelay.errors import ConfigError
-from krelay.model import AgentConfig, Patch
+from krelay.model import AgentConfig, Patch, SessionConfig
 
 KEY = "ab" * 32
 
@@ -295,3 +295,19 @@ def test_a_patch_that_does_not_fit_is_an_error_of_the_config(patch: Patch, messa
     assert problem.message.startswith(f"agent.patches[1] ({patch.type}): ")
     assert message in problem.message
     assert caught.value.exit_code == 2
+
+
+def test_the_agents_of_one_run_share_a_label_and_spread_over_nodes() -> None:
+    manifest, _ = job_manifest(DEFAULT, namespace="tools", key_sha256=KEY, run="r1")
+    assert manifest["spec"]["template"]["metadata"]["labels"][RUN_LABEL] == "r1"
+    (spread,) = pod(manifest)["topologySpreadConstraints"]
+    assert spread["labelSelector"] == {"matchLabels": {RUN_LABEL: "r1"}}
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"
+
+
+def test_an_agent_learns_other_session_settings_from_its_environment() -> None:
+    session = SessionConfig(resume_timeout=90.0, ping=1.5)
+    manifest, _ = job_manifest(DEFAULT, namespace="tools", key_sha256=KEY, session=session)
+    found = env(manifest)
+    assert (found["KRELAY_GRACE"], found["KRELAY_PING"]) == ("90s", "1.5s")
+    assert "KRELAY_GRACE" not in env(made())

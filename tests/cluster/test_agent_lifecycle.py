@@ -19,7 +19,7 @@ from aiohttp import web
 
 from krelay.cluster import agent_lifecycle as module
 from krelay.cluster import diagnosis
-from krelay.cluster.agent_lifecycle import Agent, PostedJobs, agent_gone, create_agent
+from krelay.cluster.agent_lifecycle import Agent, PostedJobs, agent_ended, agent_gone, create_agent
 from krelay.cluster.api import Api
 from krelay.errors import (
     AccessDeniedError,
@@ -387,6 +387,27 @@ async def test_agent_gone_returns_for_a_missing_or_replaced_pod(cluster: Cluster
     assert await agent_gone(api, AGENT) == "the agent's pod krelay-server-x-y is gone"
     await cluster.put("pods", AGENT.pod, metadata={"uid": "p2"}, status=RUNNING)
     assert await agent_gone(api, AGENT) == "the agent's pod krelay-server-x-y is gone"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ((404, {"message": "gone"}), "the agent's pod krelay-server-x-y is gone"),
+        ((200, {"uid": "p2"}), "another pod has replaced the agent's pod krelay-server-x-y"),
+        (
+            (200, {"uid": "p1", "deletionTimestamp": "2026-01-01T00:00:00Z"}),
+            "the agent's pod krelay-server-x-y is being deleted",
+        ),
+        ((200, {"uid": "p1"}), None),
+    ],
+)
+async def test_agent_ended_judges_the_pod_by_one_request(
+    plain_kube: Any, api: Api, answer: tuple[int, Any], reason: str | None
+) -> None:
+    status, body = answer
+    metadata = {"metadata": {"name": AGENT.pod, **body}} if status == 200 else body
+    plain_kube.script((status, metadata))
+    assert await agent_ended(api, AGENT) == reason
 
 
 async def test_a_remote_server_without_tls_gets_no_job(
