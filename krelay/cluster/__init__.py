@@ -1,6 +1,6 @@
-"""3. The cluster: who we are there, what the targets mean now, and the agent's life.
+"""The cluster: its API server, the meaning of targets there, and the agent's life.
 
-`kubeconfig` says which API server and which user, `credentials` proves to be that user, `api`
-asks and `watch` follows. Import the modules by name: this package itself imports nothing, so
-that `krelay --help` pays for no cluster client.
+`auth` finds the server and proves the user's identity. `api` sends requests, `reflector` and
+`informers` watch, `resolve` turns targets into endpoints, and `agent_lifecycle` runs the agent.
+Import the modules by name: this package imports nothing, so `krelay --help` loads no HTTP client.
 """

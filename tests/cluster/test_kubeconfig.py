@@ -518,6 +518,7 @@ print(merger.__name__, stamp, end=' ')
 """
 
 
+@pytest.mark.process
 def test_the_models_of_the_library_are_not_imported() -> None:
     """This fails if a release of the library needs more than the stand-in has."""
     script = USE + "print([name for name in sys.modules if name.startswith('kubernetes_asyncio')])"
@@ -526,11 +527,13 @@ def test_the_models_of_the_library_are_not_imported() -> None:
     assert run(script) == "KubeConfigMerger 1577836800.0 False"
 
 
+@pytest.mark.process
 def test_the_whole_library_can_be_imported_after() -> None:
     script = USE + "import kubernetes_asyncio; print(kubernetes_asyncio.client.CoreV1Api.__name__)"
     assert run(script).endswith(" CoreV1Api")
 
 
+@pytest.mark.process
 def test_a_library_that_is_imported_already_is_used() -> None:
     script = (
         "import kubernetes_asyncio.config.kube_config as theirs\n"
@@ -540,6 +543,7 @@ def test_a_library_that_is_imported_already_is_used() -> None:
     assert run(script).endswith(" True")
 
 
+@pytest.mark.process
 def test_a_library_that_does_not_allow_the_stand_in_is_imported_whole() -> None:
     script = (
         "import krelay.cluster.auth.kubeconfig as module\n"
@@ -551,6 +555,7 @@ def test_a_library_that_does_not_allow_the_stand_in_is_imported_whole() -> None:
     assert run(script) == "KubeConfigMerger 1577836800.0 True"
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     script = "import sys, krelay.cluster; print('aiohttp' in sys.modules)"
     assert run(script) == "False"

@@ -1,3 +1,5 @@
-"""Authentication: the server and the user that kubeconfig names, and proof of being that user."""
+"""Authentication: the server and the user of a context, and proof of being that user.
 
-from __future__ import annotations
+`kubeconfig` finds both. `credentials` keeps an `ApiAccess` fresh, made of an `identity` that comes
+from kubeconfig itself, an exec plugin or an OIDC issuer.
+"""
