@@ -80,11 +80,6 @@ class Api:
         return cls(credentials, overrides.request_timeout or REQUEST_DEADLINE)
 
     @property
-    def context(self) -> str | None:
-        """The context's name; None in a pod that uses its service account."""
-        return self._credentials.login.context
-
-    @property
     def namespace(self) -> str:
         """The context's namespace, or `default`; in a pod the pod's own."""
         return self._credentials.login.namespace

@@ -209,7 +209,7 @@ async def test_inside_a_cluster(grant: Grant, login: Login, namespace: str, tmp_
     credentials = Credentials(lambda: load(environ=environ, service_account=tmp_path))
     await credentials.open()
     async with Api(credentials) as api:
-        assert (api.context, api.namespace) == (None, namespace)
+        assert api.namespace == namespace
         await api.get(collection("v1", "configmaps", api.namespace))
 
 
