@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from krelay import __version__, payload
+from krelay.cluster.objects import nested
 from krelay.cluster.patch import PatchError, json_patch, merge, plain, strategic
 from krelay.errors import ConfigError, Problem
 from krelay.model import AgentConfig, Patch, SessionConfig
@@ -192,7 +193,7 @@ def _patch_job(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:
     """Return a copy of the Job with `patch` applied to it or to its pod.
 
     The pod gets its namespace and the prefix of its name from the Job, so a patch of the pod that
-    changes these changes the Job's. Older versions created a bare pod, and patches still work.
+    changes these changes the Job's. Patches written for versions with a bare pod still work.
     """
     if patch.target == "job":
         return _check_job(_apply(manifest, patch))
@@ -208,9 +209,9 @@ def _patch_job(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:
 
 def _check_job(job: dict[str, Any]) -> dict[str, Any]:
     """Return `job` if it has what krelay itself needs; the API server validates the rest."""
-    if not isinstance(_get(job, ("spec", "template", "metadata")), dict):
+    if not isinstance(nested(job, "spec", "template", "metadata"), dict):
         raise PatchError("leaves no pod with metadata")
-    namespace = _get(job, ("metadata", "namespace"))
+    namespace = nested(job, "metadata", "namespace")
     if not isinstance(namespace, str) or not namespace:
         raise PatchError("leaves no namespace")
     return job
@@ -243,26 +244,20 @@ _CONTAINER_FIELDS = (
 
 def _useful_fields(manifest: Mapping[str, Any]) -> Iterator[str]:
     """Yield the fields present in `manifest` that the agent or admission may need."""
-    spec = _get(manifest, ("spec", "template", "spec"))
-    yield from (f"spec.{'.'.join(path)}" for path in _POD_FIELDS if _get(spec, path) is not None)
-    server = next(_named(_get(spec, ("containers",)), NAME), None)
+    spec = nested(manifest, "spec", "template", "spec")
+    yield from (f"spec.{'.'.join(path)}" for path in _POD_FIELDS if nested(spec, *path) is not None)
+    server = next(_named(nested(spec, "containers"), NAME), None)
     if server is None:
         return
     yield f"the container {NAME}"
     yield from (
         f"the container's {'.'.join(path)}"
         for path in _CONTAINER_FIELDS
-        if _get(server, path) is not None
+        if nested(server, *path) is not None
     )
     for name in (KEY_ENV, payload.ENV_NAME):
         if any(_named(server.get("env"), name)):
             yield f"the variable {name}"
-
-
-def _get(value: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def _named(elements: Any, name: str) -> Iterator[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from krelay.cluster.agent_job import NAME
+from krelay.cluster.objects import nested
 
 Object = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ def diagnose(
     `jobs` or `events` are None if krelay may not read them.
     """
     if pods:
-        newest = max(pods, key=lambda pod: str(_get(pod, "metadata", "creationTimestamp")))
+        newest = max(pods, key=lambda pod: str(nested(pod, "metadata", "creationTimestamp")))
         return of_pod(newest, events or ())
     if jobs is not None:
         if not jobs:
@@ -80,32 +81,32 @@ def of_pod(pod: Object, events: Collection[Object] = ()) -> Diagnosis:
     for status in _statuses(pod):
         if stuck := _stuck(status):
             return stuck
-    if "running" in (_get(_server(pod), "state") or {}):
+    if "running" in (nested(_server(pod), "state") or {}):
         return Diagnosis("Running", "the agent runs")
     if unscheduled := _condition(pod, "PodScheduled", "False"):
         reason = f"no node takes the agent's pod: {_line(unscheduled.get('message'))}"
         if unscheduled.get("reason") != "Unschedulable":
             return Diagnosis("Scheduling", reason)
         return Diagnosis("Unschedulable", reason, _NODE_HINT, PATIENCE)
-    if not _get(pod, "spec", "nodeName"):
+    if not nested(pod, "spec", "nodeName"):
         return Diagnosis("Scheduling", "waiting for a node")
     return _starting(pod, events)
 
 
 def end_of(pod: Object) -> Diagnosis | None:
     """Return why the pod has ended or is being deleted, or None."""
-    name = _get(pod, "metadata", "name")
-    if _get(pod, "metadata", "deletionTimestamp"):
+    name = nested(pod, "metadata", "name")
+    if nested(pod, "metadata", "deletionTimestamp"):
         disruption = _condition(pod, "DisruptionTarget", "True")
         why = f": {_why(disruption)}" if disruption else ""
         return Diagnosis("Deleted", f"the agent's pod {name} is being deleted{why}", patience=0)
-    status = _get(pod, "status") or {}
+    status = nested(pod, "status") or {}
     over = status.get("phase") in ("Failed", "Succeeded")
     if over and status.get("reason"):  # Evicted, OutOfcpu, NodeAffinity, ...
         return Diagnosis("Ended", f"the agent's pod {name} ended: {_why(status)}", patience=0)
-    ended = _get(_server(pod), "state", "terminated")
+    ended = nested(_server(pod), "state", "terminated")
     if ended is None and over:
-        ended = next(filter(None, (_get(s, "state", "terminated") for s in _statuses(pod))), {})
+        ended = next(filter(None, (nested(s, "state", "terminated") for s in _statuses(pod))), {})
     return None if ended is None else _exit(ended)
 
 
@@ -135,7 +136,7 @@ def _refused(message: str) -> Diagnosis:
 
 
 def _stuck(status: Object) -> Diagnosis | None:
-    waiting = _get(status, "state", "waiting") or {}
+    waiting = nested(status, "state", "waiting") or {}
     code, message = waiting.get("reason"), _line(waiting.get("message"))
     if code in _PULL:
         reason = f"cannot pull the image {status.get('image')}: {message or code}"
@@ -143,7 +144,7 @@ def _stuck(status: Object) -> Diagnosis | None:
     if code in _CREATE:
         return Diagnosis(code, f"cannot start the agent's container: {message or code}", patience=0)
     if code == "CrashLoopBackOff":
-        return _exit(_get(status, "lastState", "terminated") or {})
+        return _exit(nested(status, "lastState", "terminated") or {})
     return None
 
 
@@ -163,11 +164,11 @@ def _exit(ended: Object) -> Diagnosis:
 
 def _starting(pod: Object, events: Collection[Object]) -> Diagnosis:
     """Judge a pod on its node that has no container yet: volumes, network, image."""
-    uid = _get(pod, "metadata", "uid")
+    uid = nested(pod, "metadata", "uid")
     warnings = [
         event
         for event in events
-        if event.get("type") == "Warning" and _get(event, "involvedObject", "uid") == uid
+        if event.get("type") == "Warning" and nested(event, "involvedObject", "uid") == uid
     ]
     if not warnings:
         return Diagnosis("Starting", "waiting for the agent's container")
@@ -180,17 +181,17 @@ def _starting(pod: Object, events: Collection[Object]) -> Diagnosis:
 
 def _statuses(pod: Object) -> Iterator[Object]:
     for kind in ("initContainerStatuses", "containerStatuses"):
-        yield from _get(pod, "status", kind) or ()
+        yield from nested(pod, "status", kind) or ()
 
 
 def _server(pod: Object) -> Object | None:
     """Return the status of the agent's own container; patches may add others."""
-    own = _get(pod, "status", "containerStatuses") or ()
+    own = nested(pod, "status", "containerStatuses") or ()
     return next((status for status in own if status.get("name") == NAME), None)
 
 
 def _condition(item: Object, kind: str, status: str) -> Object | None:
-    for condition in _get(item, "status", "conditions") or ():
+    for condition in nested(item, "status", "conditions") or ():
         if condition.get("type") == kind and condition.get("status") == status:
             return dict(condition)
     return None
@@ -202,15 +203,9 @@ def _why(source: Object) -> str:
 
 def _time(event: Object) -> str:
     """Return the event's time, in RFC 3339 and UTC, which sorts as text."""
-    series = _get(event, "series", "lastObservedTime")
+    series = nested(event, "series", "lastObservedTime")
     return str(series or event.get("lastTimestamp") or event.get("eventTime") or "")
 
 
 def _line(message: Any) -> str:
     return " ".join(str(message or "").split())[:_MAX_LINE]
-
-
-def _get(value: Any, *path: str) -> Any:
-    for name in path:
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value

@@ -303,6 +303,13 @@ def read_event(line: bytes, path: str) -> tuple[str, str, dict[str, Any]]:
     return sort, version, read_object(schema_of(path), item, path)
 
 
+def nested(value: Any, *path: str) -> Any:
+    """Return the field at `path` inside nested objects; None if any of them is missing."""
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
 def _describe(value: Any, path: str) -> str:
     try:
         name = NAMED.read(value)["metadata"]["name"]
