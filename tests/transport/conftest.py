@@ -236,7 +236,7 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest.fixture(params=[Transport.SPDY, Transport.WEBSOCKET], ids=str)
-def way(request: pytest.FixtureRequest) -> Transport:
+def transport(request: pytest.FixtureRequest) -> Transport:
     return cast(Transport, request.param)
 
 
@@ -277,7 +277,7 @@ class Witness(asyncio.Protocol):
 
 
 async def open_pipe(
-    server: Server, way: Transport, protocol: asyncio.Protocol | None = None, **changes: Any
+    server: Server, transport: Transport, protocol: asyncio.Protocol | None = None, **changes: Any
 ) -> tuple[Pipe, Witness]:
     witness = protocol if protocol is not None else Witness()
     pipe = await open_portforward(
@@ -286,7 +286,7 @@ async def open_pipe(
         pod="web-0",
         port=8080,
         protocol=witness,
-        transport=way,
+        transport=transport,
         preference=TransportPreference(),
     )
     return pipe, cast(Witness, witness)

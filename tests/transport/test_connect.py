@@ -118,12 +118,12 @@ SCHEMES = ["http", "https", "socks5", "socks5h"]
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 async def test_a_port_forward_through_a_proxy_carries_bytes(
-    server: Server, way: Transport, scheme: str
+    server: Server, transport: Transport, scheme: str
 ) -> None:
     async with proxying(scheme) as proxy:
         pipe, witness = await open_pipe(
             server,
-            way,
+            transport,
             url=f"https://kube.test:{server.port}",
             proxy=f"{scheme}://u:p%40@127.0.0.1:{proxy.port}",
         )

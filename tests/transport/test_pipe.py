@@ -33,7 +33,9 @@ class Script:
         self.client_closed.set()
 
 
-async def test_a_pipe_opens_the_error_and_the_data_stream(server: Server, way: Transport) -> None:
+async def test_a_pipe_opens_the_error_and_the_data_stream(
+    server: Server, transport: Transport
+) -> None:
     opened: asyncio.Future[list[tuple[int, dict[str, str]]]]
     opened = asyncio.get_running_loop().create_future()
 
@@ -43,7 +45,7 @@ async def test_a_pipe_opens_the_error_and_the_data_stream(server: Server, way: T
         await peer.closed()
 
     server.play = play
-    pipe, witness = await open_pipe(server, way)
+    pipe, witness = await open_pipe(server, transport)
     assert await opened == [
         (1, {"streamtype": "error", "port": "8080", "requestid": "0"}),
         (3, {"streamtype": "data", "port": "8080", "requestid": "0"}),
@@ -54,8 +56,8 @@ async def test_a_pipe_opens_the_error_and_the_data_stream(server: Server, way: T
     assert witness.calls == ["made", "lost"]
 
 
-async def test_bytes_pass_both_ways_in_order(server: Server, way: Transport) -> None:
-    pipe, witness = await open_pipe(server, way)
+async def test_bytes_pass_both_ways_in_order(server: Server, transport: Transport) -> None:
+    pipe, witness = await open_pipe(server, transport)
     sent = os.urandom(3_000_000)
     pipe.writelines([])
     pipe.write(b"")
@@ -73,15 +75,17 @@ async def test_bytes_pass_both_ways_in_order(server: Server, way: Transport) -> 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
 async def test_frames_split_anywhere_are_joined(
-    server: Server, way: Transport, pieces: int
+    server: Server, transport: Transport, pieces: int
 ) -> None:
     server.play = Script(*(data(bytes([i]) * i) for i in range(40)), PING, END, pieces=pieces)
-    _, witness = await open_pipe(server, way)
+    _, witness = await open_pipe(server, transport)
     assert isinstance(await witness.lost, TunnelError)
     assert bytes(witness.data) == b"".join(bytes([i]) * i for i in range(40))
 
 
-async def test_pieces_of_one_read_are_handed_on_at_once(server: Server, way: Transport) -> None:
+async def test_pieces_of_one_read_are_handed_on_at_once(
+    server: Server, transport: Transport
+) -> None:
     async def play(peer: Peer) -> None:
         peer.accept(data(b"early"))
         await peer.send(data(b"a") + data(b"b") + control(2, bytes(9)) + data(b"c"))
@@ -93,7 +97,7 @@ async def test_pieces_of_one_read_are_handed_on_at_once(server: Server, way: Tra
             self.calls.append(data.decode())
 
     server.play = play
-    pipe, witness = await open_pipe(server, way, Counting())
+    pipe, witness = await open_pipe(server, transport, Counting())
     await witness.until(lambda: witness.data.endswith(b"c"))
     assert bytes(witness.data) == b"earlyabc"
     assert witness.calls[1:] in (["early", "abc"], ["earlyabc"])
@@ -132,10 +136,10 @@ async def test_pieces_of_one_read_are_handed_on_at_once(server: Server, way: Tra
     ],
 )  # fmt: skip
 async def test_the_end_of_the_streams_ends_the_pipe_although_the_connection_stays(
-    server: Server, way: Transport, frames: list[bytes], error: type[TunnelError], said: str
+    server: Server, transport: Transport, frames: list[bytes], error: type[TunnelError], said: str
 ) -> None:
     server.play = script = Script(data(b"before"), *frames)
-    pipe, witness = await open_pipe(server, way)
+    pipe, witness = await open_pipe(server, transport)
     lost = await witness.lost
     assert type(lost) is error
     assert said in str(lost)
@@ -145,16 +149,16 @@ async def test_the_end_of_the_streams_ends_the_pipe_although_the_connection_stay
 
 
 async def test_an_error_text_whose_stream_stays_open_ends_the_pipe_in_time(
-    server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
+    server: Server, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "_TEXT_DEADLINE", 0.01)
     server.play = Script(data(b"sandbox 3f is not ", ERROR), data(b"running" * 9999, ERROR))
-    _, witness = await open_pipe(server, way)
+    _, witness = await open_pipe(server, transport)
     assert isinstance(await witness.lost, PodGoneError)
 
 
 async def test_a_connection_cut_within_a_frame_is_a_tunnel_error(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
     async def play(peer: Peer) -> None:
         peer.accept()
@@ -162,27 +166,27 @@ async def test_a_connection_cut_within_a_frame_is_a_tunnel_error(
         await peer.send(data(b"abc")[:-1])
 
     server.play = play
-    _, witness = await open_pipe(server, way)
+    _, witness = await open_pipe(server, transport)
     assert "the connection to the API server was lost" in str(await witness.lost)
     assert bytes(witness.data) == b"ab"
     assert witness.calls == ["made", "lost"]
 
 
 async def test_a_connection_cut_after_an_error_text_ends_with_that_text(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
     async def play(peer: Peer) -> None:
         peer.accept()
         await peer.send(data(b"sandbox 3f is not running", ERROR))
 
     server.play = play
-    _, witness = await open_pipe(server, way)
+    _, witness = await open_pipe(server, transport)
     assert isinstance(await witness.lost, PodGoneError)
 
 
-async def test_bytes_that_are_no_spdy_end_the_pipe(server: Server, way: Transport) -> None:
+async def test_bytes_that_are_no_spdy_end_the_pipe(server: Server, transport: Transport) -> None:
     server.play = script = Script(b"\x80\x02\0\0\0\0\0\0")
-    _, witness = await open_pipe(server, way)
+    _, witness = await open_pipe(server, transport)
     assert "does not speak SPDY: version 2" in str(await witness.lost)
     await script.client_closed.wait()
 
@@ -220,7 +224,7 @@ async def test_a_closed_websocket_ends_the_pipe_with_its_reason(server: Server) 
     assert bytes(witness.data) == b"last"
 
 
-async def test_pings_are_answered(server: Server, way: Transport) -> None:
+async def test_pings_are_answered(server: Server, transport: Transport) -> None:
     answered = asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -237,23 +241,23 @@ async def test_pings_are_answered(server: Server, way: Transport) -> None:
         await peer.closed()
 
     server.play = play
-    pipe, witness = await open_pipe(server, way)
+    pipe, witness = await open_pipe(server, transport)
     await answered.wait()
     pipe.abort()
     await witness.lost
 
 
 async def test_a_server_that_reads_no_replies_gets_no_more_of_them(
-    server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
+    server: Server, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "_REPLIES_LIMIT", 0)
     server.play = Script(PING, END)
-    _, witness = await open_pipe(server, way)
+    _, witness = await open_pipe(server, transport)
     await witness.lost
     assert server.peers[0]._pending == b""
 
 
-async def test_a_slow_server_pauses_the_writer(server: Server, way: Transport) -> None:
+async def test_a_slow_server_pauses_the_writer(server: Server, transport: Transport) -> None:
     read_on = asyncio.Event()
     total = 0
 
@@ -266,7 +270,7 @@ async def test_a_slow_server_pauses_the_writer(server: Server, way: Transport) -
         await peer.closed()
 
     server.play = play
-    pipe, witness = await open_pipe(server, way)
+    pipe, witness = await open_pipe(server, transport)
     pipe.set_write_buffer_limits(high=100_000)
     assert pipe.get_write_buffer_limits() == (25_000, 100_000)
     while "pause" not in witness.calls:
@@ -280,7 +284,7 @@ async def test_a_slow_server_pauses_the_writer(server: Server, way: Transport) -
     assert pipe.get_write_buffer_size() == 0
 
 
-async def test_close_sends_the_written_bytes_first(server: Server, way: Transport) -> None:
+async def test_close_sends_the_written_bytes_first(server: Server, transport: Transport) -> None:
     sent = os.urandom(2_000_000)
     got = bytearray()
 
@@ -291,7 +295,7 @@ async def test_close_sends_the_written_bytes_first(server: Server, way: Transpor
         await peer.closed()
 
     server.play = play
-    pipe, witness = await open_pipe(server, way)
+    pipe, witness = await open_pipe(server, transport)
     pipe.write(sent)
     pipe.close()
     pipe.close()
@@ -303,7 +307,7 @@ async def test_close_sends_the_written_bytes_first(server: Server, way: Transpor
 
 
 async def test_close_aborts_the_connection_at_its_deadline(
-    server: Server, way: Transport, monkeypatch: pytest.MonkeyPatch
+    server: Server, transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe_module, "CLOSE_DEADLINE", 0.01)
 
@@ -313,7 +317,7 @@ async def test_close_aborts_the_connection_at_its_deadline(
 
     server.play = play
     witness_lost = asyncio.Event()
-    pipe, witness = await open_pipe(server, way)
+    pipe, witness = await open_pipe(server, transport)
     while "pause" not in witness.calls:
         pipe.write(bytes(1 << 20))
     pipe.close()
@@ -321,21 +325,21 @@ async def test_close_aborts_the_connection_at_its_deadline(
     witness_lost.set()
 
 
-async def test_bytes_received_after_close_are_dropped(server: Server, way: Transport) -> None:
+async def test_bytes_received_after_close_are_dropped(server: Server, transport: Transport) -> None:
     class Closing(Witness):
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             pipe.close()
 
     server.play = Script(data(b"one"), data(bytes(1 << 20)), END)
-    pipe, witness = await open_pipe(server, way, Closing())
+    pipe, witness = await open_pipe(server, transport, Closing())
     assert await witness.lost is None
     assert witness.data.startswith(b"one")
     assert len(witness.data) < 1 << 20
 
 
 async def test_close_right_after_the_opening_ends_without_an_error(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
     class Closing(Witness):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -347,26 +351,28 @@ async def test_close_right_after_the_opening_ends_without_an_error(
         await peer.closed()
 
     server.play = play
-    pipe, witness = await open_pipe(server, way, Closing())
+    pipe, witness = await open_pipe(server, transport, Closing())
     pipe.received(b"")
     assert await witness.lost is None
     assert witness.data == b""
 
 
 async def test_close_while_the_server_ends_the_streams_is_no_error(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
     class Closing(Witness):
         def data_received(self, data: bytes) -> None:
             pipe.close()
 
     server.play = Script(data(b"text", ERROR) + data(b"x") + END)
-    pipe, witness = await open_pipe(server, way, Closing())
+    pipe, witness = await open_pipe(server, transport, Closing())
     assert await witness.lost is None
 
 
-async def test_the_pipe_passes_other_calls_to_its_transport(server: Server, way: Transport) -> None:
-    pipe, first = await open_pipe(server, way)
+async def test_the_pipe_passes_other_calls_to_its_transport(
+    server: Server, transport: Transport
+) -> None:
+    pipe, first = await open_pipe(server, transport)
     assert isinstance(pipe, Pipe)
     assert pipe.get_extra_info("ssl_object") is not None
     assert pipe.get_extra_info("nonsense", 7) == 7

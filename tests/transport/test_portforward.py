@@ -60,7 +60,7 @@ class Gateway:
 
 async def dial(
     server: Server,
-    way: Transport = AUTO,
+    transport: Transport = AUTO,
     *,
     preference: TransportPreference | None = None,
     **changes: Any,
@@ -74,7 +74,7 @@ async def dial(
         pod="web-0",
         port=8080,
         protocol=witness,
-        transport=way,
+        transport=transport,
         timeout=timeout,
         preference=preference or TransportPreference(),
     )
@@ -85,10 +85,10 @@ async def dial(
     return witness
 
 
-async def refusal(server: Server, play: Play, way: Transport = AUTO) -> KrelayError:
+async def refusal(server: Server, play: Play, transport: Transport = AUTO) -> KrelayError:
     server.play = play
     with pytest.raises(KrelayError) as caught:
-        await dial(server, way)
+        await dial(server, transport)
     return caught.value
 
 
@@ -97,15 +97,15 @@ def methods(server: Server) -> list[str]:
 
 
 async def test_the_request_has_the_pod_and_the_headers_of_its_transport(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
-    await dial(server, way)
+    await dial(server, transport)
     (peer,) = server.peers
     assert peer.target == "/prefix/api/v1/namespaces/team/pods/web-0/portforward"
     headers = peer.headers
     assert ("Host", f"127.0.0.1:{server.port}") in headers
     assert headers[-2:] == [("Authorization", "Bearer t"), ("Impersonate-Group", "a")]
-    if way is SPDY:
+    if transport is SPDY:
         assert peer.method == "POST"
         assert ("X-Stream-Protocol-Version", "portforward.k8s.io") in headers
         assert ("Upgrade", "SPDY/3.1") in headers
@@ -114,20 +114,20 @@ async def test_the_request_has_the_pod_and_the_headers_of_its_transport(
         assert ("Sec-WebSocket-Protocol", "SPDY/3.1+portforward.k8s.io") in headers
 
 
-async def test_a_server_on_loopback_needs_no_tls(way: Transport) -> None:
+async def test_a_server_on_loopback_needs_no_tls(transport: Transport) -> None:
     async with serving("http") as server:
-        await dial(server, way)
+        await dial(server, transport)
 
 
-async def test_repeated_headers_are_sent_as_often(server: Server, way: Transport) -> None:
+async def test_repeated_headers_are_sent_as_often(server: Server, transport: Transport) -> None:
     groups = (("Impersonate-Group", "a"), ("Impersonate-Group", "b"))
-    await dial(server, way, headers=groups)
+    await dial(server, transport, headers=groups)
     assert server.peers[0].headers[-2:] == list(groups)
 
 
-async def test_a_header_with_a_line_break_is_refused(server: Server, way: Transport) -> None:
+async def test_a_header_with_a_line_break_is_refused(server: Server, transport: Transport) -> None:
     with pytest.raises(CredentialsError, match="line break"):
-        await dial(server, way, headers=(("Impersonate-User", "a\r\nX: y"),))
+        await dial(server, transport, headers=(("Impersonate-User", "a\r\nX: y"),))
     assert not server.peers
 
 
@@ -174,10 +174,10 @@ async def test_a_swallowed_request_is_followed_by_the_other_transport(server: Se
     assert methods(server) == ["POST", "GET"]
 
 
-@pytest.mark.parametrize(("way", "verb"), [(SPDY, "create"), (WEBSOCKET, "get")])
-async def test_a_forbidden_verb_is_named(server: Server, way: Transport, verb: str) -> None:
+@pytest.mark.parametrize(("transport", "verb"), [(SPDY, "create"), (WEBSOCKET, "get")])
+async def test_a_forbidden_verb_is_named(server: Server, transport: Transport, verb: str) -> None:
     said = answer(403, forbidden(verb))
-    error = await refusal(server, Gateway(server, said, said), way)
+    error = await refusal(server, Gateway(server, said, said), transport)
     assert isinstance(error, AccessDeniedError)
     assert str(error) == f'cannot {verb} pods/portforward in namespace "team"'
     assert error.hint == "the Role needs the verbs get and create on pods/portforward"
@@ -261,21 +261,21 @@ async def test_another_subprotocol_is_refused(server: Server) -> None:
 
 
 async def test_a_server_without_an_answer_is_unreachable_at_the_deadline(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
     async def play(peer: Peer) -> None:
         await peer.closed()
 
     server.play = play
     with pytest.raises(UnreachableError, match="no answer from the API server .* within 0.05 s"):
-        await dial(server, way, timeout=0.05)
+        await dial(server, transport, timeout=0.05)
     await server.gone.wait()
 
 
 async def test_a_connection_closed_without_an_answer_is_unreachable(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
-    error = await refusal(server, Gateway(server, b"", b""), way)
+    error = await refusal(server, Gateway(server, b"", b""), transport)
     assert isinstance(error, UnreachableError)
     assert "it closed the connection" in str(error)
 
@@ -336,7 +336,9 @@ async def test_a_slow_server_that_stays_reachable_is_asked_once(
     assert len(server.peers) == 1
 
 
-async def test_a_cancelled_request_closes_its_connection(server: Server, way: Transport) -> None:
+async def test_a_cancelled_request_closes_its_connection(
+    server: Server, transport: Transport
+) -> None:
     asked = asyncio.Event()
 
     async def play(peer: Peer) -> None:
@@ -346,7 +348,7 @@ async def test_a_cancelled_request_closes_its_connection(server: Server, way: Tr
     server.play = play
     with pytest.raises(asyncio.CancelledError):  # noqa: PT012
         async with asyncio.TaskGroup() as group:
-            task = group.create_task(dial(server, way))
+            task = group.create_task(dial(server, transport))
             await asked.wait()
             task.cancel()
             await task
@@ -354,7 +356,7 @@ async def test_a_cancelled_request_closes_its_connection(server: Server, way: Tr
 
 
 async def test_a_protocol_that_fails_leaves_no_connection_open(
-    server: Server, way: Transport
+    server: Server, transport: Transport
 ) -> None:
     class Failing(Witness):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -363,7 +365,7 @@ async def test_a_protocol_that_fails_leaves_no_connection_open(
     witness = Failing()
     with pytest.raises(ZeroDivisionError):
         await open_portforward(
-            server.access(), namespace="n", pod="p", port=1, protocol=witness, transport=way
+            server.access(), namespace="n", pod="p", port=1, protocol=witness, transport=transport
         )
     await witness.lost
     await server.gone.wait()
@@ -405,18 +407,18 @@ def test_the_preference_remembers_a_limited_number_of_servers() -> None:
     ids=["far", "proxy"],
 )
 async def test_an_unencrypted_way_to_another_machine_is_refused(
-    server: Server, way: Transport, changes: dict[str, Any]
+    server: Server, transport: Transport, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(CredentialsError, match="is not encrypted") as caught:
-        await open_pipe(server, way, **changes)
+        await open_pipe(server, transport, **changes)
     assert caught.value.exit_code == 4
     assert not server.peers
 
 
 async def test_a_localhost_on_another_machine_is_refused(
-    monkeypatch: pytest.MonkeyPatch, way: Transport
+    monkeypatch: pytest.MonkeyPatch, transport: Transport
 ) -> None:
     async with serving("http") as server:
         monkeypatch.setattr("krelay.transport.connect.is_loopback", lambda host: False)
         with pytest.raises(CredentialsError, match="is not on this machine"):
-            await open_pipe(server, way, url=f"http://localhost:{server.port}")
+            await open_pipe(server, transport, url=f"http://localhost:{server.port}")
