@@ -12,7 +12,7 @@ from krelay.model import Transport
 from krelay.transport import pipe as pipe_module
 from krelay.transport.pipe import Pipe
 
-from .conftest import ERROR, FIN, Peer, Server, Witness, control, data, open_pipe
+from .conftest import DATA, ERROR, FIN, Peer, Server, Witness, control, data, open_pipe
 
 PING = control(6, b"\0\0\0\2")
 END = FIN + data(b"", ERROR, fin=True)
@@ -282,6 +282,26 @@ async def test_a_slow_server_pauses_the_writer(server: Server, transport: Transp
     await witness.until(lambda: "resume" in witness.calls)
     await witness.lost
     assert pipe.get_write_buffer_size() == 0
+
+
+async def test_write_eof_ends_the_data_stream_and_not_the_pipe(
+    server: Server, transport: Transport
+) -> None:
+    frames = []
+
+    async def play(peer: Peer) -> None:
+        peer.accept()
+        await peer.streams()
+        frames.append(await peer.frame())
+        await peer.send(data(b"answer"))
+        await peer.closed()
+
+    server.play = play
+    pipe, witness = await open_pipe(server, transport)
+    pipe.write_eof()
+    await witness.until(lambda: witness.data == b"answer")
+    assert frames == [(DATA, 1, b"")]
+    pipe.abort()
 
 
 async def test_close_sends_the_written_bytes_first(server: Server, transport: Transport) -> None:
