@@ -66,7 +66,7 @@ class LegacyTunnels:
 
     @property
     def ready(self) -> bool:
-        return not self.closed
+        return self._tasks is not None and not self.closed
 
     @property
     def count(self) -> int:

@@ -1,7 +1,7 @@
-"""Probe: one stream to where a route leads, to see that somebody is there; no part of the traffic.
+"""Probe: open a stream to where a route leads, to learn whether the endpoint works.
 
-It asks the agent as a connection would: a dial, and over that an HTTP request or, as a datagram, a
-DNS query. Everything has a deadline, and a limit on what is read.
+A probe takes the way of a connection, but is not counted as traffic. It ends after the dial, or
+after the answer to an HTTP request or a DNS query. Each step has a deadline, each answer a limit.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.frames import Buffer
 
 DIAL_DEADLINE = 30.0
-"""Seconds to the agent's answer: longer than it dials, so that it is the one to say why not."""
+"""Seconds for the agent's answer: longer than it dials, so that its own reason arrives."""
 HTTP_DEADLINE = 10.0
-"""Seconds from there to the head of an HTTP answer."""
+"""Seconds from then on for the head of an HTTP answer."""
 DNS_WAITS = (1.0, 2.0, 3.0)
-"""Seconds for an answer to each of a few DNS queries: datagrams may be lost."""
-PARTING = 2.0
-"""Seconds that a target gets to end in its turn."""
+"""Seconds to wait for an answer to each DNS query: datagrams may be lost."""
+CLOSE_TIMEOUT = 2.0
+"""Seconds for a target to end the connection in its turn."""
 MAX_READ = 64 << 10
 _MAX_DATAGRAMS = 16
 _DNS_HEAD = Struct(">2sHHHHH")
@@ -38,7 +38,7 @@ _A_IN = b"\0\1\0\1"
 
 
 class ProbeError(Exception):
-    """It did not work; `code` is the agent's answer, where that was it."""
+    """The endpoint does not work; `code` is the agent's answer, if that says so."""
 
     def __init__(self, message: str, code: ErrorCode | None = None) -> None:
         super().__init__(message)
@@ -46,48 +46,50 @@ class ProbeError(Exception):
 
 
 class NoRouteError(Exception):
-    """There was nothing to ask: no endpoint, or no tunnel."""
+    """The route has no endpoint, or its pool no tunnel."""
 
 
 async def probe(check: Check, route: Route) -> None:
-    """Return when the endpoint that `route` leads to now works.
+    """Return if the present endpoint of `route` passes the check.
 
     Raises:
         ProbeError: it does not.
-        NoRouteError: there is no way to it.
+        NoRouteError: it cannot be dialled now.
     """
     protocol = Protocol.UDP if check.kind is CheckKind.DNS else Protocol.TCP
-    end = _End()
+    handler = _Handler()
     host = str(route.endpoint)
     try:
-        stream = open_now(route, protocol, end)
+        stream = open_now(route, protocol, handler)
     except ProtocolError as exc:
         raise ProbeError(str(exc), exc.code) from exc
     if stream is None:
         raise NoRouteError
-    end.stream = stream
+    handler.stream = stream
     try:
         async with _deadline(DIAL_DEADLINE, "the agent gave no answer"):
-            await end.accepted()
+            await handler.accepted()
         if check.kind is CheckKind.HTTP:
-            async with _deadline(HTTP_DEADLINE, f"no answer to {_words(check)}"):
-                await _http(check, host, stream, end)
+            async with _deadline(HTTP_DEADLINE, f"no answer to {_name(check)}"):
+                await _http(check, host, stream, handler)
         elif check.kind is CheckKind.DNS:
-            await _dns(check, stream, end)
+            await _dns(check, stream, handler)
     except BaseException:
         stream.reset(ErrorCode.CANCELLED)
         raise
-    _part(stream, protocol)
+    _close(stream, protocol)
 
 
-def _part(stream: Stream, protocol: Protocol) -> None:
-    """Leave as a client does that has said all: a target logs a reset as an error. One that does
-    not end in its turn is cut after a while, for which nobody waits."""
+def _close(stream: Stream, protocol: Protocol) -> None:
+    """End the stream in good order, since many a target logs a reset as an error.
+
+    A target that does not end in its turn is reset later.
+    """
     if protocol is Protocol.UDP:
-        stream.reset(ErrorCode.CANCELLED)  # a flow has no other end
+        stream.reset(ErrorCode.CANCELLED)  # a flow ends in no other way
         return
     stream.end()
-    asyncio.get_running_loop().call_later(PARTING, stream.reset, ErrorCode.CANCELLED)
+    asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, stream.reset, ErrorCode.CANCELLED)
 
 
 @asynccontextmanager
@@ -99,7 +101,7 @@ async def _deadline(seconds: float, message: str) -> AsyncIterator[None]:
         raise ProbeError(f"{message} within {seconds:g} s") from exc
 
 
-async def _http(check: Check, host: str, stream: Stream, end: _End) -> None:
+async def _http(check: Check, host: str, stream: Stream, handler: _Handler) -> None:
     import h11
 
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_READ)
@@ -118,26 +120,26 @@ async def _http(check: Check, host: str, stream: Stream, end: _End) -> None:
     try:
         while not isinstance(event := connection.next_event(), h11.Response):
             if event is h11.NEED_DATA:
-                data = await end.read()
+                data = await handler.read()
                 if not (data or connection.trailing_data[0]):
                     raise ProbeError(
-                        f"the connection was closed before an answer to {_words(check)}"
+                        f"the connection was closed before an answer to {_name(check)}"
                     )
                 connection.receive_data(data)
     except h11.RemoteProtocolError as exc:
-        raise ProbeError(f"the answer to {_words(check)} is not HTTP: {exc}") from exc
+        raise ProbeError(f"the answer to {_name(check)} is not HTTP: {exc}") from exc
     status = event.status_code
     if status != check.status if check.status else not 200 <= status < 400:
         expected = check.status or "200 to 399"
-        raise ProbeError(f"{_words(check)} -> {status}, expected {expected}")
+        raise ProbeError(f"{_name(check)} -> {status}, expected {expected}")
 
 
-def _words(check: Check) -> str:
+def _name(check: Check) -> str:
     return f"{check.method} {check.path}"
 
 
-async def _dns(check: Check, stream: Stream, end: _End) -> None:
-    """Any answer will do: that there is no such name is one."""
+async def _dns(check: Check, stream: Stream, handler: _Handler) -> None:
+    """Send queries until one is answered. Any answer will do, also that the name does not exist."""
     number = secrets.token_bytes(2)
     labels = (label.encode() for label in check.name.rstrip(".").split(".") if label)
     name = b"".join(bytes([len(label)]) + label for label in labels)
@@ -147,18 +149,18 @@ async def _dns(check: Check, stream: Stream, end: _End) -> None:
         try:
             async with asyncio.timeout(wait):
                 while True:
-                    answer = await end.read()
+                    answer = await handler.read()
                     if answer[:2] == number and len(answer) > 2 and answer[2] & _IS_ANSWER:
                         return
-                    if end.ended:
+                    if handler.ended:
                         raise ProbeError("the flow was ended")
         except TimeoutError:
             continue
     raise ProbeError(f"no answer to a DNS query for {check.name} within {sum(DNS_WAITS):g} s")
 
 
-class _End:
-    """What is heard on the stream."""
+class _Handler:
+    """The stream's handler: keeps what arrives until it is read."""
 
     def __init__(self) -> None:
         self.stream: Stream | None = None
@@ -167,15 +169,15 @@ class _End:
         self._failure: ProbeError | None = None
         self._received: deque[bytes] = deque()
         self._size = 0
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def accepted(self) -> None:
-        """The endpoint is reached. Raises ProbeError."""
+        """Return when the endpoint is reached. Raises ProbeError."""
         while not self._accepted:
             await self._wait()
 
     async def read(self) -> bytes:
-        """What came next; empty at the end. Raises ProbeError."""
+        """Return the next bytes; empty at the end. Raises ProbeError."""
         while not self._received and not self.ended:
             await self._wait()
         return self._received.popleft() if self._received else b""
@@ -183,22 +185,22 @@ class _End:
     async def _wait(self) -> None:
         if self._failure is not None:
             raise self._failure
-        self._news.clear()
-        await self._news.wait()
+        self._changed.clear()
+        await self._changed.wait()
 
     def _fail(self, failure: ProbeError) -> None:
         self._failure = self._failure or failure
-        self._news.set()
+        self._changed.set()
 
     def on_accepted(self) -> None:
         self._accepted = True
-        self._news.set()
+        self._changed.set()
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
         self._fail(ProbeError(message, code))
 
     def on_reset(self, code: ErrorCode) -> None:
-        known = code if code is ErrorCode.REFUSED else None  # an ICMP for a flow
+        known = code if code is ErrorCode.REFUSED else None  # by ICMP, for a flow
         self._fail(ProbeError("the connection was reset", known))
 
     def on_data(self, data: Buffer) -> None:
@@ -207,18 +209,18 @@ class _End:
             self._fail(ProbeError(f"the answer is longer than {MAX_READ >> 10} KiB"))
             return
         self._received.append(bytes(data))
-        self._news.set()
+        self._changed.set()
         if self.stream is not None:
             self.stream.consume(len(data))
 
     def on_datagram(self, data: Buffer) -> None:
         if len(self._received) < _MAX_DATAGRAMS:
             self._received.append(bytes(data))
-            self._news.set()
+            self._changed.set()
 
     def on_end(self) -> None:
         self.ended = True
-        self._news.set()
+        self._changed.set()
 
     def on_writable(self) -> None:
-        """What is asked fits into any window."""
+        """Nothing to do: a probe's request fits into any window."""

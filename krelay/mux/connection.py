@@ -70,7 +70,7 @@ class MuxConnection:
         self.on_detached = on_detached
         self.on_go_away = on_go_away
         self.on_idle: Callable[[], None] | None = None
-        """Called after a flush when no stream is left, maybe repeatedly."""
+        """Called when no stream is left, maybe repeatedly."""
         self._on_open = on_open
         self._on_ids_low = on_ids_low
         self._transport: asyncio.Transport | None = None
@@ -232,9 +232,13 @@ class MuxConnection:
 
     def wake(self) -> None:
         """Send what is due at the end of this turn of the loop."""
-        if not self._awake and self._transport is not None:
+        if self._awake:
+            return
+        if self._transport is not None:
             self._awake = True
             self._loop.call_soon(self._flush)
+        elif self.on_idle is not None and not self.session.streams:
+            self.on_idle()
 
     def wake_within(self, delay: float) -> None:
         """Send what is due within `delay` seconds, together with what is queued until then."""

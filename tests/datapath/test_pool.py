@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,6 +82,22 @@ async def test_the_end_says_good_bye() -> None:
             assert len(server.sessions) == 2
         assert pool.pick() is None
         await rig.until(lambda: len(server.sessions) == 0)
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["up", "down"])
+async def test_a_pool_whose_last_stream_ends_is_idle(down: bool) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.hold) as target:
+        listener = await path.tcp(target)
+        async with rig.connect(rig.port_of(listener)), asyncio.TaskGroup() as tasks:
+            await rig.until(lambda: path.streams == (1, 1))
+            if down:
+                path.link.cut(blocked=True)
+                await rig.until(lambda: path.pool.pick() is None)
+            idle = tasks.create_task(path.pool.wait_idle())
+            await asyncio.sleep(0.01)
+            assert not idle.done()
+            listener.cut()
+        assert path.pool.streams == 0
 
 
 async def test_a_session_is_replaced_before_its_ids_run_out() -> None:

@@ -73,7 +73,7 @@ async def test_a_target_that_does_not_end_is_not_waited_for(
                 await asyncio.sleep(0.01)
         cut.set_result(True)
 
-    monkeypatch.setattr(module, "PARTING", 0.1)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT", 0.1)
     async with rig.path() as path, rig.tcp_target(serve) as target:
         await probe(DIAL, path.route(target))
         assert path.streams[0] == 1  # the verdict did not wait for that
