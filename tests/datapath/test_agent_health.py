@@ -26,7 +26,7 @@ def made(grace: float = 0.0) -> tuple[AgentHealth, rig.AgentLink]:
 SHUT = NotListeningError("not yet")
 
 
-async def test_one_that_nobody_reaches_is_given_up_once() -> None:
+async def test_an_agent_out_of_reach_for_the_grace_is_abandoned_once() -> None:
     health, link = made()
     await health.abandon_if_lost(SHUT)
     assert not link.abandoned  # nobody has tried
@@ -39,7 +39,7 @@ async def test_one_that_nobody_reaches_is_given_up_once() -> None:
     assert len(link.abandoned) == 2
 
 
-async def test_one_that_another_tunnel_reaches_is_kept() -> None:
+async def test_an_agent_that_another_tunnel_reaches_is_kept() -> None:
     health, link = made()
     health.connected("one")
     health.connected("two")
@@ -53,7 +53,7 @@ async def test_one_that_another_tunnel_reaches_is_kept() -> None:
     assert link.abandoned
 
 
-async def test_one_that_was_reached_meanwhile_is_kept() -> None:
+async def test_an_agent_that_was_reached_meanwhile_is_kept() -> None:
     health, link = made()
     health.attempt_failed(SHUT)
     health.connected("one")
@@ -62,7 +62,7 @@ async def test_one_that_was_reached_meanwhile_is_kept() -> None:
     assert not link.abandoned
 
 
-async def test_it_takes_the_grace() -> None:
+async def test_an_agent_is_kept_within_the_grace() -> None:
     health, link = made(3600.0)
     health.attempt_failed(SHUT)
     await health.abandon_if_lost(SHUT)
@@ -72,7 +72,7 @@ async def test_it_takes_the_grace() -> None:
 @pytest.mark.parametrize(
     "failure", [UnreachableError("no network"), TunnelRefusedError("wrong key"), OSError(), None]
 )
-async def test_another_reason_is_not_the_agent_s_fault(failure: Exception | None) -> None:
+async def test_an_agent_is_kept_if_the_failure_has_another_cause(failure: Exception | None) -> None:
     health, link = made()
     health.attempt_failed(failure or SHUT)
     await health.abandon_if_lost(failure)
@@ -81,7 +81,7 @@ async def test_another_reason_is_not_the_agent_s_fault(failure: Exception | None
 
 
 @pytest.mark.parametrize("failure", [PodGoneError("evicted"), SessionGoneError("who?")])
-async def test_another_agent_and_one_that_answers_have_a_grace_of_their_own(
+async def test_the_grace_starts_again_for_the_next_agent_or_an_answer(
     failure: Exception,
 ) -> None:
     health, link = made()
@@ -94,7 +94,7 @@ async def test_another_agent_and_one_that_answers_have_a_grace_of_their_own(
 # -- the same, of real tunnels -----------------------------------------------------------------
 
 
-async def test_a_tunnel_that_cannot_come_up_again_costs_its_sibling_nothing() -> None:
+async def test_a_tunnel_that_stays_down_leaves_the_agent_of_its_sibling() -> None:
     config = SessionConfig(resume_timeout=0.01)
     async with rig.path(tunnels=2, config=config) as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
@@ -116,7 +116,7 @@ async def test_a_tunnel_that_cannot_come_up_again_costs_its_sibling_nothing() ->
             assert await reader.readexactly(1) == b"b"
 
 
-async def test_an_ordinary_cut_after_a_long_one_abandons_nobody(
+async def test_a_short_cut_after_a_long_one_abandons_no_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The grace ends while a dial is under way that succeeds."""
@@ -147,7 +147,7 @@ async def test_an_ordinary_cut_after_a_long_one_abandons_nobody(
         assert not path.link.abandoned
 
 
-async def test_one_that_comes_up_and_is_cut_in_one_turn_has_a_grace_nonetheless() -> None:
+async def test_a_tunnel_cut_in_the_turn_in_which_it_came_up_has_a_grace() -> None:
     async with rig.path(config=SessionConfig(resume_timeout=0.05)) as path:
         (tunnel,) = path.pool.tunnels
         real = path.link.dial

@@ -69,7 +69,7 @@ def limited(more: int) -> Iterator[None]:
     "size",
     [0, 2, pytest.param(EARLY, marks=needs_epoll), pytest.param(4 * EARLY, marks=needs_epoll)],
 )
-async def test_a_client_that_resets_is_gone_at_once(size: int) -> None:
+async def test_a_queued_client_that_resets_is_removed_at_once(size: int) -> None:
     """However much it has sent that was not read."""
     async with waiting() as (_, _, listener):
         async with rig.connect(rig.port_of(listener)) as (_, writer):
@@ -86,7 +86,7 @@ async def test_a_client_that_resets_is_gone_at_once(size: int) -> None:
 
 
 @needs_epoll
-async def test_a_client_that_ends_and_then_resets_is_gone_at_once() -> None:
+async def test_a_queued_client_that_ends_and_then_resets_is_removed_at_once() -> None:
     async with waiting() as (_, _, listener):
         async with rig.connect(rig.port_of(listener)) as (_, writer):
             writer.write(b"hello")
@@ -98,7 +98,7 @@ async def test_a_client_that_ends_and_then_resets_is_gone_at_once() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, EARLY, 4 * EARLY])
-async def test_a_client_that_has_sent_its_end_is_served_whole(size: int) -> None:
+async def test_a_queued_client_that_has_sent_its_end_is_served(size: int) -> None:
     data = rig.noise(size) if size else b""
     async with waiting() as (_, route, listener), rig.tcp_target(rig.echo) as target:
         async with asyncio.TaskGroup() as tasks:
@@ -115,7 +115,9 @@ async def test_a_client_that_has_sent_its_end_is_served_whole(size: int) -> None
         assert listener.metrics.to_remote_bytes == size
 
 
-async def test_what_is_kept_of_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_bytes_kept_for_all_queued_clients_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "EARLY_OF_ALL", 4 * EARLY)
     data = rig.noise(20 * EARLY)
     async with waiting() as (_, route, listener), rig.tcp_target(rig.echo) as target:
@@ -131,7 +133,7 @@ async def test_what_is_kept_of_all_is_bounded(monkeypatch: pytest.MonkeyPatch) -
         assert [answer.result() for answer in answers] == [data] * 20
 
 
-async def test_the_first_to_go_is_the_one_that_has_sent_its_end_the_longest_ago() -> None:
+async def test_the_connection_half_closed_for_the_longest_makes_room() -> None:
     async with waiting() as (_, _, listener):
         port = rig.port_of(listener)
         async with (
@@ -197,7 +199,7 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
                 assert await rig.recv(client, 2) == b"hi"
 
 
-async def test_a_proxy_s_client_that_goes_while_it_waits_is_gone_at_once() -> None:
+async def test_a_queued_proxy_client_that_resets_is_removed_at_once() -> None:
     async with rig.path() as path:
         path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)

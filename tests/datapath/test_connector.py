@@ -30,7 +30,7 @@ async def test_a_stream_carries_its_endpoint_in_the_header() -> None:
         await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_without_an_endpoint_or_a_tunnel_there_is_none() -> None:
+async def test_without_an_endpoint_or_a_tunnel_no_stream_is_opened() -> None:
     async with rig.path() as path:
         assert open_now(path.route(None), Protocol.TCP, TcpRelay()) is None
         path.link.cut(blocked=True)
@@ -38,7 +38,7 @@ async def test_without_an_endpoint_or_a_tunnel_there_is_none() -> None:
         assert open_now(path.route(80), Protocol.TCP, TcpRelay()) is None
 
 
-async def test_a_full_session_is_a_protocol_error_also_for_who_waited() -> None:
+async def test_a_full_session_is_a_protocol_error_at_once_and_after_a_wait() -> None:
     async with rig.path() as path:
         connection = rig.connection(path.pool)
         connection.session.limits = Limits(streams=0)
@@ -49,7 +49,7 @@ async def test_a_full_session_is_a_protocol_error_also_for_who_waited() -> None:
             await open_within(1.0, path.route(80), Protocol.TCP, TcpRelay())
 
 
-async def test_waiting_ends_in_time() -> None:
+async def test_waiting_for_a_stream_ends_with_its_timeout() -> None:
     async with rig.path() as path:
         with pytest.raises(TimeoutError):
             await open_within(0.01, path.route(None), Protocol.TCP, TcpRelay())
@@ -72,7 +72,7 @@ async def test_an_endpoint_that_goes_while_the_tunnel_comes_is_waited_for_again(
         waiting_stream.result().reset()
 
 
-async def test_after_a_refusal_a_route_that_leads_elsewhere_is_taken_at_once() -> None:
+async def test_after_a_refusal_another_endpoint_is_dialled_at_once() -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         refused = Endpoint(rig.HOST, 1)
         route = path.route(target)
@@ -109,7 +109,7 @@ class StreamRequester(TcpRelay):
 
 
 @pytest.mark.parametrize("wait", [False, True])
-async def test_whatever_fails_is_told_to_the_one_that_asked(
+async def test_a_bug_in_opening_fails_the_request(
     wait: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither is a connection left open, nor does the listener's group end."""
@@ -134,7 +134,7 @@ async def test_whatever_fails_is_told_to_the_one_that_asked(
 
 
 @pytest.mark.parametrize("wait", [False, True])
-async def test_an_opener_that_fails_costs_its_stream(
+async def test_a_requester_that_fails_loses_its_stream(
     wait: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
@@ -151,7 +151,7 @@ async def test_an_opener_that_fails_costs_its_stream(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_what_waits_when_the_group_ends_is_told() -> None:
+async def test_a_queued_request_fails_when_the_task_group_ends() -> None:
     async with rig.path() as path:
         opener = StreamRequester()
 
@@ -177,7 +177,7 @@ async def test_what_waits_when_the_group_ends_is_told() -> None:
         ("web\n", 80, "a host name has no control characters"),
     ],
 )
-async def test_an_endpoint_that_no_header_can_carry_is_not_waited_for(
+async def test_a_request_fails_at_once_for_an_endpoint_that_no_header_can_carry(
     host: str, port: int, why: str
 ) -> None:
     async with rig.path() as path:

@@ -85,7 +85,9 @@ async def place() -> AsyncIterator[Place]:
             running.cancel()
 
 
-async def test_the_session_s_opening_answer_decides(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_agent_that_refuses_the_session_protocol_is_a_legacy_agent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with place() as p:
         assert not p.pool.tunnels[0].multiplexed
         # Version 0, 16 bytes, an id, protocol 75: what a session opens with.
@@ -103,7 +105,7 @@ async def test_the_header_is_the_go_krelay_s_byte_for_byte() -> None:
         assert p.agent.headers[-1][8:] == b"\0" + port + b"\1localhost"
 
 
-async def test_bytes_both_ways_and_the_ends() -> None:
+async def test_bytes_and_ends_pass_in_both_directions() -> None:
     data = rig.noise(8 << 20)
 
     async def digest(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,7 +138,7 @@ async def test_many_at_once() -> None:
         (99, "refused"),
     ],
 )
-async def test_a_refusal_is_a_reset_and_told(
+async def test_a_refused_stream_is_reset_and_logged(
     status: int, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with place() as p:
@@ -176,7 +178,7 @@ async def streams(p: Place) -> list[LegacyStream]:
     return list(tunnels.streams)
 
 
-async def test_datagrams() -> None:
+async def test_datagrams_of_two_clients_come_back_whole() -> None:
     async with rig.udp_echo() as target, place() as p:
         port = await p.listen(target, Protocol.UDP)
         async with rig.udp_socket(connect=port) as one, rig.udp_socket(connect=port) as two:
@@ -188,7 +190,7 @@ async def test_datagrams() -> None:
             assert len(p.agent.headers) == 3
 
 
-async def test_a_heartbeat_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_heartbeats_keep_the_agent_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
     async with place() as p:
         await rig.until(lambda: p.agent.heartbeats >= 3)
@@ -217,7 +219,7 @@ async def test_a_bug_in_a_dial_is_one_missed_heartbeat(
     assert "dialling failed" in caplog.text
 
 
-async def test_an_agent_that_is_gone_resets_what_it_carried_and_is_dialled_anew(
+async def test_a_lost_agent_resets_its_streams_and_is_dialled_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "HEARTBEAT", 0.01)
@@ -257,7 +259,7 @@ async def test_a_dial_that_fails_is_tried_once_more(caplog: pytest.LogCaptureFix
             await rig.exchange(port, b"x")
 
 
-async def test_a_bug_in_a_dial_is_that_stream_s_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_a_dial_costs_one_stream(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.tcp_target(rig.echo) as target, place() as p:
         port = await p.listen(target)
         tunnels = p.pool.tunnels[0].carrier
@@ -293,7 +295,7 @@ class Told:
         return note
 
 
-async def test_a_handler_that_fails_costs_its_own_stream(
+async def test_a_handler_that_fails_costs_one_stream(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -318,7 +320,9 @@ async def test_a_handler_that_fails_costs_its_own_stream(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_limits_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_legacy_carrier_refuses_what_exceeds_its_limits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def never(protocol: asyncio.Protocol) -> asyncio.Transport:
         await asyncio.get_running_loop().create_future()
         raise AssertionError
@@ -382,7 +386,7 @@ async def test_writing_on_after_the_end_is_a_reset() -> None:
             assert not tunnels.streams
 
 
-async def test_no_answer() -> None:
+async def test_a_stream_without_an_answer_is_refused() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as silent:
         p._port = silent
         told = Told()
@@ -415,7 +419,7 @@ async def opened(p: Place, port: int, told: Told, data: bytes) -> LegacyStream:
         (PodGoneError("evicted"), ("refused", ErrorCode.GOING_AWAY, "evicted")),
     ],
 )
-async def test_what_may_have_arrived_is_not_to_be_sent_again(
+async def test_a_lost_stream_is_refused_only_if_nothing_arrived(
     exc: Exception | None, told: tuple[object, ...]
 ) -> None:
     async with place() as p, rig.tcp_target(rig.hold) as silent:
@@ -425,7 +429,7 @@ async def test_what_may_have_arrived_is_not_to_be_sent_again(
         assert seen.told == [told]
 
 
-async def test_nothing_is_executed_twice() -> None:
+async def test_bytes_that_may_have_arrived_are_not_sent_twice() -> None:
     """The agent hands on what came, and its answer is lost."""
     got: list[bytes] = []
 
@@ -442,7 +446,7 @@ async def test_nothing_is_executed_twice() -> None:
         assert len(got) == 1
 
 
-async def test_after_a_sleep_what_lived_is_reset_and_what_was_dialled_is_dialled_anew() -> None:
+async def test_a_broken_network_resets_live_streams_and_restarts_dials() -> None:
     async with rig.tcp_target(rig.echo) as target, place() as p:
         port = await p.listen(target)
         tunnels = p.pool.tunnels[0].carrier
@@ -490,7 +494,7 @@ def deafen(sock: socket.socket) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
-async def test_one_whose_other_end_falls_silent_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stream_whose_peer_falls_silent_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 200)
 
     async def falls_silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -533,7 +537,7 @@ async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
         stream.reset()
 
 
-async def test_a_tunnel_that_breaks() -> None:
+async def test_a_stream_whose_connection_breaks_is_reset() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as target:
         (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
         assert isinstance(tunnels, LegacyTunnels)
@@ -544,7 +548,7 @@ async def test_a_tunnel_that_breaks() -> None:
         assert told.told == [("accepted",), ("reset", ErrorCode.RESET)]
 
 
-async def test_the_log_is_quiet_about_what_passes(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_stream_that_works_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with rig.tcp_target(rig.echo) as target, place() as p:
         caplog.clear()

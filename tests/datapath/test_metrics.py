@@ -26,7 +26,7 @@ async def gone(path: rig.Path) -> None:
 # -- TCP ---------------------------------------------------------------------------------------
 
 
-async def test_a_connection_and_its_bytes_while_it_lives_and_after() -> None:
+async def test_bytes_count_while_a_connection_lives_and_after() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         listener = await path.tcp(target)
         counts = listener.metrics
@@ -45,7 +45,7 @@ async def test_a_connection_and_its_bytes_while_it_lives_and_after() -> None:
         assert counts.dials.cumulative()[10.0] == 1
 
 
-async def test_what_is_cut_is_a_reset_whoever_cut_it() -> None:
+async def test_a_stream_that_either_end_cuts_counts_as_reset() -> None:
     async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1)
         rig.rst(writer)
@@ -68,7 +68,7 @@ async def test_what_is_cut_is_a_reset_whoever_cut_it() -> None:
             assert listener.metrics.results == {RESET: 1}
 
 
-async def test_a_refusal_is_counted_by_the_agents_answer_and_told() -> None:
+async def test_a_refusal_counts_by_the_agent_s_answer_and_is_reported() -> None:
     told: list[tuple[ErrorCode | None, str]] = []
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         closed = rig.closed_port()
@@ -88,7 +88,7 @@ async def test_a_refusal_is_counted_by_the_agents_answer_and_told() -> None:
         assert told[1:] == [(None, "")]
 
 
-async def test_parked_in_vain_and_parked_by_one_who_leaves() -> None:
+async def test_a_queued_connection_counts_as_no_stream_or_as_cancelled() -> None:
     async with rig.path() as path:
         vain, left = (
             await path.tcp(path.route(None), open_timeout=0.0),
@@ -107,7 +107,7 @@ async def test_parked_in_vain_and_parked_by_one_who_leaves() -> None:
         assert left.metrics.results == {"cancelled": 1}
 
 
-async def test_a_stream_that_is_lost_before_the_answer_was_none() -> None:
+async def test_a_stream_lost_before_the_answer_counts_as_no_stream() -> None:
     with rig.silent() as port:
         await _lost_before_the_answer(port)
 
@@ -128,7 +128,7 @@ async def _lost_before_the_answer(port: int) -> None:
 # -- UDP ---------------------------------------------------------------------------------------
 
 
-async def test_flows_and_their_datagrams() -> None:
+async def test_bytes_of_datagrams_count_for_their_flow() -> None:
     told: list[ErrorCode | None] = []
     async with rig.path() as path, rig.udp_echo(b"> ") as target:
         listener = await path.udp(target)
@@ -146,7 +146,7 @@ async def test_flows_and_their_datagrams() -> None:
         assert not counts.drops
 
 
-async def test_a_port_that_nobody_has_is_a_reset_by_icmp_and_told() -> None:
+async def test_a_flow_to_a_closed_port_counts_as_reset_and_is_reported() -> None:
     told: list[ErrorCode | None] = []
     async with rig.path() as path:
         listener = await path.udp(rig.closed_port(socket.SOCK_DGRAM))
@@ -158,7 +158,7 @@ async def test_a_port_that_nobody_has_is_a_reset_by_icmp_and_told() -> None:
         assert told == [ErrorCode.REFUSED]
 
 
-async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lost_datagrams_count_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(udp_module, "MAX_FLOWS", 1)
     async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
         route = path.route(None)
@@ -188,7 +188,7 @@ async def test_drops_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
         assert impatient.metrics.results == {"no_stream": 1}
 
 
-async def test_a_flow_that_makes_room_is_idle_and_loses_nothing(
+async def test_a_flow_that_makes_room_counts_as_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(udp_module, "MAX_FLOWS", 1)
@@ -204,7 +204,7 @@ async def test_a_flow_that_makes_room_is_idle_and_loses_nothing(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
-async def test_what_the_kernel_drops_before_krelay_reads_it_is_counted() -> None:
+async def test_datagrams_that_the_kernel_drops_are_counted() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
         [local] = listener._sockets

@@ -25,7 +25,7 @@ class Load:
 
 
 @given(st.lists(st.builds(Load, st.booleans(), st.integers(0, 5)), max_size=6))
-def test_the_first_of_the_least_loaded_that_are_up(tunnels: list[Load]) -> None:
+def test_the_first_of_the_least_loaded_tunnels_is_picked(tunnels: list[Load]) -> None:
     picked = least_loaded(tunnels)  # type: ignore[arg-type]
     up = [tunnel for tunnel in tunnels if tunnel.up]
     if not up:
@@ -47,7 +47,7 @@ async def test_streams_spread_over_the_tunnels() -> None:
         await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_a_tunnel_that_is_down_gets_none() -> None:
+async def test_a_tunnel_that_is_down_is_not_picked() -> None:
     async with rig.path(tunnels=2) as path:
         first, second = path.pool.tunnels
         path.link.blocked = True
@@ -57,7 +57,7 @@ async def test_a_tunnel_that_is_down_gets_none() -> None:
         assert path.pool.pick() is left.carrier
 
 
-async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_comes_up() -> None:
+async def test_waiters_wake_on_a_failure_and_when_a_tunnel_comes_up() -> None:
     async with rig.agent() as server:
         link = rig.AgentLink(server)
         link.blocked = True
@@ -75,7 +75,7 @@ async def test_whoever_waits_is_told_of_failures_and_of_the_first_tunnel_that_co
             assert pool.pick() is not None
 
 
-async def test_the_end_says_good_bye() -> None:
+async def test_a_pool_that_ends_says_good_bye_to_the_agent() -> None:
     async with rig.agent() as server:
         link = rig.AgentLink(server)
         async with rig.running(Pool("p", [link], rig.KEY, size=2)) as pool:
@@ -129,7 +129,7 @@ async def test_a_session_is_replaced_before_its_ids_run_out() -> None:
         assert await rig.exchange(port, b"on") == b"on"
 
 
-async def test_a_session_without_ids_opens_none_and_the_next_does() -> None:
+async def test_a_session_without_ids_is_replaced() -> None:
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         port = rig.port_of(await path.tcp(target))
         (old,) = path.pool.tunnels

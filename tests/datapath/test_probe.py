@@ -89,7 +89,7 @@ async def test_a_dial_that_is_refused_has_the_agents_answer() -> None:
         assert str(error).startswith(f"127.0.0.1:{port}: ")
 
 
-async def test_a_dial_that_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_without_an_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     with rig.silent() as port:
         async with rig.path(connect_timeout=0.05) as path:
             assert (await fails(path, DIAL, port)).code is ErrorCode.CONNECT_TIMEOUT
@@ -99,7 +99,7 @@ async def test_a_dial_that_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> No
             assert (str(error), error.code) == ("the agent gave no answer within 0.05 s", None)
 
 
-async def test_no_way_is_no_failure_of_the_target() -> None:
+async def test_a_route_without_an_endpoint_or_a_tunnel_is_no_failure() -> None:
     async with rig.path() as path:
         with pytest.raises(NoRouteError):
             await probe(DIAL, path.route(None))
@@ -109,14 +109,14 @@ async def test_no_way_is_no_failure_of_the_target() -> None:
             await probe(DIAL, path.route(1))
 
 
-async def test_a_session_that_is_full() -> None:
+async def test_a_probe_on_a_full_session_fails() -> None:
     async with rig.path() as path:
         connection = rig.connection(path.pool)
         connection.session.limits = Limits(streams=0)
         assert (await fails(path, DIAL, 1)).code is ErrorCode.LIMIT
 
 
-async def test_a_session_that_is_lost_meanwhile() -> None:
+async def test_a_probe_on_a_session_that_is_lost_fails() -> None:
     with rig.silent() as port:
         await _lost_meanwhile(port)
 
@@ -135,7 +135,7 @@ async def _lost_meanwhile(port: int) -> None:
 # -- HTTP --------------------------------------------------------------------------------------
 
 
-async def test_an_http_request_as_it_is_asked_for() -> None:
+async def test_an_http_probe_sends_the_configured_request() -> None:
     asked: list[bytes] = []
     answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"
     async with rig.path() as path, rig.tcp_target(answering(answer, asked)) as target:
@@ -163,7 +163,9 @@ async def test_an_http_request_as_it_is_asked_for() -> None:
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (1 << 17), None, "longer than 64 KiB|not HTTP"),
     ],
 )
-async def test_http_answers(answer: bytes, status: int | None, message: str | None) -> None:
+async def test_an_http_probe_judges_the_status(
+    answer: bytes, status: int | None, message: str | None
+) -> None:
     check = Check(CheckKind.HTTP, path="/healthz", status=status)
     async with rig.path() as path, rig.tcp_target(answering(answer)) as target:
         if message is None:
@@ -174,14 +176,14 @@ async def test_http_answers(answer: bytes, status: int | None, message: str | No
         await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_an_http_target_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_http_probe_without_an_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HTTP_DEADLINE", 0.05)
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         error = await fails(path, HTTP, target)
         assert str(error) == "no answer to GET /healthz within 0.05 s"
 
 
-async def test_an_http_target_that_resets() -> None:
+async def test_an_http_probe_that_is_reset_fails() -> None:
     async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         rig.rst(writer)
@@ -213,7 +215,7 @@ async def serve_dns(
             loop.remove_reader(sock)
 
 
-async def test_a_dns_query_and_any_answer_to_it() -> None:
+async def test_a_dns_probe_takes_any_answer() -> None:
     queries: list[bytes] = []
     async with rig.path() as path:
         # What is no answer, or another query's, is passed over.
@@ -227,7 +229,7 @@ async def test_a_dns_query_and_any_answer_to_it() -> None:
     assert query[2:] == (b"\1\0\0\1\0\0\0\0\0\0" + b"\3www\7example\3com\0" + b"\0\1\0\1")
 
 
-async def test_a_dns_query_that_is_lost_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_dns_query_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DNS_WAITS", (0.02, 5.0))
     queries: list[bytes] = []
     async with rig.path() as path:
@@ -235,14 +237,14 @@ async def test_a_dns_query_that_is_lost_is_sent_again(monkeypatch: pytest.Monkey
     assert len(queries) == 2
 
 
-async def test_dns_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dns_probe_without_an_answer_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DNS_WAITS", (0.01, 0.02))
     async with rig.path() as path, rig.udp_socket() as silent:
         error = await fails(path, DNS, silent.getsockname()[1])
         assert str(error) == "no answer to a DNS query for www.example.com. within 0.03 s"
 
 
-async def test_dns_where_nobody_listens() -> None:
+async def test_a_dns_probe_of_a_closed_port_fails() -> None:
     async with rig.path() as path:
         error = await fails(path, DNS, rig.closed_port(socket.SOCK_DGRAM))
         assert error.code is ErrorCode.REFUSED

@@ -20,7 +20,7 @@ def made(link: rig.AgentLink, wanted: Callable[[], bool] = lambda: False) -> Rec
     return Reconnector(about(logging.getLogger("test"), tunnel="t"), link, wanted)
 
 
-async def test_a_dial_is_begun_anew_as_often_as_that_is_said() -> None:
+async def test_a_dial_starts_again_at_each_restart() -> None:
     reconnector, dials = made(rig.AgentLink(None)), 0
 
     async def dial() -> None:
@@ -35,7 +35,7 @@ async def test_a_dial_is_begun_anew_as_often_as_that_is_said() -> None:
     reconnector.restart()  # nothing is under way
 
 
-async def test_one_that_is_slow_to_give_up_is_begun_anew_once() -> None:
+async def test_a_dial_that_is_slow_to_cancel_starts_again_once() -> None:
     reconnector, dials = made(rig.AgentLink(None)), 0
 
     async def dial() -> None:
@@ -55,7 +55,7 @@ async def test_one_that_is_slow_to_give_up_is_begun_anew_once() -> None:
 
 
 @pytest.mark.parametrize("error", [TimeoutError("its own"), TunnelError("no")])
-async def test_a_failure_is_one(error: Exception) -> None:
+async def test_an_error_of_a_dial_is_raised(error: Exception) -> None:
     async def dial() -> None:
         raise error
 
@@ -63,7 +63,7 @@ async def test_a_failure_is_one(error: Exception) -> None:
         await made(rig.AgentLink(None)).connect(dial)
 
 
-async def test_who_ends_a_dial_ends_it() -> None:
+async def test_a_cancelled_dial_ends_even_after_a_restart() -> None:
     reconnector = made(rig.AgentLink(None))
 
     async def dial() -> None:
@@ -78,7 +78,7 @@ async def test_who_ends_a_dial_ends_it() -> None:
 
 
 @pytest.mark.parametrize("failure", [None, TunnelError("no"), UnreachableError("shut")])
-async def test_a_pause_ends_when_there_is_reason_to(
+async def test_a_pause_ends_on_a_hint(
     failure: Exception | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only where the way was shut is it looked at."""
@@ -93,7 +93,7 @@ async def test_a_pause_ends_when_there_is_reason_to(
             reconnector.retry_now()
 
 
-async def test_a_look_that_fails_leaves_the_pause_as_it_is(
+async def test_a_probe_of_the_api_server_that_fails_leaves_the_pause(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
@@ -112,7 +112,7 @@ async def test_a_look_that_fails_leaves_the_pause_as_it_is(
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_while_a_connection_waits_a_pause_is_short(
+async def test_a_pause_is_short_while_a_connection_waits(
     before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether it came before the pause began, or comes in it; and not shorter for many."""

@@ -30,7 +30,7 @@ async def test_a_session_moves_under_load_and_loses_nothing(
     assert "WARNING" not in caplog.text, caplog.text
 
 
-async def test_one_that_grows_old_is_replaced_while_it_works(
+async def test_an_old_connection_is_replaced_while_it_works(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = SessionConfig(max_age=0.05)
@@ -47,7 +47,7 @@ async def test_one_that_grows_old_is_replaced_while_it_works(
     assert "WARNING" not in caplog.text, caplog.text
 
 
-async def test_one_is_replaced_when_what_let_it_in_expires() -> None:
+async def test_a_connection_is_replaced_before_its_credentials_expire() -> None:
     async with rig.agent() as server:
         link = rig.AgentLink(server)
         (tunnel,) = Pool("p", [link], rig.KEY, size=1).tunnels
@@ -86,7 +86,7 @@ async def test_a_rotation_that_fails_leaves_the_session_where_it_is(
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_one_that_is_doubted_and_silent_is_dropped_soon(
+async def test_a_silent_connection_is_dropped_soon_after_a_network_change(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(carrier, "_DOUBT", 60.0)
@@ -116,7 +116,7 @@ async def test_one_that_is_doubted_and_silent_is_dropped_soon(
     assert "no answer to a ping" in caplog.text
 
 
-async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reachable_api_server_is_dialled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async with rig.path() as path:
         monkeypatch.setattr(Backoff, "delay", lambda _: 3600.0)
         real, tries = path.link.dial, 0
@@ -139,7 +139,7 @@ async def test_a_way_that_opens_is_used_at_once(monkeypatch: pytest.MonkeyPatch)
         await rig.until(lambda: tunnel.up)
 
 
-async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> None:
+async def test_a_tunnel_that_is_down_is_dialled_when_the_network_changes() -> None:
     async with rig.path() as path:
         (tunnel,) = path.pool.tunnels
         path.link.cut(blocked=True)
@@ -154,7 +154,7 @@ async def test_one_that_is_down_is_tried_again_when_the_network_changes() -> Non
         assert isinstance(tunnel.failure, TunnelError | None)
 
 
-async def test_a_dial_that_a_sleep_interrupted_is_begun_anew(
+async def test_a_dial_interrupted_by_a_sleep_starts_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It would hold its tunnel for as long as a dial may take, after a connection that is dead."""

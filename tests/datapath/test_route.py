@@ -28,7 +28,7 @@ async def test_a_new_route_leads_nowhere_and_says_so() -> None:
     assert route.reason == "not resolved yet"
 
 
-async def test_whoever_waits_gets_the_first_answer_and_the_first_endpoint() -> None:
+async def test_waiters_get_the_first_answer_and_the_first_endpoint() -> None:
     route = make()
     async with asyncio.TaskGroup() as tasks:
         answer = tasks.create_task(route.resolved())
@@ -65,7 +65,7 @@ async def test_waiting_for_another_endpoint_ends_in_time() -> None:
     assert route.endpoint == OLD
 
 
-async def test_a_bug_of_one_that_is_told_costs_nobody_else(
+async def test_a_bug_in_a_callback_does_not_stop_the_waiters(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail() -> None:

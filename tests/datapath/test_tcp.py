@@ -44,7 +44,7 @@ async def test_a_client_that_ends_first_still_gets_its_answer() -> None:
         assert await rig.exchange(port, b"hello") == b"you said hello"
 
 
-async def test_a_target_that_ends_first_still_hears_the_client() -> None:
+async def test_a_target_that_ends_first_still_receives_the_client_s_bytes() -> None:
     heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def end_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,7 +156,7 @@ async def test_a_client_that_goes_while_it_waits_is_forgotten() -> None:
         await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_a_session_that_is_full_says_so(
+async def test_a_full_session_resets_the_connection_with_a_reason(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
@@ -169,7 +169,7 @@ async def test_a_session_that_is_full_says_so(
     assert "web: connection reset: 1 streams are open" in caplog.text
 
 
-async def test_a_bug_in_one_opening_is_that_connection_s_alone(
+async def test_a_bug_in_opening_costs_one_connection(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object, **__: object) -> None:
@@ -199,7 +199,7 @@ async def test_a_refused_dial_is_tried_once_more_on_a_fresh_endpoint() -> None:
         assert answer.result() == data
 
 
-async def test_it_is_tried_once_more_only(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_dial_refused_twice_is_a_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connector, "RETRY_WAIT", 0.01)
     dials = 0
 
@@ -247,14 +247,14 @@ async def test_an_endpoint_that_has_just_appeared_may_refuse_for_a_while(
         assert answer.result() == b"x"
 
 
-async def test_what_cannot_change_is_not_tried_again() -> None:
+async def test_a_dial_on_a_route_that_cannot_change_is_not_retried() -> None:
     async with rig.path() as path:
         listener = await path.tcp(path.route(rig.closed_port()))
         await assert_reset(rig.port_of(listener))
         assert not any(c._request._retried for c in listener.connections)
 
 
-async def test_a_client_that_goes_between_two_tries_is_forgotten() -> None:
+async def test_a_client_that_leaves_between_two_dials_is_forgotten() -> None:
     async with rig.path() as path:
         listener = await path.tcp(path.route(rig.closed_port(), followed=True))
         async with rig.connect(rig.port_of(listener)) as (_, writer):
@@ -298,7 +298,7 @@ async def test_draining_cuts_what_does_not_finish(caplog: pytest.LogCaptureFixtu
     assert "web: 1 connections are cut" in caplog.text
 
 
-async def test_draining_waits_for_nobody_who_has_no_stream_yet() -> None:
+async def test_draining_resets_connections_without_a_stream_at_once() -> None:
     async with rig.path() as path:
         listener = await path.tcp(path.route(None))
         async with rig.connect(rig.port_of(listener)) as (reader, _):

@@ -61,7 +61,7 @@ async def test_a_cut_while_nothing_flows_loses_no_end() -> None:
         await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_a_client_that_goes_during_a_cut_is_told_of_afterwards() -> None:
+async def test_a_client_that_resets_during_a_cut_ends_its_stream_afterwards() -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
         port = rig.port_of(await path.tcp(target))
         async with rig.connect(port) as (_, writer):
@@ -140,7 +140,7 @@ async def test_a_wrong_key_is_refused_for_good() -> None:
         assert len(server.sessions) == 0
 
 
-async def test_an_agent_that_does_not_know_the_key_either_is_refused() -> None:
+async def test_an_agent_that_does_not_know_the_key_is_refused() -> None:
     async def lie(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         hello = bytes([1, 1]) + bytes(32)
         writer.write(b"\1" + encode_frame(32, 0, hello) + encode_frame(34, 0, bytes(60)))
@@ -152,7 +152,7 @@ async def test_an_agent_that_does_not_know_the_key_either_is_refused() -> None:
         assert "the agent does not know the key" in str(pool.failure)
 
 
-async def test_another_status_than_that_is_a_refusal_for_good() -> None:
+async def test_an_unknown_status_in_the_handshake_is_a_refusal() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"\2")
@@ -170,7 +170,7 @@ class Fake:
         self.address = (rig.HOST, port)
 
 
-async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None:
+async def test_an_end_during_the_handshake_is_retried() -> None:
     async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
 
@@ -181,7 +181,7 @@ async def test_an_end_during_the_handshake_is_a_failure_and_no_refusal() -> None
         await rig.until(lambda: link.dials > 2)
 
 
-async def test_silence_during_the_handshake_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silence_during_the_handshake_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("krelay.datapath.carrier._HANDSHAKE_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.hold) as port, reaching(Fake(port), up=False) as (pool, link):
         await pool.wait_change()
@@ -199,7 +199,7 @@ async def test_an_agent_that_is_full_is_tried_again(monkeypatch: pytest.MonkeyPa
         await rig.until(pool.pick)
 
 
-async def test_nonsense_from_the_agent_ends_the_session_and_another_is_opened(
+async def test_a_protocol_error_replaces_the_session(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with rig.path() as path, rig.tcp_target(rig.hold) as target:
@@ -271,7 +271,7 @@ async def test_tunnels_that_break_at_once_are_dialled_ever_more_slowly(
         assert delays[-1] == 0
 
 
-async def test_a_bug_in_a_transport_is_one_failed_try(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_a_transport_is_one_failed_attempt(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.agent() as server:
         link = rig.AgentLink(server)
         real = link.dial
@@ -289,14 +289,14 @@ async def test_a_bug_in_a_transport_is_one_failed_try(caplog: pytest.LogCaptureF
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_the_same_failure_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_repeated_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     async with reaching(None, up=False) as (_, link):
         await rig.until(lambda: link.dials > 2)
     assert caplog.text.count("no tunnel: the way is shut") == 1
 
 
-async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
+async def test_an_agent_that_does_not_listen_yet_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its pod runs before it does: on a slow machine every start would be told as a failure."""
@@ -322,7 +322,7 @@ async def test_an_agent_that_does_not_listen_yet_is_no_trouble(
     assert told == ["pt1: tunnel up"]
 
 
-async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
+async def test_an_agent_that_says_good_bye_gets_no_more_streams() -> None:
     async with rig.agent() as server:
         link = rig.AgentLink(server)
         async with rig.running(Pool("p", [link], rig.KEY, size=1)) as pool:
@@ -332,7 +332,7 @@ async def test_an_agent_that_ends_orderly_takes_no_more_streams() -> None:
             assert "down" in repr(pool.tunnels[0])
 
 
-async def test_a_bug_costs_a_pause_and_no_more(
+async def test_a_bug_in_a_tunnel_costs_a_pause(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_AFTER_BUG", 0.01)
@@ -356,7 +356,7 @@ async def test_a_bug_costs_a_pause_and_no_more(
     assert "pt1: internal error" in caplog.messages
 
 
-async def test_that_there_is_no_thread_is_a_failed_try(
+async def test_a_dial_without_a_thread_is_a_failed_attempt(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rig.path() as path:

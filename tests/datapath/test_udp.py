@@ -27,7 +27,7 @@ async def test_datagrams_of_any_size_come_back_whole(size: int) -> None:
             assert await rig.recv(client) == data
 
 
-async def test_borders_and_order_are_kept() -> None:
+async def test_boundaries_and_order_of_datagrams_are_kept() -> None:
     sent = [b"%d" % number * (number % 7) for number in range(200)]
     async with rig.path() as path, rig.udp_echo() as target:
         port = rig.port_of(await path.udp(target))
@@ -113,7 +113,7 @@ async def test_idle_flows_expire(monkeypatch: pytest.MonkeyPatch) -> None:
             await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_questions_and_answers_keep_a_flow_and_only_that() -> None:
+async def test_datagrams_in_either_direction_keep_a_flow() -> None:
     async with rig.path() as path, rig.udp_socket() as target:
         loop = asyncio.get_running_loop()
         listener = await path.udp(target.getsockname()[1])
@@ -155,7 +155,7 @@ async def test_questions_and_answers_keep_a_flow_and_only_that() -> None:
             assert (await loop.sock_recvfrom(target, 100))[0] == b"again"
 
 
-async def test_a_target_that_is_not_there_ends_its_flow_alone() -> None:
+async def test_a_closed_port_ends_its_flow_only() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         connection = rig.connection(path.pool)
         session = connection.session
@@ -177,7 +177,7 @@ async def test_a_target_that_is_not_there_ends_its_flow_alone() -> None:
             assert path.streams == (1, 1)
 
 
-async def test_a_name_that_does_not_exist_is_a_warning(
+async def test_an_unknown_name_is_logged_as_a_warning(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def resolve(*_: object, **__: object) -> None:
@@ -192,7 +192,7 @@ async def test_a_name_that_does_not_exist_is_a_warning(
             await rig.until(lambda: listener.live == 0)
 
 
-async def test_the_first_datagrams_wait_for_the_route_a_few_of_them() -> None:
+async def test_a_few_datagrams_wait_for_the_route() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         route = path.route(None)
         listener = await path.udp(route)
@@ -244,7 +244,9 @@ async def test_datagrams_are_dropped_and_not_held_while_the_tunnel_is_cut() -> N
             assert listener.live == 1
 
 
-async def test_a_full_session_drops_with_a_reason(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_full_session_drops_datagrams_with_a_reason(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         connection = rig.connection(path.pool)
         connection.session.limits = Limits(streams=0)
@@ -255,7 +257,7 @@ async def test_a_full_session_drops_with_a_reason(caplog: pytest.LogCaptureFixtu
         assert listener.live == 0
 
 
-async def test_an_agent_that_ends_a_flow_ends_it_here_too() -> None:
+async def test_a_flow_that_the_agent_ends_is_forgotten() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
@@ -272,7 +274,7 @@ async def test_an_agent_that_ends_a_flow_ends_it_here_too() -> None:
                 await rig.until(lambda: path.streams == (0, 0))
 
 
-async def test_what_belongs_to_a_tcp_stream_is_ignored_by_a_flow() -> None:
+async def test_a_flow_ignores_events_of_tcp_streams() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
@@ -285,7 +287,7 @@ async def test_what_belongs_to_a_tcp_stream_is_ignored_by_a_flow() -> None:
             assert await rig.recv(client) == b"y"
 
 
-async def test_a_client_that_is_gone_disturbs_nobody() -> None:
+async def test_a_client_that_has_gone_does_not_disturb_others() -> None:
     async with rig.path() as path, rig.udp_socket() as target:
         loop = asyncio.get_running_loop()
         listener = await path.udp(target.getsockname()[1])
@@ -303,7 +305,7 @@ async def test_a_client_that_is_gone_disturbs_nobody() -> None:
             assert await rig.recv(client) == b"z"
 
 
-async def test_answers_are_dropped_where_the_kernel_takes_no_more() -> None:
+async def test_answers_that_the_kernel_does_not_take_are_dropped() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
         (sock,) = listener._sockets

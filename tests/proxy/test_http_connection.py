@@ -276,7 +276,9 @@ async def test_an_early_response_arrives_whatever_is_still_sent() -> None:
             assert await reader.read() == b""
 
 
-async def test_there_is_an_end_to_what_is_still_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_client_may_send_a_bounded_number_of_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "LINGER_BYTES", 1 << 20)
     async with proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (_, writer):
@@ -292,7 +294,7 @@ async def test_there_is_an_end_to_what_is_still_sent(monkeypatch: pytest.MonkeyP
         await rig.until(lambda: not listener.connections)
 
 
-async def test_nor_does_a_silent_client_keep_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_client_that_is_silent_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LINGER_SILENCE", 0.05)
     async with proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
@@ -657,7 +659,7 @@ async def test_a_client_with_a_long_last_answer_may_take_its_time(
         await rig.until(lambda: not listener.connections)
 
 
-async def test_a_bug_is_that_connection_s_alone(
+async def test_a_bug_costs_one_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rig.tcp_target(Origin()) as target, proxy() as (listener, _):

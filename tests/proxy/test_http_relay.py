@@ -579,7 +579,7 @@ def test_a_refused_connect_ends_the_connection() -> None:
 
 
 @pytest.mark.parametrize("how", ["nowhere", "without the password", "target lost", "no such way"])
-def test_nor_is_what_follows_any_other_refused_connect_a_request(how: str) -> None:
+def test_bytes_behind_a_refused_connect_are_no_request(how: str) -> None:
     login = "" if how == "without the password" else "Proxy-Authorization: Basic bWU6cHc=\r\n"
     coding = "Transfer-Encoding: identity\r\n" if how == "no such way" else ""
     target = "nowhere" if how == "nowhere" else "db:5432"

@@ -69,7 +69,7 @@ def test_another_user_s_sender_is_not_the_client_s(
     assert same_user(client, senders) == {("127.0.0.1", 1)}
 
 
-def test_where_nothing_is_told_every_sender_may_be_the_client(
+def test_every_sender_may_be_the_client_without_socket_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_TABLES", tmp_path)

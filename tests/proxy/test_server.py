@@ -84,7 +84,7 @@ async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 
 @pytest.mark.parametrize("way", ["--socks5-hostname", "--socks5", "--proxy", "--proxytunnel"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-async def test_curl(way: str, host: str) -> None:
+async def test_curl_reaches_targets_by_every_kind_of_proxy(way: str, host: str) -> None:
     async with rig.tcp_target(web) as target, proxy() as (listener, _):
         port = rig.port_of(listener)
         args = [way, f"127.0.0.1:{port}"]
@@ -113,7 +113,7 @@ async def test_bodies_pass_as_they_are(chunked: bool) -> None:
             assert out.endswith(hashlib.sha256(data.encode()).hexdigest().encode())
 
 
-async def test_who_is_asked_for_a_password() -> None:
+async def test_clients_without_the_password_are_refused() -> None:
     async with rig.tcp_target(web) as target, proxy(credentials=("me", "pw")) as (listener, _):
         port, url = rig.port_of(listener), f"http://127.0.0.1:{target}/"
         for kind in ("http", "socks5h"):
@@ -126,7 +126,7 @@ async def test_who_is_asked_for_a_password() -> None:
 
 
 @pytest.mark.parametrize("credentials", [None, ("me", "pw")])
-async def test_one_that_is_open_to_other_machines_says_so(
+async def test_a_proxy_open_to_other_machines_is_a_warning(
     credentials: tuple[str, str] | None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -139,7 +139,7 @@ async def test_one_that_is_open_to_other_machines_says_so(
         assert told is (credentials is None)
 
 
-async def test_why_not_is_told() -> None:
+async def test_a_refused_socks_client_gets_the_reason() -> None:
     closed = rig.closed_port()
     async with proxy() as (listener, _):
         port = rig.port_of(listener)
@@ -153,7 +153,7 @@ async def test_why_not_is_told() -> None:
                 assert await reader.read() == b""
 
 
-async def test_a_refused_socks_client_that_still_sends_learns_why(
+async def test_a_refused_socks_client_that_still_sends_gets_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with proxy() as (listener, _):
@@ -189,7 +189,7 @@ async def test_bytes_and_ends_both_ways() -> None:
         await rig.until(lambda: not listener.connections and path.streams == (0, 0))
 
 
-async def test_what_is_said_early_goes_first() -> None:
+async def test_bytes_behind_a_socks_request_go_first() -> None:
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(HELLO + connect_to(target) + b"early")
@@ -239,7 +239,7 @@ async def test_nonsense_is_answered_and_ended(first: bytes) -> None:
         await rig.until(lambda: not listener.connections)
 
 
-async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_without_a_request_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REQUEST_TIMEOUT", 0.05)
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         async with socks(listener, target) as (kept, writer):
@@ -252,7 +252,7 @@ async def test_who_says_nothing_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await kept.readexactly(1) == b"x"
 
 
-async def test_there_is_an_end_to_those_who_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clients_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PENDING", 2)
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         port = rig.port_of(listener)
@@ -266,7 +266,7 @@ async def test_there_is_an_end_to_those_who_say_nothing(monkeypatch: pytest.Monk
             pass
 
 
-async def test_who_leaves_while_asking_leaves_nothing() -> None:
+async def test_a_client_that_leaves_while_negotiating_leaves_nothing() -> None:
     async with proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):
             writer.write(b"\5")
@@ -276,7 +276,7 @@ async def test_who_leaves_while_asking_leaves_nothing() -> None:
         assert listener.pending == 0
 
 
-async def test_a_bug_is_that_connection_s_alone(
+async def test_a_bug_costs_one_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
@@ -312,7 +312,7 @@ async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
                 path.link.blocked = False
 
 
-async def test_nobody_there_is_told_in_time() -> None:
+async def test_a_destination_without_a_tunnel_is_refused_in_time() -> None:
     async with proxy(open_timeout=0.05) as (listener, path):
         path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)

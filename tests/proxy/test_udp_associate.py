@@ -61,7 +61,7 @@ async def test_datagrams_to_several_places() -> None:
         await rig.until(lambda: path.streams == (0, 0) and not listener.connections)
 
 
-async def test_it_ends_with_its_connection() -> None:
+async def test_an_association_ends_with_its_connection() -> None:
     async with rig.udp_echo() as target, proxy() as (listener, path):
         async with associated(listener) as (sock, writer):
             await ask(sock, rig.HOST, target, b"x")
@@ -72,7 +72,7 @@ async def test_it_ends_with_its_connection() -> None:
                 await rig.recv(sock)
 
 
-async def test_pieces_nonsense_and_strangers_are_dropped() -> None:
+async def test_fragments_nonsense_and_strangers_are_dropped() -> None:
     async with rig.udp_echo() as target, proxy() as (listener, path):
         async with associated(listener) as (sock, _):
             good = write_datagram(rig.HOST, target, b"x")
@@ -104,7 +104,7 @@ async def test_a_named_port_is_the_only_one_that_is_served() -> None:
     not sys.platform.startswith("linux") or os.getuid() != 0, reason="needs another user on Linux"
 )
 @pytest.mark.process
-async def test_another_user_s_datagrams_claim_nothing() -> None:
+async def test_another_user_s_datagrams_are_dropped() -> None:
     script = (
         "import os, socket, sys; os.setuid(65534); s = socket.socket(2, 2);"
         "[s.sendto(bytes.fromhex(sys.argv[2]), ('127.0.0.1', int(sys.argv[1]))) for _ in range(3)];"
@@ -179,7 +179,7 @@ async def test_idle_destinations_end(monkeypatch: pytest.MonkeyPatch) -> None:
             await ask(sock, rig.HOST, target, b"again")
 
 
-async def test_it_moves_to_another_pool() -> None:
+async def test_an_association_moves_to_another_pool() -> None:
     async with rig.udp_echo() as target, proxy() as (listener, path), rig.agent() as server:
         other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
         async with rig.running(other), associated(listener) as (sock, _):
@@ -197,7 +197,7 @@ async def test_it_moves_to_another_pool() -> None:
             assert other.streams == 1
 
 
-async def test_no_socket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_association_without_a_socket_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async def none(association: module.Association, host: str) -> int:
         raise OSError("no room")
 
