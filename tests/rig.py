@@ -259,7 +259,7 @@ def connection(of: Pool | Tunnel) -> MuxConnection:
     """The client's end of a tunnel's session, or of the one that the pool's next stream gets."""
     carrier = of.carrier if isinstance(of, Tunnel) else of.pick()
     assert isinstance(carrier, SessionCarrier)
-    return carrier.connection
+    return carrier
 
 
 class Path:

@@ -118,7 +118,7 @@ class LegacyAgentError(Exception):
         return "the agent knows no sessions"
 
 
-class SessionCarrier:
+class SessionCarrier(MuxConnection):
     """One session. `connect` begins it, and resumes it on another connection to the agent."""
 
     multiplexed = True
@@ -138,16 +138,11 @@ class SessionCarrier:
         limits = Limits(
             replay=config.resume_buffer, ping_interval=config.ping, ping_timeout=config.ping_timeout
         )
-        self.connection = MuxConnection(
+        super().__init__(
             Side.CLIENT, name, limits=limits, on_detached=on_detached, on_ids_low=on_ids_low
         )
-        self.connection.on_idle = on_idle
+        self.on_idle = on_idle
         self._welcome: Welcome | None = None
-
-    @property
-    def attached(self) -> bool:
-        """Whether a connection carries the session now."""
-        return self.connection.attached
 
     @property
     def begun(self) -> bool:
@@ -155,40 +150,22 @@ class SessionCarrier:
         return self._welcome is not None
 
     @property
-    def ready(self) -> bool:
-        return self.connection.ready
-
-    @property
-    def count(self) -> int:
-        return self.connection.count
-
-    @property
-    def load(self) -> int:
-        return self.connection.load
-
-    @property
     def rtt(self) -> float | None:
-        return self.connection.session.rtt or None
-
-    def open(self, header: Header, handler: StreamHandler) -> Stream:
-        return self.connection.open(header, handler)
-
-    def close(self, code: ErrorCode, message: str = "") -> None:
-        self.connection.close(code, message)
+        return self.session.rtt or None
 
     def network_changed(self, *, broken: bool) -> None:
         """Drop the connection unless the agent answers soon. A broken one is replaced by
         `connect`."""
-        self.connection.verify_within(_DOUBT)
+        self.verify_within(_DOUBT)
 
     def add_to(self, stats: TunnelStats) -> None:
-        connection, session = self.connection, self.connection.session
-        stats.replayed_bytes += connection.replayed_bytes
+        session = self.session
+        stats.replayed_bytes += self.replayed_bytes
         stats.window_stalls += session.window_stalls
         stats.limit_stalls += session.limit_stalls
         stats.lost_datagrams[QUEUED] += session.dropped_datagrams
         stats.lost_datagrams[LATE] += session.late_datagrams
-        stats.lost_datagrams.update(dict(zip(AGENT_LOSSES, connection.peer_lost, strict=True)))
+        stats.lost_datagrams.update(dict(zip(AGENT_LOSSES, self.peer_lost, strict=True)))
 
     async def connect(self, link: AgentLink, key: bytes) -> None:
         """Carry the session on over a new connection to the agent.
@@ -203,14 +180,14 @@ class SessionCarrier:
             ProtocolError: the two ends disagree on what was received: the session is over.
             KrelayError, OSError: as `AgentLink.dial`.
         """
-        session = self.connection.session
+        session = self.session
         resume = None
         if self._welcome is not None:
             session_id, session_key = self._welcome.session_id, self._welcome.session_key
             resume = Resume(session_id, session_key, session.begin_resume)
         nonce = secrets.token_bytes(NONCE_SIZE)
         handshake = ClientHandshake(key, nonce, resume=resume, private=link.private)
-        client = ClientTunnelProtocol(self.connection, handshake)
+        client = ClientTunnelProtocol(self, handshake)
         try:
             self._welcome = await _shake_hands(client, link)
         finally:
