@@ -71,9 +71,12 @@ class RefusalLog:
 class Host(Protocol):
     """The server as its connections see it."""
 
-    sessions: Sessions
     buffer: ReadBuffer
     refusals: RefusalLog
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions that connections open and resume."""
 
     def connected(self, connection: AgentConnection) -> None:
         """Count a new connection."""

@@ -1,7 +1,7 @@
 """The protocol, sans-I/O: bytes and the time go in, events and bytes come out.
 
-Shared with the agent, so standard library only; no sockets, no clock, no asyncio. The normative
-text is `docs/protocol.md`; section numbers in comments are its own.
+Client and agent share this package, so it uses the standard library only: no sockets, no clock, no
+asyncio. `docs/protocol.md` is normative; comments cite its sections.
 """
 
 from __future__ import annotations

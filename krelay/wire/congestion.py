@@ -1,9 +1,9 @@
-"""How many bytes may be under way on one tunnel: bandwidth times delay, measured as it goes.
+"""Congestion control of one tunnel: the sender's window, and the receiver's acknowledgements.
 
-The path into a cluster buffers tens of MiB, and a full buffer is seconds of delay for a
-keystroke. So the sender keeps under way what the path needs and little more: the delivery rate
-seen by acknowledgements times twice the shortest round trip (protocol.md, section 7). The ideas
-of BBR (draft-cardwell-iccrg-bbr-congestion-control), as far as a reliable pipe needs them.
+The path into a cluster buffers tens of MiB, and a full buffer delays a keystroke by seconds. So the
+sender keeps in flight what the path needs and little more: the delivery rate that ACKs show, times
+twice the shortest round trip (protocol.md, section 7). These are the ideas of BBR
+(draft-cardwell-iccrg-bbr-congestion-control), as far as a reliable pipe needs them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from collections import deque
 
 MIN_LIMIT = 32 << 10
 START_LIMIT = 256 << 10
-# Queueing that is allowed for even where the round trip is next to nothing: the price of two
-# event loops and a scheduler, in seconds.
+# Seconds of queueing that are allowed even on the shortest path: two event loops and a scheduler.
 _SLACK = 0.005
 _RATE_SAMPLES = 32
-# A shortest round trip older than this, in seconds, is measured anew with the queue drained:
-# under a steady load it would otherwise be the queue that we built ourselves.
+# A shortest round trip older than this, in seconds, is measured again with the queue drained.
+# Under a steady load it would otherwise include the queue that the sender itself has built.
 _RTT_MEMORY = 10.0
 _MARK_EVERY = 16 << 10
 
@@ -28,7 +27,7 @@ _ACK_MAX = 256 << 10
 
 
 class CongestionWindow:
-    """Octets sent on a tunnel against octets its peer has reported, and the limit between them."""
+    """The sender's side: octets sent and acknowledged on a tunnel, and the limit between them."""
 
     __slots__ = (
         "_limited",
@@ -52,24 +51,24 @@ class CongestionWindow:
         self._rtt_at = 0.0
         self._probe_from: int | None = None
         self._rates: deque[float] = deque(maxlen=_RATE_SAMPLES)
-        # (sent after this write, acked then, time): one for each write that is not yet acked
+        # (sent after this write, acked then, time), one for each write that is not yet acked.
         self._marks: deque[tuple[int, int, float]] = deque()
         self._limited = False
 
     @property
     def room(self) -> int:
-        """How many octets may be sent now; not positive when none may."""
+        """Octets that may be sent now; zero or less if none may."""
         return self.limit - (self.sent - self.acked)
 
     def on_sent(self, count: int, now: float, *, limited: bool) -> None:
-        """`count` octets went out; `limited`: more were waiting, and only the limit held them."""
+        """Count octets that were sent. `limited`: the limit alone held back more."""
         self.sent += count
         self._limited = self._limited or limited
         if count and (not self._marks or self.sent - self._marks[-1][0] >= _MARK_EVERY):
             self._marks.append((self.sent, self.acked, now))
 
     def on_ack(self, acked: int, now: float) -> bool:
-        """The peer has seen `acked` octets of this tunnel; False when that cannot be."""
+        """Take an ACK of `acked` octets of this tunnel; return False if that is impossible."""
         if not self.acked <= acked <= self.sent:
             return False
         self.acked = acked
@@ -83,7 +82,7 @@ class CongestionWindow:
         return True
 
     def on_rtt(self, sample: float, now: float) -> None:
-        """A round trip took `sample` seconds (a PING's, where nothing waits at the far end)."""
+        """Take a round trip of `sample` seconds: that of a PING, which never waits at the peer."""
         if not self.rtt or sample <= self.rtt:
             self.rtt = sample
             self._rtt_at = now
@@ -100,8 +99,8 @@ class CongestionWindow:
             return
         else:
             self.on_rtt(rtt, now)
-            # A rate that the application and not the limit held down says nothing of the
-            # path, unless it is the best yet.
+            # A rate that the application held down, not the limit, says nothing about the path,
+            # unless it is the best so far.
             if not self._limited and rate <= max(self._rates, default=0.0):
                 return
             self._rates.append(rate)
@@ -109,13 +108,17 @@ class CongestionWindow:
         self._set_limit(self.rtt + max(self.rtt, _SLACK))
 
     def _set_limit(self, seconds: float) -> None:
-        """As much as the path delivers in this time, within the bounds."""
+        """Allow what the path delivers in `seconds`, within the bounds."""
         wanted = int(max(self._rates, default=0.0) * seconds)
         self.limit = max(MIN_LIMIT, min(wanted, self._max_limit))
 
 
 class AckTimer:
-    """Octets that came on this tunnel, and what its peer was told of them. `due`: tell it now."""
+    """The receiver's side: octets received on a tunnel, and when to acknowledge them.
+
+    An ACK goes out every few milliseconds whatever the rate: often enough on a slow path, cheap on
+    a fast one (protocol.md, section 7). `due` says that it is time.
+    """
 
     __slots__ = ("_deadline", "_every", "_octets", "_acked", "_acked_at", "due")
 
@@ -128,23 +131,23 @@ class AckTimer:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is something to tell, sooner or later."""
+        """Whether octets wait to be acknowledged."""
         return self._deadline is not None
 
     def reset(self) -> None:
-        """Another tunnel, or none: octets count from zero."""
+        """Count from zero, for another tunnel."""
         self.due = False
         self._octets = self._acked = 0
         self._deadline = None
 
     def received(self, octets: int, now: float) -> None:
-        """A frame that wants to be acknowledged came."""
+        """Count a frame that needs an acknowledgement."""
         self._octets += octets
         if self._deadline is None:
             self._deadline = now + _ACK_DELAY
 
     def flush_if_due(self, now: float) -> None:
-        """A read is over: perhaps that was enough."""
+        """After a read: make an ACK due if enough octets wait."""
         if self._octets - self._acked < self._every:
             return
         self.due = True
@@ -155,14 +158,14 @@ class AckTimer:
             self._every = max(self._every // 2, _ACK_MIN)
 
     def tick(self, now: float) -> float:
-        """When to look again; infinite where nothing waits."""
+        """Make an ACK due if its time has come; return the next deadline, infinite without one."""
         if self._deadline is not None and now >= self._deadline:
             self.due = True
             self._deadline = None
         return math.inf if self._deadline is None else self._deadline
 
     def next_ack(self, now: float) -> int:
-        """The octets to acknowledge now."""
+        """Return the octets that the ACK of this moment carries."""
         self.due = False
         self._deadline = None
         self._acked_at = now

@@ -1,11 +1,11 @@
-"""What can go wrong on the wire, as numbers both ends agree on (protocol.md, section 9).
+"""Errors of the protocol and their codes, which both ends share (protocol.md, section 9).
 
 ::
 
     WireError
-    ├─ ProtocolError(code)     the peer broke the protocol: its session ends
-    │   └─ FlowControlError    it sent more than it was given credit for
-    └─ HandshakeError(code)    the other end answered no, or is no session peer at all
+    ├─ ProtocolError(code)     the peer broke the protocol; the session ends
+    │   └─ FlowControlError    the peer sent more than its credit
+    └─ HandshakeError(code)    the peer refused, or does not speak session mode
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from enum import IntEnum
 
 
 class ErrorCode(IntEnum):
-    """Why a stream, a session or a handshake ended. The numbers are frozen."""
+    """Why a stream, a session or a handshake ended. The numbers never change."""
 
     NONE = 0
     PROTOCOL = 1
@@ -38,7 +38,7 @@ class ErrorCode(IntEnum):
 
     @classmethod
     def of(cls, number: int) -> ErrorCode:
-        """The code for a number from the wire; one that a newer peer invented is INTERNAL."""
+        """Return the code for a number from the wire; INTERNAL for one of a newer peer."""
         try:
             return cls(number)
         except ValueError:
@@ -46,7 +46,7 @@ class ErrorCode(IntEnum):
 
     @property
     def text(self) -> str:
-        """The code in words, for people."""
+        """The code in words."""
         return _TEXTS[self]
 
 
@@ -74,7 +74,7 @@ _TEXTS = {
 
 
 class WireError(Exception):
-    """Root of this tree; `code` is what the other end is told."""
+    """Base class of these errors; `code` is sent to the peer."""
 
     code = ErrorCode.INTERNAL
 

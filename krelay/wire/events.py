@@ -1,4 +1,4 @@
-"""What a Session tells the layer above (protocol.md, sections 5 to 8)."""
+"""Events that a Session returns to the layer above (protocol.md, sections 5 to 8)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from krelay.wire.stream import Stream
 
 @dataclass(slots=True)
 class StreamOpened:
-    """The peer opened a stream; answer with `accept` or `refuse`."""
+    """The peer opened a stream; the answer is `Session.accept` or `Session.refuse`."""
 
     stream: Stream
 
 
 @dataclass(slots=True)
 class StreamAccepted:
-    """The peer reached the target of a stream that we opened."""
+    """The peer reached the target of a stream that this end opened."""
 
     stream: Stream
 
 
 @dataclass(slots=True)
 class StreamRefused:
-    """The peer did not; the stream is closed."""
+    """The peer did not reach the target; the stream is closed."""
 
     stream: Stream
     code: ErrorCode
@@ -34,7 +34,7 @@ class StreamRefused:
 
 @dataclass(slots=True)
 class DataReceived:
-    """Bytes of a stream; give their credit back with `consume`."""
+    """Bytes of a stream arrived; `Session.consume` returns their credit."""
 
     stream: Stream
     data: Buffer
@@ -42,7 +42,7 @@ class DataReceived:
 
 @dataclass(slots=True)
 class DatagramReceived:
-    """One whole datagram of a flow."""
+    """A whole datagram of a flow arrived."""
 
     stream: Stream
     data: Buffer
@@ -57,7 +57,7 @@ class StreamEnded:
 
 @dataclass(slots=True)
 class StreamReset:
-    """The stream was cut; nothing more comes and nothing more is sent."""
+    """The stream was reset; no more bytes go either way."""
 
     stream: Stream
     code: ErrorCode
@@ -65,7 +65,7 @@ class StreamReset:
 
 @dataclass(slots=True)
 class GoAway:
-    """The peer opens and accepts no more streams; those that live may finish."""
+    """The peer opens and accepts no more streams; open ones may finish."""
 
     code: ErrorCode
     message: str
@@ -73,8 +73,11 @@ class GoAway:
 
 @dataclass(slots=True)
 class DatagramsLost:
-    """How many datagrams the peer has lost in this session, in all: at its sockets (received, then
-    sent), before their targets were reached, and for want of room towards us."""
+    """Datagrams that the peer has lost since the session began, by place.
+
+    The four counts are: received by its sockets, sent by its sockets, before a target was reached,
+    and queued towards this end.
+    """
 
     counts: tuple[int, ...]
 

@@ -1,7 +1,7 @@
 """Frames, the unit on the wire in session mode (protocol.md, section 4).
 
-An 8-byte head, big-endian: type 1, payload length 3, stream id 4; then the payload, at most
-64 KiB so that streams interleave.
+A frame has a head of 8 bytes, big-endian: type 1, payload length 3, stream id 4. The payload
+follows; it has at most 64 KiB, so that streams interleave.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ MAX_PAYLOAD = 65_536
 HEAD = Struct(">II")
 HEAD_SIZE = HEAD.size
 
-# A payload shorter than this, or than a fifth of the read that it came in, is copied: whoever keeps
-# it, such as the buffer of a slow reader, would keep the whole read alive. Bulk is not copied: it
+# A payload shorter than this, or than a fifth of its read, is copied: as a view it would keep the
+# whole read in memory, for as long as a slow reader's buffer holds it. Bulk data is not copied: it
 # comes in the longest frames, and a read has 272 KiB at most.
 _COPY_BELOW = 4_096
 _COPY_BELOW_SHARE = 5
@@ -25,7 +25,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class FrameType(IntEnum):
-    """What a frame says. Those up to WINDOW are sequenced: numbered, kept, replayed."""
+    """Type of a frame. Those up to WINDOW are sequenced: numbered, kept and replayed."""
 
     OPEN = 1
     OPENED = 2
@@ -53,15 +53,15 @@ Frame = tuple[int, int, Buffer]
 
 
 def encode_frame(frame_type: int, stream_id: int, payload: Buffer = b"") -> bytes:
-    """One whole frame. `payload` has at most MAX_PAYLOAD bytes."""
+    """Return a whole frame. `payload` has at most MAX_PAYLOAD bytes."""
     return HEAD.pack(frame_type << 24 | len(payload), stream_id) + payload
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames, however the reads fall; copies a payload once at most.
+    """Cuts a byte stream into frames, however the reads fall; copies a payload at most once.
 
-    A frame that is split over reads is kept in one array: a list of the pieces would take many
-    times their size where they are small.
+    A frame that is split over reads is collected in one array: a list of small pieces would take
+    many times their size.
     """
 
     __slots__ = ("_head", "_missing", "_partial", "_stream_id", "_type")
@@ -74,11 +74,11 @@ class FrameDecoder:
         self._partial = bytearray()
 
     def feed(self, data: Buffer) -> list[Frame]:
-        """The frames that `data` completes, in order.
+        """Return the frames that `data` completes, in order.
 
         Raises:
-            ProtocolError: an unknown type or a payload over the limit. What the same call had
-                decoded before is lost: a protocol error ends the session.
+            ProtocolError: a frame has an unknown type or too long a payload. Frames that the same
+                call decoded before it are lost: a protocol error ends the session.
         """
         frames: list[Frame] = []
         view = memoryview(data)
@@ -123,7 +123,7 @@ class FrameDecoder:
         return frames
 
     def pending(self) -> bytes:
-        """The bytes of a frame that has begun and is not whole."""
+        """Return the bytes of a partial frame."""
         if not self._missing:
             return self._head
         got = self._partial
@@ -131,5 +131,5 @@ class FrameDecoder:
 
     @property
     def held(self) -> int:
-        """Bytes kept of a frame that is not whole."""
+        """Bytes kept of a partial frame."""
         return len(self._partial)

@@ -1,9 +1,9 @@
-"""How a tunnel becomes a session's: hello, proof, welcome (protocol.md, section 3).
+"""The handshake, by which a tunnel opens or resumes a session (protocol.md, section 3).
 
-A shared key proves each end to the other by HMAC over the whole exchange, so it never crosses
-the wire itself, with one exception: an agent that was told only the key's digest (its pod's
-spec is no place for secrets) asks the first client to show it, inside the cluster's own TLS.
-Each session gets a key of its own, which a later tunnel needs to carry that session on.
+Each end proves to the other that it knows a shared key, by an HMAC over the whole exchange. The key
+itself is not sent, with one exception: an agent that has only the key's digest (a pod's spec is no
+place for secrets) asks the first client to show it, inside the cluster's TLS. Each session gets its
+own key, which a later tunnel needs to resume that session.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from krelay.wire.frames import (
 from krelay.wire.header import SESSION, Header, Status
 
 VERSION = 2
-"""The highest that this end speaks."""
+"""Highest protocol version of this implementation."""
 OLDEST = 1
 NONCE_SIZE = 32
 SESSION_ID_SIZE = 16
@@ -39,17 +39,17 @@ _WELCOME = Struct(">16sQI")
 _PROOF_SIZE = 32
 _MAX_KEY = 64
 _MAX_AUTH = 1_024
-"""Bytes of AUTH's payload: its fields, and those that a later version may add."""
+"""Most bytes of AUTH's payload, with fields that a later version may add."""
 _NEW = 0
 _RESUME = 1
 _NO_SESSION = bytes(SESSION_ID_SIZE)
 
 OPENING = Header(SESSION, "krelay", 0).encode()
-"""What a client sends first: a Header whose protocol only a session agent knows."""
+"""First bytes of a client: a Header whose protocol only an agent with sessions knows."""
 
 
 class Ask(IntEnum):
-    """What an agent asks a client for in its HELLO."""
+    """What an agent's HELLO asks of the client."""
 
     NOTHING = 0
     PROOF = 1
@@ -61,14 +61,17 @@ def _mac(key: bytes, *parts: bytes) -> bytes:
 
 
 def session_key(key: bytes, agent_nonce: bytes, client_nonce: bytes) -> bytes:
-    """The key of a session that these two nonces opened."""
+    """Return the key of the session that these two nonces open."""
     return _mac(key, b"krelay session", agent_nonce, client_nonce)
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Which session a new tunnel shall carry on. `received` is asked how many sequenced frames it
-    has when that is claimed, and no sooner: a tunnel that still works brings more of them."""
+    """The session that a new tunnel resumes.
+
+    `received` returns how many sequenced frames it has received. It is called only when AUTH is
+    written, as a tunnel that still works delivers more until then.
+    """
 
     session_id: bytes
     session_key: bytes
@@ -77,18 +80,17 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The agent's yes. `received` counts the sequenced frames it has of this session; `rest` are
-    bytes that came behind and belong to the session."""
+    """The agent's consent. `received` is how many sequenced frames it has of this session; `rest`
+    are the session's first bytes, which arrived with WELCOME."""
 
     session_id: bytes
     session_key: bytes
     received: int
-    max_streams: int
     rest: bytes
 
 
 class ClientHandshake:
-    """The client's half. Feed it what the tunnel brings; send what it gives."""
+    """The client's half: takes the tunnel's bytes, and returns those to send."""
 
     def __init__(
         self,
@@ -99,9 +101,8 @@ class ClientHandshake:
         private: bool = False,
         highest: int = VERSION,
     ) -> None:
-        """`nonce` is NONCE_SIZE random bytes; `private`: the way to the agent is encrypted, so
-        that the key may be shown to an agent that asks for it. `highest` is the version that this
-        end speaks at most."""
+        """`nonce` is NONCE_SIZE random bytes. `private`: the path to the agent is encrypted, so an
+        agent that asks for the key may be shown it. `highest` limits the protocol version."""
         self._highest = highest
         self._key = key
         self._nonce = nonce
@@ -113,19 +114,20 @@ class ClientHandshake:
         self._session_key = b""
         self._proof = b""
         self.version = 0
-        """What both ends speak; 0 before the agent's HELLO."""
+        """Protocol version of the tunnel; 0 before the agent's HELLO."""
 
     def data_to_send(self) -> bytes:
-        """What is due; empty when nothing is."""
+        """Return the bytes that are due, possibly none."""
         out, self._out = self._out, b""
         return out
 
     def receive_data(self, data: Buffer) -> Welcome | None:
-        """The agent's welcome, once it is whole.
+        """Return the agent's WELCOME once it is complete, None before.
 
         Raises:
-            HandshakeError: the agent refused; with UNKNOWN_PROTOCOL it speaks plain mode only.
-            ProtocolError: it spoke nonsense.
+            HandshakeError: the agent refused; its code is UNKNOWN_PROTOCOL if the agent knows
+                legacy mode only.
+            ProtocolError: the agent broke the protocol.
         """
         if not self._status_seen and len(data):
             self._status_seen = True
@@ -155,7 +157,7 @@ class ClientHandshake:
         if version < OLDEST:
             raise HandshakeError(f"the agent speaks version {version}", ErrorCode.VERSION)
         if ask == Ask.NOTHING and self._key:
-            # Whoever asks for no proof gives none either: it may be anyone.
+            # An agent that asks for no proof gives none either: it may be an impostor.
             raise HandshakeError("the agent asks for no key", ErrorCode.DENIED)
         shown = b""
         if ask == Ask.KEY:
@@ -182,13 +184,13 @@ class ClientHandshake:
         expected = _mac(self._session_key, b"krelay agent", self._proof, welcome)
         if not hmac.compare_digest(proof, expected):
             raise HandshakeError("the agent does not know the key", ErrorCode.DENIED)
-        session_id, received, max_streams = _WELCOME.unpack(welcome)
-        return Welcome(session_id, self._session_key, received, max_streams, rest)
+        session_id, received, _ = _WELCOME.unpack(welcome)
+        return Welcome(session_id, self._session_key, received, rest)
 
 
 @dataclass(frozen=True, slots=True)
 class Auth:
-    """A client's claim: who it is, and which session it wants (None for a new one)."""
+    """A client's AUTH, not verified yet. `session_id` is None for a new session."""
 
     version: int
     session_id: bytes | None
@@ -201,25 +203,26 @@ class Auth:
 
 
 class AgentHandshake:
-    """The agent's half, for one tunnel. Knowing keys and sessions is its caller's part."""
+    """The agent's half, for one tunnel. Its caller knows the keys and the sessions."""
 
     def __init__(self, nonce: bytes, ask: Ask, highest: int = VERSION) -> None:
-        """`highest` is the version that this end speaks at most."""
+        """`nonce` is NONCE_SIZE random bytes; `highest` limits the protocol version."""
         self._highest = highest
         self.nonce = nonce
         self._buffer = bytearray()
         self._hello = _HELLO.pack(highest, ask, nonce)
 
     def hello(self) -> bytes:
-        """What an agent answers to the opening Header."""
+        """Return the answer to the opening Header."""
         return bytes([Status.OK]) + encode_frame(FrameType.HELLO, 0, self._hello)
 
     def receive_data(self, data: Buffer) -> Auth | None:
-        """The client's claim, once it is whole; prove it with `verify`. What has not proven itself
-        may have no more kept than a claim needs.
+        """Return the client's AUTH once it is complete, None before; `verify` checks its proof.
+
+        Keeps no more bytes than an AUTH may have, since the client is not authenticated.
 
         Raises:
-            ProtocolError: it is no claim.
+            ProtocolError: these bytes are no AUTH.
         """
         buffer = self._buffer
         buffer += data
@@ -257,29 +260,29 @@ class AgentHandshake:
         )
 
     def verify(self, auth: Auth, key: bytes) -> bool:
-        """Whether the client knows `key`, in constant time."""
+        """Return whether the client knows `key`, in constant time."""
         expected = _mac(key, b"krelay client", self._hello, auth.signed)
         return hmac.compare_digest(expected, auth.proof)
 
     def welcome(
         self, auth: Auth, session_id: bytes, key: bytes, received: int, max_streams: int
     ) -> bytes:
-        """The agent's yes; `key` is the session's."""
+        """Return WELCOME; `key` is the session's key."""
         welcome = _WELCOME.pack(session_id, received, max_streams)
         proof = _mac(key, b"krelay agent", auth.proof, welcome)
         return encode_frame(FrameType.WELCOME, 0, welcome + proof)
 
 
 def deny(code: ErrorCode, message: str) -> bytes:
-    """The agent's no; it closes the tunnel behind it."""
+    """Return the GOAWAY that refuses a handshake; the agent then closes the tunnel."""
     return encode_frame(FrameType.GOAWAY, 0, bytes([code]) + message.encode()[:255])
 
 
 def key_digest(key: bytes) -> str:
-    """What a pod's spec may say of a key: its SHA-256, in hex."""
+    """Return the SHA-256 of a key in hex, which a pod's spec may contain."""
     return hashlib.sha256(key).hexdigest()
 
 
 def _rest(decoder: FrameDecoder, frames: list[Frame]) -> bytes:
-    """The bytes behind the handshake, as they came: whole frames and the piece of another."""
+    """Return the bytes after the handshake as they arrived: whole frames, and a partial one."""
     return b"".join(encode_frame(*frame) for frame in frames) + decoder.pending()

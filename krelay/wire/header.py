@@ -1,4 +1,4 @@
-"""The Header that opens every stream: the Go krelay's, byte for byte (protocol.md, section 2).
+"""The Header that opens every stream, byte for byte that of the Go krelay (protocol.md, section 2).
 
 Bytes: version 1, total length 2, request id 5, protocol 1, port 2, address type 1, address.
 Numbers are big-endian; the address is 4 or 16 bytes of an IP, or a host name.
@@ -28,7 +28,7 @@ _HOST = 1
 
 
 class Status(IntEnum):
-    """The one byte that answers a Header in plain mode (v0)."""
+    """The byte that answers a Header in legacy mode (v0)."""
 
     OK = 1
     UNKNOWN_ERROR = 2
@@ -47,18 +47,18 @@ _STATUS_OF = {
 
 
 def status_of(code: ErrorCode) -> Status:
-    """The v0 status byte that comes nearest to an error code."""
+    """Return the v0 status that is closest to an error code."""
     return _STATUS_OF.get(code, Status.UNKNOWN_ERROR)
 
 
 def code_of(status: int) -> ErrorCode:
-    """The error code that a v0 status byte comes nearest to."""
+    """Return the error code that is closest to a v0 status."""
     return next((code for code, found in _STATUS_OF.items() if found == status), ErrorCode.REFUSED)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Where one stream goes. `host` is an address or a name; `request_id` is 5 bytes."""
+    """The target of one stream. `host` is an IP address or a name; `request_id` has 5 bytes."""
 
     protocol: int
     host: str
@@ -67,10 +67,10 @@ class Header:
     version: int = VERSION
 
     def encode(self) -> bytes:
-        """The bytes of this Header.
+        """Return the Header's bytes.
 
         Raises:
-            ValueError: no Header can carry this host or port, or an agent would refuse it.
+            ValueError: a Header cannot carry this host or port, or an agent would refuse it.
         """
         if not 0 <= self.port <= _MAX_PORT:
             raise ValueError(f"a port is at most {_MAX_PORT}: {self.port}")
@@ -94,10 +94,10 @@ class Header:
 
 
 def header_length(data: bytes | bytearray | memoryview) -> int | None:
-    """How many bytes the Header that `data` begins with has; None while that is not known.
+    """Return the length of the Header at the beginning of `data`, None if that is not known yet.
 
     Raises:
-        ProtocolError: no Header has this length.
+        ProtocolError: a Header cannot have this length.
     """
     if len(data) < _PREFIX:
         return None
@@ -108,10 +108,10 @@ def header_length(data: bytes | bytearray | memoryview) -> int | None:
 
 
 def decode_header(data: bytes | bytearray | memoryview) -> Header:
-    """The Header in exactly these bytes.
+    """Return the Header in exactly these bytes.
 
     Raises:
-        ProtocolError: they are none.
+        ProtocolError: the bytes are not one Header.
     """
     if header_length(data) != len(data):
         raise ProtocolError("truncated header")

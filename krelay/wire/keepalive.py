@@ -1,12 +1,15 @@
-"""When a session is to speak, and when its tunnel is dead: PING, and what was heard since."""
+"""Keepalive: when to send a PING, and when a silent tunnel counts as dead."""
 
 from __future__ import annotations
 
 
 class Keepalive:
-    """Times are in seconds. A PING falls due every `interval`; what stays unheard for `timeout`
-    from then on is dead, also when the PING itself could not be written: a tunnel that takes no
-    bytes and brings none is as dead as a silent one."""
+    """A PING falls due every `interval` seconds; a tunnel that then delivers nothing for `timeout`
+    seconds is dead.
+
+    The time runs from when the PING fell due, not from when it was written: a tunnel that takes no
+    bytes and delivers none is as dead as a silent one.
+    """
 
     __slots__ = ("_waiting_since", "_patience", "due", "interval", "next_at", "timeout")
 
@@ -19,24 +22,24 @@ class Keepalive:
         self._patience = timeout
 
     def reset(self, now: float) -> None:
-        """A new tunnel: ask it at once."""
+        """Start with a new tunnel; its first PING is due at once."""
         self.due = False
         self.next_at = now
         self.received()
 
     def received(self) -> None:
-        """Anything came."""
+        """Note that the tunnel delivered bytes."""
         self._waiting_since = None
         self._patience = self.timeout
 
     def verify_within(self, seconds: float, now: float) -> None:
-        """There is reason to doubt the tunnel: it gets `seconds` seconds to say something."""
+        """Make a PING due, and expire unless the tunnel delivers bytes within `seconds`."""
         self._queue_ping(now)
         assert self._waiting_since is not None
         self._patience = min(self._patience, now + seconds - self._waiting_since)
 
     def tick(self, now: float) -> float:
-        """Ask if it is time; when to look again."""
+        """Make a PING due if it is time; return when to call again."""
         if now >= self.next_at:
             self._queue_ping(now)
             self.next_at = now + self.interval
@@ -45,8 +48,8 @@ class Keepalive:
         return min(self.next_at, self._waiting_since + self._patience)
 
     def expired(self, now: float) -> bool:
-        """Whether nothing was heard for too long."""
-        # The very sum that `tick` gives: a difference may be a rounding short of it.
+        """Return whether the tunnel has been silent for too long."""
+        # The same sum as in `tick`: a difference may be short of it by a rounding error.
         return self._waiting_since is not None and now >= self._waiting_since + self._patience
 
     def _queue_ping(self, now: float) -> None:

@@ -1,5 +1,7 @@
-"""What makes a session outlive a tunnel: sequenced frames, numbered at both ends and kept until
-the other end has them (protocol.md, section 8)."""
+"""Replay of sequenced frames, by which a session outlives a tunnel (protocol.md, section 8).
+
+Both ends number the frames; the sender keeps each until the receiver has acknowledged it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,16 @@ from krelay.wire.errors import ProtocolError
 from krelay.wire.frames import Buffer
 
 FRAME_COST = 128
-"""What a kept frame takes besides its bytes: a bound on bytes alone would not bound memory, since
-a peer may cause as many small frames as it likes."""
+"""Bytes that a kept frame takes besides its own. Without them, a peer that causes many small frames
+could make the buffer outgrow any limit."""
 
 KeptFrame = tuple[Buffer, ...]
 
 
 class ReplayBuffer:
-    """Frames that were sent and not yet acknowledged; the first of them has number `acked`.
+    """Frames that were sent and not yet acknowledged; the first has the number `acked`.
 
-    `resend` are those that a new tunnel has yet to carry; `cost` is the memory that all take.
+    `resend` has those that a new tunnel has yet to carry; `cost` is the memory that all take.
     """
 
     __slots__ = ("_frames", "acked", "cost", "resend")
@@ -33,27 +35,27 @@ class ReplayBuffer:
         return len(self._frames)
 
     def keep(self, frame: KeptFrame) -> int:
-        """One more was sent; its size in bytes."""
+        """Keep a frame that is being sent; return its size in bytes."""
         size = sum(map(len, frame))
         self._frames.append(frame)
         self.cost += size + FRAME_COST
         return size
 
     def acknowledge(self, count: int) -> None:
-        """The peer has the first `count` frames of the session.
+        """Drop the first `count` frames of the session, which the peer has.
 
         Raises:
-            ProtocolError: it cannot have them, or has said otherwise before.
+            ProtocolError: the peer cannot have so many, or has acknowledged more before.
         """
         if not self.acked <= count <= self.acked + len(self._frames) - len(self.resend):
             raise ProtocolError(f"ACK of {count} frames after {self.acked}")
         self._drop_until(count)
 
     def rewind(self, count: int) -> int:
-        """A new tunnel, whose peer has the first `count` frames: the bytes to send again.
+        """Send again all but the first `count` frames of the session; return how many bytes.
 
         Raises:
-            ProtocolError: what it misses is no longer kept.
+            ProtocolError: frames that the peer lacks are no longer kept.
         """
         if not self.acked <= count <= self.acked + len(self._frames):
             raise ProtocolError(
@@ -64,7 +66,7 @@ class ReplayBuffer:
         return self.cost - FRAME_COST * len(self._frames)
 
     def clear(self) -> None:
-        """Keep nothing: the session is over."""
+        """Keep nothing; the session is over."""
         self.acked += len(self._frames)
         self._frames.clear()
         self.resend.clear()
@@ -77,10 +79,11 @@ class ReplayBuffer:
 
 
 class ReceiveCounter:
-    """Counts the frames that came, `count`, and knows those that come again.
+    """Counts received frames, and recognises those that are repeated.
 
-    A session that moves while its old tunnel still works makes a `claim` of what it has; what the
-    old tunnel brings after that is taken, and passed over when the new one repeats it.
+    A session may resume on a new tunnel while its old one still works. It asks for the frames from
+    `begin_resume`'s count on; those that the old tunnel delivers meanwhile are accepted, and
+    skipped when the new one repeats them.
     """
 
     __slots__ = ("_repeats", "_resume_from", "count")
@@ -92,27 +95,30 @@ class ReceiveCounter:
 
     @property
     def acknowledged(self) -> int:
-        """What to say in an ACK: the peer keeps what a claim that is out may yet ask for, and
-        counts what it repeats as not sent before that."""
+        """Frames to acknowledge.
+
+        A frame that is accepted during a resumption is not acknowledged, as the peer must keep what
+        the new tunnel has to repeat. Repeated frames count again as they arrive.
+        """
         seen = self.count - self._repeats
         return seen if self._resume_from is None else min(seen, self._resume_from)
 
     def begin_resume(self) -> int:
-        """What to tell an agent that shall carry the session on; `withdraw` it if none did."""
+        """Return the count to resume from; `resumed` or `abort_resume` follows."""
         self._resume_from = self.count
         return self.count
 
     def abort_resume(self) -> None:
-        """The claim led to nothing."""
+        """Go on with the present tunnel."""
         self._resume_from = None
 
     def resumed(self) -> None:
-        """A new tunnel carries the session on, from the claim if there was one."""
+        """Go on with a new tunnel, which repeats what `begin_resume` did not count."""
         self._repeats = 0 if self._resume_from is None else self.count - self._resume_from
         self._resume_from = None
 
     def accept_frame(self) -> bool:
-        """One came; False when it is one that was there before."""
+        """Count a frame that arrived; return False if it is a repeated one."""
         if self._repeats:
             self._repeats -= 1
             return False

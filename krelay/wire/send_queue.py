@@ -1,7 +1,7 @@
 """SendQueue: what one end of a session has to send, in the order in which it goes out.
 
-Control first, then datagrams, then the streams with little to say, then a turn for each of those
-with more: a keystroke never waits behind a download (protocol.md, section 7).
+Control frames go first, then datagrams, then streams with few bytes, then the others in turn. So a
+keystroke never waits behind a download (protocol.md, section 7).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from krelay.wire.frames import HEAD, HEAD_SIZE, MAX_PAYLOAD, Buffer, FrameType, 
 from krelay.wire.replay import FRAME_COST, KeptFrame, ReplayBuffer
 from krelay.wire.stream import State, Stream
 
-# A stream with this little to send goes before those with more.
+# Streams with at most so many queued bytes go before the others.
 _SMALL = 16 << 10
-# Queued bytes of a stream below which its writer is told to go on.
+# Queued bytes of a stream below which its writer may go on.
 _LOW_WATER = 64 << 10
 
 
 class SendQueue:
-    """Queues of frames and of streams. What is sequenced goes to `kept` when it goes out.
+    """Queues of frames and of streams. A sequenced frame goes to the replay buffer when it is sent.
 
-    `writable` are streams whose writers may go on, for the caller to take out; `ended` those that
-    have nothing more to say nor to hear.
+    `writable` has streams whose writers may go on, `ended` those that both ends have ended; the
+    caller empties both.
     """
 
     __slots__ = (
@@ -43,15 +43,15 @@ class SendQueue:
     )
 
     def __init__(self, kept: ReplayBuffer, *, replay: int, datagrams: int) -> None:
-        """`replay` is what `kept` may keep of DATA, `datagrams` what may queue of UDP; in bytes."""
+        """`replay` limits the DATA in `kept`, `datagrams` the queued datagrams; in bytes."""
         self.queued = 0
-        """Bytes of all streams."""
+        """Bytes queued on all streams."""
         self.control_bytes = 0
-        """What the control frames that wait take."""
+        """Memory of the queued control frames, in bytes."""
         self.datagram_bytes = 0
-        """What the datagrams that wait take."""
+        """Memory of the queued datagrams, in bytes."""
         self.dropped_datagrams = 0
-        """Datagrams that were queued when the tunnel was lost, or their stream ended."""
+        """Datagrams that were queued when the tunnel was lost or their stream ended."""
         self.window_stalls = 0
         self.writable: list[Stream] = []
         self.ended: list[Stream] = []
@@ -65,11 +65,11 @@ class SendQueue:
 
     @property
     def urgent(self) -> bool:
-        """Whether something waits that goes before the bulk."""
+        """Whether control frames or small streams wait."""
         return bool(self._control or self._small)
 
     def queue_control(self, frame: bytes) -> None:
-        """Queue a sequenced frame that is no DATA."""
+        """Queue a sequenced frame other than DATA."""
         self._control.append(frame)
         self.control_bytes += len(frame) + FRAME_COST
 
@@ -82,7 +82,7 @@ class SendQueue:
         self.schedule(stream)
 
     def queue_datagram(self, stream: Stream, data: Buffer) -> bool:
-        """Queue a datagram; False when it was dropped, since too much waits already."""
+        """Queue a datagram; return False if too much waits, so that it was dropped."""
         cost = len(data) + FRAME_COST
         if self.datagram_bytes + cost > self._max_datagrams:
             return False
@@ -91,33 +91,35 @@ class SendQueue:
         return True
 
     def schedule(self, stream: Stream) -> None:
-        """Give a stream its turn, if it has something to send that its credit allows."""
+        """Queue a stream for its turn, if it has something to send and credit for it."""
         if not stream.scheduled and stream.sendable:
             stream.scheduled = True
             (self._small if stream.queued <= _SMALL else self._bulk).append(stream)
 
     def discard(self, stream: Stream) -> None:
-        """Drop what is queued of a stream."""
+        """Drop the queued bytes of a stream."""
         stream.queue.clear()
         self.queued -= stream.queued
         stream.queued = stream.taken = 0
 
     def drop_datagrams(self) -> None:
-        """They do not wait for another tunnel."""
+        """Drop the queued datagrams: they do not wait for another tunnel."""
         self.dropped_datagrams += len(self._datagrams)
         self._datagrams.clear()
         self.datagram_bytes = 0
 
     def clear(self) -> None:
-        """The session is over: nothing is sent any more, nor again."""
+        """Drop all queued and kept frames: the session is over."""
         self._kept.clear()
         self._control.clear()
         self.control_bytes = 0
 
     def next_buffers(self, out: list[Buffer], limit: int, room: int) -> tuple[int, bool]:
-        """Append what is due to `out`, until about `limit` octets, or the `room` that is in flight
-        (which control frames need not have), are taken. How many it were; and whether it was the
-        room that held back a stream."""
+        """Append to `out` the buffers that are due: about `limit` octets, and at most `room`, which
+        is what the congestion window leaves. Control frames may exceed both.
+
+        Return the octets, and whether `room` held back a stream.
+        """
         sent = 0
         resend = self._kept.resend
         while resend and sent < min(limit, room):
@@ -144,7 +146,7 @@ class SendQueue:
         return sent, sent >= room and bool(self._small or self._bulk)
 
     def _send_from(self, out: list[Buffer], room: int) -> int:
-        """One turn of one stream; how many octets it took."""
+        """Give one stream its turn; return the octets that it took."""
         stream = self._small.popleft() if self._small else self._bulk.popleft()
         stream.scheduled = False
         if stream.state is State.CLOSED:

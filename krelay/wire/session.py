@@ -1,7 +1,7 @@
 """A session: the streams of one client and one agent, and the state that outlives a tunnel.
 
-Sans-I/O: `receive_data` turns bytes into events, `data_to_send` gives the bytes that are due,
-`tick` keeps time. Nothing here waits, so the caller never has to. Normative: protocol.md.
+Sans-I/O: `receive_data` turns bytes into events, `data_to_send` returns the bytes that are due, and
+`tick` keeps time. No call waits. Normative: protocol.md.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _LOST_SINCE = 2
 
 MAX_ID = (1 << 32) - 1
 LOW_ID = 1 << 31
-"""A session whose ids have come so far is to be replaced, half of them before it has none left."""
+"""Stream id from which on a session should be replaced: half of all ids are used."""
 
-# What frames that are no DATA may take besides the replay limit, in bytes: enough for every stream
-# to open and close a few times within a round trip. More is a peer that acknowledges nothing.
+# Bytes for frames other than DATA, besides the replay limit: enough for every stream to open and
+# close a few times within a round trip. A peer that causes more acknowledges nothing.
 _CONTROL_ROOM = 4 << 20
 
 
 class Side(IntEnum):
-    """Which end this is; the value is the first id of the streams that it opens."""
+    """End of a session; the value is the first id of the streams that it opens."""
 
     CLIENT = 1
     AGENT = 2
@@ -64,10 +64,10 @@ class Side(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a session. Sizes are in bytes, times in seconds.
+    """Limits of a session. Sizes are in bytes, times in seconds.
 
-    `replay` is what may be sent and not yet acknowledged; `windows` the sum to which the
-    windows of all streams may grow; `datagrams` what may queue of UDP before it is dropped.
+    `replay`: DATA that is sent and not yet acknowledged. `windows`: sum to which the windows of all
+    streams may grow. `datagrams`: queued datagrams, past which they are dropped.
     """
 
     streams: int = 4_096
@@ -79,7 +79,7 @@ class Limits:
 
 
 class Session:
-    """One end of a session. Not tied to a tunnel: see `attach` and `detach`."""
+    """One end of a session. It outlives its tunnels: see `attach` and `detach`."""
 
     def __init__(self, side: Side, now: float, limits: Limits = Limits()) -> None:
         self.side = side
@@ -90,7 +90,7 @@ class Session:
         self.peer_going_away = False
         self.limit_stalls = 0
         self.late_datagrams = 0
-        """Datagrams that came for streams that had ended."""
+        """Datagrams that arrived for streams that had ended."""
         self._receive_counter = ReceiveCounter()
         self._replay_buffer = ReplayBuffer()
         self._send_queue = SendQueue(
@@ -102,27 +102,27 @@ class Session:
         self._next_id = int(side)
         self._last_peer_id = 0
         self.windows_limit = limits.windows
-        """The sum to which windows may grow now: less where memory is short."""
+        """Sum to which windows may grow now; smaller if memory is short."""
         self._windows = 0
         self._decoder = FrameDecoder()
         self._pong: bytes | None = None
         self._goaway: bytes | None = None
         self._lost: bytes | None = None
         self.version = 1
-        """The version that both ends of the present tunnel speak."""
+        """Protocol version of the present tunnel."""
         self._undelivered: list[Event] = []
         self._ack_timer = AckTimer(now)
         self._limited = False
         self._keepalive = Keepalive(limits.ping_interval, limits.ping_timeout, now)
 
-    # -- what the layer above asks for ---------------------------------------------------------
+    # -- streams -------------------------------------------------------------------------------
 
     def open(self, header: Header, now: float) -> Stream:
         """Open a stream to `header`'s target; data may follow at once, within the first window.
 
         Raises:
-            ProtocolError: too many streams, no ids left, or the session is going away.
-            ValueError: no Header can carry this host or port.
+            ProtocolError: too many streams are open, no ids are left, or the session is going away.
+            ValueError: a Header cannot carry this host or port.
         """
         if self.exhausted:
             raise ProtocolError("the session has no stream ids left", ErrorCode.LIMIT)
@@ -139,20 +139,20 @@ class Session:
 
     @property
     def ids_low(self) -> bool:
-        """Whether another session should take the new streams: ids are not used twice."""
+        """Whether another session should take the new streams, as ids are not used twice."""
         return self._next_id >= LOW_ID
 
     @property
     def exhausted(self) -> bool:
-        """Whether no id is left for a new stream."""
+        """Whether all stream ids are used."""
         return self._next_id > MAX_ID
 
     def accept(self, stream: Stream) -> None:
-        """The target of a stream that the peer opened is reached."""
+        """Tell the peer that the target of its stream was reached."""
         self._send_queue.queue_control(encode_frame(FrameType.OPENED, stream.id))
 
     def refuse(self, stream: Stream, code: ErrorCode, message: str) -> None:
-        """It is not; the stream is closed. `message` is cut to 255 bytes."""
+        """Close a stream of the peer: its target was not reached. `message` is cut to 255 bytes."""
         if self._drop(stream):
             payload = bytes([code]) + message.encode()[:_MAX_REASON]
             self._send_queue.queue_control(encode_frame(FrameType.REFUSED, stream.id, payload))
@@ -169,18 +169,18 @@ class Session:
         return self._send_queue.queued
 
     def end(self, stream: Stream) -> None:
-        """Send no more on this stream, after what is queued."""
+        """Send no more on this stream after the queued bytes."""
         if stream.state is not State.CLOSED:
             stream.end_queued = True
             self._send_queue.schedule(stream)
 
     def reset(self, stream: Stream, code: ErrorCode = ErrorCode.CANCELLED) -> None:
-        """Cut a stream at once; what is queued is dropped. On a closed stream: nothing."""
+        """Cut a stream at once and drop its queued bytes. Do nothing on a closed stream."""
         if self._drop(stream):
             self._send_queue.queue_control(encode_frame(FrameType.RESET, stream.id, bytes([code])))
 
     def consume(self, stream: Stream, count: int, now: float) -> None:
-        """`count` received bytes of this stream were handed on: return their credit."""
+        """Return the credit for `count` received bytes, which the layer above has taken."""
         if stream.state is not State.OPEN and stream.state is not State.OPENING:
             return
         before = stream.window.size
@@ -192,26 +192,30 @@ class Session:
             self._send_queue.queue_control(frame)
 
     def datagram(self, stream: Stream, data: Buffer) -> bool:
-        """Queue a datagram; False when it was dropped, for the caller to count: too much waits
-        already, or there is no tunnel."""
+        """Queue a datagram; return False if it was dropped, for the caller to count.
+
+        It is dropped if too much waits already, or without a tunnel.
+        """
         if stream.state is State.CLOSED or len(data) > MAX_PAYLOAD:
             return False
         return self.attached and self._send_queue.queue_datagram(stream, data)
 
     def go_away(self, code: ErrorCode, message: str = "") -> None:
-        """Tell the peer that no new streams are opened or accepted."""
+        """Tell the peer that this end opens and accepts no more streams."""
         self.going_away = True
         payload = bytes([code]) + message.encode()[:_MAX_REASON]
         self._goaway = encode_frame(FrameType.GOAWAY, 0, payload)
 
     def report_losses(self, counts: tuple[int, ...]) -> None:
-        """Tell the peer how many datagrams this end has lost so far, if it knows the frame."""
+        """Send LOST with these counts, if the peer's version has that frame."""
         if self.version >= _LOST_SINCE:
             self._lost = encode_frame(FrameType.LOST, 0, _LOST.pack(*counts))
 
     def close(self, code: ErrorCode) -> list[Event]:
-        """Cut every stream, without a word to the peer: the session has failed or is over. What the
-        read that failed had brought before comes first."""
+        """End the session: reset every stream, without a frame to the peer; return the events.
+
+        Events that a failed `receive_data` had completed come first.
+        """
         self.detach()
         events, self._undelivered = self._undelivered, []
         streams = list(self.streams.values())
@@ -223,11 +227,12 @@ class Session:
     # -- tunnels -------------------------------------------------------------------------------
 
     def attach(self, peer_received: int, now: float) -> int:
-        """A new tunnel carries the session on; the peer has `peer_received` sequenced frames.
-        How many bytes are sent again.
+        """Go on with a new tunnel; the peer has received `peer_received` sequenced frames.
+
+        Return how many bytes are sent again.
 
         Raises:
-            ProtocolError: what it misses is no longer kept; nothing has changed.
+            ProtocolError: frames that the peer lacks are no longer kept; nothing has changed.
         """
         again = self._replay_buffer.rewind(peer_received)
         self._receive_counter.resumed()
@@ -242,7 +247,7 @@ class Session:
         return again
 
     def detach(self) -> None:
-        """The tunnel is lost; sequenced frames wait for the next one, datagrams do not."""
+        """Lose the tunnel: sequenced frames wait for the next one, datagrams are dropped."""
         self.attached = False
         self._send_queue.drop_datagrams()
         self._ack_timer.reset()
@@ -262,10 +267,9 @@ class Session:
     # -- bytes out -----------------------------------------------------------------------------
 
     def data_to_send(self, limit: int, now: float) -> list[Buffer]:
-        """Buffers to write to the tunnel, in order: about `limit` bytes, empty when none is due.
+        """Return the buffers to write to the tunnel: about `limit` bytes, empty if none are due.
 
-        Streams whose writers may go on are then in `writable`, for the caller to take
-        out.
+        They hold whole frames. Streams whose writers may go on are then in `writable`.
         """
         if not self.attached:
             return []
@@ -295,7 +299,7 @@ class Session:
         if self._keepalive.due:
             self._keepalive.due = False
             out.append(encode_frame(FrameType.PING, 0, _PING.pack(int(now * 1e6) & (1 << 63) - 1)))
-        # An acknowledgement that waits for its time may as well ride along.
+        # An ACK that waits for its time goes with other frames.
         if self._ack_timer.due or (self._ack_timer.waiting and self._send_queue.urgent):
             octets = self._ack_timer.next_ack(now)
             payload = _ACK.pack(self._receive_counter.acknowledged, octets)
@@ -306,7 +310,7 @@ class Session:
         self._windows += stream.window.size
 
     def _drop(self, stream: Stream) -> bool:
-        """Forget a stream; False when it was forgotten before."""
+        """Forget a stream; return False if it was forgotten before."""
         stream.state = State.CLOSED
         self._send_queue.discard(stream)
         if self.streams.pop(stream.id, None) is None:
@@ -317,14 +321,15 @@ class Session:
     # -- bytes in ------------------------------------------------------------------------------
 
     def receive_data(self, data: Buffer, now: float) -> list[Event]:
-        """The events that these bytes of the tunnel complete.
+        """Return the events that these bytes of the tunnel complete.
 
         Raises:
-            ProtocolError: the peer broke the protocol; the session is over.
+            ProtocolError: the peer broke the protocol. The session is over: `close` returns the
+                events of the frames before the error.
         """
         self._keepalive.received()
-        # Kept where this fails: a stream that a frame before has closed is nobody's any more, and
-        # whoever acts on it must learn of that.
+        # Kept for `close`: if this fails, handlers of streams that earlier frames of this read have
+        # closed must still learn of that.
         events = self._undelivered = []
         for frame_type, stream_id, payload in self._decoder.feed(data):
             if frame_type <= FrameType.DATAGRAM:
@@ -348,7 +353,7 @@ class Session:
             self._receive_open(stream_id, payload, now, events)
             return
         if stream is None:
-            # What the peer had under way when we closed the stream is no error.
+            # Frames that were in flight when this end closed the stream are no error.
             if not 0 < stream_id <= self._highest(stream_id):
                 raise ProtocolError(
                     f"{FrameType(frame_type).name} on stream {stream_id}, never opened"
@@ -426,24 +431,24 @@ class Session:
             raise ProtocolError(f"{FrameType(frame_type).name} in a session")
 
     def _highest(self, stream_id: int) -> int:
-        """The highest id ever used by the end that opens ids like this one."""
+        """Return the highest id that was used by the end that `stream_id` belongs to."""
         return self._next_id - 2 if stream_id % 2 == self.side % 2 else self._last_peer_id
 
     # -- time ----------------------------------------------------------------------------------
 
     def tick(self, now: float) -> float | None:
-        """Do what is due by `now`; when to call again, None while no tunnel is attached."""
+        """Do what is due by `now`; return when to call again, None without a tunnel."""
         if not self.attached:
             return None
         return min(self._keepalive.tick(now), self._ack_timer.tick(now))
 
     def verify_within(self, seconds: float, now: float) -> None:
-        """Ask the peer now, and count the tunnel as dead if `within` seconds bring nothing."""
+        """Send a PING, and time out if the tunnel delivers nothing within `seconds`."""
         if self.attached:
             self._keepalive.verify_within(seconds, now)
 
     def timed_out(self, now: float) -> bool:
-        """Whether nothing was heard for `ping_timeout` since the first PING that waits."""
+        """Return whether the tunnel has delivered nothing since a PING was due, for too long."""
         return self._keepalive.expired(now)
 
     # -- figures -------------------------------------------------------------------------------
@@ -480,19 +485,19 @@ class Session:
 
     @property
     def memory(self) -> int:
-        """Bytes that what waits for the peer's ACK takes, or waits to be sent and is no DATA."""
+        """Memory of frames that wait for an ACK, and of queued control frames, in bytes."""
         return self._replay_buffer.cost + self._send_queue.control_bytes
 
     @property
     def held(self) -> int:
-        """Bytes of everything that waits in this session, in either direction."""
+        """Bytes of everything that waits in this session, in both directions."""
         send_queue = self._send_queue
         waiting = send_queue.queued + send_queue.datagram_bytes + self._decoder.held
         return self.memory + waiting
 
     @property
     def unacknowledged(self) -> int:
-        """Bytes of sequenced frames that a lost tunnel would make us send again."""
+        """Bytes of sequenced frames that would be sent again if the tunnel was lost."""
         return self._replay_buffer.cost - FRAME_COST * len(self._replay_buffer)
 
 

@@ -1,4 +1,4 @@
-"""One stream of a session: its state, its credit both ways, and what waits to be sent."""
+"""One stream of a session: its state, its credit in both directions, and its queued bytes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from krelay.wire.header import Header
 INITIAL_WINDOW = 65_536
 MAX_WINDOW = 4 << 20
 
-# Chunks up to this size, in bytes, are joined while they wait.
+# Chunks are joined up to this size, in bytes, while they wait.
 _JOINED = 4_096
 
 
 class State(Enum):
-    """What the peer may still send on a stream (protocol.md, section 5)."""
+    """State of a stream: what the peer may still send (protocol.md, section 5)."""
 
     OPENING = auto()
     OPEN = auto()
@@ -26,7 +26,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-# (state, frame from the peer) -> the state after it; a pair that is absent is a protocol error.
+# (state, frame from the peer) -> next state. Any other pair is a protocol error.
 _RECEIVE = {
     (State.OPENING, FrameType.OPENED): State.OPEN,
     (State.OPENING, FrameType.REFUSED): State.CLOSED,
@@ -42,10 +42,10 @@ _RECEIVE = {
 
 
 class RecvWindow:
-    """The credit we granted. It is returned at half a window, and grows while it is the brake.
+    """Credit that this end has granted. It is returned once half a window is consumed.
 
-    A window that is used up twice within a few round trips is what limits the rate, so it is
-    doubled (protocol.md, section 6), up to `MAX_WINDOW`.
+    A window that is used up within four round trips limits the rate, so it is doubled, up to
+    `MAX_WINDOW` (protocol.md, section 6).
     """
 
     __slots__ = ("_consumed", "_credit", "_returned_at", "size")
@@ -57,20 +57,20 @@ class RecvWindow:
         self._returned_at = now
 
     def receive(self, count: int) -> None:
-        """Account for `count` bytes from the peer.
+        """Use up the credit for `count` bytes from the peer.
 
         Raises:
-            FlowControlError: it had no credit for them.
+            FlowControlError: the peer had less credit.
         """
         self._credit -= count
         if self._credit < 0:
             raise FlowControlError(f"{-self._credit} bytes over the window")
 
     def consume(self, count: int, now: float, rtt: float, room: int) -> int:
-        """Account for `count` bytes handed on; the credit to return now, 0 for none yet.
+        """Count bytes that the layer above has taken; return the credit to grant now, or 0.
 
-        `room` is how many bytes the window may still grow by, `rtt` the round trip in seconds.
-        Where it is negative the window gives up what it had grown by: credit is kept back.
+        The window may grow by `room` bytes. A negative `room` makes it shrink again: credit is kept
+        back. `rtt` is the round trip in seconds.
         """
         self._consumed += count
         if self._consumed * 2 < self.size:
@@ -92,9 +92,9 @@ class RecvWindow:
 
 
 class Stream:
-    """Bookkeeping of one stream; only its Session changes it.
+    """State of one stream; only its Session changes it.
 
-    `owner` belongs to the layer above, which puts there whoever acts on the stream's events.
+    `owner` belongs to the layer above, for the object that handles the stream's events.
     """
 
     __slots__ = (
@@ -122,7 +122,7 @@ class Stream:
         self.queue: deque[Buffer] = deque()
         self.queued = 0
         self.taken = 0
-        """Bytes of the first chunk of `queue` that were taken."""
+        """Bytes already taken from the first chunk of `queue`."""
         self.end_queued = False
         self.end_sent = False
         self.scheduled = False
@@ -133,10 +133,10 @@ class Stream:
         return f"<Stream s{self.id} {self.state.name} queued={self.queued} credit={self.credit}>"
 
     def receive(self, frame_type: int) -> None:
-        """Move to the state after a frame from the peer.
+        """Change the state for a frame from the peer.
 
         Raises:
-            ProtocolError: that frame is illegal in this state.
+            ProtocolError: the frame is illegal in this state.
         """
         state = _RECEIVE.get((self.state, FrameType(frame_type)))
         if state is None:
@@ -146,11 +146,11 @@ class Stream:
         self.state = state
 
     def take(self, limit: int) -> Buffer:
-        """The next queued bytes, at most `limit` (>= 1) and never joined.
+        """Take the next queued bytes: at most `limit` (>= 1), from one chunk.
 
-        A part of a chunk that fits into a frame is copied, and so is the rest once it is the
-        smaller half: a view would keep the whole chunk alive, uncounted. Larger chunks, of which
-        only a client reads any, are not copied.
+        Part of a chunk of at most MAX_PAYLOAD bytes is copied, and so is the rest of any chunk once
+        it is the smaller half: a view would keep the whole chunk in memory, uncounted. Parts of
+        larger chunks, which only a client reads, are not copied.
         """
         chunk = self.queue[0]
         at = self.taken
@@ -171,7 +171,7 @@ class Stream:
         return piece
 
     def add(self, data: Buffer) -> None:
-        """Queue bytes. Small chunks are joined: each would take more than its bytes."""
+        """Queue bytes. Small chunks are joined, as each takes more memory than its bytes."""
         queue = self.queue
         self.queued += len(data)
         if queue and len(data) < _JOINED:
@@ -183,7 +183,7 @@ class Stream:
 
     @property
     def sendable(self) -> bool:
-        """Whether it has something to send that its credit allows."""
+        """Whether the stream has something to send and credit for it."""
         if self.queue:
             return self.credit > 0
         return self.end_queued and not self.end_sent

@@ -50,7 +50,7 @@ def test_who_has_the_key_gets_in(ask: Ask) -> None:
     assert auth.key == (KEY if ask is Ask.KEY else b"")
     theirs = session_key(KEY, AGENT, CLIENT)
     welcome = ours.receive_data(agent.welcome(auth, SESSION, theirs, 0, 7) + REST)
-    assert welcome == Welcome(SESSION, theirs, 0, 7, REST)
+    assert welcome == Welcome(SESSION, theirs, 0, REST)
 
 
 def test_an_agent_that_does_not_know_the_key_is_found_out() -> None:

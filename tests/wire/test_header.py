@@ -12,6 +12,7 @@ from krelay.wire.header import (
     TCP,
     Header,
     Status,
+    code_of,
     decode_header,
     header_length,
     status_of,
@@ -108,3 +109,14 @@ def test_what_an_agent_would_refuse_is_not_encoded(host: str, port: int) -> None
     """An agent ends the whole session for a Header that is none."""
     with pytest.raises(ValueError):
         Header(TCP, host, port).encode()
+
+
+@pytest.mark.parametrize(
+    "status", [s for s in Status if s not in (Status.OK, Status.UNKNOWN_ERROR)]
+)
+def test_a_v0_status_has_a_code_that_leads_back_to_it(status: Status) -> None:
+    assert status_of(code_of(status)) is status
+
+
+def test_an_unknown_v0_status_is_a_refusal() -> None:
+    assert code_of(Status.UNKNOWN_ERROR) is code_of(99) is ErrorCode.REFUSED

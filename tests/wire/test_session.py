@@ -9,6 +9,7 @@ import pytest
 from krelay.wire.errors import ErrorCode, FlowControlError, ProtocolError
 from krelay.wire.events import (
     DatagramReceived,
+    DatagramsLost,
     DataReceived,
     GoAway,
     StreamAccepted,
@@ -459,3 +460,61 @@ def test_a_target_that_no_header_can_carry_uses_no_id(header: Header) -> None:
         session.open(header, 0.0)
     assert session.open(TARGET, 0.0).id == 1
     assert len(session.streams) == 1
+
+
+def test_lost_datagrams_are_reported_to_a_peer_that_knows_the_frame() -> None:
+    session, peer = made(Side.AGENT), made()
+    session.report_losses((1, 2, 3, 4))
+    assert sent(session) == []
+    session.version = 2
+    session.report_losses((1, 2, 3, 4))
+    [(frame_type, stream_id, payload)] = sent(session)
+    frame = encode_frame(frame_type, stream_id, payload)
+    assert peer.receive_data(frame, 0.0) == [DatagramsLost((1, 2, 3, 4))]
+    with pytest.raises(ProtocolError, match="LOST with 31 bytes"):
+        peer.receive_data(encode_frame(FrameType.LOST, 0, payload[:31]), 0.0)
+
+
+def test_a_doubted_tunnel_that_delivers_nothing_times_out_sooner() -> None:
+    session = made()
+    session.tick(10.0)
+    session.verify_within(2.0, 11.0)
+    assert not session.timed_out(12.9)
+    assert session.timed_out(13.0)
+    session.detach()
+    session.verify_within(2.0, 20.0)
+    assert session.tick(30.0) is None
+
+
+def test_an_aborted_resumption_acknowledges_what_arrived_meanwhile() -> None:
+    session = made()
+    stream = opened(session)
+    before = session.received_count
+    assert session.begin_resume() == before
+    session.receive_data(encode_frame(FrameType.DATA, stream.id, b"more"), 0.0)
+    session.tick(1.0)
+    numbers = [ack[:8] for t, _, ack in sent(session, 1.0, acks=True) if t == FrameType.ACK]
+    assert [int.from_bytes(number, "big") for number in numbers] == [before]
+    session.abort_resume()
+    session.receive_data(encode_frame(FrameType.DATA, stream.id, b"!"), 2.0)
+    session.tick(3.0)
+    numbers = [ack[:8] for t, _, ack in sent(session, 3.0, acks=True) if t == FrameType.ACK]
+    assert [int.from_bytes(number, "big") for number in numbers] == [before + 2]
+
+
+def test_the_figures_of_a_session() -> None:
+    session = made()
+    stream = opened(session)
+    assert session.write(stream, bytes(INITIAL_WINDOW + 1)) == INITIAL_WINDOW + 1
+    assert session.queued == INITIAL_WINDOW + 1
+    sent(session)
+    assert (session.queued, session.window_stalls) == (1, 1)
+    assert session.acknowledged == 0
+    session.receive_data(encode_frame(FrameType.ACK, 0, bytes(7) + b"\1" + bytes(8)), 0.0)
+    assert session.acknowledged == 1
+    assert session.datagram(stream, b"x")
+    session.detach()
+    assert session.dropped_datagrams == 1
+    assert not session.datagram(stream, b"x")
+    session.end(stream)
+    assert session.write(stream, b"after its end") == 1

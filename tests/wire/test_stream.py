@@ -141,3 +141,17 @@ def test_less_than_half_is_not_returned_yet() -> None:
     window = RecvWindow(0.0)
     window.receive(1000)
     assert window.consume(1000, 0.0, 0.05, 0) == 0
+
+
+def test_a_grown_window_shrinks_to_its_first_size_when_memory_is_short() -> None:
+    window = RecvWindow(0.0)
+    window.receive(INITIAL_WINDOW)
+    assert window.consume(INITIAL_WINDOW, 0.1, 1.0, MAX_WINDOW) == 2 * INITIAL_WINDOW
+    assert window.size == 2 * INITIAL_WINDOW
+    window.receive(2 * INITIAL_WINDOW)
+    assert window.consume(INITIAL_WINDOW, 0.2, 1.0, -1000) == INITIAL_WINDOW - 1000
+    assert window.size == 2 * INITIAL_WINDOW - 1000
+    assert window.consume(INITIAL_WINDOW, 0.3, 1.0, -MAX_WINDOW) == 1000
+    assert window.size == INITIAL_WINDOW
+    window.receive(INITIAL_WINDOW)
+    assert window.consume(INITIAL_WINDOW, 0.4, 1.0, -MAX_WINDOW) == INITIAL_WINDOW
