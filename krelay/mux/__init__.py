@@ -1,6 +1,6 @@
-"""The wire on asyncio, shared by both ends: a session's driver, its streams, and relays to sockets.
+"""The wire on asyncio, for both ends: connections, their streams, and relays to sockets.
 
-Ships with the agent, so standard library only.
+Ships with the agent, so it uses the standard library only.
 """
 
 from __future__ import annotations

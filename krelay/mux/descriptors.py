@@ -1,4 +1,4 @@
-"""Files: a socket for each stream needs more of them than a process gets by default."""
+"""File descriptors: each stream has a socket, which takes more than a process gets by default."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import time
 _WANTED = 65_536
 _LISTS = ("/proc/self/fd", "/dev/fd")
 RESERVE = 256
-"""Descriptors that accepted connections leave to everything else: dials, watches, files, status."""
+"""Descriptors that accepted connections leave free for dials, watches, files and the status API."""
 _COUNT_EVERY = 0.1
-"""Seconds between two counts, where they take a look at each file."""
+"""Seconds between two counts, on systems where a count reads a whole directory."""
 _RESERVED_SHARE = 4
-"""Where the limit is low, the reserve is one in so many."""
+"""With a low limit, the reserve is one descriptor in this many."""
 
 
 def raise_file_limit() -> None:
-    """Use as many open files as the system lets this process have (the soft limit is often 1,024,
-    or 256 on macOS); where it lets us have no more, what we have must do."""
+    """Raise the soft limit of open files as far as the system allows, to 65,536 at most.
+
+    It is often 1,024, and 256 on macOS. A limit that cannot be raised stays.
+    """
     try:
         import resource
     except ImportError:
-        # Windows: sockets are no files there.
+        # Windows has no such limit on sockets.
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _WANTED:
@@ -33,7 +35,7 @@ def raise_file_limit() -> None:
 
 
 def file_limit() -> int | None:
-    """How many files this process may have open; None where the system sets no limit."""
+    """Return how many files this process may have open, None for any number."""
     try:
         import resource
     except ImportError:
@@ -43,26 +45,26 @@ def file_limit() -> int | None:
 
 
 def open_files() -> int | None:
-    """How many files this process has open; None where the system does not say."""
+    """Return how many files this process has open, None if the system cannot tell."""
     for place in _LISTS:
         try:
-            # Linux has said it in the size since 6.2; before, and elsewhere, they are counted.
+            # Linux has the number as the directory's size since 6.2; others need a count.
             return os.stat(place).st_size if place == _LISTS[0] and _sized else _count(place)
         except FileNotFoundError:
             continue
-        except OSError:  # not even one more
+        except OSError:  # no descriptor is left to open the directory
             return file_limit()
     return None
 
 
 def reserve() -> int:
-    """How many descriptors accepted connections must leave free."""
+    """Return how many descriptors accepted connections must leave free."""
     limit = file_limit()
     return RESERVE if limit is None else min(RESERVE, limit // _RESERVED_SHARE)
 
 
 def files_to_spare() -> bool:
-    """Whether one more socket leaves the reserve alone."""
+    """Return whether one more socket leaves the reserve free."""
     global _spared, _counted_at
     now = time.monotonic()
     if _sized or now >= _counted_at + _COUNT_EVERY:
@@ -77,7 +79,7 @@ _counted_at = 0.0
 
 
 def _count(place: str) -> int:
-    return len(os.listdir(place)) - 1  # without the one that lists them
+    return len(os.listdir(place)) - 1  # without the descriptor of the listing
 
 
 def _has_size() -> bool:

@@ -1,4 +1,4 @@
-"""Log lines about one target, tunnel or stream: named in the text and in fields for programs."""
+"""Log lines about one target, tunnel or stream, which the text and the record's fields name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 FIELDS = ("target", "tunnel", "stream")
-"""Attributes of a record that say what it is about; the JSON log has them as keys."""
+"""Attributes of a record that name its subject; the JSON log has them as keys."""
 
 
 class About(logging.LoggerAdapter[logging.Logger]):

@@ -1,8 +1,7 @@
-"""Relay: one TCP socket coupled to one stream, with TCP's own semantics both ways.
+"""Relay: one TCP socket coupled to one stream, with TCP's semantics in both directions.
 
-Bytes go straight from one callback to the next. A socket that is slow to take them keeps the
-stream's credit back, a stream that is slow stops the reading of the socket; an end is handed on
-as an end, a reset as a reset.
+Bytes go from one callback straight to the next. While the socket is slow, the stream gets no credit
+back; while the stream is slow, the socket is not read. Ends and resets are passed on as such.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
+from krelay.mux.log import about
 from krelay.mux.sockets import (
     close_socket,
     end_socket,
@@ -32,13 +32,13 @@ _WRITE_HIGH_WATER = 256 << 10
 class TcpRelay(asyncio.Protocol):
     """The socket's protocol and the stream's handler in one.
 
-    Either may come first: a client has the socket and reads it from `start` on; an agent has the
-    stream, and what that brings before its target is reached waits (one first window at most).
-    `on_closed` is called once, when the socket is gone.
+    A client has the socket first, and reads it from `start` on. An agent has the stream first, and
+    keeps its bytes (one window at most) until the target is reached. `on_closed` is called once,
+    when the socket has closed.
     """
 
     write_high_water = _WRITE_HIGH_WATER
-    """Bytes that may wait for the socket before credit is kept back."""
+    """Bytes that may wait for the socket before the stream gets no more credit."""
 
     def __init__(self, on_closed: Callable[[TcpRelay], None] | None = None) -> None:
         self.transport: asyncio.Transport | None = None
@@ -113,11 +113,11 @@ class TcpRelay(asyncio.Protocol):
     # -- the stream's side ---------------------------------------------------------------------
 
     def on_accepted(self) -> None:
-        """The other end reached its target; nothing to do for a socket that is already read."""
+        """Do nothing: the socket is read already."""
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        """The other end could not: whoever connected here sees a reset, never an empty answer."""
-        logger.debug("%r refused: %s %s", self.stream, code.text, message)
+        """Reset the socket, so that its peer never takes the failure for an empty answer."""
+        about(logger, stream=repr(self.stream)).debug("refused: %s %s", code.text, message)
         self.on_reset(code)
 
     def on_data(self, data: Buffer) -> None:
@@ -135,11 +135,11 @@ class TcpRelay(asyncio.Protocol):
             self.stream.consume(size)
 
     def keep(self, data: Buffer) -> None:
-        """Have it wait for the socket."""
+        """Keep bytes until the socket is there."""
         self._early.append(data)
 
     def on_datagram(self, data: Buffer) -> None:
-        """A datagram on a TCP stream is nobody's."""
+        """Ignore a datagram on a TCP stream."""
 
     def on_end(self) -> None:
         self._remote_ended = True
@@ -160,8 +160,10 @@ class TcpRelay(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _end_socket(self, transport: asyncio.Transport) -> None:
-        """Nothing more is to be written. Once all is, its peer has the whole and its end, whatever
-        closes it; that is said now, since macOS takes no option when both have ended."""
+        """Send FIN after the written bytes, and let a close from then on be no reset.
+
+        The option is set early, since macOS takes none once both ends have ended.
+        """
         transport.set_write_buffer_limits(high=0)
         if not self._paused:
             fin_on_close(transport)

@@ -1,7 +1,7 @@
-"""Sockets: what the mux asks of a transport beyond reading and writing, if it has a TCP socket.
+"""Options and counters of sockets that asyncio's transports do not offer.
 
-macOS sets no option of a socket that is shut both ways, as after a reset: it is too late for any
-then, and that is no error.
+macOS refuses to set options of a socket that is shut in both directions, as after a reset. They
+would have no effect then, so that is no error.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ _VALUES = struct.Struct("=9I")
 
 
 def no_delay(transport: asyncio.BaseTransport) -> None:
-    """Send small writes at once. asyncio does so itself, but not on what is accepted by a socket
-    that was made without its protocol's number (asyncio, `base_events._set_nodelay`)."""
+    """Send small writes at once (TCP_NODELAY).
+
+    asyncio sets it too, but not on connections that a socket without its protocol's number has
+    accepted (asyncio, `base_events._set_nodelay`).
+    """
     _set(transport, socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def end_socket(transport: asyncio.Transport) -> None:
-    """Send no more. A connection that its peer has reset just now, unnoticed, is dropped."""
+    """Send no more (FIN); drop the connection if its peer has just reset it."""
     try:
         transport.write_eof()
     except OSError:
@@ -37,24 +40,26 @@ def end_socket(transport: asyncio.Transport) -> None:
 
 
 def close_socket(transport: asyncio.Transport) -> None:
-    """Close a connection whose both ends have said that they are done."""
+    """Close a connection that both ends have ended."""
     fin_on_close(transport)
     transport.close()
 
 
 def reset_on_close(transport: asyncio.BaseTransport) -> None:
-    """Whatever closes it, until `fin_on_close` is called, closes it with RST: also the kernel,
-    where this process dies, so that nobody takes what is cut short for the whole."""
+    """Close the connection with RST, also if this process dies, until `fin_on_close` is called.
+
+    So its peer never takes a part of the data for the whole.
+    """
     _set(transport, socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
 
 
 def fin_on_close(transport: asyncio.BaseTransport) -> None:
-    """Whatever closes it lets the peer have what is written, and then the end."""
+    """Close the connection with FIN, after the written bytes."""
     _set(transport, socket.SOL_SOCKET, socket.SO_LINGER, _FIN_ON_CLOSE)
 
 
 def reset_socket(transport: asyncio.BaseTransport) -> None:
-    """Close a TCP connection with RST, so that the peer cannot take it for an orderly end."""
+    """Close a TCP connection with RST, which its peer cannot take for an orderly end."""
     reset_on_close(transport)
     cast(asyncio.Transport, transport).abort()
 
@@ -67,7 +72,12 @@ def _set(transport: asyncio.BaseTransport, level: int, option: int, value: int |
 
 
 class ReceiveDrops:
-    """The count of one socket; `close` it before the socket, to keep its last value."""
+    """Datagrams that the kernel dropped at one socket, since its reader was too slow.
+
+    Linux returns the count at any time (SO_MEMINFO, since 4.12), which costs a datagram nothing;
+    SO_RXQ_OVFL would need a `recvmsg` for each, and shows a loss only with the next datagram. On
+    other systems the count stays 0. Call `close` before the socket closes, to keep the last value.
+    """
 
     __slots__ = ("_last", "_sock", "_wraps")
 
@@ -78,11 +88,11 @@ class ReceiveDrops:
 
     @property
     def count(self) -> int:
-        """Datagrams lost so far."""
+        """Datagrams dropped so far."""
         if self._sock is not None:
             try:
-                told = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _VALUES.size)
-                now = _VALUES.unpack(told)[_DROPS]
+                values = self._sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _VALUES.size)
+                now = _VALUES.unpack(values)[_DROPS]
             except (OSError, struct.error):
                 self._sock = None
             else:
@@ -91,7 +101,7 @@ class ReceiveDrops:
         return (self._wraps << 32) + self._last
 
     def close(self) -> int:
-        """The same, for the last time."""
+        """Return the final count."""
         count = self.count
         self._sock = None
         return count
