@@ -1,4 +1,4 @@
-"""Targets of the agent: whoever connects to it costs himself alone, and never more than a bound."""
+"""Targets of the agent: a hostile client harms only itself, and takes bounded memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from krelay.wire.header import HEARTBEAT, SESSION, Header
 
 
 class _Sessions(Sessions):
-    """Its streams go nowhere: half of them are refused, the others say nothing."""
+    """Sessions without targets: half of the streams are refused, the others stay silent."""
 
     def _open_target(self, kept: KeptSession, stream: MuxStream) -> None:
         if stream.header.port & 1:
@@ -33,7 +33,7 @@ class _Host:
     def __init__(self, tasks: asyncio.TaskGroup, *, secured: bool) -> None:
         settings = Settings(key=KEY if secured else None)
         self.here = 0
-        self.plain: list[tuple[Header, bytes]] = []
+        self.legacy: list[tuple[Header, bytes]] = []
         self.buffer = ReadBuffer()
         self.refusals = RefusalLog()
         self.budget = MemoryBudget(32 << 20)
@@ -56,15 +56,15 @@ class _Host:
         self.here -= 1
 
     def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
-        self.plain.append((asked, early))
+        self.legacy.append((asked, early))
 
 
-def entrance(data: bytes) -> None:
+def connection(data: bytes) -> None:
     """A connection from its first byte to its last, then its loss."""
-    run(_entrance(data))
+    run(_connection(data))
 
 
-async def _entrance(data: bytes) -> None:
+async def _connection(data: bytes) -> None:
     draw = Draw(data)
     flags = draw.number()
     async with asyncio.TaskGroup() as tasks:
@@ -75,16 +75,16 @@ async def _entrance(data: bytes) -> None:
         with patch("agent.sessions.secrets.token_bytes", lambda size: AGENT_NONCE[:size]):
             for piece in draw.pieces():
                 connection.data_received(piece)
-                if transport.closed or host.plain:
+                if transport.closed or host.legacy:
                     break
                 if flags & 2:
                     await asyncio.sleep(0)
         connection.connection_lost(None)
         assert host.here == 0
         assert len(host.sessions) <= 1
-        assert all(asked.protocol not in (SESSION, HEARTBEAT) for asked, _ in host.plain)
-        assert not (host.plain and flags & 1)
-        assert len(connection._buffer) < 600  # a Header, and the piece that ended it
+        assert all(asked.protocol not in (SESSION, HEARTBEAT) for asked, _ in host.legacy)
+        assert not (host.legacy and flags & 1)
+        assert len(connection._buffer) < 600  # a Header, and the piece that completed it
         host.sessions.close(ErrorCode.GOING_AWAY, "over")
         host.refusals.close()
         assert connection._deadline is None
@@ -100,7 +100,7 @@ class _Socket:
 
 
 def framing(data: bytes) -> None:
-    """Datagrams behind their lengths: any split gives the same, and little is kept."""
+    """Datagrams after their lengths: any split gives the same ones, and little is kept."""
     run(_framing(data))
 
 

@@ -85,7 +85,7 @@ def _header() -> Iterator[bytes]:
         yield _hex(entry, "bytes")
 
 
-def _entrance() -> Iterator[bytes]:
+def _connection() -> Iterator[bytes]:
     vectors = _vectors()
     for entry in vectors["plain"]:
         for flags in (0, 1):
@@ -403,7 +403,7 @@ _MADE = {
     "session": _session,
     "handshake": _handshake,
     "header": _header,
-    "entrance": _entrance,
+    "connection": _connection,
     "framing": _framing,
     "config_yaml": _config_yaml,
     "config_txt": _config_txt,

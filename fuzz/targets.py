@@ -38,7 +38,7 @@ TARGETS = {
         Target("session", "wire", 16_384),
         Target("handshake", "wire"),
         Target("header", "wire", 512),
-        Target("entrance", "agent", 8_192),
+        Target("connection", "agent", 8_192),
         Target("framing", "agent"),
         Target("config_yaml", "config", 32_768),
         Target("config_txt", "config", 32_768),

@@ -1,4 +1,4 @@
-"""Targets of `krelay.wire`: a hostile peer costs a ProtocolError or a HandshakeError, no more."""
+"""Targets of `krelay.wire`: a hostile peer causes a ProtocolError or a HandshakeError at most."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from krelay.wire.session import Limits, Session, Side
 from krelay.wire.stream import INITIAL_WINDOW, State, Stream
 
 KEY = bytes(range(32))
-OTHER_KEY = b"of which no seed knows"
+OTHER_KEY = b"unknown to every seed"
 CLIENT_NONCE = b"C" * 32
 AGENT_NONCE = b"A" * 32
 SESSION_ID = b"S" * 16
@@ -32,7 +32,7 @@ _TYPES = tuple(FrameType)
 
 
 def frames(data: bytes) -> None:
-    """Any split gives the same frames, or the same refusal; frames and the rest are the input."""
+    """Any split gives the same frames or the same error; frames and rest add up to the input."""
     draw = Draw(data)
     pieces = list(draw.pieces())
     whole, parts = FrameDecoder(), FrameDecoder()
@@ -59,7 +59,7 @@ def _refused(decoder: FrameDecoder, pieces: list[bytes]) -> bool:
 
 
 def header(data: bytes) -> None:
-    """What is decoded says, encoded again, the same."""
+    """A decoded Header survives another encoding and decoding."""
     try:
         length = header_length(data)
         if length is None:
@@ -75,12 +75,12 @@ def header(data: bytes) -> None:
     except ValueError:
         assert decode_header(decoded.encode()) == decoded
     else:
-        # An address that came as a name goes on as an address.
+        # An address that arrived as a name is encoded as an address.
         decode_header(decoded.encode())
 
 
 def handshake(data: bytes) -> None:
-    """Nobody who does not know the key gets in, at either end."""
+    """Neither end accepts a peer that does not know the key."""
     draw = Draw(data)
     flags = draw.number()
     known = not flags & 1
@@ -114,7 +114,7 @@ _LIMITS = Limits(streams=8, replay=96 << 10, windows=1 << 20, datagrams=16 << 10
 
 
 def session(data: bytes) -> None:
-    """A whole session, and a peer that says what it likes while this end goes on as it would."""
+    """A session behaves as usual while its peer sends anything."""
     draw = Draw(data)
     end = _End(Side.AGENT if draw.number() & 1 else Side.CLIENT)
     try:
@@ -122,7 +122,7 @@ def session(data: bytes) -> None:
             end.step(draw)
             end.check()
     except ProtocolError:
-        # Raised by receive_data and attach alone, and then the session is over.
+        # Only receive_data and attach raise it; the session is over then.
         end.close()
 
 
@@ -150,7 +150,7 @@ class _End:
         self.heard(draw.take(draw.number(2)))
 
     def frame(self, draw: Draw) -> None:
-        """A frame that is one, so that more than the decoder is tried."""
+        """Receive a well-formed frame, to reach more than the decoder."""
         kind, number, size = draw.number(), draw.number(), draw.number()
         payload = draw.take(size)
         if size == 0xFF:
@@ -233,7 +233,7 @@ class _End:
         assert when is None or when > self.now or self.session.timed_out(self.now)
 
     def tunnel(self, draw: Draw) -> None:
-        """Its loss, another, or a move to one while it still works."""
+        """Lose the tunnel, attach another, or begin or abort a resumption."""
         choice = draw.number()
         if choice & 1 and self.session.attached:
             self.session.detach()
@@ -259,7 +259,7 @@ class _End:
 
     def close(self) -> None:
         self.handle(self.session.close(ErrorCode.PROTOCOL))
-        # Nobody is left with a stream of which he heard no end.
+        # Every open stream got its end as an event.
         for number, stream in self.told.items():
             assert number in self.ended
             assert stream.end_sent
