@@ -30,7 +30,7 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("first", GARBAGE, ids=lambda first: repr(first[:12]))
-async def test_garbage_is_closed_without_a_word(first: bytes) -> None:
+async def test_garbage_is_closed_without_an_answer(first: bytes) -> None:
     async with rig.agent(key=None) as server:
         async with legacy(server, first) as peer:
             try:
@@ -41,7 +41,7 @@ async def test_garbage_is_closed_without_a_word(first: bytes) -> None:
 
 
 @pytest.mark.parametrize("first", [b"", b"\0", b"\0\0\x0d", OPENING[:-1], OPENING])
-async def test_silence_ends(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_connection_is_closed(first: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DEADLINE", 0.05)
     async with rig.agent() as server:
         async with legacy(server, first) as peer:
@@ -50,7 +50,7 @@ async def test_silence_ends(first: bytes, monkeypatch: pytest.MonkeyPatch) -> No
         await rig.until(lambda: not server._connections)
 
 
-async def test_a_session_has_no_deadline_any_more() -> None:
+async def test_a_session_has_no_deadline() -> None:
     async with rig.agent() as server:
         client = await session(server)
         (connection,) = server._connections
@@ -58,7 +58,7 @@ async def test_a_session_has_no_deadline_any_more() -> None:
         client.leave()
 
 
-async def test_a_plain_connection_has_none_either() -> None:
+async def test_a_legacy_connection_has_no_deadline() -> None:
     async with rig.agent(key=None) as server, rig.tcp_target(rig.echo) as target:
         async with legacy(server, b"") as peer:
             await rig.until(lambda: server._connections)
@@ -71,7 +71,7 @@ async def test_a_plain_connection_has_none_either() -> None:
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 3])
-async def test_where_a_key_is_asked_for_plain_mode_is_refused(protocol: int) -> None:
+async def test_legacy_mode_is_refused_by_an_agent_with_a_key(protocol: int) -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as target:
         async with legacy(server, header(protocol, rig.HOST, target)) as peer:
             assert await peer.reader.read() == b"\2"
@@ -83,7 +83,7 @@ async def test_a_heartbeat_needs_no_key() -> None:
             assert await peer.reader.read() == b""
 
 
-async def test_a_wrong_claim_gets_a_reason() -> None:
+async def test_a_wrong_auth_gets_a_reason() -> None:
     async with rig.agent() as server:
         async with legacy(server, OPENING + encode_frame(33, 0, b"\1\x09" + bytes(200))) as peer:
             said = await peer.reader.read()
@@ -93,7 +93,7 @@ async def test_a_wrong_claim_gets_a_reason() -> None:
     assert no[2][0] == ErrorCode.PROTOCOL
 
 
-async def test_what_comes_behind_a_claim_belongs_to_the_session() -> None:
+async def test_bytes_after_auth_belong_to_the_session() -> None:
     """A client that knows its welcome will come may send frames right behind its claim."""
     async with rig.agent() as server:
         client = await session(server)
@@ -130,7 +130,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if "refused" in r.getMessage()]
 
 
-async def test_the_first_is_said_at_once_and_the_others_are_counted(
+async def test_the_first_refusal_is_logged_at_once_and_others_are_counted(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "krelay.agent")
@@ -147,7 +147,7 @@ async def test_the_first_is_said_at_once_and_the_others_are_counted(
     assert lines[1].startswith("refused 19 more; the last one: ")
 
 
-async def test_a_count_is_said_at_intervals_until_there_is_none(
+async def test_refusals_are_counted_at_intervals_until_they_stop(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "REFUSALS_EVERY", 0.01)

@@ -61,14 +61,14 @@ async def failing(host: str, port: int, timeout: float = 5.0) -> DialError:
     ("host", "family"),
     [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6), ("fe80::1%lo", socket.AF_INET6)],
 )
-async def test_an_address_is_itself_and_no_resolver_is_asked(
+async def test_an_address_needs_no_lookup(
     host: str, family: int, names: Callable[..., None]
 ) -> None:
     names(error=AssertionError("asked"))
     assert await Lookups().find(host, None, 5.0) == [(family, host)]
 
 
-async def test_a_name_is_its_addresses_in_order(names: Callable[..., None]) -> None:
+async def test_a_name_resolves_to_its_addresses_in_order(names: Callable[..., None]) -> None:
     names("::1", "127.0.0.1")
     expected = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
     assert await Lookups().find("both.test", None, 5.0) == expected
@@ -83,7 +83,7 @@ async def test_a_name_is_its_addresses_in_order(names: Callable[..., None]) -> N
         (UnicodeError("label too long"), ErrorCode.NO_SUCH_HOST),
     ],
 )
-async def test_a_name_that_is_none(
+async def test_a_failed_lookup_is_a_dial_error(
     error: Exception, code: ErrorCode, names: Callable[..., None]
 ) -> None:
     names(error=error)
@@ -92,11 +92,13 @@ async def test_a_name_that_is_none(
     assert str(failure).startswith("nowhere.test: ")
 
 
-async def test_a_name_that_no_resolver_can_take_asks_none() -> None:
+async def test_a_name_that_cannot_be_encoded_is_a_dial_error() -> None:
     assert (await failing("x" * 200, 80)).code == ErrorCode.NO_SUCH_HOST
 
 
-async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_resolver_that_does_not_answer_is_a_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answered = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait())
     try:
@@ -112,7 +114,7 @@ async def test_a_resolver_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) 
 # -- TCP ---------------------------------------------------------------------------------------
 
 
-async def test_a_connection_comes_up() -> None:
+async def test_a_dial_returns_a_connected_protocol() -> None:
     async with rig.tcp_target(rig.swallow) as port:
         connected = await dial_tcp(rig.HOST, port, 5.0, Connected)
         assert connected.transport is not None
@@ -120,7 +122,7 @@ async def test_a_connection_comes_up() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_port_that_is_closed_is_refused() -> None:
+async def test_a_dial_of_a_closed_port_is_refused() -> None:
     port = rig.closed_port()
     failure = await failing(rig.HOST, port)
     assert failure.code == ErrorCode.REFUSED
@@ -142,7 +144,7 @@ async def test_a_port_that_does_not_answer_is_a_connect_timeout() -> None:
         (errno.EMFILE, ErrorCode.DIAL_FAILED),
     ],
 )
-async def test_what_the_kernel_says_is_told(
+async def test_errors_of_the_kernel_have_codes(
     number: int, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object, **__: object) -> None:
@@ -196,13 +198,13 @@ async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
     await asyncio.sleep(0)
 
 
-async def test_the_last_failure_is_the_one_told(names: Callable[..., None]) -> None:
+async def test_the_error_of_the_last_address_is_raised(names: Callable[..., None]) -> None:
     names("127.0.0.2", "127.0.0.1")
     port = rig.closed_port()
     assert str(await failing("both.test", port)).startswith(f"127.0.0.1:{port}: ")
 
 
-async def test_no_address_at_all(names: Callable[..., None]) -> None:
+async def test_an_empty_lookup_is_no_such_host(names: Callable[..., None]) -> None:
     names()
     assert (await failing("none.test", 80)).code == ErrorCode.NO_SUCH_HOST
 
@@ -210,7 +212,7 @@ async def test_no_address_at_all(names: Callable[..., None]) -> None:
 # -- UDP ---------------------------------------------------------------------------------------
 
 
-async def test_datagrams_go_and_come() -> None:
+async def test_datagrams_pass_in_both_directions() -> None:
     got: asyncio.Queue[bytes] = asyncio.Queue()
     async with rig.udp_echo() as port:
         sock = await dial_udp(rig.HOST, port, 5.0, got.put_nowait, lambda: None)
@@ -223,7 +225,7 @@ async def test_datagrams_go_and_come() -> None:
         await asyncio.sleep(0)
 
 
-async def test_nobody_there_is_told_by_icmp() -> None:
+async def test_icmp_reports_an_absent_target() -> None:
     gone = asyncio.Event()
     port = rig.closed_port(socket.SOCK_DGRAM)
     sock = await dial_udp(rig.HOST, port, 5.0, lambda data: None, gone.set)
@@ -233,7 +235,7 @@ async def test_nobody_there_is_told_by_icmp() -> None:
     await asyncio.sleep(0)
 
 
-async def test_a_datagram_that_is_too_long_is_lost_alone() -> None:
+async def test_only_a_datagram_that_is_too_long_is_lost() -> None:
     got: asyncio.Queue[bytes] = asyncio.Queue()
     gone = asyncio.Event()
     async with rig.udp_echo() as port:
@@ -258,7 +260,7 @@ async def test_a_socket_without_ipv6_is_a_dial_error(monkeypatch: pytest.MonkeyP
 # -- descriptors -------------------------------------------------------------------------------
 
 
-async def test_the_last_descriptors_are_for_tunnels() -> None:
+async def test_a_dial_leaves_the_last_descriptors_to_tunnels() -> None:
     used, (soft, hard) = open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)
     assert used is not None
     async with rig.tcp_target(rig.swallow) as port:
@@ -318,7 +320,7 @@ async def slow(lookups: Lookups, names: list[str], client: object, resolver: Res
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "app.localhost"])
-async def test_names_of_this_machine_ask_no_resolver(host: str, resolver: Resolver) -> None:
+async def test_names_of_this_machine_need_no_lookup(host: str, resolver: Resolver) -> None:
     found = await Lookups(0).find(host, None, 1.0)
     assert found == [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
     assert literal("localhost.test") is None
@@ -341,7 +343,7 @@ async def test_sixty_four_slow_names_do_not_hold_up_their_own_client(resolver: R
     assert await lookups.find("web", client, 60.0) == [(socket.AF_INET, "192.0.2.7")]
 
 
-async def test_a_dead_domain_takes_a_part_of_the_threads(resolver: Resolver) -> None:
+async def test_a_dead_domain_takes_only_its_share_of_threads(resolver: Resolver) -> None:
     lookups, client = Lookups(256), object()
     await slow(lookups, [f"slow{n}.dead.test" for n in range(500)], client, resolver)
     assert lookups.running == 32
@@ -354,7 +356,7 @@ async def test_a_dead_domain_takes_a_part_of_the_threads(resolver: Resolver) -> 
     )
 
 
-async def test_threads_that_come_back_are_used_again(resolver: Resolver) -> None:
+async def test_returned_threads_serve_waiting_lookups(resolver: Resolver) -> None:
     lookups, client = Lookups(8), object()
     waiting = [
         asyncio.create_task(failed_lookup(lookups, f"slow{n}", client, 60.0)) for n in range(50)
@@ -367,14 +369,14 @@ async def test_threads_that_come_back_are_used_again(resolver: Resolver) -> None
     assert (lookups.running, lookups._known, lookups._waiting) == (0, {}, {})
 
 
-async def test_a_name_that_is_asked_again_joins_its_look_up(resolver: Resolver) -> None:
+async def test_a_second_lookup_of_a_name_joins_the_first(resolver: Resolver) -> None:
     lookups, client = Lookups(8), object()
     for _ in range(3):
         await failed_lookup(lookups, "slow.test", client, 0.01)
     assert (lookups.running, resolver.asked) == (1, ["slow.test"])
 
 
-async def test_a_thread_that_cannot_be_started_fails_one_look_up(
+async def test_a_thread_that_cannot_start_fails_one_lookup(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def none(self: threading.Thread) -> None:

@@ -248,7 +248,7 @@ GARBAGE = random.Random(7).randbytes(100_000)
     ],
     ids=["noise", "http", "tls", "length", "tcp", "udp", "hello", "auth", "giant"],
 )
-async def test_a_stranger_who_talks_nonsense(said: bytes) -> None:
+async def test_garbage_before_the_handshake_harms_no_other_client(said: bytes) -> None:
     async with scene() as here, intruder(here.server, session=False) as peer:
         await peer.send(said)
         await peer.ended()
@@ -267,13 +267,13 @@ async def test_a_stranger_who_talks_nonsense(said: bytes) -> None:
     ],
     ids=["noise", "giant", "over", "unopened", "header", "ack", "twice"],
 )
-async def test_a_client_who_does(said: bytes, code: ErrorCode) -> None:
+async def test_garbage_in_a_session_harms_no_other_client(said: bytes, code: ErrorCode) -> None:
     async with scene() as here, intruder(here.server) as peer:
         await peer.send(said)
         assert await peer.ended_with() is code
 
 
-async def test_more_than_the_window() -> None:
+async def test_more_data_than_the_window_ends_the_session() -> None:
     async with scene() as here, rig.tcp_target(rig.hold) as port:
         async with intruder(here.server) as peer:
             await peer.send(opens(1, 1, Header(TCP, rig.HOST, port).encode()))
@@ -330,7 +330,7 @@ async def test_more_streams_than_there_may_be_and_again() -> None:
         assert here.cost < MEMORY
 
 
-async def test_pings_for_ever() -> None:
+async def test_endless_pings_take_bounded_memory() -> None:
     async with scene() as here, rig.udp_socket() as sock, intruder(here.server) as peer:
         pings = encode_frame(FrameType.PING, 0, bytes(8)) * 4_096
         for number in range(1, 41, 2):
@@ -339,7 +339,7 @@ async def test_pings_for_ever() -> None:
             assert here.cost < MEMORY
 
 
-async def test_datagrams_and_credit_for_ever() -> None:
+async def test_endless_datagrams_and_credit_take_bounded_memory() -> None:
     async with scene() as here, rig.udp_socket() as sock, intruder(here.server) as peer:
         port = sock.getsockname()[1]
         await peer.send(opens(1, 1, Header(UDP, rig.HOST, port).encode()))
@@ -351,7 +351,7 @@ async def test_datagrams_and_credit_for_ever() -> None:
             assert here.cost < MEMORY
 
 
-async def test_one_who_never_reads() -> None:
+async def test_a_client_that_never_reads_takes_bounded_memory() -> None:
     """Targets that say more than it takes are stalled, whatever credit it gives them."""
     said = 0
 
@@ -376,7 +376,7 @@ async def test_one_who_never_reads() -> None:
         assert here.cost < MEMORY
 
 
-async def test_strangers_that_take_all_places_make_way_for_a_client() -> None:
+async def test_pending_connections_make_way_for_a_client() -> None:
     """Each has begun a handshake, and the agent keeps next to nothing of it."""
     count = 3 * MAX_PENDING
     raise_file_limit()
@@ -405,7 +405,7 @@ async def test_strangers_that_take_all_places_make_way_for_a_client() -> None:
                 sock.close()
 
 
-async def test_strangers_of_one_address_keep_none_of_another_out() -> None:
+async def test_pending_connections_of_one_address_lock_out_no_other() -> None:
     raise_file_limit()
     async with scene() as here:
         with socket.socket() as patient:

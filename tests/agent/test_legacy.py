@@ -50,7 +50,7 @@ async def test_a_header_in_pieces() -> None:
             assert await peer.reader.readexactly(1) == b"x"
 
 
-async def test_a_target_that_ends_first_still_hears_the_client() -> None:
+async def test_a_target_that_ends_first_still_gets_the_client_s_bytes() -> None:
     heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def end_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -68,7 +68,7 @@ async def test_a_target_that_ends_first_still_hears_the_client() -> None:
         await rig.until(lambda: not server._legacy)
 
 
-async def test_resets_are_handed_on_both_ways() -> None:
+async def test_resets_are_passed_on_in_both_directions() -> None:
     seen: asyncio.Future[type[BaseException]] = asyncio.get_running_loop().create_future()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -92,7 +92,7 @@ async def test_resets_are_handed_on_both_ways() -> None:
         await rig.until(lambda: not server._legacy)
 
 
-async def test_a_slow_reader_holds_the_target_back() -> None:
+async def test_a_slow_reader_pauses_the_target() -> None:
     sent = 0
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -151,13 +151,13 @@ async def test_an_unknown_protocol_is_status_6(protocol: int) -> None:
             assert await peer.reader.read() == bytes([UNKNOWN_PROTOCOL])
 
 
-async def test_a_heartbeat_is_taken_and_closed() -> None:
+async def test_a_heartbeat_is_closed_without_an_answer() -> None:
     async with rig.agent(key=None) as server:
         async with legacy(server, header(HEARTBEAT, rig.HOST, 0)) as peer:
             assert await peer.reader.read() == b""
 
 
-async def test_a_bug_is_one_connection_s_alone(
+async def test_a_bug_costs_only_its_own_connection(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: object) -> None:
@@ -196,7 +196,7 @@ async def test_a_connection_that_is_lost_during_the_dial_leaves_nothing(
 # -- UDP ---------------------------------------------------------------------------------------
 
 
-async def test_udp_datagrams_keep_their_borders() -> None:
+async def test_udp_datagrams_keep_their_boundaries() -> None:
     sent = [b"one", b"", b"x" * 65_507, b"four"]
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
         async with legacy(server, header(UDP, rig.HOST, target) + framed(b"early")) as peer:
@@ -218,7 +218,7 @@ async def test_udp_frames_in_pieces() -> None:
             assert [await peer.datagram() for _ in range(3)] == [b"ab", b"", b"cde"]
 
 
-async def test_udp_that_nobody_takes_ends_the_connection() -> None:
+async def test_udp_to_a_closed_port_ends_the_connection() -> None:
     port = rig.closed_port(socket.SOCK_DGRAM)
     async with rig.agent(key=None) as server:
         async with legacy(server, header(UDP, rig.HOST, port) + framed(b"x")) as peer:
@@ -231,14 +231,14 @@ def holding() -> module.Holding:
     return module.Holding(client, client.reserve(), ReadBuffer())
 
 
-async def test_udp_that_is_idle_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_idle_udp_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "UDP_IDLE", 0.05)
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
         async with legacy(server, header(UDP, rig.HOST, target)) as peer:
             assert await peer.reader.read() == bytes([OK])
 
 
-async def test_datagrams_keep_a_udp_connection() -> None:
+async def test_datagrams_keep_a_udp_connection_open() -> None:
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=(pair := socket.socketpair())[0])
     client = module._Framed(cast(asyncio.Transport, writer.transport), holding())
@@ -260,7 +260,7 @@ async def test_datagrams_keep_a_udp_connection() -> None:
         pair[1].close()
 
 
-async def test_udp_answers_that_nobody_reads_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unread_udp_answers_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_BACKLOG", 0)
     async with rig.agent(key=None) as server, rig.udp_echo() as target:
         async with legacy(server, header(UDP, rig.HOST, target) + framed(b"x")) as peer:

@@ -52,7 +52,7 @@ def test_the_smallest_limit_counts(files: dict[str, str], limit: int, tmp_path: 
     assert memory.memory_limit({}, written(tmp_path, **files)) == limit * MIB
 
 
-def test_the_environment_may_make_it_smaller(tmp_path: Path) -> None:
+def test_the_environment_may_lower_the_limit(tmp_path: Path) -> None:
     root = written(tmp_path, sys__fs__cgroup__memory_dot_max=f"{128 * MIB}")
     assert memory.memory_limit({memory.ENV: str(96 * MIB)}, root) == 96 * MIB
     assert memory.memory_limit({memory.ENV: str(900 * MIB)}, root) == 128 * MIB
@@ -99,7 +99,7 @@ def test_reservations_are_fair_and_all_of_them_come_back(
     assert [(client.held, client.fixed) for client in clients] == [(0, 0)] * 3
 
 
-def test_a_client_that_takes_all_it_may_leaves_room_for_the_next() -> None:
+def test_a_greedy_client_leaves_memory_for_the_next() -> None:
     budget = MemoryBudget(64 << 20)
     got = []
     for _ in range(4):
@@ -145,7 +145,7 @@ def test_a_session_s_first_streams_and_floor_are_kept_for_it() -> None:
     assert budget.left == kept
 
 
-def test_what_came_unasked_is_counted_even_past_the_budget() -> None:
+def test_bytes_past_the_budget_are_counted() -> None:
     budget = MemoryBudget(1000)
     client = Client(budget)
     holder = client.reserve()
@@ -155,7 +155,7 @@ def test_what_came_unasked_is_counted_even_past_the_budget() -> None:
     assert budget.left == 990
 
 
-def test_what_waits_in_a_session_counts_until_it_is_over() -> None:
+def test_waiting_bytes_of_a_session_count_until_it_closes() -> None:
     budget = MemoryBudget(8 << 20)
     held = 1 << 20
     client = Client(budget, lambda: held)

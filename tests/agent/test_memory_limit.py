@@ -383,7 +383,7 @@ async def test_datagrams_that_come_back_to_a_client_that_reads_nothing() -> None
                     await peer.send(b"".join(frames))
 
 
-async def test_strangers_with_half_a_handshake() -> None:
+async def test_connections_with_half_a_handshake() -> None:
     header = Header(SESSION, "krelay", 0).encode()
     halves = [
         header + encode_frame(FrameType.AUTH, 0, bytes(MAX_PAYLOAD))[:-1],
@@ -401,7 +401,7 @@ async def test_strangers_with_half_a_handshake() -> None:
 
 
 @pytest.mark.parametrize("side", ["client", "target", "both", "framing"])
-async def test_plain_connections_whose_ends_take_nothing(side: str) -> None:
+async def test_legacy_connections_whose_ends_take_nothing(side: str) -> None:
     serve: Serve = rig.hold if side == "target" else talk
     async with (
         agent(secured=False) as here,

@@ -47,12 +47,12 @@ def wait(server: Server, idle_timeout: float) -> None:
 # -- idleness ----------------------------------------------------------------------------------
 
 
-async def test_it_ends_when_nobody_comes() -> None:
+async def test_an_agent_ends_if_no_client_connects() -> None:
     async with life(idle_timeout=0.05):
         pass
 
 
-async def test_it_ends_when_the_last_has_gone_without_a_word() -> None:
+async def test_an_agent_ends_after_its_last_client_vanished() -> None:
     async with life(grace=0.05) as (server, task):
         client = await session(server)
         wait(server, 0.05)
@@ -62,7 +62,7 @@ async def test_it_ends_when_the_last_has_gone_without_a_word() -> None:
         await client.cut()
 
 
-async def test_whoever_is_there_keeps_it() -> None:
+async def test_a_connected_client_keeps_the_agent() -> None:
     async with life(grace=3600.0) as (server, task):
         client = await session(server)
         assert server._idle_timer is None
@@ -77,7 +77,7 @@ async def test_whoever_is_there_keeps_it() -> None:
         server.stop("test")
 
 
-async def test_plain_connections_keep_it_too() -> None:
+async def test_a_legacy_connection_keeps_the_agent() -> None:
     server = Server(Settings(port=0))
     async with asyncio.TaskGroup() as tasks, rig.tcp_target(rig.echo) as target:
         task = tasks.create_task(server.run())
@@ -95,7 +95,7 @@ async def test_plain_connections_keep_it_too() -> None:
         await task
 
 
-async def test_after_a_good_bye_it_ends_within_its_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_agent_ends_soon_after_the_last_goaway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LINGER", 0.05)
     async with life(idle_timeout=3600.0) as (server, _):
         clients = [await session(server) for _ in range(2)]
@@ -105,7 +105,7 @@ async def test_after_a_good_bye_it_ends_within_its_linger(monkeypatch: pytest.Mo
         clients[1].leave()
 
 
-async def test_where_idleness_never_ends_it_a_good_bye_does_not_either() -> None:
+async def test_without_an_idle_timeout_a_goaway_does_not_end_the_agent() -> None:
     async with life(idle_timeout=0.0) as (server, task):
         client = await session(server)
         client.leave()
@@ -115,7 +115,7 @@ async def test_where_idleness_never_ends_it_a_good_bye_does_not_either() -> None
         server.stop("test")
 
 
-async def test_who_has_yet_to_shake_hands_as_the_last_says_good_bye_keeps_it(
+async def test_a_pending_connection_keeps_the_agent_after_the_last_goaway(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LINGER", 0.05)
@@ -137,7 +137,7 @@ async def test_who_has_yet_to_shake_hands_as_the_last_says_good_bye_keeps_it(
         writer.close()
 
 
-async def test_who_leaves_without_a_session_after_the_last_good_bye_does_not_prolong_it(
+async def test_a_connection_without_a_session_does_not_prolong_the_linger(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LINGER", 0.05)
@@ -149,7 +149,7 @@ async def test_who_leaves_without_a_session_after_the_last_good_bye_does_not_pro
             await rig.until(lambda: len(server._connections) == 1)
 
 
-async def test_a_session_that_comes_within_the_linger_keeps_it(
+async def test_a_session_within_the_linger_keeps_the_agent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LINGER", 3600.0)
@@ -168,7 +168,7 @@ async def test_a_session_that_comes_within_the_linger_keeps_it(
 # -- stopping ----------------------------------------------------------------------------------
 
 
-async def test_stopping_says_good_bye_and_cuts() -> None:
+async def test_a_stopped_agent_sends_goaway_and_resets_streams() -> None:
     async with rig.tcp_target(rig.hold) as target:
         async with life() as (server, _):
             client = await session(server)
@@ -183,7 +183,7 @@ async def test_stopping_says_good_bye_and_cuts() -> None:
         client.leave()
 
 
-async def test_what_comes_while_it_stops_is_refused_and_not_lost(
+async def test_streams_opened_while_the_agent_stops_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_LAST_CALL", 3600.0)
@@ -204,7 +204,7 @@ async def test_what_comes_while_it_stops_is_refused_and_not_lost(
         running.cancel()
 
 
-async def test_stopping_waits_for_no_dial() -> None:
+async def test_a_stopping_agent_waits_for_no_dial() -> None:
     with socket.socket() as full:
         full.bind((rig.HOST, 0))
         full.listen(0)
@@ -223,7 +223,7 @@ async def test_stopping_waits_for_no_dial() -> None:
         client.leave()
 
 
-async def test_stopping_waits_for_no_silent_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stopping_agent_waits_for_no_silent_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRAIN", 0.05)
     async with life() as (server, _):
         async with legacy(server, b"") as peer:
@@ -257,7 +257,7 @@ async def test_connections_are_limited(
     assert "refused: a legacy connection: there are 1" in caplog.text
 
 
-async def test_of_strangers_the_oldest_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oldest_pending_connection_makes_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PENDING", 2)
     async with rig.agent() as server:
         client = await session(server)
@@ -276,7 +276,7 @@ async def test_a_port_in_use_is_an_os_error() -> None:
             await Server(Settings(port=server.address[1])).run()
 
 
-async def test_it_listens_on_ipv6_too() -> None:
+async def test_an_agent_listens_on_ipv6() -> None:
     try:
         async with rig.agent(bind="::1") as server:
             assert server.address[0] == "::1"

@@ -23,7 +23,7 @@ async def refused(server: Server, **kwargs: object) -> HandshakeError:
     return caught.value
 
 
-async def test_the_right_key_opens_a_session_and_its_good_bye_ends_it() -> None:
+async def test_the_right_key_opens_a_session_and_goaway_ends_it() -> None:
     async with rig.agent() as server:
         client = await session(server)
         assert len(server.sessions) == 1
@@ -31,7 +31,7 @@ async def test_the_right_key_opens_a_session_and_its_good_bye_ends_it() -> None:
         await rig.until(lambda: len(server.sessions) == 0)
 
 
-async def test_without_a_key_anybody_may() -> None:
+async def test_an_agent_without_a_key_accepts_any_client() -> None:
     async with rig.agent(key=None) as server:
         client = await session(server, key=b"")
         other = await session(server, key=b"")
@@ -64,7 +64,7 @@ async def test_an_agent_that_knows_a_digest_learns_the_key_from_the_first_client
             client.leave()
 
 
-async def test_a_key_is_not_shown_on_an_open_line() -> None:
+async def test_a_key_is_not_shown_on_an_unencrypted_connection() -> None:
     async with rig.agent(key=None, key_sha256=key_digest(rig.KEY)) as server:
         assert "on an open line" in str(await refused(server))
         assert len(server.sessions) == 0
@@ -73,7 +73,7 @@ async def test_a_key_is_not_shown_on_an_open_line() -> None:
 # -- carrying on -------------------------------------------------------------------------------
 
 
-async def test_a_session_is_carried_on_with_its_streams() -> None:
+async def test_a_session_resumes_with_its_streams() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
         client = await session(server)
         stream, seen = ask(client, 0, port)
@@ -117,7 +117,7 @@ async def test_an_unknown_session_and_a_wrong_key_get_the_same_answer() -> None:
         client.leave()
 
 
-async def test_the_run_s_key_does_not_carry_a_session_on() -> None:
+async def test_the_run_s_key_does_not_resume_a_session() -> None:
     async with rig.agent() as server:
         client = await session(server)
         error = await refused(
@@ -127,7 +127,7 @@ async def test_the_run_s_key_does_not_carry_a_session_on() -> None:
         client.leave()
 
 
-async def test_a_session_that_cannot_be_carried_on_is_over() -> None:
+async def test_a_session_that_cannot_resume_ends() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.hold) as port:
         client = await session(server)
         _, seen = ask(client, 0, port)
@@ -141,7 +141,7 @@ async def test_a_session_that_cannot_be_carried_on_is_over() -> None:
 
 
 @pytest.mark.parametrize("carried", [True, False])
-async def test_a_claim_that_comes_late_leaves_the_session_as_it_is(carried: bool) -> None:
+async def test_a_delayed_auth_leaves_the_session_alone(carried: bool) -> None:
     async with rig.agent(grace=3600.0) as server, rig.tcp_target(rig.echo) as port:
         client = await session(server)
         stream, seen = ask(client, 0, port)
@@ -223,7 +223,7 @@ async def test_sessions_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
             client.leave()
 
 
-async def test_every_session_that_is_let_in_has_its_first_streams() -> None:
+async def test_every_accepted_session_has_its_first_streams() -> None:
     async with rig.agent(memory=1) as server, rig.tcp_target(rig.echo) as port:
         clients: list[Client] = []
         with suppress(HandshakeError):
@@ -255,7 +255,7 @@ async def test_one_client_s_streams_leave_room_for_the_next_session() -> None:
             client.leave()
 
 
-async def test_nonsense_in_a_session_ends_that_session_alone() -> None:
+async def test_garbage_in_a_session_ends_only_that_session() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
         bad, good = await session(server), await session(server)
         bad.tunnel.transport.write(b"\xff" * 100)

@@ -31,7 +31,7 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "s", "5 m", "-1", "-5s", "nan", "inf", "1e999", "5d", "1h-"])
-def test_what_is_no_duration(text: str) -> None:
+def test_a_malformed_duration_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         duration(text)
 
@@ -51,7 +51,7 @@ def test_the_defaults_are_the_model_s() -> None:
     assert (settings.bind, settings.port, settings.secured) == ("127.0.0.1", 9527, False)
 
 
-def test_every_argument() -> None:
+def test_every_argument_is_parsed() -> None:
     settings = parse(
         ["--bind=::1", "--port=0", "--idle-timeout=1m", "--connect-timeout", "2s", "--grace=0"]
         + ["--v=4"],
@@ -70,7 +70,7 @@ def test_the_key_and_its_digest_come_from_the_environment() -> None:
 
 @pytest.mark.parametrize("environ", [{"KRELAY_KEY": "00"}, {"KRELAY_KEY_SHA256": DIGEST}])
 @pytest.mark.parametrize("bind", ["0.0.0.0", "::", "10.0.0.1"])
-def test_it_binds_elsewhere_only_with_a_key(
+def test_binding_beyond_loopback_needs_a_key(
     bind: str, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert parse(["--bind", bind], environ).bind == bind

@@ -103,7 +103,7 @@ async def test_a_target_that_is_not_reached_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-async def test_a_bug_in_a_dial_is_that_stream_s_alone(
+async def test_a_bug_in_a_dial_costs_only_its_own_stream(
     protocol: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: object) -> None:
@@ -122,7 +122,7 @@ async def test_a_bug_in_a_dial_is_that_stream_s_alone(
 
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-async def test_a_reset_ends_the_dial(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_reset_cancels_the_dial(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
     dialling, ended = asyncio.Event(), asyncio.Event()
 
     async def never(*_: object) -> None:
@@ -145,7 +145,7 @@ async def test_a_reset_ends_the_dial(protocol: int, monkeypatch: pytest.MonkeyPa
         client.leave()
 
 
-async def test_a_stream_opened_with_the_good_bye_is_not_dialled(
+async def test_a_stream_opened_together_with_goaway_is_not_dialled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dialled: list[object] = []
@@ -190,7 +190,7 @@ async def test_a_connection_that_comes_up_as_its_stream_is_reset_is_reset() -> N
         client.leave()
 
 
-async def test_a_target_that_slams_the_door_is_a_reset() -> None:
+async def test_a_target_that_resets_at_once_resets_the_stream() -> None:
     async def slam(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         rig.rst(writer)
 
@@ -298,7 +298,7 @@ async def test_datagrams_that_wait_for_targets_are_bounded_and_counted(nowhere: 
         assert kept.targets.early_datagrams == 0
 
 
-async def test_what_has_waited_is_given_back_when_the_target_is_there() -> None:
+async def test_memory_of_early_data_is_released_once_the_target_is_reached() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port, rig.udp_echo() as udp:
         client = await session(server)
         (kept,) = server.sessions._kept.values()
@@ -315,7 +315,7 @@ async def test_what_has_waited_is_given_back_when_the_target_is_there() -> None:
 # -- flows -------------------------------------------------------------------------------------
 
 
-async def test_early_datagrams_wait_for_the_socket_a_few_of_them(
+async def test_a_few_early_datagrams_wait_for_the_socket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_MOST_EARLY_DATAGRAMS", 2)
@@ -338,7 +338,7 @@ async def test_early_datagrams_wait_for_the_socket_a_few_of_them(
         client.leave()
 
 
-async def test_nobody_there_resets_the_flow() -> None:
+async def test_an_absent_udp_target_resets_the_flow() -> None:
     async with rig.agent() as server:
         client = await session(server)
         stream, seen = ask(client, UDP, rig.closed_port(socket.SOCK_DGRAM))
@@ -357,7 +357,7 @@ async def test_an_idle_flow_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         client.leave()
 
 
-async def test_datagrams_of_either_end_keep_a_flow() -> None:
+async def test_datagrams_of_either_end_keep_a_flow_open() -> None:
     async with rig.agent() as server, rig.udp_socket() as target:
         client = await session(server)
         stream, seen = ask(client, UDP, target.getsockname()[1])
@@ -397,7 +397,7 @@ async def test_an_end_ends_a_flow() -> None:
         client.leave()
 
 
-async def test_what_only_an_opener_is_told_is_ignored() -> None:
+async def test_events_for_an_opener_are_ignored() -> None:
     async with rig.agent() as server, rig.udp_echo() as port:
         client = await session(server)
         stream, seen = ask(client, UDP, port)

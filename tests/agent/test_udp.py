@@ -16,7 +16,7 @@ from tests.agent.peer import session
 from tests.agent.test_targets import UDP, ask
 
 
-async def test_what_the_kernel_does_not_take_is_dropped() -> None:
+async def test_a_datagram_that_the_kernel_does_not_take_is_dropped() -> None:
     gone = asyncio.Event()
     async with rig.udp_echo() as port:
         sock = await dial_udp(rig.HOST, port, 5.0, lambda data: None, gone.set)
@@ -32,7 +32,7 @@ async def test_what_the_kernel_does_not_take_is_dropped() -> None:
     assert not gone.is_set()
 
 
-async def test_after_its_end_it_tells_nothing() -> None:
+async def test_a_closed_socket_calls_nothing() -> None:
     def fail(*_: object) -> None:
         pytest.fail("told")
 
@@ -48,7 +48,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LOSSES_EVERY", 0.01)
 
 
-async def test_early_send_and_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_early_send_and_backlog_losses_reach_the_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(targets, "_MOST_EARLY_DATAGRAMS", 2)
     go = asyncio.Event()
 
@@ -77,7 +79,7 @@ async def test_early_send_and_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
-async def test_what_the_kernel_drops_at_a_target_s_socket_also_of_a_flow_that_is_over() -> None:
+async def test_drops_at_target_sockets_are_counted_also_after_their_flows() -> None:
     loop = asyncio.get_running_loop()
     async with rig.agent() as server, rig.udp_socket() as there:
         client = await session(server)
@@ -100,7 +102,7 @@ async def test_what_the_kernel_drops_at_a_target_s_socket_also_of_a_flow_that_is
         client.leave()
 
 
-async def test_an_older_client_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_older_client_gets_no_lost_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("krelay.wire.handshake.VERSION", 1)
     monkeypatch.setitem(
         __import__("krelay.wire.handshake", fromlist=["x"]).ClientHandshake.__init__.__kwdefaults__,

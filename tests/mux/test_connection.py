@@ -40,7 +40,7 @@ async def test_bytes_both_ways_and_half_close(way: str) -> None:
 
 
 @every_way
-async def test_a_reset_either_way(way: str) -> None:
+async def test_a_reset_is_passed_on_in_both_directions(way: str) -> None:
     async with pair(way) as both:
         near, near_ear, far, far_ear = await both.stream()
         near.reset(ErrorCode.RESET)
@@ -83,7 +83,7 @@ async def test_a_paused_reader_holds_a_window_while_another_stream_flows(way: st
         await slow_ear.until_size(INITIAL_WINDOW + 1)
 
 
-async def test_a_writer_is_told_when_to_wait_and_when_to_go_on() -> None:
+async def test_a_writer_waits_at_the_high_water_mark_and_goes_on_later() -> None:
     async with pair() as both:
         near, near_ear, _, far_ear = await both.stream()
         assert near.write(bytes(10))
@@ -92,7 +92,7 @@ async def test_a_writer_is_told_when_to_wait_and_when_to_go_on() -> None:
         await far_ear.until_size(HIGH_WATER + 10)
 
 
-async def test_a_handler_that_fails_resets_its_own_stream_alone_and_at_both_ends(
+async def test_a_failing_handler_resets_only_its_own_stream_at_both_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken(Ear):
@@ -138,7 +138,7 @@ async def test_a_session_moves_to_another_tunnel_and_loses_nothing(way: str) -> 
         assert not both.client.closed
 
 
-async def test_a_lost_tunnel_is_told_once_and_a_former_one_is_ignored() -> None:
+async def test_a_lost_tunnel_is_reported_once_and_a_former_one_is_ignored() -> None:
     async with pair() as both:
         former = both.tunnels[0].transport
         await both.connect("memory")
@@ -153,7 +153,7 @@ async def test_a_lost_tunnel_is_told_once_and_a_former_one_is_ignored() -> None:
         assert not both.client.attached
 
 
-async def test_a_tunnel_that_cannot_carry_the_session_on_leaves_it_to_the_one_that_does() -> None:
+async def test_a_tunnel_that_cannot_resume_leaves_the_session_on_the_present_one() -> None:
     async with pair() as both:
         _, near_ear, far, _ = await both.stream()
         with pytest.raises(ProtocolError):
@@ -163,7 +163,7 @@ async def test_a_tunnel_that_cannot_carry_the_session_on_leaves_it_to_the_one_th
         assert both.detached == []
 
 
-async def test_a_protocol_error_ends_the_session_and_says_so() -> None:
+async def test_a_protocol_error_ends_the_session_with_goaway() -> None:
     async with pair() as both:
         _, near_ear, _, _ = await both.stream()
         both.client.receive_data(both.tunnels[0].transport, b"\xff" * 8)
@@ -173,7 +173,7 @@ async def test_a_protocol_error_ends_the_session_and_says_so() -> None:
         await until(lambda: both.agent.session.peer_going_away)
 
 
-async def test_a_good_bye_is_heard_and_no_stream_opens_after_it() -> None:
+async def test_no_stream_opens_after_the_peer_s_goaway() -> None:
     async with pair() as both:
         both.agent.go_away(ErrorCode.GOING_AWAY, "later")
         await until(lambda: both.goodbyes)
@@ -182,14 +182,14 @@ async def test_a_good_bye_is_heard_and_no_stream_opens_after_it() -> None:
             both.client.open(TARGET, Ear())
 
 
-async def test_a_client_takes_no_streams() -> None:
+async def test_a_client_refuses_streams_of_the_agent() -> None:
     async with pair() as both:
         ear = Ear()
         both.agent.open(TARGET, ear)
         await ear.until("refused PROTOCOL this end opens streams")
 
 
-async def test_a_stream_that_is_closed_in_the_read_that_opens_it_is_nobody_s() -> None:
+async def test_a_stream_that_one_read_opens_and_closes_is_not_reported() -> None:
     async with pair() as both:
         both.client.open(TARGET, Ear()).reset()
         _, _, far, _ = await both.stream()
@@ -213,7 +213,7 @@ async def test_a_stalled_tunnel_is_dropped() -> None:
         assert [type(exc) for exc in both.detached] == [TimeoutError]
 
 
-async def test_a_full_tunnel_pauses_the_driver_and_nothing_is_lost() -> None:
+async def test_a_full_tunnel_pauses_the_connection_and_loses_nothing() -> None:
     async with pair() as both:
         near, _, _, far_ear = await both.stream()
         transport = both.tunnels[0].transport
@@ -228,7 +228,7 @@ async def test_a_full_tunnel_pauses_the_driver_and_nothing_is_lost() -> None:
         await far_ear.until_size(100_000)
 
 
-async def test_a_thousand_streams_leave_nothing() -> None:
+async def test_a_thousand_closed_streams_leave_nothing() -> None:
     async with pair() as both:
         for _ in range(20):
             streams = [await both.stream() for _ in range(50)]
@@ -242,7 +242,9 @@ async def test_a_thousand_streams_leave_nothing() -> None:
             await until(lambda: not both.client.session.streams and not both.agent.session.streams)
 
 
-async def test_what_it_logs_and_how_it_prints(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_connection_logs_frames_and_prints_its_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     caplog.set_level(logging.DEBUG, "krelay.mux")
     async with pair() as both:
         near, *_ = await both.stream()
@@ -252,7 +254,7 @@ async def test_what_it_logs_and_how_it_prints(caplog: pytest.LogCaptureFixture) 
         assert "< ACCEPTED c/s1" in caplog.text
 
 
-def test_a_link_without_a_driver_drops_what_comes() -> None:
+def test_a_tunnel_without_a_connection_drops_its_bytes() -> None:
     tunnel = TunnelProtocol()
     tunnel.data_received(b"x")
     tunnel.pause_writing()
@@ -260,7 +262,7 @@ def test_a_link_without_a_driver_drops_what_comes() -> None:
     tunnel.connection_lost(None)
 
 
-async def test_a_handle_whose_handler_has_gone_is_told_nothing() -> None:
+async def test_a_stream_without_a_handler_gets_no_events() -> None:
     async with pair() as both:
         near, near_ear, far, _ = await both.stream()
         near.handler = None
@@ -271,14 +273,14 @@ async def test_a_handle_whose_handler_has_gone_is_told_nothing() -> None:
         assert near_ear.data == b""
 
 
-async def test_closing_twice_and_closing_detached() -> None:
+async def test_a_second_close_and_a_detached_close_do_nothing_more() -> None:
     both = Pair(Limits())
     both.client.close(ErrorCode.NONE)
     both.client.close(ErrorCode.NONE)
     assert both.detached == []
 
 
-async def test_what_is_sent_on_a_tunnel_that_breaks_in_that_turn_touches_no_other() -> None:
+async def test_bytes_for_a_tunnel_that_breaks_reach_no_other() -> None:
     """asyncio's `writelines` (3.12, 3.13) has the loop watch a descriptor that is closed then, and
     the next socket of that number is never read."""
     loop = asyncio.get_running_loop()
@@ -293,7 +295,7 @@ async def test_what_is_sent_on_a_tunnel_that_breaks_in_that_turn_touches_no_othe
         assert not loop.remove_writer(number)
 
 
-async def test_a_tunnel_that_takes_no_bytes_pauses_the_driver_on_any_python() -> None:
+async def test_a_tunnel_that_takes_no_bytes_pauses_the_connection_on_any_python() -> None:
     """asyncio's `writelines` (until 3.12.8 and 3.13.1) pauses nobody: no bound for what waits."""
     async with pair("sockets") as both:
         transport = both.tunnels[0].transport

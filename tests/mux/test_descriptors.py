@@ -44,7 +44,7 @@ def test_the_limit_is_raised_to_what_is_allowed(soft: int, hard: int, after: int
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None),
     ],
 )
-def test_no_more_is_asked_for_than_is_wanted(
+def test_a_limit_that_suffices_is_left_alone(
     soft: int, hard: int, wanted: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
@@ -54,7 +54,7 @@ def test_no_more_is_asked_for_than_is_wanted(
     assert asked == ([] if wanted is None else [(wanted, hard)])
 
 
-def test_what_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_limit_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ValueError("not allowed")
 
@@ -64,7 +64,7 @@ def test_what_is_refused_is_done_without(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("sized", [True, False])
-def test_what_is_open_is_counted(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_files_are_counted(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the size of /proc/self/fd, where Linux says it there, or by its entries."""
     if sized and not descriptors._sized:
         pytest.skip("not on this system")
@@ -76,7 +76,7 @@ def test_what_is_open_is_counted(sized: bool, monkeypatch: pytest.MonkeyPatch) -
     assert descriptors.open_files() == before
 
 
-def test_where_nothing_more_can_be_opened_all_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_free_descriptor_the_count_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: str) -> list[str]:
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -85,7 +85,7 @@ def test_where_nothing_more_can_be_opened_all_are_in_use(monkeypatch: pytest.Mon
     assert descriptors.open_files() == descriptors.file_limit()
 
 
-def test_where_the_system_does_not_say_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_system_count_the_number_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "_LISTS", ("/no/such/place",))
     assert descriptors.open_files() is None
 
@@ -99,7 +99,7 @@ def test_the_reserve(soft: int, reserved: int, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("sized", [True, False])
-def test_whether_one_leaves_the_reserve_alone(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_to_spare_keeps_the_reserve(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     used = 75
     monkeypatch.setattr(descriptors, "_sized", sized)
     monkeypatch.setattr(descriptors, "_COUNT_EVERY", 0.0)
@@ -113,7 +113,7 @@ def test_whether_one_leaves_the_reserve_alone(sized: bool, monkeypatch: pytest.M
     assert descriptors.files_to_spare()
 
 
-def test_counting_file_by_file_is_done_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_counts_are_rare(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "_sized", False)
     monkeypatch.setattr(descriptors, "_COUNT_EVERY", 3600.0)
     monkeypatch.setattr(descriptors, "_counted_at", time.monotonic())

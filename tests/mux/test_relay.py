@@ -99,7 +99,7 @@ async def test_the_target_ends_and_the_application_goes_on() -> None:
 
 
 @pytest.mark.usefixtures("macos")
-async def test_who_ends_last_has_its_bytes_carried_to_the_end_on_any_system() -> None:
+async def test_bytes_of_the_end_that_ends_last_all_arrive_on_any_system() -> None:
     async with relayed() as ends:
         ends.target[1].write_eof()
         assert await ends.app[0].read() == b""
@@ -110,7 +110,7 @@ async def test_who_ends_last_has_its_bytes_carried_to_the_end_on_any_system() ->
 
 @pytest.mark.usefixtures("macos")
 @pytest.mark.parametrize("size", [1 << 20, 8 << 20])
-async def test_what_an_application_has_yet_to_read_is_its_own_though_both_have_ended(
+async def test_unread_bytes_stay_readable_after_both_ends(
     size: int,
 ) -> None:
     async with relayed() as ends:
@@ -128,14 +128,14 @@ async def test_what_an_application_has_yet_to_read_is_its_own_though_both_have_e
         assert received + len(await ends.app[0].read()) == size
 
 
-async def test_a_reset_by_the_application_is_one_at_the_target() -> None:
+async def test_a_reset_by_the_application_resets_the_target() -> None:
     async with relayed() as ends:
         rig.rst(ends.app[1])
         with pytest.raises(ConnectionResetError):
             await ends.target[0].read()
 
 
-async def test_a_reset_by_the_target_is_one_at_the_application() -> None:
+async def test_a_reset_by_the_target_resets_the_application() -> None:
     async with relayed() as ends:
         rig.rst(ends.target[1])
         with pytest.raises(ConnectionResetError):
@@ -149,7 +149,7 @@ async def test_a_lost_session_resets_the_application() -> None:
             await ends.app[0].read()
 
 
-async def test_an_application_that_does_not_read_stops_the_target_and_only_for_so_long() -> None:
+async def test_an_application_that_does_not_read_pauses_the_target() -> None:
     async with relayed() as ends:
         ends.app[0]._transport.pause_reading()  # type: ignore[attr-defined]
         block, sent = bytes(1 << 20), 0

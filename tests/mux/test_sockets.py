@@ -14,7 +14,7 @@ from tests import rig
 from tests.fakes import MemoryTransport
 
 
-async def test_what_a_bare_socket_accepts_sends_small_writes_at_once() -> None:
+async def test_connections_of_a_bare_socket_send_small_writes_at_once() -> None:
     """asyncio leaves these out: the socket was made without its protocol's number."""
     loop = asyncio.get_running_loop()
     accepted: asyncio.Queue[asyncio.BaseTransport] = asyncio.Queue()
@@ -39,7 +39,7 @@ async def test_what_a_bare_socket_accepts_sends_small_writes_at_once() -> None:
         server.close()
 
 
-async def test_a_reset_is_one() -> None:
+async def test_a_reset_socket_sends_rst() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         reset_socket(writer.transport)
@@ -52,14 +52,14 @@ async def test_a_reset_is_one() -> None:
         writer.transport.abort()
 
 
-async def test_a_transport_without_a_socket_is_left_as_it_is() -> None:
+async def test_a_transport_without_a_socket_is_left_alone() -> None:
     transport = MemoryTransport()
     no_delay(transport)
     reset_socket(transport)
     assert transport.is_closing()
 
 
-async def test_a_connection_that_is_gone_takes_no_options_and_is_let_go(macos: None) -> None:
+async def test_options_of_a_closed_connection_are_no_error(macos: None) -> None:
     """Reset before it was accepted, say: whoever serves it goes on to the next."""
     made: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
 
@@ -81,7 +81,7 @@ async def test_a_connection_that_is_gone_takes_no_options_and_is_let_go(macos: N
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
-def test_each_datagram_that_did_not_fit_is_counted() -> None:
+def test_each_datagram_that_the_kernel_drops_is_counted() -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
@@ -106,7 +106,7 @@ def test_each_datagram_that_did_not_fit_is_counted() -> None:
     assert drops.count == 100 - came
 
 
-def test_a_socket_that_tells_nothing_has_lost_nothing() -> None:
+def test_a_socket_without_a_counter_counts_zero() -> None:
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     drops = ReceiveDrops(sock)
     sock.close()

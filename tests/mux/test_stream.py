@@ -8,7 +8,7 @@ from tests import rig
 from tests.mux.pair import pair
 
 
-async def test_a_closed_stream_is_deaf() -> None:
+async def test_calls_on_a_closed_stream_do_nothing() -> None:
     async with pair() as both:
         near, near_ear, far, far_ear = await both.stream()
         near.reset(ErrorCode.CANCELLED)
@@ -27,7 +27,7 @@ async def test_a_closed_stream_is_deaf() -> None:
         assert near_ear.said == ["accepted"]
 
 
-async def test_many_streams_that_cannot_send_hold_little_each() -> None:
+async def test_many_stalled_streams_queue_little_each() -> None:
     """While the tunnel is away, every target goes on talking: what is kept is bounded in all."""
     async with pair() as both:
         streams = [await both.stream() for _ in range(200)]

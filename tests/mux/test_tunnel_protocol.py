@@ -24,7 +24,7 @@ async def knock(port: int, key: bytes = rig.KEY) -> tuple[ClientTunnelProtocol, 
     return tunnel, connection
 
 
-async def test_an_agent_lets_us_in_and_streams_open() -> None:
+async def test_an_accepted_client_opens_streams() -> None:
     async with rig.agent() as server, rig.tcp_target(rig.echo) as port:
         tunnel, connection = await knock(server.address[1])
         welcome = await tunnel.welcome
@@ -38,7 +38,7 @@ async def test_an_agent_lets_us_in_and_streams_open() -> None:
         connection.close(ErrorCode.GOING_AWAY)
 
 
-async def test_a_wrong_key() -> None:
+async def test_a_wrong_key_is_a_handshake_error() -> None:
     async with rig.agent() as server:
         tunnel, connection = await knock(server.address[1], b"wrong" * 6)
         with pytest.raises(HandshakeError) as caught:
@@ -56,7 +56,7 @@ async def test_a_wrong_key() -> None:
         (b"\x01", ConnectionResetError),
     ],
 )
-async def test_an_agent_that_is_none(answer: bytes, error: type[Exception]) -> None:
+async def test_a_peer_that_is_no_agent_is_an_error(answer: bytes, error: type[Exception]) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(answer)

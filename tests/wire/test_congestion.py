@@ -48,7 +48,7 @@ class Path:
 @pytest.mark.parametrize(
     ("rate", "rtt"), [(6.25e6, 0.04), (250e6, 0.0005), (1.25e6, 0.1), (12.5e6, 0.005)]
 )
-def test_it_fills_the_path_and_little_more(rate: float, rtt: float) -> None:
+def test_the_window_fills_the_path_and_little_more(rate: float, rtt: float) -> None:
     path = Path(rate, rtt)
     path.run(5)
     assert path.run(4) > 0.8 * rate
@@ -59,7 +59,7 @@ def test_it_fills_the_path_and_little_more(rate: float, rtt: float) -> None:
     assert path.run(4) > 0.8 * rate
 
 
-def test_it_follows_a_path_that_becomes_faster() -> None:
+def test_the_window_grows_when_the_path_becomes_faster() -> None:
     path = Path(1e6, 0.02)
     path.run(10)
     path.rate = 20e6
@@ -67,7 +67,7 @@ def test_it_follows_a_path_that_becomes_faster() -> None:
     assert path.run(3) > 0.8 * 20e6
 
 
-def test_trickling_traffic_does_not_stop_later_growth() -> None:
+def test_the_window_grows_again_after_a_trickle() -> None:
     path = Path(50e6, 0.001)
     for _ in range(500):
         path.now += 0.05
@@ -100,7 +100,7 @@ def test_the_limit_stays_within_its_bounds(
         assert flight.rtt >= 0
 
 
-def test_the_limit_of_a_probe_is_within_its_bounds_too() -> None:
+def test_the_limit_of_a_probe_stays_within_its_bounds() -> None:
     flight = CongestionWindow(CAP)
     # A rate beyond all measure, then a round trip that is too old to be believed.
     flight.on_sent(1 << 20, 0.0, limited=True)
@@ -111,7 +111,7 @@ def test_the_limit_of_a_probe_is_within_its_bounds_too() -> None:
     assert flight.limit == CAP
 
 
-def test_an_ack_that_cannot_be() -> None:
+def test_an_impossible_ack_is_rejected() -> None:
     flight = CongestionWindow(CAP)
     flight.on_sent(100, 0.0, limited=False)
     assert not flight.on_ack(101, 0.1)
@@ -128,7 +128,7 @@ def test_a_ping_s_round_trip_counts_when_it_is_the_shortest() -> None:
     assert flight.rtt == 0.01
 
 
-def test_what_came_is_told_within_ten_milliseconds() -> None:
+def test_octets_are_acknowledged_within_ten_milliseconds() -> None:
     acks = AckTimer(0.0)
     assert acks.tick(0.0) == math.inf
     acks.received(100, 1.0)
@@ -141,7 +141,7 @@ def test_what_came_is_told_within_ten_milliseconds() -> None:
     assert not acks.due
 
 
-def test_much_is_told_at_once_and_more_of_it_less_often() -> None:
+def test_fast_data_is_acknowledged_at_once_and_ever_less_often() -> None:
     acks = AckTimer(0.0)
     acks.received(16 << 10, 10.0)
     acks.flush_if_due(10.0)
@@ -169,7 +169,7 @@ def test_much_is_told_at_once_and_more_of_it_less_often() -> None:
         acks.next_ack(now)
 
 
-def test_another_tunnel_counts_from_zero() -> None:
+def test_octets_of_a_new_tunnel_count_from_zero() -> None:
     acks = AckTimer(0.0)
     acks.received(100, 0.0)
     acks.reset()

@@ -48,7 +48,7 @@ def test_any_split_gives_the_same_frames(
 
 
 @given(st.lists(a_frame, min_size=1, max_size=4), st.integers(0, 10_000))
-def test_what_is_pending_is_what_came_behind_the_last_whole_frame(
+def test_pending_bytes_are_those_after_the_last_whole_frame(
     frames: list[tuple[int, int, bytes]], size: int
 ) -> None:
     wire = b"".join(encode_frame(*frame) for frame in frames)[:size]
@@ -96,7 +96,7 @@ def test_an_unknown_type_is_an_error_before_its_payload_comes() -> None:
 
 
 @given(st.lists(st.integers(0, MAX_PAYLOAD), min_size=1, max_size=6))
-def test_who_keeps_a_payload_keeps_at_most_five_times_its_bytes(sizes: list[int]) -> None:
+def test_a_kept_payload_keeps_at_most_five_times_its_bytes(sizes: list[int]) -> None:
     read = b"".join(encode_frame(FrameType.DATA, 1, bytes(size)) for size in sizes)
     for _, _, payload in FrameDecoder().feed(read):
         kept = len(payload.obj) if isinstance(payload, memoryview) else len(payload)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ def claim(ours: ClientHandshake, agent: AgentHandshake) -> Auth:
 
 
 @pytest.mark.parametrize("ask", [Ask.PROOF, Ask.KEY])
-def test_who_has_the_key_gets_in(ask: Ask) -> None:
+def test_a_client_with_the_key_is_accepted(ask: Ask) -> None:
     ours, agent = client(), AgentHandshake(AGENT, ask)
     auth = claim(ours, agent)
     assert agent.verify(auth, KEY)
@@ -53,19 +53,19 @@ def test_who_has_the_key_gets_in(ask: Ask) -> None:
     assert welcome == Welcome(SESSION, theirs, 0, REST)
 
 
-def test_an_agent_that_does_not_know_the_key_is_found_out() -> None:
+def test_an_agent_without_the_key_is_detected() -> None:
     ours, agent = client(), AgentHandshake(AGENT, Ask.PROOF)
     auth = claim(ours, agent)
     with pytest.raises(HandshakeError, match="does not know the key"):
         ours.receive_data(agent.welcome(auth, SESSION, session_key(OTHER, AGENT, CLIENT), 0, 7))
 
 
-def test_a_key_is_not_shown_on_an_open_line() -> None:
+def test_a_key_is_not_shown_on_an_unencrypted_connection() -> None:
     with pytest.raises(HandshakeError, match="open line"):
         client(private=False).receive_data(AgentHandshake(AGENT, Ask.KEY).hello())
 
 
-def test_an_agent_that_asks_for_no_key_is_not_believed_by_a_client_that_has_one() -> None:
+def test_a_client_with_a_key_rejects_an_agent_that_asks_for_none() -> None:
     with pytest.raises(HandshakeError, match="asks for no key"):
         client().receive_data(AgentHandshake(AGENT, Ask.NOTHING).hello())
     ours, agent = client(b""), AgentHandshake(AGENT, Ask.NOTHING)
@@ -84,12 +84,12 @@ def test_a_session_is_resumed_with_its_own_key() -> None:
     assert welcome.received == 9
 
 
-def test_a_claim_cannot_be_used_again() -> None:
+def test_an_auth_cannot_be_replayed() -> None:
     auth = claim(client(), AgentHandshake(AGENT, Ask.PROOF))
     assert not AgentHandshake(b"b" * 32, Ask.PROOF).verify(auth, KEY)
 
 
-def test_a_refusal_says_why() -> None:
+def test_a_refusal_has_its_code_and_message() -> None:
     ours = client()
     ours.receive_data(AgentHandshake(AGENT, Ask.PROOF).hello())
     with pytest.raises(HandshakeError, match="too many") as caught:
@@ -105,7 +105,7 @@ def test_an_agent_without_sessions_is_recognised() -> None:
     assert caught.value.code is ErrorCode.UNKNOWN_PROTOCOL
 
 
-def test_an_older_version() -> None:
+def test_an_agent_of_an_unknown_version_is_refused() -> None:
     hello = b"\x01" + encode_frame(FrameType.HELLO, 0, b"\x00\x01" + AGENT)
     with pytest.raises(HandshakeError) as caught:
         client().receive_data(hello)
@@ -121,12 +121,12 @@ def test_an_older_version() -> None:
         encode_frame(FrameType.GOAWAY, 0),
     ],
 )
-def test_nonsense_from_an_agent(data: bytes) -> None:
+def test_garbage_from_an_agent_is_a_protocol_error(data: bytes) -> None:
     with pytest.raises(WireError):
         client().receive_data(b"\x01" + data)
 
 
-def test_a_short_welcome_and_a_second_hello() -> None:
+def test_a_short_welcome_or_a_second_hello_is_a_protocol_error() -> None:
     for data in (
         encode_frame(FrameType.WELCOME, 0, b"x"),
         AgentHandshake(AGENT, Ask.PROOF).hello()[1:],
@@ -147,7 +147,7 @@ def test_a_short_welcome_and_a_second_hello() -> None:
         b"\x01\x00" + bytes(56) + b"\x20" + bytes(40),
     ],
 )
-def test_nonsense_from_a_client(payload: bytes) -> None:
+def test_garbage_from_a_client_is_a_protocol_error(payload: bytes) -> None:
     with pytest.raises(WireError):
         AgentHandshake(AGENT, Ask.PROOF).receive_data(encode_frame(FrameType.AUTH, 0, payload))
     with pytest.raises(WireError):
@@ -155,7 +155,7 @@ def test_nonsense_from_a_client(payload: bytes) -> None:
 
 
 @given(st.lists(st.integers(1, 60), max_size=12))
-def test_however_the_reads_fall(cuts: list[int]) -> None:
+def test_the_handshake_works_however_the_reads_fall(cuts: list[int]) -> None:
     ours, agent = client(), AgentHandshake(AGENT, Ask.PROOF)
 
     def fed(end: ClientHandshake | AgentHandshake, data: bytes) -> Auth | Welcome | None:
@@ -176,7 +176,7 @@ def test_however_the_reads_fall(cuts: list[int]) -> None:
 
 
 @given(st.binary(max_size=120))
-def test_any_bytes_are_an_answer_or_an_error(data: bytes) -> None:
+def test_any_bytes_give_an_answer_or_an_error(data: bytes) -> None:
     for end in (client(), AgentHandshake(AGENT, Ask.PROOF)):
         try:
             end.receive_data(data)

@@ -25,7 +25,9 @@ hosts = st.one_of(
 
 
 @given(st.integers(0, 255), hosts, st.integers(0, 65535), st.binary(min_size=5, max_size=5))
-def test_what_is_encoded_is_decoded(protocol: int, host: str, port: int, request_id: bytes) -> None:
+def test_an_encoded_header_decodes_to_itself(
+    protocol: int, host: str, port: int, request_id: bytes
+) -> None:
     header = Header(protocol, host, port, request_id)
     data = header.encode()
     assert decode_header(data) == header
@@ -34,7 +36,7 @@ def test_what_is_encoded_is_decoded(protocol: int, host: str, port: int, request
 
 
 @given(st.binary(max_size=300))
-def test_any_bytes_are_a_header_or_an_error(data: bytes) -> None:
+def test_any_bytes_give_a_header_or_an_error(data: bytes) -> None:
     try:
         length = header_length(data)
         if length is None:
@@ -49,12 +51,12 @@ def test_any_bytes_are_a_header_or_an_error(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 11, 268, 65535])
-def test_a_length_that_no_header_has(size: int) -> None:
+def test_an_impossible_length_of_a_header_is_an_error(size: int) -> None:
     with pytest.raises(ProtocolError):
         header_length(b"\0" + size.to_bytes(2, "big"))
 
 
-def test_a_header_may_have_no_address_where_it_means_nothing() -> None:
+def test_heartbeat_and_session_need_no_address() -> None:
     data = b"\0\0\x0cabcde\x02\0\0\0"
     assert decode_header(data) == Header(HEARTBEAT, "", 0, b"abcde")
     with pytest.raises(ProtocolError):
@@ -64,19 +66,19 @@ def test_a_header_may_have_no_address_where_it_means_nothing() -> None:
 @pytest.mark.parametrize(
     ("kind", "address"), [(0, b"123"), (2, b"1234"), (1, b"\xff\xfe"), (1, b"a\nb"), (1, b"a\0")]
 )
-def test_an_address_that_is_none(kind: int, address: bytes) -> None:
+def test_a_malformed_address_is_an_error(kind: int, address: bytes) -> None:
     data = b"\0" + (12 + len(address)).to_bytes(2, "big") + b"abcde\x00\0\x50" + bytes([kind])
     with pytest.raises(ProtocolError):
         decode_header(data + address)
 
 
 @pytest.mark.parametrize("host", ["", "x" * 256])
-def test_a_host_that_does_not_fit(host: str) -> None:
+def test_a_host_that_does_not_fit_is_a_value_error(host: str) -> None:
     with pytest.raises(ValueError, match="1 to 255"):
         Header(TCP, host, 80).encode()
 
 
-def test_a_piece_of_a_header_is_none() -> None:
+def test_a_truncated_header_is_an_error() -> None:
     with pytest.raises(ProtocolError, match="truncated"):
         decode_header(Header(TCP, "10.0.0.1", 80).encode()[:-1])
 
@@ -105,7 +107,7 @@ def test_every_code_has_a_status() -> None:
         ("10.0.0.1", 65_536),
     ],
 )
-def test_what_an_agent_would_refuse_is_not_encoded(host: str, port: int) -> None:
+def test_a_host_that_an_agent_would_refuse_is_not_encoded(host: str, port: int) -> None:
     """An agent ends the whole session for a Header that is none."""
     with pytest.raises(ValueError):
         Header(TCP, host, port).encode()

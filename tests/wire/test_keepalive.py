@@ -12,7 +12,7 @@ def made() -> Keepalive:
     return alive
 
 
-def test_a_new_tunnel_is_asked_at_once_then_every_interval() -> None:
+def test_a_ping_is_due_at_once_on_a_new_tunnel_then_every_interval() -> None:
     alive = made()
     assert alive.tick(0.0) == 3.0
     assert alive.due
@@ -34,7 +34,7 @@ def test_silence_counts_from_when_the_ping_fell_due_whether_it_was_written_or_no
     assert not alive.expired(100.0)
 
 
-def test_one_that_is_doubted_has_less_time_and_has_it_once() -> None:
+def test_a_doubted_tunnel_has_less_time_once() -> None:
     alive = made()
     alive.tick(0.0)
     alive.received()
@@ -51,7 +51,9 @@ def test_one_that_is_doubted_has_less_time_and_has_it_once() -> None:
 
 
 @given(st.floats(0.001, 1e9), st.floats(0.5, 60), st.floats(0.5, 60))
-def test_it_is_dead_when_it_said_to_look(now: float, interval: float, timeout: float) -> None:
+def test_a_tunnel_is_expired_at_the_deadline_that_tick_returned(
+    now: float, interval: float, timeout: float
+) -> None:
     alive = Keepalive(interval, timeout, now)
     alive.reset(now)
     while not alive.expired(now):
@@ -60,7 +62,7 @@ def test_it_is_dead_when_it_said_to_look(now: float, interval: float, timeout: f
         now = then
 
 
-def test_a_new_tunnel_begins_without_a_past() -> None:
+def test_a_new_tunnel_resets_the_keepalive() -> None:
     alive = made()
     alive.tick(0.0)
     alive.verify_within(0.0, 1.0)

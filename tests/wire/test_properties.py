@@ -149,7 +149,7 @@ class Story:
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=int(os.environ.get("KRELAY_SCHEDULES", "150")), deadline=None)
-def test_every_byte_arrives_once_and_in_order_or_the_stream_is_given_up(seed: int) -> None:
+def test_every_byte_arrives_once_and_in_order_or_its_stream_is_reset(seed: int) -> None:
     story = Story(seed)
     for _ in range(400):
         story.step()
@@ -219,7 +219,7 @@ frames = st.builds(
 
 
 @given(st.lists(st.one_of(frames, st.binary(max_size=30)), max_size=20), st.sampled_from(Side))
-def test_any_bytes_are_events_or_a_protocol_error(pieces: list[bytes], side: Side) -> None:
+def test_any_bytes_give_events_or_a_protocol_error(pieces: list[bytes], side: Side) -> None:
     session = Session(side, 0.0)
     session.attach(0, 0.0)
     if side is Side.CLIENT:

@@ -15,7 +15,7 @@ def sent(count: int) -> ReplayBuffer:
     return kept
 
 
-def test_what_is_acknowledged_is_forgotten() -> None:
+def test_acknowledged_frames_are_dropped() -> None:
     kept = sent(3)
     assert (len(kept), kept.cost) == (3, 3 * (FRAME_COST + 4) + 3)
     kept.acknowledge(2)
@@ -26,14 +26,14 @@ def test_what_is_acknowledged_is_forgotten() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 4])
-def test_an_acknowledgement_that_cannot_be(count: int) -> None:
+def test_an_impossible_acknowledgement_is_a_protocol_error(count: int) -> None:
     kept = sent(3)
     kept.acknowledge(1)
     with pytest.raises(ProtocolError, match=f"ACK of {count} frames after 1"):
         kept.acknowledge(count)
 
 
-def test_a_new_tunnel_gets_what_the_peer_misses() -> None:
+def test_a_new_tunnel_carries_the_frames_that_the_peer_lacks() -> None:
     kept = sent(4)
     kept.acknowledge(1)
     assert kept.rewind(2) == 4 + 2 + 4 + 3
@@ -47,7 +47,7 @@ def test_a_new_tunnel_gets_what_the_peer_misses() -> None:
             kept.rewind(count)
 
 
-def test_what_comes_after_a_claim_is_taken_once() -> None:
+def test_frames_after_begin_resume_are_accepted_once() -> None:
     came = ReceiveCounter()
     assert [came.accept_frame(), came.accept_frame()] == [True, True]
     assert came.begin_resume() == 2
@@ -60,7 +60,7 @@ def test_what_comes_after_a_claim_is_taken_once() -> None:
     assert (came.count, came.acknowledged) == (4, 4)
 
 
-def test_a_claim_that_led_to_nothing() -> None:
+def test_an_aborted_resume_acknowledges_everything_again() -> None:
     came = ReceiveCounter()
     came.begin_resume()
     assert came.accept_frame()
@@ -73,7 +73,9 @@ def test_a_claim_that_led_to_nothing() -> None:
 
 
 @given(st.lists(st.sampled_from(["frame", "claim", "withdraw", "move"])))
-def test_a_count_never_falls_and_an_acknowledgement_never_passes_a_claim(steps: list[str]) -> None:
+def test_a_count_never_falls_and_no_acknowledgement_passes_the_resume_point(
+    steps: list[str],
+) -> None:
     """Whatever happens: what the peer is told is less than the count, and less than a claim that
     may yet be used, so that it keeps what it will be asked for."""
     came, claimed, counts = ReceiveCounter(), None, [0]

@@ -57,7 +57,7 @@ def test_bulk_streams_take_turns() -> None:
     assert [number for _, number, _ in filled(box)] == [1, 3, 1, 3, 1, 3]
 
 
-def test_a_limit_and_the_room_hold_back_data_but_no_control() -> None:
+def test_limit_and_room_hold_back_data_but_not_control_frames() -> None:
     box = made()
     (stream,) = streams(1)
     box.queue_data(stream, bytes(40_000))
@@ -71,7 +71,7 @@ def test_a_limit_and_the_room_hold_back_data_but_no_control() -> None:
     assert [size for _, _, size in filled(box, room=20_000)] == [20_000]
 
 
-def test_the_replay_limit_is_no_room_either() -> None:
+def test_the_replay_limit_holds_back_data_but_not_control_frames() -> None:
     box = made(replay=40_000)
     (stream,) = streams(1)
     stream.credit = MUCH
@@ -83,7 +83,7 @@ def test_the_replay_limit_is_no_room_either() -> None:
     assert filled(box) == [(FrameType.OPENED, 9, 0)]
 
 
-def test_what_waits_is_counted() -> None:
+def test_queued_bytes_are_counted() -> None:
     box = made()
     (stream,) = streams(1)
     box.queue_control(CONTROL)
@@ -105,7 +105,7 @@ def test_a_stream_without_credit_waits_and_counts_a_stall() -> None:
     assert filled(box) == [(FrameType.DATA, 1, 1)]
 
 
-def test_a_writer_is_told_when_its_queue_is_short() -> None:
+def test_a_writer_may_go_on_once_its_queue_is_short() -> None:
     box = made()
     (stream,) = streams(1)
     stream.wants_writable = True
@@ -115,7 +115,7 @@ def test_a_writer_is_told_when_its_queue_is_short() -> None:
     assert not stream.wants_writable
 
 
-def test_an_end_comes_after_what_is_queued_and_both_ends_are_the_end() -> None:
+def test_an_end_follows_the_queued_bytes_and_the_second_end_closes() -> None:
     box = made()
     one, two = streams(2)
     two.state = State.ENDED
@@ -131,7 +131,7 @@ def test_an_end_comes_after_what_is_queued_and_both_ends_are_the_end() -> None:
     assert box.ended == [two]
 
 
-def test_what_is_forgotten_has_no_turn() -> None:
+def test_a_discarded_stream_gets_no_turn() -> None:
     box = made()
     one, two = streams(2)
     box.queue_data(one, b"gone")
@@ -142,7 +142,7 @@ def test_what_is_forgotten_has_no_turn() -> None:
     assert filled(box) == [(FrameType.DATA, two.id, 4)]
 
 
-def test_datagrams_are_dropped_rather_than_held() -> None:
+def test_datagrams_past_the_limit_are_dropped() -> None:
     box = made(datagrams=10 + FRAME_COST)
     (stream,) = streams(1)
     assert box.queue_datagram(stream, b"12345678")
@@ -185,7 +185,7 @@ def test_each_stream_s_bytes_are_in_order_and_whole(
     assert box.queued == 0
 
 
-def test_datagrams_of_a_stream_that_has_ended_are_forgotten_and_counted() -> None:
+def test_datagrams_of_an_ended_stream_are_dropped_and_counted() -> None:
     box = made()
     ended, live = streams(2)
     for each in (ended, live, ended):
@@ -195,7 +195,7 @@ def test_datagrams_of_a_stream_that_has_ended_are_forgotten_and_counted() -> Non
     assert (box.dropped_datagrams, box.datagram_bytes) == (2, 0)
 
 
-def test_a_window_that_is_full_to_the_last_byte_stalls_what_comes_next_once() -> None:
+def test_a_used_up_window_stalls_the_next_write_once() -> None:
     box = made()
     (stream,) = streams(1)
     box.queue_data(stream, bytes(INITIAL_WINDOW))

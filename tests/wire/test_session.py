@@ -57,7 +57,7 @@ def asked(session: Session, number: int = 1) -> Stream:
     return event.stream
 
 
-def test_a_stream_opens_with_its_header_and_early_data_rides_along() -> None:
+def test_a_stream_opens_with_its_header_and_early_data() -> None:
     session = made()
     stream = session.open(TARGET, 0.0)
     session.write(stream, b"hi")
@@ -76,7 +76,7 @@ def test_a_host_that_does_not_fit_leaves_no_half_open_stream() -> None:
     assert session.open(TARGET, 0.0).id == 1
 
 
-def test_no_stream_over_the_limit_or_after_a_good_bye() -> None:
+def test_no_stream_opens_over_the_limit_or_after_goaway() -> None:
     session = made(limits=Limits(streams=1))
     session.open(TARGET, 0.0)
     with pytest.raises(ProtocolError) as caught:
@@ -89,7 +89,7 @@ def test_no_stream_over_the_limit_or_after_a_good_bye() -> None:
     assert caught.value.code is ErrorCode.GOING_AWAY
 
 
-def test_accept_refuse_and_what_the_opener_hears() -> None:
+def test_accept_and_refuse_reach_the_opener() -> None:
     agent = made(Side.AGENT)
     agent.accept(asked(agent, 1))
     agent.refuse(asked(agent, 3), ErrorCode.REFUSED, "no " * 200)
@@ -104,7 +104,7 @@ def test_accept_refuse_and_what_the_opener_hears() -> None:
     agent.refuse(stream, ErrorCode.REFUSED, "again")
 
 
-def test_opens_over_the_limit_and_after_a_good_bye_are_refused() -> None:
+def test_opens_over_the_limit_or_after_goaway_are_refused() -> None:
     agent = made(Side.AGENT, Limits(streams=1))
     asked(agent, 1)
     frame = encode_frame(FrameType.OPEN, 3, TARGET.encode())
@@ -135,7 +135,7 @@ def test_half_close_both_ways() -> None:
     assert sent(session) == []
 
 
-def test_the_peer_ends_first() -> None:
+def test_a_stream_that_the_peer_ends_first_closes_with_this_end() -> None:
     session = made()
     stream = opened(session)
     session.receive_data(encode_frame(FrameType.END, 1), 0.0)
@@ -145,7 +145,7 @@ def test_the_peer_ends_first() -> None:
     assert not session.streams
 
 
-def test_a_reset_drops_what_is_queued_and_late_frames_are_ignored() -> None:
+def test_a_reset_drops_queued_bytes_and_late_frames_are_ignored() -> None:
     session = made()
     stream = opened(session)
     session.write(stream, bytes(1000))
@@ -168,7 +168,7 @@ def test_a_window_is_kept_and_extended() -> None:
     assert sent(session) == [(FrameType.DATA, 1, bytes(4))]
 
 
-def test_credit_comes_back_when_the_bytes_were_taken() -> None:
+def test_credit_is_returned_when_bytes_are_consumed() -> None:
     session = made(Side.AGENT)
     stream = asked(session)
     session.receive_data(encode_frame(FrameType.DATA, 1, bytes(40_000)), 0.0)
@@ -206,7 +206,7 @@ def test_a_lost_tunnel_s_frames_are_sent_again_before_anything_new() -> None:
     assert sent(session, 1.0) == [*before[1:], (FrameType.DATA, 1, b"two")]
 
 
-def test_a_peer_that_has_lost_more_than_is_kept_cannot_resume() -> None:
+def test_a_peer_that_lacks_more_than_is_kept_cannot_resume() -> None:
     session = made()
     session.open(TARGET, 0.0)
     sent(session)
@@ -226,7 +226,7 @@ def test_a_replay_limit_stops_data_and_nothing_else() -> None:
     assert [f[0] for f in sent(session)] == [FrameType.OPEN]
 
 
-def test_acknowledgements_come_after_a_while_or_with_company() -> None:
+def test_acknowledgements_go_after_a_delay_or_with_other_frames() -> None:
     session = made(Side.AGENT)
     stream = asked(session)
     assert sent(session) == []
@@ -243,7 +243,7 @@ def test_acknowledgements_come_after_a_while_or_with_company() -> None:
 
 
 @pytest.mark.parametrize(("pause", "larger"), [(0.0001, True), (0.1, False)])
-def test_acknowledgements_come_at_a_pace(pause: float, larger: bool) -> None:
+def test_acknowledgements_are_paced(pause: float, larger: bool) -> None:
     session = made(Side.AGENT)
     stream = asked(session)
     now, gaps = 0.0, []
@@ -268,7 +268,7 @@ def test_a_ping_is_answered_once_however_many_there_were() -> None:
     assert sent(session) == [(FrameType.PONG, 0, b"00000002")]
 
 
-def test_pings_measure_and_find_a_dead_peer() -> None:
+def test_pings_measure_the_round_trip_and_detect_a_dead_peer() -> None:
     session = made()
     session.tick(10.0)
     [(_, _, ping)] = sent(session, 10.0)
@@ -284,14 +284,14 @@ def test_pings_measure_and_find_a_dead_peer() -> None:
     assert session.rtt == pytest.approx(0.25)
 
 
-def test_without_a_tunnel_there_is_no_time() -> None:
+def test_without_a_tunnel_nothing_is_due() -> None:
     session = Session(Side.CLIENT, 0.0)
     assert session.tick(100.0) is None
     assert session.data_to_send(1000, 100.0) == []
     assert not session.timed_out(100.0)
 
 
-def test_a_good_bye_is_heard() -> None:
+def test_goaway_is_an_event() -> None:
     session = made()
     frame = encode_frame(FrameType.GOAWAY, 0, b"\x08bye")
     assert session.receive_data(frame, 0.0) == [GoAway(ErrorCode.GOING_AWAY, "bye")]
@@ -300,7 +300,7 @@ def test_a_good_bye_is_heard() -> None:
     assert sent(session) == [(FrameType.GOAWAY, 0, b"\x00me too")]
 
 
-def test_a_reset_while_opening_and_an_accept_of_what_is_gone() -> None:
+def test_an_accept_of_a_reset_stream_is_ignored() -> None:
     session = made()
     stream = session.open(TARGET, 0.0)
     session.reset(stream)
@@ -311,7 +311,7 @@ def test_a_reset_while_opening_and_an_accept_of_what_is_gone() -> None:
     assert sent(session) == []
 
 
-def test_a_stream_that_is_cut_while_it_waits_for_its_turn() -> None:
+def test_a_stream_that_is_reset_while_it_waits_for_its_turn_sends_nothing() -> None:
     session = made()
     first, second = opened(session), opened(session)
     session.write(first, bytes(100))
@@ -320,7 +320,7 @@ def test_a_stream_that_is_cut_while_it_waits_for_its_turn() -> None:
     assert sent(session) == [(FrameType.DATA, second.id, bytes(100))]
 
 
-def test_a_resend_that_does_not_fit_at_once_holds_the_new_back() -> None:
+def test_new_frames_wait_until_all_old_ones_are_sent_again() -> None:
     session = made()
     stream = session.open(TARGET, 0.0)
     session.write(stream, bytes(60_000))
@@ -334,7 +334,7 @@ def test_a_resend_that_does_not_fit_at_once_holds_the_new_back() -> None:
     assert rest[-1] == (FrameType.DATA, 1, b"new")
 
 
-def test_closing_cuts_every_stream() -> None:
+def test_closing_a_session_resets_every_stream() -> None:
     session = made()
     stream = opened(session)
     assert session.close(ErrorCode.RESET) == [StreamReset(stream, ErrorCode.RESET)]
@@ -357,12 +357,12 @@ def test_closing_cuts_every_stream() -> None:
         encode_frame(FrameType.OPEN, 1, TARGET.encode()),
     ],
 )
-def test_what_no_peer_may_say(frame: bytes) -> None:
+def test_an_illegal_frame_is_a_protocol_error(frame: bytes) -> None:
     with pytest.raises(ProtocolError):
         made().receive_data(frame, 0.0)
 
 
-def test_an_empty_data_frame_is_nothing() -> None:
+def test_an_empty_data_frame_is_no_event() -> None:
     session = made()
     opened(session)
     assert session.receive_data(encode_frame(FrameType.DATA, 1), 0.0) == []
@@ -391,7 +391,7 @@ def test_a_paused_reader_holds_its_window_and_another_stream_goes_on() -> None:
     assert not [e for e in events if isinstance(e, DataReceived)]
 
 
-def test_what_a_read_brought_before_it_failed_is_told_when_the_session_closes() -> None:
+def test_events_before_a_protocol_error_are_returned_by_close() -> None:
     session = made(Side.AGENT)
     one, other = asked(session), asked(session, 3)
     data = encode_frame(FrameType.RESET, 1, b"\x0a") + encode_frame(FrameType.END, 99)
@@ -426,7 +426,7 @@ def test_a_peer_that_acknowledges_nothing_costs_bounded_memory(read: bool) -> No
     assert 5 << 20 < session.memory < 6 << 20
 
 
-def test_a_session_without_ids_opens_no_more_and_those_that_live_go_on() -> None:
+def test_a_session_without_ids_keeps_its_open_streams() -> None:
     session = made()
     first = opened(session)
     assert not session.ids_low
@@ -454,7 +454,7 @@ def test_the_last_id_is_accepted_and_none_after_it() -> None:
 
 
 @pytest.mark.parametrize("header", [Header(TCP, "", 80), Header(TCP, "web", 70_000)])
-def test_a_target_that_no_header_can_carry_uses_no_id(header: Header) -> None:
+def test_a_target_that_does_not_fit_a_header_uses_no_id(header: Header) -> None:
     session = made()
     with pytest.raises(ValueError, match="a (host name|port)"):
         session.open(header, 0.0)

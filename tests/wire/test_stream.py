@@ -35,7 +35,7 @@ def made(state: State) -> Stream:
 
 @pytest.mark.parametrize("state", list(State))
 @pytest.mark.parametrize("frame", list(FrameType))
-def test_a_frame_in_a_state(state: State, frame: FrameType) -> None:
+def test_each_frame_is_legal_or_an_error_in_each_state(state: State, frame: FrameType) -> None:
     stream = made(state)
     if frame in LEGAL[state]:
         stream.receive(frame)
@@ -46,7 +46,7 @@ def test_a_frame_in_a_state(state: State, frame: FrameType) -> None:
 
 
 @given(st.lists(st.binary(min_size=1, max_size=50), max_size=10), st.lists(st.integers(1, 40)))
-def test_bytes_are_taken_in_order_and_never_more_than_asked(
+def test_bytes_are_taken_in_order_and_within_the_limit(
     chunks: list[bytes], sizes: list[int]
 ) -> None:
     stream = made(State.OPEN)
@@ -64,7 +64,7 @@ def test_bytes_are_taken_in_order_and_never_more_than_asked(
     assert stream.queued == len(rest)
 
 
-def test_what_is_taken_of_a_chunk_does_not_keep_the_whole_alive() -> None:
+def test_bytes_taken_from_a_chunk_do_not_keep_all_of_it() -> None:
     stream = made(State.OPEN)
     stream.add(bytes(MAX_PAYLOAD))
     pieces = [stream.take(20_000), stream.take(20_000)]
@@ -80,7 +80,7 @@ def test_small_chunks_are_joined() -> None:
     assert stream.queued == 10_000
 
 
-def test_what_may_be_sent() -> None:
+def test_a_stream_is_sendable_with_credit_or_an_end() -> None:
     stream = made(State.OPEN)
     assert not stream.sendable
     stream.queue.append(b"x")
@@ -101,7 +101,7 @@ def test_what_may_be_sent() -> None:
         st.tuples(st.integers(1, 100_000), st.floats(0, 1), st.integers(-5, 10**7)), max_size=60
     )
 )
-def test_credit_is_what_was_granted_and_not_used(
+def test_credit_is_granted_bytes_less_used_ones(
     steps: list[tuple[int, float, int]],
 ) -> None:
     window, now = RecvWindow(0.0), 0.0
@@ -122,7 +122,7 @@ def test_credit_is_what_was_granted_and_not_used(
         assert window.size / 2 <= credit <= window.size
 
 
-def test_a_byte_too_much() -> None:
+def test_a_byte_over_the_window_is_a_flow_control_error() -> None:
     window = RecvWindow(0.0)
     window.receive(INITIAL_WINDOW)
     with pytest.raises(FlowControlError, match="1 bytes over"):
@@ -137,7 +137,7 @@ def test_a_fast_stream_s_window_doubles_and_a_slow_one_s_does_not() -> None:
         assert window.size == size
 
 
-def test_less_than_half_is_not_returned_yet() -> None:
+def test_less_than_half_a_window_is_not_returned_yet() -> None:
     window = RecvWindow(0.0)
     window.receive(1000)
     assert window.consume(1000, 0.0, 0.05, 0) == 0

@@ -50,7 +50,7 @@ def test_every_frame_type_of_a_session_has_a_vector() -> None:
 
 
 @named("plain")
-def test_plain_exchange(vector: dict[str, Any]) -> None:
+def test_legacy_exchange(vector: dict[str, Any]) -> None:
     """The peers of tests/agent speak it; here the Header and the status are held."""
     client, agent = bytes.fromhex(vector["client"]), bytes.fromhex(vector["agent"])
     length = header_length(client)
