@@ -21,7 +21,7 @@ TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast test-on check format lint spelling types layers e2e soak \
+.PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e soak \
   fuzz bench-quick bench-reload bench-scale lock sbom audit clean
 
 help:            ## this list
@@ -49,6 +49,10 @@ test: $(STAMP)   ## everything that needs no cluster
 
 test-fast: $(STAMP)  ## the same without what starts programs
 	$(PYTEST) -m 'not (e2e or process or browser)'
+
+coverage: $(STAMP)  ## the same as test, with what the tests reached and whether it is enough
+	$(PYTEST) -m 'not e2e' --cov --cov-report=
+	$(BIN)/python .ci/bars.py
 
 test-on:         ## the same with another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
