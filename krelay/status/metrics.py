@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import datetime
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -17,7 +19,9 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from krelay.state.snapshot import Snapshot
-from krelay.state.states import AgentState, FileState, ForwardState, State, TunnelState
+from krelay.state.states import FileState, ForwardState, State, TunnelState
+
+M = TypeVar("M", bound=Metric)
 
 _MAX_VALUES = 32
 """Values of the labels `result` and `reason` of one forward; further ones become `other`."""
@@ -37,79 +41,59 @@ class _Collector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         snapshot = self._snapshot
-        python = platform.python_version()
-        yield InfoMetricFamily(
-            "krelay_build",
-            "The versions of krelay and Python.",
-            value={"version": snapshot.version, "python": python},
-        )
+        versions = {"version": snapshot.version, "python": platform.python_version()}
+        yield InfoMetricFamily("krelay_build", "Versions of krelay and Python.", value=versions)
         yield from _process(snapshot)
-        yield from _config(snapshot.file, snapshot)
+        yield from _config(snapshot.file, snapshot.started)
         yield from _forwards(snapshot.forwards)
-        yield from _tunnels(snapshot.agents)
+        yield from _tunnels([tunnel for agent in snapshot.agents for tunnel in agent.tunnels])
+
+
+def _family(kind: Callable[..., M], name: str, text: str, *labels: str) -> M:
+    return kind(f"krelay_{name}", text, labels=labels)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"krelay_{name}", text, value=value)
 
 
 def _process(snapshot: Snapshot) -> Iterator[Metric]:
-    for name, text, value in (
-        ("start_time_seconds", "Start time of krelay, in Unix time.", snapshot.started.timestamp()),
-        ("resident_memory_bytes", "Resident memory of krelay's process.", snapshot.memory_bytes),
-        ("open_fds", "Open file descriptors of krelay's process.", snapshot.descriptors),
-        ("tasks", "Tasks of krelay's event loop.", snapshot.tasks),
-    ):
-        yield GaugeMetricFamily(f"krelay_process_{name}", text, value=value)
+    started = snapshot.started.timestamp()
+    yield _gauge("process_start_time_seconds", "Start time of krelay, in Unix time.", started)
+    memory = "Resident memory of krelay's process."
+    yield _gauge("process_resident_memory_bytes", memory, snapshot.memory_bytes)
+    yield _gauge("process_open_fds", "Open file descriptors of the process.", snapshot.descriptors)
+    yield _gauge("process_tasks", "Tasks of krelay's event loop.", snapshot.tasks)
 
 
-def _config(file: FileState, snapshot: Snapshot) -> Iterator[Metric]:
-    yield GaugeMetricFamily(
-        "krelay_config_generation",
-        "Number of the applied configuration, counted from 1.",
-        file.generation,
-    )
-    yield GaugeMetricFamily(
-        "krelay_config_in_step",
-        "1 if the applied configuration is that of the file.",
-        int(file.in_step),
-    )
-    reloads = CounterMetricFamily("krelay_config_reloads", "Reloads by result.", labels=["result"])
+def _config(file: FileState, started: datetime) -> Iterator[Metric]:
+    text = "Number of the applied configuration, counted from 1."
+    yield _gauge("config_generation", text, file.generation)
+    text = "1 if the applied configuration is that of the file."
+    yield _gauge("config_in_step", text, int(file.in_step))
+    reloads = _family(CounterMetricFamily, "config_reloads", "Reloads by result.", "result")
     reloads.add_metric(["ok"], file.reloads)
     reloads.add_metric(["failed"], file.failed_reloads)
     yield reloads
-    yield GaugeMetricFamily(
-        "krelay_config_last_reload_success_timestamp_seconds",
-        "Time of the last applied configuration, in Unix time.",
-        (file.applied or snapshot.started).timestamp(),
-    )
+    text = "Time of the last applied configuration, in Unix time."
+    applied = (file.applied or started).timestamp()
+    yield _gauge("config_last_reload_success_timestamp_seconds", text, applied)
 
 
 def _forwards(forwards: Collection[ForwardState]) -> Iterator[Metric]:
-    labels = ["target", "forward"]
-    state = GaugeMetricFamily(
-        "krelay_forward_state",
-        "1 for the state of the forward, 0 for the other states.",
-        labels=[*labels, "state"],
-    )
-    live = GaugeMetricFamily(
-        "krelay_forward_open_streams", "Open connections and UDP flows.", labels=labels
-    )
-    opened = CounterMetricFamily("krelay_forward_opened_streams", "Streams opened.", labels=labels)
-    ended = CounterMetricFamily(
-        "krelay_forward_streams",
-        "Ended streams and failed dials, by result.",
-        labels=[*labels, "result"],
-    )
-    carried = CounterMetricFamily(
-        "krelay_forward_bytes", "Bytes of payload relayed.", labels=[*labels, "direction"]
-    )
-    dials = HistogramMetricFamily(
-        "krelay_forward_dial_seconds",
-        "Seconds that the agent took to connect to the endpoint.",
-        labels=labels,
-    )
-    drops = CounterMetricFamily(
-        "krelay_forward_dropped_datagrams",
-        "Datagrams that krelay dropped, by reason.",
-        labels=[*labels, "reason"],
-    )
+    def family(kind: Callable[..., M], name: str, text: str, *labels: str) -> M:
+        return _family(kind, f"forward_{name}", text, "target", "forward", *labels)
+
+    counter, gauge = CounterMetricFamily, GaugeMetricFamily
+    state = family(gauge, "state", "1 for the state of the forward, 0 for the others.", "state")
+    live = family(gauge, "open_streams", "Open connections and UDP flows.")
+    opened = family(counter, "opened_streams", "Streams opened.")
+    ended = family(counter, "streams", "Ended streams and failed dials, by result.", "result")
+    carried = family(counter, "bytes", "Bytes of payload relayed.", "direction")
+    text = "Seconds that the agent took to connect to the endpoint."
+    dials = family(HistogramMetricFamily, "dial_seconds", text)
+    text = "Datagrams that krelay dropped, by reason."
+    drops = family(counter, "dropped_datagrams", text, "reason")
     for key, forward in _with_unique_labels(forwards):
         traffic = forward.traffic
         for possible in State:
@@ -120,9 +104,7 @@ def _forwards(forwards: Collection[ForwardState]) -> Iterator[Metric]:
             ended.add_metric([*key, result], count)
         carried.add_metric([*key, "to_remote"], traffic.to_remote_bytes)
         carried.add_metric([*key, "to_local"], traffic.to_local_bytes)
-        buckets = [
-            (str(float(bound)), float(count)) for bound, count in sorted(traffic.dials.items())
-        ]
+        buckets = [(str(float(bound)), float(n)) for bound, n in sorted(traffic.dials.items())]
         dials.add_metric(key, [*buckets, ("+Inf", traffic.dial_count)], traffic.dial_sum)
         for reason, count in _bounded(traffic.drops).items():
             drops.add_metric([*key, reason], count)
@@ -158,46 +140,32 @@ def _bounded(counts: Mapping[str, int]) -> Mapping[str, int]:
     return kept
 
 
-def _tunnels(agents: Iterable[AgentState]) -> Iterator[Metric]:
-    tunnels = [tunnel for agent in agents for tunnel in agent.tunnels]
-
-    def gauge(name: str, text: str, values: Mapping[str, float]) -> Metric:
-        found = GaugeMetricFamily(f"krelay_tunnel_{name}", text, labels=["tunnel"])
-        for tunnel, value in values.items():
-            found.add_metric([tunnel], value)
-        return found
-
-    def counter(name: str, text: str, field: str) -> Metric:
-        found = CounterMetricFamily(f"krelay_tunnel_{name}", text, labels=["tunnel"])
+def _tunnels(tunnels: Collection[TunnelState]) -> Iterator[Metric]:
+    def each(kind: Any, name: str, text: str, value: Callable[[TunnelState], Any]) -> Metric:
+        family = _family(kind, f"tunnel_{name}", text, "tunnel")
         for tunnel in tunnels:
-            found.add_metric([tunnel.name], getattr(tunnel, field))
-        return found
+            if (found := value(tunnel)) is not None:
+                family.add_metric([tunnel.name], found)
+        return cast(Metric, family)
 
-    yield gauge("up", "1 if the tunnel is up.", {t.name: int(t.up) for t in tunnels})
-    yield gauge("streams", "Streams that the tunnel carries.", {t.name: t.streams for t in tunnels})
-    yield gauge(
-        "rtt_seconds", "Last measured round trip to the agent, in seconds.", _measured(tunnels)
-    )
-    yield counter("connects", "Connections established.", "connects")
-    yield counter("resumptions", "Connections that resumed a lost session.", "resumed")
-    yield counter("rotations", "Connections that replaced a working one.", "rotated")
-    yield counter("replayed_bytes", "Bytes sent again after resumptions.", "replayed_bytes")
-    yield counter(
-        "window_stalls", "Times a stream had bytes to send but no credit.", "window_stalls"
-    )
-    yield counter(
-        "limit_stalls", "Times the in-flight limit of the tunnel delayed a stream.", "limit_stalls"
-    )
-    lost = CounterMetricFamily(
-        "krelay_tunnel_lost_datagrams",
-        "Datagrams lost in the tunnel or at the agent, by reason.",
-        labels=["tunnel", "reason"],
-    )
+    counter, gauge = CounterMetricFamily, GaugeMetricFamily
+    yield each(gauge, "up", "1 if the tunnel is up.", lambda t: int(t.up))
+    yield each(gauge, "streams", "Streams that the tunnel carries.", lambda t: t.streams)
+    yield each(gauge, "rtt_seconds", "Last measured round trip to the agent.", lambda t: t.rtt)
+    yield each(counter, "connects", "Connections established.", lambda t: t.connects)
+    text = "Connections that resumed a lost session."
+    yield each(counter, "resumptions", text, lambda t: t.resumed)
+    text = "Connections that replaced a working one."
+    yield each(counter, "rotations", text, lambda t: t.rotated)
+    text = "Bytes sent again after resumptions."
+    yield each(counter, "replayed_bytes", text, lambda t: t.replayed_bytes)
+    text = "Times a stream had bytes to send but no credit."
+    yield each(counter, "window_stalls", text, lambda t: t.window_stalls)
+    text = "Times the in-flight limit of the tunnel delayed a stream."
+    yield each(counter, "limit_stalls", text, lambda t: t.limit_stalls)
+    text = "Datagrams lost in the tunnel or at the agent, by reason."
+    lost = _family(CounterMetricFamily, "tunnel_lost_datagrams", text, "tunnel", "reason")
     for tunnel in tunnels:
         for reason, count in tunnel.lost_datagrams.items():
             lost.add_metric([tunnel.name, reason], count)
     yield lost
-
-
-def _measured(tunnels: Iterable[TunnelState]) -> dict[str, float]:
-    return {tunnel.name: tunnel.rtt for tunnel in tunnels if tunnel.rtt is not None}
