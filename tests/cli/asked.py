@@ -1,4 +1,4 @@
-"""A krelay that only answers: the real socket, and answers that a test gives."""
+"""A krelay that only answers requests on its socket, as a test says."""
 
 from __future__ import annotations
 

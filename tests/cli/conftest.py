@@ -1,4 +1,4 @@
-"""The command line sets up logging for the whole process; a test's process has others after it."""
+"""Fixtures that undo what a command does to its process, since other tests follow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def signals_as_they_were() -> Iterator[None]:
-    """A command that relays ignores them at its end."""
+    """Restore signals that a command ignores at its end."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -42,7 +42,7 @@ def signals_as_they_were() -> Iterator[None]:
 
 @pytest.fixture
 def krelay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
-    """Run `krelay ARGS` in an empty directory; the exit code."""
+    """Run `krelay ARGS` in an empty directory, and return the exit code."""
     monkeypatch.chdir(tmp_path)
 
     def run(*args: str, stdin: bytes = b"") -> int:

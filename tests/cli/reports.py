@@ -1,4 +1,4 @@
-"""Reports in their JSON form, for what shows them."""
+"""Snapshots in their JSON form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = START + timedelta(minutes=5)
 
 
 def forward(target: str = "web", state: str = "ready", **fields: Any) -> ForwardState:
-    """One that is ready, or is not for a reason."""
+    """Return a forward that is ready, or not for a reason."""
     values: dict[str, Any] = {
         "index": 0,
         "name": target,
@@ -36,7 +36,7 @@ def forward(target: str = "web", state: str = "ready", **fields: Any) -> Forward
 
 
 def report(*forwards: ForwardState, **fields: Any) -> dict[str, Any]:
-    """Of a krelay that has run for five minutes at NOW, with an agent that is reached."""
+    """Return the snapshot of a krelay that has run for five minutes at NOW, with two tunnels up."""
     tunnels = (TunnelState("p1t1", True, 1, 0.003), TunnelState("p1t2", True, 0, 0.004))
     values: dict[str, Any] = {
         "file": FileState("/home/me/krelay.yaml", ("/home/me/krelay.yaml",), True),
@@ -48,12 +48,12 @@ def report(*forwards: ForwardState, **fields: Any) -> dict[str, Any]:
 
 
 def carried(up: int, down: int) -> Traffic:
-    """So many bytes."""
+    """Return the traffic of a forward that has relayed so many bytes."""
     return Traffic(to_remote_bytes=up, to_local_bytes=down)
 
 
 def shown(block: Any, width: int = 200) -> list[str]:
-    """A block as lines, without colour."""
+    """Return a block as lines without colour."""
     from rich.console import Console
 
     console = Console(width=width, color_system=None, highlight=False)

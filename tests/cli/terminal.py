@@ -1,4 +1,4 @@
-"""A program at a terminal of its own: what it shows, as a terminal shows it, and keys for it."""
+"""A program in a pseudo-terminal: its screen, and keys for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.product import ROOT, command, environment
 
 
 class Terminal:
-    """`screen` is what a person sees; `process` the program."""
+    """`screen` is the rendered terminal, `process` the program."""
 
     def __init__(self, descriptor: int, slave: int, columns: int, rows: int) -> None:
         self.process: asyncio.subprocess.Process
@@ -34,52 +34,52 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What it shows now."""
+        """The lines on the screen."""
         if self._lines is None:
             self._lines = [line.rstrip() for line in self.screen.display]
         return self._lines
 
     @property
     def text(self) -> str:
-        """The same in one piece."""
+        """The screen as one text."""
         return "\n".join(self.lines)
 
     @property
     def as_it_was(self) -> bool:
-        """Whether lines are edited and echoed, and the cursor is seen."""
+        """Whether line editing, echo and cursor are back."""
         flags = termios.tcgetattr(self._descriptor)[3]
         wanted = termios.ICANON | termios.ECHO
         return flags & wanted == wanted and not self.screen.cursor.hidden
 
     def type(self, keys: str) -> None:
-        """Press them."""
+        """Press keys."""
         os.write(self._descriptor, keys.encode())
 
     def resize(self, columns: int, rows: int) -> None:
-        """Another size; the program is told by the system."""
+        """Resize the terminal; the system signals the program."""
         size = struct.pack("HHHH", rows, columns, 0, 0)
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, size)
         self.screen.resize(rows, columns)
         self._lines = None
 
     async def shows(self, text: str) -> None:
-        """Wait until it does."""
+        """Wait until the screen shows a text."""
         await rig.until(lambda: text in self.text or self.process.returncode is not None)
         assert text in self.text, self.text
 
     async def hides(self, text: str) -> None:
-        """Wait until it does not."""
+        """Wait until the screen no longer shows a text."""
         await rig.until(lambda: text not in self.text)
 
     def hang_up(self) -> None:
-        """The window is closed."""
+        """Close the window."""
         asyncio.get_running_loop().remove_reader(self._descriptor)
         os.close(self._descriptor)
         os.close(self._slave)
         self._descriptor = self._slave = -1
 
     def read(self) -> None:
-        """Whatever there is to read."""
+        """Read the output so far."""
         try:
             data = os.read(self._descriptor, 1 << 16)
         except OSError:  # nobody has it open any more
@@ -100,7 +100,7 @@ async def terminal(
     script: str | None = None,
     **environ: str,
 ) -> AsyncIterator[Terminal]:
-    """`krelay ARGS` there, or a Python `script` with them; killed where it still runs."""
+    """Run `krelay ARGS`, or a Python `script` with them; kill it if it still runs at the end."""
     master, slave = pty.openpty()
     loop = asyncio.get_running_loop()
     shown = Terminal(master, slave, columns, rows)

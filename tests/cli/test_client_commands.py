@@ -258,7 +258,7 @@ async def test_wait_outlives_a_restart_of_krelay(file: Path) -> None:
 
 
 async def test_wait_looks_again_where_no_events_can_be_had(file: Path) -> None:
-    """A krelay may have as many subscribers as it allows."""
+    """A krelay limits its subscribers; here it has no event stream at all."""
     answers = [report(), HALF, READY]
     async with answering(file, GET_status=lambda body: answers.pop(0)):
         assert await asyncio.to_thread(Changes.subscribe, str(file)) is None

@@ -1,4 +1,4 @@
-"""What a shell is told."""
+"""Shell completion."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Complete = Callable[..., tuple[list[str], int]]
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the cluster was asked."""
+    """The requests to the cluster."""
     calls: list[tuple[Any, ...]] = []
 
     def ask(options: Any, version: str, resource: str, **query: str) -> list[Any]:
@@ -56,7 +56,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 @pytest.fixture
 def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
-    """`kubectl relay WORDS`, completed: the words and cobra's directive."""
+    """Complete `kubectl relay WORDS`; return the words and cobra's directive."""
     monkeypatch.setattr(kubectl, "_limit_time", lambda: None)
 
     def run(*words: str) -> tuple[list[str], int]:
@@ -139,7 +139,7 @@ def test_a_silent_cluster_completes_nothing(
 
 @pytest.mark.process
 def test_a_hanging_completion_ends_in_time() -> None:
-    """In a process of its own: the alarm ends it."""
+    """The alarm ends the whole process."""
     text = (
         "import threading\nfrom krelay.cli import kubectl as k\n"
         "k._COMPLETION_DEADLINE = 0.02\nk._limit_time()\nthreading.Event().wait()\n"

@@ -59,7 +59,7 @@ def test_check_in_json_reports_every_problem_of_an_invalid_file(
 
 @pytest.fixture
 def pipe() -> Iterator[Callable[[str], str]]:
-    """The path of a pipe that holds a text, as a shell's `<(…)` is one."""
+    """Return the path of a pipe that holds a text, like a shell's `<(…)`."""
     ends: list[int] = []
 
     def hold(text: str) -> str:
@@ -112,7 +112,7 @@ EMBEDDED = "apiVersion: krelay/v1\nagent: {embedded: true}\ntargets:\n  web: ip/
 
 @pytest.fixture
 def embedded(krelay: Callable[..., int]) -> None:
-    """A file with an embedded agent in the directory that `krelay` runs in."""
+    """Write a file with an embedded agent where `krelay` runs."""
     Path("krelay.yaml").write_text(EMBEDDED)
 
 
@@ -216,7 +216,7 @@ targets:
 def two_contexts(
     krelay: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A file in the directory that `krelay` runs in."""
+    """Write a file with two contexts where `krelay` runs."""
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     Path("krelay.yaml").write_text(TEXT)
 
@@ -258,7 +258,7 @@ Krelay = Callable[..., int]
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What was asked for; each namespace has a Service and a Deployment."""
+    """The requests for objects; each namespace has a Service and a Deployment."""
     asked: list[tuple[Any, ...]] = []
 
     async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
@@ -311,7 +311,7 @@ def test_import_kubefwd_converts_the_services_of_namespaces(
 def test_an_empty_namespace_is_an_error(
     krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is a misspelt name as a rule, and what is made up in its place helps nobody."""
+    """The name is probably misspelt, and an invented file would not help."""
 
     async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
         return {name: [[] for _ in kinds] for name in namespaces}

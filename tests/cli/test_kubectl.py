@@ -1,4 +1,4 @@
-"""`kubectl relay`: what its command line means; what it does then is in tests/e2e."""
+"""The command line of `kubectl relay`; tests/e2e has what it does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Relay = Callable[..., int]
 
 
 class Started:
-    """What a run was to be."""
+    """The arguments of a run."""
 
     def __init__(self) -> None:
         self.configs: list[Config] = []

@@ -1,4 +1,4 @@
-"""What is logged again and again is told once, and then how often."""
+"""Suppression of repeated log lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from krelay.mux.log import about
 
 @dataclass
 class Log:
-    """A root logger's handlers that share a filter, with a clock of their own."""
+    """Handlers of the root logger that share a filter with a fake clock."""
 
     now: float = 1000.0
     lines: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Log:
         return found
 
     def take(self) -> list[str]:
-        """What has been written since the last time."""
+        """Return the lines written since the last call."""
         found, self.lines[:] = self.lines[:], []
         return found
 

@@ -1,4 +1,4 @@
-"""The command line: what it prints where, and the code that it ends with."""
+"""The command line: its output and exit codes."""
 
 from __future__ import annotations
 

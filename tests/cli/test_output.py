@@ -1,4 +1,4 @@
-"""Lines for people: levels, colour, hints."""
+"""Log lines, data and errors, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OTHER = logging.getLogger("websockets.test")
 
 
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have stderr be one."""
+    """Make stderr a terminal."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR", raising=False)
 

@@ -1,4 +1,4 @@
-"""The painter, as a terminal shows it."""
+"""The painter, as a terminal renders it, and keys in children that own a terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from krelay.cli.screen import Keys, Painter, in_foreground, supports_live_table
 
 
 class Out(io.StringIO):
-    """What is written, and a terminal's descriptor."""
+    """An output with the descriptor of a terminal."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Out(io.StringIO):
 
 
 class Shown:
-    """A painter before a screen; its size is the terminal's."""
+    """A painter and a screen of the same size."""
 
     def __init__(self, master: int, slave: int) -> None:
         self._master = master

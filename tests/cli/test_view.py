@@ -1,4 +1,4 @@
-"""The bottom of the terminal: what it shows when, and that it fits."""
+"""The live table and the table of `krelay status`."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_most_urgent_forwards_keep_their_order(states: list[State], count: i
 
 
 def test_text_of_a_snapshot_cannot_move_the_cursor_or_be_markup() -> None:
-    """Whoever sent it: it may be of a krelay that cleans nothing."""
+    """The snapshot may come from a krelay that cleans nothing."""
     evil = "\x1b]0;owned\x07\x1b[2J\x1b[31mforged\r\n00:00:00 well\u2028\u202e\x9b1m\x7f[/x][bold]"
     plain = ("since", "started", "applied", "protocol")
 

@@ -18,7 +18,7 @@ PROGRAM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
 class Page:
-    """One tab. `errors` has what its console complained of."""
+    """A tab; `errors` holds the errors of its console."""
 
     def __init__(self, connection: ClientConnection, tasks: asyncio.TaskGroup) -> None:
         self.errors: list[str] = []
@@ -45,7 +45,7 @@ class Page:
                 self.errors.append(params["entry"]["text"] + " " + params["entry"].get("url", ""))
 
     async def send(self, method: str, **params: Any) -> Any:
-        """A command; its result."""
+        """Send a command, and return its result."""
         self._count += 1
         answer = self._answers[self._count] = asyncio.get_running_loop().create_future()
         await self._connection.send(
@@ -56,7 +56,7 @@ class Page:
         return message["result"]
 
     async def value(self, expression: str) -> Any:
-        """What a script has to say, once that is settled."""
+        """Return the settled value of a script."""
         result = await self.send(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -64,7 +64,7 @@ class Page:
         return result["result"].get("value")
 
     async def until(self, condition: str) -> None:
-        """Return once `condition` holds in the page, looked at whenever the page changes."""
+        """Wait until `condition` holds; it is evaluated whenever the page changes."""
         await self.value(
             f"""new Promise((resolve) => {{
                 const look = () => {{
@@ -79,7 +79,7 @@ class Page:
         )
 
     async def shape(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
-        """The size of the window, and the scheme that the user prefers."""
+        """Set the size of the window and the preferred colour scheme."""
         await self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -92,21 +92,21 @@ class Page:
         await self.send("Emulation.setEmulatedMedia", features=features)
 
     async def open(self, url: str) -> None:
-        """Go there."""
+        """Open a URL."""
         self._loaded.clear()
         result = await self.send("Page.navigate", url=url)
         assert "errorText" not in result, result
         await self._loaded.wait()
 
     async def picture(self, path: Path, *, whole: bool = True) -> None:
-        """What it looks like, as a PNG."""
+        """Return a screenshot as PNG."""
         result = await self.send("Page.captureScreenshot", captureBeyondViewport=whole)
         await asyncio.to_thread(path.write_bytes, base64.b64decode(result["data"]))
 
 
 @asynccontextmanager
 async def browser(profile: Path) -> AsyncIterator[Page]:
-    """A browser with one empty tab; it is gone afterwards."""
+    """Run a browser with one empty tab."""
     assert PROGRAM is not None
     process = await asyncio.create_subprocess_exec(
         PROGRAM,

@@ -1,4 +1,4 @@
-"""A Snapshot with something of everything, for tests of what is made of it."""
+"""A snapshot with an example of everything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = datetime.now(UTC)
 
 
 def forward(target: str, state: State = State.READY, **fields: Any) -> ForwardState:
-    """One forward; what is not said is as it is with one that works."""
+    """Return a forward; by default it works."""
     said = {
         "index": 0,
         "name": target,
@@ -123,7 +123,7 @@ TUNNELS = (
 
 
 def report(*forwards: ForwardState, **fields: Any) -> Snapshot:
-    """One with these forwards, or with FORWARDS."""
+    """Return a snapshot with these forwards, or with FORWARDS."""
     said = {
         "version": "1.2.3",
         "pid": 4242,
@@ -147,7 +147,7 @@ def report(*forwards: ForwardState, **fields: Any) -> Snapshot:
 
 
 class Live:
-    """A report that can be changed while it is served."""
+    """A snapshot that can change while it is served."""
 
     def __init__(self, *forwards: ForwardState, **fields: Any) -> None:
         self.now = report(*forwards, **fields)
@@ -156,7 +156,7 @@ class Live:
         return self.now
 
     def change(self, target: str, **fields: Any) -> None:
-        """One forward is another way from now on."""
+        """Change a forward."""
         self.now = dataclasses.replace(
             self.now,
             forwards=tuple(

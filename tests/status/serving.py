@@ -1,4 +1,4 @@
-"""The service over TCP, in a test's own process, and a client."""
+"""The status API over TCP in the test's process, and a client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKEN = "0123456789abcdef"
 
 
 async def echo(body: Mapping[str, Any]) -> Any:
-    """A handler: what it was given."""
+    """Answer with the request."""
     return {"got": dict(body)}
 
 
@@ -28,7 +28,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {("POST", "/v1/echo"): echo}
 
 @dataclass
 class Service:
-    """What a test has of one."""
+    """A TCP server and the state that it serves."""
 
     live: Live = field(default_factory=Live)
     bus: EventBus = field(default_factory=EventBus)
@@ -39,7 +39,7 @@ class Service:
 
     @property
     def url(self) -> str:
-        """Where it is, without a slash at the end."""
+        """Base URL of the server."""
         return f"http://{self.listening.addresses[0]}"
 
 
@@ -47,7 +47,7 @@ class Service:
 async def service(
     token: str | None = None, handlers: Mapping[tuple[str, str], Handler] = HANDLERS
 ) -> AsyncIterator[Service]:
-    """It serves on a free port of loopback."""
+    """Serve on a free port of loopback."""
     made = Service(handlers=handlers)
     async with made.listening:
         await made.listening.apply(StatusConfig(("127.0.0.1", 0), token))
@@ -56,7 +56,7 @@ async def service(
 
 @asynccontextmanager
 async def client(made: Service) -> AsyncIterator[ClientSession]:
-    """Requests to it by path; cookies are kept also for an address."""
+    """Return a client for requests by path, which keeps cookies of an address too."""
     from aiohttp import CookieJar
 
     async with ClientSession(

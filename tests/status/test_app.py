@@ -1,4 +1,4 @@
-"""The routes: what each answers, in which form, and what is refused."""
+"""The routes: their answers, formats and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may ask over TCP, and what a page of another site can have a browser do: nothing."""
+"""Authentication over TCP, also against pages of other sites in the user's browser."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON: dict[str, Any] = {"Content_Type": "application/json"}
 async def status(
     made: Service, method: str, resource: str, data: bytes = b"", **headers: str
 ) -> int:
-    """The status code of one bare request; headers with `_` for `-`."""
+    """Return the status code of a bare request; headers are written with `_` for `-`."""
     address = made.listening.addresses[0]
     said = {"Host": str(address)}
     said.update({key.replace("_", "-"): value for key, value in headers.items()})
@@ -90,7 +90,7 @@ async def test_a_token_in_the_query_becomes_a_cookie_that_is_not_the_token() -> 
 
 @pytest.fixture
 async def cookie() -> str:
-    """What a browser has that showed the token once."""
+    """Return the cookie of a browser that has sent the token once."""
     async with service(TOKEN) as made, client(made) as http:
         async with http.get(f"/?token={TOKEN}", allow_redirects=False) as response:
             return response.headers["Set-Cookie"].partition(";")[0]

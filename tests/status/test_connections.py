@@ -1,4 +1,4 @@
-"""Clients that take up room: what they say late, and what they leave untaken."""
+"""Clients that take up places: silent ones, and those that read nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def own(request: web.Request) -> web.Response:
 
 @asynccontextmanager
 async def serving(answer: Answer = big, **most: int) -> AsyncIterator[Connections]:
-    """On loopback; `/own` is for who has proved itself, which whoever asks for it has."""
+    """Serve on loopback; a request of `/own` makes its connection trusted."""
     app = web.Application()
     app.router.add_get("/", answer)
     app.router.add_get("/own", own)
@@ -53,7 +53,7 @@ def address(made: Connections) -> tuple[str, int]:
 
 
 async def client(made: Connections, ask: bytes = b"") -> tuple[socket.socket, Connection]:
-    """One with little room, that has said `ask`; and its connection there."""
+    """Return a client with small buffers that has sent `ask`, and its connection."""
     before = set(made.open)
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -67,14 +67,14 @@ async def client(made: Connections, ask: bytes = b"") -> tuple[socket.socket, Co
 
 
 async def until_full(connection: Connection, sock: socket.socket) -> None:
-    """Ask again and again, and take nothing."""
+    """Send requests without reading until the connection is blocked."""
     while not connection.blocked:
         await asyncio.get_running_loop().sock_sendall(sock, ASK)
         await asyncio.sleep(0)
 
 
 async def ended(sock: socket.socket) -> None:
-    """Return when the other end is gone."""
+    """Wait until the other end has closed."""
     with suppress(ConnectionResetError):
         while await rig.recv(sock):
             pass
@@ -168,7 +168,7 @@ OWN = b"GET /own HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 async def answer_of(made: Connections, ask: bytes = ASK) -> bytes:
-    """All that a new client gets, until it is closed; or b"", where it is cut off."""
+    """Return what a new client receives until it is closed; b"" if it is dropped."""
     sock, loop = socket.socket(), asyncio.get_running_loop()
     sock.setblocking(False)
     await loop.sock_connect(sock, address(made))
@@ -303,7 +303,7 @@ async def test_strangers_take_no_place_of_trusted_connections() -> None:
 
 @pytest.mark.parametrize("turns", range(7))
 async def test_a_connection_accepted_during_the_close_is_aborted(turns: int) -> None:
-    """Whatever its connection has got to by then."""
+    """At any stage of its connection."""
     async with serving() as made:
         with socket.create_connection(address(made)) as sock:
             sock.setblocking(False)

@@ -1,4 +1,4 @@
-"""The page, in a real browser where there is one: what it shows, live, in every shape."""
+"""The dashboard, in a real browser if there is one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_policy_allows_only_the_inline_style_and_script() -> None:
 
 @pytest.fixture(autouse=True)
 def there_is_a_browser(request: pytest.FixtureRequest) -> None:
-    """Where changes are checked before they land there is one, or that is an error."""
+    """Skip without a browser, but fail in CI."""
     if request.node.get_closest_marker("browser") and PROGRAM is None:
         if os.environ.get("KRELAY_TEST_ALL"):
             pytest.fail("no chromium")
@@ -57,7 +57,7 @@ def there_is_a_browser(request: pytest.FixtureRequest) -> None:
 async def opened(
     made: Service, profile: Path, *, width: int = 1180, dark: bool = False, query: str = ""
 ) -> AsyncIterator[Page]:
-    """The page in a browser, from when it shows something."""
+    """Open the dashboard, and wait until it shows something."""
     async with browser(profile) as tab:
         await tab.shape(width, 900, dark=dark)
         await tab.open(f"{made.url}/{query}")

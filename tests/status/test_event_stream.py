@@ -1,4 +1,4 @@
-"""Server-sent events: what a client gets, when it comes back, and when it is slow."""
+"""Server-sent events: for new, returning and slow clients."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.status.serving import Service, client, service
 async def stream(
     made: Service, resource: str = "/v1/events", **headers: str
 ) -> AsyncIterator[ClientResponse]:
-    """An open stream, from when it is one."""
+    """Open a stream, and wait for its beginning."""
     async with client(made) as http:
         async with http.get(resource, headers=headers) as response:
             assert response.status == 200
@@ -37,12 +37,12 @@ async def stream(
 
 
 async def block(response: ClientResponse) -> str:
-    """The next event or comment, as it is."""
+    """Return the next event or comment as sent."""
     return (await response.content.readuntil(b"\n\n")).decode().rstrip("\n")
 
 
 async def numbers(response: ClientResponse, count: int) -> list[int]:
-    """Those of the next events."""
+    """Return the data of the next events."""
     found = [await block(response) for _ in range(count)]
     return [int(text.splitlines()[0].removeprefix("id: ")) for text in found]
 
@@ -137,7 +137,7 @@ async def test_the_close_of_the_server_ends_every_stream() -> None:
 
 
 async def reading_nothing(made: Service) -> socket.socket:
-    """A client that asked, and takes nothing, with little room on the way."""
+    """Return a client with small buffers that has asked for events and reads nothing."""
     address = made.listening.addresses[0]
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -150,7 +150,7 @@ async def reading_nothing(made: Service) -> socket.socket:
 
 
 async def flood(made: Service, listener: Any) -> None:
-    """More than fits on the way and into the listener."""
+    """Publish more events than the buffers and the listener hold."""
     while not listener.dropped:
         for _ in range(100):
             made.bus.publish(said("state", "x" * 2000))

@@ -1,4 +1,4 @@
-"""Requests that are none: each is refused or answered, and the log says nothing in their words."""
+"""Malformed requests: each is answered or refused, and none gets text into the log."""
 
 from __future__ import annotations
 
@@ -139,13 +139,13 @@ ODD = {
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what is not a whole request."""
+    """Send less than a whole request."""
     monkeypatch.setattr(connections, "PATIENCE", 0.05)
 
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """All that anything logs, as a terminal gets it."""
+    """The log as a terminal shows it."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LineFormatter(colour=False))
@@ -156,7 +156,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 async def answer(made: Service, said: bytes) -> bytes:
-    """The head of what comes back for these bytes; b"" where they are not worth an answer."""
+    """Return the head of the answer to these bytes; b"" if there is none."""
     address = made.listening.addresses[0]
     reader, writer = await asyncio.open_connection(address.host, address.port)
     got = b""
@@ -210,7 +210,7 @@ def test_no_bytes_log_a_traceback(log: io.StringIO, said: bytes) -> None:
 
 
 def test_an_error_of_any_shape_is_decoded() -> None:
-    """What answers on the socket may be another version, or something else."""
+    """Another version, or another program, may answer on the socket."""
     for found in ({}, {"message": 1}, {"message": "\x1b[31mx", "hint": "a\nb", "exitCode": 3}):
         error = from_json(found)
         assert error.message.isprintable()

@@ -1,4 +1,4 @@
-"""What a scrape gives, and that the examples ask for nothing else."""
+"""The metrics of a scrape, and the examples that use them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
 def samples(found: Snapshot) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Every sample, by its name and labels, which are there once."""
+    """Return every sample by its unique name and labels."""
     text, _ = render(found)
     result: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
     for family in parser.text_string_to_metric_families(text.decode()):
@@ -152,7 +152,7 @@ def test_any_label_value_is_escaped(target: str, name: str) -> None:
 
 
 def forwards_of(found: Snapshot) -> dict[str, float | None]:
-    """The labels of the forwards, with how many streams each has."""
+    """Return the labels of the forwards with their numbers of streams."""
     return {
         dict(labels)["forward"]: count
         for (name, labels), count in samples(found).items()
@@ -161,7 +161,7 @@ def forwards_of(found: Snapshot) -> dict[str, float | None]:
 
 
 def test_a_draining_forward_is_left_out_beside_one_of_its_name() -> None:
-    """Whose counts together would fall when it is gone, which is a restart to Prometheus."""
+    """Their sum would drop when it ends, which is a restart to Prometheus."""
     name = "web[80]"
     new, old = forward("web", name=name, live=1), forward("web", State.DRAINING, index=2, name=name)
     assert forwards_of(report(new, old)) == {name: 1}
@@ -205,7 +205,7 @@ def test_every_series_exists_once(forwards: list[ForwardState]) -> None:
 
 
 def expressions(value: Any) -> Iterator[str]:
-    """Every PromQL expression in a document."""
+    """Return every PromQL expression in a document."""
     if isinstance(value, dict) and value.get("type") != "datasource":
         for key, item in value.items():
             if key in ("expr", "query") and isinstance(item, str):
@@ -218,7 +218,7 @@ def expressions(value: Any) -> Iterator[str]:
 
 
 def known() -> dict[str, set[str]]:
-    """The names that a scrape gives, with their labels, and those that Prometheus adds."""
+    """Return the names of a scrape with their labels, and those that Prometheus adds."""
     found: dict[str, set[str]] = {"up": set()}
     for name, labels in samples(report()):
         found.setdefault(name, {"job", "instance"}).update(dict(labels))

@@ -121,7 +121,7 @@ def a_link(directory: Path) -> None:
 async def test_a_client_does_not_connect_in_a_directory_of_others(
     spoil: Callable[[Path], None], path: Path
 ) -> None:
-    """As where another user made it first, in a temporary directory that all share."""
+    """Another user may have created it first, in the directory of temporary files."""
     asked_for: list[object] = []
 
     async def stop(body: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Where a file's socket is."""
+"""The path of a file's socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from krelay.status.socket_path import make_directory, socket_path
 
 @pytest.fixture(autouse=True)
 def runtime(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A runtime directory yet to be made, with a path as short as it must be."""
+    """A runtime directory that does not exist yet, with a path short enough."""
     directory = runtime_directory / "r"
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(directory))
     yield directory
