@@ -74,6 +74,7 @@ async def test_a_signal_that_the_process_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGUSR1, before)
 
 
+@pytest.mark.process
 async def test_sigusr1_makes_krelay_up_log_a_dump_and_go_on(tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as port:
         async with up(tmp_path / "krelay.yaml", {"web": f"ip/127.0.0.1 :{port}"}) as krelay:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from blockbuster import BlockBuster
 
 from krelay.errors import KrelayError, NotReadyError, TunnelError, UnreachableError
 from krelay.threads import LoopThread, in_thread, in_thread_or_here, use_daemons
@@ -169,8 +168,8 @@ def test_a_failure_at_the_end_is_raised_unless_it_is_cut() -> None:
                     thread.end(cut=False)
 
 
-def test_a_loop_that_hangs_at_the_start_is_given_up(no_blocking_calls: BlockBuster) -> None:
-    no_blocking_calls.deactivate()
+@pytest.mark.usefixtures("blocking_calls")
+def test_a_loop_that_hangs_at_the_start_is_given_up() -> None:
     runs = Runs()
     runs.hangs.clear()
     with loop_thread(runs, grace=0.05) as thread:
@@ -178,8 +177,8 @@ def test_a_loop_that_hangs_at_the_start_is_given_up(no_blocking_calls: BlockBust
             thread.start(0.1)
 
 
-def test_a_loop_that_hangs_at_the_end_is_given_up(no_blocking_calls: BlockBuster) -> None:
-    no_blocking_calls.deactivate()
+@pytest.mark.usefixtures("blocking_calls")
+def test_a_loop_that_hangs_at_the_end_is_given_up() -> None:
     runs = Runs()
     with loop_thread(runs, grace=0.1) as thread:
         thread.start(5)
