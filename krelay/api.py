@@ -224,7 +224,7 @@ _Reports = tuple[ForwardState, ...]
 
 
 class _Run:
-    """The relaying of one block, in a task of its own: another task may end it."""
+    """The relaying of one block, in its own task, so that any task may end the block."""
 
     def __init__(self, config: Config, timeout: float) -> None:
         self._config = config

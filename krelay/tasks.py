@@ -158,7 +158,7 @@ async def keep(work: Callable[[], Coroutine[Any, Any, object]], what: str) -> No
 async def shield_cleanup(work: Coroutine[Any, Any, object], *, within: float | None = None) -> None:
     """Await `work` to its end, even if the caller is cancelled; then raise that cancellation.
 
-    `work` needs a deadline of its own. `within` adds one: the seconds that `work` gets after the
+    `work` has to set its own deadline. `within` adds one: the seconds that `work` gets after the
     first cancellation before it is cancelled too.
     """
     loop = asyncio.get_running_loop()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 
 def boot(modules: dict[str, str], *args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run `modules` as the agent, in an interpreter of its own."""
+    """Run `modules` as the agent, in another interpreter."""
     return subprocess.run(
         [*payload.command(sys.executable), *args],
         env={payload.ENV_NAME: payload.encode(modules), **env},

@@ -1,4 +1,4 @@
-"""Children that end, that will not, and whose own children hold their pipes."""
+"""Children that end, that do not, and whose own children hold their pipes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def shell(script: str) -> asyncio.subprocess.Process:
 
 @pytest.fixture
 async def holder() -> AsyncIterator[asyncio.subprocess.Process]:
-    """A shell that waits for a child of its own, which holds its pipes."""
+    """A shell that waits for its child, which holds its pipes."""
     child = await shell("sleep 600 & echo $!; wait")
     assert child.stdout is not None
     number = int(await child.stdout.readline())

@@ -1,4 +1,4 @@
-"""The pytest plugin, in a pytest of its own: with an embedded agent, and without a cluster."""
+"""The pytest plugin in another pytest: with an embedded agent, and without a cluster."""
 
 from __future__ import annotations
 

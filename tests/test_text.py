@@ -1,4 +1,4 @@
-"""The filter of what is shown: nothing passes that a terminal, a browser or a log would obey."""
+"""The filter of all output: no text passes that a terminal, a browser or a log would obey."""
 
 from __future__ import annotations
 

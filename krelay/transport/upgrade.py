@@ -81,7 +81,7 @@ class Plain:
         return b""
 
     def accept(self, headers: Headers) -> str | None:
-        """Return what is wrong with the headers of a 101 response, or None."""
+        """Return the fault in the headers of a 101 response, or None."""
         upgrades = [value.lower() for name, value in headers if name == "upgrade"]
         return None if upgrades == ["spdy/3.1"] else "an upgrade to something else"
 

@@ -54,7 +54,7 @@ class WebSocket:
         )
 
     def accept(self, headers: Iterable[tuple[str, str]]) -> str | None:
-        """Return what is wrong with the headers of a 101 response, or None."""
+        """Return the fault in the headers of a 101 response, or None."""
         try:
             self._handshake.process_response(Response(101, "", Headers(headers)))
         except InvalidHandshake as exc:

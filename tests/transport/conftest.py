@@ -1,4 +1,4 @@
-"""The API server's part of a port-forward at byte level, on loopback, and a protocol to watch."""
+"""The API server's side of a port-forward, byte by byte on loopback, and a recording protocol."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Upgraded(ServerProtocol):
 
 
 class Peer:
-    """One connection: the request's head, then SPDY both ways in whatever carries it."""
+    """One connection: the request's head, then SPDY both ways in its carrier."""
 
     def __init__(
         self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -72,7 +72,7 @@ class Peer:
         self.events: list[Frame] = []
 
     def accept(self, extra: bytes = b"") -> None:
-        """The 101; `extra` goes out in the same write."""
+        """Send the 101; `extra` follows in the same write."""
         if self.web is None:
             head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
             self.writer.write(head + b"Upgrade: SPDY/3.1\r\n\r\n" + self.carried(extra))
@@ -83,7 +83,7 @@ class Peer:
         self.writer.write(b"".join(self.web.data_to_send()) + self.carried(extra))
 
     def carried(self, spdy: bytes) -> bytes:
-        """As the API server does it: in two messages, each with an empty continuation behind."""
+        """Frame like the API server: two messages, each with an empty continuation behind."""
         if self.web is None or not spdy:
             return spdy
         for part in (spdy[:8], spdy[8:]):
@@ -92,7 +92,7 @@ class Peer:
         return b"".join(self.web.data_to_send())
 
     async def send(self, *frames: bytes, pieces: int = 0) -> None:
-        """`pieces` is the size of each write, 0 for one write."""
+        """Send `frames` in writes of `pieces` bytes; 0 means one write."""
         carried = b"".join(map(self.carried, frames))
         for at in range(0, len(carried), pieces or len(carried)):
             self.writer.write(carried[at : at + (pieces or len(carried))])
@@ -123,7 +123,7 @@ class Peer:
         return word, tail >> 24, await self.read(tail & 0xFFFFFF)
 
     async def streams(self) -> list[tuple[int, dict[str, str]]]:
-        """The two streams that the client opens: id and headers."""
+        """Read the two streams that the client opens: id and headers."""
         found = []
         for _ in range(2):
             word, flags, body = await self.frame()
@@ -140,7 +140,7 @@ class Peer:
         return found
 
     async def payload(self, size: int) -> bytes:
-        """`size` bytes of the data stream."""
+        """Read `size` bytes of the data stream."""
         got = bytearray()
         while len(got) < size:
             word, flags, piece = await self.frame()
@@ -149,7 +149,7 @@ class Peer:
         return bytes(got)
 
     async def closed(self) -> None:
-        """Until the client has closed the connection."""
+        """Read until the client has closed the connection."""
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 await self.read(1)
@@ -159,7 +159,7 @@ Play = Callable[[Peer], Awaitable[None]]
 
 
 class Server:
-    """Plays its part by `play`; `peers` are the connections it had. A failed part fails it."""
+    """Runs `play` for each connection, which `peers` collects; an error in it fails the test."""
 
     def __init__(self, scheme: str) -> None:
         self.scheme = scheme
@@ -241,7 +241,7 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 
 
 class Witness(asyncio.Protocol):
-    """Keeps all that it is told."""
+    """Records all calls and bytes."""
 
     def __init__(self) -> None:
         self.data = bytearray()

@@ -173,7 +173,7 @@ async def test_a_proxy_that_does_not_listen_is_unreachable(
 
 @pytest.fixture
 async def unused_port() -> AsyncIterator[int]:
-    """A port that refuses: bound, and nobody listens."""
+    """A port that refuses: it is bound, and no socket listens on it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
