@@ -1,10 +1,11 @@
-"""The shape of the tree: each module says its place, and the agent needs nothing but Python."""
+"""The shape of the tree: what each module says of itself, and what it may import."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,76 @@ from krelay.wire.handshake import OPENING
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("krelay/**/*.py"), *ROOT.glob("agent/*.py")])
+MOST_FILES = 16
+"""Files of a folder: they fit on a screen."""
+
+HOMES = {
+    "aiohttp": ("krelay/cluster", "krelay/status"),
+    "click": ("krelay/cli",),
+    "h11": ("krelay/datapath/probe.py", "krelay/proxy", "krelay/transport"),
+    "jsonpatch": ("krelay/cluster",),
+    "jsonpointer": ("krelay/cluster",),
+    "jsonschema": ("krelay/config",),
+    "kubernetes_asyncio": ("krelay/cluster",),
+    "prometheus_client": ("krelay/status",),
+    "psutil": ("krelay/net", "krelay/supervisor"),
+    "pytest": ("krelay/pytest_plugin.py",),
+    "rich": ("krelay/cli",),
+    "watchfiles": ("krelay/config",),
+    "websockets": ("krelay/transport",),
+    "yaml": ("krelay/config",),
+}
+"""Each dependency, and the only places that may import it."""
+
+SHIPPED = ("krelay.wire", "krelay.mux", "agent")
+"""What travels to the cluster."""
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_every_module_says_its_place() -> None:
-    silent = [path for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))]
-    assert not silent
+    assert [p for p in SOURCES if not ast.get_docstring(ast.parse(p.read_text()))] == []
+
+
+def test_every_folder_fits_on_a_screen() -> None:
+    folders = {path.parent for path in SOURCES}
+    full = {
+        str(f.relative_to(ROOT)): n for f in folders if (n := len([*f.glob("*.py")])) > MOST_FILES
+    }
+    assert full == {}
+
+
+def test_every_dependency_is_imported_at_its_home_only() -> None:
+    strangers = []
+    for path in SOURCES:
+        place = str(path.relative_to(ROOT))
+        for name in imports(path):
+            package = name.partition(".")[0]
+            if package in sys.stdlib_module_names or package in ("krelay", "agent"):
+                continue
+            if not place.startswith(HOMES.get(package, ())):
+                strangers.append(f"{place}: {name}")
+    assert strangers == []
+
+
+def test_what_ships_with_the_agent_imports_the_standard_library_and_itself_only() -> None:
+    strangers = []
+    for path in SOURCES:
+        place = str(path.relative_to(ROOT))
+        if not place.startswith(("krelay/wire/", "krelay/mux/", "agent/")):
+            continue
+        for name in imports(path):
+            known = name.partition(".")[0] in sys.stdlib_module_names
+            if not known and not name.startswith(SHIPPED):
+                strangers.append(f"{place}: {name}")
+    assert strangers == []
 
 
 SCRIPT = """

@@ -137,10 +137,3 @@ def script(shell: str, command: click.Command, name: str) -> str:
     if found is None:
         raise UsageError(f"no completion for {shell!r}", hint="use bash, zsh or fish")
     return found(command, {}, name, f"_{name.upper().replace('-', '_')}_COMPLETE").source()
-
-
-def plugin() -> int:
-    """Run `kubectl_complete-relay`; installed scripts still name this function."""
-    from krelay.cli.kubectl import complete
-
-    return complete()
