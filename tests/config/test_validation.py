@@ -226,6 +226,7 @@ def test_the_schema_of_a_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.M
         schema_module.renamed_keys.cache_clear()
 
 
+@pytest.mark.process
 def test_a_wheel_contains_the_schema(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
