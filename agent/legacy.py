@@ -26,15 +26,18 @@ _BACKLOG = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """What one legacy connection may hold; its reservation has CONNECTION_COST at least.
+class Resources:
+    """What one legacy connection may use. Its dial has `timeout` seconds.
 
-    All legacy connections share one client's part of the budget.
+    All legacy connections share one client's part of the budget; each has a reservation of
+    CONNECTION_COST at least.
     """
 
     client: Client
     reservation: Reservation
     buffer: ReadBuffer
+    lookups: Lookups
+    timeout: float
 
     def hold(self, size: int) -> None:
         """Hold `size` bytes besides the cost of the connection."""
@@ -42,22 +45,17 @@ class Holding:
 
 
 async def serve_legacy(
-    asked: Header,
-    early: bytes,
-    transport: asyncio.Transport,
-    timeout: float,
-    lookups: Lookups,
-    holding: Holding,
+    asked: Header, early: bytes, transport: asyncio.Transport, resources: Resources
 ) -> None:
-    """Answer one v0 connection and relay it until it ends. The dial has `timeout` seconds.
+    """Answer one v0 connection and relay it until it ends.
 
     `transport` is paused, and its Header was read; `early` are the bytes behind that.
     """
     try:
         if asked.protocol == header.TCP:
-            await _serve_tcp(asked, early, transport, timeout, lookups, holding)
+            await _serve_tcp(asked, early, transport, resources)
         elif asked.protocol == header.UDP:
-            await _serve_udp(asked, early, transport, timeout, lookups, holding)
+            await _serve_udp(asked, early, transport, resources)
         else:
             transport.write(bytes([Status.UNKNOWN_PROTOCOL]))
     except DialError as exc:
@@ -78,14 +76,14 @@ class _Half(asyncio.BufferedProtocol):
     Bytes that arrive before `join` wait in the socket. Reads are as large as the memory allows.
     """
 
-    def __init__(self, holding: Holding) -> None:
+    def __init__(self, resources: Resources) -> None:
         self.transport: asyncio.Transport | None = None
         self.other: _Half | None = None
         self.ended = False
         self.waiting = 0
         """Bytes that wait for this half's socket."""
         self.gone = asyncio.get_running_loop().create_future()
-        self._holding = holding
+        self._resources = resources
 
     def join(self, other: _Half, early: bytes) -> None:
         """Couple both halves; `early` are bytes that were read from this one before."""
@@ -102,10 +100,10 @@ class _Half(asyncio.BufferedProtocol):
         no_delay(transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._holding.buffer.part(READ if self._holding.client.allows(READ) else PIECE)
+        return self._resources.buffer.part(READ if self._resources.client.allows(READ) else PIECE)
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._forward(bytes(self._holding.buffer.part(nbytes)))
+        self._forward(bytes(self._resources.buffer.part(nbytes)))
 
     def eof_received(self) -> bool:
         self.ended = True
@@ -145,24 +143,24 @@ class _Half(asyncio.BufferedProtocol):
 
     def _count(self, waiting: int) -> None:
         self.waiting = waiting
-        self._holding.hold(waiting + (self.other.waiting if self.other is not None else 0))
+        self._resources.hold(waiting + (self.other.waiting if self.other is not None else 0))
 
 
 async def _serve_tcp(
-    asked: Header,
-    early: bytes,
-    transport: asyncio.Transport,
-    timeout: float,
-    lookups: Lookups,
-    holding: Holding,
+    asked: Header, early: bytes, transport: asyncio.Transport, resources: Resources
 ) -> None:
     target = await dial_tcp(
-        asked.host, asked.port, timeout, lambda: _Half(holding), lookups, holding.client
+        asked.host,
+        asked.port,
+        resources.timeout,
+        lambda: _Half(resources),
+        resources.lookups,
+        resources.client,
     )
     try:
         if transport.is_closing():
             return
-        client = _Half(holding)
+        client = _Half(resources)
         client.connection_made(transport)
         transport.set_protocol(client)
         transport.write(bytes([Status.OK]))
@@ -177,9 +175,9 @@ async def _serve_tcp(
 class _Framed(asyncio.Protocol):
     """The client's end of a flow: each datagram follows its length (2 bytes)."""
 
-    def __init__(self, transport: asyncio.Transport, holding: Holding) -> None:
+    def __init__(self, transport: asyncio.Transport, resources: Resources) -> None:
         self._loop = asyncio.get_running_loop()
-        self._holding = holding
+        self._resources = resources
         self._transport = transport
         self._target: UdpSocket | None = None
         self._buffer = bytearray()
@@ -197,8 +195,8 @@ class _Framed(asyncio.Protocol):
         """Send a datagram of the target to the client; drop it if too much waits."""
         self._active_at = self._loop.time()
         waiting = self._transport.get_write_buffer_size()
-        self._holding.hold(len(self._buffer) + waiting)
-        if waiting < _BACKLOG and (not waiting or self._holding.client.allows(len(data))):
+        self._resources.hold(len(self._buffer) + waiting)
+        if waiting < _BACKLOG and (not waiting or self._resources.client.allows(len(data))):
             self._transport.write(_LENGTH.pack(len(data)) + data)
 
     def finish(self) -> None:
@@ -220,11 +218,11 @@ class _Framed(asyncio.Protocol):
                 self._target.send(self._buffer[begin:end])
             at = end
         del self._buffer[:at]
-        if len(self._buffer) > PIECE and not self._holding.client.allows(len(self._buffer)):
+        if len(self._buffer) > PIECE and not self._resources.client.allows(len(self._buffer)):
             logger.info("a legacy flow ends: the agent has no memory left for it")
             self.finish()
             self._buffer.clear()
-        self._holding.hold(len(self._buffer) + self._transport.get_write_buffer_size())
+        self._resources.hold(len(self._buffer) + self._transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.finish()
@@ -238,25 +236,20 @@ class _Framed(asyncio.Protocol):
 
 
 async def _serve_udp(
-    asked: Header,
-    early: bytes,
-    transport: asyncio.Transport,
-    timeout: float,
-    lookups: Lookups,
-    holding: Holding,
+    asked: Header, early: bytes, transport: asyncio.Transport, resources: Resources
 ) -> None:
-    client = _Framed(transport, holding)
+    client = _Framed(transport, resources)
     target = None
     try:
         target = await dial_udp(
             asked.host,
             asked.port,
-            timeout,
+            resources.timeout,
             client.send,
             client.finish,
             Losses(),
-            lookups,
-            holding.client,
+            resources.lookups,
+            resources.client,
         )
         if transport.is_closing():
             return

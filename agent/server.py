@@ -9,7 +9,7 @@ import sys
 
 from agent.connection import AgentConnection, RefusalLog
 from agent.dial import Lookups
-from agent.legacy import Holding, serve_legacy
+from agent.legacy import Resources, serve_legacy
 from agent.memory import (
     CONNECTION_COST,
     Client,
@@ -183,11 +183,14 @@ class Server:
         self.authenticated(connection)
         self._connections.discard(connection)
         self._legacy.add(transport)
-        holding = Holding(self._legacy_client, reservation, self.buffer)
-        serving = serve_legacy(
-            asked, early, transport, self._settings.connect_timeout, self._lookups, holding
+        resources = Resources(
+            self._legacy_client,
+            reservation,
+            self.buffer,
+            self._lookups,
+            self._settings.connect_timeout,
         )
-        task = self._tasks.create_task(serving)
+        task = self._tasks.create_task(serve_legacy(asked, early, transport, resources))
         task.add_done_callback(lambda _: self._legacy_closed(transport, reservation))
 
     def _legacy_closed(self, transport: asyncio.Transport, reservation: Reservation) -> None:

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from agent.connection import AgentConnection, RefusalLog
 from agent.dial import Lookups
-from agent.legacy import Holding, _Framed
+from agent.legacy import Resources, _Framed
 from agent.memory import Client, MemoryBudget, ReadBuffer
 from agent.sessions import KeptSession, Sessions
 from agent.settings import Settings
@@ -116,7 +116,7 @@ async def _framing(data: bytes) -> None:
         at += 2 + size
     target = _Socket()
     share = Client(MemoryBudget(16 << 20))
-    client = _Framed(Nowhere(), Holding(share, share.reserve(), ReadBuffer()))
+    client = _Framed(Nowhere(), Resources(share, share.reserve(), ReadBuffer(), Lookups(), 5.0))
     client.start(target, pieces[0] if pieces else b"")  # type: ignore[arg-type]
     for piece in pieces[1:]:
         client.data_received(piece)

@@ -1,4 +1,4 @@
-"""Plain mode, against a v0 peer written from the protocol's text."""
+"""Legacy mode, against a v0 peer written from the protocol's text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from agent import legacy as module
-from agent.dial import DialError, dial_tcp
+from agent.dial import DialError, Lookups, dial_tcp
 from agent.memory import Client, MemoryBudget, ReadBuffer
 from agent.udp import dial_udp
 from krelay.wire.errors import ErrorCode
@@ -226,9 +226,9 @@ async def test_udp_to_a_closed_port_ends_the_connection() -> None:
         await rig.until(lambda: not server._legacy)
 
 
-def holding() -> module.Holding:
+def resources() -> module.Resources:
     client = Client(MemoryBudget(1 << 20))
-    return module.Holding(client, client.reserve(), ReadBuffer())
+    return module.Resources(client, client.reserve(), ReadBuffer(), Lookups(), 5.0)
 
 
 async def test_an_idle_udp_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +241,7 @@ async def test_an_idle_udp_connection_ends(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_datagrams_keep_a_udp_connection_open() -> None:
     loop = asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=(pair := socket.socketpair())[0])
-    client = module._Framed(cast(asyncio.Transport, writer.transport), holding())
+    client = module._Framed(cast(asyncio.Transport, writer.transport), resources())
     try:
         first = client._timer
         client._active_at -= module.UDP_IDLE
