@@ -35,7 +35,7 @@ def header(protocol: int, host: str, port: int, *, version: int = 0) -> bytes:
 
 
 def framed(*datagrams: bytes) -> bytes:
-    """Each behind its length, 2 bytes."""
+    """Return datagrams, each after its length (2 bytes)."""
     return b"".join(struct.pack(">H", len(data)) + data for data in datagrams)
 
 
@@ -47,7 +47,7 @@ class LegacyPeer:
         self.writer = writer
 
     async def status(self) -> int:
-        """The one byte that answers the Header; -1 where there is none."""
+        """Return the byte that answers the Header, -1 without one."""
         return (await self.reader.read(1) or b"\xff")[0] if not self.reader.at_eof() else -1
 
     async def datagram(self) -> bytes:
@@ -57,7 +57,7 @@ class LegacyPeer:
 
 @asynccontextmanager
 async def legacy(server: Server, first: bytes) -> AsyncIterator[LegacyPeer]:
-    """A connection to an agent on which `first` is sent."""
+    """Connect to an agent and send `first`."""
     reader, writer = await asyncio.open_connection(*server.address)
     writer.write(first)
     try:
@@ -69,7 +69,7 @@ async def legacy(server: Server, first: bytes) -> AsyncIterator[LegacyPeer]:
 
 
 class Client:
-    """A session's client end, and the tunnel that it has now."""
+    """The client's end of a session, and its present tunnel."""
 
     def __init__(
         self, connection: MuxConnection, welcome: Welcome, tunnel: ClientTunnelProtocol
@@ -92,7 +92,7 @@ class Client:
         await rig.until(lambda: not self.connection.attached)
 
     def leave(self) -> None:
-        """Say good-bye."""
+        """Send GOAWAY."""
         self.connection.close(8)  # type: ignore[arg-type]
 
 
@@ -104,10 +104,10 @@ async def session(
     resume: Resume | None = None,
     connection: MuxConnection | None = None,
 ) -> Client:
-    """A tunnel to `server` for a new session, or for one to resume.
+    """Open a tunnel to `server`, for a new session or one to resume.
 
     Raises:
-        WireError: the agent said no.
+        WireError: the agent refused.
     """
     connection = connection or MuxConnection(Side.CLIENT, "test")
     nonce = secrets.token_bytes(32)

@@ -1,4 +1,4 @@
-"""Every connection begins with a Header; what begins with anything else ends soon."""
+"""A connection begins with a Header; any other beginning closes it. Refusals are logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dialling: real sockets where an answer comes, a patched resolver where none would."""
+"""Dials and lookups, with real sockets and a patched resolver."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ async def scene() -> AsyncIterator[Scene]:
 
 
 class Intruder:
-    """A connection that says what it likes."""
+    """A connection that sends anything."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -203,7 +203,7 @@ class Intruder:
 
 @asynccontextmanager
 async def intruder(server: Server, *, session: bool = True) -> AsyncIterator[Intruder]:
-    """One that reads only when told so."""
+    """A client that reads only on request."""
     reader, writer = await asyncio.open_connection(*server.address)
     try:
         made = Intruder(reader, writer)
@@ -289,7 +289,7 @@ async def test_more_data_than_the_window_ends_the_session() -> None:
 async def test_a_flood_of_streams_that_is_never_acknowledged(
     monkeypatch: pytest.MonkeyPatch, reads: bool
 ) -> None:
-    """The session ends at its limit, with a word to whoever reads."""
+    """The session ends at its limit, with a GOAWAY for a client that reads."""
     monkeypatch.setattr("krelay.wire.session._CONTROL_ROOM", 256 << 10)  # or it takes seconds
     each = Limits().streams - 100  # more at once are refused before anybody is asked
     async with scene() as here, rig.udp_socket() as sock, intruder(here.server) as peer:

@@ -40,7 +40,7 @@ ALLOWED = DEFAULT * 4 // 5
 
 
 class Agent:
-    """An agent in a process of its own."""
+    """An agent in a separate process."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self.port = port
@@ -215,7 +215,7 @@ async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 class Intruder:
-    """A session that says what it likes, and reads only when it wants to."""
+    """A session that sends anything, and reads only on request."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer

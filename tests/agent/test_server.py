@@ -1,4 +1,4 @@
-"""The agent's life: who keeps it, what ends it, and what it says about that."""
+"""The agent's lifetime: what keeps it running, and what ends it."""
 
 from __future__ import annotations
 

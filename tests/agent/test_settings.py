@@ -1,4 +1,4 @@
-"""What the agent is told, and how it says no."""
+"""Settings of the agent from arguments and environment, and its usage errors."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ TCP, UDP = 0, 1
 
 
 class Seen:
-    """A handler that notes what it is told."""
+    """A handler that records its events."""
 
     def __init__(self) -> None:
         self.told: list[object] = []

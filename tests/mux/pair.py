@@ -1,4 +1,4 @@
-"""Two connections with a tunnel between them, over whichever transport a test asks for."""
+"""Two connections with a tunnel between them, over any transport."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WAYS = ["memory", "sockets", "trickle"]
 
 
 class Ear:
-    """A stream's handler that keeps what it is told, and gives credit back at once or not."""
+    """A handler that records its events, and returns credit at once if `greedy`."""
 
     def __init__(self, *, greedy: bool = True) -> None:
         self.stream: MuxStream | None = None
@@ -59,7 +59,7 @@ class Ear:
         self._say("writable")
 
     async def until(self, what: str) -> None:
-        """Wait until it was told this."""
+        """Wait for this event."""
         while what not in self.said:
             await self.changed.wait()
 

@@ -1,4 +1,4 @@
-"""A connection pumps a session over memory, sockets and a trickle alike."""
+"""A connection runs a session over memory, sockets and a trickle."""
 
 from __future__ import annotations
 
@@ -296,7 +296,7 @@ async def test_bytes_for_a_tunnel_that_breaks_reach_no_other() -> None:
 
 
 async def test_a_tunnel_that_takes_no_bytes_pauses_the_connection_on_any_python() -> None:
-    """asyncio's `writelines` (until 3.12.8 and 3.13.1) pauses nobody: no bound for what waits."""
+    """asyncio's `writelines` (until 3.12.8 and 3.13.1) never pauses, so the buffer has no bound."""
     async with pair("sockets") as both:
         transport = both.tunnels[0].transport
         both.tunnels[1].transport.pause_reading()

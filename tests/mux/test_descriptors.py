@@ -65,7 +65,7 @@ def test_a_refused_limit_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_open_files_are_counted(sized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the size of /proc/self/fd, where Linux says it there, or by its entries."""
+    """Both the size of /proc/self/fd and its entries give the count."""
     if sized and not descriptors._sized:
         pytest.skip("not on this system")
     monkeypatch.setattr(descriptors, "_sized", sized)

@@ -1,4 +1,4 @@
-"""What the mux asks of TCP sockets."""
+"""Socket options of relays, and the kernel's count of dropped datagrams."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_a_transport_without_a_socket_is_left_alone() -> None:
 
 
 async def test_options_of_a_closed_connection_are_no_error(macos: None) -> None:
-    """Reset before it was accepted, say: whoever serves it goes on to the next."""
+    """As after a reset before the accept: the server goes on to the next connection."""
     made: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
 
     class Serve(asyncio.Protocol):

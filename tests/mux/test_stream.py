@@ -28,7 +28,7 @@ async def test_calls_on_a_closed_stream_do_nothing() -> None:
 
 
 async def test_many_stalled_streams_queue_little_each() -> None:
-    """While the tunnel is away, every target goes on talking: what is kept is bounded in all."""
+    """While the tunnel is lost, targets go on sending; the queued bytes are bounded in all."""
     async with pair() as both:
         streams = [await both.stream() for _ in range(200)]
         for tunnel in both.tunnels:

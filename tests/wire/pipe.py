@@ -1,4 +1,4 @@
-"""Two sessions joined by a pipe that lags, cuts reads anywhere and loses tunnels; virtual time."""
+"""Two sessions joined by a pipe that lags, splits reads and loses tunnels; virtual time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TARGET = Header(TCP, "10.0.0.1", 80)
 
 
 class End:
-    """A session, and what its layer above has seen of each stream."""
+    """A session, and the events of each of its streams."""
 
     def __init__(self, side: Side, limits: Limits) -> None:
         self.session = Session(side, 0.0, limits)
@@ -36,7 +36,7 @@ class End:
         self.datagrams: list[bytes] = []
 
     def handle(self, events: Sequence[Event]) -> None:
-        """Keep account, and hold that nothing comes after a stream's end."""
+        """Record events, and check that none follows the end of its stream."""
         for event in events:
             if isinstance(event, StreamOpened):
                 self.opened.append(event.stream)
@@ -67,14 +67,14 @@ class Joined:
         self.client = End(Side.CLIENT, limits)
         self.agent = End(Side.AGENT, limits)
         self.ends = (self.client, self.agent)
-        # A move to another tunnel: what the client has claimed, then what the agent has told.
-        self.claimed: int | None = None
+        # A move to another tunnel: the client's count in AUTH, then the agent's in WELCOME.
+        self.resume_from: int | None = None
         self.told: int | None = None
         self.old = bytearray()  # of the agent, on a tunnel that it has left and the client has not
         self.attach()
 
     def attach(self) -> None:
-        """A new tunnel; whatever was under way on the old one is lost."""
+        """Attach a new tunnel; bytes in flight on the old one are lost."""
         self._forget_move()
         counts = [end.session.begin_resume() for end in self.ends]
         for end, theirs in zip(self.ends, reversed(counts), strict=True):
@@ -82,28 +82,28 @@ class Joined:
             end.session.attach(theirs, self.now)
 
     def cut(self) -> None:
-        """The tunnel is gone."""
+        """Lose the tunnel."""
         self._forget_move()
         for end in self.ends:
             end.wire.clear()
             end.session.detach()
 
     def move(self) -> None:
-        """The next step of a session's move to another tunnel: the old one works meanwhile."""
-        if self.claimed is None:
-            self.claimed = self.client.session.begin_resume()
+        """Take the next step of a move to another tunnel, while the old one works."""
+        if self.resume_from is None:
+            self.resume_from = self.client.session.begin_resume()
         elif self.told is None:
             self.told = self.agent.session.received_count
             self.client.wire.clear()
             self.old, self.agent.wire = self.agent.wire, bytearray()
-            self.agent.session.attach(self.claimed, self.now)
+            self.agent.session.attach(self.resume_from, self.now)
         else:
             self.client.wire.clear()
             self.client.session.attach(self.told, self.now)
             self._forget_move()
 
     def _forget_move(self) -> None:
-        self.claimed = self.told = None
+        self.resume_from = self.told = None
         self.old.clear()
 
     def other(self, end: End) -> End:
@@ -111,7 +111,7 @@ class Joined:
         return self.agent if end is self.client else self.client
 
     def flush(self, end: End, limit: int = 1 << 18) -> int:
-        """Put what is due on the wire."""
+        """Write the bytes that are due."""
         buffers = end.session.data_to_send(limit, self.now)
         for buffer in buffers:
             end.wire += buffer
@@ -122,7 +122,7 @@ class Joined:
         """Up to `size` bytes from this end's wire reach the other."""
         wire = end.wire
         if self.told is not None:
-            # The agent reads the new tunnel, where nobody writes yet; the client reads the old one.
+            # The agent reads the new tunnel, which is still silent; the client reads the old one.
             wire = self.old if end is self.agent else bytearray()
         piece = bytes(wire[:size])
         del wire[:size]
@@ -131,7 +131,7 @@ class Joined:
             other.handle(other.session.receive_data(piece, self.now))
 
     def consume(self, end: End) -> None:
-        """The layer above takes all that waits."""
+        """Consume all received bytes."""
         for number, size in list(end.unconsumed.items()):
             stream = end.session.streams.get(number)
             if stream is not None and size:
@@ -139,8 +139,8 @@ class Joined:
             end.unconsumed[number] = 0
 
     def settle(self, rounds: int = 20_000) -> None:
-        """Until nothing moves any more: everything under way arrives and is consumed."""
-        while self.claimed is not None:
+        """Run until every byte in flight has arrived and is consumed."""
+        while self.resume_from is not None:
             self.move()
         quiet = 0
         for _ in range(rounds):

@@ -1,4 +1,4 @@
-"""The handshake: who gets in, who does not, and what is said about it."""
+"""The handshake: which clients and agents are accepted, and the errors of the others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client(
     return made
 
 
-def claim(ours: ClientHandshake, agent: AgentHandshake) -> Auth:
+def auth_of(ours: ClientHandshake, agent: AgentHandshake) -> Auth:
     assert ours.receive_data(agent.hello()) is None
     auth = agent.receive_data(ours.data_to_send())
     assert auth is not None
@@ -43,7 +43,7 @@ def claim(ours: ClientHandshake, agent: AgentHandshake) -> Auth:
 @pytest.mark.parametrize("ask", [Ask.PROOF, Ask.KEY])
 def test_a_client_with_the_key_is_accepted(ask: Ask) -> None:
     ours, agent = client(), AgentHandshake(AGENT, ask)
-    auth = claim(ours, agent)
+    auth = auth_of(ours, agent)
     assert agent.verify(auth, KEY)
     assert not agent.verify(auth, OTHER)
     assert auth.session_id is None
@@ -55,7 +55,7 @@ def test_a_client_with_the_key_is_accepted(ask: Ask) -> None:
 
 def test_an_agent_without_the_key_is_detected() -> None:
     ours, agent = client(), AgentHandshake(AGENT, Ask.PROOF)
-    auth = claim(ours, agent)
+    auth = auth_of(ours, agent)
     with pytest.raises(HandshakeError, match="does not know the key"):
         ours.receive_data(agent.welcome(auth, SESSION, session_key(OTHER, AGENT, CLIENT), 0, 7))
 
@@ -69,13 +69,13 @@ def test_a_client_with_a_key_rejects_an_agent_that_asks_for_none() -> None:
     with pytest.raises(HandshakeError, match="asks for no key"):
         client().receive_data(AgentHandshake(AGENT, Ask.NOTHING).hello())
     ours, agent = client(b""), AgentHandshake(AGENT, Ask.NOTHING)
-    assert agent.verify(claim(ours, agent), b"")
+    assert agent.verify(auth_of(ours, agent), b"")
 
 
 def test_a_session_is_resumed_with_its_own_key() -> None:
     mine = session_key(KEY, b"x" * 32, b"y" * 32)
     ours, agent = client(resume=Resume(SESSION, mine, lambda: 42)), AgentHandshake(AGENT, Ask.PROOF)
-    auth = claim(ours, agent)
+    auth = auth_of(ours, agent)
     assert (auth.session_id, auth.received) == (SESSION, 42)
     assert agent.verify(auth, mine)
     assert not agent.verify(auth, KEY), "the run's key resumes nobody's session"
@@ -85,7 +85,7 @@ def test_a_session_is_resumed_with_its_own_key() -> None:
 
 
 def test_an_auth_cannot_be_replayed() -> None:
-    auth = claim(client(), AgentHandshake(AGENT, Ask.PROOF))
+    auth = auth_of(client(), AgentHandshake(AGENT, Ask.PROOF))
     assert not AgentHandshake(b"b" * 32, Ask.PROOF).verify(auth, KEY)
 
 

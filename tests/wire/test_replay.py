@@ -72,25 +72,25 @@ def test_an_aborted_resume_acknowledges_everything_again() -> None:
     assert came.count == 2
 
 
-@given(st.lists(st.sampled_from(["frame", "claim", "withdraw", "move"])))
+@given(st.lists(st.sampled_from(["frame", "begin", "abort", "resumed"])))
 def test_a_count_never_falls_and_no_acknowledgement_passes_the_resume_point(
     steps: list[str],
 ) -> None:
-    """Whatever happens: what the peer is told is less than the count, and less than a claim that
-    may yet be used, so that it keeps what it will be asked for."""
-    came, claimed, counts = ReceiveCounter(), None, [0]
+    """At any time an ACK is at most the count, and at most a resume point that may yet be used, so
+    that the peer keeps the frames that it will have to repeat."""
+    came, resume_from, counts = ReceiveCounter(), None, [0]
     for step in steps:
         if step == "frame":
             came.accept_frame()
-        elif step == "claim":
-            claimed = came.begin_resume()
-        elif step == "withdraw":
+        elif step == "begin":
+            resume_from = came.begin_resume()
+        elif step == "abort":
             came.abort_resume()
-            claimed = None
+            resume_from = None
         else:
             came.resumed()
-            claimed = None
+            resume_from = None
         counts.append(came.count)
         assert came.acknowledged <= came.count
-        assert claimed is None or came.acknowledged <= claimed
+        assert resume_from is None or came.acknowledged <= resume_from
     assert counts == sorted(counts)
