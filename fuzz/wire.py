@@ -255,7 +255,7 @@ class _End:
         assert windows <= _LIMITS.windows + len(live) * INITIAL_WINDOW
         for number, stream in live.items():
             assert self.held.get(number, 0) <= stream.window.size
-            assert stream.queued == sum(map(len, stream.queue))
+            assert stream.queued == sum(map(len, stream.queue)) - stream.taken
 
     def close(self) -> None:
         self.handle(self.session.close(ErrorCode.PROTOCOL))
