@@ -85,6 +85,7 @@ async def test_status_fails_if_no_krelay_runs(file: Path) -> None:
         await shown(file)
 
 
+@pytest.mark.process
 async def test_status_watch_prints_json_lines_over_the_end_of_krelay_until_ctrl_c(
     file: Path,
 ) -> None:
@@ -112,6 +113,7 @@ async def test_status_watch_prints_json_lines_over_the_end_of_krelay_until_ctrl_
             await process.communicate()
 
 
+@pytest.mark.process
 async def test_status_watch_repaints_the_table_on_a_terminal(file: Path) -> None:
     sent = 0
 

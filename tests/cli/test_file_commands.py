@@ -160,6 +160,7 @@ def test_plan_and_reload_require_a_valid_file(
         assert krelay(command) == 2
 
 
+@pytest.mark.process
 async def test_plan_and_reload_of_a_running_krelay_show_and_apply_an_edit(tmp_path: Path) -> None:
     file = tmp_path / "krelay.yaml"
     async with rig.tcp_target(rig.echo) as a, rig.tcp_target(rig.echo) as b:
