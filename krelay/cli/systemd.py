@@ -95,7 +95,7 @@ def _status_line(snapshot: Snapshot) -> str:
     active = [forward for forward in snapshot.forwards if forward.state is not State.DRAINING]
     line = f"{sum(map(is_ready, active))} of {len(active)} forwards ready"
     error = snapshot.file.error
-    return f"{line}; not as the file says: {error['message']}" if error else line
+    return f"{line}; out of sync with the file: {error['message']}" if error else line
 
 
 class Notifier:

@@ -120,4 +120,4 @@ class Reloader:
 
     def _refuse(self, error: KrelayError) -> None:
         if self._supervisor.refuse(error):
-            logger.error("%s", "\n".join([*error.report(), "what ran before stays"]))
+            logger.error("%s", "\n".join([*error.report(), "the active config stays"]))

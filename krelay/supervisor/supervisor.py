@@ -151,7 +151,7 @@ class Supervisor:
         """Request that `config` becomes active, in the place of any config requested before."""
         self.files = config.files
         if self._refused is not None:
-            logger.info("%s is right again", config.path)
+            logger.info("%s is valid again", config.path)
             self._refused = None
         if config == self._request.config and not self._request.done.is_set():
             return self._request
@@ -352,7 +352,7 @@ class Supervisor:
                 self._failed += request.failure is None
                 request.failure = exc
                 if failures.is_new(exc):
-                    logger.error("not applied, what ran before stays: %s", exc.line())
+                    logger.error("not applied, the active config stays: %s", exc.line())
                     self.bus.publish(ConfigNotApplied(exc))
                 delay = _RETRY_FIRST + backoff.delay()
             except Exception as exc:

@@ -65,7 +65,7 @@ async def test_the_manager_follows_a_run_from_start_to_end(manager: Manager, fil
 
             await asyncio.to_thread(file.write_text, "targets: [\n")
             await reloaded(manager)
-            assert manager.status.startswith("2 of 2 forwards ready; not as the file says: ")
+            assert manager.status.startswith("2 of 2 forwards ready; out of sync with the file: ")
 
             await manager.alive()
             krelay.process.send_signal(signal.SIGTERM)
@@ -82,7 +82,7 @@ async def test_an_invalid_file_ends_the_reload(manager: Manager, file: Path) -> 
             await asyncio.to_thread(file.write_text, "targets: [\n")
             krelay.process.send_signal(signal.SIGHUP)
             await reloaded(manager)
-            assert "not as the file says" in manager.status
+            assert "out of sync with the file" in manager.status
             await asyncio.to_thread(file.write_text, right)
             krelay.process.send_signal(signal.SIGHUP)
             await reloaded(manager)

@@ -91,7 +91,7 @@ def test_an_edit_is_followed_as_it_is_saved(edited: Edited) -> None:
         krelay.wait_log("web: re-routed svc/web:80 -> svc/bare:80 (krelay.yaml changed,")
         krelay.wait_log(f"more: added 127.0.0.1:{two} -> pod/solo:8000 (krelay.yaml changed,")
         edited.file.write_text("targets: {web: nothing")
-        krelay.wait_log("what ran before stays")
+        krelay.wait_log("the active config stays")
         assert pod(one) == b"solo\n"
         edited.save(f"more: pod/solo {two}:8000")
         krelay.wait_log("web: removed")
@@ -200,7 +200,7 @@ def test_an_agent_that_cannot_start_leaves_all_as_it_was(edited: Edited, namespa
     with running(edited, f"web: svc/web {one}:80", more=more) as krelay:
         wrong = more.replace("}", ", image: 'nowhere.invalid/none:1'}")
         edited.save(f"web: pod/solo {one}:8000", more=wrong)
-        krelay.wait_log("not applied, what ran before stays")
+        krelay.wait_log("not applied, the active config stays")
         assert pod(one).startswith(b"web-")
         kit.eventually(lambda: len(kit.agents(place)) == 2, "the former agent alone")
         edited.save(f"web: pod/solo {one}:8000", more=more)

@@ -96,7 +96,7 @@ async def run(*args: str, cwd: Path = ROOT, stdin: bytes | None = None, **enviro
 # Each command is a process of its own, forked from one that has imported krelay.
 _EACH = """
 import json, os, sys
-from krelay.cli import check, main, plan, up
+from krelay.cli import client_commands, file_commands, main, up
 for number, args in enumerate(json.loads(sys.argv[2])):
     child = os.fork()
     if not child:

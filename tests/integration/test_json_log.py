@@ -63,7 +63,7 @@ async def test_a_life(verbose: tuple[str, ...], tmp_path: Path) -> None:
                 port = int(where.rpartition(":")[2])
                 await rig.until(lambda: said("no: failed"))
                 await asyncio.to_thread(file.write_text, "apiVersion: krelay/v1\ntargets: [\n")
-                await rig.until(lambda: said("what ran before stays"))
+                await rig.until(lambda: said("the active config stays"))
                 await asyncio.to_thread(file.write_text, document({**first, "b": first["web"]}))
                 await rig.until(lambda: len(out) >= 3)
                 async with rig.connect(port) as (reader, writer):

@@ -53,7 +53,7 @@ async def test_embedded_with_a_cluster_s_target(tmp_path: Path) -> None:
     file = await write(tmp_path, text)
     done = await run("up", "--embedded", "-f", file)
     assert (done.code, done.out) == (2, "")
-    assert f"{file}:3:3: target `web`: svc/web needs a cluster" in done.err
+    assert f"{file}:3:3: `svc/web` is in a cluster, but the agent is embedded" in done.err
 
 
 async def test_only_the_ports_in_use_are_left(tmp_path: Path) -> None:

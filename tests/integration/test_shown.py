@@ -194,7 +194,7 @@ async def test_an_edit_and_those_who_ask_about_it(tmp_path: Path) -> None:
         async with up(file, {"web": f"ip/127.0.0.1 :{target}"}) as krelay:
             broken = document({"web": f"ip/127.0.0.1 :{target}", "b": json.dumps(EVIL)})
             await asyncio.to_thread(file.write_text, broken)
-            await krelay.said("what ran before stays")
+            await krelay.said("the active config stays")
             for command in (
                 ("status",),
                 ("status", "--output", "wide"),

@@ -335,7 +335,7 @@ async def test_an_edit_whose_agent_cannot_start_is_retried_and_changes_nothing_m
             drift = w.supervisor.out_of_sync
             assert drift is not None
             assert str(drift.error) == "no image"
-            assert "not applied, what ran before stays: no image; hint: build one" in caplog.text
+            assert "not applied, the active config stays: no image; hint: build one" in caplog.text
             monkeypatch.setattr(FakeAgent, "start", real)
             await rig.until(lambda: set(w.listening) == {"one", "two"})
             await rig.until(lambda: w.supervisor.out_of_sync is None)

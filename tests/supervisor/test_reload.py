@@ -40,13 +40,13 @@ async def test_an_invalid_file_is_logged_once_and_changes_nothing(
                     await w.edit(wrong)
             (record,) = caplog.records
             assert str(w.file) in record.message
-            assert record.message.endswith("problem\nwhat ran before stays")
+            assert record.message.endswith("problem\nthe active config stays")
             assert w.port("one") == before
         caplog.clear()
         w.file.unlink()
         with pytest.raises(UsageError, match="cannot read"):
             await w.reloader.reload("it is gone")
-        assert "what ran before stays" in caplog.text
+        assert "the active config stays" in caplog.text
         assert w.port("one") == before
         await w.edit(text(f"one: {HOST} :{a}"))
         assert w.supervisor.out_of_sync is None
