@@ -1,3 +1,3 @@
-"""Control stage 3, what runs: Configs -> forwards, watches and agents; owns every lifetime."""
+"""Make a config run: forwards, watchers and agents, through every edit until the end."""
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from krelay.errors import (
 from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
 from krelay.net.api_access import ApiAccess
 from krelay.state.bus import EventBus
+from krelay.state.events import AgentProgress, PublicEvent
 from krelay.tasks import TaskGroup
 from krelay.transport.portforward import open_portforward
 from krelay.transport.upgrade import UnauthorizedError
@@ -46,8 +47,10 @@ EMBEDDED = GroupSpec(None, None, AgentConfig(embedded=True))
 
 
 @asynccontextmanager
-async def embedded(*, start: bool = True) -> AsyncIterator[SubprocessAgent]:
-    agent = SubprocessAgent(EMBEDDED, rig.KEY, EventBus())
+async def embedded(
+    *, start: bool = True, bus: EventBus | None = None
+) -> AsyncIterator[SubprocessAgent]:
+    agent = SubprocessAgent(EMBEDDED, rig.KEY, bus or EventBus())
     try:
         if start:
             await agent.start()
@@ -110,6 +113,30 @@ async def test_an_embedded_agent_that_died_is_replaced() -> None:
         assert process(agent) is not first
         (await agent.dial(asyncio.Protocol())).abort()
         await asyncio.sleep(0)
+
+
+@pytest.mark.process
+async def test_the_life_of_an_embedded_agent_is_published() -> None:
+    bus = EventBus()
+    with bus.subscribe() as events:
+        async with embedded(bus=bus) as agent:
+            first = process(agent)
+            before = agent.where
+            os.kill(first.pid, signal.SIGKILL)
+            await first.wait()
+            with pytest.raises(PodGoneError):
+                await agent.dial(asyncio.Protocol())
+            after = agent.where
+        found = await events.batch()
+    assert [event for event in found if isinstance(event, AgentProgress)] == [
+        AgentProgress(None, f"embedded, {where}") for where in (before, after)
+    ]
+    assert [event.text for event in found if isinstance(event, PublicEvent)] == [
+        f"agent runs: {before}",
+        "agent lost: the embedded agent ended with -9",
+        f"agent runs: {after}",
+    ]
+    assert found[2].details == {"context": None, "where": before}
 
 
 @pytest.mark.process
@@ -296,8 +323,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 @asynccontextmanager
-async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
-    """A agent whose tasks end with it."""
+async def reaching(cluster: Cluster, bus: EventBus | None = None) -> AsyncIterator[JobAgent]:
+    """An agent whose tasks end with it."""
     async with TaskGroup() as tasks:
         spec = GroupSpec(
             None,
@@ -308,7 +335,7 @@ async def reaching(cluster: Cluster) -> AsyncIterator[JobAgent]:
             session=SessionConfig(resume_timeout=60.0),
         )
         api: Any = cluster
-        agent = JobAgent(api, spec, rig.KEY, tasks, EventBus())
+        agent = JobAgent(api, spec, rig.KEY, tasks, bus or EventBus())
         try:
             yield agent
         finally:
@@ -448,6 +475,21 @@ async def test_a_pod_that_the_watch_finds_gone_is_removed_and_replaced(
         await agent.dial(asyncio.Protocol())
         assert cluster.asked[-1][2]["pod"] == "pod-2"
     assert "agent: pod-1 was evicted" in caplog.text
+
+
+async def test_the_life_of_a_pod_is_published(cluster: Cluster) -> None:
+    bus = EventBus()
+    with bus.subscribe() as events:
+        async with reaching(cluster, bus) as agent:
+            await agent.start()
+            await agent.abandon("not reached for ages")
+        found = await events.batch()
+    steps = [event.step for event in found if isinstance(event, AgentProgress)]
+    assert steps == ["pulling the image", "pod relays/pod-1 runs"]
+    assert [event.text for event in found if isinstance(event, PublicEvent)] == [
+        "agent runs: relays/pod-1",
+        "agent lost: not reached for ages",
+    ]
 
 
 async def test_an_abandoned_pod_is_removed_and_replaced(cluster: Cluster) -> None:
