@@ -144,6 +144,13 @@ def _items(node: Node | None) -> list[Node]:
     return node.value if node is not None and isinstance(node.value, list) else []
 
 
+def _named(node: Node | None) -> Iterator[tuple[str, tuple[int, int], Node]]:
+    """Yield the name, place and value of each entry of a mapping that may be missing."""
+    if node is not None and isinstance(node.value, dict):
+        for name, value in node.value.items():
+            yield name, node.keys[name], value
+
+
 class _Builder:
     def __init__(self, root: Section, path: str, files: Files) -> None:
         self._root = root
@@ -219,19 +226,17 @@ class _Builder:
         return patch
 
     def _targets(self, defaults: dict[str, Any]) -> Iterator[Target]:
-        given = self._root.get("targets")
-        for name, node in _section(given).items():
-            assert given is not None
+        for name, place, node in _named(self._root.get("targets")):
             line, places, own = (
                 self._short(node) if isinstance(node.value, str) else self._long(_section(node))
             )
             if line is None:
                 continue
             fields: dict[str, Any] = {**defaults, **own}
-            target = target_of(line, name=name, place=given.keys[name], file=self._path, **fields)
+            target = target_of(line, name=name, place=place, file=self._path, **fields)
             self._addresses += [
-                ListenAddress(target, port, *place)
-                for port, place in zip(line.ports, places, strict=True)
+                ListenAddress(target, port, *at)
+                for port, at in zip(line.ports, places, strict=True)
             ]
             yield target
             if len(self._addresses) > MAX_FORWARDS:
@@ -290,9 +295,7 @@ class _Builder:
         )
 
     def _proxies(self, defaults: dict[str, Any]) -> Iterator[Target]:
-        given = self._root.get("proxies")
-        for name, node in given.value.items() if given and isinstance(given.value, dict) else ():
-            assert given is not None
+        for name, (line, column), node in _named(self._root.get("proxies")):
             entry = _section(node)
             fields = self._fields(entry, _PROXY)
             texts = {key: entry[key].plain() for key in ("username", "password") if key in entry}
@@ -303,7 +306,6 @@ class _Builder:
                 other = "password" if key == "username" else "username"
                 message = f"`{key}` without `{other}`"
                 self._problems.append(Problem(*node.keys[key], message, "write both, or neither"))
-            line, column = given.keys[name]
             target = proxy_target(
                 name,
                 fields.pop("port", PROXY_PORT),

@@ -40,7 +40,11 @@ _WORDS = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_ALIASES = "an alias counts as its anchor's value, a variable as its text"
+_TOO_MANY = (f"more than {MAX_NODES} values or {MAX_DEPTH} levels",)
+_TOO_LONG = (
+    f"more than {MAX_TEXT >> 20} MiB of text",
+    "an alias counts as its anchor's value, a variable as its text",
+)
 _PREFIX = "tag:yaml.org,2002:"
 
 Scalar = None | bool | int | float | str
@@ -123,8 +127,7 @@ class _Composer:
             if isinstance(event, events.DocumentStartEvent):
                 if root is not None:
                     hint = "a file has one document; remove this `---`"
-                    self._problem(event, "a second document", hint)
-                    raise _Stop
+                    self._stop(event, "a second document", hint)
                 root = self._node(next(self._events))
         if root is not None and root.value is None:
             return None
@@ -145,6 +148,10 @@ class _Composer:
     def _problem(self, event: Any, message: str, hint: str | None = None) -> None:
         self._add(Problem(*_place(event), message, hint))
 
+    def _stop(self, event: Any, message: str, hint: str | None = None) -> NoReturn:
+        self._problem(event, message, hint)
+        raise _Stop
+
     def _add(self, problem: Problem) -> None:
         self.problems.append(problem)
         if len(self.problems) > MAX_ERRORS:
@@ -159,11 +166,10 @@ class _Composer:
             self._anchors[event.anchor] = None
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            self._problem(event, f"nested more than {MAX_DEPTH} levels deep")
-            raise _Stop
+            self._stop(event, f"nested more than {MAX_DEPTH} levels deep")
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            self._too_much(event)
+            self._stop(event, *_TOO_MANY)
         if isinstance(event, events.ScalarEvent):
             node = self._scalar(event)
         elif isinstance(event, events.SequenceStartEvent):
@@ -185,8 +191,7 @@ class _Composer:
             return Node(*_place(event), None, broken=True)
         node = self._anchors[event.anchor]
         if node is None:
-            self._problem(event, f"{name} refers to a value that contains it")
-            raise _Stop
+            self._stop(event, f"{name} refers to a value that contains it")
         if self._hidden:
             _hide(node)
         return node
@@ -196,8 +201,12 @@ class _Composer:
         return else_ if self._hidden else before + quote(text)
 
     def _sequence(self, event: Any) -> Node:
+        from yaml import events
+
         self._check_tag(event, "seq")
-        items = list(self._children())
+        items: list[Node] = []
+        while not isinstance(item := next(self._events), events.CollectionEndEvent):
+            items.append(self._node(item))
         return self._collection(event, items)
 
     def _mapping(self, event: Any) -> Node:
@@ -225,17 +234,11 @@ class _Composer:
             # Copying keys costs time even if they are dropped.
             self._merged += len(source.value)
             if self._merged > MAX_NODES:
-                self._too_much(event)
+                self._stop(event, *_TOO_MANY)
             for key, value in source.value.items():
                 if key not in entries:
                     entries[key], keys[key] = value, source.keys[key]
         return self._collection(event, entries, keys, broken=broken)
-
-    def _children(self) -> Iterator[Node]:
-        from yaml import events
-
-        while not isinstance(event := next(self._events), events.CollectionEndEvent):
-            yield self._node(event)
 
     def _keys(self) -> Iterator[tuple[Any, str | None]]:
         """Yield each key of the open mapping as text, whatever type YAML would give it."""
@@ -270,9 +273,9 @@ class _Composer:
         height = 1 + max((node.height for node in below), default=0)
         text = sum(node.text for node in below) + sum(map(len, keys or ()))
         if size > MAX_NODES or height > MAX_DEPTH:
-            self._too_much(event)
+            self._stop(event, *_TOO_MANY)
         if text > MAX_TEXT:
-            self._too_long(event)
+            self._stop(event, *_TOO_LONG)
         return Node(
             *_place(event),
             value,
@@ -283,14 +286,6 @@ class _Composer:
             broken=broken,
             secret=bool(self._hidden),
         )
-
-    def _too_long(self, event: Any) -> NoReturn:
-        self._problem(event, f"more than {MAX_TEXT >> 20} MiB of text", _ALIASES)
-        raise _Stop
-
-    def _too_much(self, event: Any) -> NoReturn:
-        self._problem(event, f"more than {MAX_NODES} values or {MAX_DEPTH} levels")
-        raise _Stop
 
     def _check_tag(self, event: Any, *allowed: str) -> None:
         tag = event.tag
@@ -314,7 +309,7 @@ class _Composer:
         text, errors = expand(event.value, self._environ, hidden=bool(self._hidden))
         self._length += len(text)
         if self._length > MAX_TEXT:
-            self._too_long(event)
+            self._stop(event, *_TOO_LONG)
         for error in errors[:MAX_ERRORS]:
             offset = 0 if inside is None else error.offset + quotes
             self._add(Problem(line, column + offset, error.message, error.hint))
