@@ -11,8 +11,8 @@ import json
 import logging
 import math
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -27,6 +27,9 @@ from krelay.errors import AccessDeniedError, ClusterError, MalformedError, Unrea
 from krelay.net.api_access import ApiAccess
 
 logger = logging.getLogger("krelay.cluster")
+
+Lines = AsyncIterator[list[bytes]]
+"""Lines without their line ends, in batches as they arrive."""
 
 REQUEST_DEADLINE = 30.0
 MAX_LINE = 4 << 20
@@ -129,7 +132,7 @@ class Api:
     async def stream(
         self, path: str, *, silence: float = 90.0, total: float | None = None, **query: str
     ) -> AsyncIterator[Lines]:
-        """Open a watch (or a log) and yield its lines, in batches as they arrive.
+        """Open a watch (or a log) and yield its lines.
 
         `silence` and `total` are deadlines in seconds for one batch and for the whole. Either one
         ends the iteration, as the server may. Raises any ClusterError.
@@ -141,9 +144,36 @@ class Api:
             raise exc.to_cluster_error(self.where) from exc
         try:
             http.keep_alive(response)
-            yield Lines(response, access, self.where, silence, until)
+            async with aclosing(self._read_lines(response, access, silence, until)) as lines:
+                yield lines
         finally:
             response.close()
+
+    async def _read_lines(
+        self, response: aiohttp.ClientResponse, access: ApiAccess, silence: float, until: float
+    ) -> AsyncGenerator[list[bytes]]:
+        loop = asyncio.get_running_loop()
+        rest = bytearray()
+        while True:
+            try:
+                with http.translated_errors(access, self.where):
+                    async with asyncio.timeout_at(min(loop.time() + silence, until)):
+                        chunk = await response.content.readany()
+            except UnreachableError as exc:
+                if isinstance(exc.__cause__, TimeoutError):
+                    return  # a silent server may be healthy; the next request finds out
+                raise
+            rest += chunk
+            if not chunk:
+                if rest:
+                    yield [bytes(rest)]
+                return
+            if b"\n" in chunk:
+                *lines, tail = bytes(rest).split(b"\n")
+                rest = bytearray(tail)
+                yield lines
+            elif len(rest) > MAX_LINE:
+                raise ClusterError(f"a line of more than {MAX_LINE} bytes ({self.where})")
 
     async def _request(
         self,
@@ -214,53 +244,6 @@ class Api:
         if socks not in self._sessions:
             self._sessions[socks] = http.session(socks)
         return self._sessions[socks]
-
-
-class Lines:
-    """The lines of one answer, in batches, without their line ends."""
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        access: ApiAccess,
-        where: str,
-        silence: float,
-        until: float,
-    ) -> None:
-        self._response = response
-        self._access = access
-        self._where = where
-        self._silence = silence
-        self._until = until
-        self._rest = bytearray()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[bytes]:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                with http.translated_errors(self._access, self._where):
-                    async with asyncio.timeout_at(min(loop.time() + self._silence, self._until)):
-                        chunk = await self._response.content.readany()
-            except UnreachableError as exc:
-                if isinstance(exc.__cause__, TimeoutError):
-                    # A silent server may be healthy; the next request finds out.
-                    raise StopAsyncIteration from exc
-                raise
-            self._rest += chunk
-            if not chunk:
-                last, self._rest = bytes(self._rest), bytearray()
-                if not last:
-                    raise StopAsyncIteration
-                return [last]
-            if b"\n" in chunk:
-                *lines, rest = bytes(self._rest).split(b"\n")
-                self._rest = bytearray(rest)
-                return lines
-            if len(self._rest) > MAX_LINE:
-                raise ClusterError(f"a line of more than {MAX_LINE} bytes ({self._where})")
 
 
 def _parse_object(body: bytes, where: str) -> dict[str, Any]:
