@@ -131,17 +131,16 @@ class Credentials:
     async def _context(self, login: Login, certificate: bytes | None) -> ssl.SSLContext | None:
         if not _secure(login):
             return None
-        ca = await in_thread(
-            lambda: read_pem(login.cluster, "certificate-authority"), UnreachableError
-        )
         verify = not login.cluster.get("insecure-skip-tls-verify")
-        made_of = (ca, certificate, verify)
-        if self._tls is None or self._tls[0] != made_of:
-            context = await in_thread(
-                lambda: tls_context(ca, certificate, verify=verify), UnreachableError
-            )
-            self._tls = (made_of, context)
-        return self._tls[1]
+
+        def build() -> ssl.SSLContext:
+            ca = read_pem(login.cluster, "certificate-authority")
+            parts = (ca, certificate, verify)
+            if self._tls is None or self._tls[0] != parts:
+                self._tls = parts, tls_context(ca, certificate, verify=verify)
+            return self._tls[1]
+
+        return await in_thread(build, UnreachableError)
 
 
 def _secure(login: Login) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -82,10 +83,11 @@ class Oidc:
         self._refresh_token = answer.get("refresh_token") or self._refresh_token
 
     async def _refresh_at(self, issuer: str) -> Mapping[str, Any]:
-        ca = await in_thread(
-            lambda: read_pem(self._config, "idp-certificate-authority"), UnreachableError
-        )
-        context = await in_thread(lambda: tls_context(ca, None, verify=True), UnreachableError)
+        def build() -> ssl.SSLContext:
+            ca = read_pem(self._config, "idp-certificate-authority")
+            return tls_context(ca, None, verify=True)
+
+        context = await in_thread(build, UnreachableError)
         connector = aiohttp.TCPConnector(ssl=context)
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
             url = f"{issuer}/.well-known/openid-configuration"
