@@ -230,7 +230,7 @@ class Api:
                     async with response:
                         error = StatusError(
                             response.status,
-                            await http.read_start_of_body(response, http.MAX_ERROR),
+                            await http.read_body(response, http.MAX_ERROR, truncate=True),
                             _seconds(response.headers.get("Retry-After")),
                         )
             if error.code == 401:

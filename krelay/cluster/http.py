@@ -115,26 +115,20 @@ def keep_alive(response: aiohttp.ClientResponse) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-async def read_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return the whole body.
+async def read_body(
+    response: aiohttp.ClientResponse, limit: int, *, truncate: bool = False
+) -> bytes:
+    """Return the body, or with `truncate` at most its first `limit` bytes.
 
     Raises:
-        ClusterError: it is longer than `limit` bytes.
+        ClusterError: the body is longer than `limit` bytes.
     """
     kept = bytearray()
     async for chunk in response.content.iter_any():
         kept += chunk
         if len(kept) > limit:
-            raise ClusterError(f"an answer of more than {limit} bytes from {response.host}")
-    return bytes(kept)
-
-
-async def read_start_of_body(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """Return at most `limit` bytes of the body; close the connection if there are more."""
-    kept = bytearray()
-    async for chunk in response.content.iter_any():
-        kept += chunk
-        if len(kept) > limit:
+            if not truncate:
+                raise ClusterError(f"an answer of more than {limit} bytes from {response.host}")
             response.close()
             break
     return bytes(kept[:limit])

@@ -125,7 +125,9 @@ class Oidc:
             **request,
         ) as response:
             if response.status != 200:
-                said = page_words(await http.read_start_of_body(response, http.MAX_ERROR), _SHOWN)
+                said = page_words(
+                    await http.read_body(response, http.MAX_ERROR, truncate=True), _SHOWN
+                )
                 raise CredentialsError(f"oidc: {url} says {response.status}: {said}", hint=_HINT)
             try:
                 body = await http.read_body(response, MAX_ANSWER)
