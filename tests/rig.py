@@ -51,13 +51,13 @@ async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> As
             try:
                 await serve(reader, writer)
             except OSError as exc:
-                # Its peer has gone. An end that is said to nobody is ENOTCONN, no ConnectionError.
+                # Its peer has gone. Ending such a connection is ENOTCONN, no ConnectionError.
                 if not isinstance(exc, ConnectionError) and exc.errno != errno.ENOTCONN:
                     raise
             finally:
                 writer.transport.abort() if writer.is_closing() else writer.close()
             with suppress(ConnectionError):
-                # A connection that was reset keeps that for whoever asks.
+                # A connection that was reset raises that here.
                 await writer.wait_closed()
 
         def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -194,7 +194,7 @@ async def recv(sock: socket.socket, size: int = 1 << 16) -> bytes:
 
 @asynccontextmanager
 async def agent(**settings: Any) -> AsyncIterator[Server]:
-    """An agent in this process, on a free port, with KEY unless told otherwise."""
+    """An agent in this process, on a free port, with KEY unless `settings` say otherwise."""
     server = Server(Settings(**{"port": 0, "key": KEY, **settings}))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(server.run())

@@ -23,7 +23,7 @@ from tests.fakes import MemoryTransport
 
 class FaultyTransport(MemoryTransport):
     """One end of a tunnel. Besides what its base does: `rate` bounds what passes, in bytes per
-    second, and what ends while `choked` ends here alone, since nobody tells the other end."""
+    second, and what ends while `choked` ends here alone, and the other end does not learn of it."""
 
     rate = math.inf
 

@@ -29,7 +29,7 @@ SHUT = NotListeningError("not yet")
 async def test_an_agent_out_of_reach_for_the_grace_is_abandoned_once() -> None:
     health, link = made()
     await health.abandon_if_lost(SHUT)
-    assert not link.abandoned  # nobody has tried
+    assert not link.abandoned  # no tunnel has tried
     health.attempt_failed(SHUT)
     await health.abandon_if_lost(SHUT)
     await health.abandon_if_lost(SHUT)  # another tunnel's: by now there may be another agent

@@ -233,9 +233,9 @@ async def test_a_lost_agent_resets_its_streams_and_is_dialled_again(
                 await reader.read()
         await rig.until(lambda: not p.pool.pick())
         async with asyncio.TaskGroup() as tasks:
-            parked = tasks.create_task(rig.exchange(port, b"y"))
+            waiting = tasks.create_task(rig.exchange(port, b"y"))
             p.gone = False
-        assert parked.result() == b"y"
+        assert waiting.result() == b"y"
 
 
 async def test_a_dial_that_fails_is_tried_once_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -279,18 +279,18 @@ async def test_a_bug_in_a_dial_costs_one_stream(caplog: pytest.LogCaptureFixture
 # -- a stream by itself ------------------------------------------------------------------------
 
 
-class Told:
-    """A handler that keeps what it is told."""
+class Recorder:
+    """A handler that keeps its events."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.events: list[object] = []
 
     def __getattr__(self, name: str) -> object:
         if not name.startswith("on_"):
             raise AttributeError(name)
 
         def note(*args: object) -> None:
-            self.told.append((name[3:], *args))
+            self.events.append((name[3:], *args))
 
         return note
 
@@ -301,7 +301,7 @@ async def test_a_handler_that_fails_costs_one_stream(
     async def shut(protocol: asyncio.Protocol) -> asyncio.Transport:
         raise TunnelError("shut")
 
-    class Broken(Told):
+    class Broken(Recorder):
         def on_refused(self, *_: object) -> None:
             raise ZeroDivisionError
 
@@ -310,11 +310,11 @@ async def test_a_handler_that_fails_costs_one_stream(
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(tunnels.run())
         await asyncio.sleep(0)
-        other = Told()
+        other = Recorder()
         tunnels.open(asked, Broken())  # type: ignore[arg-type]
         tunnels.open(asked, other)  # type: ignore[arg-type]
         await rig.until(lambda: not tunnels.streams)
-        assert other.told == [("refused", ErrorCode.GOING_AWAY, "shut")]
+        assert other.events == [("refused", ErrorCode.GOING_AWAY, "shut")]
         assert not running.done()
         tunnels._lost.set_result(PodGoneError("gone"))
     assert "ZeroDivisionError" in caplog.text
@@ -330,28 +330,28 @@ async def test_a_legacy_carrier_refuses_what_exceeds_its_limits(
     tunnels = made(never)
     asked = Header(0, rig.HOST, 1)
     with pytest.raises(ProtocolError, match="the agent is gone"):
-        tunnels.open(asked, Told())  # type: ignore[arg-type]
+        tunnels.open(asked, Recorder())  # type: ignore[arg-type]
     monkeypatch.setattr(module, "MAX_STREAMS", 2)
     monkeypatch.setattr(module, "_MAX_WAITING", 10)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(tunnels.run())
         await asyncio.sleep(0)
         with pytest.raises(ValueError, match="a port"):
-            tunnels.open(Header(0, rig.HOST, 70_000), Told())  # type: ignore[arg-type]
-        seen = [Told(), Told()]
-        one, two = (tunnels.open(asked, told) for told in seen)  # type: ignore[arg-type]
+            tunnels.open(Header(0, rig.HOST, 70_000), Recorder())  # type: ignore[arg-type]
+        seen = [Recorder(), Recorder()]
+        one, two = (tunnels.open(asked, recorder) for recorder in seen)  # type: ignore[arg-type]
         with pytest.raises(ProtocolError, match="2 streams are open"):
-            tunnels.open(asked, Told())  # type: ignore[arg-type]
+            tunnels.open(asked, Recorder())  # type: ignore[arg-type]
         assert one.datagram(b"12345")
         assert not one.datagram(b"12345")
         assert two.write(b"x")
         assert not two.write(bytes(1 << 20))
         assert repr(one) == "<LegacyStream 127.0.0.1:1>"
         one.reset()
-        assert seen[0].told == []
+        assert seen[0].events == []
         tunnels._lost.set_result(PodGoneError("gone"))
     assert str(running.result()) == "gone"
-    assert seen[1].told == [("reset", ErrorCode.RESET)]
+    assert seen[1].events == [("reset", ErrorCode.RESET)]
     assert not tunnels.streams
 
 
@@ -370,39 +370,39 @@ async def test_writing_on_after_the_end_is_a_reset() -> None:
         assert isinstance(tunnels, LegacyTunnels)
         async with rig.tcp_target(rig.hold) as target:
             for end in ("write", "end"):
-                told = Told()
-                stream = tunnels.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
-                await rig.until(lambda told=told: told.told == [("accepted",)])
+                recorder = Recorder()
+                stream = tunnels.open(Header(0, rig.HOST, target), recorder)  # type: ignore[arg-type]
+                await rig.until(lambda recorder=recorder: recorder.events == [("accepted",)])
                 # As a port-forward ends: both ways at once.
                 lose(stream, EndedError("the agent ended the connection"))
-                assert told.told[1:] == [("end",)]
+                assert recorder.events[1:] == [("end",)]
                 if end == "write":
                     assert stream.write(b"x")
-                    await rig.until(lambda told=told: len(told.told) == 3)
-                    assert told.told[2] == ("reset", ErrorCode.RESET)
+                    await rig.until(lambda recorder=recorder: len(recorder.events) == 3)
+                    assert recorder.events[2] == ("reset", ErrorCode.RESET)
                 else:
                     stream.end()
-                    assert len(told.told) == 2
+                    assert len(recorder.events) == 2
             assert not tunnels.streams
 
 
 async def test_a_stream_without_an_answer_is_refused() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as silent:
         p._port = silent
-        told = Told()
+        recorder = Recorder()
         (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
         assert isinstance(tunnels, LegacyTunnels)
-        stream = tunnels.open(Header(0, rig.HOST, 1), told)  # type: ignore[arg-type]
+        stream = tunnels.open(Header(0, rig.HOST, 1), recorder)  # type: ignore[arg-type]
         await rig.until(lambda: stream._transport)
         lose(stream, None)
-        assert told.told == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
+        assert recorder.events == [("refused", ErrorCode.GOING_AWAY, "the agent gave no answer")]
 
 
-async def opened(p: Place, port: int, told: Told, data: bytes) -> LegacyStream:
+async def opened(p: Place, port: int, recorder: Recorder, data: bytes) -> LegacyStream:
     """A stream that has a tunnel, on which `data` was written."""
     (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
     assert isinstance(tunnels, LegacyTunnels)
-    stream = tunnels.open(Header(0, rig.HOST, port), told)  # type: ignore[arg-type]
+    stream = tunnels.open(Header(0, rig.HOST, port), recorder)  # type: ignore[arg-type]
     if data:
         stream.write(data)
     await rig.until(lambda: stream._transport)
@@ -410,7 +410,7 @@ async def opened(p: Place, port: int, told: Told, data: bytes) -> LegacyStream:
 
 
 @pytest.mark.parametrize(
-    ("exc", "told"),
+    ("exc", "expected"),
     [
         (None, ("reset", ErrorCode.RESET)),
         (TunnelError("the connection was lost"), ("reset", ErrorCode.RESET)),
@@ -420,13 +420,13 @@ async def opened(p: Place, port: int, told: Told, data: bytes) -> LegacyStream:
     ],
 )
 async def test_a_lost_stream_is_refused_only_if_nothing_arrived(
-    exc: Exception | None, told: tuple[object, ...]
+    exc: Exception | None, expected: tuple[object, ...]
 ) -> None:
     async with place() as p, rig.tcp_target(rig.hold) as silent:
         p._port = silent
-        seen = Told()
+        seen = Recorder()
         lose(await opened(p, 1, seen, b"POST /order"), exc)
-        assert seen.told == [told]
+        assert seen.events == [expected]
 
 
 async def test_bytes_that_may_have_arrived_are_not_sent_twice() -> None:
@@ -493,7 +493,7 @@ def deafen(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tell")
 async def test_a_stream_whose_peer_falls_silent_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SILENCE", 200)
 
@@ -516,7 +516,7 @@ async def test_a_stream_whose_peer_falls_silent_is_reset(monkeypatch: pytest.Mon
                 await reader.read()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nobody else can tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tell")
 async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
     def patience(stream: LegacyStream) -> int:
         assert stream._transport is not None
@@ -528,9 +528,9 @@ async def test_a_target_that_takes_nothing_is_not_taken_for_dead() -> None:
         await asyncio.get_running_loop().create_future()
 
     async with place() as p, rig.tcp_target(takes_nothing) as port:
-        p._port, told = port, Told()
-        stream = await opened(p, 1, told, b"x")
-        await rig.until(lambda: told.told)
+        p._port, recorder = port, Recorder()
+        stream = await opened(p, 1, recorder, b"x")
+        await rig.until(lambda: recorder.events)
         assert patience(stream) == 10_000
         await rig.until(lambda: not stream.write(bytes(1 << 20)))
         assert patience(stream) == 0
@@ -541,11 +541,11 @@ async def test_a_stream_whose_connection_breaks_is_reset() -> None:
     async with place() as p, rig.tcp_target(rig.hold) as target:
         (tunnels,) = (tunnel.carrier for tunnel in p.pool.tunnels)
         assert isinstance(tunnels, LegacyTunnels)
-        told = Told()
-        stream = tunnels.open(Header(0, rig.HOST, target), told)  # type: ignore[arg-type]
-        await rig.until(lambda: told.told)
+        recorder = Recorder()
+        stream = tunnels.open(Header(0, rig.HOST, target), recorder)  # type: ignore[arg-type]
+        await rig.until(lambda: recorder.events)
         lose(stream, ConnectionResetError())
-        assert told.told == [("accepted",), ("reset", ErrorCode.RESET)]
+        assert recorder.events == [("accepted",), ("reset", ErrorCode.RESET)]
 
 
 async def test_a_stream_that_works_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:

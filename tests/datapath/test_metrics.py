@@ -69,23 +69,23 @@ async def test_a_stream_that_either_end_cuts_counts_as_reset() -> None:
 
 
 async def test_a_refusal_counts_by_the_agent_s_answer_and_is_reported() -> None:
-    told: list[tuple[ErrorCode | None, str]] = []
+    results: list[tuple[ErrorCode | None, str]] = []
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         closed = rig.closed_port()
         listener = await path.tcp(closed)
         counts = listener.metrics
-        counts.on_dial = lambda code, message: told.append((code, message))
+        counts.on_dial = lambda code, message: results.append((code, message))
         async with rig.connect(rig.port_of(listener)) as (reader, _):
             with pytest.raises(ConnectionResetError):
                 await reader.read()
         assert counts.results == {"refused": 1}
         assert counts.opened == counts.dials.count == 0
-        ((code, message),) = told
+        ((code, message),) = results
         assert code is ErrorCode.REFUSED
         assert message.startswith(f"127.0.0.1:{closed}: ")
         listener.route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
         assert await rig.exchange(rig.port_of(listener), b"x") == b"x"
-        assert told[1:] == [(None, "")]
+        assert results[1:] == [(None, "")]
 
 
 async def test_a_queued_connection_counts_as_no_stream_or_as_cancelled() -> None:
@@ -101,7 +101,7 @@ async def test_a_queued_connection_counts_as_no_stream_or_as_cancelled() -> None
         async with rig.connect(rig.port_of(left)) as (_, writer):
             await rig.until(lambda: left.live == 1)
             rig.rst(writer)
-            # Nobody reads a parked connection: only the listener's end tells.
+            # A queued connection may not be read: only the listener's end is certain.
             left.cut()
             await rig.until(lambda: left.metrics.results)
         assert left.metrics.results == {"cancelled": 1}
@@ -129,33 +129,33 @@ async def _lost_before_the_answer(port: int) -> None:
 
 
 async def test_bytes_of_datagrams_count_for_their_flow() -> None:
-    told: list[ErrorCode | None] = []
+    results: list[ErrorCode | None] = []
     async with rig.path() as path, rig.udp_echo(b"> ") as target:
         listener = await path.udp(target)
         counts = listener.metrics
-        counts.on_dial = lambda code, message: told.append(code)
+        counts.on_dial = lambda code, message: results.append(code)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             for _ in range(3):
                 client.send(b"abc")
                 await rig.recv(client)
         assert (counts.to_remote_bytes, counts.to_local_bytes) == (9, 15)
         assert (counts.opened, counts.results) == (1, {})
-        assert told == [None]
+        assert results == [None]
         listener.close()
         assert counts.results == {OK: 1}
         assert not counts.drops
 
 
 async def test_a_flow_to_a_closed_port_counts_as_reset_and_is_reported() -> None:
-    told: list[ErrorCode | None] = []
+    results: list[ErrorCode | None] = []
     async with rig.path() as path:
         listener = await path.udp(rig.closed_port(socket.SOCK_DGRAM))
-        listener.metrics.on_dial = lambda code, message: told.append(code)
+        listener.metrics.on_dial = lambda code, message: results.append(code)
         async with rig.udp_socket(connect=rig.port_of(listener)) as client:
             client.send(b"x")
             await rig.until(lambda: listener.metrics.results)
         assert listener.metrics.results == {RESET: 1}
-        assert told == [ErrorCode.REFUSED]
+        assert results == [ErrorCode.REFUSED]
 
 
 async def test_lost_datagrams_count_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -299,7 +299,7 @@ async def test_a_repeated_failure_is_logged_once(caplog: pytest.LogCaptureFixtur
 async def test_an_agent_that_does_not_listen_yet_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its pod runs before it does: on a slow machine every start would be told as a failure."""
+    """The pod runs before its agent listens: each start on a slow machine would log a failure."""
     caplog.set_level(logging.INFO)
     async with rig.agent() as server:
         link = rig.AgentLink(server)
@@ -318,8 +318,8 @@ async def test_an_agent_that_does_not_listen_yet_is_not_logged(
             assert pool.pick() is not None
             assert pool.failure is None
         assert tries == 4
-    told = [record.getMessage() for record in caplog.records if record.name == "krelay.tunnel"]
-    assert told == ["pt1: tunnel up"]
+    logged = [record.getMessage() for record in caplog.records if record.name == "krelay.tunnel"]
+    assert logged == ["pt1: tunnel up"]
 
 
 async def test_an_agent_that_says_good_bye_gets_no_more_streams() -> None:

@@ -135,8 +135,8 @@ async def test_a_proxy_open_to_other_machines_is_a_warning(
         assert "other machines" not in caplog.text
     monkeypatch.setattr(module, "is_loopback", lambda address: False)
     async with proxy(credentials=credentials):
-        told = "proxy: open to other machines without a password" in caplog.text
-        assert told is (credentials is None)
+        warned = "proxy: open to other machines without a password" in caplog.text
+        assert warned is (credentials is None)
 
 
 async def test_a_refused_socks_client_gets_the_reason() -> None:
