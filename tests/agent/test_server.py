@@ -20,8 +20,8 @@ from agent import server as module
 from agent.server import Server
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
-from krelay.wire.frames import FrameType, encode_frame
-from krelay.wire.handshake import ClientHandshake
+from krelay.wire.frames import HEAD_SIZE, FrameType, encode_frame
+from krelay.wire.handshake import OPENING, ClientHandshake
 from tests import rig
 from tests.agent.peer import header, legacy, session
 from tests.agent.test_targets import ask
@@ -329,6 +329,20 @@ async def test_a_signal_ends_the_program_with_0(number: signal.Signals) -> None:
         assert process.returncode == 0
         assert f"ending: {number.name}" in log.decode()
         assert rig.KEY.hex() not in log.decode()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("traces", ["wire", ""])
+async def test_the_program_logs_each_frame_if_the_environment_asks_for_it(traces: str) -> None:
+    async with program("--port=0", "--idle-timeout=10ms", KRELAY_TRACE=traces) as process:
+        host, port = await listening(process)
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(OPENING)
+        assert (await reader.readexactly(1 + HEAD_SIZE))[:2] == b"\x01\x20"
+        writer.close()
+        await writer.wait_closed()
+        _, log = await process.communicate()
+        assert ("> HELLO s0 size=34" in log.decode()) == bool(traces)
 
 
 @pytest.mark.process

@@ -78,6 +78,19 @@ def test_verbosity_sets_the_levels(
     assert [match and match[1] for match in stamped] == lines
 
 
+@pytest.mark.parametrize("traces", ["wire", ""])
+def test_the_wire_trace_is_shown_without_v_if_the_environment_asks_for_it(
+    traces: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KRELAY_TRACE", traces)
+    set_up_logging(0)
+    logging.getLogger("krelay.wire.trace").debug("> PING s0 size=8")
+    shown = "debug: > PING s0 size=8" in capsys.readouterr().err
+    assert shown == bool(traces)
+    monkeypatch.undo()
+    set_up_logging(0)
+
+
 def test_a_traceback_is_indented_below_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_logging(0)
     try:
