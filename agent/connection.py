@@ -87,8 +87,8 @@ class Host(Protocol):
     def disconnected(self, connection: AgentConnection) -> None:
         """Forget a connection that has ended."""
 
-    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
-        """Take over a legacy connection, whose transport is paused; `early` came after `asked`."""
+    def serve_legacy(self, connection: AgentConnection, request: Header, early: bytes) -> None:
+        """Take over a legacy connection, whose transport is paused; `early` followed `request`."""
 
 
 class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
@@ -163,16 +163,16 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
         length = header_length(data)
         if length is None or len(data) < length:
             return
-        asked, early = decode_header(data[:length]), data[length:]
+        request, early = decode_header(data[:length]), data[length:]
         self._buffer = b""
-        if asked.protocol == header.SESSION:
+        if request.protocol == header.SESSION:
             self._handshake = self._host.sessions.begin_handshake()
             self.send(self._handshake.hello())
             if early:
                 self._read_handshake(self._handshake, early)
             return
         self._cancel_deadline()
-        if asked.protocol == header.HEARTBEAT:
+        if request.protocol == header.HEARTBEAT:
             self.transport.close()
         elif self._host.sessions.secured:
             self._host.refusals.add("a legacy connection, which cannot prove a key")
@@ -180,7 +180,7 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
             self.transport.close()
         else:
             self.transport.pause_reading()
-            self._host.serve_legacy(self, asked, early)
+            self._host.serve_legacy(self, request, early)
 
     def _read_handshake(self, handshake: AgentHandshake, data: bytes) -> None:
         if self._trace is not None:

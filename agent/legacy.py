@@ -45,25 +45,25 @@ class Resources:
 
 
 async def serve_legacy(
-    asked: Header, early: bytes, transport: asyncio.Transport, resources: Resources
+    request: Header, early: bytes, transport: asyncio.Transport, resources: Resources
 ) -> None:
     """Answer one v0 connection and relay it until it ends.
 
     `transport` is paused, and its Header was read; `early` are the bytes behind that.
     """
     try:
-        if asked.protocol == header.TCP:
-            await _serve_tcp(asked, early, transport, resources)
-        elif asked.protocol == header.UDP:
-            await _serve_udp(asked, early, transport, resources)
+        if request.protocol == header.TCP:
+            await _serve_tcp(request, early, transport, resources)
+        elif request.protocol == header.UDP:
+            await _serve_udp(request, early, transport, resources)
         else:
             transport.write(bytes([Status.UNKNOWN_PROTOCOL]))
     except DialError as exc:
-        logger.info("legacy %s:%d: %s: %s", asked.host, asked.port, exc.code.text, exc)
+        logger.info("legacy %s:%d: %s: %s", request.host, request.port, exc.code.text, exc)
         transport.write(bytes([status_of(exc.code)]))
     except Exception:
         # Otherwise a bug that one connection meets would end the agent.
-        logger.exception("legacy %s:%d failed", asked.host, asked.port)
+        logger.exception("legacy %s:%d failed", request.host, request.port)
     finally:
         transport.close()
         # A client that does not read would keep the written bytes in memory.
@@ -147,11 +147,11 @@ class _Half(asyncio.BufferedProtocol):
 
 
 async def _serve_tcp(
-    asked: Header, early: bytes, transport: asyncio.Transport, resources: Resources
+    request: Header, early: bytes, transport: asyncio.Transport, resources: Resources
 ) -> None:
     target = await dial_tcp(
-        asked.host,
-        asked.port,
+        request.host,
+        request.port,
         resources.timeout,
         lambda: _Half(resources),
         resources.lookups,
@@ -236,14 +236,14 @@ class _Framed(asyncio.Protocol):
 
 
 async def _serve_udp(
-    asked: Header, early: bytes, transport: asyncio.Transport, resources: Resources
+    request: Header, early: bytes, transport: asyncio.Transport, resources: Resources
 ) -> None:
     client = _Framed(transport, resources)
     target = None
     try:
         target = await dial_udp(
-            asked.host,
-            asked.port,
+            request.host,
+            request.port,
             resources.timeout,
             client.send,
             client.finish,

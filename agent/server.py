@@ -171,7 +171,7 @@ class Server:
         self._connections.discard(connection)
         self._one_less()
 
-    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
+    def serve_legacy(self, connection: AgentConnection, request: Header, early: bytes) -> None:
         """Relay a legacy connection, or refuse it if there are too many or memory is short."""
         transport = connection.transport
         reservation = self._legacy_client.reserve()
@@ -190,7 +190,7 @@ class Server:
             self._lookups,
             self._settings.connect_timeout,
         )
-        task = self._tasks.create_task(serve_legacy(asked, early, transport, resources))
+        task = self._tasks.create_task(serve_legacy(request, early, transport, resources))
         task.add_done_callback(lambda _: self._legacy_closed(transport, reservation))
 
     def _legacy_closed(self, transport: asyncio.Transport, reservation: Reservation) -> None:

@@ -66,14 +66,14 @@ class Targets:
         target = kind(stream, self, reservation)
         stream.handler = target
         target.dialling = self._tasks.create_task(_dial(stream, target, self._timeout))
-        # A callback: a task that is cancelled before it starts runs none of its own lines.
+        # A callback: a task that is cancelled before it starts runs none of its lines.
         target.dialling.add_done_callback(target.on_dialled)
 
 
 async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: float) -> None:
-    asked = stream.header
+    request = stream.header
     try:
-        await target.dial(asked.host, asked.port, timeout)
+        await target.dial(request.host, request.port, timeout)
     except DialError as exc:
         code, message = exc.code, str(exc)
         about(logger, stream=repr(stream)).info("%s: %s", code.text, message)

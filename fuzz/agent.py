@@ -55,8 +55,8 @@ class _Host:
     def disconnected(self, connection: AgentConnection) -> None:
         self.here -= 1
 
-    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
-        self.legacy.append((asked, early))
+    def serve_legacy(self, connection: AgentConnection, request: Header, early: bytes) -> None:
+        self.legacy.append((request, early))
 
 
 def connection(data: bytes) -> None:
@@ -82,7 +82,7 @@ async def _connection(data: bytes) -> None:
         connection.connection_lost(None)
         assert host.here == 0
         assert len(host.sessions) <= 1
-        assert all(asked.protocol not in (SESSION, HEARTBEAT) for asked, _ in host.legacy)
+        assert all(request.protocol not in (SESSION, HEARTBEAT) for request, _ in host.legacy)
         assert not (host.legacy and flags & 1)
         assert len(connection._buffer) < 600  # a Header, and the piece that completed it
         host.sessions.close(ErrorCode.GOING_AWAY, "over")

@@ -96,7 +96,7 @@ class _Frames:
         name = FrameType(number).name if number in _KNOWN else f"type {number}"
         fields = _fields(number, bytes(self._seen[HEAD_SIZE:]))
         self._log("%s %s s%d size=%d%s", self._arrow, name, stream_id, size, fields)
-        # AUTH and WELCOME end the handshake: the session has a trace of its own.
+        # AUTH and WELCOME end the handshake: the session has its own trace.
         self._skip = _ENDLESS if number in _LAST else size - shown
         self._seen.clear()
         self._wanted = HEAD_SIZE

@@ -86,7 +86,7 @@ class FaultyAgent(Sessions):
     def disconnected(self, connection: AgentConnection) -> None:
         self.connections.discard(connection)
 
-    def serve_legacy(self, connection: AgentConnection, asked: Header, early: bytes) -> None:
+    def serve_legacy(self, connection: AgentConnection, request: Header, early: bytes) -> None:
         raise AssertionError("no client asks for legacy mode")
 
     def _open_target(self, kept: KeptSession, stream: MuxStream) -> None:
