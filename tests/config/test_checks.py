@@ -24,6 +24,8 @@ HTTP = CheckKind.HTTP
         ("http /", Check(HTTP)),
         ("HTTP head /a?b=c->204", Check(HTTP, "HEAD", "/a?b=c->204")),
         ("http GET /healthz -> 200", Check(HTTP, path="/healthz", status=200)),
+        ("http GET /a ->200", Check(HTTP, path="/a", status=200)),
+        ("http /a-> 200", Check(HTTP, path="/a", status=200)),
         ("dns example.com.", Check(CheckKind.DNS, name="example.com.")),
     ],
 )
@@ -59,6 +61,7 @@ def test_a_check_as_a_mapping_is_parsed(parts: dict[str, Any], text: str) -> Non
         "http",
         "http GET",
         "http G3T /",
+        f"http {'G' * 21} /",
         "http / -> 2000",
         "http / -> ٢00",
         "http /\u00e9",

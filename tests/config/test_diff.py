@@ -254,6 +254,7 @@ def test_every_forward_is_in_a_plan_once(old: Config, new: Config) -> None:
     assert sorted(spec.key for spec in (p.old for p in pairs) if spec) == sorted(
         spec.key for spec in specs(old)
     )
+    assert len(set(specs(new))) == len(specs(new))
     assert all(p.old.target.name == p.new.target.name for p in pairs if p.old and p.new)
 
 
