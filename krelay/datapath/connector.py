@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from krelay.datapath.metrics import ForwardMetrics, Relay, StreamMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.log import About
+from krelay.mux.log import About, about
 from krelay.mux.stream import Stream, StreamHandler
 from krelay.net.accept import descriptor_budget
 from krelay.tasks import TaskGroup
@@ -42,15 +42,27 @@ _ENDING = "krelay is ending"
 _NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
 
-class Forwarding(Shape):
-    """What a StreamRequest needs to know of its listener."""
+class Forwarding:
+    """Where streams go and how they are opened: a listener, or one destination of a proxy."""
 
-    name: str
-    route: Route
-    open_timeout: float
-    tasks: TaskGroup
-    metrics: ForwardMetrics
-    log: About
+    def __init__(
+        self,
+        name: str,
+        route: Route,
+        tasks: TaskGroup,
+        *,
+        open_timeout: float,
+        metrics: ForwardMetrics | None = None,
+        log: About | None = None,
+    ) -> None:
+        """`name` is for the log; `open_timeout` is how long a request may wait, in seconds. `tasks`
+        runs what waits."""
+        self.name = name
+        self.route = route
+        self.tasks = tasks
+        self.open_timeout = open_timeout
+        self.metrics = metrics or ForwardMetrics()
+        self.log = log or about(logger, target=name)
 
 
 class StreamRequester(StreamHandler, Shape):

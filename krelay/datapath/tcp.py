@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 
 from krelay.datapath.connector import Forwarding, StreamRequest, connection_queue
@@ -12,7 +11,6 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
-from krelay.mux.log import about
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Stream
 from krelay.net.accept import AcceptLoop, descriptor_budget
@@ -20,10 +18,8 @@ from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 
-logger = logging.getLogger("krelay.listener")
 
-
-class TcpListener:
+class TcpListener(Forwarding):
     """The local end of a TCP forward."""
 
     def __init__(
@@ -35,13 +31,7 @@ class TcpListener:
         open_timeout: float,
         metrics: ForwardMetrics | None = None,
     ) -> None:
-        """`name` is for the log; `open_timeout` is how long a connection may wait, in seconds."""
-        self.name = name
-        self.route = route
-        self.open_timeout = open_timeout
-        self.metrics = metrics or ForwardMetrics()
-        self.tasks = tasks
-        self.log = about(logger, target=name)
+        super().__init__(name, route, tasks, open_timeout=open_timeout, metrics=metrics)
         self.addresses: list[tuple[str, int]] = []
         self.connections: set[LocalRelay] = set()
         self._accepts: list[AcceptLoop] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections import OrderedDict, deque
 from functools import partial
@@ -14,14 +13,11 @@ from krelay.datapath.connector import Forwarding, StreamRequest
 from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
-from krelay.mux.log import about
 from krelay.mux.stream import Stream
 from krelay.net.bind import bind
 from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
-
-logger = logging.getLogger("krelay.listener")
 
 IDLE = 110.0
 """Seconds without a datagram after which a flow ends."""
@@ -32,7 +28,7 @@ _BUFFER = 1 << 20
 Address = tuple[Any, ...]
 
 
-class UdpListener:
+class UdpListener(Forwarding):
     """The local end of a UDP forward."""
 
     def __init__(
@@ -44,13 +40,7 @@ class UdpListener:
         open_timeout: float,
         metrics: ForwardMetrics | None = None,
     ) -> None:
-        """`name` is for the log; `open_timeout` is how long a flow may wait, in seconds."""
-        self.name = name
-        self.route = route
-        self.open_timeout = open_timeout
-        self.metrics = metrics or ForwardMetrics()
-        self.tasks = tasks
-        self.log = about(logger, target=name)
+        super().__init__(name, route, tasks, open_timeout=open_timeout, metrics=metrics)
         self.addresses: list[tuple[str, int]] = []
         self._sockets: list[_LocalSocket] = []
 

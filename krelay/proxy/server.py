@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from krelay.datapath.connector import Forwarding
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.model import Endpoint, Protocol, Resolution, is_loopback
-from krelay.mux.log import About, about
+from krelay.mux.log import about
 from krelay.mux.sockets import close_socket
 from krelay.proxy.socks5 import Command, Negotiation, Reply, SocksRefusal, reply
 from krelay.proxy.udp_associate import Association
@@ -43,18 +43,6 @@ _REPLIES = {
     ErrorCode.CONNECT_TIMEOUT: Reply.EXPIRED,
     ErrorCode.RESOLVE_TIMEOUT: Reply.EXPIRED,
 }
-
-
-@dataclass(slots=True)
-class Destination:
-    """Where one connection or flow goes: a `Forwarding` of its own."""
-
-    name: str
-    route: Route
-    open_timeout: float
-    tasks: TaskGroup
-    metrics: ForwardMetrics
-    log: About
 
 
 class ProxyListener(TcpListener):
@@ -115,14 +103,21 @@ class ProxyListener(TcpListener):
         await asyncio.sleep(0)
         await super().drain(timeout)
 
-    def destination(self, protocol: Protocol, host: str, port: int) -> Destination:
+    def destination(self, protocol: Protocol, host: str, port: int) -> Forwarding:
         """Return a destination that is dialled by name, as it stands, through the pool."""
         endpoint = Endpoint(host, port)
         route = Route(self.pool, followed=False)
         route.update(Resolution(protocol, endpoint))
         name = f"{self.name}: {endpoint}"
         log = about(logger, target=self.name, name=name)
-        return Destination(name, route, self.open_timeout, self.tasks, self.metrics, log)
+        return Forwarding(
+            name,
+            route,
+            self.tasks,
+            open_timeout=self.open_timeout,
+            metrics=self.metrics,
+            log=log,
+        )
 
     def on_waiting(self, connection: HttpConnection[Endpoint], waiting: bool) -> None:
         """Note that an HTTP connection begins, or ceases, to wait for a request."""
