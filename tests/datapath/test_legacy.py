@@ -20,7 +20,13 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
-from krelay.errors import EndedError, NotListeningError, PodGoneError, TunnelError
+from krelay.errors import (
+    EndedError,
+    NotListeningError,
+    PodGoneError,
+    TunnelError,
+    TunnelRefusedError,
+)
 from krelay.legacy import Dial, LegacyStream, LegacyTunnels
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.tasks import TaskGroup
@@ -92,7 +98,25 @@ async def test_an_agent_that_refuses_the_session_protocol_is_a_legacy_agent(
         assert not p.pool.tunnels[0].multiplexed
         # Version 0, 16 bytes, an id, protocol 75: what a session opens with.
         assert p.agent.headers[0][8] == 75
+        await rig.until(lambda: caplog.text.count("the agent knows no sessions"))
         assert caplog.text.count("the agent knows no sessions") == 1
+
+
+async def test_a_pool_without_a_legacy_carrier_refuses_such_an_agent() -> None:
+    async with v0_agent() as (_, port):
+        link = rig.AgentLink(None)
+
+        async def dial(protocol: asyncio.Protocol) -> asyncio.Transport:
+            loop = asyncio.get_running_loop()
+            return (await loop.create_connection(lambda: protocol, rig.HOST, port))[0]
+
+        link.dial = dial  # type: ignore[method-assign]
+        pool = Pool("p", [link], rig.KEY, size=1)
+        async with rig.running(pool, up=False):
+            await pool.wait_change()
+            assert isinstance(pool.failure, TunnelRefusedError)
+            assert str(pool.failure) == "the agent knows no sessions"
+            assert pool.pick() is None
 
 
 async def test_the_header_is_the_go_krelay_s_byte_for_byte() -> None:
@@ -117,6 +141,17 @@ async def test_bytes_and_ends_pass_in_both_directions() -> None:
         answer = await rig.exchange(await p.listen(target), data)
         assert answer == hashlib.sha256(data).digest() + data
         await rig.until(lambda: not p.pool.streams and not p.agent.live)
+
+
+async def test_a_legacy_pool_is_idle_when_its_last_stream_ends() -> None:
+    async with rig.tcp_target(rig.hold) as target, place() as p:
+        async with rig.connect(await p.listen(target)), TaskGroup() as tasks:
+            await rig.until(lambda: p.pool.streams)
+            idle = tasks.create_task(p.pool.wait_idle())
+            await asyncio.sleep(0.01)
+            assert not idle.done()
+            p.listeners[0].cut()
+        assert p.pool.streams == 0
 
 
 async def test_many_at_once() -> None:
