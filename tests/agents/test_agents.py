@@ -1,4 +1,4 @@
-"""Agents started, dialled, lost and removed: a real child process, and a cluster's steps."""
+"""Agents are started, dialled, lost and removed: a real child process, and a faked cluster."""
 
 from __future__ import annotations
 
@@ -230,8 +230,8 @@ async def test_output_of_an_embedded_agent_may_be_any_bytes(
     stream.feed_data(b"\xff first\n" + b"x" * 300 + b"\nlast\n")
     stream.feed_eof()
     await module._log_lines(stream)
-    told = [record.getMessage() for record in caplog.records]
-    assert (told[0], told[-1]) == ("agent: \ufffd first", "agent: last")
+    lines = [record.getMessage() for record in caplog.records]
+    assert (lines[0], lines[-1]) == ("agent: \ufffd first", "agent: last")
 
 
 @pytest.mark.process
@@ -494,7 +494,7 @@ async def test_the_life_of_a_pod_is_published(cluster: Cluster) -> None:
 
 async def test_an_abandoned_pod_is_removed_and_replaced(cluster: Cluster) -> None:
     async with reaching(cluster) as agent:
-        await agent.abandon("there is none")
+        await agent.abandon("none runs")
         await agent.start()
         assert agent.where == "relays/pod-1"
         await agent.abandon("not reached for ages")

@@ -1,4 +1,4 @@
-"""`krelay up` at a real terminal: what a person sees, the keys, and that all is as it was after."""
+"""`krelay up` at a real terminal: the table, the keys, and the restored terminal."""
 
 from __future__ import annotations
 

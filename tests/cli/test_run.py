@@ -1,4 +1,4 @@
-"""`krelay run`: what the command gets, what becomes of it, and what is left: nothing."""
+"""`krelay run`: the environment, signals and exit code of the command, and the clean-up."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 
 async def reloaded(manager: Manager) -> None:
-    """A reload has been told of, its beginning and its end."""
+    """Expect the beginning and the end of a reload."""
     word, stamp, status = await manager.next()
     assert (word, status) == ("RELOADING=1", "STATUS=reloading")
     assert int(stamp.removeprefix("MONOTONIC_USEC=")) > 0
@@ -116,13 +116,13 @@ async def test_a_start_that_fails_is_never_ready(manager: Manager, file: Path) -
             *command("up", "-f", str(file)), env=environment(), stderr=asyncio.subprocess.DEVNULL
         )
         assert await process.wait() == 1
-    told = []
+    sent = []
     while True:
         try:
-            told.append(manager.read())
+            sent.append(manager.read())
         except BlockingIOError:
             break
-    assert [lines for lines in told if lines != ["WATCHDOG=1"]] == []
+    assert [lines for lines in sent if lines != ["WATCHDOG=1"]] == []
 
 
 async def test_a_reload_during_the_start_is_not_notified(manager: Manager, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""`krelay up` before it starts anything; what it does then is in tests/integration."""
+"""`krelay up` up to the start of the supervisor; tests/integration has the rest."""
 
 from __future__ import annotations
 

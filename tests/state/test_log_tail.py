@@ -1,4 +1,4 @@
-"""The log that a running krelay keeps: bounded, and told in pieces."""
+"""The log that a running krelay keeps: bounded, and read in pieces."""
 
 from __future__ import annotations
 

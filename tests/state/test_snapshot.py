@@ -1,4 +1,4 @@
-"""A report: what is ready, and its JSON."""
+"""A snapshot: whether it is ready, and its JSON form."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ FILES = st.builds(
     since=st.none() | TIMES,
     error=st.none() | st.just({"message": "x", "hint": None, "exitCode": 2}),
 )
-REPORTS = st.builds(
+SNAPSHOTS = st.builds(
     Snapshot,
     version=TEXTS,
     pid=st.integers(1, 1 << 22),
@@ -87,7 +87,7 @@ REPORTS = st.builds(
 )
 
 
-def report(*states: State) -> Snapshot:
+def snapshot(*states: State) -> Snapshot:
     forwards = tuple(
         ForwardState("web", index, "web", "svc/web:80", state, "", WHEN)
         for index, state in enumerate(states)
@@ -103,7 +103,7 @@ def report(*states: State) -> Snapshot:
         ((State.READY, State.PENDING), False),
         ((State.DEGRADED,), False),
         ((State.FAILED, State.READY), False),
-        # What an edit removed keeps nobody waiting; the end of all of them is no readiness.
+        # A forward that an edit removed does not count, but without any other nothing is ready.
         ((State.READY, State.DRAINING), True),
         ((State.DRAINING,), False),
     ],
@@ -111,18 +111,18 @@ def report(*states: State) -> Snapshot:
 def test_a_snapshot_is_ready_if_every_active_forward_is(
     states: tuple[State, ...], ready: bool
 ) -> None:
-    assert report(*states).ready is ready
-    assert report(*states).as_json()["ready"] is ready
+    assert snapshot(*states).ready is ready
+    assert snapshot(*states).as_json()["ready"] is ready
 
 
 def test_a_snapshot_has_its_documented_json_form() -> None:
-    found = report(State.READY).as_json()
+    found = snapshot(State.READY).as_json()
     assert found["memoryBytes"] == 0
     assert found["started"] == "2024-02-29T12:30:00+00:00"
     (forward,) = found["forwards"]
     assert (forward["state"], forward["listen"]) == ("ready", [])
     traffic = Traffic(dials={0.25: 3}, to_remote_bytes=7)
-    assert Snapshot.as_json(report()) is not None
+    assert Snapshot.as_json(snapshot()) is not None
     made = ForwardState("a", 0, "a", "b", State.READY, "", WHEN, traffic=traffic)
     whole = Snapshot("1", 1, WHEN, FileState(None, (), True), (made,), 0, ()).as_json()
     assert whole["forwards"][0]["traffic"]["dials"] == {"0.25": 3}
@@ -142,6 +142,6 @@ def test_the_status_schema_is_valid_and_describes_every_field() -> None:
     walk(SCHEMA)
 
 
-@given(REPORTS)
+@given(SNAPSHOTS)
 def test_every_snapshot_validates_against_the_schema(made: Snapshot) -> None:
     jsonschema.validate(json.loads(json.dumps(made.as_json())), SCHEMA)

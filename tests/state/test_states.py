@@ -1,4 +1,4 @@
-"""Who is ready, and who is asked about."""
+"""Readiness: which forwards count, and what they wait for."""
 
 from __future__ import annotations
 

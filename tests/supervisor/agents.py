@@ -1,4 +1,4 @@
-"""Agents in the test's own process, in the place of embedded ones."""
+"""Fake agents: they run in the test's own process, in place of embedded ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What carrying out a plan does to listeners, connections and agents."""
+"""The effect of a plan on listeners, connections and agents."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ async def test_a_removed_forward_drains_then_resets(
             changed = await w.edit(text(two, head=LONG))
             assert changed[0].endswith("1 live connection given 3600 s to finish")
             assert await talk.alive()
-            await w.edit(text(two))  # a shorter drain is for what is removed from now on
+            await w.edit(text(two))  # a shorter drain is for forwards that are removed from now on
             assert await talk.alive()
             other = await Talk.to(w.port("two"))
             await w.edit(text(one))
@@ -232,7 +232,7 @@ async def test_a_proxy_follows_edits_as_targets_do(
             ]
             with pytest.raises(ConnectionRefusedError):
                 await through(one, a)
-            # Another agent: what is new goes there, what lives has the former one's drain.
+            # Another agent takes new streams; live ones keep the drain of the former one.
             await w.edit(content(f"port: {two}", LONG.replace("sessions: 1", "sessions: 2")))
             new = await through(two, a)
             assert w.supervisor.active.groups[None].pool.streams == 1
@@ -371,7 +371,7 @@ async def test_a_newer_edit_supersedes_one_that_is_warming(
                     assert drift is not None
                     assert drift.error is None  # it is on its way
                     newest = await w.edit(text(one, two))
-                # Who waits is not told that all is well before something is.
+                # The former request must not succeed before the newer one has.
                 assert len(newest) == 1
                 assert slow.result() == again.result() == newest
             assert w.supervisor.out_of_sync is None
@@ -437,6 +437,6 @@ async def test_transfers_through_a_hundred_edits_of_others(
                 await w.edit(text(*chance.sample([*ours, *others], 2 + len(others))))
                 assert set(w.listening) == {"bulk", "dns", *(line.split(":")[0] for line in others)}
             done.set()
-        digest, told = transfer.result()
-        assert digest == told
+        digest, expected = transfer.result()
+        assert digest == expected
         assert asking.result() > 0

@@ -1,4 +1,4 @@
-"""What a running krelay says of itself, over its socket."""
+"""The answers of a running krelay to other commands, over its socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One port of a target: named, bound once it is known on what, described."""
+"""One port of a target: its name, and when and where it is bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a forward is: judged by real agents, targets, cuts and refusals, and told when it changes."""
+"""The state of a forward: judged by real agents, targets, cuts and refusals, and published."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def leads(port: int, protocol: Protocol = Protocol.TCP) -> Resolution:
 
 
 class Watched:
-    """A forward and what was told of it."""
+    """A forward and the events about it."""
 
     def __init__(self, path: rig.Path, port: Port = TCP, check: Check = DIAL, **more: Any):
         target = Target("web", Kind.SERVICE, "nginx", (port,), check=check, **more)
@@ -66,7 +66,7 @@ class Watched:
         await rig.until(lambda: self.health.state is state and reason in self.health.reason)
 
     @property
-    def told(self) -> list[str]:
+    def texts(self) -> list[str]:
         return [event.text for event in self.bus.history]
 
     @property
@@ -128,10 +128,10 @@ async def test_a_refused_probe_is_failed_before_the_first_success_and_degraded_a
             await w.becomes(State.DEGRADED, "no ready endpoint")
             w.route.update(leads(target))
             await w.becomes(State.READY)
-    # Each of them once, however many probes there were; following tells what it finds itself.
+    # Each once, however many probes there were; the watcher logs its own findings.
     texts = [r.message for r in caplog.records if r.name == "krelay.health"]
     assert [text[:15] for text in texts] == ["web: failed: re", "web: degraded: "]
-    assert w.told[-3:-1] == ["web: degraded: no ready endpoint", "web: ready"]
+    assert w.texts[-3:-1] == ["web: degraded: no ready endpoint", "web: ready"]
 
 
 async def test_a_missing_or_forbidden_target_has_failed() -> None:
@@ -168,7 +168,7 @@ async def test_without_a_tunnel_a_forward_is_pending_or_degraded() -> None:
             await w.becomes(State.DEGRADED, "the way is shut")
             path.link.blocked = False
             await w.becomes(State.READY)
-        # Why there is none is the tunnel's to tell: there may be hundreds of forwards.
+        # The tunnel has events of its own; hundreds of forwards must not repeat them.
         assert [event.details["to"] for event in w.bus.history][:3] == [
             "ready",
             "degraded",
@@ -178,7 +178,7 @@ async def test_without_a_tunnel_a_forward_is_pending_or_degraded() -> None:
 
 async def test_real_traffic_postpones_the_next_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: Any) -> None:
-        pytest.fail("a probe, where traffic told all there is to know")
+        pytest.fail("a probe although traffic has shown that the endpoint works")
 
     async with rig.path() as path, rig.tcp_target(rig.echo) as target:
         async with watched(path) as w:
@@ -197,7 +197,7 @@ async def test_a_refused_connection_degrades_until_another_one_works() -> None:
             w.route.followed = False
             await w.forward.settled.wait()
             w.route.update(leads(rig.closed_port()))
-            # Nobody looks at what is not probed.
+            # An unprobed forward counts as ready.
             await w.becomes(State.READY)
             async with rig.connect(w.port) as (reader, _):
                 with pytest.raises(ConnectionResetError):
@@ -206,7 +206,7 @@ async def test_a_refused_connection_degrades_until_another_one_works() -> None:
             w.route.update(leads(target))
             await w.becomes(State.READY)
             assert await rig.exchange(w.port, b"x") == b"x"
-            assert w.told == [
+            assert w.texts == [
                 "web: ready",
                 f"web: degraded: {w.bus.history[1].details['reason']}",
                 "web: ready",
@@ -239,7 +239,7 @@ async def test_a_probe_is_repeated_after_a_while(monkeypatch: pytest.MonkeyPatch
     async with rig.path() as path, rig.tcp_target(count) as target, watched(path) as w:
         w.route.update(leads(target))
         await rig.until(lambda: seen > 3)
-        assert w.told == ["web: ready"]
+        assert w.texts == ["web: ready"]
 
 
 async def test_forwards_to_one_endpoint_share_its_probes() -> None:
@@ -296,7 +296,7 @@ async def test_a_ready_forward_gets_a_second_probe_before_it_degrades(
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target, watched(path) as w:
         w.route.update(leads(target))
         await rig.until(lambda: odd > 7)
-        assert w.told == ["web: ready"]
+        assert w.texts == ["web: ready"]
 
 
 async def test_a_check_that_changes_during_a_probe_starts_over() -> None:
@@ -402,7 +402,7 @@ async def test_a_draining_forward_changes_its_state_no_more() -> None:
             w.route.update(leads(rig.closed_port()))
             w.forward.health._dialled(ErrorCode.REFUSED, "")
             assert (w.health.state, w.health.reason) == (State.DRAINING, "")
-            assert w.told == ["web: ready", "web: draining"]
+            assert w.texts == ["web: ready", "web: draining"]
 
 
 async def test_a_bug_in_a_probe_fails_that_forward_only(
@@ -421,7 +421,7 @@ async def test_a_bug_in_a_probe_fails_that_forward_only(
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target, watched(path) as w:
         w.route.update(leads(target))
         await w.becomes(State.READY)
-        assert w.told == ["web: failed: internal error: ValueError('odd')", "web: ready"]
+        assert w.texts == ["web: failed: internal error: ValueError('odd')", "web: ready"]
     assert "web: probing failed" in caplog.text
 
 
@@ -477,9 +477,9 @@ async def test_in_any_sequence_of_events_no_state_is_better_than_its_cause(
             assert state is not State.DEGRADED or was_ready
             assert state is not State.FAILED or not was_ready or w.forward.failure
             assert bool(w.health.reason) is (state not in (State.READY, State.DRAINING))
-        told = [(event.details["from"], event.details["to"]) for event in w.bus.history]
-        states = ["pending", *(after for _, after in told)]
-        assert told == list(itertools.pairwise(states))
+        changes = [(event.details["from"], event.details["to"]) for event in w.bus.history]
+        states = ["pending", *(after for _, after in changes)]
+        assert changes == list(itertools.pairwise(states))
         assert states[-1] == w.health.state.value
         assert "draining" not in states[:-1]
         w.forward.failure = None

@@ -1,4 +1,4 @@
-"""From the file to what runs: whatever is saved, the last valid file is what listens."""
+"""Reloads: whatever is saved, the last valid file is the one that listens."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ async def test_a_bug_in_reading_or_applying_a_file_ends_nothing(
             assert set(w.listening) == {"one"}
             await w.edit(text(f"one: {HOST} :{a}"))
             assert w.supervisor.out_of_sync is None
-    assert caplog.text.count("ZeroDivisionError: oops") == 1  # what is read may be secret
+    assert caplog.text.count("ZeroDivisionError: oops") == 1  # the file may hold a secret
     assert "reading the file failed: ZeroDivisionError" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""From a Config to running forwards and back to nothing, also where something fails midway."""
+"""A run from its start to its end, also when a step fails."""
 
 from __future__ import annotations
 
@@ -543,8 +543,8 @@ async def test_a_forward_that_is_not_ready_in_time_is_named_with_its_reason(
             await waited(supervised, 1.5, then="nothing was done", hint="wait")
     (error,) = caught.value.exceptions
     assert isinstance(error, KrelayError)
-    told, message, hint = error.report()
-    assert told.startswith("db: failed: refused: ")
+    line, message, hint = error.report()
+    assert line.startswith("db: failed: refused: ")
     assert (message, hint) == ("not ready after 1.5 s; nothing was done", "  hint: wait")
 
 

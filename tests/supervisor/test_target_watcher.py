@@ -1,4 +1,4 @@
-"""One target's answers, on their way to the routes of its forwards."""
+"""The resolutions of a target, on their way to the routes of its forwards."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Source:
-    """What a follow function tells, as a test says: resolutions, or an error."""
+    """Publishes the resolutions that a test queues, or raises the error."""
 
     def __init__(self) -> None:
-        self.told: asyncio.Queue[tuple[Resolution, ...] | Exception] = asyncio.Queue()
+        self.answers: asyncio.Queue[tuple[Resolution, ...] | Exception] = asyncio.Queue()
         self.runs = 0
 
     async def follow(self, target: Target, publish: Publish) -> None:
         self.runs += 1
         while True:
-            item = await self.told.get()
+            item = await self.answers.get()
             if isinstance(item, Exception):
                 raise item
             publish(item)
@@ -57,12 +57,12 @@ async def following() -> AsyncIterator[tuple[Source, TargetWatcher, list[Route]]
 
 async def test_routes_get_the_last_answer_and_all_further_ones() -> None:
     async with following() as (source, found, routes):
-        source.told.put_nowait((HERE, NOWHERE))
+        source.answers.put_nowait((HERE, NOWHERE))
         await found.answered.wait()
         assert routes[0].resolution is None
         found.update(routes)
         assert [route.resolution for route in routes] == [HERE, NOWHERE]
-        source.told.put_nowait((HERE, HERE))
+        source.answers.put_nowait((HERE, HERE))
         await rig.until(lambda: routes[1].endpoint)
         others = [Route(routes[0].pool), Route(routes[0].pool)]
         found.update(others)
@@ -74,7 +74,7 @@ async def test_a_changed_endpoint_is_logged(caplog: pytest.LogCaptureFixture) ->
     async with following() as (source, found, routes):
         found.update(routes)
         for answer in ((HERE, NOWHERE), (HERE, NOWHERE), (NOWHERE, NOWHERE)):
-            source.told.put_nowait(answer)
+            source.answers.put_nowait(answer)
         await rig.until(lambda: routes[0].resolution == NOWHERE)
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("INFO", "web: -> 10.0.0.1:80 (clusterIP)"),
@@ -91,21 +91,21 @@ async def test_a_failure_becomes_the_reason_of_the_routes_and_is_retried(
         if update_first:
             found.update(routes)
         error = AccessDeniedError("no watching", hint="ask for it")
-        told: list[str] = []
-        routes[0].on_change = lambda: told.append(routes[0].reason)
-        source.told.put_nowait(error)
+        reasons: list[str] = []
+        routes[0].on_change = lambda: reasons.append(routes[0].reason)
+        source.answers.put_nowait(error)
         await found.answered.wait()
         found.update(routes)
         assert found.failure is error
-        assert told == ["no watching"]  # else nobody would look
+        assert reasons == ["no watching"], "a change wakes the health of the forward"
         assert {route.reason for route in routes} == {"no watching"}
-        source.told.put_nowait(AccessDeniedError("no watching"))
+        source.answers.put_nowait(AccessDeniedError("no watching"))
         await rig.until(lambda: source.runs == 3)
-        source.told.put_nowait((HERE, HERE))
+        source.answers.put_nowait((HERE, HERE))
         await rig.until(lambda: routes[0].endpoint)
         assert found.failure is None
         # From here on a failure leaves what was known.
-        source.told.put_nowait(error)
+        source.answers.put_nowait(error)
         await rig.until(lambda: found.failure)
         assert routes[0].endpoint == HERE.endpoint
     errors = [record.message for record in caplog.records if record.levelname == "ERROR"]
@@ -131,10 +131,10 @@ async def test_targets_that_fail_together_are_logged_together(
 
 async def test_a_bug_fails_that_target_only(caplog: pytest.LogCaptureFixture) -> None:
     async with following() as (source, found, _):
-        source.told.put_nowait(ZeroDivisionError("oops"))
+        source.answers.put_nowait(ZeroDivisionError("oops"))
         await found.answered.wait()
         assert str(found.failure) == "internal error: oops"
-        source.told.put_nowait((HERE, HERE))
+        source.answers.put_nowait((HERE, HERE))
         await rig.until(lambda: not found.failure)
     assert "web: following failed" in caplog.text
 

@@ -1,5 +1,5 @@
-"""A supervisor on a real file, with agents in the test's own process and targets that tell which
-one they are."""
+"""A supervisor on a real file, with agents in the test's own process and targets that send their
+name."""
 
 from __future__ import annotations
 
