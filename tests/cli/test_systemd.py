@@ -17,6 +17,7 @@ import pytest
 from krelay.cli import systemd as module
 from krelay.cli.systemd import Notifier, Service
 from krelay.config.sources import Selection
+from krelay.errors import ConfigError
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from tests import rig
@@ -123,6 +124,26 @@ async def test_a_start_that_fails_is_never_ready(manager: Manager, file: Path) -
         except BlockingIOError:
             break
     assert [lines for lines in sent if lines != ["WATCHDOG=1"]] == []
+
+
+async def test_reloads_and_the_end_are_notified_in_order(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (f"{name}: ip/{rig.HOST} :1" for name in ("one", "two"))
+    async with asyncio.TaskGroup() as tasks:
+        async with world(monkeypatch, tmp_path, text(one)) as made:
+            service = Service(Notifier(manager.address), made.supervisor)
+            running = tasks.create_task(service.run())
+            assert (await manager.next())[0] == "READY=1"
+            await made.edit(text(one, two))
+            await reloaded(manager)
+            assert manager.status == "0 of 2 forwards ready"
+            with pytest.raises(ConfigError):
+                await made.edit("nonsense")
+            await reloaded(manager)
+            assert "; out of sync with the file: " in manager.status
+        assert await manager.next() == ["STOPPING=1", "STATUS=stopping"]
+        running.cancel()
 
 
 async def test_a_reload_during_the_start_is_not_notified(manager: Manager, file: Path) -> None:
