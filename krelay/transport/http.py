@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import h11
 
 from krelay.errors import CredentialsError
-from krelay.transport.handshake_stream import HandshakeStream
+from krelay.net.handshake_stream import HandshakeStream
 
 HEAD_LIMIT = 64 << 10
 """Bytes that may arrive without completing a head."""

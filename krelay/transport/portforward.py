@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from krelay.errors import AccessDeniedError, KrelayError, UnreachableError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
+from krelay.net.handshake_stream import HandshakeStream
 from krelay.transport.connect import connect, connect_errors
-from krelay.transport.handshake_stream import HandshakeStream
 from krelay.transport.pipe import Pipe
 from krelay.transport.reachability import ReachableAgain, watch_reachability
 from krelay.transport.upgrade import RefusedUpgrade, access_denied, upgrade

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from krelay.net.api_access import ApiAccess
-from krelay.transport.connect import dial, host_and_port
+from krelay.net.dial import dial
+from krelay.transport.connect import host_and_port
 
 PROBE_EVERY, PROBE_DEADLINE = 1.0, 1.0
 """Seconds between two probes, and for each."""

@@ -25,7 +25,7 @@ from krelay.errors import (
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.net.error_body import page_words, status_message, words
-from krelay.transport.handshake_stream import HandshakeStream
+from krelay.net.handshake_stream import HandshakeStream
 from krelay.transport.http import Exchange, Headers
 from krelay.transport.spdy import Buffer
 from krelay.transport.websocket import WebSocket

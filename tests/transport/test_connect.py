@@ -19,8 +19,9 @@ from krelay.errors import (
 )
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
+from krelay.net.dial import dial
 from krelay.net.dns import Address
-from krelay.transport.connect import connect, dial, open_tcp
+from krelay.transport.connect import connect, open_tcp
 
 from .conftest import PKI, Server, Witness, client_context, open_pipe, server_context, serving
 
@@ -382,7 +383,7 @@ async def test_a_dial_goes_on_to_the_next_address(monkeypatch: pytest.MonkeyPatc
         async def lookup(name: str, found: list[Address] = found) -> list[Address]:
             return found
 
-        monkeypatch.setattr("krelay.transport.connect.lookup", lookup)
+        monkeypatch.setattr("krelay.net.dial.lookup", lookup)
         witness = Witness()
         if meets is None:
             await open_tcp("name.test", port, protocol=witness)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from krelay.transport import handshake_stream
-from krelay.transport.connect import dial
-from krelay.transport.handshake_stream import HandshakeStream
+from krelay.net import handshake_stream
+from krelay.net.dial import dial
+from krelay.net.handshake_stream import HandshakeStream
 
 from .conftest import Witness, client_context
 

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from krelay.errors import CredentialsError
-from krelay.transport.handshake_stream import HandshakeStream
+from krelay.net.handshake_stream import HandshakeStream
 from krelay.transport.http import (
     BODY_LIMIT,
     HEAD_LIMIT,

@@ -16,7 +16,8 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import Transport
-from krelay.transport import connect, reachability
+from krelay.net import dial as net_dial
+from krelay.transport import reachability
 from krelay.transport.portforward import TransportPreference, open_portforward, transport_from_env
 from krelay.transport.upgrade import UnauthorizedError
 
@@ -285,7 +286,7 @@ async def test_a_request_lost_in_an_outage_is_sent_again_when_it_is_over(
     scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shut = asyncio.Event()
-    real = connect.dial
+    real = net_dial.dial
 
     async def look(*args: Any) -> Any:
         try:
@@ -317,7 +318,7 @@ async def test_a_slow_server_that_stays_reachable_is_asked_once(
 ) -> None:
     monkeypatch.setattr(reachability, "PROBE_EVERY", 0.1)
     looks, enough = 0, asyncio.Event()
-    real = connect.dial
+    real = net_dial.dial
 
     async def look(*args: Any) -> Any:
         nonlocal looks
