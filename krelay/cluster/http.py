@@ -21,9 +21,10 @@ from aiohttp.client_proto import ResponseHandler
 
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess
+from krelay.net.dial import ProxyError, dial, socks_connect
 from krelay.net.dns import lookup
 from krelay.net.error_body import words
-from krelay.net.socks import SocksError, handshake
+from krelay.net.handshake_stream import HandshakeStream
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
@@ -226,65 +227,28 @@ class _SocksConnector(aiohttp.BaseConnector):
 
     def __init__(self, proxy: str) -> None:
         super().__init__(limit=0)
-        self._proxy = proxy
+        self._proxy = urlsplit(proxy)
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: object, timeout: object
     ) -> ResponseHandler:
         """Open a connection (aiohttp's hook); aiohttp applies the connect deadline around it."""
-        host, port = req.url.raw_host or "", req.url.port or 443
-        context: ssl.SSLContext | None = None
-        if req.is_ssl():
-            context = req.ssl if isinstance(req.ssl, ssl.SSLContext) else _default_context()
-        sock = await self._dial_proxy()
+        protocol = self._factory()
+        proxy, host = self._proxy, req.url.raw_host or ""
+        _, stream = await dial(HandshakeStream, proxy.hostname or "", proxy.port or 1080)
         try:
-            await self._handshake(sock, host, port)
-            _, protocol = await self._loop.create_connection(
-                self._factory,
-                sock=sock,
-                ssl=context,
-                server_hostname=(req.server_hostname or host) if context else None,
-            )
-        except BaseException:
-            sock.close()
+            await socks_connect(stream, proxy, host, req.url.port or 443)
+            if req.is_ssl():
+                context = req.ssl if isinstance(req.ssl, ssl.SSLContext) else _default_context()
+                await stream.start_tls(context, req.server_hostname or host)
+            rest = stream.hand_over(protocol)
+        except BaseException as exc:
+            stream.abort()
+            if isinstance(exc, ProxyError | EOFError):
+                said = exc if isinstance(exc, ProxyError) else f"nothing: {exc}"
+                raise ConnectionError(f"the SOCKS5 proxy says: {said}") from exc
             raise
+        protocol.connection_made(stream.transport)
+        if rest:
+            protocol.data_received(rest)
         return protocol
-
-    async def _dial_proxy(self) -> socket.socket:
-        parts = urlsplit(self._proxy)
-        error: OSError = socket.gaierror(f"no address for {parts.hostname}")
-        for family, address in await lookup(parts.hostname or ""):
-            sock = socket.socket(family, socket.SOCK_STREAM)
-            sock.setblocking(False)
-            try:
-                await self._loop.sock_connect(sock, (address, parts.port or 1080))
-            except OSError as exc:
-                sock.close()
-                error = exc
-            except BaseException:
-                sock.close()
-                raise
-            else:
-                return sock
-        raise error
-
-    async def _handshake(self, sock: socket.socket, host: str, port: int) -> None:
-        steps = handshake(self._proxy, host, port)
-        try:
-            data, wanted = next(steps)
-            while True:
-                await self._loop.sock_sendall(sock, data)
-                data, wanted = steps.send(await self._read_exactly(sock, wanted))
-        except StopIteration:
-            return
-        except SocksError as exc:
-            raise ConnectionError(f"the SOCKS5 proxy says: {exc}") from exc
-
-    async def _read_exactly(self, sock: socket.socket, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            chunk = await self._loop.sock_recv(sock, size - len(data))
-            if not chunk:
-                raise SocksError("nothing: it closed the connection")
-            data += chunk
-        return data
