@@ -21,7 +21,7 @@ from aiohttp.client_proto import ResponseHandler
 
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess
-from krelay.net.dial import ProxyError, dial, socks_connect
+from krelay.net.dial import ProxyError, dial, set_keep_alive, socks_connect
 from krelay.net.dns import lookup
 from krelay.net.error_body import words
 from krelay.net.handshake_stream import HandshakeStream
@@ -35,8 +35,6 @@ MAX_BODY = 64 << 20
 MAX_ERROR = 64 << 10
 """Bytes of an error's body that are read."""
 _MAX_REASON = 200
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPALIVE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Seconds and probes. TCP_KEEPALIVE is TCP_KEEPIDLE on macOS. aiohttp sets SO_KEEPALIVE."""
 
 
 def session(socks: str | None = None) -> aiohttp.ClientSession:
@@ -108,12 +106,10 @@ def basic_auth(name: str, password: str) -> str:
 
 
 def keep_alive(response: aiohttp.ClientResponse) -> None:
-    """Let the kernel detect a dead peer within half a minute."""
+    """Let the kernel detect a dead peer within half a minute; aiohttp sets SO_KEEPALIVE."""
     transport = response.connection.transport if response.connection else None
-    sock = transport.get_extra_info("socket") if transport else None
-    for name, value in _KEEP_ALIVE.items():
-        if sock is not None and hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if transport and (sock := transport.get_extra_info("socket")):
+        set_keep_alive(sock, idle=15, interval=5)
 
 
 async def read_body(

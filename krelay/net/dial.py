@@ -21,9 +21,6 @@ ADDRESS_DEADLINE = 2.0
 They are dialled one after the other: asyncio's own race leaves tasks behind when it is cancelled.
 """
 
-_KEEP_ALIVE = {"TCP_KEEPIDLE": 4, "TCP_KEEPALIVE": 4, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}
-"""Seconds and probes: a dead peer is noticed within 10 s, as by a session's pings, which legacy
-mode does not have. macOS calls TCP_KEEPIDLE TCP_KEEPALIVE."""
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """This machine has no socket left, which says nothing about the peer."""
 
@@ -60,15 +57,21 @@ async def dial(
             if not left:
                 raise
         else:
+            sock: socket.socket = transport.get_extra_info("socket")
             with contextlib.suppress(OSError):  # already closed: the protocol knows
-                _keep_alive(transport.get_extra_info("socket"))
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                # A dead peer is noticed within 10 s, as by a session's pings, which legacy mode
+                # does not have.
+                set_keep_alive(sock, idle=4, interval=2)
             return transport, protocol
     raise OSError(f"no address for {host}")
 
 
-def _keep_alive(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEP_ALIVE.items():
+def set_keep_alive(sock: socket.socket, *, idle: int, interval: int) -> None:
+    """Probe a peer that was silent for `idle` seconds: three times, each `interval` seconds."""
+    # macOS calls TCP_KEEPIDLE TCP_KEEPALIVE.
+    names = ("TCP_KEEPIDLE", "TCP_KEEPALIVE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+    for name, value in zip(names, (idle, idle, interval, 3), strict=True):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 

@@ -48,7 +48,10 @@ async def connect(access: ApiAccess) -> HandshakeStream:
             _, stream = await dial(HandshakeStream, host, port, redial_every=REDIAL_EVERY)
     try:
         if server.scheme != "https":
-            _require_loopback(stream, access)
+            # Where the connection ended: `localhost` is whatever a resolver makes of it.
+            peer = stream.transport.get_extra_info("peername")
+            if access.private and not (peer and is_loopback(str(peer[0]))):
+                raise CredentialsError(f"the API server {access.url} is not on this machine")
             return stream
         with connect_errors(access):
             await stream.start_tls(await _ssl_context(access), access.server_hostname or host)
@@ -56,13 +59,6 @@ async def connect(access: ApiAccess) -> HandshakeStream:
         stream.abort()
         raise
     return stream
-
-
-def _require_loopback(stream: HandshakeStream, access: ApiAccess) -> None:
-    """Check where the connection ended: `localhost` is whatever a resolver makes of it."""
-    peer = stream.transport.get_extra_info("peername")
-    if access.private and not (peer and is_loopback(str(peer[0]))):
-        raise CredentialsError(f"the API server {access.url} is not on this machine")
 
 
 async def _connect_by_proxy(
@@ -97,7 +93,7 @@ async def http_connect(stream: HandshakeStream, proxy: SplitResult, host: str, p
     if proxy.username is not None:
         pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
         headers.append(("Proxy-Authorization", f"Basic {b64encode(pair.encode()).decode()}"))
-    status = (await Exchange(stream, "CONNECT", authority, headers).read_head()).status
+    status, _ = await Exchange(stream, "CONNECT", authority, headers).read_head()
     if status == 407:
         raise ProxyError("it wants a user name and a password (407)")
     if status // 100 != 2:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import h11
 
@@ -33,14 +32,6 @@ class HttpError(OSError):
     """The peer did not answer in HTTP/1.1."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """A status, and the headers in order; their names are in lower case."""
-
-    status: int
-    headers: Headers
-
-
 class Exchange:
     """One request on `stream`, written at once, and its response.
 
@@ -63,8 +54,9 @@ class Exchange:
         self._connection.send(h11.EndOfMessage())
         stream.write(head)
 
-    async def read_head(self) -> ResponseHead:
-        """Return the head of the final response, or of a 101.
+    async def read_head(self) -> tuple[int, Headers]:
+        """Return the status and the headers, with names in lower case, of the final response or
+        of a 101.
 
         After a 101, or a 2xx to CONNECT, the stream continues behind that head.
 
@@ -85,7 +77,7 @@ class Exchange:
         if self._connection.their_state is h11.SWITCHED_PROTOCOL:
             self._stream.unread(self._connection.trailing_data[0])
         headers = [(name.decode(), value.decode("latin-1")) for name, value in event.headers]
-        return ResponseHead(event.status_code, headers)
+        return event.status_code, headers
 
     async def read_body(self) -> bytes:
         """Return what arrives of the body in time, at most `BODY_LIMIT` bytes.

@@ -133,7 +133,10 @@ async def _open(
             f"no answer from the API server {url} within {timeout:g} s",
             hint="is the cluster running, and this machine in its network (VPN, proxy)?",
         ) from exc
-    raise _most_telling(failed, forward.namespace)
+    denied = [error for error in failed if isinstance(error, AccessDeniedError)]
+    if len(denied) > 1:
+        raise access_denied("get or create", forward.namespace)
+    raise denied[0] if denied else failed[-1]
 
 
 async def _upgrade(
@@ -158,10 +161,3 @@ async def _upgrade(
         stream.abort()
         raise
     return pipe
-
-
-def _most_telling(failed: list[KrelayError], namespace: str) -> KrelayError:
-    denied = [error for error in failed if isinstance(error, AccessDeniedError)]
-    if len(denied) > 1:
-        return access_denied("get or create", namespace)
-    return denied[0] if denied else failed[-1]

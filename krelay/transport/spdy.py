@@ -39,17 +39,10 @@ class Data(NamedTuple):
     payload: memoryview
 
 
-class Fin(NamedTuple):
-    """The server sends no more on a stream."""
+class End(NamedTuple):
+    """The server sends no more on a stream: it has ended or reset it."""
 
     stream_id: int
-
-
-class Reset(NamedTuple):
-    """The server ended a stream with a status code (SPDY/3.1, section 2.6.3)."""
-
-    stream_id: int
-    status: int
 
 
 class Ping(NamedTuple):
@@ -58,7 +51,7 @@ class Ping(NamedTuple):
     frame: bytes
 
 
-Event = Data | Fin | Reset | Ping
+Event = Data | End | Ping
 
 
 def open_streams(port: int) -> bytes:
@@ -131,7 +124,7 @@ class Decoder:
             if piece:
                 events.append(Data(self._stream_id, piece))
             if self._last and not self._missing:
-                events.append(Fin(self._stream_id))
+                events.append(End(self._stream_id))
         return events
 
     def _begin(self) -> None:
@@ -153,4 +146,4 @@ class Decoder:
     def _control(self) -> Event:
         if self._kind == _PING:
             return Ping(_HEAD.pack(_CONTROL | _PING, 4) + self._body)
-        return Reset(*_HEAD.unpack(self._body))
+        return End(_HEAD.unpack(self._body)[0])

@@ -10,7 +10,6 @@ server/sandbox_portforward.go; of the kubelet, pkg/kubelet/server/server.go.
 from __future__ import annotations
 
 import re
-from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from krelay.errors import (
@@ -43,25 +42,8 @@ _GONE = re.compile(
 )
 
 
-class Carrier(Protocol):
-    """How SPDY's bytes travel on the connection; sans-I/O."""
-
-    def unwrap(self, data: Buffer) -> list[Buffer]:
-        """Return the SPDY bytes in received `data`."""
-
-    def wrap(self, data: bytes) -> bytes:
-        """Return SPDY bytes as they are sent."""
-
-    def replies(self) -> bytes:
-        """Return what the carrier itself has to send now."""
-
-    @property
-    def ended(self) -> str | None:
-        """Why the carrier can no longer be used, or None."""
-
-
 class Plain:
-    """SPDY as it is."""
+    """A carrier that adds nothing; the methods are those of `WebSocket`."""
 
     headers = (
         ("Connection", "Upgrade"),
@@ -69,7 +51,7 @@ class Plain:
         ("X-Stream-Protocol-Version", "portforward.k8s.io"),
         ("Content-Length", "0"),
     )
-    ended = None
+    ended: str | None = None
 
     def unwrap(self, data: Buffer) -> list[Buffer]:
         return [data]
@@ -86,6 +68,10 @@ class Plain:
         return None if upgrades == ["spdy/3.1"] else "an upgrade to something else"
 
 
+Carrier = Plain | WebSocket
+"""How SPDY's bytes travel on the connection; sans-I/O."""
+
+
 class RefusedUpgrade(Exception):
     """A response other than the upgrade, to the request that needs the RBAC `verb`.
 
@@ -95,18 +81,21 @@ class RefusedUpgrade(Exception):
     def __init__(self, verb: str, status: int, body: bytes) -> None:
         super().__init__(verb, status, body)
         self.verb, self.status, self.body = verb, status, body
+        self._message = status_message(body, kind=True)
 
     @property
     def final(self) -> bool:
         """Whether the other transport would fail alike: the user or the pod is unknown."""
-        if self.status == 404 and self._status_message is not None:
+        if self.status == 401 or (self.status == 404 and self._message is not None):
             return True
-        return self.status == 401 or _GONE.search(page_words(self.body, _SEARCHED)) is not None
+        return _GONE.search(page_words(self.body, _SEARCHED)) is not None
 
     def error(self, *, namespace: str, pod: str) -> KrelayError:
         """Return krelay's error for it."""
-        message = self._status_message
-        shown = page_words(self.body, _SHOWN) if message is None else words(message, _SHOWN)
+        if self._message is None:
+            shown = page_words(self.body, _SHOWN)
+        else:
+            shown = words(self._message, _SHOWN)
         if self.status == 401:
             return UnauthorizedError(
                 f"the API server does not know us: {shown or 'Unauthorized'}",
@@ -122,11 +111,6 @@ class RefusedUpgrade(Exception):
             f"no port-forward to pod {namespace}/{pod}: "
             f"{shown or 'the answer is empty'} ({self.status or 'a wrong answer'})"
         )
-
-    @property
-    def _status_message(self) -> str | None:
-        """The message of the Kubernetes Status in the body, None if it holds none."""
-        return status_message(self.body, kind=True)
 
 
 class UnauthorizedError(CredentialsError):
@@ -147,17 +131,17 @@ async def upgrade(
         f"{quote(url.path.rstrip('/'), safe='/%')}/api/v1/namespaces/{quote(namespace, safe='')}"
         f"/pods/{quote(pod, safe='')}/portforward"
     )
-    carrier: Plain | WebSocket
+    carrier: Carrier
     if transport is Transport.WEBSOCKET:
         method, verb, carrier = "GET", "get", WebSocket()
     else:
         method, verb, carrier = "POST", "create", Plain()
     host = ("Host", url.netloc.rpartition("@")[2])
     exchange = Exchange(stream, method, target, (host, *carrier.headers, *access.headers))
-    head = await exchange.read_head()
-    if head.status != 101:
-        raise RefusedUpgrade(verb, head.status, await exchange.read_body())
-    if wrong := carrier.accept(head.headers):
+    status, headers = await exchange.read_head()
+    if status != 101:
+        raise RefusedUpgrade(verb, status, await exchange.read_body())
+    if wrong := carrier.accept(headers):
         raise RefusedUpgrade(verb, 0, wrong.encode("utf-8", "replace"))
     return carrier
 

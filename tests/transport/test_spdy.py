@@ -13,10 +13,9 @@ from krelay.transport.spdy import (
     MAX_PAYLOAD,
     Data,
     Decoder,
+    End,
     Event,
-    Fin,
     Ping,
-    Reset,
     SpdyError,
     data_frames,
     open_streams,
@@ -103,9 +102,9 @@ def test_each_kind_of_frame_gives_its_event_or_none() -> None:
         Ping(PING),
         Data(ERROR_STREAM, memoryview(b"text")),
         Data(DATA_STREAM, memoryview(b"last")),
-        Fin(DATA_STREAM),
-        Fin(ERROR_STREAM),
-        Reset(DATA_STREAM, 5),
+        End(DATA_STREAM),
+        End(ERROR_STREAM),
+        End(DATA_STREAM),
     ]
 
 
@@ -115,7 +114,7 @@ def test_payloads_are_handed_on_before_their_frame_is_whole() -> None:
     assert decoder.receive_data(frame[:10]) == [Data(DATA_STREAM, memoryview(b"ab"))]
     assert decoder.receive_data(frame[10:]) == [
         Data(DATA_STREAM, memoryview(b"cdef")),
-        Fin(DATA_STREAM),
+        End(DATA_STREAM),
     ]
 
 
