@@ -108,7 +108,6 @@ class OneOf:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class Address:
     """An IP address as text; an empty string counts as absent."""
 
@@ -123,7 +122,6 @@ class Address:
         raise _wrong("an IP address", value, shown=True)
 
 
-@dataclass(frozen=True, slots=True)
 class Boolean:
     """true or false."""
 
@@ -149,7 +147,6 @@ class Integer:
         return value
 
 
-@dataclass(frozen=True, slots=True)
 class Number:
     """A finite number, as a float."""
 
@@ -164,7 +161,6 @@ class Number:
         raise _wrong("a number", value, shown=True)
 
 
-@dataclass(frozen=True, slots=True)
 class Timestamp:
     """An RFC 3339 time, as seconds since the epoch."""
 
@@ -251,6 +247,11 @@ class Shape:
             if found.get(name) in (None, ""):
                 raise Mismatch("is missing").inside(name)
         return found
+
+
+def fields(schema: Schema, *names: str) -> dict[str, Schema]:
+    """Return fields of one schema, for a Shape."""
+    return dict.fromkeys(names, schema)
 
 
 class AnyValue:

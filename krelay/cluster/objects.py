@@ -25,6 +25,7 @@ from krelay.typed import (
     Shape,
     String,
     Token,
+    fields,
 )
 
 MAX_LIST = 50_000
@@ -35,173 +36,97 @@ MAX_EVENT_VALUES = 200_000
 _NAME = Token()
 _TIME = Token(64)
 _PORT = Integer(0, 65_535)
+_WORD, _REASON, _TEXT = Message(64), Message(1024), Message()
+_LABELS = MapOf(_NAME)
 
 METADATA = Shape(
-    {
-        "name": _NAME,
-        "namespace": _NAME,
-        "uid": _NAME,
-        "labels": MapOf(_NAME),
-        "creationTimestamp": _TIME,
-        "deletionTimestamp": _TIME,
-    },
+    fields(_NAME, "name", "namespace", "uid")
+    | fields(_TIME, "creationTimestamp", "deletionTimestamp")
+    | {"labels": _LABELS},
     needs=("name",),
 )
 NAMED = Shape({"metadata": METADATA}, needs=("metadata",))
 """Any object, reduced to its metadata."""
 
-_CONDITIONS = ListOf(
-    Shape(
-        {"type": Message(316), "status": Message(64), "reason": Message(1024), "message": Message()}
-    )
+_CONDITION = Shape({"type": Message(316), "status": _WORD, "reason": _REASON, "message": _TEXT})
+_WAITING = Shape({"reason": _REASON, "message": _TEXT})
+_EXIT_CODE = Integer(-(1 << 31), (1 << 31) - 1)
+_TERMINATED = Shape({"exitCode": _EXIT_CODE, "reason": _REASON, "message": Message(16 << 10)})
+_STATE = Shape({"waiting": _WAITING, "running": Shape({}), "terminated": _TERMINATED})
+_STATUS = Shape({"name": _NAME, "image": _REASON, "state": _STATE, "lastState": _STATE})
+_STATUSES = ListOf(_STATUS, 1_000)
+_CONTAINER_PORT = Shape(
+    {"name": _NAME, "containerPort": _PORT, "protocol": _WORD}, needs=("containerPort",)
 )
-_STATE = Shape(
+_CONTAINER = Shape(
+    {"name": _NAME, "restartPolicy": _WORD, "ports": ListOf(_CONTAINER_PORT, 10_000)}
+)
+_POD_SPEC = Shape(
+    fields(ListOf(_CONTAINER, 1_000), "containers", "initContainers") | {"nodeName": _NAME}
+)
+_POD_STATUS = Shape(
+    fields(_STATUSES, "containerStatuses", "initContainerStatuses")
+    | {"phase": _WORD, "reason": _REASON, "message": _TEXT, "podIP": Address()}
+    | {"conditions": ListOf(_CONDITION)}
+)
+POD = Shape({"metadata": METADATA, "spec": _POD_SPEC, "status": _POD_STATUS}, needs=("metadata",))
+_SERVICE_PORT = Shape(
     {
-        "waiting": Shape({"reason": Message(1024), "message": Message()}),
-        "running": Shape({}),
-        "terminated": Shape(
-            {
-                "exitCode": Integer(-(1 << 31), (1 << 31) - 1),
-                "reason": Message(1024),
-                "message": Message(16 << 10),
-            }
-        ),
+        "name": _NAME,
+        "port": _PORT,
+        "protocol": _WORD,
+        "targetPort": AnyOf((_PORT, _NAME), "a port's number or name"),
+    },
+    needs=("port",),
+)
+_SERVICE_SPEC = Shape(
+    {
+        "type": _WORD,
+        "clusterIP": Token(64),
+        "externalName": _NAME,
+        "ipFamilies": ListOf(_WORD, 16),
+        "selector": _LABELS,
+        "ports": ListOf(_SERVICE_PORT, 10_000),
     }
 )
-_STATUSES = ListOf(
-    Shape({"name": _NAME, "image": Message(1024), "state": _STATE, "lastState": _STATE}), 1_000
-)
-_CONTAINERS = ListOf(
-    Shape(
-        {
-            "name": _NAME,
-            "restartPolicy": Message(64),
-            "ports": ListOf(
-                Shape(
-                    {"name": _NAME, "containerPort": _PORT, "protocol": Message(64)},
-                    needs=("containerPort",),
-                ),
-                10_000,
-            ),
-        }
-    ),
-    1_000,
-)
-_POD_SPEC: Mapping[str, Schema] = {
-    "nodeName": _NAME,
-    "containers": _CONTAINERS,
-    "initContainers": _CONTAINERS,
-}
-POD = Shape(
-    {
-        "metadata": METADATA,
-        "spec": Shape(_POD_SPEC),
-        "status": Shape(
-            {
-                "phase": Message(64),
-                "reason": Message(1024),
-                "message": Message(),
-                "podIP": Address(),
-                "conditions": _CONDITIONS,
-                "containerStatuses": _STATUSES,
-                "initContainerStatuses": _STATUSES,
-            }
-        ),
-    },
-    needs=("metadata",),
-)
-SERVICE = Shape(
-    {
-        "metadata": METADATA,
-        "spec": Shape(
-            {
-                "type": Message(64),
-                "clusterIP": Token(64),
-                "externalName": _NAME,
-                "ipFamilies": ListOf(Message(64), 16),
-                "selector": MapOf(_NAME),
-                "ports": ListOf(
-                    Shape(
-                        {
-                            "name": _NAME,
-                            "port": _PORT,
-                            "protocol": Message(64),
-                            "targetPort": AnyOf((_PORT, _NAME), "a port's number or name"),
-                        },
-                        needs=("port",),
-                    ),
-                    10_000,
-                ),
-            }
-        ),
-    },
-    needs=("metadata", "spec"),
-)
+SERVICE = Shape({"metadata": METADATA, "spec": _SERVICE_SPEC}, needs=("metadata", "spec"))
+_SERVING = Shape({"ready": Boolean(), "serving": Boolean()})
 SLICE = Shape(
     {
         "metadata": METADATA,
-        "addressType": Message(64),
-        "ports": ListOf(Shape({"name": _NAME, "port": _PORT, "protocol": Message(64)}), 10_000),
-        "endpoints": ListOf(
-            Shape(
-                {
-                    "addresses": ListOf(_NAME, 1_000),
-                    "conditions": Shape({"ready": Boolean(), "serving": Boolean()}),
-                }
-            )
-        ),
+        "addressType": _WORD,
+        "ports": ListOf(Shape({"name": _NAME, "port": _PORT, "protocol": _WORD}), 10_000),
+        "endpoints": ListOf(Shape({"addresses": ListOf(_NAME, 1_000), "conditions": _SERVING})),
     },
     needs=("metadata",),
 )
-_SELECTOR = Shape(
-    {
-        "matchLabels": MapOf(_NAME),
-        "matchExpressions": ListOf(
-            Shape(
-                {"key": Token(512), "operator": Message(64), "values": ListOf(_NAME)},
-                needs=("key", "operator"),
-            ),
-            1_000,
-        ),
-    }
+_EXPRESSION = Shape(
+    {"key": Token(512), "operator": _WORD, "values": ListOf(_NAME)}, needs=("key", "operator")
 )
+_SELECTOR = Shape({"matchLabels": _LABELS, "matchExpressions": ListOf(_EXPRESSION, 1_000)})
+_TEMPLATE = Shape({"metadata": Shape({"labels": _LABELS}), "spec": _POD_SPEC})
 WORKLOAD = Shape(
     {
         "metadata": METADATA,
-        "spec": Shape(
-            {
-                "selector": _SELECTOR,
-                "template": Shape(
-                    {"metadata": Shape({"labels": MapOf(_NAME)}), "spec": Shape(_POD_SPEC)}
-                ),
-            }
-        ),
-        "status": Shape({"conditions": _CONDITIONS}),
+        "spec": Shape({"selector": _SELECTOR, "template": _TEMPLATE}),
+        "status": Shape({"conditions": ListOf(_CONDITION)}),
     },
     needs=("metadata", "spec"),
 )
 """A Deployment, StatefulSet, DaemonSet, ReplicaSet or Job."""
 
 CREATED = Shape(
-    {"metadata": Shape(METADATA.fields, needs=("name", "namespace", "uid"))},
-    needs=("metadata",),
+    {"metadata": Shape(METADATA.fields, needs=("name", "namespace", "uid"))}, needs=("metadata",)
 )
 """The API server's answer to a creation."""
 
 EVENT = Shape(
-    {
-        "metadata": METADATA,
-        "reason": Message(1024),
-        "type": Message(64),
-        "message": Message(),
-        "involvedObject": Shape({"uid": _NAME}),
-        "series": Shape({"lastObservedTime": _TIME}),
-        "lastTimestamp": _TIME,
-        "eventTime": _TIME,
-    },
+    fields(_TIME, "lastTimestamp", "eventTime")
+    | {"metadata": METADATA, "reason": _REASON, "type": _WORD, "message": _TEXT}
+    | {"involvedObject": Shape({"uid": _NAME}), "series": Shape({"lastObservedTime": _TIME})},
     needs=("metadata",),
 )
-STATUS = Shape({"kind": Message(64), "message": Message(64 << 10), "reason": Message(1024)})
+STATUS = Shape({"kind": _WORD, "message": Message(64 << 10), "reason": _REASON})
 
 RESOURCES: Mapping[Kind, tuple[str, str]] = {
     Kind.SERVICE: ("v1", "services"),
@@ -223,20 +148,17 @@ _SCHEMAS: Mapping[str, Schema] = {
 }
 
 _VERSION = Token(1024)
-_LIST = Shape(
+_LIST_METADATA = Shape(
     {
-        "metadata": Shape(
-            {
-                "resourceVersion": _VERSION,
-                "continue": String(64 << 10),
-                "remainingItemCount": Integer(),
-            }
-        ),
-        "items": ListOf(AnyValue(), MAX_LIST),
-    },
-    needs=("metadata",),
+        "resourceVersion": _VERSION,
+        "continue": String(64 << 10),
+        "remainingItemCount": Integer(),
+    }
 )
-_EVENT = Shape({"type": Message(64), "object": AnyValue()}, needs=("type", "object"))
+_LIST = Shape(
+    {"metadata": _LIST_METADATA, "items": ListOf(AnyValue(), MAX_LIST)}, needs=("metadata",)
+)
+_EVENT = Shape({"type": _WORD, "object": AnyValue()}, needs=("type", "object"))
 _VERSIONED = Shape(
     {"metadata": Shape({"resourceVersion": _VERSION}, needs=("resourceVersion",))},
     needs=("metadata",),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import difflib
 import errno
 import functools
@@ -27,7 +28,7 @@ from urllib.parse import urlsplit
 
 from krelay import typed
 from krelay.errors import CredentialsError
-from krelay.typed import AnyValue, Boolean, ListOf, MapOf, OneOf, Shape, String
+from krelay.typed import AnyValue, Boolean, ListOf, MapOf, OneOf, Shape, String, fields
 
 MAX_FILE = 8 << 20
 """Bytes of a kubeconfig, or of a file that it names."""
@@ -35,63 +36,42 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _OS_STRING = String(without="\0")
 """A path, an argument or a variable: the operating system takes no NUL."""
-_EXTENSIONS = ListOf(Shape({"name": String(), "extension": AnyValue()}, needs=("name",)))
+_STRING, _BOOLEAN = String(), Boolean()
+_EXTENSIONS = ListOf(Shape({"name": _STRING, "extension": AnyValue()}, needs=("name",)))
 _CLUSTER = Shape(
-    {
-        "server": String(),
-        "tls-server-name": String(),
-        "insecure-skip-tls-verify": Boolean(),
-        "certificate-authority": _OS_STRING,
-        "certificate-authority-data": String(),
-        "proxy-url": String(),
-        "disable-compression": Boolean(),
-        "extensions": _EXTENSIONS,
-    }
+    fields(_STRING, "server", "tls-server-name", "proxy-url")
+    | fields(_BOOLEAN, "insecure-skip-tls-verify", "disable-compression")
+    | {"certificate-authority": _OS_STRING, "certificate-authority-data": _STRING}
+    | {"extensions": _EXTENSIONS}
 )
+_VARIABLE = Shape({"name": String(without="\0="), "value": _OS_STRING}, needs=("name",))
 _EXEC = Shape(
     {
         "command": _OS_STRING,
         "args": ListOf(_OS_STRING),
-        "env": ListOf(Shape({"name": String(without="\0="), "value": _OS_STRING}, needs=("name",))),
-        "apiVersion": String(),
-        "installHint": String(),
-        "provideClusterInfo": Boolean(),
+        "env": ListOf(_VARIABLE),
+        "apiVersion": _STRING,
+        "installHint": _STRING,
+        "provideClusterInfo": _BOOLEAN,
         "interactiveMode": OneOf(("Never", "IfAvailable", "Always")),
     }
 )
 _USER = Shape(
-    {
-        "client-certificate": _OS_STRING,
-        "client-certificate-data": String(),
-        "client-key": _OS_STRING,
-        "client-key-data": String(),
-        "token": String(),
-        "tokenFile": _OS_STRING,
-        "as": String(),
-        "as-uid": String(),
-        "as-groups": ListOf(String()),
-        "as-user-extra": MapOf(ListOf(String())),
-        "username": String(),
-        "password": String(),
-        "auth-provider": Shape({"name": String(), "config": MapOf(String())}),
-        "exec": _EXEC,
-        "extensions": _EXTENSIONS,
-    }
+    fields(_OS_STRING, "client-certificate", "client-key", "tokenFile")
+    | fields(_STRING, "client-certificate-data", "client-key-data", "token")
+    | fields(_STRING, "username", "password", "as", "as-uid")
+    | {"as-groups": ListOf(_STRING), "as-user-extra": MapOf(ListOf(_STRING))}
+    | {"auth-provider": Shape({"name": _STRING, "config": MapOf(_STRING)})}
+    | {"exec": _EXEC, "extensions": _EXTENSIONS}
 )
-_CONTEXT = Shape(
-    {"cluster": String(), "user": String(), "namespace": String(), "extensions": _EXTENSIONS}
-)
-_NAMED = Shape({"name": String()}, needs=("name",))
+_CONTEXT = Shape(fields(_STRING, "cluster", "user", "namespace") | {"extensions": _EXTENSIONS})
+_NAMED = Shape({"name": _STRING}, needs=("name",))
 _KINDS = {"cluster": _CLUSTER, "user": _USER, "context": _CONTEXT}
+_Entries = dict[str, dict[str, Mapping[str, Any]]]
+"""The entries of kubeconfig by kind and name."""
 _FILE = Shape(
-    {
-        "apiVersion": String(),
-        "kind": String(),
-        "current-context": String(),
-        "clusters": ListOf(AnyValue()),
-        "users": ListOf(AnyValue()),
-        "contexts": ListOf(AnyValue()),
-    }
+    fields(_STRING, "apiVersion", "kind", "current-context")
+    | fields(ListOf(AnyValue()), "clusters", "users", "contexts")
 )
 """As client-go's tools/clientcmd/api/v1/types.go; kubectl refuses a field of another type too."""
 
@@ -150,8 +130,9 @@ def load(
         CredentialsError: a file, context, cluster or user is missing, or a file is no kubeconfig.
     """
     paths = _paths(kubeconfig, environ)
-    entries = _read(paths)
-    if not (entries.contexts or entries.clusters) and kubeconfig is None and context is None:
+    entries, current = _read(paths)
+    found = entries["context"] or entries["cluster"]
+    if not found and kubeconfig is None and context is None:
         token = service_account / "token"
         if environ.get("KUBERNETES_SERVICE_HOST") and token.is_file():
             return _apply(overrides, _in_cluster(environ, service_account))
@@ -161,17 +142,7 @@ def load(
                 hint="set KUBECONFIG, or write ~/.kube/config; "
                 "`kubectl config view` shows what kubectl would use",
             )
-    return _apply(overrides, _select_context(context, entries, overrides))
-
-
-@dataclass(slots=True)
-class _Entries:
-    """The entries of all files, with absolute paths."""
-
-    contexts: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    clusters: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    users: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    current: str | None = None
+    return _apply(overrides, _select_context(context or current, entries, overrides))
 
 
 def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
@@ -183,9 +154,13 @@ def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
     return listed or [os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".kube/config")]
 
 
-def _read(paths: list[str]) -> _Entries:
-    """Merge all files; a missing or empty one adds nothing."""
-    merged = _Entries()
+def _read(paths: list[str]) -> tuple[_Entries, str | None]:
+    """Return the entries of all files, with absolute paths, and the current context.
+
+    A missing or empty file adds nothing.
+    """
+    entries: _Entries = {kind: {} for kind in _KINDS}
+    current: str | None = None
     for path in paths:
         if not os.path.exists(path) or _is_blank(path):
             continue
@@ -194,9 +169,9 @@ def _read(paths: list[str]) -> _Entries:
         for kind in _KINDS:
             for index, item in enumerate(body.get(f"{kind}s", ())):
                 name, entry = _read_entry(kind, item, path, index)
-                getattr(merged, f"{kind}s").setdefault(name, _with_absolute_paths(entry, folder))
-        merged.current = merged.current or body.get("current-context") or None
-    return merged
+                entries[kind].setdefault(name, _with_absolute_paths(entry, folder))
+        current = current or body.get("current-context") or None
+    return entries, current
 
 
 def _parse(path: str) -> Any:
@@ -266,66 +241,52 @@ def _with_absolute_paths(entry: Mapping[str, Any], folder: Path) -> Mapping[str,
 
 
 def _select_context(name: str | None, entries: _Entries, overrides: Overrides) -> Login:
-    name = name or entries.current
-    if name is not None and name not in entries.contexts:
-        raise CredentialsError(
-            f'no context "{name}" in kubeconfig', hint=_nearest(name, entries.contexts)
-        )
+    contexts = entries["context"]
+    if name is not None and name not in contexts:
+        raise CredentialsError(f'no context "{name}" in kubeconfig', hint=_nearest(name, contexts))
     if name is None and not (overrides.cluster or overrides.server):
         raise CredentialsError(
             "kubeconfig has no current-context",
-            hint="name one with --context; " + _known(entries.contexts),
+            hint="name one with --context; " + _known(contexts),
         )
-    context = entries.contexts[name] if name is not None else {}
-    cluster = _select_entry(
-        context.get("cluster"), overrides.cluster, entries.clusters, "cluster", name
-    )
-    user = _select_entry(context.get("user"), overrides.user, entries.users, "user", name)
+    context = contexts[name] if name is not None else {}
+
+    def select(kind: str, override: str | None) -> Mapping[str, Any]:
+        wanted = override or context.get(kind)
+        if not wanted:
+            return {}
+        if wanted not in entries[kind]:
+            of = "" if override else f', which context "{name}" names'
+            hint = _nearest(wanted, entries[kind])
+            raise CredentialsError(f'no {kind} "{wanted}" in kubeconfig{of}', hint=hint)
+        return entries[kind][wanted]
+
+    cluster = select("cluster", overrides.cluster)
     return Login(
         server=cluster.get("server", ""),
         namespace=context.get("namespace") or "default",
         cluster=cluster,
-        user=user,
+        user=select("user", overrides.user),
         context=name,
     )
-
-
-def _select_entry(
-    own: str | None,
-    override: str | None,
-    entries: Mapping[str, Mapping[str, Any]],
-    kind: str,
-    context: str | None,
-) -> Mapping[str, Any]:
-    name = override or own
-    if not name:
-        return {}
-    if name not in entries:
-        of = "" if override else f', which context "{context}" names'
-        raise CredentialsError(
-            f'no {kind} "{name}" in kubeconfig{of}', hint=_nearest(name, entries)
-        )
-    return entries[name]
 
 
 def _in_cluster(environ: Mapping[str, str], folder: Path) -> Login:
     """Return the login of the pod's service account (client-go rest/config.go, InClusterConfig)."""
     host = environ["KUBERNETES_SERVICE_HOST"]
     port = environ.get("KUBERNETES_SERVICE_PORT") or "443"
-    namespace = folder / "namespace"
+    file, namespace = folder / "namespace", "default"
+    if file.is_file():
+        try:
+            namespace = read_file(file).decode().strip()
+        except (OSError, UnicodeError) as exc:
+            raise CredentialsError(f"cannot read {file}: {exc}") from exc
     return Login(
         server=f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}",
-        namespace=_read_text(namespace) if namespace.is_file() else "default",
+        namespace=namespace,
         cluster={"certificate-authority": str(folder / "ca.crt")},
         user={"tokenFile": str(folder / "token")},
     )
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_file(path).decode().strip()
-    except (OSError, UnicodeError) as exc:
-        raise CredentialsError(f"cannot read {path}: {exc}") from exc
 
 
 def _apply(overrides: Overrides, login: Login) -> Login:
@@ -440,10 +401,8 @@ def kube_config() -> Any:
     allow this, it is imported as usual, and only memory is lost.
     """
     if _LIBRARY not in sys.modules:
-        try:
+        with contextlib.suppress(ImportError, AttributeError):
             return _import_without_models()
-        except (ImportError, AttributeError):
-            pass
     return importlib.import_module(f"{_LIBRARY}.config.kube_config")
 
 
