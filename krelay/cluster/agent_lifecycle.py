@@ -204,8 +204,8 @@ class _Startup:
         """Return the watches to run; all but that of the pods begin later."""
         return [
             self._watch(PODS, "v1", "pods", label_selector=f"job-name={self._job}"),
-            self._watch_later(JOB, "batch/v1", "jobs", f"metadata.name={self._job}"),
-            self._watch_later(JOB_EVENTS, "v1", "events", f"involvedObject.uid={self._uid}"),
+            self._watch(JOB, "batch/v1", "jobs", f"metadata.name={self._job}", after=QUIET),
+            self._watch_events(JOB_EVENTS, self._uid),
             self._watch_pod_events(),
         ]
 
@@ -238,26 +238,25 @@ class _Startup:
             self.seen.get(JOB), self.seen[PODS], None if JOB_EVENTS in self.denied else events
         )
 
-    async def _watch_later(
-        self, what: str, version: str, resource: str, field_selector: str
-    ) -> None:
-        await asyncio.sleep(QUIET)
-        await self._watch(what, version, resource, field_selector=field_selector)
+    def _watch_events(self, what: str, uid: str) -> Coroutine[Any, Any, None]:
+        return self._watch(what, "v1", "events", f"involvedObject.uid={uid}", after=QUIET)
 
     async def _watch_pod_events(self) -> None:
         await self._has_pod.wait()
         uid = next((pod["metadata"].get("uid", "") for pod in self.seen[PODS]), "")
-        await self._watch_later(POD_EVENTS, "v1", "events", f"involvedObject.uid={uid}")
+        await self._watch_events(POD_EVENTS, uid)
 
     async def _watch(
         self,
         what: str,
         version: str,
         resource: str,
+        field_selector: str = "",
         *,
         label_selector: str = "",
-        field_selector: str = "",
+        after: float = 0.0,
     ) -> None:
+        await asyncio.sleep(after)
         path = collection(version, resource, self._namespace)
         sets = list_and_watch(
             self._api, path, label_selector=label_selector, field_selector=field_selector
@@ -316,7 +315,8 @@ class PostedJobs:
         prefix = metadata.pop("generateName", "")
         posted = _Posted(ours="name" not in metadata)
         if posted.ours:
-            metadata["name"] = prefix[: _MAX_NAME - _SUFFIX_LENGTH] + _suffix()
+            suffix = "".join(secrets.choice(_ALPHABET) for _ in range(_SUFFIX_LENGTH))
+            metadata["name"] = prefix[: _MAX_NAME - _SUFFIX_LENGTH] + suffix
         key = metadata["namespace"], metadata["name"]
         created: list[dict[str, Any]] = []
 
@@ -389,10 +389,6 @@ class PostedJobs:
                     name,
                     (error or "interrupted") if posted.answered else "its creation had no answer",
                 )
-
-
-def _suffix() -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(_SUFFIX_LENGTH))
 
 
 def _certainly_not_created(exc: ClusterError) -> bool:

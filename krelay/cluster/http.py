@@ -139,12 +139,20 @@ def translated_errors(access: ApiAccess, where: str) -> Iterator[None]:
     """Translate aiohttp's errors into krelay's; `where` names context and server."""
     try:
         yield
-    except TimeoutError as exc:
-        raise _unreachable(where, "no answer in time", access) from exc
     except (aiohttp.ClientError, OSError, ValueError) as exc:
         if untrusted := _cause(exc, ssl.SSLCertVerificationError):
-            raise _untrusted(where, untrusted) from exc
-        raise _unreachable(where, _reason(exc), access) from exc
+            reason = getattr(untrusted, "verify_message", "") or str(untrusted)
+            raise CredentialsError(
+                f"the API server's certificate is not trusted ({where}): {reason}",
+                hint="does certificate-authority (and tls-server-name) in kubeconfig fit this "
+                "server?",
+            ) from exc
+        # The host name only: the URL may hold a password.
+        through = f" through the proxy {urlsplit(access.proxy).hostname}" if access.proxy else ""
+        raise UnreachableError(
+            f"cannot reach the API server ({where}){through}: {_reason(exc)}",
+            hint="is the cluster running, and this machine in its network (VPN)?",
+        ) from exc
 
 
 def _cause(exc: BaseException | None, kind: type[BaseException]) -> BaseException | None:
@@ -157,6 +165,8 @@ def _cause(exc: BaseException | None, kind: type[BaseException]) -> BaseExceptio
 
 
 def _reason(exc: Exception) -> str:
+    if isinstance(exc, TimeoutError):
+        return "no answer in time"
     if _cause(exc, ConnectionRefusedError):
         return "connection refused"
     if _cause(exc, socket.gaierror):
@@ -168,23 +178,6 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "its answer broke off"
     return words(str(exc), _MAX_REASON) or type(exc).__name__
-
-
-def _unreachable(where: str, reason: str, access: ApiAccess) -> UnreachableError:
-    # The host name only: the URL may hold a password.
-    through = f" through the proxy {urlsplit(access.proxy).hostname}" if access.proxy else ""
-    return UnreachableError(
-        f"cannot reach the API server ({where}){through}: {reason}",
-        hint="is the cluster running, and this machine in its network (VPN)?",
-    )
-
-
-def _untrusted(where: str, error: BaseException) -> CredentialsError:
-    reason = getattr(error, "verify_message", "") or str(error)
-    return CredentialsError(
-        f"the API server's certificate is not trusted ({where}): {reason}",
-        hint="does certificate-authority (and tls-server-name) in kubeconfig fit this server?",
-    )
 
 
 # -- connections -----------------------------------------------------------------------------------

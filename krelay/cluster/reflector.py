@@ -11,10 +11,9 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from krelay.cluster.api import Api, Lines
+from krelay.cluster.api import Api
 from krelay.cluster.api_errors import StatusError
 from krelay.cluster.objects import read_event, read_list
 from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, MalformedError
@@ -90,7 +89,17 @@ async def list_and_watch(
                     if listed != store:
                         store = listed
                         yield dict(store)
-                async with _watch(api, path, version, query) as batches:
+                timeout = random.randint(*WATCH_TIMEOUT)
+                async with api.stream(
+                    path,
+                    silence=SILENCE,
+                    total=timeout + 30.0,
+                    watch="true",
+                    resourceVersion=version,
+                    allowWatchBookmarks="true",
+                    timeoutSeconds=str(timeout),
+                    **query,
+                ) as batches:
                     admitted = True
                     health.recovered()
                     async for batch in batches:
@@ -126,22 +135,6 @@ def _passes(exc: ClusterError, status: StatusError | None) -> bool:
     if status is None:
         return not isinstance(exc, CredentialsError)
     return status.code in (408, 429) or status.code >= 500
-
-
-def _watch(
-    api: Api, path: str, version: str, query: dict[str, str]
-) -> AbstractAsyncContextManager[Lines]:
-    timeout = random.randint(*WATCH_TIMEOUT)
-    return api.stream(
-        path,
-        silence=SILENCE,
-        total=timeout + 30.0,
-        watch="true",
-        resourceVersion=version,
-        allowWatchBookmarks="true",
-        timeoutSeconds=str(timeout),
-        **query,
-    )
 
 
 async def _list(

@@ -137,7 +137,8 @@ async def cluster(plain_kube: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     cluster = Cluster()
     plain_kube.handler = cluster.answer
     monkeypatch.setattr(module, "QUIET", 0.0)
-    monkeypatch.setattr(module, "_suffix", lambda: "x")
+    monkeypatch.setattr(module, "_ALPHABET", "x")
+    monkeypatch.setattr(module, "_SUFFIX_LENGTH", 1)
     yield cluster
     await cluster.close()
 

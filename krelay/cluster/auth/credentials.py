@@ -65,7 +65,8 @@ class Credentials:
         # As in client-go, credentials are sent under TLS only, so none are fetched without it.
         if self._login is None or _user(login) != _user(self._login):
             self._source = _source(login)
-        if not _secure(login) and _holds_credentials(login.user):
+        given = any(value for key, value in login.user.items() if key not in _IMPERSONATION)
+        if given and not _secure(login):
             near = is_loopback(urlsplit(login.server).hostname or "")
             level = logging.DEBUG if near else logging.WARNING
             logger.log(level, "%s has no TLS: krelay sends it no credentials", login.server)
@@ -160,10 +161,6 @@ def _user(login: Login) -> Mapping[str, Any]:
 _IMPERSONATION = ("as", "as-uid", "as-groups", "as-user-extra")
 
 
-def _holds_credentials(user: Mapping[str, Any]) -> bool:
-    return any(value for key, value in user.items() if key not in _IMPERSONATION)
-
-
 def _source(login: Login) -> Source | None:
     """Return the source of credentials; None if kubeconfig holds them itself (as client-go)."""
     user = _user(login)
@@ -192,24 +189,18 @@ def _headers(user: Mapping[str, Any], authorization: str | None) -> Iterator[tup
     yield "User-Agent", f"krelay/{__version__}"
     if authorization:
         yield "Authorization", authorization
+    uid, groups, extra = (user.get(key) for key in _IMPERSONATION[1:])
+    if not user.get("as"):
+        if uid or groups or extra:
+            raise CredentialsError("kubeconfig: as-groups, as-uid and as-user-extra need `as`")
+        return
     # kubernetes.io, "User impersonation": each group and each extra value has its own header.
-    for name, value in _impersonation(user):
+    headers = [("Impersonate-User", user["as"])]
+    headers += [("Impersonate-Uid", uid)] if uid else []
+    headers += [("Impersonate-Group", group) for group in groups or ()]
+    for key, values in (extra or {}).items():
+        headers += [(f"Impersonate-Extra-{quote(key, safe='')}", value) for value in values]
+    for name, value in headers:
         if not value.isprintable():
             raise CredentialsError(f"kubeconfig: {name} holds a character that a header cannot")
         yield name, value
-
-
-def _impersonation(user: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    groups, extra = user.get("as-groups", ()), user.get("as-user-extra", {})
-    if not user.get("as"):
-        if user.get("as-uid") or groups or extra:
-            raise CredentialsError("kubeconfig: as-groups, as-uid and as-user-extra need `as`")
-        return
-    yield "Impersonate-User", user["as"]
-    if user.get("as-uid"):
-        yield "Impersonate-Uid", user["as-uid"]
-    for group in groups:
-        yield "Impersonate-Group", group
-    for key, values in extra.items():
-        for value in values:
-            yield f"Impersonate-Extra-{quote(key, safe='')}", value
