@@ -6,10 +6,10 @@ import asyncio
 import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, Endpoint
@@ -117,7 +117,7 @@ class relay:
         **targets: str,
     ) -> None:
         self._timeout = timeout
-        self._run: _Run | None = None
+        self._run: AbstractAsyncContextManager[_Reports] | None = None
         self._thread: LoopThread[_Reports] | None = None
         self._texts, self._targets = texts, targets
         self._file = None if file is None else os.fspath(file)
@@ -131,20 +131,15 @@ class relay:
         self._require_free()
         try:
             run = self._run = await in_thread(self._make_run)
-            return _forwards(await run.start())
+            return _forwards(await run.__aenter__())
         except BaseException as exc:
             self._run = None
             raise explained(exc) from exc.__cause__
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc: Any) -> None:
         run, self._run = self._run, None
         assert run is not None
-        await run.end(cut=kind is not None)
+        await run.__aexit__(*exc)
 
     def __enter__(self) -> Forwards:
         __tracebackhide__ = True
@@ -156,17 +151,12 @@ class relay:
             self._thread = None
             raise explained(exc) from exc.__cause__
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         thread, self._thread = self._thread, None
         assert thread is not None
         thread.end(cut=kind is not None)
 
-    def _make_run(self) -> _Run:
+    def _make_run(self) -> AbstractAsyncContextManager[_Reports]:
         """Return the run of one block. Reads files and imports most of krelay: never on a loop.
 
         Raises:
@@ -180,7 +170,7 @@ class relay:
         if not config.agent.embedded:
             from krelay.cluster import api, resolve  # noqa: F401
         tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
-        return _Run(dataclasses.replace(config, tunnel=tunnel), self._timeout)
+        return _relaying(dataclasses.replace(config, tunnel=tunnel), self._timeout)
 
     def _source(self) -> Lines | Selection:
         from krelay.config.sources import Lines, Overlay, Selection, named
@@ -223,61 +213,53 @@ def _forwards(reports: Iterable[ForwardState]) -> Forwards:
 _Reports = tuple[ForwardState, ...]
 
 
-class _Run:
-    """The relaying of one block, in its own task, so that any task may end the block."""
+@asynccontextmanager
+async def _relaying(config: Config, timeout: float) -> AsyncIterator[_Reports]:
+    """Relay while the block runs, in a task of its own, so that any task may end the block.
 
-    def __init__(self, config: Config, timeout: float) -> None:
-        self._config = config
-        self._timeout = timeout
-        self._stop = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+    The value is the forwards, all of them ready. When the block ends, connections get a moment to
+    finish; when it fails or is cancelled, they are cut. Then everything is removed.
 
-    async def start(self) -> _Reports:
-        """Return the forwards once all of them are ready.
-
-        Raises:
-            KrelayError: they cannot be had. Then, as after a cancellation, agents are removed, or
-                named in the log.
-        """
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[_Reports] = loop.create_future()
-        task = self._task = loop.create_task(self._relay(ready), name="krelay")
-        try:
-            await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            await self.end(cut=True)
-            raise
+    Raises:
+        KrelayError: the forwards cannot be had, or relaying had already ended by an error. Then, as
+            after a cancellation, agents are removed, or named in the log.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    ready: asyncio.Future[_Reports] = loop.create_future()
+    task = loop.create_task(_relay(config, timeout, ready, stop), name="krelay")
+    try:
+        await asyncio.wait((ready, task), return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
             task.result()  # raises
-        return ready.result()
-
-    async def end(self, *, cut: bool) -> None:
-        """Let connections finish for a moment, or `cut` them; then remove everything.
-
-        Raises:
-            KrelayError: relaying had already ended by an error.
-        """
-        assert self._task is not None
-        self._stop.set()
-        if cut:
-            self._task.cancel()
-        try:
-            await asyncio.wait({self._task})
-        except asyncio.CancelledError:
-            self._task.cancel()
-            await shield_cleanup(asyncio.wait({self._task}))
-            raise
-        if not cut:
-            self._task.result()
-        elif not self._task.cancelled() and (failure := self._task.exception()):
+        yield ready.result()
+    except BaseException:
+        task.cancel()
+        await _ended(task)
+        if not task.cancelled() and (failure := task.exception()):
             logger.debug("ended by an error: %s", failure)
+        raise
+    stop.set()
+    await _ended(task)
+    task.result()
 
-    async def _relay(self, ready: asyncio.Future[_Reports]) -> None:
-        from krelay.supervisor.supervisor import Supervisor
 
-        # strict: a forward that cannot bind or resolve is an error at once, not after the timeout.
-        supervisor = Supervisor(self._config, strict=True)
-        async with TaskGroup() as tasks:
-            tasks.create_task(supervisor.run(self._stop), name="relay")
-            hint = "`timeout=` gives it longer"
-            ready.set_result(await supervisor.wait_ready(self._timeout, hint=hint))
+async def _ended(task: asyncio.Task[None]) -> None:
+    try:
+        await asyncio.wait({task})
+    except asyncio.CancelledError:
+        task.cancel()
+        await shield_cleanup(asyncio.wait({task}))
+        raise
+
+
+async def _relay(
+    config: Config, timeout: float, ready: asyncio.Future[_Reports], stop: asyncio.Event
+) -> None:
+    from krelay.supervisor.supervisor import Supervisor
+
+    # strict: a forward that cannot bind or resolve is an error at once, not after the timeout.
+    supervisor = Supervisor(config, strict=True)
+    async with TaskGroup() as tasks:
+        tasks.create_task(supervisor.run(stop), name="relay")
+        ready.set_result(await supervisor.wait_ready(timeout, hint="`timeout=` gives it longer"))

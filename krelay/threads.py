@@ -13,13 +13,13 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, ParamSpec, Protocol, TypeVar
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, ParamSpec, TypeVar
 
 from krelay.errors import KrelayError, NotReadyError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-T_co = TypeVar("T_co", covariant=True)
 
 _GRACE = 30.0
 """Seconds beyond its own deadlines in which a LoopThread has to start, or to end."""
@@ -95,22 +95,15 @@ class DaemonExecutor(ThreadPoolExecutor):
         """Return at once: a thread that hangs is left behind."""
 
 
-class Runs(Protocol[T_co]):
-    """A part that runs from `start` to `end`, both on one loop; cancelling `start` ends it."""
-
-    async def start(self) -> T_co: ...
-
-    async def end(self, *, cut: bool) -> None: ...
-
-
 class LoopThread(Generic[T]):
-    """Runs a part on an event loop in a thread, for callers without a loop.
+    """Keeps an async context on an event loop in a thread, for callers without a loop.
 
-    Every wait for the thread has a deadline: a loop that hangs is left behind.
+    A cut end cancels the context. Every wait for the thread has a deadline: a loop that hangs is
+    left behind.
     """
 
-    def __init__(self, runs: Runs[T], *, grace: float = _GRACE) -> None:
-        self._runs = runs
+    def __init__(self, context: AbstractAsyncContextManager[T], *, grace: float = _GRACE) -> None:
+        self._context = context
         self._grace = grace
         self._started: Future[T] = Future()
         self._ended: Future[None] = Future()
@@ -122,11 +115,11 @@ class LoopThread(Generic[T]):
         self._thread = threading.Thread(target=self._main, name="krelay", daemon=True)
 
     def start(self, timeout: float) -> T:
-        """Return the result of the part's `start`, which has `timeout` seconds by itself.
+        """Enter the context, which has `timeout` seconds by itself; return its value.
 
         Raises:
             NotReadyError: the loop hangs.
-            KrelayError: as the part's `start`.
+            KrelayError: as the context.
         """
         try:
             self._thread.start()
@@ -148,10 +141,10 @@ class LoopThread(Generic[T]):
             raise
 
     def end(self, *, cut: bool) -> None:
-        """Call the part's `end`, and wait for the thread.
+        """Leave the context, and wait for the thread.
 
         Raises:
-            KrelayError: the part had failed, or does not end.
+            KrelayError: the context failed and is not cut, or does not end.
         """
         self._call(self._cancel if cut else self._stop.set)
         try:
@@ -198,13 +191,9 @@ class LoopThread(Generic[T]):
         if self._cut:
             return
         self._task = asyncio.current_task()
-        self._started.set_result(await self._runs.start())
-        try:
+        async with self._context as value:
+            self._started.set_result(value)
             await self._stop.wait()
-        except asyncio.CancelledError:
-            await self._runs.end(cut=True)
-            raise
-        await self._runs.end(cut=False)
 
     def _cancel(self) -> None:
         self._cut = True

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 
 import pytest
 
@@ -86,7 +86,7 @@ async def test_a_call_without_a_thread_fails_or_runs_on_the_loop(
             await run(fail)
 
 
-class Runs:
+class Runs(AbstractAsyncContextManager[int, None]):
     """Starts and ends as a test says, and records its calls."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class Runs:
         self.hangs.set()
         self.begun = threading.Event()
 
-    async def start(self) -> int:
+    async def __aenter__(self) -> int:
         self.begun.set()
         self.hangs.wait()  # the whole loop, where it is not set
         if self.fails:
@@ -110,9 +110,9 @@ class Runs:
             raise
         return threading.get_ident()
 
-    async def end(self, *, cut: bool) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self.hangs.wait()
-        self.calls.append("cut" if cut else "end")
+        self.calls.append("end" if kind is None else "cut")
         if self.fails:
             raise TunnelError("no")
 
