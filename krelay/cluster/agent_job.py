@@ -57,7 +57,15 @@ def job_manifest(
     metadata = {"labels": labels, "annotations": plain(config.annotations)}
     pod = _pod(config, key_sha256, connect_timeout, session)
     if run:
-        pod["topologySpreadConstraints"] = [_spread(run)]
+        # Different nodes are preferred, not required.
+        pod["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {RUN_LABEL: run}},
+            }
+        ]
     manifest: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -108,16 +116,6 @@ def _labels(config: AgentConfig) -> dict[str, str]:
     if carries_source(config):
         labels["krelay/payload"] = payload.digest()
     return labels | dict(config.labels)
-
-
-def _spread(run: str) -> dict[str, Any]:
-    """Prefer different nodes, without requiring them."""
-    return {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": {RUN_LABEL: run}},
-    }
 
 
 def _pod(
@@ -250,11 +248,9 @@ def _useful_fields(manifest: Mapping[str, Any]) -> Iterator[str]:
     if server is None:
         return
     yield f"the container {NAME}"
-    yield from (
-        f"the container's {'.'.join(path)}"
-        for path in _CONTAINER_FIELDS
-        if nested(server, *path) is not None
-    )
+    for path in _CONTAINER_FIELDS:
+        if nested(server, *path) is not None:
+            yield f"the container's {'.'.join(path)}"
     for name in (KEY_ENV, payload.ENV_NAME):
         if any(_named(server.get("env"), name)):
             yield f"the variable {name}"

@@ -281,8 +281,11 @@ class _Collection:
             whole.task.cancel()
         self._plan_soon()
 
-    def _fail(self, selectors: Iterable[Selector], error: ClusterError) -> None:
+    def _fail(self, selectors: Iterable[Selector], error: Exception) -> None:
         """End the selections with `error`, which also answers subscribers of the next moment."""
+        if not isinstance(error, ClusterError):
+            logger.error("watching %s failed", self._path, exc_info=error)
+            error = ClusterError(f"internal error: {error!r}")
         for selector in selectors:
             if (selection := self._remove(selector)) is not None:
                 self._errors[selector] = (self._loop.time() + ERROR_TTL, error)
@@ -315,11 +318,8 @@ class _Collection:
             async with aclosing(watch) as sets:
                 async for found in sets:
                     selection.publish(dict(found))
-        except ClusterError as exc:
-            self._fail([selector], exc)
         except Exception as exc:
-            logger.exception("watching %s failed", self._path)
-            self._fail([selector], ClusterError(f"internal error: {exc!r}"))
+            self._fail([selector], exc)
 
     async def _run_whole(self, whole: _WholeWatch) -> None:
         """Watch the collection; its first list replaces the other watches."""
@@ -331,15 +331,14 @@ class _Collection:
             self._no_whole_until = self._loop.time() + REFUSED_PAUSE
         except TimeoutError:
             self._retry_later("no answer in time")
-        except ClusterError as exc:
-            if whole is self._next and not isinstance(exc, CredentialsError):
+        except Exception as exc:
+            passing = isinstance(exc, ClusterError) and not isinstance(exc, CredentialsError)
+            if whole is self._next and passing:
                 # Watches of single objects may still work.
                 self._retry_later(exc)
             else:
-                self._fail(self._covered_only_by(whole), exc)
-        except Exception as exc:
-            logger.exception("watching %s failed", self._path)
-            self._fail(self._covered_only_by(whole), ClusterError(f"internal error: {exc!r}"))
+                lost = [key for key in whole.selectors if self._selections[key].task is None]
+                self._fail(lost, exc)
         self._drop(whole)
 
     def _retry_later(self, reason: object) -> None:
@@ -370,7 +369,3 @@ class _Collection:
                     changed = whole.selectors
                 for selector in changed:
                     self._selections[selector].publish(whole.objects(selector))
-
-    def _covered_only_by(self, whole: _WholeWatch) -> list[Selector]:
-        """Return the selectors that have no watch but `whole`."""
-        return [key for key in whole.selectors if self._selections[key].task is None]

@@ -35,7 +35,9 @@ def roles(
     for target in config.targets:
         context = target.context or config.context
         own = config.namespace or namespace_of(context)
-        agent = _agent_namespace(config, own)
+        namespace = config.agent.namespace or own
+        manifest, _ = job_manifest(config.agent, namespace=namespace, key_sha256="")
+        agent = str(manifest["metadata"]["namespace"])  # a patch may have changed it
         rules = found.setdefault(context, {}).setdefault(agent, [])
         rules += (rule for rule in _agent_rules(optional=optional) if rule not in rules)
         namespace = target.namespace or own
@@ -49,13 +51,6 @@ def roles(
         ]
         for context, namespaces in found.items()
     }
-
-
-def _agent_namespace(config: Config, namespace: str) -> str:
-    """Return the agent's namespace, after patches."""
-    namespace = config.agent.namespace or namespace
-    manifest, _ = job_manifest(config.agent, namespace=namespace, key_sha256="")
-    return str(manifest["metadata"]["namespace"])
 
 
 def _agent_rules(*, optional: bool) -> list[Rule]:
@@ -105,15 +100,12 @@ def _documents(
 ) -> list[dict[str, Any]]:
     metadata = {"name": "krelay", "namespace": namespace}
     head = {"apiVersion": f"{_API}/v1"}
-    documents = [{**head, "kind": "Role", "metadata": metadata, "rules": rules}]
-    if subjects:
-        documents.append(
-            {
-                **head,
-                "kind": "RoleBinding",
-                "metadata": metadata,
-                "roleRef": {"apiGroup": _API, "kind": "Role", "name": "krelay"},
-                "subjects": [dict(subject) for subject in subjects],
-            }
-        )
-    return documents
+    role = {**head, "kind": "Role", "metadata": metadata, "rules": rules}
+    binding = {
+        **head,
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": _API, "kind": "Role", "name": "krelay"},
+        "subjects": [dict(subject) for subject in subjects],
+    }
+    return [role, binding] if subjects else [role]

@@ -90,11 +90,7 @@ class _Resolver:
             async for pods in self._watch("v1", "pods", selector):
                 self._resolve_pods(pods.values())
 
-        def label_selector(workload: Object) -> Object | None:
-            selector: Object | None = workload["spec"].get("selector")
-            return selector
-
-        await self._while_it_exists(label_selector, follow_pods)
+        await self._while_it_exists(lambda item: item["spec"].get("selector"), follow_pods)
 
     async def follow_service(self) -> None:
         """Follow a Service, and its endpoints if it has any."""
@@ -165,16 +161,14 @@ class _Resolver:
         self._update(tuple(resolve_pod(pod, port) for port in self._target.ports))
 
     def _resolve_service(self, service: Object, slices: Collection[Object] | None) -> None:
+        ports = self._target.ports
+        last = [resolution.endpoint for resolution in self._last] or [None] * len(ports)
         self._update(
             tuple(
-                resolve_service(service, port, slices, self._current_host(index))
-                for index, port in enumerate(self._target.ports)
+                resolve_service(service, port, slices, endpoint.host if endpoint else None)
+                for port, endpoint in zip(ports, last, strict=True)
             )
         )
-
-    def _current_host(self, index: int) -> str | None:
-        endpoint = self._last[index].endpoint if self._last else None
-        return endpoint.host if endpoint else None
 
     def _report_missing(self) -> None:
         _, resource = RESOURCES[self._target.kind]

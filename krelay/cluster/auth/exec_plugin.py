@@ -87,7 +87,13 @@ class ExecPlugin:
     def _exec_info(self, interactive: bool) -> str:
         spec: dict[str, Any] = {"interactive": interactive}
         if self._plugin.get("provideClusterInfo"):
-            spec["cluster"] = self._cluster_info()
+            known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}
+            if (ca := read_pem(self._cluster, "certificate-authority")) is not None:
+                known["certificate-authority-data"] = base64.b64encode(ca).decode()
+            for item in self._cluster.get("extensions", ()):
+                if item.get("name") == _EXTENSION:
+                    known["config"] = item.get("extension")
+            spec["cluster"] = known
         try:
             return json.dumps(
                 {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
@@ -96,16 +102,6 @@ class ExecPlugin:
             raise CredentialsError(
                 f"kubeconfig: the cluster's extension {_EXTENSION} cannot be written as JSON"
             ) from exc
-
-    def _cluster_info(self) -> dict[str, Any]:
-        known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}
-        ca = read_pem(self._cluster, "certificate-authority")
-        if ca is not None:
-            known["certificate-authority-data"] = base64.b64encode(ca).decode()
-        for item in self._cluster.get("extensions", ()):
-            if item.get("name") == _EXTENSION:
-                known["config"] = item.get("extension")
-        return known
 
     async def _run(self, info: str, interactive: bool) -> bytes:
         environment = dict(os.environ)
