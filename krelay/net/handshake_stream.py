@@ -19,9 +19,8 @@ class HandshakeStream(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
-        self._waiter: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
         self._ended: Exception | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -32,7 +31,7 @@ class HandshakeStream(asyncio.Protocol):
         if len(self._buffer) > LIMIT:
             self._end(OSError("more than a megabyte before the upgrade"))
             self.transport.abort()
-        self._wake()
+        self._changed.set()
 
     def eof_received(self) -> None:
         self._end(EOFError("it closed the connection"))
@@ -69,7 +68,7 @@ class HandshakeStream(asyncio.Protocol):
         if self._buffer:
             raise OSError("bytes in the clear before TLS")
         try:
-            transport = await self._loop.start_tls(
+            transport = await asyncio.get_running_loop().start_tls(
                 self.transport, self, context, server_hostname=server_hostname
             )
         except BaseException:
@@ -97,11 +96,8 @@ class HandshakeStream(asyncio.Protocol):
     async def _more(self) -> None:
         if self._ended is not None:
             raise self._ended
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._changed.clear()
+        await self._changed.wait()
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])
@@ -110,8 +106,4 @@ class HandshakeStream(asyncio.Protocol):
 
     def _end(self, exc: Exception) -> None:
         self._ended = self._ended or exc
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._changed.set()
