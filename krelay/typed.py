@@ -261,9 +261,6 @@ class AnyValue:
         return value
 
 
-# -- documents -------------------------------------------------------------------------------------
-
-
 def read(
     schema: Schema, value: Any, source: str, *, error: type[ClusterError] = MalformedError
 ) -> Any:
@@ -350,9 +347,6 @@ def _constant(name: str) -> float:
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_integer, parse_float=_float, parse_constant=_constant
 )
-
-
-# -- values ----------------------------------------------------------------------------------------
 
 
 def _read_at(step: str, schema: Schema, value: Any) -> Any:

@@ -184,9 +184,6 @@ def _go_duration(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"
 
 
-# -- patches ---------------------------------------------------------------------------------------
-
-
 def _patch_job(manifest: dict[str, Any], patch: Patch) -> dict[str, Any]:
     """Return a copy of the Job with `patch` applied to it or to its pod.
 

@@ -157,9 +157,6 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
     return ended.reason if ended else None
 
 
-# -- the start -------------------------------------------------------------------------------------
-
-
 async def _wait_until_running(
     api: Api, job: Object, *, deadline: float, on_progress: Progress
 ) -> Object:
@@ -271,9 +268,6 @@ class _Startup:
             logger.debug("cannot watch the %s of %s: %s", what, self._job, exc)
             self.denied[what] = exc
             self._changed.set()
-
-
-# -- Jobs ------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

@@ -14,9 +14,6 @@ from krelay.model import Endpoint, Port, Protocol, Resolution
 Object = Mapping[str, Any]
 
 
-# -- pods ------------------------------------------------------------------------------------------
-
-
 def is_ready(pod: Object) -> bool:
     """Return whether the pod is ready and does not end."""
     return not is_ending(pod) and any(
@@ -99,9 +96,6 @@ def _protocol(declaration: Object) -> Protocol | None:
         return Protocol(declaration.get("protocol", "TCP").lower())
     except ValueError:
         return None
-
-
-# -- Services --------------------------------------------------------------------------------------
 
 
 def is_headless(service: Object) -> bool:

@@ -131,9 +131,6 @@ async def read_body(
     return bytes(kept[:limit])
 
 
-# -- errors ----------------------------------------------------------------------------------------
-
-
 @contextmanager
 def translated_errors(access: ApiAccess, where: str) -> Iterator[None]:
     """Translate aiohttp's errors into krelay's; `where` names context and server."""
@@ -178,9 +175,6 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, aiohttp.ClientPayloadError):
         return "its answer broke off"
     return words(str(exc), _MAX_REASON) or type(exc).__name__
-
-
-# -- connections -----------------------------------------------------------------------------------
 
 
 class _Resolver(AbstractResolver):

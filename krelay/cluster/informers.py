@@ -239,8 +239,6 @@ class _Collection:
             if handle is not None:
                 handle.cancel()
 
-    # -- planning ------------------------------------------------------------------------------
-
     def _plan_soon(self) -> None:
         """Plan after this turn of the loop, so that simultaneous subscribers count together."""
         if self._planning is None and not self._closed:
@@ -303,8 +301,6 @@ class _Collection:
                     if not whole.selectors:
                         self._drop(whole)
         return selection
-
-    # -- watching ------------------------------------------------------------------------------
 
     async def _run_one(self, selector: Selector, selection: _Selection) -> None:
         """Watch the objects of one selector."""

@@ -42,17 +42,13 @@ class TooManyError(ClusterError):
     """A collection has more objects than the caller allows."""
 
 
-def _keep_all(item: Object) -> bool:
-    return True
-
-
 async def list_and_watch(
     api: Api,
     path: str,
     *,
     label_selector: str = "",
     field_selector: str = "",
-    keep: Filter = _keep_all,
+    keep: Filter = lambda item: True,
     limit: int | None = None,
     patient: bool = True,
 ) -> AsyncGenerator[Mapping[str, Object]]:
@@ -162,12 +158,11 @@ async def _list(
 
 
 def _apply(
-    store: Store, batch: list[bytes], version: str, path: str, keep: Filter = _keep_all
+    store: Store, batch: list[bytes], version: str, path: str, keep: Filter
 ) -> tuple[str, bool]:
     """Apply a batch of events to `store`; return the new version, and whether anything changed.
 
-    An empty version asks for a new list: the server ended the watch with an error (usually 410,
-    "too old"), or sent a malformed event.
+    An empty version asks for a new list, after an error (usually 410, "too old").
     """
     changed = False
     for line in filter(None, batch):

@@ -115,8 +115,6 @@ class _Resolver:
 
         await self._while_it_exists(addressing, follow_endpoints)
 
-    # -- watching ------------------------------------------------------------------------------
-
     async def _while_it_exists(
         self,
         relevant: Callable[[Object], Any],
@@ -149,8 +147,6 @@ class _Resolver:
         async with aclosing(self._informers.watch(path, selector)) as sets:
             async for found in sets:
                 yield found
-
-    # -- publishing ----------------------------------------------------------------------------
 
     def _resolve_pods(self, pods: Collection[Object]) -> None:
         pod = choose_pod(pods, self._pod_uid)

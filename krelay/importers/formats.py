@@ -39,9 +39,6 @@ def convert(data: bytes, path: str) -> Converted:
     return write(f"kportal's {path}", entries)
 
 
-# -- targets.txt: a line per target, with its comments -----------------------------------------
-
-
 def _targets_txt(text: str, path: str) -> list[Entry]:
     """Return an entry for each line, with the comments above it.
 
@@ -80,9 +77,6 @@ def _targets_txt(text: str, path: str) -> list[Entry]:
     if problems:
         raise ConfigError(path, problems)
     return entries
-
-
-# -- kftray: a JSON list of forwards -----------------------------------------------------------
 
 
 def _kftray(text: str, path: str) -> Iterator[Entry]:
@@ -141,9 +135,6 @@ def _kftray_entry(item: Mapping[str, Any]) -> Entry:
         notes=tuple(notes),
         why=why,
     )
-
-
-# -- kportal: contexts, their namespaces, and the forwards of those -----------------------------
 
 
 def _kportal(text: str, path: str) -> list[Entry] | None:

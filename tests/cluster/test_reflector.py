@@ -443,7 +443,7 @@ def test_any_partition_of_the_events_gives_the_same_set(
         batch.append(event(kind, item))
         if number in cuts or number == len(operations):
             alone = len(batch) == 1
-            version, changed = _apply(known, batch, version, PODS)
+            version, changed = _apply(known, batch, version, PODS, bool)
             assert known == model
             assert version == str(number)
             if alone:
@@ -454,7 +454,7 @@ def test_any_partition_of_the_events_gives_the_same_set(
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"{}", b"[]", b"null", b'{"type":1}'])))
 def test_any_bytes_are_events_or_ask_for_a_list(batch: list[bytes]) -> None:
     known: dict[str, Any] = {}
-    version, changed = _apply(known, batch, "5", PODS)
+    version, changed = _apply(known, batch, "5", PODS, bool)
     assert version in ("5", "")
     assert not changed
 
@@ -481,5 +481,5 @@ def test_a_watch_of_too_many_objects_asks_for_a_list(
     monkeypatch.setattr(module, "MAX_PAGES", 3)
     known: dict[str, Any] = {}
     batch = [event("ADDED", pod(str(number), number)) for number in range(1, 9)]
-    assert _apply(known, batch, "0", PODS) == ("", True)
+    assert _apply(known, batch, "0", PODS, bool) == ("", True)
     assert len(known) == 4

@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 from krelay import __version__
 from krelay.cluster import proxies
 from krelay.cluster.auth.exec_plugin import ExecPlugin
-from krelay.cluster.auth.identity import Identity, Source, from_entry, tls_context
+from krelay.cluster.auth.identity import Identity, from_entry, tls_context
 from krelay.cluster.auth.kubeconfig import Login, read_pem
 from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
@@ -32,17 +32,16 @@ FILES_PERIOD = 60.0
 
 
 class Credentials:
-    """The credentials of one login.
+    """The credentials of the login that `load` returns.
 
-    Args:
-        load: reads kubeconfig. It runs in a thread, again after each rejection by the server.
+    `load` runs in a thread, again after each rejection by the server.
     """
 
     def __init__(self, load: Callable[[], Login]) -> None:
         self._load = load
         self._lock = asyncio.Lock()
         self._login: Login | None = None
-        self._source: Source | None = None
+        self._source: ExecPlugin | Oidc | None = None
         self._fetched: Identity | None = None
         self._access: ApiAccess | None = None
         self._until = 0.0
@@ -149,10 +148,7 @@ def _secure(login: Login) -> bool:
 
 
 def _user(login: Login) -> Mapping[str, Any]:
-    """Return the user's usable fields: without TLS only those of impersonation.
-
-    Source: client-go tools/clientcmd/client_config.go, ClientConfig.
-    """
+    """Return the user's usable fields: without TLS only those of impersonation (as client-go)."""
     if _secure(login):
         return login.user
     return {key: value for key, value in login.user.items() if key in _IMPERSONATION}
@@ -161,7 +157,7 @@ def _user(login: Login) -> Mapping[str, Any]:
 _IMPERSONATION = ("as", "as-uid", "as-groups", "as-user-extra")
 
 
-def _source(login: Login) -> Source | None:
+def _source(login: Login) -> ExecPlugin | Oidc | None:
     """Return the source of credentials; None if kubeconfig holds them itself (as client-go)."""
     user = _user(login)
     if any(user.get(key) for key in ("token", "tokenFile", "username")):

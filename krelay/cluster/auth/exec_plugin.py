@@ -22,7 +22,7 @@ from krelay.errors import CredentialsError, UnreachableError
 from krelay.processes import end
 from krelay.tasks import TaskGroup
 from krelay.threads import in_thread
-from krelay.typed import Shape, String, Timestamp, Token
+from krelay.typed import Shape, String, Timestamp, Token, fields
 
 logger = logging.getLogger("krelay.cluster")
 
@@ -32,20 +32,11 @@ PATIENCE = 5.0
 """Seconds after which the log says that krelay waits for a plugin."""
 MAX_OUTPUT = 1 << 20
 _MAX_VALUES = 10_000
-_EXEC_CREDENTIAL = Shape(
-    {
-        "apiVersion": Token(),
-        "status": Shape(
-            {
-                "token": String(),
-                "expirationTimestamp": Timestamp(),
-                "clientCertificateData": String(),
-                "clientKeyData": String(),
-            }
-        ),
-    },
-    needs=("apiVersion", "status"),
+_STATUS = Shape(
+    fields(String(), "token", "clientCertificateData", "clientKeyData")
+    | {"expirationTimestamp": Timestamp()}
 )
+_EXEC_CREDENTIAL = Shape({"apiVersion": Token(), "status": _STATUS}, needs=("apiVersion", "status"))
 _SHOWN = 2000
 """Characters of the plugin's stderr that an error repeats."""
 _CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
@@ -53,12 +44,7 @@ _EXTENSION = "client.authentication.k8s.io/exec"
 
 
 class ExecPlugin:
-    """A source that runs a program.
-
-    Args:
-        plugin: the user's `exec` in kubeconfig.
-        cluster: the cluster entry in kubeconfig.
-    """
+    """A source of identities: the program of `plugin`, the user's `exec` in kubeconfig."""
 
     def __init__(self, plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
         self._plugin = plugin
@@ -68,6 +54,7 @@ class ExecPlugin:
         self._name = os.path.basename(plugin["command"])
 
     async def fetch(self, *, rejected: bool) -> Identity:
+        """Run the program; return what it answers. Raises CredentialsError."""
         interactive = self._interactive()
         info = await in_thread(lambda: self._exec_info(interactive), UnreachableError)
         return self._read(await self._run(info, interactive))
@@ -157,12 +144,9 @@ class ExecPlugin:
         return " ".join(said.split())
 
     def _read(self, output: bytes) -> Identity:
+        source = f"{self._name} did not answer with an ExecCredential"
         answer = typed.load(
-            _EXEC_CREDENTIAL,
-            output,
-            f"{self._name} did not answer with an ExecCredential",
-            values=_MAX_VALUES,
-            error=CredentialsError,
+            _EXEC_CREDENTIAL, output, source, values=_MAX_VALUES, error=CredentialsError
         )
         version, status = answer["apiVersion"], answer["status"]
         token, until = status.get("token"), status.get("expirationTimestamp", math.inf)

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from krelay.cluster.auth.kubeconfig import read_file, read_pem
 from krelay.cluster.http import basic_auth
@@ -32,20 +32,12 @@ class Identity:
     expires: float = math.inf
 
 
-class Source(Protocol):
-    """A source of identities. It may cache what it needs to fetch one, but no identity."""
-
-    async def fetch(self, *, rejected: bool) -> Identity:
-        """Return a fresh identity; `rejected` means that the server refused the last one.
-
-        Raises:
-            CredentialsError: the source gives none.
-        """
-        ...
-
-
 def from_entry(user: Mapping[str, Any]) -> Identity:
-    """Return the token (file first), password and certificate of a kubeconfig user. Blocks."""
+    """Return the token (file first), password and certificate of a kubeconfig user. Blocks.
+
+    Raises:
+        CredentialsError: a file cannot be read, or holds no such thing.
+    """
     certificate = read_pem(user, "client-certificate")
     key = read_pem(user, "client-key")
     if (certificate is None) != (key is None):

@@ -44,7 +44,7 @@ _HINT = "log in again with the tool that wrote the kubeconfig, or use its exec p
 
 
 class Oidc:
-    """A source for `config`, the `auth-provider` section of a kubeconfig user."""
+    """A source of identities: the issuer in `config`, the user's `auth-provider` in kubeconfig."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
@@ -53,6 +53,7 @@ class Oidc:
         self._refresh_token = config.get("refresh-token", "")
 
     async def fetch(self, *, rejected: bool) -> Identity:
+        """Return the id token, a new one if it ends or was `rejected`. Raises CredentialsError."""
         if rejected or self._renewal <= time.time():
             await self._refresh()
         return Identity(bearer(self._id_token), expires=self._renewal)
@@ -116,14 +117,8 @@ class Oidc:
         self, session: aiohttp.ClientSession, schema: Schema, method: str, url: str, **request: Any
     ) -> Mapping[str, Any]:
         proxy, password = http.split_proxy(proxies.from_environment(url))
-        async with session.request(
-            method,
-            url,
-            proxy=proxy,
-            proxy_headers=password,
-            allow_redirects=False,
-            **request,
-        ) as response:
+        request |= {"proxy": proxy, "proxy_headers": password, "allow_redirects": False}
+        async with session.request(method, url, **request) as response:
             if response.status != 200:
                 said = page_words(
                     await http.read_body(response, http.MAX_ERROR, truncate=True), _SHOWN
@@ -133,12 +128,9 @@ class Oidc:
                 body = await http.read_body(response, MAX_ANSWER)
             except ClusterError as exc:
                 raise CredentialsError(f"oidc: {exc}") from exc
+            source = f"oidc: the answer of {url}"
             answer: Mapping[str, Any] = typed.load(
-                schema,
-                body,
-                f"oidc: the answer of {url}",
-                values=_MAX_VALUES,
-                error=CredentialsError,
+                schema, body, source, values=_MAX_VALUES, error=CredentialsError
             )
             return answer
 
