@@ -174,18 +174,16 @@ class LoopThread(Generic[T]):
     # -- in the thread -------------------------------------------------------------------------
 
     def _main(self) -> None:
-        failure: BaseException | None = None
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._run())
         except BaseException as exc:
-            failure = exc
-        if failure is None:
-            self._ended.set_result(None)
+            self._ended.set_exception(exc)
         else:
-            self._ended.set_exception(failure)
+            self._ended.set_result(None)
         if not self._started.done():
-            self._started.set_exception(failure or KrelayError("ended before it was ready"))
+            failure = self._ended.exception() or KrelayError("ended before it was ready")
+            self._started.set_exception(failure)
 
     async def _run(self) -> None:
         if self._cut:

@@ -112,9 +112,7 @@ async def create_agent(
     created = await jobs.create(manifest)
     job = created["metadata"]
     try:
-        pod = await _wait_until_running(
-            jobs.api, created, deadline=deadline, on_progress=on_progress
-        )
+        pod = await _wait_until_running(jobs.api, created, deadline, on_progress)
     except BaseException:
         await shield_cleanup(jobs.discard(job["namespace"], job["name"]))
         raise
@@ -158,14 +156,9 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
 
 
 async def _wait_until_running(
-    api: Api, job: Object, *, deadline: float, on_progress: Progress
+    api: Api, job: Object, deadline: float, on_progress: Progress
 ) -> Object:
-    """Return the pod of `job` once its container runs.
-
-    Raises:
-        AgentError: the agent cannot run, or does not within `deadline` seconds.
-        ClusterError: krelay cannot watch the Job's pods.
-    """
+    """Return the pod of `job` once its container runs."""
     startup = _Startup(api, job["metadata"])
     async with TaskGroup() as watches:
         tasks = [watches.create_task(watch) for watch in startup.watches()]
@@ -214,7 +207,9 @@ class _Startup:
         last = Diagnosis("", "")
         while True:
             self._changed.clear()
-            now = self._diagnose()
+            events = [*self.seen.get(JOB_EVENTS, ()), *self.seen.get(POD_EVENTS, ())]
+            known_events = None if JOB_EVENTS in self.denied else events
+            now = diagnose(self.seen.get(JOB), self.seen[PODS], known_events)
             if now.code != last.code:
                 since = loop.time()
             if now.running or PODS in self.denied or loop.time() >= since + now.patience:
@@ -228,12 +223,6 @@ class _Startup:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(min(until, since + now.patience)):
                     await self._changed.wait()
-
-    def _diagnose(self) -> Diagnosis:
-        events = [*self.seen.get(JOB_EVENTS, ()), *self.seen.get(POD_EVENTS, ())]
-        return diagnose(
-            self.seen.get(JOB), self.seen[PODS], None if JOB_EVENTS in self.denied else events
-        )
 
     def _watch_events(self, what: str, uid: str) -> Coroutine[Any, Any, None]:
         return self._watch(what, "v1", "events", f"involvedObject.uid={uid}", after=QUIET)

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -281,12 +282,12 @@ class WatchHealth:
             self._failing.pop(watch, None)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
 class _Watch:
     """One watch: reports its failures and recoveries."""
 
-    def __init__(self, failing: dict[_Watch, str], path: str) -> None:
-        self._failing = failing
-        self._path = path
+    _failing: dict[_Watch, str]
+    _path: str
 
     def failed(self, error: ClusterError) -> None:
         """Report that the watch cannot be opened, or broke."""

@@ -16,7 +16,7 @@ from krelay.errors import (
     NotFoundError,
     UnreachableError,
 )
-from krelay.net.error_body import page_words, status_message, words
+from krelay.net.error_body import error_text
 
 _FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]+)"'
@@ -35,11 +35,7 @@ class StatusError(Exception):
 
     def to_cluster_error(self, where: str) -> ClusterError:
         """Return krelay's error; `where` names context and server."""
-        message = status_message(self.body)
-        if message is None:
-            message = page_words(self.body, _MAX_MESSAGE)
-        else:
-            message = words(message, _MAX_MESSAGE)
+        message = error_text(self.body, _MAX_MESSAGE)
         if self.code == 401:
             return CredentialsError(
                 f"the API server rejects the credentials ({where}): {message or 'Unauthorized'}",

@@ -75,13 +75,8 @@ def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted
             lines.append(f"  {_line(entry)}")
     if not live:
         lines.insert(0, "  example: svc/my-service 8080:80")
-    text = (
-        _HEAD.format(origin=" ".join(origin.split()))
-        + head
-        + "targets:\n"
-        + "\n".join(lines)
-        + "\n"
-    )
+    first = _HEAD.format(origin=" ".join(origin.split()))
+    text = "\n".join([f"{first}{head}targets:", *lines, ""])
     return Converted(text, tuple(warnings))
 
 

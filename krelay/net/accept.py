@@ -82,7 +82,7 @@ class AcceptLoop:
         if self._retry is not None:
             self._retry.cancel()
         if self._budget is not None:
-            self._budget.remove_waiter(self)
+            self._budget.waiters.pop(self, None)
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
@@ -125,7 +125,7 @@ class AcceptLoop:
             if budget is not None:
                 budget.accepted(connection)
             self._serve(connection)
-            if budget is not None and budget.has_waiters:
+            if budget is not None and budget.waiters:
                 self._wait(budget)  # behind the listeners that waited before
                 return
 
@@ -146,7 +146,8 @@ class AcceptLoop:
 
     def _wait(self, budget: DescriptorBudget) -> None:
         self._loop.remove_reader(self._sock)
-        budget.add_waiter(self)
+        budget.waiters[self] = None
+        budget.recheck()
 
     def _pause(self, cause: str, *, bug: bool = False) -> None:
         self._warn(f"none can be accepted: {cause}", bug=bug)
@@ -170,18 +171,14 @@ class DescriptorBudget:
 
     def __init__(self) -> None:
         self._accepted: WeakSet[socket.socket] = WeakSet()
-        self._waiters: dict[AcceptLoop, None] = {}
+        self.waiters: dict[AcceptLoop, None] = {}
+        """The listeners that wait for descriptors, in order."""
         self._room = 0
         self._exact = False
         self._valid_until = 0.0
         self._count_at = 0.0
         self._warned_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def has_waiters(self) -> bool:
-        """Whether a listener waits for descriptors."""
-        return bool(self._waiters)
 
     def has_room(self) -> bool:
         """Return whether one more connection may be accepted."""
@@ -209,18 +206,9 @@ class DescriptorBudget:
         self.recheck()
 
     def recheck(self) -> None:
-        """Look for room now: there may be some again."""
-        if self._waiters:
+        """Look for room for the waiting listeners now."""
+        if self.waiters:
             self._schedule(self._now())
-
-    def add_waiter(self, accept_loop: AcceptLoop) -> None:
-        """Resume `accept_loop` once there is a descriptor for it."""
-        self._waiters[accept_loop] = None
-        self._schedule(self._now())
-
-    def remove_waiter(self, accept_loop: AcceptLoop) -> None:
-        """Do not resume `accept_loop` any more."""
-        self._waiters.pop(accept_loop, None)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -234,18 +222,18 @@ class DescriptorBudget:
 
     def _resume_first(self) -> None:
         self._timer = None
-        if not self._waiters:
+        if not self.waiters:
             return
-        first = next(iter(self._waiters))
+        first = next(iter(self.waiters))
         wait = 0.0
         if self.has_room():
-            del self._waiters[first]
+            del self.waiters[first]
             first.resume()
         elif not self._exact and (left := self._count_at - self._now()) > 0:
             wait = left
         elif not first.try_to_make_room():
             wait = RECHECK_EVERY
-        if self._waiters:
+        if self.waiters:
             self._schedule(self._now() + wait)
 
     def _count(self, now: float) -> None:

@@ -33,6 +33,12 @@ def status_message(body: bytes, *, kind: bool = False) -> str | None:
     return message
 
 
+def error_text(body: bytes, most: int, *, kind: bool = False) -> str:
+    """Return the message of the Status in `body` (as `status_message`), else the text of `body`."""
+    message = status_message(body, kind=kind)
+    return page_words(body, most) if message is None else words(message, most)
+
+
 def words(text: str, most: int) -> str:
     """Return `text` on one line, cut after `most` characters."""
     return " ".join(text[:MAX_BODY].split())[:most]

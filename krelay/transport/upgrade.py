@@ -23,7 +23,7 @@ from krelay.errors import (
 )
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
-from krelay.net.error_body import page_words, status_message, words
+from krelay.net.error_body import error_text, page_words, status_message, words
 from krelay.net.handshake_stream import HandshakeStream
 from krelay.transport.http import Exchange, Headers
 from krelay.transport.spdy import Buffer
@@ -81,21 +81,17 @@ class RefusedUpgrade(Exception):
     def __init__(self, verb: str, status: int, body: bytes) -> None:
         super().__init__(verb, status, body)
         self.verb, self.status, self.body = verb, status, body
-        self._message = status_message(body, kind=True)
 
     @property
     def final(self) -> bool:
         """Whether the other transport would fail alike: the user or the pod is unknown."""
-        if self.status == 401 or (self.status == 404 and self._message is not None):
+        if self.status == 404 and status_message(self.body, kind=True) is not None:
             return True
-        return _GONE.search(page_words(self.body, _SEARCHED)) is not None
+        return self.status == 401 or _GONE.search(page_words(self.body, _SEARCHED)) is not None
 
     def error(self, *, namespace: str, pod: str) -> KrelayError:
         """Return krelay's error for it."""
-        if self._message is None:
-            shown = page_words(self.body, _SHOWN)
-        else:
-            shown = words(self._message, _SHOWN)
+        shown = error_text(self.body, _SHOWN, kind=True)
         if self.status == 401:
             return UnauthorizedError(
                 f"the API server does not know us: {shown or 'Unauthorized'}",

@@ -169,11 +169,11 @@ async def test_more_clients_than_descriptors_leave_the_tunnel_one() -> None:
     async with cut_off() as (path, route, listener), rig.tcp_target(rig.echo) as target:
         with clients(listener, 100) as all_:
             with limited(40):
-                await rig.until(lambda: descriptor_budget().has_waiters)
+                await rig.until(lambda: bool(descriptor_budget().waiters))
                 assert 4 <= len(connection_queue()) < 40
                 path.link.blocked = False
                 await rig.until(path.pool.pick)
-                assert descriptor_budget().has_waiters
+                assert descriptor_budget().waiters
             # The agent and the target share this process, and its descriptors.
             lead(route, target)
             for client in all_:
@@ -192,7 +192,7 @@ async def test_clients_that_have_gone_make_room_for_those_that_wait() -> None:
                         len(connection_queue()) - len(connection_queue()._half_closed) == len(live)
                     )
                 )
-                await rig.until(lambda: not descriptor_budget().has_waiters)
+                await rig.until(lambda: not descriptor_budget().waiters)
             path.link.blocked = False
             lead(route, target)
             for client in live:

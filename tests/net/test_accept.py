@@ -193,7 +193,7 @@ def settled(limit: int, held: list[Held]) -> bool:
     """Whether accepting has stopped: only the reserve is left, or as many as were accepted."""
     used = open_files()
     assert used is not None
-    return descriptor_budget().has_waiters and limit - used <= max(min(reserve(), len(held)), 4)
+    return bool(descriptor_budget().waiters) and limit - used <= max(min(reserve(), len(held)), 4)
 
 
 @contextlib.contextmanager
@@ -259,7 +259,7 @@ async def test_waiting_listeners_take_turns(monkeypatch: pytest.MonkeyPatch) -> 
                 while not few:
                     many[0].transport.abort()
                     await asyncio.sleep(0.001)
-                assert descriptor_budget().has_waiters  # the others still wait
+                assert descriptor_budget().waiters  # the others still wait
     finally:
         for accepting in accepts:
             accepting.close()
