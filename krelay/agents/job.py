@@ -118,7 +118,7 @@ class JobAgent:
             raise
 
     async def reachable_again(self) -> None:
-        from krelay.transport.reachability import reachable_again
+        from krelay.transport.portforward import reachable_again
 
         await reachable_again(await self._api.access())
 

@@ -1,4 +1,4 @@
-"""Bind: open local sockets for forwards and for the status service.
+"""Bind: open local sockets for forwards and for the status service, or say who holds their port.
 
 `localhost` means both address families, if this machine has both.
 """
@@ -11,13 +11,14 @@ import os
 import socket
 
 from krelay.errors import ListenError
-from krelay.model import Endpoint
+from krelay.model import Endpoint, Protocol
 
 BACKLOG = 512
 LOCALHOST = "localhost"
 _RANDOM_PORT_TRIES = 20
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """This machine has no socket left, which says nothing about the address."""
+_WILDCARDS = ("0.0.0.0", "::")
 
 
 def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
@@ -93,3 +94,37 @@ def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
         hint = "this machine has no such address"
     where = Endpoint(address, port)
     return ListenError(f"cannot listen on {where}: {os.strerror(exc.errno or 0)}", hint=hint)
+
+
+def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
+    """Return the owner as `nginx (pid 812)`, None if the system hides it from this user.
+
+    It blocks while it reads the system's tables.
+    """
+    import psutil
+
+    try:
+        connections = psutil.net_connections(protocol.value)
+    except (psutil.Error, OSError):  # macOS shows them to root only
+        return None
+    for connection in connections:
+        if connection.pid is None or connection.status not in (
+            psutil.CONN_LISTEN,
+            psutil.CONN_NONE,
+        ):
+            continue
+        local = connection.laddr
+        if local and local.port == port and _overlaps(local.ip, address):
+            if connection.pid == os.getpid():
+                return "this krelay"
+            try:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+            except psutil.Error:
+                return f"pid {connection.pid}"
+    return None
+
+
+def _overlaps(held: str, wanted: str) -> bool:
+    if wanted == LOCALHOST:
+        return held in ("127.0.0.1", "::1", *_WILDCARDS)
+    return held == wanted or held in _WILDCARDS or wanted in _WILDCARDS

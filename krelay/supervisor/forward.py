@@ -18,7 +18,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.mux.log import About, about
-from krelay.net.port_owner import port_owner
+from krelay.net.bind import port_owner
 from krelay.proxy.server import ProxyListener
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.state.bus import EventBus

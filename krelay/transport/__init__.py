@@ -2,7 +2,7 @@
 
 `portforward` opens it: `connect` dials, passes a proxy and TLS; `upgrade` asks for the
 port-forward by `http` and returns the carrier (plain, or `websocket`) of its `spdy`; `pipe` is the
-asyncio transport on top. `reachability` notices the end of an outage.
+asyncio transport on top.
 """
 
 from __future__ import annotations

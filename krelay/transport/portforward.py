@@ -1,23 +1,31 @@
-"""Port-forward: open a pipe to a pod's port through the API server, by the transport that works."""
+"""Port-forward: open a pipe to a pod's port through the API server, by the transport that works.
+
+A server found unreachable is asked again as soon as it can be reached.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from krelay.errors import AccessDeniedError, KrelayError, UnreachableError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
+from krelay.net.dial import dial
 from krelay.net.handshake_stream import HandshakeStream
-from krelay.transport.connect import connect, connect_errors
+from krelay.transport.connect import connect, connect_errors, host_and_port
 from krelay.transport.pipe import Pipe
-from krelay.transport.reachability import ReachableAgain, watch_reachability
 from krelay.transport.upgrade import RefusedUpgrade, access_denied, upgrade
 
 logger = logging.getLogger("krelay.transport")
+
+PROBE_EVERY, PROBE_DEADLINE = 1.0, 1.0
+"""Seconds between two probes, and for each."""
 
 _ENV_NAME = "KUBECTL_PORT_FORWARD_WEBSOCKETS"
 
@@ -97,7 +105,7 @@ async def open_portforward(
     try:
         async with watch_reachability(access):
             return await _open(forward, transport, timeout, preference)
-    except ReachableAgain:
+    except _ReachableAgain:
         # Once: on a link that loses packets, the watch is wrong now and then.
         logger.debug("%s: reachable again; asking anew", access.url)
     return await _open(forward, transport, timeout, preference)
@@ -161,3 +169,58 @@ async def _upgrade(
         stream.abort()
         raise
     return pipe
+
+
+class _ReachableAgain(Exception):
+    """The server was out of reach when it was asked, so its answer may never come."""
+
+
+@contextlib.asynccontextmanager
+async def watch_reachability(access: ApiAccess) -> AsyncIterator[None]:
+    """Interrupt the body as soon as the server, found unreachable, is reachable again.
+
+    TCP itself would repeat what was lost only after as long as the outage had taken.
+
+    Raises:
+        _ReachableAgain: the body was interrupted.
+    """
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        await asyncio.sleep(PROBE_EVERY)
+        await reachable_again(access)
+        deadline.reschedule(loop.time())
+
+    try:
+        async with asyncio.timeout(None) as deadline:
+            watching = loop.create_task(watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError as exc:
+        if deadline.expired():
+            raise _ReachableAgain from exc
+        raise
+
+
+async def reachable_again(access: ApiAccess) -> None:
+    """Return when a probe of the server (or its proxy) succeeds after at least one has failed.
+
+    A server that is reachable all the time is no reason to hurry: then this never returns.
+    """
+    loop = asyncio.get_running_loop()
+    host, port = host_and_port(urlsplit(access.proxy or access.url))
+    failed = False
+    while True:
+        start = loop.time()
+        try:
+            async with asyncio.timeout(PROBE_DEADLINE):
+                transport, _ = await dial(asyncio.Protocol, host, port)
+        except OSError:  # TimeoutError too
+            failed = True
+        else:
+            transport.abort()
+            if failed:
+                return
+        await asyncio.sleep(start + PROBE_EVERY - loop.time())

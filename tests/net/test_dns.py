@@ -17,7 +17,7 @@ import pytest
 from krelay.net import dns as module
 from krelay.net.api_access import ApiAccess
 from krelay.net.dns import lookup
-from krelay.transport.reachability import reachable_again
+from krelay.transport.portforward import reachable_again
 from tests import rig
 
 LOCAL = [(socket.AF_INET, "127.0.0.1")]

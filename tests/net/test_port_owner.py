@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from krelay.model import Protocol
-from krelay.net.port_owner import port_owner
+from krelay.net.bind import port_owner
 
 SCRIPT = """
 import socket, sys

@@ -17,7 +17,7 @@ from krelay.errors import (
 )
 from krelay.model import Transport
 from krelay.net import dial as net_dial
-from krelay.transport import reachability
+from krelay.transport import portforward
 from krelay.transport.portforward import TransportPreference, open_portforward, transport_from_env
 from krelay.transport.upgrade import UnauthorizedError
 
@@ -295,8 +295,8 @@ async def test_a_request_lost_in_an_outage_is_sent_again_when_it_is_over(
             shut.set()
             raise
 
-    monkeypatch.setattr(reachability, "PROBE_EVERY", 0.01)
-    monkeypatch.setattr(reachability, "dial", look)
+    monkeypatch.setattr(portforward, "PROBE_EVERY", 0.01)
+    monkeypatch.setattr(portforward, "dial", look)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         before = Server(scheme)
@@ -316,7 +316,7 @@ async def test_a_request_lost_in_an_outage_is_sent_again_when_it_is_over(
 async def test_a_slow_server_that_stays_reachable_is_asked_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reachability, "PROBE_EVERY", 0.1)
+    monkeypatch.setattr(portforward, "PROBE_EVERY", 0.1)
     looks, enough = 0, asyncio.Event()
     real = net_dial.dial
 
@@ -331,7 +331,7 @@ async def test_a_slow_server_that_stays_reachable_is_asked_once(
         await enough.wait()
         await server.echo(peer)
 
-    monkeypatch.setattr(reachability, "dial", look)
+    monkeypatch.setattr(portforward, "dial", look)
     server.play = slow
     await dial(server, SPDY)
     assert len(server.peers) == 1

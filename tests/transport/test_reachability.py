@@ -6,8 +6,8 @@ import socket
 import pytest
 
 from krelay.net.api_access import ApiAccess
-from krelay.transport import reachability as module
-from krelay.transport.reachability import reachable_again
+from krelay.transport import portforward as module
+from krelay.transport.portforward import reachable_again
 
 
 @pytest.mark.parametrize("way", ["server", "proxy"])
