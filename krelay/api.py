@@ -157,12 +157,7 @@ class relay:
         thread.end(cut=kind is not None)
 
     def _make_run(self) -> AbstractAsyncContextManager[_Reports]:
-        """Return the run of one block. Reads files and imports most of krelay: never on a loop.
-
-        Raises:
-            UsageError: the file cannot be read.
-            ConfigError: the file or a line is wrong.
-        """
+        """Return the run of one block. Reads files and imports most of krelay: never on a loop."""
         config = self._source().load()
         raise_file_limit()
         from krelay.supervisor import supervisor  # noqa: F401
@@ -218,11 +213,8 @@ async def _relaying(config: Config, timeout: float) -> AsyncIterator[_Reports]:
     """Relay while the block runs, in a task of its own, so that any task may end the block.
 
     The value is the forwards, all of them ready. When the block ends, connections get a moment to
-    finish; when it fails or is cancelled, they are cut. Then everything is removed.
-
-    Raises:
-        KrelayError: the forwards cannot be had, or relaying had already ended by an error. Then, as
-            after a cancellation, agents are removed, or named in the log.
+    finish; when it fails or is cancelled, they are cut. In any case agents are removed, or named in
+    the log. Raises KrelayError if the forwards cannot be had, or relaying has ended by an error.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

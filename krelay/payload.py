@@ -1,8 +1,8 @@
 """Payload: the agent's program as one environment variable that any Python image can run.
 
-The agent's pod runs a stock Python image, so its spec carries the program: all modules, compressed,
-in one environment variable, and a boot program in `command` that imports them from memory. The
-embedded agent starts in the same way, as a child process.
+The agent's pod runs a stock Python image, so its spec carries all modules, compressed, in one
+variable, and a boot program in `command` that imports them from memory. The embedded agent starts
+in the same way, as a child process.
 
 The encoding is base64, not base85: the kubelet expands `$(NAME)` in values (Kubernetes
 third_party/forked/golang/expansion), and base85 contains all three of these characters.
@@ -100,10 +100,7 @@ def sources() -> dict[str, str]:
 
 def encode(modules: Mapping[str, str]) -> str:
     """Pack path -> text into a value for `ENV_NAME`; the same modules give the same value.
-
-    Raises:
-        ValueError: the value does not fit into one environment variable.
-    """
+    Raises ValueError if the value does not fit into one variable."""
     packed = json.dumps(modules, ensure_ascii=False, separators=(",", ":")).encode()
     value = base64.b64encode(zlib.compress(packed, 9)).decode()
     size = len(ENV_NAME) + 1 + len(value)

@@ -56,12 +56,12 @@ def use_daemons(loop: asyncio.AbstractEventLoop) -> None:
 
     At its end, the loop starts no thread to wait for the executor: it might not get one.
     """
+
+    async def leave_threads(timeout: float | None = None) -> None:
+        """Do nothing: `loop.close` drops the executor."""
+
     loop.set_default_executor(DaemonExecutor())
-    loop.shutdown_default_executor = _leave_threads  # type: ignore[method-assign]
-
-
-async def _leave_threads(timeout: float | None = None) -> None:
-    """Replace `loop.shutdown_default_executor`; `loop.close` drops the executor."""
+    loop.shutdown_default_executor = leave_threads  # type: ignore[method-assign]
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -71,11 +71,7 @@ class DaemonExecutor(ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Start `fn` at once.
-
-        Raises:
-            RuntimeError: no thread can be started.
-        """
+        """Start `fn` at once. Raises RuntimeError if no thread can be started."""
         future: Future[T] = Future()
 
         def work() -> None:

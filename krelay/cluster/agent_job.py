@@ -96,11 +96,8 @@ def job_manifest(
 
 
 def carries_source(config: AgentConfig) -> bool:
-    """Return whether the pod gets the agent's source: as configured, or if the image's name ends
-    in `python`.
-
-    Other images contain an agent (krelay's, or the Go krelay's). Registry and tag do not count.
-    """
+    """Return whether the pod gets the agent's source: as configured, or if the image's name, less
+    registry and tag, ends in `python`. Other images contain an agent (krelay's, or the Go's)."""
     if config.inject_source is not None:
         return config.inject_source
     return re.split("[:@]", config.image.rpartition("/")[2])[0].endswith("python")

@@ -40,10 +40,7 @@ _PASSING = (429, 500, 502, 503, 504)
 
 
 def collection(api_version: str, resource: str, namespace: str | None = None) -> str:
-    """Return the path of a collection, of every namespace if `namespace` is None.
-
-    For example `collection("apps/v1", "deployments", "x")`.
-    """
+    """Return the path of `resource` (as `deployments`) in `namespace`, or in all if it is None."""
     root = "/api/v1" if api_version == "v1" else f"/apis/{api_version}"
     inside = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
     return f"{root}{inside}/{resource}"
@@ -213,10 +210,7 @@ class Api:
         self, method: str, path: str, query: dict[str, str], data: bytes | None
     ) -> tuple[aiohttp.ClientResponse, ApiAccess]:
         """Send a request, with new credentials if the old ones are refused; return a success.
-
-        Raises:
-            StatusError: any other answer.
-        """
+        Raises StatusError for any other answer."""
         renewed = False
         while True:
             # Outside the deadline: a credential plugin may wait for a person.

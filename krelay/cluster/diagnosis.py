@@ -51,10 +51,8 @@ class Diagnosis:
 def diagnose(
     jobs: Collection[Object] | None, pods: Collection[Object], events: Collection[Object] | None
 ) -> Diagnosis:
-    """Judge a Job by itself (`jobs` has one element or none), its pods, and their events.
-
-    `jobs` or `events` are None if krelay may not read them.
-    """
+    """Judge a Job (`jobs` has one element or none) by itself, its pods, and their events; None
+    stands for what krelay may not read."""
     if pods:
         newest = max(pods, key=lambda pod: str(nested(pod, "metadata", "creationTimestamp")))
         return of_pod(newest, events or ())

@@ -62,10 +62,7 @@ async def send(
     query: dict[str, str] | None = None,
     data: bytes | None = None,
 ) -> aiohttp.ClientResponse:
-    """Send a request; return the head of the answer, whatever its status.
-
-    The caller releases the response.
-    """
+    """Send a request; return the head of the answer. The caller releases the response."""
     headers = [*access.headers, ("Accept", "application/json"), ("Accept-Encoding", "identity")]
     if data is not None:
         headers.append(("Content-Type", "application/json"))

@@ -25,7 +25,7 @@ def convert(data: bytes, path: str) -> Converted:
     """Convert a file, whose format is recognised by its content.
 
     Raises:
-        ConfigError: the format is unknown, or the file is invalid.
+        ConfigError: the format is unknown, or the file is invalid; carries all problems.
     """
     text = files.decode(data, path)
     if text.lstrip().startswith(("[", "{")):
@@ -40,11 +40,7 @@ def convert(data: bytes, path: str) -> Converted:
 
 
 def _targets_txt(text: str, path: str) -> list[Entry]:
-    """Return an entry for each line, with the comments above it.
-
-    Raises:
-        ConfigError: lines are invalid; carries the problems of all of them.
-    """
+    """Return an entry for each line, with the comments above it."""
     problems: list[Problem] = []
     entries: list[Entry] = []
     comments: list[str] = []
@@ -80,11 +76,7 @@ def _targets_txt(text: str, path: str) -> list[Entry]:
 
 
 def _kftray(text: str, path: str) -> Iterator[Entry]:
-    """Return an entry for each forward.
-
-    Raises:
-        ConfigError: the text is not JSON, or not a list of forwards.
-    """
+    """Return an entry for each forward in a JSON list."""
     try:
         found = json.loads(text)
     except ValueError as exc:
@@ -138,11 +130,8 @@ def _kftray_entry(item: Mapping[str, Any]) -> Entry:
 
 
 def _kportal(text: str, path: str) -> list[Entry] | None:
-    """Return an entry for each forward, or None if the text is not such a file.
-
-    Raises:
-        ConfigError: the text is not YAML.
-    """
+    """Return an entry for each forward of each namespace of each context, or None if the text is
+    not such a file."""
     # Its dollars are no variables of krelay.
     root, problems = yaml_reader.read(text.replace("$", "$$"), {})
     if root is None and problems:

@@ -165,8 +165,7 @@ class DescriptorBudget:
     """The descriptors that accepted connections may take, one budget for each event loop.
 
     Connections leave the reserve (`mux.descriptors`) free, or as many descriptors as they have
-    taken themselves if those are fewer: a program whose other parts take nearly all descriptors
-    still serves some connections.
+    taken if those are fewer: whatever the other parts take, some connections are served.
     """
 
     def __init__(self) -> None:

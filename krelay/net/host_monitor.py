@@ -66,10 +66,7 @@ async def watch_routes(on_change: Callable[[], None]) -> None:
 
 
 def _open_route_socket() -> socket.socket | None:
-    """Return a socket that reports changes of routes, None if the system has none.
-
-    It is netlink on Linux (man 7 rtnetlink), a routing socket on BSD and macOS.
-    """
+    """Return a netlink socket on Linux (man 7 rtnetlink), a routing socket on BSD and macOS."""
     try:
         if sys.platform == "linux":
             sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)

@@ -55,8 +55,7 @@ class Exchange:
         stream.write(head)
 
     async def read_head(self) -> tuple[int, Headers]:
-        """Return the status and the headers, with names in lower case, of the final response or
-        of a 101.
+        """Return the status and the headers (names in lower case) of a 101 or the final response.
 
         After a 101, or a 2xx to CONNECT, the stream continues behind that head.
 

@@ -32,10 +32,7 @@ FILES_PERIOD = 60.0
 
 
 class Credentials:
-    """The credentials of the login that `load` returns.
-
-    `load` runs in a thread, again after each rejection by the server.
-    """
+    """The credentials of the login that `load` returns, in a thread, again after a rejection."""
 
     def __init__(self, load: Callable[[], Login]) -> None:
         self._load = load

@@ -155,10 +155,7 @@ def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
 
 
 def _read(paths: list[str]) -> tuple[_Entries, str | None]:
-    """Return the entries of all files, with absolute paths, and the current context.
-
-    A missing or empty file adds nothing.
-    """
+    """Return the entries of all files that exist, with absolute paths, and the current context."""
     entries: _Entries = {kind: {} for kind in _KINDS}
     current: str | None = None
     for path in paths:
@@ -394,11 +391,10 @@ _LIBRARY = "kubernetes_asyncio"
 def kube_config() -> Any:
     """Return the module `kubernetes_asyncio.config.kube_config`, without the API models beside it.
 
-    `import kubernetes_asyncio` runs 900 files: 0.4 s and 40 MB that krelay does not need. Its
-    package `config` uses two names of them, in functions that krelay never calls, so it is
-    imported with a stand-in for `kubernetes_asyncio.client`. Afterwards the stand-in is removed,
-    so that a later import of the library gets all of it. If a release of the library does not
-    allow this, it is imported as usual, and only memory is lost.
+    `import kubernetes_asyncio` runs 900 files: 0.4 s and 40 MB. Its package `config` uses two
+    names of them, in functions that krelay never calls, so it is imported with a stand-in for
+    `kubernetes_asyncio.client`, which is removed afterwards. If a release of the library does not
+    allow this, it is imported as usual.
     """
     if _LIBRARY not in sys.modules:
         with contextlib.suppress(ImportError, AttributeError):
