@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import h11
 
 from fuzz.draw import Draw
+from fuzz.memory import Nowhere, run
 from krelay.model import Endpoint
-from krelay.net.socks import SocksError, handshake
+from krelay.net.handshake_stream import HandshakeStream
+from krelay.net.socks import ProxyError, socks_connect
 from krelay.proxy.http_proxy import route
 from krelay.proxy.http_relay import (
     MAX_HEAD,
@@ -243,21 +246,20 @@ def _expected(
 
 def socks_client(data: bytes) -> None:
     """The answers of a SOCKS5 proxy that krelay asks; it reads no more of them than it should."""
+    run(_socks_client(data))
+
+
+async def _socks_client(data: bytes) -> None:
     draw = Draw(data)
     flags = draw.number()
     proxy = "socks5://me:s%20t@proxy:1080" if flags & 1 else "socks5://proxy:1080"
     host = ("10.0.0.1", "fd00::7", "db.example.test")[(flags >> 1) % 3]
-    talk = handshake(proxy, host, 443)
-    total = 0
-    try:
-        said, need = next(talk)
-        while True:
-            assert len(said) < 600
-            total += need
-            assert total < 300
-            answer = draw.take(need)
-            if len(answer) < need:
-                return
-            said, need = talk.send(answer)
-    except (StopIteration, SocksError):
-        return
+    stream, below = HandshakeStream(), Nowhere()
+    stream.connection_made(below)
+    answers = draw.rest()
+    stream.data_received(answers)
+    stream.eof_received()
+    with suppress(ProxyError, EOFError):
+        await socks_connect(stream, urlsplit(proxy), host, 443)
+    assert below.written < 600
+    assert len(answers) - len(stream._buffer) < 300

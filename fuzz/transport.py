@@ -13,8 +13,8 @@ from fuzz.memory import Nowhere, run
 from krelay.errors import KrelayError, TunnelError
 from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
-from krelay.net.dial import socks_connect
 from krelay.net.handshake_stream import HandshakeStream
+from krelay.net.socks import socks_connect
 from krelay.transport.connect import http_connect
 from krelay.transport.http import BODY_LIMIT, Exchange, HttpError
 from krelay.transport.pipe import Pipe

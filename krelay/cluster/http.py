@@ -21,10 +21,11 @@ from aiohttp.client_proto import ResponseHandler
 
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess
-from krelay.net.dial import ProxyError, dial, set_keep_alive, socks_connect
+from krelay.net.dial import dial, set_keep_alive
 from krelay.net.dns import lookup
 from krelay.net.error_body import words
 from krelay.net.handshake_stream import HandshakeStream
+from krelay.net.socks import ProxyError, socks_connect
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult

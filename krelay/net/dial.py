@@ -1,4 +1,4 @@
-"""Dial: connect TCP to a host, and from a SOCKS5 proxy on."""
+"""Dial: connect TCP to a host, whatever its addresses do."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import errno
 import socket
 from collections.abc import Callable
 from typing import TypeVar
-from urllib.parse import SplitResult, urlunsplit
 
-from krelay.net import socks
 from krelay.net.dns import lookup
-from krelay.net.handshake_stream import HandshakeStream
 from krelay.tasks import TaskGroup
 
 ADDRESS_DEADLINE = 2.0
@@ -25,10 +22,6 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """This machine has no socket left, which says nothing about the peer."""
 
 _ProtocolT = TypeVar("_ProtocolT", bound=asyncio.BaseProtocol)
-
-
-class ProxyError(OSError):
-    """A proxy refused the connection."""
 
 
 async def dial(
@@ -116,22 +109,3 @@ async def _dial_address(
             transport.abort()
         raise
     return made[0]
-
-
-async def socks_connect(stream: HandshakeStream, proxy: SplitResult, host: str, port: int) -> None:
-    """Ask a SOCKS5 proxy for the connection; the proxy resolves the name.
-
-    Raises:
-        ProxyError: the proxy refused.
-        OSError, EOFError: the connection failed.
-    """
-    steps = socks.handshake(urlunsplit(proxy), host, port)
-    try:
-        data, wanted = next(steps)
-        while True:
-            stream.write(data)
-            data, wanted = steps.send(await stream.read_exactly(wanted))
-    except StopIteration:
-        return
-    except socks.SocksError as exc:
-        raise ProxyError(str(exc)) from exc

@@ -1,13 +1,14 @@
-"""SOCKS5: the client's side of the handshake with a proxy in front of a cluster; sans-I/O.
+"""SOCKS5: the client's side of the handshake with a proxy in front of a cluster.
 
-RFC 1928 (CONNECT only) and RFC 1929 (user name and password). The proxy resolves names.
+RFC 1928 (CONNECT only) and RFC 1929 (user name and password).
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Generator
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote
+
+from krelay.net.handshake_stream import HandshakeStream
 
 _REPLIES = {
     1: "general failure",
@@ -23,42 +24,36 @@ _LENGTHS = {1: 4, 4: 16}
 _NO_AUTHENTICATION, _PASSWORD = 0, 2
 
 
-class SocksError(Exception):
-    """The proxy refused, or speaks another protocol."""
+class ProxyError(OSError):
+    """A proxy refused the connection."""
 
 
-def handshake(proxy: str, host: str, port: int) -> Generator[tuple[bytes, int], bytes, None]:
-    """Ask `proxy` (its URL) for a connection to `host` and `port`; return once it is granted.
-
-    Yield the bytes to send, perhaps none, and the number of bytes to read next; these have to be
-    sent into the generator.
+async def socks_connect(stream: HandshakeStream, proxy: SplitResult, host: str, port: int) -> None:
+    """Ask a SOCKS5 proxy for the connection; the proxy resolves the name.
 
     Raises:
-        SocksError: the connection was not granted.
+        ProxyError: the proxy refused, or speaks another protocol.
+        OSError, EOFError: the connection failed.
     """
-    parts = urlsplit(proxy)
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    user, password = unquote(proxy.username or ""), unquote(proxy.password or "")
     offers = bytes([_NO_AUTHENTICATION, _PASSWORD] if user else [_NO_AUTHENTICATION])
-    version, method = yield bytes([5, len(offers)]) + offers, 2
+    stream.write(bytes([5, len(offers)]) + offers)
+    version, method = await stream.read_exactly(2)
     if version != 5:
-        raise SocksError("it does not speak SOCKS5")
+        raise ProxyError("it does not speak SOCKS5")
     if method == _PASSWORD and user:
-        status = (yield b"\1" + _short(user) + _short(password), 2)[1]
-        if status != 0:
-            raise SocksError("it refuses the user name or the password")
+        stream.write(b"\1" + _short(user) + _short(password))
+        if (await stream.read_exactly(2))[1] != 0:
+            raise ProxyError("it refuses the user name or the password")
     elif method != _NO_AUTHENTICATION:
-        raise SocksError("it wants another kind of authentication")
-    yield from _connect(host, port)
-
-
-def _connect(host: str, port: int) -> Generator[tuple[bytes, int], bytes, None]:
-    request = b"\5\1\0" + _address(host) + port.to_bytes(2, "big")
-    _, reply, _, kind = yield request, 4
+        raise ProxyError("it wants another kind of authentication")
+    stream.write(b"\5\1\0" + _address(host) + port.to_bytes(2, "big"))
+    _, reply, _, kind = await stream.read_exactly(4)
     if reply != 0:
-        raise SocksError(_REPLIES.get(reply, f"reply {reply}"))
+        raise ProxyError(_REPLIES.get(reply, f"reply {reply}"))
     # The address that the proxy dialled from is read and not used.
-    length = (yield b"", 1)[0] if kind == 3 else _LENGTHS.get(kind, 0)
-    yield b"", length + 2
+    length = (await stream.read_exactly(1))[0] if kind == 3 else _LENGTHS.get(kind, 0)
+    await stream.read_exactly(length + 2)
 
 
 def _address(host: str) -> bytes:
@@ -72,5 +67,5 @@ def _address(host: str) -> bytes:
 def _short(text: str) -> bytes:
     data = text.encode()
     if len(data) > 255:
-        raise SocksError("a name or a password of more than 255 bytes")
+        raise ProxyError("a name or a password of more than 255 bytes")
     return bytes([len(data)]) + data

@@ -17,8 +17,9 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.net.api_access import ApiAccess, is_loopback
-from krelay.net.dial import ProxyError, dial, socks_connect
+from krelay.net.dial import dial
 from krelay.net.handshake_stream import HandshakeStream
+from krelay.net.socks import ProxyError, socks_connect
 from krelay.threads import in_thread
 from krelay.transport.http import Exchange
 
