@@ -15,12 +15,9 @@ from krelay.text import one_line
 
 logger = logging.getLogger("krelay.cli")
 
-LINES = 200
-"""Tasks, and threads, that are listed."""
-FRAMES = 6
-"""Frames of each, the innermost ones."""
-_WIDTH = 500
-"""Characters of a line."""
+LINES = 200  # tasks, and threads, that are listed
+FRAMES = 6  # frames of each, the innermost ones
+_WIDTH = 500  # characters of a line
 
 
 def dump_on_signal(

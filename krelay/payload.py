@@ -18,8 +18,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-ENV_NAME = "KRELAY_AGENT_SOURCE"
-"""The variable that holds `payload()`."""
+ENV_NAME = "KRELAY_AGENT_SOURCE"  # the variable that holds `payload()`
 
 LIMIT = 131_071
 """Bytes of one `NAME=value` string; Linux refuses to start a program with a longer one."""

@@ -19,8 +19,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("krelay.tasks")
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds before a task that failed runs again."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a task that failed runs again
 
 
 class TaskGroup:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import re
 from unicodedata import category
 
-LIMIT = 2_000
-"""Characters of a line."""
-LINES = 500
-"""Lines of a text."""
+LIMIT = 2_000  # characters of a line
+LINES = 500  # lines of a text
 
 # A sequence is removed as a whole: without its escape, `[31m` would be left. Each part stops where
 # the next sequence begins, so that the time is linear for any text.

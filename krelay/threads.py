@@ -21,8 +21,7 @@ from krelay.errors import KrelayError, NotReadyError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_GRACE = 30.0
-"""Seconds beyond its own deadlines in which a LoopThread has to start, or to end."""
+_GRACE = 30.0  # seconds beyond its own deadlines in which a LoopThread has to start, or to end
 
 
 async def in_thread(call: Callable[[], T], lack: type[KrelayError] = KrelayError) -> T:

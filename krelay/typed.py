@@ -20,8 +20,7 @@ from typing import Any, Protocol
 
 from krelay.errors import ClusterError, MalformedError
 
-MAX_VALUES = 1_000_000
-"""Values in one document: a page of 200 large pods has about 100,000."""
+MAX_VALUES = 1_000_000  # values in one document: a page of 200 large pods has about 100,000
 
 _SHOWN = 40
 _MAX_DIGITS = 20

@@ -16,21 +16,17 @@ from krelay.cluster.patch import PatchError, json_patch, merge, plain, strategic
 from krelay.errors import ConfigError, Problem
 from krelay.model import AgentConfig, Patch, SessionConfig
 
-NAME = "krelay-server"
-"""The container's name and the label `app`, as in the Go krelay."""
+NAME = "krelay-server"  # the container's name and the label `app`, as in the Go krelay
 
 KEY_ENV = "KRELAY_KEY_SHA256"
 """The hex SHA-256 of the run's key: more users may read the spec than may hold the key."""
 
-RUN_LABEL = "krelay/run"
-"""The label that the agents of one pool share."""
+RUN_LABEL = "krelay/run"  # the label that the agents of one pool share
 
-TTL = 15
-"""Seconds that a finished Job stays for inspection before Kubernetes deletes it."""
+TTL = 15  # seconds that a finished Job stays for inspection before Kubernetes deletes it
 
 TERMINATION_GRACE = 5
-UID = 65532
-"""Any user but root; images need no entry for it."""
+UID = 65532  # any user but root; images need no entry for it
 
 
 def job_manifest(

@@ -41,18 +41,14 @@ jobs_logger = logging.getLogger("krelay.jobs")
 Object = Mapping[str, Any]
 Progress = Callable[[str], None]
 
-QUIET = 0.5
-"""Seconds that a fast start takes: only later are the Job and the events watched too."""
-CREATE_PATIENCE = 3.0
-"""Seconds for the API server to confirm a Job's creation after a cancellation."""
-DELETE_DEADLINE = 5.0
-"""Seconds for the deletion of a Job."""
+QUIET = 0.5  # seconds that a fast start takes: only later are the Job and the events watched too
+CREATE_PATIENCE = 3.0  # seconds for the API server to confirm a Job's creation after a cancellation
+DELETE_DEADLINE = 5.0  # seconds for the deletion of a Job
 
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
 """Of k8s.io/apimachinery/pkg/util/rand: it spells no words."""
 _SUFFIX_LENGTH = 8
-_MAX_NAME = 63
-"""The Job's name is the value of a label of its pod (RFC 1123 label)."""
+_MAX_NAME = 63  # the Job's name is the value of a label of its pod (RFC 1123 label)
 _DELETE_OPTIONS = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
 """By default a Job deleted over REST leaves its pod behind (pkg/registry/batch/job)."""
 

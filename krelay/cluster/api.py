@@ -33,8 +33,7 @@ Lines = AsyncIterator[list[bytes]]
 """Lines without their line ends, in batches as they arrive."""
 
 REQUEST_DEADLINE = 30.0
-MAX_LINE = 4 << 20
-"""Bytes of one event of a watch; etcd takes objects of 1.5 MiB."""
+MAX_LINE = 4 << 20  # bytes of one event of a watch; etcd takes objects of 1.5 MiB
 _ATTEMPTS = 4
 _PASSING = (429, 500, 502, 503, 504)
 

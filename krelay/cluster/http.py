@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
 
 CONNECT_DEADLINE = 5.0
-MAX_BODY = 64 << 20
-"""Bytes of a list: a page of 200 objects, each far larger than usual."""
-MAX_ERROR = 64 << 10
-"""Bytes of an error's body that are read."""
+MAX_BODY = 64 << 20  # bytes of a list: a page of 200 objects, each far larger than usual
+MAX_ERROR = 64 << 10  # bytes of an error's body that are read
 _MAX_REASON = 200
 
 

@@ -33,19 +33,15 @@ logger = logging.getLogger("krelay.cluster")
 
 Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 
-FEW = 3
-"""Selectors of a collection with watches of their own, also beside a watch of the whole."""
+FEW = 3  # selectors of a collection with watches of their own, also beside a watch of the whole
 MAX_OBJECTS, MAX_OBJECTS_EACH = 500, 20
 """A collection is watched as a whole only while a list of it has at most `MAX_OBJECTS` objects,
 plus `MAX_OBJECTS_EACH` for each wanted selector: the other objects cost traffic and time."""
-REFUSED_PAUSE = 600.0
-"""Seconds until a refused or too large collection is tried as a whole again."""
+REFUSED_PAUSE = 600.0  # seconds until a refused or too large collection is tried as a whole again
 FAILED_PAUSE = 60.0
 """Seconds until a collection is tried as a whole again after its list failed or was late."""
-LIST_DEADLINE = 5.0
-"""Seconds for the first list of a whole collection: its subscribers wait for it."""
-ERROR_TTL = 5.0
-"""Seconds for which an error also answers later subscribers: many retry together."""
+LIST_DEADLINE = 5.0  # seconds for the first list of a whole collection: its subscribers wait for it
+ERROR_TTL = 5.0  # seconds for which an error also answers later subscribers: many retry together
 
 
 class Informers:

@@ -28,8 +28,7 @@ from krelay.typed import (
     fields,
 )
 
-MAX_LIST = 50_000
-"""Objects in one page; a server may ignore `limit`."""
+MAX_LIST = 50_000  # objects in one page; a server may ignore `limit`
 MAX_EVENT_VALUES = 200_000
 """Values in one object or event of a watch; etcd takes objects of 1.5 MiB."""
 

@@ -30,8 +30,7 @@ PAGE = 200
 MAX_PAGES = 250
 WATCH_TIMEOUT = (240, 300)
 """Bounds of the requested length of a watch in seconds; random, so that watches end apart."""
-SILENCE = 90.0
-"""Seconds without a line after which a watch is repeated."""
+SILENCE = 90.0  # seconds without a line after which a watch is repeated
 MAX_PAUSE = 10.0
 """Seconds between attempts at most. A watch that lasted longer is repeated without a pause."""
 DENIED_PAUSE = 30.0

@@ -27,16 +27,11 @@ logger = logging.getLogger("krelay.listener")
 RETRY_AFTER = 1.0
 """Seconds until the next attempt when accepting fails: there is no memory, or the whole system has
 no descriptors left."""
-RECHECK_EVERY = 0.25
-"""Seconds between two checks for free descriptors."""
-_WARN_EVERY = 60.0
-"""Seconds between two warnings that connections wait."""
-_COUNT_VALID = 1.0
-"""Seconds for which a count of the descriptors is trusted."""
-_COUNTING_SHARE = 20
-"""Counting takes at most one part in so many of the time."""
-_MINIMUM = 4
-"""Descriptors that connections never take, however few there are."""
+RECHECK_EVERY = 0.25  # seconds between two checks for free descriptors
+_WARN_EVERY = 60.0  # seconds between two warnings that connections wait
+_COUNT_VALID = 1.0  # seconds for which a count of the descriptors is trusted
+_COUNTING_SHARE = 20  # counting takes at most one part in so many of the time
+_MINIMUM = 4  # descriptors that connections never take, however few there are
 _SKIPPED = (errno.ECONNABORTED, errno.EPROTO, errno.EPERM)
 """The client gave up before its connection was accepted, or a firewall forbids it; the next
 connection may be good."""

@@ -10,8 +10,7 @@ import re
 
 from krelay.typed import Message, Mismatch, Shape, parse
 
-MAX_BODY = 64 << 10
-"""Bytes of an error's body that are read."""
+MAX_BODY = 64 << 10  # bytes of an error's body that are read
 
 _MAX_VALUES = 10_000
 _TAG = re.compile("<[^<>]*>")

@@ -12,12 +12,9 @@ from collections.abc import Callable
 
 logger = logging.getLogger("krelay.supervisor")
 
-_CHECK_EVERY = 1.0
-"""Seconds between two comparisons of the clocks."""
-ASLEEP = 3.0
-"""Seconds by which the clocks must differ before that counts as sleep."""
-_SETTLE = 0.25
-"""Seconds to wait for the last message of a change; one change causes many messages."""
+_CHECK_EVERY = 1.0  # seconds between two comparisons of the clocks
+ASLEEP = 3.0  # seconds by which the clocks must differ before that counts as sleep
+_SETTLE = 0.25  # seconds to wait for the last message of a change; one change causes many messages
 # linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 

@@ -12,16 +12,12 @@ import h11
 from krelay.errors import CredentialsError
 from krelay.net.handshake_stream import HandshakeStream
 
-HEAD_LIMIT = 64 << 10
-"""Bytes that may arrive without completing a head."""
+HEAD_LIMIT = 64 << 10  # bytes that may arrive without completing a head
 INFORMATIONAL_LIMIT = 5
 """Informational responses (1xx) before the final one; Go's net/http has the same limit."""
-BODY_LIMIT = 64 << 10
-"""Bytes of an error's body that are kept."""
-BODY_DEADLINE = 1.0
-"""Seconds that an error's body has to arrive."""
-_PIECES_LIMIT = 1024
-"""Pieces of a body that are read; a server may send one byte in each chunk."""
+BODY_LIMIT = 64 << 10  # bytes of an error's body that are kept
+BODY_DEADLINE = 1.0  # seconds that an error's body has to arrive
+_PIECES_LIMIT = 1024  # pieces of a body that are read; a server may send one byte in each chunk
 
 _FORBIDDEN = re.compile("[\0\n\v\f\r]")
 

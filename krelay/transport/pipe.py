@@ -18,18 +18,15 @@ from krelay.transport.upgrade import Carrier, stream_error
 
 logger = logging.getLogger("krelay.transport")
 
-CLOSE_DEADLINE = 2.0
-"""Seconds that `close` gives the connection to take what was written."""
+CLOSE_DEADLINE = 2.0  # seconds that `close` gives the connection to take what was written
 
 # asyncio's TLS decrypts reads of 256 KiB. With room for a record that the last read cut in two, one
 # call takes all of it.
 _READ_SIZE = 272 << 10
-_TEXT_LIMIT = 4 << 10
-"""Bytes of the error stream that are kept."""
+_TEXT_LIMIT = 4 << 10  # bytes of the error stream that are kept
 _TEXT_DEADLINE = 0.25
 """Seconds from the end of the data stream in which the error stream may say why."""
-_REPLIES_LIMIT = 1 << 20
-"""Unsent bytes above which pings get no reply."""
+_REPLIES_LIMIT = 1 << 20  # unsent bytes above which pings get no reply
 
 
 class Pipe(asyncio.Transport, asyncio.BufferedProtocol):

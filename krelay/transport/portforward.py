@@ -24,8 +24,7 @@ from krelay.transport.upgrade import RefusedUpgrade, access_denied, upgrade
 
 logger = logging.getLogger("krelay.transport")
 
-PROBE_EVERY, PROBE_DEADLINE = 1.0, 1.0
-"""Seconds between two probes, and for each."""
+PROBE_EVERY, PROBE_DEADLINE = 1.0, 1.0  # seconds between two probes, and for each
 
 _ENV_NAME = "KUBECTL_PORT_FORWARD_WEBSOCKETS"
 

@@ -29,10 +29,8 @@ from krelay.transport.http import Exchange, Headers
 from krelay.transport.spdy import Buffer
 from krelay.transport.websocket import WebSocket
 
-_SHOWN = 300
-"""Characters of a peer's text in an error."""
-_SEARCHED = 4096
-"""Characters of a page that are searched for the words of a runtime."""
+_SHOWN = 300  # characters of a peer's text in an error
+_SEARCHED = 4096  # characters of a page that are searched for the words of a runtime
 _GONE = re.compile(
     r"network namespace for sandbox \S{1,200} is closed"
     r"|sandbox( \S{1,200}| container)? is not running"

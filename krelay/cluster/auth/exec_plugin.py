@@ -26,10 +26,8 @@ from krelay.typed import Shape, String, Timestamp, Token, fields
 
 logger = logging.getLogger("krelay.cluster")
 
-DEADLINE = 180.0
-"""Seconds; a plugin may wait for a person in a browser."""
-PATIENCE = 5.0
-"""Seconds after which the log says that krelay waits for a plugin."""
+DEADLINE = 180.0  # seconds; a plugin may wait for a person in a browser
+PATIENCE = 5.0  # seconds after which the log says that krelay waits for a plugin
 MAX_OUTPUT = 1 << 20
 _MAX_VALUES = 10_000
 _STATUS = Shape(
@@ -37,8 +35,7 @@ _STATUS = Shape(
     | {"expirationTimestamp": Timestamp()}
 )
 _EXEC_CREDENTIAL = Shape({"apiVersion": Token(), "status": _STATUS}, needs=("apiVersion", "status"))
-_SHOWN = 2000
-"""Characters of the plugin's stderr that an error repeats."""
+_SHOWN = 2000  # characters of the plugin's stderr that an error repeats
 _CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
 _EXTENSION = "client.authentication.k8s.io/exec"
 

@@ -30,8 +30,7 @@ from krelay import typed
 from krelay.errors import CredentialsError
 from krelay.typed import AnyValue, Boolean, ListOf, MapOf, OneOf, Shape, String, fields
 
-MAX_FILE = 8 << 20
-"""Bytes of a kubeconfig, or of a file that it names."""
+MAX_FILE = 8 << 20  # bytes of a kubeconfig, or of a file that it names
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 _OS_STRING = String(without="\0")
