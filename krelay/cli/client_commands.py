@@ -1,4 +1,8 @@
-"""Commands that ask the krelay that runs a file: `status`, `wait`, `logs` and `down`."""
+"""Commands that ask the krelay that runs a file: `status`, `wait`, `logs` and `down`.
+
+Each returns its exit code, or raises a KrelayError: NotRunningError if no krelay runs the file,
+UsageError for an unknown target, NotReadyError if `wait` ends too early.
+"""
 
 from __future__ import annotations
 
@@ -43,18 +47,9 @@ Snapshot = Mapping[str, Any]
 
 
 def status(file: str, names: Collection[str], *, output: str, watch: bool) -> int:
-    """Print the state of the forwards; return the exit code.
+    """Print the state of the forwards of `names`, or of all; `output` is `text`, `wide` or `json`.
 
-    Args:
-        file: the file that krelay runs.
-        names: targets to show; all of them if empty.
-        output: `text`, `wide` or `json`.
-        watch: refresh until interrupted.
-
-    Raises:
-        NotRunningError: no krelay runs the file.
-        UsageError: no target has one of the names.
-        KrelayError: krelay did not answer.
+    With `watch`, refresh until interrupted.
     """
     snapshot = _snapshot(file, names)
     check_names(file, names, _targets(snapshot))
@@ -157,17 +152,9 @@ def _print(block: RenderableType) -> None:
 
 
 def wait(file: str, names: Collection[str], *, timeout: float) -> int:
-    """Wait until forwards are ready; return the exit code.
+    """Wait until the forwards of `names`, or all, are ready, at most `timeout` seconds.
 
-    Args:
-        file: the file that krelay runs, or is about to run.
-        names: targets to wait for; all of them if empty.
-        timeout: seconds to wait.
-
-    Raises:
-        NotReadyError: a forward is not ready in time.
-        UsageError: no target has one of the names, or the file does not exist.
-        ConfigError: the file is invalid, and krelay does not relay one of the names.
+    krelay may be about to start.
     """
     until = time.monotonic() + timeout
     changes: Changes | None = None
@@ -215,12 +202,7 @@ def _try_snapshot(file: str, until: float) -> tuple[Any, str]:
 
 
 def check_names(file: str, names: Collection[str], relayed: Collection[str]) -> None:
-    """Check that each name is that of a target in the file or of one that is relayed.
-
-    Raises:
-        UsageError: a name is neither, or the file cannot be read.
-        ConfigError: the file is invalid.
-    """
+    """Check that each name is that of a target in the file or of one that is relayed."""
     from krelay.config.sources import Selection
 
     others = tuple(name for name in names if name not in relayed)
@@ -261,14 +243,7 @@ def _forward(found: Mapping[str, Any]) -> ForwardState:
 
 
 def logs(file: str, lines: int, *, follow: bool) -> int:
-    """Print the last `lines` of krelay's log; return the exit code.
-
-    With `follow`, print new lines until krelay ends.
-
-    Raises:
-        NotRunningError: no krelay runs the file.
-        KrelayError: krelay did not answer.
-    """
+    """Print the last `lines` of krelay's log; with `follow`, print new ones until krelay ends."""
     found = _log(file, lines=lines)
     last = found["last"]
     _print_lines(found)
@@ -299,12 +274,7 @@ def _print_lines(found: Any) -> None:
 
 
 def down(file: str) -> int:
-    """Stop krelay, and wait until it has ended; return the exit code.
-
-    Raises:
-        NotRunningError: no krelay runs the file.
-        KrelayError: krelay did not answer, or outlives its time to drain.
-    """
+    """Stop krelay, and wait until it has ended."""
     ending = ask(file, "POST", "/v1/stop", timeout=_ANSWER_DEADLINE)
     pid, drain = ending["pid"], float(ending["drain"])
     if live := ending.get("live", 0):

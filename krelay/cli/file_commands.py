@@ -1,4 +1,8 @@
-"""Commands about files: `check`, `plan`, `reload`, `rbac`, `import` and `init`."""
+"""Commands about files: `check`, `plan`, `reload`, `rbac`, `import` and `init`.
+
+Each raises a KrelayError: UsageError if a file cannot be read or written, ConfigError if it is
+invalid, NotFoundError or ClusterError for objects that a cluster does not have or does not list.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,7 @@ _KUBEFWD = "kubefwd"
 
 
 def check(selection: Selection, *, json: bool) -> int:
-    """Check a file; return the exit code.
-
-    Raises:
-        UsageError: the file cannot be read.
-        ConfigError: the file is invalid, and `json` is false.
-    """
+    """Check a file; return the exit code. As JSON, an invalid file is data and not an error."""
     try:
         config = selection.load()
     except ConfigError as exc:
@@ -58,13 +57,7 @@ def check(selection: Selection, *, json: bool) -> int:
 
 
 def plan(selection: Selection, candidate: Selection | None, *, json: bool) -> bool:
-    """Print what `candidate`, or the file as it is now, would change; return whether it would.
-
-    Raises:
-        UsageError: a file cannot be read.
-        ConfigError: a file is invalid.
-        KrelayError: krelay did not answer.
-    """
+    """Print what `candidate`, or the file as it is now, would change; return whether it would."""
     file = _running_file(selection)
     body = {}
     if candidate is not None:
@@ -83,13 +76,7 @@ def plan(selection: Selection, candidate: Selection | None, *, json: bool) -> bo
 
 
 def reload(selection: Selection, *, json: bool) -> None:
-    """Make krelay apply its file, and print what changed.
-
-    Raises:
-        UsageError: the file cannot be read.
-        ConfigError: the file is invalid.
-        KrelayError: krelay could not apply it, or no krelay runs it.
-    """
+    """Make krelay apply its file, and print what changed."""
     file = _running_file(selection)
     found = ask(file, "POST", "/v1/reload", timeout=_RELOAD_DEADLINE)["changes"]
     _print_changes(found, "nothing changed", json=json)
@@ -128,13 +115,7 @@ def rbac_subjects(
 
 
 def rbac(selection: Selection, subjects: Sequence[dict[str, str]], *, optional: bool) -> int:
-    """Print the Roles that the targets need and, for `subjects`, the bindings; return the exit
-    code.
-
-    Raises:
-        UsageError: the file cannot be read.
-        ConfigError: the file is invalid.
-    """
+    """Print the Roles that the targets need and, for `subjects`, the bindings; return the code."""
     from krelay.cluster.auth.kubeconfig import load
     from krelay.cluster.rbac import roles
     from krelay.config.yaml_reader import documents
@@ -165,16 +146,8 @@ def rbac(selection: Selection, subjects: Sequence[dict[str, str]], *, optional: 
 def import_(path: str, namespaces: Sequence[str], context: str | None) -> int:
     """Print another tool's file as a krelay.yaml; return the exit code.
 
-    Args:
-        path: the file, `-` for standard input, or `kubefwd` for the Services of `namespaces`.
-        namespaces: for kubefwd; the context's namespace if empty.
-        context: for kubefwd, the kubeconfig context.
-
-    Raises:
-        UsageError: the file cannot be read.
-        ConfigError: the file has no known format.
-        NotFoundError: the namespaces have no Services.
-        ClusterError: the Services cannot be listed.
+    `path` is the file, `-` for standard input, or `kubefwd` for the Services of `namespaces` (by
+    default the namespace of the kubeconfig context `context`).
     """
     from krelay.cli.signals import run_to_exit
     from krelay.importers import Converted, convert, kubefwd
@@ -198,20 +171,9 @@ def import_(path: str, namespaces: Sequence[str], context: str | None) -> int:
 def init(
     path: str | None, namespace: str | None, context: str | None, *, force: bool = False
 ) -> int:
-    """Write a starter file, and beside it the schema that its first line names.
+    """Write a starter file, and beside it the schema that its first line names; return the code.
 
-    Returns the exit code.
-
-    Args:
-        path: the file to write; `krelay.yaml` if None.
-        namespace: a namespace whose Services and workloads become its targets.
-        context: the kubeconfig context of the namespace.
-        force: overwrite an existing file.
-
-    Raises:
-        UsageError: the file exists, or cannot be written.
-        NotFoundError: the namespace is empty.
-        ClusterError: the namespace cannot be listed.
+    `path` is `krelay.yaml` if None. The Services and workloads of `namespace` become its targets.
     """
     from krelay.cli.signals import run_to_exit
     from krelay.config import schema_text

@@ -59,11 +59,7 @@ Examples:
 
 
 def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the addresses of `--address a,b --address c`, each once.
-
-    Raises:
-        UsageError: an address is invalid.
-    """
+    """Return the addresses of `--address a,b --address c`, each once."""
     from krelay.config.grammar import ParseError, parse_listen
 
     found = [part for value in values for part in value.split(",")]
@@ -74,12 +70,7 @@ def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Patch, ...]:
-    """Return the patches of the command line, in the order in which they apply.
-
-    Raises:
-        UsageError: the file cannot be read.
-        ConfigError: a patch is invalid.
-    """
+    """Return the patches of the command line, in the order in which they apply."""
     from krelay.config import files
     from krelay.config.build import parse_patch
 

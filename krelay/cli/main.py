@@ -44,11 +44,7 @@ def _duration(context: click.Context, param: click.Parameter, value: str) -> flo
 
 
 def seconds(text: str, option: str) -> float:
-    """Return a duration given on the command line, in seconds.
-
-    Raises:
-        UsageError: `text` is not a duration.
-    """
+    """Return a duration given on the command line, in seconds."""
     from krelay.config.grammar import ParseError, parse_duration
 
     try:
@@ -114,11 +110,7 @@ class WithCommand(click.Command):
 
     @classmethod
     def of(cls, context: click.Context) -> tuple[str, ...]:
-        """Return the other command line.
-
-        Raises:
-            UsageError: it is empty.
-        """
+        """Return the other command line."""
         command: tuple[str, ...] = context.meta[cls._KEY]
         if not command:
             raise UsageError(
@@ -128,11 +120,7 @@ class WithCommand(click.Command):
 
 
 def _select(file: str | None, *, names: tuple[str, ...] = (), embedded: bool = False) -> Selection:
-    """Return the file, or some of its targets; standard input and pipes are read now.
-
-    Raises:
-        UsageError: the file cannot be read.
-    """
+    """Return the file, or some of its targets; standard input and pipes are read now."""
     from krelay.config import files
     from krelay.config.sources import Selection
 
@@ -140,11 +128,7 @@ def _select(file: str | None, *, names: tuple[str, ...] = (), embedded: bool = F
 
 
 def _path_of_running(file: str | None) -> str:
-    """Return the path of the file whose krelay a command asks.
-
-    Raises:
-        UsageError: there is no such file, or it is standard input.
-    """
+    """Return the path of the file whose krelay a command asks."""
     from krelay.config import files
 
     if file == files.STDIN:

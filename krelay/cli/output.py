@@ -40,8 +40,7 @@ _LEVELS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "r
 class LineFormatter(logging.Formatter):
     """Formats a record as `12:34:56 warning: text`, without the level for INFO.
 
-    Args:
-        colour: whether to colour the level; by default, if stderr shows colour.
+    `colour` says whether to colour the level; by default, if stderr shows colour.
     """
 
     def __init__(self, *, colour: bool | None = None) -> None:
@@ -115,12 +114,10 @@ repeat_filter = RepeatFilter()
 
 
 def set_up_logging(verbosity: int, *, json: bool = False) -> None:
-    """Log to stderr.
+    """Log to stderr; as objects for programs with `json`.
 
-    Args:
-        verbosity: 0 for krelay's INFO, 1 for krelay's DEBUG, 2 for every library's DEBUG, -1 for
-            warnings only, and less for errors only.
-        json: write objects for programs.
+    `verbosity` is 0 for krelay's INFO, 1 for krelay's DEBUG, 2 for every library's DEBUG, -1 for
+    warnings only, and less for errors only.
     """
     repeat_filter.flush()
     handler = _StderrHandler(sys.stderr)

@@ -64,11 +64,7 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
 
 
 def find(name: str) -> None:
-    """Check that the program exists, before anything is started for it.
-
-    Raises:
-        CommandError: it does not.
-    """
+    """Check that the program exists, before anything is started for it."""
     if shutil.which(name) is None:
         if os.path.dirname(name) and os.path.exists(name):
             raise CommandError(f"{name}: not executable", _NOT_EXECUTABLE)

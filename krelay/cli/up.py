@@ -60,9 +60,6 @@ def run(
         contexts, strict, must_exist: as for `Supervisor`.
         watch: follow edits of the file.
         live: show the live table instead of lines, if there is a terminal for it.
-
-    Raises:
-        KrelayError: it could not start.
     """
     file = source.file
     mode = mode_from_env(os.environ) if watch and file else None

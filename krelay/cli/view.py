@@ -215,16 +215,11 @@ def table(
     explained: bool = True,
     now: datetime | None = None,
 ) -> RenderableType:
-    """Return the table of `forwards`.
+    """Return the table of `forwards`, with their throughput if there are `rates`.
 
-    Args:
-        forwards: the rows.
-        rates: the throughput, if it is to be shown.
-        width: columns of the terminal. The table then fits, and the reasons why forwards are not
-            ready follow below it (if `explained`) instead of in a column.
-        wide: show every column, whatever the width.
-        explained: show reasons.
-        now: the time that ages count to.
+    The table fits into `width` columns of a terminal, and the reasons why forwards are not ready
+    follow below it (if `explained`) instead of in a column. `wide` shows every column, whatever
+    the width. Ages count to `now`.
     """
     now = now or datetime.now(UTC)
     columns = [*_COLUMNS, *(_RATES if rates is not None else ()), _SINCE, *(_WIDE if wide else ())]

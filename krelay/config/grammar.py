@@ -1,8 +1,8 @@
 """Parse the texts that a value of the file can be: targets, ports, addresses, checks, durations.
 
-Every parser here is pure, raises `ParseError`, and is the only one of its kind: krelay.yaml,
-targets.txt and the command line share them. Names and API groups of types are those that kubectl
-knows (`kubectl api-resources`).
+Every parser here is pure, raises `ParseError` for a text that it refuses, and is the only one of
+its kind: krelay.yaml, targets.txt and the command line share them. Names and API groups of types
+are those that kubectl knows (`kubectl api-resources`).
 """
 
 from __future__ import annotations
@@ -74,11 +74,7 @@ _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 def parse_resource(text: str) -> tuple[Kind, str]:
-    """Parse `svc/nginx`, `deployments.apps/web`, `ip/[::1]` or the bare name of a pod.
-
-    Raises:
-        ParseError: the type is unknown, or no such object can have that name.
-    """
+    """Parse `svc/nginx`, `deployments.apps/web`, `ip/[::1]` or the bare name of a pod."""
     prefix, slash, name = text.partition("/")
     if not slash:
         return Kind.POD, _object_name(prefix)
@@ -91,11 +87,7 @@ def parse_resource(text: str) -> tuple[Kind, str]:
 
 
 def parse_kind(text: str) -> Kind:
-    """Parse a type as kubectl does: in any case, with or without its API group and version.
-
-    Raises:
-        ParseError: the type is unknown.
-    """
+    """Parse a type as kubectl does: in any case, with or without its API group and version."""
     name, dot, group = text.lower().partition(".")
     if not dot and name in (Kind.HOST, Kind.IP):
         return Kind(name)
@@ -114,11 +106,7 @@ def parse_kind(text: str) -> Kind:
 
 
 def parse_namespace(text: str) -> str:
-    """Parse the name of a namespace (an RFC 1123 label).
-
-    Raises:
-        ParseError: no namespace can have that name.
-    """
+    """Parse the name of a namespace (an RFC 1123 label)."""
     if not _NAMESPACE.fullmatch(text):
         raise ParseError(
             f"{quote(text)} cannot be a namespace",
@@ -175,11 +163,7 @@ _PORT_HINT = "write `8080:80`, `8080`, `:80` or `8080:http`, with `/udp` or `/tc
 
 
 def parse_port(text: str) -> Port:
-    """Parse a forward: `[LOCAL:]REMOTE[@PROTOCOL]` or `[LOCAL:]REMOTE[/PROTOCOL]`.
-
-    Raises:
-        ParseError: the form is another, a port is out of range, or the protocol is unknown.
-    """
+    """Parse a forward: `[LOCAL:]REMOTE[@PROTOCOL]` or `[LOCAL:]REMOTE[/PROTOCOL]`."""
     ports, protocol = _split_protocol(text)
     local_text, colon, remote_text = ports.rpartition(":")
     if ":" in local_text:
@@ -196,11 +180,7 @@ def parse_port(text: str) -> Port:
 
 
 def parse_remote(text: str) -> int | str:
-    """Parse the remote port: a number, or the name of a port.
-
-    Raises:
-        ParseError: the text is neither.
-    """
+    """Parse the remote port: a number, or the name of a port."""
     if _is_number(text):
         return _number(text, lowest=1)
     if not text:
@@ -212,11 +192,7 @@ def parse_remote(text: str) -> int | str:
 
 
 def check_port(kind: Kind, port: Port) -> None:
-    """Check that a target of this kind can have this port.
-
-    Raises:
-        ParseError: the port is a name, and the kind has no named ports.
-    """
+    """Check that a target of this kind can have this port."""
     if isinstance(port.remote, str) and not kind.in_cluster:
         raise ParseError(
             f"{quote(port.remote)} is a port's name, and `{kind}/` has none",
@@ -257,11 +233,7 @@ _LISTEN_HINT = "write `127.0.0.1:9527`, `[::1]:9527` or `9527`"
 
 
 def parse_listen(text: str) -> str:
-    """Parse an address to listen on: IPv4, IPv6 (with or without brackets or scope), `localhost`.
-
-    Raises:
-        ParseError: the text is none of these.
-    """
+    """Parse an address to listen on: `localhost`, IPv4, or IPv6 (also with brackets or a scope)."""
     if text.lower() == "localhost":
         return "localhost"
     try:
@@ -277,11 +249,7 @@ def parse_listen(text: str) -> str:
 
 
 def parse_listen_address(value: float | str) -> tuple[str, int]:
-    """Parse `ADDRESS:PORT`, or a port of 127.0.0.1; port 0 stands for a free one.
-
-    Raises:
-        ParseError: the value is neither.
-    """
+    """Parse `ADDRESS:PORT`, or a port of 127.0.0.1; port 0 stands for a free one."""
     text = value if isinstance(value, str) else str(int(value))
     address, colon, port = text.rpartition(":")
     if not _is_number(port):
@@ -312,9 +280,6 @@ def parse_duration(value: float | str, *, positive: bool = False) -> float:
     """Parse `30s`, `5m`, `1h30m`, `500ms` or a number of seconds; return seconds.
 
     The result is at least 0 (more than 0 if `positive`) and at most one day.
-
-    Raises:
-        ParseError: the value is not a duration, or out of range.
     """
     seconds = _seconds(value) if isinstance(value, str) else float(value)
     if not 0 <= seconds <= LONGEST_DURATION:
@@ -339,11 +304,7 @@ def _seconds(text: str) -> float:
 
 
 def parse_size(value: float | str) -> int:
-    """Parse `4Mi`, `512Ki` or a number of bytes; return bytes, from 128 KiB to 256 MiB.
-
-    Raises:
-        ParseError: the value is not a size, or out of range.
-    """
+    """Parse `4Mi`, `512Ki` or a number of bytes; return bytes, from 128 KiB to 256 MiB."""
     match = _SIZE.fullmatch(value if isinstance(value, str) else f"{value:.15g}")
     if match is None:
         raise ParseError(f"{quote(value)} is not a size", hint="for example `4Mi` or `512Ki`")
@@ -363,11 +324,7 @@ _CHECK_HINT = "`dial`, `http GET /healthz -> 200`, `dns example.com` or `none`"
 
 
 def parse_check(text: str) -> Check:
-    """Parse a check written on one line.
-
-    Raises:
-        ParseError: the text is not a check.
-    """
+    """Parse a check written on one line."""
     words = text.split()
     kind = words[0].lower() if words else ""
     if len(words) == 1 and kind in (CheckKind.DIAL, CheckKind.NONE):
@@ -403,11 +360,7 @@ def _request(words: list[str]) -> tuple[str, str, str | None] | None:
 
 
 def read_check(parts: Mapping[str, Any]) -> Check:
-    """Read a check written as a mapping, which has passed the schema.
-
-    Raises:
-        ParseError: the mapping has two checks, or a part of it has a wrong value.
-    """
+    """Read a check written as a mapping, which has passed the schema."""
     if len(parts) > 1:
         raise ParseError(
             "has both `http` and `dns`", hint="a target is probed in one way: remove one"

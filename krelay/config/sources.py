@@ -1,6 +1,7 @@
 """Sources of a Config: a file, a command line or lines of a program, each under its options.
 
-Each source has `file`, the path to watch or None, and `load()`, which returns its Config.
+Each source has `file`, the path to watch or None, and `load()`, which returns its Config or raises
+UsageError or ConfigError.
 """
 
 from __future__ import annotations
@@ -150,9 +151,6 @@ class Words:
     def load(self) -> Config:
         """Return the target, without a check: like `kubectl port-forward`, it opens no connection
         that no client asked for.
-
-        Raises:
-            UsageError: the words name no target, or no ports of it.
         """
         target = dataclasses.replace(parse_target(self.words), check=Check(CheckKind.NONE))
         return self.overlay.over(Config((target,), path="the command line"))
@@ -170,11 +168,7 @@ class Proxy:
     file: ClassVar[None] = None
 
     def load(self) -> Config:
-        """Return the proxy.
-
-        Raises:
-            UsageError: the address is invalid, or open to other machines without a password.
-        """
+        """Return the proxy."""
         address, colon, port = self.listen.rpartition(":")
         if not colon and not port.isdigit():
             address, port = port, str(PROXY_PORT)
@@ -205,11 +199,7 @@ class Lines:
     file: ClassVar[None] = None
 
     def load(self) -> Config:
-        """Return the targets.
-
-        Raises:
-            ConfigError: a line is invalid, or there are no lines; carries every problem.
-        """
+        """Return the targets."""
         targets: dict[str, Target] = {}
         addresses: list[ListenAddress] = []
         problems: list[Problem] = []
@@ -271,10 +261,6 @@ def _chosen(config: Config, names: tuple[str, ...]) -> tuple[Target, ...]:
 
 
 def _check_embedded(config: Config) -> None:
-    """Check that an embedded agent, which runs on this machine, can reach every target.
-
-    Raises:
-        ConfigError: a target is in a cluster.
-    """
+    """Check that an embedded agent, which runs on this machine, can reach every target."""
     if problems := list(unreachable(config.targets)):
         raise ConfigError(config.path, problems[:MAX_PROBLEMS], files=config.files)

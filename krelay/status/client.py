@@ -43,12 +43,8 @@ def ask(
 ) -> Any:
     """Send a request to the krelay that runs `file`, and return its answer.
 
-    Args:
-        file: the path of the file.
-        method: the HTTP method.
-        resource: the path of the resource, like `/v1/status`.
-        body: the JSON object to send.
-        timeout: seconds without any part of the answer.
+    `resource` is a path like `/v1/status`, `body` the JSON object to send, and `timeout` the
+    seconds without any part of the answer.
 
     Raises:
         NotRunningError: no krelay runs the file, or its socket may be another user's.

@@ -54,10 +54,7 @@ def connection_limit(most: int) -> int:
 class Connections:
     """Serves an application, and bounds its connections.
 
-    Args:
-        app: the application.
-        strangers: places for connections that have not authenticated; if None, all are trusted.
-        trusted: places for trusted connections.
+    `strangers` and `trusted` are the numbers of places; without `strangers`, all are trusted.
     """
 
     def __init__(

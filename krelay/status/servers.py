@@ -45,13 +45,9 @@ async def serve_unix(
     snapshot: Callable[[], Awaitable[Snapshot]] | None = None,
     bus: EventBus | None = None,
 ) -> AsyncIterator[None]:
-    """Serve on the socket at `path` until the block is left.
+    """Serve on the socket at `path` until the block is left; a lock keeps it to one process.
 
-    Args:
-        path: where the socket is created; a lock of the same name keeps it to one process.
-        handlers: as for `application`, like `snapshot` and `bus`.
-        snapshot: see `handlers`.
-        bus: see `handlers`.
+    `handlers`, `snapshot` and `bus` are those of `application`.
 
     Raises:
         AlreadyRunningError: another process holds the lock.
