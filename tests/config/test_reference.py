@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from krelay.config.reference import PAGE, updated
+from tests.config.reference import PAGE, updated
 
 
 def test_the_page_is_up_to_date() -> None:
     page = PAGE.read_text("utf-8")
-    assert page == updated(page), "run `python -m krelay.config.reference`"
+    assert page == updated(page), "run `python -m tests.config.reference`"
 
 
 def test_every_key_is_on_the_page() -> None:

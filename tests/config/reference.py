@@ -1,4 +1,4 @@
-"""Write the tables of docs/config.md from the schema: `python -m krelay.config.reference`."""
+"""Write the tables of docs/config.md from the schema: `python -m tests.config.reference`."""
 
 from __future__ import annotations
 
