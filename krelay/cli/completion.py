@@ -10,9 +10,9 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import CompletionItem
 
-from krelay.errors import KrelayError, UsageError
+from krelay.errors import KrelayError
 from krelay.model import TYPES, Kind
 from krelay.text import one_line
 
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 _DEADLINE = 0.8
 """Seconds for the cluster to answer. Fewer words are better than a shell that hangs."""
 _LIMIT = 500
-
-_COLLECTIONS: dict[Kind, tuple[str, str]] = {
-    Kind.SERVICE: ("v1", "services"),
-    Kind.POD: ("v1", "pods"),
-    Kind.DEPLOYMENT: ("apps/v1", "deployments"),
-    Kind.STATEFULSET: ("apps/v1", "statefulsets"),
-    Kind.DAEMONSET: ("apps/v1", "daemonsets"),
-    Kind.REPLICASET: ("apps/v1", "replicasets"),
-    Kind.JOB: ("batch/v1", "jobs"),
-}
 
 
 def target_names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
@@ -66,12 +56,9 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
     if not slash:
         return [f"{kind}/" for kind in TYPES]
     try:
-        collection = _COLLECTIONS.get(parse_kind(prefix))
+        items = _objects(options, parse_kind(prefix))
     except ParseError:
         return []
-    if collection is None:
-        return []
-    items = _list(options, *collection)
     return _fit(sorted(f"{prefix}/{item['metadata']['name']}" for item in items))
 
 
@@ -82,10 +69,8 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
         kind, name = parse_resource(target)
     except ParseError:
         return []
-    if kind not in _COLLECTIONS:
-        return []
     found: dict[str, None] = {}
-    for item in _list(options, *_COLLECTIONS[kind], fieldSelector=f"metadata.name={name}"):
+    for item in _objects(options, kind, fieldSelector=f"metadata.name={name}"):
         for port in _declared(kind, item["spec"]):
             suffix = "@udp" if port.get("protocol") == "UDP" else ""
             found[f"{port.get('port') or port.get('containerPort')}{suffix}"] = None
@@ -104,6 +89,15 @@ def _declared(kind: Kind, spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]
         return spec.get("ports") or ()
     pod = spec if kind is Kind.POD else spec["template"]["spec"]
     return [port for container in pod["containers"] for port in container.get("ports") or ()]
+
+
+def _objects(options: Mapping[str, Any], kind: Kind, **query: str) -> list[Any]:
+    from krelay.config.grammar import NAMES
+
+    if kind not in NAMES:
+        return []
+    (resource, *_), group = NAMES[kind]
+    return _list(options, f"{group}/v1" if group else "v1", resource, **query)
 
 
 def _list(options: Mapping[str, Any], version: str, resource: str, **query: str) -> list[Any]:
@@ -125,15 +119,3 @@ def _list(options: Mapping[str, Any], version: str, resource: str, **query: str)
         return asyncio.run(fetch())
     except (KrelayError, OSError, TimeoutError, KeyError, TypeError):
         return []
-
-
-def script(shell: str, command: click.Command, name: str) -> str:
-    """Return what a shell runs to complete `name`.
-
-    Raises:
-        UsageError: the shell is unknown.
-    """
-    found = get_completion_class(shell)
-    if found is None:
-        raise UsageError(f"no completion for {shell!r}", hint="use bash, zsh or fish")
-    return found(command, {}, name, f"_{name.upper().replace('-', '_')}_COMPLETE").source()

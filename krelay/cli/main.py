@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import get_completion_class
 
 from krelay import __version__
 from krelay.cli.output import (
@@ -444,9 +445,9 @@ def completion(shell: str) -> int:
     For bash, add `eval "$(krelay completion bash)"` to ~/.bashrc. kubectl's own completion
     completes `kubectl relay`.
     """
-    from krelay.cli.completion import script
-
-    click.echo(script(shell, cli, "krelay"))
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "krelay", "_KRELAY_COMPLETE").source())
     return 0
 
 

@@ -51,8 +51,7 @@ def quote(value: object, limit: int = 60) -> str:
 
 # -- targets: TYPE/NAME ------------------------------------------------------------------------
 
-# plural, singular, short names; the API group
-_NAMES: dict[Kind, tuple[tuple[str, ...], str]] = {
+NAMES: dict[Kind, tuple[tuple[str, ...], str]] = {
     Kind.SERVICE: (("services", "service", "svc"), ""),
     Kind.DEPLOYMENT: (("deployments", "deployment", "deploy"), "apps"),
     Kind.STATEFULSET: (("statefulsets", "statefulset", "sts"), "apps"),
@@ -61,7 +60,8 @@ _NAMES: dict[Kind, tuple[tuple[str, ...], str]] = {
     Kind.JOB: (("jobs", "job"), "batch"),
     Kind.POD: (("pods", "pod", "po"), ""),
 }
-_KINDS = {name: kind for kind, (names, _) in _NAMES.items() for name in names}
+"""For each kind of object: its plural, singular and short names, and its API group."""
+_KINDS = {name: kind for kind, (names, _) in NAMES.items() for name in names}
 _ALL_KINDS = ", ".join(f"`{kind}/`" for kind in TYPES)
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
@@ -93,7 +93,7 @@ def parse_kind(text: str) -> Kind:
         return Kind(name)
     kind = _KINDS.get(name)
     if kind is not None:
-        own = _NAMES[kind][1]
+        own = NAMES[kind][1]
         # kubectl's full form of a core type ends in a dot, for example `pods.v1.`
         if not dot or group in (own, f"v1.{own}") or (not own and group == "v1"):
             return kind
@@ -316,8 +316,13 @@ def parse_size(value: float | str) -> int:
 
 # -- checks: dial, none, dns NAME, http [METHOD] /PATH [-> STATUS] -----------------------------
 
+# [METHOD] /PATH [-> STATUS]; the arrow needs a space on one side, since a path may contain it
+_REQUEST = re.compile(
+    r"(?:(?P<method>[A-Za-z]+) (?!->))?(?P<path>\S+?)(?:(?: -> ?|-> (?!->))(?P<status>\S+))?"
+)
 _HTTP_METHOD = re.compile(r"[A-Z]{1,20}")
 _HTTP_PATH = re.compile(r"/[!-~]{0,2000}")
+_HTTP_STATUS = re.compile("[1-5][0-9][0-9]")
 _DNS_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MAX_NAME = 253
 _CHECK_HINT = "`dial`, `http GET /healthz -> 200`, `dns example.com` or `none`"
@@ -329,34 +334,12 @@ def parse_check(text: str) -> Check:
     kind = words[0].lower() if words else ""
     if len(words) == 1 and kind in (CheckKind.DIAL, CheckKind.NONE):
         return Check(CheckKind(kind))
-    if kind == CheckKind.HTTP:
-        found = _request(words[1:])
-        if found is None:
-            raise ParseError(
-                f"{quote(text)} is not a check", hint="for example `http GET /healthz`"
-            )
-        return _http(*found)
+    if kind == CheckKind.HTTP and (found := _REQUEST.fullmatch(" ".join(words[1:]))):
+        return _http(found["method"] or "GET", found["path"], found["status"])
     if kind == CheckKind.DNS and len(words) == 2:
         return _dns(words[1])
-    raise ParseError(f"{quote(text)} is not a check", hint=_CHECK_HINT)
-
-
-def _request(words: list[str]) -> tuple[str, str, str | None] | None:
-    """Return method, path and status of `[METHOD] /PATH [-> STATUS]`, or None for another form."""
-    method = "GET"
-    if len(words) > 1 and words[0].isascii() and words[0].isalpha() and words[1][:2] != "->":
-        method, *words = words
-    match words:
-        case [path]:
-            return method, path, None
-        case [path, "->", status]:
-            return method, path, status
-        case [path, arrow] if arrow.startswith("->") and len(arrow) > 2:
-            return method, path, arrow[2:]
-        case [path, status] if path.endswith("->") and len(path) > 2:
-            return method, path[:-2], status
-        case _:
-            return None
+    hint = "for example `http GET /healthz`" if kind == CheckKind.HTTP else _CHECK_HINT
+    raise ParseError(f"{quote(text)} is not a check", hint=hint)
 
 
 def read_check(parts: Mapping[str, Any]) -> Check:
@@ -380,18 +363,13 @@ def read_check(parts: Mapping[str, Any]) -> Check:
 
 def _http(method: str, path: str, status: str | None) -> Check:
     method = method.upper()
-    if not _HTTP_METHOD.fullmatch(method):
-        raise ParseError(
-            f"{quote(method)} is not an HTTP method", hint="for example `GET` or `HEAD`"
-        )
-    if not _HTTP_PATH.fullmatch(path):
-        raise ParseError(
-            f"{quote(path)} is not a path", hint="it starts with `/`, for example `/healthz`"
-        )
-    if status is not None and not re.fullmatch("[1-5][0-9][0-9]", status, re.ASCII):
-        raise ParseError(
-            f"{quote(status)} is not an HTTP status", hint="100 to 599, for example `200`"
-        )
+    for text, pattern, what, hint in (
+        (method, _HTTP_METHOD, "an HTTP method", "for example `GET` or `HEAD`"),
+        (path, _HTTP_PATH, "a path", "it starts with `/`, for example `/healthz`"),
+        (status, _HTTP_STATUS, "an HTTP status", "100 to 599, for example `200`"),
+    ):
+        if text is not None and not pattern.fullmatch(text):
+            raise ParseError(f"{quote(text)} is not {what}", hint=hint)
     return Check(CheckKind.HTTP, method, path, int(status) if status else None)
 
 
