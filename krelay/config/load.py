@@ -13,7 +13,7 @@ from krelay.config.files import STDIN, Files, clean, decode, find, is_targets_tx
 from krelay.config.grammar import ParseError, Word, parse_line, quote, split, target_of
 from krelay.config.parsed_file import MAX_FORWARDS, ListenAddress, ParsedFile, conflicts, join
 from krelay.config.schema import load_schema
-from krelay.config.validation import MAX_PROBLEMS, RenamedKey
+from krelay.config.validation import MAX_PROBLEMS
 from krelay.config.yaml_reader import Node
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import LOOPBACK, Config, Target
@@ -151,7 +151,13 @@ class _Reader:
         if included:
             root = _own(root, problems)
         root, renamed = validation.rename_keys(root, problems)
-        _warn(path, renamed)
+        for line, old, new in renamed:
+            if (path, old) not in _warned:
+                _warned.add((path, old))
+                logger.warning(
+                    "%s:%d: `%s` is now called `%s`; rename it, the old name still works",
+                    *(one_line(path), line, old, new),
+                )
         valid, more = validation.check(root)
         problems += more
         if valid is None:
@@ -159,18 +165,6 @@ class _Reader:
         file = build.build(valid, path, self._files)
         file.problems[:0] = problems
         return file
-
-
-def _warn(path: str, renamed: list[RenamedKey]) -> None:
-    """Log each old key of a file, once per key and file for the life of the process."""
-    for key in renamed:
-        old, new = f"{key.section}.{key.old}", f"{key.section}.{key.new}"
-        if (path, old) not in _warned:
-            _warned.add((path, old))
-            logger.warning(
-                "%s:%d: `%s` is now called `%s`; rename it, the old name still works",
-                *(one_line(path), key.line, old, new),
-            )
 
 
 def _own(root: Node, problems: list[Problem]) -> Node:

@@ -81,7 +81,8 @@ def join(files: Sequence[ParsedFile]) -> tuple[Config, list[Problem]]:
             duplicates.append((first, target))
         forwards += len(target.ports)
         if forwards > MAX_FORWARDS:
-            problems.append(_too_many(target))
+            message = f"more than {MAX_FORWARDS} forwards"
+            problems.append(_at(target, message, "remove forwards that are not used"))
             break
     addresses = (
         address
@@ -117,7 +118,8 @@ def conflicts(
         if not later.port.local:
             continue
         earlier: ListenAddress | None = None
-        for ip in _addresses(later.target.listen):
+        listen = later.target.listen
+        for ip in _LOCALHOST if listen == "localhost" else (ip_address(listen),):
             family = taken.setdefault((later.protocol, later.port.local, ip.version), {})
             wildcard = (IPv4Address if ip.version == 4 else IPv6Address)(0)
             if ip.is_unspecified and family:
@@ -134,37 +136,17 @@ def unreachable(targets: Iterable[Target]) -> Iterator[Problem]:
     """Yield a problem for each target that an embedded agent, on this machine, cannot reach."""
     for target in targets:
         if target.kind.in_cluster:
-            yield Problem(
-                target.line,
-                target.column,
-                f"`{target}` is in a cluster, but the agent is embedded",
-                "use `host/` or `ip/` targets, or leave out `embedded`",
-                target.file,
-            )
+            message = f"`{target}` is in a cluster, but the agent is embedded"
+            yield _at(target, message, "use `host/` or `ip/` targets, or leave out `embedded`")
 
 
-def _addresses(listen: str) -> tuple[IPv4Address | IPv6Address, ...]:
-    return _LOCALHOST if listen == "localhost" else (ip_address(listen),)
-
-
-def _too_many(target: Target) -> Problem:
-    return Problem(
-        target.line,
-        target.column,
-        f"more than {MAX_FORWARDS} forwards",
-        "remove forwards that are not used",
-        target.file,
-    )
+def _at(target: Target, message: str, hint: str) -> Problem:
+    return Problem(target.line, target.column, message, hint, target.file)
 
 
 def _duplicate(first: Target, later: Target) -> Problem:
-    return Problem(
-        later.line,
-        later.column,
-        f"the name {quote(later.name)} is taken by {first.file}, line {first.line}",
-        "give one of them another name, or remove it",
-        later.file,
-    )
+    message = f"the name {quote(later.name)} is taken by {first.file}, line {first.line}"
+    return _at(later, message, "give one of them another name, or remove it")
 
 
 def _conflict(earlier: ListenAddress, later: ListenAddress) -> Problem:

@@ -12,7 +12,6 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from krelay.config.grammar import quote
@@ -62,18 +61,9 @@ def check(root: Node, *steps: str) -> tuple[Node | None, list[Problem]]:
     return _without(root, bad, ()), problems
 
 
-@dataclass(frozen=True, slots=True)
-class RenamedKey:
-    """An old key in a file; `line` counts from 1."""
-
-    section: str
-    old: str
-    new: str
-    line: int
-
-
-def rename_keys(root: Node, problems: list[Problem]) -> tuple[Node, list[RenamedKey]]:
-    """Return the tree with new names in place of old ones, and the old keys that it had.
+def rename_keys(root: Node, problems: list[Problem]) -> tuple[Node, list[tuple[int, str, str]]]:
+    """Return the tree with new names in place of old ones; and the line, the old name and the new
+    name of each old key, in the order of the file.
 
     An old key beside its new name is a problem, and is left out.
     """
@@ -88,13 +78,16 @@ def rename_keys(root: Node, problems: list[Problem]) -> tuple[Node, list[Renamed
             message = f"{quote(old)} is the old name of {quote(names[old])}, which is set too"
             problems.append(Problem(*node.keys[old], message, "remove one of them"))
         used = (names.keys() & node.keys.keys()) - both
-        found += [RenamedKey(section, old, names[old], node.keys[old][0]) for old in sorted(used)]
+        found += [
+            (node.keys[old][0], f"{section}.{old}", f"{section}.{names[old]}")
+            for old in sorted(used)
+        ]
         entries[section] = dataclasses.replace(
             node,
             value={names.get(k, k): child for k, child in node.value.items() if k not in both},
             keys={names.get(k, k): place for k, place in node.keys.items() if k not in both},
         )
-    found.sort(key=lambda key: key.line)
+    found.sort(key=lambda key: key[0])
     return dataclasses.replace(root, value=entries), found
 
 
