@@ -55,7 +55,7 @@ class Service:
     async def _handle(self, event: Started | ReloadStarted | ReloadEnded | Ending) -> None:
         if isinstance(event, Ending):
             self._ending = True
-            await self._notifier.stopping("stopping")
+            await self._notifier.send("STOPPING=1", status="stopping")
         elif isinstance(event, Started):
             self._started = True
             await self._ready()
@@ -67,11 +67,13 @@ class Service:
         elif self._started:
             # The manager would take the end of a reload during the start for the end of the start.
             self._reloads.add(event.reload)
-            await self._notifier.reloading()
+            now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+            states = "RELOADING=1", f"MONOTONIC_USEC={now}"
+            await self._notifier.send(*states, status="reloading")
 
     async def _ready(self) -> None:
         self._shown = _status_line(self._supervisor.snapshot())
-        await self._notifier.ready(self._shown)
+        await self._notifier.send("READY=1", status=self._shown)
 
     async def _keep_status(self) -> None:
         """Send the status line whenever it changes, but for reloads, which have their own."""
@@ -82,12 +84,12 @@ class Service:
 
         while True:
             self._shown = _status_line(await self._supervisor.bus.wait_for(outdated))
-            await self._notifier.status(self._shown)
+            await self._notifier.send(status=self._shown)
             await asyncio.sleep(_PAUSE)
 
     async def _keep_alive(self, period: float) -> None:
         while True:
-            await self._notifier.alive()
+            await self._notifier.send("WATCHDOG=1")
             await asyncio.sleep(period)
 
 
@@ -125,31 +127,14 @@ class Notifier:
         """Whether a service manager listens."""
         return self._address is not None
 
-    async def ready(self, status: str) -> None:
-        """Report the end of the start, or of a reload."""
-        await self._send("READY=1", _status(status))
+    async def send(self, *states: str, status: str = "") -> None:
+        """Send a datagram of `states` and a status line for people.
 
-    async def reloading(self) -> None:
-        """Report that a reload begins; `ready` ends it."""
-        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        await self._send("RELOADING=1", f"MONOTONIC_USEC={now}", _status("reloading"))
-
-    async def stopping(self, status: str) -> None:
-        """Report that the end begins."""
-        await self._send("STOPPING=1", _status(status))
-
-    async def status(self, status: str) -> None:
-        """Report a line for people."""
-        await self._send(_status(status))
-
-    async def alive(self) -> None:
-        """Give a sign of life."""
-        await self._send("WATCHDOG=1")
-
-    async def _send(self, *lines: str) -> None:
-        """Send a datagram. A manager that does not take it is neither an error nor waited for."""
+        A manager that does not take it is neither an error nor waited for.
+        """
         if self._address is None:
             return
+        lines = [*states, *([f"STATUS={one_line(status, _LONGEST)}"] if status else [])]
         address = self._address
         if address.startswith("@"):
             address = "\0" + address[1:]
@@ -162,7 +147,3 @@ class Notifier:
                     await asyncio.get_running_loop().sock_sendall(sock, "\n".join(lines).encode())
         except OSError as exc:  # a TimeoutError is one
             logger.debug("%s did not reach the service manager: %s", lines[0], exc or "no room")
-
-
-def _status(text: str) -> str:
-    return f"STATUS={one_line(text, _LONGEST)}"

@@ -102,9 +102,8 @@ async def _run(
                 # The log is for the user alone: on the socket, not over TCP.
                 private = {**public, ("GET", "/v1/logs"): logs}
                 await _open_control(stack, supervisor, control, private, path)
-            listening = await stack.enter_async_context(
-                TcpServer(public, snapshot=control.snapshot, bus=supervisor.bus)
-            )
+            listening = TcpServer(public, snapshot=control.snapshot, bus=supervisor.bus)
+            stack.push_async_callback(listening.aclose)
             tasks = await stack.enter_async_context(TaskGroup())
             service = Service(Notifier.from_env(os.environ), supervisor)
             beside: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {

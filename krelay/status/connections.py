@@ -136,25 +136,21 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """Wraps aiohttp's protocol, to see clients that send no request, or do not read the answer."""
+    """Wraps aiohttp's protocol, to see clients that send no request, or do not read the answer.
+
+    `requested` says whether it has sent a request, `busy` whether it waits for an answer, `blocked`
+    whether its client does not read what it is sent, `trusted` whether its client has
+    authenticated, and `evicted` whether it was dropped for another connection.
+    """
 
     transport: asyncio.Transport
     _next: asyncio.TimerHandle
 
     def __init__(self, inner: web.RequestHandler, owner: Connections) -> None:
         self._loop = asyncio.get_running_loop()
-        self.requested = False
-        """Whether it has sent a request."""
-        self.busy = False
-        """Whether it waits for an answer."""
-        self.blocked = False
-        """Whether its client does not read what it is sent."""
-        self.trusted = False
-        """Whether its client has authenticated."""
-        self.evicted = False
-        """Whether it was dropped for another connection."""
+        self.requested = self.busy = self.blocked = self.trusted = self.evicted = False
         self.lost: asyncio.Future[None] = self._loop.create_future()
-        self._since = self._loop.time()
+        self.since = self._loop.time()
         self._inner = inner
         self._owner = owner
         self._was_blocked = False
@@ -162,24 +158,15 @@ class Connection(asyncio.Protocol):
     @property
     def in_grace(self) -> bool:
         """Whether it is new and has not sent a request yet."""
-        return not self.requested and self._loop.time() < self._since + GRACE
+        return not self.requested and self._loop.time() < self.since + GRACE
 
     def priority(self) -> tuple[bool, bool, bool, float]:
         """Return how much it needs its place, for comparison with others."""
-        return self.busy and not self.blocked, self.busy, self.in_grace, self._since
+        return self.busy and not self.blocked, self.busy, self.in_grace, self.since
 
     def mark_trusted(self) -> None:
         """Record that its client has authenticated."""
         self._owner.mark_trusted(self)
-
-    def begin_request(self) -> None:
-        """Record that a request has arrived."""
-        self.requested = self.busy = True
-
-    def end_request(self) -> None:
-        """Record that the request is answered."""
-        self.busy = False
-        self._since = self._loop.time()
 
     def check_progress(self) -> None:
         """Drop it if its client sends no request or reads nothing; else check again later."""
@@ -243,14 +230,14 @@ async def _track_request(
     connection = connection_of(request)
     if connection is None:
         return await handler(request)
-    connection.begin_request()
+    connection.requested = connection.busy = True
     try:
         response = await handler(request)
         if not connection.trusted:
             response.force_close()
         return response
     finally:
-        connection.end_request()
+        connection.busy, connection.since = False, asyncio.get_running_loop().time()
 
 
 class _AiohttpLogger(logging.LoggerAdapter[logging.Logger]):

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from krelay.errors import KrelayError, ListenError
@@ -147,22 +146,11 @@ class TcpServer:
         self.addresses: list[Endpoint] = []
         """The addresses that it listens on."""
 
-    async def __aenter__(self) -> TcpServer:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
     async def apply(self, config: StatusConfig) -> None:
         """Serve as `config` says; an unchanged one leaves open connections alone."""
         if config == self._config and (self.addresses or config.listen is None):
             return
-        await self.close()
+        await self.aclose()
         self._config = config
         if config.listen is None:
             return
@@ -178,7 +166,7 @@ class TcpServer:
             return
         logger.info("status: http://%s/", self.addresses[0])
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the listener and its connections."""
         self.addresses = []
         connections, self._connections = self._connections, None

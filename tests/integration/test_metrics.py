@@ -17,7 +17,7 @@ import termios
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -440,7 +440,8 @@ async def scene(
     """A run of a file with these targets."""
     async with world(monkeypatch, tmp_path, text(*lines, head=head)) as made:
         control = Control(made.supervisor, made.reloader)
-        async with TcpServer({}, snapshot=control.snapshot, bus=made.supervisor.bus) as listening:
+        server = TcpServer({}, snapshot=control.snapshot, bus=made.supervisor.bus)
+        async with aclosing(server) as listening:
             await listening.apply(StatusConfig((rig.HOST, 0)))
             yield Scene(made, Scraper(f"http://{listening.addresses[0]}"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ async def service(
 ) -> AsyncIterator[Service]:
     """Serve on a free port of loopback."""
     made = Service(handlers=handlers)
-    async with made.listening:
+    async with aclosing(made.listening):
         await made.listening.apply(StatusConfig(("127.0.0.1", 0), token))
         yield made
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,7 @@ async def status_of(url: str, **headers: str) -> int:
 
 async def test_the_tcp_server_listens_only_if_configured() -> None:
     made = Service()
-    async with made.listening as listening:
+    async with aclosing(made.listening) as listening:
         await listening.apply(StatusConfig())
         assert listening.addresses == []
         await listening.apply(StatusConfig(token=TOKEN))
@@ -298,7 +299,7 @@ async def test_a_port_in_use_is_logged_and_tried_after_the_next_edit(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         config = StatusConfig(taken.getsockname())
-        async with made.listening as listening:
+        async with aclosing(made.listening) as listening:
             for _ in range(2):
                 await listening.apply(config)
                 assert listening.addresses == []
@@ -313,7 +314,7 @@ async def test_a_port_in_use_is_logged_and_tried_after_the_next_edit(
 
 async def test_an_address_of_another_machine_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     made = Service()
-    async with made.listening as listening:
+    async with aclosing(made.listening) as listening:
         await listening.apply(StatusConfig(("192.0.2.1", 0), TOKEN))
         assert listening.addresses == []
     assert "status is not served on 192.0.2.1:0" in caplog.text
@@ -321,7 +322,7 @@ async def test_an_address_of_another_machine_is_logged(caplog: pytest.LogCapture
 
 async def test_localhost_listens_on_both_families_at_one_port() -> None:
     made = Service()
-    async with made.listening as listening:
+    async with aclosing(made.listening) as listening:
         await listening.apply(StatusConfig(("localhost", 0)))
         assert listening.addresses[0].host == "127.0.0.1"
         assert len({address.port for address in listening.addresses}) == 1
@@ -339,7 +340,7 @@ async def test_localhost_without_ipv6_listens_on_ipv4(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(krelay.net.bind, "_bind_one", refuse)
     made = Service()
-    async with made.listening as listening:
+    async with aclosing(made.listening) as listening:
         await listening.apply(StatusConfig(("localhost", 0)))
         assert [address.host for address in listening.addresses] == ["127.0.0.1"]
 
