@@ -6,12 +6,13 @@ import asyncio
 import logging
 import select
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol as Shape
 from weakref import WeakKeyDictionary
 
 from krelay.datapath.metrics import ForwardMetrics, Relay, StreamMetrics
 from krelay.datapath.route import Route
-from krelay.model import Endpoint, Protocol
+from krelay.model import Endpoint, Protocol, Target
 from krelay.mux.log import About, about
 from krelay.mux.stream import Stream, StreamHandler
 from krelay.net.accept import descriptor_budget
@@ -42,27 +43,27 @@ _ENDING = "krelay is ending"
 _NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
 
+@dataclass(eq=False, repr=False)
 class Forwarding:
-    """Where streams go and how they are opened: a listener, or one destination of a proxy."""
+    """Where streams go and how they are opened: a listener, or one destination of a proxy.
 
-    def __init__(
-        self,
-        name: str,
-        route: Route,
-        tasks: TaskGroup,
-        *,
-        open_timeout: float,
-        metrics: ForwardMetrics | None = None,
-        log: About | None = None,
-    ) -> None:
-        """`name` is for the log; `open_timeout` is how long a request may wait, in seconds. `tasks`
-        runs what waits."""
-        self.name = name
-        self.route = route
-        self.tasks = tasks
+    `name` is for the log. `tasks` runs what waits, for up to `open_timeout` seconds.
+    """
+
+    name: str
+    route: Route
+    tasks: TaskGroup
+    _: KW_ONLY
+    open_timeout: float
+    metrics: ForwardMetrics = field(default_factory=ForwardMetrics)
+    log: About = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.log = about(logger, target=self.name)
+
+    def update(self, target: Target, open_timeout: float) -> None:
+        """Follow an edit of the target, whose route may have another pool now."""
         self.open_timeout = open_timeout
-        self.metrics = metrics or ForwardMetrics()
-        self.log = log or about(logger, target=name)
 
 
 class StreamRequester(StreamHandler, Shape):

@@ -44,6 +44,8 @@ class Route:
 
     @pool.setter
     def pool(self, pool: Pool) -> None:
+        if pool is self._pool:
+            return
         self._pool.users.discard(self)
         self._pool = pool
         pool.users.add(self)

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass, field
 
 from krelay.datapath.connector import Forwarding, StreamRequest, connection_queue
-from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
-from krelay.datapath.route import Route
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
 from krelay.mux.stream import Stream
 from krelay.net.accept import AcceptLoop, descriptor_budget
 from krelay.net.bind import bind
-from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 
 
+@dataclass(eq=False, repr=False)
 class TcpListener(Forwarding):
     """The local end of a TCP forward."""
 
-    def __init__(
-        self,
-        name: str,
-        route: Route,
-        tasks: TaskGroup,
-        *,
-        open_timeout: float,
-        metrics: ForwardMetrics | None = None,
-    ) -> None:
-        super().__init__(name, route, tasks, open_timeout=open_timeout, metrics=metrics)
-        self.addresses: list[tuple[str, int]] = []
-        self.connections: set[LocalRelay] = set()
-        self._accepts: list[AcceptLoop] = []
-        self._empty = asyncio.Event()
+    addresses: list[tuple[str, int]] = field(default_factory=list, init=False)
+    connections: set[LocalRelay] = field(default_factory=set, init=False)
+    _accepts: list[AcceptLoop] = field(default_factory=list, init=False)
+    _empty: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     @property
     def accepting(self) -> bool:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from typing import Protocol as Shape
 
 from krelay.datapath.connector import Forwarding, StreamRequest
-from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
+from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Stream
 from krelay.net.bind import bind
-from krelay.tasks import TaskGroup
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
@@ -28,21 +28,12 @@ _BUFFER = 1 << 20
 Address = tuple[Any, ...]
 
 
+@dataclass(eq=False, repr=False)
 class UdpListener(Forwarding):
     """The local end of a UDP forward."""
 
-    def __init__(
-        self,
-        name: str,
-        route: Route,
-        tasks: TaskGroup,
-        *,
-        open_timeout: float,
-        metrics: ForwardMetrics | None = None,
-    ) -> None:
-        super().__init__(name, route, tasks, open_timeout=open_timeout, metrics=metrics)
-        self.addresses: list[tuple[str, int]] = []
-        self._sockets: list[_LocalSocket] = []
+    addresses: list[tuple[str, int]] = field(default_factory=list, init=False)
+    _sockets: list[_LocalSocket] = field(default_factory=list, init=False)
 
     @property
     def live(self) -> int:

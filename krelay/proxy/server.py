@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 from krelay.datapath.connector import Forwarding
-from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
-from krelay.model import Endpoint, Protocol, Resolution, is_loopback
+from krelay.model import Endpoint, Protocol, Resolution, Target, is_loopback
 from krelay.mux.log import about
 from krelay.mux.sockets import close_socket
 from krelay.proxy.socks5 import Command, Negotiation, Reply, SocksRefusal, reply
 from krelay.proxy.udp_associate import Association
-from krelay.tasks import TaskGroup, guard
+from krelay.tasks import guard
 from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -45,42 +45,26 @@ _REPLIES = {
 }
 
 
+@dataclass(eq=False, repr=False)
 class ProxyListener(TcpListener):
-    """The local end of a proxy."""
+    """The local end of a proxy. Its route only says by which pool its connections go."""
 
-    def __init__(
-        self,
-        name: str,
-        pool: Pool,
-        tasks: TaskGroup,
-        *,
-        open_timeout: float,
-        credentials: tuple[str, str] | None = None,
-        metrics: ForwardMetrics | None = None,
-    ) -> None:
-        """`credentials` are the user name and password that clients must give, if any."""
-        route = Route(pool, followed=False)
-        super().__init__(name, route, tasks, open_timeout=open_timeout, metrics=metrics)
-        self.credentials = credentials
-        self.negotiating = 0
-        """The number of connections whose negotiation is not over."""
-        self._waiting: dict[HttpConnection[Endpoint], None] = {}
+    credentials: tuple[str, str] | None = field(default=None, kw_only=True)
+    """The user name and password that clients must give, if any."""
+    negotiating: int = field(default=0, init=False)
+    """The number of connections whose negotiation is not over."""
+    _waiting: dict[HttpConnection[Endpoint], None] = field(default_factory=dict, init=False)
 
     @property
     def pending(self) -> int:
         """The number of connections that have no destination now."""
         return self.negotiating + len(self._waiting)
 
-    @property
-    def pool(self) -> Pool:
-        """The tunnels for new streams; connections without a stream follow a change."""
-        return self.route.pool
-
-    @pool.setter
-    def pool(self, pool: Pool) -> None:
-        self.route.pool = pool
+    def update(self, target: Target, open_timeout: float) -> None:
+        super().update(target, open_timeout)
+        self.credentials = target.credentials
         for connection in self.connections:
-            connection.move(pool)
+            connection.move(self.route.pool)
 
     async def open(self, address: str, port: int) -> None:
         """Bind and accept, and warn if others may use the proxy.
@@ -106,18 +90,14 @@ class ProxyListener(TcpListener):
     def destination(self, protocol: Protocol, host: str, port: int) -> Forwarding:
         """Return a destination that is dialled by name, as it stands, through the pool."""
         endpoint = Endpoint(host, port)
-        route = Route(self.pool, followed=False)
+        route = Route(self.route.pool, followed=False)
         route.update(Resolution(protocol, endpoint))
         name = f"{self.name}: {endpoint}"
-        log = about(logger, target=self.name, name=name)
-        return Forwarding(
-            name,
-            route,
-            self.tasks,
-            open_timeout=self.open_timeout,
-            metrics=self.metrics,
-            log=log,
+        found = Forwarding(
+            name, route, self.tasks, open_timeout=self.open_timeout, metrics=self.metrics
         )
+        found.log = about(logger, target=self.name, name=name)
+        return found
 
     def on_waiting(self, connection: HttpConnection[Endpoint], waiting: bool) -> None:
         """Note that an HTTP connection begins, or ceases, to wait for a request."""

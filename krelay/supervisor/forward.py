@@ -122,13 +122,9 @@ class Forward:
         """Follow an edit that does not change where to listen; live connections stay untouched."""
         self.spec = self.health.spec = spec
         self.open_timeout = open_timeout
-        if self.route.pool is not pool:
-            self.route.pool = pool
+        self.route.pool = pool
         for listener in self._listeners.values():
-            listener.open_timeout = open_timeout
-            if isinstance(listener, ProxyListener):
-                listener.pool = pool
-                listener.credentials = spec.target.credentials
+            listener.update(spec.target, open_timeout)
         self.health.judge()
 
     async def drain(self, timeout: float) -> None:
@@ -180,25 +176,18 @@ class Forward:
         self._on_bound(self)
 
     async def _open(self, protocol: Protocol, local: int) -> None:
-        listener = self._listeners.get(protocol) or self._listener(protocol)
-        await listener.open(self.spec.target.listen, local)
-        self.listener = self._listeners[protocol] = listener
-
-    def _listener(self, protocol: Protocol) -> Listener:
-        if self.spec.target.kind is Kind.PROXY:
-            pool, credentials = self.route.pool, self.spec.target.credentials
-            return ProxyListener(
-                self.name,
-                pool,
-                self._tasks,
-                open_timeout=self.open_timeout,
-                credentials=credentials,
-                metrics=self.metrics,
+        target, timeout = self.spec.target, self.open_timeout
+        listener = self._listeners.get(protocol)
+        if listener is None:
+            make: type[Listener] = UdpListener if protocol is Protocol.UDP else TcpListener
+            if target.kind is Kind.PROXY:
+                make = ProxyListener
+            listener = make(
+                self.name, self.route, self._tasks, open_timeout=timeout, metrics=self.metrics
             )
-        make = UdpListener if protocol is Protocol.UDP else TcpListener
-        return make(
-            self.name, self.route, self._tasks, open_timeout=self.open_timeout, metrics=self.metrics
-        )
+            listener.update(target, timeout)
+        await listener.open(target.listen, local)
+        self.listener = self._listeners[protocol] = listener
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
         """Record why it is not bound, with the owner of the port; log each reason once."""

@@ -203,7 +203,7 @@ async def test_a_queued_proxy_client_that_resets_is_removed_at_once() -> None:
     async with rig.path() as path:
         path.link.cut(blocked=True)
         await rig.until(lambda: path.pool.pick() is None)
-        listener = ProxyListener("proxy", path.pool, path.tasks, open_timeout=3600.0)
+        listener = ProxyListener("proxy", path.route(None), path.tasks, open_timeout=3600.0)
         path.listeners.append(listener)
         await listener.open(rig.HOST, 0)
         async with rig.connect(rig.port_of(listener)) as (_, writer):

@@ -20,7 +20,7 @@ from krelay.datapath.connector import Forwarding, connection_queue
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
-from krelay.model import Endpoint, Protocol, Resolution
+from krelay.model import Endpoint, Protocol, Resolution, proxy_target
 from krelay.mux.sockets import reset_socket
 from krelay.proxy import http_connection as module
 from krelay.proxy import server as proxy_module
@@ -732,7 +732,8 @@ async def test_a_connection_moves_to_another_pool_with_its_listener() -> None:
                 async with rig.connect(rig.port_of(listener)) as (reader, writer):
                     writer.write(get(target))
                     await rig.until(lambda: listener.connections and not listener.pending)
-                    listener.pool = other
+                    listener.route.pool = other
+                    listener.update(proxy_target("proxy"), 5.0)
                     assert (await answered(reader))[1] == b"hi"
                     writer.write(get(target))
                     assert (await answered(reader))[1] == b"hi"

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from krelay.datapath.pool import Pool
+from krelay.model import proxy_target
 from krelay.proxy import server as module
 from krelay.proxy.server import ProxyListener
 from tests import rig
@@ -25,7 +26,11 @@ async def proxy(
 ) -> AsyncIterator[tuple[ProxyListener, rig.Path]]:
     async with rig.path() as path:
         listener = ProxyListener(
-            "proxy", path.pool, path.tasks, open_timeout=open_timeout, credentials=credentials
+            "proxy",
+            path.route(None),
+            path.tasks,
+            open_timeout=open_timeout,
+            credentials=credentials,
         )
         path.listeners.append(listener)
         await listener.open(rig.HOST, 0)
@@ -305,7 +310,8 @@ async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
                     writer.write(HELLO + connect_to(target))
                     assert await reader.readexactly(2) == b"\5\0"
                     await rig.until(lambda: not listener.pending)
-                    listener.pool = other
+                    listener.route.pool = other
+                    listener.update(proxy_target("proxy"), 5.0)
                     assert await reader.readexactly(10) == OK
                 async with socks(listener, target):
                     pass

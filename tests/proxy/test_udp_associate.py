@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from krelay.datapath.pool import Pool
+from krelay.model import proxy_target
 from krelay.mux.descriptors import open_files, reserve
 from krelay.net import accept
 from krelay.proxy import udp_associate as module
@@ -184,7 +185,8 @@ async def test_an_association_moves_to_another_pool() -> None:
         other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
         async with rig.running(other), associated(listener) as (sock, _):
             await ask(sock, rig.HOST, target, b"x")
-            listener.pool = other
+            listener.route.pool = other
+            listener.update(proxy_target("proxy"), 5.0)
             (connection,) = listener.connections
             assert isinstance(connection, ProxyConnection)
             assert connection._association is not None
