@@ -7,11 +7,10 @@ import socket
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
-from typing import Protocol as Shape
+from typing import Any, cast
 
 from krelay.datapath.connector import Forwarding, StreamRequest
-from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED
+from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
 from krelay.mux.stream import Stream
@@ -71,52 +70,24 @@ class UdpListener(Forwarding):
         self.close()
 
 
-class _LocalSocket(asyncio.DatagramProtocol):
-    """One bound socket and its flows by client address, the least recently used first."""
+class FlowSocket(asyncio.DatagramProtocol):
+    """A bound socket and its flows by the address at their other end, the least recently used
+    first."""
 
-    def __init__(self, listener: UdpListener, sock: socket.socket) -> None:
-        self.listener: Forwarding = listener
+    def __init__(self, metrics: ForwardMetrics) -> None:
+        self.metrics = metrics
         self.flows: OrderedDict[Address, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
-        # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
-        self._sock = sock
-        self._drops = self.listener.metrics.add_socket(sock)
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.DatagramTransport | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._drops = self.metrics.add_socket(transport.get_extra_info("socket"))
 
-    def datagram_received(self, data: bytes, addr: Address) -> None:
-        if self._transport is None:
-            return
-        flow = self.flows.get(addr)
-        if flow is None:
-            if len(self.flows) >= MAX_FLOWS:
-                _, oldest = self.flows.popitem(last=False)
-                oldest.close(ErrorCode.IDLE)
-            flow = self.flows[addr] = Flow(self, addr)
-            if self._sweeper is None:
-                self._sweeper = self.loop.call_later(IDLE, self._sweep)
-        flow.send(data)
-
-    def error_received(self, exc: Exception) -> None:
-        # ICMP from a client that has gone. The kernel does not say which one; its flow will expire.
-        self.listener.log.debug("%s", exc)
-
-    def reply(self, data: Buffer, addr: Address) -> None:
-        """Send a datagram to a client; it is lost if the kernel does not take it."""
-        if self._transport is None:
-            return
-        metrics = self.listener.metrics
-        try:
-            self._sock.sendto(data, addr)
-        except OSError as exc:
-            metrics.drops[KERNEL] += 1
-            if not isinstance(exc, BlockingIOError):
-                self.error_received(exc)
-        else:
-            metrics.to_local += len(data)
+    def reply(self, data: Buffer, addr: Any) -> None:
+        """Send the client a datagram from the flow of `addr`, and count it."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """End every flow and close the socket."""
@@ -127,8 +98,18 @@ class _LocalSocket(asyncio.DatagramProtocol):
         self.flows.clear()
         transport, self._transport = self._transport, None
         if transport is not None:
-            self.listener.metrics.remove_socket(self._drops)
+            self.metrics.remove_socket(self._drops)
             transport.close()
+
+    def _open(self, addr: Address, forwarding: Forwarding, most: int) -> Flow:
+        """Return a new flow; the least recently used one makes room if there are `most`."""
+        if len(self.flows) >= most:
+            _, oldest = self.flows.popitem(last=False)
+            oldest.close(ErrorCode.IDLE)
+        if self._sweeper is None:
+            self._sweeper = self.loop.call_later(IDLE, self._sweep)
+        flow = self.flows[addr] = Flow(self, forwarding, addr)
+        return flow
 
     def _sweep(self) -> None:
         now = self.loop.time()
@@ -142,15 +123,37 @@ class _LocalSocket(asyncio.DatagramProtocol):
             flow.close(ErrorCode.IDLE)
 
 
-class FlowSocket(Shape):
-    """What a flow needs of the socket that received it."""
+class _LocalSocket(FlowSocket):
+    """One socket of a listener, and its flows by client address."""
 
-    listener: Forwarding
-    flows: OrderedDict[Any, Flow]
-    loop: asyncio.AbstractEventLoop
+    def __init__(self, listener: UdpListener, sock: socket.socket) -> None:
+        super().__init__(listener.metrics)
+        self._listener = listener
+        # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
+        self._sock = sock
 
-    def reply(self, data: Buffer, addr: Any) -> None:
-        """Send a datagram to the client and count it in the listener's metrics."""
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        if self._transport is None:
+            return
+        flow = self.flows.get(addr) or self._open(addr, self._listener, MAX_FLOWS)
+        flow.send(data)
+
+    def error_received(self, exc: Exception) -> None:
+        # ICMP from a client that has gone. The kernel does not say which one; its flow will expire.
+        self._listener.log.debug("%s", exc)
+
+    def reply(self, data: Buffer, addr: Address) -> None:
+        if self._transport is None:
+            return
+        metrics = self.metrics
+        try:
+            self._sock.sendto(data, addr)
+        except OSError as exc:
+            metrics.drops[KERNEL] += 1
+            if not isinstance(exc, BlockingIOError):
+                self.error_received(exc)
+        else:
+            metrics.to_local += len(data)
 
 
 class Flow:
@@ -160,21 +163,22 @@ class Flow:
     there. A draining agent keeps its flows.
     """
 
-    def __init__(self, sock: FlowSocket, addr: Address) -> None:
+    def __init__(self, sock: FlowSocket, forwarding: Forwarding, addr: Address) -> None:
         self._socket = sock
+        self._forwarding = forwarding
         self._addr = addr
         self._stream: Stream | None = None
         self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
-        self._request = StreamRequest(sock.listener, Protocol.UDP, self)
-        self._metrics = sock.listener.metrics
+        self._request = StreamRequest(forwarding, Protocol.UDP, self)
+        self._metrics = forwarding.metrics
         self._answered = False
         self.active_at = sock.loop.time()
 
     @property
     def route(self) -> Route:
-        """The route of its listener."""
-        return self._socket.listener.route
+        """Where its streams go."""
+        return self._forwarding.route
 
     def send(self, data: bytes) -> None:
         """Forward a datagram of the client."""
@@ -206,7 +210,7 @@ class Flow:
     # -- the stream's side ---------------------------------------------------------------------
 
     def on_queued(self) -> None:
-        """The datagrams that wait are kept here."""
+        """Nothing to do: the datagrams that wait are kept in any case."""
 
     def on_stream(self, stream: Stream) -> None:
         """Send what the client has sent so far."""
@@ -217,7 +221,7 @@ class Flow:
 
     def on_open_failed(self, reason: str) -> None:
         """Drop what waits; the client's next datagram requests another stream."""
-        self._socket.listener.log.warning("datagrams dropped: %s", reason)
+        self._forwarding.log.warning("datagrams dropped: %s", reason)
         self._forget()
 
     def on_accepted(self) -> None:
@@ -225,7 +229,7 @@ class Flow:
         self._request.metrics.accepted(proof=False)
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
-        self._socket.listener.log.warning("%s%s", code.text, message and f": {message}")
+        self._forwarding.log.warning("%s%s", code.text, message and f": {message}")
         self._request.metrics.refused(code, message)
         self._forget()
 

@@ -15,7 +15,7 @@ import logging
 import os
 import socket
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -23,13 +23,12 @@ from typing import Any, cast
 from krelay.datapath.connector import Forwarding
 from krelay.datapath.metrics import EARLY, KERNEL, ForwardMetrics
 from krelay.datapath.pool import Pool
-from krelay.datapath.udp import IDLE, Flow
+from krelay.datapath.udp import FlowSocket
 from krelay.model import is_loopback
 from krelay.net.accept import descriptor_budget
 from krelay.proxy.socks5 import read_datagram, write_datagram
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
-from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import Buffer
 
 logger = logging.getLogger("krelay.listener")
@@ -44,14 +43,14 @@ _ESTABLISHED = "01"
 Address = tuple[str, int]
 
 
-class Association(asyncio.DatagramProtocol):
+class Association(FlowSocket):
     """One association. The connection that requested it calls `close` at its end."""
 
     def __init__(
         self,
         client: Address,
         destination: Callable[[str, int], Forwarding],
-        metrics: ForwardMetrics | None = None,
+        metrics: ForwardMetrics,
         *,
         tasks: TaskGroup,
         port: int = 0,
@@ -59,9 +58,7 @@ class Association(asyncio.DatagramProtocol):
         """`client` is the client's end of the connection that requested the association, `port` the
         UDP port that the request names, if any. `destination` makes a destination of a host and a
         port."""
-        self.metrics = metrics or ForwardMetrics()
-        self.flows: OrderedDict[Address, Flow] = OrderedDict()
-        self.loop = asyncio.get_running_loop()
+        super().__init__(metrics)
         self._client = client
         self._port = port
         self._sender: Any = None
@@ -72,8 +69,6 @@ class Association(asyncio.DatagramProtocol):
         """Datagrams of each unproven sender that were too many to keep."""
         self._proving: asyncio.Task[bool] | None = None
         self._destination = destination
-        self._transport: asyncio.DatagramTransport | None = None
-        self._sweeper: asyncio.TimerHandle | None = None
 
     async def open(self, host: str) -> int:
         """Bind a UDP socket at `host` and return its port.
@@ -88,24 +83,14 @@ class Association(asyncio.DatagramProtocol):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         sock = _bound(host)
         descriptor_budget().accepted(sock)
-        await self.loop.create_datagram_endpoint(lambda: self, sock=sock)
-        assert self._transport is not None
-        self._sweep()
-        port: int = self._transport.get_extra_info("sockname")[1]
+        transport, _ = await self.loop.create_datagram_endpoint(lambda: self, sock=sock)
+        port: int = transport.get_extra_info("sockname")[1]
         return port
 
     def close(self) -> None:
-        """End every flow and close the socket."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
         if self._proving is not None:
             self._proving.cancel()
-        for flow in list(self.flows.values()):
-            flow.close(ErrorCode.CANCELLED)
-        self.flows.clear()
-        if self._transport is not None:
-            self.metrics.remove_socket(self._drops)
-            self._transport.close()
+        super().close()
 
     def move(self, pool: Pool) -> None:
         """Have further streams of the flows use `pool`."""
@@ -113,10 +98,6 @@ class Association(asyncio.DatagramProtocol):
             flow.route.pool = pool
 
     # -- the socket's side ---------------------------------------------------------------------
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-        self._drops = self.metrics.add_socket(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         descriptor_budget().closed()
@@ -179,18 +160,13 @@ class Association(asyncio.DatagramProtocol):
         place = host, port
         flow = self.flows.get(place)
         if flow is None:
-            if len(self.flows) >= MAX_DESTINATIONS:
-                _, oldest = self.flows.popitem(last=False)
-                oldest.close(ErrorCode.IDLE)
-            sock = _DestinationSocket(self, self._destination(host, port))
-            flow = self.flows[place] = Flow(sock, place)
+            flow = self._open(place, self._destination(host, port), MAX_DESTINATIONS)
         flow.send(payload)
 
     def error_received(self, exc: Exception) -> None:
         logger.debug("UDP association: %s", exc)
 
     def reply(self, data: Buffer, place: Address) -> None:
-        """Send the client a datagram from a destination."""
         transport = self._transport
         if transport is None or self._sender is None or transport.is_closing():
             return
@@ -199,24 +175,6 @@ class Association(asyncio.DatagramProtocol):
             self.metrics.to_local += len(data)
         else:
             self.metrics.drops[KERNEL] += 1
-
-    def _sweep(self) -> None:
-        now = self.loop.time()
-        for place, flow in list(self.flows.items()):
-            if now - flow.active_at >= IDLE:
-                del self.flows[place]
-                flow.close(ErrorCode.IDLE)
-        self._sweeper = self.loop.call_later(IDLE / 2, self._sweep)
-
-
-class _DestinationSocket:
-    """The association's socket as the flow to one destination sees it (`FlowSocket`)."""
-
-    def __init__(self, association: Association, destination: Forwarding) -> None:
-        self.listener = destination
-        self.flows = association.flows
-        self.loop = association.loop
-        self.reply = association.reply
 
 
 def _bound(host: str) -> socket.socket:

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
+from krelay.datapath import udp
 from krelay.datapath.pool import Pool
 from krelay.model import proxy_target
 from krelay.mux.descriptors import open_files, reserve
@@ -172,7 +173,7 @@ async def test_the_least_used_destination_makes_room(monkeypatch: pytest.MonkeyP
 
 
 async def test_idle_destinations_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE", 0.1)
+    monkeypatch.setattr(udp, "IDLE", 0.1)
     async with rig.udp_echo() as target, proxy() as (listener, path):
         async with associated(listener) as (sock, _):
             await ask(sock, rig.HOST, target, b"x")
