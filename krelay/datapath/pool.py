@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 from weakref import WeakSet
 
@@ -28,11 +28,6 @@ class PoolUser(Protocol):
 
     def wake(self) -> None:
         """React to a change of the pool."""
-
-
-def least_loaded(tunnels: Iterable[Tunnel]) -> Tunnel | None:
-    """Return the tunnel that is up and has the least load; the first one among equals."""
-    return min((tunnel for tunnel in tunnels if tunnel.up), key=lambda t: t.load, default=None)
 
 
 class Pool:
@@ -71,7 +66,6 @@ class Pool:
         self._numbers = itertools.count(1)
         self._tasks: TaskGroup | None = None
         self._running: dict[Tunnel, asyncio.Task[None]] = {}
-        self._agents: dict[Tunnel, tuple[AgentLink, AgentHealth]] = {}
         self._retiring: set[Tunnel] = set()
         agents = [(link, AgentHealth(link, config.resume_timeout)) for link in links]
         count = max(size, len(links))
@@ -93,9 +87,9 @@ class Pool:
         return any(user.wanted for user in self.users)
 
     def pick(self) -> Carrier | None:
-        """Return the carrier for a new stream; None while no tunnel is up."""
-        tunnel = least_loaded(t for t in self.tunnels if t not in self._retiring)
-        return tunnel.carrier if tunnel else None
+        """Return the carrier with the least load for a new stream; None while no tunnel is up."""
+        up = [tunnel for tunnel in self.tunnels if tunnel.up and tunnel not in self._retiring]
+        return min(up, key=lambda tunnel: tunnel.load).carrier if up else None
 
     async def wait_change(self) -> None:
         """Return when a tunnel came up, went down or failed to come up."""
@@ -129,7 +123,7 @@ class Pool:
             tunnel.network_changed(broken=broken)
 
     def _tunnel(self, link: AgentLink, health: AgentHealth) -> Tunnel:
-        tunnel = Tunnel(
+        return Tunnel(
             f"{self.name}t{next(self._numbers)}",
             link,
             self._key,
@@ -140,8 +134,6 @@ class Pool:
             on_ids_low=self._replace,
             wanted=lambda: self.wanted,
         )
-        self._agents[tunnel] = link, health
-        return tunnel
 
     def _run(self, tunnel: Tunnel, tasks: TaskGroup) -> None:
         self._running[tunnel] = tasks.create_task(tunnel.run(), name=tunnel.name)
@@ -150,7 +142,7 @@ class Pool:
         """Have another tunnel to the same agent take the new streams: the stream ids run out."""
         if self._tasks is None or tunnel not in self._running:
             return
-        successor = self._tunnel(*self._agents[tunnel])
+        successor = self._tunnel(tunnel.link, tunnel.health)
         about(logger, tunnel=tunnel.name).info(
             "its stream ids run out; %s takes over", successor.name
         )
@@ -167,7 +159,6 @@ class Pool:
         self.tunnels.remove(tunnel)
         self._retiring.discard(tunnel)
         self._up.discard(tunnel)
-        del self._agents[tunnel]
         self._running.pop(tunnel).cancel()
         tunnel.close()
         self._on_change()

@@ -72,12 +72,12 @@ class Tunnel:
         whether a connection waits for a tunnel.
         """
         self.name = name
+        self.link = link
+        self.health = health
         self.carrier: Carrier | None = None
         self.failure: Exception | None = None
         self._config = config
-        self._link = link
         self._key = key
-        self._health = health
         self._legacy = legacy
         self._on_change = on_change
         self._on_ids_low = on_ids_low
@@ -154,7 +154,7 @@ class Tunnel:
         if broken:
             self._reconnector.restart()
         if self.carrier is None or not self.up or (broken and self.carrier.multiplexed):
-            self._reconnector.retry_now()
+            self._reconnector.hint.set()
         else:
             self.carrier.network_changed(broken=broken)
 
@@ -173,7 +173,7 @@ class Tunnel:
     async def _attempt(self) -> None:
         """Connect, and carry streams until the connection is lost."""
         try:
-            await self._health.abandon_if_lost(self.failure)
+            await self.health.abandon_if_lost(self.failure)
             await self._reconnector.connect(self._connect)
         except LegacyAgentError as exc:
             await self._run_legacy(exc)
@@ -186,7 +186,7 @@ class Tunnel:
             await self._carry()
             self._on_change()
             if self._loop.time() - up_at >= _STABLE:
-                self._reconnector.reset_backoff()
+                self._reconnector.backoff.reset()
 
     async def _connect(self) -> None:
         """Resume the session on a new connection, or begin one."""
@@ -199,17 +199,17 @@ class Tunnel:
         )
         resumes = session.begun
         try:
-            await session.connect(self._link, self._key)
+            await session.connect(self.link, self._key)
         except (SessionGoneError, ProtocolError) as exc:
             self._drop_session(str(exc))
             raise
         self._stop_grace()
-        self._health.connected(self)
+        self.health.connected(self)
         self._connected = session.attached
         if not self._connected:  # it was lost in the turn of the loop in which it came up
             self._start_grace()
         # The end of the former connection may have set it: it is no reason to dial again.
-        self._reconnector.clear_hint()
+        self._reconnector.hint.clear()
         self.carrier = self._session = session
         self._stats.connects += 1
         self._stats.resumed += resumes
@@ -221,7 +221,7 @@ class Tunnel:
             await self._reconnector.wait_hint(self._best_before())
             while self._connected and not await self._rotate():
                 await self._reconnector.wait_hint(min(self._config.max_age, _BETWEEN_ROTATIONS))
-        self._reconnector.clear_hint()
+        self._reconnector.hint.clear()
 
     async def _rotate(self) -> bool:
         """Replace the connection while it works; return whether that succeeded."""
@@ -244,7 +244,7 @@ class Tunnel:
         """Return the seconds until another connection should take over."""
         # Connections that came up together should not be replaced together.
         max_age = self._config.max_age * random.uniform(0.9, 1.0)
-        left = self._link.expires - time.time() + 1.0
+        left = self.link.expires - time.time() + 1.0
         return max(min(max_age, left), min(max_age, _BETWEEN_ROTATIONS))
 
     async def _run_legacy(self, exc: LegacyAgentError) -> None:
@@ -253,8 +253,8 @@ class Tunnel:
             self._attempt_failed(TunnelRefusedError(str(exc)))
             return
         self._drop_session(str(exc))
-        carrier = self.carrier = self._legacy(self.name, self._link, self._idle.set)
-        self._health.connected(self)
+        carrier = self.carrier = self._legacy(self.name, self.link, self._idle.set)
+        self.health.connected(self)
         try:
             async with TaskGroup() as tasks:
                 running = tasks.create_task(carrier.run(), name=self.name)
@@ -286,10 +286,10 @@ class Tunnel:
 
     def _disconnected(self) -> None:
         self._connected = False
-        self._reconnector.retry_now()
+        self._reconnector.hint.set()
 
     def _start_grace(self) -> None:
-        self._health.disconnected(self)
+        self.health.disconnected(self)
         if self._grace is None:
             self._grace = self._loop.call_later(self._config.resume_timeout, self._grace_over)
 
@@ -311,7 +311,7 @@ class Tunnel:
 
     def _forget_session(self) -> None:
         self._stop_grace()
-        self._health.disconnected(self)
+        self.health.disconnected(self)
         self._disconnected()
         self._end_carrier(ErrorCode.RESET)
 
@@ -328,7 +328,7 @@ class Tunnel:
         self._log_failure("no tunnel", exc, new=new)
         if isinstance(exc, PodGoneError):
             self._drop_session(str(exc))
-        self._health.attempt_failed(exc)
+        self.health.attempt_failed(exc)
         self._on_change()
 
     def _note_failure(self, exc: Exception) -> bool:
@@ -352,26 +352,15 @@ class Reconnector:
 
     def __init__(self, log: About, link: AgentLink, wanted: Callable[[], bool]) -> None:
         """`wanted` returns whether a connection waits for the tunnel."""
+        self.backoff = Backoff()
+        self.hint = asyncio.Event()
+        """Set when another attempt may succeed now; ends the present wait."""
         self._log = log
         self._link = link
         self._wanted = wanted
-        self._backoff = Backoff()
-        self._hint = asyncio.Event()
         self._dial_timeout: asyncio.Timeout | None = None
         self._pause: asyncio.Timeout | None = None
         self._shortened = False
-
-    def retry_now(self) -> None:
-        """End the present wait: another attempt may succeed now."""
-        self._hint.set()
-
-    def clear_hint(self) -> None:
-        """Forget a `retry_now` that was not waited for."""
-        self._hint.clear()
-
-    def reset_backoff(self) -> None:
-        """Make the next pause zero."""
-        self._backoff.reset()
 
     async def connect(self, dial: Callable[[], Awaitable[None]]) -> None:
         """Run `dial`, again whenever `restart` is called meanwhile. Raises what `dial` raises."""
@@ -409,34 +398,34 @@ class Reconnector:
         The wait is short if a connection waits. If `failure` says that the API server could not be
         reached, the wait ends when it can be.
         """
-        delay = self._backoff.delay()
+        delay = self.backoff.delay()
         self._shortened = self._wanted()
         if self._shortened:
             delay = min(delay, self._short_delay())
         async with TaskGroup() as tasks:
-            probing = tasks.create_task(self._wait_reopened(failure))
+            probing = tasks.create_task(self._hint_when_reachable(failure))
             try:
                 async with asyncio.timeout(delay) as self._pause:
-                    await self._hint.wait()
+                    await self.hint.wait()
             except TimeoutError:
                 pass
             finally:
                 self._pause = None
-            self._hint.clear()
+            self.hint.clear()
             probing.cancel()
 
     async def wait_hint(self, timeout: float) -> None:
         """Return on a hint, or after `timeout` seconds."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._hint.wait()
-        self._hint.clear()
+                await self.hint.wait()
+        self.hint.clear()
 
     @staticmethod
     def _short_delay() -> float:
         return random.uniform(HASTE / 2, HASTE)
 
-    async def _wait_reopened(self, failure: Exception | None) -> None:
+    async def _hint_when_reachable(self, failure: Exception | None) -> None:
         if not isinstance(failure, UnreachableError):
             return
         try:
@@ -447,7 +436,7 @@ class Reconnector:
             # Only a probe: an error that left this task would end every forward.
             self._log.exception("cannot probe the API server")
         else:
-            self.retry_now()
+            self.hint.set()
 
 
 def _is_bug(exc: Exception) -> bool:

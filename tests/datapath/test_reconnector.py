@@ -90,7 +90,7 @@ async def test_a_pause_ends_on_a_hint(
         await asyncio.sleep(0)
         link.opened.set()
         if not isinstance(failure, UnreachableError):
-            reconnector.retry_now()
+            reconnector.hint.set()
 
 
 async def test_a_probe_of_the_api_server_that_fails_leaves_the_pause(
@@ -108,7 +108,7 @@ async def test_a_probe_of_the_api_server_that_fails_leaves_the_pause(
         pausing = tasks.create_task(reconnector.pause(UnreachableError("shut")))
         await rig.until(lambda: caplog.messages)
         assert not pausing.done()
-        reconnector.retry_now()
+        reconnector.hint.set()
 
 
 @pytest.mark.parametrize("before", [True, False])
