@@ -15,7 +15,7 @@ from krelay.legacy import LegacyTunnels
 from krelay.model import GroupSpec
 from krelay.mux.log import about
 from krelay.state.bus import EventBus
-from krelay.state.events import TunnelLost, TunnelUp
+from krelay.state.events import TunnelChanged
 from krelay.tasks import TaskGroup, guard, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
@@ -104,11 +104,6 @@ class AgentGroup:
                 raise failure
 
     def _tunnel_changed(self, tunnel: Tunnel) -> None:
-        if self._running is None:
-            return
-        context, name = self.spec.context, tunnel.name
-        if tunnel.up:
-            self._bus.publish(TunnelUp(context, name))
-        else:
-            reason = str(tunnel.failure) if tunnel.failure else ""
-            self._bus.publish(TunnelLost(context, name, reason))
+        if self._running is not None:
+            reason = str(tunnel.failure) if tunnel.failure and not tunnel.up else ""
+            self._bus.publish(TunnelChanged(self.spec.context, tunnel.name, tunnel.up, reason))

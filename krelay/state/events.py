@@ -26,6 +26,8 @@ class PublicEvent(Event):
     """An event for people and other programs; the bus assigns `number`, from 1."""
 
     kind: ClassVar[str]
+    shown: ClassVar[tuple[str, ...]] = ()
+    """The fields that programs read."""
     number: int = 0
     time: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -42,7 +44,7 @@ class PublicEvent(Event):
     @property
     def details(self) -> dict[str, Any]:
         """What programs read, as JSON values."""
-        raise NotImplementedError
+        return {name: getattr(self, name) for name in self.shown}
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON form, with texts safe to display."""
@@ -113,6 +115,7 @@ class AgentStarted(PublicEvent):
     """An agent runs; `where` is `NAMESPACE/POD` or its process."""
 
     kind = "agent"
+    shown = ("context", "where")
     context: str | None
     where: str
 
@@ -120,16 +123,13 @@ class AgentStarted(PublicEvent):
     def text(self) -> str:
         return f"agent runs: {self.where}"
 
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"context": self.context, "where": self.where}
-
 
 @dataclass(frozen=True, slots=True)
 class AgentLost(PublicEvent):
     """An agent is gone, and another one will be started."""
 
     kind = "agent"
+    shown = ("context", "where")
     context: str | None
     where: str
     reason: str
@@ -138,44 +138,22 @@ class AgentLost(PublicEvent):
     def text(self) -> str:
         return f"agent lost: {self.reason}"
 
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"context": self.context, "where": self.where}
-
 
 @dataclass(frozen=True, slots=True)
-class TunnelUp(PublicEvent):
-    """A tunnel takes streams."""
+class TunnelChanged(PublicEvent):
+    """A tunnel is `up`, and takes streams, or it is lost for a `reason`."""
 
     kind = "tunnel"
+    shown = ("context", "tunnel", "up")
     context: str | None
     tunnel: str
-
-    @property
-    def text(self) -> str:
-        return f"{self.tunnel}: up"
-
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"context": self.context, "tunnel": self.tunnel, "up": True}
-
-
-@dataclass(frozen=True, slots=True)
-class TunnelLost(PublicEvent):
-    """A tunnel takes no more streams."""
-
-    kind = "tunnel"
-    context: str | None
-    tunnel: str
+    up: bool
     reason: str = ""
 
     @property
     def text(self) -> str:
-        return f"{self.tunnel}: lost{f': {self.reason}' if self.reason else ''}"
-
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"context": self.context, "tunnel": self.tunnel, "up": False}
+        state = "up" if self.up else "lost"
+        return f"{self.tunnel}: {state}{f': {self.reason}' if self.reason else ''}"
 
 
 # -- the config ------------------------------------------------------------------------------------
@@ -200,6 +178,7 @@ class ConfigApplied(PublicEvent):
     """Another config is active; `changes` has a line for each change, at least one."""
 
     kind = "reload"
+    shown = ("generation", "changes")
     reason: str
     generation: int
     changes: tuple[str, ...]
@@ -208,10 +187,6 @@ class ConfigApplied(PublicEvent):
     def text(self) -> str:
         first, *more = self.changes
         return f"applied ({self.reason}): {first}" + (f", +{len(more)}" if more else "")
-
-    @property
-    def details(self) -> dict[str, Any]:
-        return {"generation": self.generation, "changes": self.changes}
 
 
 @dataclass(frozen=True, slots=True)

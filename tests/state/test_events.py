@@ -15,8 +15,7 @@ from krelay.state.events import (
     ConfigRefused,
     ForwardChanged,
     PublicEvent,
-    TunnelLost,
-    TunnelUp,
+    TunnelChanged,
 )
 from krelay.state.states import State
 
@@ -51,19 +50,19 @@ WRONG = ConfigError("k.yaml", [Problem(3, 1, "no such key", "did you mean `port`
             {"context": None, "where": "default/a"},
         ),
         (
-            TunnelUp("dev", "p1t1"),
+            TunnelChanged("dev", "p1t1", True),
             "tunnel",
             "p1t1: up",
             {"context": "dev", "tunnel": "p1t1", "up": True},
         ),
         (
-            TunnelLost("dev", "p1t1", "no answer"),
+            TunnelChanged("dev", "p1t1", False, "no answer"),
             "tunnel",
             "p1t1: lost: no answer",
             {"context": "dev", "tunnel": "p1t1", "up": False},
         ),
         (
-            TunnelLost(None, "p1t1"),
+            TunnelChanged(None, "p1t1", False),
             "tunnel",
             "p1t1: lost",
             {"context": None, "tunnel": "p1t1", "up": False},
