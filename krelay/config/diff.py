@@ -22,6 +22,12 @@ class Spec:
         return self.target.ports[self.index]
 
     @property
+    def name(self) -> str:
+        """The target's name, with the port if the target has several."""
+        several = len(self.target.ports) > 1
+        return f"{self.target.name}[{self.port}]" if several else self.target.name
+
+    @property
     def protocol(self) -> Protocol | None:
         """The protocol of the file; None if the Service or pod decides it later."""
         return self.port.protocol or (None if self.target.kind.in_cluster else Protocol.TCP)

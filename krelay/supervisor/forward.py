@@ -22,7 +22,7 @@ from krelay.net.bind import port_owner
 from krelay.proxy.server import ProxyListener
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.state.bus import EventBus
-from krelay.supervisor.health import Health, display_name
+from krelay.supervisor.health import Health
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
 
@@ -75,8 +75,7 @@ class Forward:
 
     @property
     def name(self) -> str:
-        """The target's name, with the port if the target has several."""
-        return display_name(self.spec)
+        return self.spec.name
 
     @property
     def certain(self) -> bool:

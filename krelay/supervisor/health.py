@@ -7,6 +7,7 @@ while no real traffic has shown that the endpoint works.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -22,7 +23,7 @@ from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.datapath.route import Route
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
-from krelay.mux.log import about
+from krelay.mux.log import About, about
 from krelay.state.bus import EventBus
 from krelay.state.events import ForwardChanged
 from krelay.state.states import State
@@ -74,12 +75,6 @@ def _checking(state: State) -> Judgement:
     return Judgement(state, "being checked", quiet=True)
 
 
-def display_name(spec: Spec) -> str:
-    """Return the target's name, with the port if the target has several."""
-    target = spec.target
-    return target.name if len(target.ports) == 1 else f"{target.name}[{spec.port}]"
-
-
 class Health:
     """The `state` of a forward, the `reason` for it, and `since` when.
 
@@ -102,7 +97,7 @@ class Health:
         self._verdict: bool | None = None
         self._failure = ""
         self._leads = spec.leads
-        self._question: tuple[Endpoint | None, Check] | None = None
+        self._question: tuple[Endpoint, Check] | None = None
         # Forwards with the same question share its answers; those from `_since` on are news here.
         self._shared: SharedProbe | None = None
         self._since = 0.0
@@ -133,10 +128,14 @@ class Health:
     def _probed(self) -> bool:
         return self.check.kind is not CheckKind.NONE
 
+    @property
+    def _log(self) -> About:
+        return about(logger, target=self.spec.target.name, name=self.spec.name)
+
     def start(self, tasks: TaskGroup) -> None:
         """Probe from now on, in a task of `tasks`."""
         if self._task is None:
-            name = f"health {display_name(self.spec)}"
+            name = f"health {self.spec.name}"
             self._task = tasks.create_task(keep(self._run, name), name=name)
 
     def drain(self) -> None:
@@ -169,11 +168,12 @@ class Health:
             self._leads, self._worked, self._question = self.spec.leads, False, None
             self._set(_checking(State.PENDING))
         obstacle = self._obstacle()
-        question = None if obstacle else (self._route.endpoint, self.check)
+        endpoint = None if obstacle else self._route.endpoint
+        question = (endpoint, self.check) if endpoint else None
         if question != self._question:
             # The last answer was about another way.
             self._question, self._verdict, self._tries = question, None, 0
-            self._shared = self._shared_probe()
+            self._shared = shared_probe(self._route.pool, *question) if question else None
             self._since = asyncio.get_running_loop().time()
             self._probe_at(0.0)
         if self._verdict is None:
@@ -220,12 +220,11 @@ class Health:
         elif quiet or state is State.PENDING:
             return
         spec = self.spec
-        name = display_name(spec)
-        event = ForwardChanged(spec.target.name, name, spec.index, before, state, reason)
         level = logging.DEBUG if logged else _LEVELS.get(state, logging.INFO)
-        log = about(logger, target=spec.target.name, name=name)
-        log.log(level, "%s%s", state, f": {reason}" if reason else "")
-        self._bus.publish(event)
+        self._log.log(level, "%s%s", state, f": {reason}" if reason else "")
+        self._bus.publish(
+            ForwardChanged(spec.target.name, spec.name, spec.index, before, state, reason)
+        )
 
     def _dialled(self, code: ErrorCode | None, message: str) -> None:
         """Learn from real traffic: it reached the endpoint, or did not."""
@@ -283,26 +282,15 @@ class Health:
             if not wanted:
                 await self._wake.wait()
             elif (left := self._due - clock()) > 0:
-                await self._sleep(left)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._wake.wait()
             elif self._probed:
                 await self._probe()
             else:
                 # Without probes nothing else would show that it works again.
                 self._verdict = None
                 self.judge()
-
-    async def _sleep(self, seconds: float) -> None:
-        timer = asyncio.get_running_loop().call_later(seconds, self._wake.set)
-        try:
-            await self._wake.wait()
-        finally:
-            timer.cancel()
-
-    def _shared_probe(self) -> SharedProbe | None:
-        endpoint = self._route.endpoint
-        if self._question is None or endpoint is None:
-            return None
-        return shared_probe(self._route.pool, endpoint, self.check)
 
     async def _probe(self) -> None:
         """Probe once; twice before a forward that was ready is not."""
@@ -326,14 +314,10 @@ class Health:
             self._proved(max(shared.at, self._proved_at))
         elif self._proved_at < shared.at:  # otherwise traffic has shown something newer
             self._since = math.nextafter(shared.at, math.inf)
-            self._probe_failed(failure)
-
-    def _probe_failed(self, failure: ProbeError) -> None:
-        repeated = self._verdict is False
-        message = str(failure)
-        self._failed(explain(failure.code, message) if failure.code is not None else message)
-        if repeated:
-            self._again()
+            repeated, message = self._verdict is False, str(failure)
+            self._failed(explain(failure.code, message) if failure.code is not None else message)
+            if repeated:
+                self._again()
 
     async def _ask(self) -> ProbeError | None:
         try:
@@ -344,8 +328,7 @@ class Health:
             raise
         except Exception as exc:
             # Let through, a bug in one forward's probe would end all forwards.
-            name = display_name(self.spec)
-            about(logger, target=self.spec.target.name, name=name).exception("probing failed")
+            self._log.exception("probing failed")
             return ProbeError(f"internal error: {exc!r}")
         return None
 
@@ -414,20 +397,16 @@ def shared_probe(pool: Pool, endpoint: Endpoint, check: Check) -> SharedProbe:
     return found
 
 
+_MEANINGS = {
+    ErrorCode.REFUSED: "refused: the agent reached the host, but nothing listens there",
+    ErrorCode.NO_SUCH_HOST: "no such host: the cluster does not know the name",
+    ErrorCode.RESOLVE_TIMEOUT: "timed out: the cluster's DNS did not answer",
+    ErrorCode.CONNECT_TIMEOUT: "timed out: no answer at all: the host is down, or something drops"
+    " the packets, as a NetworkPolicy or a firewall does",
+    ErrorCode.UNREACHABLE: "unreachable: the agent's network has no way there",
+}
+
+
 def explain(code: ErrorCode, message: str) -> str:
     """Return what an agent's answer means for the target, for people."""
-    end = f" ({message})" if message else ""
-    if code is ErrorCode.REFUSED:
-        return f"refused: the agent reached the host, but nothing listens there{end}"
-    if code is ErrorCode.NO_SUCH_HOST:
-        return f"no such host: the cluster does not know the name{end}"
-    if code is ErrorCode.RESOLVE_TIMEOUT:
-        return f"timed out: the cluster's DNS did not answer{end}"
-    if code is ErrorCode.CONNECT_TIMEOUT:
-        return (
-            "timed out: no answer at all: the host is down, or something drops the packets, as a"
-            f" NetworkPolicy or a firewall does{end}"
-        )
-    if code is ErrorCode.UNREACHABLE:
-        return f"unreachable: the agent's network has no way there{end}"
-    return f"{code.text}{end}"
+    return _MEANINGS.get(code, code.text) + (f" ({message})" if message else "")
