@@ -16,7 +16,7 @@ from typing import TypeVar
 from krelay.agents.group import AgentGroup
 from krelay.agents.job import JobAgent
 from krelay.agents.subprocess import SubprocessAgent
-from krelay.config.diff import Pair, Plan, Spec, group_of
+from krelay.config.diff import Plan, Spec, group_of
 from krelay.datapath.route import Route
 from krelay.model import Config, GroupSpec, Target
 from krelay.state.bus import EventBus
@@ -59,8 +59,11 @@ class WarmingConfig:
             if change.new is not None:
                 self.groups[change.key] = await self._group(change.new)
         for target in _targets_to_watch(self.plan):
+            follow: Follow = follow_constant
+            if target.kind.in_cluster and not self.config.agent.embedded:
+                follow = await self._contexts.follow(self.config, target)
             self.watchers[target.name] = TargetWatcher(
-                target, await self._follow(target), self._tasks, self._contexts.failures
+                target, follow, self._tasks, self._contexts.failures
             )
 
     async def warm(self) -> None:
@@ -101,29 +104,15 @@ class WarmingConfig:
             ]
         return AgentGroup(spec, agents, key, self._bus)
 
-    async def _follow(self, target: Target) -> Follow:
-        if self.config.agent.embedded or not target.kind.in_cluster:
-            return follow_constant
-        return await self._contexts.follow(self.config, target)
-
 
 def _targets_to_watch(plan: Plan) -> list[Target]:
     """Return the targets without a watcher, and those whose watcher follows other objects."""
-    targets: dict[str, Target] = {}
     stale: set[str] = set()
-    for pair in plan.pairs:
-        if pair.new is not None:
-            targets[pair.new.target.name] = pair.new.target
-        if _needs_watcher(pair):
-            spec = pair.new or pair.old
-            assert spec is not None
-            stale.add(spec.target.name)
+    for old, new in ((pair.old, pair.new) for pair in plan.pairs):
+        if not (old and new and old.leads == new.leads and old.protocol == new.protocol):
+            stale.update(spec.target.name for spec in (old, new) if spec)
+    targets = {pair.new.target.name: pair.new.target for pair in plan.pairs if pair.new}
     return [target for name, target in targets.items() if name in stale]
-
-
-def _needs_watcher(pair: Pair) -> bool:
-    old, new = pair.old, pair.new
-    return old is None or new is None or pair.rerouted or old.protocol != new.protocol
 
 
 class ActiveConfig:
@@ -192,7 +181,10 @@ class ActiveConfig:
                 self._drain(before[pair.old.key], self.draining_forwards, drain)
             elif pair.old is not None and pair.rebound:
                 before[pair.old.key].unbind()
-        self._replace_groups(warm, drain)
+        for change in plan.groups:
+            if (former := self.groups.pop(change.key, None)) is not None:
+                self._drain(former, self.draining_groups, drain)
+        self.groups |= warm.groups
         self.forwards = {}
         to_bind = []
         for pair in plan.pairs:
@@ -216,28 +208,15 @@ class ActiveConfig:
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """Return the present forward updated to `spec`, or a new one."""
         pool = self.groups[group_of(config, spec.target)].pool
-        followed, open_timeout = spec.target.kind.in_cluster, config.tunnel.open_timeout
+        timeout = config.tunnel.open_timeout
         if forward is None:
-            route = Route(pool, followed=followed)
-            return Forward(
-                spec,
-                route,
-                self._tasks,
-                open_timeout=open_timeout,
-                bus=self._bus,
-                on_bound=self._on_bound,
+            forward = Forward(
+                spec, Route(pool), self._tasks, timeout, bus=self._bus, on_bound=self._on_bound
             )
-        forward.update(spec, pool, open_timeout)
-        forward.route.followed = followed
+        else:
+            forward.update(spec, pool, timeout)
+        forward.route.followed = spec.target.kind.in_cluster
         return forward
-
-    def _replace_groups(self, warm: WarmingConfig, drain: float) -> None:
-        for change in warm.plan.groups:
-            former = self.groups.pop(change.key, None)
-            if change.key in warm.groups:
-                self.groups[change.key] = warm.groups[change.key]
-            if former is not None:
-                self._drain(former, self.draining_groups, drain)
 
     def _replace_watchers(self, warm: WarmingConfig) -> None:
         present = {name for name, _ in self.forwards}

@@ -49,8 +49,8 @@ class Forward:
         spec: Spec,
         route: Route,
         tasks: TaskGroup,
-        *,
         open_timeout: float,
+        *,
         bus: EventBus,
         on_bound: Callable[[Forward], None],
     ) -> None:

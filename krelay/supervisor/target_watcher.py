@@ -14,7 +14,7 @@ from krelay.config.diff import group_of
 from krelay.datapath.route import Route
 from krelay.errors import KrelayError
 from krelay.model import Config, Resolution, Target
-from krelay.mux.log import About, about
+from krelay.mux.log import about
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.tasks import TaskGroup
 
@@ -46,6 +46,7 @@ class TargetWatcher:
         self.answered = asyncio.Event()
         self.failure: KrelayError | None = None
         self._follow = follow
+        self._log = about(logger, target=target.name)
         self._failures = failures or Failures()
         self._reported = OnceUntilChanged()
         self._latest: tuple[Resolution, ...] | None = None
@@ -97,23 +98,14 @@ class TargetWatcher:
                 route.fail(str(self.failure or ""))
             return
         for route, resolution in zip(self._routes, self._latest, strict=bool(self._routes)):
-            self._update_route(route, resolution)
-
-    def _update_route(self, route: Route, resolution: Resolution) -> None:
-        before = route.resolution
-        if resolution == before:
-            return
-        route.update(resolution)
-        if resolution.endpoint is None:
-            self._log.warning("%s", resolution.reason)
-        elif self.target.kind.in_cluster and not (
-            before and before.endpoint == resolution.endpoint
-        ):
-            self._log.info("-> %s (%s)", resolution.endpoint, resolution.via)
-
-    @property
-    def _log(self) -> About:
-        return about(logger, target=self.target.name)
+            if resolution == route.resolution:
+                continue
+            former = route.endpoint
+            route.update(resolution)
+            if resolution.endpoint is None:
+                self._log.warning("%s", resolution.reason)
+            elif self.target.kind.in_cluster and former != resolution.endpoint:
+                self._log.info("-> %s (%s)", resolution.endpoint, resolution.via)
 
 
 async def follow_constant(target: Target, publish: Publish) -> None:
