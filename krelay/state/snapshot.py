@@ -16,12 +16,8 @@ from krelay.state.states import AgentState, FileState, ForwardState, json_form, 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of it. `tasks`, `descriptors` and `memory_bytes` are figures of krelay's own process.
-
-    Attributes:
-        draining: live connections of draining forwards.
-        ending: whether krelay was asked to end.
-    """
+    """All of it. `draining` counts the live connections of draining forwards. `tasks`,
+    `descriptors` and `memory_bytes` are figures of krelay's own process."""
 
     version: str
     pid: int

@@ -32,13 +32,9 @@ class State(StrEnum):
 class Traffic:
     """What a forward has carried since it was added.
 
-    Attributes:
-        opened: streams opened.
-        results: streams that have ended and dials that failed, by result (`ok`, `reset`,
-            `refused`, `no_such_host`, ...).
-        dials: seconds that the agent took to reach the endpoint, as cumulative counts by upper
-            bound; `dial_count` and `dial_sum` complete the histogram.
-        drops: lost datagrams by reason.
+    `results` counts ended streams and failed dials by result (`ok`, `reset`, `refused`, ...),
+    `drops` lost datagrams by reason. `dials` has cumulative counts by upper bound of the seconds
+    that the agent took to reach the endpoint; `dial_count` and `dial_sum` complete the histogram.
     """
 
     opened: int = 0
@@ -53,13 +49,8 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class ForwardState:
-    """One forward: one port of a target.
-
-    Attributes:
-        index: position of the port within the target, from 0.
-        check: how the endpoint is probed.
-        live: connections and flows open now.
-    """
+    """One forward: the port at `index`, from 0, of a target. `live` counts open connections and
+    flows."""
 
     target: str
     index: int
@@ -91,14 +82,10 @@ class ForwardState:
 class TunnelState:
     """One session to an agent. All counts are since the start of krelay.
 
-    Attributes:
-        rtt: the last round trip in seconds, None before the first.
-        connects: tunnels that came up.
-        resumed: tunnels that carried the session on.
-        rotated: tunnels that took over from a working one.
-        window_stalls: how often a stream had bytes to send and no credit.
-        limit_stalls: how often the tunnel's own limit held a stream up.
-        lost_datagrams: datagrams lost on the way or at the agent, by reason.
+    `rtt` is the last round trip in seconds. `connects` counts tunnels that came up; `resumed` those
+    that carried the session on; `rotated` those that took over from a working one. In
+    `window_stalls` a stream had bytes to send and no credit, in `limit_stalls` the tunnel's own
+    limit held it up. `lost_datagrams` counts by reason what was lost on the way or at the agent.
     """
 
     name: str
@@ -126,14 +113,10 @@ class AgentState:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """The file, and whether the active config matches it.
+    """The file, and whether the active config is the one that it describes (`in_step`).
 
-    Attributes:
-        in_step: whether the active config is the one that the file describes.
-        generation: number of configs applied, the first one included.
-        since: when the file and the active config began to differ.
-        error: why the file is not applied, in the form of `krelay.state.error_codec`.
-        applied: when the active config was applied.
+    `since` is when the two began to differ, `error` why, as `krelay.state.error_codec` encodes it.
+    `generation` counts the configs applied, the first one included.
     """
 
     path: str | None
@@ -154,13 +137,8 @@ def is_ready(forward: ForwardState) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether a set of forwards is ready.
-
-    Attributes:
-        waiting: the forwards that are not ready.
-        unknown: requested names that no target has.
-        starting: whether no forward exists yet.
-    """
+    """Whether a set of forwards is ready: those that are not, the requested names that no target
+    has, and whether no forward exists yet."""
 
     waiting: tuple[ForwardState, ...]
     unknown: tuple[str, ...] = ()
