@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import Generic, TypeVar
 
 from krelay.datapath.connector import Forwarding
@@ -78,7 +79,7 @@ class HttpConnection(LocalRelay, Generic[P]):
         request. `head` is the deadline for a head, in seconds.
         """
         super().__init__(listener)
-        self._relay: HttpRelay[P] = HttpRelay(route, self._log_refusal)
+        self._relay: HttpRelay[P] = HttpRelay(route, partial(listener.log.info, "refused (%d): %s"))
         self._destination = destination
         self._on_waiting = on_waiting
         self._head = head
@@ -116,9 +117,6 @@ class HttpConnection(LocalRelay, Generic[P]):
         if self.stream is not None:
             self.stream.reset(ErrorCode.CANCELLED)
         super().on_reset(ErrorCode.CANCELLED)
-
-    def _log_refusal(self, status: int, message: str) -> None:
-        self._listener.log.info("refused (%d): %s", status, message)
 
     # -- the socket's side ---------------------------------------------------------------------
 
@@ -300,10 +298,9 @@ class HttpConnection(LocalRelay, Generic[P]):
         if self._unaccepted is not None:
             self._unaccepted.append(data)
             self._unaccepted_size += len(data)
-        if self.stream is None:
-            self._queue.data_received(self, len(data))
         self.received_bytes += len(data)
         if self.stream is None:
+            self._queue.data_received(self, len(data))
             self._target_full = self._unaccepted_size >= _EARLY
         elif not self.stream.write(data):
             self._target_full = True
@@ -315,13 +312,16 @@ class HttpConnection(LocalRelay, Generic[P]):
         self._has_target = self._target_full = False
         self._held = 0
         if stream is not None:
-            if clean:
+            if not clean:
+                stream.reset(ErrorCode.CANCELLED)
+            elif self._target_ended:
+                stream.handler = None
+                stream.end()
+            else:
                 # One at a time: many targets that stay would use up the session's streams.
                 if self._closing is not None:
                     self._closing.cut()
-                self._closing = _ClosingStream(stream, ended=self._target_ended)
-            else:
-                stream.reset(ErrorCode.CANCELLED)
+                self._closing = _ClosingStream(stream)
         self._request.metrics.closed(clean=clean)
 
     def _end_client(self) -> None:
@@ -446,13 +446,11 @@ class HttpConnection(LocalRelay, Generic[P]):
 class _ClosingStream:
     """A stream whose exchange is over: gives the target a moment to close its end."""
 
-    def __init__(self, stream: Stream, *, ended: bool) -> None:
+    def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        self._timer: asyncio.TimerHandle | None = None
-        stream.handler = None if ended else self
+        stream.handler = self
         stream.end()
-        if not ended:
-            self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.cut)
+        self._timer = asyncio.get_running_loop().call_later(CLOSE_TIMEOUT, self.cut)
 
     def on_end(self) -> None:
         self._detach()
@@ -483,5 +481,4 @@ class _ClosingStream:
 
     def _detach(self) -> None:
         self._stream.handler = None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()

@@ -433,7 +433,8 @@ class HttpRelay(Generic[P]):
         if exchange.response_done:
             return
         if exchange.response_begun:
-            self._cut_client()
+            self.ending = True
+            self._actions.append(CutClient())
         else:
             self._refuse(exchange, status, message)
 
@@ -453,10 +454,6 @@ class HttpRelay(Generic[P]):
     def _end_client(self) -> None:
         self.ending = True
         self._actions.append(EndClient())
-
-    def _cut_client(self) -> None:
-        self.ending = True
-        self._actions.append(CutClient())
 
     def _splice(self, to_client: bytes) -> None:
         self.switched = True

@@ -198,10 +198,9 @@ class ProxyConnection(LocalRelay):
 
     def _negotiate(self, data: bytes) -> None:
         try:
-            if self._negotiation is not None:
-                self._negotiate_socks(self._negotiation, data)
-            elif data[:1] in (b"\4", b"\5"):
+            if self._negotiation is None and data[:1] in (b"\4", b"\5"):
                 self._negotiation = Negotiation(self._proxy.credentials)
+            if self._negotiation is not None:
                 self._negotiate_socks(self._negotiation, data)
             else:
                 self._hand_over(data)
@@ -235,17 +234,15 @@ class ProxyConnection(LocalRelay):
         if request.command is Command.UDP_ASSOCIATE:
             self._associate(request.port)
         else:
+            assert self.transport is not None
+            self.transport.pause_reading()
             self._success = reply(Reply.OK)
-            self._open(request.host, request.port, negotiation.rest)
-
-    def _open(self, host: str, port: int, early: bytes) -> None:
-        assert self.transport is not None
-        self.transport.pause_reading()
-        if early and self._unaccepted is not None:
-            self._unaccepted.append(early)
-            self.received_bytes += len(early)
-        self._request = self._make_request(self._proxy.destination(Protocol.TCP, host, port))
-        self._request.start()
+            if negotiation.rest and self._unaccepted is not None:
+                self._unaccepted.append(negotiation.rest)
+                self.received_bytes += len(negotiation.rest)
+            destination = self._proxy.destination(Protocol.TCP, request.host, request.port)
+            self._request = self._make_request(destination)
+            self._request.start()
 
     def _associate(self, port: int) -> None:
         assert self.transport is not None
