@@ -72,10 +72,8 @@ class LegacyTunnels:
     def count(self) -> int:
         return len(self.streams)
 
-    @property
-    def load(self) -> int:
-        """The number of streams: each has a connection of its own."""
-        return len(self.streams)
+    load = count
+    """Each stream has a connection of its own."""
 
     async def run(self) -> PodGoneError:
         """Carry streams and send heartbeats until the agent is lost, and return why."""
@@ -204,7 +202,6 @@ class LegacyStream(asyncio.Protocol):
             self._transport.write_eof()
 
     def reset(self, code: ErrorCode = ErrorCode.CANCELLED) -> None:
-        self.handler = None
         self._leave()
 
     def consume(self, count: int) -> None:
@@ -230,9 +227,7 @@ class LegacyStream(asyncio.Protocol):
 
     def refuse(self, code: ErrorCode, message: str) -> None:
         """End the stream with a refusal."""
-        handler, self.handler = self.handler, None
-        self._leave()
-        if handler is not None:
+        if (handler := self._leave()) is not None:
             handler.on_refused(code, message)
 
     def lose(self, exc: Exception) -> None:
@@ -249,12 +244,12 @@ class LegacyStream(asyncio.Protocol):
 
     def fail(self, code: ErrorCode) -> None:
         """End the stream with a reset."""
-        handler, self.handler = self.handler, None
-        self._leave()
-        if handler is not None:
+        if (handler := self._leave()) is not None:
             handler.on_reset(code)
 
-    def _leave(self) -> None:
+    def _leave(self) -> StreamHandler | None:
+        """Give up the connection, and return the handler, which gets one more call at most."""
+        handler, self.handler = self.handler, None
         tunnels = self._tunnels
         tunnels.streams.discard(self)
         tunnels.dropped_datagrams += self._datagrams_waiting
@@ -267,6 +262,7 @@ class LegacyStream(asyncio.Protocol):
         self.answered.set()
         if self._transport is not None:
             self._transport.abort()
+        return handler
 
     # -- called by the transport ---------------------------------------------------------------
 

@@ -17,7 +17,6 @@ from krelay.wire.handshake import key_digest
 if TYPE_CHECKING:
     from krelay.cluster.agent_lifecycle import Agent, PostedJobs
     from krelay.cluster.api import Api
-    from krelay.net.api_access import ApiAccess
 
 _RENEW_EVERY = 60.0
 """Seconds between two renewals of refused credentials: where new ones are refused as well, each
@@ -108,7 +107,11 @@ class JobAgent:
             self.expires = access.expires
             return pipe
         except UnauthorizedError:
-            self._renew(access)
+            # Others may be accepted; but ask for them once a minute at most.
+            now = asyncio.get_running_loop().time()
+            if now >= self._renewed_at + _RENEW_EVERY:
+                self._renewed_at = now
+                self._api.reject(access)
             raise
         except PodGoneError as exc:
             reason = await self._ended(agent, exc)
@@ -132,13 +135,6 @@ class JobAgent:
             self._watching.cancel()
         if self._jobs is not None:
             await self._jobs.clear()
-
-    def _renew(self, access: ApiAccess) -> None:
-        """Drop the refused credentials, at most once a minute; the next dial gets others."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._renewed_at + _RENEW_EVERY:
-            self._renewed_at = now
-            self._api.reject(access)
 
     async def _ended(self, agent: Agent, exc: PodGoneError) -> str | None:
         """Return why the agent has ended, or None if it has not.

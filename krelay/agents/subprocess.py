@@ -39,21 +39,15 @@ class SubprocessAgent:
 
     @property
     def where(self) -> str:
-        process = self._process
-        if process is None or process.returncode is not None:
-            return ""
-        return self._where
+        runs = self._process is not None and self._process.returncode is None
+        return self._where if runs else ""
 
     async def start(self) -> None:
         async with self._starting:
             if self._process is not None and self._process.returncode is None:
                 return
             source = await in_thread(payload.payload)
-            environ = {
-                **os.environ,
-                payload.ENV_NAME: source,
-                "KRELAY_KEY": self._key.hex(),
-            }
+            environ = {**os.environ, payload.ENV_NAME: source, "KRELAY_KEY": self._key.hex()}
             session = self._spec.session
             # Loopback is never cut: an agent without a client has lost its parent and may end soon.
             arguments = [
@@ -86,12 +80,10 @@ class SubprocessAgent:
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.connect import open_tcp
 
-        process = self._process
-        if process is None or process.returncode is not None:
-            if process is None:
-                await self.start()
-            else:
-                await self._replace(process)
+        if self._process is None:
+            await self.start()
+        elif self._process.returncode is not None:
+            await self._replace(self._process)
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
 
     async def reachable_again(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import secrets
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from krelay.datapath.agent_link import AgentLink, SessionGoneError
@@ -52,10 +52,6 @@ class TunnelStats:
     window_stalls: int = 0
     limit_stalls: int = 0
     lost_datagrams: Counter[str] = field(default_factory=Counter)
-
-    def copy(self) -> TunnelStats:
-        """Return a copy with a counter of its own."""
-        return replace(self, lost_datagrams=self.lost_datagrams.copy())
 
 
 class Carrier(Protocol):
@@ -113,9 +109,6 @@ stream is left."""
 
 class LegacyAgentError(Exception):
     """The agent knows no sessions."""
-
-    def __str__(self) -> str:
-        return "the agent knows no sessions"
 
 
 class SessionCarrier(MuxConnection):
@@ -212,7 +205,7 @@ async def _shake_hands(client: ClientTunnelProtocol, link: AgentLink) -> Welcome
         if exc.code is ErrorCode.UNKNOWN_SESSION:
             raise SessionGoneError("the agent does not know the session") from exc
         if exc.code is ErrorCode.UNKNOWN_PROTOCOL:
-            raise LegacyAgentError from exc
+            raise LegacyAgentError("the agent knows no sessions") from exc
         if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION):
             raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
         raise TunnelError(f"no session with the agent: {exc}") from exc

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from krelay.datapath.agent_link import AgentHealth, AgentLink, SessionGoneError
 from krelay.datapath.carrier import (
@@ -123,7 +124,7 @@ class Tunnel:
     @property
     def stats(self) -> TunnelStats:
         """What it has counted so far."""
-        stats = self._stats.copy()
+        stats = replace(self._stats, lost_datagrams=self._stats.lost_datagrams.copy())
         if self.carrier is not None:
             self.carrier.add_to(stats)
         return stats
