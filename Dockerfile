@@ -2,26 +2,25 @@
 #
 #   docker build -t krelay .
 #
-# Without a package index (PIP_INDEX_URL names another one than pip's own): put the wheels that
+# PIP_INDEX_URL selects another package index. To build without one, run this on a machine that has an
+# index and the base's version of Python, and put `wheelhouse` beside this file:
 #
 #   for lock in requirements.lock requirements-build.lock; do
 #     pip download --dest wheelhouse --only-binary :all: --require-hashes -r $lock; done
 #
-# fetches beside this file, on a machine that has one, with the base's version of Python.
-#
-# The base by its digest, an index of every platform's image; where another is wanted, BASE names
-# it. tests/test_supply.py holds agent/Dockerfile to the same.
+# The digest of the base is that of its multi-platform index; BASE selects another base.
+# tests/test_supply.py checks that agent/Dockerfile has the same base.
 ARG BASE=python:3.13.16-slim-trixie@sha256:70729b46c69b4f1e97c4822c1af3df53a1476cf5ddc6c087c0c10bc3a5678c2f
 
 FROM ${BASE} AS build
 ARG PIP_INDEX_URL
-# A folder that may be missing, beside files that are not: the wheelhouse is a matter of choice.
+# The pattern makes the wheelhouse optional.
 COPY requirements.lock requirements-build.lock wheelhous[e] /wheels/
-# Only wheels whose hashes are in the locks, for what is installed and for what builds it.
+# Install only wheels whose hashes are in the locks, also for the build.
 RUN set -eu; \
     export PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore; \
     if ls /wheels/*.whl >/dev/null 2>&1; then export PIP_NO_INDEX=1 PIP_FIND_LINKS=/wheels; fi; \
-    # The wheelhouse's own pip, for a base without one.
+    # Use the wheelhouse's pip if the base has none.
     for pip in /wheels/pip-*.whl; do if [ -e "$pip" ]; then export PYTHONPATH="$pip"; fi; done; \
     install() { \
       python3 -m venv --without-pip "$1"; \
@@ -42,7 +41,8 @@ RUN set -eu; \
     /opt/build/bin/python3 -m pip --python /opt/krelay/bin/python3 check
 
 FROM ${BASE}
-# What installs and builds has no work here. `krelay` finds its file, and its socket, by these.
+# The image needs no installer. krelay finds its file in WORKDIR and puts its socket into
+# XDG_RUNTIME_DIR.
 RUN rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/ensurepip \
       /usr/local/lib/python3*/site-packages/pip* \
       /usr/local/lib/python3*/site-packages/setuptools* \

@@ -1,4 +1,4 @@
-# `make up` and `make test` need Python >= 3.11 and nothing else; `make help` lists the rest.
+# `make up` and `make test` need only Python 3.11 or later; `make help` lists all targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +10,13 @@ SOAK_STORMS ?= 500
 LOCK_AGE ?= 7 days
 E2E ?= tests/e2e tests/chaos
 
-# Only files whose hash is in a lock; of these only wheels, since an sdist runs code as it is built.
+# Install only files whose hash is in a lock, and only wheels: building an sdist runs code.
 PIP := -m pip install --quiet --disable-pip-version-check
 LOCKED := $(PIP) --require-hashes --only-binary :all:
-# The tests start many programs: without bytecode each would compile krelay anew.
+# Write bytecode: the tests start many programs, and each would compile krelay again.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-# The sbom, audit and lock targets have an environment apart: their tools need other packages.
+# The sbom, audit and lock targets have a separate environment: their tools need other packages.
 TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 
@@ -24,7 +24,7 @@ TOOLS_STAMP := .venv-audit/.installed
 .PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e soak \
   fuzz bench-quick bench-reload bench-scale lock sbom audit clean
 
-help:            ## this list
+help:            ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # forbiddenfruit has no wheel: the locked setuptools builds it.
@@ -44,20 +44,20 @@ $(TOOLS_STAMP): requirements-audit.lock
 up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no cluster needed
 	@exec $(BIN)/python examples/quickstart.py
 
-test: $(STAMP)   ## everything that needs no cluster
+test: $(STAMP)   ## run everything that needs no cluster
 	$(PYTEST) -m 'not e2e'
 
-test-fast: $(STAMP)  ## the same without what starts programs
+test-fast: $(STAMP)  ## run the tests that start no program and no browser
 	$(PYTEST) -m 'not (e2e or process or browser)'
 
-coverage: $(STAMP)  ## the same as test, with what the tests reached and whether it is enough
+coverage: $(STAMP)  ## run test, and compare its coverage with the bars
 	$(PYTEST) -m 'not e2e' --cov --cov-report=
 	$(BIN)/python .ci/bars.py
 
-test-on:         ## the same with another Python: make test-on PYTHON=python3.13
+test-on:         ## run test on another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
 
-check: format lint spelling types layers test  ## what must hold before a commit
+check: format lint spelling types layers test  ## run the checks and tests that a commit must pass
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -74,31 +74,31 @@ types: $(STAMP)
 layers: $(STAMP)
 	$(BIN)/lint-imports
 
-e2e: $(STAMP)    ## the suite on a real cluster: $KUBECONFIG, or one that it starts (root)
+e2e: $(STAMP)    ## test on a real cluster: $KUBECONFIG, or one that it starts (root)
 	$(BIN)/python -m pytest -m e2e $(E2E)
 
-soak: $(STAMP)   ## half an hour of faults on the real cluster, and thousands of schedules without one
+soak: $(STAMP)   ## run half an hour of faults on the real cluster, and thousands of schedules without
 	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) KRELAY_EDITS=1000 $(BIN)/python -m pytest -q --timeout 0 \
 	  tests/datapath/test_chaos.py tests/wire/test_properties.py \
 	  tests/supervisor/test_reload.py
 	$(BIN)/python -m tests.storm.run --runs $(SOAK_STORMS)
 	$(BIN)/python -m tests.chaos.run --seconds $(SOAK_SECONDS) $(SOAK)
 
-fuzz: $(STAMP)   ## every hostile-bytes target for FUZZ_SECONDS (600), two at a time (Linux)
+fuzz: $(STAMP)   ## fuzz every target for FUZZ_SECONDS (600), two at a time (Linux)
 	@$(BIN)/python $(LOCKED) -r requirements-fuzz.lock
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-bench-quick: $(STAMP)  ## side by side with kubectl port-forward on the cluster
+bench-quick: $(STAMP)  ## compare krelay with kubectl port-forward on the cluster
 	$(BIN)/python -m benchmarks.quick
 
-bench-reload: $(STAMP)  ## from the save of an edit to the new listener
+bench-reload: $(STAMP)  ## measure the time from saving an edit to the new listener
 	$(BIN)/python -m benchmarks.reload
 
-bench-scale: $(STAMP)  ## connections, descriptors, memory and time of hundreds of targets
+bench-scale: $(STAMP)  ## measure connections, descriptors, memory and time of hundreds of targets
 	$(BIN)/python -m benchmarks.scale
 
-# Valid for each Python and system that krelay runs on. What is pinned stays, unless LOCK=--upgrade;
-# releases younger than LOCK_AGE are left alone: a bad one is often found within days.
+# The locks are valid for each Python and system that krelay runs on. Pinned versions stay, unless
+# LOCK=--upgrade. Releases younger than LOCK_AGE are ignored: a bad one is often found within days.
 lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upgrade: the newest)
 	@compile() { $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
 	  --generate-hashes --strip-extras --exclude-newer '$(LOCK_AGE)' $(LOCK) "$$@"; } && \
@@ -109,10 +109,10 @@ lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upg
 	compile --group fuzz -o requirements-fuzz.lock && \
 	compile --group audit -o requirements-audit.lock
 
-sbom: $(TOOLS_STAMP)  ## dist/krelay.cdx.json: what a run of krelay consists of (CycloneDX)
+sbom: $(TOOLS_STAMP)  ## write dist/krelay.cdx.json: krelay's runtime packages (CycloneDX)
 	@$(TOOLS)/python .ci/sbom.py dist/krelay.cdx.json
 
-audit: $(TOOLS_STAMP)  ## ask for known holes in the locked packages; 1: some, 3: no answer
+audit: $(TOOLS_STAMP)  ## check the locked packages for known vulnerabilities
 	@$(TOOLS)/python .ci/audit.py requirements*.lock
 
 clean:

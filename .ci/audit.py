@@ -1,7 +1,7 @@
-"""Ask advisory services for known holes in the locked packages: `make audit`.
+"""Ask advisory services for known vulnerabilities in the locked packages: `make audit`.
 
-Exit codes: 0 when a service knows every package and none of them has a hole, 1 when one has,
-3 when a package could not be checked, as where no service can be reached.
+Exit codes: 0 if a service knows every package and none has a vulnerability, 1 if one has, 3 if a
+package could not be checked, for example because no service is reachable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SERVICES = ("osv", "pypi")
 
 @functools.cache
 def ask(service: str, lock: str) -> list[dict[str, Any]] | None:
-    """Return a service's answer for each package of a lock; none without an answer."""
+    """Return a service's answer for each package of a lock; None if it does not answer."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [sys.executable, "-m", "pip_audit", "--vulnerability-service", service]
@@ -30,7 +30,7 @@ def ask(service: str, lock: str) -> list[dict[str, Any]] | None:
             found = json.loads(answer.read_bytes())["dependencies"]
         except (OSError, ValueError, KeyError, subprocess.TimeoutExpired):
             return None
-    # A service that does not know a package has not checked it, whatever pip-audit then exits with.
+    # A service that does not know a package has not checked it; pip-audit's exit code ignores that.
     if any("skip_reason" in package for package in found):
         return None
     return list(found)
@@ -39,7 +39,7 @@ def ask(service: str, lock: str) -> list[dict[str, Any]] | None:
 def main(locks: list[str]) -> int:
     holes: set[tuple[str, str]] = set()
     checked = 0
-    # The first lock shows which service answers, and with none of them the rest is not asked.
+    # The first lock shows which service answers; if none does, do not ask about the others.
     service = next((name for name in SERVICES if locks and ask(name, locks[0]) is not None), None)
     unchecked = []
     for lock in locks:
@@ -65,7 +65,7 @@ def main(locks: list[str]) -> int:
         return 1
     if unchecked:
         return 3
-    print(f"audit: {service} knows no hole in {checked} pinned packages")
+    print(f"audit: {service} knows no vulnerability in {checked} pinned packages")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Write the bill of materials of a run of krelay (CycloneDX): `make sbom`.
+"""Write krelay's software bill of materials (CycloneDX): `make sbom`.
 
-It lists each package of requirements.lock with its version and hashes, which is all that the image
-adds to its base but krelay itself.
+It lists each package of requirements.lock with its version and hashes. The image adds these and
+krelay itself to its base, and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(path: str) -> None:
         [*command, "requirements.lock"], cwd=ROOT, check=True, stdout=subprocess.PIPE
     )
     bill = json.loads(made.stdout)
-    # What cyclonedx-py cannot know: the version is dynamic, and a lock does not say what is direct.
+    # cyclonedx-py knows neither the dynamic version nor which packages of a lock are direct.
     source = (ROOT / "krelay" / "__init__.py").read_text()
     found = re.search(r'^__version__ = "(.+)"', source, re.MULTILINE)
     assert found
@@ -38,7 +38,7 @@ def main(path: str) -> None:
         if entry["ref"] == krelay["bom-ref"]:
             entry["dependsOn"] = sorted(direct)
     for part in bill["components"]:
-        part.pop("description")  # the line of the lock, once more
+        part.pop("description")  # repeats the line of the lock
     target = Path(path)
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(bill, indent=2) + "\n")

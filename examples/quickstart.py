@@ -1,4 +1,4 @@
-"""The quick start: three small targets, and `krelay up` with an embedded agent before them."""
+"""The quick start: three small targets, relayed by `krelay up` with an embedded agent."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Edit examples/quickstart.yaml and save it: the listeners follow. Ctrl-C ends it.
 
 
 class Web(BaseHTTPRequestHandler):
-    """Says where the request came from: the agent, not the client."""
+    """Answers with the address that the request came from: the agent's, not the client's."""
 
     def do_GET(self) -> None:
-        body = f"hello from the target; you came by way of {self.client_address}\n".encode()
+        body = f"hello from the target; your request came from {self.client_address}\n".encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
@@ -34,11 +34,11 @@ class Web(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Be quiet: the terminal is krelay's."""
+        """Log nothing: the terminal is krelay's."""
 
 
 class EchoUdp(asyncio.DatagramProtocol):
-    """Sends each datagram back."""
+    """Echoes datagrams."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -48,7 +48,7 @@ class EchoUdp(asyncio.DatagramProtocol):
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Sends each byte back until the client ends."""
+    """Echo bytes until the client ends."""
     try:
         while data := await reader.read(65_536):
             writer.write(data)
@@ -60,7 +60,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def main() -> int:
-    """Serve, run krelay, and end with it."""
+    """Serve the targets while krelay runs; return its exit code."""
     web = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     Thread(target=web.serve_forever, daemon=True).start()
     tcp = await asyncio.start_server(echo, "127.0.0.1", 0)
@@ -73,8 +73,8 @@ async def main() -> int:
         "ECHO_UDP_PORT": str(udp.get_extra_info("sockname")[1]),
     }
     print(TRY, flush=True)
-    # In a group of its own, so that it gets each signal once, whether a terminal sends it to
-    # everybody or somebody to this process alone.
+    # A separate process group, so that krelay gets each signal once, whether a terminal sends it to
+    # the whole group or another process sends it to this one.
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "krelay", "up", "-f", str(HERE / "quickstart.yaml")),
         env=environ,

@@ -1,4 +1,4 @@
-"""What krelay is made of: pinned by hash, floors above known holes, images by digest."""
+"""The supply chain: packages pinned by hash, floors above known vulnerabilities, image digests."""
 
 from __future__ import annotations
 
@@ -153,8 +153,13 @@ SKIPPED = {"name": "h11", "skip_reason": "Dependency not found on PyPI"}
         ({}, 3, "", "no advisory service (osv, pypi) answers for LOCK: not checked"),
         # pip-audit calls this a success.
         ({"pypi": [SKIPPED]}, 3, "", "no advisory service"),
-        ({"osv": [{**PACKAGE, "vulns": []}]}, 0, "osv knows no hole in 1 pinned packages", ""),
-        ({"pypi": [{**PACKAGE, "vulns": []}]}, 0, "pypi knows no hole", ""),
+        (
+            {"osv": [{**PACKAGE, "vulns": []}]},
+            0,
+            "osv knows no vulnerability in 1 pinned packages",
+            "",
+        ),
+        ({"pypi": [{**PACKAGE, "vulns": []}]}, 0, "pypi knows no vulnerability", ""),
         (
             {"osv": [{**PACKAGE, "vulns": [HOLE]}]},
             1,
