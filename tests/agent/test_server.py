@@ -334,13 +334,14 @@ async def test_a_signal_ends_the_program_with_0(number: signal.Signals) -> None:
 @pytest.mark.process
 @pytest.mark.parametrize("traces", ["wire", ""])
 async def test_the_program_logs_each_frame_if_the_environment_asks_for_it(traces: str) -> None:
-    async with program("--port=0", "--idle-timeout=10ms", KRELAY_TRACE=traces) as process:
+    async with program("--port=0", KRELAY_TRACE=traces) as process:
         host, port = await listening(process)
         reader, writer = await asyncio.open_connection(host, port)
         writer.write(OPENING)
         assert (await reader.readexactly(1 + HEAD_SIZE))[:2] == b"\x01\x20"
         writer.close()
         await writer.wait_closed()
+        process.terminate()
         _, log = await process.communicate()
         assert ("> HELLO s0 size=34" in log.decode()) == bool(traces)
 
