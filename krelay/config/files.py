@@ -13,14 +13,14 @@ import os
 import re
 import stat
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
-from typing import Any, TypeVar
+from concurrent.futures import wait
+from typing import TypeVar
 
 from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, Problem, UsageError
+from krelay.threads import DaemonExecutor
 
 _T = TypeVar("_T")
 
@@ -117,11 +117,13 @@ def find(path: str | None) -> str:
 def read(path: str, *, within: float = PATIENCE) -> bytes:
     """Return at most MAX_BYTES + 1 bytes of a regular file. Blocks for `within` seconds at most.
 
+    A pipe or a device is an error: reading it may never end.
+
     Raises:
         UsageError: the file cannot be read.
     """
     try:
-        return regular(path, MAX_BYTES + 1, within=within)
+        return bounded(path, lambda path: _read_bytes(path, MAX_BYTES + 1), within=within)
     except (OSError, ValueError) as exc:  # ValueError: a NUL in the path
         raise _unreadable(path, exc) from exc
 
@@ -209,7 +211,6 @@ def _at_end(before: str, message: str, hint: str) -> Problem:
     return Problem(len(lines), len(lines[-1]) + 1, message, hint)
 
 
-_lock = threading.Lock()
 _hanging: set[str] = set()
 
 
@@ -219,47 +220,21 @@ def bounded(path: str, call: Callable[[str], _T], *, within: float = PATIENCE) -
     Raises:
         OSError: the call failed, or did not return in time.
     """
-    with _lock:
-        if path in _hanging:
-            raise OSError(errno.ETIMEDOUT, "its file system still does not answer")
-        if len(_hanging) >= MOST_HANGING:
-            raise OSError(errno.ETIMEDOUT, f"{MOST_HANGING} other files do not answer")
-    future: Future[_T] = Future()
-
-    def run() -> None:
-        result: Any = None
-        error: Exception | None = None
-        try:
-            result = call(path)
-        except Exception as exc:
-            error = exc
-        with _lock:
-            _hanging.discard(path)
-            future.set_exception(error) if error is not None else future.set_result(result)
-
+    if path in _hanging:
+        raise OSError(errno.ETIMEDOUT, "its file system still does not answer")
+    if len(_hanging) >= MOST_HANGING:
+        raise OSError(errno.ETIMEDOUT, f"{MOST_HANGING} other files do not answer")
     try:
-        threading.Thread(target=run, name=f"read {path}", daemon=True).start()
+        future = DaemonExecutor().submit(call, path)
     except RuntimeError as exc:
         raise OSError(errno.EAGAIN, "no thread can be started to read it") from exc
     if not wait((future,), timeout=within).done:
-        with _lock:
-            if not future.done():
-                _hanging.add(path)
-                text = f"no answer from its file system for {within:.3g} s"
-                raise OSError(errno.ETIMEDOUT, text)
+        _hanging.add(path)
+        future.add_done_callback(lambda _: _hanging.discard(path))
+        if not future.done():
+            text = f"no answer from its file system for {within:.3g} s"
+            raise OSError(errno.ETIMEDOUT, text)
     return future.result()
-
-
-def regular(path: str, limit: int, *, within: float = PATIENCE) -> bytes:
-    """Return the first `limit` bytes of a regular file.
-
-    A pipe or a device is an error: reading it may never end.
-
-    Raises:
-        OSError: the file cannot be read, or not in time.
-        ValueError: no file can have the path.
-    """
-    return bounded(path, lambda path: _read_bytes(path, limit), within=within)
 
 
 def _read_bytes(path: str, limit: int) -> bytes:

@@ -7,10 +7,8 @@ look. Looking at the files decides what has changed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import TypeVar
 from watchfiles import awatch
 
 from krelay.errors import KrelayError, UsageError
+from krelay.threads import DaemonExecutor
 
 logger = logging.getLogger("krelay.watch")
 
@@ -240,7 +239,8 @@ def _fill(found: dict[str, _T], names: list[str], call: Callable[[str], _T]) -> 
 
 def _state(name: str) -> _State:
     try:
-        with open(name, "rb", opener=_open_file) as file:
+        # O_NONBLOCK: opening a pipe would wait.
+        with open(name, "rb", opener=lambda at, flags: os.open(at, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if found.st_size:
                 file.seek(-1, os.SEEK_END)
@@ -250,11 +250,6 @@ def _state(name: str) -> _State:
     orphaned = not found.st_nlink
     signature = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, orphaned)
     return _State(signature, cut_off, orphaned)
-
-
-def _open_file(path: str, flags: int) -> int:
-    """Open the file without waiting, even if it is a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _directories_of(name: str) -> Directories:
@@ -275,10 +270,12 @@ def _path_directories(name: str) -> Iterator[str]:
             here = os.path.dirname(here)
             continue
         path = os.path.join(here, part)
-        if (link := _link(path)) is not None and links < _MAX_LINKS:
+        target = None
+        with suppress(OSError):  # no link, or missing
+            target = PurePath(os.readlink(path))
+        if target is not None and links < _MAX_LINKS:
             links += 1
             yield here
-            target = PurePath(link)
             here = "/" if target.is_absolute() else here
             left.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
         elif not left or not os.path.exists(path):
@@ -286,14 +283,6 @@ def _path_directories(name: str) -> Iterator[str]:
             return
         else:
             here = path
-
-
-def _link(path: str) -> str | None:
-    """Return the target of a link; None if the path is no link, or is missing."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
 
 
 class StuckError(KrelayError):
@@ -328,37 +317,23 @@ class Offload:
         if self._under_way >= self._most:
             raise KrelayError(f"{self._what}: {self._under_way} earlier calls are still under way")
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[_T] = loop.create_future()
         over: asyncio.Future[None] = loop.create_future()
 
-        def end(result: _T | None, error: BaseException | None) -> None:
+        def end() -> None:
             self._under_way -= 1
             over.set_result(None)
-            if found.cancelled():
-                return
-            if error is not None:
-                found.set_exception(error)
-            else:
-                found.set_result(result)  # type: ignore[arg-type]
 
-        def work() -> None:
-            result, error = None, None
-            try:
-                result = call()
-            except Exception as exc:
-                error = exc
-            with contextlib.suppress(RuntimeError):  # the loop has closed
-                loop.call_soon_threadsafe(end, result, error)
+        def ended(_: object) -> None:
+            with suppress(RuntimeError):  # the loop has closed
+                loop.call_soon_threadsafe(end)
 
         try:
-            threading.Thread(target=work, name=self._what, daemon=True).start()
+            future = DaemonExecutor().submit(call)
         except RuntimeError as exc:
             raise KrelayError(f"{self._what}: no thread can be started") from exc
         self._under_way += 1
-        try:
-            await asyncio.wait((found,), timeout=self._within)
-            if found.done():
-                return found.result()
-        finally:
-            found.cancel()
+        future.add_done_callback(ended)
+        await asyncio.wait((over,), timeout=self._within)
+        if over.done():
+            return future.result()
         raise StuckError(f"{self._what} takes more than {self._within:g} s", over)

@@ -14,13 +14,13 @@ from krelay.config.files import (
     MAX_FILES,
     MOST_HANGING,
     Files,
+    _read_bytes,
     bounded,
     clean,
     decode,
     find,
     is_targets_txt,
     read,
-    regular,
 )
 from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, UsageError
@@ -172,10 +172,10 @@ def test_the_format_of_a_file_is_known_by_its_content(text: str, path: str, expe
 def test_a_regular_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")
-    assert regular(str(path), 100) == b"0123456789"
-    assert regular(str(path), 4) == b"0123"
+    assert _read_bytes(str(path), 100) == b"0123456789"
+    assert _read_bytes(str(path), 4) == b"0123"
     (tmp_path / "link").symlink_to(path)
-    assert regular(str(tmp_path / "link"), 100) == b"0123456789"
+    assert _read_bytes(str(tmp_path / "link"), 100) == b"0123456789"
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         bound.bind(sock)
         for path in (pipe, sock, "/dev/null", "/dev/zero", "/dev/tty"):
             with pytest.raises(OSError, match="not a regular file"):
-                regular(path, 10)
+                _read_bytes(path, 10)
     with pytest.raises(IsADirectoryError):
-        regular(str(tmp_path), 10)
+        _read_bytes(str(tmp_path), 10)
     with pytest.raises(FileNotFoundError):
-        regular(str(tmp_path / "none"), 10)
+        _read_bytes(str(tmp_path / "none"), 10)
     with pytest.raises(ValueError, match="null"):
-        regular("a\0b", 10)
+        _read_bytes("a\0b", 10)
 
 
 def test_a_pipe_that_replaced_a_file_is_not_read(
@@ -202,7 +202,7 @@ def test_a_pipe_that_replaced_a_file_is_not_read(
     os.mkfifo(pipe)
     monkeypatch.setattr(os, "stat", lambda path: os.lstat(file))
     with pytest.raises(OSError, match="not a regular file"):
-        regular(str(pipe), 10)
+        _read_bytes(str(pipe), 10)
 
 
 def test_a_path_that_hangs_costs_one_thread() -> None:
@@ -231,7 +231,7 @@ def test_a_path_that_hangs_costs_one_thread() -> None:
     finally:
         answers.set()
         for thread in threading.enumerate():
-            if thread.name.startswith("read hangs"):
+            if thread.name == "krelay worker":
                 thread.join()
     assert not files._hanging
     assert bounded(names[0], hang) == names[0]

@@ -582,7 +582,7 @@ def test_the_end_of_a_loop_waits_for_none() -> None:
     asyncio.run(leave())
     answers.set()
     for thread in threading.enumerate():
-        if thread.name == "it":
+        if thread.name == "krelay worker":
             thread.join()
 
 
