@@ -19,8 +19,8 @@ LONGEST = 4_000
 class LogRing(logging.Handler):
     """A logging handler that keeps lines, bounded in number and in length."""
 
-    def __init__(self, level: int = logging.NOTSET, *, kept: int = KEPT) -> None:
-        super().__init__(level)
+    def __init__(self, *, kept: int = KEPT) -> None:
+        super().__init__()
         self._lines: deque[tuple[int, str]] = deque(maxlen=kept)
         self._count = 0
         # Records come from any thread.

@@ -72,24 +72,16 @@ class ApplyRequest:
         else:
             self._callbacks.append(callback)
 
-    def finish(self) -> None:
-        """Mark the request as done."""
+    def finish(
+        self, *, newer: ApplyRequest | None = None, failure: KrelayError | None = None
+    ) -> None:
+        """Mark the request as done, unless it is: as replaced by `newer`, or as failed for good."""
+        if self.done.is_set():
+            return
+        self.newer, self.failure = newer, failure or self.failure
         self.done.set()
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
+        for callback in self._callbacks:
             callback()
-
-    def replace(self, newer: ApplyRequest) -> None:
-        """Give way to a newer request, unless this one is done."""
-        if not self.done.is_set():
-            self.newer = newer
-            self.finish()
-
-    def give_up(self, failure: KrelayError) -> None:
-        """Fail for good, unless the request is done."""
-        if not self.done.is_set():
-            self.failure = failure
-            self.finish()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +148,10 @@ class Supervisor:
         if config == self._request.config and not self._request.done.is_set():
             return self._request
         former, self._request = self._request, ApplyRequest(config, reason)
-        former.replace(self._request)
+        former.finish(newer=self._request)
         self._newer.set()
         if self.ending:
-            self._request.give_up(KrelayError(_ENDING))
+            self._request.finish(failure=KrelayError(_ENDING))
         return self._request
 
     def refuse(self, error: KrelayError) -> bool:
@@ -257,7 +249,15 @@ class Supervisor:
             async with TaskGroup() as self._tasks:
                 active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
                 self._active = active
-                self._run_monitors(active, self._tasks)
+                for name, work in (
+                    ("sleep", partial(watch_sleep, partial(active.network_changed, broken=True))),
+                    (
+                        "routes",
+                        partial(watch_routes, partial(active.network_changed, broken=False)),
+                    ),
+                    ("memory", partial(give_back, active.streams)),
+                ):
+                    self._tasks.create_task(keep(work, f"the watch of {name}"), name=name)
                 await self._run(stop, self._tasks)
                 raise _StoppedError
         except _StoppedError:
@@ -269,14 +269,6 @@ class Supervisor:
                 # Also after a cancellation: nothing else removes the agents.
                 stopped = _within(_HURRY if hurry else None, active.stop())
                 await shield_cleanup(stopped, within=_HURRY)
-
-    def _run_monitors(self, active: ActiveConfig, tasks: TaskGroup) -> None:
-        for name, work in (
-            ("sleep", partial(watch_sleep, partial(active.network_changed, broken=True))),
-            ("routes", partial(watch_routes, partial(active.network_changed, broken=False))),
-            ("memory", partial(give_back, active.streams)),
-        ):
-            tasks.create_task(keep(work, f"the watch of {name}"), name=name)
 
     async def _run(self, stop: asyncio.Event, tasks: TaskGroup) -> None:
         stopping = tasks.create_task(stop.wait(), name="stop")
@@ -319,7 +311,7 @@ class Supervisor:
 
     async def _drain(self) -> None:
         self.ending = True
-        self._request.give_up(KrelayError(_ENDING))
+        self._request.finish(failure=KrelayError(_ENDING))
         self.bus.publish(Ending())
         active = self.active
         config = active.config or self._request.config

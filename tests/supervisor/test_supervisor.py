@@ -560,10 +560,10 @@ async def test_before_the_start_nothing_is_ready() -> None:
 
 def test_a_request_that_is_replaced_or_given_up_is_done() -> None:
     first, second = ApplyRequest(Config(()), "first"), ApplyRequest(Config(()), "second")
-    first.replace(second)
+    first.finish(newer=second)
     assert first.done.is_set()
     assert first.newer is second
-    second.give_up(KrelayError("too late"))
+    second.finish(failure=KrelayError("too late"))
     assert second.done.is_set()
     assert str(second.failure) == "too late"
 
@@ -571,6 +571,6 @@ def test_a_request_that_is_replaced_or_given_up_is_done() -> None:
 def test_a_request_that_is_done_stays_as_it_is() -> None:
     done = ApplyRequest(Config(()), "done")
     done.done.set()
-    done.replace(ApplyRequest(Config(()), "newer"))
-    done.give_up(KrelayError("too late"))
+    done.finish(newer=ApplyRequest(Config(()), "newer"))
+    done.finish(failure=KrelayError("too late"))
     assert (done.newer, done.failure) == (None, None)
