@@ -123,19 +123,13 @@ class Supervisor:
         self._must_exist = must_exist
         self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
-        self._active: ActiveConfig | None = None
-        self._tasks: TaskGroup | None = None
+        self._tasks = TaskGroup()
+        self.active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
         self._refused: OutOfSync | None = None
         self._generation = 1
         self._applied = 0
         self._failed = 0
         self._applied_at = self._began
-
-    @property
-    def active(self) -> ActiveConfig:
-        """What runs, once `run` has begun."""
-        assert self._active is not None
-        return self._active
 
     # -- requests ------------------------------------------------------------------------------
 
@@ -184,22 +178,20 @@ class Supervisor:
 
     def snapshot(self) -> Snapshot:
         """Return the state of all that runs, without the figures of this process."""
-        active = self._active
+        active = self.active
         return Snapshot(
             version=__version__,
             pid=os.getpid(),
             started=self._began,
             file=self._file_state(),
             forwards=self._forward_states(),
-            draining=sum(f.live for f in active.draining_forwards) if active else 0,
-            agents=tuple(map(agent_state, active.groups.values())) if active else (),
+            draining=sum(forward.live for forward in active.draining_forwards),
+            agents=tuple(map(agent_state, active.groups.values())),
             ending=self.ending,
         )
 
     def _forward_states(self) -> tuple[ForwardState, ...]:
-        active = self._active
-        if active is None:
-            return ()
+        active = self.active
         return tuple(forward_state(forward, active.config) for forward in active.all_forwards())
 
     def _file_state(self) -> FileState:
@@ -244,11 +236,9 @@ class Supervisor:
         Raises:
             KrelayError: it could not start; its agents are removed, or named in the log.
         """
-        active: ActiveConfig | None = None
+        active = self.active
         try:
-            async with TaskGroup() as self._tasks:
-                active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
-                self._active = active
+            async with self._tasks:
                 for name, work in (
                     ("sleep", partial(watch_sleep, partial(active.network_changed, broken=True))),
                     (
@@ -258,19 +248,19 @@ class Supervisor:
                     ("memory", partial(give_back, active.streams)),
                 ):
                     self._tasks.create_task(keep(work, f"the watch of {name}"), name=name)
-                await self._run(stop, self._tasks)
+                await self._run(stop)
                 raise _StoppedError
         except _StoppedError:
             pass
         finally:
-            if active is not None:
-                active.cut()
-                hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
-                # Also after a cancellation: nothing else removes the agents.
-                stopped = _within(_HURRY if hurry else None, active.stop())
-                await shield_cleanup(stopped, within=_HURRY)
+            active.cut()
+            hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
+            # Also after a cancellation: nothing else removes the agents.
+            stopped = _within(_HURRY if hurry else None, active.stop())
+            await shield_cleanup(stopped, within=_HURRY)
 
-    async def _run(self, stop: asyncio.Event, tasks: TaskGroup) -> None:
+    async def _run(self, stop: asyncio.Event) -> None:
+        tasks = self._tasks
         stopping = tasks.create_task(stop.wait(), name="stop")
         starting = tasks.create_task(self._start(), name="start")
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
@@ -396,7 +386,6 @@ class Supervisor:
         self._applied += request.failure is None
 
     def _warming(self, config: Config, plan: Plan) -> WarmingConfig:
-        assert self._tasks is not None
         return WarmingConfig(config, plan, self._contexts, self._tasks, self.bus)
 
     async def _warmed(self, warm: WarmingConfig) -> bool:
