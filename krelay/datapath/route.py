@@ -34,22 +34,16 @@ class Route:
         """Time of the loop at which there was an endpoint again after there had been none."""
         self._changed = asyncio.Event()
         self._waiting = 0
-        self._pool = pool
+        self.pool = pool
         pool.users.add(self)
 
-    @property
-    def pool(self) -> Pool:
-        """The tunnels for new streams."""
-        return self._pool
-
-    @pool.setter
-    def pool(self, pool: Pool) -> None:
-        if pool is self._pool:
-            return
-        self._pool.users.discard(self)
-        self._pool = pool
-        pool.users.add(self)
-        self.wake()
+    def move(self, pool: Pool) -> None:
+        """Have new streams use the tunnels of `pool`."""
+        if pool is not self.pool:
+            self.pool.users.discard(self)
+            self.pool = pool
+            pool.users.add(self)
+            self.wake()
 
     @property
     def endpoint(self) -> Endpoint | None:

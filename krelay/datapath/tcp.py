@@ -131,7 +131,7 @@ class LocalRelay(TcpRelay):
     def move(self, pool: Pool) -> None:
         """Use `pool` if there is no stream yet."""
         if self.stream is None:
-            self._request.forwarding.route.pool = pool
+            self._request.forwarding.route.move(pool)
 
     def finish(self) -> None:
         """Serve no further requests, if this connection has any."""

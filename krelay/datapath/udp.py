@@ -65,9 +65,7 @@ class UdpListener(Forwarding):
         """Close: a flow has no end to wait for."""
         self.close()
 
-    def cut(self) -> None:
-        """Close."""
-        self.close()
+    cut = close
 
 
 class FlowSocket(asyncio.DatagramProtocol):

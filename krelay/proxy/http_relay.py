@@ -390,22 +390,19 @@ class HttpRelay(Generic[P]):
         if isinstance(event, Exception):
             raise event
         if isinstance(event, h11.InformationalResponse):
-            self._pass_informational(exchange, event)
+            switches = event.status_code == 101
+            if switches and not exchange.request_done:
+                raise HttpRefusal(502, "it switches protocols in the middle of the request")
+            if switches or exchange.version >= b"1.1":
+                self._actions.append(ToClient(exchange.pass_informational(event)))
+            if switches:
+                self._splice(bytes(exchange.reader.rest()))
         elif isinstance(event, h11.Response):
             self._actions.append(ToClient(exchange.pass_head(event, last=self._last)))
         elif isinstance(event, h11.EndOfMessage):
             self._actions.append(ToClient(exchange.pass_end(event)))
             self._response_ended(exchange)
         return event is not h11.NEED_DATA
-
-    def _pass_informational(self, exchange: _Exchange[P], event: h11.InformationalResponse) -> None:
-        if event.status_code == 101:
-            if not exchange.request_done:
-                raise HttpRefusal(502, "it switches protocols in the middle of the request")
-            self._actions.append(ToClient(exchange.pass_informational(event)))
-            self._splice(bytes(exchange.reader.rest()))
-        elif exchange.version >= b"1.1":
-            self._actions.append(ToClient(exchange.pass_informational(event)))
 
     def _response_ended(self, exchange: _Exchange[P]) -> None:
         exchange.response_done = True

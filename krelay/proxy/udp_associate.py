@@ -95,7 +95,7 @@ class Association(FlowSocket):
     def move(self, pool: Pool) -> None:
         """Have further streams of the flows use `pool`."""
         for flow in self.flows.values():
-            flow.route.pool = pool
+            flow.route.move(pool)
 
     # -- the socket's side ---------------------------------------------------------------------
 

@@ -121,7 +121,7 @@ class Forward:
         """Follow an edit that does not change where to listen; live connections stay untouched."""
         self.spec = self.health.spec = spec
         self.open_timeout = open_timeout
-        self.route.pool = pool
+        self.route.move(pool)
         for listener in self._listeners.values():
             listener.update(spec.target, open_timeout)
         self.health.judge()

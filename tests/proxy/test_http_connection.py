@@ -732,7 +732,7 @@ async def test_a_connection_moves_to_another_pool_with_its_listener() -> None:
                 async with rig.connect(rig.port_of(listener)) as (reader, writer):
                     writer.write(get(target))
                     await rig.until(lambda: listener.connections and not listener.pending)
-                    listener.route.pool = other
+                    listener.route.move(other)
                     listener.update(proxy_target("proxy"), 5.0)
                     assert (await answered(reader))[1] == b"hi"
                     writer.write(get(target))

@@ -310,7 +310,7 @@ async def test_a_connection_waits_for_a_tunnel_also_on_another_pool() -> None:
                     writer.write(HELLO + connect_to(target))
                     assert await reader.readexactly(2) == b"\5\0"
                     await rig.until(lambda: not listener.pending)
-                    listener.route.pool = other
+                    listener.route.move(other)
                     listener.update(proxy_target("proxy"), 5.0)
                     assert await reader.readexactly(10) == OK
                 async with socks(listener, target):

@@ -186,7 +186,7 @@ async def test_an_association_moves_to_another_pool() -> None:
         other = Pool("q", [rig.AgentLink(server)], rig.KEY, size=1)
         async with rig.running(other), associated(listener) as (sock, _):
             await ask(sock, rig.HOST, target, b"x")
-            listener.route.pool = other
+            listener.route.move(other)
             listener.update(proxy_target("proxy"), 5.0)
             (connection,) = listener.connections
             assert isinstance(connection, ProxyConnection)
