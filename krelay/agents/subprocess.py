@@ -102,11 +102,8 @@ class SubprocessAgent:
             await end(process, grace=_STOP_DEADLINE)
 
     async def _replace(self, ended: asyncio.subprocess.Process) -> None:
-        """Start another agent in the place of one that has ended, whose sessions are lost.
-
-        Raises:
-            PodGoneError: always.
-        """
+        """Start another agent in the place of one that has ended, and raise PodGoneError: the
+        sessions of the former are lost."""
         reason = f"the embedded agent ended with {ended.returncode}"
         where, self._where = self._where, ""
         if where:

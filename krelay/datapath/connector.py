@@ -207,8 +207,7 @@ class StreamRequest:
 def open_now(route: Route, protocol: Protocol, handler: StreamHandler) -> Stream | None:
     """Open a stream to where `route` leads; return None if there is no endpoint or no tunnel.
 
-    Raises:
-        ProtocolError: the session takes no more streams, or the endpoint cannot be addressed.
+    Raises ProtocolError if the session takes no more streams or no Header can carry the endpoint.
     """
     if route.unusable:
         raise ProtocolError(route.unusable, ErrorCode.NO_SUCH_HOST)
@@ -323,8 +322,7 @@ class ConnectionQueue:
             descriptor_budget().recheck()
 
     def make_room(self) -> bool:
-        """Drop the connection that has been half-closed for the longest; return whether there was
-        one."""
+        """Drop the connection half-closed for the longest; return whether one was."""
         connection = next(iter(self._half_closed), None)
         if connection is None:
             return False

@@ -52,9 +52,7 @@ class NoRouteError(Exception):
 async def probe(check: Check, route: Route) -> None:
     """Return if the present endpoint of `route` passes the check.
 
-    Raises:
-        ProbeError: it does not.
-        NoRouteError: it cannot be dialled now.
+    Raises ProbeError if it does not, NoRouteError if it cannot be dialled now.
     """
     protocol = Protocol.UDP if check.kind is CheckKind.DNS else Protocol.TCP
     handler = _Handler()

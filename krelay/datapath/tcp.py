@@ -37,11 +37,7 @@ class TcpListener(Forwarding):
         return len(self.connections)
 
     async def open(self, address: str, port: int) -> None:
-        """Bind and accept.
-
-        Raises:
-            ListenError: the address cannot be bound.
-        """
+        """Bind and accept. Raises ListenError if the address cannot be bound."""
         sockets = bind(address, port, socket.SOCK_STREAM)
         self.addresses = [sock.getsockname()[:2] for sock in sockets]
         make_room = connection_queue().make_room

@@ -40,11 +40,7 @@ class UdpListener(Forwarding):
         return sum(len(sock.flows) for sock in self._sockets)
 
     async def open(self, address: str, port: int) -> None:
-        """Bind and receive.
-
-        Raises:
-            ListenError: the address cannot be bound.
-        """
+        """Bind and receive. Raises ListenError if the address cannot be bound."""
         loop = asyncio.get_running_loop()
         self.addresses = []
         for sock in bind(address, port, socket.SOCK_DGRAM):
@@ -69,8 +65,7 @@ class UdpListener(Forwarding):
 
 
 class FlowSocket(asyncio.DatagramProtocol):
-    """A bound socket and its flows by the address at their other end, the least recently used
-    first."""
+    """A bound socket and its flows by address, the least recently used first."""
 
     def __init__(self, metrics: ForwardMetrics) -> None:
         self.metrics = metrics

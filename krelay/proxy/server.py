@@ -67,11 +67,7 @@ class ProxyListener(TcpListener):
             connection.move(self.route.pool)
 
     async def open(self, address: str, port: int) -> None:
-        """Bind and accept, and warn if others may use the proxy.
-
-        Raises:
-            ListenError: the address cannot be bound.
-        """
+        """Bind and accept as a TcpListener does, and warn if others may use the proxy."""
         await super().open(address, port)
         if not is_loopback(address) and self.credentials is None:
             self.log.warning(
@@ -108,8 +104,7 @@ class ProxyListener(TcpListener):
                 self.make_room()
 
     def make_room(self) -> bool:
-        """Close the HTTP connection that has been idle for the longest; return whether there was
-        one."""
+        """Close the HTTP connection that is idle for the longest; return whether one was."""
         idle = next((found for found in self._waiting if found.idle), None)
         if idle is None:
             return False

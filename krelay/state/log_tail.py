@@ -46,11 +46,8 @@ class LogRing(logging.Handler):
         return found[max(0, len(found) - most) :]
 
     async def answer(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer `GET /v1/logs`: the last `lines` lines with a number above `after`.
-
-        Raises:
-            UsageError: one of the two is not a count.
-        """
+        """Answer `GET /v1/logs`: the last `lines` lines with a number above `after`. Raises
+        UsageError if one of the two is not a count."""
         after, most = body.get("after", 0), body.get("lines", KEPT)
         for value in (after, most):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:

@@ -50,11 +50,8 @@ class WarmingConfig:
         self._bus = bus
 
     async def prepare(self) -> None:
-        """Make the groups without starting them, and start the watchers.
-
-        Raises:
-            CredentialsError: kubeconfig has no such context.
-        """
+        """Make the groups without starting them, and start the watchers. Raises as
+        `Contexts.api` does."""
         for change in self.plan.groups:
             if change.new is not None:
                 self.groups[change.key] = await self._group(change.new)
@@ -67,11 +64,8 @@ class WarmingConfig:
             )
 
     async def warm(self) -> None:
-        """Wait until all new agents are reached; give new targets a while to be resolved.
-
-        Raises:
-            KrelayError: an agent cannot be started or reached.
-        """
+        """Wait until all new agents are reached; give new targets a while to be resolved. Raises
+        KrelayError if an agent cannot be started or reached."""
         async with TaskGroup() as warming:
             for group in self.groups.values():
                 warming.create_task(group.start(self._tasks))

@@ -361,10 +361,7 @@ class SharedProbe:
 
     async def ask(self, probe: Probe, since: float) -> ProbeError | None:
         """Return the newest answer from `since` on; probe, or wait for a running probe, to get one.
-
-        Raises:
-            NoRouteError: `probe` did.
-        """
+        Raises what `probe` raises."""
         while self.at < since:
             if self._ended is not None and self._began >= since:
                 await self._ended.wait()

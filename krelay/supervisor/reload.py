@@ -93,12 +93,8 @@ class Reloader:
         return changes
 
     async def plan(self, source: ConfigSource | None = None) -> list[Change]:
-        """Return what `reload` would change, or what the config of another source would.
-
-        Raises:
-            UsageError: the file cannot be read.
-            ConfigError: the file is invalid.
-        """
+        """Return what `reload` would change, or what the config of another source would. Raises
+        what `load` of the source raises."""
         async with self._planning:
             config = await self._plans.run((source or self.source).load)
         return self._supervisor.plan(config)

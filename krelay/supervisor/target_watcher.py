@@ -164,11 +164,7 @@ class Contexts:
             return self._apis[context]
 
     async def informers(self, context: str | None) -> Informers:
-        """Return the shared watches of a context.
-
-        Raises:
-            CredentialsError: as `api`.
-        """
+        """Return the shared watches of a context. Raises as `api` does."""
         from krelay.cluster.informers import Informers
 
         api = await self.api(context)
@@ -177,11 +173,7 @@ class Contexts:
         return self._informers[api]
 
     async def follow(self, config: Config, target: Target) -> Follow:
-        """Return how to follow a target of `config` in the cluster.
-
-        Raises:
-            CredentialsError: as `api`.
-        """
+        """Return how to follow a target of `config` in the cluster. Raises as `api` does."""
         from krelay.cluster.resolve import follow_target
 
         context = group_of(config, target)
