@@ -15,6 +15,7 @@ from krelay.datapath.connector import Forwarding
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import LocalRelay, TcpListener
+from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution, Target, is_loopback
 from krelay.mux.log import about
 from krelay.mux.sockets import close_socket
@@ -260,7 +261,7 @@ class ProxyConnection(LocalRelay):
     async def _bind(self, association: Association, host: str) -> None:
         try:
             port = await association.open(host)
-        except OSError as exc:
+        except (OSError, ListenError) as exc:
             self._proxy.log.warning("no UDP: %s", exc)
             self._refuse(reply(Reply.FAILURE))
         else:

@@ -26,6 +26,7 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.udp import FlowSocket
 from krelay.model import is_loopback
 from krelay.net.accept import descriptor_budget
+from krelay.net.bind import bind
 from krelay.proxy.socks5 import read_datagram, write_datagram
 from krelay.tasks import TaskGroup, guard
 from krelay.threads import in_thread
@@ -77,11 +78,11 @@ class Association(FlowSocket):
         reserved for the rest of the program.
 
         Raises:
-            OSError: no socket can be had.
+            OSError, ListenError: no socket can be had.
         """
         if not descriptor_budget().has_room():
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        sock = _bound(host)
+        (sock,) = bind(host, 0, socket.SOCK_DGRAM)
         descriptor_budget().accepted(sock)
         transport, _ = await self.loop.create_datagram_endpoint(lambda: self, sock=sock)
         port: int = transport.get_extra_info("sockname")[1]
@@ -175,19 +176,6 @@ class Association(FlowSocket):
             self.metrics.to_local += len(data)
         else:
             self.metrics.drops[KERNEL] += 1
-
-
-def _bound(host: str) -> socket.socket:
-    (family, kind, proto, _, address), *_ = socket.getaddrinfo(
-        host, 0, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-    )
-    sock = socket.socket(family, kind, proto)
-    try:
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 # -- owners of sockets (Linux) -----------------------------------------------------------------
