@@ -120,9 +120,3 @@ class Subscription:
             self._filled.clear()
             await self._filled.wait()
         return self._events.popleft()
-
-    async def batch(self) -> list[Any]:
-        """Return all queued events; wait for one if there is none."""
-        events = [await self.next(), *self._events]
-        self._events.clear()
-        return events

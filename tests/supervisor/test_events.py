@@ -78,7 +78,7 @@ async def test_every_reload_is_published_with_its_beginning_and_its_end(
             await w.edit(text(f"two: {HOST} :1"))
             with pytest.raises(ConfigError):
                 await w.edit("nonsense")
-            found = await events.batch()
+            found = list(events._events)
         assert found == [ReloadStarted(1), ReloadEnded(1), ReloadStarted(2), ReloadEnded(2)]
 
 
