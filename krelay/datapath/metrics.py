@@ -93,27 +93,24 @@ class ForwardMetrics:
         """Bytes from local applications, without those of live relays."""
         self.to_local = 0
         """Bytes to local applications, without those of live relays."""
-        self._live: set[Relay] = set()
+        self.relays: set[Relay] = set()
+        """The live relays, which count their bytes themselves."""
         self._sockets: set[ReceiveDrops] = set()
 
     @property
     def to_remote_bytes(self) -> int:
         """Bytes from local applications."""
-        return self.to_remote + sum(relay.received_bytes for relay in self._live)
+        return self.to_remote + sum(relay.received_bytes for relay in self.relays)
 
     @property
     def to_local_bytes(self) -> int:
         """Bytes to local applications."""
-        return self.to_local + sum(relay.sent_bytes for relay in self._live)
-
-    def add_relay(self, relay: Relay) -> None:
-        """Count the bytes of a live relay."""
-        self._live.add(relay)
+        return self.to_local + sum(relay.sent_bytes for relay in self.relays)
 
     def remove_relay(self, relay: Relay) -> None:
         """Keep the bytes of a relay whose stream has ended."""
-        if relay in self._live:
-            self._live.discard(relay)
+        if relay in self.relays:
+            self.relays.discard(relay)
             self.to_remote += relay.received_bytes
             self.to_local += relay.sent_bytes
 
@@ -158,7 +155,7 @@ class StreamMetrics:
         self._live = True
         self._opened = False
         if self._relay is not None:
-            self._metrics.add_relay(self._relay)
+            self._metrics.relays.add(self._relay)
 
     def dialled(self) -> None:
         """Record that the agent dials the endpoint now, maybe again."""

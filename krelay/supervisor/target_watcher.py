@@ -177,8 +177,8 @@ class Contexts:
         from krelay.cluster.resolve import follow_target
 
         context = group_of(config, target)
-        api, informers = await self.api(context), await self.informers(context)
-        namespace = target.namespace or config.namespace or api.namespace
+        informers = await self.informers(context)
+        namespace = target.namespace or config.namespace or (await self.api(context)).namespace
         return lambda target, publish: follow_target(informers, target, namespace, publish)
 
     async def close(self) -> None:
