@@ -32,7 +32,7 @@ LOADS = [
 
 
 def command(mode: str, port: int, amount: int) -> list[str]:
-    """A load as a process of its own, so that no two share an interpreter."""
+    """A load in its own process, so that no two share an interpreter."""
     return [sys.executable, str(HERE / "load.py"), mode, str(port), str(amount)]
 
 
@@ -106,7 +106,7 @@ def kubectl(namespace: str) -> Iterator[dict[int, int]]:
             words = process.stdout.readline().split()
             if words[2].startswith("127.0.0.1:"):
                 ports[int(words[4])] = int(words[2].rpartition(":")[2])
-        # It says a line for each connection, and stops when nobody reads them.
+        # kubectl prints a line for each connection, and stops if they are not read.
         drain = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
         yield ports
         drain.kill()

@@ -17,26 +17,26 @@ DEADLINE = 10.0
 
 
 def free_port() -> int:
-    """A local port that nothing has."""
+    """Return a free local port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
 
 
 def write(file: Path, text: str) -> None:
-    """Over what is there."""
+    """Write the file in place."""
     file.write_text(text)
 
 
 def rename(file: Path, text: str) -> None:
-    """A new file in its place, as most editors do."""
+    """Replace the file, as most editors do."""
     new = file.with_name(".new")
     new.write_text(text)
     new.rename(file)
 
 
 def until_accepted(port: int) -> float:
-    """When a connection was taken."""
+    """Return when a connection was accepted."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         with socket.socket() as sock:
@@ -47,7 +47,7 @@ def until_accepted(port: int) -> float:
 
 
 def measure(file: Path, head: str) -> list[float]:
-    """Milliseconds of each edit; each has another target of a Service, saved in one of two ways."""
+    """Return the milliseconds of each edit. Each adds a target, saved in one of two ways."""
     taken = []
     for number in range(EDITS):
         port = free_port()
@@ -57,7 +57,7 @@ def measure(file: Path, head: str) -> list[float]:
         save(file, text)
         taken.append((until_accepted(port) - began) * 1000)
         print(f"edit {number + 1}: {figure(taken[-1])} ms", flush=True)
-        # As one who edits: not while the last edit is carried out.
+        # Wait like a person, so that krelay has applied the last edit.
         time.sleep(0.2)
     return taken
 

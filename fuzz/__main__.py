@@ -1,6 +1,6 @@
-"""`python -m fuzz [--seconds N] [--jobs N] [NAME...]`: targets under atheris, and a table of it.
+"""`python -m fuzz [--seconds N] [--jobs N] [NAME...]`: fuzz targets, and print a table.
 
-What a target found is kept in `fuzz/found/`; it ends with 1 where there is any.
+Findings stay in `fuzz/found/`; the exit code is 1 if there are any.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _STATS = re.compile(r"^stat::(\w+):\s+(\d+)", re.MULTILINE)
 
 
 class Outcome(NamedTuple):
-    """What became of one target. `coverage` counts edges, `corpus` the inputs that reach them."""
+    """The result of one target. `coverage` counts edges, `corpus` the inputs that reach them."""
 
     name: str
     runs: int
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 async def fuzz(target: Target, seconds: int) -> Outcome:
-    """Try it out for so long, from its seeds on, or until it finds something."""
+    """Fuzz a target from its seeds for `seconds`, or until it finds something."""
     FOUND.mkdir(exist_ok=True)
     before = set(FOUND.glob(f"{target.name}-*"))
     with tempfile.TemporaryDirectory() as work:

@@ -1,4 +1,4 @@
-"""A transport to nowhere, for protocols that are told what came without a network."""
+"""A transport without a network, for protocols that the fuzzer feeds directly."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Nowhere(asyncio.Transport):
         return self.closed
 
     def pause_reading(self) -> None:
-        """Whoever feeds the protocol does not ask."""
+        """Ignore it: the fuzzer does not stop feeding."""
 
     def resume_reading(self) -> None:
-        """Nor here."""
+        """Ignore it."""
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """Nothing is buffered."""

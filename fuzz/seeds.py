@@ -1,5 +1,5 @@
-"""The corpus, made from the conformance set of the wire, the examples and a few lines of each
-protocol: `python -m fuzz.seeds` writes it anew."""
+"""Build the corpus from the wire's conformance set, the examples and a few lines of each protocol:
+`python -m fuzz.seeds` rewrites it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from krelay.wire.frames import FrameType
 
 ROOT = Path(__file__).parents[1]
 WHOLE, TRICKLE = b"\xff", b"\0"
-"""The first byte of what is fed in pieces: their size less one."""
+"""The first byte of input that is fed in pieces: their size minus one."""
 _SMALL = 4_096
 
 
 def seeds(name: str) -> Iterator[bytes]:
-    """What the target begins with."""
+    """Yield the target's seeds."""
     yield from _MADE[name]()
 
 

@@ -142,7 +142,7 @@ def _has_loop(item: pytest.Function) -> bool:
 
 @pytest.fixture
 async def no_leaked_tasks() -> AsyncIterator[None]:
-    """Tasks that outlive an async test were nobody's: that is a leak."""
+    """Fail an async test that leaves tasks behind."""
     before = asyncio.all_tasks()
     yield
     await asyncio.sleep(0)

@@ -40,7 +40,7 @@ def target() -> Iterator[int]:
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """Without a cluster, and without what this pytest was told."""
+    """Remove the cluster and this pytest's own options."""
     monkeypatch.setenv("KUBECONFIG", "/dev/null")
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:cacheprovider -p krelay.pytest_plugin")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

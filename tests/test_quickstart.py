@@ -23,8 +23,8 @@ _FORWARD = re.compile(r"^([\w-]+): 127\.0\.0\.1:(\d+) -> ", re.MULTILINE)
 
 @asynccontextmanager
 async def quickstart(**environ: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """The process, in a group of its own as in a terminal, and what it has printed once all three
-    forwards are there."""
+    """Yield the process, in a separate group as in a terminal, and its output once all three
+    forwards are ready."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "examples/quickstart.py"),
         cwd=ROOT,

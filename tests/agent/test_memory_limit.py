@@ -221,7 +221,7 @@ class Intruder:
         self.reader, self.writer = reader, writer
 
     async def send(self, data: bytes) -> None:
-        """As far as the agent takes it within a moment."""
+        """Send what the agent takes within a moment."""
         with suppress(ConnectionError, TimeoutError):
             self.writer.write(data)
             async with asyncio.timeout(2):

@@ -40,7 +40,7 @@ async def life(**settings: object) -> AsyncIterator[tuple[Server, asyncio.Task[N
 
 
 def wait(server: Server, idle_timeout: float) -> None:
-    """From now on the server waits this long for somebody."""
+    """Make the server wait this long for a client."""
     server._settings = dataclasses.replace(server._settings, idle_timeout=idle_timeout)
 
 

@@ -57,7 +57,7 @@ async def test_an_agent_that_knows_a_digest_learns_the_key_from_the_first_client
             error = await refused(server, key=wrong, private=True)
             assert (error.code, str(error)) == (ErrorCode.DENIED, "wrong key")
         clients = [await session(server, private=True)]
-        # It has learnt the key, so that nobody has to show it any more.
+        # It has learnt the key, so that no later client has to show it.
         clients.append(await session(server))
         assert (await refused(server, key=bytes(32))).code == ErrorCode.DENIED
         for client in clients:

@@ -112,7 +112,7 @@ class Account:
     # -- faults --------------------------------------------------------------------------------
 
     def kill(self, kind: str, pods: frozenset[str] = frozenset()) -> Killer:
-        """These pods are told to end; connections to them may be reset from now on."""
+        """Record that these pods end; connections to them may be reset from now on."""
         killer = Killer(kind, pods, now())
         self.killers.append(killer)
         return killer

@@ -54,7 +54,7 @@ async def truncate(world: World) -> None:
 
 
 async def hole(world: World) -> None:
-    """Nothing passes, and nobody says so."""
+    """Drop everything silently."""
     world.proxy.faults.hole = True
     await asyncio.sleep(world.chance.uniform(5, 15))
     await world.proxy.heal()

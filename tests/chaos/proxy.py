@@ -171,7 +171,7 @@ class Proxy:
             self._server = None
 
     def apply(self) -> None:
-        """Faults were changed: whoever waits looks again."""
+        """Wake what waits for a change of the faults."""
         while self._news:
             waiting = self._news.popleft()
             if not waiting.done():

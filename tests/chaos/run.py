@@ -66,7 +66,7 @@ async def harm(world: World, seconds: float, *, short: bool) -> None:
 
 
 def say(text: str) -> None:
-    """To whoever watches."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 

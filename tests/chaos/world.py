@@ -51,7 +51,7 @@ def serves(timeout: float = 90.0) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now; for what must know its port before it is bound."""
+    """Return ports that are free now, for servers that must know their port before they bind it."""
     socks = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [sock.getsockname()[1] for sock in socks]
     for sock in socks:

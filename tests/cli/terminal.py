@@ -82,7 +82,7 @@ class Terminal:
         """Read the output so far."""
         try:
             data = os.read(self._descriptor, 1 << 16)
-        except OSError:  # nobody has it open any more
+        except OSError:  # no process has it open any more
             data = b""
         if not data:
             asyncio.get_running_loop().remove_reader(self._descriptor)

@@ -383,7 +383,7 @@ def test_down_fails_if_no_krelay_runs(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError) as caught:
         down(file)
     assert caught.value.exit_code == 1
-    # The lock of one that was killed is nobody's.
+    # A killed krelay leaves its lock file, which locks nothing.
     lock = socket_path(file).with_suffix(".lock")
     lock.touch()
     assert not is_running(file)

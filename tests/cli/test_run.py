@@ -301,8 +301,8 @@ async def test_at_a_terminal_what_a_key_may_have_sent_is_not_passed_on(tmp_path:
 
 @asynccontextmanager
 async def waiting(tmp_path: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
-    """A `krelay run` whose forward is not to be had, and its agent's process id. It ends in the
-    block, and has not run its command."""
+    """Start a `krelay run` whose forward never becomes ready; yield it and its agent's process id.
+    It must end in the block, without running its command."""
     file = write(tmp_path, rig.closed_port())
     process = await asyncio.create_subprocess_exec(
         *command("run", "-v", "-f", str(file), "--", "touch", str(tmp_path / "ran")),
@@ -364,7 +364,7 @@ async def test_names_that_clash_and_no_command(tmp_path: Path) -> None:
 
 
 async def test_what_the_command_leaves_behind_does_not_hold_it_up(tmp_path: Path) -> None:
-    """A child of its own that keeps a connection: that gets a moment, and is cut."""
+    """A child of the command keeps a connection, which gets a moment and is then cut."""
     async with rig.tcp_target(rig.hold) as port:
         file = write(tmp_path, port, "tunnel: {drain: 10s}")
         script = (

@@ -1,5 +1,5 @@
-"""A pool and an agent joined in memory, by a way that lags, cuts, swallows and refuses, under a
-clock of its own: minutes of a bad network pass in milliseconds."""
+"""A pool and an agent joined in memory, by a link that lags, cuts, swallows and refuses, on a
+simulated clock: minutes of a bad network pass in milliseconds."""
 
 from __future__ import annotations
 

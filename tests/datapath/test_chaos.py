@@ -165,7 +165,7 @@ class Story:
         self.halves: dict[str, Half] = {}
         self.pairs: list[tuple[Half, Half]] = []
         self.excused: set[str] = set()
-        """Streams that may be reset: somebody did so."""
+        """Streams that a test step reset, so their reset is no fault."""
         self.doomed = False
         """Whether any stream may be: the agent was another, or the grace passed."""
         self.replay = chance.choice([128 << 10, 1 << 20, 4 << 20])

@@ -18,7 +18,7 @@ from tests import rig
 
 
 async def assert_reset(port: int, data: bytes = b"") -> None:
-    """Whoever connects there, and sends `data`, sees a reset; never an empty answer."""
+    """Connect, send `data`, and expect a reset, never an empty answer."""
     async with rig.connect(port) as (reader, writer):
         writer.write(data)
         with pytest.raises(ConnectionResetError):

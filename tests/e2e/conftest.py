@@ -105,7 +105,7 @@ def namespace(cluster: None) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def relay(world: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[kit.Krelay]:
-    """One krelay with forwards to all of the world, for tests that disturb nobody."""
+    """One krelay with forwards to all of the world, for tests that do not disturb others."""
     solo: Any = kit.get(world, "pod", "solo")["status"]["podIP"]
     config = f"""
 apiVersion: krelay/v1

@@ -1,6 +1,6 @@
-"""A Docker daemon of the tests' own, in namespaces of its own (network, mounts, processes): no
-bridge, firewall rule or mount of it is seen outside, and none is left when it ends, however that
-comes. Its containers reach one address beyond: the API server, through a relay at `API`."""
+"""The tests' Docker daemon, in its own namespaces (network, mounts, processes): its bridges,
+firewall rules and mounts are invisible outside, and vanish however it ends. Its containers reach
+one address beyond: the API server, through a relay at `API`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import psutil
 from tests.e2e import kit
 
 API = ("198.51.100.1", 6443)
-"""Where containers find the API server: an address that is nobody's, local in the namespace."""
+"""Where containers find the API server: an unassigned address, local in the namespace."""
 
 _CGROUP = f"krelay-test-docker-{os.getpid()}"
 

@@ -134,7 +134,7 @@ def program() -> dict[str, Any]:
 
 
 class Krelay:
-    """`krelay` as a process of its own. As a context manager it ends with SIGINT and exit 0."""
+    """`krelay` as a process. As a context manager it ends with SIGINT and exit code 0."""
 
     def __init__(
         self,
@@ -279,7 +279,7 @@ def agents(namespace: str) -> list[str]:
 @contextlib.contextmanager
 def faults() -> Iterator[Any]:
     """A function that has the cluster's starter do a fault (`stop`, `freeze`, …); all is undone
-    afterwards. Skips where somebody else's cluster is used."""
+    afterwards. Skips if the cluster is not the tests' own."""
     starter = (ROOT / os.environ.get("KRELAY_TEST_CLUSTER", "../shared/cluster/cluster")).resolve()
     if not starter.exists():
         pytest.skip("needs the cluster of the tests' own")

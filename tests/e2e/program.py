@@ -4,8 +4,8 @@ Port 8000 speaks HTTP: `/` names the pod, `/ready` is its readiness. Port 9000 t
 a command and then the connection is that command's. Port 9001 echoes datagrams. On SIGTERM it
 serves on for a while, as pods that end gracefully do.
 
-What `duplex` and `ask` carry ends by RST where this program ends before them, and what became of
-each `duplex` is told at `/outcomes`: so no end is silent, and none is unheard of.
+If this program ends before them, `duplex` and `ask` connections end by RST, and `/outcomes` lists
+the result of each `duplex`: so no end goes unnoticed.
 """
 
 from __future__ import annotations

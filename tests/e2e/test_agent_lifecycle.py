@@ -1,4 +1,4 @@
-"""The agent's pod on the real cluster: it starts, or the cluster's own reason is told; it goes."""
+"""The agent's pod on the real cluster: it starts, or krelay reports why not; it ends."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def logged(api: Api, agent: Agent, words: bytes) -> bytes:
 
 
 async def refused(api: Api, namespace: str, config: AgentConfig | None = None) -> AgentError:
-    """The error of an agent that cannot start; it is told soon and leaves nothing."""
+    """Return the error of an agent that cannot start; it comes soon and leaves nothing."""
     with pytest.raises(AgentError) as caught:
         async with asyncio.timeout(20):
             await start(api, namespace, config)

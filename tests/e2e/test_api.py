@@ -1,4 +1,4 @@
-"""How krelay speaks to a real API server: who we may be there, what we are told, and watches."""
+"""krelay and a real API server: identities, errors and watches."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_what_is_not_ready_in_time_leaves_nothing_either(
 
 
 def test_wait_is_for_what_was_measured(world: str, tmp_path: Path) -> None:
-    """A Service whose port nobody listens on is bound, and resolved, and not ready."""
+    """A Service without a listener is bound and resolved, but not ready."""
     lines = "web: svc/web :80\n  dead: pod/solo :7"
     with kit.up(f"apiVersion: krelay/v1\nnamespace: {world}\ntargets:\n  {lines}\n", tmp_path, 2):
         file = str(next(tmp_path.glob("krelay-*.yaml")))

@@ -24,7 +24,7 @@ from tests.e2e.docker import Docker, daemon, kubeconfig, missing
 AGENT = "krelay.test/krelay-server:1"
 KRELAY = "krelay.test/krelay:1"
 USER = 12_345
-"""Whoever has the kubeconfig; no image knows of them."""
+"""The owner of the kubeconfig, a user id that no image knows."""
 
 # The Dockerfiles' own base is one of a registry, by its digest.
 BASE = ("--build-arg", f"BASE={kit.IMAGE}")

@@ -235,7 +235,7 @@ def test_a_file_that_is_mounted_alone(edited: Edited, tmp_path: Path) -> None:
             outside.write_text(edited.text(f"web: svc/web {two}:80"))
             krelay.wait_lines(2)
             assert pod(two).startswith(b"web-")
-            # Replaced there, it is another file; the mount keeps the one that nobody edits now.
+            # Replaced there, it is another file; the mount keeps the old one, unchanged.
             new = outside.with_name("new")
             new.write_text(outside.read_text())
             new.rename(outside)

@@ -1,4 +1,4 @@
-"""Routes stay true while the cluster changes under them: nobody's request fails."""
+"""Routes follow the cluster as it changes, and no request fails."""
 
 from __future__ import annotations
 

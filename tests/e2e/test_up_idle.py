@@ -1,4 +1,4 @@
-"""What krelay costs while nobody uses it: printed, and held to a bound that tells of a mistake."""
+"""The cost of an idle krelay: printed, and checked against a bound that only a bug exceeds."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ async def run(*args: str, cwd: Path = ROOT, stdin: bytes | None = None, **enviro
     return Done(process.returncode, out.decode(), err.decode())
 
 
-# Each command is a process of its own, forked from one that has imported krelay.
+# Each command is a process, forked from one that has imported krelay.
 _EACH = """
 import json, os, sys
 from krelay.cli import client_commands, file_commands, main, up
@@ -191,7 +191,7 @@ async def up(
 
 
 def alive(pid: int) -> bool:
-    """Whether a process that is not ours still runs; one that nobody buries does not."""
+    """Return whether another's process still runs; a zombie does not."""
     try:
         os.kill(pid, 0)
         stat = Path(f"/proc/{pid}/stat")

@@ -199,7 +199,7 @@ async def test_a_port_in_use_stops_that_forward_alone(file: Path) -> None:
                     f" by {psutil.Process().name()} (pid {os.getpid()});"
                     " hint: stop the program that uses it"
                 )
-                # Whoever has it may leave: it is tried again.
+                # krelay tries again, and binds the port once it is free.
                 taken.close()
                 await rig.until(lambda: "taken" in krelay.ports)
                 assert await rig.exchange(port, b"x") == b"x"

@@ -23,7 +23,7 @@ UNIT = ROOT / "examples" / "krelay.service"
 SYSTEMD = Path("/lib/systemd/systemd")
 _GROUP = f"krelay-test-systemd-{os.getpid()}"
 
-# A group of its own for what it starts, where this machine's systemd (if any) does not look.
+# A separate group for what it starts, where this machine's systemd (if any) does not look.
 _START = f"""
 for tree in /sys/fs/cgroup /sys/fs/cgroup/*/; do
   test -f $tree/cgroup.procs || continue
@@ -107,7 +107,7 @@ class Systemd:
 
 @pytest.fixture
 async def systemd(home: Path) -> AsyncIterator[Systemd]:
-    """One that runs in namespaces of its own, with a watchdog in a hurry."""
+    """Run systemd in its own namespaces, with a short watchdog."""
     more = home / ".config/systemd/user/krelay.service.d/test.conf"
     more.parent.mkdir()
     more.write_text(f"[Service]\nWatchdogSec=3s\nRestartSec=0\nEnvironment=PYTHONPATH={ROOT}\n")

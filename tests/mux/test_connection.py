@@ -289,7 +289,7 @@ async def test_bytes_for_a_tunnel_that_breaks_reach_no_other() -> None:
         number = transport.get_extra_info("socket").fileno()
         near, *_ = await both.stream()
         near.write(b"sent at the end of this turn")
-        # Lost, as when a read or a write fails, of which the connection is told after that.
+        # Lost, as when a read or write fails; the connection learns of it later.
         transport.abort()
         await until(lambda: both.detached)
         assert not loop.remove_writer(number)

@@ -161,7 +161,7 @@ async def test_an_application_that_does_not_read_pauses_the_target() -> None:
                 sent += len(block)
         except TimeoutError:
             pass
-        assert sent < 64 << 20, "somebody buffers without a bound"
+        assert sent < 64 << 20, "unbounded buffering"
         ends.app[0]._transport.resume_reading()  # type: ignore[attr-defined]
         received = 0
         while received < sent:

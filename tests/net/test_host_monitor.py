@@ -70,7 +70,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(
     sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
-    reason="makes a network namespace of its own: Linux, root",
+    reason="creates a network namespace: Linux, root",
 )
 @pytest.mark.process
 async def test_a_changed_link_is_reported() -> None:

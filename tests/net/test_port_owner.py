@@ -1,4 +1,4 @@
-"""The owner of a local port, in processes of its own."""
+"""The owner of a local port, tested with separate processes."""
 
 from __future__ import annotations
 

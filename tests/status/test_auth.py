@@ -144,7 +144,7 @@ async def test_an_unknown_host_name_is_refused() -> None:
         for host in ("localhost", "localhost:1", "127.0.0.1", "[::1]:80", "krelay.localhost"):
             assert await status(made, "GET", "/v1/status", Host=host) == 200
         assert await status(made, "GET", "/healthz", Host="evil.example") == 200
-    async with service(TOKEN) as made:  # whoever knows the token comes by any name
+    async with service(TOKEN) as made:  # with the token, any host name works
         shown = f"Bearer {TOKEN}"
         found = await status(made, "GET", "/v1/status", Host="krelay:9527", Authorization=shown)
         assert found == 200

@@ -168,7 +168,7 @@ async def test_without_a_tunnel_a_forward_is_pending_or_degraded() -> None:
             await w.becomes(State.DEGRADED, "the way is shut")
             path.link.blocked = False
             await w.becomes(State.READY)
-        # The tunnel has events of its own; hundreds of forwards must not repeat them.
+        # The tunnel has its own events; hundreds of forwards must not repeat them.
         assert [event.details["to"] for event in w.bus.history][:3] == [
             "ready",
             "degraded",
