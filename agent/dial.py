@@ -81,7 +81,7 @@ class _Lookup:
 
 
 class Lookups:
-    """The lookups of an agent. A `client` is any object that stands for one."""
+    """The lookups of an agent. A `client` is any object that identifies one."""
 
     def __init__(self, limit: int = MAX_LOOKUPS) -> None:
         self._limit = limit
@@ -119,7 +119,7 @@ class Lookups:
             reason = f"resolving {host} took over {timeout:g} s"
             if not lookup.started:
                 busy = self._of_client[client]
-                reason += f": the agent waits for the answers to {busy} other names"
+                reason += f": the agent is waiting for {busy} other names"
             raise DialError(ErrorCode.RESOLVE_TIMEOUT, reason) from exc
         finally:
             lookup.waiters.discard(waiter)

@@ -62,17 +62,17 @@ def address(text: str) -> str:
     """Return `text`, which must be an IPv4 or IPv6 address.
 
     Raises:
-        ValueError: `text` is no address.
+        ValueError: `text` is not an address.
     """
     ipaddress.ip_address(text)
     return text
 
 
 def port(text: str) -> int:
-    """Return a port number; 0 stands for any free port.
+    """Return a port number; 0 means any free port.
 
     Raises:
-        ValueError: `text` is no port number.
+        ValueError: `text` is not a port number.
     """
     number = int(text)
     if not 0 <= number <= 65_535:
@@ -84,7 +84,7 @@ def size(text: str) -> int:
     """Return a number of bytes, at least that of one frame.
 
     Raises:
-        ValueError: `text` is no such number.
+        ValueError: `text` is not such a number.
     """
     number = int(text)
     if number < MAX_PAYLOAD:
@@ -133,5 +133,5 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
     )
     if not ipaddress.ip_address(settings.bind).is_loopback and not settings.secured:
-        parser.error(f"--bind {settings.bind} is open to others, which needs a key: set KRELAY_KEY")
+        parser.error(f"--bind {settings.bind} is open to others and requires a key: set KRELAY_KEY")
     return settings

@@ -185,7 +185,7 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         if self._accepted:
             stream.reset(ErrorCode.LIMIT)
         else:
-            stream.refuse(ErrorCode.LIMIT, "the agent has no memory left for what waits here")
+            stream.refuse(ErrorCode.LIMIT, "the agent has no memory left for queued data")
         self.on_reset(ErrorCode.LIMIT)
 
     # -- from the socket to the stream ---------------------------------------------------------

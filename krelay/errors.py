@@ -20,7 +20,7 @@
         ├─ EndedError             exit 1   the agent closed the connection
         └─ PodGoneError           exit 1   the pod behind the tunnel no longer runs
 
-`krelay.wire` has errors of its own, since the agent ships without this module; `mux` and
+`krelay.wire` has its own errors, since the agent ships without this module; `mux` and
 `datapath` translate them.
 """
 

@@ -33,7 +33,7 @@ ANSWER_TIMEOUT = 30.0
 """Seconds from a stream's Header to the agent's answer: longer than the agent dials."""
 MAX_STREAMS = 1_024
 WINDOW = 1 << 20
-"""Bytes that may wait for a consumer before the connection is no longer read."""
+"""Bytes that may wait for a consumer before the connection stops being read."""
 SILENCE = 10_000
 """Milliseconds that the other end has to acknowledge what was sent, on Linux (TCP_USER_TIMEOUT).
 Keepalive detects a dead connection on which nothing is in flight."""
@@ -335,7 +335,7 @@ class LegacyStream(asyncio.Protocol):
     def _set_user_timeout(self, milliseconds: int) -> None:
         sock = self._transport.get_extra_info("socket") if self._transport is not None else None
         if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
-            with contextlib.suppress(OSError):  # the socket has been closed, or is no TCP socket
+            with contextlib.suppress(OSError):  # the socket has been closed, or is not a TCP socket
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
     def _datagrams_received(self, data: bytes) -> None:

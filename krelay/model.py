@@ -88,7 +88,7 @@ class Check:
     def of(self, protocol: Protocol) -> Check:
         """Return the check that fits a port of `protocol`.
 
-        A UDP port answers only questions of its own protocol, so only DNS can be probed there.
+        A UDP port answers only requests in its protocol, so only DNS can be probed there.
         """
         if protocol is Protocol.UDP:
             return self if self.kind is CheckKind.DNS else Check(CheckKind.NONE)

@@ -33,7 +33,7 @@ async def in_thread(call: Callable[[], T], lack: type[KrelayError] = KrelayError
     try:
         future = asyncio.get_running_loop().run_in_executor(None, call)
     except (RuntimeError, MemoryError) as exc:
-        hint = "this user, or this container, may have no more: see `ulimit -u`"
+        hint = "this user or container may have reached its limit: see `ulimit -u`"
         raise lack("no thread can be started", hint=hint) from exc
     return await future
 
@@ -126,7 +126,7 @@ class LoopThread(Generic[T]):
         except TimeoutError:
             self._call(self._cancel)
             raise NotReadyError(
-                f"no word from the relaying thread in {timeout + self._grace:g} s",
+                f"no answer from the relaying thread within {timeout + self._grace:g} s",
                 hint="is the machine overloaded, or was the process forked?",
             ) from None
         except BaseException:

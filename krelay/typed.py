@@ -340,7 +340,7 @@ def _float(digits: str) -> float:
 
 
 def _constant(name: str) -> float:
-    raise Mismatch(f"{name} is no number in JSON")
+    raise Mismatch(f"{name} is not a JSON number")
 
 
 _DECODER = json.JSONDecoder(

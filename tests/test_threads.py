@@ -173,7 +173,7 @@ def test_a_loop_that_hangs_at_the_start_is_given_up() -> None:
     runs = Runs()
     runs.hangs.clear()
     with loop_thread(runs, grace=0.05) as thread:
-        with pytest.raises(NotReadyError, match="no word from the relaying thread in 0.15 s"):
+        with pytest.raises(NotReadyError, match="no answer from the relaying thread within 0.15 s"):
             thread.start(0.1)
 
 

@@ -65,7 +65,7 @@ class AgentGroup:
         except TimeoutError as exc:
             raise NotReadyError(
                 f"no tunnel to the agent within {_TUNNEL_DEADLINE:g} s: {self.pool.failure}",
-                hint="run with -v to see each try",
+                hint="run with -v to see each attempt",
             ) from exc
 
     async def drain(self, timeout: float) -> None:

@@ -116,7 +116,7 @@ class JobAgent:
         except PodGoneError as exc:
             reason = await self._ended(agent, exc)
             if reason is None:
-                raise TunnelError(f"{exc}, says its node, but the API server has it") from exc
+                raise TunnelError(f"{exc}, says its node, but the API server still has it") from exc
             await self._lose(agent, reason)
             raise
 
@@ -172,4 +172,4 @@ class JobAgent:
             self._events.lost(str(agent), reason)
             assert self._jobs is not None
             if error := await self._jobs.discard(agent.namespace, agent.job):
-                log.warning("its Job is deleted later: %s", error)
+                log.warning("its Job will be deleted later: %s", error)

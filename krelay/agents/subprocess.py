@@ -87,7 +87,7 @@ class SubprocessAgent:
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
 
     async def reachable_again(self) -> None:
-        """Wait for ever: loopback is never unreachable."""
+        """Wait forever: loopback is never unreachable."""
         await asyncio.get_running_loop().create_future()
 
     async def abandon(self, reason: str) -> None:

@@ -251,7 +251,7 @@ def logs(file: str, lines: int, *, follow: bool) -> int:
         time.sleep(_FOLLOW_EVERY)
         try:
             found = _log(file, after=last)
-            if found["last"] < last:  # a krelay started since, which counts its lines anew
+            if found["last"] < last:  # krelay has restarted, and counts its lines from 1 again
                 found = _log(file)
         except NotRunningError:
             note("krelay has ended")

@@ -204,7 +204,7 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
 )
 @click.option("--server.image", "server_image", metavar="IMAGE", help="Image of the agent.")
 @click.option(
-    "--pod-running-timeout", metavar="TIME", hidden=True, help="Accepted for kubectl's sake."
+    "--pod-running-timeout", metavar="TIME", hidden=True, help="For compatibility with kubectl."
 )
 @_connection
 @click.option("-v", "--v", "verbosity", type=int, default=3, show_default=True, help="Log level.")

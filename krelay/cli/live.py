@@ -34,7 +34,7 @@ _LEAST = 0.1
 _BACKLOG = 2_000
 """Log lines that may wait; the oldest are lost."""
 _LEAVE_DEADLINE = 1.0
-_FAILED = "the live table failed; `--plain` does without"
+_FAILED = "the live table failed; `--plain` runs without it"
 
 
 class Live:

@@ -210,7 +210,7 @@ def _shape(record: logging.LogRecord, text: str) -> _Shape:
 
 
 def _count(kind: _Kind, now: float) -> logging.LogRecord:
-    """Return the last repeat once more, with the count."""
+    """Return the last repeat, with the count."""
     last = kind.record
     found = copy.copy(last)
     found.created = time.time()

@@ -201,7 +201,7 @@ def up(
     show_envvar=True,
     help="Password that clients must send; safer in the variable.",
 )
-@click.option("--insecure", is_flag=True, help="Admit other machines without a password.")
+@click.option("--insecure", is_flag=True, help="Allow other machines without a password.")
 @_embedded
 @_log_format
 @_verbose
@@ -277,8 +277,8 @@ def run_(
 def status(file: str | None, output: str, watch: bool, names: tuple[str, ...]) -> int:
     """Show the state of the forwards.
 
-    With NAMEs, show only those of these targets. Exits with 0 whatever the state, and with 1 if
-    krelay is not running for the file.
+    With NAMEs, show only the forwards of these targets. Exits with 0 whatever the state, and with 1
+    if krelay is not running for the file.
     """
     from krelay.cli import client_commands
 
@@ -292,7 +292,7 @@ def status(file: str | None, output: str, watch: bool, names: tuple[str, ...]) -
 def wait(file: str | None, timeout: float, names: tuple[str, ...]) -> int:
     """Wait until the forwards are ready.
 
-    With NAMEs, wait only for those of these targets. krelay need not be running yet. On a
+    With NAMEs, wait only for the forwards of these targets. krelay need not be running yet. On a
     timeout, prints what is not ready and why, and exits with 3.
     """
     from krelay.cli import client_commands
@@ -402,7 +402,7 @@ def rbac(
 ) -> int:
     """Print Roles with the least rights that the targets need.
 
-    With NAMEs, print those of these targets only.
+    With NAMEs, print only the rights for these targets.
     """
     from krelay.cli import file_commands
 
@@ -498,7 +498,7 @@ def run_command(command: click.Command, name: str) -> int:
         return _INTERRUPTED
     except SystemExit:
         raise
-    except BaseException as exc:  # a CancelledError is no Exception
+    except BaseException as exc:  # a CancelledError is not an Exception
         print_bug(exc)
         return KrelayError.exit_code
     finally:

@@ -133,7 +133,7 @@ class _Run:
             self._child = None
             # Without forwards, the command is of no use.
             await end(child, grace=_KILL_AFTER)
-        logger.info("the command has ended with %d", code)
+        logger.info("the command exited with %d", code)
         return code if code >= 0 else _BY_SIGNAL - code
 
     def _signal(self, number: signal.Signals) -> None:

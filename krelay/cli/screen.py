@@ -95,7 +95,7 @@ class Painter:
 
 
 class Keys:
-    """Single keys typed at the terminal of `descriptor`; none if it is no terminal.
+    """Single keys typed at the terminal of `descriptor`; none if that is not a terminal.
 
     `take` may be called again after `give_back`, even if a shell has changed the settings since.
     """

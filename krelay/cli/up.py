@@ -143,9 +143,9 @@ async def _stop(
     if not isinstance(now, bool):
         raise UsageError("`now` is true or false")
     if not signals.stop.is_set():
-        signals.end("asked to end")
+        signals.end("stop request")
     if now:
-        signals.end("asked to end")
+        signals.end("stop request")
     config, forwards = supervisor.active.config, supervisor.active.forwards.values()
     return {
         "pid": os.getpid(),
@@ -242,7 +242,7 @@ async def _open_control(
 def announce_bound(event: ForwardBound) -> None:
     """Print a line for each address that a forward is bound to.
 
-    Output that is no longer read (`krelay up | head -1`, a closed terminal) does not end krelay.
+    A reader that goes away (`krelay up | head -1`, a closed terminal) does not end krelay.
     """
     target = event.forward.target
     try:

@@ -37,7 +37,7 @@ GLYPHS = {
 }
 KEYS = (("r", "reload"), ("q", "quit"), ("?", "help"))
 _HELP = (
-    "r applies the file as it is now; q quits, and pressed again cuts what still drains;",
+    "r applies the file as it is now; q quits, and a second q skips the drain;",
     "Ctrl-Z suspends krelay.",
 )
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -93,7 +93,7 @@ def _forwards(model: ViewModel, width: int, room: int) -> list[RenderableType]:
     if len(forwards) > rows:
         shown = most_urgent(forwards, rows - 1)
         left = len(forwards) - len(shown)
-        more = [Text(f"… and {left} more: `krelay status` has them all", "dim", no_wrap=True)]
+        more = [Text(f"… and {left} more: `krelay status` shows them all", "dim", no_wrap=True)]
     made = table(shown, rates=model.rates, width=width, now=model.now, explained=False)
     return [made, *more, *why]
 

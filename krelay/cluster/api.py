@@ -245,7 +245,7 @@ def _parse_object(body: bytes, where: str) -> dict[str, Any]:
         return typed.MapOf(typed.AnyValue()).read(typed.parse(body))
     except typed.Mismatch as exc:
         raise MalformedError(
-            f"the answer is no JSON object ({where}): {exc}",
+            f"the answer is not a JSON object ({where}): {exc}",
             hint="is that an API server, or a web page?",
         ) from exc
 

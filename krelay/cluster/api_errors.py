@@ -27,7 +27,7 @@ _MAX_MESSAGE = 500
 
 
 class StatusError(Exception):
-    """An answer that is no success: its HTTP status, its body, and Retry-After in seconds."""
+    """An answer that is not a success: its HTTP status, its body, and Retry-After in seconds."""
 
     def __init__(self, code: int, body: bytes, retry_after: float | None = None) -> None:
         super().__init__(code)
@@ -39,7 +39,7 @@ class StatusError(Exception):
         if self.code == 401:
             return CredentialsError(
                 f"the API server rejects the credentials ({where}): {message or 'Unauthorized'}",
-                hint="log in again; `kubectl auth whoami` should fail alike",
+                hint="log in again; `kubectl auth whoami` should fail too",
             )
         if self.code == 403 and (found := _FORBIDDEN.search(message)):
             return _access_denied(found)

@@ -169,7 +169,7 @@ def _reason(exc: Exception) -> str:
     if isinstance(exc, aiohttp.ClientConnectorError):
         return exc.os_error.strerror or str(exc.os_error)
     if isinstance(exc, aiohttp.ClientPayloadError):
-        return "its answer broke off"
+        return "its answer was cut off"
     return words(str(exc), _MAX_REASON) or type(exc).__name__
 
 

@@ -60,7 +60,7 @@ class Informers:
         A slow consumer gets only the newest set. The last consumer to leave ends the watch.
         """
         if self._closed:
-            raise ClusterError("krelay is ending")
+            raise ClusterError("krelay is stopping")
         collection = self._collections.get(path)
         if collection is None:
             collection = self._collections[path] = _Collection(self._api, path, self._spawn)

@@ -103,7 +103,7 @@ def json_patch(document: Any, operations: Sequence[Mapping[str, Any]]) -> Any:
         except JsonPatchTestFailed:
             raise PatchError(f"{place}: the test failed") from None
         except JsonPointerException:
-            raise PatchError(f"{place}: the document has no such place") from None
+            raise PatchError(f"{place}: the document has no such path") from None
         except JsonPatchException as exc:
             raise PatchError(f"{place}: {exc}") from None
     return patched

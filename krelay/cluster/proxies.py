@@ -50,11 +50,11 @@ def _check(url: str, where: str) -> str:
         scheme, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError:
         # The exception may repeat a password.
-        raise CredentialsError(f"{where}: no URL of a proxy", hint=_HINT) from None
+        raise CredentialsError(f"{where}: not a proxy URL", hint=_HINT) from None
     if scheme == "socks5h":  # in Go, socks5 means the same: the proxy resolves names
         url = url.replace("socks5h", "socks5", 1)
     if scheme not in ("http", "https", "socks5", "socks5h") or not host or port == 0:
-        raise CredentialsError(f"{where}: no URL of a proxy", hint=_HINT)
+        raise CredentialsError(f"{where}: not a proxy URL", hint=_HINT)
     return url
 
 

@@ -177,7 +177,7 @@ def _apply(
         elif kind in ("ADDED", "MODIFIED"):
             changed |= _put(store, item, keep)
             if len(store) > MAX_PAGES * PAGE:
-                # The list, which has a bound of its own, replaces the store.
+                # The list, which has its own bound, replaces the store.
                 logger.warning("more than %d objects at %s", MAX_PAGES * PAGE, path)
                 return "", changed
     return version, changed

@@ -322,7 +322,7 @@ class _Builder:
             self._addresses.append(ListenAddress(target, target.ports[0], line, column))
             message = exposure(target) or ""
             if message and not texts and not invalid:
-                hint = "write both, listen on `127.0.0.1`, or say `insecure: true`"
+                hint = "write both, listen on `127.0.0.1`, or set `insecure: true`"
                 at = entry["listen"] if "listen" in entry else Node(line, column, None)
                 self._problems.append(at.problem(ParseError(message, hint=hint)))
             yield target
@@ -355,7 +355,7 @@ def parse_patch(
 def _read_patch(entry: Section, path: str, files: Files) -> tuple[Patch | None, list[Problem]]:
     """Return the patch of an entry in the file at `path`, or None, and every problem.
 
-    The problems of a patch in a file of its own have the path of that file.
+    The problems of a patch in a separate file have the path of that file.
     """
     words: dict[str, str] = {key: entry[key].plain() for key in ("type", "target") if key in entry}
     if "patch" in entry:

@@ -128,7 +128,7 @@ def _whole(spec: Spec) -> str:
 
 
 def _local(spec: Spec) -> str:
-    """Return the local address; `<free>` or `<NAME>` stands for a port that is not known yet."""
+    """Return the local address; `<free>` or `<NAME>` for a port that is not known yet."""
     port, listen = spec.port, spec.target.listen
     local = f"<{port.remote}>" if port.local is None else port.local or "<free>"
     host = f"[{listen}]" if ":" in listen else listen

@@ -249,7 +249,7 @@ def parse_listen(text: str) -> str:
 
 
 def parse_listen_address(value: float | str) -> tuple[str, int]:
-    """Parse `ADDRESS:PORT`, or a port of 127.0.0.1; port 0 stands for a free one."""
+    """Parse `ADDRESS:PORT`, or a port of 127.0.0.1; port 0 means a free one."""
     text = value if isinstance(value, str) else str(int(value))
     address, colon, port = text.rpartition(":")
     if not _is_number(port):
@@ -259,7 +259,7 @@ def parse_listen_address(value: float | str) -> tuple[str, int]:
         return LOOPBACK, number
     if ":" in address and not address.startswith("["):
         raise ParseError(
-            f"{quote(text)} is ambiguous: an IPv6 address has brackets", hint=_LISTEN_HINT
+            f"{quote(text)} is ambiguous: an IPv6 address needs brackets", hint=_LISTEN_HINT
         )
     return parse_listen(address), number
 
@@ -345,9 +345,7 @@ def parse_check(text: str) -> Check:
 def read_check(parts: Mapping[str, Any]) -> Check:
     """Read a check written as a mapping, which has passed the schema."""
     if len(parts) > 1:
-        raise ParseError(
-            "has both `http` and `dns`", hint="a target is probed in one way: remove one"
-        )
+        raise ParseError("has both `http` and `dns`", hint="a target has one check: remove one")
     if not parts:
         return Check()  # the schema has reported what stood here
     if parts.get("dns") is not None:
@@ -436,7 +434,7 @@ def split(text: str) -> list[Word]:
 def parse_line(words: Sequence[Word]) -> tuple[Line | None, list[ParseError]]:
     """Parse the words of a line; return the line, or None and every error in it.
 
-    The first word that is no option is the target, the others are its ports. `-n X`, `-n=X` and
+    The first word that is not an option is the target; the others are its ports. `-n X`, `-n=X` and
     `-nX` are the same, and so are the two forms of the long options.
     """
     errors: list[ParseError] = []

@@ -68,7 +68,7 @@ def parse_target(
     """Parse the target of a command line: `TYPE/NAME PORT...`, with `-n` and `-l` anywhere in it.
 
     Raises:
-        UsageError: the words are no target; says the first problem.
+        UsageError: the words are not a target; names the first problem.
     """
     line, errors = parse_line([Word(word) for word in words])
     if line is None:

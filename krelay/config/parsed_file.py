@@ -24,7 +24,7 @@ _LOCALHOST = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 class ListenAddress:
     """The local address of one forward, and the place in the file that asks for it.
 
-    `line` and `column` count from 1. `owner` names a listener that is no target, such as
+    `line` and `column` count from 1. `owner` names a listener that is not a target, such as
     `status.listen`; `target` then only carries the address and the file.
     """
 

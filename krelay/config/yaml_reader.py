@@ -142,7 +142,7 @@ class _Composer:
             self.problems.append(explain(exc, text))
             raise _Stop from exc
         except ValueError as exc:  # PyYAML's own scanner, for an escape beyond Unicode
-            self.problems.append(Problem(1, 1, "an escape stands for no character"))
+            self.problems.append(Problem(1, 1, "an escape is not a valid character"))
             raise _Stop from exc
 
     def _problem(self, event: Any, message: str, hint: str | None = None) -> None:
@@ -478,7 +478,7 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
         if char == "\t" and not here[:column].strip():
             return problem("a tab indents this line", "YAML indents with spaces only")
         if first == '"' and (char == "\\" or _ESCAPE.search(here[:column])):
-            return opened("an escape that YAML does not know", "in single quotes `\\` is itself")
+            return opened("an unknown escape", "in single quotes `\\` is itself")
         if first and first in "\"'" and line >= len(lines) - 1:
             return opened("the quote that opens here is never closed")
         if first and first in "&*":
@@ -495,7 +495,7 @@ def explain(error: yaml.YAMLError, text: str) -> Problem:
                 "quote a value with `: ` in it or `:` at its end, or fix the indentation",
             )
         if char == "-" and not first:
-            return problem("a list cannot start here", "start it on a line of its own")
+            return problem("a list cannot start here", "start it on its own line")
         if char and not first:
             return problem(f"{shown} cannot start a value", "put the value in quotes")
     if isinstance(error, ParserError):

@@ -19,7 +19,7 @@ class AgentLink(Protocol):
         """Expiry of the credentials used by the last dial (Unix time; `inf` if unknown)."""
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
-        """Open a byte pipe to the agent and put `protocol` on it, within a deadline of its own.
+        """Open a byte pipe to the agent and put `protocol` on it, within its own deadline.
 
         Raises:
             KrelayError, OSError: the agent cannot be reached.
@@ -65,7 +65,7 @@ class AgentHealth:
     def attempt_failed(self, failure: Exception) -> None:
         """Record that a tunnel did not come up."""
         if isinstance(failure, PodGoneError | SessionGoneError):
-            # The next agent has a grace of its own; or this one has answered.
+            # The next agent has its own grace; or this one has answered.
             self._unreached_since = None
         else:
             self._mark_unreached()

@@ -166,7 +166,7 @@ class SessionCarrier(MuxConnection):
         A connection that carries it now is replaced when the agent agrees, and stays if this fails.
 
         Raises:
-            LegacyAgentError: the agent knows no sessions.
+            LegacyAgentError: the agent does not support sessions.
             SessionGoneError: the agent does not know this session any more.
             TunnelRefusedError: the agent refuses this client, now and later.
             TunnelError: no session with the agent.
@@ -205,7 +205,7 @@ async def _shake_hands(client: ClientTunnelProtocol, link: AgentLink) -> Welcome
         if exc.code is ErrorCode.UNKNOWN_SESSION:
             raise SessionGoneError("the agent does not know the session") from exc
         if exc.code is ErrorCode.UNKNOWN_PROTOCOL:
-            raise LegacyAgentError("the agent knows no sessions") from exc
+            raise LegacyAgentError("the agent does not support sessions") from exc
         if exc.code in (ErrorCode.DENIED, ErrorCode.VERSION):
             raise TunnelRefusedError(f"the agent refused the tunnel: {exc}") from exc
         raise TunnelError(f"no session with the agent: {exc}") from exc

@@ -39,7 +39,7 @@ EARLY = INITIAL_WINDOW
 EARLY_OF_ALL = 16 << 20
 """The same for all queued connections together."""
 
-_ENDING = "krelay is ending"
+_ENDING = "krelay is stopping"
 _NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
 
@@ -327,7 +327,7 @@ class ConnectionQueue:
         if connection is None:
             return False
         self.leave(connection)
-        connection.drop("descriptors are short, and its client has sent its end")
+        connection.drop("few descriptors are left, and its client has sent its end")
         return True
 
     def _stop_reading(self, connection: QueuedConnection) -> None:

@@ -33,7 +33,7 @@ class PoolUser(Protocol):
 class Pool:
     """The tunnels to a group of agents, shared by all targets. `run` keeps them up.
 
-    A lost agent costs the streams of its own tunnels only.
+    A lost agent costs only the streams of its own tunnels.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Pool:
             return
         successor = self._tunnel(tunnel.link, tunnel.health)
         about(logger, tunnel=tunnel.name).info(
-            "its stream ids run out; %s takes over", successor.name
+            "its stream ids are running out; %s takes over", successor.name
         )
         self.tunnels.append(successor)
         self._run(successor, self._tasks)
@@ -167,8 +167,8 @@ class Pool:
         if not self._legacy_logged and not all(tunnel.multiplexed for tunnel in self.tunnels):
             self._legacy_logged = True
             logger.warning(
-                "the agent knows no sessions (it is not krelay's own): each connection has a"
-                " tunnel of its own, and none is resumed"
+                "the agent does not support sessions (it is not krelay's own): each connection has"
+                " its own tunnel, and none is resumed"
             )
         for tunnel in self.tunnels:
             if tunnel.up is not (tunnel in self._up) and self._on_tunnel is not None:

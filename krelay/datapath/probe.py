@@ -151,7 +151,7 @@ async def _dns(check: Check, stream: Stream, handler: _Handler) -> None:
                     if answer[:2] == number and len(answer) > 2 and answer[2] & _IS_ANSWER:
                         return
                     if handler.ended:
-                        raise ProbeError("the flow was ended")
+                        raise ProbeError("the flow has ended")
         except TimeoutError:
             continue
     raise ProbeError(f"no answer to a DNS query for {check.name} within {sum(DNS_WAITS):g} s")

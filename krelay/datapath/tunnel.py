@@ -103,7 +103,7 @@ class Tunnel:
 
     @property
     def multiplexed(self) -> bool:
-        """Whether its streams share one connection, as far as its agent is known."""
+        """Whether its streams share one connection; True until its agent is known."""
         return self.carrier is None or self.carrier.multiplexed
 
     @property
@@ -209,7 +209,7 @@ class Tunnel:
         self._connected = session.attached
         if not self._connected:  # it was lost in the turn of the loop in which it came up
             self._start_grace()
-        # The end of the former connection may have set it: it is no reason to dial again.
+        # The end of the former connection may have set it: which is no reason to dial again.
         self._reconnector.hint.clear()
         self.carrier = self._session = session
         self._stats.connects += 1
@@ -281,7 +281,7 @@ class Tunnel:
         else:
             self._start_grace()
             self._note_failure(exc)
-        # The end of a connection that is being replaced is no news.
+        # The end of a connection that is being replaced is not an event.
         level = logging.DEBUG if self._rotating else logging.WARNING
         self._log.log(level, "tunnel lost: %s", exc or "protocol error")
 
@@ -373,7 +373,7 @@ class Reconnector:
             except TimeoutError:
                 if not timeout.expired():
                     raise
-                self._log.debug("the dial starts again")
+                self._log.debug("dialling again")
             finally:
                 self._dial_timeout = None
 

@@ -1,4 +1,4 @@
-"""Write targets as the text of a krelay.yaml, and comment out those that it cannot have."""
+"""Write targets as the text of a krelay.yaml, and comment out those that it cannot express."""
 
 from __future__ import annotations
 

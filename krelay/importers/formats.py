@@ -132,7 +132,7 @@ def _kftray_entry(item: Mapping[str, Any]) -> Entry:
 def _kportal(text: str, path: str) -> list[Entry] | None:
     """Return an entry for each forward of each namespace of each context, or None if the text is
     not such a file."""
-    # Its dollars are no variables of krelay.
+    # Its dollars are not krelay's variables.
     root, problems = yaml_reader.read(text.replace("$", "$$"), {})
     if root is None and problems:
         raise ConfigError(path, problems)

@@ -1,7 +1,7 @@
 """Options and counters of sockets that asyncio's transports do not offer.
 
 macOS refuses to set options of a socket that is shut in both directions, as after a reset. They
-would have no effect then, so that is no error.
+would have no effect then, so that is not an error.
 """
 
 from __future__ import annotations

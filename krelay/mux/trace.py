@@ -54,7 +54,7 @@ class WireTrace:
         self.begin(skip_sent=skip_sent, skip_received=skip_received)
 
     def begin(self, *, skip_sent: int = 0, skip_received: int = 0) -> None:
-        """Start anew: another tunnel carries the session."""
+        """Start again: another tunnel carries the session."""
         self.sent = _Frames(">", self._log.debug, skip_sent).feed
         self.received = _Frames("<", self._log.debug, skip_received).feed
 

@@ -132,7 +132,7 @@ class AcceptLoop:
         def started(task: asyncio.Task[object]) -> None:
             self._starting.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._log.error("a connection is reset: %r", error)
+                self._log.error("connection reset: %r", error)
                 with suppress(OSError):
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
                 connection.close()

@@ -49,7 +49,7 @@ class ApiAccess:
         through = " through a proxy" if self.proxy else ""
         raise CredentialsError(
             f"the connection to the API server {self.url}{through} is not encrypted: "
-            "the agent's key and all that is relayed could be read on the way",
+            "others could read the agent's key and all relayed data",
             hint="use the server's https:// address, or `kubectl proxy` on this machine",
         )
 

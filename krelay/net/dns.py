@@ -108,7 +108,7 @@ class _Host:
             self._forget()
 
     def _forget(self) -> None:
-        """Have the next caller start anew."""
+        """Make the next caller start a new look-up."""
         if _hosts.get((self._loop, self._name)) is self:
             del _hosts[self._loop, self._name]
 

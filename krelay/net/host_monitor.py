@@ -73,7 +73,7 @@ def _open_route_socket() -> socket.socket | None:
         else:
             return None
     except OSError as exc:
-        logger.debug("changes of the network are not reported: %s", exc)
+        logger.debug("cannot watch for network changes: %s", exc)
         return None
     sock.setblocking(False)
     return sock

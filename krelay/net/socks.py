@@ -44,9 +44,9 @@ async def socks_connect(stream: HandshakeStream, proxy: SplitResult, host: str, 
     if method == _PASSWORD and user:
         stream.write(b"\1" + _short(user) + _short(password))
         if (await stream.read_exactly(2))[1] != 0:
-            raise ProxyError("it refuses the user name or the password")
+            raise ProxyError("it rejects the user name or password")
     elif method != _NO_AUTHENTICATION:
-        raise ProxyError("it wants another kind of authentication")
+        raise ProxyError("it requires an unsupported kind of authentication")
     stream.write(b"\5\1\0" + _address(host) + port.to_bytes(2, "big"))
     _, reply, _, kind = await stream.read_exactly(4)
     if reply != 0:

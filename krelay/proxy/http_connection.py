@@ -1,4 +1,4 @@
-"""HTTP connection: one accepted connection, each of whose requests goes to a target of its own.
+"""HTTP connection: one accepted connection, each of whose requests goes to its own target.
 
 `HttpRelay` decides what goes where. This couples it to the client's socket and to one stream at a
 time, and enforces the deadlines. After a CONNECT or a 101 it relays like any other connection.

@@ -32,7 +32,7 @@ def route(head: RequestHead, credentials: tuple[str, str] | None = None) -> Hop[
         return Hop(_endpoint(head.target, None), b"", head.target)
     found = _ABSOLUTE.match(head.target)
     if found is None:
-        raise HttpRefusal(400, "a proxy is asked for http://HOST/PATH, or with CONNECT")
+        raise HttpRefusal(400, "a proxy accepts http://HOST/PATH URLs and CONNECT")
     authority, path, query = (part or b"" for part in found.groups())
     # A target's user name and password are dropped (RFC 9110, section 4.2.4).
     host = authority.rpartition(b"@")[2]
@@ -71,4 +71,4 @@ def _authenticate(given: list[bytes], credentials: tuple[str, str]) -> None:
     except ValueError:
         login = b""
     if not hmac.compare_digest(login, ":".join(credentials).encode()):
-        raise HttpRefusal(407, "a user name and a password are needed")
+        raise HttpRefusal(407, "a user name and a password are required")

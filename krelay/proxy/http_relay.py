@@ -664,7 +664,7 @@ class _Reader:
         if head.count(b"\n") > MAX_HEADERS + 2:
             raise HttpRefusal(431, f"more than {MAX_HEADERS} headers")
         if _FOLD.search(head):
-            raise HttpRefusal(400, "a header that is folded")
+            raise HttpRefusal(400, "a folded header")
         lengths: list[bytes] = _LENGTH.findall(head)
         if len(lengths) > 1 or any(b"," in length for length in lengths):
             raise HttpRefusal(400, "more than one Content-Length")

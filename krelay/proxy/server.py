@@ -72,8 +72,8 @@ class ProxyListener(TcpListener):
         await super().open(address, port)
         if not is_loopback(address) and self.credentials is None:
             self.log.warning(
-                "open to other machines without a password: whoever reaches it reaches all"
-                " that the agent does"
+                "open to other machines without a password: they can reach everything"
+                " that the agent can"
             )
 
     async def drain(self, timeout: float) -> None:
@@ -159,7 +159,7 @@ class ProxyConnection(LocalRelay):
     def _begin(self) -> None:
         assert self.transport is not None
         if self._proxy.pending >= MAX_PENDING and not self._proxy.make_room():
-            self._proxy.log.warning("too many connections that ask for nothing")
+            self._proxy.log.warning("too many connections without a request")
             self.cut()
             return
         self._negotiating = True
@@ -281,7 +281,7 @@ class ProxyConnection(LocalRelay):
         self._refuse(reply(_REPLIES.get(code, Reply.FAILURE)))
 
     def _timed_out(self) -> None:
-        self._proxy.log.info("a connection asked for nothing in time")
+        self._proxy.log.info("a connection sent no request in time")
         self.cut()
 
     def _end_negotiation(self) -> None:

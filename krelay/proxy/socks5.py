@@ -92,7 +92,7 @@ class Negotiation:
             else:
                 out += send
         if len(self.rest) > _MAX_REST:
-            raise SocksRefusal("it says too much too early", out + reply(Reply.FAILURE))
+            raise SocksRefusal("it sends too much too early", out + reply(Reply.FAILURE))
         return out
 
 
@@ -106,7 +106,7 @@ def _negotiate(
     methods = yield b"", count
     method = _NO_LOGIN if credentials is None else _PASSWORD
     if method not in methods:
-        raise SocksRefusal("it offers no way to log in that is known", bytes([5, _NO_METHOD]))
+        raise SocksRefusal("it offers no known authentication method", bytes([5, _NO_METHOD]))
     answer = bytes([VERSION, method])
     if credentials is not None:
         _, size = yield answer, 2

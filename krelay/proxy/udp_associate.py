@@ -1,9 +1,9 @@
 """UDP ASSOCIATE: one client's SOCKS5 datagrams, each of which says where it goes (RFC 1928, s. 7).
 
-Each destination has a flow of its own. An association belongs to the client that made it: to the
+Each destination has its own flow. An association belongs to the client that made it: to the
 UDP port that its request names, or else to the first sender from the client's address. All users of
 a machine share its loopback address, so such a sender must also be a socket of the client's user,
-as far as the system can tell.
+if the system can tell.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Association(FlowSocket):
         reserved for the rest of the program.
 
         Raises:
-            OSError, ListenError: no socket can be had.
+            OSError, ListenError: no socket can be created.
         """
         if not descriptor_budget().has_room():
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

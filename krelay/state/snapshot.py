@@ -46,7 +46,7 @@ _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def connect_address(address: str) -> Endpoint:
-    """Return where to connect for a bound address: loopback for one that stands for all."""
+    """Return where to connect for a bound address: loopback for a wildcard address."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     return Endpoint(_LOOPBACK.get(host, host), int(port))

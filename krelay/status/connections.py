@@ -241,7 +241,7 @@ async def _track_request(
 
 
 class _AiohttpLogger(logging.LoggerAdapter[logging.Logger]):
-    """aiohttp's log, where a malformed request is no error of this program."""
+    """aiohttp's log, where a malformed request is not an error of this program."""
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__(logger, {})

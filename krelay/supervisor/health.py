@@ -36,7 +36,7 @@ INTERVAL = 10.0
 """Seconds for which a dial or a probe that worked is proof enough; no probe is made meanwhile. A
 forward without probes counts as working again so long after a connection that failed."""
 PLAIN_INTERVAL = 60.0
-"""The same where each probe needs a tunnel of its own."""
+"""The same if each probe needs its own tunnel."""
 AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
 """Seconds from each failed probe to the next one."""
 TICK = 1.0
@@ -305,7 +305,7 @@ class Health:
                 await route.wait_other(endpoint, _CONFIRM_WAIT)
                 failure = await shared.ask(self._ask, math.nextafter(first, math.inf))
         except NoRouteError:
-            # The obstacle has an event of its own; the end of it wakes this task.
+            # The obstacle has its own event; its end wakes this task.
             self._again()
             return
         if question != self._question:
@@ -399,8 +399,8 @@ _MEANINGS = {
     ErrorCode.NO_SUCH_HOST: "no such host: the cluster does not know the name",
     ErrorCode.RESOLVE_TIMEOUT: "timed out: the cluster's DNS did not answer",
     ErrorCode.CONNECT_TIMEOUT: "timed out: no answer at all: the host is down, or something drops"
-    " the packets, as a NetworkPolicy or a firewall does",
-    ErrorCode.UNREACHABLE: "unreachable: the agent's network has no way there",
+    " the packets, such as a NetworkPolicy or a firewall",
+    ErrorCode.UNREACHABLE: "unreachable: the agent's network has no route to it",
 }
 
 

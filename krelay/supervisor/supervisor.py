@@ -45,7 +45,7 @@ _SETTLE_DEADLINE = 10.0
 _HURRY = 5.0
 """Seconds for the removal of agents once krelay must end at once."""
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
-_ENDING = "krelay is ending"
+_ENDING = "krelay is stopping"
 
 
 @dataclass(eq=False, slots=True)
@@ -149,7 +149,7 @@ class Supervisor:
         return self._request
 
     def refuse(self, error: KrelayError) -> bool:
-        """Record that the file is invalid; return whether it was not known to be, alike."""
+        """Record that the file is invalid; return whether this error is new."""
         self._failed += 1
         known = self._refused
         self._refused = OutOfSync(known.since if known else datetime.now(UTC), error)
@@ -172,7 +172,7 @@ class Supervisor:
         if self._refused is not None:
             return self._refused
         request = self._request
-        # The start is no edit.
+        # The start is not an edit.
         applying = self.started.is_set() and not request.done.is_set()
         return OutOfSync(request.made, request.failure) if request.failure or applying else None
 
@@ -274,7 +274,7 @@ class Supervisor:
         await self._drain()
 
     async def _start(self) -> None:
-        """Make the first config active; what cannot be had is an error."""
+        """Make the first config active; raise if a part of it fails."""
         request, active = self._request, self.active
         warm = self._warming(request.config, diff(None, request.config))
         await warm.prepare()

@@ -96,7 +96,7 @@ async def http_connect(stream: HandshakeStream, proxy: SplitResult, host: str, p
         headers.append(("Proxy-Authorization", f"Basic {b64encode(pair.encode()).decode()}"))
     status, _ = await Exchange(stream, "CONNECT", authority, headers).read_head()
     if status == 407:
-        raise ProxyError("it wants a user name and a password (407)")
+        raise ProxyError("it requires a user name and a password (407)")
     if status // 100 != 2:
         raise ProxyError(f"it answers {status} to CONNECT {authority}")
 
@@ -110,7 +110,7 @@ def connect_errors(access: ApiAccess, peer: str | None = None) -> Iterator[None]
     except ssl.SSLCertVerificationError as exc:
         raise CredentialsError(
             f"the certificate of {peer} is not trusted: {exc.verify_message}",
-            hint="does certificate-authority (and tls-server-name) in kubeconfig fit this server?",
+            hint="do certificate-authority and tls-server-name in kubeconfig match this server?",
         ) from exc
     except ssl.SSLError as exc:
         raise ClusterError(

@@ -77,7 +77,7 @@ class Exchange:
     async def read_body(self) -> bytes:
         """Return what arrives of the body in time, at most `BODY_LIMIT` bytes.
 
-        A body that is cut short or framed wrongly is returned as far as it can be read.
+        A body that is cut short or framed wrongly is returned up to that point.
         """
         body = b""
         with contextlib.suppress(OSError, EOFError, h11.RemoteProtocolError):

@@ -73,7 +73,7 @@ Carrier = Plain | WebSocket
 class RefusedUpgrade(Exception):
     """A response other than the upgrade, to the request that needs the RBAC `verb`.
 
-    `status` 0 stands for a 101 that grants something else.
+    `status` 0 means a 101 that grants something else.
     """
 
     def __init__(self, verb: str, status: int, body: bytes) -> None:
@@ -92,8 +92,8 @@ class RefusedUpgrade(Exception):
         shown = error_text(self.body, _SHOWN, kind=True)
         if self.status == 401:
             return UnauthorizedError(
-                f"the API server does not know us: {shown or 'Unauthorized'}",
-                hint="log in again; `kubectl auth whoami` should fail alike",
+                f"the API server rejects the credentials: {shown or 'Unauthorized'}",
+                hint="log in again; `kubectl auth whoami` should fail too",
             )
         if self.status == 403:
             # The error says better what an API server says of RBAC; anything else is shown.

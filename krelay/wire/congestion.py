@@ -3,7 +3,7 @@
 The path into a cluster buffers tens of MiB, and a full buffer delays a keystroke by seconds. So the
 sender keeps in flight what the path needs and little more: the delivery rate that ACKs show, times
 twice the shortest round trip (protocol.md, section 7). These are the ideas of BBR
-(draft-cardwell-iccrg-bbr-congestion-control), as far as a reliable pipe needs them.
+(draft-cardwell-iccrg-bbr-congestion-control), to the extent that a reliable pipe needs them.
 """
 
 from __future__ import annotations

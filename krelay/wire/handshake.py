@@ -134,7 +134,7 @@ class ClientHandshake:
             if data[0] != Status.OK:
                 known = data[0] != Status.UNKNOWN_PROTOCOL
                 code = ErrorCode.DENIED if known else ErrorCode.UNKNOWN_PROTOCOL
-                raise HandshakeError("the agent knows no sessions", code)
+                raise HandshakeError("the agent does not support sessions", code)
             data = memoryview(data)[1:]
         frames = self._decoder.feed(data)
         for index, (frame_type, _, payload) in enumerate(frames):
@@ -158,11 +158,11 @@ class ClientHandshake:
             raise HandshakeError(f"the agent speaks version {version}", ErrorCode.VERSION)
         if ask == Ask.NOTHING and self._key:
             # An agent that asks for no proof gives none either: it may be an impostor.
-            raise HandshakeError("the agent asks for no key", ErrorCode.DENIED)
+            raise HandshakeError("the agent does not ask for a key", ErrorCode.DENIED)
         shown = b""
         if ask == Ask.KEY:
             if not self._private:
-                raise HandshakeError("the agent asks for the key on an open line", ErrorCode.DENIED)
+                raise HandshakeError("the agent asks for the key without TLS", ErrorCode.DENIED)
             shown = self._key
         if self._resume:
             kind, session_id, received = _RESUME, self._resume.session_id, self._resume.received()
@@ -222,7 +222,7 @@ class AgentHandshake:
         Keeps no more bytes than an AUTH may have, since the client is not authenticated.
 
         Raises:
-            ProtocolError: these bytes are no AUTH.
+            ProtocolError: these bytes are not an AUTH.
         """
         buffer = self._buffer
         buffer += data

@@ -353,7 +353,7 @@ class Session:
             self._receive_open(stream_id, payload, now, events)
             return
         if stream is None:
-            # Frames that were in flight when this end closed the stream are no error.
+            # Frames that were in flight when this end closed the stream are not an error.
             if not 0 < stream_id <= self._highest(stream_id):
                 raise ProtocolError(
                     f"{FrameType(frame_type).name} on stream {stream_id}, never opened"

@@ -309,7 +309,7 @@ async def failed_lookup(lookups: Lookups, host: str, client: object, timeout: fl
 
 
 async def slow(lookups: Lookups, names: list[str], client: object, resolver: Resolver) -> None:
-    """Look-ups that were given up, each of which keeps its thread as far as it has got one."""
+    """Abandon look-ups; each that has a thread keeps it."""
     tasks = [asyncio.create_task(failed_lookup(lookups, name, client, 60.0)) for name in names]
     started = min(lookups.running + len(names), lookups._limit)
     await asyncio.sleep(0)
@@ -351,8 +351,7 @@ async def test_a_dead_domain_takes_only_its_share_of_threads(resolver: Resolver)
     failure = await failed_lookup(lookups, "slow.dead.test", client, 0.01)
     assert failure.code is ErrorCode.RESOLVE_TIMEOUT
     assert str(failure) == (
-        "resolving slow.dead.test took over 0.01 s: the agent waits for the answers to 32 other "
-        "names"
+        "resolving slow.dead.test took over 0.01 s: the agent is waiting for 32 other names"
     )
 
 

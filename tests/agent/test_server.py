@@ -368,7 +368,7 @@ async def test_a_usage_error_ends_the_program_with_2() -> None:
     async with program("--bind=0.0.0.0") as process:
         _, log = await process.communicate()
         assert process.returncode == 2
-        assert "needs a key" in log.decode()
+        assert "requires a key" in log.decode()
 
 
 @pytest.mark.process

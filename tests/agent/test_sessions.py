@@ -66,7 +66,7 @@ async def test_an_agent_that_knows_a_digest_learns_the_key_from_the_first_client
 
 async def test_a_key_is_not_shown_on_an_unencrypted_connection() -> None:
     async with rig.agent(key=None, key_sha256=key_digest(rig.KEY)) as server:
-        assert "on an open line" in str(await refused(server))
+        assert "without TLS" in str(await refused(server))
         assert len(server.sessions) == 0
 
 

@@ -77,7 +77,7 @@ def test_binding_beyond_loopback_needs_a_key(
     with pytest.raises(SystemExit) as caught:
         parse(["--bind", bind], {})
     assert caught.value.code == 2
-    assert f"--bind {bind} is open to others, which needs a key" in capsys.readouterr().err
+    assert f"--bind {bind} is open to others and requires a key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

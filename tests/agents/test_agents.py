@@ -395,7 +395,7 @@ async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) 
         cluster.dial_error = PodGoneError("pod does not exist")
         for ended in (None, UnreachableError("no answer")):
             cluster.ended = ended
-            with pytest.raises(TunnelError, match="the API server has it") as caught:
+            with pytest.raises(TunnelError, match="the API server still has it") as caught:
                 await agent.dial(asyncio.Protocol())
             assert not isinstance(caught.value, PodGoneError)
             assert cluster.created == 1
@@ -457,7 +457,7 @@ async def test_a_dial_after_a_401_uses_renewed_credentials(cluster: Cluster) -> 
         cluster.access = access  # type: ignore[method-assign]
         cluster.open_portforward = open_portforward  # type: ignore[method-assign, assignment]
         await agent.start()
-        with pytest.raises(UnauthorizedError, match="does not know us"):
+        with pytest.raises(UnauthorizedError, match="rejects the credentials"):
             await agent.dial(asyncio.Protocol())
         (await agent.dial(asyncio.Protocol())).abort()
         assert seen == [b"0", b"1"]
@@ -519,7 +519,7 @@ async def test_a_lost_agent_whose_job_cannot_be_deleted_now_is_deleted_at_the_en
     async with reaching(cluster) as agent:
         await agent.start()
         await agent.abandon("no answer")
-        assert "its Job is deleted later: no deleting" in caplog.text
+        assert "its Job will be deleted later: no deleting" in caplog.text
         cluster.delete_error = None
     assert not cluster.left
 

@@ -136,7 +136,7 @@ async def test_it_keeps_within_any_screen(tmp_path: Path) -> None:
         write(tmp_path, port, names=names)
         async with terminal("up", cwd=tmp_path, columns=60, rows=12) as screen:
             await screen.shows("20 of 20 ready")
-            await screen.shows("more: `krelay status` has them all")
+            await screen.shows("more: `krelay status` shows them all")
             assert screen.text.count("krelay.yaml ·") == 1
             screen.resize(100, 30)
             await screen.shows("target-19")
@@ -264,7 +264,7 @@ async def test_a_bug_of_the_table_does_not_end_what_is_relayed(where: str, tmp_p
         path = write(tmp_path, port)
         script = BROKEN.format(where)
         async with terminal("up", cwd=tmp_path, columns=120, rows=50, script=script) as screen:
-            await screen.shows("the live table failed; `--plain` does without")
+            await screen.shows("the live table failed; `--plain` runs without it")
             await screen.shows("web: ready")
             path.write_text(path.read_text() + f"  new: ip/127.0.0.1 :{port}\n")
             await screen.shows("new: ready")

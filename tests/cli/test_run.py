@@ -79,7 +79,7 @@ async def test_what_it_says_it_did_with_v_and_no_agent_is_left(tmp_path: Path) -
     agent = re.search(r"embedded, process (\d+)", done.err)
     assert agent is not None, done.err
     assert not alive(int(agent[1]))
-    assert "the command has ended with 0" in done.err
+    assert "the command exited with 0" in done.err
 
 
 async def test_a_signal_that_kills_it_is_128_and_more(tmp_path: Path) -> None:

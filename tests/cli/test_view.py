@@ -88,7 +88,7 @@ def test_a_table_too_long_for_the_screen_says_what_is_left_out() -> None:
     found = lines(model(report(*forwards)), height=10)
     assert len(found) == 10
     assert found[-2] == "✗ t25 (5m): connection refused"
-    assert found[-3] == "… and 25 more: `krelay status` has them all"
+    assert found[-3] == "… and 25 more: `krelay status` shows them all"
     assert found[-4].startswith("t25 ")
 
 

@@ -279,8 +279,8 @@ async def test_a_missing_right_is_an_error_with_the_commands_that_grant_it(
         (418, "", ClusterError, "refused: 418"),
         (302, "", ClusterError, "refused: 302"),
         (502, "<html><h1>Bad\nGateway</h1></html>", UnreachableError, "502 Bad Gateway"),
-        (200, "<html>", MalformedError, "no JSON object"),
-        (200, "[]", MalformedError, "no JSON object"),
+        (200, "<html>", MalformedError, "not a JSON object"),
+        (200, "[]", MalformedError, "not a JSON object"),
     ],
 )
 async def test_an_error_status_becomes_an_error_of_its_kind(
@@ -342,7 +342,7 @@ def test_an_answer_that_breaks_off_is_an_unreachable_error() -> None:
     """aiohttp puts the representation of an exception there."""
     broken = ClientPayloadError("Response payload is not completed: <Error: 400, ...>")
     with pytest.raises(
-        UnreachableError, match=r"cannot reach the API server \(here\): its answer br"
+        UnreachableError, match=r"cannot reach the API server \(here\): its answer was cut off"
     ):
         with translated_errors(ApiAccess("https://here", None, None, ()), "here"):
             raise broken
@@ -652,7 +652,7 @@ async def test_only_the_start_of_an_error_is_read(kube: Any, text: str) -> None:
 async def test_hostile_json_is_an_error_in_words(kube: Any, text: str) -> None:
     kube.script((200, text))
     async with connected(kube.kubeconfig()) as api:
-        with pytest.raises(MalformedError, match="the answer is no JSON object"):
+        with pytest.raises(MalformedError, match="the answer is not a JSON object"):
             await api.get("/")
 
 
@@ -663,7 +663,7 @@ async def test_a_compressed_answer_is_not_unpacked(kube: Any) -> None:
 
     kube.handler = bomb
     async with connected(kube.kubeconfig()) as api:
-        with pytest.raises(MalformedError, match="the answer is no JSON object"):
+        with pytest.raises(MalformedError, match="the answer is not a JSON object"):
             await api.get("/")
 
 

@@ -122,8 +122,8 @@ async def test_impersonation_repeats_its_headers() -> None:
     [
         ({"as-groups": ["a"]}, "need `as`"),
         ({"as": "a\r\nX: y"}, "a header cannot"),
-        ({"token": "a\nb"}, "a token cannot have"),
-        ({"token": "a b"}, "a token cannot have"),
+        ({"token": "a\nb"}, "has invalid characters"),
+        ({"token": "a b"}, "has invalid characters"),
         ({"tokenFile": "/none/token"}, "cannot read the token file /none/token"),
         ({"client-certificate-data": "eA=="}, "no client-key"),
         ({"client-key-data": "eA=="}, "no client-certificate"),
@@ -412,11 +412,11 @@ async def test_a_plugin_that_is_missing_says_how_to_install_it() -> None:
         (answer(token="t", expirationTimestamp="soon"), "did not answer with an ExecCredential"),
         (
             answer(token="t").replace("/v1", "/v1beta1"),
-            "answers in .*/v1beta1, and kube",
+            "answered in .*/v1beta1, but kube",
         ),
         (answer(clientCertificateData="x"), "neither a token nor a certificate with its key"),
         (answer(), "neither a token nor a certificate with its key"),
-        (answer(token="a b"), "a token cannot have"),
+        (answer(token="a b"), "has invalid characters"),
         ("yes | head -c 3000000", "did not answer with an ExecCredential"),
     ],
 )

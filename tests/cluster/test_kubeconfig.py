@@ -133,7 +133,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match=f"cannot read {tmp_path}: Is a directory"):
         load(environ=listed(tmp_path))
     path = write(tmp_path / "a:b", **ONE)
-    with pytest.raises(CredentialsError, match="its path holds a ':'"):
+    with pytest.raises(CredentialsError, match="its path contains a ':'"):
         load(kubeconfig=path, environ={})
 
 
@@ -218,7 +218,7 @@ def test_a_context_with_an_unknown_cluster_or_user_is_an_error(tmp_path: Path) -
     path = write(tmp_path / "a", **{**ONE, "users": {}})
     refused('no user "u" in kubeconfig, which context "dev" names', "known: none", kubeconfig=path)
     path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {}}})
-    refused('kubeconfig names no server for context "dev"', kubeconfig=path)
+    refused('kubeconfig has no server for context "dev"', kubeconfig=path)
 
 
 def test_a_missing_kubeconfig_is_an_error_with_a_hint(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_file_that_is_no_kubeconfig_is_an_error(tmp_path: Path, text: str) -> 
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(
-        CredentialsError, match=r"is no kubeconfig: .|kubeconfig .*(is missing|expected)"
+        CredentialsError, match=r"is not a kubeconfig: .|kubeconfig .*(is missing|expected)"
     ) as caught:
         load(kubeconfig=str(path), environ={})
     assert "\n" not in caught.value.message
@@ -262,7 +262,7 @@ def test_an_error_does_not_repeat_a_file_that_is_not_yaml(
 ) -> None:
     path = tmp_path / "config"
     path.write_text(f"users:\n- name: u\n  token: {token}\n")
-    with pytest.raises(CredentialsError, match="is no kubeconfig: not YAML") as caught:
+    with pytest.raises(CredentialsError, match="is not a kubeconfig: not YAML") as caught:
         load(kubeconfig=str(path), environ={})
     assert f"line {line}," in caught.value.message or not line
     assert "hunter2" not in "".join(caught.value.report())
@@ -281,7 +281,7 @@ def test_any_bytes_load_or_are_refused(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.parametrize("server", ["ftp://x", "https://", "https://h:99999", "https://[::1", "//"])
 def test_a_server_that_is_not_a_url_is_an_error(tmp_path: Path, server: str) -> None:
     path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": server}}})
-    with pytest.raises(CredentialsError, match=r"is no URL|names no server"):
+    with pytest.raises(CredentialsError, match=r"is not the URL|has no server"):
         load(kubeconfig=path, environ={})
 
 
@@ -373,7 +373,7 @@ def test_read_pem_prefers_data_over_a_file(tmp_path: Path) -> None:
         read_pem({"ca-data": "a"}, "ca")
     with pytest.raises(CredentialsError, match=r"ca: cannot read .*: No such file"):
         read_pem({"ca": str(tmp_path / "none")}, "ca")
-    with pytest.raises(CredentialsError, match="ca: cannot read a.*: the path holds a NUL"):
+    with pytest.raises(CredentialsError, match="ca: cannot read a.*: the path contains a NUL"):
         read_pem({"ca": "a\0b"}, "ca")
 
 
@@ -480,7 +480,7 @@ def test_the_scheme_of_the_server_becomes_lower_case(tmp_path: Path, server: str
 
 def test_a_password_in_the_servers_url_is_refused_and_not_repeated(tmp_path: Path) -> None:
     flags = Overrides(server="http://me:hunter2@h")
-    with pytest.raises(CredentialsError, match="holds a user name or a password") as caught:
+    with pytest.raises(CredentialsError, match="contains a user name or a password") as caught:
         load(overrides=flags, environ={"HOME": str(tmp_path)})
     assert "hunter2" not in "".join(caught.value.report())
 
@@ -495,7 +495,7 @@ def test_a_password_in_the_servers_url_is_refused_and_not_repeated(tmp_path: Pat
     ],
 )
 def test_an_error_does_not_repeat_a_bad_url_with_its_password(tmp_path: Path, server: str) -> None:
-    with pytest.raises(CredentialsError, match=r"^kubeconfig: the server is no URL") as caught:
+    with pytest.raises(CredentialsError, match=r"^kubeconfig: the server is not the URL") as caught:
         load(overrides=Overrides(server=server), environ={"HOME": str(tmp_path)})
     assert "hunter2" not in "".join(caught.value.report())
 

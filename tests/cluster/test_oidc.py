@@ -147,7 +147,7 @@ async def test_an_issuer_that_refuses_is_a_credentials_error(issuer: Issuer) -> 
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"), [({}, "gave no id_token"), ([], "expected an object, got a list")]
+    ("answer", "message"), [({}, "returned no id_token"), ([], "expected an object, got a list")]
 )
 async def test_an_answer_without_a_token_is_an_error(
     issuer: Issuer, answer: Any, message: str
@@ -159,14 +159,14 @@ async def test_an_answer_without_a_token_is_an_error(
 
 async def test_a_discovery_document_of_another_issuer_is_refused(issuer: Issuer) -> None:
     issuer.document["issuer"] = "https://evil.test"
-    with pytest.raises(CredentialsError, match=r"calls itself https://evil\.test"):
+    with pytest.raises(CredentialsError, match=r"claims to be https://evil\.test"):
         await issuer.source().fetch(rejected=False)
 
 
 @pytest.mark.parametrize("endpoint", ["", "http://127.0.0.1:1/token"])
 async def test_a_token_endpoint_without_tls_is_refused(issuer: Issuer, endpoint: str) -> None:
     issuer.document["token_endpoint"] = endpoint
-    with pytest.raises(CredentialsError, match="no token endpoint under TLS"):
+    with pytest.raises(CredentialsError, match="no token endpoint with TLS"):
         await issuer.source().fetch(rejected=False)
 
 

@@ -299,18 +299,18 @@ def test_an_operation_is_applied_to_a_copy(document: Any, operation: Any, result
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        (op("add", "/x/y", value=1), " (add '/x/y'): the document has no such place"),
+        (op("add", "/x/y", value=1), " (add '/x/y'): the document has no such path"),
         (op("add", "/list/3", value=1), " (add '/list/3'): can't insert outside of list"),
-        (op("add", "/list/01", value=1), " (add '/list/01'): the document has no such place"),
-        (op("add", "/list/x", value=1), " (add '/list/x'): the document has no such place"),
-        (op("add", "/one/x", value=1), " (add '/one/x'): the document has no such place"),
+        (op("add", "/list/01", value=1), " (add '/list/01'): the document has no such path"),
+        (op("add", "/list/x", value=1), " (add '/list/x'): the document has no such path"),
+        (op("add", "/one/x", value=1), " (add '/one/x'): the document has no such path"),
         (op("add", "/a"), " (add '/a'): The operation does not contain a 'value' member"),
-        (op("add", "a", value=1), ": the document has no such place"),
+        (op("add", "a", value=1), ": the document has no such path"),
         (
             op("remove", "/nothing"),
             " (remove '/nothing'): can't remove a non-existent object 'nothing'",
         ),
-        (op("remove", "/list/-"), " (remove '/list/-'): the document has no such place"),
+        (op("remove", "/list/-"), " (remove '/list/-'): the document has no such path"),
         (op("remove", ""), " (remove ''): can't remove the whole document"),
         (
             op("replace", "/nothing", value=1),
@@ -320,7 +320,7 @@ def test_an_operation_is_applied_to_a_copy(document: Any, operation: Any, result
         (op("test", "/nothing", value=None), " (test '/nothing'): the test failed"),
         (op("copy", "/x"), " (copy '/x'): The operation does not contain a 'from' member"),
         (op("copy", "/x", **{"from": 5}), " (copy '/x'): Invalid 'from'"),
-        (op("copy", "/x", **{"from": "/no"}), " (copy '/x'): the document has no such place"),
+        (op("copy", "/x", **{"from": "/no"}), " (copy '/x'): the document has no such path"),
         (
             op("move", "/one/deeper", **{"from": "/one"}),
             " (move '/one/deeper'): Cannot move values into their own children",

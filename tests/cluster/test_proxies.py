@@ -64,10 +64,10 @@ def test_no_proxy_exempts_a_host_as_in_go(no_proxy: str, server: str, direct: bo
 
 @pytest.mark.parametrize("url", ["ftp://p", "http://", "http://p:99999", "http://[::1"])
 def test_a_variable_that_is_not_a_proxy_url_is_an_error(url: str) -> None:
-    with pytest.raises(CredentialsError, match="^HTTPS_PROXY: no URL of a proxy") as caught:
+    with pytest.raises(CredentialsError, match="^HTTPS_PROXY: not a proxy URL") as caught:
         from_environment("https://h", {"HTTPS_PROXY": url})
     assert "secret" not in str(caught.value)
-    with pytest.raises(CredentialsError, match="^kubeconfig: proxy-url: no URL of a proxy"):
+    with pytest.raises(CredentialsError, match="^kubeconfig: proxy-url: not a proxy URL"):
         from_kubeconfig(url)
 
 

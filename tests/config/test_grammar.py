@@ -346,7 +346,7 @@ def test_an_address_and_port_are_parsed(value: int | str, place: tuple[str, int]
         ("127.0.0.1", "`127.0.0.1` has no port"),
         ("127.0.0.1:", "`127.0.0.1:` has no port"),
         ("127.0.0.1:http", "`127.0.0.1:http` has no port"),
-        ("::1:80", "`::1:80` is ambiguous: an IPv6 address has brackets"),
+        ("::1:80", "`::1:80` is ambiguous: an IPv6 address needs brackets"),
         ("127.0.0.1:65536", "port 65536 is out of range"),
         ("1" * 5000, "port 111111111111 is out of range"),
         (":80", '`""` is not an address to listen on'),

@@ -376,7 +376,7 @@ async def test_a_reverted_change_is_not_reported(
         assert item.result() == {str(file)}
 
 
-# -- the mode, and what cannot be had ----------------------------------------------------------
+# -- the mode, and missing resources -----------------------------------------------------------
 
 
 def test_the_mode_is_the_environment_s() -> None:

@@ -87,7 +87,7 @@ def port_of(stream: Stream) -> int:
 
 
 class StreamRequester(TcpRelay):
-    """Remembers what it was told."""
+    """Records its calls."""
 
     def __init__(self, error: Exception | None = None) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ async def test_a_queued_request_fails_when_the_task_group_ends() -> None:
         with pytest.raises(ZeroDivisionError):
             await ends()
         await asyncio.sleep(0)
-        assert opener.reason == "krelay is ending"
+        assert opener.reason == "krelay is stopping"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Through an agent that knows no sessions: every stream on a tunnel of its own."""
+"""Legacy mode: through an agent without sessions, each stream has its own tunnel."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ async def test_an_agent_that_refuses_the_session_protocol_is_a_legacy_agent(
         assert not p.pool.tunnels[0].multiplexed
         # Version 0, 16 bytes, an id, protocol 75: what a session opens with.
         assert p.agent.headers[0][8] == 75
-        await rig.until(lambda: caplog.text.count("the agent knows no sessions"))
-        assert caplog.text.count("the agent knows no sessions") == 1
+        await rig.until(lambda: caplog.text.count("the agent does not support sessions"))
+        assert caplog.text.count("the agent does not support sessions") == 1
 
 
 async def test_a_pool_without_a_legacy_carrier_refuses_such_an_agent() -> None:
@@ -115,7 +115,7 @@ async def test_a_pool_without_a_legacy_carrier_refuses_such_an_agent() -> None:
         async with rig.running(pool, up=False):
             await pool.wait_change()
             assert isinstance(pool.failure, TunnelRefusedError)
-            assert str(pool.failure) == "the agent knows no sessions"
+            assert str(pool.failure) == "the agent does not support sessions"
             assert pool.pick() is None
 
 

@@ -160,7 +160,7 @@ async def test_an_unknown_status_in_the_handshake_is_a_refusal() -> None:
     async with rig.tcp_target(plain) as port, reaching(Fake(port), up=False) as (pool, _):
         await pool.wait_change()
         assert isinstance(pool.failure, TunnelRefusedError)
-        assert "knows no sessions" in str(pool.failure)
+        assert "does not support sessions" in str(pool.failure)
 
 
 class Fake:

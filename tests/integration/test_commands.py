@@ -49,4 +49,4 @@ async def test_from_up_to_down(tmp_path: Path) -> None:
             assert await krelay.process.wait() == 0
             assert not alive(int(agent.split("process ")[1].partition(",")[0]))
             assert await run("status", "-f", str(file)) == await run("down", "-f", str(file))
-            assert "asked to end: stopping" in krelay.err
+            assert "stop request: stopping" in krelay.err

@@ -156,7 +156,7 @@ async def test_a_connection_that_cannot_be_served_is_reset(
             await greeting(sock.getsockname())
     finally:
         accepting.close()
-    assert caplog.messages == ["web: a connection is reset: ZeroDivisionError()"]
+    assert caplog.messages == ["web: connection reset: ZeroDivisionError()"]
 
 
 class Held(asyncio.Protocol):

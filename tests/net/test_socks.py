@@ -72,8 +72,8 @@ async def test_the_bound_address_of_any_type_is_read(bound: tuple[bytes, ...]) -
     ("replies", "message"),
     [
         ((b"HT",), "does not speak SOCKS5"),
-        ((b"\5\xff",), "another kind of authentication"),
-        ((b"\5\2", b"\1\1"), "refuses the user name"),
+        ((b"\5\xff",), "unsupported kind of authentication"),
+        ((b"\5\2", b"\1\1"), "rejects the user name"),
         ((b"\5\0", b"\5\5\0\1"), "connection refused"),
         ((b"\5\0", b"\5\x63\0\1"), "reply 99"),
     ],
@@ -86,7 +86,7 @@ async def test_a_refusal_is_an_error_with_its_reason(
 
 
 async def test_a_proxy_that_chooses_a_method_not_offered_is_refused() -> None:
-    with pytest.raises(ProxyError, match="another kind"):
+    with pytest.raises(ProxyError, match="unsupported kind"):
         await play("socks5://p", "h", 1, b"\5\2")
 
 

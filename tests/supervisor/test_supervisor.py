@@ -152,7 +152,7 @@ async def test_a_request_during_the_end_is_refused(monkeypatch: pytest.MonkeyPat
                 await before.done.wait()
                 after = running.supervisor.apply(first, "edit")
                 await after.done.wait()
-                assert [str(want.failure) for want in (before, after)] == ["krelay is ending"] * 2
+                assert [str(want.failure) for want in (before, after)] == ["krelay is stopping"] * 2
                 rig.rst(writer)
 
 

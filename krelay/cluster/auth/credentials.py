@@ -89,7 +89,7 @@ class Credentials:
                 except (CredentialsError, UnreachableError) as exc:
                     if self._access is None or self._expired(now):
                         raise
-                    logger.warning("keeping the credentials of a minute ago: %s", exc)
+                    logger.warning("keeping the previous credentials: %s", exc)
                     self._until = now + FILES_PERIOD
                 else:
                     # An equal access stays the same object, so that its holders can reject it.
@@ -195,5 +195,5 @@ def _headers(user: Mapping[str, Any], authorization: str | None) -> Iterator[tup
         headers += [(f"Impersonate-Extra-{quote(key, safe='')}", value) for value in values]
     for name, value in headers:
         if not value.isprintable():
-            raise CredentialsError(f"kubeconfig: {name} holds a character that a header cannot")
+            raise CredentialsError(f"kubeconfig: {name} has a character that a header cannot carry")
         yield name, value

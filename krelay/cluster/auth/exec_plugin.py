@@ -63,7 +63,7 @@ class ExecPlugin:
         terminal = sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty()
         if mode == "Always" and not terminal:
             raise CredentialsError(
-                f"{self._name} needs your input, and standard input is no terminal",
+                f"{self._name} needs your input, and standard input is not a terminal",
                 hint="log in with kubectl first, or run krelay in a terminal",
             )
         return terminal
@@ -150,7 +150,7 @@ class ExecPlugin:
         pair = status.get("clientCertificateData"), status.get("clientKeyData")
         if version != self._plugin["apiVersion"]:
             raise CredentialsError(
-                f"{self._name} answers in {version}, and kubeconfig wants "
+                f"{self._name} answered in {version}, but kubeconfig requires "
                 f"{self._plugin['apiVersion']}"
             )
         if bool(pair[0]) != bool(pair[1]) or not (token or pair[0]):

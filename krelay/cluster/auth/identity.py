@@ -72,7 +72,7 @@ def bearer(token: str) -> str:
     """
     token = token.strip()
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise CredentialsError("the token holds characters that a token cannot have")
+        raise CredentialsError("the token has invalid characters")
     return f"Bearer {token}"
 
 

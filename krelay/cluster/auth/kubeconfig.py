@@ -126,7 +126,7 @@ def load(
     """Return the login of `context` (None: the current one), or of the pod that krelay runs in.
 
     Raises:
-        CredentialsError: a file, context, cluster or user is missing, or a file is no kubeconfig.
+        CredentialsError: a file, context, cluster or user is missing, or a file is invalid.
     """
     paths = _paths(kubeconfig, environ)
     entries, current = _read(paths)
@@ -184,9 +184,9 @@ def _parse(path: str) -> Any:
         loader = Loader(path)
     except Exception as exc:
         # The exception itself would repeat lines of the file.
-        raise CredentialsError(f"{path} is no kubeconfig: {_reason(exc)}") from None
+        raise CredentialsError(f"{path} is not a kubeconfig: {_reason(exc)}") from None
     if path not in loader.config_files:
-        raise CredentialsError(f"{path} is no kubeconfig: its path holds a {os.pathsep!r}")
+        raise CredentialsError(f"{path} is not a kubeconfig: its path contains a {os.pathsep!r}")
     return loader.config_files[path]
 
 
@@ -203,7 +203,7 @@ def _reason(exc: Exception) -> str:
         return "nested too deep"
     if hasattr(exc, "position"):
         return f"not YAML: a character that it does not allow, at position {exc.position}"
-    return "not YAML, or no object"
+    return "not YAML, or not an object"
 
 
 def _read_entry(kind: str, item: Any, path: str, index: int) -> tuple[str, Mapping[str, Any]]:
@@ -305,7 +305,7 @@ def _apply(overrides: Overrides, login: Login) -> Login:
         user["as-groups"] = list(overrides.as_group)
     server = (overrides.server or login.server).strip()
     if not server:
-        raise CredentialsError(f'kubeconfig names no server for context "{login.context}"')
+        raise CredentialsError(f'kubeconfig has no server for context "{login.context}"')
     if "://" not in server:
         secure = any(cluster.get(key) for key in _SAYS_TLS)
         server = f"{'https' if secure else 'http'}://{server}"
@@ -316,13 +316,13 @@ def _apply(overrides: Overrides, login: Login) -> Login:
         valid = False
     if valid and parts.username is not None:
         raise CredentialsError(
-            "kubeconfig: the server's URL holds a user name or a password",
-            hint="`username` and `password` of the user are their place",
+            "kubeconfig: the server's URL contains a user name or a password",
+            hint="put them into `username` and `password` of the user",
         )
     if not valid:
-        # The URL may hold a password, also behind a character that stands for "@".
+        # The URL may contain a password, also after a look-alike of "@".
         shown = f'"{server}"' if server.isascii() and "@" not in server else "the server"
-        raise CredentialsError(f"kubeconfig: {shown} is no URL of an API server")
+        raise CredentialsError(f"kubeconfig: {shown} is not the URL of an API server")
     # In lower case, so that every later test of the scheme agrees.
     server = cluster["server"] = f"{parts.scheme}{server[len(parts.scheme) :]}".rstrip("/")
     return Login(server, login.namespace, cluster, user, login.context)
@@ -357,7 +357,7 @@ def read_file(path: str | Path) -> bytes:
         OSError: the file cannot be read, is larger, or is not regular (a FIFO would block).
     """
     if "\0" in str(path):
-        raise OSError(errno.EINVAL, "the path holds a NUL")
+        raise OSError(errno.EINVAL, "the path contains a NUL")
     # Non-blocking: opening a FIFO would wait for a writer.
     number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
     with open(number, "rb") as file:

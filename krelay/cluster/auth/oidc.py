@@ -78,7 +78,7 @@ class Oidc:
             reason = str(exc)[:_SHOWN] or "no answer in time"
             raise CredentialsError(f"oidc: refresh at {issuer} failed: {reason}") from exc
         if not answer.get("id_token"):
-            raise CredentialsError(f"oidc: {issuer} gave no id_token", hint=_HINT)
+            raise CredentialsError(f"oidc: {issuer} returned no id_token", hint=_HINT)
         self._id_token = answer["id_token"]
         self._renewal = _renew_at(self._id_token)
         self._refresh_token = answer.get("refresh_token") or self._refresh_token
@@ -95,11 +95,11 @@ class Oidc:
             found = await self._request_json(session, _DISCOVERY, "GET", url)
             named = found.get("issuer", "").rstrip("/")
             if named != issuer:
-                raise CredentialsError(f"oidc: {issuer} calls itself {named[:_SHOWN] or 'nothing'}")
+                raise CredentialsError(f"oidc: {issuer} claims to be {named[:_SHOWN] or 'nothing'}")
             endpoint = found.get("token_endpoint", "")
             near = urlsplit(issuer).scheme == "http"
             if not (endpoint.startswith("https:") or (near and _safe(endpoint))):
-                raise CredentialsError(f"oidc: {issuer} has no token endpoint under TLS")
+                raise CredentialsError(f"oidc: {issuer} has no token endpoint with TLS")
             return await self._request_json(session, _TOKENS, "POST", endpoint, **self._form(found))
 
     def _form(self, discovered: Mapping[str, Any]) -> dict[str, Any]:
