@@ -94,22 +94,17 @@ class _Subscription:
     def __init__(self, selector: Selector) -> None:
         self.selector = selector
         self._updated = asyncio.Event()
-        self._latest: Store = {}
-        self._error: ClusterError | None = None
+        self._latest: Store | ClusterError = {}
 
-    def publish(self, objects: Store) -> None:
-        self._latest = objects
-        self._updated.set()
-
-    def fail(self, error: ClusterError) -> None:
-        self._error = error
+    def publish(self, latest: Store | ClusterError) -> None:
+        self._latest = latest
         self._updated.set()
 
     async def next(self) -> Store:
         await self._updated.wait()
         self._updated.clear()
-        if self._error is not None:
-            raise self._error
+        if isinstance(self._latest, ClusterError):
+            raise self._latest
         return self._latest
 
 
@@ -209,7 +204,7 @@ class _Collection:
         now = self._loop.time()
         self._errors = {key: value for key, value in self._errors.items() if now < value[0]}
         if selector in self._errors:
-            subscription.fail(self._errors[selector][1])
+            subscription.publish(self._errors[selector][1])
             return subscription
         selection = self._selections.setdefault(selector, _Selection())
         selection.subscriptions.add(subscription)
@@ -284,7 +279,7 @@ class _Collection:
             if (selection := self._remove(selector)) is not None:
                 self._errors[selector] = (self._loop.time() + ERROR_TTL, error)
                 for subscription in selection.subscriptions:
-                    subscription.fail(error)
+                    subscription.publish(error)
 
     def _remove(self, selector: Selector) -> _Selection | None:
         """End the watches of `selector`; return its selection."""
