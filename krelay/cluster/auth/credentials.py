@@ -133,9 +133,11 @@ class Credentials:
         def build() -> ssl.SSLContext:
             ca = read_pem(login.cluster, "certificate-authority")
             parts = (ca, certificate, verify)
-            if self._tls is None or self._tls[0] != parts:
-                self._tls = parts, tls_context(ca, certificate, verify=verify)
-            return self._tls[1]
+            # A local name: a cancelled call may still run in another thread.
+            tls = self._tls
+            if tls is None or tls[0] != parts:
+                tls = self._tls = parts, tls_context(ca, certificate, verify=verify)
+            return tls[1]
 
         return await in_thread(build, UnreachableError)
 
