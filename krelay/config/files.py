@@ -13,14 +13,14 @@ import os
 import re
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, Problem, UsageError
-from krelay.threads import DaemonExecutor
 
 _T = TypeVar("_T")
 
@@ -224,8 +224,16 @@ def bounded(path: str, call: Callable[[str], _T], *, within: float = PATIENCE) -
         raise OSError(errno.ETIMEDOUT, "its file system still does not answer")
     if len(_hanging) >= MOST_HANGING:
         raise OSError(errno.ETIMEDOUT, f"{MOST_HANGING} other files do not answer")
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(path))
+        except Exception as exc:
+            future.set_exception(exc)
+
     try:
-        future = DaemonExecutor().submit(call, path)
+        threading.Thread(target=run, name=f"read {path}", daemon=True).start()
     except RuntimeError as exc:
         raise OSError(errno.EAGAIN, "no thread can be started to read it") from exc
     if not wait((future,), timeout=within).done:
