@@ -162,11 +162,13 @@ class _Builder:
     def build(self) -> ParsedFile:
         general = self._fields(self._root, _OF_FILE)
         defaults = {**general, **self._fields(_section(self._root.get("defaults")), _OF_TARGET)}
+        tunnel = _section(self._root.get("tunnel"))
+        session = SessionConfig(**self._fields(tunnel, _SESSION))
         config = Config(
             targets=(*self._targets(defaults), *self._proxies(defaults)),
             **general,
             agent=self._agent(_section(self._root.get("agent"))),
-            tunnel=self._tunnel(_section(self._root.get("tunnel"))),
+            tunnel=TunnelConfig(**self._fields(tunnel, _TUNNEL), session=session),
             status=self._status(_section(self._root.get("status"))),
             path=self._path,
         )
@@ -189,10 +191,6 @@ class _Builder:
             if key in section
         }
         return {field: value for field, value in fields.items() if value is not None}
-
-    def _tunnel(self, given: Section) -> TunnelConfig:
-        session = SessionConfig(**self._fields(given, _SESSION))
-        return TunnelConfig(**self._fields(given, _TUNNEL), session=session)
 
     def _status(self, given: Section) -> StatusConfig:
         status = StatusConfig(**self._fields(given, _STATUS))
@@ -221,8 +219,25 @@ class _Builder:
         return AgentConfig(**fields)
 
     def _patch(self, entry: Section) -> Patch | None:
-        patch, problems = _read_patch(entry, self._path, self._files)
-        self._problems += problems
+        """Return the patch of an entry; None if it has a problem.
+
+        The problems of a patch in a file of its own have the path of that file.
+        """
+        words: dict[str, str] = {
+            key: entry[key].plain() for key in ("type", "target") if key in entry
+        }
+        if "patch" in entry:
+            return _make_patch(entry["patch"], words, self._problems)
+        if "file" not in entry:
+            return None
+        name = entry["file"]
+        try:
+            path, data = self._files.named(name.plain(), self._path)
+        except ParseError as error:
+            self._problems.append(name.problem(error))
+            return None
+        patch, problems = _parse_patch(data, path, self._files, words)
+        self._problems += [dataclasses.replace(problem, path=path) for problem in problems]
         return patch
 
     def _targets(self, defaults: dict[str, Any]) -> Iterator[Target]:
@@ -339,44 +354,16 @@ def parse_patch(
     Raises:
         ConfigError: the data is not a patch; carries every problem.
     """
-    patch = None
-    body, problems = _patch_body(data, path, Files(environ))
-    if body is not None:
-        words: dict[str, str] = {
-            "type": kind or ("json" if isinstance(body.value, list) else "strategic")
-        }
-        patch, more = _make_patch(body, words)
-        problems += more
+    patch, problems = _parse_patch(data, path, Files(environ), {"type": kind or ""})
     if patch is None or problems:
         raise ConfigError(path, problems)
     return patch
 
 
-def _read_patch(entry: Section, path: str, files: Files) -> tuple[Patch | None, list[Problem]]:
-    """Return the patch of an entry in the file at `path`, or None, and every problem.
-
-    The problems of a patch in a separate file have the path of that file.
-    """
-    words: dict[str, str] = {key: entry[key].plain() for key in ("type", "target") if key in entry}
-    if "patch" in entry:
-        return _make_patch(entry["patch"], words)
-    if "file" not in entry:
-        return None, []
-    name = entry["file"]
-    try:
-        path, data = files.named(name.plain(), path)
-    except ParseError as error:
-        return None, [name.problem(error)]
-    body, problems = _patch_body(data, path, files)
-    patch = None
-    if body is not None:
-        patch, more = _make_patch(body, words)
-        problems += more
-    return patch, [dataclasses.replace(problem, path=path) for problem in problems]
-
-
-def _patch_body(data: bytes, path: str, files: Files) -> tuple[Node | None, list[Problem]]:
-    """Return what a file holds, without what the schema's rules for `patch` forbid."""
+def _parse_patch(
+    data: bytes, path: str, files: Files, words: dict[str, str]
+) -> tuple[Patch | None, list[Problem]]:
+    """Return the patch in a file, or None, and every problem; `words` has its type and target."""
     try:
         root, problems = yaml_reader.read(decode(data, path), files.environ)
     except ConfigError as exc:
@@ -384,16 +371,21 @@ def _patch_body(data: bytes, path: str, files: Files) -> tuple[Node | None, list
     if root is None:
         return None, problems or [Problem(1, 1, "the file is empty", "write the patch into it")]
     body, more = validation.check(root, *validation.PATCH)
-    return body, problems + more
+    problems += more
+    return None if body is None else _make_patch(body, words, problems), problems
 
 
-def _make_patch(body: Node, words: dict[str, str]) -> tuple[Patch | None, list[Problem]]:
+def _make_patch(body: Node, words: dict[str, str], problems: list[Problem]) -> Patch | None:
+    """Return the patch; an empty type in `words` stands for that of a list or a mapping."""
     is_list = isinstance(body.value, list)
+    if words.get("type") == "":
+        words = {**words, "type": "json" if is_list else "strategic"}
     patch = Patch(tuple(body.plain()) if is_list else body.plain(), **words)
     if is_list == (patch.type == "json"):
-        return patch, []
+        return patch
     if is_list:
         message, hint = "a list is a patch of type json", "write `type: json` beside it"
     else:
         message, hint = "a patch of type json is a list", "write `- {op: ..., path: ...}`"
-    return None, [Problem(body.line, body.column, message, hint)]
+    problems.append(Problem(body.line, body.column, message, hint))
+    return None

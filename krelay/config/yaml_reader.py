@@ -173,7 +173,11 @@ class _Composer:
         if isinstance(event, events.ScalarEvent):
             node = self._scalar(event)
         elif isinstance(event, events.SequenceStartEvent):
-            node = self._sequence(event)
+            self._check_tag(event, "seq")
+            items: list[Node] = []
+            while not isinstance(item := next(self._events), events.CollectionEndEvent):
+                items.append(self._node(item))
+            node = self._collection(event, items)
         else:
             node = self._mapping(event)
         self._depth -= 1
@@ -199,15 +203,6 @@ class _Composer:
     def _shown(self, text: str, else_: str, before: str = "") -> str:
         """Return the quoted text, or `else_` if it is secret."""
         return else_ if self._hidden else before + quote(text)
-
-    def _sequence(self, event: Any) -> Node:
-        from yaml import events
-
-        self._check_tag(event, "seq")
-        items: list[Node] = []
-        while not isinstance(item := next(self._events), events.CollectionEndEvent):
-            items.append(self._node(item))
-        return self._collection(event, items)
 
     def _mapping(self, event: Any) -> Node:
         self._check_tag(event, "map")
@@ -287,9 +282,9 @@ class _Composer:
             secret=bool(self._hidden),
         )
 
-    def _check_tag(self, event: Any, *allowed: str) -> None:
+    def _check_tag(self, event: Any, allowed: str) -> None:
         tag = event.tag
-        if tag not in (None, "!", *(_PREFIX + name for name in allowed)):
+        if tag not in (None, "!", _PREFIX + allowed):
             shown = "!!" + tag.removeprefix(_PREFIX) if tag.startswith(_PREFIX) else tag
             hint = "put a value that starts with `!` in quotes" if self._hidden else "remove it"
             self._problem(
