@@ -101,7 +101,9 @@ class Live:
             finally:
                 for number in handlers:
                     loop.remove_signal_handler(number)
-                self._end()
+                self._ended = True
+                self._vanish()
+                self._log.changed.set()
 
     # -- on the loop -----------------------------------------------------------------------------
 
@@ -129,11 +131,6 @@ class Live:
             finally:
                 self._writing.release()
         self._keys.give_back()
-
-    def _end(self) -> None:
-        self._ended = True
-        self._vanish()
-        self._log.changed.set()
 
     def _hear(self) -> None:
         if not in_foreground(self._terminal):

@@ -40,10 +40,6 @@ def _complete_names(context: click.Context, param: click.Parameter, word: str) -
     return target_names(context, param, word)
 
 
-def _duration(context: click.Context, param: click.Parameter, value: str) -> float:
-    return seconds(value, param.opts[0])
-
-
 def seconds(text: str, option: str) -> float:
     """Return a duration given on the command line, in seconds."""
     from krelay.config.grammar import ParseError, parse_duration
@@ -89,7 +85,7 @@ _timeout = click.option(
     metavar="TIME",
     default="60s",
     show_default=True,
-    callback=_duration,
+    callback=lambda context, param, value: seconds(value, param.opts[0]),
     help="Time to wait for the forwards to become ready.",
 )
 

@@ -56,7 +56,9 @@ class Authenticator:
             raise web.HTTPMisdirectedRequest(
                 text="krelay does not serve this host name: use an address, or `localhost`"
             )
-        self._check_origin(request)
+        origin = request.headers.get("Origin")
+        if origin is not None and _netloc(origin) != _host(request).lower():
+            raise web.HTTPForbidden(text="pages of other sites have no access")
         if request.method not in ("GET", "HEAD"):
             self._check_change(request)
         return await handler(request)
@@ -92,11 +94,6 @@ class Authenticator:
             self._cookie_name, self._cookie, httponly=True, samesite="Strict", path="/"
         )
         return response
-
-    def _check_origin(self, request: web.Request) -> None:
-        origin = request.headers.get("Origin")
-        if origin is not None and _netloc(origin) != _host(request).lower():
-            raise web.HTTPForbidden(text="pages of other sites have no access")
 
     def _check_change(self, request: web.Request) -> None:
         if self._token is None:
