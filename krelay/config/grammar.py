@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from krelay.errors import Problem
@@ -423,12 +424,8 @@ class Line:
 
 def split(text: str) -> list[Word]:
     """Split a line into words, without its comment: a word that starts with `#` or `//`."""
-    words: list[Word] = []
-    for match in _WORD.finditer(text):
-        if match[0].startswith(("#", "//")):
-            break
-        words.append(Word(match[0], match.start()))
-    return words
+    words = (Word(match[0], match.start()) for match in _WORD.finditer(text))
+    return list(takewhile(lambda word: not word.text.startswith(("#", "//")), words))
 
 
 def parse_line(words: Sequence[Word]) -> tuple[Line | None, list[ParseError]]:

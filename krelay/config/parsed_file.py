@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import chain, islice
+from itertools import chain, islice, starmap
 from typing import Any
 
 from krelay.config.grammar import quote
@@ -96,8 +96,8 @@ def join(files: Sequence[ParsedFile]) -> tuple[Config, list[Problem]]:
         )
     )
     for found in (
-        (_duplicate(first, later) for first, later in duplicates),
-        (_conflict(earlier, later) for earlier, later in conflicts(addresses)),
+        starmap(_duplicate, duplicates),
+        starmap(_conflict, conflicts(addresses)),
         unreachable(targets.values()) if main.agent.embedded else (),
     ):
         problems += islice(found, MAX_PROBLEMS + 1)
