@@ -30,6 +30,8 @@ hypothesis.settings.load_profile("krelay")
 
 def pytest_configure() -> None:
     unignore()
+    # Else a plugin that asks for the current loop makes one, and no one closes it.
+    asyncio.set_event_loop(None)
 
 
 def pytest_xdist_auto_num_workers() -> int:
