@@ -58,6 +58,8 @@ from krelay.typed import (
         (Number(), 10**400, f"expected a number, got the number 1{'0' * 39}"),
         (Timestamp(), "2026-01-01", 'expected a time (RFC 3339), got the text "2026-01-01"'),
         (Timestamp(), "2026-01-01T00:00:00", "expected a time (RFC 3339), got the text"),
+        (Timestamp(), "2026-99-99T00:00:00+00:00", "expected a time (RFC 3339), got the text"),
+        (String(), b"x", "expected a text, got a bytes"),
         (AnyOf((Integer(), Token()), "a port"), 1.5, "expected a port, got a number"),
         (ListOf(Boolean()), [True, 1], "[1]: expected true or false, got the number 1"),
         (ListOf(Boolean(), 1), [True, True], "a list of more than 1 elements"),
@@ -179,3 +181,8 @@ def test_time_is_linear_in_the_size(piece: bytes) -> None:
     spent(1 << 16)
     # A quadratic reader would take 2,000 times what this allows.
     assert spent(8 << 20) < 64 * spent(1 << 19) + 0.5
+
+
+@pytest.mark.parametrize("value", ["a", ""])
+def test_a_known_word_or_no_word_is_read_as_it_stands(value: str) -> None:
+    assert OneOf(("a", "b")).read(value) == value

@@ -288,6 +288,12 @@ def test_an_external_name_resolves_to_its_name() -> None:
     assert "use its number" in unknown.reason
 
 
+def test_an_external_name_that_is_empty_has_no_endpoint() -> None:
+    external = service(type="ExternalName", externalName="", clusterIP=None)
+    found = resolve_service(external, Port(80), None)
+    assert (found.endpoint, found.reason) == (None, "an ExternalName without a name")
+
+
 conditions = st.dictionaries(
     st.sampled_from(["ready", "serving", "terminating"]), st.none() | st.booleans()
 )
