@@ -59,6 +59,7 @@ from krelay.typed import (
         (Timestamp(), "2026-01-01", 'expected a time (RFC 3339), got the text "2026-01-01"'),
         (Timestamp(), "2026-01-01T00:00:00", "expected a time (RFC 3339), got the text"),
         (Timestamp(), "2026-99-99T00:00:00+00:00", "expected a time (RFC 3339), got the text"),
+        (Timestamp(), "2026-01-01T00:00:00.5", "expected a time (RFC 3339), got the text"),
         (String(), b"x", "expected a text, got a bytes"),
         (AnyOf((Integer(), Token()), "a port"), 1.5, "expected a port, got a number"),
         (ListOf(Boolean()), [True, 1], "[1]: expected true or false, got the number 1"),
