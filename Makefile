@@ -57,7 +57,7 @@ coverage: $(STAMP)  ## run test, and compare its coverage with the bars
 test-on:         ## run test on another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
 
-check: format lint spelling types layers test  ## run the checks and tests that a commit must pass
+check: format lint spelling types layers coverage  ## run the checks and tests that a commit must pass
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
