@@ -132,7 +132,9 @@ async def systemd(home: Path) -> AsyncIterator[Systemd]:
             process.kill()
         await process.wait()
         await asyncio.to_thread(psutil.wait_procs, inside, 10)
-        for group in Path("/sys/fs/cgroup").glob(f"**/{_GROUP}"):
+        root = Path("/sys/fs/cgroup")
+        trees = [root, *(tree for tree in root.iterdir() if tree.is_dir())]
+        for group in [tree / _GROUP for tree in trees]:
             for path in [*sorted(group.rglob("*/"), reverse=True), group]:
                 with suppress(FileNotFoundError):
                     path.rmdir()
