@@ -210,11 +210,11 @@ _Reports = tuple[ForwardState, ...]
 
 @asynccontextmanager
 async def _relaying(config: Config, timeout: float) -> AsyncIterator[_Reports]:
-    """Relay while the block runs, in a task of its own, so that any task may end the block.
+    """Relay in a separate task while the block runs, so that any task may end the block.
 
     The value is the forwards, all of them ready. When the block ends, connections get a moment to
     finish; when it fails or is cancelled, they are cut. In any case agents are removed, or named in
-    the log. Raises KrelayError if the forwards cannot be had, or relaying has ended by an error.
+    the log. Raises KrelayError if the forwards do not become ready, or relaying fails.
     """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

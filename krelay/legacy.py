@@ -73,7 +73,7 @@ class LegacyTunnels:
         return len(self.streams)
 
     load = count
-    """Each stream has a connection of its own."""
+    """Each stream has its own connection, so the number of streams is the load."""
 
     async def run(self) -> PodGoneError:
         """Carry streams and send heartbeats until the agent is lost, and return why."""

@@ -221,7 +221,7 @@ class _Builder:
     def _patch(self, entry: Section) -> Patch | None:
         """Return the patch of an entry; None if it has a problem.
 
-        The problems of a patch in a file of its own have the path of that file.
+        The problems of a patch in a separate file have the path of that file.
         """
         words: dict[str, str] = {
             key: entry[key].plain() for key in ("type", "target") if key in entry

@@ -33,7 +33,7 @@ class PoolUser(Protocol):
 class Pool:
     """The tunnels to a group of agents, shared by all targets. `run` keeps them up.
 
-    A lost agent costs only the streams of its own tunnels.
+    A lost agent costs only the streams that its tunnels carried.
     """
 
     def __init__(
