@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Protocol
 
 from agent.memory import READ, ReadBuffer, Reservation
+from agent.pending import RefusalLog
 from agent.sessions import TUNNEL_COST, KeptSession, Sessions
 from krelay.mux.connection import TunnelProtocol
 from krelay.mux.trace import wire_trace
@@ -15,64 +15,20 @@ from krelay.wire.errors import WireError
 from krelay.wire.handshake import AgentHandshake, deny
 from krelay.wire.header import Header, Status, decode_header, header_length
 
-logger = logging.getLogger("krelay.agent")
-
-DEADLINE = 10.0
-"""Seconds that a connection has for its Header and its handshake."""
-REFUSALS_EVERY = 60.0
-"""Seconds between two log lines about refused connections."""
 _FIRST_READ = 4 << 10
 """Bytes of one read before the handshake is over."""
 
 
-class RefusalLog:
-    """Logs the first refusal at once, then their number once a minute.
-
-    So clients that connect again and again cannot fill the log. Each refusal is logged at DEBUG.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._last = ""
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, reason: str) -> None:
-        """Count one refused connection."""
-        if self._timer is None:
-            logger.info("refused: %s", reason)
-            self._wait()
-            return
-        logger.debug("refused: %s", reason)
-        self._count += 1
-        self._last = reason
-
-    def close(self) -> None:
-        """Log the refusals that are not logged yet."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        self._flush()
-
-    def _wait(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(REFUSALS_EVERY, self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        if self._flush():
-            self._wait()
-
-    def _flush(self) -> bool:
-        count, self._count = self._count, 0
-        if count:
-            logger.info("refused %d more; the last one: %s", count, self._last)
-        return count > 0
-
-
 class Host(Protocol):
-    """The server as its connections see it."""
+    """The listener as its connections see it."""
 
-    buffer: ReadBuffer
     refusals: RefusalLog
+    deadline: float
+    """Seconds that a connection has until its handshake is over."""
+
+    @property
+    def buffer(self) -> ReadBuffer:
+        """The buffer that connections read into."""
 
     @property
     def sessions(self) -> Sessions:
@@ -94,7 +50,7 @@ class Host(Protocol):
 class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
     """Reads the Header, then does the handshake of a session or hands over to legacy mode.
 
-    Until the handshake is over it has DEADLINE seconds, and keeps no more bytes than that needs.
+    Until the handshake is over its time is limited, and it keeps no more bytes than that needs.
     """
 
     def __init__(self, host: Host) -> None:
@@ -114,7 +70,7 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
         # HELLO comes after the status byte.
         self._trace = wire_trace(f"{peer[0]}:{peer[1]}" if peer else "peer", skip_sent=1)
         loop = asyncio.get_running_loop()
-        self._deadline = loop.call_later(DEADLINE, self.transport.abort)
+        self._deadline = loop.call_later(self._host.deadline, self.transport.abort)
         self._host.connected(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -129,10 +85,7 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
             self._host.sessions.settle(self._kept)
             return
         try:
-            if self._handshake is None:
-                self._read_header(self._buffer + data)
-            else:
-                self._read_handshake(self._handshake, data)
+            self._read_opening(data)
         except WireError as exc:
             self._host.refusals.add(str(exc))
             if self._handshake is not None:
@@ -157,6 +110,13 @@ class AgentConnection(TunnelProtocol, asyncio.BufferedProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _read_opening(self, data: bytes) -> None:
+        """Read what comes before the session."""
+        if self._handshake is None:
+            self._read_header(self._buffer + data)
+        else:
+            self._read_handshake(self._handshake, data)
 
     def _read_header(self, data: bytes) -> None:
         self._buffer = data

@@ -7,8 +7,9 @@ import logging
 import socket
 import sys
 
-from agent.connection import AgentConnection, RefusalLog
+from agent.connection import AgentConnection
 from agent.dial import Lookups
+from agent.door import Door
 from agent.legacy import Resources, serve_legacy
 from agent.memory import (
     CONNECTION_COST,
@@ -18,6 +19,7 @@ from agent.memory import (
     Reservation,
     budget_for,
 )
+from agent.pending import Pending, RefusalLog
 from agent.sessions import Sessions
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
@@ -25,9 +27,10 @@ from krelay.wire.header import Header, Status
 
 logger = logging.getLogger("krelay.agent")
 
+DEADLINE = 10.0
+"""Seconds that a connection has for its Header and its handshake."""
 MAX_PENDING = 512
-"""Connections whose handshake is not over. The oldest makes way for the next, so that attackers
-cannot lock out honest clients; authenticated connections do not count."""
+"""Connections whose handshake is not over, without those at the door."""
 MAX_LEGACY = 1_472
 """Legacy connections."""
 LINGER = 2.0
@@ -51,10 +54,10 @@ class Server:
         self.budget = MemoryBudget(budget_for(settings.memory))
         self.buffer = ReadBuffer()
         self.refusals = RefusalLog()
+        self.deadline = DEADLINE
         self._lookups = lookups or Lookups()
         self._legacy_client = Client(self.budget)
-        self._pending: dict[str, dict[AgentConnection, None]] = {}
-        self._pending_count = 0
+        self._pending = Pending(MAX_PENDING)
         self._loop = asyncio.get_running_loop()
         self._connections: set[AgentConnection] = set()
         self._legacy: set[asyncio.Transport] = set()
@@ -63,6 +66,7 @@ class Server:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._said_goodbye = False
         self._tasks: asyncio.TaskGroup
+        self.door: Door | None = None
         self.listening = asyncio.Event()
         self.address = ("", 0)
 
@@ -110,12 +114,17 @@ class Server:
             # A parent that asks for any free port reads which one it is.
             sys.stdout.write("{}:{}\n".format(*self.address))
             sys.stdout.flush()
+        if self._settings.pod_ip and self._settings.secured:
+            self.door = Door(self, self._tasks)
+            self.door.open(self._settings.pod_ip, self._settings.door_port)
         self.listening.set()
         self._start_idle_timer()
         try:
             await self._done.wait()
         finally:
             server.close()
+            if self.door is not None:
+                self.door.close()
             self.refusals.close()
             self._cancel_idle_timer()
             if self.sessions.go_away(ErrorCode.GOING_AWAY, "the agent ends"):
@@ -144,30 +153,22 @@ class Server:
 
     def connected(self, connection: AgentConnection) -> None:
         """Count a new connection; abort the oldest pending one if there are too many."""
+        self.admit(connection)
+        self._pending.add(connection)
+
+    def admit(self, connection: AgentConnection) -> None:
+        """Count a connection that keeps the agent running."""
         self._connections.add(connection)
         self._said_goodbye = False
         self._cancel_idle_timer()
-        if self._pending_count >= MAX_PENDING:
-            # From the address with the most of them, so that other addresses keep theirs.
-            crowd = max(self._pending.values(), key=len)
-            oldest = next(iter(crowd))
-            self.authenticated(oldest)
-            oldest.transport.abort()
-        self._pending.setdefault(connection.source, {})[connection] = None
-        self._pending_count += 1
 
     def authenticated(self, connection: AgentConnection) -> None:
         """Count a connection as pending no longer."""
-        crowd = self._pending.get(connection.source, {})
-        if connection in crowd:
-            del crowd[connection]
-            self._pending_count -= 1
-            if not crowd:
-                del self._pending[connection.source]
+        self._pending.discard(connection)
 
     def disconnected(self, connection: AgentConnection) -> None:
         """Forget a connection that has ended."""
-        self.authenticated(connection)
+        self._pending.discard(connection)
         self._connections.discard(connection)
         self._one_less()
 

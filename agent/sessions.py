@@ -121,6 +121,11 @@ class Sessions:
         """Whether a client must prove that it knows the key."""
         return self._settings.secured
 
+    @property
+    def knows_key(self) -> bool:
+        """Whether the agent has the key itself, not only its digest."""
+        return self._key is not None
+
     def begin_handshake(self) -> AgentHandshake:
         """Return the handshake for a connection that asks for a session."""
         if not self.secured:

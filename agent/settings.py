@@ -13,6 +13,8 @@ from agent import memory
 from krelay.wire.frames import MAX_PAYLOAD
 
 PORT = 9527
+DOOR_PORT = 10250
+"""Port of the door: managed control planes commonly reach pods on 443 and 10250 only."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 
@@ -23,7 +25,8 @@ class Settings:
 
     `memory` is the limit of which the agent uses four fifths. `key` authenticates clients. An agent
     in a pod has only its SHA-256 (hex) until the first client shows the key. Without either, every
-    client that reaches the port may use the agent.
+    client that reaches the port may use the agent. The door listens on `pod_ip`, if that is set and
+    clients must prove the key.
     """
 
     bind: str = "127.0.0.1"
@@ -37,6 +40,8 @@ class Settings:
     memory: int = memory.DEFAULT
     key: bytes | None = None
     key_sha256: str | None = None
+    pod_ip: str = ""
+    door_port: int = DOOR_PORT
 
     @property
     def secured(self) -> bool:
@@ -119,6 +124,13 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         memory_limit = memory.memory_limit(environ)
     except ValueError:
         parser.error(f"{memory.ENV} is not a number of bytes")
+    pod_ip, door_port = environ.get("KRELAY_POD_IP", ""), environ.get("KRELAY_DOOR_PORT", "")
+    try:
+        if pod_ip:
+            address(pod_ip)
+        door = port(door_port or str(default.door_port))
+    except ValueError:
+        parser.error("KRELAY_POD_IP is not an address, or KRELAY_DOOR_PORT is not a port")
     settings = Settings(
         bind=known.bind,
         port=known.port,
@@ -131,6 +143,8 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         memory=memory_limit,
         key=key or None,
         key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
+        pod_ip=pod_ip,
+        door_port=door,
     )
     if not ipaddress.ip_address(settings.bind).is_loopback and not settings.secured:
         parser.error(f"--bind {settings.bind} is open to others and requires a key: set KRELAY_KEY")

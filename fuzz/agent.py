@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from unittest.mock import patch
 
-from agent.connection import AgentConnection, RefusalLog
+from agent.connection import AgentConnection
 from agent.dial import Lookups
 from agent.legacy import Resources, _Framed
 from agent.memory import Client, MemoryBudget, ReadBuffer
+from agent.pending import RefusalLog
 from agent.sessions import KeptSession, Sessions
 from agent.settings import Settings
 from fuzz.draw import Draw
@@ -36,6 +37,7 @@ class _Host:
         self.legacy: list[tuple[Header, bytes]] = []
         self.buffer = ReadBuffer()
         self.refusals = RefusalLog()
+        self.deadline = 10.0
         self.budget = MemoryBudget(32 << 20)
         self.sessions: Sessions = _Sessions(
             settings,

@@ -161,6 +161,8 @@ class Patch:
 
 
 AGENT_PORT = 9527
+AGENT_DOOR_PORT = 10250
+"""Port on the pod's own address where the agent takes tunnels through the API server's proxy."""
 AGENT_IMAGE = "python:3.11-slim"
 
 

@@ -21,6 +21,9 @@ NAME = "krelay-server"  # the container's name and the label `app`, as in the Go
 KEY_ENV = "KRELAY_KEY_SHA256"
 """The hex SHA-256 of the run's key: more users may read the spec than may hold the key."""
 
+POD_IP_ENV = "KRELAY_POD_IP"
+"""The pod's own address, on which the agent opens its door; without it, there is no door."""
+
 RUN_LABEL = "krelay/run"  # the label that the agents of one pool share
 
 TTL = 15  # seconds that a finished Job stays for inspection before Kubernetes deletes it
@@ -138,7 +141,10 @@ def _pod(
 def _container(
     config: AgentConfig, key_sha256: str, connect_timeout: float, session: SessionConfig
 ) -> dict[str, Any]:
-    env = [{"name": KEY_ENV, "value": key_sha256}]
+    env: list[dict[str, Any]] = [
+        {"name": KEY_ENV, "value": key_sha256},
+        {"name": POD_IP_ENV, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
     if session != SessionConfig():
         # In the environment, since the Go krelay exits on an unknown argument.
         values = {

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import connection as module
-from agent.connection import RefusalLog
+from agent import pending
+from agent import server as module
+from agent.pending import RefusalLog
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import FrameDecoder, encode_frame
 from krelay.wire.handshake import OPENING, ClientHandshake
@@ -150,7 +151,7 @@ async def test_the_first_refusal_is_logged_at_once_and_others_are_counted(
 async def test_refusals_are_counted_at_intervals_until_they_stop(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "REFUSALS_EVERY", 0.01)
+    monkeypatch.setattr(pending, "REFUSALS_EVERY", 0.01)
     caplog.set_level(logging.INFO, "krelay.agent")
     refusals = RefusalLog()
     for why in ("one", "two", "three"):

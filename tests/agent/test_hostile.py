@@ -398,7 +398,7 @@ async def test_pending_connections_make_way_for_a_client() -> None:
                 async with intruder(here.server):
                     """Its handshake is done."""
             await here.bystander.goes_on()
-            await rig.until(lambda: here.server._pending_count >= MAX_PENDING - 1)
+            await rig.until(lambda: len(here.server._pending) >= MAX_PENDING - 1)
             assert len(here.server._connections) <= MAX_PENDING + 2
         finally:
             for sock in socks:
@@ -413,7 +413,7 @@ async def test_pending_connections_of_one_address_lock_out_no_other() -> None:
             patient.setblocking(False)
             loop = asyncio.get_running_loop()
             await loop.sock_connect(patient, here.server.address)
-            await rig.until(lambda: here.server._pending_count == 1)
+            await rig.until(lambda: len(here.server._pending) == 1)
             crowd = []
             for _ in range(MAX_PENDING + 50):
                 crowd.append(sock := socket.socket())

@@ -262,7 +262,7 @@ async def test_the_oldest_pending_connection_makes_way(monkeypatch: pytest.Monke
     async with rig.agent() as server:
         client = await session(server)
         async with legacy(server, b"") as first, legacy(server, b""):
-            await rig.until(lambda: server._pending_count == 2)
+            await rig.until(lambda: len(server._pending) == 2)
             other = await session(server)
             assert await first.reader.read() == b""
             assert client.connection.attached

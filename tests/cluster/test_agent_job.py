@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from krelay import payload
-from krelay.cluster.agent_job import KEY_ENV, NAME, RUN_LABEL, carries_source, job_manifest
+from krelay.cluster.agent_job import (
+    KEY_ENV,
+    NAME,
+    POD_IP_ENV,
+    RUN_LABEL,
+    carries_source,
+    job_manifest,
+)
 from krelay.errors import ConfigError
 from krelay.model import AgentConfig, Patch, SessionConfig
 
@@ -39,8 +46,11 @@ def server(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def env(manifest: dict[str, Any]) -> dict[str, str]:
-    """The agent's environment."""
-    return {each["name"]: each["value"] for each in server(manifest)["env"]}
+    """The agent's environment, without its address."""
+    variables = {each["name"]: each for each in server(manifest)["env"]}
+    address = variables.pop(POD_IP_ENV)
+    assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+    return {name: each["value"] for name, each in variables.items()}
 
 
 def of_container(**changes: Any) -> dict[str, Any]:
@@ -176,6 +186,12 @@ def test_a_patch_of_args_leaves_the_source_alone(patch: Patch) -> None:
 def test_a_patch_adds_to_env() -> None:
     patch = Patch(of_container(env=[{"name": "HTTP_PROXY", "value": "http://p:1"}]))
     assert env(made(with_patches(patch))) == env(made()) | {"HTTP_PROXY": "http://p:1"}
+
+
+def test_a_patch_may_drop_the_address_of_the_door() -> None:
+    patch = Patch(of_container(env=[{"name": POD_IP_ENV, "$patch": "delete"}]))
+    names = [each["name"] for each in server(made(with_patches(patch)))["env"]]
+    assert names == [KEY_ENV, payload.ENV_NAME]
 
 
 def test_a_merge_patch_changes_the_pod() -> None:

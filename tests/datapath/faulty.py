@@ -9,9 +9,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from agent.connection import AgentConnection, RefusalLog
+from agent.connection import AgentConnection
 from agent.dial import Lookups
 from agent.memory import MemoryBudget, ReadBuffer
+from agent.pending import RefusalLog
 from agent.sessions import KeptSession, Sessions
 from agent.settings import Settings
 from krelay.errors import NotListeningError
@@ -60,6 +61,7 @@ class FaultyAgent(Sessions):
     ) -> None:
         self.buffer = ReadBuffer()
         self.refusals = RefusalLog()
+        self.deadline = 10.0
         super().__init__(
             settings,
             tasks,

@@ -231,7 +231,10 @@ targets: {{dns: -n kube-system svc/kube-dns :53/tcp}}
         (container,) = pod["spec"]["containers"]
         assert container["image"] == AGENT
         assert "command" not in container
-        assert {variable["name"] for variable in container["env"]} == {"KRELAY_KEY_SHA256"}
+        assert {variable["name"] for variable in container["env"]} == {
+            "KRELAY_KEY_SHA256",
+            "KRELAY_POD_IP",
+        }
         query = question("kubernetes.default.svc.cluster.local")
         with kit.dial(krelay.address("dns")) as sock:
             sock.sendall(len(query).to_bytes(2, "big") + query)
