@@ -196,11 +196,16 @@ class AgentConfig:
 
 
 class Transport(StrEnum):
-    """The carrier of a port-forward's SPDY bytes; AUTO tries one, then the other."""
+    """What carries tunnels to an agent in a cluster.
+
+    SPDY and WEBSOCKET are carriers of a port-forward; AUTO begins with the one that works. PROXY is
+    the API server's proxy to the pod's own address; AUTO moves there where it works.
+    """
 
     AUTO = "auto"
-    WEBSOCKET = "websocket"
+    PROXY = "proxy"
     SPDY = "spdy"
+    WEBSOCKET = "websocket"
 
 
 @dataclass(frozen=True, slots=True)

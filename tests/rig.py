@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.server import Server
 from agent.settings import Settings
+from krelay.datapath.agent_link import Way
 from krelay.datapath.carrier import SessionCarrier
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
@@ -208,8 +209,11 @@ async def agent(**settings: Any) -> AsyncIterator[Server]:
 class AgentLink:
     """The way to an agent: `dial` goes there, `cut` breaks what is up, `blocked` keeps it shut."""
 
+    name = "tcp"
     private = False
     expires = math.inf
+    shortcut: Way | None = None
+    shortcut_only = False
 
     def __init__(self, server: Server | None) -> None:
         self.opened = asyncio.Event()

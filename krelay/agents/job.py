@@ -1,15 +1,16 @@
-"""JobAgent: an agent that runs in a cluster as a Job."""
+"""JobAgent: an agent that runs in a cluster as a Job, and the ways to it."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from krelay.agents.base import AgentEvents, log
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, PodGoneError, TunnelError
-from krelay.model import AGENT_PORT, GroupSpec
+from krelay.model import AGENT_DOOR_PORT, AGENT_PORT, GroupSpec, Transport
 from krelay.state.bus import EventBus
 from krelay.tasks import TaskGroup, keep
 from krelay.wire.handshake import key_digest
@@ -17,6 +18,9 @@ from krelay.wire.handshake import key_digest
 if TYPE_CHECKING:
     from krelay.cluster.agent_lifecycle import Agent, PostedJobs
     from krelay.cluster.api import Api
+    from krelay.net.api_access import ApiAccess
+
+_Opened = TypeVar("_Opened", bound=asyncio.Transport)
 
 _RENEW_EVERY = 60.0
 """Seconds between two renewals of refused credentials: where new ones are refused as well, each
@@ -24,8 +28,9 @@ dial would run an exec plugin, which may prompt a person."""
 
 
 class JobAgent:
-    """An agent that runs in a cluster as a Job; tunnels use the API server's port-forward."""
+    """An agent that runs in a cluster as a Job; tunnels begin on the API server's port-forward."""
 
+    name = "spdy"
     private = True
 
     def __init__(
@@ -44,6 +49,8 @@ class JobAgent:
         """
         self.lost = ""
         self.expires = math.inf
+        self.shortcut: PodProxy | None = None
+        self.shortcut_only = spec.transport is Transport.PROXY
         self._run = run
         self._api = api
         self._spec = spec
@@ -80,6 +87,8 @@ class JobAgent:
                 run=self._run,
                 on_progress=self._events.progress,
             )
+            if self._spec.transport in (Transport.AUTO, Transport.PROXY):
+                self.shortcut = PodProxy(self, agent)
             self._events.started(str(agent), f"pod {agent} runs")
             self._watching = self._tasks.create_task(
                 keep(lambda: self._watch(agent), f"the watch of {agent}"), name=f"agent {agent}"
@@ -87,25 +96,57 @@ class JobAgent:
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
-        from krelay.transport.upgrade import UnauthorizedError
 
         if self._agent is None:
             await self.start()
         agent = self._agent
         if agent is None:
             raise AgentError("the agent is gone")
-        access = await self._api.access()
-        try:
-            pipe = await open_portforward(
+        pipe, self.expires = await self._open(
+            agent,
+            lambda access: open_portforward(
                 access,
                 namespace=agent.namespace,
                 pod=agent.pod,
                 port=AGENT_PORT,
                 protocol=protocol,
                 transport=transport_from_env(self._spec.transport, os.environ),
-            )
-            self.expires = access.expires
-            return pipe
+            ),
+        )
+        self.name = pipe.carrier
+        return pipe
+
+    async def dial_door(
+        self, agent: Agent, protocol: asyncio.Protocol
+    ) -> tuple[asyncio.Transport, float]:
+        """Connect `protocol` to `agent` by the API server's proxy, while it is the present agent.
+
+        Return the transport, and the expiry of the credentials.
+        """
+        from krelay.transport.pod_proxy import open_pod_proxy
+
+        if self._agent is not agent:
+            raise PodGoneError(f"the agent {agent} is gone")
+        return await self._open(
+            agent,
+            lambda access: open_pod_proxy(
+                access,
+                namespace=agent.namespace,
+                pod=agent.pod,
+                port=AGENT_DOOR_PORT,
+                protocol=protocol,
+            ),
+        )
+
+    async def _open(
+        self, agent: Agent, dial: Callable[[ApiAccess], Awaitable[_Opened]]
+    ) -> tuple[_Opened, float]:
+        """Dial with valid credentials, and draw the conclusions of a refusal."""
+        from krelay.transport.upgrade import UnauthorizedError
+
+        access = await self._api.access()
+        try:
+            return await dial(access), access.expires
         except UnauthorizedError:
             # Others may be accepted; but ask for them once a minute at most.
             now = asyncio.get_running_loop().time()
@@ -130,7 +171,8 @@ class JobAgent:
             await self._lose(self._agent, reason)
 
     async def stop(self) -> None:
-        self._agent, self._stopped = None, True
+        self._agent = self.shortcut = None
+        self._stopped = True
         if self._watching is not None:
             self._watching.cancel()
         if self._jobs is not None:
@@ -166,10 +208,29 @@ class JobAgent:
     async def _lose(self, agent: Agent, reason: str) -> None:
         """Give the agent up; the next dial starts another one."""
         if self._agent is agent:
-            self._agent = None
+            self._agent = self.shortcut = None
             self.lost = reason
             log.warning("%s", reason)
             self._events.lost(str(agent), reason)
             assert self._jobs is not None
             if error := await self._jobs.discard(agent.namespace, agent.job):
                 log.warning("its Job will be deleted later: %s", error)
+
+
+class PodProxy:
+    """The way to a JobAgent through the API server's proxy to the pod's address.
+
+    The connection from the API server to the pod is not encrypted.
+    """
+
+    name = "proxy"
+    private = False
+
+    def __init__(self, job: JobAgent, agent: Agent) -> None:
+        self.expires = math.inf
+        self._job = job
+        self._agent = agent
+
+    async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        transport, self.expires = await self._job.dial_door(self._agent, protocol)
+        return transport

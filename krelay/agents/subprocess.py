@@ -23,8 +23,11 @@ _STOP_DEADLINE = 5.0
 class SubprocessAgent:
     """An agent that runs as a child process and is reached over loopback TCP."""
 
+    name = "tcp"
     private = False
     expires = math.inf
+    shortcut = None
+    shortcut_only = False
 
     def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
         self.lost = ""

@@ -1,4 +1,4 @@
-"""AgentLink: what tunnels need of their agent; AgentHealth: what they know of it together."""
+"""AgentLink: the ways to an agent; AgentHealth: what its tunnels know of it together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Protocol
 from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
 
 
-class AgentLink(Protocol):
-    """The way to one agent, as its tunnels see it."""
+class Way(Protocol):
+    """A way to an agent."""
 
     private: bool
     """Whether what passes is encrypted end to end, so that the key may be shown on it."""
+
+    @property
+    def name(self) -> str:
+        """What carries the connection of the last dial: `proxy`, `spdy`, `websocket` or `tcp`."""
 
     @property
     def expires(self) -> float:
@@ -24,6 +28,21 @@ class AgentLink(Protocol):
         Raises:
             KrelayError, OSError: the agent cannot be reached.
         """
+
+
+class AgentLink(Way, Protocol):
+    """The ways to one agent, as its tunnels see them. It is itself the way that always works."""
+
+    @property
+    def shortcut(self) -> Way | None:
+        """A faster way to the present agent, which may not work; another agent has another one.
+
+        The agent serves it once it knows the key.
+        """
+
+    @property
+    def shortcut_only(self) -> bool:
+        """Whether nothing but the shortcut may carry a session, once the agent knows the key."""
 
     async def reachable_again(self) -> None:
         """Return when the API server, found unreachable, can be reached again; maybe never."""

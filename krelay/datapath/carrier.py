@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from krelay.datapath.agent_link import AgentLink, SessionGoneError
+from krelay.datapath.agent_link import AgentLink, SessionGoneError, Way
 from krelay.errors import TunnelError, TunnelRefusedError
 from krelay.model import SessionConfig
 from krelay.mux.connection import ClientTunnelProtocol, MuxConnection
@@ -138,11 +138,6 @@ class SessionCarrier(MuxConnection):
         self._welcome: Welcome | None = None
 
     @property
-    def begun(self) -> bool:
-        """Whether the session has begun, so that `connect` resumes it."""
-        return self._welcome is not None
-
-    @property
     def rtt(self) -> float | None:
         return self.session.rtt or None
 
@@ -160,7 +155,7 @@ class SessionCarrier(MuxConnection):
         stats.lost_datagrams[LATE] += session.late_datagrams
         stats.lost_datagrams.update(dict(zip(AGENT_LOSSES, self.peer_lost, strict=True)))
 
-    async def connect(self, link: AgentLink, key: bytes) -> None:
+    async def connect(self, way: Way, key: bytes) -> None:
         """Carry the session on over a new connection to the agent.
 
         A connection that carries it now is replaced when the agent agrees, and stays if this fails.
@@ -171,7 +166,7 @@ class SessionCarrier(MuxConnection):
             TunnelRefusedError: the agent refuses this client, now and later.
             TunnelError: no session with the agent.
             ProtocolError: the two ends disagree on what was received: the session is over.
-            KrelayError, OSError: as `AgentLink.dial`.
+            KrelayError, OSError: as `Way.dial`.
         """
         session = self.session
         resume = None
@@ -179,10 +174,10 @@ class SessionCarrier(MuxConnection):
             session_id, session_key = self._welcome.session_id, self._welcome.session_key
             resume = Resume(session_id, session_key, session.begin_resume)
         nonce = secrets.token_bytes(NONCE_SIZE)
-        handshake = ClientHandshake(key, nonce, resume=resume, private=link.private)
+        handshake = ClientHandshake(key, nonce, resume=resume, private=way.private)
         client = ClientTunnelProtocol(self, handshake)
         try:
-            self._welcome = await _shake_hands(client, link)
+            self._welcome = await _shake_hands(client, way)
         finally:
             session.abort_resume()
             client.welcome.cancel()
@@ -190,9 +185,9 @@ class SessionCarrier(MuxConnection):
                 client.welcome.exception()
 
 
-async def _shake_hands(client: ClientTunnelProtocol, link: AgentLink) -> Welcome:
+async def _shake_hands(client: ClientTunnelProtocol, way: Way) -> Welcome:
     try:
-        transport = await link.dial(client)
+        transport = await way.dial(client)
         try:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT):
                 return await client.welcome

@@ -12,6 +12,7 @@ from weakref import WeakSet
 from krelay.datapath.agent_link import AgentHealth, AgentLink
 from krelay.datapath.carrier import Carrier, LegacyCarrierFactory
 from krelay.datapath.tunnel import Tunnel
+from krelay.datapath.ways import Ways
 from krelay.model import SessionConfig
 from krelay.mux.log import about
 from krelay.tasks import TaskGroup
@@ -67,7 +68,7 @@ class Pool:
         self._tasks: TaskGroup | None = None
         self._running: dict[Tunnel, asyncio.Task[None]] = {}
         self._retiring: set[Tunnel] = set()
-        agents = [(link, AgentHealth(link, config.resume_timeout)) for link in links]
+        agents = [(link, AgentHealth(link, config.resume_timeout), Ways(link)) for link in links]
         count = max(size, len(links))
         self.tunnels = [self._tunnel(*agents[n % len(agents)]) for n in range(count)]
 
@@ -122,13 +123,14 @@ class Pool:
         for tunnel in self.tunnels:
             tunnel.network_changed(broken=broken)
 
-    def _tunnel(self, link: AgentLink, health: AgentHealth) -> Tunnel:
+    def _tunnel(self, link: AgentLink, health: AgentHealth, ways: Ways) -> Tunnel:
         return Tunnel(
             f"{self.name}t{next(self._numbers)}",
             link,
             self._key,
             self._config,
             health=health,
+            ways=ways,
             legacy=self._legacy,
             on_change=self._on_change,
             on_ids_low=self._replace,
@@ -142,7 +144,7 @@ class Pool:
         """Have another tunnel to the same agent take the new streams: the stream ids run out."""
         if self._tasks is None or tunnel not in self._running:
             return
-        successor = self._tunnel(tunnel.link, tunnel.health)
+        successor = self._tunnel(tunnel.link, tunnel.health, tunnel.ways)
         about(logger, tunnel=tunnel.name).info(
             "its stream ids are running out; %s takes over", successor.name
         )

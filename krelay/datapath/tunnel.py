@@ -1,7 +1,7 @@
 """Tunnel: last stage of the data path on this side; keeps streams carried to one agent.
 
 A connection that is lost is dialled again, at once at first, and the session is resumed on it. One
-that grows old is replaced while it still works.
+that grows old is replaced while it still works, and so is one for which there is a faster way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from krelay.datapath.agent_link import AgentHealth, AgentLink, SessionGoneError
+from krelay.datapath.agent_link import AgentHealth, AgentLink, SessionGoneError, Way
 from krelay.datapath.carrier import (
     Carrier,
     LegacyAgentError,
@@ -22,10 +22,12 @@ from krelay.datapath.carrier import (
     SessionCarrier,
     TunnelStats,
 )
+from krelay.datapath.ways import Ways
 from krelay.errors import (
     KrelayError,
     NotListeningError,
     PodGoneError,
+    TunnelError,
     TunnelRefusedError,
     UnreachableError,
 )
@@ -43,6 +45,9 @@ HASTE = 1.0
 _STABLE = 5.0
 # Shortest time between two rotations, also after one that failed, in seconds.
 _BETWEEN_ROTATIONS = 30.0
+# Longest time for the shortcut to prove itself, in seconds, besides round trips to the API server:
+# TCP, TLS, the request and the handshake take about six.
+_SHORTCUT_TIMEOUT, _SHORTCUT_TRIPS = 1.0, 6
 # Pause after an internal error, in seconds.
 _AFTER_BUG = 5.0
 
@@ -61,12 +66,13 @@ class Tunnel:
         config: SessionConfig,
         *,
         health: AgentHealth,
+        ways: Ways,
         on_change: Callable[[], None],
         on_ids_low: Callable[[Tunnel], None],
         wanted: Callable[[], bool],
         legacy: LegacyCarrierFactory | None = None,
     ) -> None:
-        """Tunnels to the same agent share `health`.
+        """Tunnels to the same agent share `health` and `ways`.
 
         `on_change` is called when the tunnel comes up or goes down, and after each failed attempt;
         `on_ids_low` when its session needs a successor (`Session.ids_low`). `wanted` returns
@@ -75,6 +81,9 @@ class Tunnel:
         self.name = name
         self.link = link
         self.health = health
+        self.ways = ways
+        self.way: Way | None = None
+        """The way of the present connection, or of the last one."""
         self.carrier: Carrier | None = None
         self.failure: Exception | None = None
         self._config = config
@@ -89,6 +98,8 @@ class Tunnel:
         self._session: SessionCarrier | None = None
         self._connected = False
         self._rotating = False
+        self._doubted = False
+        self._up_at = self._rotate_at = 0.0
         self._reconnector = Reconnector(self._log, link, wanted)
         self._grace: asyncio.TimerHandle | None = None
         self._idle = asyncio.Event()
@@ -122,6 +133,11 @@ class Tunnel:
         return self.carrier.rtt if self.carrier is not None else None
 
     @property
+    def carried_by(self) -> str | None:
+        """What carries it now: the name of its way; None while it is down."""
+        return self.way.name if self.way is not None and self.up else None
+
+    @property
     def stats(self) -> TunnelStats:
         """What it has counted so far."""
         stats = replace(self._stats, lost_datagrams=self._stats.lost_datagrams.copy())
@@ -152,12 +168,15 @@ class Tunnel:
         `broken`: connections and dials from before are of no use, so new ones replace them.
         Otherwise a connection gets a moment to prove itself. A tunnel that is down is dialled now.
         """
+        self.ways.retry()
         if broken:
+            self._doubted = True
             self._reconnector.restart()
         if self.carrier is None or not self.up or (broken and self.carrier.multiplexed):
             self._reconnector.hint.set()
         else:
             self.carrier.network_changed(broken=broken)
+            self._reconnector.hint.set()  # for the shortcut
 
     def dial_soon(self) -> None:
         """Shorten the pause before the next attempt: a connection waits for a tunnel."""
@@ -190,20 +209,67 @@ class Tunnel:
                 self._reconnector.backoff.reset()
 
     async def _connect(self) -> None:
-        """Resume the session on a new connection, or begin one."""
-        session = self._session or SessionCarrier(
+        """Resume the session on a new connection, or begin one, by the first way that works."""
+        if self.link.shortcut_only and self.ways.shortcut is None:
+            return await self._begin_on_shortcut()
+        failure: Exception | None = None
+        for way in self.ways.order(self.way if self._session is not None else None):
+            try:
+                return await self._connect_by(way)
+            except PodGoneError:
+                raise
+            except Exception as exc:
+                if way is self.link or self.link.shortcut_only:
+                    failure = exc
+                    if isinstance(exc, SessionGoneError | ProtocolError | LegacyAgentError):
+                        break
+                else:
+                    self._shortcut_failed(exc)
+        assert failure is not None
+        if isinstance(failure, SessionGoneError | ProtocolError):
+            self._drop_session(str(failure))
+        raise failure
+
+    async def _begin_on_shortcut(self) -> None:
+        """Begin a session on the private way, where the key is safe, and move it before its use.
+
+        If it cannot move, it waits where it is for the next attempt.
+        """
+        session = self._new_session()
+        try:
+            await session.connect(self.link, self._key)
+        except LegacyAgentError as exc:
+            raise TunnelRefusedError(f"{exc}, as the only way allowed needs it") from exc
+        self._session = session
+        self.ways.connected(self.link)
+        if (shortcut := self.ways.shortcut) is None:
+            raise TunnelError("the agent is gone")
+        await self._connect_by(shortcut)
+
+    async def _connect_by(self, way: Way) -> None:
+        session = self._session or self._new_session()
+        if way is self.link or self.link.shortcut_only:
+            await session.connect(way, self._key)
+        else:
+            limit = _SHORTCUT_TIMEOUT + _SHORTCUT_TRIPS * (session.rtt or 0.0)
+            try:
+                async with asyncio.timeout(limit):
+                    await session.connect(way, self._key)
+            except TimeoutError as exc:
+                raise TunnelError(f"no answer within {limit:.1f} s") from exc
+        self._connected_by(way, session)
+
+    def _new_session(self) -> SessionCarrier:
+        return SessionCarrier(
             self.name,
             self._config,
             on_detached=self._detached,
             on_idle=self._idle.set,
             on_ids_low=lambda: self._on_ids_low(self),
         )
-        resumes = session.begun
-        try:
-            await session.connect(self.link, self._key)
-        except (SessionGoneError, ProtocolError) as exc:
-            self._drop_session(str(exc))
-            raise
+
+    def _connected_by(self, way: Way, session: SessionCarrier) -> None:
+        resumes = self.carrier is not None
         self._stop_grace()
         self.health.connected(self)
         self._connected = session.attached
@@ -211,33 +277,64 @@ class Tunnel:
             self._start_grace()
         # The end of the former connection may have set it: which is no reason to dial again.
         self._reconnector.hint.clear()
+        self._doubted = False
         self.carrier = self._session = session
+        if self._rotating and way is not self.way:
+            self._log.info("tunnel moved to %s", way.name)
+        else:
+            self._log.info("tunnel %s by %s", "resumed" if resumes else "up", way.name)
+        self.way = way
+        self.ways.connected(way)
+        self._up_at = self._loop.time()
+        self._rotate_at = self._up_at + self._best_before()
         self._stats.connects += 1
         self._stats.resumed += resumes
-        self._log.info("tunnel %s", "resumed" if resumes else "up")
 
     async def _carry(self) -> None:
-        """Return when the connection is lost; replace it before it grows old."""
+        """Return when the connection is lost.
+
+        Replace it before it grows old, and move the session to the shortcut when that is due.
+        """
         while self._connected:
-            await self._reconnector.wait_hint(self._best_before())
-            while self._connected and not await self._rotate():
-                await self._reconnector.wait_hint(min(self._config.max_age, _BETWEEN_ROTATIONS))
+            left = self._rotate_at - self._loop.time()
+            await self._reconnector.wait_hint(min(left, self.ways.move_in(self.way)))
+            if not self._connected:
+                break
+            if self._doubted or self._loop.time() >= self._rotate_at:
+                self._doubted = False
+                if not await self._rotate():
+                    pause = min(self._config.max_age, _BETWEEN_ROTATIONS)
+                    self._rotate_at = self._loop.time() + pause
+            elif not self.ways.move_in(self.way):
+                await self._move()
         self._reconnector.hint.clear()
 
     async def _rotate(self) -> bool:
         """Replace the connection while it works; return whether that succeeded."""
-        self._rotating = True
         try:
-            await self._reconnector.connect(self._connect)
+            await self._take_over(self._connect)
         except Exception as exc:
             new = self._connected and self._note_failure(exc)
             self._log_failure("no tunnel to take over", exc, new=new)
             return False
-        else:
+        return True
+
+    async def _move(self) -> None:
+        """Move the session to the shortcut while the connection works, or set that aside."""
+        if (shortcut := self.ways.shortcut) is None:
+            return
+        try:
+            await self._take_over(lambda: self._connect_by(shortcut))
+        except Exception as exc:
+            self._shortcut_failed(exc)
+
+    async def _take_over(self, connect: Callable[[], Awaitable[None]]) -> None:
+        self._rotating = True
+        try:
+            await self._reconnector.connect(connect)
             self._stats.rotated += 1
             self._clear_failure()
             self._on_change()
-            return True
         finally:
             self._rotating = False
 
@@ -245,7 +342,7 @@ class Tunnel:
         """Return the seconds until another connection should take over."""
         # Connections that came up together should not be replaced together.
         max_age = self._config.max_age * random.uniform(0.9, 1.0)
-        left = self.link.expires - time.time() + 1.0
+        left = (self.way or self.link).expires - time.time() + 1.0
         return max(min(max_age, left), min(max_age, _BETWEEN_ROTATIONS))
 
     async def _run_legacy(self, exc: LegacyAgentError) -> None:
@@ -281,6 +378,9 @@ class Tunnel:
         else:
             self._start_grace()
             self._note_failure(exc)
+            lasted = self._loop.time() - self._up_at
+            if self.way is not None and self.ways.lost(self.way, lasted, exc):
+                self._log_set_aside()
         # The end of a connection that is being replaced is not an event.
         level = logging.DEBUG if self._rotating else logging.WARNING
         self._log.log(level, "tunnel lost: %s", exc or "protocol error")
@@ -317,7 +417,7 @@ class Tunnel:
         self._end_carrier(ErrorCode.RESET)
 
     def _end_carrier(self, code: ErrorCode, message: str = "") -> None:
-        carrier, self.carrier, self._session = self.carrier, None, None
+        carrier, self.carrier, self._session = self.carrier or self._session, None, None
         if carrier is not None:
             carrier.close(code, message)
             carrier.add_to(self._stats)  # with the datagrams that its end has lost
@@ -331,6 +431,19 @@ class Tunnel:
             self._drop_session(str(exc))
         self.health.attempt_failed(exc)
         self._on_change()
+
+    def _shortcut_failed(self, exc: Exception) -> None:
+        if self.ways.failed(exc):
+            self._log_set_aside(exc if _is_bug(exc) else None)
+
+    def _log_set_aside(self, bug: Exception | None = None) -> None:
+        self._log.log(
+            logging.ERROR if bug else logging.INFO,
+            "the shortcut is set aside: %s; next attempt in %.0f s",
+            self.ways.reason,
+            self.ways.next_attempt or 0.0,
+            exc_info=bug,
+        )
 
     def _note_failure(self, exc: Exception) -> bool:
         """Keep a failure; return whether it differs from the last one."""

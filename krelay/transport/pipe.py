@@ -41,6 +41,7 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
     def __init__(self, protocol: asyncio.Protocol, carrier: Carrier, port: int) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
+        self.carrier = carrier.name
         self._protocol = protocol
         self._carrier = carrier
         self._port = port

@@ -30,10 +30,14 @@ _ENV_NAME = "KUBECTL_PORT_FORWARD_WEBSOCKETS"
 
 
 def transport_from_env(configured: Transport, environ: Mapping[str, str]) -> Transport:
-    """Return `configured`, or SPDY for AUTO where kubectl's variable forbids the WebSocket."""
-    if configured is Transport.AUTO and environ.get(_ENV_NAME, "").lower() == "false":
-        return Transport.SPDY
-    return configured
+    """Return the transport of a port-forward; PROXY leaves it open, as AUTO does.
+
+    Where kubectl's variable forbids the WebSocket, both mean SPDY.
+    """
+    if configured not in (Transport.AUTO, Transport.PROXY):
+        return configured
+    forbidden = environ.get(_ENV_NAME, "").lower() == "false"
+    return Transport.SPDY if forbidden else Transport.AUTO
 
 
 class TransportPreference:

@@ -43,6 +43,7 @@ _GONE = re.compile(
 class Plain:
     """A carrier that adds nothing; the methods are those of `WebSocket`."""
 
+    name = "spdy"
     headers = (
         ("Connection", "Upgrade"),
         ("Upgrade", "SPDY/3.1"),
@@ -91,10 +92,7 @@ class RefusedUpgrade(Exception):
         """Return krelay's error for it."""
         shown = error_text(self.body, _SHOWN, kind=True)
         if self.status == 401:
-            return UnauthorizedError(
-                f"the API server rejects the credentials: {shown or 'Unauthorized'}",
-                hint="log in again; `kubectl auth whoami` should fail too",
-            )
+            return unauthorized(shown)
         if self.status == 403:
             # The error says better what an API server says of RBAC; anything else is shown.
             more = "" if "pods/portforward" in shown or not shown else f": {shown}"
@@ -120,24 +118,55 @@ async def upgrade(
         RefusedUpgrade: the server, or something before it, responded in another way.
         OSError, EOFError: the connection failed.
     """
-    url = urlsplit(access.url)
-    target = (
-        f"{quote(url.path.rstrip('/'), safe='/%')}/api/v1/namespaces/{quote(namespace, safe='')}"
-        f"/pods/{quote(pod, safe='')}/portforward"
-    )
     carrier: Carrier
     if transport is Transport.WEBSOCKET:
         method, verb, carrier = "GET", "get", WebSocket()
     else:
         method, verb, carrier = "POST", "create", Plain()
-    host = ("Host", url.netloc.rpartition("@")[2])
-    exchange = Exchange(stream, method, target, (host, *carrier.headers, *access.headers))
-    status, headers = await exchange.read_head()
-    if status != 101:
-        raise RefusedUpgrade(verb, status, await exchange.read_body())
+    headers = await request_upgrade(
+        stream, access, method, namespace, f"{pod}/portforward", carrier.headers
+    )
     if wrong := carrier.accept(headers):
         raise RefusedUpgrade(verb, 0, wrong.encode("utf-8", "replace"))
     return carrier
+
+
+async def request_upgrade(
+    stream: HandshakeStream,
+    access: ApiAccess,
+    method: str,
+    namespace: str,
+    subresource: str,
+    wanted: Headers,
+) -> Headers:
+    """Request an upgrade with the headers `wanted`, and return those of the 101.
+
+    `subresource` is the path behind `pods/`.
+
+    Raises:
+        RefusedUpgrade: the response is another one.
+        OSError, EOFError: the connection failed.
+    """
+    url = urlsplit(access.url)
+    target = (
+        f"{quote(url.path.rstrip('/'), safe='/%')}/api/v1/namespaces/{quote(namespace, safe='')}"
+        f"/pods/{quote(subresource, safe='/:')}"
+    )
+    host = ("Host", url.netloc.rpartition("@")[2])
+    exchange = Exchange(stream, method, target, (host, *wanted, *access.headers))
+    status, headers = await exchange.read_head()
+    if status != 101:
+        verb = "create" if method == "POST" else "get"
+        raise RefusedUpgrade(verb, status, await exchange.read_body())
+    return headers
+
+
+def unauthorized(shown: str) -> UnauthorizedError:
+    """Return the error for a 401; `shown` is what the server says."""
+    return UnauthorizedError(
+        f"the API server rejects the credentials: {shown or 'Unauthorized'}",
+        hint="log in again; `kubectl auth whoami` should fail too",
+    )
 
 
 def access_denied(verbs: str, namespace: str, more: str = "") -> AccessDeniedError:

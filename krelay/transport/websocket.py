@@ -42,6 +42,8 @@ class _Handshake(ClientProtocol):
 class WebSocket:
     """A carrier: `headers` ask for it, `accept` checks the response, then bytes pass both ways."""
 
+    name = "websocket"
+
     def __init__(self) -> None:
         self._handshake = _Handshake(parse_uri("wss://unused/"), logger=_frames)
         self._protocol = Protocol(Side.CLIENT, max_size=MAX_MESSAGE, logger=_frames)

@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -298,11 +299,11 @@ class Cluster:
             raise self.ended
         return self.ended
 
-    async def open_portforward(self, access: object, **kwargs: Any) -> str:
+    async def open_portforward(self, access: object, **kwargs: Any) -> Any:
         self.asked.append(("dial", access, kwargs))
         if self.dial_error is not None:
             raise self.dial_error
-        return "a transport"
+        return SimpleNamespace(carrier="websocket")
 
     @property
     def created(self) -> int:
@@ -363,6 +364,7 @@ async def test_concurrent_starts_make_one_job(
         kwargs.pop("protocol")
         assert dial[1] is ACCESS
         assert agent.expires == ACCESS.expires
+        assert agent.name == "websocket"
         assert kwargs == {
             "namespace": "relays",
             "pod": "pod-1",

@@ -99,8 +99,11 @@ class FaultyLink:
     """The way of a pool's tunnels to the agent. New tunnels get `lag`, `rate` and `piece`;
     `blocked` refuses new ones, `silent` lets them hang, as a dial has its own deadline."""
 
+    name = "tcp"
     private = False
     expires = math.inf
+    shortcut = None
+    shortcut_only = False
 
     def __init__(self, agent: FaultyAgent, chance: random.Random) -> None:
         self.agent = agent

@@ -39,8 +39,11 @@ from tests.datapath.v0 import V0Agent, v0_agent
 class Place:
     """A pool before a v0 agent, and listeners on it."""
 
+    name = "tcp"
     private = True
     expires = math.inf
+    shortcut = None
+    shortcut_only = False
 
     def __init__(self, agent: V0Agent, port: int, tasks: TaskGroup) -> None:
         self.agent = agent

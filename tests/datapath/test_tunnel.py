@@ -319,7 +319,7 @@ async def test_an_agent_that_does_not_listen_yet_is_not_logged(
             assert pool.failure is None
         assert tries == 4
     logged = [record.getMessage() for record in caplog.records if record.name == "krelay.tunnel"]
-    assert logged == ["pt1: tunnel up"]
+    assert logged == ["pt1: tunnel up by tcp"]
 
 
 async def test_an_agent_that_says_good_bye_gets_no_more_streams() -> None:

@@ -22,8 +22,11 @@ class FakeAgent:
 
     made: list[FakeAgent]
     tasks: asyncio.TaskGroup
+    name = "tcp"
     private = False
     expires = math.inf
+    shortcut = None
+    shortcut_only = False
     where = "in this process"
 
     def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
