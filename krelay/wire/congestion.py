@@ -2,7 +2,7 @@
 
 The path into a cluster buffers tens of MiB, and a full buffer delays a keystroke by seconds. So the
 sender keeps in flight what the path needs and little more: the delivery rate that ACKs show, times
-twice the shortest round trip (protocol.md, section 7). These are the ideas of BBR
+1.5 of the shortest round trip (protocol.md, section 7). These are the ideas of BBR
 (draft-cardwell-iccrg-bbr-congestion-control), to the extent that a reliable pipe needs them.
 """
 
@@ -13,6 +13,9 @@ from collections import deque
 
 MIN_LIMIT = 32 << 10
 START_LIMIT = 256 << 10
+# Round trips' worth of bytes in flight: enough to notice a path that has become faster, and a queue
+# of half a round trip. With 2, a keystroke beside a download takes two round trips and more.
+_GAIN = 1.5
 # Seconds of queueing that are allowed even on the shortest path: two event loops and a scheduler.
 _SLACK = 0.005
 _RATE_SAMPLES = 32
@@ -95,7 +98,7 @@ class CongestionWindow:
             self.rtt, self._rtt_at = rtt, now
         elif self.rtt and now - self._rtt_at > _RTT_MEMORY:
             self._probe_from = self.sent
-            self._set_limit(self.rtt / 2)
+            self._set_limit(self.rtt / _GAIN)
             return
         else:
             self.on_rtt(rtt, now)
@@ -105,7 +108,9 @@ class CongestionWindow:
                 return
             self._rates.append(rate)
         self._limited = False
-        self._set_limit(self.rtt + max(self.rtt, _SLACK))
+        # The queue must outlast the delay of an ACK, or the measured rate sinks with the limit.
+        ack_delay = min(self.rtt, _ACK_DELAY)
+        self._set_limit(max(self.rtt * _GAIN, self.rtt + ack_delay, self.rtt + _SLACK))
 
     def _set_limit(self, seconds: float) -> None:
         """Allow what the path delivers in `seconds`, within the bounds."""

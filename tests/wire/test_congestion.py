@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krelay.wire.congestion import MIN_LIMIT, START_LIMIT, AckTimer, CongestionWindow
+from tests.wire.link import Link
 
 CAP = 4 << 20
 
@@ -176,3 +178,13 @@ def test_octets_of_a_new_tunnel_count_from_zero() -> None:
     assert not acks.waiting
     acks.received(7, 1.0)
     assert acks.next_ack(1.0) == 7
+
+
+@pytest.mark.parametrize("up", [False, True], ids=["down", "up"])
+@pytest.mark.parametrize("rtt", [0.01, 0.04, 0.1])
+def test_bulk_fills_a_link_and_an_echo_beside_it_waits_for_little_more_than_half_a_round_trip(
+    rtt: float, up: bool
+) -> None:
+    link = Link(50e6 / 8, rtt, up=up)
+    assert link.run(14.0) > 0.98  # the round trip is measured again meanwhile
+    assert statistics.median(link.echoes) < rtt * 1.65 + 0.010
