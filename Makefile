@@ -88,8 +88,9 @@ fuzz: $(STAMP)   ## fuzz every target for FUZZ_SECONDS (600), two at a time (Lin
 	@$(BIN)/python $(LOCKED) -r requirements-fuzz.lock
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
-bench-quick: $(STAMP)  ## compare krelay with kubectl port-forward on the cluster
-	$(BIN)/python -m benchmarks.quick
+# BENCH holds options: make bench-quick BENCH="--only 'one stream' --json FILE".
+bench-quick: $(STAMP)  ## compare krelay with kubectl port-forward on the cluster (3 min)
+	$(BIN)/python -m benchmarks.run $(BENCH)
 
 bench-reload: $(STAMP)  ## measure the time from saving an edit to the new listener
 	$(BIN)/python -m benchmarks.reload

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from tests.e2e import kit
+from benchmarks.place import ROOT
 
-_PAGE = kit.ROOT / "docs" / "performance.md"
+_PAGE = ROOT / "docs" / "performance.md"
 
 
 def figure(value: float) -> str:

@@ -1,0 +1,109 @@
+"""The samples of a run, and what is computed from them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of samples, and how far they lie apart."""
+
+    median: float
+    least: float
+    most: float
+    count: int
+
+
+def spread(samples: Iterable[float]) -> Spread | None:
+    """Summarise samples; None if there are none."""
+    values = sorted(samples)
+    if not values:
+        return None
+    return Spread(statistics.median(values), values[0], values[-1], len(values))
+
+
+def figure(value: float) -> str:
+    """Write a number with three digits and no more."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 0.001 or not value else f"{value:.1g}"
+
+
+@dataclass
+class Results:
+    """Every sample of a run, by figure and contender; failures are kept beside them."""
+
+    about: dict[str, Any] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
+    series: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, figure: str, unit: str, contender: str, value: float) -> None:
+        """Keep a sample."""
+        self.units[figure] = unit
+        self.samples.setdefault(figure, {}).setdefault(contender, []).append(value)
+
+    def fail(self, figure: str, contender: str, reason: str) -> None:
+        """Keep why a contender has no sample."""
+        self.failures.setdefault(figure, {})[contender] = reason
+
+    def spread(self, figure: str, contender: str) -> Spread | None:
+        """Summarise a contender's samples of a figure."""
+        return spread(self.samples.get(figure, {}).get(contender, ()))
+
+    def ratio(self, figure: str, contender: str, base: str) -> float | None:
+        """Divide the medians of two contenders."""
+        ours, theirs = self.spread(figure, contender), self.spread(figure, base)
+        if ours is None or theirs is None or not theirs.median:
+            return None
+        return ours.median / theirs.median
+
+    def contenders(self) -> list[str]:
+        """Return the contenders in the order of their first sample."""
+        names: dict[str, None] = {}
+        for samples in self.samples.values():
+            names.update(dict.fromkeys(samples))
+        for reasons in self.failures.values():
+            names.update(dict.fromkeys(reasons))
+        return list(names)
+
+    def save(self, path: Path) -> None:
+        """Write all as JSON."""
+        path.write_text(json.dumps(vars(self), indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` has written."""
+        return cls(**json.loads(path.read_text()))
+
+
+def table(results: Results, figures: list[str], names: list[str], base: str) -> str:
+    """Return a Markdown table: medians with least and most, and the ratio to `base`."""
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for name in figures:
+        cells = [cell(results, name, contender, base) for contender in names]
+        if any(cells):
+            unit = results.units.get(name, "")
+            lines.append(f"| {name}, {unit} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(results: Results, name: str, contender: str, base: str) -> str:
+    """Return one cell of the table."""
+    found = results.spread(name, contender)
+    if found is None:
+        return results.failures.get(name, {}).get(contender, "")
+    text = figure(found.median)
+    if found.count > 1:
+        text += f" ({figure(found.least)} to {figure(found.most)})"
+    ratio = results.ratio(name, contender, base)
+    if contender not in (base, "direct") and ratio is not None:
+        text += f" **{figure(ratio)}x**"
+    return text
