@@ -121,13 +121,15 @@ def _snapshot(file: str, names: Collection[str]) -> dict[str, Any]:
 def _view(
     snapshot: Snapshot, rates: Rates | None, width: int | None, *, wide: bool
 ) -> RenderableType:
-    """Return the table, on a terminal below a line about the run."""
+    """Return the table, on a terminal below a line about the run; if `wide`, above the tunnels."""
     from rich.console import Group
 
-    from krelay.cli.view import headline, out_of_sync, table
+    from krelay.cli.view import headline, out_of_sync, table, tunnels
 
     now = datetime.now(UTC)
     shown = table(snapshot["forwards"], rates=rates, width=width, wide=wide, now=now)
+    if wide:
+        shown = Group(shown, "", tunnels(snapshot, now))
     if width is None:
         return shown
     return Group(headline(snapshot, now), *out_of_sync(snapshot, now), "", shown)

@@ -386,7 +386,11 @@ def reload(file: str | None, output: str) -> int:
     metavar="NAMESPACE:NAME",
     help="Bind the Roles to this service account.",
 )
-@click.option("--optional", is_flag=True, help="Include rights that only improve error messages.")
+@click.option(
+    "--optional",
+    is_flag=True,
+    help="Include rights that only make tunnels faster or errors clearer.",
+)
 @_names
 def rbac(
     file: str | None,

@@ -336,6 +336,39 @@ _WIDE = (
 _REASON = _Column("REASON", lambda f, rates, now: Text(one_line(f["reason"])))
 
 
+# -- the table of tunnels --------------------------------------------------------------------------
+
+
+def tunnels(snapshot: Snapshot, now: datetime) -> RenderableType:
+    """Return a table of the tunnels: what carries each, and why not by the faster way."""
+    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
+    for title in ("TUNNEL", "CARRIER", "STREAMS", "RTT", "REASON"):
+        right = title in ("STREAMS", "RTT")
+        made.add_column(title, justify="right" if right else "left", no_wrap=True)
+    for agent in snapshot["agents"]:
+        for tunnel in agent["tunnels"]:
+            rtt = tunnel["rtt"]
+            made.add_row(
+                Text(one_line(tunnel["name"]), "bold"),
+                Text(one_line(tunnel.get("carrier") or _NONE)),
+                Text(str(tunnel["streams"])),
+                Text(_NONE if rtt is None else f"{rtt * 1000:.1f} ms"),
+                Text(one_line(_tunnel_reason(tunnel, now))),
+            )
+    return made
+
+
+def _tunnel_reason(tunnel: Mapping[str, Any], now: datetime) -> str:
+    if tunnel["failure"]:
+        return str(tunnel["failure"])
+    shortcut = tunnel.get("shortcut")
+    if shortcut is None:
+        return ""
+    # `age` counts from the first time to the second.
+    wait = age(now.isoformat(), max(now, datetime.fromisoformat(shortcut["nextAttempt"])))
+    return f"not by proxy: {shortcut['reason']} (next attempt in {wait})"
+
+
 # -- times, sizes and rates ------------------------------------------------------------------------
 
 

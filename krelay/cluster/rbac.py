@@ -10,7 +10,7 @@ from typing import Any
 
 from krelay.cluster.agent_job import job_manifest
 from krelay.cluster.objects import RESOURCES
-from krelay.model import Config, Kind, Target
+from krelay.model import Config, Kind, Target, Transport
 
 _API = "rbac.authorization.k8s.io"
 _WATCH = ["list", "watch"]
@@ -29,7 +29,7 @@ def roles(
     """Return the Roles by context, one for each namespace.
 
     With `subjects`, a RoleBinding follows each Role. `namespace_of` returns a context's own
-    namespace. `optional` adds rights that only make errors clearer.
+    namespace. `optional` adds rights that only make tunnels faster or errors clearer.
     """
     found: dict[str | None, dict[str, list[Rule]]] = {}
     for target in config.targets:
@@ -39,7 +39,8 @@ def roles(
         manifest, _ = job_manifest(config.agent, namespace=namespace, key_sha256="")
         agent = str(manifest["metadata"]["namespace"])  # a patch may have changed it
         rules = found.setdefault(context, {}).setdefault(agent, [])
-        rules += (rule for rule in _agent_rules(optional=optional) if rule not in rules)
+        wanted = _agent_rules(config.tunnel.transport, optional=optional)
+        rules += (rule for rule in wanted if rule not in rules)
         namespace = target.namespace or own
         found[context].setdefault(namespace, []).extend(_target_rules(target))
     return {
@@ -53,15 +54,25 @@ def roles(
     }
 
 
-def _agent_rules(*, optional: bool) -> list[Rule]:
+def is_faster_with_more(config: Config) -> bool:
+    """Return whether a right that `config` does not need makes its tunnels faster."""
+    return config.tunnel.transport is Transport.AUTO
+
+
+def _agent_rules(transport: Transport, *, optional: bool) -> list[Rule]:
     needed = [
         _rule("batch", "jobs", ["create", "delete"]),
         _rule("", "pods", _WATCH),
         # A WebSocket is a get, a plain upgrade a create; since Kubernetes 1.35 both are a create.
         _rule("", "pods/portforward", ["get", "create"]),
     ]
+    faster = [_rule("", "pods/proxy", ["get"])]
+    if transport is Transport.PROXY:
+        needed += faster
+    if not optional:
+        return needed
     clearer = [_rule("", "events", _WATCH), _rule("batch", "jobs", _WATCH)]
-    return needed + clearer if optional else needed
+    return [*needed, *(faster if transport is Transport.AUTO else ()), *clearer]
 
 
 def _target_rules(target: Target) -> list[Rule]:

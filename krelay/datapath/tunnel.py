@@ -236,10 +236,7 @@ class Tunnel:
         If it cannot move, it waits where it is for the next attempt.
         """
         session = self._new_session()
-        try:
-            await session.connect(self.link, self._key)
-        except LegacyAgentError as exc:
-            raise TunnelRefusedError(f"{exc}, as the only way allowed needs it") from exc
+        await session.connect(self.link, self._key)
         self._session = session
         self.ways.connected(self.link)
         if (shortcut := self.ways.shortcut) is None:
@@ -347,7 +344,7 @@ class Tunnel:
 
     async def _run_legacy(self, exc: LegacyAgentError) -> None:
         """Carry streams without a session until the agent is lost."""
-        if self._legacy is None:
+        if self._legacy is None or self.link.shortcut_only:
             self._attempt_failed(TunnelRefusedError(str(exc)))
             return
         self._drop_session(str(exc))

@@ -79,8 +79,19 @@ class ForwardState:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortcutState:
+    """Why a faster way to an agent is not in use, and when krelay tries it again."""
+
+    reason: str
+    next_attempt: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelState:
     """One session to an agent. All counts are since the start of krelay.
+
+    `carrier` is what carries it now: `proxy`, `spdy`, `websocket` or `tcp`; None while it is down.
+    `shortcut` is None if the faster way is in use, about to be tried, or does not exist.
 
     `rtt` is the last round trip in seconds. `connects` counts tunnels that came up; `resumed` those
     that carried the session on; `rotated` those that took over from a working one. In
@@ -100,6 +111,8 @@ class TunnelState:
     limit_stalls: int = 0
     lost_datagrams: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
+    carrier: str | None = None
+    shortcut: ShortcutState | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 from krelay.agents.group import AgentGroup
 from krelay.config.diff import group_of
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.tunnel import Tunnel
+from krelay.datapath.ways import Ways
 from krelay.model import Config, Kind
-from krelay.state.states import AgentState, ForwardState, Traffic, TunnelState
+from krelay.state.states import AgentState, ForwardState, ShortcutState, Traffic, TunnelState
 from krelay.supervisor.forward import Forward
 
 
@@ -76,4 +79,13 @@ def _tunnel_state(tunnel: Tunnel) -> TunnelState:
         limit_stalls=stats.limit_stalls,
         lost_datagrams={reason: lost for reason, lost in stats.lost_datagrams.items() if lost},
         failure=str(tunnel.failure) if tunnel.failure and not tunnel.up else None,
+        carrier=tunnel.carried_by,
+        shortcut=_shortcut_state(tunnel.ways),
     )
+
+
+def _shortcut_state(ways: Ways) -> ShortcutState | None:
+    seconds = ways.next_attempt
+    if seconds is None:
+        return None
+    return ShortcutState(ways.reason, datetime.now(UTC) + timedelta(seconds=seconds))

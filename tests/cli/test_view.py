@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from krelay.cli.view import RateMeter, ViewModel, age, frame, most_urgent, size, table
-from krelay.state.states import AgentState, FileState, State, TunnelState
+from krelay.cli.view import RateMeter, ViewModel, age, frame, most_urgent, size, table, tunnels
+from krelay.state.states import AgentState, FileState, ShortcutState, State, TunnelState
 from krelay.text import one_line
 from tests.cli.reports import NOW, START, carried, forward, report, shown
 
@@ -75,8 +75,8 @@ def test_the_headline_of_an_ending_run_and_of_one_without_a_file() -> None:
 
 
 def test_the_headline_counts_tunnels_that_are_up() -> None:
-    tunnels = TunnelState("a", True, 0, 0.0002), TunnelState("b", False, 0)
-    fast = report(forward(), agents=(AgentState(None, (), tunnels),))
+    two = TunnelState("a", True, 0, 0.0002), TunnelState("b", False, 0)
+    fast = report(forward(), agents=(AgentState(None, (), two),))
     assert "agent: 1 of 2 tunnels, <1 ms" in lines(model(fast))[0]
     one = report(forward(), agents=(AgentState(None, (), (TunnelState("a", True, 0),)),))
     assert lines(model(one))[0].rstrip("─ ").endswith("agent: 1 tunnel")
@@ -293,3 +293,25 @@ def test_a_size_has_a_unit(count: float, text: str) -> None:
 @given(st.floats(0, 9e14))
 def test_a_size_has_three_digits_at_most(count: float) -> None:
     assert re.fullmatch(r"(\d{1,3}|\d\.\d) [kMGT]?B", size(count))
+
+
+def test_the_table_of_tunnels_says_what_carries_each_and_why_not_by_proxy() -> None:
+    aside = ShortcutState("cannot get pods/proxy\x1b", NOW + timedelta(minutes=9, seconds=5))
+    found = report(
+        agents=(
+            AgentState(
+                None,
+                ("ns/pod",),
+                (
+                    TunnelState("p1t1", True, 3, 0.0032, carrier="proxy"),
+                    TunnelState("p1t2", True, 0, carrier="spdy", shortcut=aside),
+                    TunnelState("p1t3", False, 0, failure="no network", shortcut=aside),
+                ),
+            ),
+        )
+    )
+    _, moved, aside_line, down = shown(tunnels(found, NOW))
+    assert moved.split() == ["p1t1", "proxy", "3", "3.2", "ms"]
+    reason = "not by proxy: cannot get pods/proxy (next attempt in 9m)"
+    assert aside_line.split() == ["p1t2", "spdy", "0", "–", *reason.split()]
+    assert down.split() == ["p1t3", "–", "0", "–", "no", "network"]

@@ -83,9 +83,24 @@ def test_equal_rights_are_joined_with_their_names() -> None:
     assert least(given)["far"][0] == ("/pods", "list,watch", None)
 
 
-def test_optional_rights_make_errors_clearer() -> None:
-    (rules,) = least(config("host/a 80"), optional=True).values()
-    assert rules == [*AGENT, ("/events", "list,watch", None), ("batch/jobs", "list,watch", None)]
+PROXY = ("/pods/proxy", "get", None)
+CLEARER = [("/events", "list,watch", None), ("batch/jobs", "list,watch", None)]
+
+
+@pytest.mark.parametrize(
+    ("transport", "needed", "optional"),
+    [
+        ("auto", AGENT, [*AGENT, PROXY, *CLEARER]),
+        ("proxy", [*AGENT, PROXY], [*AGENT, PROXY, *CLEARER]),
+        ("spdy", AGENT, [*AGENT, *CLEARER]),
+    ],
+)
+def test_optional_rights_make_tunnels_faster_and_errors_clearer(
+    transport: str, needed: list[Any], optional: list[Any]
+) -> None:
+    given = config("host/a 80", more=f"tunnel: {{transport: {transport}}}\n")
+    assert least(given) == {"shop": needed}
+    assert least(given, optional=True) == {"shop": optional}
 
 
 def test_the_example_s_roles_have_only_the_needed_rights() -> None:

@@ -11,6 +11,7 @@ from krelay.state.states import (
     AgentState,
     FileState,
     ForwardState,
+    ShortcutState,
     State,
     Traffic,
     TunnelState,
@@ -116,8 +117,17 @@ TUNNELS = (
         window_stalls=5,
         limit_stalls=2,
         lost_datagrams={"queued": 3, "agent_backlog": 4},
+        carrier="proxy",
     ),
-    TunnelState("p1t2", True, 4, rtt=0.0131, connects=1),
+    TunnelState(
+        "p1t2",
+        True,
+        4,
+        rtt=0.0131,
+        connects=1,
+        carrier="spdy",
+        shortcut=ShortcutState("no answer within 1.0 s", NOW + timedelta(minutes=5)),
+    ),
     TunnelState("p1t3", False, 0, failure="no answer from the API server"),
 )
 
