@@ -123,7 +123,7 @@ class Door:
             self._pause(_RETRY_AFTER)
             return
         now = self._loop.time()
-        self._next_at = max(self._next_at, now - BURST * INTERVAL) + INTERVAL
+        self._next_at = max(self._next_at, now - (BURST - 1) * INTERVAL) + INTERVAL
         if self._next_at > now:
             self._pause(self._next_at - now)
         if not files_to_spare():

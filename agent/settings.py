@@ -124,13 +124,16 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         memory_limit = memory.memory_limit(environ)
     except ValueError:
         parser.error(f"{memory.ENV} is not a number of bytes")
-    pod_ip, door_port = environ.get("KRELAY_POD_IP", ""), environ.get("KRELAY_DOOR_PORT", "")
+    pod_ip = environ.get("KRELAY_POD_IP", "")
     try:
         if pod_ip:
             address(pod_ip)
-        door = port(door_port or str(default.door_port))
     except ValueError:
-        parser.error("KRELAY_POD_IP is not an address, or KRELAY_DOOR_PORT is not a port")
+        parser.error("KRELAY_POD_IP is not an address")
+    try:
+        door_port = port(environ.get("KRELAY_DOOR_PORT") or str(default.door_port))
+    except ValueError:
+        parser.error("KRELAY_DOOR_PORT is not a port")
     settings = Settings(
         bind=known.bind,
         port=known.port,
@@ -144,7 +147,7 @@ def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Setti
         key=key or None,
         key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
         pod_ip=pod_ip,
-        door_port=door,
+        door_port=door_port,
     )
     if not ipaddress.ip_address(settings.bind).is_loopback and not settings.secured:
         parser.error(f"--bind {settings.bind} is open to others and requires a key: set KRELAY_KEY")

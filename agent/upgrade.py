@@ -1,15 +1,14 @@
 """The HTTP request by which a connection enters the door, and its answers. Sans-I/O.
 
 `docs/protocol.md`, section 3.3: `GET /` with `Upgrade: krelay`, and nothing else. The reader is
-strict, because anyone in the cluster may connect: it takes one line after the other, keeps at most
-HEAD_LIMIT bytes, and refuses the first line that is not plain HTTP/1.1.
+strict, because every pod of the cluster may connect: it reads line by line, keeps at most
+HEAD_LIMIT bytes, and stops at the first line that is not plain HTTP/1.1.
 """
 
 from __future__ import annotations
 
 import re
 
-TOKEN = b"krelay"
 HEAD_LIMIT = 4 << 10
 """Most bytes of a request's head; an API server sends about 250."""
 
@@ -52,8 +51,8 @@ class UpgradeRequest:
         self._line_at = 0
         self._started = False
         self._hosts = 0
-        self._connection: set[bytes] = set()
-        self._upgrade: set[bytes] = set()
+        self._upgrades = False
+        self._names_krelay = False
 
     def receive_data(self, data: bytes) -> bytes | None:
         """Return the bytes that followed the head once it is complete, None before.
@@ -100,18 +99,18 @@ class UpgradeRequest:
         if name == b"host":
             self._hosts += 1
         elif name == b"connection":
-            self._connection |= _elements(value)
+            self._upgrades |= b"upgrade" in _elements(value)
         elif name == b"upgrade":
-            self._upgrade |= _elements(value)
+            self._names_krelay |= b"krelay" in _elements(value)
         elif name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
             raise UpgradeError(400, "a request with a body")
 
     def _check(self) -> None:
         if self._hosts != 1:
             raise UpgradeError(400, f"{self._hosts} Host fields")
-        if b"upgrade" not in self._connection or TOKEN not in self._upgrade:
+        if not (self._upgrades and self._names_krelay):
             raise UpgradeError(426, "only upgrades to krelay are served here")
 
 
-def _elements(value: bytes) -> set[bytes]:
-    return {element.strip(b" \t").lower() for element in value.split(b",")}
+def _elements(value: bytes) -> list[bytes]:
+    return [element.strip(b" \t") for element in value.lower().split(b",")]

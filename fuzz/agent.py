@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from unittest.mock import patch
 
+import h11
+
 from agent.connection import AgentConnection
 from agent.dial import Lookups
 from agent.legacy import Resources, _Framed
@@ -12,6 +14,7 @@ from agent.memory import Client, MemoryBudget, ReadBuffer
 from agent.pending import RefusalLog
 from agent.sessions import KeptSession, Sessions
 from agent.settings import Settings
+from agent.upgrade import HEAD_LIMIT, UpgradeError, UpgradeRequest
 from fuzz.draw import Draw
 from fuzz.memory import Nowhere, run
 from fuzz.wire import AGENT_NONCE, KEY
@@ -91,6 +94,37 @@ async def _connection(data: bytes) -> None:
         host.refusals.close()
         assert connection._deadline is None
         assert host.budget.left == host.budget.size
+
+
+def door(data: bytes) -> None:
+    """A request at the door: any split gives the same outcome, little is kept, and h11 takes what
+    is accepted for the same request."""
+    pieces = list(Draw(data).pieces())
+    stream = b"".join(pieces)
+    outcome = _request(pieces)
+    assert outcome == _request([stream])
+    if isinstance(outcome, bytes):
+        server = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_LIMIT)
+        server.receive_data(stream)
+        event = server.next_event()
+        assert isinstance(event, h11.Request)
+        assert (event.method, event.target, event.http_version) == (b"GET", b"/", b"1.1")
+        assert isinstance(server.next_event(), h11.EndOfMessage)
+        assert server.trailing_data[0] == outcome
+
+
+def _request(pieces: list[bytes]) -> bytes | tuple[int, str] | None:
+    """Return the bytes after the head, the refusal, or None if the head is incomplete."""
+    request = UpgradeRequest()
+    for number, piece in enumerate(pieces):
+        try:
+            rest = request.receive_data(piece)
+        except UpgradeError as exc:
+            return exc.status, str(exc)
+        if rest is not None:
+            return rest + b"".join(pieces[number + 1 :])
+        assert len(request._buffer) < HEAD_LIMIT
+    return None
 
 
 class _Socket:

@@ -105,6 +105,29 @@ def _framing() -> Iterator[bytes]:
         yield pieces + datagrams
 
 
+def _door() -> Iterator[bytes]:
+    line = b"GET / HTTP/1.1\r\n"
+    host, ask = b"Host: 10.244.0.7:10250\r\n", b"Connection: Upgrade\r\nUpgrade: krelay\r\n"
+    for head in (
+        line + host + ask,
+        line
+        + host
+        + b"connection: keep-alive,\tUPGRADE\r\nUpgrade: websocket\r\nupgrade: Krelay\r\n",
+        line + host + ask + b"X-Forwarded-For: 10.99.0.1, \xe9\r\nContent-Length: 0\r\n",
+        line + host + ask + b" folded\r\n",
+        line + host + ask + b"Content-Length: 1\r\n",
+        line + host + ask + b"Transfer-Encoding: chunked\r\n",
+        line + host + host + ask,
+        line + ask,
+        line + host,
+        line.replace(b"\r", b"") + host + ask,
+        b"GET http://a/ HTTP/1.0\r\n" + host + ask,
+    ):
+        for pieces in (WHOLE, TRICKLE, b"\x0b"):
+            yield pieces + head + b"\r\n" + line
+    yield WHOLE + line + host + ask + b"X: " + b"a" * 4_096
+
+
 def _config_yaml() -> Iterator[bytes]:
     paths = [ROOT / "krelay.yaml.example", *sorted((ROOT / "examples").glob("*.yaml"))]
     paths += sorted((ROOT / "tests/config/data").glob("*/*.yaml"))
@@ -405,6 +428,7 @@ _MADE = {
     "header": _header,
     "connection": _connection,
     "framing": _framing,
+    "door": _door,
     "config_yaml": _config_yaml,
     "config_txt": _config_txt,
     "socks5": _socks5,

@@ -40,6 +40,7 @@ TARGETS = {
         Target("header", "wire", 512),
         Target("connection", "agent", 8_192),
         Target("framing", "agent"),
+        Target("door", "agent", 8_192),
         Target("config_yaml", "config", 32_768),
         Target("config_txt", "config", 32_768),
         Target("socks5", "proxies", 2_048),

@@ -15,6 +15,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -122,11 +123,11 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene() -> AsyncIterator[Scene]:
+async def scene(**settings: Any) -> AsyncIterator[Scene]:
     """From when the bystander's stream has carried something, until nothing else is left."""
     async with (
         rig.tcp_target(rig.echo) as echo,
-        rig.path(grace=0.01) as path,
+        rig.path(grace=0.01, **settings) as path,
         rig.connect(rig.port_of(await path.tcp(echo))) as streams,
         asyncio.TaskGroup() as tasks,
     ):

@@ -42,8 +42,9 @@ ALLOWED = DEFAULT * 4 // 5
 class Agent:
     """An agent in a separate process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, port: int, door_port: int) -> None:
         self.port = port
+        self.door_port = door_port
         self.tasks: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
         self._tunnels: list[ClientTunnelProtocol] = []
@@ -53,9 +54,12 @@ class Agent:
         """The most memory that it has had so far, in bytes."""
         return self._status("VmHWM")
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(
+        self, *, door: bool = False
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection that lasts as long as the test, unless the agent ends it."""
-        streams = await asyncio.open_connection(rig.HOST, self.port, limit=1 << 16)
+        port = self.door_port if door else self.port
+        streams = await asyncio.open_connection(rig.HOST, port, limit=1 << 16)
         self._writers.append(streams[1])
         return streams
 
@@ -152,6 +156,8 @@ async def agent(*, secured: bool = True, limit: int = DEFAULT) -> AsyncIterator[
     env = {**os.environ, "PYTHONPATH": str(ROOT), "KRELAY_MEMORY": str(limit)}
     if secured:
         env["KRELAY_KEY"] = rig.KEY.hex()
+    door_port = rig.closed_port()
+    env |= {"KRELAY_POD_IP": rig.HOST, "KRELAY_DOOR_PORT": str(door_port)}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -164,7 +170,7 @@ async def agent(*, secured: bool = True, limit: int = DEFAULT) -> AsyncIterator[
     assert process.stdout is not None
     try:
         port = int((await process.stdout.readline()).rpartition(b":")[2])
-        made = Agent(process, port)
+        made = Agent(process, port, door_port)
         yield made
         await made.leave()
     finally:
@@ -398,6 +404,21 @@ async def test_connections_with_half_a_handshake() -> None:
         await rest(here)
         # They hold all places; a client that knows the key gets one.
         await here.connection()
+
+
+async def test_strangers_at_the_door() -> None:
+    """They say all that the agent has to keep, while four clients fill its memory."""
+    async with attacked() as here, target(talk) as port:
+        for _ in range(4):
+            client = await here.connection()
+            for _ in range(250):
+                client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
+        for n in range(200):
+            with suppress(ConnectionError):
+                _, writer = await here.connect(door=True)
+                writer.write(
+                    b"GET / HTTP/1.1\r\nHost: a\r\nX-A: " + b"a" * (4_000 if n % 2 else 5_000)
+                )
 
 
 @pytest.mark.parametrize("side", ["client", "target", "both", "framing"])

@@ -68,6 +68,14 @@ def test_the_key_and_its_digest_come_from_the_environment() -> None:
     assert not parse([], {"KRELAY_KEY": "", "KRELAY_KEY_SHA256": ""}).secured
 
 
+@pytest.mark.parametrize("address", ["10.244.0.7", "fd00::7"])
+def test_the_door_s_address_comes_from_the_environment(address: str) -> None:
+    settings = parse([], {"KRELAY_POD_IP": address})
+    assert (settings.pod_ip, settings.door_port) == (address, 10250)
+    assert parse([], {"KRELAY_POD_IP": address, "KRELAY_DOOR_PORT": "0"}).door_port == 0
+    assert parse([], {"KRELAY_POD_IP": "", "KRELAY_DOOR_PORT": ""}) == parse([], {})
+
+
 @pytest.mark.parametrize("environ", [{"KRELAY_KEY": "00"}, {"KRELAY_KEY_SHA256": DIGEST}])
 @pytest.mark.parametrize("bind", ["0.0.0.0", "::", "10.0.0.1"])
 def test_binding_beyond_loopback_needs_a_key(
@@ -91,6 +99,8 @@ def test_binding_beyond_loopback_needs_a_key(
         (["--idle=1s"], {}, "unrecognized arguments: --idle=1s"),
         (["more"], {}, "unrecognized arguments: more"),
         ([], {"KRELAY_KEY": "xyz"}, "KRELAY_KEY is not hexadecimal"),
+        ([], {"KRELAY_POD_IP": "node.example.test"}, "KRELAY_POD_IP is not an address"),
+        ([], {"KRELAY_DOOR_PORT": "-1"}, "KRELAY_DOOR_PORT is not a port"),
     ],
 )
 def test_a_usage_error_ends_with_2(
