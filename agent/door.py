@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from contextlib import suppress
 from typing import Protocol
@@ -66,12 +67,16 @@ class Door:
         self.address = ("", 0)
 
     def open(self, host: str, port: int) -> None:
-        """Accept connections; log it if the address cannot be bound, and do without."""
+        """Accept connections; if the address cannot be bound, log it and do without.
+
+        There is no second attempt. In a pod with `hostNetwork` the kubelet has the port, and an
+        agent must not take it while the kubelet restarts.
+        """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
         except OSError as exc:
-            logger.info("no door on %s port %d: %s", host, port, exc)
+            logger.info("no door on %s port %d: %s", host, port, os.strerror(exc.errno or 0))
             return
         sock.setblocking(False)
         self._sock = sock
