@@ -22,7 +22,7 @@ TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e soak \
-  fuzz bench-quick bench-reload bench-scale lock sbom audit clean
+  fuzz bench bench-quick bench-reload bench-scale lock sbom audit clean
 
 help:            ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ fuzz: $(STAMP)   ## fuzz every target for FUZZ_SECONDS (600), two at a time (Lin
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 # BENCH holds options: make bench-quick BENCH="--only 'one stream' --json FILE".
+bench: $(STAMP)  ## measure all that docs/performance.md reports, and write it there (25 min)
+	$(BIN)/python -m benchmarks.run --whole $(BENCH)
+
 bench-quick: $(STAMP)  ## compare krelay with kubectl port-forward on the cluster (3 min)
 	$(BIN)/python -m benchmarks.run $(BENCH)
 

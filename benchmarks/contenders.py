@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import place, processes
+from benchmarks.results import DIRECT
 
 READY = 30.0
 """Seconds until a forwarder must relay its first byte."""
@@ -70,11 +71,18 @@ def krelay_file(namespace: str, ports: list[tuple[int, int]], udp: list[tuple[in
 class Forwarder:
     """A contender that runs. `ports` and `udp` map the target's ports to local ones."""
 
-    def __init__(self, contender: Contender, where: place.Namespace, copies: int = 1) -> None:
+    def __init__(
+        self,
+        contender: Contender,
+        where: place.Namespace,
+        copies: int = 1,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.contender = contender
         self.name = contender.name
         self.agents: list[psutil.Process] = []
         self._where = where
+        self._environ = {**contender.environ, **(environ or {})}
         remotes = list(place.TCP_PORTS) if copies == 1 else [place.ECHO, *place.TCP_PORTS[1:]]
         remotes += [place.ECHO] * (copies - 1)
         udp = place.UDP_PORTS if contender.udp and copies == 1 else ()
@@ -92,7 +100,7 @@ class Forwarder:
         assert self._process is not None
         return self._process.pid
 
-    def start(self, environ: Mapping[str, str] | None = None) -> None:
+    def start(self) -> None:
         """Start the process, without waiting for anything."""
         folder = Path(self._folder.name)
         file = folder / "krelay.yaml"
@@ -117,7 +125,7 @@ class Forwarder:
                     stdout=log,
                     stderr=log,
                     cwd=folder,
-                    env={**inherited, **self.contender.environ, **(environ or {})},
+                    env={**inherited, **self._environ},
                     start_new_session=True,
                 )
             except OSError as exc:
@@ -126,15 +134,11 @@ class Forwarder:
     def wait_ready(self, seconds: float = READY) -> None:
         """Wait until a byte crosses it and every port listens."""
         deadline = time.monotonic() + seconds
-        waiting = [local for local, remote in self._pairs if remote != place.ECHO]
         while not self._echoes():
             self._check(deadline, "relays nothing")
-        while waiting:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", waiting[0]), 1).close()
-                del waiting[0]
-                continue
-            self._check(deadline, "does not listen")
+        wanted = {local for local, _ in self._pairs}
+        while not wanted <= processes.listening_ports():
+            self._check(deadline, "does not listen on every port")
         self.agents = self._where.new_processes()
 
     def _check(self, deadline: float, what: str) -> None:
@@ -189,12 +193,11 @@ def running(
     contender: Contender,
     where: place.Namespace,
     copies: int = 1,
-    environ: Mapping[str, str] | None = None,
 ) -> Iterator[Forwarder]:
     """Run a contender until the block ends; `copies`: so many forwards to the echo port."""
     forwarder = Forwarder(contender, where, copies)
     try:
-        forwarder.start(environ)
+        forwarder.start()
         forwarder.wait_ready()
         yield forwarder
     finally:
@@ -204,7 +207,7 @@ def running(
 class Direct:
     """The control: the target on this machine, with no forwarder in between."""
 
-    name = "direct"
+    name = DIRECT
 
     def __init__(self) -> None:
         first = place.free_ports(len(place.TCP_PORTS) + 1)[0]

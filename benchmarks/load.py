@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from benchmarks import udp
 from benchmarks.target import content
 
 BLOCK = 1 << 20
@@ -106,11 +107,13 @@ def quantiles(times: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(ordered) * 1e3, "p99": p99 * 1e3, "count": len(ordered)}
 
 
-def timed(seconds: float, step: Callable[[], None], pause: float = 0.0) -> list[float]:
-    """Repeat `step` for so long, at least three times; return how long each took."""
+def timed(
+    seconds: float, step: Callable[[], None], pause: float = 0.0, least: int = 3
+) -> list[float]:
+    """Repeat `step` for so long, at least `least` times; return how long each took."""
     times: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(times) < 3:
+    while time.perf_counter() < end or len(times) < least:
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
@@ -186,18 +189,29 @@ def end(port: int, count: str) -> dict[str, float]:
     return quantiles(times)
 
 
-def first(port: int, seconds: str) -> dict[str, float]:
-    """Wait until a byte is echoed, from now; the port may not listen yet."""
+def fetch(port: int, size: str, seconds: str) -> dict[str, float]:
+    """Receive `size` bytes over a new connection, again and again."""
+
+    def step() -> None:
+        with dial(port) as sock:
+            sock.sendall(f"{size}\n".encode())
+            receive(sock, int(size))
+
+    return quantiles(timed(float(seconds), step, least=1))
+
+
+def first(port: int, seconds: float) -> dict[str, float]:
+    """Wait until a byte is echoed; the port may not listen yet."""
     began = time.perf_counter()
-    while time.perf_counter() < began + float(seconds):
+    while time.perf_counter() < began + seconds:
         try:
-            with socket.create_connection(("127.0.0.1", port), float(seconds)) as sock:
+            with socket.create_connection(("127.0.0.1", port), seconds) as sock:
                 sock.sendall(b"x")
                 receive(sock, 1)
             return {"seconds": time.perf_counter() - began}
         except (OSError, BrokenOffError):
             time.sleep(0.002)
-    raise BrokenOffError(f"no byte within {seconds} s")
+    raise BrokenOffError(f"no byte within {seconds:g} s")
 
 
 def hold(port: int, count: str) -> dict[str, float]:
@@ -226,7 +240,10 @@ def hold(port: int, count: str) -> dict[str, float]:
 
 MODES: dict[str, Callable[..., dict[str, float]]] = {
     function.__name__: function
-    for function in (down, up, connect, connect16, echo, end, first, hold)
+    for function in (
+        *(down, up, connect, connect16, echo, end, fetch, hold),
+        *(udp.udp_down, udp.udp_up, udp.questions),
+    )
 }
 
 if __name__ == "__main__":

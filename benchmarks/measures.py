@@ -66,7 +66,7 @@ def load(mode: str, port: int, *arguments: object, patience: float = PATIENCE) -
 
 
 @contextlib.contextmanager
-def beside(mode: str, port: int) -> Iterator[None]:
+def beside(mode: str, port: int, fill: float = FILL) -> Iterator[None]:
     """Run an endless bulk transfer beside a block."""
     process = subprocess.Popen(
         command(mode, port, 1 << 40),
@@ -75,7 +75,7 @@ def beside(mode: str, port: int) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        time.sleep(FILL)
+        time.sleep(fill)
         yield
         if process.poll() is not None:
             raise FailedError("the transfer beside it broke off")

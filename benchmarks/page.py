@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from benchmarks.place import ROOT
 
-_PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "performance.md"
 
 
-def figure(value: float) -> str:
-    """Three digits and no more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def replace(file: Path, name: str, text: str) -> None:
+    """Put `text` between a file's marks for `name`."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = file.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{file.name} lacks {begin} or {end}")
+    file.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def write(name: str, text: str) -> None:
-    """Put `text` between the page's marks for `name`; not in CI, and not with `--dry`."""
-    if os.environ.get("CI") or "--dry" in sys.argv:
-        return
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    page = _PAGE.read_text()
-    before, found, rest = page.partition(begin)
-    _, closed, after = rest.partition(end)
-    assert found, f"no {begin}"
-    assert closed, f"no {end}"
-    _PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    """Put `text` into the page; not in CI, and not with `--dry`."""
+    if not os.environ.get("CI") and "--dry" not in sys.argv:
+        replace(PAGE, name, text)

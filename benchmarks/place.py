@@ -56,7 +56,9 @@ def find_cluster() -> None:
     done = subprocess.run(asked, capture_output=True, text=True, timeout=30)
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise SystemExit(f"The cluster of $KUBECONFIG does not answer: {lines[-1:]}")
+        raise SystemExit(
+            f"The cluster of $KUBECONFIG does not answer: {lines[-1] if lines else ''}"
+        )
 
 
 def free_ports(count: int) -> list[int]:

@@ -31,10 +31,10 @@ def seconds(processes: list[psutil.Process]) -> float:
     return total
 
 
-def memory(pid: int) -> dict[str, float]:
-    """Return the resident MB of a process and its descendants, now and at its peak."""
+def memory(processes: list[psutil.Process]) -> dict[str, float]:
+    """Return the resident MB of processes, now and at their peak."""
     now = peak = 0.0
-    for process in tree(pid):
+    for process in processes:
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{process.pid}/status").read_text()
             now += int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
@@ -61,6 +61,17 @@ def inside(marks: list[str]) -> list[psutil.Process]:
             if any(mark in group for mark in marks):
                 found.append(process)
     return found
+
+
+def listening_ports() -> set[int]:
+    """Return the TCP ports that anything on this machine listens on."""
+    ports = set()
+    for name in ("tcp", "tcp6"):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == "0A":
+                ports.add(int(local.rpartition(":")[2], 16))
+    return ports
 
 
 class Meter:

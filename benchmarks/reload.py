@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks import page
-from benchmarks.page import figure
+from benchmarks.results import figure
 from tests.e2e import conftest, kit
 
 EDITS = 50

@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+BASE = "kubectl"
+"""The contender that the ratios refer to: kubectl's default."""
+DIRECT = "direct"
+"""The control: the loads without any forwarder."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -43,12 +48,16 @@ class Results:
     units: dict[str, str] = field(default_factory=dict)
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     failures: dict[str, dict[str, str]] = field(default_factory=dict)
-    series: dict[str, Any] = field(default_factory=dict)
+    series: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
 
     def add(self, figure: str, unit: str, contender: str, value: float) -> None:
         """Keep a sample."""
         self.units[figure] = unit
         self.samples.setdefault(figure, {}).setdefault(contender, []).append(value)
+
+    def grow(self, series: str, contender: str, number: float, value: float) -> None:
+        """Keep a point of a line: what was measured at a number of something."""
+        self.series.setdefault(series, {}).setdefault(contender, []).append((number, value))
 
     def fail(self, figure: str, contender: str, reason: str) -> None:
         """Keep why a contender has no sample."""
@@ -81,29 +90,8 @@ class Results:
     @classmethod
     def load(cls, path: Path) -> Results:
         """Read what `save` has written."""
-        return cls(**json.loads(path.read_text()))
-
-
-def table(results: Results, figures: list[str], names: list[str], base: str) -> str:
-    """Return a Markdown table: medians with least and most, and the ratio to `base`."""
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for name in figures:
-        cells = [cell(results, name, contender, base) for contender in names]
-        if any(cells):
-            unit = results.units.get(name, "")
-            lines.append(f"| {name}, {unit} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def cell(results: Results, name: str, contender: str, base: str) -> str:
-    """Return one cell of the table."""
-    found = results.spread(name, contender)
-    if found is None:
-        return results.failures.get(name, {}).get(contender, "")
-    text = figure(found.median)
-    if found.count > 1:
-        text += f" ({figure(found.least)} to {figure(found.most)})"
-    ratio = results.ratio(name, contender, base)
-    if contender not in (base, "direct") and ratio is not None:
-        text += f" **{figure(ratio)}x**"
-    return text
+        found = cls(**json.loads(path.read_text()))
+        for lines in found.series.values():
+            for contender, points in lines.items():
+                lines[contender] = [(number, value) for number, value in points]
+        return found

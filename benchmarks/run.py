@@ -15,32 +15,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from benchmarks import contenders, install, measures, place
+from benchmarks import contenders, growth, install, lifetime, measures, place, report, slow_link
 from benchmarks.contenders import Contender, Direct, FailedError, Forwarder
-from benchmarks.results import Results, figure, table
+from benchmarks.results import BASE, DIRECT, Results, figure
 
-BASE = "kubectl"
-"""The contender that the ratios refer to: kubectl's default."""
+SHORT_ROUNDS, LONG_ROUNDS = 3, 5
+STARTS = 3
+
+Item = TypeVar("Item")
 
 
 def chosen(args: argparse.Namespace) -> list[Contender]:
-    """Return the contenders of this run."""
+    """Return the contenders of this run, krelay first."""
     program = args.krelay.resolve() if args.krelay else install.krelay()
     found = [contenders.krelay("krelay", program)]
-    if install.has_engine() or args.krelay:
+    if install.has_engine():
         found.append(contenders.krelay("krelay, asyncio", program, KRELAY_ENGINE="asyncio"))
     found += [
         contenders.kubectl(BASE),
         contenders.kubectl("kubectl, SPDY", KUBECTL_PORT_FORWARD_WEBSOCKETS="false"),
     ]
-    found += [contenders.peer(text) for text in args.peer]
     if args.contenders:
-        wanted = args.contenders.split(";")
+        wanted = [name.strip() for name in args.contenders.split(";")]
         found = [contender for contender in found if contender.name in wanted]
-    return found
+    return found + [contenders.peer(text) for text in args.peer]
 
 
 def machine() -> dict[str, object]:
@@ -49,60 +52,62 @@ def machine() -> dict[str, object]:
         [place.KUBECTL, "version", "-o", "json"], capture_output=True, text=True, timeout=30
     ).stdout
     versions = [line.split('"')[3] for line in told.splitlines() if '"gitVersion"' in line]
+    client, server = (*versions, "unknown", "unknown")[:2]
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cores": os.cpu_count(),
         "kernel": platform.release(),
-        "python": platform.python_version(),
-        "kubectl, Kubernetes": versions,
+        "Python": platform.python_version(),
+        "kubectl": client,
+        "Kubernetes": server,
     }
 
 
 class Run:
-    """The forwarders that run, and the results."""
+    """The stages of a run, and what they have measured."""
 
-    def __init__(self, where: place.Namespace, stack: contextlib.ExitStack) -> None:
+    def __init__(self, where: place.Namespace, found: list[Contender], only: str) -> None:
         self.results = Results()
-        self.where = where
-        self.forwarders: list[Forwarder] = []
-        self._stack = stack
+        self._where = where
+        self._contenders = found
+        self._only = [word.strip() for word in only.split(",") if word.strip()]
 
-    def start(self, found: list[Contender]) -> None:
-        """Start the contenders one after the other; a failure is a line in the result."""
-        for contender in found:
-            forwarder = Forwarder(contender, self.where)
-            self._stack.callback(forwarder.close)
-            try:
-                forwarder.start()
-                forwarder.wait_ready()
-            except FailedError as exc:
-                print(f"{contender.name} {exc}\n{forwarder.told()}", flush=True)
-                self.results.fail("start", contender.name, str(exc))
-                forwarder.stop()
-                continue
-            self.forwarders.append(forwarder)
+    def _wanted(self, name: str) -> bool:
+        return not self._only or any(word in name for word in self._only)
 
-    def attempt(
-        self, name: str, to: measures.Relayed, work: Callable[[measures.Relayed], None]
-    ) -> None:
-        """Run one load for one contender; restart a forwarder that does not survive it."""
+    def _attempt(self, name: str, contender: str, work: Callable[[], None]) -> bool:
+        """Run a load; a failure is a line of the result."""
         began = time.monotonic()
         try:
-            work(to)
+            work()
         except FailedError as exc:
-            reason = str(exc) if to.alive() else "died"
-            print(f"{name}: {to.name}: {reason}", flush=True)
-            self.results.fail(name, to.name, reason)
-            if isinstance(to, Forwarder):
-                self._restart(to)
-            return
-        latest = self.results.samples.get(name, {}).get(to.name, [])
-        if latest:
-            unit, took = self.results.units[name], time.monotonic() - began
-            print(f"{name}: {to.name} {figure(latest[-1])} {unit} ({took:.1f} s)", flush=True)
+            print(f"{name}: {contender}: {exc}", flush=True)
+            self.results.fail(name, contender, str(exc))
+            return False
+        latest = self.results.samples.get(name, {}).get(contender, [])
+        text = f" {figure(latest[-1])} {self.results.units[name]}" if latest else ""
+        print(f"{name}: {contender}{text} ({time.monotonic() - began:.1f} s)", flush=True)
+        return True
 
-    def _restart(self, forwarder: Forwarder) -> None:
-        forwarder.stop()
+    def _each(self, name: str, number: int, work: Callable[[Contender], None]) -> None:
+        """Run a load that starts its own forwarder, for each contender."""
+        if self._wanted(name):
+            for contender in turned(self._contenders, number):
+                self._attempt(name, contender.name, partial(work, contender))
+
+    @contextlib.contextmanager
+    def _forwarders(self, **environ: str) -> Iterator[list[Forwarder]]:
+        """Start all contenders; those that fail are lines of the result."""
+        with contextlib.ExitStack() as stack:
+            started = []
+            for contender in self._contenders:
+                forwarder = Forwarder(contender, self._where, environ=environ)
+                stack.callback(forwarder.close)
+                if self._start(forwarder):
+                    started.append(forwarder)
+            yield started
+
+    def _start(self, forwarder: Forwarder) -> bool:
         try:
             forwarder.start()
             forwarder.wait_ready()
@@ -110,37 +115,111 @@ class Run:
             print(f"{forwarder.name} {exc}\n{forwarder.told()}", flush=True)
             self.results.fail("start", forwarder.name, str(exc))
             forwarder.stop()
-            self.forwarders.remove(forwarder)
+            return False
+        return True
+
+    def _load(
+        self,
+        name: str,
+        forwarders: list[Forwarder],
+        number: int,
+        work: Callable[[measures.Relayed], None],
+    ) -> None:
+        """Run a load for each forwarder; start one again that did not do it."""
+        if not self._wanted(name):
+            return
+        for forwarder in turned(forwarders, number):
+            if not self._attempt(name, forwarder.name, partial(work, forwarder)):
+                forwarder.stop()
+                if not self._start(forwarder):
+                    forwarders.remove(forwarder)
+
+    def compare(self, rounds: int, short: float, bulk: float) -> None:
+        """Compare all contenders by all loads, in turn; the control comes once, before them."""
+        loads = measures.Loads(self.results, self._where, short, bulk).all()
+        direct = Direct()
+        try:
+            for name, work in loads.items():
+                if self._wanted(name):
+                    self._attempt(name, DIRECT, partial(work, direct))
+        finally:
+            direct.close()
+        with self._forwarders() as forwarders:
+            for number in range(rounds):
+                print(f"round {number + 1} of {rounds}", flush=True)
+                for name, work in loads.items():
+                    self._load(name, forwarders, number, work)
+
+    def starts(self, rounds: int) -> None:
+        """Start each contender several times."""
+        for number in range(rounds):
+            work = partial(lifetime.start, where=self._where, results=self.results)
+            self._each("start to first byte", number, work)
+
+    def memory(self) -> None:
+        """Measure the memory of each contender's client."""
+        work = partial(lifetime.memory, where=self._where, results=self.results)
+        self._each("client's memory", 0, work)
+
+    def datagrams(self) -> None:
+        """Measure UDP, for those that have it."""
+        if not self._wanted("UDP"):
+            return
+        direct = Direct()
+        try:
+            self._attempt("UDP", DIRECT, partial(growth.datagrams, direct, self.results))
+        finally:
+            direct.close()
+        with self._forwarders() as forwarders:
+            able = [forwarder for forwarder in forwarders if forwarder.udp]
+            self._load("UDP", able, 0, partial(growth.datagrams, results=self.results))
+
+    def wan(self, size: int) -> None:
+        """Compare all contenders over a slow link."""
+        for number, rtt in enumerate(slow_link.ROUND_TRIPS):
+            self._round_trip(rtt, number)
+        if not any(map(self._wanted, ("WAN: interactive", "WAN: texts"))):
+            return
+        with (
+            slow_link.slow_link(slow_link.MBIT, slow_link.RTT) as link,
+            self._forwarders(**link.environ) as forwarders,
+        ):
+            work = partial(slow_link.interactive, results=self.results)
+            self._load("WAN: interactive", forwarders, 0, work)
+            work = partial(slow_link.texts, results=self.results, size=size)
+            self._load("WAN: texts", forwarders, 1, work)
+
+    def _round_trip(self, rtt: float, number: int) -> None:
+        """Compare over a link with this round trip; the forwarders have never seen another."""
+        if self._wanted("RTT"):
+            with (
+                slow_link.slow_link(slow_link.MBIT, rtt) as link,
+                self._forwarders(**link.environ) as forwarders,
+            ):
+                work = partial(slow_link.round_trips, results=self.results, rtt=rtt)
+                self._load("RTT", forwarders, number, work)
+
+    def growth(self) -> None:
+        """Measure how cost grows."""
+        if self._wanted("sizes"):
+            with self._forwarders() as forwarders:
+                self._load("sizes", forwarders, 0, partial(growth.sizes, results=self.results))
+        for name, work in (("streams", growth.streams), ("forwards", growth.forwards)):
+            self._each(name, 0, partial(work, where=self._where, results=self.results))
 
 
-def compare(run: Run, rounds: int, only: str) -> None:
-    """Run all loads for all contenders, in turn."""
-    all_loads = measures.Loads(run.results, run.where, short=0.6, bulk=0.8).all()
-    loads = {
-        name: work
-        for name, work in all_loads.items()
-        if not only or any(word in name for word in only.split(","))
-    }
-    direct = Direct()
-    try:
-        for name, work in loads.items():
-            run.attempt(name, direct, work)
-    finally:
-        direct.close()
-    for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", flush=True)
-        for name, work in loads.items():
-            # Another one begins in each round, so that no place in the order is an advantage.
-            turn = number % max(1, len(run.forwarders))
-            for forwarder in [*run.forwarders[turn:], *run.forwarders[:turn]]:
-                run.attempt(name, forwarder, work)
+def turned(items: list[Item], number: int) -> list[Item]:
+    """Begin with another one in each round, so that no place in the order is an advantage."""
+    first = number % max(1, len(items))
+    return [*items[first:], *items[:first]]
 
 
 def parse() -> argparse.Namespace:
     """Return the options."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="only loads whose names contain one of A,B,...")
+    parser = argparse.ArgumentParser(prog="make bench BENCH='...'", description=__doc__)
+    parser.add_argument("--whole", action="store_true", help="measure all, and write the page")
+    parser.add_argument("--rounds", type=int, help="rounds of the comparison")
+    parser.add_argument("--only", default="", help="only loads whose names contain A,B,...")
     parser.add_argument("--contenders", default="", help="only the contenders 'NAME;NAME'")
     parser.add_argument("--krelay", type=Path, help="use this program instead of installing krelay")
     parser.add_argument(
@@ -148,31 +227,45 @@ def parse() -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=COMMAND",
-        help="another forwarder; {ports} becomes LOCAL:REMOTE ...",
+        help="another forwarder: {ports} stands for LOCAL:REMOTE ..., {namespace} and {pod} for "
+        "the target",
     )
     parser.add_argument("--json", type=Path, help="write every sample to this file")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print, and write the page."""
     args = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     place.find_cluster()
     found = chosen(args)
-    with contextlib.ExitStack() as stack:
-        where = stack.enter_context(place.namespace())
-        run = Run(where, stack)
-        run.results.about = machine()
-        if not args.krelay:
-            run.results.about["packages"] = install.versions()
-        run.start(found)
-        compare(run, args.rounds, args.only)
-    names = [name for name in run.results.contenders() if name != Direct.name]
-    names.append(Direct.name)
-    print(table(run.results, list(run.results.units), names, BASE))
-    if args.json:
-        run.results.save(args.json)
+    about = machine()
+    if not args.krelay:
+        about |= install.versions()
+    began = time.monotonic()
+    with place.namespace() as where:
+        run = Run(where, found, args.only)
+        run.results.about = about
+        try:
+            if args.whole:
+                run.compare(args.rounds or LONG_ROUNDS, short=1.0, bulk=1.5)
+                run.starts(STARTS)
+                run.memory()
+                run.datagrams()
+                run.wan(slow_link.TEXT)
+                run.growth()
+            else:
+                run.compare(args.rounds or SHORT_ROUNDS, short=0.6, bulk=0.8)
+                run.starts(1)
+        finally:
+            # What was measured until then is worth keeping.
+            if args.json:
+                run.results.save(args.json)
+    print(report.tables(run.results))
+    print(f"\n{time.monotonic() - began:.0f} s")
+    if args.whole and not args.only and not args.contenders:
+        report.write(run.results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from benchmarks import page
-from benchmarks.page import figure
+from benchmarks.results import figure
 from tests.e2e import conftest, kit
 
 LISTEN = "127.0.77.1"
