@@ -97,6 +97,7 @@ class Shortcut:
     def __init__(self, door: Address) -> None:
         self.door = door
         self.expires = math.inf
+        self.available = True
         self.dials = 0
         self.answer: bytes | None = None
         self.open_gate = asyncio.Event()

@@ -15,7 +15,7 @@ from typing import Any
 
 from agent.server import Server
 from agent.settings import Settings
-from krelay.datapath.agent_link import Way
+from krelay.datapath.agent_link import Shortcut
 from krelay.datapath.carrier import SessionCarrier
 from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
@@ -212,8 +212,9 @@ class AgentLink:
     name = "tcp"
     private = False
     expires = math.inf
-    shortcut: Way | None = None
+    shortcut: Shortcut | None = None
     shortcut_only = False
+    starting: asyncio.Future[None] | None = None
 
     def __init__(self, server: Server | None) -> None:
         self.opened = asyncio.Event()
@@ -231,6 +232,9 @@ class AgentLink:
         transport, _ = await loop.create_connection(lambda: protocol, *self.server.address)
         self.transports.append(transport)
         return transport
+
+    def reached(self) -> None:
+        """Nothing waits for it."""
 
     async def reachable_again(self) -> None:
         await self.opened.wait()

@@ -29,7 +29,8 @@ class AgentProvider(AgentLink, Protocol):
         """`NAMESPACE/POD` or the process of the agent; empty while none runs."""
 
     async def start(self) -> None:
-        """Start an agent, unless one runs. Raises ClusterError."""
+        """Start an agent, unless there is one; return when it may be dialled, which may be before
+        it runs (`starting`). Raises ClusterError."""
 
     async def stop(self) -> None:
         """Remove the agent. Raises nothing if it is gone already."""

@@ -48,7 +48,9 @@ class AgentGroup:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: TaskGroup) -> None:
-        """Start every agent and wait until a tunnel is up. `tasks` gets the tasks of the pool.
+        """Start every agent; wait until all of them run and a tunnel is up.
+
+        `tasks` gets the tasks of the pool. Connections may use a tunnel before this returns.
 
         Raises:
             ClusterError: an agent cannot be started, or the cluster refuses tunnels to it.
@@ -60,8 +62,11 @@ class AgentGroup:
                 starting.create_task(agent.start())
         self._running = tasks.create_task(keep(self.pool.run, self.pool.name), name=self.pool.name)
         try:
-            async with asyncio.timeout(_TUNNEL_DEADLINE):
-                await self._wait_tunnel()
+            async with TaskGroup() as reaching:
+                tunnel = reaching.create_task(self._wait_tunnel())
+                await self._wait_agents()
+                async with asyncio.timeout(_TUNNEL_DEADLINE):
+                    await asyncio.wait((tunnel,))
         except TimeoutError as exc:
             raise NotReadyError(
                 f"no tunnel to the agent within {_TUNNEL_DEADLINE:g} s: {self.pool.failure}",
@@ -92,6 +97,15 @@ class AgentGroup:
                     stopping.create_task(guard(agent.stop, f"{self.pool.name}: removing"))
         except TimeoutError:
             logger.warning("the agent was not removed in time; it ends by itself when idle")
+
+    async def _wait_agents(self) -> None:
+        """Wait until every agent runs; raise the reason as soon as one cannot."""
+        starts = [start for agent in self.agents if (start := agent.starting) is not None]
+        while starts:
+            await asyncio.wait(starts, return_when=asyncio.FIRST_COMPLETED)
+            for start in [start for start in starts if start.done()]:
+                start.result()
+                starts.remove(start)
 
     async def _wait_tunnel(self) -> None:
         """Wait until a tunnel is up; raise the reason if none will ever be."""

@@ -12,7 +12,7 @@ from krelay.agents.base import AgentEvents, log
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, PodGoneError, TunnelError
 from krelay.model import AGENT_DOOR_PORT, AGENT_PORT, GroupSpec, Transport
 from krelay.state.bus import EventBus
-from krelay.tasks import TaskGroup, keep
+from krelay.tasks import TaskGroup, keep, shield_cleanup
 from krelay.wire.handshake import key_digest
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ class JobAgent:
         self.lost = ""
         self.expires = math.inf
         self.shortcut: PodProxy | None = None
+        self.reported = True
+        """Whether the pod's status says that it runs, and so has the pod's address."""
         self.shortcut_only = spec.transport is Transport.PROXY
         self._run = run
         self._api = api
@@ -60,39 +62,49 @@ class JobAgent:
         self._jobs: PostedJobs | None = None
         self._stopped = False
         self._events = AgentEvents(bus, spec.context)
-        self._watching: asyncio.Task[None] | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._failure: Exception | None = None
         self._renewed_at = -math.inf
-        self._starting = asyncio.Lock()
+        self._one_start = asyncio.Lock()
 
     @property
     def where(self) -> str:
-        return str(self._agent or "")
+        return "" if self._agent is None or self.starting else str(self._agent)
+
+    @property
+    def starting(self) -> asyncio.Future[None] | None:
+        return None if self._started is None or self._started.done() else self._started
 
     async def start(self) -> None:
-        from krelay.cluster.agent_lifecycle import PostedJobs, create_agent
+        from krelay.cluster.agent_lifecycle import PostedJobs
 
-        async with self._starting:
+        async with self._one_start:
             if self._agent is not None:
                 return
+            if self._failure is not None:
+                # Another one is started by the next dial, after its pause.
+                failure, self._failure = self._failure, None
+                raise failure
             if self._stopped:
                 raise AgentError("the agent was removed")
-            self._jobs = self._jobs or PostedJobs(self._api)
-            agent = self._agent = await create_agent(
-                self._jobs,
-                self._spec.agent,
-                namespace=self._spec.namespace or self._api.namespace,
-                key_sha256=key_digest(self._key),
-                connect_timeout=self._spec.connect_timeout,
-                session=self._spec.session,
-                run=self._run,
-                on_progress=self._events.progress,
-            )
-            if self._spec.transport in (Transport.AUTO, Transport.PROXY):
-                self.shortcut = PodProxy(self, agent)
-            self._events.started(str(agent), f"pod {agent} runs")
-            self._watching = self._tasks.create_task(
-                keep(lambda: self._watch(agent), f"the watch of {agent}"), name=f"agent {agent}"
-            )
+            jobs = self._jobs = self._jobs or PostedJobs(self._api)
+            loop = asyncio.get_running_loop()
+            placed, self._started = loop.create_future(), loop.create_future()
+            life = self._live(jobs, placed, self._started)
+            self._life = self._tasks.create_task(life, name="agent")
+            try:
+                await asyncio.wait((placed,))
+            except asyncio.CancelledError:
+                self._life.cancel()
+                await shield_cleanup(asyncio.wait((self._life,)))
+                raise
+            placed.result()
+
+    def reached(self) -> None:
+        if self.starting is not None and self._agent is not None:
+            self.reported = False
+            self.starting.set_result(None)
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
@@ -144,6 +156,7 @@ class JobAgent:
         """Dial with valid credentials, and draw the conclusions of a refusal."""
         from krelay.transport.upgrade import UnauthorizedError
 
+        starting = self.starting
         access = await self._api.access()
         try:
             return await dial(access), access.expires
@@ -155,6 +168,8 @@ class JobAgent:
                 self._api.reject(access)
             raise
         except PodGoneError as exc:
+            if starting is not None:
+                raise  # its node does not know it yet
             reason = await self._ended(agent, exc)
             if reason is None:
                 raise TunnelError(f"{exc}, says its node, but the API server still has it") from exc
@@ -173,10 +188,66 @@ class JobAgent:
     async def stop(self) -> None:
         self._agent = self.shortcut = None
         self._stopped = True
-        if self._watching is not None:
-            self._watching.cancel()
+        if self._life is not None:
+            self._life.cancel()
         if self._jobs is not None:
-            await self._jobs.clear()
+            await self._jobs.clear(*([self._life] if self._life is not None else ()))
+
+    async def _live(
+        self, jobs: PostedJobs, placed: asyncio.Future[None], started: asyncio.Future[None]
+    ) -> None:
+        """Start an agent and watch it until it is gone.
+
+        `placed` is done when the agent may be dialled, `started` when it runs.
+        """
+        from krelay.cluster.agent_lifecycle import create_agent
+
+        async def until_reached(agent: Agent) -> None:
+            self._placed(agent)
+            placed.set_result(None)
+            await asyncio.wait((started,))
+
+        self.reported = True
+        try:
+            agent = await create_agent(
+                jobs,
+                self._spec.agent,
+                namespace=self._spec.namespace or self._api.namespace,
+                key_sha256=key_digest(self._key),
+                connect_timeout=self._spec.connect_timeout,
+                session=self._spec.session,
+                run=self._run,
+                on_progress=self._events.progress,
+                # The shortcut needs the pod's status, and a session may have to begin on it.
+                on_placed=None if self.shortcut_only else until_reached,
+            )
+        except asyncio.CancelledError:
+            self._not_started(AgentError("the agent was removed"), placed, started)
+            raise
+        except Exception as exc:
+            self._failure = exc if placed.done() else None
+            self._not_started(exc, placed, started)
+            return
+        if not placed.done():
+            self._placed(agent)
+        agent = self._agent or agent  # the same one; it may be lost already
+        for future in (placed, started):
+            if not future.done():
+                future.set_result(None)
+        self._events.started(str(agent), f"pod {agent} runs")
+        await keep(lambda: self._watch(agent), f"the watch of {agent}")
+
+    def _placed(self, agent: Agent) -> None:
+        self._agent = agent
+        if self._spec.transport in (Transport.AUTO, Transport.PROXY):
+            self.shortcut = PodProxy(self, agent)
+
+    def _not_started(self, exc: Exception, *waiting: asyncio.Future[None]) -> None:
+        self._agent = self.shortcut = None
+        for future in waiting:
+            if not future.done():
+                future.set_exception(exc)
+                future.exception()  # it is retrieved, even if nothing waits for it
 
     async def _ended(self, agent: Agent, exc: PodGoneError) -> str | None:
         """Return why the agent has ended, or None if it has not.
@@ -199,11 +270,15 @@ class JobAgent:
         from krelay.cluster.agent_lifecycle import agent_gone
 
         try:
-            reason = await agent_gone(self._api, agent)
+            reason = await agent_gone(self._api, agent, on_running=self._on_reported)
         except ClusterError as exc:
             log.debug("%s is not watched: %s", agent, exc)
+            self._on_reported()
         else:
             await self._lose(agent, reason)
+
+    def _on_reported(self) -> None:
+        self.reported = True
 
     async def _lose(self, agent: Agent, reason: str) -> None:
         """Give the agent up; the next dial starts another one."""
@@ -230,6 +305,11 @@ class PodProxy:
         self.expires = math.inf
         self._job = job
         self._agent = agent
+
+    @property
+    def available(self) -> bool:
+        """Whether the API server knows the pod's address, from the pod's status."""
+        return self._job.reported
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         transport, self.expires = await self._job.dial_door(self._agent, protocol)

@@ -28,6 +28,7 @@ class SubprocessAgent:
     expires = math.inf
     shortcut = None
     shortcut_only = False
+    starting = None
 
     def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
         self.lost = ""
@@ -88,6 +89,9 @@ class SubprocessAgent:
         elif self._process.returncode is not None:
             await self._replace(self._process)
         return await open_tcp("127.0.0.1", self._port, protocol=protocol, timeout=_PROCESS_DEADLINE)
+
+    def reached(self) -> None:
+        """Do nothing: `start` returns only when the agent listens."""
 
     async def reachable_again(self) -> None:
         """Wait forever: loopback is never unreachable."""

@@ -11,7 +11,7 @@ import copy
 import functools
 import logging
 import secrets
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,8 @@ import aiohttp
 from krelay.cluster.agent_job import job_manifest
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.api_errors import StatusError
-from krelay.cluster.diagnosis import Diagnosis, diagnose, end_of
-from krelay.cluster.objects import CREATED, POD, read_object
+from krelay.cluster.diagnosis import Diagnosis, diagnose, end_of, of_pod
+from krelay.cluster.objects import CREATED, POD, nested, read_object
 from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
     AgentError,
@@ -55,7 +55,7 @@ _DELETE_OPTIONS = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPoli
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """A running agent: its Job, and its pod (by name and uid), to which tunnels lead."""
+    """An agent: its Job, and its pod (by name and uid), to which tunnels lead."""
 
     namespace: str
     job: str
@@ -64,6 +64,10 @@ class Agent:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.pod}"
+
+
+Placed = Callable[[Agent], Awaitable[None]]
+"""Takes an agent whose pod has a node, and returns when it runs."""
 
 
 async def create_agent(
@@ -77,12 +81,16 @@ async def create_agent(
     run: str = "",
     deadline: float = 300.0,
     on_progress: Progress = lambda reason: None,
+    on_placed: Placed | None = None,
 ) -> Agent:
     """Create the Job and wait until its container runs.
 
     `deadline` and `connect_timeout` (of the agent, for a target) are in seconds. `run` is as in
     `job_manifest`. `on_progress` gets a line whenever the reason to wait changes. If this raises
     or is cancelled, the Job is deleted first, or stays in `jobs.left`.
+
+    `on_placed` is awaited with the agent once its pod has a node. When it returns, the agent runs,
+    whatever the status of its pod says: a kubelet reports that late.
 
     Raises:
         AgentError: the agent cannot run, or does not in time; with the cluster's reason.
@@ -108,16 +116,18 @@ async def create_agent(
     created = await jobs.create(manifest)
     job = created["metadata"]
     try:
-        pod = await _wait_until_running(jobs.api, created, deadline, on_progress)
+        return await _wait_until_running(jobs.api, created, deadline, on_progress, on_placed)
     except BaseException:
         await shield_cleanup(jobs.discard(job["namespace"], job["name"]))
         raise
-    metadata = pod["metadata"]
-    return Agent(job["namespace"], job["name"], metadata["name"], metadata.get("uid", ""))
 
 
-async def agent_gone(api: Api, agent: Agent) -> str:
+async def agent_gone(
+    api: Api, agent: Agent, *, on_running: Callable[[], None] = lambda: None
+) -> str:
     """Wait until the agent's pod has ended, is being deleted or is gone; return the reason.
+
+    `on_running` is called when the pod's status says that it runs, maybe repeatedly.
 
     Raises:
         ClusterError: krelay cannot watch pods.
@@ -131,6 +141,8 @@ async def agent_gone(api: Api, agent: Agent) -> str:
                 break
             if ended := end_of(pod):
                 return ended.reason
+            if of_pod(pod).running:
+                on_running()
     return f"the agent's pod {agent.pod} is gone"
 
 
@@ -152,22 +164,27 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
 
 
 async def _wait_until_running(
-    api: Api, job: Object, deadline: float, on_progress: Progress
-) -> Object:
-    """Return the pod of `job` once its container runs."""
+    api: Api, job: Object, deadline: float, on_progress: Progress, on_placed: Placed | None
+) -> Agent:
+    """Return the agent of `job` once its container runs."""
     startup = _Startup(api, job["metadata"])
     async with TaskGroup() as watches:
         tasks = [watches.create_task(watch) for watch in startup.watches()]
+        if on_placed is not None:
+            tasks.append(watches.create_task(startup.prove(on_placed)))
         verdict = await startup.verdict(deadline, on_progress)
         for task in tasks:
             task.cancel()
+    if startup.proven is not None:
+        return startup.proven
     if error := startup.denied.get(PODS):
         raise error
     if not verdict.running:
         if verdict.words:
             logger.warning("the agent's last log lines:\n%s", verdict.words)
         raise AgentError(verdict.reason, hint=verdict.hint)
-    return next(pod for pod in startup.seen[PODS] if diagnose(None, [pod], ()).running)
+    running = (pod for pod in startup.seen[PODS] if diagnose(None, [pod], ()).running)
+    return startup.agent(next(running))
 
 
 PODS, JOB, JOB_EVENTS, POD_EVENTS = "pods", "Job", "Job's events", "pod's events"
@@ -183,6 +200,9 @@ class _Startup:
         self._namespace = str(metadata["namespace"])
         self._changed = asyncio.Event()
         self._has_pod = asyncio.Event()
+        self._placed: asyncio.Future[Object] = asyncio.get_running_loop().create_future()
+        self.proven: Agent | None = None
+        """The agent, once it has shown by itself that it runs."""
         self.seen: dict[str, Collection[Object]] = {PODS: ()}
         self.denied: dict[str, ClusterError] = {}
 
@@ -194,6 +214,18 @@ class _Startup:
             self._watch_events(JOB_EVENTS, self._uid),
             self._watch_pod_events(),
         ]
+
+    def agent(self, pod: Object) -> Agent:
+        """Return the agent in `pod`."""
+        metadata = pod["metadata"]
+        return Agent(self._namespace, self._job, metadata["name"], metadata.get("uid", ""))
+
+    async def prove(self, on_placed: Placed) -> None:
+        """Await `on_placed` once the pod has a node; it returns when the agent runs."""
+        agent = self.agent(await self._placed)
+        await on_placed(agent)
+        self.proven = agent
+        self._changed.set()
 
     async def verdict(self, deadline: float, on_progress: Progress) -> Diagnosis:
         """Return the first diagnosis that is final, by itself or because it has lasted."""
@@ -208,7 +240,8 @@ class _Startup:
             now = diagnose(self.seen.get(JOB), self.seen[PODS], known_events)
             if now.code != last.code:
                 since = loop.time()
-            if now.running or PODS in self.denied or loop.time() >= since + now.patience:
+            final = now.running or self.proven is not None or PODS in self.denied
+            if final or loop.time() >= since + now.patience:
                 return now
             if now.reason != last.reason:
                 on_progress(now.reason)
@@ -248,11 +281,17 @@ class _Startup:
                 self.seen[what] = found.values()
                 if self.seen[PODS]:
                     self._has_pod.set()
+                    self._note_placed()
                 self._changed.set()
         except ClusterError as exc:
             logger.debug("cannot watch the %s of %s: %s", what, self._job, exc)
             self.denied[what] = exc
             self._changed.set()
+
+    def _note_placed(self) -> None:
+        placed = (pod for pod in self.seen[PODS] if nested(pod, "spec", "nodeName"))
+        if (pod := next(placed, None)) is not None and not self._placed.done():
+            self._placed.set_result(pod)
 
 
 @dataclass(slots=True)
@@ -353,10 +392,13 @@ class PostedJobs:
             return exc
         return None
 
-    async def clear(self) -> None:
-        """Delete each Job in `left`; log the names of those that remain."""
+    async def clear(self, *starts: asyncio.Future[None]) -> None:
+        """Delete each Job in `left`, after the cancelled `starts` have deleted theirs; log the
+        names of those that remain."""
         error: ClusterError | None = None
         try:
+            if starts:
+                await asyncio.wait(starts)
             for namespace, name in list(self._posted):
                 error = await self.discard(namespace, name) or error
         finally:

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from krelay.errors import PodGoneError, TunnelError, TunnelRefusedError
 
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
+"""Bounds of the pause between two dials to an agent that is being started, in seconds."""
+
 
 class Way(Protocol):
     """A way to an agent."""
@@ -30,11 +33,19 @@ class Way(Protocol):
         """
 
 
+class Shortcut(Way, Protocol):
+    """A way that may not work."""
+
+    @property
+    def available(self) -> bool:
+        """Whether it may be tried now: at first it may not be known where it leads."""
+
+
 class AgentLink(Way, Protocol):
     """The ways to one agent, as its tunnels see them. It is itself the way that always works."""
 
     @property
-    def shortcut(self) -> Way | None:
+    def shortcut(self) -> Shortcut | None:
         """A faster way to the present agent, which may not work; another agent has another one.
 
         The agent serves it once it knows the key.
@@ -43,6 +54,16 @@ class AgentLink(Way, Protocol):
     @property
     def shortcut_only(self) -> bool:
         """Whether nothing but the shortcut may carry a session, once the agent knows the key."""
+
+    @property
+    def starting(self) -> asyncio.Future[None] | None:
+        """Done when the agent runs or cannot run; None if it is not being started.
+
+        Until then the agent does not listen, or its node does not know it yet.
+        """
+
+    def reached(self) -> None:
+        """Record that a tunnel is up: the agent runs."""
 
     async def reachable_again(self) -> None:
         """Return when the API server, found unreachable, can be reached again; maybe never."""
@@ -64,16 +85,42 @@ class AgentHealth:
 
     def __init__(self, link: AgentLink, grace: float) -> None:
         """`grace` is how long the agent may be out of reach, in seconds."""
+        self.known = False
+        """Whether a tunnel has reached it, or an agent in whose place it is."""
         self._link = link
         self._grace = grace
         self._loop = asyncio.get_running_loop()
         self._connected: set[object] = set()
         self._unreached_since: float | None = None
+        self._start: asyncio.Future[None] | None = None
+        self._scout: object = None
+        self._scouting_since = 0.0
+
+    async def wait_turn(self, tunnel: object) -> None:
+        """Pace the dials to an agent that is being started; return at once for any other.
+
+        One tunnel dials again and again, and the others wait until the agent runs. Each pause is an
+        eighth of the time so far: so the agent is found soon after it listens, and a start that
+        takes minutes costs its node a dial a second.
+        """
+        start = self._link.starting
+        if start is None:
+            return
+        now = self._loop.time()
+        if start is not self._start:
+            self._start, self._scout, self._scouting_since = start, tunnel, now
+            return
+        pause = (now - self._scouting_since) / 8 if tunnel is self._scout else None
+        if pause is not None:
+            pause = min(max(pause, SHORTEST_PAUSE), LONGEST_PAUSE)
+        await asyncio.wait((start,), timeout=pause)
 
     def connected(self, tunnel: object) -> None:
         """Record that `tunnel` reaches the agent."""
         self._connected.add(tunnel)
         self._unreached_since = None
+        self.known = True
+        self._link.reached()
 
     def disconnected(self, tunnel: object) -> None:
         """Record that `tunnel` no longer reaches the agent, if it did."""

@@ -149,8 +149,10 @@ class Tunnel:
         """Connect and reconnect until cancelled, whatever fails."""
         while True:
             try:
+                await self.health.wait_turn(self)
                 await self._attempt()
-                await self._reconnector.pause(self.failure)
+                if self.link.starting is None:
+                    await self._reconnector.pause(self.failure)
             except Exception:
                 # An error that left this task would end every forward.
                 self._log.exception("internal error")
@@ -192,13 +194,17 @@ class Tunnel:
 
     async def _attempt(self) -> None:
         """Connect, and carry streams until the connection is lost."""
+        starting = self.link.starting
         try:
             await self.health.abandon_if_lost(self.failure)
             await self._reconnector.connect(self._connect)
         except LegacyAgentError as exc:
             await self._run_legacy(exc)
         except Exception as exc:
-            self._attempt_failed(exc)
+            if starting is not None and _is_normal_at_start(exc):
+                self._log.debug("the agent is being started: %s", exc)
+            else:
+                self._attempt_failed(exc)
         else:
             up_at = self._loop.time()
             self._clear_failure()
@@ -421,8 +427,12 @@ class Tunnel:
         self._idle.set()
 
     def _attempt_failed(self, exc: Exception) -> None:
-        # A pod runs before its agent listens. If it never does, the forwards' states say so.
-        new = self._note_failure(exc) and not isinstance(exc, NotListeningError)
+        # A pod runs before its agent listens. If it never does, the forwards' states say so. What
+        # ends the start is reported there.
+        quiet = isinstance(exc, NotListeningError) or (
+            isinstance(exc, KrelayError) and exc.fails_start and not self.health.known
+        )
+        new = self._note_failure(exc) and not quiet
         self._log_failure("no tunnel", exc, new=new)
         if isinstance(exc, PodGoneError):
             self._drop_session(str(exc))
@@ -548,6 +558,13 @@ class Reconnector:
             self._log.exception("cannot probe the API server")
         else:
             self.hint.set()
+
+
+def _is_normal_at_start(exc: Exception) -> bool:
+    """Return whether a dial may end like this before the agent listens."""
+    return isinstance(exc, TunnelError | UnreachableError) and not isinstance(
+        exc, TunnelRefusedError
+    )
 
 
 def _is_bug(exc: Exception) -> bool:

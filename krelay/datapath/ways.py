@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 
-from krelay.datapath.agent_link import AgentLink, Way
+from krelay.datapath.agent_link import AgentLink, Shortcut, Way
 from krelay.errors import AccessDeniedError, CredentialsError, TunnelError, UnreachableError
 from krelay.retry import OnceUntilChanged
 
 DELAYS = (10.0, 30.0, 60.0, 300.0, 600.0)
 """Seconds until a shortcut that failed once, twice, ... is tried again."""
+LOOK_AGAIN = 0.25
+"""Seconds until a shortcut that was not available is looked at again."""
 STABLE = 30.0
 """Seconds that a connection by the shortcut has to last to count as a success."""
 
@@ -30,7 +32,7 @@ class Ways:
         self._expires = link.expires
         self._begin(link.shortcut)
 
-    def _begin(self, shortcut: Way | None) -> None:
+    def _begin(self, shortcut: Shortcut | None) -> None:
         """Know nothing yet of a shortcut: that to another agent is another one."""
         self._shortcut = shortcut
         self._introduced = False
@@ -42,11 +44,13 @@ class Ways:
         self._logged.clear()
 
     @property
-    def shortcut(self) -> Way | None:
+    def shortcut(self) -> Shortcut | None:
         """The faster way to the present agent, once the agent knows this client."""
         if self._shortcut is not self._link.shortcut:
             self._begin(self._link.shortcut)
-        return self._shortcut if self._introduced else None
+        if self._shortcut is None or not self._introduced or not self._shortcut.available:
+            return None
+        return self._shortcut
 
     def order(self, last: Way | None) -> tuple[Way, ...]:
         """Return the ways to try for the next connection; `last` is that of the present or former
@@ -65,6 +69,8 @@ class Ways:
     def move_in(self, way: Way | None) -> float:
         """Return the seconds until a tunnel on `way` should try the shortcut; `inf` for never."""
         shortcut = self.shortcut
+        if shortcut is None and self._introduced and self._shortcut is not None:
+            return LOOK_AGAIN
         if shortcut is None or way is shortcut:
             return float("inf")
         return max(0.0, self._due_at - self._loop.time())

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -17,6 +17,7 @@ import pytest
 from krelay import payload
 from krelay.agents import job as job_module
 from krelay.agents import subprocess as module
+from krelay.agents.group import AgentGroup
 from krelay.agents.job import JobAgent
 from krelay.agents.subprocess import SubprocessAgent
 from krelay.cluster.agent_lifecycle import Agent
@@ -258,7 +259,13 @@ class Cluster:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     ended: str | Exception | None = "the pod is gone"
     closed: bool = False
+    slow: bool = False
+    """Whether a pod that has a node does not run until a tunnel shows it."""
+    start_failed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Fails a slow start."""
     rejected: list[ApiAccess] = field(default_factory=list)
+    on_running: Callable[[], None] | None = None
+    may_prove: bool = False
 
     async def access(self) -> ApiAccess:
         return ACCESS
@@ -272,10 +279,22 @@ class Cluster:
     async def create_agent(self, api: object, config: AgentConfig, **kwargs: Any) -> Agent:
         await asyncio.sleep(0)
         kwargs.pop("on_progress")("pulling the image")
+        on_placed = kwargs.pop("on_placed")
+        self.may_prove = on_placed is not None
         self.asked.append(("create", kwargs))
         number = self.created
         self.left.append(f"job-{number}")
-        return Agent(kwargs["namespace"], f"job-{number}", f"pod-{number}", f"uid-{number}")
+        agent = Agent(kwargs["namespace"], f"job-{number}", f"pod-{number}", f"uid-{number}")
+        if self.slow:
+            async with TaskGroup() as tasks:
+                proof = tasks.create_task(on_placed(agent))
+                failure = tasks.create_task(self.start_failed.wait())
+                await asyncio.wait((proof, failure), return_when=asyncio.FIRST_COMPLETED)
+                if not proof.done():
+                    await self.discard(agent.namespace, agent.job)
+                    raise AgentError("cannot pull the image")
+                failure.cancel()
+        return agent
 
     async def discard(self, namespace: str, job: str) -> ClusterError | None:
         self.asked.append(("delete", job))
@@ -283,11 +302,13 @@ class Cluster:
             self.left.remove(job)
         return self.delete_error
 
-    async def clear(self) -> None:
+    async def clear(self, *starts: asyncio.Future[None]) -> None:
+        await asyncio.wait(starts)
         for job in list(self.left):
             await self.discard("relays", job)
 
-    async def agent_gone(self, api: object, agent: Agent) -> str:
+    async def agent_gone(self, api: object, agent: Agent, *, on_running: Callable[[], None]) -> str:
+        self.on_running = on_running
         if self.watch_error is not None:
             raise self.watch_error
         await self.gone.wait()
@@ -323,15 +344,22 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return made
 
 
+def texts(events: Iterable[object]) -> list[str]:
+    """What the public events among `events` say."""
+    return [event.text for event in events if isinstance(event, PublicEvent)]
+
+
 @asynccontextmanager
-async def reaching(cluster: Cluster, bus: EventBus | None = None) -> AsyncIterator[JobAgent]:
+async def reaching(
+    cluster: Cluster, bus: EventBus | None = None, transport: Transport = Transport.SPDY
+) -> AsyncIterator[JobAgent]:
     """An agent whose tasks end with it."""
     async with TaskGroup() as tasks:
         spec = GroupSpec(
             None,
             "relays",
             AgentConfig(),
-            transport=Transport.SPDY,
+            transport=transport,
             connect_timeout=7.0,
             session=SessionConfig(resume_timeout=60.0),
         )
@@ -416,6 +444,128 @@ async def test_a_failed_dial_keeps_a_pod_that_runs(cluster: Cluster) -> None:
             with pytest.raises(NotListeningError):
                 await agent.dial(asyncio.Protocol())
         assert cluster.created == 1
+
+
+async def test_an_agent_is_dialled_before_its_pod_runs(cluster: Cluster) -> None:
+    cluster.slow = True
+    bus = EventBus()
+    with bus.subscribe() as events:
+        async with reaching(cluster, bus, Transport.AUTO) as agent:
+            await agent.start()
+            assert agent.starting is not None
+            assert agent.where == ""
+            # Its node does not know it yet.
+            cluster.dial_error = PodGoneError("pod does not exist")
+            with pytest.raises(PodGoneError):
+                await agent.dial(asyncio.Protocol())
+            assert agent.lost == ""
+            cluster.dial_error = None
+            await agent.dial(asyncio.Protocol())
+            starting = agent.starting
+            agent.reached()
+            agent.reached()
+            await starting
+            await rig.until(lambda: "agent runs: relays/pod-1" in texts(events._events))
+            assert agent.starting is None
+            assert agent.where == "relays/pod-1"
+            assert cluster.created == 1
+            # The API server learns the pod's address from the pod's status.
+            assert agent.shortcut is not None
+            await rig.until(lambda: cluster.on_running is not None)
+            assert not agent.shortcut.available
+            assert cluster.on_running is not None
+            cluster.on_running()
+            assert agent.shortcut.available
+    assert not cluster.left
+
+
+async def test_an_agent_for_the_shortcut_alone_is_dialled_once_its_pod_runs(
+    cluster: Cluster,
+) -> None:
+    async with reaching(cluster, transport=Transport.PROXY) as agent:
+        await agent.start()
+        assert agent.starting is None
+        assert agent.shortcut is not None
+        assert agent.shortcut.available
+    assert not cluster.may_prove
+
+
+async def test_a_start_that_fails_after_a_dial_is_the_next_dial_s_error(cluster: Cluster) -> None:
+    cluster.slow = True
+    async with reaching(cluster) as agent:
+        await agent.start()
+        starting = agent.starting
+        assert starting is not None
+        cluster.start_failed.set()
+        with pytest.raises(AgentError, match="cannot pull the image"):
+            await starting
+        with pytest.raises(AgentError, match="cannot pull the image"):
+            await agent.dial(asyncio.Protocol())
+        assert cluster.created == 1
+        cluster.slow = False
+        await agent.dial(asyncio.Protocol())
+        assert cluster.created == 2
+
+
+async def test_a_start_that_fails_without_a_node_raises_at_once(cluster: Cluster) -> None:
+    async def refuse(*args: object, **kwargs: object) -> Agent:
+        raise AgentError("no node takes the agent's pod")
+
+    async with reaching(cluster) as agent:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("krelay.cluster.agent_lifecycle.create_agent", refuse)
+            for _ in range(2):
+                with pytest.raises(AgentError, match="no node"):
+                    await agent.start()
+        await agent.start()
+
+
+@pytest.mark.parametrize("placed", [True, False])
+async def test_an_agent_that_is_removed_while_it_starts_leaves_no_job(
+    placed: bool, cluster: Cluster
+) -> None:
+    cluster.slow = True
+    async with reaching(cluster) as agent, TaskGroup() as tasks:
+        start = tasks.create_task(agent.start())
+        if placed:
+            await start
+        else:
+            await asyncio.sleep(0)
+            start.cancel()
+            await asyncio.wait((start,))
+        await agent.stop()
+        assert agent.starting is None
+        assert not cluster.left
+
+
+async def test_a_group_raises_why_an_agent_cannot_run(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the pod runs, refused dials are neither logged nor an error."""
+    cluster.slow = True
+    cluster.dial_error = NotListeningError("nothing listens yet")
+    async with reaching(cluster) as agent, TaskGroup() as tasks:
+        group = AgentGroup(agent._spec, [agent], rig.KEY, EventBus())
+
+        async def fail() -> None:
+            await rig.until(lambda: [step[0] for step in cluster.asked].count("dial") > 1)
+            cluster.start_failed.set()
+
+        tasks.create_task(fail())
+        with pytest.raises(AgentError, match="cannot pull the image"):
+            await group.start(tasks)
+        await group.stop()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_group_ends_its_start_on_a_refusal_that_stays(cluster: Cluster) -> None:
+    cluster.slow = True
+    cluster.dial_error = AccessDeniedError("cannot create pods/portforward")
+    async with reaching(cluster) as agent, TaskGroup() as tasks:
+        group = AgentGroup(agent._spec, [agent], rig.KEY, EventBus())
+        with pytest.raises(AccessDeniedError):
+            await group.start(tasks)
+        await group.stop()
 
 
 async def test_refused_credentials_are_renewed_at_most_once_a_minute(

@@ -180,6 +180,32 @@ async def test_progress_is_reported_when_the_reason_changes(cluster: Cluster, ap
     assert progress.empty()
 
 
+@pytest.mark.parametrize("proven", [True, False])
+async def test_an_agent_whose_pod_has_a_node_runs_once_a_tunnel_or_its_status_says_so(
+    proven: bool, cluster: Cluster, api: Api
+) -> None:
+    placed: asyncio.Future[Agent] = asyncio.get_running_loop().create_future()
+    reached = asyncio.Event()
+
+    async def on_placed(agent: Agent) -> None:
+        placed.set_result(agent)
+        await reached.wait()
+
+    async with asyncio.TaskGroup() as group:
+        making = group.create_task(create(api, on_placed=on_placed))
+        await cluster.on_create.wait()
+        await cluster.put("pods", "krelay-server-x-p1", status={})
+        await cluster.put("pods", "krelay-server-x-p1", spec={"nodeName": "n"}, status={})
+        agent = await placed
+        assert not making.done()
+        if proven:
+            reached.set()
+        else:
+            await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
+        assert await making == agent
+    assert cluster.deleted == []
+
+
 async def test_a_failed_start_deletes_the_job_and_raises_the_reason(
     cluster: Cluster, api: Api
 ) -> None:

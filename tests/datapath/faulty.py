@@ -104,6 +104,7 @@ class FaultyLink:
     expires = math.inf
     shortcut = None
     shortcut_only = False
+    starting = None
 
     def __init__(self, agent: FaultyAgent, chance: random.Random) -> None:
         self.agent = agent
@@ -131,6 +132,9 @@ class FaultyLink:
         there.protocol.connection_made(there)
         protocol.connection_made(here)
         return here
+
+    def reached(self) -> None:
+        """Nothing waits for it."""
 
     async def reachable_again(self) -> None:
         await asyncio.get_running_loop().create_future()

@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 
+from krelay.datapath import agent_link as module
 from krelay.datapath.agent_link import AgentHealth, SessionGoneError
 from krelay.errors import (
     NotListeningError,
     PodGoneError,
+    TunnelError,
     TunnelRefusedError,
     UnreachableError,
 )
@@ -164,3 +166,36 @@ async def test_a_tunnel_cut_in_the_turn_in_which_it_came_up_has_a_grace() -> Non
         path.link.cut()
         await rig.until(lambda: tunnel.stats.connects == 2)
         await rig.until(lambda: tunnel.carrier is None)
+
+
+async def test_one_tunnel_dials_an_agent_that_starts_and_the_others_wait() -> None:
+    health, link = made()
+    start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    link.starting = start
+    await health.wait_turn("first")
+    async with asyncio.TaskGroup() as tasks:
+        other = tasks.create_task(health.wait_turn("second"))
+        for _ in range(3):
+            await health.wait_turn("first")
+        assert not other.done()
+        start.set_result(None)
+    link.starting = None
+    await health.wait_turn("second")
+
+
+async def test_a_start_ends_the_pause_of_the_tunnel_that_dials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SHORTEST_PAUSE", 3600.0)
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 3600.0)
+    health, link = made()
+    start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    link.starting = start
+    await health.wait_turn("first")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(health.wait_turn("first"))
+        await asyncio.sleep(0)
+        start.set_exception(TunnelError("it cannot run"))
+    # Another start has another tunnel that dials.
+    link.starting = asyncio.get_running_loop().create_future()
+    await health.wait_turn("second")

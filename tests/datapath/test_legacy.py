@@ -44,6 +44,7 @@ class Place:
     expires = math.inf
     shortcut = None
     shortcut_only = False
+    starting = None
 
     def __init__(self, agent: V0Agent, port: int, tasks: TaskGroup) -> None:
         self.agent = agent
@@ -61,6 +62,9 @@ class Place:
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: protocol, rig.HOST, self._port)
         return transport
+
+    def reached(self) -> None:
+        """Nothing waits for it."""
 
     async def reachable_again(self) -> None:
         await asyncio.get_running_loop().create_future()

@@ -49,12 +49,13 @@ async def both(
     answer: bytes | None = None,
     silent: bool = False,
     up: bool = True,
+    available: bool = True,
 ) -> AsyncIterator[Both]:
     async with rig.agent(pod_ip=rig.HOST, door_port=0) as server, rig.tcp_target(rig.echo) as echo:
         assert server.door is not None
         link = rig.AgentLink(server)
         async with Shortcut(server.door.address).serving() as shortcut:
-            shortcut.answer = answer
+            shortcut.answer, shortcut.available = answer, available
             if silent:
                 shortcut.open_gate.clear()
             link.shortcut, link.shortcut_only = shortcut, only
@@ -98,6 +99,16 @@ async def test_sessions_begin_on_the_private_way_and_move_under_load(
         "pt1: tunnel moved to proxy",
         "pt2: tunnel moved to proxy",
     ]
+
+
+async def test_a_shortcut_is_taken_once_it_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways_module, "LOOK_AGAIN", 0.01)
+    async with both(available=False) as here:
+        await here.carried_by("tcp")
+        await rig.echoed(here.port, 1 << 20, lambda: None)
+        assert here.shortcut.dials == 0
+        here.shortcut.available = True
+        await here.carried_by("proxy")
 
 
 async def test_a_refused_shortcut_is_set_aside_and_said_once(

@@ -27,6 +27,7 @@ class FakeAgent:
     expires = math.inf
     shortcut = None
     shortcut_only = False
+    starting = None
     where = "in this process"
 
     def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
@@ -44,6 +45,9 @@ class FakeAgent:
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
         return (await loop.create_connection(lambda: protocol, *self.server.address))[0]
+
+    def reached(self) -> None:
+        """Nothing waits for it."""
 
     async def reachable_again(self) -> None:
         await asyncio.get_running_loop().create_future()
