@@ -30,7 +30,7 @@ from krelay.wire.handshake import OPENING, ClientHandshake, Resume, key_digest
 from krelay.wire.session import Side
 from tests import rig
 from tests.agent.peer import Client, header, session
-from tests.agent.test_server import program
+from tests.agent.test_server import program, wait
 from tests.agent.test_targets import ask
 
 REQUEST = (
@@ -254,7 +254,7 @@ async def test_only_sessions_are_served_after_the_upgrade(more: bytes, said: byt
 async def test_request_and_handshake_have_one_deadline(
     first: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DEADLINE", 0.05)
+    monkeypatch.setattr(module, "DEADLINE", 0.1)
     async with agent() as (_, door):
         async with knock(door, first) as (reader, _writer):
             assert (await answer(reader))[: len(SWITCHED)] == (
@@ -407,30 +407,54 @@ async def life(**settings: Any) -> AsyncIterator[tuple[Server, Door, asyncio.Tas
         yield server, server.door, task
 
 
-async def test_strangers_do_not_keep_an_idle_agent() -> None:
-    async with life(idle_timeout=0.2) as (server, door, task):
+async def test_strangers_do_not_touch_the_idle_timer() -> None:
+    async with life(idle_timeout=3600.0) as (server, door, _):
         timer = server._idle_timer
+        assert timer is not None
         for first in (b"", REQUEST, b"x\r\n"):
             async with knock(door, first):
                 await rig.until(lambda: len(door._pending))
-                assert server._idle_timer is timer
             await rig.until(lambda: not len(door._pending))
             assert server._idle_timer is timer
+            assert not timer.cancelled()
+        server.stop("test")
+
+
+async def test_an_idle_agent_ends_while_a_stranger_waits() -> None:
+    async with life(idle_timeout=3600.0) as (server, door, task):
         async with knock(door, REQUEST) as (reader, _writer):
+            await reader.readexactly(len(SWITCHED))
+            server._cancel_idle_timer()
+            wait(server, 0.05)
+            server._start_idle_timer()
             await task
-            await answer(reader)
+            assert await answer(reader) == b""
 
 
-async def test_a_stranger_does_not_undo_a_good_bye(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "LINGER", 0.1)
+async def test_an_agent_ends_after_a_good_bye_while_a_stranger_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "LINGER", 0.05)
     async with life(idle_timeout=3600.0) as (server, door, task):
         client = await session(server)
         async with knock(door, REQUEST):
             await rig.until(lambda: len(door._pending))
             client.leave()
-            await rig.until(lambda: server._idle_timer)
-            async with knock(door, REQUEST):
-                await task
+            await task
+
+
+async def test_a_stranger_does_not_undo_a_good_bye(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "LINGER", 3600.0)
+    async with life(idle_timeout=3600.0) as (server, door, _):
+        client = await session(server)
+        client.leave()
+        await rig.until(lambda: server._idle_timer)
+        timer = server._idle_timer
+        async with knock(door, REQUEST) as (reader, _writer):
+            await reader.readexactly(len(SWITCHED))
+            assert server._idle_timer is timer
+            assert server._said_goodbye
+        server.stop("test")
 
 
 async def test_a_session_of_the_door_keeps_the_agent_until_its_good_bye(

@@ -117,7 +117,8 @@ async def test_strangers_that_fill_the_door_take_little_memory() -> None:
                 await loop.sock_connect(sock, door.address)
                 await loop.sock_sendall(sock, HEAD if number % 2 else HALF)
             await rig.until(lambda: len(door._pending) == MAX_PENDING)
-            await asyncio.sleep(0)
+            (strangers,) = door._pending._by_source.values()
+            await rig.until(lambda: all(each._reads for each in strangers))  # type: ignore[attr-defined]
             assert tracemalloc.get_traced_memory()[0] - before < MAX_PENDING * 8 << 10
         finally:
             tracemalloc.stop()
