@@ -65,6 +65,7 @@ _embedded = click.option(
 )
 _verbose = click.option("-v", "--verbose", count=True, help="Log more; repeat to log everything.")
 _output = click.option(
+    "-o",
     "--output",
     type=click.Choice(["text", "json"]),
     default="text",
@@ -262,11 +263,12 @@ def run_(
 @cli.command()
 @_running_file
 @click.option(
+    "-o",
     "--output",
     type=click.Choice(["text", "wide", "json"]),
     default="text",
     show_default=True,
-    help="Output format; wide shows every column.",
+    help="Output format; wide shows every column, and the tunnels.",
 )
 @click.option("--watch", is_flag=True, help="Refresh until Ctrl-C, and show throughput.")
 @_names

@@ -114,18 +114,19 @@ def connect_errors(access: ApiAccess, peer: str | None = None) -> Iterator[None]
         ) from exc
     except ssl.SSLError as exc:
         raise ClusterError(
-            f"TLS with {peer} failed: {_reason(exc)}",
+            f"TLS with {peer} failed: {failure_reason(exc)}",
             hint="does it speak TLS on this port, and does kubeconfig name the right client "
             "certificate?",
         ) from exc
     except (EOFError, OSError, UnicodeError) as exc:  # UnicodeError: IDNA cannot encode the name
         raise UnreachableError(
-            f"cannot reach {peer}: {_reason(exc)}",
+            f"cannot reach {peer}: {failure_reason(exc)}",
             hint="is the cluster running, and this machine in its network (VPN, proxy)?",
         ) from exc
 
 
-def _reason(exc: EOFError | OSError | UnicodeError) -> str:
+def failure_reason(exc: EOFError | OSError | UnicodeError) -> str:
+    """Return what a socket or TLS raised in a few words."""
     if isinstance(exc, ssl.SSLError):
         return (exc.reason or str(exc)).lower().replace("_", " ")
     if isinstance(exc, TimeoutError):

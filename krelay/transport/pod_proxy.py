@@ -21,7 +21,7 @@ from krelay.errors import (
 from krelay.net.api_access import ApiAccess
 from krelay.net.error_body import error_text, status_message
 from krelay.net.handshake_stream import HandshakeStream
-from krelay.transport.connect import connect, connect_errors
+from krelay.transport.connect import connect, connect_errors, failure_reason
 from krelay.transport.upgrade import RefusedUpgrade, request_upgrade, unauthorized
 
 UPGRADE = "krelay"
@@ -46,7 +46,7 @@ async def open_pod_proxy(
     `timeout` limits the whole, in seconds.
 
     Raises:
-        UnreachableError: the API server or its proxy cannot be reached, or nothing answers.
+        UnreachableError: the API server or its proxy cannot be reached, or does not answer.
         UnauthorizedError: the server does not know the user (401).
         CredentialsError: the server is not trusted, or the way to it is not encrypted.
         AccessDeniedError: RBAC refused.
@@ -60,21 +60,37 @@ async def open_pod_proxy(
         async with asyncio.timeout(timeout):
             stream = await connect(access)
             try:
-                with connect_errors(access):
-                    await _upgrade(stream, access, namespace, f"{pod}:{port}")
-                    reads = _Reads(protocol)
-                    rest = stream.hand_over(reads)
-                reads.connection_made(stream.transport)
-                if rest:
-                    protocol.data_received(rest)
-            except RefusedUpgrade as exc:
-                stream.abort()
-                raise _error(exc, namespace=namespace, pod=pod, port=port) from None
+                return await _pass_upgrade(stream, access, namespace, pod, port, protocol)
             except BaseException:
                 stream.abort()
                 raise
     except TimeoutError as exc:
         raise UnreachableError(f"no answer by pods/proxy within {timeout:g} s") from exc
+
+
+async def _pass_upgrade(
+    stream: HandshakeStream,
+    access: ApiAccess,
+    namespace: str,
+    pod: str,
+    port: int,
+    protocol: asyncio.Protocol,
+) -> asyncio.Transport:
+    try:
+        with connect_errors(access):
+            await _upgrade(stream, access, namespace, f"{pod}:{port}")
+            reads = _Reads(protocol)
+            rest = stream.hand_over(reads)
+    except RefusedUpgrade as exc:
+        raise _error(exc, namespace=namespace, pod=pod, port=port) from None
+    except UnreachableError as exc:
+        # The server was reached. It, or what is behind it, did not keep the connection.
+        cause = exc.__cause__
+        assert isinstance(cause, EOFError | OSError | UnicodeError)
+        raise TunnelError(f"pods/proxy: {failure_reason(cause)}") from exc
+    reads.connection_made(stream.transport)
+    if rest:
+        protocol.data_received(rest)
     return stream.transport
 
 
