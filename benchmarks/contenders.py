@@ -43,7 +43,7 @@ class Contender:
 
 def krelay(name: str, program: Path, **environ: str) -> Contender:
     """Return krelay, with its ports in a file, as users have them."""
-    return Contender(name, f"{shlex.quote(str(program))} up --plain -f {{file}}", environ, udp=True)
+    return Contender(name, f"{shlex.quote(str(program))} up -f {{file}}", environ, udp=True)
 
 
 def kubectl(name: str, **environ: str) -> Contender:
@@ -81,6 +81,7 @@ class Forwarder:
         self.contender = contender
         self.name = contender.name
         self.agents: list[psutil.Process] = []
+        self.started = 0.0
         self._where = where
         self._environ = {**contender.environ, **(environ or {})}
         remotes = list(place.TCP_PORTS) if copies == 1 else [place.ECHO, *place.TCP_PORTS[1:]]
@@ -102,6 +103,7 @@ class Forwarder:
 
     def start(self) -> None:
         """Start the process, without waiting for anything."""
+        self._where.new_processes()  # what other forwarders have left is not this one's agent
         folder = Path(self._folder.name)
         file = folder / "krelay.yaml"
         file.write_text(krelay_file(self._where.name, self._pairs, self._udp_pairs))
@@ -118,6 +120,7 @@ class Forwarder:
         # As installed: no developer's setting reaches a contender.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "KRELAY_"))}
         with open(folder / "log", "wb") as log:
+            self.started = time.monotonic()
             try:
                 self._process = subprocess.Popen(
                     shlex.split(command),

@@ -18,6 +18,8 @@ STREAMS = (1, 10, 100, 1000, 4000, 10_000)
 MOST_STREAMS = 1000
 """Streams of a forwarder without an agent: the container runtime has a thread for each, and Go ends
 a program with 10,000 threads."""
+LEAST_STREAMS = 100
+"""Fewer do not show what each of them takes."""
 SIZES = (1 << 10, 32 << 10, 1 << 20, 32 << 20, 1 << 30)
 WATCHED = 5.0
 SHORT = 0.6
@@ -26,9 +28,8 @@ SHORT = 0.6
 def forwards(contender: Contender, where: place.Namespace, results: Results) -> None:
     """Measure the start, the memory and the idle work of 1 to 1,000 forwards."""
     for count in FORWARDS:
-        began = time.monotonic()
         with running(contender, where, count) as forwarder:
-            started = time.monotonic() - began
+            started = time.monotonic() - forwarder.started
             time.sleep(SETTLED)
             before = processes.seconds(processes.tree(forwarder.pid))
             time.sleep(WATCHED)
@@ -56,7 +57,7 @@ def streams(contender: Contender, where: place.Namespace, results: Results) -> N
         results.grow("streams: open, of those wanted", contender.name, count, got)
         results.grow("streams: client's memory, MB", contender.name, count, memory)
         results.grow("streams: opened a second", contender.name, count, opened["rate"])
-        if got:
+        if got >= LEAST_STREAMS:
             each = (memory - before) / got * 1000
             results.grow("streams: client's memory for each, kB", contender.name, count, each)
         if forwarder.agents:

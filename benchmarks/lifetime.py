@@ -51,10 +51,11 @@ def start(contender: Contender, where: place.Namespace, results: Results) -> Non
     """Measure the time from the start of the process to the first byte that came back."""
     forwarder = Forwarder(contender, where)
     try:
-        began = time.monotonic()
         forwarder.start()
         load.first(forwarder.ports[ECHO], READY)
-        results.add("start to first byte", "s", contender.name, time.monotonic() - began)
+        results.add(
+            "start to first byte", "s", contender.name, time.monotonic() - forwarder.started
+        )
     except load.BrokenOffError as exc:
         raise FailedError(str(exc)) from None
     finally:

@@ -55,7 +55,7 @@ def named(*names: str) -> dict[str, list[psutil.Process]]:
 def inside(marks: list[str]) -> list[psutil.Process]:
     """Return the processes of containers: their cgroup names one of the marks (ids, UIDs)."""
     found = []
-    for process in psutil.process_iter([]):
+    for process in psutil.process_iter():
         with contextlib.suppress(OSError):
             group = Path(f"/proc/{process.pid}/cgroup").read_text().replace("_", "-")
             if any(mark in group for mark in marks):

@@ -237,6 +237,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the page."""
     args = parse()
+    # A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     place.find_cluster()
     found = chosen(args)
