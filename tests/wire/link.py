@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
 from krelay.wire.events import DataReceived, StreamOpened
@@ -68,7 +69,7 @@ class Link:
                 segment = data[at : at + _SEGMENT]
                 free = max(self.now, self._free[session.side]) + len(segment) / self._rate
                 self._free[session.side] = free
-                self._at(free + self._delay + _HOP, lambda s=segment: self._receive(other, s))
+                self._at(free + self._delay + _HOP, partial(self._receive, other, segment))
             while session.writable:
                 self._fill(session, session.writable.pop())
         self._arm(session)
