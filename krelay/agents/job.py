@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from krelay.agents.base import AgentEvents, log
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, PodGoneError, TunnelError
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from krelay.cluster.agent_lifecycle import Agent, PostedJobs
     from krelay.cluster.api import Api
     from krelay.net.api_access import ApiAccess
-
-_Opened = TypeVar("_Opened", bound=asyncio.Transport)
 
 _RENEW_EVERY = 60.0
 """Seconds between two renewals of refused credentials: where new ones are refused as well, each
@@ -108,24 +105,36 @@ class JobAgent:
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         from krelay.transport.portforward import open_portforward, transport_from_env
+        from krelay.transport.upgrade import UnauthorizedError
 
         if self._agent is None:
             await self.start()
         agent = self._agent
         if agent is None:
             raise AgentError("the agent is gone")
-        pipe, self.expires = await self._open(
-            agent,
-            lambda access: open_portforward(
+        starting = self.starting
+        access = await self._api.access()
+        try:
+            pipe = await open_portforward(
                 access,
                 namespace=agent.namespace,
                 pod=agent.pod,
                 port=AGENT_PORT,
                 protocol=protocol,
                 transport=transport_from_env(self._spec.transport, os.environ),
-            ),
-        )
-        self.name = pipe.carrier
+            )
+        except UnauthorizedError:
+            self._renew(access)
+            raise
+        except PodGoneError as exc:
+            if starting is not None:
+                raise  # its node does not know it yet
+            reason = await self._ended(agent, exc)
+            if reason is None:
+                raise TunnelError(f"{exc}, says its node, but the API server still has it") from exc
+            await self._lose(agent, reason)
+            raise
+        self.name, self.expires = pipe.carrier, access.expires
         return pipe
 
     async def dial_door(
@@ -136,45 +145,32 @@ class JobAgent:
         Return the transport, and the expiry of the credentials.
         """
         from krelay.transport.pod_proxy import open_pod_proxy
+        from krelay.transport.upgrade import UnauthorizedError
 
         if self._agent is not agent:
             raise PodGoneError(f"the agent {agent} is gone")
-        return await self._open(
-            agent,
-            lambda access: open_pod_proxy(
+        access = await self._api.access()
+        try:
+            transport = await open_pod_proxy(
                 access,
                 namespace=agent.namespace,
                 pod=agent.pod,
                 port=AGENT_DOOR_PORT,
                 protocol=protocol,
-            ),
-        )
-
-    async def _open(
-        self, agent: Agent, dial: Callable[[ApiAccess], Awaitable[_Opened]]
-    ) -> tuple[_Opened, float]:
-        """Dial with valid credentials, and draw the conclusions of a refusal."""
-        from krelay.transport.upgrade import UnauthorizedError
-
-        starting = self.starting
-        access = await self._api.access()
-        try:
-            return await dial(access), access.expires
+            )
         except UnauthorizedError:
-            # Others may be accepted; but ask for them once a minute at most.
-            now = asyncio.get_running_loop().time()
-            if now >= self._renewed_at + _RENEW_EVERY:
-                self._renewed_at = now
-                self._api.reject(access)
+            # A program in the agent's place can say so, too; a port-forward shows the truth.
+            if self.shortcut_only:
+                self._renew(access)
             raise
-        except PodGoneError as exc:
-            if starting is not None:
-                raise  # its node does not know it yet
-            reason = await self._ended(agent, exc)
-            if reason is None:
-                raise TunnelError(f"{exc}, says its node, but the API server still has it") from exc
-            await self._lose(agent, reason)
-            raise
+        return transport, access.expires
+
+    def _renew(self, access: ApiAccess) -> None:
+        """Have other credentials used: they may be accepted. Ask for them once a minute at most."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._renewed_at + _RENEW_EVERY:
+            self._renewed_at = now
+            self._api.reject(access)
 
     async def reachable_again(self) -> None:
         from krelay.transport.portforward import reachable_again

@@ -14,7 +14,6 @@ from krelay.errors import (
     AccessDeniedError,
     KrelayError,
     NotListeningError,
-    PodGoneError,
     TunnelError,
     UnreachableError,
 )
@@ -51,7 +50,6 @@ async def open_pod_proxy(
         CredentialsError: the server is not trusted, or the way to it is not encrypted.
         AccessDeniedError: RBAC refused.
         NotListeningError: nothing listens on the port.
-        PodGoneError: the pod does not exist.
         TunnelError: any other response.
         ClusterError: TLS failed.
     """
@@ -108,7 +106,8 @@ async def _upgrade(
 def _error(refused: RefusedUpgrade, *, namespace: str, pod: str, port: int) -> KrelayError:
     """Return krelay's error for a response other than the upgrade.
 
-    The pod may have answered, or a program in its place. Only a Status is the API server's word.
+    The pod may have answered, or a program in its place. So only a Status is taken for the API
+    server's, and not even that is proof that the pod is gone.
     """
     shown = error_text(refused.body, _SHOWN, kind=True)
     if status_message(refused.body, kind=True) is not None:
@@ -121,7 +120,7 @@ def _error(refused: RefusedUpgrade, *, namespace: str, pod: str, port: int) -> K
                 hint="the Role needs the verb get on pods/proxy",
             )
         if refused.status == 404:
-            return PodGoneError(f"pod {namespace}/{pod} is gone: {shown}")
+            return TunnelError(f"pod {namespace}/{pod} is gone: {shown}")
     if "connection refused" in shown:
         return NotListeningError(f"nothing listens on port {port} of the agent's pod")
     status = refused.status or "a wrong answer"

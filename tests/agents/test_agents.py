@@ -32,7 +32,14 @@ from krelay.errors import (
     TunnelError,
     UnreachableError,
 )
-from krelay.model import AGENT_PORT, AgentConfig, GroupSpec, SessionConfig, Transport
+from krelay.model import (
+    AGENT_DOOR_PORT,
+    AGENT_PORT,
+    AgentConfig,
+    GroupSpec,
+    SessionConfig,
+    Transport,
+)
 from krelay.net.api_access import ApiAccess
 from krelay.state.bus import EventBus
 from krelay.state.events import AgentProgress, PublicEvent
@@ -253,6 +260,7 @@ class Cluster:
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     dial_error: Exception | None = None
+    door_error: Exception | None = None
     delete_error: ClusterError | None = None
     left: list[str] = field(default_factory=list)
     watch_error: Exception | None = None
@@ -326,6 +334,13 @@ class Cluster:
             raise self.dial_error
         return SimpleNamespace(carrier="websocket")
 
+    async def open_pod_proxy(self, access: object, **kwargs: Any) -> Any:
+        kwargs.pop("protocol")
+        self.asked.append(("door", access, kwargs))
+        if self.door_error is not None:
+            raise self.door_error
+        return "a transport"
+
     @property
     def created(self) -> int:
         return sum(step[0] == "create" for step in self.asked)
@@ -341,6 +356,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
         "krelay.transport.portforward.open_portforward",
         lambda *args, **kwargs: made.open_portforward(*args, **kwargs),
     )
+    monkeypatch.setattr("krelay.transport.pod_proxy.open_pod_proxy", made.open_pod_proxy)
     return made
 
 
@@ -586,6 +602,62 @@ async def test_refused_credentials_are_renewed_at_most_once_a_minute(
             await agent.dial(asyncio.Protocol())
         assert cluster.rejected == [ACCESS, ACCESS]
         assert cluster.created == 1
+
+
+@pytest.mark.parametrize("transport", [Transport.AUTO, Transport.PROXY])
+async def test_the_shortcut_leads_to_the_door_of_the_present_agent(
+    cluster: Cluster, transport: Transport
+) -> None:
+    async with reaching(cluster, transport=transport) as agent:
+        assert agent.shortcut is None
+        await agent.start()
+        way = agent.shortcut
+        assert way is not None
+        assert (way.name, way.private) == ("proxy", False)
+        assert agent.shortcut_only is (transport is Transport.PROXY)
+        opened: Any = await way.dial(asyncio.Protocol())
+        assert opened == "a transport"
+        assert way.expires == ACCESS.expires
+        asked = {"namespace": "relays", "pod": "pod-1", "port": AGENT_DOOR_PORT}
+        assert cluster.asked[-1] == ("door", ACCESS, asked)
+        # What a shortcut says is no proof that the agent is gone.
+        cluster.door_error = TunnelError("pod relays/pod-1 is gone")
+        with pytest.raises(TunnelError):
+            await way.dial(asyncio.Protocol())
+        assert agent.lost == ""
+        await agent.abandon("enough")
+        assert agent.shortcut is None
+        with pytest.raises(PodGoneError):
+            await way.dial(asyncio.Protocol())
+        await agent.start()
+        assert agent.shortcut is not None
+        assert agent.shortcut is not way
+
+
+@pytest.mark.parametrize("transport", [Transport.SPDY, Transport.WEBSOCKET])
+async def test_a_pinned_port_forward_has_no_shortcut(
+    cluster: Cluster, transport: Transport
+) -> None:
+    async with reaching(cluster, transport=transport) as agent:
+        await agent.start()
+        assert agent.shortcut is None
+        assert not agent.shortcut_only
+
+
+@pytest.mark.parametrize(
+    ("transport", "renewed"), [(Transport.AUTO, []), (Transport.PROXY, [ACCESS])]
+)
+async def test_a_401_at_the_door_renews_credentials_only_if_nothing_else_can(
+    cluster: Cluster, transport: Transport, renewed: list[ApiAccess]
+) -> None:
+    async with reaching(cluster, transport=transport) as agent:
+        await agent.start()
+        assert agent.shortcut is not None
+        cluster.door_error = UnauthorizedError("who?")
+        for _ in range(2):
+            with pytest.raises(UnauthorizedError):
+                await agent.shortcut.dial(asyncio.Protocol())
+        assert cluster.rejected == renewed
 
 
 async def test_a_dial_after_a_401_uses_renewed_credentials(cluster: Cluster) -> None:

@@ -37,7 +37,7 @@ asyncio.run(main())
 
 
 @contextmanager
-def dropped_door(address: str) -> Iterator[None]:
+def dropped(address: str) -> Iterator[None]:
     """Packets to and from the door of the pod at this address vanish, also of live connections."""
     rules = [
         (chain, *match, "-p", "tcp", side, PORT, "-j", "DROP")
@@ -57,7 +57,7 @@ def dropped_door(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def flood(namespace: str, address: str) -> Iterator[None]:
+def flooded(namespace: str, address: str) -> Iterator[None]:
     """Another pod opens hundreds of connections to the door, and never proves a key."""
     name = f"stranger-{secrets.token_hex(3)}"
     container = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 
+from tests.chaos import door
 from tests.chaos.account import now
 from tests.chaos.hostile import hostile
 from tests.chaos.world import SIDES, World, cluster, later, serves
@@ -129,6 +130,44 @@ async def freeze_containerd(world: World) -> None:
         await asyncio.sleep(world.chance.uniform(4, 14))
 
 
+async def stop_node(world: World) -> None:
+    """Kubelet and container runtime stop, and a while later the API server restarts."""
+    async with harmed("kubelet", "stop", "start"), harmed("containerd", "stop", "start"):
+        await asyncio.sleep(world.chance.uniform(1, 5))
+        async with harmed("kube-apiserver", "stop", "start"):
+            pass
+        await asyncio.sleep(world.chance.uniform(1, 5))
+    await later(serves)
+
+
+@asynccontextmanager
+async def at_door(
+    fault: Callable[..., AbstractContextManager[None]], *args: str
+) -> AsyncIterator[None]:
+    """One of the faults of a door for the time of the block."""
+    held = fault(*args)
+    await later(held.__enter__)
+    try:
+        yield
+    finally:
+        await later(held.__exit__, None, None, None)
+
+
+async def drop_door(world: World) -> None:
+    """Packets to the agent's door vanish, as if a policy forbade them."""
+    async with at_door(door.dropped, await later(world.agent_ip)):
+        await asyncio.sleep(world.chance.uniform(5, 15))
+
+
+async def flood_door(world: World) -> None:
+    """A stranger opens hundreds of connections to it."""
+    address = await later(world.agent_ip)
+    async with at_door(door.flooded, world.namespace, address):
+        world.proxy.cut()
+        await asyncio.sleep(world.chance.uniform(5, 10))
+        world.proxy.cut()
+
+
 async def lose_packets(world: World) -> None:
     """Every packet between here and the cluster vanishes."""
     await later(cluster, "cut")
@@ -195,6 +234,9 @@ WEIGHTS: dict[Fault, int] = {
     restart_kubelet: 2,
     freeze_kubelet: 1,
     freeze_containerd: 1,
+    stop_node: 1,
+    drop_door: 2,
+    flood_door: 1,
     lose_packets: 3,
     delete_agent: 2,
     delete_targets: 2,

@@ -32,7 +32,12 @@ def cluster(*args: str, timeout: float = 60.0, check: bool = True) -> str:
     starter = (kit.ROOT / STARTER).resolve()
     assert starter.exists(), f"only a cluster with a starter can be harmed: no {starter}"
     done = subprocess.run(
-        [starter, *args], capture_output=True, text=True, timeout=timeout, check=False
+        [starter, *args],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=kit.outer_environ(),
     )
     assert not check or done.returncode == 0, f"cluster {' '.join(args)}: {done.stderr}"
     return done.stdout
@@ -221,6 +226,11 @@ class World:
         ]
         assert len(live) == 1, f"agents: {live}"
         return str(live[0])
+
+    def agent_ip(self) -> str:
+        """The address of its pod."""
+        pod = kit.get(self.namespace, "pod", self.agent())
+        return str(pod["status"]["podIP"])
 
     def wait_agent(self, former: str) -> None:
         """Wait until another one serves."""

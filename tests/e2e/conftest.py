@@ -32,7 +32,7 @@ def find_cluster() -> None:
         return
     starter = (kit.ROOT / STARTER).resolve()
     assert starter.exists(), f"set KUBECONFIG, or KRELAY_TEST_CLUSTER to a starter: no {starter}"
-    subprocess.run([starter, "up"], check=True, timeout=1800)
+    subprocess.run([starter, "up"], check=True, timeout=1800, env=kit.outer_environ())
     told = subprocess.run([starter, "env"], check=True, capture_output=True, text=True).stdout
     for line in told.splitlines():
         name, _, value = line.removeprefix("export ").partition("=")

@@ -276,6 +276,11 @@ def agents(namespace: str) -> list[str]:
     ]
 
 
+def outer_environ() -> dict[str, str]:
+    """The environment for programs that outlive the tests: runc would use the runtime directory."""
+    return {name: value for name, value in os.environ.items() if name != "XDG_RUNTIME_DIR"}
+
+
 @contextlib.contextmanager
 def faults() -> Iterator[Any]:
     """A function that has the cluster's starter do a fault (`stop`, `freeze`, …); all is undone
@@ -285,7 +290,9 @@ def faults() -> Iterator[Any]:
         pytest.skip("needs the cluster of the tests' own")
 
     def fault(*args: str) -> None:
-        subprocess.run([starter, *args], check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [starter, *args], check=True, capture_output=True, timeout=120, env=outer_environ()
+        )
 
     try:
         yield fault

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from krelay.status.client import ask
-from tests.chaos.door import dropped_door, flood
+from tests.chaos.door import dropped, flooded
 from tests.chaos.world import serves
 from tests.e2e import kit, program
 from tests.e2e.test_up_life import account
@@ -118,7 +118,7 @@ def test_a_drop_of_the_door_s_port_sends_tunnels_back_without_losing_a_byte(
         with downloading(address) as rest, kit.command(address, "tick") as sock:
             numbers = ticks(sock)
             next(numbers)
-            with dropped_door(pod_ip(place)):
+            with dropped(pod_ip(place)):
                 back = longest_pause(
                     numbers, lambda: all(t["carrier"] == "spdy" for t in tunnels(tmp_path))
                 )
@@ -175,7 +175,7 @@ def test_a_stranger_s_flood_at_the_door_keeps_no_session_out(
         with kit.command(krelay.address("solo"), "tick") as sock:
             numbers = ticks(sock)
             next(numbers)
-            with flood(place, pod_ip(place)):
+            with flooded(place, pod_ip(place)):
                 done = tunnels(tmp_path)[0]["rotated"]
                 pause = longest_pause(numbers, lambda: tunnels(tmp_path)[0]["rotated"] >= done + 5)
         assert pause < 2.0

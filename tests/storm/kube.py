@@ -1,7 +1,7 @@
 """A fake API server on loopback with a real agent behind each Job, as slow and wrong as told.
 
-It knows Jobs, pods, Services, EndpointSlices and events, lists and watches of them, and the
-port-forward by a plain SPDY upgrade (docs of Kubernetes: "API concepts"; moby/spdystream).
+It knows Jobs, pods, Services, EndpointSlices and events, lists and watches of them, `pods/proxy`,
+and the port-forward by a plain SPDY upgrade (docs of Kubernetes: "API concepts"; moby/spdystream).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from agent.server import Server as AgentServer
 from agent.settings import Settings
+from tests.pod_proxy import pass_on
 
 Object = dict[str, Any]
 NAMESPACE = "team"
@@ -137,7 +138,8 @@ class Kube:
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; whether another may follow."""
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        raw = await reader.readuntil(b"\r\n\r\n")
+        head = raw.decode().split("\r\n")
         method, target, _ = head[0].split(" ")
         fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
         body = await reader.readexactly(int(fields.get("content-length", 0)))
@@ -150,6 +152,12 @@ class Kube:
             if fault.status:
                 return await _answer(writer, fault.status, {"message": "a fault"})
             await self._port_forward(url.path.split("/")[-2], reader, writer)
+            return False
+        if url.path.endswith("/proxy/"):
+            await asyncio.sleep(fault.delay)
+            if fault.status:
+                return await _answer(writer, fault.status, {"message": "a fault"})
+            await self._pod_proxy(url.path.split("/")[-3], raw, reader, writer)
             return False
         if method in ("POST", "DELETE"):
             # A request is carried out whole, as a server does whose client has gone.
@@ -239,7 +247,8 @@ class Kube:
         env = manifest["spec"]["template"]["spec"]["containers"][0]["env"]
         digest = next(entry["value"] for entry in env if entry["name"] == "KRELAY_KEY_SHA256")
         if self._pod_starts():
-            job.agent = AgentServer(Settings(port=0, key_sha256=digest))
+            settings = Settings(port=0, key_sha256=digest, pod_ip="127.0.0.1", door_port=0)
+            job.agent = AgentServer(settings)
             job.running = self._tasks.create_task(self._run_agent(job))
         else:
             waiting = {"reason": "ErrImagePull", "message": "no such image"}
@@ -308,6 +317,21 @@ class Kube:
             job.pipes -= {writer, agent_writer}
             agent_writer.transport.abort()
             back.cancel()
+
+    async def _pod_proxy(
+        self, pod: str, raw: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        name, _, _ = pod.partition(":")
+        job = self.jobs.get(name.removesuffix("-pod"))
+        agent = job.agent if job is not None and job.name in self._pods else None
+        if job is None or agent is None or agent.door is None:
+            await _answer(writer, 404, {"message": f'pods "{name}" not found'})
+            return
+        job.pipes.add(writer)
+        try:
+            await pass_on(raw, agent.door.address, reader, writer)
+        finally:
+            job.pipes.discard(writer)
 
 
 async def _answer(writer: asyncio.StreamWriter, status: int, body: Object) -> bool:

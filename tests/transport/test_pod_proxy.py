@@ -13,7 +13,6 @@ from krelay.errors import (
     CredentialsError,
     KrelayError,
     NotListeningError,
-    PodGoneError,
     TunnelError,
     UnreachableError,
 )
@@ -166,7 +165,7 @@ REFUSED = "error dialing backend: dial tcp 10.244.0.9:10250: connect: connection
             'cannot get pods/proxy in namespace "team": denied by a webhook',
         ),
         (status(401, "Unauthorized"), UnauthorizedError, "rejects the credentials: Unauthorized"),
-        (status(404, 'pods "agent-0" not found'), PodGoneError, "pod team/agent-0 is gone"),
+        (status(404, 'pods "agent-0" not found'), TunnelError, "pod team/agent-0 is gone"),
         (status(500, REFUSED), NotListeningError, "nothing listens on port 10250"),
         (status(500, "x" * 999), TunnelError, f"pods/proxy: {'x' * 200} (500)"),
         (text(503, "the agent does not\n know the key\x1b[0m"), TunnelError, "know the key (503)"),
