@@ -23,7 +23,7 @@ from krelay.transport.upgrade import UnauthorizedError
 
 from .conftest import Peer, Play, Server, Witness, open_pipe, serving
 
-AUTO, SPDY, WEBSOCKET = Transport.AUTO, Transport.SPDY, Transport.WEBSOCKET
+AUTO, PROXY, SPDY, WEBSOCKET = Transport
 
 
 def answer(status: int, body: str | dict[str, Any] = "", *headers: str) -> bytes:
@@ -379,6 +379,8 @@ async def test_a_protocol_that_fails_leaves_no_connection_open(
         (AUTO, "true", AUTO),
         (AUTO, "false", SPDY),
         (AUTO, "False", SPDY),
+        (PROXY, None, AUTO),
+        (PROXY, "false", SPDY),
         (WEBSOCKET, "false", WEBSOCKET),
         (SPDY, "true", SPDY),
     ],
