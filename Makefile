@@ -106,9 +106,9 @@ bench-scale: $(STAMP)  ## measure connections, descriptors, memory and time of h
 lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upgrade: the newest)
 	@compile() { $(TOOLS)/uv pip compile --quiet --universal --python-version 3.11 --no-header \
 	  --generate-hashes --strip-extras --exclude-newer '$(LOCK_AGE)' $(LOCK) "$$@"; } && \
-	compile pyproject.toml -o requirements.lock && \
+	compile pyproject.toml --extra speed -o requirements.lock && \
 	compile --group build -o requirements-build.lock && \
-	compile pyproject.toml --extra dev -c requirements.lock -c requirements-build.lock \
+	compile pyproject.toml --extra speed --extra dev -c requirements.lock -c requirements-build.lock \
 	  -o requirements-dev.lock && \
 	compile --group fuzz -o requirements-fuzz.lock && \
 	compile --group audit -o requirements-audit.lock

@@ -31,7 +31,8 @@ def main(path: str) -> None:
     krelay = bill["metadata"]["component"]
     krelay |= {"version": version, "purl": f"pkg:pypi/krelay@{version}"}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.split(r"[<>=~! ]", line)[0].replace("_", "-") for line in project["dependencies"]}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["speed"]]
+    names = {re.split(r"[<>=~! ]", line)[0].replace("_", "-") for line in wanted}
     direct = [part["bom-ref"] for part in bill["components"] if part["name"] in names]
     assert len(direct) == len(names), "requirements.lock lacks a dependency: make lock"
     for entry in bill["dependencies"]:

@@ -19,6 +19,7 @@ import pytest
 from blockbuster import BlockBuster, BlockBusterFunction, blockbuster_ctx
 from coverage import Coverage
 
+from krelay.net.engine import VARIABLE, choose
 from tests.signals import unignore
 
 # A busy machine makes no example wrong.
@@ -85,6 +86,19 @@ def _spare_coverage(acquire: BlockBusterFunction) -> None:
             lock is own or known(lock, *args, **kw)
         )
         acquire.activate()
+
+
+@pytest.fixture(params=["asyncio", "aiofastnet"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The engine of the connections to the cluster: a test with this fixture runs on both."""
+    name: str = request.param
+    monkeypatch.setenv(VARIABLE, "asyncio" if name == "asyncio" else "auto")
+    monkeypatch.setattr("krelay.net.engine._chosen", None)
+    if not choose().name.startswith(name):
+        lack = choose().reason or "aiofastnet is not installed"
+        assert not os.environ.get("KRELAY_TEST_ALL"), lack
+        pytest.skip(lack)
+    return name
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ MOST_FILES = 16
 """Files of a folder: they fit on a screen."""
 
 HOMES = {
+    "aiofastnet": ("krelay/net/engine.py",),
     "aiohttp": ("krelay/cluster", "krelay/status"),
     "click": ("krelay/cli",),
     "h11": ("krelay/datapath/probe.py", "krelay/proxy", "krelay/transport"),

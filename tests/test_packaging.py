@@ -133,14 +133,16 @@ def test_the_console_script_runs(installed: Path) -> None:
     assert done.stdout.startswith("krelay ")
 
 
+@pytest.mark.parametrize("extra", ["", "import sys; sys.modules['aiofastnet'] = None\n"])
 async def test_it_relays_from_there_with_the_agent_that_it_carries(
-    installed: Path, tmp_path: Path
+    installed: Path, tmp_path: Path, extra: str
 ) -> None:
+    """With the extra `speed` and without it."""
     async with rig.tcp_target(rig.echo) as target:
         file = tmp_path / "krelay.yaml"
         await asyncio.to_thread(file.write_text, document({"web": f"ip/127.0.0.1 :{target}"}))
         process = await asyncio.create_subprocess_exec(
-            *command(installed, KRELAY, "up", "-f", str(file)),
+            *command(installed, extra + KRELAY, "up", "-f", str(file)),
             cwd=installed,
             env={**environment(), "PATH": os.environ["PATH"]},
             stdout=asyncio.subprocess.PIPE,

@@ -17,12 +17,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCKS = {path.name: path for path in sorted(ROOT.glob("requirements*.lock"))}
 GROUPS = PROJECT["dependency-groups"]
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+# The image has the extra `speed`, and so have the tests.
+SHIPPED = [*PROJECT["project"]["dependencies"], *EXTRAS["speed"]]
 WANTED = {
-    "requirements.lock": PROJECT["project"]["dependencies"],
-    "requirements-dev.lock": [
-        *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["dev"],
-    ],
+    "requirements.lock": SHIPPED,
+    "requirements-dev.lock": [*SHIPPED, *EXTRAS["dev"]],
     **{f"requirements-{name}.lock": wanted for name, wanted in GROUPS.items()},
 }
 
@@ -82,6 +82,30 @@ def test_a_lock_is_for_every_python_and_system(python: str, system: str) -> None
             if found.marker and not found.marker.evaluate(place)
         ]
         assert set(left_out) <= {"colorama"}, name
+
+
+@pytest.mark.parametrize(
+    ("place", "wanted"),
+    [
+        ({}, True),
+        ({"platform_machine": "aarch64"}, True),
+        ({"sys_platform": "darwin", "platform_machine": "arm64"}, True),
+        ({"python_version": "3.15"}, True),
+        ({"python_version": "3.16"}, False),
+        ({"platform_python_implementation": "PyPy"}, False),
+        ({"platform_machine": "armv7l"}, False),
+        ({"platform_machine": "s390x"}, False),
+        ({"sys_platform": "freebsd14", "platform_machine": "amd64"}, False),
+    ],
+)
+def test_the_extra_speed_is_empty_where_aiofastnet_has_no_wheel(
+    place: dict[str, str], wanted: bool
+) -> None:
+    (requirement,) = map(Requirement, EXTRAS["speed"])
+    linux = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": "3.11"}
+    linux |= {"platform_python_implementation": "CPython"}
+    assert requirement.marker is not None
+    assert requirement.marker.evaluate({**linux, **place}) == wanted
 
 
 def test_the_locks_agree() -> None:

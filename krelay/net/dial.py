@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TypeVar
 
+from krelay.net import engine
 from krelay.net.dns import lookup
 from krelay.tasks import TaskGroup
 
@@ -77,13 +78,12 @@ async def _dial_address(
     redial_every: float | None,
 ) -> tuple[asyncio.Transport, _ProtocolT]:
     """Connect to one address; the first attempt that succeeds wins. A refusal ends all of them."""
-    loop = asyncio.get_running_loop()
     made: list[tuple[asyncio.Transport, _ProtocolT]] = []
     connected = asyncio.Event()
 
     async def attempt() -> None:
         try:
-            found = await loop.create_connection(factory, address, port, family=family)
+            found = await engine.create_connection(factory, address, port, family)
         except OSError as exc:
             if exc.errno in _EXHAUSTED and len(attempts) > 1:
                 return  # the first one still waits for its answer

@@ -6,6 +6,8 @@ import asyncio
 import ssl
 from typing import cast
 
+from krelay.net import engine
+
 LIMIT = 1 << 20
 """Unread bytes that end the connection: no proxy or API server sends so many before the pipe."""
 
@@ -68,9 +70,7 @@ class HandshakeStream(asyncio.Protocol):
         if self._buffer:
             raise OSError("bytes in the clear before TLS")
         try:
-            transport = await asyncio.get_running_loop().start_tls(
-                self.transport, self, context, server_hostname=server_hostname
-            )
+            transport = await engine.start_tls(self.transport, self, context, server_hostname)
         except BaseException:
             self.transport.abort()
             raise

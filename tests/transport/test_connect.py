@@ -18,12 +18,15 @@ from krelay.errors import (
     UnreachableError,
 )
 from krelay.model import Transport
+from krelay.net import engine
 from krelay.net.api_access import ApiAccess
 from krelay.net.dial import dial
 from krelay.net.dns import Address
 from krelay.transport.connect import connect, open_tcp
 
 from .conftest import PKI, Server, Witness, client_context, open_pipe, server_context, serving
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 Ask = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[tuple[str, int] | None]]
 
@@ -324,7 +327,7 @@ async def test_a_dial_without_an_answer_is_joined_by_another(
     """The first SYN is lost, and TCP would wait for long: a second connection is there first."""
     loop = asyncio.get_running_loop()
     listener = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
-    real, tries = loop.create_connection, 0
+    real, tries = engine.create_connection, 0
 
     async def lossy(*args: Any, **kwargs: Any) -> Any:
         nonlocal tries
@@ -333,7 +336,7 @@ async def test_a_dial_without_an_answer_is_joined_by_another(
             await loop.create_future()
         return await real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "create_connection", lossy)
+    monkeypatch.setattr(engine, "create_connection", lossy)
     _, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
     assert tries == 2
     await witness.lost
@@ -343,7 +346,7 @@ async def test_a_dial_without_an_answer_is_joined_by_another(
 async def test_of_two_dials_that_connect_one_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
-    real, both = loop.create_connection, asyncio.Barrier(2)
+    real, both = engine.create_connection, asyncio.Barrier(2)
     made: list[Any] = []
 
     async def together(*args: Any, **kwargs: Any) -> Any:
@@ -353,7 +356,7 @@ async def test_of_two_dials_that_connect_one_is_closed(monkeypatch: pytest.Monke
             await both.wait()
         return found
 
-    monkeypatch.setattr(loop, "create_connection", together)
+    monkeypatch.setattr(engine, "create_connection", together)
     transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
     (other,) = [w for t, w in made if t is not transport]
     await other.lost
@@ -405,7 +408,7 @@ async def test_a_second_dial_without_a_descriptor_does_not_end_the_first(
 ) -> None:
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
-    real, tried = loop.create_connection, asyncio.Event()
+    real, tried = engine.create_connection, asyncio.Event()
     tries = 0
 
     async def connect(*args: Any, **options: Any) -> Any:
@@ -417,7 +420,7 @@ async def test_a_second_dial_without_a_descriptor_does_not_end_the_first(
         await tried.wait()
         return await real(*args, **options)
 
-    monkeypatch.setattr(loop, "create_connection", connect)
+    monkeypatch.setattr(engine, "create_connection", connect)
     transport, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
     transport.abort()
     await witness.lost

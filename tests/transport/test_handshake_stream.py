@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from krelay.net import handshake_stream
+from krelay.net import engine, handshake_stream
 from krelay.net.dial import dial
 from krelay.net.handshake_stream import HandshakeStream
 
 from .conftest import Witness, client_context
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +112,6 @@ async def test_a_connection_that_ends_during_the_tls_handshake_is_an_error(
                 stream.connection_lost(ConnectionResetError())
             return answered
 
-        monkeypatch.setattr(asyncio.get_running_loop(), "start_tls", start_tls)
+        monkeypatch.setattr(engine, "start_tls", start_tls)
         with pytest.raises(EOFError if answered is None else ConnectionResetError):
             await stream.start_tls(client_context(), "localhost")

@@ -23,6 +23,8 @@ from krelay.transport.upgrade import UnauthorizedError
 
 from .conftest import Peer, Play, Server, Witness, open_pipe, serving
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 AUTO, PROXY, SPDY, WEBSOCKET = Transport
 
 

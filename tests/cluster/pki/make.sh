@@ -28,4 +28,29 @@ done
 sign server "/CN=kube" "subjectAltName = DNS:localhost, DNS:kube.test, IP:127.0.0.1"
 sign client "/O=team/CN=dev" "extendedKeyUsage = clientAuth"
 openssl pkey -in client-key.pem -aes256 -passout pass:secret -out client-locked-key.pem
-rm -f request extensions ca-key other-ca-key
+dated() { # NAME START END: a certificate of the server's key
+    openssl req -new -key server-key.pem -subj "/CN=kube" -out request
+    mkdir -p new && : > index
+    openssl rand -hex 8 > serial
+    openssl ca -batch -notext -config /dev/stdin -cert ca.pem -keyfile ca-key -in request \
+        -startdate "$2" -enddate "$3" -out "$1.pem" <<END
+[ca]
+default_ca = default
+[default]
+database = index
+serial = serial
+new_certs_dir = new
+default_md = sha256
+policy = any
+unique_subject = no
+x509_extensions = ext
+[any]
+commonName = supplied
+[ext]
+subjectAltName = DNS:localhost, IP:127.0.0.1
+$plain
+END
+}
+dated expired 20200101000000Z 20200102000000Z
+dated future 21200101000000Z 21200102000000Z
+rm -rf request extensions ca-key other-ca-key index* serial* new
