@@ -9,6 +9,7 @@ from collections import deque
 from agent.dial import DialError, Lookups, dial_tcp
 from agent.memory import CONNECTION_COST, PIECE, READ, Client, ReadBuffer, Reservation
 from agent.udp import Losses, UdpSocket, dial_udp
+from krelay.mux.datagrams import MAX_WAITING
 from krelay.mux.log import about
 from krelay.mux.relay import TcpRelay
 from krelay.mux.sockets import reset_socket
@@ -50,6 +51,7 @@ class Targets:
         self.losses = Losses()
         self.early_datagrams = 0
         """Bytes of datagrams that wait for their targets."""
+        self.datagram_room = DatagramRoom(client.reserve())
 
     def open(self, stream: MuxStream) -> None:
         """Dial the target of `stream`, or refuse the stream."""
@@ -68,6 +70,19 @@ class Targets:
         target.dialling = self._tasks.create_task(_dial(stream, target, self._timeout))
         # A callback: a task that is cancelled before it starts runs none of its lines.
         target.dialling.add_done_callback(target.on_dialled)
+
+
+class DatagramRoom:
+    """Room for a session's datagrams that wait for the sockets of their targets."""
+
+    def __init__(self, reservation: Reservation) -> None:
+        self._reservation = reservation
+
+    def take(self, size: int) -> bool:
+        return self._reservation.size + size <= MAX_WAITING and self._reservation.take(size)
+
+    def give_back(self, size: int) -> None:
+        self._reservation.set(self._reservation.size - size)
 
 
 async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: float) -> None:
@@ -272,6 +287,7 @@ class TargetFlow:
             self._losses,
             self._targets.lookups,
             self._client,
+            self._targets.datagram_room,
         )
 
     def on_dialled(self, _: object) -> None:

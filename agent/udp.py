@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import socket
 from collections.abc import Callable
 
 from agent.dial import DEFAULT_LOOKUPS, DialError, Lookups, check_descriptors, code_of, literal
+from krelay.mux.datagrams import DatagramEndpoint, Room
 from krelay.mux.sockets import ReceiveDrops
 
 logger = logging.getLogger("krelay.agent")
 
-_BUFFER = 1 << 20
 # The target is not there. Any other error concerns one datagram (too long, no buffers).
 _GONE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
@@ -49,11 +48,11 @@ class Losses:
         self._received += drops.close()
 
 
-class UdpSocket(asyncio.DatagramProtocol):
+class UdpSocket:
     """A connected UDP socket that sends or drops, and never waits.
 
     `on_datagram` gets the target's datagrams. `on_gone` is called when ICMP reports that the target
-    is not there.
+    is not there. What waits for the socket takes `room`.
     """
 
     def __init__(
@@ -62,50 +61,43 @@ class UdpSocket(asyncio.DatagramProtocol):
         on_datagram: Callable[[bytes], None],
         on_gone: Callable[[], None],
         losses: Losses,
+        room: Room | None = None,
     ) -> None:
-        # Used directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
-        self._sock = sock
         self._on_datagram = on_datagram
         self._on_gone = on_gone
         self._losses = losses
+        self._closed = False
+        self._endpoint = DatagramEndpoint(sock, self, room)
         self._drops = losses.watch(sock)
-        self._transport: asyncio.BaseTransport | None = None
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
-
-    def send(self, data: bytes | bytearray | memoryview) -> None:
-        """Send one datagram; drop it if the kernel does not take it at once."""
-        if self._transport is None:
-            return
-        try:
-            self._sock.send(data)
-        except BlockingIOError:
-            self._losses.send += 1
-        except OSError as exc:
-            self.error_received(exc)
+        self.send = self._endpoint.send
+        """Send one datagram; drop it if the kernel takes no more."""
 
     def close(self) -> None:
         """Close the socket; no callback follows."""
-        transport, self._transport = self._transport, None
-        if transport is not None:
+        if not self._closed:
+            self._closed = True
             self._losses.unwatch(self._drops)
-            transport.close()
+            self._endpoint.close()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
+    # -- the endpoint's side -------------------------------------------------------------------
 
     def datagram_received(self, data: bytes, addr: object) -> None:
-        if self._transport is not None:
+        if not self._closed:
             self._on_datagram(data)
 
-    def error_received(self, exc: Exception) -> None:
-        if self._transport is None:
+    def error_received(self, exc: OSError) -> None:
+        if self._closed:
             return
-        if isinstance(exc, OSError) and exc.errno in _GONE:
+        if exc.errno in _GONE:
             self._on_gone()
         else:
-            self._losses.send += 1
             logger.debug("datagram not sent: %s", exc)
+
+    def datagrams_sent(self, size: int) -> None:
+        """Not counted here: the client counts what it sends."""
+
+    def datagrams_dropped(self, count: int) -> None:
+        self._losses.send += count
 
 
 async def dial_udp(
@@ -117,6 +109,7 @@ async def dial_udp(
     losses: Losses | None = None,
     lookups: Lookups = DEFAULT_LOOKUPS,
     client: object = None,
+    room: Room | None = None,
 ) -> UdpSocket:
     """Return a UDP socket that is connected to the first address of `host`.
 
@@ -134,12 +127,9 @@ async def dial_udp(
         try:
             sock.setblocking(False)
             sock.connect((address, port))
-            _, connected = await asyncio.get_running_loop().create_datagram_endpoint(
-                lambda: UdpSocket(sock, on_datagram, on_gone, losses or Losses()), sock=sock
-            )
+            return UdpSocket(sock, on_datagram, on_gone, losses or Losses(), room)
         except BaseException:
             sock.close()
             raise
-        return connected
     except OSError as exc:
         raise DialError(code_of(exc), f"{host}:{port}: {exc.strerror or exc}") from exc

@@ -6,13 +6,13 @@ import asyncio
 import socket
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from krelay.datapath.connector import Forwarding, StreamRequest
 from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
 from krelay.model import Endpoint, Protocol
+from krelay.mux.datagrams import Address, DatagramEndpoint
 from krelay.mux.stream import Stream
 from krelay.net.bind import bind
 from krelay.wire.errors import ErrorCode
@@ -22,9 +22,6 @@ IDLE = 110.0
 """Seconds without a datagram after which a flow ends."""
 MAX_FLOWS = 1_024
 _EARLY_DATAGRAMS = 16
-_BUFFER = 1 << 20
-
-Address = tuple[Any, ...]
 
 
 @dataclass(eq=False, repr=False)
@@ -41,14 +38,11 @@ class UdpListener(Forwarding):
 
     async def open(self, address: str, port: int) -> None:
         """Bind and receive. Raises ListenError if the address cannot be bound."""
-        loop = asyncio.get_running_loop()
         self.addresses = []
         for sock in bind(address, port, socket.SOCK_DGRAM):
-            for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-                sock.setsockopt(socket.SOL_SOCKET, option, _BUFFER)
             self.addresses.append(sock.getsockname()[:2])
-            make = partial(_LocalSocket, self, sock)
-            _, local = await loop.create_datagram_endpoint(make, sock=sock)
+            local = _LocalSocket(self)
+            local.attach(sock)
             self._sockets.append(local)
 
     def close(self) -> None:
@@ -64,19 +58,20 @@ class UdpListener(Forwarding):
     cut = close
 
 
-class FlowSocket(asyncio.DatagramProtocol):
+class FlowSocket:
     """A bound socket and its flows by address, the least recently used first."""
 
     def __init__(self, metrics: ForwardMetrics) -> None:
         self.metrics = metrics
         self.flows: OrderedDict[Address, Flow] = OrderedDict()
         self.loop = asyncio.get_running_loop()
-        self._transport: asyncio.DatagramTransport | None = None
+        self._endpoint: DatagramEndpoint | None = None
         self._sweeper: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-        self._drops = self.metrics.add_socket(transport.get_extra_info("socket"))
+    def attach(self, sock: socket.socket) -> None:
+        """Use `sock` from now on, and close it at the end."""
+        self._endpoint = DatagramEndpoint(sock, self)
+        self._drops = self.metrics.add_socket(sock)
 
     def reply(self, data: Buffer, addr: Any) -> None:
         """Send the client a datagram from the flow of `addr`, and count it."""
@@ -89,10 +84,24 @@ class FlowSocket(asyncio.DatagramProtocol):
         for flow in list(self.flows.values()):
             flow.close(ErrorCode.CANCELLED)
         self.flows.clear()
-        transport, self._transport = self._transport, None
-        if transport is not None:
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is not None:
             self.metrics.remove_socket(self._drops)
-            transport.close()
+            endpoint.close()
+
+    # -- the endpoint's side -------------------------------------------------------------------
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        raise NotImplementedError
+
+    def error_received(self, exc: OSError) -> None:
+        raise NotImplementedError
+
+    def datagrams_sent(self, size: int) -> None:
+        self.metrics.to_local += size
+
+    def datagrams_dropped(self, count: int) -> None:
+        self.metrics.drops[KERNEL] += count
 
     def _open(self, addr: Address, forwarding: Forwarding, most: int) -> Flow:
         """Return a new flow; the least recently used one makes room if there are `most`."""
@@ -119,34 +128,21 @@ class FlowSocket(asyncio.DatagramProtocol):
 class _LocalSocket(FlowSocket):
     """One socket of a listener, and its flows by client address."""
 
-    def __init__(self, listener: UdpListener, sock: socket.socket) -> None:
+    def __init__(self, listener: UdpListener) -> None:
         super().__init__(listener.metrics)
         self._listener = listener
-        # Sent on directly: before Python 3.13 asyncio's own `sendto` drops empty datagrams.
-        self._sock = sock
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        if self._transport is None:
-            return
         flow = self.flows.get(addr) or self._open(addr, self._listener, MAX_FLOWS)
         flow.send(data)
 
-    def error_received(self, exc: Exception) -> None:
+    def error_received(self, exc: OSError) -> None:
         # ICMP from a client that has gone. The kernel does not say which one; its flow will expire.
         self._listener.log.debug("%s", exc)
 
     def reply(self, data: Buffer, addr: Address) -> None:
-        if self._transport is None:
-            return
-        metrics = self.metrics
-        try:
-            self._sock.sendto(data, addr)
-        except OSError as exc:
-            metrics.drops[KERNEL] += 1
-            if not isinstance(exc, BlockingIOError):
-                self.error_received(exc)
-        else:
-            metrics.to_local += len(data)
+        if self._endpoint is not None:
+            self._endpoint.send(data, addr)
 
 
 class Flow:

@@ -18,10 +18,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from krelay.datapath.connector import Forwarding
-from krelay.datapath.metrics import EARLY, KERNEL, ForwardMetrics
+from krelay.datapath.metrics import EARLY, ForwardMetrics
 from krelay.datapath.pool import Pool
 from krelay.datapath.udp import FlowSocket
 from krelay.model import is_loopback
@@ -83,15 +83,22 @@ class Association(FlowSocket):
         if not descriptor_budget().has_room():
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         (sock,) = bind(host, 0, socket.SOCK_DGRAM)
+        try:
+            self.attach(sock)
+        except BaseException:
+            sock.close()
+            raise
         descriptor_budget().accepted(sock)
-        transport, _ = await self.loop.create_datagram_endpoint(lambda: self, sock=sock)
-        port: int = transport.get_extra_info("sockname")[1]
+        port: int = sock.getsockname()[1]
         return port
 
     def close(self) -> None:
         if self._proving is not None:
             self._proving.cancel()
+        attached = self._endpoint is not None
         super().close()
+        if attached:
+            descriptor_budget().closed()
 
     def move(self, pool: Pool) -> None:
         """Have further streams of the flows use `pool`."""
@@ -99,9 +106,6 @@ class Association(FlowSocket):
             flow.route.move(pool)
 
     # -- the socket's side ---------------------------------------------------------------------
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        descriptor_budget().closed()
 
     def datagram_received(self, data: bytes, addr: tuple[Any, ...]) -> None:
         if addr[0] != self._client[0] or self._sender not in (None, addr):
@@ -164,18 +168,16 @@ class Association(FlowSocket):
             flow = self._open(place, self._destination(host, port), MAX_DESTINATIONS)
         flow.send(payload)
 
-    def error_received(self, exc: Exception) -> None:
+    def error_received(self, exc: OSError) -> None:
         logger.debug("UDP association: %s", exc)
 
     def reply(self, data: Buffer, place: Address) -> None:
-        transport = self._transport
-        if transport is None or self._sender is None or transport.is_closing():
-            return
-        if cast(Any, transport).get_write_buffer_size() < _MAX_BACKLOG:
-            transport.sendto(write_datagram(*place, data), self._sender)
+        if self._endpoint is not None and self._sender is not None:
+            self._endpoint.send(write_datagram(*place, data), self._sender)
             self.metrics.to_local += len(data)
-        else:
-            self.metrics.drops[KERNEL] += 1
+
+    def datagrams_sent(self, size: int) -> None:
+        """Count nothing: `size` includes the headers of SOCKS."""
 
 
 # -- owners of sockets (Linux) -----------------------------------------------------------------

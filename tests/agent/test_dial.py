@@ -150,9 +150,11 @@ async def test_errors_of_the_kernel_have_codes(
     async def refuse(*_: object, **__: object) -> None:
         raise OSError(number, "the kernel says no")
 
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "create_connection", refuse)
-    monkeypatch.setattr(loop, "create_datagram_endpoint", refuse)
+    def refuse_udp(*_: object) -> None:
+        raise OSError(number, "the kernel says no")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    monkeypatch.setattr("agent.udp.DatagramEndpoint", refuse_udp)
     tcp = await failing(rig.HOST, 80)
     with pytest.raises(DialError) as udp:
         await dial_udp(rig.HOST, 80, 5.0, lambda data: None, lambda: None)

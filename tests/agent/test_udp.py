@@ -16,22 +16,6 @@ from tests.agent.peer import session
 from tests.agent.test_targets import UDP, ask
 
 
-async def test_a_datagram_that_the_kernel_does_not_take_is_dropped() -> None:
-    gone = asyncio.Event()
-    async with rig.udp_echo() as port:
-        sock = await dial_udp(rig.HOST, port, 5.0, lambda data: None, gone.set)
-
-        class Full:
-            def send(self, data: bytes) -> None:
-                raise BlockingIOError
-
-        sock._sock = Full()  # type: ignore[assignment]
-        sock.send(b"x")
-        sock.close()
-        await asyncio.sleep(0)
-    assert not gone.is_set()
-
-
 async def test_a_closed_socket_calls_nothing() -> None:
     def fail(*_: object) -> None:
         pytest.fail("told")
@@ -88,7 +72,7 @@ async def test_drops_at_target_sockets_are_counted_also_after_their_flows() -> N
         _, address = await loop.sock_recvfrom(there, 10)
         (kept,) = server.sessions._kept.values()
         (flow,) = (s.owner.handler for s in kept.mux.session.streams.values())
-        flow._socket._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        flow._socket._endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         for _ in range(100):
             there.sendto(bytes(500), address)
         await rig.until(

@@ -208,7 +208,8 @@ async def test_datagrams_that_the_kernel_drops_are_counted() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
         [local] = listener._sockets
-        local._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        assert local._endpoint is not None
+        local._endpoint.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.setblocking(False)
             for _ in range(100):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from contextlib import AsyncExitStack
 
 import pytest
@@ -305,24 +306,6 @@ async def test_a_client_that_has_gone_does_not_disturb_others() -> None:
             assert await rig.recv(client) == b"z"
 
 
-async def test_answers_that_the_kernel_does_not_take_are_dropped() -> None:
-    async with rig.path() as path, rig.udp_echo() as target:
-        listener = await path.udp(target)
-        (sock,) = listener._sockets
-
-        class Full:
-            def sendto(self, data: bytes, address: object) -> None:
-                raise BlockingIOError
-
-        class Broken:
-            def sendto(self, data: bytes, address: object) -> None:
-                raise PermissionError("no")
-
-        for bad in (Full(), Broken()):
-            sock._sock = bad  # type: ignore[assignment]
-            sock.reply(b"x", (rig.HOST, 9))
-
-
 async def test_the_end_closes_sockets_and_flows() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
@@ -335,7 +318,6 @@ async def test_the_end_closes_sockets_and_flows() -> None:
             assert listener.live == 0
             await rig.until(lambda: path.streams == (0, 0))
             sock.reply(b"late", client.getsockname())
-            sock.datagram_received(b"late", client.getsockname())
             sock.close()
             flow.close(ErrorCode.CANCELLED)
             assert listener.live == 0
@@ -350,3 +332,44 @@ async def test_an_address_in_use_is_a_listen_error() -> None:
         listener = UdpListener("dns", path.route(1), path.tasks, open_timeout=1.0)
         with pytest.raises(ListenError, match="Address already in use"):
             await listener.open(rig.HOST, port)
+
+
+async def test_thousands_of_flows_get_their_own_answers() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        port = rig.port_of(listener := await path.udp(target))
+        for first in range(0, 2_000, 100):
+            async with AsyncExitStack() as stack:
+                clients = [
+                    await stack.enter_async_context(rig.udp_socket(connect=port))
+                    for _ in range(100)
+                ]
+                for number, client in enumerate(clients, first):
+                    client.send(b"%d" % number)
+                for number, client in enumerate(clients, first):
+                    assert await rig.recv(client) == b"%d" % number
+        assert listener.live <= module.MAX_FLOWS
+        assert not listener.metrics.lost()
+
+
+async def test_a_flood_of_datagrams_does_not_starve_another_forward() -> None:
+    async with rig.path() as path, rig.udp_socket() as deaf, rig.tcp_target(rig.echo) as echo:
+        flooded = rig.port_of(await path.udp(deaf.getsockname()[1]))
+        web = rig.port_of(await path.tcp(echo))
+        over = threading.Event()
+
+        def flood() -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect((rig.HOST, flooded))
+                while not over.is_set():
+                    sock.send(bytes(1_200))
+
+        flooding = threading.Thread(target=flood)
+        flooding.start()
+        try:
+            async with rig.connect(web) as (reader, writer):
+                for number in range(50):
+                    writer.write(b"%02d" % number)
+                    assert await reader.readexactly(2) == b"%02d" % number
+        finally:
+            over.set()
+            flooding.join()

@@ -38,6 +38,7 @@ from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
 from krelay.errors import AgentError, ConfigError, TunnelError
 from krelay.model import StatusConfig
 from krelay.mux.connection import MuxConnection
+from krelay.mux.datagrams import FixedRoom
 from krelay.mux.descriptors import raise_file_limit
 from krelay.proxy import udp_associate
 from krelay.proxy.server import ProxyConnection, ProxyListener
@@ -731,23 +732,38 @@ async def test_datagrams_that_find_no_stream_or_no_room(
         assert target.came == _EARLY_DATAGRAMS + 2
 
 
+class Refusing:
+    """A socket whose kernel takes no datagram."""
+
+    def __init__(self, sock: socket.socket, error: type[OSError]) -> None:
+        self._sock = sock
+        self._error = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, *_: object) -> int:
+        raise self._error
+
+    sendto = sendmsg = send
+
+
 @counts("forward_dropped_datagrams_total:kernel", "forward_bytes_total:to_local")
 @pytest.mark.parametrize("error", [BlockingIOError, PermissionError])
 async def test_answers_that_the_kernel_does_not_take(
     error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
-        def sendto(self, data: bytes, address: object) -> None:
-            raise error
-
     async with datagrams(monkeypatch, tmp_path) as (here, target, client):
         await asked(client)
-        local = here.flows("dns")
-        sock, local._sock = local._sock, Full()  # type: ignore[assignment]
+        endpoint = here.flows("dns")._endpoint
+        assert endpoint is not None
+        sock = endpoint.socket
+        endpoint.socket = Refusing(sock, error)  # type: ignore[assignment]
+        endpoint._room = FixedRoom(0)
         for number in (1, 2, 3):
             client.send(b"ping")
             await here.seen.becomes(number, "forward_dropped_datagrams_total", reason="kernel")
-        local._sock = sock
+        endpoint.socket = sock
         assert await here.seen.value("forward_bytes_total", direction="to_local") == 4
         assert await here.seen.value("forward_bytes_total", direction="to_remote") == 16
         await asked(client)
@@ -843,16 +859,13 @@ async def test_datagrams_that_the_agent_lost(
 
         [flow] = [stream.owner.handler for stream in here.kept.mux.session.streams.values()]
         for number, error in enumerate((BlockingIOError, PermissionError), 1):
-
-            class Full:
-                def send(self, data: bytes, error: type[OSError] = error) -> None:
-                    raise error
-
-            sock, flow._socket._sock = flow._socket._sock, Full()
+            endpoint = flow._socket._endpoint
+            sock, room = endpoint.socket, endpoint._room
+            endpoint.socket, endpoint._room = Refusing(sock, error), FixedRoom(0)
             client.send(b"x")
             client.send(b"x")
             await rig.until(lambda number=number: here.kept.losses[1] == 2 * number)
-            flow._socket._sock = sock
+            endpoint.socket, endpoint._room = sock, room
             await asked(client)
         await here.seen.becomes(4, name, reason="agent_kernel_send")
 
@@ -944,10 +957,9 @@ async def test_datagrams_that_come_before_it_is_known_whose_they_are(
                         association = connection._association
                         assert association is not None
                         client.send(write_datagram(*place, b"last"))
-                        transport = association._transport
-                        assert transport is not None
-                        sock = transport.get_extra_info("socket")
-                        await rig.until(lambda: not waiting(sock))
+                        endpoint = association._endpoint
+                        assert endpoint is not None
+                        await rig.until(lambda: not waiting(endpoint.socket))
                         known.set()
                         await here.seen.becomes(
                             4, "forward_dropped_datagrams_total", reason="early"

@@ -147,10 +147,14 @@ async def test_senders_that_wait_for_proof_are_bounded(monkeypatch: pytest.Monke
                 assert isinstance(connection, ProxyConnection)
                 association = connection._association
                 assert association is not None
+                data = write_datagram(rig.HOST, target, b"x")
+                first = await stack.enter_async_context(rig.udp_socket())
+                first.sendto(data, sock.getpeername())
+                await rig.until(lambda: association._proving and not association._unproven)
                 for _ in range(5):
                     other = await stack.enter_async_context(rig.udp_socket())
                     for _ in range(9):
-                        other.sendto(write_datagram(rig.HOST, target, b"x"), sock.getpeername())
+                        other.sendto(data, sock.getpeername())
                 await rig.until(lambda: len(association._unproven) == 2)
                 assert max(map(len, association._unproven.values())) <= 4
                 go.set()
