@@ -220,6 +220,7 @@ class Sessions:
             lookups=self._lookups,
             buffer=self._buffer,
         )
+        mux.use_compression(auth.compression)
         key = session_key(self._key or b"", handshake.nonce, auth.nonce)
         kept = self._kept[session_id] = KeptSession(mux, key, client, targets, client.reserve())
         kept.cost.fix(SESSION_COST)

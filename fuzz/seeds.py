@@ -61,6 +61,9 @@ def _session() -> Iterator[bytes]:
     yield b"\1" + opened + acts
     yield b"\1" + opened + data + acts + ends + acts
     yield b"\1" + opened + data + acts + tunnels + ends + acts + tunnels
+    blocks = b"".join(bytes([0x10, 1, 2 * n + 1]) + b"compress\x40\0" for n in range(4))
+    begin, cut = b"\x10\4\0", b"\x10\x41\1" + b"compress\x40\0"
+    yield b"\3" + opened + blocks + begin + acts + tunnels + begin + acts + cut
     mine = b"\x0b\x0b\x0b\x07\0\x40\0\x0c\xff"
     yield b"\0" + mine + bytes([2, 1, 1, 0]) + acts + tunnels
     yield b"\0" + mine + bytes([2, 2, 1, 1, 19]) + bytes([2, 5, 3, 1, 22]) + acts

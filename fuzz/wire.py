@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from fuzz.draw import Draw
+from krelay.wire.compression import Algorithm, compress
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
 from krelay.wire.events import (
     DataReceived,
@@ -116,7 +117,8 @@ _LIMITS = Limits(streams=8, replay=96 << 10, windows=1 << 20, datagrams=16 << 10
 def session(data: bytes) -> None:
     """A session behaves as usual while its peer sends anything."""
     draw = Draw(data)
-    end = _End(Side.AGENT if draw.number() & 1 else Side.CLIENT)
+    flags = draw.number()
+    end = _End(Side.AGENT if flags & 1 else Side.CLIENT, compresses=bool(flags & 2))
     try:
         while draw:
             end.step(draw)
@@ -127,9 +129,11 @@ def session(data: bytes) -> None:
 
 
 class _End:
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, *, compresses: bool) -> None:
         self.now = 1.0
         self.session = Session(side, self.now, _LIMITS)
+        if compresses:
+            self.session.use_compression(Algorithm.DEFLATE, lambda: self.now)
         self.session.attach(0, self.now)
         self.asked: list[Stream] = []
         self.held: dict[int, int] = {}
@@ -138,7 +142,7 @@ class _End:
         self.steps = (
             *(self.receive, self.receive, self.frame, self.frame, self.frame),
             *(self.consume, self.answer, self.write, self.end, self.reset, self.datagram),
-            *(self.open, self.send, self.send, self.tick, self.tunnel),
+            *(self.open, self.send, self.send, self.tick, self.tunnel, self.compress),
         )
 
     def step(self, draw: Draw) -> None:
@@ -157,7 +161,18 @@ class _End:
             payload = bytes(draw.number(2))
         elif kind & 0x80 and len(payload) < 8:
             payload = Header(TCP, "10.0.0.1", 80).encode()
-        self.heard(encode_frame(_TYPES[kind % len(_TYPES)], number, payload))
+        self.heard(encode_frame(_TYPES[(kind & 0x7F) % len(_TYPES)], number, payload))
+
+    def compress(self, draw: Draw) -> None:
+        """Receive a block, whole or cut short, or begin or end to send such blocks."""
+        choice, number = draw.number(), draw.number()
+        if choice & 3:
+            payload = compress(Algorithm.DEFLATE, [draw.take(8) + bytes(draw.number(2))])
+            payload = payload[: len(payload) - (choice >> 6)]
+            self.heard(encode_frame(FrameType.COMPRESSED, number, payload))
+        elif compressor := self.session._compressor:
+            compressor.active = bool(choice & 4)
+            self.session._send_queue.compressor = compressor if compressor.active else None
 
     def heard(self, data: bytes) -> None:
         if self.session.attached:

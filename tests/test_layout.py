@@ -36,6 +36,8 @@ HOMES = {
 }
 """Each dependency, and the only places that may import it."""
 
+# `compression` is part of the library from Python 3.14 on.
+STANDARD = sys.stdlib_module_names | {"compression"}
 SHIPPED = ("krelay.wire", "krelay.mux", "agent")
 """What travels to the cluster."""
 
@@ -67,7 +69,7 @@ def test_every_dependency_is_imported_at_its_home_only() -> None:
         place = str(path.relative_to(ROOT))
         for name in imports(path):
             package = name.partition(".")[0]
-            if package in sys.stdlib_module_names or package in ("krelay", "agent"):
+            if package in STANDARD or package in ("krelay", "agent"):
                 continue
             if not place.startswith(HOMES.get(package, ())):
                 strangers.append(f"{place}: {name}")
@@ -81,7 +83,7 @@ def test_what_ships_with_the_agent_imports_the_standard_library_and_itself_only(
         if not place.startswith(("krelay/wire/", "krelay/mux/", "agent/")):
             continue
         for name in imports(path):
-            known = name.partition(".")[0] in sys.stdlib_module_names
+            known = name.partition(".")[0] in STANDARD
             if not known and not name.startswith(SHIPPED):
                 strangers.append(f"{place}: {name}")
     assert strangers == []

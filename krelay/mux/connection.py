@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -16,6 +17,7 @@ from krelay.mux.log import about
 from krelay.mux.sockets import no_delay
 from krelay.mux.stream import MuxStream, StreamHandler
 from krelay.mux.trace import wire_trace
+from krelay.wire.compression import Algorithm
 from krelay.wire.errors import ErrorCode, ProtocolError, WireError
 from krelay.wire.events import (
     DatagramReceived,
@@ -110,6 +112,11 @@ class MuxConnection:
     def load(self) -> int:
         """Bytes queued or not yet acknowledged, and 1 KiB for each stream."""
         return self.session.queued + self.session.unacknowledged + 1024 * self.count
+
+    def use_compression(self, algorithm: Algorithm) -> None:
+        """Use what the handshake of a new session has agreed; NONE changes nothing."""
+        if algorithm:
+            self.session.use_compression(algorithm, time.perf_counter)
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -405,6 +412,7 @@ class ClientTunnelProtocol(TunnelProtocol):
             if welcome is not None:
                 self._target.attach(self.transport, welcome.received)
                 self._target.session.version = self._handshake.version
+                self._target.use_compression(self._handshake.compression)
         except WireError as exc:
             self.welcome.set_exception(exc)
             self.transport.abort()

@@ -19,6 +19,8 @@ _GAIN = 1.5
 # Seconds of queueing that are allowed even on the shortest path: two event loops and a scheduler.
 _SLACK = 0.005
 _RATE_SAMPLES = 32
+# Fewer samples of the rate are not trusted: a moment's hiccup makes a fast path look slow.
+_RATE_KNOWN = 8
 # A shortest round trip older than this, in seconds, is measured again with the queue drained.
 # Under a steady load it would otherwise include the queue that the sender itself has built.
 _RTT_MEMORY = 10.0
@@ -62,6 +64,11 @@ class CongestionWindow:
     def room(self) -> int:
         """Octets that may be sent now; zero or less if none may."""
         return self.limit - (self.sent - self.acked)
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second that the path delivers when it is full; 0.0 until that is known."""
+        return max(self._rates) if len(self._rates) >= _RATE_KNOWN else 0.0
 
     def on_sent(self, count: int, now: float, *, limited: bool) -> None:
         """Count octets that were sent. `limited`: the limit alone held back more."""

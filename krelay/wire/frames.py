@@ -25,7 +25,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class FrameType(IntEnum):
-    """Type of a frame. Those up to WINDOW are sequenced: numbered, kept and replayed."""
+    """Type of a frame. Those up to COMPRESSED are sequenced: numbered, kept and replayed."""
 
     OPEN = 1
     OPENED = 2
@@ -34,6 +34,7 @@ class FrameType(IntEnum):
     END = 5
     RESET = 6
     WINDOW = 7
+    COMPRESSED = 8
     DATAGRAM = 16
     ACK = 17
     PING = 18
@@ -45,7 +46,7 @@ class FrameType(IntEnum):
     WELCOME = 34
 
 
-LAST_SEQUENCED = FrameType.WINDOW
+LAST_SEQUENCED = FrameType.COMPRESSED
 _KNOWN = frozenset(int(frame_type) for frame_type in FrameType)
 
 Frame = tuple[int, int, Buffer]

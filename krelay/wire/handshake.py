@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
+from krelay.wire import compression
+from krelay.wire.compression import Algorithm
 from krelay.wire.errors import ErrorCode, HandshakeError, ProtocolError
 from krelay.wire.frames import (
     HEAD,
@@ -27,7 +29,7 @@ from krelay.wire.frames import (
 )
 from krelay.wire.header import SESSION, Header, Status
 
-VERSION = 2
+VERSION = 3
 """Highest protocol version of this implementation."""
 OLDEST = 1
 NONCE_SIZE = 32
@@ -35,6 +37,7 @@ SESSION_ID_SIZE = 16
 
 _HELLO = Struct(">BB32s")
 _AUTH = Struct(">BB32s16sQB")
+_COMPRESSION_SINCE = 3
 _WELCOME = Struct(">16sQI")
 _PROOF_SIZE = 32
 _MAX_KEY = 64
@@ -99,15 +102,18 @@ class ClientHandshake:
         *,
         resume: Resume | None = None,
         private: bool = False,
+        compress: bool = True,
         highest: int = VERSION,
     ) -> None:
         """`nonce` is NONCE_SIZE random bytes. `private`: the path to the agent is encrypted, so an
-        agent that asks for the key may be shown it. `highest` limits the protocol version."""
+        agent that asks for the key may be shown it. `compress`: a new session may use compression.
+        `highest` limits the protocol version."""
         self._highest = highest
         self._key = key
         self._nonce = nonce
         self._resume = resume
         self._private = private
+        self._compress = compress
         self._decoder = FrameDecoder()
         self._out = OPENING
         self._status_seen = False
@@ -115,6 +121,8 @@ class ClientHandshake:
         self._proof = b""
         self.version = 0
         """Protocol version of the tunnel; 0 before the agent's HELLO."""
+        self.compression = Algorithm.NONE
+        """Compression of a new session. One that is resumed keeps its own."""
 
     def data_to_send(self) -> bytes:
         """Return the bytes that are due, possibly none."""
@@ -174,6 +182,12 @@ class ClientHandshake:
         self.version = min(version, self._highest)
         fixed = _AUTH.pack(self.version, kind, self._nonce, session_id, received, len(shown))
         auth = fixed + shown
+        if self.version >= _COMPRESSION_SINCE:
+            if len(hello) == _HELLO.size:
+                raise ProtocolError("a short HELLO")
+            if self._compress and not self._resume:
+                self.compression = compression.choose(hello[_HELLO.size])
+            auth += bytes([self.compression])
         self._proof = _mac(proof_key, b"krelay client", hello, auth)
         self._out += encode_frame(FrameType.AUTH, 0, auth + self._proof)
 
@@ -197,6 +211,7 @@ class Auth:
     received: int
     nonce: bytes
     key: bytes
+    compression: Algorithm
     signed: bytes
     proof: bytes
     rest: bytes
@@ -205,12 +220,22 @@ class Auth:
 class AgentHandshake:
     """The agent's half, for one tunnel. Its caller knows the keys and the sessions."""
 
-    def __init__(self, nonce: bytes, ask: Ask, highest: int = VERSION) -> None:
-        """`nonce` is NONCE_SIZE random bytes; `highest` limits the protocol version."""
+    def __init__(
+        self,
+        nonce: bytes,
+        ask: Ask,
+        highest: int = VERSION,
+        offered: Algorithm = compression.KNOWN,
+    ) -> None:
+        """`nonce` is NONCE_SIZE random bytes; `highest` limits the protocol version, `offered` the
+        compression of new sessions."""
         self._highest = highest
+        self._offered = offered
         self.nonce = nonce
         self._buffer = bytearray()
         self._hello = _HELLO.pack(highest, ask, nonce)
+        if highest >= _COMPRESSION_SINCE:
+            self._hello += bytes([offered])
 
     def hello(self) -> bytes:
         """Return the answer to the opening Header."""
@@ -239,7 +264,9 @@ class AgentHandshake:
         self._buffer = bytearray()
         payload = bytes(buffer[HEAD_SIZE:end])
         version, kind, nonce, session_id, received, key_size = _AUTH.unpack_from(payload)
-        signed = _AUTH.size + key_size
+        keyed = _AUTH.size + key_size
+        compressible = version >= _COMPRESSION_SINCE
+        signed = keyed + compressible
         if (
             not OLDEST <= version <= self._highest
             or key_size > _MAX_KEY
@@ -248,12 +275,16 @@ class AgentHandshake:
             or (kind == _NEW and received)
         ):
             raise ProtocolError("a malformed AUTH")
+        chosen = payload[keyed] if compressible else Algorithm.NONE
+        if chosen and (chosen not in list(Algorithm) or not chosen & self._offered):
+            raise ProtocolError(f"compression {chosen}, which was not offered")
         return Auth(
             version=version,
             session_id=session_id if kind == _RESUME else None,
             received=received,
             nonce=nonce,
-            key=bytes(payload[_AUTH.size : signed]),
+            key=bytes(payload[_AUTH.size : keyed]),
+            compression=Algorithm(chosen),
             signed=bytes(payload[:signed]),
             proof=bytes(payload[signed : signed + _PROOF_SIZE]),
             rest=bytes(buffer[end:]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from krelay.wire.compression import Compressor
 from krelay.wire.frames import HEAD, HEAD_SIZE, MAX_PAYLOAD, Buffer, FrameType, encode_frame
 from krelay.wire.replay import FRAME_COST, KeptFrame, ReplayBuffer
 from krelay.wire.stream import State, Stream
@@ -33,6 +34,7 @@ class SendQueue:
         "_replay",
         "_kept",
         "_small",
+        "compressor",
         "control_bytes",
         "datagram_bytes",
         "ended",
@@ -44,6 +46,8 @@ class SendQueue:
 
     def __init__(self, kept: ReplayBuffer, *, replay: int, datagrams: int) -> None:
         """`replay` limits the DATA in `kept`, `datagrams` the queued datagrams; in bytes."""
+        self.compressor: Compressor | None = None
+        """Compresses what streams send; None while that does not pay."""
         self.queued = 0
         """Bytes queued on all streams."""
         self.control_bytes = 0
@@ -152,7 +156,10 @@ class SendQueue:
         if stream.state is State.CLOSED:
             return 0
         sent = 0
-        budget = min(MAX_PAYLOAD, stream.credit, max(room, _SMALL))
+        budget = max(room, _SMALL)
+        if self.compressor is not None:
+            budget = int(budget * stream.shrinks)
+        budget = min(MAX_PAYLOAD, stream.credit, budget)
         chunks: list[Buffer] = []
         size = 0
         while stream.queue and size < budget:
@@ -162,7 +169,7 @@ class SendQueue:
         if size:
             self.queued -= size
             stream.credit -= size
-            frame: KeptFrame = (HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks)
+            frame = self._data_frame(stream, chunks, size)
             out.extend(frame)
             sent += self._kept.keep(frame)
             if stream.queue and not stream.credit:
@@ -179,3 +186,10 @@ class SendQueue:
                 self.ended.append(stream)
         self.schedule(stream)
         return sent
+
+    def _data_frame(self, stream: Stream, chunks: list[Buffer], size: int) -> KeptFrame:
+        if self.compressor is not None:
+            payload = self.compressor.compress(stream, chunks, size)
+            if payload is not None:
+                return HEAD.pack(FrameType.COMPRESSED << 24 | len(payload), stream.id), payload
+        return HEAD.pack(FrameType.DATA << 24 | size, stream.id), *chunks

@@ -6,10 +6,12 @@ Sans-I/O: `receive_data` turns bytes into events, `data_to_send` returns the byt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 
+from krelay.wire.compression import Algorithm, Compressor, decompress
 from krelay.wire.congestion import AckTimer, CongestionWindow
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import (
@@ -110,10 +112,22 @@ class Session:
         self._lost: bytes | None = None
         self.version = 1
         """Protocol version of the present tunnel."""
+        self._algorithm = Algorithm.NONE
+        self._compressor: Compressor | None = None
+        self._decompressed = 0
+        self._compressed = 0
         self._undelivered: list[Event] = []
         self._ack_timer = AckTimer(now)
         self._limited = False
         self._keepalive = Keepalive(limits.ping_interval, limits.ping_timeout, now)
+
+    def use_compression(self, algorithm: Algorithm, stopwatch: Callable[[], float]) -> None:
+        """Compress in both directions, as the handshake of a new session has agreed.
+
+        `stopwatch` returns seconds, to learn what compressing costs.
+        """
+        self._algorithm = algorithm
+        self._compressor = Compressor(algorithm, stopwatch) if algorithm else None
 
     # -- streams -------------------------------------------------------------------------------
 
@@ -238,6 +252,9 @@ class Session:
         self._receive_counter.resumed()
         self._decoder = FrameDecoder()
         self._congestion = CongestionWindow(self.limits.replay)
+        self._send_queue.compressor = None
+        if self._compressor is not None:
+            self._compressor.active = False
         self._ack_timer.reset()
         self._pong = None
         self._lost = None
@@ -281,6 +298,9 @@ class Session:
             self._drop(self._send_queue.ended.pop())
         if sent or limited:
             flight.on_sent(sent, now, limited=limited)
+        if limited and self._compressor is not None:
+            self._compressor.limited(flight.rate)
+            self._send_queue.compressor = self._compressor if self._compressor.active else None
         if limited and not self._limited:
             self.limit_stalls += 1
         self._limited = limited
@@ -368,8 +388,16 @@ class Session:
                 stream.window.receive(len(payload))
                 events.append(DataReceived(stream, payload))
             return
+        if frame_type == FrameType.COMPRESSED and not self._algorithm:
+            raise ProtocolError("COMPRESSED in a session without compression")
         stream.receive(frame_type)
-        if frame_type == FrameType.WINDOW:
+        if frame_type == FrameType.COMPRESSED:
+            data = decompress(self._algorithm, payload)
+            stream.window.receive(len(data))
+            self._compressed += len(payload)
+            self._decompressed += len(data)
+            events.append(DataReceived(stream, data))
+        elif frame_type == FrameType.WINDOW:
             stream.credit += _unpack(_COUNT, payload)[0]
             self._send_queue.schedule(stream)
         elif frame_type == FrameType.END:
@@ -462,6 +490,18 @@ class Session:
     def queued(self) -> int:
         """Bytes that wait on all streams together."""
         return self._send_queue.queued
+
+    @property
+    def compression_input(self) -> int:
+        """Bytes of streams that were compressed, in both directions."""
+        sent = self._compressor.input_bytes if self._compressor is not None else 0
+        return sent + self._decompressed
+
+    @property
+    def compression_output(self) -> int:
+        """Bytes that those took on the wire."""
+        sent = self._compressor.output_bytes if self._compressor is not None else 0
+        return sent + self._compressed
 
     @property
     def window_stalls(self) -> int:

@@ -33,6 +33,7 @@ _RECEIVE = {
     (State.OPENING, FrameType.RESET): State.CLOSED,
     (State.OPENING, FrameType.WINDOW): State.OPENING,
     (State.OPEN, FrameType.DATA): State.OPEN,
+    (State.OPEN, FrameType.COMPRESSED): State.OPEN,
     (State.OPEN, FrameType.WINDOW): State.OPEN,
     (State.OPEN, FrameType.END): State.ENDED,
     (State.OPEN, FrameType.RESET): State.CLOSED,
@@ -103,10 +104,13 @@ class Stream:
         "end_sent",
         "header",
         "id",
+        "incompressible",
         "owner",
         "queue",
         "queued",
         "scheduled",
+        "shrinks",
+        "skip",
         "state",
         "taken",
         "wants_writable",
@@ -127,6 +131,11 @@ class Stream:
         self.end_sent = False
         self.scheduled = False
         self.wants_writable = False
+        self.shrinks = 1.0
+        """How many of its bytes one byte on the wire carries, by its last compressed frame."""
+        self.incompressible = 0
+        """Bytes to send before the next attempt to compress, and `skip`, how many there were."""
+        self.skip = 0
         self.owner: Any = None
 
     def __repr__(self) -> str:

@@ -102,7 +102,7 @@ async def test_bytes_after_auth_belong_to_the_session() -> None:
         handshake = ClientHandshake(rig.KEY, bytes(32), resume=client.resume)
         reader, writer = await asyncio.open_connection(*server.address)
         writer.write(handshake.data_to_send())
-        assert handshake.receive_data(await reader.readexactly(1 + 8 + 34)) is None
+        assert handshake.receive_data(await reader.readexactly(1 + 8 + 35)) is None
         writer.write(handshake.data_to_send() + encode_frame(18, 0, bytes(8)))
         welcome = None
         while welcome is None:

@@ -343,7 +343,7 @@ async def test_the_program_logs_each_frame_if_the_environment_asks_for_it(traces
         await writer.wait_closed()
         process.terminate()
         _, log = await process.communicate()
-        assert ("> HELLO s0 size=34" in log.decode()) == bool(traces)
+        assert ("> HELLO s0 size=35" in log.decode()) == bool(traces)
 
 
 @pytest.mark.process

@@ -19,6 +19,7 @@ SECRET = b"payload that no log may show"
 FRAMES = [
     (encode_frame(FrameType.DATA, 5, SECRET), "DATA s5 size=28"),
     (encode_frame(FrameType.END, 5), "END s5 size=0"),
+    (encode_frame(FrameType.COMPRESSED, 5, SECRET), "COMPRESSED s5 size=28"),
     (encode_frame(FrameType.WINDOW, 7, struct.pack(">I", 65_536)), "WINDOW s7 size=4 credit=65536"),
     (
         encode_frame(FrameType.ACK, 0, struct.pack(">QQ", 12, 3_456)),

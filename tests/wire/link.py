@@ -21,16 +21,19 @@ _QUEUED = 256 << 10
 class Link:
     """One bulk stream (the first), and one that echoes 64 bytes every few milliseconds.
 
-    `rate` is in bytes a second, `rtt` in seconds. `up`: the client sends the bulk.
+    `rate` is in bytes a second, `rtt` in seconds. `up`: the client sends the bulk, which repeats
+    `block`.
     """
 
-    def __init__(self, rate: float, rtt: float, *, up: bool) -> None:
+    def __init__(
+        self, rate: float, rtt: float, *, up: bool, block: bytes = bytes(64 << 10)
+    ) -> None:
         self.now = 0.0
         self.received = 0
         self.echoes: list[float] = []
         self.client = Session(Side.CLIENT, 0.0)
         self.agent = Session(Side.AGENT, 0.0)
-        self.block = bytes(64 << 10)
+        self.block = block
         self._sender = self.client if up else self.agent
         self._rate, self._delay = rate, rtt / 2
         self._events: list[tuple[float, int, Callable[[], None]]] = []

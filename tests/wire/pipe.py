@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from krelay.wire.compression import Algorithm
 from krelay.wire.events import (
     DatagramReceived,
     DataReceived,
@@ -24,8 +25,9 @@ TARGET = Header(TCP, "10.0.0.1", 80)
 class End:
     """A session, and the events of each of its streams."""
 
-    def __init__(self, side: Side, limits: Limits) -> None:
+    def __init__(self, side: Side, limits: Limits, algorithm: Algorithm) -> None:
         self.session = Session(side, 0.0, limits)
+        self.session.use_compression(algorithm, float)
         self.wire = bytearray()  # sent by this end, not yet with the other
         self.received: dict[int, bytearray] = {}
         self.unconsumed: dict[int, int] = {}
@@ -34,6 +36,13 @@ class End:
         self.accepted: set[int] = set()
         self.opened: list[Stream] = []
         self.datagrams: list[bytes] = []
+
+    def compress(self, *, on: bool) -> None:
+        """Begin or end to compress, whatever the path is like."""
+        compressor = self.session._compressor
+        assert compressor is not None
+        compressor.active = on
+        self.session._send_queue.compressor = compressor if on else None
 
     def handle(self, events: Sequence[Event]) -> None:
         """Record events, and check that none follows the end of its stream."""
@@ -62,10 +71,14 @@ class End:
 class Joined:
     """A client and an agent, and the time between them."""
 
-    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        limits: Limits = Limits(),  # noqa: B008
+        algorithm: Algorithm = Algorithm.NONE,
+    ) -> None:
         self.now = 0.0
-        self.client = End(Side.CLIENT, limits)
-        self.agent = End(Side.AGENT, limits)
+        self.client = End(Side.CLIENT, limits, algorithm)
+        self.agent = End(Side.AGENT, limits, algorithm)
         self.ends = (self.client, self.agent)
         # A move to another tunnel: the client's count in AUTH, then the agent's in WELCOME.
         self.resume_from: int | None = None

@@ -8,6 +8,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from krelay.wire.compression import Algorithm, compress
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.events import DataReceived, Event
 from krelay.wire.frames import MAX_PAYLOAD, FrameType, encode_frame
@@ -24,7 +25,7 @@ class Story:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        self.pair = Joined(SMALL)
+        self.pair = Joined(SMALL, Algorithm.DEFLATE)
         self.written: dict[tuple[Side, int], bytearray] = {}
         self.finished: set[tuple[Side, int]] = set()
         self.given_up: set[int] = set()
@@ -35,7 +36,7 @@ class Story:
         self.pair.now += chance.choice([0, 0, 0.001, 0.02])
         action = chance.choice(
             [self.open, self.answer, self.write, self.write, self.write, self.finish, self.reset]
-            + [self.datagram, self.consume, self.flush, self.flush, self.flush]
+            + [self.compress, self.datagram, self.consume, self.flush, self.flush, self.flush]
             + [self.deliver, self.deliver, self.deliver, self.deliver, self.tick, self.tunnel]
         )
         action(end)
@@ -71,7 +72,8 @@ class Story:
         key = (end.session.side, stream.id)
         if key in self.finished or stream.queued > 200_000:
             return
-        data = self.random.randbytes(self.random.choice([1, 100, 5_000, 70_000]))
+        size = self.random.choice([1, 100, 5_000, 70_000])
+        data = self.random.choice([self.random.randbytes, bytes, b"krelay, ".__mul__])(size)
         end.session.write(stream, data)
         self.written.setdefault(key, bytearray()).extend(data)
 
@@ -90,6 +92,9 @@ class Story:
             stream = self.random.choice(streams)
             end.session.reset(stream)
             self.given_up.add(stream.id)
+
+    def compress(self, end: End) -> None:
+        end.compress(on=self.random.random() < 0.8)
 
     def datagram(self, end: End) -> None:
         streams = list(end.session.streams.values())
@@ -174,7 +179,8 @@ def conversations(draw: st.DrawFn) -> bytes:
     live: list[int] = []
     number = 1
     for _ in range(draw(st.integers(1, 12))):
-        choice = draw(st.sampled_from(["open", "data", "end", "reset", "datagram", "ping"]))
+        kinds = ["open", "data", "compressed", "end", "reset", "datagram", "ping"]
+        choice = draw(st.sampled_from(kinds))
         if choice == "open" or not live:
             out += encode_frame(FrameType.OPEN, number, TARGET.encode())
             live.append(number)
@@ -183,6 +189,10 @@ def conversations(draw: st.DrawFn) -> bytes:
         stream = draw(st.sampled_from(live))
         if choice == "data":
             out += encode_frame(FrameType.DATA, stream, draw(st.binary(max_size=5_000)))
+        elif choice == "compressed":
+            data = draw(st.binary(min_size=1, max_size=5_000))
+            payload = compress(Algorithm.DEFLATE, [data])
+            out += encode_frame(FrameType.COMPRESSED, stream, payload)
         elif choice == "end":
             out += encode_frame(FrameType.END, stream)
             live.remove(stream)
@@ -200,6 +210,7 @@ def conversations(draw: st.DrawFn) -> bytes:
 def test_any_split_of_the_bytes_gives_the_same_events(data: bytes, cuts: list[int]) -> None:
     def events_of(pieces: list[bytes]) -> list[tuple[str, int, bytes]]:
         session = Session(Side.AGENT, 0.0)
+        session.use_compression(Algorithm.DEFLATE, float)
         session.attach(0, 0.0)
         return coalesced([e for piece in pieces for e in session.receive_data(piece, 0.0)])
 
@@ -214,13 +225,25 @@ frames = st.builds(
     encode_frame,
     st.sampled_from(list(FrameType)),
     st.sampled_from([0, 1, 2, 3, 5, 2**32 - 1]),
-    st.one_of(st.binary(max_size=40), st.just(TARGET.encode()), st.just(bytes(16))),
+    st.one_of(
+        st.binary(max_size=40),
+        st.just(TARGET.encode()),
+        st.just(bytes(16)),
+        st.integers(0, 100_000).map(lambda size: compress(Algorithm.DEFLATE, [bytes(size)])),
+    ),
 )
 
 
-@given(st.lists(st.one_of(frames, st.binary(max_size=30)), max_size=20), st.sampled_from(Side))
-def test_any_bytes_give_events_or_a_protocol_error(pieces: list[bytes], side: Side) -> None:
+@given(
+    st.lists(st.one_of(frames, st.binary(max_size=30)), max_size=20),
+    st.sampled_from(Side),
+    st.sampled_from([Algorithm.NONE, Algorithm.DEFLATE]),
+)
+def test_any_bytes_give_events_or_a_protocol_error(
+    pieces: list[bytes], side: Side, algorithm: Algorithm
+) -> None:
     session = Session(side, 0.0)
+    session.use_compression(algorithm, float)
     session.attach(0, 0.0)
     if side is Side.CLIENT:
         session.open(Header(TCP, "a", 1), 0.0)

@@ -20,6 +20,7 @@ LEGAL = {
     },
     State.OPEN: {
         FrameType.DATA: State.OPEN,
+        FrameType.COMPRESSED: State.OPEN,
         FrameType.WINDOW: State.OPEN,
         FrameType.END: State.ENDED,
         FrameType.RESET: State.CLOSED,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from krelay.wire.compression import Algorithm, decompress
 from krelay.wire.errors import ErrorCode, ProtocolError
 from krelay.wire.frames import FrameDecoder, FrameType, encode_frame
 from krelay.wire.handshake import OPENING, AgentHandshake, Ask, ClientHandshake, Resume, session_key
@@ -77,7 +78,10 @@ def test_handshake(vector: dict[str, Any]) -> None:
         highest=vector["client_version"],
     )
     agent = AgentHandshake(
-        bytes.fromhex(nonces["agent"]), Ask(vector["ask"]), vector["agent_version"]
+        bytes.fromhex(nonces["agent"]),
+        Ask(vector["ask"]),
+        vector["agent_version"],
+        Algorithm(vector.get("compression", 0)),
     )
     assert client.data_to_send().hex() == vector["opening"] == OPENING.hex()
     assert agent.hello().hex() == vector["hello"]
@@ -87,6 +91,8 @@ def test_handshake(vector: dict[str, Any]) -> None:
     auth = agent.receive_data(sent)
     assert auth is not None
     assert auth.version == client.version == min(vector["client_version"], vector["agent_version"])
+    chosen = 0 if resume or auth.version < 3 else vector.get("compression", 0)
+    assert auth.compression == client.compression == chosen
     assert agent.verify(auth, resume.session_key if resume else key)
     theirs = resume.session_key if resume else session_key(key, agent.nonce, auth.nonce)
     assert theirs.hex() == vector["session_key"]
@@ -100,6 +106,13 @@ def test_handshake(vector: dict[str, Any]) -> None:
     assert told.received == vector["agent_received"]
 
 
+@named("compressed")
+def test_compressed_payload(vector: dict[str, Any]) -> None:
+    payload = bytes.fromhex(vector["payload"])
+    data = bytes.fromhex(vector["data"]) * vector.get("times", 1)
+    assert decompress(Algorithm(vector["algorithm"]), payload) == data
+
+
 @named("errors")
 def test_error(vector: dict[str, Any]) -> None:
     data = bytes.fromhex(vector["bytes"])
@@ -107,6 +120,7 @@ def test_error(vector: dict[str, Any]) -> None:
         data += encode_frame(FrameType.DATA, more["stream"], b"x" * more["size"]) * more["times"]
     session = Session(Side.AGENT, 0.0)
     session.attach(0, 0.0)
+    session.use_compression(Algorithm(vector.get("compression", 0)), float)
     with pytest.raises(ProtocolError) as caught:
         session.receive_data(data, 0.0)
     assert caught.value.code is ErrorCode[vector["code"]]

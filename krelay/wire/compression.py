@@ -1,0 +1,181 @@
+"""Compression of a stream's bytes, a frame at a time, while the tunnel is slower than compressing.
+
+Each COMPRESSED frame stands alone (protocol.md, section 4): no state per stream takes memory, and a
+frame is repeated unchanged on another tunnel. With 64 KiB a frame, text shrinks as well as with one
+state for a whole stream, to within 3 %.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable
+from enum import IntFlag
+
+from krelay.wire.errors import ProtocolError
+from krelay.wire.frames import MAX_PAYLOAD, Buffer
+from krelay.wire.stream import Stream
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+
+_LEVEL = 1
+_BITS = 15
+_MEMORY_LEVEL = 9
+# Smaller frames are keystrokes and queries: nothing is gained, and no secret stands beside a guess.
+_SMALLEST = 512
+# A frame that shrinks by less is sent as it is, and so are the next bytes of its stream: at first
+# `_PASS`, then twice as many each time that they do not shrink either.
+_WORTH = 0.9
+_PASS = 256 << 10
+_LONGEST_PASS = 16 << 20
+# Stream bytes for each byte that the in-flight limit leaves, at most.
+_MOST = 16.0
+# Bytes a second that compressing takes before it is measured.
+_SPEED = 64e6
+# Compressing must be so many times as fast as the tunnel to begin, and to go on.
+_BEGIN, _GO_ON = 6, 3
+# Compressing that takes more than this share of the time is what limits the rate, unless the tunnel
+# is known to be slow: it pauses, in seconds, until the tunnel's own rate is measured again.
+_SHARE = 0.7
+_PERIOD = 1.0
+_LONGEST_PERIOD = 60.0
+_PAUSE = 0.5
+
+
+class Algorithm(IntFlag):
+    """Algorithms, as bits: HELLO has those of the agent, AUTH the one that the client chose."""
+
+    NONE = 0
+    DEFLATE = 1
+    ZSTD = 2
+
+
+if sys.version_info >= (3, 14):
+    KNOWN = Algorithm.DEFLATE | Algorithm.ZSTD
+else:
+    KNOWN = Algorithm.DEFLATE
+"""The algorithms of this Python."""
+
+
+def choose(offered: int) -> Algorithm:
+    """Return the best of the algorithms that both ends know; NONE if they share none."""
+    both = KNOWN & offered
+    return max((one for one in Algorithm if one & both), default=Algorithm.NONE)
+
+
+def compress(algorithm: Algorithm, pieces: list[Buffer]) -> bytes:
+    """Return the payload of a COMPRESSED frame for these bytes."""
+    if sys.version_info >= (3, 14) and algorithm is Algorithm.ZSTD:
+        packer = zstd.ZstdCompressor(level=_LEVEL)
+    else:
+        packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -_BITS, _MEMORY_LEVEL)
+    return b"".join([*map(packer.compress, pieces), packer.flush()])
+
+
+def decompress(algorithm: Algorithm, payload: Buffer) -> bytes:
+    """Return the stream's bytes in the payload of a COMPRESSED frame.
+
+    Raises:
+        ProtocolError: the payload is not one whole block of 1 to MAX_PAYLOAD bytes.
+    """
+    try:
+        if sys.version_info >= (3, 14) and algorithm is Algorithm.ZSTD:
+            # A frame may ask for a window of 128 MiB, whatever it holds.
+            options = {zstd.DecompressionParameter.window_log_max: MAX_PAYLOAD.bit_length() - 1}
+            unpacker = zstd.ZstdDecompressor(options=options)
+        else:
+            unpacker = zlib.decompressobj(-_BITS)
+        data = unpacker.decompress(payload, MAX_PAYLOAD + 1)
+    except (zlib.error, *_ZSTD_ERRORS) as exc:
+        raise ProtocolError(f"a COMPRESSED frame that cannot be read: {exc}") from exc
+    if not unpacker.eof or unpacker.unused_data or not 0 < len(data) <= MAX_PAYLOAD:
+        raise ProtocolError("a COMPRESSED frame that is not one block of 1 to 65536 bytes")
+    return data
+
+
+if sys.version_info >= (3, 14):
+    _ZSTD_ERRORS: tuple[type[Exception], ...] = (zstd.ZstdError,)
+else:
+    _ZSTD_ERRORS = ()
+
+
+class Compressor:
+    """Compresses what one end of a session sends, while that pays.
+
+    `active` says whether it does. Without it, frames cost nothing more than before.
+    """
+
+    __slots__ = (
+        "_algorithm",
+        "_period",
+        "_period_at",
+        "_rest_until",
+        "_speed",
+        "_spent",
+        "_stopwatch",
+        "active",
+        "input_bytes",
+        "output_bytes",
+    )
+
+    def __init__(self, algorithm: Algorithm, stopwatch: Callable[[], float]) -> None:
+        """`stopwatch` returns seconds, to learn what compressing costs."""
+        self.active = False
+        self.input_bytes = 0
+        """Stream bytes that were compressed."""
+        self.output_bytes = 0
+        """Bytes that they took on the wire."""
+        self._algorithm = algorithm
+        self._stopwatch = stopwatch
+        self._speed = _SPEED
+        self._spent = 0.0
+        self._period = _PERIOD
+        self._period_at = 0.0
+        self._rest_until = -1.0
+
+    def limited(self, rate: float) -> None:
+        """Begin or end: the in-flight limit holds back a stream of a tunnel that delivers `rate`
+        bytes a second, 0.0 if that is not known yet."""
+        if self.active:
+            self.active = rate * _GO_ON < self._speed
+        elif rate > 0.0 and rate * _BEGIN < self._speed:
+            now = self._stopwatch()
+            if now >= self._rest_until:
+                self.active = True
+                self._period_at, self._spent = now, 0.0
+
+    def compress(self, stream: Stream, pieces: list[Buffer], size: int) -> bytes | None:
+        """Return the payload for these `size` bytes of a stream; None if they are sent as such."""
+        if size < _SMALLEST or not self.active:
+            return None
+        if stream.incompressible > 0:
+            stream.incompressible -= size
+            return None
+        began = self._stopwatch()
+        payload = compress(self._algorithm, pieces)
+        self._measure(size, began, self._stopwatch())
+        if len(payload) > size * _WORTH:
+            stream.shrinks = 1.0
+            stream.skip = stream.incompressible = min(max(stream.skip * 2, _PASS), _LONGEST_PASS)
+            return None
+        stream.shrinks = min(size / len(payload), _MOST)
+        stream.skip = 0
+        self.input_bytes += size
+        self.output_bytes += len(payload)
+        return payload
+
+    def _measure(self, size: int, began: float, ended: float) -> None:
+        seconds = max(ended - began, 1e-6)
+        # Weighed by time: of small frames most is the fixed cost, and they take little of it.
+        weight = min(seconds * 20, 0.5)
+        self._speed += (size / seconds - self._speed) * weight
+        self._spent += seconds
+        past = ended - self._period_at
+        if past < self._period:
+            return
+        if self._spent > past * _SHARE:
+            self.active = False
+            self._rest_until = ended + _PAUSE
+            self._period = min(self._period * 2, _LONGEST_PERIOD)
+        self._period_at, self._spent = ended, 0.0
