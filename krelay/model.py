@@ -208,6 +208,13 @@ class Transport(StrEnum):
     WEBSOCKET = "websocket"
 
 
+class Compression(StrEnum):
+    """Whether a session compresses what it sends over a slow path."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
     """What a session survives and may cost; both ends use the same values. Times are in seconds.
@@ -222,6 +229,7 @@ class SessionConfig:
     ping: float = 3.0
     ping_timeout: float = 6.0
     max_age: float = 1500.0
+    compression: Compression = Compression.AUTO
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,9 @@ def _agent(agent: Mapping[str, Any]) -> Text:
     if delays:
         ms = min(delays) * 1000
         text += f", {ms:.0f} ms" if ms >= 1 else ", <1 ms"
+    if compressed := sum(tunnel["compressionInput"] for tunnel in tunnels):
+        took = sum(tunnel["compressionOutput"] for tunnel in tunnels)
+        text += f", {size(compressed)} compressed to {size(took)}"
     return Text(text)
 
 

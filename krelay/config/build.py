@@ -39,6 +39,7 @@ from krelay.model import (
     LOOPBACK,
     PROXY_PORT,
     AgentConfig,
+    Compression,
     Config,
     Kind,
     Patch,
@@ -108,6 +109,7 @@ _SESSION: Table = {
     "ping": ("ping", _positive),
     "pingTimeout": ("ping_timeout", _positive),
     "maxAge": ("max_age", _positive),
+    "compression": ("compression", Compression),
 }
 _STATUS: Table = {"listen": ("listen", parse_listen_address), "token": ("token", _same)}
 _PROXY: Table = {

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from krelay.datapath.agent_link import AgentLink, SessionGoneError, Way
 from krelay.errors import TunnelError, TunnelRefusedError
-from krelay.model import SessionConfig
+from krelay.model import Compression, SessionConfig
 from krelay.mux.connection import ClientTunnelProtocol, MuxConnection
 from krelay.mux.stream import Stream, StreamHandler
 from krelay.wire.errors import ErrorCode, HandshakeError
@@ -42,7 +42,9 @@ class TunnelStats:
 
     `connects` counts connections to the agent; `resumed` those that resumed a session; `rotated`
     those of these that replaced a working one. `replayed_bytes`, `window_stalls` and `limit_stalls`
-    are those of its sessions. `lost_datagrams` counts datagrams by reason (`LOSSES`).
+    are those of its sessions, and so are `compression_input`, the bytes of streams that crossed it
+    compressed, and `compression_output`, those that they took there. `lost_datagrams` counts
+    datagrams by reason (`LOSSES`).
     """
 
     connects: int = 0
@@ -51,6 +53,8 @@ class TunnelStats:
     replayed_bytes: int = 0
     window_stalls: int = 0
     limit_stalls: int = 0
+    compression_input: int = 0
+    compression_output: int = 0
     lost_datagrams: Counter[str] = field(default_factory=Counter)
 
 
@@ -135,6 +139,7 @@ class SessionCarrier(MuxConnection):
             Side.CLIENT, name, limits=limits, on_detached=on_detached, on_ids_low=on_ids_low
         )
         self.on_idle = on_idle
+        self._compress = config.compression is Compression.AUTO
         self._welcome: Welcome | None = None
 
     @property
@@ -151,6 +156,8 @@ class SessionCarrier(MuxConnection):
         stats.replayed_bytes += self.replayed_bytes
         stats.window_stalls += session.window_stalls
         stats.limit_stalls += session.limit_stalls
+        stats.compression_input += session.compression_input
+        stats.compression_output += session.compression_output
         stats.lost_datagrams[QUEUED] += session.dropped_datagrams
         stats.lost_datagrams[LATE] += session.late_datagrams
         stats.lost_datagrams.update(dict(zip(AGENT_LOSSES, self.peer_lost, strict=True)))
@@ -174,7 +181,9 @@ class SessionCarrier(MuxConnection):
             session_id, session_key = self._welcome.session_id, self._welcome.session_key
             resume = Resume(session_id, session_key, session.begin_resume)
         nonce = secrets.token_bytes(NONCE_SIZE)
-        handshake = ClientHandshake(key, nonce, resume=resume, private=way.private)
+        handshake = ClientHandshake(
+            key, nonce, resume=resume, private=way.private, compress=self._compress
+        )
         client = ClientTunnelProtocol(self, handshake)
         try:
             self._welcome = await _shake_hands(client, way)

@@ -96,7 +96,9 @@ class TunnelState:
     `rtt` is the last round trip in seconds. `connects` counts tunnels that came up; `resumed` those
     that carried the session on; `rotated` those that took over from a working one. In
     `window_stalls` a stream had bytes to send and no credit, in `limit_stalls` the tunnel's own
-    limit held it up. `lost_datagrams` counts by reason what was lost on the way or at the agent.
+    limit held it up. `compression_input` bytes of streams crossed it compressed, which took
+    `compression_output` bytes. `lost_datagrams` counts by reason what was lost on the way or at the
+    agent.
     """
 
     name: str
@@ -109,6 +111,8 @@ class TunnelState:
     replayed_bytes: int = 0
     window_stalls: int = 0
     limit_stalls: int = 0
+    compression_input: int = 0
+    compression_output: int = 0
     lost_datagrams: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
     carrier: str | None = None

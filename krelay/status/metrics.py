@@ -163,6 +163,10 @@ def _tunnels(tunnels: Collection[TunnelState]) -> Iterator[Metric]:
     yield each(counter, "window_stalls", text, lambda t: t.window_stalls)
     text = "Times the in-flight limit of the tunnel delayed a stream."
     yield each(counter, "limit_stalls", text, lambda t: t.limit_stalls)
+    text = "Bytes of streams that crossed the tunnel compressed, in both directions."
+    yield each(counter, "compression_input_bytes", text, lambda t: t.compression_input)
+    text = "Bytes that the compressed data took in the tunnel, in both directions."
+    yield each(counter, "compression_output_bytes", text, lambda t: t.compression_output)
     text = "Datagrams lost in the tunnel or at the agent, by reason."
     lost = _family(CounterMetricFamily, "tunnel_lost_datagrams", text, "tunnel", "reason")
     for tunnel in tunnels:

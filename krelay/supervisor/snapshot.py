@@ -77,6 +77,8 @@ def _tunnel_state(tunnel: Tunnel) -> TunnelState:
         replayed_bytes=stats.replayed_bytes,
         window_stalls=stats.window_stalls,
         limit_stalls=stats.limit_stalls,
+        compression_input=stats.compression_input,
+        compression_output=stats.compression_output,
         lost_datagrams={reason: lost for reason, lost in stats.lost_datagrams.items() if lost},
         failure=str(tunnel.failure) if tunnel.failure and not tunnel.up else None,
         carrier=tunnel.carried_by,

@@ -82,6 +82,15 @@ def test_the_headline_counts_tunnels_that_are_up() -> None:
     assert lines(model(one))[0].rstrip("─ ").endswith("agent: 1 tunnel")
 
 
+def test_the_headline_shows_what_compression_saves() -> None:
+    tunnels = [
+        TunnelState(name, True, 0, compression_input=30_000_000, compression_output=10_000_000)
+        for name in "ab"
+    ]
+    found = report(forward(), agents=(AgentState(None, (), tuple(tunnels)),))
+    assert "agent: 2 tunnels, 60 MB compressed to 20 MB" in lines(model(found))[0]
+
+
 def test_a_table_too_long_for_the_screen_says_what_is_left_out() -> None:
     forwards = [forward(f"t{number}") for number in range(30)]
     forwards[25] = forward("t25", "failed")

@@ -22,6 +22,7 @@ from krelay.errors import Problem
 from krelay.model import (
     LOOPBACK,
     AgentConfig,
+    Compression,
     Patch,
     Protocol,
     SessionConfig,
@@ -115,6 +116,7 @@ def test_the_defaults_are_the_models() -> None:
     for key, name in (("resumeTimeout", "resume_timeout"), ("ping", "ping"), ("maxAge", "max_age")):
         assert parse_duration(tunnel.pop(key)) == getattr(session, name)
     assert parse_duration(tunnel.pop("pingTimeout")) == session.ping_timeout
+    assert tunnel.pop("compression") == session.compression
     assert tunnel == {key: getattr(TunnelConfig(), key) for key in tunnel}
 
     assert defaults("defaults")["listen"] == LOOPBACK
@@ -126,6 +128,7 @@ def test_the_defaults_are_the_models() -> None:
 def test_the_enums_of_the_schema_are_those_of_the_model() -> None:
     tunnel = load_schema()["properties"]["tunnel"]["properties"]
     assert tunnel["transport"]["enum"] == list(Transport)
+    assert tunnel["compression"]["enum"] == list(Compression)
     protocol = load_schema()["definitions"]["port"]["properties"]["protocol"]
     assert protocol["enum"] == [*Protocol, None]
 

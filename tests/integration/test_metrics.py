@@ -520,6 +520,28 @@ async def test_stalls_by_the_tunnels_own_limit(
         assert await here.seen.value("tunnel_window_stalls_total") == 0
 
 
+@counts("tunnel_compression_input_bytes_total", "tunnel_compression_output_bytes_total")
+async def test_bytes_that_cross_the_tunnel_compressed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 40_000
+    async with (
+        rig.tcp_target(rig.echo) as echo,
+        scene(monkeypatch, tmp_path, unprobed("web", echo)) as here,
+        rig.connect(here.world.port("web")) as (reader, writer),
+    ):
+        await answered(reader, writer)
+        assert await here.seen.value("tunnel_compression_input_bytes_total") == 0
+        session = here.driver.session
+        compressor = session._send_queue.compressor = session._compressor
+        assert compressor is not None
+        compressor.active = True
+        await answered(reader, writer, size)
+        await here.seen.becomes(size, "tunnel_compression_input_bytes_total")
+        sent = await here.seen.value("tunnel_compression_output_bytes_total")
+        assert 0 < sent == compressor.output_bytes < size / 50
+
+
 @counts("tunnel_window_stalls_total")
 @pytest.mark.parametrize("filled_first", [False, True])
 async def test_stalls_for_want_of_credit(

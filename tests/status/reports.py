@@ -116,6 +116,8 @@ TUNNELS = (
         replayed_bytes=4096,
         window_stalls=5,
         limit_stalls=2,
+        compression_input=3_000_000,
+        compression_output=1_000_000,
         lost_datagrams={"queued": 3, "agent_backlog": 4},
         carrier="proxy",
     ),

@@ -111,8 +111,15 @@ def test_a_tunnel_has_its_metrics() -> None:
         for name in ("up", "streams", "rtt_seconds", "connects_total", "resumptions_total")
     }
     assert list(one.values()) == [1, 16, 0.0127, 3, 2]
-    rest = ("rotations", "replayed_bytes", "window_stalls", "limit_stalls")
-    assert [value(found, f"tunnel_{name}_total", tunnel="p1t1") for name in rest] == [1, 4096, 5, 2]
+    rest = {
+        "rotations": 1,
+        "replayed_bytes": 4096,
+        "window_stalls": 5,
+        "limit_stalls": 2,
+        "compression_input_bytes": 3_000_000,
+        "compression_output_bytes": 1_000_000,
+    }
+    assert rest == {n: value(found, f"tunnel_{n}_total", tunnel="p1t1") for n in rest}
     assert value(found, "tunnel_up", tunnel="p1t3") == 0
     assert value(found, "tunnel_rtt_seconds", tunnel="p1t3") is None
 
