@@ -43,6 +43,19 @@ _LONGEST_PERIOD = 60.0
 _PAUSE = 0.5
 
 
+# By default a frame takes a window of 512 KiB, and may ask for one of 128 MiB, whatever it holds.
+_ZSTD_WINDOW = MAX_PAYLOAD.bit_length() - 1
+if sys.version_info >= (3, 14):
+    _ZSTD_PACK = {
+        zstd.CompressionParameter.compression_level: _LEVEL,
+        zstd.CompressionParameter.window_log: _ZSTD_WINDOW,
+    }
+    _ZSTD_UNPACK = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW}
+    _ZSTD_ERRORS: tuple[type[Exception], ...] = (zstd.ZstdError,)
+else:
+    _ZSTD_ERRORS = ()
+
+
 class Algorithm(IntFlag):
     """Algorithms, as bits: HELLO has those of the agent, AUTH the one that the client chose."""
 
@@ -67,7 +80,7 @@ def choose(offered: int) -> Algorithm:
 def compress(algorithm: Algorithm, pieces: list[Buffer]) -> bytes:
     """Return the payload of a COMPRESSED frame for these bytes."""
     if sys.version_info >= (3, 14) and algorithm is Algorithm.ZSTD:
-        packer = zstd.ZstdCompressor(level=_LEVEL)
+        packer = zstd.ZstdCompressor(options=_ZSTD_PACK)
     else:
         packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, -_BITS, _MEMORY_LEVEL)
     return b"".join([*map(packer.compress, pieces), packer.flush()])
@@ -81,9 +94,7 @@ def decompress(algorithm: Algorithm, payload: Buffer) -> bytes:
     """
     try:
         if sys.version_info >= (3, 14) and algorithm is Algorithm.ZSTD:
-            # A frame may ask for a window of 128 MiB, whatever it holds.
-            options = {zstd.DecompressionParameter.window_log_max: MAX_PAYLOAD.bit_length() - 1}
-            unpacker = zstd.ZstdDecompressor(options=options)
+            unpacker = zstd.ZstdDecompressor(options=_ZSTD_UNPACK)
         else:
             unpacker = zlib.decompressobj(-_BITS)
         data = unpacker.decompress(payload, MAX_PAYLOAD + 1)
@@ -92,12 +103,6 @@ def decompress(algorithm: Algorithm, payload: Buffer) -> bytes:
     if not unpacker.eof or unpacker.unused_data or not 0 < len(data) <= MAX_PAYLOAD:
         raise ProtocolError("a COMPRESSED frame that is not one block of 1 to 65536 bytes")
     return data
-
-
-if sys.version_info >= (3, 14):
-    _ZSTD_ERRORS: tuple[type[Exception], ...] = (zstd.ZstdError,)
-else:
-    _ZSTD_ERRORS = ()
 
 
 class Compressor:
