@@ -80,7 +80,8 @@ class Forwarder:
     ) -> None:
         self.contender = contender
         self.name = contender.name
-        self.agents: list[psutil.Process] = []
+        self._others: set[str] = set()
+        self._own: set[str] = set()
         self.started = 0.0
         self._where = where
         self._environ = {**contender.environ, **(environ or {})}
@@ -103,7 +104,7 @@ class Forwarder:
 
     def start(self) -> None:
         """Start the process, without waiting for anything."""
-        self._where.new_processes()  # what other forwarders have left is not this one's agent
+        self._others = self._where.uids()
         folder = Path(self._folder.name)
         file = folder / "krelay.yaml"
         file.write_text(krelay_file(self._where.name, self._pairs, self._udp_pairs))
@@ -142,7 +143,7 @@ class Forwarder:
         wanted = {local for local, _ in self._pairs}
         while not wanted <= processes.listening_ports():
             self._check(deadline, "does not listen on every port")
-        self.agents = self._where.new_processes()
+        self._own = self._where.uids() - self._others
 
     def _check(self, deadline: float, what: str) -> None:
         assert self._process is not None
@@ -168,6 +169,11 @@ class Forwarder:
     def told(self) -> str:
         """Return the end of what it has printed."""
         return (Path(self._folder.name) / "log").read_text(errors="replace")[-2000:]
+
+    @property
+    def agents(self) -> list[psutil.Process]:
+        """Return the processes of the pods that it has made."""
+        return self._where.processes(self._own) if self._own else []
 
     def groups(self) -> dict[str, list[psutil.Process]]:
         """Return the client's processes and its agents'."""

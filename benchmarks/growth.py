@@ -60,7 +60,7 @@ def streams(contender: Contender, where: place.Namespace, results: Results) -> N
         if got >= LEAST_STREAMS:
             each = (memory - before) / got * 1000
             results.grow("streams: client's memory for each, kB", contender.name, count, each)
-        if forwarder.agents:
+        if agents:
             results.grow("streams: agent's memory, MB", contender.name, count, agents)
         if got < count:
             results.fail("streams", contender.name, f"{got} of {count}: {opened['reason']}")

@@ -92,7 +92,7 @@ class Loads:
         self._results = results
         self._short = short
         self._seconds = bulk
-        self._chain = processes.named(*processes.CHAIN) if where.is_local() else {}
+        self._local = where.is_local()
         self._sizes: dict[tuple[str, str], int] = {}
 
     def all(self) -> dict[str, Callable[[Relayed], None]]:
@@ -121,11 +121,13 @@ class Loads:
 
     def _bulk(self, to: Relayed, mode: str, port: int) -> None:
         size = self._size(to, mode, port)
-        groups = {**to.groups(), **self._chain}
+        groups = to.groups() if self._local else {}
+        if groups:
+            groups |= processes.named(*processes.CHAIN)
         meter = processes.Meter(groups)
         rate = load(mode, to.ports[port], size)["rate"]
         self._results.add(f"one stream {mode}", "MB/s", to.name, rate)
-        if not self._chain or not to.groups():
+        if not groups:
             return
         spent = meter.spent()
         for name, seconds in spent.items():

@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 STARTER = os.environ.get("KRELAY_TEST_CLUSTER", "../shared/cluster/cluster")
 KUBECTL = os.environ.get("KUBECTL", "kubectl")
 IMAGE = "python:3.11-slim"
+CONTAINERS = 10.0
+"""Seconds until a pod's status names its containers."""
 
 ECHO, SOURCE, SINK, HTTP, UDP = range(target.FIRST, target.FIRST + 5)
 TCP_PORTS = (ECHO, SOURCE, SINK, HTTP)
@@ -79,7 +82,6 @@ class Namespace:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._known: set[str] = set()
 
     def pods(self) -> list[Any]:
         """Return the namespace's pods."""
@@ -116,27 +118,26 @@ class Namespace:
         kubectl("-n", self.name, "apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
         ready = ("wait", "--for=condition=Ready", "pod/target", "--timeout=55s")
         kubectl("-n", self.name, *ready)
-        self.new_processes()
 
-    def new_processes(self) -> list[psutil.Process]:
-        """Return the processes of pods that have come since the last call: a forwarder's agents."""
-        marks = []
-        for pod in self.pods():
-            uid = pod["metadata"]["uid"]
-            if uid not in self._known:
-                self._known.add(uid)
-                marks.append(uid)
-                statuses = pod["status"].get("containerStatuses", ())
-                ids = (status.get("containerID", "").partition("//")[2] for status in statuses)
-                marks.extend(filter(None, ids))
-        return processes.inside(marks) if marks else []
+    def uids(self) -> set[str]:
+        """Return the UIDs of the namespace's pods."""
+        return {pod["metadata"]["uid"] for pod in self.pods()}
+
+    def processes(self, uids: set[str]) -> list[psutil.Process]:
+        """Return the processes of these pods on this machine, once their containers are known."""
+        deadline = time.monotonic() + CONTAINERS
+        while True:
+            pods = [pod for pod in self.pods() if pod["metadata"]["uid"] in uids]
+            statuses = [pod["status"].get("containerStatuses", ()) for pod in pods]
+            ids = [status.get("containerID", "") for row in statuses for status in row]
+            if all(statuses) and all(ids) or time.monotonic() > deadline:
+                marks = [*uids, *(name.partition("//")[2] for name in ids if name)]
+                return processes.inside(marks) if uids else []
+            time.sleep(0.1)
 
     def is_local(self) -> bool:
         """Tell whether the node's processes run on this machine."""
-        known, self._known = self._known, set()
-        found = self.new_processes()
-        self._known |= known
-        return bool(found)
+        return bool(self.processes(self.uids()))
 
 
 @contextlib.contextmanager
