@@ -18,16 +18,12 @@ from pathlib import Path
 import psutil
 
 from benchmarks import place, processes
-from benchmarks.results import DIRECT
+from benchmarks.results import DIRECT, FailedError
 
 READY = 30.0
 """Seconds until a forwarder must relay its first byte."""
 END = 10.0
 """Seconds between SIGINT and SIGKILL."""
-
-
-class FailedError(Exception):
-    """A contender that did not do what was wanted; the text is a line of the result."""
 
 
 @dataclass(frozen=True)

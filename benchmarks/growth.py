@@ -8,10 +8,10 @@ from __future__ import annotations
 import time
 
 from benchmarks import measures, place, processes
-from benchmarks.contenders import Contender, FailedError, Forwarder, running
+from benchmarks.contenders import Contender, Forwarder, running
 from benchmarks.lifetime import SETTLED, held
 from benchmarks.place import ECHO, SOURCE
-from benchmarks.results import Results, figure
+from benchmarks.results import FailedError, Results, figure
 
 FORWARDS = (1, 10, 100, 1000)
 STREAMS = (1, 10, 100, 1000, 4000, 10_000)

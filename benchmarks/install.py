@@ -1,6 +1,6 @@
 """krelay as its README installs it: a wheel of this checkout in an environment of its own.
 
-The packages are those of the locks, not those that developers have.
+The packages are those of the lock, not those that developers have.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from benchmarks.place import ROOT
 
 FOLDER = ROOT / ".venv-bench"
+LOCK = ROOT / "requirements.lock"
+"""The packages that the README's install line brings, the extra `speed` among them."""
 EXTRA = "speed"
 
 
@@ -27,21 +29,14 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
-def locks() -> list[Path]:
-    """Return the locks of what users install."""
-    names = ("requirements.lock", f"requirements-{EXTRA}.lock")
-    return [path for name in names if (path := ROOT / name).exists()]
-
-
 def krelay() -> Path:
     """Install this checkout, and return the program."""
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in locks())).hexdigest()
+    digest = hashlib.sha256(LOCK.read_bytes()).hexdigest()
     stamp, python = FOLDER / "locks", FOLDER / "bin" / "python"
     pip = (python, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
     if not stamp.exists() or stamp.read_text() != digest:
         venv.create(FOLDER, clear=True, with_pip=True)
-        for lock in locks():
-            run(*pip, "--require-hashes", "--only-binary", ":all:", "-r", lock)
+        run(*pip, "--require-hashes", "--only-binary", ":all:", "-r", LOCK)
         stamp.write_text(digest)
     with tempfile.TemporaryDirectory() as folder:
         build = (sys.executable, "-m", "hatchling", "build", "--target", "wheel")

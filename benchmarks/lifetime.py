@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import load, measures, place, processes
-from benchmarks.contenders import READY, Contender, FailedError, Forwarder, running
+from benchmarks.contenders import READY, Contender, Forwarder, running
 from benchmarks.place import ECHO, SINK, SOURCE
-from benchmarks.results import Results
+from benchmarks.results import FailedError, Results
 
 FORWARDS = 20
 CONNECTIONS = 1000

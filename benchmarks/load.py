@@ -176,16 +176,19 @@ def echo(port: int, seconds: str) -> dict[str, float]:
         return quantiles(timed(float(seconds), step, 0.002))
 
 
-def end(port: int, count: str) -> dict[str, float]:
+def end(port: int, seconds: str) -> dict[str, float]:
     """GET over HTTP/1.0: from the first byte sent to the end of the connection."""
-    times = []
-    for _ in range(int(count)):
+    times: list[float] = []
+
+    def step() -> None:
         with dial(port) as sock:
             began = time.perf_counter()
             sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
             while sock.recv(1 << 16):
                 pass
             times.append(time.perf_counter() - began)
+
+    timed(float(seconds), step, least=1)
     return quantiles(times)
 
 

@@ -15,9 +15,8 @@ from typing import Any, Protocol
 import psutil
 
 from benchmarks import place, processes
-from benchmarks.contenders import FailedError
 from benchmarks.place import ECHO, HTTP, SINK, SOURCE
-from benchmarks.results import Results
+from benchmarks.results import FailedError, Results
 
 PATIENCE = 90.0
 """Seconds for any load."""
@@ -161,7 +160,7 @@ class Loads:
         self._results.add(name, "ms", to.name, found["p50"])
 
     def _end(self, to: Relayed) -> None:
-        found = load("end", to.ports[HTTP], 1 if to.name.startswith("kubectl") else 20)
+        found = load("end", to.ports[HTTP], self._short)
         self._results.add("end of the target to EOF", "ms", to.name, found["p50"])
 
     def _http(self, to: Relayed) -> None:

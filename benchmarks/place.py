@@ -18,11 +18,14 @@ import psutil
 import yaml
 
 from benchmarks import processes, target
+from benchmarks.results import FailedError
 
 ROOT = Path(__file__).parents[1]
 STARTER = os.environ.get("KRELAY_TEST_CLUSTER", "../shared/cluster/cluster")
 KUBECTL = os.environ.get("KUBECTL", "kubectl")
 IMAGE = "python:3.11-slim"
+DELETION = 60.0
+"""Seconds in which the namespace must be deleted."""
 CONTAINERS = 10.0
 """Seconds until a pod's status names its containers."""
 
@@ -33,9 +36,15 @@ UDP_PORTS = (ECHO, UDP)
 
 def kubectl(*args: str, stdin: str | None = None) -> str:
     """Return what kubectl prints; give it a minute."""
-    done = subprocess.run([KUBECTL, *args], input=stdin, capture_output=True, text=True, timeout=60)
+    what = f"kubectl {' '.join(args[:4])}"
+    try:
+        done = subprocess.run(
+            [KUBECTL, *args], input=stdin, capture_output=True, text=True, timeout=60
+        )
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"{what}: no answer") from None
     if done.returncode:
-        raise SystemExit(f"kubectl {' '.join(args[:4])}: {done.stderr.strip()}")
+        raise FailedError(f"{what}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -150,4 +159,17 @@ def namespace() -> Iterator[Namespace]:
         place.make_target()
         yield place
     finally:
-        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+        delete(name)
+
+
+def delete(name: str) -> None:
+    """Delete the namespace, also if the API server is away for a moment."""
+    deadline = time.monotonic() + DELETION
+    while True:
+        try:
+            kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+            return
+        except FailedError as exc:
+            if time.monotonic() > deadline:
+                raise FailedError(f"The namespace {name} is left behind. {exc}") from exc
+            time.sleep(1)

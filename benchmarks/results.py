@@ -15,6 +15,10 @@ DIRECT = "direct"
 """The control: the loads without any forwarder."""
 
 
+class FailedError(Exception):
+    """A load that could not be measured; the text is a line of the result."""
+
+
 @dataclass(frozen=True)
 class Spread:
     """The median of samples, and how far they lie apart."""

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks import contenders, growth, install, lifetime, measures, place, report, slow_link
-from benchmarks.contenders import Contender, Direct, FailedError, Forwarder
-from benchmarks.results import BASE, DIRECT, Results, figure
+from benchmarks.contenders import Contender, Direct, Forwarder
+from benchmarks.results import BASE, DIRECT, FailedError, Results, figure
 
 SHORT_ROUNDS, LONG_ROUNDS = 3, 5
 STARTS = 3
@@ -275,3 +275,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except FailedError as error:
+        raise SystemExit(str(error)) from None
