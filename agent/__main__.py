@@ -1,53 +1,41 @@
-"""`python -m agent`: run a server with the settings of the command line."""
+"""`python -m agent`: listen, then load the program and run it.
+
+Loading takes most of an agent's start. A client that connects meanwhile waits for its answer, where
+it would be refused and have to dial again.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import signal
+import _socket
 import sys
 
-from agent.dial import Lookups
-from agent.server import Server
-from agent.settings import Settings, parse
-from krelay.mux.descriptors import raise_file_limit
-from krelay.mux.trace import show_wire_trace
+from agent import HOST, PORT
+
+_BACKLOG = 512
 
 
-async def serve(settings: Settings) -> None:
-    """Run a server until it is idle or a signal ends it.
+def listen(args: list[str]) -> int | None:
+    """Listen where an agent does by default; return the socket's descriptor.
 
-    Raises:
-        OSError: the port cannot be bound.
+    None means that `args` may name another address, or that this one cannot be bound. Then the
+    program tries, and reports why.
     """
-    loop = asyncio.get_running_loop()
-    server = Server(settings, Lookups())
-    # The kernel ignores signals to PID 1 of a container that have no handler.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop, signal.Signals(number).name)
-    await server.run()
-
-
-def main() -> int:
-    """Run the program; return its exit code."""
-    settings = parse(sys.argv[1:])
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
-    show_wire_trace()
-    raise_file_limit()
-    loop = asyncio.new_event_loop()
+    if any(arg.startswith(("--bind", "--port")) for arg in args):
+        return None
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
-        loop.run_until_complete(serve(settings))
-    except OSError as exc:
-        logging.getLogger("krelay.agent").error("cannot listen: %s", exc)
-        return 1
-    return 0
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        sock.bind((HOST, PORT))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        return None
+    return sock.detach()
 
 
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    # Not sys.exit: a resolver's thread may hang for half a minute more.
-    os._exit(code)
+    descriptor = listen(sys.argv[1:])
+
+    from agent.program import run
+
+    run(descriptor)

@@ -70,17 +70,18 @@ class Server:
         self.listening = asyncio.Event()
         self.address = ("", 0)
 
-    async def run(self) -> None:
-        """Serve until the agent is idle or stopped.
+    async def run(self, sock: socket.socket | None = None) -> None:
+        """Serve until the agent is idle or stopped, on the listener `sock` if there is one.
 
         Raises:
             OSError: the port cannot be bound.
         """
         settings = self._settings
-        family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
-        with socket.create_server(
-            (settings.bind, settings.port), family=family, backlog=_BACKLOG
-        ) as sock:
+        if sock is None:
+            family = socket.AF_INET6 if ":" in settings.bind else socket.AF_INET
+            address = settings.bind, settings.port
+            sock = socket.create_server(address, family=family, backlog=_BACKLOG)
+        with sock:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks

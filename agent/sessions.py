@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
-import secrets
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -134,7 +135,7 @@ class Sessions:
             ask = Ask.KEY
         else:
             ask = Ask.PROOF
-        return AgentHandshake(secrets.token_bytes(NONCE_SIZE), ask)
+        return AgentHandshake(os.urandom(NONCE_SIZE), ask)
 
     def accept(self, handshake: AgentHandshake, auth: Auth, tunnel: TunnelEnd) -> KeptSession:
         """Answer a client's AUTH; return the session that `tunnel` carries from now on.
@@ -202,7 +203,7 @@ class Sessions:
         if not handshake.verify(auth, self._authorise(auth)):
             raise HandshakeError("wrong key", ErrorCode.DENIED)
         self._make_room()
-        session_id = secrets.token_bytes(SESSION_ID_SIZE)
+        session_id = os.urandom(SESSION_ID_SIZE)
         self._count += 1
         mux = MuxConnection(
             Side.AGENT,
@@ -247,7 +248,7 @@ class Sessions:
         """Return the key for the client's proof; learn it here if only its digest is known."""
         if self._key is None and self._settings.key_sha256 is not None:
             shown = key_digest(auth.key)
-            if not secrets.compare_digest(shown, self._settings.key_sha256):
+            if not hmac.compare_digest(shown, self._settings.key_sha256):
                 raise HandshakeError("wrong key", ErrorCode.DENIED)
             self._key = auth.key
         return self._key or b""
@@ -256,7 +257,7 @@ class Sessions:
         kept = self._kept.get(auth.session_id or b"")
         # A random key for an unknown id: it takes as long, and gets the same answer, as a known id
         # with a wrong proof.
-        key = kept.key if kept is not None else secrets.token_bytes(NONCE_SIZE)
+        key = kept.key if kept is not None else os.urandom(NONCE_SIZE)
         if not handshake.verify(auth, key) or kept is None:
             raise HandshakeError("no such session", ErrorCode.UNKNOWN_SESSION)
         return kept

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from agent import memory
+from agent import HOST, PORT, memory
 from krelay.wire.frames import MAX_PAYLOAD
 
-PORT = 9527
 DOOR_PORT = 10250
 """Port of the door: managed control planes commonly reach pods on 443 and 10250 only."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -29,7 +29,7 @@ class Settings:
     clients must prove the key.
     """
 
-    bind: str = "127.0.0.1"
+    bind: str = HOST
     port: int = PORT
     idle_timeout: float = 300.0
     connect_timeout: float = 10.0
@@ -99,56 +99,91 @@ def size(text: str) -> int:
 
 def parse(args: Sequence[str], environ: Mapping[str, str] = os.environ) -> Settings:
     """Return the settings for these arguments. Exit with status 2 on a usage error."""
-    parser = argparse.ArgumentParser("krelay-server", allow_abbrev=False)
-    default = Settings()
-    parser.add_argument("--bind", type=address, default=default.bind, help="where to listen")
-    parser.add_argument("--port", type=port, default=default.port)
-    parser.add_argument("--idle-timeout", type=duration, default=default.idle_timeout)
-    parser.add_argument("--connect-timeout", type=duration, default=default.connect_timeout)
-    for name, kind, value in (
-        ("grace", duration, default.grace),
-        ("replay", size, default.replay),
-        ("ping", duration, default.ping),
-        ("ping-timeout", duration, default.ping_timeout),
-    ):
-        # argparse converts a default that is a string as it converts the argument.
-        preset = environ.get("KRELAY_" + name.upper().replace("-", "_"), str(value))
-        parser.add_argument(f"--{name}", type=kind, default=preset)
-    parser.add_argument("-v", "--v", default="0", help="accepted for old manifests; no effect")
-    known = parser.parse_args(args)
+    given = _simple(args, environ)
+    if given is None:
+        given = _parse(args, environ)
     try:
         key = bytes.fromhex(environ.get("KRELAY_KEY", ""))
     except ValueError:
-        parser.error("KRELAY_KEY is not hexadecimal")
+        _exit("KRELAY_KEY is not hexadecimal")
     try:
         memory_limit = memory.memory_limit(environ)
     except ValueError:
-        parser.error(f"{memory.ENV} is not a number of bytes")
+        _exit(f"{memory.ENV} is not a number of bytes")
     pod_ip = environ.get("KRELAY_POD_IP", "")
     try:
         if pod_ip:
             address(pod_ip)
     except ValueError:
-        parser.error("KRELAY_POD_IP is not an address")
+        _exit("KRELAY_POD_IP is not an address")
     try:
-        door_port = port(environ.get("KRELAY_DOOR_PORT") or str(default.door_port))
+        door_port = port(environ.get("KRELAY_DOOR_PORT") or str(DOOR_PORT))
     except ValueError:
-        parser.error("KRELAY_DOOR_PORT is not a port")
+        _exit("KRELAY_DOOR_PORT is not a port")
     settings = Settings(
-        bind=known.bind,
-        port=known.port,
-        idle_timeout=known.idle_timeout,
-        connect_timeout=known.connect_timeout,
-        grace=known.grace,
-        replay=known.replay,
-        ping=known.ping,
-        ping_timeout=known.ping_timeout,
+        **given,
         memory=memory_limit,
         key=key or None,
         key_sha256=environ.get("KRELAY_KEY_SHA256") or None,
         pod_ip=pod_ip,
         door_port=door_port,
     )
-    if not ipaddress.ip_address(settings.bind).is_loopback and not settings.secured:
-        parser.error(f"--bind {settings.bind} is open to others and requires a key: set KRELAY_KEY")
+    if not settings.secured and not ipaddress.ip_address(settings.bind).is_loopback:
+        _exit(f"--bind {settings.bind} is open to others and requires a key: set KRELAY_KEY")
     return settings
+
+
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "bind": address,
+    "port": port,
+    "idle_timeout": duration,
+    "connect_timeout": duration,
+    "grace": duration,
+    "replay": size,
+    "ping": duration,
+    "ping_timeout": duration,
+}
+_IN_ENVIRON = ("grace", "replay", "ping", "ping_timeout")
+
+
+def _presets(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the options that the environment sets."""
+    names = {name: "KRELAY_" + name.upper() for name in _IN_ENVIRON}
+    return {name: environ[variable] for name, variable in names.items() if variable in environ}
+
+
+def _simple(args: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the options if all of `args` are a valid `--NAME=VALUE`; None if argparse must judge.
+
+    Its import would be a tenth of an agent's start.
+    """
+    texts = _presets(environ)
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not equals or option != "--" + name.replace("_", "-") or name not in _OPTIONS:
+            return None
+        texts[name] = value
+    try:
+        return {name: _OPTIONS[name](text) for name, text in texts.items()}
+    except ValueError:
+        return None
+
+
+def _parse(args: Sequence[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    import argparse
+
+    parser = argparse.ArgumentParser("krelay-server", allow_abbrev=False)
+    presets = _presets(environ)
+    for name, kind in _OPTIONS.items():
+        # argparse converts a default that is a string as it converts the argument.
+        preset = presets.get(name, argparse.SUPPRESS)
+        parser.add_argument("--" + name.replace("_", "-"), type=kind, default=preset)
+    parser.add_argument("-v", "--v", default="0", help="accepted for old manifests; no effect")
+    known = vars(parser.parse_args(args))
+    return {name: value for name, value in known.items() if name in _OPTIONS}
+
+
+def _exit(message: str) -> NoReturn:
+    sys.stderr.write(f"krelay-server: error: {message}\n")
+    sys.exit(2)

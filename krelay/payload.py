@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,34 +23,48 @@ LIMIT = 131_071
 """Bytes of one `NAME=value` string; Linux refuses to start a program with a longer one."""
 
 BOOT = f'''\
-import base64, importlib.abc, importlib.machinery, json, linecache, os, runpy, sys, traceback, zlib
+import sys
 if sys.version_info < (3, 11):
     sys.exit("krelay: the agent needs Python 3.11 or later, this is %d.%d" % sys.version_info[:2])
-class Carried(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
-    def __init__(self, sources):
-        self.sources = sources
-        for path, text in sources.items():
-            linecache.cache[path] = len(text), None, text.splitlines(True), path
+import binascii, os, zlib
+from importlib.machinery import ModuleSpec
+class Carried:
+    def __init__(self, texts):
+        self.sources = dict(zip(texts[::2], texts[1::2]))
     def find_spec(self, name, path=None, target=None):
-        file, package = self.get_filename(name), self.is_package(name)
+        folder = name.replace(".", "/")
+        package = folder + "/__init__.py" in self.sources
+        file = folder + ("/__init__.py" if package else ".py")
         if file in self.sources:
-            return importlib.machinery.ModuleSpec(name, self, origin=file, is_package=package)
-    def is_package(self, name):
-        return name.replace(".", "/") + "/__init__.py" in self.sources
-    def get_filename(self, name):
-        return name.replace(".", "/") + ("/__init__.py" if self.is_package(name) else ".py")
+            return ModuleSpec(name, self, origin=file, is_package=package)
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        self.run(module.__spec__.origin, module.__dict__)
+    def run(self, file, scope):
+        exec(compile(self.sources[file], file, "exec", dont_inherit=True), scope)
     def get_source(self, name):
-        return self.sources[self.get_filename(name)]
-sys.meta_path.insert(0, Carried(json.loads(zlib.decompress(base64.b64decode(
-    os.environ.pop("{ENV_NAME}"))))))
-sys.excepthook = traceback.print_exception
-runpy.run_module("agent", run_name="__main__", alter_sys=True)
+        return self.sources[self.find_spec(name).origin]
+    def show(self, *error):
+        import linecache, traceback
+        for path, text in self.sources.items():
+            linecache.cache[path] = len(text), None, text.splitlines(True), path
+        traceback.print_exception(*error)
+packed = binascii.a2b_base64(os.environ.pop("{ENV_NAME}"))
+carried = Carried(zlib.decompress(packed).decode().split("\\0"))
+sys.meta_path.insert(0, carried)
+sys.excepthook = carried.show
+sys.modules["ssl"] = None
+carried.run("agent/__main__.py", globals())
 '''
 """The program that `command()` passes to `python -c`: it imports from memory and runs the agent.
 
 It must not contain `$(`, which the kubelet expands. Its hook makes tracebacks show the agent's
 source lines; until Python 3.13 the interpreter's own hook looks for files. A package without a
 search path has only the carried modules, whatever is in the current directory.
+
+Each import delays the start: `importlib.abc`, `json`, `runpy` and `base64` load many others, and
+asyncio does without `ssl` if that cannot be imported.
 """
 
 
@@ -59,8 +72,9 @@ def command(python: str = "python3") -> list[str]:
     """Return the command line that boots the carried agent; append the agent's arguments.
 
     It is isolated (`-I`): no user site, no `PYTHON*` variables, no current directory on the path.
+    It does without `site` (`-S`): it needs no installed packages.
     """
-    return [python, "-I", "-B", "-u", "-c", BOOT]
+    return [python, "-I", "-S", "-B", "-u", "-c", BOOT]
 
 
 @functools.cache
@@ -100,7 +114,7 @@ def sources() -> dict[str, str]:
 def encode(modules: Mapping[str, str]) -> str:
     """Pack path -> text into a value for `ENV_NAME`; the same modules give the same value.
     Raises ValueError if the value does not fit into one variable."""
-    packed = json.dumps(modules, ensure_ascii=False, separators=(",", ":")).encode()
+    packed = "\0".join(text for item in modules.items() for text in item).encode()
     value = base64.b64encode(zlib.compress(packed, 9)).decode()
     size = len(ENV_NAME) + 1 + len(value)
     if size > LIMIT:

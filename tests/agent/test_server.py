@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from agent import __main__ as agent_main
 from agent import server as module
+from agent.__main__ import listen
 from agent.server import Server
 from agent.settings import Settings
 from krelay.wire.errors import ErrorCode
@@ -374,7 +376,7 @@ async def test_a_usage_error_ends_the_program_with_2() -> None:
 @pytest.mark.process
 async def test_the_program_is_standard_library_only() -> None:
     script = (
-        "import sys; sys.path.insert(0, '.'); import agent.__main__, json;"
+        "import sys; sys.path.insert(0, '.'); import agent.program, json;"
         "print(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
     )
     process = await asyncio.create_subprocess_exec(
@@ -383,3 +385,53 @@ async def test_the_program_is_standard_library_only() -> None:
     out, _ = await process.communicate()
     foreign = set(json.loads(out)) - set(sys.stdlib_module_names) - {"agent", "krelay"}
     assert foreign <= {"__main__", "__mp_main__"}
+
+
+@pytest.mark.process
+async def test_the_program_listens_before_it_is_loaded(tmp_path: Path) -> None:
+    """A client that connects meanwhile waits, and is served."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    script = (
+        "import runpy, sys, threading; import agent; agent.PORT = int(sys.argv.pop(1));"
+        "gate = sys.argv.pop(1); import importlib.abc\n"
+        "class Slow(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'agent.program': open(gate).read()\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "runpy.run_module('agent', run_name='__main__', alter_sys=True)\n"
+    )
+    port = rig.closed_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, str(port), str(gate)), cwd=ROOT
+    )
+    try:
+        reader, writer = await connected(port)
+        writer.write(OPENING)
+        gate.write_text("")
+        assert (await reader.readexactly(1 + HEAD_SIZE))[:2] == b"\x01\x20"
+        writer.close()
+        await writer.wait_closed()
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def connected(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Return a connection to `port` as soon as something listens there."""
+    while True:
+        try:
+            return await asyncio.open_connection(rig.HOST, port)
+        except ConnectionRefusedError:
+            await asyncio.sleep(0.01)
+
+
+def test_an_address_on_the_command_line_is_left_to_the_program() -> None:
+    for args in (["--port=0"], ["--port", "1"], ["--bind=::1"]):
+        assert listen(args) is None
+
+
+def test_an_address_in_use_is_left_to_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server((rig.HOST, 0)) as sock:
+        monkeypatch.setattr(agent_main, "PORT", sock.getsockname()[1])
+        assert listen([]) is None
