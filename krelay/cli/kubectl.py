@@ -15,7 +15,7 @@ import click
 from click.shell_completion import ShellComplete
 
 from krelay import __version__
-from krelay.cli.main import run_command, seconds
+from krelay.cli.main import preload, run_command, seconds
 from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
 from krelay.state.events import ForwardBound
@@ -221,6 +221,7 @@ def relay(
         echo(json.dumps({"Version": f"v{__version__}"}))
         return 0
     set_up_logging(verbosity - 3)
+    preload()
     from krelay.cli import up
     from krelay.config.files import read_once
     from krelay.config.sources import Proxy, Selection, Words

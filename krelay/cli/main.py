@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -135,6 +137,23 @@ def _path_of_running(file: str | None) -> str:
     return files.find(file)
 
 
+def preload() -> None:
+    """Import what reaches a cluster, in a thread, while the command reads its file.
+
+    The import of aiohttp loads the system's certificates, and the agent's program is compressed:
+    both leave the interpreter to other threads.
+    """
+    threading.Thread(target=_preload, name="preload", daemon=True).start()
+
+
+def _preload() -> None:
+    with suppress(Exception):  # it is raised again where it is needed
+        from krelay import payload
+
+        payload.payload()
+        from krelay.cluster import agent_lifecycle, api, resolve  # noqa: F401
+
+
 # -- commands --------------------------------------------------------------------------------------
 
 
@@ -168,6 +187,7 @@ def up(
     With NAMEs, relay only these targets. Saved edits of the file apply at once; connections of
     unchanged forwards stay open.
     """
+    preload()
     from krelay.cli.up import run
 
     set_up_logging(verbose, json=log_format == "json")
@@ -217,6 +237,7 @@ def proxy(
     The cluster resolves the names that clients ask for. Listening beyond loopback requires a
     username and a password, or --insecure.
     """
+    preload()
     from krelay.cli.up import run
     from krelay.config.sources import Overlay, Proxy
 
@@ -253,6 +274,7 @@ def run_(
     forwards in the variables KRELAY_<TARGET>_HOST, _PORT and _ADDR; each port of a target with
     several also has KRELAY_<TARGET>_<PORT>_HOST and so on. With NAMEs, relay only these targets.
     """
+    preload()
     from krelay.cli.run import run
 
     set_up_logging(verbose - 1, json=log_format == "json")

@@ -20,7 +20,7 @@ from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
-from krelay.state.events import ConfigApplied, ForwardBound
+from krelay.state.events import AgentProgress, ConfigApplied, ForwardBound
 from krelay.status import Handler
 from krelay.status.servers import AlreadyRunningError, TcpServer, serve_unix
 from krelay.status.socket_path import socket_path
@@ -231,12 +231,25 @@ async def _open_control(
 ) -> None:
     """Let other commands reach this one; relaying does not depend on it."""
     try:
-        service = serve_unix(path, handlers, snapshot=control.snapshot, bus=supervisor.bus)
+        service = serve_unix(
+            path,
+            handlers,
+            snapshot=control.snapshot,
+            bus=supervisor.bus,
+            begin=partial(_start_has_time, supervisor),
+        )
         await stack.enter_async_context(service)
     except AlreadyRunningError:
         raise
     except KrelayError as exc:
         logger.warning("other krelay commands cannot reach this one: %s", exc)
+
+
+async def _start_has_time(supervisor: Supervisor) -> None:
+    """Return when the start waits for the cluster, or after a second."""
+    with contextlib.suppress(TimeoutError), supervisor.bus.subscribe(AgentProgress) as steps:
+        async with asyncio.timeout(1.0):
+            await steps.next()
 
 
 def announce_bound(event: ForwardBound) -> None:

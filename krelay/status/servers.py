@@ -5,6 +5,7 @@ The HTTP server is imported when a listener opens: most commands need none.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
@@ -21,6 +22,7 @@ from krelay.state.bus import EventBus
 from krelay.state.snapshot import Snapshot
 from krelay.status import Handler
 from krelay.status.socket_path import make_directory
+from krelay.tasks import TaskGroup, keep
 from krelay.threads import in_thread, in_thread_or_here
 
 if TYPE_CHECKING:
@@ -43,28 +45,48 @@ async def serve_unix(
     *,
     snapshot: Callable[[], Awaitable[Snapshot]] | None = None,
     bus: EventBus | None = None,
+    begin: Callable[[], Awaitable[object]] | None = None,
 ) -> AsyncIterator[None]:
     """Serve on the socket at `path` until the block is left; a lock keeps it to one process.
 
-    `handlers`, `snapshot` and `bus` are those of `application`.
+    `handlers`, `snapshot` and `bus` are those of `application`. The HTTP server is imported beside
+    the block, after `begin` if that is given; requests wait in the socket's backlog until then.
 
     Raises:
         AlreadyRunningError: another process holds the lock.
         KrelayError: the socket cannot be created.
     """
-    from krelay.status.app import application
-    from krelay.status.connections import TRUSTED, Connections, connection_limit
-
     sock, lock = await in_thread(lambda: _claim(path))
-    app = application(handlers, snapshot=snapshot, bus=bus)
-    connections = Connections(app, trusted=connection_limit(TRUSTED))
+
+    async def serve() -> None:
+        if begin is not None:
+            await begin()
+        await in_thread(_import)
+        from krelay.status.app import application
+        from krelay.status.connections import TRUSTED, Connections, connection_limit
+
+        app = application(handlers, snapshot=snapshot, bus=bus)
+        connections = Connections(app, trusted=connection_limit(TRUSTED))
+        try:
+            await connections.serve([sock])
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await connections.close()
+
     try:
-        await connections.serve([sock])
-        yield
+        async with TaskGroup() as tasks:
+            serving = tasks.create_task(keep(serve, "the control socket"), name="control socket")
+            try:
+                yield
+            finally:
+                serving.cancel()
     finally:
-        await connections.close()
         sock.close()
         await in_thread_or_here(lambda: _release(path, lock))
+
+
+def _import() -> None:
+    from krelay.status import app  # noqa: F401
 
 
 def _claim(path: Path) -> tuple[socket.socket, int]:
