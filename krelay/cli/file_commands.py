@@ -16,11 +16,8 @@ from typing import Any
 
 from krelay.cli.output import echo, note
 from krelay.config import files
-from krelay.config.changes import changes
-from krelay.config.diff import diff
 from krelay.config.sources import Selection
 from krelay.errors import ConfigError, CredentialsError, NotFoundError, UsageError
-from krelay.status.client import NotRunningError, ask
 
 _PLAN_DEADLINE = 30.0
 # A new agent may have to be pulled and started first.
@@ -61,6 +58,10 @@ def check(selection: Selection, *, json: bool) -> int:
 
 def plan(selection: Selection, candidate: Selection | None, *, json: bool) -> bool:
     """Print what `candidate`, or the file as it is now, would change; return whether it would."""
+    from krelay.config.changes import changes
+    from krelay.config.diff import diff
+    from krelay.status.client import NotRunningError, ask
+
     file = _running_file(selection)
     body = {}
     if candidate is not None:
@@ -80,6 +81,8 @@ def plan(selection: Selection, candidate: Selection | None, *, json: bool) -> bo
 
 def reload(selection: Selection, *, json: bool) -> None:
     """Make krelay apply its file, and print what changed."""
+    from krelay.status.client import ask
+
     file = _running_file(selection)
     found = ask(file, "POST", "/v1/reload", timeout=_RELOAD_DEADLINE)["changes"]
     _print_changes(found, "nothing changed", json=json)

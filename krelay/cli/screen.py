@@ -7,11 +7,10 @@ import os
 import sys
 import termios
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.cells import cell_len
-from rich.console import Console, RenderableType
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
 # Synchronized output: terminals that support it show everything between the two at once.
@@ -44,6 +43,8 @@ class Painter:
     """
 
     def __init__(self, out: TextIO) -> None:
+        from rich.console import Console
+
         self.console = Console(file=out, highlight=False, markup=False, emoji=False)
         self._out = out
         self._widths: list[int] = []
@@ -61,6 +62,9 @@ class Painter:
 
     def paint(self, block: RenderableType, above: Sequence[str] = ()) -> None:
         """Replace the block, and write the lines `above` it."""
+        from rich.cells import cell_len
+        from rich.text import Text
+
         width, height = self.size
         lines = self._lines(block, width)[:height]
         text = "".join(f"{line}\n" for line in (*above, *lines))

@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import PurePath
 from typing import TypeVar
 
-from watchfiles import awatch
-
 from krelay.errors import KrelayError, UsageError
 from krelay.threads import DaemonExecutor
 
@@ -208,6 +206,8 @@ class _Watcher:
 
 
 def _events(directories: list[str]) -> AsyncGenerator[object, None]:
+    from watchfiles import awatch
+
     return awatch(
         *directories,
         watch_filter=None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import sys
 from collections.abc import Callable
@@ -44,6 +43,8 @@ async def give_back(streams: Callable[[], int]) -> None:
 def _trimmer() -> Callable[[int], int] | None:
     if sys.platform != "linux":
         return None
+    import ctypes
+
     try:
         trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):

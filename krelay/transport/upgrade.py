@@ -10,6 +10,7 @@ server/sandbox_portforward.go; of the kubelet, pkg/kubelet/server/server.go.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from krelay.errors import (
@@ -27,7 +28,9 @@ from krelay.net.error_body import error_text, page_words, status_message, words
 from krelay.net.handshake_stream import HandshakeStream
 from krelay.transport.http import Exchange, Headers
 from krelay.transport.spdy import Buffer
-from krelay.transport.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from krelay.transport.websocket import WebSocket
 
 _SHOWN = 300  # characters of a peer's text in an error
 _SEARCHED = 4096  # characters of a page that are searched for the words of a runtime
@@ -67,7 +70,7 @@ class Plain:
         return None if upgrades == ["spdy/3.1"] else "an upgrade to something else"
 
 
-Carrier = Plain | WebSocket
+Carrier: TypeAlias = "Plain | WebSocket"
 """How SPDY's bytes travel on the connection; sans-I/O."""
 
 
@@ -120,6 +123,8 @@ async def upgrade(
     """
     carrier: Carrier
     if transport is Transport.WEBSOCKET:
+        from krelay.transport.websocket import WebSocket
+
         method, verb, carrier = "GET", "get", WebSocket()
     else:
         method, verb, carrier = "POST", "create", Plain()

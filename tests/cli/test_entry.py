@@ -1,9 +1,11 @@
-"""Ctrl-C before a command has been imported."""
+"""Ctrl-C before a command has been imported, and what a command imports."""
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +34,61 @@ def test_ctrl_c_during_the_imports_exits_with_130_in_silence(program: str) -> No
         [sys.executable, "-c", SCRIPT, program], capture_output=True, text=True, timeout=30
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+LOADED = """
+import sys
+from krelay.cli.main import main
+sys.argv = ["krelay", *sys.argv[1:]]
+main()
+names = {name for name in sys.modules if name.partition(".")[0] == "krelay"}
+foreign = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+slow = {"asyncio", "concurrent.futures", "http.client", "ssl"} & set(sys.modules)
+print(sorted(names), sorted(foreign - {"__main__", "krelay"}), sorted(slow), sep="\\n")
+"""
+
+
+def loaded(*args: str) -> list[list[str]]:
+    """Return what a command imports: krelay's modules, other packages, slow standard modules."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import sys; sys.path += eval(sys.argv.pop(1))\n" + LOADED]
+        + [repr([*sys.path]), *args],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 0, done.stderr
+    return [ast.literal_eval(line) for line in done.stdout.splitlines()[-3:]]
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_imports_little(option: str) -> None:
+    ours, others, slow = loaded(option)
+    assert ours == [
+        "krelay",
+        "krelay.cli",
+        "krelay.cli.log_repeats",
+        "krelay.cli.main",
+        "krelay.cli.output",
+        "krelay.errors",
+        "krelay.mux",
+        "krelay.mux.log",
+        "krelay.mux.trace",
+        "krelay.state",
+        "krelay.state.log_tail",
+        "krelay.text",
+        "krelay.wire",
+        "krelay.wire.errors",
+        "krelay.wire.frames",
+    ]
+    assert (others, slow) == (["click"], [])
+
+
+def test_check_imports_nothing_of_a_cluster_or_of_an_event_loop(tmp_path: Path) -> None:
+    file = tmp_path / "krelay.yaml"
+    file.write_text("apiVersion: krelay/v1\ntargets:\n  web: svc/web 8080:80\n")
+    ours, others, slow = loaded("check", str(file))
+    areas = {name.split(".")[1] for name in ours if "." in name}
+    assert areas <= {"cli", "config", "errors", "model", "mux", "state", "text", "wire"}
+    assert not {"aiohttp", "h11", "prometheus_client", "psutil", "rich", "websockets"} & {*others}
+    assert slow == ["concurrent.futures"]
