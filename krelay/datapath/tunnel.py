@@ -446,7 +446,8 @@ class Tunnel:
     def _log_set_aside(self, bug: Exception | None = None) -> None:
         self._log.log(
             logging.ERROR if bug else logging.INFO,
-            "the shortcut is set aside: %s; next attempt in %.0f s",
+            "not by %s: %s; next attempt in %.0f s",
+            self.link.shortcut.name if self.link.shortcut is not None else "the shortcut",
             self.ways.reason,
             self.ways.next_attempt or 0.0,
             exc_info=bug,

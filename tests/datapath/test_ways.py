@@ -129,7 +129,7 @@ async def test_a_refused_shortcut_is_set_aside_and_said_once(
         await here.carried_by("proxy")
         assert ways.reason == ""
         assert ways.next_attempt is None
-    said = [line for line in infos(caplog) if "set aside" in line]
+    said = [line for line in infos(caplog) if "not by proxy" in line]
     assert len(said) == 1
     assert "cannot get pods/proxy" in said[0]
 

@@ -214,7 +214,9 @@ def test_what_krelay_rbac_prints_is_enough(namespace: Make, world: str, tmp_path
     with kit.up(text, tmp_path, 4, environ={"KUBECONFIG": kubeconfig}) as krelay:
         for name in ("svc", "deploy", "job", "pod"):
             assert kit.http_get(krelay.address(name))
-        assert not any("cannot" in line for line in krelay.log), krelay.told()
+        # What only makes tunnels faster is not printed, and its lack is no failure.
+        refused = [line for line in krelay.log if "cannot" in line]
+        assert all("not by proxy: cannot get pods/proxy" in line for line in refused), krelay.told()
 
 
 def test_two_contexts_in_one_file(namespace: Make, world: str, tmp_path: Path) -> None:
