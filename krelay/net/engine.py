@@ -80,6 +80,7 @@ def choose() -> Engine:
             _chosen = _find(os.environ.get(VARIABLE) or "auto")
             if _chosen.reason:
                 logger.warning("asyncio's transports are used: %s", _chosen.reason)
+            logger.info("the connections to the cluster use %s", _chosen.name)
         return _chosen
 
 

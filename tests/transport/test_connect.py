@@ -338,7 +338,7 @@ async def test_a_dial_without_an_answer_is_joined_by_another(
 
     monkeypatch.setattr(engine, "create_connection", lossy)
     _, witness = await dial(Witness, *listener.sockets[0].getsockname(), redial_every=0.01)
-    assert tries == 2
+    assert tries >= 2  # more on a busy machine
     await witness.lost
     listener.close()
 
