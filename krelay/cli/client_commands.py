@@ -20,6 +20,7 @@ from krelay.errors import KrelayError, NotReadyError
 from krelay.state.error_codec import to_json
 from krelay.state.states import ForwardState, State, readiness
 from krelay.status.client import Changes, NotRunningError, ask, is_running
+from krelay.text import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -123,13 +124,15 @@ def _view(
 ) -> RenderableType:
     """Return the table, on a terminal below a line about the run; if `wide`, above the tunnels."""
     from rich.console import Group
+    from rich.text import Text
 
     from krelay.cli.view import headline, out_of_sync, table, tunnels
 
     now = datetime.now(UTC)
     shown = table(snapshot["forwards"], rates=rates, width=width, wide=wide, now=now)
     if wide:
-        shown = Group(shown, "", tunnels(snapshot, now))
+        engine = one_line(f"connections to the cluster: {snapshot.get('engine', 'asyncio')}")
+        shown = Group(shown, "", tunnels(snapshot, now), "", Text(engine))
     if width is None:
         return shown
     return Group(headline(snapshot, now), *out_of_sync(snapshot, now), "", shown)

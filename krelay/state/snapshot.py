@@ -17,7 +17,8 @@ from krelay.state.states import AgentState, FileState, ForwardState, json_form, 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All of it. `draining` counts the live connections of draining forwards. `tasks`,
-    `descriptors` and `memory_bytes` are figures of krelay's own process."""
+    `descriptors` and `memory_bytes` are figures of krelay's own process. `engine` makes
+    the connections to the cluster."""
 
     version: str
     pid: int
@@ -30,6 +31,7 @@ class Snapshot:
     descriptors: int = 0
     memory_bytes: int = 0
     ending: bool = False
+    engine: str = "asyncio"
 
     @property
     def ready(self) -> bool:

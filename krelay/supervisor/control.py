@@ -10,6 +10,7 @@ from typing import Any
 from krelay.config.changes import Change
 from krelay.config.sources import Selection
 from krelay.errors import UsageError
+from krelay.net.engine import choose
 from krelay.state.snapshot import Snapshot
 from krelay.status import Handler
 from krelay.supervisor.reload import Reloader
@@ -36,11 +37,13 @@ class Control:
         """Return the present state, with the figures of this process."""
         # The system is asked first: the rest is of one turn of the event loop.
         descriptors, memory = await in_thread_or_here(_process)
+        engine = await in_thread_or_here(choose)
         return dataclasses.replace(
             self._supervisor.snapshot(),
             tasks=len(asyncio.all_tasks()),
             descriptors=descriptors,
             memory_bytes=memory,
+            engine=engine.name,
         )
 
     async def status(self, body: Mapping[str, Any]) -> dict[str, Any]:

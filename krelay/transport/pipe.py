@@ -75,13 +75,15 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
         return self._closing
 
     def pause_reading(self) -> None:
-        self._below.pause_reading()
+        if not self._below.is_closing():
+            self._below.pause_reading()
 
     def resume_reading(self) -> None:
-        self._below.resume_reading()
+        if not self._below.is_closing():
+            self._below.resume_reading()
 
     def is_reading(self) -> bool:
-        return self._below.is_reading()
+        return not self._below.is_closing() and self._below.is_reading()
 
     def can_write_eof(self) -> bool:
         """Return True, although the container runtime ends both directions a second later."""

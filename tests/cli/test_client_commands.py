@@ -50,13 +50,14 @@ async def test_status_prints_a_line_for_each_forward(
         assert await shown(file, "db", output="wide") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    title, web, db, wide, wide_db, _, tunnels, *_ = out.splitlines()
+    title, web, db, wide, wide_db, _, tunnels, *_, engine = out.splitlines()
     assert title.split()[0] == "TARGET"
     assert web.startswith("web     ● ready   127.0.0.1:8080  svc/web:80")
     assert db.endswith("connection refused")
     assert "NAMESPACE" in wide
     assert wide_db.startswith("db ")
     assert tunnels.split() == ["TUNNEL", "CARRIER", "STREAMS", "RTT", "REASON"]
+    assert engine == "connections to the cluster: asyncio"
 
 
 async def test_status_in_json_is_the_snapshot(

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from krelay.errors import ConfigError, KrelayError, UsageError
+from krelay.net.engine import choose
 from krelay.status.client import ask
 from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
@@ -92,6 +93,7 @@ async def test_status_answers_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_
             assert found["tasks"] > 0
             assert found["descriptors"] > 3
             assert found["memoryBytes"] > 1 << 20
+            assert found["engine"] == (await asyncio.to_thread(choose)).name
 
 
 async def test_an_invalid_file_is_out_of_sync_since_the_first_error(
