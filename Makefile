@@ -22,7 +22,7 @@ TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e soak \
-  fuzz bench bench-quick bench-reload bench-scale lock sbom audit clean
+  fuzz profile bench bench-quick bench-reload bench-scale lock sbom audit clean
 
 help:            ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,10 @@ bench: $(STAMP)  ## measure all that docs/performance.md reports, and write it t
 bench-quick: $(STAMP)  ## compare krelay with kubectl port-forward on the cluster (3 min)
 	$(BIN)/python -m benchmarks.run $(BENCH)
 
+profile: $(STAMP)  ## print the CPU time of each process of a transfer, draw flame graphs (root)
+	@$(BIN)/python $(LOCKED) -r requirements-profile.lock
+	$(BIN)/python -m benchmarks.profile
+
 bench-reload: $(STAMP)  ## measure the time from saving an edit to the new listener
 	$(BIN)/python -m benchmarks.reload
 
@@ -111,6 +115,7 @@ lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upg
 	compile pyproject.toml --extra speed --extra dev -c requirements.lock -c requirements-build.lock \
 	  -o requirements-dev.lock && \
 	compile --group fuzz -o requirements-fuzz.lock && \
+	compile --group profile -o requirements-profile.lock && \
 	compile --group audit -o requirements-audit.lock
 
 sbom: $(TOOLS_STAMP)  ## write dist/krelay.cdx.json: krelay's runtime packages (CycloneDX)
