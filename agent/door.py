@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import suppress
 from typing import Protocol
 
 from agent.connection import AgentConnection
@@ -20,6 +19,7 @@ from agent.pending import Pending, RefusalLog
 from agent.sessions import TUNNEL_COST, Sessions
 from agent.upgrade import SWITCHING, UpgradeError, UpgradeRequest, refusal
 from krelay.mux.descriptors import files_to_spare
+from krelay.mux.transport import SocketTransport
 from krelay.wire.header import Header
 
 logger = logging.getLogger("krelay.agent")
@@ -54,9 +54,8 @@ class Owner(Protocol):
 class Door:
     """The second listener of an agent. Its connections carry the sessions of `owner`."""
 
-    def __init__(self, owner: Owner, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, owner: Owner) -> None:
         self._owner = owner
-        self._tasks = tasks
         self._loop = asyncio.get_running_loop()
         self._pending = Pending(MAX_PENDING)
         self._sock: socket.socket | None = None
@@ -135,14 +134,8 @@ class Door:
             self.refusals.add("the agent is short of file descriptors")
             sock.close()
             return
-        self._tasks.create_task(self._serve(sock)).add_done_callback(
-            # One that was cancelled before it began has no transport that closes the socket.
-            lambda task: sock.close() if task.cancelled() else None
-        )
-
-    async def _serve(self, sock: socket.socket) -> None:
-        with suppress(OSError):
-            await self._loop.connect_accepted_socket(lambda: DoorConnection(self), sock)
+        sock.setblocking(False)
+        SocketTransport(sock, DoorConnection(self))
 
     # -- connections ---------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from agent.memory import (
 from agent.pending import Pending, RefusalLog
 from agent.sessions import Sessions
 from agent.settings import Settings
+from krelay.mux.transport import SocketTransport
 from krelay.wire.errors import ErrorCode
 from krelay.wire.header import Header, Status
 
@@ -38,6 +39,7 @@ LINGER = 2.0
 _LAST_CALL = 0.2
 _DRAIN = 4.0
 _BACKLOG = 512
+_RETRY_AFTER = 1.0
 
 
 class _EndedError(Exception):
@@ -106,9 +108,7 @@ class Server:
 
     async def _serve(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        server = await self._loop.create_server(
-            lambda: AgentConnection(self), sock=sock, backlog=_BACKLOG
-        )
+        self._listen(sock)
         self.address = sock.getsockname()[:2]
         logger.info("listening on %s port %d", *self.address)
         if not self._settings.port:
@@ -116,14 +116,15 @@ class Server:
             sys.stdout.write("{}:{}\n".format(*self.address))
             sys.stdout.flush()
         if self._settings.pod_ip and self._settings.secured:
-            self.door = Door(self, self._tasks)
+            self.door = Door(self)
             self.door.open(self._settings.pod_ip, self._settings.door_port)
         self.listening.set()
         self._start_idle_timer()
         try:
             await self._done.wait()
         finally:
-            server.close()
+            self._loop.remove_reader(sock)
+            sock.close()
             if self.door is not None:
                 self.door.close()
             self.refusals.close()
@@ -135,6 +136,25 @@ class Server:
             for transport in self._transports():
                 transport.close()
             await self._drained()
+
+    def _listen(self, sock: socket.socket) -> None:
+        if not self._done.is_set():
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def _accept(self, sock: socket.socket) -> None:
+        """Accept the connections in the backlog."""
+        for _ in range(_BACKLOG):
+            try:
+                connection, _address = sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                logger.error("no connection can be accepted: %s", exc)
+                self._loop.remove_reader(sock)
+                self._loop.call_later(_RETRY_AFTER, self._listen, sock)
+                return
+            connection.setblocking(False)
+            SocketTransport(connection, AgentConnection(self))
 
     async def _drained(self) -> None:
         """Wait until the last bytes, such as a GOAWAY, have been sent."""

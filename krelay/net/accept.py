@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from krelay.mux.descriptors import file_limit, open_files, reserve
 from krelay.mux.log import about
+from krelay.mux.transport import SocketTransport
 from krelay.net.bind import BACKLOG
 
 logger = logging.getLogger("krelay.listener")
@@ -125,6 +126,17 @@ class AcceptLoop:
                 return
 
     def _serve(self, connection: socket.socket) -> None:
+        if self._budget is None:
+            self._serve_control(connection)
+            return
+        try:
+            connection.setblocking(False)
+            SocketTransport(connection, self._factory())
+        except Exception as exc:
+            self._reset(connection, exc)
+
+    def _serve_control(self, connection: socket.socket) -> None:
+        """Give a connection to the status service one of asyncio's transports."""
         serving = self._loop.connect_accepted_socket(self._factory, connection)
         task = self._loop.create_task(serving)
         self._starting.add(task)
@@ -132,12 +144,15 @@ class AcceptLoop:
         def started(task: asyncio.Task[object]) -> None:
             self._starting.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._log.error("connection reset: %r", error)
-                with suppress(OSError):
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
-                connection.close()
+                self._reset(connection, error)
 
         task.add_done_callback(started)
+
+    def _reset(self, connection: socket.socket, error: BaseException) -> None:
+        self._log.error("connection reset: %r", error)
+        with suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST_ON_CLOSE)
+        connection.close()
 
     def _wait(self, budget: DescriptorBudget) -> None:
         self._loop.remove_reader(self._sock)

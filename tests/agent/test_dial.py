@@ -8,7 +8,6 @@ import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -23,13 +22,30 @@ TCP = socket.SOCK_STREAM
 
 
 class Connected(asyncio.Protocol):
-    """Waits for its connection."""
+    """Waits for its connection, and for the first byte of the target."""
 
     def __init__(self) -> None:
         self.transport: asyncio.BaseTransport | None = None
+        self.greeted = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.greeted.set()
+
+    async def close(self) -> None:
+        """Close the connection once the target has accepted it."""
+        assert self.transport is not None
+        await self.greeted.wait()
+        self.transport.close()
+        await asyncio.sleep(0)
+
+
+async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Send a byte, then read until the end."""
+    writer.write(b"x")
+    await rig.swallow(reader, writer)
 
 
 @pytest.fixture
@@ -115,11 +131,9 @@ async def test_a_resolver_that_does_not_answer_is_a_timeout(
 
 
 async def test_a_dial_returns_a_connected_protocol() -> None:
-    async with rig.tcp_target(rig.swallow) as port:
+    async with rig.tcp_target(greet) as port:
         connected = await dial_tcp(rig.HOST, port, 5.0, Connected)
-        assert connected.transport is not None
-        connected.transport.close()
-        await asyncio.sleep(0)
+        await connected.close()
 
 
 async def test_a_dial_of_a_closed_port_is_refused() -> None:
@@ -153,7 +167,7 @@ async def test_errors_of_the_kernel_have_codes(
     def refuse_udp(*_: object) -> None:
         raise OSError(number, "the kernel says no")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refuse)
+    monkeypatch.setattr(dial, "_connect", refuse)
     monkeypatch.setattr("agent.udp.DatagramEndpoint", refuse_udp)
     tcp = await failing(rig.HOST, 80)
     with pytest.raises(DialError) as udp:
@@ -168,36 +182,34 @@ async def test_the_kernel_s_own_timeout_is_a_connect_timeout(
     async def give_up(*_: object, **__: object) -> None:
         raise OSError(errno.ETIMEDOUT, "the kernel gives up")
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", give_up)
+    monkeypatch.setattr(dial, "_connect", give_up)
     assert (await failing(rig.HOST, 80)).code == ErrorCode.CONNECT_TIMEOUT
 
 
 async def test_the_next_address_is_tried_after_one_that_refuses(names: Callable[..., None]) -> None:
     names("127.0.0.2", "127.0.0.1")
-    async with rig.tcp_target(rig.swallow) as port:
+    async with rig.tcp_target(greet) as port:
         connected = await dial_tcp("both.test", port, 5.0, Connected)
         assert connected.transport is not None
         assert connected.transport.get_extra_info("peername") == ("127.0.0.1", port)
-        connected.transport.close()
-        await asyncio.sleep(0)
+        await connected.close()
 
 
-async def test_an_address_that_is_silent_leaves_time_for_the_next() -> None:
-    async with rig.tcp_target(rig.swallow, "127.0.0.2") as port:
+async def test_an_address_that_is_silent_leaves_time_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig.tcp_target(greet, "127.0.0.2") as port:
         with rig.silent() as dead:
             both: list[tuple[int, str]] = [(socket.AF_INET, f"127.0.0.{n}") for n in (1, 2)]
             loop = asyncio.get_running_loop()
-            real = loop.create_connection
+            real = dial._connect
 
-            async def redirect(protocol: Any, address: str, *_: object, **kw: Any) -> object:
-                to = dead if address == "127.0.0.1" else port
-                return await real(protocol, address, to, **kw)
+            async def redirect(family: int, address: str, _: int) -> socket.socket:
+                return await real(family, address, dead if address == "127.0.0.1" else port)
 
-            loop.create_connection = redirect  # type: ignore[method-assign, assignment]
+            monkeypatch.setattr(dial, "_connect", redirect)
             connected = await dial._first(both, port, loop.time() + 2.0, Connected)
-    assert connected.transport is not None
-    connected.transport.close()
-    await asyncio.sleep(0)
+        await connected.close()
 
 
 async def test_the_error_of_the_last_address_is_raised(names: Callable[..., None]) -> None:
@@ -265,7 +277,7 @@ async def test_a_socket_without_ipv6_is_a_dial_error(monkeypatch: pytest.MonkeyP
 async def test_a_dial_leaves_the_last_descriptors_to_tunnels() -> None:
     used, (soft, hard) = open_files(), resource.getrlimit(resource.RLIMIT_NOFILE)
     assert used is not None
-    async with rig.tcp_target(rig.swallow) as port:
+    async with rig.tcp_target(greet) as port:
         resource.setrlimit(resource.RLIMIT_NOFILE, (used + 2, hard))
         try:
             tcp = await failing(rig.HOST, port)
@@ -276,9 +288,7 @@ async def test_a_dial_leaves_the_last_descriptors_to_tunnels() -> None:
         assert tcp.code == udp.value.code == ErrorCode.LIMIT
         assert str(tcp) == "the agent has no file descriptor to spare"
         connected = await dial_tcp(rig.HOST, port, 5.0, Connected)
-        assert connected.transport is not None
-        connected.transport.close()
-        await asyncio.sleep(0)
+        await connected.close()
 
 
 class Resolver:
