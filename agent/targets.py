@@ -218,15 +218,13 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         return self._targets.buffer.part(READ if roomy else PIECE)
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = self._targets.buffer.part(nbytes)
-        for at in range(0, nbytes, MAX_PAYLOAD):
-            self.data_received(bytes(data[at : at + MAX_PAYLOAD]))
-
-    def data_received(self, data: bytes) -> None:
-        if self.stream is None:
+        stream = self.stream
+        if stream is None:
             return
-        self.received_bytes += len(data)
-        if not self.stream.write(data, self._high_water) and self.transport is not None:
+        self.received_bytes += nbytes
+        data = self._targets.buffer.part(nbytes)
+        pieces = [bytes(data[at : at + MAX_PAYLOAD]) for at in range(0, nbytes, MAX_PAYLOAD)]
+        if not stream.write_pieces(pieces, self._high_water) and self.transport is not None:
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:

@@ -41,6 +41,12 @@ from krelay.wire.stream import State, Stream
 logger = logging.getLogger("krelay.mux")
 
 _BATCH = 256 << 10
+_TURN = 0.0002
+"""Seconds after a flush in which another one waits for the end of the turn of the loop."""
+_FEW = 4
+"""Streams up to which a write is flushed at once: of more, several write in a turn."""
+_SOON = 0.010
+"""Seconds from now before which no deadline of a session comes up (protocol.md, section 7)."""
 
 
 class MuxConnection:
@@ -76,9 +82,11 @@ class MuxConnection:
         """Called when no stream is left, maybe repeatedly."""
         self._on_open = on_open
         self._on_ids_low = on_ids_low
+        self._waker: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._paused = False
         self._awake = False
+        self._flushed_at = 0.0
         self._idle = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._debug = logger.isEnabledFor(logging.DEBUG)
@@ -165,8 +173,8 @@ class MuxConnection:
             former.abort()
         self._paused = False
         transport.set_write_buffer_limits(high=_BATCH)
-        self.wake()
-        self._arm()
+        self._awake = True
+        self._loop.call_soon(self._flush)
 
     def tunnel_lost(self, transport: asyncio.BaseTransport, exc: Exception | None) -> None:
         """Detach the session from `transport`, which has closed; do nothing for a former tunnel."""
@@ -192,9 +200,9 @@ class MuxConnection:
             if self.on_detached is not None:
                 self.on_detached(None)
             return
+        self._awake = True
         self._dispatch(events)
-        self.wake()
-        self._arm()
+        self._flush()
 
     def pause_writing(self, transport: asyncio.BaseTransport) -> None:
         """Stop sending: the tunnel's buffer is full."""
@@ -209,6 +217,7 @@ class MuxConnection:
     def verify_within(self, seconds: float) -> None:
         """Send a PING, and drop the tunnel if nothing arrives within `seconds`."""
         self.session.verify_within(seconds, self._loop.time())
+        self._disarm()
         self.wake()
         self._arm()
 
@@ -239,22 +248,32 @@ class MuxConnection:
     # -- pumping -------------------------------------------------------------------------------
 
     def wake(self) -> None:
-        """Send what is due at the end of this turn of the loop."""
+        """Send what is due: now, or soon after another flush at the end of this turn of the loop.
+
+        So a lone write waits for nothing, and many writes of one turn go out together.
+        """
         if self._awake:
             return
         if self._transport is not None:
             self._awake = True
-            self._loop.call_soon(self._flush)
+            if len(self.session.streams) > _FEW or self._loop.time() - self._flushed_at < _TURN:
+                self._loop.call_soon(self._flush)
+            else:
+                self._flush()
         elif self.on_idle is not None and not self.session.streams:
             self.on_idle()
 
     def wake_within(self, delay: float) -> None:
         """Send what is due within `delay` seconds, together with what is queued until then."""
-        self._loop.call_later(delay, self.wake)
+        if self._waker is None:
+            self._waker = self._loop.call_later(delay, self._flush)
 
     def _flush(self) -> None:
-        self._awake = False
         session = self.session
+        self._awake = True
+        if self._waker is not None:
+            self._waker.cancel()
+            self._waker = None
         while self._transport is not None and not self._paused:
             buffers = session.data_to_send(_BATCH, self._loop.time())
             if not buffers:
@@ -263,6 +282,8 @@ class MuxConnection:
             while session.writable:
                 stream = session.writable.pop()
                 self._call(stream, "on_writable")
+        self._awake = False
+        self._flushed_at = self._loop.time()
         if self.on_idle is not None and not session.streams:
             self.on_idle()
         self._arm()
@@ -331,7 +352,10 @@ class MuxConnection:
         """Schedule `_tick` for the session's next deadline."""
         if self._transport is None:
             return
-        deadline = self.session.tick(self._loop.time())
+        now = self._loop.time()
+        if self._timer is not None and self._timer.when() <= now + _SOON:
+            return
+        deadline = self.session.tick(now)
         if deadline is None:
             return
         if self._timer is not None:

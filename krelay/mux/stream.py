@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
 from krelay.wire.errors import ErrorCode
@@ -109,8 +110,15 @@ class MuxStream:
     def write(self, data: Buffer, high_water: int = HIGH_WATER) -> bool:
         """Queue bytes; return False if `high_water` bytes are queued, so that the writer must wait
         for `on_writable`."""
-        stream = self._stream
-        crowded = self._connection.session.write(stream, data) >= SESSION_HIGH_WATER
+        return self.write_pieces((data,), high_water)
+
+    def write_pieces(self, pieces: Iterable[Buffer], high_water: int = HIGH_WATER) -> bool:
+        """Queue several pieces together, as `write`."""
+        stream, session = self._stream, self._connection.session
+        queued = 0
+        for data in pieces:
+            queued = session.write(stream, data)
+        crowded = queued >= SESSION_HIGH_WATER
         self._connection.wake()
         if stream.queued < (min(CROWDED_HIGH_WATER, high_water) if crowded else high_water):
             return True
