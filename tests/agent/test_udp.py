@@ -10,7 +10,9 @@ import pytest
 
 from agent import sessions as module
 from agent import targets
+from agent.memory import FLOOR, Client, MemoryBudget
 from agent.udp import Losses, UdpSocket, dial_udp
+from krelay.mux.datagrams import MAX_WAITING
 from tests import rig
 from tests.agent.peer import session
 from tests.agent.test_targets import UDP, ask
@@ -25,6 +27,20 @@ async def test_a_closed_socket_calls_nothing() -> None:
         sock.close()
         sock.datagram_received(b"x", None)
         sock.error_received(ConnectionRefusedError())
+
+
+def test_datagrams_that_wait_for_their_targets_take_their_client_s_memory() -> None:
+    budget = MemoryBudget(64 << 20)
+    client = Client(budget)
+    room = targets.DatagramRoom(client.reserve())
+    assert room.take(MAX_WAITING - 10)
+    assert not room.take(11)
+    assert client.held == MAX_WAITING - 10
+    room.give_back(MAX_WAITING - 10)
+    assert client.held == 0
+    budget.left = 0
+    assert room.take(FLOOR)
+    assert not room.take(1)
 
 
 @pytest.fixture(autouse=True)
