@@ -22,6 +22,8 @@ IDLE = 110.0
 """Seconds without a datagram after which a flow ends."""
 MAX_FLOWS = 1_024
 _EARLY_DATAGRAMS = 16
+_RECEIVE_BUFFER = 4 << 20
+"""Bytes to ask of the kernel for what the clients of a forward send while krelay is busy."""
 
 
 @dataclass(eq=False, repr=False)
@@ -70,7 +72,7 @@ class FlowSocket:
 
     def attach(self, sock: socket.socket) -> None:
         """Use `sock` from now on, and close it at the end."""
-        self._endpoint = DatagramEndpoint(sock, self)
+        self._endpoint = DatagramEndpoint(sock, self, receive_buffer=_RECEIVE_BUFFER)
         self._drops = self.metrics.add_socket(sock)
 
     def reply(self, data: Buffer, addr: Any) -> None:

@@ -98,10 +98,15 @@ class DatagramEndpoint:
     """
 
     def __init__(
-        self, sock: socket.socket, handler: DatagramHandler, room: Room | None = None
+        self,
+        sock: socket.socket,
+        handler: DatagramHandler,
+        room: Room | None = None,
+        *,
+        receive_buffer: int = BUFFER,
     ) -> None:
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            sock.setsockopt(socket.SOL_SOCKET, option, BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket = sock
         self.closed = False
         self._loop = asyncio.get_running_loop()
