@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ FILE = "krelay.schema.json"
 @functools.cache
 def schema_text() -> str:
     """Return the schema (draft-07) as its file has it, for editors; it includes the old keys."""
-    inside = resources.files("krelay").joinpath("schema", FILE)  # in a wheel
-    if inside.is_file():
-        return inside.read_text("utf-8")
-    return (Path(__file__).parents[2] / "schema" / FILE).read_text("utf-8")  # in a checkout
+    package = Path(__file__).parents[1]
+    inside = package / "schema" / FILE  # in a wheel
+    found = inside if inside.is_file() else package.parent / "schema" / FILE  # in a checkout
+    return found.read_text("utf-8")
 
 
 def load_schema() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from krelay.config.grammar import quote
+from krelay.config.quick_check import UnknownKeywordError, matches
 from krelay.config.schema import load_schema, renamed_keys
 from krelay.config.yaml_reader import Node, is_old_octal, octal
 from krelay.errors import Problem
@@ -49,7 +50,8 @@ def check(root: Node, *steps: str) -> tuple[Node | None, list[Problem]]:
     bad: set[Steps] = set()
     rules = load_schema()
     root = _settle(root, _part(*steps), rules["definitions"], problems)
-    for error in _validator(*steps).iter_errors(root.plain()):
+    value = root.plain()
+    for error in () if _is_valid(value, *steps) else _validator(*steps).iter_errors(value):
         if node_at(root, tuple(error.absolute_path)).broken:
             continue
         for path, problem in _schema_errors(error, root, rules):
@@ -89,6 +91,15 @@ def rename_keys(root: Node, problems: list[Problem]) -> tuple[Node, list[tuple[i
         )
     found.sort(key=lambda key: key[0])
     return dataclasses.replace(root, value=entries), found
+
+
+def _is_valid(value: Any, *steps: str) -> bool:
+    """Return whether the value is certainly valid, without the words of jsonschema."""
+    part = _part(*steps)
+    try:
+        return matches(part, value, part)
+    except UnknownKeywordError:
+        return False
 
 
 @functools.cache

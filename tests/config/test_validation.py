@@ -219,7 +219,7 @@ def test_the_number_of_problems_is_limited() -> None:
 def test_the_schema_of_a_wheel_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "schema").mkdir()
     (tmp_path / "schema" / schema_module.FILE).write_text('{"title": "wheel"}')
-    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr(schema_module, "__file__", str(tmp_path / "config" / "schema.py"))
     schema_module.schema_text.cache_clear()
     schema_module.renamed_keys.cache_clear()
     try:
