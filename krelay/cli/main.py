@@ -141,9 +141,10 @@ def preload() -> None:
     """Import what reaches a cluster, in a thread, while the command reads its file.
 
     The import of aiohttp loads the system's certificates, and the agent's program is compressed:
-    both leave the interpreter to other threads.
+    both leave the interpreter to other threads. The end of the process waits for the thread, since
+    OpenSSL must not be cleaned up while it loads certificates.
     """
-    threading.Thread(target=_preload, name="preload", daemon=True).start()
+    threading.Thread(target=_preload, name="preload").start()
 
 
 def _preload() -> None:
