@@ -13,14 +13,18 @@ from collections import deque
 
 MIN_LIMIT = 32 << 10
 START_LIMIT = 256 << 10
-# Round trips' worth of bytes in flight: enough to notice a path that has become faster, and a queue
-# of half a round trip. With 2, a keystroke beside a download takes two round trips and more.
+# Round trips' worth of bytes in flight: a queue of half a round trip. With 2, a keystroke beside a
+# download takes two round trips and more. Ends that are slow to read or to acknowledge need more to
+# fill the path, so every eighth round has more, and shows whether more gets through.
 _GAIN = 1.5
+_PROBE_GAIN = 2.5
+_PROBE_EVERY = 8
 # Seconds of queueing that are allowed even on the shortest path: two event loops and a scheduler.
 _SLACK = 0.005
-_RATE_SAMPLES = 32
-# Fewer samples of the rate are not trusted: a moment's hiccup makes a fast path look slow.
-_RATE_KNOWN = 8
+# Rounds whose best rates count: a probe's lasts until the next one.
+_RATE_ROUNDS = 10
+# The rate of fewer rounds is not trusted: a moment's hiccup makes a fast path look slow.
+_RATE_KNOWN = 4
 # A shortest round trip older than this, in seconds, is measured again with the queue drained.
 # Under a steady load it would otherwise include the queue that the sender itself has built.
 _RTT_MEMORY = 10.0
@@ -40,6 +44,8 @@ class CongestionWindow:
         "_max_limit",
         "_probe_from",
         "_rates",
+        "_round_end",
+        "_rounds",
         "_rtt_at",
         "acked",
         "limit",
@@ -55,7 +61,9 @@ class CongestionWindow:
         self._max_limit = max_limit
         self._rtt_at = 0.0
         self._probe_from: int | None = None
-        self._rates: deque[float] = deque(maxlen=_RATE_SAMPLES)
+        self._rates: deque[float] = deque(maxlen=_RATE_ROUNDS)
+        self._rounds = 0
+        self._round_end = 0
         # (sent after this write, acked then, time), one for each write that is not yet acked.
         self._marks: deque[tuple[int, int, float]] = deque()
         self._limited = False
@@ -113,11 +121,17 @@ class CongestionWindow:
             # unless it is the best so far.
             if not self._limited and rate <= max(self._rates, default=0.0):
                 return
-            self._rates.append(rate)
+            if not self._rates or sent_after > self._round_end:
+                self._round_end = self.sent
+                self._rounds += 1
+                self._rates.append(rate)
+            else:
+                self._rates[-1] = max(self._rates[-1], rate)
         self._limited = False
+        gain = _GAIN if self._rounds % _PROBE_EVERY else _PROBE_GAIN
         # The queue must outlast the delay of an ACK, or the measured rate sinks with the limit.
         ack_delay = min(self.rtt, _ACK_DELAY)
-        self._set_limit(max(self.rtt * _GAIN, self.rtt + ack_delay, self.rtt + _SLACK))
+        self._set_limit(max(self.rtt * gain, self.rtt + ack_delay, self.rtt + _SLACK))
 
     def _set_limit(self, seconds: float) -> None:
         """Allow what the path delivers in `seconds`, within the bounds."""

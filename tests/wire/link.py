@@ -22,11 +22,17 @@ class Link:
     """One bulk stream (the first), and one that echoes 64 bytes every few milliseconds.
 
     `rate` is in bytes a second, `rtt` in seconds. `up`: the client sends the bulk, which repeats
-    `block`.
+    `block`. An end reads up to `jitter` seconds after the bytes have arrived.
     """
 
     def __init__(
-        self, rate: float, rtt: float, *, up: bool, block: bytes = bytes(64 << 10)
+        self,
+        rate: float,
+        rtt: float,
+        *,
+        up: bool,
+        block: bytes = bytes(64 << 10),
+        jitter: float = 0.0,
     ) -> None:
         self.now = 0.0
         self.received = 0
@@ -35,7 +41,8 @@ class Link:
         self.agent = Session(Side.AGENT, 0.0)
         self.block = block
         self._sender = self.client if up else self.agent
-        self._rate, self._delay = rate, rtt / 2
+        self._rate, self._delay, self._jitter = rate, rtt / 2, jitter
+        self._read_at = {Side.CLIENT: 0.0, Side.AGENT: 0.0}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._number = count()
         self._free = {Side.CLIENT: 0.0, Side.AGENT: 0.0}
@@ -72,7 +79,9 @@ class Link:
                 segment = data[at : at + _SEGMENT]
                 free = max(self.now, self._free[session.side]) + len(segment) / self._rate
                 self._free[session.side] = free
-                self._at(free + self._delay + _HOP, partial(self._receive, other, segment))
+                read = free + self._delay + _HOP + self._random.uniform(0.0, self._jitter)
+                read = self._read_at[other.side] = max(read, self._read_at[other.side])
+                self._at(read, partial(self._receive, other, segment))
             while session.writable:
                 self._fill(session, session.writable.pop())
         self._arm(session)
