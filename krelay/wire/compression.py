@@ -7,6 +7,7 @@ state for a whole stream, to within 3 %.
 
 from __future__ import annotations
 
+import math
 import sys
 import zlib
 from collections.abc import Callable
@@ -31,16 +32,19 @@ _PASS = 256 << 10
 _LONGEST_PASS = 16 << 20
 # Stream bytes for each byte that the in-flight limit leaves, at most.
 _MOST = 16.0
-# Bytes a second that compressing takes before it is measured.
+# Bytes a second that compressing is taken to manage until it is measured, over `_WINDOW` seconds.
 _SPEED = 64e6
-# Compressing must be so many times as fast as the tunnel to begin, and to go on.
-_BEGIN, _GO_ON = 6, 3
-# Compressing that takes more than this share of the time is what limits the rate, unless the tunnel
-# is known to be slow: it pauses, in seconds, until the tunnel's own rate is measured again.
+_WINDOW = 1.0
+# Compressing must be so many times as fast as the tunnel to begin, and to go on. If it is slower,
+# it pauses, in seconds: at first `_PAUSE`, then twice as long each time that it is still slower.
+_BEGIN, _GO_ON = 4, 2
+_PAUSE = 0.5
+_LONGEST_PAUSE = 60.0
+# Compressing that takes more than this share of the time is itself what limits the rate. It pauses
+# until the tunnel's own rate is measured, first after `_PERIOD` seconds, then after twice as many.
 _SHARE = 0.7
 _PERIOD = 1.0
 _LONGEST_PERIOD = 60.0
-_PAUSE = 0.5
 
 
 # By default a frame takes a window of 512 KiB, and may ask for one of 128 MiB, whatever it holds.
@@ -113,12 +117,16 @@ class Compressor:
 
     __slots__ = (
         "_algorithm",
+        "_begun_at",
+        "_pause",
         "_period",
-        "_period_at",
+        "_rate",
         "_rest_until",
+        "_size",
         "_speed",
         "_spent",
         "_stopwatch",
+        "_window_at",
         "active",
         "input_bytes",
         "output_bytes",
@@ -133,22 +141,30 @@ class Compressor:
         """Bytes that they took on the wire."""
         self._algorithm = algorithm
         self._stopwatch = stopwatch
+        self._rate = 0.0
         self._speed = _SPEED
-        self._spent = 0.0
+        self._pause = _PAUSE
         self._period = _PERIOD
-        self._period_at = 0.0
-        self._rest_until = -1.0
+        self._rest_until = -math.inf
+        self._begun_at = self._window_at = 0.0
+        self._size = 0
+        self._spent = 0.0
 
     def limited(self, rate: float) -> None:
         """Begin or end: the in-flight limit holds back a stream of a tunnel that delivers `rate`
         bytes a second, 0.0 if that is not known yet."""
+        self._rate = rate
         if self.active:
-            self.active = rate * _GO_ON < self._speed
+            if rate * _GO_ON >= self._speed:
+                self.active = False
+                # What a busy second has measured must not keep it from beginning again.
+                self._speed = max(self._speed, _SPEED)
         elif rate > 0.0 and rate * _BEGIN < self._speed:
             now = self._stopwatch()
             if now >= self._rest_until:
                 self.active = True
-                self._period_at, self._spent = now, 0.0
+                self._begun_at = now
+                self._begin_window(now)
 
     def compress(self, stream: Stream, pieces: list[Buffer], size: int) -> bytes | None:
         """Return the payload for these `size` bytes of a stream; None if they are sent as such."""
@@ -171,16 +187,25 @@ class Compressor:
         return payload
 
     def _measure(self, size: int, began: float, ended: float) -> None:
-        seconds = max(ended - began, 1e-6)
-        # Weighed by time: of small frames most is the fixed cost, and they take little of it.
-        weight = min(seconds * 20, 0.5)
-        self._speed += (size / seconds - self._speed) * weight
-        self._spent += seconds
-        past = ended - self._period_at
-        if past < self._period:
+        self._size += size
+        self._spent += ended - began
+        past = ended - self._window_at
+        if past < _WINDOW:
             return
-        if self._spent > past * _SHARE:
+        # Over a second: a single call is late by tens of milliseconds on a busy machine.
+        self._speed = self._size / max(self._spent, 1e-6)
+        if self._speed < self._rate * _GO_ON:
+            self.active = False
+            self._rest_until = ended + self._pause
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            self._speed = _SPEED
+        elif self._spent > past * _SHARE and ended - self._begun_at >= self._period:
             self.active = False
             self._rest_until = ended + _PAUSE
             self._period = min(self._period * 2, _LONGEST_PERIOD)
-        self._period_at, self._spent = ended, 0.0
+        else:
+            self._pause = _PAUSE
+        self._begin_window(ended)
+
+    def _begin_window(self, now: float) -> None:
+        self._window_at, self._size, self._spent = now, 0, 0.0

@@ -116,23 +116,42 @@ def test_a_path_slower_than_compressing_is_compressed_until_it_is_faster() -> No
     for rate, becomes in (
         (0.0, False),  # not known yet
         (200e6, False),
-        (15e6, False),
+        (17e6, False),
         (6e6, True),
-        (15e6, True),  # not back at once
-        (30e6, False),
-        (15e6, False),
+        (30e6, True),  # not back at once
+        (40e6, False),
+        (17e6, False),
     ):
         compressor.limited(rate)
         assert compressor.active is becomes
 
 
-def test_a_machine_that_compresses_slowly_does_not_compress_on_a_path_of_medium_speed() -> None:
-    compressor = active(Watch(0.01))  # 64 KiB in 10 ms
-    one = stream()
-    for _ in range(40):
-        compressor.compress(one, [TEXT], len(TEXT))
+def test_a_machine_that_compresses_slowly_tries_ever_less_often() -> None:
+    watch = Watch(0.01)  # 62 kB in 10 ms
+    compressor, one = active(watch), stream()
+    rested: list[float] = []
+    for _ in range(4):
         compressor.limited(6e6)
-    assert not compressor.active
+        while compressor.active:
+            compressor.compress(one, [TEXT], len(TEXT))
+            compressor.limited(6e6)
+        began = watch.now
+        while not compressor.active:
+            compressor.limited(6e6)
+        rested.append(watch.now - began)
+    assert rested == pytest.approx([0.5, 1.0, 2.0, 4.0], abs=0.03)
+
+
+def test_a_call_that_is_late_does_not_end_it() -> None:
+    watch = Watch(0.0005)
+    compressor, one = active(watch), stream()
+    for number in range(4_000):
+        compressor.limited(6e6)
+        if number % 20 == 0:
+            watch.step = 0.05
+        assert compressor.compress(one, [TEXT], len(TEXT))
+        watch.step = 0.0005
+    assert compressor.active
 
 
 def test_compressing_that_takes_all_the_time_pauses_ever_less_often() -> None:
