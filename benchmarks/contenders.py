@@ -134,12 +134,17 @@ class Forwarder:
     def wait_ready(self, seconds: float = READY) -> None:
         """Wait until a byte crosses it and every port listens."""
         deadline = time.monotonic() + seconds
-        while not self._echoes():
-            self._check(deadline, "relays nothing")
+        self.wait_first_byte(seconds)
         wanted = {local for local, _ in self._pairs}
         while not wanted <= processes.listening_ports():
             self._check(deadline, "does not listen on every port")
         self._own = self._where.uids() - self._others
+
+    def wait_first_byte(self, seconds: float = READY) -> None:
+        """Wait until a byte came back."""
+        deadline = time.monotonic() + seconds
+        while not self._echoes():
+            self._check(deadline, "relays nothing")
 
     def _check(self, deadline: float, what: str) -> None:
         assert self._process is not None
@@ -147,7 +152,7 @@ class Forwarder:
             raise FailedError(f"ended with code {code}")
         if time.monotonic() > deadline:
             raise FailedError(f"{what} in time")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
     def _echoes(self) -> bool:
         try:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks import load, measures, place, processes
-from benchmarks.contenders import READY, Contender, Forwarder, running
+from benchmarks import measures, place, processes
+from benchmarks.contenders import Contender, Forwarder, running
 from benchmarks.place import ECHO, SINK, SOURCE
 from benchmarks.results import FailedError, Results
 
@@ -52,12 +52,9 @@ def start(contender: Contender, where: place.Namespace, results: Results) -> Non
     forwarder = Forwarder(contender, where)
     try:
         forwarder.start()
-        load.first(forwarder.ports[ECHO], READY)
-        results.add(
-            "start to first byte", "s", contender.name, time.monotonic() - forwarder.started
-        )
-    except load.BrokenOffError as exc:
-        raise FailedError(str(exc)) from None
+        forwarder.wait_first_byte()
+        seconds = time.monotonic() - forwarder.started
+        results.add("start to first byte", "s", contender.name, seconds)
     finally:
         forwarder.close()
 

@@ -203,20 +203,6 @@ def fetch(port: int, size: str, seconds: str) -> dict[str, float]:
     return quantiles(timed(float(seconds), step, least=1))
 
 
-def first(port: int, seconds: float) -> dict[str, float]:
-    """Wait until a byte is echoed; the port may not listen yet."""
-    began = time.perf_counter()
-    while time.perf_counter() < began + seconds:
-        try:
-            with socket.create_connection(("127.0.0.1", port), seconds) as sock:
-                sock.sendall(b"x")
-                receive(sock, 1)
-            return {"seconds": time.perf_counter() - began}
-        except (OSError, BrokenOffError):
-            time.sleep(0.002)
-    raise BrokenOffError(f"no byte within {seconds:g} s")
-
-
 def hold(port: int, count: str) -> dict[str, float]:
     """Open so many connections, each with a byte echoed; keep them until stdin ends."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

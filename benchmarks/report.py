@@ -1,6 +1,12 @@
-"""What a run has measured, as tables and charts in docs/performance.md."""
+"""What a run has measured, as tables and charts in docs/performance.md.
+
+`python -m benchmarks.report FILE` writes them again from the samples of a run.
+"""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from benchmarks import page, svg
 from benchmarks.place import ROOT
@@ -147,3 +153,7 @@ def write(results: Results) -> None:
         (FOLDER / name).write_text(text)
     for name, text in sections(results).items():
         page.write(name, text)
+
+
+if __name__ == "__main__":
+    write(Results.load(Path(sys.argv[1])))

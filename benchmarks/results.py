@@ -89,7 +89,7 @@ class Results:
 
     def save(self, path: Path) -> None:
         """Write all as JSON."""
-        path.write_text(json.dumps(vars(self), indent=1, sort_keys=True) + "\n")
+        path.write_text(json.dumps(vars(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Results:
