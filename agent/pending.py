@@ -68,7 +68,7 @@ class RefusalLog:
     """
 
     def __init__(self, where: str = "") -> None:
-        self._refused = f"refused {where}" if where else "refused"
+        self._where = where and f" {where}"
         self._count = 0
         self._last = ""
         self._timer: asyncio.TimerHandle | None = None
@@ -76,10 +76,10 @@ class RefusalLog:
     def add(self, reason: str) -> None:
         """Count one refused connection."""
         if self._timer is None:
-            logger.info("%s: %s", self._refused, reason)
+            logger.info("refused%s: %s", self._where, reason)
             self._wait()
             return
-        logger.debug("%s: %s", self._refused, reason)
+        logger.debug("refused%s: %s", self._where, reason)
         self._count += 1
         self._last = reason
 
@@ -101,5 +101,5 @@ class RefusalLog:
     def _flush(self) -> bool:
         count, self._count = self._count, 0
         if count:
-            logger.info("%s %d more; the last one: %s", self._refused, count, self._last)
+            logger.info("refused%s %d more; the last one: %s", self._where, count, self._last)
         return count > 0
