@@ -234,12 +234,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def end(number: int, frame: object) -> None:
+    """End the run; a second signal must not interrupt its cleanup."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Measure, print, and write the page."""
     args = parse()
-    # A shell starts background jobs with SIGINT ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     place.find_cluster()
     found = chosen(args)
     about = machine()
@@ -273,7 +279,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except FailedError as error:
         raise SystemExit(str(error)) from None
