@@ -77,7 +77,7 @@ async def _connection(data: bytes) -> None:
         transport = Nowhere()
         connection = AgentConnection(host)
         connection.connection_made(transport)
-        with patch("agent.sessions.secrets.token_bytes", lambda size: AGENT_NONCE[:size]):
+        with patch("agent.sessions.os.urandom", lambda size: AGENT_NONCE[:size]):
             for piece in draw.pieces():
                 connection.data_received(piece)
                 if transport.closed or host.legacy:
