@@ -142,9 +142,9 @@ class MuxConnection:
             self._loop.call_soon(on_ids_low)
         if self._debug:
             logger.debug("> OPEN %r %s:%d", stream, header.host, header.port)
-        # A turn later than other frames: an application that sends first has done so by then, and
-        # its bytes go with the OPEN.
-        self._loop.call_soon(self.wake)
+        # Two turns later than other frames: an application that sends first has done so by then,
+        # its bytes are read in the first turn, and they go with the OPEN.
+        self._loop.call_soon(self._loop.call_soon, self.wake)
         return stream
 
     def consume(self, stream: Stream, count: int) -> None:
