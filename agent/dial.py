@@ -13,6 +13,7 @@ import errno
 import ipaddress
 import os
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -40,6 +41,7 @@ _CODES = {
 }
 
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EWOULDBLOCK, errno.EINTR)
+_PENDING = (*_IN_PROGRESS, errno.EALREADY)
 
 Address = tuple[int, str]
 """An address family, and an IP address of it."""
@@ -229,6 +231,66 @@ def check_descriptors() -> None:
         raise DialError(ErrorCode.LIMIT, "the agent has no file descriptor to spare")
 
 
+class Attempt:
+    """A connection to one address that comes up; `connected` once it has."""
+
+    def __init__(self, family: int, address: str, port: int) -> None:
+        """Begin to connect.
+
+        Raises:
+            OSError: that is refused already.
+        """
+        self.connected = False
+        self.sock = sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            code = sock.connect_ex((address, port))
+            if code in _IN_PROGRESS and sys.platform == "linux":
+                # The answer of a target on the same node is there when the call returns.
+                code = sock.connect_ex((address, port))
+            if code in _PENDING:
+                return
+            if code not in (0, errno.EISCONN):
+                raise OSError(code, os.strerror(code))
+        except BaseException:
+            sock.close()
+            raise
+        self.connected = True
+
+    async def finish(self) -> socket.socket:
+        """Return the connected socket. Closes it if that fails.
+
+        Raises:
+            OSError: the connection failed.
+        """
+        try:
+            if not self.connected:
+                await _writable(self.sock)
+                if code := self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    raise OSError(code, os.strerror(code))
+        except BaseException:
+            self.sock.close()
+            raise
+        return self.sock
+
+
+def begin(host: str, port: int) -> Attempt | None:
+    """Begin to connect to an IP address; return None for any other host.
+
+    Raises:
+        DialError: that is refused already.
+    """
+    addresses = literal(host)
+    if addresses is None or len(addresses) > 1:
+        return None
+    check_descriptors()
+    family, address = addresses[0]
+    try:
+        return Attempt(family, address, port)
+    except OSError as exc:
+        raise _failure(exc, address, port) from exc
+
+
 async def dial_tcp(
     host: str,
     port: int,
@@ -236,10 +298,12 @@ async def dial_tcp(
     protocol: Callable[[], _P],
     lookups: Lookups = DEFAULT_LOOKUPS,
     client: object = None,
+    begun: Attempt | None = None,
 ) -> _P:
     """Connect to the first address of `host` that accepts; return the protocol of the connection.
 
-    Lookup and connection together have `timeout` seconds. The lookup counts for `client`.
+    Lookup and connection together have `timeout` seconds. The lookup counts for `client`. `begun`
+    is what `begin` returned for this host.
 
     Raises:
         DialError: no address accepted; it has the reason of the last.
@@ -250,14 +314,18 @@ async def dial_tcp(
     addresses = await lookups.find(host, client, timeout)
     try:
         async with asyncio.timeout_at(deadline):
-            return await _first(addresses, port, deadline, protocol)
+            return await _first(addresses, port, deadline, protocol, begun)
     except TimeoutError as exc:
         message = f"connecting to {host}:{port} took over {timeout:g} s"
         raise DialError(ErrorCode.CONNECT_TIMEOUT, message) from exc
 
 
 async def _first(
-    addresses: list[Address], port: int, deadline: float, protocol: Callable[[], _P]
+    addresses: list[Address],
+    port: int,
+    deadline: float,
+    protocol: Callable[[], _P],
+    begun: Attempt | None,
 ) -> _P:
     loop = asyncio.get_running_loop()
     failure: DialError | None = None
@@ -265,7 +333,8 @@ async def _first(
         try:
             # An address that drops packets must leave time for the others.
             async with asyncio.timeout((deadline - loop.time()) / left):
-                sock = await _connect(family, address, port)
+                attempt, begun = begun or Attempt(family, address, port), None
+                sock = await attempt.finish()
                 try:
                     connected = protocol()
                     SocketTransport(sock, connected)
@@ -276,33 +345,21 @@ async def _first(
         except TimeoutError:
             failure = DialError(ErrorCode.CONNECT_TIMEOUT, f"connecting to {address} timed out")
         except OSError as exc:
-            reason = exc.strerror or str(exc)
-            failure = DialError(code_of(exc), f"{address}:{port}: {reason}")
+            failure = _failure(exc, address, port)
     raise failure or DialError(ErrorCode.NO_SUCH_HOST, "no address")
 
 
-async def _connect(family: int, address: str, port: int) -> socket.socket:
-    """Return a connected socket; at once if the target is as near as a pod of the same node."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        code = sock.connect_ex((address, port))
-        if code in _IN_PROGRESS:
-            await _writable(sock)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+def _failure(exc: OSError, address: str, port: int) -> DialError:
+    return DialError(code_of(exc), f"{address}:{port}: {exc.strerror or exc}")
 
 
 async def _writable(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    loop.add_writer(sock, ready.set)
+    # By number: asyncio formats a socket, which asks the kernel for its addresses.
+    number = sock.fileno()
+    loop.add_writer(number, ready.set)
     try:
         await ready.wait()
     finally:
-        loop.remove_writer(sock)
+        loop.remove_writer(number)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 
-from agent.dial import DialError, Lookups, dial_tcp
+from agent.dial import Attempt, DialError, Lookups, begin, dial_tcp
 from agent.memory import CONNECTION_COST, PIECE, READ, Client, ReadBuffer, Reservation
 from agent.udp import Losses, UdpSocket, dial_udp
 from krelay.mux.datagrams import MAX_WAITING
@@ -14,6 +14,7 @@ from krelay.mux.log import about
 from krelay.mux.relay import TcpRelay
 from krelay.mux.sockets import reset_socket
 from krelay.mux.stream import HIGH_WATER, MuxStream
+from krelay.mux.transport import SocketTransport
 from krelay.wire import header
 from krelay.wire.errors import ErrorCode
 from krelay.wire.frames import MAX_PAYLOAD, Buffer
@@ -67,6 +68,8 @@ class Targets:
         kind = TargetRelay if protocol == header.TCP else TargetFlow
         target = kind(stream, self, reservation)
         stream.handler = target
+        if isinstance(target, TargetRelay) and target.dial_at_once(stream):
+            return
         target.dialling = self._tasks.create_task(_dial(stream, target, self._timeout))
         # A callback: a task that is cancelled before it starts runs none of its lines.
         target.dialling.add_done_callback(target.on_dialled)
@@ -86,21 +89,27 @@ class DatagramRoom:
 
 
 async def _dial(stream: MuxStream, target: TargetRelay | TargetFlow, timeout: float) -> None:
-    request = stream.header
+    request, failure = stream.header, None
     try:
         await target.dial(request.host, request.port, timeout)
-    except DialError as exc:
-        code, message = exc.code, str(exc)
-        about(logger, stream=repr(stream)).info("%s: %s", code.text, message)
-    except Exception:
-        # Otherwise a bug that one stream meets would end the agent.
-        about(logger, stream=repr(stream)).exception("the dial failed")
-        code, message = ErrorCode.INTERNAL, ""
-    else:
-        target.begin(stream)
-        return
+    except Exception as exc:
+        failure = exc
     finally:
         target.dialling = None
+    if failure is None:
+        target.begin(stream)
+    else:
+        _refuse(stream, target, failure)
+
+
+def _refuse(stream: MuxStream, target: TargetRelay | TargetFlow, exc: Exception) -> None:
+    """Tell the client why the target was not reached. A bug costs its stream, not the agent."""
+    code, message = ErrorCode.INTERNAL, ""
+    if isinstance(exc, DialError):
+        code, message = exc.code, str(exc)
+        about(logger, stream=repr(stream)).info("%s: %s", code.text, message)
+    else:
+        about(logger, stream=repr(stream)).error("the dial failed", exc_info=exc)
     stream.handler = None
     stream.refuse(code, message)
     target.on_reset(code)
@@ -120,6 +129,7 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         super().__init__()
         self.stream: MuxStream | None = stream
         self.dialling: asyncio.Task[None] | None = None
+        self._begun: Attempt | None = None
         self._targets = targets
         self._client = targets.client
         self._reservation = reservation
@@ -128,17 +138,43 @@ class TargetRelay(TcpRelay, asyncio.BufferedProtocol):
         self._end_waits = False
         self._linger: asyncio.TimerHandle | None = None
 
+    def dial_at_once(self, stream: MuxStream) -> bool:
+        """Begin to connect; return whether that is over in this turn of the loop.
+
+        It is for a target on the same node, and for one that refuses at once.
+        """
+        try:
+            self._begun = begin(stream.header.host, stream.header.port)
+            if self._begun is None or not self._begun.connected:
+                return False
+            SocketTransport(self._begun.sock, self)
+        except Exception as exc:
+            if self._begun is not None:
+                self._begun.sock.close()
+            self._reservation.release()
+            _refuse(stream, self, exc)
+        else:
+            self._begun = None
+            self.begin(stream)
+        return True
+
     async def dial(self, host: str, port: int, timeout: float) -> None:
         """Connect to the target.
 
         Raises:
             DialError: the target was not reached.
         """
-        await dial_tcp(host, port, timeout, lambda: self, self._targets.lookups, self._client)
+        targets = self._targets
+        await dial_tcp(
+            host, port, timeout, lambda: self, targets.lookups, self._client, self._begun
+        )
 
     def on_dialled(self, _: object) -> None:
-        """Release the memory if the dial led to nothing."""
+        """Release the memory and the socket if the dial led to nothing."""
+        begun, self._begun = self._begun, None
         if self.transport is None:
+            if begun is not None:
+                begun.sock.close()
             self._reservation.release()
 
     def begin(self, stream: MuxStream) -> None:

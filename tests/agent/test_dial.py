@@ -6,6 +6,7 @@ import asyncio
 import errno
 import resource
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -161,14 +162,11 @@ async def test_a_port_that_does_not_answer_is_a_connect_timeout() -> None:
 async def test_errors_of_the_kernel_have_codes(
     number: int, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def refuse(*_: object, **__: object) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(number, "the kernel says no")
 
-    def refuse_udp(*_: object) -> None:
-        raise OSError(number, "the kernel says no")
-
-    monkeypatch.setattr(dial, "_connect", refuse)
-    monkeypatch.setattr("agent.udp.DatagramEndpoint", refuse_udp)
+    monkeypatch.setattr(dial, "Attempt", refuse)
+    monkeypatch.setattr("agent.udp.DatagramEndpoint", refuse)
     tcp = await failing(rig.HOST, 80)
     with pytest.raises(DialError) as udp:
         await dial_udp(rig.HOST, 80, 5.0, lambda data: None, lambda: None)
@@ -179,11 +177,42 @@ async def test_errors_of_the_kernel_have_codes(
 async def test_the_kernel_s_own_timeout_is_a_connect_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def give_up(*_: object, **__: object) -> None:
+    def give_up(*_: object) -> None:
         raise OSError(errno.ETIMEDOUT, "the kernel gives up")
 
-    monkeypatch.setattr(dial, "_connect", give_up)
+    monkeypatch.setattr(dial, "Attempt", give_up)
     assert (await failing(rig.HOST, 80)).code == ErrorCode.CONNECT_TIMEOUT
+
+
+async def test_a_near_target_is_connected_at_once() -> None:
+    async with rig.tcp_target(greet) as port:
+        attempt = dial.begin(rig.HOST, port)
+        assert attempt is not None
+        assert attempt.connected or sys.platform != "linux"
+        (await attempt.finish()).close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says so at once")
+def test_a_near_target_that_refuses_is_known_at_once() -> None:
+    with pytest.raises(DialError, match="Connection refused") as refusal:
+        dial.begin(rig.HOST, rig.closed_port())
+    assert refusal.value.code == ErrorCode.REFUSED
+
+
+async def test_a_silent_target_is_awaited() -> None:
+    with rig.silent() as dead:
+        attempt = dial.begin(rig.HOST, dead)
+        assert attempt is not None
+        assert not attempt.connected
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.0):
+                await attempt.finish()
+        assert attempt.sock.fileno() == -1
+
+
+@pytest.mark.parametrize("host", ["web.test", "localhost"])
+def test_a_host_that_is_no_address_is_not_begun(host: str) -> None:
+    assert dial.begin(host, 80) is None
 
 
 async def test_the_next_address_is_tried_after_one_that_refuses(names: Callable[..., None]) -> None:
@@ -202,13 +231,13 @@ async def test_an_address_that_is_silent_leaves_time_for_the_next(
         with rig.silent() as dead:
             both: list[tuple[int, str]] = [(socket.AF_INET, f"127.0.0.{n}") for n in (1, 2)]
             loop = asyncio.get_running_loop()
-            real = dial._connect
+            real = dial.Attempt
 
-            async def redirect(family: int, address: str, _: int) -> socket.socket:
-                return await real(family, address, dead if address == "127.0.0.1" else port)
+            def redirect(family: int, address: str, _: int) -> dial.Attempt:
+                return real(family, address, dead if address == "127.0.0.1" else port)
 
-            monkeypatch.setattr(dial, "_connect", redirect)
-            connected = await dial._first(both, port, loop.time() + 2.0, Connected)
+            monkeypatch.setattr(dial, "Attempt", redirect)
+            connected = await dial._first(both, port, loop.time() + 2.0, Connected, None)
         await connected.close()
 
 

@@ -178,7 +178,13 @@ async def test_a_connection_that_is_lost_during_the_dial_leaves_nothing(
     protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = {TCP: dial_tcp, UDP: dial_udp}[protocol]
-    async with rig.agent(key=None) as server, rig.tcp_target(rig.hold) as target:
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        ended.set()
+
+    async with rig.agent(key=None) as server, rig.tcp_target(serve) as target:
 
         async def lose(*args: object) -> object:
             (transport,) = server._legacy
@@ -191,6 +197,8 @@ async def test_a_connection_that_is_lost_during_the_dial_leaves_nothing(
         async with legacy(server, header(protocol, rig.HOST, target)) as peer:
             assert await peer.reader.read() == b""
             await rig.until(lambda: not server._legacy)
+            if protocol == TCP:
+                await ended.wait()
 
 
 # -- UDP ---------------------------------------------------------------------------------------

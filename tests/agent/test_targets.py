@@ -91,6 +91,7 @@ async def test_a_target_that_is_not_reached_is_refused_with_the_reason(
     async def fail(*_: object) -> None:
         raise DialError(ErrorCode.UNREACHABLE, "no way")
 
+    monkeypatch.setattr(module, "begin", lambda host, port: None)
     monkeypatch.setattr(module, "dial_tcp", fail)
     monkeypatch.setattr(module, "dial_udp", fail)
     async with rig.agent() as server:
@@ -109,6 +110,7 @@ async def test_a_bug_in_a_dial_costs_only_its_own_stream(
     async def fail(*_: object) -> None:
         raise ZeroDivisionError
 
+    monkeypatch.setattr(module, "begin", lambda host, port: None)
     monkeypatch.setattr(module, "dial_tcp", fail)
     monkeypatch.setattr(module, "dial_udp", fail)
     async with rig.agent() as server:
@@ -132,6 +134,7 @@ async def test_a_reset_cancels_the_dial(protocol: int, monkeypatch: pytest.Monke
         finally:
             ended.set()
 
+    monkeypatch.setattr(module, "begin", lambda host, port: None)
     monkeypatch.setattr(module, "dial_tcp", never)
     monkeypatch.setattr(module, "dial_udp", never)
     async with rig.agent() as server:
@@ -154,6 +157,7 @@ async def test_a_stream_opened_together_with_goaway_is_not_dialled(
         dialled.append(asked)
         raise DialError(ErrorCode.UNREACHABLE, "no way")
 
+    monkeypatch.setattr(module, "begin", lambda host, port: None)
     monkeypatch.setattr(module, "dial_tcp", note)
     async with rig.agent() as server:
         client, other = await session(server), await session(server)
@@ -214,6 +218,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object) -> None:
         await asyncio.get_running_loop().create_future()
 
+    monkeypatch.setattr(module, "begin", lambda host, port: None)
     monkeypatch.setattr(module, "dial_tcp", never)
     monkeypatch.setattr(module, "dial_udp", never)
 
