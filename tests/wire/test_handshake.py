@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from krelay.wire.compression import Algorithm
 from krelay.wire.errors import ErrorCode, HandshakeError, WireError
 from krelay.wire.frames import FrameType, encode_frame
 from krelay.wire.handshake import (
@@ -182,6 +185,25 @@ def test_any_bytes_give_an_answer_or_an_error(data: bytes) -> None:
             end.receive_data(data)
         except WireError:
             continue
+
+
+def test_a_hello_of_version_3_without_its_compression_is_an_error() -> None:
+    hello = struct.pack(">BB32s", 3, Ask.PROOF, AGENT)
+    with pytest.raises(WireError, match="a short HELLO"):
+        client().receive_data(b"\x01" + encode_frame(FrameType.HELLO, 0, hello))
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_agent_accepts_the_compression_that_it_offered_only(compress: bool) -> None:
+    ours = ClientHandshake(KEY, CLIENT, private=True, compress=compress)
+    ours.data_to_send()
+    ours.receive_data(AgentHandshake(AGENT, Ask.PROOF).hello())
+    silent = AgentHandshake(AGENT, Ask.PROOF, offered=Algorithm.NONE)
+    if compress:
+        with pytest.raises(WireError, match="which was not offered"):
+            silent.receive_data(ours.data_to_send())
+    else:
+        assert silent.receive_data(ours.data_to_send()) is not None
 
 
 def test_a_digest_is_sha256_in_hex() -> None:
