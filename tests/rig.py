@@ -45,6 +45,7 @@ async def until(true: Callable[..., object]) -> None:
 @asynccontextmanager
 async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> AsyncIterator[int]:
     """A TCP server; yields its port. What its connections still do at the end is cancelled."""
+    loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as tasks:
         live: set[asyncio.Task[None]] = set()
 
@@ -61,18 +62,37 @@ async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> As
                 # A connection that was reset raises that here.
                 await writer.wait_closed()
 
-        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = tasks.create_task(run(reader, writer))
-            live.add(task)
-            task.add_done_callback(live.discard)
+        async def one(sock: socket.socket) -> None:
+            reader = asyncio.StreamReader(limit)
+            protocol = asyncio.StreamReaderProtocol(reader)
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            try:
+                await run(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+            finally:
+                transport.abort()
+                await asyncio.sleep(0)  # the turn in which it closes
 
-        server = await asyncio.start_server(accept, host, 0, backlog=1024, limit=limit)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            for task in live:
-                task.cancel()
+        def accept() -> None:
+            # Not asyncio's server: it hands connections over some turns later, maybe after the end.
+            with suppress(BlockingIOError):
+                while True:
+                    sock, _ = listener.accept()
+                    sock.setblocking(False)
+                    task = tasks.create_task(one(sock))
+                    live.add(task)
+                    task.add_done_callback(live.discard)
+                    task.add_done_callback(lambda _, sock=sock: sock.close())  # type: ignore[misc]
+
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, 0), family=family, backlog=1024) as listener:
+            listener.setblocking(False)
+            loop.add_reader(listener.fileno(), accept)
+            try:
+                yield listener.getsockname()[1]
+            finally:
+                loop.remove_reader(listener.fileno())
+                for task in live:
+                    task.cancel()
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -590,6 +590,7 @@ async def test_refusals_by_the_agents_answer(
             async def fail(*_: object, code: ErrorCode = code) -> None:
                 raise DialError(code, "by the test")
 
+            monkeypatch.setattr(targets, "begin", lambda host, port: None)
             monkeypatch.setattr(targets, "dial_tcp", fail)
             for _ in range(2):
                 await refused(port)
@@ -612,6 +613,7 @@ async def test_connections_that_never_had_a_stream(
         asked.append(True)
         await asyncio.get_running_loop().create_future()
 
+    monkeypatch.setattr(targets, "begin", lambda host, port: None)
     monkeypatch.setattr(targets, "dial_tcp", hang)
     async with scene(monkeypatch, tmp_path, unprobed("web", 9)) as here:
         for number in (1, 2, 3):
