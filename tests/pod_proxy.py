@@ -107,6 +107,9 @@ class Shortcut:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
 
+    async def prepare(self) -> None:
+        """Do nothing: its credentials are fixed."""
+
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         self.dials += 1
         headers = (("Authorization", "Bearer t"), ("Impersonate-Group", "a"))

@@ -91,11 +91,13 @@ class JobAgent:
             life = self._live(jobs, placed, self._started)
             self._life = self._tasks.create_task(life, name="agent")
             try:
-                await asyncio.wait((placed,))
+                await asyncio.wait((placed, self._life), return_when=asyncio.FIRST_COMPLETED)
             except asyncio.CancelledError:
                 self._life.cancel()
                 await shield_cleanup(asyncio.wait((self._life,)))
                 raise
+            if not placed.done():  # it was cancelled before its first step
+                self._not_started(AgentError("the agent was removed"), placed, self._started)
             placed.result()
 
     def reached(self) -> None:
@@ -134,6 +136,9 @@ class JobAgent:
                 raise TunnelError(f"{exc}, says its node, but the API server still has it") from exc
             await self._lose(agent, reason)
             raise
+        if self._agent is not agent:
+            pipe.abort()
+            raise PodGoneError(f"the agent {agent} is gone")
         self.name, self.expires = pipe.carrier, access.expires
         return pipe
 
@@ -164,6 +169,10 @@ class JobAgent:
                 self._renew(access)
             raise
         return transport, access.expires
+
+    async def renew_access(self) -> None:
+        """Have credentials that are valid now."""
+        await self._api.access()
 
     def _renew(self, access: ApiAccess) -> None:
         """Have other credentials used: they may be accepted. Ask for them once a minute at most."""
@@ -221,7 +230,8 @@ class JobAgent:
             self._not_started(AgentError("the agent was removed"), placed, started)
             raise
         except Exception as exc:
-            self._failure = exc if placed.done() else None
+            if self._started is started:  # no other agent has taken its place
+                self._failure = exc if placed.done() else None
             self._not_started(exc, placed, started)
             return
         if not placed.done():
@@ -238,9 +248,12 @@ class JobAgent:
         if self._spec.transport in (Transport.AUTO, Transport.PROXY):
             self.shortcut = PodProxy(self, agent)
 
-    def _not_started(self, exc: Exception, *waiting: asyncio.Future[None]) -> None:
-        self._agent = self.shortcut = None
-        for future in waiting:
+    def _not_started(
+        self, exc: Exception, placed: asyncio.Future[None], started: asyncio.Future[None]
+    ) -> None:
+        if self._started is started:
+            self._agent = self.shortcut = None
+        for future in (placed, started):
             if not future.done():
                 future.set_exception(exc)
                 future.exception()  # it is retrieved, even if nothing waits for it
@@ -266,15 +279,16 @@ class JobAgent:
         from krelay.cluster.agent_lifecycle import agent_gone
 
         try:
-            reason = await agent_gone(self._api, agent, on_running=self._on_reported)
+            reason = await agent_gone(self._api, agent, on_running=lambda: self._report(agent))
         except ClusterError as exc:
             log.debug("%s is not watched: %s", agent, exc)
-            self._on_reported()
+            self._report(agent)
         else:
             await self._lose(agent, reason)
 
-    def _on_reported(self) -> None:
-        self.reported = True
+    def _report(self, agent: Agent) -> None:
+        if self._agent is agent:
+            self.reported = True
 
     async def _lose(self, agent: Agent, reason: str) -> None:
         """Give the agent up; the next dial starts another one."""
@@ -283,6 +297,8 @@ class JobAgent:
             self.lost = reason
             log.warning("%s", reason)
             self._events.lost(str(agent), reason)
+            if self._life is not None and self._life is not asyncio.current_task():
+                self._life.cancel()
             assert self._jobs is not None
             if error := await self._jobs.discard(agent.namespace, agent.job):
                 log.warning("its Job will be deleted later: %s", error)
@@ -306,6 +322,9 @@ class PodProxy:
     def available(self) -> bool:
         """Whether the API server knows the pod's address, from the pod's status."""
         return self._job.reported
+
+    async def prepare(self) -> None:
+        await self._job.renew_access()
 
     async def dial(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         transport, self.expires = await self._job.dial_door(self._agent, protocol)

@@ -40,6 +40,13 @@ class Shortcut(Way, Protocol):
     def available(self) -> bool:
         """Whether it may be tried now: at first it may not be known where it leads."""
 
+    async def prepare(self) -> None:
+        """Get what a dial needs and may take long, such as credentials of a plugin.
+
+        Raises:
+            KrelayError, OSError: there is no dial without it.
+        """
+
 
 class AgentLink(Way, Protocol):
     """The ways to one agent, as its tunnels see them. It is itself the way that always works."""
@@ -141,6 +148,8 @@ class AgentHealth:
 
         `failure` is the last one. It must show that the API server answers and the agent does not.
         """
+        if self._link.starting is not None:
+            self._unreached_since = None  # its start has a deadline
         if self._unreached_since is None or self._loop.time() < self._unreached_since + self._grace:
             return
         self._unreached_since = None

@@ -201,8 +201,11 @@ class Tunnel:
         except LegacyAgentError as exc:
             await self._run_legacy(exc)
         except Exception as exc:
+            starting = starting or self.link.starting  # this dial may have begun it
             if starting is not None and _is_normal_at_start(exc):
                 self._log.debug("the agent is being started: %s", exc)
+                if self._session is not None:
+                    self._drop_session("its agent is gone, and another one is being started")
             else:
                 self._attempt_failed(exc)
         else:
@@ -243,6 +246,8 @@ class Tunnel:
         """
         session = self._new_session()
         await session.connect(self.link, self._key)
+        if self._session is not None:
+            self._drop_session("another agent has taken the place of its agent")
         self._session = session
         self.ways.connected(self.link)
         if (shortcut := self.ways.shortcut) is None:
@@ -251,6 +256,8 @@ class Tunnel:
 
     async def _connect_by(self, way: Way) -> None:
         session = self._session or self._new_session()
+        if (shortcut := self.ways.shortcut) is not None and way is shortcut:
+            await shortcut.prepare()
         if way is self.link or self.link.shortcut_only:
             await session.connect(way, self._key)
         else:
@@ -385,7 +392,8 @@ class Tunnel:
             if self.way is not None and self.ways.lost(self.way, lasted, exc):
                 self._log_set_aside()
         # The end of a connection that is being replaced is not an event.
-        level = logging.DEBUG if self._rotating else logging.WARNING
+        replaced = self._rotating or self.carrier is None
+        level = logging.DEBUG if replaced else logging.WARNING
         self._log.log(level, "tunnel lost: %s", exc or "protocol error")
 
     def _disconnected(self) -> None:
@@ -572,4 +580,4 @@ def _is_bug(exc: Exception) -> bool:
     """Return whether an error is unexpected. A lack of memory or threads is not."""
     if isinstance(exc, RuntimeError):
         return "start new thread" not in str(exc)  # CPython has no type for it
-    return not isinstance(exc, KrelayError | OSError | WireError | MemoryError)
+    return not isinstance(exc, KrelayError | OSError | WireError | LegacyAgentError | MemoryError)
