@@ -327,7 +327,12 @@ class MuxConnection:
         if self._on_open is None:
             opened.refuse(ErrorCode.PROTOCOL, "this end opens streams")
         else:
-            self._on_open(opened)
+            try:
+                self._on_open(opened)
+            except Exception:
+                # The read's other events must reach their streams: they are not sent again.
+                about(logger, stream=repr(opened)).exception("opening failed; the stream is reset")
+                self._reset_after_bug(stream, opened)
 
     def _call(self, stream: Stream, method: str, *args: object) -> None:
         owner: MuxStream = stream.owner
@@ -341,12 +346,15 @@ class MuxConnection:
             # A bug in one stream's handler costs that stream alone: both of its ends see a reset.
             log = about(logger, stream=repr(owner))
             log.exception("%s failed; the stream is reset", method)
-            handler = owner.handler
-            owner.reset(ErrorCode.INTERNAL)
-            if method != "on_reset":
-                owner.handler = handler
-                self._call(stream, "on_reset", ErrorCode.INTERNAL)
-                owner.handler = None
+            self._reset_after_bug(stream, owner, tell=method != "on_reset")
+
+    def _reset_after_bug(self, stream: Stream, owner: MuxStream, *, tell: bool = True) -> None:
+        handler = owner.handler
+        owner.reset(ErrorCode.INTERNAL)
+        if tell:
+            owner.handler = handler
+            self._call(stream, "on_reset", ErrorCode.INTERNAL)
+            owner.handler = None
 
     def _arm(self) -> None:
         """Schedule `_tick` for the session's next deadline."""

@@ -13,7 +13,6 @@ from typing import cast
 
 from krelay.mux.log import about
 from krelay.mux.sockets import (
-    close_socket,
     end_socket,
     fin_on_close,
     no_delay,
@@ -85,7 +84,7 @@ class TcpRelay(asyncio.Protocol):
         if self.stream is not None:
             self.stream.end()
         if self._remote_ended and self.transport is not None:
-            close_socket(self.transport)
+            self._close_socket(self.transport)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -146,7 +145,7 @@ class TcpRelay(asyncio.Protocol):
         if self.transport is None:
             return
         if self._local_ended:
-            close_socket(self.transport)
+            self._close_socket(self.transport)
         elif self.transport.can_write_eof():
             self._end_socket(self.transport)
 
@@ -164,7 +163,16 @@ class TcpRelay(asyncio.Protocol):
 
         The option is set early, since macOS takes none once both ends have ended.
         """
+        self._fin_after_writes(transport)
+        end_socket(transport)
+
+    def _close_socket(self, transport: asyncio.Transport) -> None:
+        """Close a socket whose both ends have ended, after the written bytes."""
+        self._fin_after_writes(transport)
+        transport.close()
+
+    def _fin_after_writes(self, transport: asyncio.Transport) -> None:
+        """Let a close be no reset once the written bytes are sent, and not before."""
         transport.set_write_buffer_limits(high=0)
         if not self._paused:
             fin_on_close(transport)
-        end_socket(transport)

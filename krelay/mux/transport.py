@@ -47,6 +47,8 @@ class SocketTransport(asyncio.Transport):
         self._eof_read = False
         self._eof_written = False
         self._broken = False  # a write has failed
+        self._cut = False  # by an error that the kernel reports once
+        self._shut_down = False
         self._closing = False
         self._lost = False
         self.set_protocol(protocol)
@@ -54,6 +56,7 @@ class SocketTransport(asyncio.Transport):
             protocol.connection_made(self)
         except BaseException:
             self._unwatch()
+            self._drop_backlog()
             self._lost = self._closing = True
             raise
         self._watch()
@@ -114,6 +117,9 @@ class SocketTransport(asyncio.Transport):
         except OSError as exc:
             self._force_close(exc)
             return
+        except Exception as exc:  # from `get_buffer`
+            self._failed(exc)
+            return
         try:
             if not count:
                 self._receive_eof()
@@ -127,6 +133,8 @@ class SocketTransport(asyncio.Transport):
     def _receive_eof(self) -> None:
         self._unwatch()
         self._eof_read = True
+        if self._cut:
+            return  # no peer has sent this end
         if not self._protocol.eof_received():
             self.close()
 
@@ -195,7 +203,10 @@ class SocketTransport(asyncio.Transport):
     def _resume(self) -> None:
         if self._blocked and self._size <= self._low:
             self._blocked = False
-            self._protocol.resume_writing()
+            try:
+                self._protocol.resume_writing()
+            except Exception as exc:
+                self._failed(exc)
 
     def can_write_eof(self) -> bool:
         return True
@@ -207,7 +218,10 @@ class SocketTransport(asyncio.Transport):
                 self._shut()
 
     def _shut(self) -> None:
-        self._sock.shutdown(socket.SHUT_WR)
+        """Send the end, once: after the peer's end the kernel takes a second one for an error."""
+        if not self._shut_down:
+            self._shut_down = True
+            self._sock.shutdown(socket.SHUT_WR)
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         if high is None:
@@ -255,6 +269,8 @@ class SocketTransport(asyncio.Transport):
         A server that refuses a request answers, then resets a client that still sends.
         """
         self._broken = True
+        # After any other error than EPIPE, the kernel shows the end of a peer that has sent none.
+        self._cut = not isinstance(exc, BrokenPipeError)
         self._drop_backlog()
         self._loop.call_soon(self._read_last, exc)
 

@@ -118,6 +118,22 @@ async def test_a_failing_handler_resets_only_its_own_stream_at_both_ends(
         await far_ear.until_size(4)
 
 
+async def test_a_stream_that_cannot_be_taken_is_reset_and_costs_no_other_its_bytes() -> None:
+    async with pair() as both:
+        near, _, _, far_ear = await both.stream()
+
+        def fail(stream: MuxStream) -> None:
+            raise ZeroDivisionError
+
+        both.listens = fail
+        other = Ear()
+        both.client.open(TARGET, other)
+        near.write(b"in the same read")
+        await far_ear.until_size(16)
+        await other.until("reset INTERNAL")
+        assert far_ear.data == b"in the same read"
+
+
 @every_way
 async def test_a_session_moves_to_another_tunnel_and_loses_nothing(way: str) -> None:
     data = random.Random(2).randbytes(200_000 if way != "trickle" else 15_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Iterator
 from typing import cast
 
@@ -245,3 +246,64 @@ async def test_a_failed_write_leaves_time_to_read_an_answer_that_came_before(pai
     await protocol.until("lost")
     assert protocol.received == b"answer"
     assert isinstance(protocol.error, ConnectionError)
+
+
+async def test_a_reset_that_a_write_meets_is_not_taken_for_an_end(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    near, far = pair
+    protocol = Recorder()
+    transport = SocketTransport(near, protocol)
+    far.sendall(b"half of it")
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    far.close()
+    transport.write(b"x")
+    await protocol.until("lost")
+    assert "eof" not in protocol.calls
+    assert bytes(protocol.received) in (b"", b"half of it")
+    assert isinstance(protocol.error, ConnectionResetError)
+
+
+async def test_an_end_written_while_the_queue_drains_is_sent_once() -> None:
+    """After the peer's end, the kernel takes a second one for an error."""
+
+    class EndsWhenDrained(Recorder):
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self.transport.write_eof()
+
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 100_000)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    with near, far:
+        near.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
+        protocol = EndsWhenDrained()
+        transport = SocketTransport(near, protocol)
+        transport.set_write_buffer_limits(high=0)
+        transport.pause_reading()
+        far.sendall(b"answer" * 1_000)
+        far.shutdown(socket.SHUT_WR)
+        sent = 0
+        while not transport.get_write_buffer_size():
+            transport.write(bytes(1_000))
+            sent += 1_000
+        received = await asyncio.to_thread(read_all, far)
+        assert received == sent
+        transport.resume_reading()
+        await protocol.until("eof")
+        assert protocol.received == b"answer" * 1_000
+        transport.abort()
+        await protocol.until("lost")
+        assert protocol.error is None
+
+
+def read_all(sock: socket.socket) -> int:
+    """Read to the end; return the number of bytes."""
+    total = 0
+    while data := sock.recv(1 << 16):
+        total += len(data)
+    return total
