@@ -192,16 +192,21 @@ class MuxConnection:
             return
         if self._trace is not None:
             self._trace.received(data)
-        try:
-            events = self.session.receive_data(data, self._loop.time())
-        except ProtocolError as exc:
-            about(logger, tunnel=self.name).error("protocol error: %s", exc)
-            self.close(exc.code, str(exc))
-            if self.on_detached is not None:
-                self.on_detached(None)
-            return
         self._awake = True
-        self._dispatch(events)
+        while transport is self._transport:
+            try:
+                events = self.session.receive_data(data, self._loop.time())
+            except ProtocolError as exc:
+                self._awake = False
+                about(logger, tunnel=self.name).error("protocol error: %s", exc)
+                self.close(exc.code, str(exc))
+                if self.on_detached is not None:
+                    self.on_detached(None)
+                return
+            self._dispatch(events)
+            if not self.session.more:
+                break
+            data = b""
         self._flush()
 
     def pause_writing(self, transport: asyncio.BaseTransport) -> None:

@@ -118,6 +118,7 @@ class Compressor:
     __slots__ = (
         "_algorithm",
         "_begun_at",
+        "_held_back",
         "_pause",
         "_period",
         "_rate",
@@ -146,13 +147,16 @@ class Compressor:
         self._pause = _PAUSE
         self._period = _PERIOD
         self._rest_until = -math.inf
+        self._held_back = False  # since the window began
         self._begun_at = self._window_at = 0.0
         self._size = 0
         self._spent = 0.0
 
     def limited(self, rate: float) -> None:
-        """Begin or end: the in-flight limit holds back a stream of a tunnel that delivers `rate`
-        bytes a second, 0.0 if that is not known yet."""
+        """Begin or stop compressing. Call this when the in-flight limit holds back a stream.
+
+        `rate` is what the tunnel delivers, in bytes a second; 0.0 if that is not known yet.
+        """
         self._rate = rate
         if self.active:
             if rate * _GO_ON >= self._speed:
@@ -165,6 +169,13 @@ class Compressor:
                 self.active = True
                 self._begun_at = now
                 self._begin_window(now)
+        self._held_back = True
+
+    def restart(self) -> None:
+        """Stop, and forget what was measured: the next tunnel may take another path."""
+        self.active = False
+        self._rate, self._speed = 0.0, _SPEED
+        self._pause, self._period, self._rest_until = _PAUSE, _PERIOD, -math.inf
 
     def compress(self, stream: Stream, pieces: list[Buffer], size: int) -> bytes | None:
         """Return the payload for these `size` bytes of a stream; None if they are sent as such."""
@@ -203,9 +214,13 @@ class Compressor:
             self.active = False
             self._rest_until = ended + _PAUSE
             self._period = min(self._period * 2, _LONGEST_PERIOD)
+            self._speed = max(self._speed, _SPEED)
+        elif not self._held_back:
+            self.active = False
         else:
             self._pause = _PAUSE
         self._begin_window(ended)
 
     def _begin_window(self, now: float) -> None:
         self._window_at, self._size, self._spent = now, 0, 0.0
+        self._held_back = False

@@ -276,7 +276,8 @@ class AgentHandshake:
         ):
             raise ProtocolError("a malformed AUTH")
         chosen = payload[keyed] if compressible else Algorithm.NONE
-        if chosen and (chosen not in list(Algorithm) or not chosen & self._offered):
+        wrong = chosen not in list(Algorithm) or not chosen & self._offered
+        if chosen and (kind == _RESUME or wrong):
             raise ProtocolError(f"compression {chosen}, which was not offered")
         return Auth(
             version=version,

@@ -157,7 +157,7 @@ class SendQueue:
             return 0
         sent = 0
         budget = max(room, _SMALL)
-        if self.compressor is not None:
+        if self.compressor is not None and self.compressor.active and stream.incompressible <= 0:
             budget = int(budget * stream.shrinks)
         budget = min(MAX_PAYLOAD, stream.credit, budget)
         chunks: list[Buffer] = []

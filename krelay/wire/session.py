@@ -31,6 +31,7 @@ from krelay.wire.frames import (
     LAST_SEQUENCED,
     MAX_PAYLOAD,
     Buffer,
+    Frame,
     FrameDecoder,
     FrameType,
     encode_frame,
@@ -55,6 +56,8 @@ LOW_ID = 1 << 31
 # Bytes for frames other than DATA, besides the replay limit: enough for every stream to open and
 # close a few times within a round trip. A peer that causes more acknowledges nothing.
 _CONTROL_ROOM = 4 << 20
+_MOST_DECOMPRESSED = 256 << 10
+"""Bytes that compressed frames may yield in one call of `receive_data`, and a frame more."""
 
 
 class Side(IntEnum):
@@ -107,6 +110,7 @@ class Session:
         """Sum to which windows may grow now; smaller if memory is short."""
         self._windows = 0
         self._decoder = FrameDecoder()
+        self._frames: list[Frame] = []  # that the next `receive_data` begins with
         self._pong: bytes | None = None
         self._goaway: bytes | None = None
         self._lost: bytes | None = None
@@ -251,10 +255,11 @@ class Session:
         again = self._replay_buffer.rewind(peer_received)
         self._receive_counter.resumed()
         self._decoder = FrameDecoder()
+        self._frames = []
         self._congestion = CongestionWindow(self.limits.replay)
         self._send_queue.compressor = None
         if self._compressor is not None:
-            self._compressor.active = False
+            self._compressor.restart()
         self._ack_timer.reset()
         self._pong = None
         self._lost = None
@@ -343,6 +348,9 @@ class Session:
     def receive_data(self, data: Buffer, now: float) -> list[Event]:
         """Return the events that these bytes of the tunnel complete.
 
+        Compressed frames may yield far more than their size. So what has to wait until the caller
+        has handled these events is kept: while there is `more`, call this again with no bytes.
+
         Raises:
             ProtocolError: the peer broke the protocol. The session is over: `close` returns the
                 events of the frames before the error.
@@ -351,12 +359,19 @@ class Session:
         # Kept for `close`: if this fails, handlers of streams that earlier frames of this read have
         # closed must still learn of that.
         events = self._undelivered = []
-        for frame_type, stream_id, payload in self._decoder.feed(data):
+        frames = self._decoder.feed(data)
+        if self._frames:
+            frames, self._frames = self._frames + frames, []
+        most = self._decompressed + _MOST_DECOMPRESSED
+        for index, (frame_type, stream_id, payload) in enumerate(frames, 1):
             if frame_type <= FrameType.DATAGRAM:
                 self._ack_timer.received(HEAD_SIZE + len(payload), now)
                 if frame_type <= LAST_SEQUENCED and not self._receive_counter.accept_frame():
                     continue
                 self._receive_frame(frame_type, stream_id, payload, now, events)
+                if self._decompressed >= most:
+                    self._frames = frames[index:]
+                    break
             else:
                 self._receive_control(frame_type, stream_id, payload, now, events)
         self._ack_timer.flush_if_due(now)
@@ -364,6 +379,11 @@ class Session:
             raise ProtocolError("the peer acknowledges nothing", ErrorCode.LIMIT)
         self._undelivered = []
         return events
+
+    @property
+    def more(self) -> bool:
+        """Whether frames wait for another `receive_data`."""
+        return bool(self._frames)
 
     def _receive_frame(
         self, frame_type: int, stream_id: int, payload: Buffer, now: float, events: list[Event]

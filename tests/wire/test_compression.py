@@ -162,6 +162,7 @@ def test_compressing_that_takes_all_the_time_pauses_ever_less_often() -> None:
         began = watch.now
         while compressor.active:
             watch.now -= 0.009  # compressing takes 10 ms of every 11
+            compressor.limited(1e5)
             assert compressor.compress(one, [TEXT], len(TEXT))
         lasted.append(watch.now - began)
         compressor.limited(1e5)
@@ -171,6 +172,39 @@ def test_compressing_that_takes_all_the_time_pauses_ever_less_often() -> None:
         assert compressor.active
     assert lasted == sorted(lasted)
     assert lasted[-1] > 4 * lasted[0]
+
+
+def test_a_busy_second_does_not_keep_it_from_beginning_again() -> None:
+    watch = Watch(0.003)  # 21 MB/s
+    compressor, one = active(watch), stream()
+    while compressor.active:
+        watch.now -= 0.0028  # compressing takes most of the time
+        compressor.limited(6e6)
+        compressor.compress(one, [TEXT], len(TEXT))
+    watch.now += 60.0
+    compressor.limited(6e6)
+    assert compressor.active
+
+
+def test_another_tunnel_is_judged_by_itself() -> None:
+    watch = Watch(0.006)  # 11 MB/s
+    compressor, one = active(watch), stream()
+    for _ in range(200):
+        compressor.limited(3e6)
+        compressor.compress(one, [TEXT], len(TEXT))
+    compressor.restart()
+    assert not compressor.active
+    compressor.limited(3e6)
+    assert compressor.active
+
+
+def test_it_stops_when_nothing_is_held_back_any_more() -> None:
+    watch = Watch(0.0005)
+    compressor, one = active(watch), stream()
+    compressor.limited(3e6)
+    for _ in range(10_000):
+        compressor.compress(one, [TEXT], len(TEXT))
+    assert not compressor.active
 
 
 def test_small_frames_are_never_compressed() -> None:
@@ -241,6 +275,44 @@ def received(payload: bytes, algorithm: Algorithm = Algorithm.DEFLATE) -> Sessio
     assert isinstance(data, DataReceived)
     assert bytes(data.data) == TEXT
     return session
+
+
+def test_a_read_yields_so_much_at_once_and_the_rest_with_the_next_calls() -> None:
+    session = Session(Side.AGENT, 0.0)
+    session.use_compression(Algorithm.DEFLATE, Watch())
+    session.attach(0, 0.0)
+    frame = compress(Algorithm.DEFLATE, [bytes(MAX_PAYLOAD)])
+    read = b"".join(
+        encode_frame(FrameType.OPEN, number, TARGET.encode())
+        + encode_frame(FrameType.COMPRESSED, number, frame)
+        for number in range(1, 100, 2)
+    )
+    sizes = []
+    events = session.receive_data(read, 0.0)
+    while True:
+        sizes.append(sum(len(each.data) for each in events if isinstance(each, DataReceived)))
+        if not session.more:
+            break
+        events = session.receive_data(b"", 0.0)
+    assert sum(sizes) == 50 * MAX_PAYLOAD
+    assert max(sizes) == 4 * MAX_PAYLOAD
+
+
+def test_what_waits_of_a_lost_tunnel_is_dropped_and_comes_again() -> None:
+    session = Session(Side.AGENT, 0.0)
+    session.use_compression(Algorithm.DEFLATE, Watch())
+    session.attach(0, 0.0)
+    frame = compress(Algorithm.DEFLATE, [bytes(MAX_PAYLOAD)])
+    pieces = [
+        encode_frame(FrameType.OPEN, number, TARGET.encode())
+        + encode_frame(FrameType.COMPRESSED, number, frame)
+        for number in range(1, 20, 2)
+    ]
+    session.receive_data(b"".join(pieces), 0.0)
+    assert session.more
+    session.attach(0, 0.0)
+    assert not session.more
+    assert session.received_count == 8
 
 
 def test_windows_count_what_a_frame_holds() -> None:

@@ -206,5 +206,15 @@ def test_the_agent_accepts_the_compression_that_it_offered_only(compress: bool) 
         assert silent.receive_data(ours.data_to_send()) is not None
 
 
+def test_a_resumed_session_cannot_choose_another_compression() -> None:
+    ours = client(resume=Resume(SESSION, session_key(KEY, AGENT, CLIENT), lambda: 0))
+    agent = AgentHandshake(AGENT, Ask.PROOF)
+    ours.receive_data(agent.hello())
+    auth = bytearray(ours.data_to_send())
+    auth[-33] = Algorithm.DEFLATE
+    with pytest.raises(WireError, match="compression 1"):
+        agent.receive_data(bytes(auth))
+
+
 def test_a_digest_is_sha256_in_hex() -> None:
     assert key_digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
