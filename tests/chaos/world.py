@@ -218,14 +218,21 @@ class World:
 
     def agent(self) -> str:
         """The name of its pod."""
-        pods = kit.get(self.namespace, "pods", "-l", "app=krelay-server")["items"]
-        live = [
-            pod["metadata"]["name"]
-            for pod in pods
-            if "deletionTimestamp" not in pod["metadata"] and pod["status"]["phase"] == "Running"
-        ]
-        assert len(live) == 1, f"agents: {live}"
-        return str(live[0])
+        live: list[str] = []
+
+        def one() -> bool:
+            pods = kit.get(self.namespace, "pods", "-l", "app=krelay-server")["items"]
+            live[:] = [
+                str(pod["metadata"]["name"])
+                for pod in pods
+                if "deletionTimestamp" not in pod["metadata"]
+                and pod["status"]["phase"] == "Running"
+            ]
+            return len(live) == 1
+
+        # krelay uses an agent before its node reports that it runs.
+        kit.eventually(one, f"one agent runs: {live}", 10.0)
+        return live[0]
 
     def agent_ip(self) -> str:
         """The address of its pod."""

@@ -166,6 +166,9 @@ def test_another_agent_takes_over_while_everything_goes_on(edited: Edited, names
                     part = sock.recv(1 << 20)
                     whole.update(part)
                     received += len(part)
+                # The agent that is replaced now carries something, too.
+                due = asked + 2
+                kit.eventually(lambda due=due: asked >= due, "the flow goes on")
                 others = [
                     f"t{n}: {chance.choice(('svc/web', 'svc/bare'))} {port}:80"
                     for n, port in enumerate(chance.sample(ports, number))
