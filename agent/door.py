@@ -95,7 +95,7 @@ class Door:
         self.refusals.close()
 
     def check(self) -> None:
-        """Raise UpgradeError if no session can be had here now."""
+        """Raise UpgradeError if the door cannot serve a session now."""
         if not self._owner.sessions.knows_key:
             raise UpgradeError(503, "the agent does not know the key yet")
         if self._owner.budget.free < TUNNEL_COST:
