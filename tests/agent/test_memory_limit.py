@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -99,6 +101,14 @@ class Agent:
             writer.transport.abort()
         closing = [writer.wait_closed() for writer in self._writers]
         await asyncio.gather(*closing, return_exceptions=True)
+
+    def freeze(self) -> None:
+        """Stop it until `thaw`."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        os.kill(self._pid, signal.SIGCONT)
 
     def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self._pid}/status").read_text().splitlines():
@@ -353,6 +363,25 @@ async def test_targets_that_are_never_reached() -> None:
                 await peer.send(opens(1_000, port))
                 for n in range(1_000):
                     await peer.send(encode_frame(FrameType.DATA, 2 * n + 1, bytes(MAX_PAYLOAD)))
+
+
+async def test_a_read_of_compressed_frames_that_yields_a_thousand_times_as_much() -> None:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    frame = packer.compress(bytes(MAX_PAYLOAD)) + packer.flush()
+    with rig.silent() as port:
+        header = Header(TCP, rig.HOST, port).encode()
+        flood = b"".join(
+            encode_frame(FrameType.OPEN, number, header)
+            + encode_frame(FrameType.COMPRESSED, number, frame)
+            for number in range(1, 4_000, 2)
+        )
+        async with agent(limit=96 << 20) as here:
+            peer = await here.intruder()
+            here.freeze()  # so that it reads all of it at once
+            await peer.send(flood)
+            here.thaw()
+            await rest(here)
+            assert here.peak() <= (96 << 20) * 4 // 5
 
 
 async def test_many_sessions_that_acknowledge_nothing_of_many_refusals() -> None:
