@@ -535,7 +535,7 @@ async def test_bytes_that_cross_the_tunnel_compressed(
         session = here.driver.session
         compressor = session._send_queue.compressor = session._compressor
         assert compressor is not None
-        compressor.active = True
+        compressor.limited(1e6)
         await answered(reader, writer, size)
         await here.seen.becomes(size, "tunnel_compression_input_bytes_total")
         sent = await here.seen.value("tunnel_compression_output_bytes_total")
