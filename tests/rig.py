@@ -69,7 +69,8 @@ async def tcp_target(serve: Serve, host: str = HOST, limit: int = 1 << 16) -> As
             try:
                 await run(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
             finally:
-                transport.abort()
+                with suppress(AttributeError):  # Python 3.11, if it is closed already
+                    transport.abort()
                 await asyncio.sleep(0)  # the turn in which it closes
 
         def accept() -> None:
