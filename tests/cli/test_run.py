@@ -163,7 +163,7 @@ def told(number, frame):
     sys.exit(9)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, told)
-print("ready", flush=True)
+print("ready\\n", end="", flush=True)  # in one write
 while True:
     time.sleep(0.05)
 """
