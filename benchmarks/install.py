@@ -1,4 +1,4 @@
-"""krelay as its README installs it: a wheel of this checkout in an environment of its own.
+"""krelay as its README installs it: a wheel of this checkout in a separate environment.
 
 The packages are those of the lock, not those that developers have.
 """

@@ -43,7 +43,7 @@ class Relayed(Protocol):
 
 
 def command(mode: str, port: int, *arguments: object) -> list[str]:
-    """Return the command of a load, for a process of its own."""
+    """Return the command that runs a load in a separate process."""
     return [sys.executable, "-m", "benchmarks.load", mode, str(port), *map(str, arguments)]
 
 

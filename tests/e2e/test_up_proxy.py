@@ -226,7 +226,7 @@ def rules(tmp_path: Path, text: str) -> list[dict[str, Any]]:
 
 
 def by_address(namespace: str, world: str, tunnel: str = "{}") -> str:
-    """A file whose target needs no rights of its own."""
+    """A file whose target needs no further rights."""
     ip = kit.get(world, "pod", "solo")["status"]["podIP"]
     return (
         f"apiVersion: krelay/v1\nnamespace: {namespace}\ntunnel: {tunnel}\n"

@@ -175,7 +175,7 @@ async def test_icmp_in_the_middle_of_a_batch_costs_no_received_datagram() -> Non
     port = rig.closed_port(socket.SOCK_DGRAM)
     sock, seen = udp(), Seen()
     sock.connect((rig.HOST, port))
-    sock.send(b"nobody hears this")
+    sock.send(b"to a closed port")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
         there.bind((rig.HOST, port))
         for data in (b"1", b"2", b"3"):
@@ -191,7 +191,7 @@ async def test_icmp_costs_one_datagram_of_a_batch() -> None:
     async with pair() as (endpoint, seen, there):
         port = there.getsockname()
         there.close()
-        endpoint.socket.send(b"nobody hears this")
+        endpoint.socket.send(b"to a closed port")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
             again.setblocking(False)
             again.bind(port)
