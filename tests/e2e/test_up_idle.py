@@ -36,6 +36,14 @@ def processes(container: str) -> list[int]:
     return found
 
 
+def container_ids(namespace: str) -> list[str]:
+    """Return the ids of the agent's containers, as far as its pod's status has them."""
+    pods = kit.get(namespace, "pods", "-l", "app=krelay-server")["items"]
+    statuses = [status for pod in pods for status in pod["status"].get("containerStatuses", ())]
+    ids = [status.get("containerID", "") for status in statuses]
+    return [text.rpartition("/")[2] for text in ids if text]
+
+
 def test_twenty_forwards_at_rest(namespace: Callable[..., str], world: str, tmp_path: Path) -> None:
     place = namespace()
     kinds = ["svc/web :80", "deploy/web :8000", "sts/db :8000", "pod/solo :8000"]
@@ -44,10 +52,10 @@ def test_twenty_forwards_at_rest(namespace: Callable[..., str], world: str, tmp_
     with kit.up(text, tmp_path, 20) as krelay:
         for number in range(20):
             assert kit.http_get(krelay.address(f"t{number}"))
-        pod = kit.get(place, "pods", "-l", "app=krelay-server")["items"][0]
-        container = pod["status"]["containerStatuses"][0]["containerID"].rpartition("/")[2]
+        # krelay serves before the kubelet has reported the container.
+        kit.eventually(lambda: container_ids(place), "the status of the agent's pod")
         pids = {"krelay": krelay.process.pid}
-        if found := processes(container):
+        if found := processes(container_ids(place)[0]):
             pids["agent"] = found[0]
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
         time.sleep(WATCHED)  # the measurement itself: nothing is waited for
