@@ -103,6 +103,8 @@ class Check:
 
 
 LOOPBACK = "127.0.0.1"
+UDP_CLIENTS = 1024
+"""Clients that a UDP port serves at once."""
 
 
 def is_loopback(address: str) -> bool:
@@ -116,7 +118,8 @@ class Target:
 
     `listen` is an IPv4 or IPv6 address, or `localhost` for both families. `namespace` and `context`
     None mean those of the kubeconfig. A proxy asks for `credentials` (user name, password);
-    `insecure` allows one without them beyond loopback. `line` and `column`, from 1, are the place
+    `insecure` allows one without them beyond loopback. A UDP
+    port serves `udp_clients` at once. `line` and `column`, from 1, are the place
     in `file`; a target of the command line has none.
     """
 
@@ -130,6 +133,7 @@ class Target:
     credentials: tuple[str, str] | None = field(default=None, repr=False)
     insecure: bool = False
     check: Check = Check()
+    udp_clients: int = UDP_CLIENTS
     line: int = field(default=0, compare=False)
     column: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)

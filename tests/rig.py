@@ -309,12 +309,14 @@ class Path:
         await listener.open(HOST, 0)
         return listener
 
-    async def udp(self, target: int | Route, *, open_timeout: float = 30.0) -> UdpListener:
+    async def udp(
+        self, target: int | Route, *, open_timeout: float = 30.0, address: str = HOST
+    ) -> UdpListener:
         """The same for UDP."""
         route = self.route(target, Protocol.UDP) if isinstance(target, int) else target
         listener = UdpListener("dns", route, self.tasks, open_timeout=open_timeout)
         self.listeners.append(listener)
-        await listener.open(HOST, 0)
+        await listener.open(address, 0)
         return listener
 
     def route(

@@ -82,6 +82,7 @@ _OF_TARGET: Table = {
     **_OF_FILE,
     "listen": ("listen", parse_listen),
     "check": ("check", _check),
+    "udpClients": ("udp_clients", int),
 }
 _AGENT: Table = {
     "namespace": ("namespace", parse_namespace),

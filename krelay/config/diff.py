@@ -163,7 +163,7 @@ def diff(old: Config | None, new: Config | None) -> Plan:
             Setting(f"tunnel.{key}", getattr(old.tunnel, name), getattr(new.tunnel, name))
             for key, name in (("openTimeout", "open_timeout"), ("drain", "drain"))
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
-        ) + (*_checks(old, new), *_status(old.status, new.status))
+        ) + (*_targets(old, new), *_status(old.status, new.status))
     return Plan(
         tuple(_pairs(specs(old), specs(new))),
         tuple(change for change in changes if change.old != change.new),
@@ -182,13 +182,19 @@ def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
         yield Setting("status.token", "", "another one" if new.token else "none")
 
 
-def _checks(old: Config, new: Config) -> Iterator[Setting]:
-    """Yield the changed checks of the targets that stay."""
-    before = {target.name: target.check for target in old.targets}
+_OF_TARGET = (("check", "check"), ("udpClients", "udp_clients"))
+"""Keys and fields of a target that take effect without another listener or route."""
+
+
+def _targets(old: Config, new: Config) -> Iterator[Setting]:
+    """Yield the changed settings of the targets that stay."""
+    before = {target.name: target for target in old.targets}
     for target in new.targets:
-        check = before.get(target.name, target.check)
-        if check != target.check:
-            yield Setting(f"{target.name}.check", str(check), str(target.check))
+        former = before.get(target.name, target)
+        for key, field in _OF_TARGET:
+            values = getattr(former, field), getattr(target, field)
+            if values[0] != values[1]:
+                yield Setting(f"{target.name}.{key}", *map(str, values))
 
 
 # How a new forward is matched with an old one of the same target, the closest likeness first; None

@@ -19,9 +19,9 @@ from krelay.wire.errors import ErrorCode
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of dial times, in seconds."""
 
-OK, RESET, NO_STREAM, IDLE = "ok", "reset", "no_stream", "idle"
+OK, RESET, NO_STREAM, IDLE, EVICTED = "ok", "reset", "no_stream", "idle", "evicted"
 """Results of streams that the agent opened, and (`no_stream`) of requests that got none. A flow
-ends as `idle` after a time without datagrams, or as the least recently used one makes room."""
+ends as `idle` after a time without datagrams, and as `evicted` to make room for another client."""
 
 REFUSALS = {code: code.name.lower() for code in ErrorCode} | {
     # `reset` is the result of streams that were open.
@@ -38,7 +38,7 @@ KERNEL, RECEIVE = "kernel", "kernel_receive"
 stream; there was no stream for those that waited; the kernel did not take the datagram for the
 application; it dropped what the application sent, since krelay was too slow to read it."""
 
-RESULTS = frozenset({OK, RESET, NO_STREAM, IDLE, *REFUSALS.values()})
+RESULTS = frozenset({OK, RESET, NO_STREAM, IDLE, EVICTED, *REFUSALS.values()})
 DROPS = frozenset({BACKLOG, EARLY, UNROUTED, KERNEL, RECEIVE})
 
 OnDial = Callable[[ErrorCode | None, str], None]
@@ -79,8 +79,8 @@ class ForwardMetrics:
     """Counts of one forward.
 
     Every requested stream ends in exactly one of `results`. `opened` counts those that the agent
-    opened: they are live, or ended as `ok`, `reset` or `idle`. `drops` counts lost datagrams by
-    reason.
+    opened: they are live, or ended as `ok`, `reset`, `idle` or `evicted`. `drops` counts lost
+    datagrams by reason.
     """
 
     def __init__(self, on_dial: OnDial | None = None) -> None:
@@ -194,8 +194,12 @@ class StreamMetrics:
             self._end(_CANCELLED if code is ErrorCode.CANCELLED else NO_STREAM)
 
     def expired(self) -> None:
-        """End the stream: its flow was idle, or the least recently used one."""
+        """End the stream: its flow was idle."""
         self._end(IDLE if self._opened else _CANCELLED)
+
+    def evicted(self) -> None:
+        """End the stream: its flow made room for that of another client."""
+        self._end(EVICTED if self._opened else _CANCELLED)
 
     def closed(self, *, clean: bool) -> None:
         """End the stream: the local application has left; `clean`: after both ends had ended."""

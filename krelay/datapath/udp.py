@@ -11,7 +11,7 @@ from typing import Any
 from krelay.datapath.connector import Forwarding, StreamRequest
 from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
-from krelay.model import Endpoint, Protocol
+from krelay.model import UDP_CLIENTS, Endpoint, Protocol, Target
 from krelay.mux.datagrams import Address, DatagramEndpoint
 from krelay.mux.stream import Stream
 from krelay.net.bind import bind
@@ -20,7 +20,7 @@ from krelay.wire.frames import Buffer
 
 IDLE = 110.0
 """Seconds without a datagram after which a flow ends."""
-MAX_FLOWS = 1_024
+TFTP = 69
 _EARLY_DATAGRAMS = 16
 _RECEIVE_BUFFER = 4 << 20
 """Bytes to ask of the kernel for what the clients of a forward send while krelay is busy."""
@@ -37,6 +37,37 @@ class UdpListener(Forwarding):
     def live(self) -> int:
         """The number of flows."""
         return sum(len(sock.flows) for sock in self._sockets)
+
+    max_flows: int = field(default=UDP_CLIENTS, init=False)
+    """Clients that have a flow at each of the addresses; another one ends the quietest flow."""
+    _full: bool = field(default=False, init=False)
+    _warned: bool = field(default=False, init=False)
+
+    def update(self, target: Target, open_timeout: float) -> None:
+        super().update(target, open_timeout)
+        self.max_flows = target.udp_clients
+        self._full = False
+
+    def evicted(self) -> None:
+        """Log the first time that a flow makes room for another."""
+        if not self._full:
+            self._full = True
+            self.log.warning(
+                "more than %d UDP clients at once: the flows that are quiet for the longest end;"
+                " set `udpClients` of the target to allow more",
+                self.max_flows,
+            )
+
+    def opened(self) -> None:
+        """Log the first time that a flow leads to a port whose answers do not arrive."""
+        endpoint = self.route.endpoint
+        if not self._warned and endpoint is not None and endpoint.port == TFTP:
+            self._warned = True
+            self.log.warning(
+                "a TFTP server answers from another port than %d, and krelay relays only what comes"
+                " from the port that was asked",
+                TFTP,
+            )
 
     async def open(self, address: str, port: int) -> None:
         """Bind and receive. Raises ListenError if the address cannot be bound."""
@@ -79,6 +110,9 @@ class FlowSocket:
         """Send the client a datagram from the flow of `addr`, and count it."""
         raise NotImplementedError
 
+    def evicted(self) -> None:
+        """Handle that a flow has made room for another."""
+
     def close(self) -> None:
         """End every flow and close the socket."""
         if self._sweeper is not None:
@@ -106,10 +140,11 @@ class FlowSocket:
         self.metrics.drops[KERNEL] += count
 
     def _open(self, addr: Address, forwarding: Forwarding, most: int) -> Flow:
-        """Return a new flow; the least recently used one makes room if there are `most`."""
-        if len(self.flows) >= most:
+        """Return a new flow; the least recently used ones make room if there are `most`."""
+        while len(self.flows) >= most:
             _, oldest = self.flows.popitem(last=False)
-            oldest.close(ErrorCode.IDLE)
+            oldest.evict()
+            self.evicted()
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(IDLE, self._sweep)
         flow = self.flows[addr] = Flow(self, forwarding, addr)
@@ -135,8 +170,14 @@ class _LocalSocket(FlowSocket):
         self._listener = listener
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        flow = self.flows.get(addr) or self._open(addr, self._listener, MAX_FLOWS)
+        flow = self.flows.get(addr)
+        if flow is None:
+            flow = self._open(addr, self._listener, self._listener.max_flows)
+            self._listener.opened()
         flow.send(data)
+
+    def evicted(self) -> None:
+        self._listener.evicted()
 
     def error_received(self, exc: OSError) -> None:
         # ICMP from a client that has gone. The kernel does not say which one; its flow will expire.
@@ -188,15 +229,23 @@ class Flow:
 
     def close(self, code: ErrorCode) -> None:
         """End the flow at both ends."""
+        self._end(code)
+        if code is ErrorCode.IDLE:
+            self._request.metrics.expired()
+        else:
+            self._request.metrics.closed(clean=True)
+
+    def evict(self) -> None:
+        """End the flow at both ends, since another one needs its place."""
+        self._end(ErrorCode.IDLE)
+        self._request.metrics.evicted()
+
+    def _end(self, code: ErrorCode) -> None:
         self._request.cancel()
         self._drop_early()
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.reset(code)
-        if code is ErrorCode.IDLE:
-            self._request.metrics.expired()
-        else:
-            self._request.metrics.closed(clean=True)
 
     # -- the stream's side ---------------------------------------------------------------------
 

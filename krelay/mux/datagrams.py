@@ -4,6 +4,9 @@ asyncio's datagram transport reads one datagram a turn of the loop, and a turn c
 much as the system call. The endpoint reads until the socket is empty, up to a bound, and sends
 what a turn has queued at its end. Datagrams of one size to one address then go out in one call if
 the kernel can cut them apart (UDP_SEGMENT, Linux 4.18). Boundaries and order stay.
+
+A socket that is bound to a wildcard address tells at which of this machine's addresses a datagram
+arrived (IP_PKTINFO, RFC 3542), since the answer has to come from there.
 """
 
 from __future__ import annotations
@@ -14,12 +17,26 @@ import socket
 import struct
 import sys
 from collections import deque
+from collections.abc import Callable
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from krelay.wire.frames import Buffer
 
+Ancillary = tuple[int, int, bytes]
+"""Level, type and data of a control message."""
+
+
+class Asked(NamedTuple):
+    """The peer of a wildcard socket, with the control message that answers from the address that
+    the peer asked."""
+
+    peer: tuple[Any, ...]
+    source: Ancillary
+
+
 Address = tuple[Any, ...]
+"""A socket address, or an `Asked`."""
 
 BUFFER = 1 << 20
 """Bytes to ask of the kernel for each direction of a socket."""
@@ -35,6 +52,12 @@ COST = 128
 _LONGEST = 1 << 16
 _FLUSH_AT = 64 << 10
 """Queued bytes from which on the end of the turn is too late."""
+
+# linux/in.h; Python has the name since 3.14.
+_IP_PKTINFO = 8
+_IN_PKTINFO = struct.Struct("=i4s4s")
+_IN6_PKTINFO = struct.Struct("=16si")
+_ANCILLARY = socket.CMSG_SPACE(_IN6_PKTINFO.size) if hasattr(socket, "CMSG_SPACE") else 0
 
 # linux/udp.h; Python has names for neither.
 _SOL_UDP = 17
@@ -118,6 +141,9 @@ class DatagramEndpoint:
         self._blocked = False
         """Whether the queue waits for the kernel, and takes room."""
         self._longest_segment = _MAX_SEGMENTED // 2 if _can_segment(sock) else 0
+        self._receive: Callable[[], tuple[bytes, Address]] = (
+            self._receive_asked if _report_asked(sock) else self._receive_one
+        )
         self._loop.add_reader(sock, self._readable)
 
     def send(self, data: Buffer, addr: Address | None = None) -> None:
@@ -163,11 +189,11 @@ class DatagramEndpoint:
     # -- receiving -----------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        receive, handler = self.socket.recvfrom, self._handler
+        receive, handler = self._receive, self._handler
         left = MAX_READ
         for _ in range(MAX_READS):
             try:
-                data, addr = receive(_LONGEST)
+                data, addr = receive()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
@@ -177,6 +203,14 @@ class DatagramEndpoint:
                 left -= len(data)
             if self.closed or left <= 0:
                 return
+
+    def _receive_one(self) -> tuple[bytes, Address]:
+        return self.socket.recvfrom(_LONGEST)
+
+    def _receive_asked(self) -> tuple[bytes, Address]:
+        data, ancillary, _, peer = self.socket.recvmsg(_LONGEST, _ANCILLARY)
+        source = next((found for message in ancillary if (found := _source(*message))), None)
+        return data, peer if source is None else Asked(peer, source)
 
     # -- sending -------------------------------------------------------------------------------
 
@@ -247,12 +281,19 @@ class DatagramEndpoint:
     def _send_segments(self, count: int) -> int:
         first, addr = self._queue[0]
         buffers = [data for data, _ in islice(self._queue, count)]
-        segment = [(_SOL_UDP, _UDP_SEGMENT, _SIZE.pack(len(first)))]
-        return self.socket.sendmsg(buffers, segment, 0, addr)
+        ancillary = [(_SOL_UDP, _UDP_SEGMENT, _SIZE.pack(len(first)))]
+        if isinstance(addr, Asked):
+            addr, source = addr
+            ancillary.append(source)
+        return self.socket.sendmsg(buffers, ancillary, 0, addr)
 
     def _send_one(self) -> int:
         data, addr = self._queue[0]
-        return self.socket.send(data) if addr is None else self.socket.sendto(data, addr)
+        if addr is None:
+            return self.socket.send(data)
+        if isinstance(addr, Asked):
+            return self.socket.sendmsg((data,), (addr.source,), 0, addr.peer)
+        return self.socket.sendto(data, addr)
 
 
 def _can_segment(sock: socket.socket) -> bool:
@@ -264,3 +305,38 @@ def _can_segment(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
+
+
+def _report_asked(sock: socket.socket) -> bool:
+    """Have a wildcard socket report the address that each datagram was sent to; return whether it
+    does."""
+    if sys.platform != "linux" or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    if sock.getsockname()[0] not in ("0.0.0.0", "::"):
+        return False
+    try:
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    except OSError:
+        return False
+    return True
+
+
+def _source(level: int, kind: int, data: bytes) -> Ancillary | None:
+    """Return the message for an answer to a datagram that came with this one (RFC 3542, s. 6)."""
+    if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO) and len(data) == _IN_PKTINFO.size:
+        # The second field is this machine's address, also if the datagram was a broadcast.
+        _, local, _ = _IN_PKTINFO.unpack(data)
+        return level, kind, _IN_PKTINFO.pack(0, local, bytes(4))
+    if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and (
+        len(data) == _IN6_PKTINFO.size
+    ):
+        address, interface = _IN6_PKTINFO.unpack(data)
+        if address[0] == 0xFF:  # multicast, which cannot be a source
+            return None
+        # Only a link-local address needs its interface; the route decides for the others.
+        local = address[:2] >= b"\xfe\x80" and address[:2] < b"\xfe\xc0"
+        return level, kind, _IN6_PKTINFO.pack(address, interface if local else 0)
+    return None

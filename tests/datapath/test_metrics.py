@@ -158,11 +158,11 @@ async def test_a_flow_to_a_closed_port_counts_as_reset_and_is_reported() -> None
         assert results == [ErrorCode.REFUSED]
 
 
-async def test_lost_datagrams_count_by_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(udp_module, "MAX_FLOWS", 1)
+async def test_lost_datagrams_count_by_reason() -> None:
     async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
         route = path.route(None)
         listener = await path.udp(route)
+        listener.max_flows = 1
         counts = listener.metrics
         one, two = [
             await stack.enter_async_context(rig.udp_socket(connect=rig.port_of(listener)))
@@ -188,18 +188,16 @@ async def test_lost_datagrams_count_by_reason(monkeypatch: pytest.MonkeyPatch) -
         assert impatient.metrics.results == {"no_stream": 1}
 
 
-async def test_a_flow_that_makes_room_counts_as_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(udp_module, "MAX_FLOWS", 1)
+async def test_a_flow_that_makes_room_counts_as_evicted() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         listener = await path.udp(target)
+        listener.max_flows = 1
         for number in range(1, 4):
             async with rig.udp_socket(connect=rig.port_of(listener)) as client:
                 client.send(b"x")
                 assert await rig.recv(client) == b"x"
             assert listener.metrics.opened == number
-        assert listener.metrics.results == {"idle": 2}
+        assert listener.metrics.results == {"evicted": 2}
         assert not listener.metrics.lost()
 
 

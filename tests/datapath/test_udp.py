@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import threading
 from contextlib import AsyncExitStack
 
@@ -12,7 +13,7 @@ import pytest
 from krelay.datapath import udp as module
 from krelay.datapath.udp import UdpListener
 from krelay.errors import ListenError
-from krelay.model import Endpoint, Protocol, Resolution
+from krelay.model import UDP_CLIENTS, Endpoint, Kind, Protocol, Resolution, Target
 from krelay.wire.errors import ErrorCode
 from krelay.wire.session import Limits
 from tests import rig
@@ -76,10 +77,10 @@ async def test_the_target_sees_one_socket_for_each_client() -> None:
             assert await rig.recv(one) == b"late 1"
 
 
-async def test_the_least_recently_used_flow_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_FLOWS", 2)
+async def test_the_least_recently_used_flow_makes_room(caplog: pytest.LogCaptureFixture) -> None:
     async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
         listener = await path.udp(target)
+        listener.max_flows = 2
         port = rig.port_of(listener)
         one, two, three = [
             await stack.enter_async_context(rig.udp_socket(connect=port)) for _ in range(3)
@@ -101,6 +102,11 @@ async def test_the_least_recently_used_flow_makes_room(monkeypatch: pytest.Monke
         await ask(two)
         assert who() == ports(three, two)
         await rig.until(lambda: path.streams == (2, 2))
+        assert listener.metrics.results == {"evicted": 2}
+        assert [r.getMessage() for r in caplog.records].count(
+            "dns: more than 2 UDP clients at once: the flows that are quiet for the longest end;"
+            " set `udpClients` of the target to allow more"
+        ) == 1
 
 
 async def test_idle_flows_expire(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +340,59 @@ async def test_an_address_in_use_is_a_listen_error() -> None:
             await listener.open(rig.HOST, port)
 
 
+async def test_the_log_says_once_that_tftp_does_not_work(caplog: pytest.LogCaptureFixture) -> None:
+    async with rig.path() as path, rig.udp_socket() as one, rig.udp_socket() as two:
+        listener = await path.udp(path.route(module.TFTP, Protocol.UDP))
+        for client in (one, two, one):
+            client.sendto(b"x", (rig.HOST, rig.port_of(listener)))
+        await rig.until(lambda: listener.metrics.to_remote == 3)
+        assert sum("TFTP" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_an_edit_changes_how_many_clients_a_port_serves() -> None:
+    async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
+        listener = await path.udp(target)
+        listener.update(Target("dns", Kind.IP, rig.HOST, (), udp_clients=3), 30.0)
+        port = rig.port_of(listener)
+        clients = [await stack.enter_async_context(rig.udp_socket(connect=port)) for _ in range(5)]
+        for client in clients:
+            client.send(b"x")
+            assert await rig.recv(client) == b"x"
+        assert listener.live == 3
+        listener.update(Target("dns", Kind.IP, rig.HOST, (), udp_clients=1), 30.0)
+        clients[0].send(b"y")
+        assert await rig.recv(clients[0]) == b"y"
+        assert listener.live == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs IP_PKTINFO")
+async def test_a_wildcard_port_answers_from_the_address_that_was_asked() -> None:
+    async with rig.path() as path, rig.udp_echo() as target, AsyncExitStack() as stack:
+        listener = await path.udp(target, address="0.0.0.0")
+        port = rig.port_of(listener)
+        asked = ["127.0.0.1", "127.0.0.2", "127.4.5.6"]
+        clients = [await stack.enter_async_context(rig.udp_socket()) for _ in asked]
+        for turn in range(2):
+            for client, address in zip(clients, asked, strict=True):
+                if not turn:
+                    client.connect((address, port))  # and so takes no other's answers
+                client.send(address.encode())
+            for client, address in zip(clients, asked, strict=True):
+                assert await rig.recv(client) == address.encode()
+        assert listener.live == len(asked)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs IP_PKTINFO")
+async def test_one_socket_may_ask_several_addresses_of_a_wildcard_port() -> None:
+    loop = asyncio.get_running_loop()
+    async with rig.path() as path, rig.udp_echo() as target, rig.udp_socket() as client:
+        port = rig.port_of(await path.udp(target, address="0.0.0.0"))
+        for address in ("127.0.0.2", "127.0.0.3") * 2:
+            await loop.sock_sendto(client, address.encode(), (address, port))
+            async with asyncio.timeout(10):
+                assert await loop.sock_recvfrom(client, 100) == (address.encode(), (address, port))
+
+
 async def test_thousands_of_flows_get_their_own_answers() -> None:
     async with rig.path() as path, rig.udp_echo() as target:
         port = rig.port_of(listener := await path.udp(target))
@@ -347,7 +406,7 @@ async def test_thousands_of_flows_get_their_own_answers() -> None:
                     client.send(b"%d" % number)
                 for number, client in enumerate(clients, first):
                     assert await rig.recv(client) == b"%d" % number
-        assert listener.live <= module.MAX_FLOWS
+        assert listener.live <= UDP_CLIENTS
         assert not listener.metrics.lost()
 
 

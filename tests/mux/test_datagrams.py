@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -131,6 +134,63 @@ async def test_each_address_gets_its_own_datagrams() -> None:
         assert sorted(got[0] + got[1]) == [b"%02d" % number for number in range(40)]
         assert got == [sorted(part) for part in got]
     endpoint.close()
+
+
+ASKED = """
+import asyncio, socket, subprocess, sys
+from krelay.mux.datagrams import DatagramEndpoint
+
+class Echo:
+    def datagram_received(self, data, addr):
+        for _ in range(3):
+            self.endpoint.send(data, addr)
+    def error_received(self, exc): raise exc
+    def datagrams_sent(self, size): pass
+    def datagrams_dropped(self, count): pass
+
+async def main():
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.bind(("::", 0))
+    echo = Echo()
+    echo.endpoint = DatagramEndpoint(sock, echo)
+    port = sock.getsockname()[1]
+    scope = socket.if_nametoindex("lo")
+    for address in ("fd00::1", "::1", "fd00::2", "fe80::1"):
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.connect((address, port, 0, scope if address[:2] == "fe" else 0))
+            client.send(address.encode())
+            for _ in range(3):
+                async with asyncio.timeout(10):
+                    got = await asyncio.get_running_loop().sock_recv(client, 100)
+                assert got == address.encode(), got
+    echo.endpoint.close()
+    print("answered")
+
+for words in ("link set lo up", *(f"addr add {a} dev lo nodad" for a in sys.argv[1:])):
+    subprocess.run(["ip", *words.split()], check=True, timeout=10)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("unshare"),
+    reason="creates a network namespace: Linux, root",
+)
+@pytest.mark.process
+async def test_a_wildcard_socket_answers_from_each_ipv6_address() -> None:
+    words = ["unshare", "--net", sys.executable, "-c", ASKED]
+    process = await asyncio.create_subprocess_exec(
+        *words, "fd00::1/64", "fd00::2/64", "fe80::1/64", stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert out == b"answered\n"
 
 
 async def test_a_view_is_sent_as_it_was() -> None:
