@@ -309,11 +309,27 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class PodPort:
+    """A port of a pod behind a target."""
+
+    namespace: str
+    name: str
+    uid: str
+    port: int
+    ready: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
 class Resolution:
     """What one port of a target means now: an endpoint, or None and the reason.
 
     `via` names the endpoint for people (`clusterIP`, `pod web-7d4b9`). `missing` says that the
-    object or its port does not exist.
+    object or its port does not exist. `pods` are the pods that a port-forward could reach in the
+    endpoint's place, the best one first and ready ones before others; connections are `balanced`
+    over the ready ones, or stay with the first.
     """
 
     protocol: Protocol
@@ -321,6 +337,8 @@ class Resolution:
     reason: str = ""
     via: str = ""
     missing: bool = False
+    pods: tuple[PodPort, ...] = ()
+    balanced: bool = False
 
     @classmethod
     def as_given(cls, target: Target, port: Port) -> Resolution:

@@ -6,10 +6,10 @@ externalName. Objects are as `krelay.cluster.objects` reads them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from krelay.model import Endpoint, Port, Protocol, Resolution
+from krelay.model import Endpoint, PodPort, Port, Protocol, Resolution
 
 Object = Mapping[str, Any]
 
@@ -61,13 +61,7 @@ def why_no_pod(pods: Iterable[Object]) -> str:
 def resolve_pod(pod: Object, port: Port) -> Resolution:
     """Return what `port` means on this pod; a name is that of a container's port."""
     name = pod["metadata"]["name"]
-    key = "name" if isinstance(port.remote, str) else "containerPort"
-    declared = [
-        declaration
-        for declaration in _container_ports(pod)
-        if declaration.get(key) == port.remote
-        and (port.protocol is None or _protocol(declaration) is port.protocol)
-    ]
+    declared = _declared(pod, port)
     protocols = {_protocol(declaration) for declaration in declared}
     protocol = port.protocol or (protocols.pop() if len(protocols) == 1 else None) or Protocol.TCP
     if isinstance(port.remote, int):
@@ -79,7 +73,55 @@ def resolve_pod(pod: Object, port: Port) -> Resolution:
         has = f"; it has {', '.join(names)}" if names else ""
         reason = f"pod {name} has no port named {port.remote!r}{has}"
         return Resolution(protocol, reason=reason, missing=True)
-    return Resolution(protocol, Endpoint(pod["status"]["podIP"], number), via=f"pod {name}")
+    return Resolution(
+        protocol,
+        Endpoint(pod["status"]["podIP"], number),
+        via=f"pod {name}",
+        pods=pods_behind((pod,), port),
+    )
+
+
+def pods_behind(
+    pods: Iterable[Object], port: Port, current: str | None = None
+) -> tuple[PodPort, ...]:
+    """Return `port` on each pod that runs and has it: the `current` pod (its uid) first, then the
+    other ready ones, the newest first."""
+    running = [
+        pod
+        for pod in pods
+        if not is_ending(pod) and pod.get("status", {}).get("phase") == "Running"
+    ]
+    running.sort(key=lambda pod: pod["metadata"]["name"])
+    running.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""), reverse=True)
+    running.sort(key=lambda pod: (not is_ready(pod), pod["metadata"].get("uid") != current))
+    return tuple(
+        _pod_port(pod["metadata"], number, ready=is_ready(pod))
+        for pod in running
+        if (number := _number_on(pod, port)) is not None
+    )
+
+
+def _pod_port(metadata: Object, number: int, *, ready: bool) -> PodPort:
+    """Return a port of the pod that `metadata`, or a reference to it, names."""
+    namespace, uid = metadata.get("namespace", ""), metadata.get("uid", "")
+    return PodPort(namespace, metadata["name"], uid, number, ready)
+
+
+def _number_on(pod: Object, port: Port) -> int | None:
+    if isinstance(port.remote, int):
+        return port.remote
+    return next((found["containerPort"] for found in _declared(pod, port)), None)
+
+
+def _declared(pod: Object, port: Port) -> list[Object]:
+    """Return the declarations of `port` by the pod's containers."""
+    key = "name" if isinstance(port.remote, str) else "containerPort"
+    return [
+        declaration
+        for declaration in _container_ports(pod)
+        if declaration.get(key) == port.remote
+        and (port.protocol is None or _protocol(declaration) is port.protocol)
+    ]
 
 
 def _container_ports(pod: Object) -> Iterator[Object]:
@@ -104,12 +146,17 @@ def is_headless(service: Object) -> bool:
 
 
 def resolve_service(
-    service: Object, port: Port, slices: Iterable[Object] | None, current: str | None = None
+    service: Object,
+    port: Port,
+    slices: Collection[Object] | None,
+    current: str | None = None,
+    selected: Collection[Object] | None = None,
 ) -> Resolution:
     """Return what `port` means on this Service.
 
-    `slices` are its EndpointSlices, None if krelay may not read them. `current` is the address
-    that was chosen last.
+    `slices` are its EndpointSlices, None if krelay may not read them; then `selected` are the pods
+    that it selects, None if those may not be read either. `current` is the address that was chosen
+    last.
     """
     spec = service["spec"]
     if spec.get("type") == "ExternalName":
@@ -122,17 +169,52 @@ def resolve_service(
     if protocol is None:
         reason = f"port {port.remote} is {found['protocol']}, which is not relayed"
         return Resolution(Protocol.TCP, reason=reason)
-    if slices is None:
-        if is_headless(service):
-            return Resolution(protocol, reason="its EndpointSlices may not be read")
-    else:
+    endpoint: Endpoint | None = None
+    pods: tuple[PodPort, ...] = ()
+    if slices is not None:
         endpoint = _choose_endpoint(service, found, slices, current)
-        if endpoint is None:
-            name = service["metadata"]["name"]
-            return Resolution(protocol, reason=f'service "{name}" has no ready endpoint')
-        if is_headless(service):
-            return Resolution(protocol, endpoint, via="endpoint")
-    return Resolution(protocol, Endpoint(spec["clusterIP"], found["port"]), via="clusterIP")
+        pods = _pods_of_slices(found, slices)
+    elif selected is not None:
+        pods = pods_behind(selected, _target_port(found))
+        endpoint = _address_of(pods[0], selected) if pods and pods[0].ready else None
+    elif is_headless(service):
+        return Resolution(protocol, reason="its EndpointSlices may not be read")
+    if endpoint is None and (slices is not None or selected is not None):
+        name = service["metadata"]["name"]
+        return Resolution(protocol, reason=f'service "{name}" has no ready endpoint', pods=pods)
+    if not is_headless(service):
+        endpoint = Endpoint(spec["clusterIP"], found["port"])
+    via = "endpoint" if is_headless(service) else "clusterIP"
+    return Resolution(protocol, endpoint, via=via, pods=pods, balanced=True)
+
+
+def _target_port(declared: Object) -> Port:
+    """Return a Service's port as one of its pods."""
+    return Port(declared.get("targetPort") or declared["port"], protocol=_protocol(declared))
+
+
+def _address_of(found: PodPort, pods: Iterable[Object]) -> Endpoint | None:
+    for pod in pods:
+        if pod["metadata"].get("uid", "") == found.uid and (address := pod["status"].get("podIP")):
+            return Endpoint(address, found.port)
+    return None
+
+
+def _pods_of_slices(port: Object, slices: Iterable[Object]) -> tuple[PodPort, ...]:
+    """Return the pods behind a Service's port, by their names, the ready ones first.
+
+    A pod with addresses of both families is in two slices.
+    """
+    pods = [
+        _pod_port(reference, endpoint.port, ready=ready)
+        for ready, endpoint, _, reference in _endpoints(port, slices)
+        if reference.get("kind") == "Pod" and "name" in reference
+    ]
+    pods.sort(key=lambda pod: (not pod.ready, pod.name))
+    found: dict[str, PodPort] = {}
+    for pod in pods:
+        found.setdefault(pod.name, pod)
+    return tuple(found.values())
 
 
 def _find_port(spec: Object, port: Port) -> Object | None:
@@ -196,8 +278,9 @@ def _choose_endpoint(
 
 def _endpoints(
     port: Object, slices: Iterable[Object]
-) -> Iterator[tuple[bool, Endpoint, str | None]]:
-    """Yield (ready, endpoint, family) of each endpoint that is ready or still serves."""
+) -> Iterator[tuple[bool, Endpoint, str | None, Object]]:
+    """Yield (ready, endpoint, family, what it refers to) of each endpoint that is ready or still
+    serves."""
     for part in slices:
         numbers = [
             declared["port"]
@@ -212,4 +295,4 @@ def _endpoints(
             serving = conditions.get("serving") is not False
             if endpoint.get("addresses") and (ready or serving):
                 address = Endpoint(endpoint["addresses"][0], numbers[0])
-                yield ready, address, part.get("addressType")
+                yield ready, address, part.get("addressType"), endpoint.get("targetRef", {})

@@ -90,12 +90,19 @@ _SERVICE_SPEC = Shape(
 )
 SERVICE = Shape({"metadata": METADATA, "spec": _SERVICE_SPEC}, needs=("metadata", "spec"))
 _SERVING = Shape({"ready": Boolean(), "serving": Boolean()})
+_ENDPOINT = Shape(
+    {
+        "addresses": ListOf(_NAME, 1_000),
+        "conditions": _SERVING,
+        "targetRef": Shape(fields(_NAME, "kind", "namespace", "name", "uid")),
+    }
+)
 SLICE = Shape(
     {
         "metadata": METADATA,
         "addressType": _WORD,
         "ports": ListOf(Shape({"name": _NAME, "port": _PORT, "protocol": _WORD}), 10_000),
-        "endpoints": ListOf(Shape({"addresses": ListOf(_NAME, 1_000), "conditions": _SERVING})),
+        "endpoints": ListOf(_ENDPOINT),
     },
     needs=("metadata",),
 )

@@ -10,12 +10,14 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from krelay.cluster.api import collection
 from krelay.cluster.endpoints import (
     choose_pod,
     is_headless,
+    pods_behind,
     resolve_pod,
     resolve_service,
     why_no_pod,
@@ -104,9 +106,21 @@ class _Resolver:
                 async for slices in self._watch("discovery.k8s.io/v1", "endpointslices", selector):
                     self._resolve_service(service, slices.values())
             except AccessDeniedError as exc:
+                await follow_selected(service, exc)
+
+        async def follow_selected(service: Object, denied: AccessDeniedError) -> None:
+            """Follow the pods that the Service selects, as kubectl does, or else its clusterIP."""
+            terms = service["spec"].get("selector")
+            selector = Selector.of_workload({"matchLabels": terms} if terms else None)
+            try:
+                if selector.empty:
+                    raise denied
+                async for pods in self._watch("v1", "pods", selector):
+                    self._resolve_service(service, None, pods.values())
+            except AccessDeniedError:
                 if is_headless(service):
-                    raise
-                about(logger, target=self._target.name).info("%s; using the clusterIP", exc)
+                    raise denied from None
+                about(logger, target=self._target.name).info("%s; using the clusterIP", denied)
                 self._resolve_service(service, None)
 
         def addressing(service: Object) -> Object:
@@ -154,14 +168,26 @@ class _Resolver:
             self._report_none(f"{self._target}: {why_no_pod(pods)}")
             return
         self._pod_uid = pod["metadata"].get("uid")
-        self._update(tuple(resolve_pod(pod, port) for port in self._target.ports))
+        self._update(
+            tuple(
+                replace(resolve_pod(pod, port), pods=pods_behind(pods, port, self._pod_uid))
+                for port in self._target.ports
+            )
+        )
 
-    def _resolve_service(self, service: Object, slices: Collection[Object] | None) -> None:
+    def _resolve_service(
+        self,
+        service: Object,
+        slices: Collection[Object] | None,
+        selected: Collection[Object] | None = None,
+    ) -> None:
         ports = self._target.ports
         last = [resolution.endpoint for resolution in self._last] or [None] * len(ports)
         self._update(
             tuple(
-                resolve_service(service, port, slices, endpoint.host if endpoint else None)
+                resolve_service(
+                    service, port, slices, endpoint.host if endpoint else None, selected
+                )
                 for port, endpoint in zip(ports, last, strict=True)
             )
         )

@@ -12,11 +12,12 @@ from krelay.cluster.endpoints import (
     choose_pod,
     is_ending,
     is_ready,
+    pods_behind,
     resolve_pod,
     resolve_service,
     why_no_pod,
 )
-from krelay.model import Endpoint, Port, Protocol
+from krelay.model import Endpoint, PodPort, Port, Protocol
 
 
 def without_nulls(value: Any) -> Any:
@@ -153,6 +154,30 @@ def test_a_port_name_that_no_container_has_is_missing() -> None:
     assert resolve_pod(pod(ports=PORTS), Port("http", protocol=Protocol.UDP)).endpoint is None
 
 
+def names(pods: tuple[PodPort, ...]) -> list[str]:
+    return [found.name for found in pods]
+
+
+def test_the_pods_behind_a_workload_are_those_that_run() -> None:
+    old, new = pod("old"), pod("new", **NEW)
+    unready = pod("unready", **NEW, **UNREADY)
+    rest = [pod("leaving", **LEAVING), pod("ended", **ENDED), pod("p", status={"phase": "Pending"})]
+    pods = [unready, old, *rest, new]
+    assert names(pods_behind(pods, Port(80))) == ["new", "old", "unready"]
+    assert names(pods_behind(reversed(pods), Port(80), "uid-old")) == ["old", "new", "unready"]
+    assert [found.ready for found in pods_behind(pods, Port(80))] == [True, True, False]
+
+
+def test_a_port_of_each_pod_is_its_own() -> None:
+    one = pod("a", metadata={"namespace": "shop"}, ports=PORTS)
+    two = pod("b", ports=[{"name": "http", "containerPort": 9}])
+    expected = (PodPort("shop", "a", "uid-a", 8080), PodPort("", "b", "uid-b", 9))
+    assert pods_behind([one, two, pod("without")], Port("http"), "uid-a") == expected
+    assert str(expected[0]) == "shop/a:8080"
+    assert resolve_pod(one, Port("http")).pods == expected[:1]
+    assert not resolve_pod(one, Port("http")).balanced
+
+
 def test_a_sidecar_s_ports_count_and_an_init_container_s_do_not() -> None:
     sidecar = {"restartPolicy": "Always", "ports": [{"name": "mesh", "containerPort": 15000}]}
     once = {"ports": [{"name": "init", "containerPort": 1}]}
@@ -275,6 +300,41 @@ def test_the_service_s_first_family_is_preferred() -> None:
 
 def test_a_headless_service_without_the_right_to_endpoints_has_no_resolution() -> None:
     assert "may not be read" in resolve_service(service(clusterIP="None"), Port(80), None).reason
+
+
+def refers(name: str, address: str = "10.1.0.1", **conditions: Any) -> dict[str, Any]:
+    reference = {"kind": "Pod", "namespace": "shop", "name": name, "uid": f"uid-{name}"}
+    return {**endpoint(address, **conditions), "targetRef": reference}
+
+
+def test_the_pods_behind_a_service_are_those_of_its_endpoints() -> None:
+    slices = [
+        part(refers("b"), refers("a", ready=False), refers("c", ready=False, serving=False)),
+        part(refers("b", "fd00::1", ready=False), refers("d"), addressType="IPv6", port=9),
+        part({**endpoint(), "targetRef": {"kind": "Node", "name": "n"}}, endpoint()),
+    ]
+    for kind in (service(), service(clusterIP="None")):
+        found = resolve_service(kind, Port(80), slices)
+        assert found.balanced
+        assert found.pods == (
+            PodPort("shop", "b", "uid-b", 8080),
+            PodPort("shop", "d", "uid-d", 9),
+            PodPort("shop", "a", "uid-a", 8080, ready=False),
+        )
+
+
+def test_without_the_right_to_endpoints_a_service_s_pods_are_those_that_it_selects() -> None:
+    ports = [{"name": "web", "containerPort": 8080}]
+    pods = [pod("a", ports=ports), pod("b", **UNREADY, ports=ports), pod("without")]
+    found = resolve_service(service(), Port(80), None, selected=pods)
+    assert found.endpoint == Endpoint("10.96.0.9", 80)
+    assert [(p.name, p.port) for p in found.pods] == [("a", 8080), ("b", 8080)]
+    headless = service(clusterIP="None")
+    assert resolve_service(headless, Port(53), None, selected=pods).endpoint == Endpoint(
+        "10.1.0.1", 53
+    )
+    nothing = resolve_service(service(), Port(80), None, selected=pods[1:])
+    assert (nothing.endpoint, names(nothing.pods)) == (None, ["b"])
 
 
 def test_an_external_name_resolves_to_its_name() -> None:

@@ -124,6 +124,8 @@ async def test_a_workload_s_pods_are_followed(sets: Sets) -> None:
         sets.put("pods", "app=web", pod("a"))
         assert (await following.next()).via == "pod a"
         sets.put("pods", "app=web", pod("a"), pod("b", status={"podIP": "10.1.0.2"}))
+        both = await following.next()
+        assert (both.via, [found.name for found in both.pods]) == ("pod a", ["a", "b"])
         sets.put("pods", "app=web", pod("a", **LEAVING), pod("b", status={"podIP": "10.1.0.2"}))
         assert (await following.next()).endpoint == Endpoint("10.1.0.2", 8080)
 
@@ -191,13 +193,25 @@ DENIED = AccessDeniedError("cannot list endpointslices.discovery.k8s.io")
 async def test_a_cluster_ip_is_used_without_the_right_to_endpoints(sets: Sets) -> None:
     async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets["endpointslices", SLICES].put_nowait(DENIED)
+        sets["pods", "app=web"].put_nowait(DENIED)
         sets.put("services", NAME, service())
         assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
+
+
+async def test_without_the_right_to_endpoints_the_selected_pods_are_followed(sets: Sets) -> None:
+    async with Following(sets, target(Kind.SERVICE, "web", Port(53))) as following:
+        sets["endpointslices", SLICES].put_nowait(DENIED)
+        sets.put("services", NAME, service(clusterIP="None"))
+        sets.put("pods", "app=web", pod("a"))
+        assert (await following.next()).endpoint == Endpoint("10.1.0.1", 53)
+        sets.put("pods", "app=web")
+        assert (await following.next()).pods == ()
 
 
 async def test_a_headless_service_without_the_right_to_endpoints_is_denied(sets: Sets) -> None:
     async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets["endpointslices", SLICES].put_nowait(DENIED)
+        sets["pods", "app=web"].put_nowait(DENIED)
         sets.put("services", NAME, service(clusterIP="None"))
         assert await following.error() is DENIED
 
