@@ -126,16 +126,17 @@ def _view(
     from rich.console import Group
     from rich.text import Text
 
-    from krelay.cli.view import headline, out_of_sync, table, tunnels
+    from krelay.cli.view import contexts, headline, out_of_sync, table, tunnels
 
     now = datetime.now(UTC)
     shown = table(snapshot["forwards"], rates=rates, width=width, wide=wide, now=now)
     if wide:
         engine = one_line(f"connections to the cluster: {snapshot.get('engine', 'asyncio')}")
-        shown = Group(shown, "", tunnels(snapshot, now), "", Text(engine))
+        shown = Group(shown, "", tunnels(snapshot, now), "", Text(engine), *contexts(snapshot))
     if width is None:
         return shown
-    return Group(headline(snapshot, now), *out_of_sync(snapshot, now), "", shown)
+    above = [headline(snapshot, now), *([] if wide else contexts(snapshot))]
+    return Group(*above, *out_of_sync(snapshot, now), "", shown)
 
 
 def _columns() -> int | None:

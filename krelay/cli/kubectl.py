@@ -225,7 +225,7 @@ def relay(
     from krelay.cli import up
     from krelay.config.files import read_once
     from krelay.config.sources import Proxy, Selection, Words
-    from krelay.supervisor.target_watcher import Contexts
+    from krelay.supervisor.contexts import Contexts
 
     proxy = words == ("proxy",) and file is None
     listens, given["address"] = given["address"], () if proxy else given["address"]

@@ -24,10 +24,10 @@ from krelay.state.events import AgentProgress, ConfigApplied, ForwardBound
 from krelay.status import Handler
 from krelay.status.servers import AlreadyRunningError, TcpServer, serve_unix
 from krelay.status.socket_path import socket_path
+from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.control import Control
 from krelay.supervisor.reload import ConfigSource, Reloader
 from krelay.supervisor.supervisor import Supervisor
-from krelay.supervisor.target_watcher import Contexts
 from krelay.tasks import TaskGroup, keep
 
 logger = logging.getLogger("krelay.cli")

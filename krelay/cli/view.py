@@ -164,6 +164,16 @@ def out_of_sync(snapshot: Snapshot, now: datetime) -> list[Text]:
     return [_line(Text(f"! out of sync with the file{since}: {message}", "red"))]
 
 
+def contexts(snapshot: Snapshot) -> list[Text]:
+    """Return a line for each kubeconfig context in use, and where it leads."""
+    found = []
+    for context in snapshot.get("contexts", ()):
+        name = f"context {context['name']}" if context["name"] else "in the cluster"
+        text = f"{name}: {context['server']}, namespace {context['namespace']}"
+        found.append(_line(Text(one_line(text), "dim")))
+    return found
+
+
 def _agent(agent: Mapping[str, Any]) -> Text:
     tunnels = agent["tunnels"]
     up = [tunnel for tunnel in tunnels if tunnel["up"]]

@@ -23,7 +23,7 @@ from krelay import typed
 from krelay.cluster import http
 from krelay.cluster.api_errors import StatusError
 from krelay.cluster.auth.credentials import Credentials
-from krelay.cluster.auth.kubeconfig import NO_OVERRIDES, Overrides, load
+from krelay.cluster.auth.kubeconfig import NO_OVERRIDES, Login, Overrides, PinnedContext
 from krelay.errors import AccessDeniedError, ClusterError, MalformedError, UnreachableError
 from krelay.net.api_access import ApiAccess
 
@@ -72,12 +72,19 @@ class Api:
     ) -> Self:
         """Read kubeconfig, or the pod's service account; send nothing to the server yet.
 
+        The context and its namespace stay those of this moment.
+
         Raises:
             CredentialsError: no such context, or no kubeconfig at all.
         """
-        credentials = Credentials(lambda: load(context, kubeconfig, overrides))
+        credentials = Credentials(PinnedContext(context, kubeconfig, overrides))
         await credentials.open()
         return cls(credentials, overrides.request_timeout or REQUEST_DEADLINE)
+
+    @property
+    def login(self) -> Login:
+        """The server, the user and the context, as last read from kubeconfig."""
+        return self._credentials.login
 
     @property
     def namespace(self) -> str:

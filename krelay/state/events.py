@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from krelay.errors import KrelayError
 from krelay.state.error_codec import to_json
-from krelay.state.states import ForwardState, State, json_form
+from krelay.state.states import ContextState, ForwardState, State, json_form
 from krelay.text import one_line
 
 
@@ -154,6 +154,27 @@ class TunnelChanged(PublicEvent):
     def text(self) -> str:
         state = "up" if self.up else "lost"
         return f"{self.tunnel}: {state}{f': {self.reason}' if self.reason else ''}"
+
+
+# -- contexts --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ContextResolved(PublicEvent):
+    """krelay knows where a kubeconfig context leads, and keeps to that context."""
+
+    kind = "context"
+    context: ContextState
+
+    @property
+    def text(self) -> str:
+        name = f"context {self.context.name}" if self.context.name else "in the cluster"
+        return f"{name}: {self.context.server}, namespace {self.context.namespace}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        found: dict[str, Any] = json_form(self.context)
+        return found
 
 
 # -- the config ------------------------------------------------------------------------------------

@@ -11,14 +11,21 @@ from datetime import datetime
 from typing import Any
 
 from krelay.model import Endpoint
-from krelay.state.states import AgentState, FileState, ForwardState, json_form, readiness
+from krelay.state.states import (
+    AgentState,
+    ContextState,
+    FileState,
+    ForwardState,
+    json_form,
+    readiness,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All of it. `draining` counts the live connections of draining forwards. `tasks`,
     `descriptors` and `memory_bytes` are figures of krelay's own process. `engine` makes
-    the connections to the cluster."""
+    the connections to the cluster. `contexts` has the kubeconfig contexts in use."""
 
     version: str
     pid: int
@@ -32,6 +39,7 @@ class Snapshot:
     memory_bytes: int = 0
     ending: bool = False
     engine: str = "asyncio"
+    contexts: tuple[ContextState, ...] = ()
 
     @property
     def ready(self) -> bool:

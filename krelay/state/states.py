@@ -120,6 +120,16 @@ class TunnelState:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextState:
+    """Where a kubeconfig context leads. `name` is None in a pod without a kubeconfig, `namespace`
+    is that of targets without one."""
+
+    name: str | None
+    server: str
+    namespace: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentState:
     """The agents of one context, each as `NAMESPACE/POD` or a process, and the tunnels to them."""
 

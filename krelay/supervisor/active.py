@@ -20,8 +20,9 @@ from krelay.config.diff import Plan, Spec, group_of
 from krelay.datapath.route import Route
 from krelay.model import Config, GroupSpec, Target
 from krelay.state.bus import EventBus
+from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.target_watcher import Contexts, Follow, TargetWatcher, follow_constant
+from krelay.supervisor.target_watcher import Follow, TargetWatcher, follow_constant
 from krelay.tasks import TaskGroup, guard
 
 _KEY_SIZE = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from krelay.agents.group import AgentGroup
@@ -10,18 +11,33 @@ from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.ways import Ways
 from krelay.model import Config, Kind
-from krelay.state.states import AgentState, ForwardState, ShortcutState, Traffic, TunnelState
+from krelay.state.states import (
+    AgentState,
+    ContextState,
+    ForwardState,
+    ShortcutState,
+    Traffic,
+    TunnelState,
+)
 from krelay.supervisor.forward import Forward
 
+Resolved = Callable[[str | None], ContextState | None]
+"""Returns where a context leads, if that is known."""
 
-def forward_state(forward: Forward, config: Config | None) -> ForwardState:
+
+def forward_state(
+    forward: Forward, config: Config | None, resolved: Resolved = lambda context: None
+) -> ForwardState:
     """Return the state of a forward; `config` is the active one."""
     spec, health = forward.spec, forward.health
     target, proxy = spec.target, spec.target.kind is Kind.PROXY
     resolution = forward.route.resolution
     endpoint = None if resolution is None or proxy else resolution.endpoint
     protocol = health.protocol
+    key = group_of(config, target) if config else target.context
+    context = resolved(key)
     namespace = target.namespace or (config.namespace if config else None)
+    namespace = namespace or (context.namespace if context else None)
     return ForwardState(
         target=target.name,
         index=spec.index,
@@ -30,7 +46,7 @@ def forward_state(forward: Forward, config: Config | None) -> ForwardState:
         state=health.state,
         reason=health.reason,
         since=health.since,
-        context=group_of(config, target) if config else target.context,
+        context=context.name if context else key,
         namespace=namespace if target.kind.in_cluster else None,
         protocol=protocol.value if protocol else None,
         listen=tuple(forward.addresses),
@@ -55,10 +71,11 @@ def _traffic(metrics: ForwardMetrics) -> Traffic:
     )
 
 
-def agent_state(group: AgentGroup) -> AgentState:
+def agent_state(group: AgentGroup, resolved: Resolved = lambda context: None) -> AgentState:
     """Return the state of the agents of a context and of the tunnels to them."""
+    context = resolved(group.spec.context)
     return AgentState(
-        context=group.spec.context,
+        context=context.name if context else group.spec.context,
         where=tuple(agent.where for agent in group.agents if agent.where),
         tunnels=tuple(_tunnel_state(tunnel) for tunnel in group.pool.tunnels),
     )

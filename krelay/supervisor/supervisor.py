@@ -26,17 +26,18 @@ from krelay.state.events import (
     ConfigApplied,
     ConfigNotApplied,
     ConfigRefused,
+    ContextResolved,
     Ending,
     ForwardBound,
     Started,
 )
 from krelay.state.snapshot import Snapshot
-from krelay.state.states import FileState, ForwardState, readiness
+from krelay.state.states import ContextState, FileState, ForwardState, readiness
 from krelay.supervisor.active import ActiveConfig, WarmingConfig
+from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.snapshot import agent_state, forward_state
-from krelay.supervisor.target_watcher import Contexts
 from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
@@ -119,6 +120,7 @@ class Supervisor:
         """The file and those that it includes."""
         self._began = datetime.now(UTC)
         self._contexts = contexts or Contexts()
+        self._contexts.on_resolved = lambda state: self.bus.publish(ContextResolved(state))
         self._strict = strict
         self._must_exist = must_exist
         self._request = ApplyRequest(config, "start")
@@ -186,13 +188,21 @@ class Supervisor:
             file=self._file_state(),
             forwards=self._forward_states(),
             draining=sum(forward.live for forward in active.draining_forwards),
-            agents=tuple(map(agent_state, active.groups.values())),
+            agents=tuple(agent_state(group, self._context) for group in active.groups.values()),
             ending=self.ending,
+            contexts=self._contexts.states(),
         )
 
     def _forward_states(self) -> tuple[ForwardState, ...]:
-        active = self.active
-        return tuple(forward_state(forward, active.config) for forward in active.all_forwards())
+        return tuple(map(self._forward_state, self.active.all_forwards()))
+
+    def _forward_state(self, forward: Forward) -> ForwardState:
+        return forward_state(forward, self.active.config, self._context)
+
+    def _context(self, context: str | None) -> ContextState | None:
+        """Return where a context of the active config leads; an embedded agent has none."""
+        config = self.active.config
+        return None if config and config.agent.embedded else self._contexts.state(context)
 
     def _file_state(self) -> FileState:
         out_of_sync = self.out_of_sync
@@ -434,7 +444,7 @@ class Supervisor:
     def _bound(self, forward: Forward) -> None:
         """Announce a bound forward; those of the first config are announced together."""
         if self.started.is_set():
-            state = forward_state(forward, self.active.config)
+            state = self._forward_state(forward)
             proxy = forward.spec.target.kind is Kind.PROXY
             self.bus.publish(ForwardBound(state, proxy=proxy))
 

@@ -1,27 +1,17 @@
-"""TargetWatcher: follow one target in the cluster and update the routes of its forwards.
-
-Contexts holds what the watchers of one kubeconfig context share: its API client and its watches.
-"""
+"""TargetWatcher: follow one target in the cluster and update the routes of its forwards."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
-from krelay.config.diff import group_of
 from krelay.datapath.route import Route
 from krelay.errors import KrelayError
-from krelay.model import Config, Resolution, Target
+from krelay.model import Resolution, Target
 from krelay.mux.log import about
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.tasks import TaskGroup
-
-if TYPE_CHECKING:
-    from krelay.cluster.api import Api
-    from krelay.cluster.auth.kubeconfig import Overrides
-    from krelay.cluster.informers import Informers
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -134,56 +124,3 @@ class Failures:
             else:
                 named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
                 logger.error("%d targets (%s) are not followed: %s", len(names), named, text)
-
-
-class Contexts:
-    """The API client and the shared watches of each kubeconfig context, made at first use."""
-
-    def __init__(self, kubeconfig: str | None = None, overrides: Overrides | None = None) -> None:
-        """Read the kubeconfig at this path, or the environment's; `overrides` take precedence."""
-        self._options: dict[str, Any] = {"kubeconfig": kubeconfig}
-        if overrides is not None:
-            self._options["overrides"] = overrides
-        self._apis: dict[str | None, Api] = {}
-        self._informers: dict[Api, Informers] = {}
-        self._connecting = asyncio.Lock()
-        self.failures = Failures()
-        """Logs the failures of the watchers of all contexts."""
-
-    async def api(self, context: str | None) -> Api:
-        """Return the client of a context; None is kubeconfig's current one.
-
-        Raises:
-            CredentialsError: kubeconfig is missing or has no such context.
-        """
-        from krelay.cluster.api import Api
-
-        async with self._connecting:
-            if context not in self._apis:
-                self._apis[context] = await Api.connect(context=context, **self._options)
-            return self._apis[context]
-
-    async def informers(self, context: str | None) -> Informers:
-        """Return the shared watches of a context. Raises as `api` does."""
-        from krelay.cluster.informers import Informers
-
-        api = await self.api(context)
-        if api not in self._informers:
-            self._informers[api] = Informers(api)
-        return self._informers[api]
-
-    async def follow(self, config: Config, target: Target) -> Follow:
-        """Return how to follow a target of `config` in the cluster. Raises as `api` does."""
-        from krelay.cluster.resolve import follow_target
-
-        context = group_of(config, target)
-        informers = await self.informers(context)
-        namespace = target.namespace or config.namespace or (await self.api(context)).namespace
-        return lambda target, publish: follow_target(informers, target, namespace, publish)
-
-    async def close(self) -> None:
-        """End all watches and clients."""
-        while self._informers:
-            await self._informers.popitem()[1].close()
-        while self._apis:
-            await self._apis.popitem()[1].aclose()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import (
     AgentState,
+    ContextState,
     FileState,
     ForwardState,
     State,
@@ -67,6 +68,7 @@ AGENTS = st.builds(
     where=st.lists(TEXTS, max_size=2).map(tuple),
     tunnels=st.lists(TUNNELS, max_size=2).map(tuple),
 )
+CONTEXTS = st.builds(ContextState, st.none() | TEXTS, TEXTS, TEXTS)
 FILES = st.builds(
     FileState,
     path=st.none() | TEXTS,
@@ -84,6 +86,7 @@ SNAPSHOTS = st.builds(
     forwards=st.lists(FORWARDS, max_size=3).map(tuple),
     draining=COUNTS,
     agents=st.lists(AGENTS, max_size=2).map(tuple),
+    contexts=st.lists(CONTEXTS, max_size=2).map(tuple),
 )
 
 

@@ -23,6 +23,7 @@ from krelay.cluster.auth.kubeconfig import Login, read_pem
 from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess, is_loopback
+from krelay.retry import OnceUntilChanged
 from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.cluster")
@@ -43,6 +44,7 @@ class Credentials:
         self._access: ApiAccess | None = None
         self._until = 0.0
         self._rejected = False
+        self._failures = OnceUntilChanged()
         self._tls: tuple[tuple[object, ...], ssl.SSLContext] | None = None
 
     @property
@@ -96,12 +98,22 @@ class Credentials:
                     self._access = self._access if self._access == access else access
             return self._access
 
+    async def _reopen(self) -> None:
+        """Read kubeconfig again; keep what it said before if it cannot be used now."""
+        try:
+            await self.open()
+        except (CredentialsError, UnreachableError) as exc:
+            if self._failures.is_new(exc):
+                logger.warning("keeping what kubeconfig said before: %s", exc)
+        else:
+            self._failures.clear()
+
     def _expired(self, now: float) -> bool:
         return self._fetched is not None and now >= self._fetched.expires
 
     async def _renew(self, now: float) -> ApiAccess:
         if self._rejected:
-            await self.open()
+            await self._reopen()
         login = self.login
         found = await in_thread(lambda: from_entry(_user(login)), UnreachableError)
         expires = math.inf

@@ -20,11 +20,11 @@ import os
 import stat
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from krelay import typed
 from krelay.errors import CredentialsError
@@ -102,7 +102,8 @@ class Login:
     """The server and the user of one context.
 
     `server` is a URL without a trailing slash, perhaps with a path. `cluster` and `user` are the
-    entries of kubeconfig, with absolute paths. `context` is None inside a cluster.
+    entries of kubeconfig, with absolute paths. `context` is None inside a cluster. `current` is
+    kubeconfig's current context, whichever context this is.
     """
 
     server: str
@@ -110,9 +111,17 @@ class Login:
     cluster: Mapping[str, Any] = field(repr=False)
     user: Mapping[str, Any] = field(default_factory=dict, repr=False)
     context: str | None = None
+    current: str | None = field(default=None, compare=False)
+    in_cluster: bool = False
 
     def __str__(self) -> str:
-        return f"context {self.context}, {self.server}" if self.context else self.server
+        return f"context {self.context}, {self.address}" if self.context else self.address
+
+    @property
+    def address(self) -> str:
+        """The server without a user name or a password."""
+        parts = urlsplit(self.server)
+        return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def load(
@@ -122,14 +131,23 @@ def load(
     *,
     environ: Mapping[str, str] = os.environ,
     service_account: Path = SERVICE_ACCOUNT,
+    pinned: Login | None = None,
 ) -> Login:
     """Return the login of `context` (None: the current one), or of the pod that krelay runs in.
+
+    With `pinned`, an earlier result, return what its context is now. Neither another
+    current-context nor a kubeconfig that appears in a pod leads elsewhere.
 
     Raises:
         CredentialsError: a file, context, cluster or user is missing, or a file is invalid.
     """
+    if pinned is not None and pinned.in_cluster:
+        return _apply(overrides, _in_cluster(environ, service_account))
     paths = _paths(kubeconfig, environ)
     entries, current = _read(paths)
+    if pinned is not None:
+        login = _select_context(pinned.context, entries, overrides)
+        return _apply(overrides, replace(login, namespace=pinned.namespace))
     found = entries["context"] or entries["cluster"]
     if not found and kubeconfig is None and context is None:
         token = service_account / "token"
@@ -141,7 +159,30 @@ def load(
                 hint="set KUBECONFIG, or write ~/.kube/config; "
                 "`kubectl config view` shows what kubectl would use",
             )
-    return _apply(overrides, _select_context(context or current, entries, overrides))
+    login = _select_context(context or current, entries, overrides)
+    return _apply(overrides, replace(login, current=current))
+
+
+class PinnedContext:
+    """The login of one context: what kubeconfig says of it at each call.
+
+    The first call decides which context and namespace that are, as `load` does. Blocks.
+    """
+
+    def __init__(
+        self,
+        context: str | None = None,
+        kubeconfig: str | None = None,
+        overrides: Overrides = NO_OVERRIDES,
+    ) -> None:
+        self._load = functools.partial(load, context, kubeconfig, overrides)
+        self._pinned: Login | None = None
+
+    def __call__(self) -> Login:
+        """Return the login as it is now. Raises CredentialsError as `load` does."""
+        login = self._load(pinned=self._pinned)
+        self._pinned = self._pinned or login
+        return login
 
 
 def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
@@ -282,6 +323,7 @@ def _in_cluster(environ: Mapping[str, str], folder: Path) -> Login:
         namespace=namespace,
         cluster={"certificate-authority": str(folder / "ca.crt")},
         user={"tokenFile": str(folder / "token")},
+        in_cluster=True,
     )
 
 
@@ -325,7 +367,7 @@ def _apply(overrides: Overrides, login: Login) -> Login:
         raise CredentialsError(f"kubeconfig: {shown} is not the URL of an API server")
     # In lower case, so that every later test of the scheme agrees.
     server = cluster["server"] = f"{parts.scheme}{server[len(parts.scheme) :]}".rstrip("/")
-    return Login(server, login.namespace, cluster, user, login.context)
+    return replace(login, server=server, cluster=cluster, user=user)
 
 
 _SAYS_TLS = ("certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify")

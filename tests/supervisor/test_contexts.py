@@ -1,0 +1,257 @@
+"""The kubeconfig contexts of a run: which cluster each one leads to, and until when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from aiohttp import web
+
+from krelay.cluster.api import Api
+from krelay.cluster.auth.kubeconfig import Login, load
+from krelay.errors import CredentialsError
+from krelay.model import Config
+from krelay.supervisor.contexts import Contexts
+from krelay.supervisor.supervisor import Supervisor
+
+PKI = Path(__file__).parents[1] / "cluster" / "pki"
+
+
+class Cluster:
+    """An API server under TLS, which answers with its name; it accepts only `token`, if set."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.url = ""
+        self.token: str | None = None
+        self.seen: list[str | None] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        authorization = request.headers.get("Authorization")
+        self.seen.append(authorization)
+        if self.token is not None and authorization != f"Bearer {self.token}":
+            return web.json_response({"kind": "Status", "code": 401}, status=401)
+        return web.json_response({"cluster": self.name})
+
+
+@asynccontextmanager
+async def cluster(name: str, certificate: str = "server") -> AsyncIterator[Cluster]:
+    """Run a cluster on a free port."""
+    made = Cluster(name)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(PKI / f"{certificate}.pem", PKI / f"{certificate}-key.pem")
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", made.answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handle_signals=False)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+        made.url = f"https://127.0.0.1:{runner.addresses[0][1]}"
+        yield made
+    finally:
+        await runner.cleanup()
+
+
+class Kubeconfig:
+    """A kubeconfig file with a context, a cluster and a user of each name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, current: str | None, **contexts: dict[str, Any]) -> None:
+        """Each of `contexts` has a server, and maybe a token and a namespace."""
+        body: dict[str, Any] = {"clusters": [], "users": [], "contexts": []}
+        if current is not None:
+            body["current-context"] = current
+        for name, found in contexts.items():
+            ca = found.get("ca", str(PKI / "ca.pem"))
+            to = {"server": found["server"], "certificate-authority": ca}
+            user = found.get("user", {"token": found.get("token", "t")})
+            context = {"cluster": name, "user": name}
+            if "namespace" in found:
+                context["namespace"] = found["namespace"]
+            body["clusters"].append({"name": name, "cluster": to})
+            body["users"].append({"name": name, "user": user})
+            body["contexts"].append({"name": name, "context": context})
+        self.path.write_text(json.dumps(body) + "\n")
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubeconfig:
+    """The kubeconfig of this test, in $KUBECONFIG."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "https_proxy", "http_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    return Kubeconfig(tmp_path / "config")
+
+
+@asynccontextmanager
+async def contexts_of_a_run(**options: Any) -> AsyncIterator[Contexts]:
+    contexts = Contexts(**options)
+    try:
+        yield contexts
+    finally:
+        await contexts.close()
+
+
+async def reached(contexts: Contexts, context: str | None = None) -> str:
+    """The name of the cluster that a context leads to."""
+    return str((await (await contexts.api(context)).get("/version"))["cluster"])
+
+
+# -- pinned ----------------------------------------------------------------------------------------
+
+
+async def test_a_rejection_does_not_follow_the_current_context(kubeconfig: Kubeconfig) -> None:
+    async with cluster("dev") as dev, cluster("prod") as prod, contexts_of_a_run() as contexts:
+        both = {"dev": {"server": dev.url}, "prod": {"server": prod.url}}
+        kubeconfig.write("dev", **both)
+        assert await reached(contexts) == "dev"
+        both["dev"]["token"] = dev.token = "new"
+        kubeconfig.write("prod", **both)
+        assert await reached(contexts) == "dev", "with the new credentials of the same context"
+        dev.token = "unknown"
+        with pytest.raises(CredentialsError):
+            await reached(contexts)
+        assert not prod.seen
+
+
+async def test_the_current_context_is_that_of_the_start_for_later_targets_too(
+    kubeconfig: Kubeconfig,
+) -> None:
+    async with cluster("dev") as dev, cluster("prod") as prod, contexts_of_a_run() as contexts:
+        both = {"dev": {"server": dev.url}, "prod": {"server": prod.url}}
+        kubeconfig.write("dev", **both)
+        # The first targets name their context; one without a context comes later.
+        assert await reached(contexts, "prod") == "prod"
+        kubeconfig.write("prod", **both)
+        assert await reached(contexts) == "dev"
+        assert await contexts.api(None) is await contexts.api("dev"), "one client for both"
+
+
+async def test_the_namespace_of_a_context_is_that_of_the_start(kubeconfig: Kubeconfig) -> None:
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url, "namespace": "team"})
+        await reached(contexts)
+        kubeconfig.write("dev", dev={"server": dev.url, "namespace": "other", "token": "new"})
+        dev.token = "new"
+        await reached(contexts)
+        assert (await contexts.api(None)).namespace == "team"
+
+
+async def test_a_pod_keeps_its_service_account_when_a_kubeconfig_appears(
+    kubeconfig: Kubeconfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = tmp_path / "account"
+    account.mkdir()
+    (account / "token").write_text("of-the-pod")
+    (account / "ca.crt").write_bytes((PKI / "ca.pem").read_bytes())
+    monkeypatch.setattr(
+        load, "__kwdefaults__", {**(load.__kwdefaults__ or {}), "service_account": account}
+    )
+    async with cluster("pod") as pod, cluster("prod") as prod, contexts_of_a_run() as contexts:
+        port = pod.url.rpartition(":")[2]
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+        assert await reached(contexts) == "pod"
+        kubeconfig.write("prod", prod={"server": prod.url})
+        pod.token = "renewed"
+        (account / "token").write_text(pod.token)
+        assert await reached(contexts) == "pod"
+        assert not prod.seen
+
+
+async def test_a_rejection_with_an_invalid_kubeconfig_uses_what_is_known(
+    kubeconfig: Kubeconfig,
+) -> None:
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url})
+        assert await reached(contexts) == "dev"
+        kubeconfig.path.write_text("}")
+        dev.token = "new"
+        with pytest.raises(CredentialsError, match="401|nauthorized"):
+            await reached(contexts)
+        dev.token = "t"
+        assert await reached(contexts) == "dev"
+
+
+async def test_where_a_context_leads_is_logged_and_published_once_and_kept(
+    kubeconfig: Kubeconfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "krelay")
+    kubeconfig.write("dev", dev={"server": "https://h:6443", "namespace": "team"})
+    supervisor = Supervisor(Config(()), contexts=Contexts())
+    contexts = supervisor._contexts
+    await contexts.api(None)
+    await contexts.api("dev")
+    await contexts.close()
+    line = "context dev: https://h:6443, namespace team"
+    assert caplog.messages == [line]
+    (event,) = supervisor.bus.history
+    assert (event.kind, event.text) == ("context", line)
+    assert event.details == {"name": "dev", "server": "https://h:6443", "namespace": "team"}
+
+
+# -- shared --------------------------------------------------------------------------------------
+
+
+class FakeApi:
+    closed = 0
+
+    @classmethod
+    async def connect(cls, context: str | None, kubeconfig: str | None) -> Self:
+        await asyncio.sleep(0)
+        if context == "none":
+            raise CredentialsError("no such context")
+        return cls(context)
+
+    def __init__(self, context: str | None) -> None:
+        self.login = Login("https://h", "default", {}, context=context)
+
+    async def aclose(self) -> None:
+        FakeApi.closed += 1
+
+
+async def test_each_client_is_made_once_and_closed_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    contexts = Contexts()
+    first, again, other = await asyncio.gather(*(contexts.api(c) for c in (None, None, "other")))
+    assert first is again
+    assert first is not other
+    with pytest.raises(CredentialsError):
+        await contexts.api("none")
+    await contexts.close()
+    await contexts.close()
+    assert FakeApi.closed == 2
+
+
+async def test_the_watches_of_a_context_are_shared_and_end_before_its_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    contexts = Contexts()
+    first, again, other = [await contexts.informers(c) for c in (None, None, "other")]
+    assert first is again
+    assert first is not other
+    closed = FakeApi.closed
+    order: list[int] = []
+    close = first.close
+
+    async def note() -> None:
+        order.append(FakeApi.closed - closed)
+        await close()
+
+    monkeypatch.setattr(first, "close", note)
+    await contexts.close()
+    assert order == [0]
+    assert FakeApi.closed == closed + 2
