@@ -8,20 +8,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import ShellComplete
 
 from krelay import __version__
-from krelay.cli.main import preload, run_command, seconds
+from krelay.cli.flags.connection import connection, older, understand
+from krelay.cli.flags.pflag import PflagCommand
+from krelay.cli.flags.values import FILE, overrides, running_timeout
+from krelay.cli.main import preload, run_command
 from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
 from krelay.state.events import ForwardBound
 
 if TYPE_CHECKING:
-    from krelay.cluster.auth.kubeconfig import Overrides
     from krelay.config.sources import Overlay
     from krelay.model import Patch
 
@@ -105,54 +106,6 @@ def _announce(event: ForwardBound) -> None:
         silence_stdout()
 
 
-def _connection(command: Any) -> Any:
-    """Add kubectl's options for the connection to the API server."""
-    options = [
-        click.option("--kubeconfig", metavar="FILE", help="Path to the kubeconfig file."),
-        click.option("--context", help="Kubeconfig context to use."),
-        click.option("--cluster", help="Kubeconfig cluster to use."),
-        click.option("--user", help="Kubeconfig user to use."),
-        click.option("-n", "--namespace", help="Namespace of the targets."),
-        click.option("-s", "--server", help="Address and port of the API server."),
-        click.option("--token", help="Bearer token for the API server."),
-        click.option("--as", "as_", metavar="USER", help="User to impersonate."),
-        click.option("--as-group", multiple=True, help="Group to impersonate; may be repeated."),
-        click.option(
-            "--certificate-authority", metavar="FILE", help="CA certificate of the API server."
-        ),
-        click.option("--tls-server-name", help="Name to check the server's certificate against."),
-        click.option(
-            "--insecure-skip-tls-verify",
-            type=bool,
-            is_flag=False,
-            flag_value=True,
-            default=None,
-            help="Do not check the server's certificate.",
-        ),
-        click.option(
-            "--request-timeout", metavar="TIME", help="Timeout of single requests; 0 for none."
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _overrides(given: dict[str, Any]) -> Overrides:
-    from krelay.cluster.auth.kubeconfig import Overrides
-
-    timeout = given["request_timeout"]
-    timeout_seconds = seconds(timeout, "--request-timeout") if timeout is not None else None
-    names = (
-        *("cluster", "user", "server", "token", "as_", "as_group"),
-        *("certificate_authority", "tls_server_name", "insecure_skip_tls_verify"),
-    )
-    values = {name: given[name] for name in names}
-    if values["certificate_authority"]:
-        values["certificate_authority"] = str(Path(values["certificate_authority"]).absolute())
-    return Overrides(**values, request_timeout=timeout_seconds or None)
-
-
 def _overlay(given: dict[str, Any]) -> Overlay:
     from krelay.config.sources import Overlay
 
@@ -161,19 +114,21 @@ def _overlay(given: dict[str, Any]) -> Overlay:
         namespace=given["namespace"],
         listens=_addresses(given["address"]),
         image=given["server_image"],
+        agent_namespace=given["agent_namespace"],
         patches=_patches(given["patch"], given["patch_file"], given["patch_type"]),
         insecure=given["insecure"],
     )
 
 
 def _complete(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
-    from krelay.cli.completion import relay_words
+    from krelay.cli.flags.completion import relay_words
 
     return relay_words(context, param, word)
 
 
 @click.command(
     "kubectl relay",
+    cls=PflagCommand,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=_EXAMPLES,
 )
@@ -183,7 +138,13 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
     nargs=-1,
     shell_complete=_complete,
 )
-@click.option("-f", "--file", metavar="FILE", help="File with a target per line, or a krelay.yaml.")
+@click.option(
+    "-f",
+    "--file",
+    metavar="FILE",
+    type=FILE,
+    help="File with a target per line, or a krelay.yaml.",
+)
 @click.option(
     "-l",
     "--address",
@@ -196,22 +157,28 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
     "--insecure", is_flag=True, help="Let other machines use the proxy without a password."
 )
 @click.option("-p", "--patch", metavar="PATCH", help="Patch of the agent's pod, in JSON or YAML.")
-@click.option("--patch-file", metavar="FILE", help="File with a patch of the agent's pod.")
+@click.option(
+    "--patch-file", metavar="FILE", type=FILE, help="File with a patch of the agent's pod."
+)
 @click.option(
     "--patch-type",
     type=click.Choice(["strategic", "merge", "json"]),
     help="Type of the patch.  [default: json for a list, else strategic]",
 )
 @click.option("--server.image", "server_image", metavar="IMAGE", help="Image of the agent.")
+@click.option("--agent-namespace", metavar="NAME", help="Namespace in which the agent runs.")
 @click.option(
-    "--pod-running-timeout", metavar="TIME", hidden=True, help="For compatibility with kubectl."
+    "--pod-running-timeout",
+    metavar="TIME",
+    default="1m",
+    show_default=True,
+    help="Time to wait until a pod runs.",
 )
-@_connection
+@older
+@connection
 @click.option("-v", "--v", "verbosity", type=int, default=3, show_default=True, help="Log level.")
 @click.option("-V", "--version", is_flag=True, help="Print the version and exit.")
-def relay(
-    words: tuple[str, ...], file: str | None, verbosity: int, version: bool, **given: Any
-) -> int:
+def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -> int:
     """Forward local TCP and UDP ports to a service, pod or workload, or to a host or address that
     the cluster can reach.
 
@@ -221,6 +188,9 @@ def relay(
         echo(json.dumps({"Version": f"v{__version__}"}))
         return 0
     set_up_logging(verbosity - 3)
+    given = understand(flags)
+    file = given["file"]
+    running_timeout(given["pod_running_timeout"] or "")
     preload()
     from krelay.cli import up
     from krelay.config.files import read_once
@@ -244,7 +214,7 @@ def relay(
     else:
         hint = "for example `kubectl relay svc/nginx 8080:80`; see `-h` for more"
         raise UsageError("TYPE/NAME and ports are required", hint=hint)
-    contexts = Contexts(given["kubeconfig"], _overrides(given))
+    contexts = Contexts(given["kubeconfig"], overrides(given))
     return up.run(source, announce=_announce, contexts=contexts, must_exist=True)
 
 

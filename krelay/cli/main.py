@@ -14,6 +14,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from krelay import __version__
+from krelay.cli.flags.values import FILE, seconds
 from krelay.cli.output import (
     UNWRITABLE,
     echo,
@@ -37,29 +38,24 @@ _INTERRUPTED = 130
 
 
 def _complete_names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
-    from krelay.cli.completion import target_names
+    from krelay.cli.flags.completion import target_names
 
     return target_names(context, param, word)
-
-
-def seconds(text: str, option: str) -> float:
-    """Return a duration given on the command line, in seconds."""
-    from krelay.config.grammar import ParseError, parse_duration
-
-    try:
-        return parse_duration(text)
-    except ParseError as exc:
-        raise UsageError(f"{option}: {exc.message}", hint=exc.hint) from exc
 
 
 _file = click.option(
     "-f",
     "--file",
     metavar="FILE",
+    type=FILE,
     help="A krelay.yaml or targets.txt; `-` reads standard input.  [default: ./krelay.yaml]",
 )
 _running_file = click.option(
-    "-f", "--file", metavar="FILE", help="The file that krelay runs.  [default: ./krelay.yaml]"
+    "-f",
+    "--file",
+    metavar="FILE",
+    type=FILE,
+    help="The file that krelay runs.  [default: ./krelay.yaml]",
 )
 _names = click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=_complete_names)
 _embedded = click.option(
@@ -355,7 +351,7 @@ def down(file: str | None) -> int:
 @cli.command()
 @_file
 @_output
-@click.argument("path", metavar="[FILE]", required=False)
+@click.argument("path", metavar="[FILE]", required=False, type=FILE)
 def check(file: str | None, output: str, path: str | None) -> int:
     """Check a file without starting anything."""
     from krelay.cli import file_commands
@@ -369,7 +365,7 @@ def check(file: str | None, output: str, path: str | None) -> int:
 @_running_file
 @_output
 @click.option("--exit-code", is_flag=True, help="Exit with 3 if there are changes.")
-@click.argument("candidate", required=False)
+@click.argument("candidate", required=False, type=FILE)
 def plan(file: str | None, output: str, exit_code: bool, candidate: str | None) -> int:
     """Show what an edit would change in the running krelay.
 
@@ -436,7 +432,7 @@ def rbac(
 
 
 @cli.command("import")
-@click.argument("path", metavar="FILE|kubefwd")
+@click.argument("path", metavar="FILE|kubefwd", type=FILE)
 @click.option("-n", "--namespace", "namespaces", multiple=True, help="Namespace, for kubefwd.")
 @click.option("--context", help="Kubeconfig context, for kubefwd.")
 def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
@@ -451,7 +447,9 @@ def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
 
 
 @cli.command()
-@click.option("-f", "--file", metavar="FILE", help="File to write.  [default: ./krelay.yaml]")
+@click.option(
+    "-f", "--file", metavar="FILE", type=FILE, help="File to write.  [default: ./krelay.yaml]"
+)
 @click.option("--from-namespace", "namespace", help="Add the Services of this namespace.")
 @click.option("--context", help="Kubeconfig context.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")

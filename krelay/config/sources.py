@@ -48,14 +48,15 @@ class Overlay:
     """Options of the command line; None or empty leaves what the file says.
 
     `namespace` is for targets without one. `listens` replaces the default address of targets, and
-    each address gets a listener. `insecure` lets proxies be open to other machines without a
-    password.
+    each address gets a listener. `agent_namespace` is where agents run. `insecure` lets proxies be
+    open to other machines without a password.
     """
 
     context: str | None = None
     namespace: str | None = None
     listens: tuple[str, ...] = ()
     image: str | None = None
+    agent_namespace: str | None = None
     patches: tuple[Patch, ...] = field(default=(), repr=False)
     insecure: bool = False
 
@@ -68,6 +69,7 @@ class Overlay:
         agent = dataclasses.replace(
             config.agent,
             image=self.image or config.agent.image,
+            namespace=self.agent_namespace or config.agent.namespace,
             patches=(*config.agent.patches, *self.patches),
         )
         config = dataclasses.replace(

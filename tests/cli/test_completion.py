@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from krelay.cli import completion as module
 from krelay.cli import kubectl
 from krelay.cli import main as main_module
+from krelay.cli.flags import completion as module
 
 SERVICE = {
     "metadata": {"name": "web"},

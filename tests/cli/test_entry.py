@@ -67,6 +67,8 @@ def test_help_imports_little(option: str) -> None:
     assert ours == [
         "krelay",
         "krelay.cli",
+        "krelay.cli.flags",
+        "krelay.cli.flags.values",
         "krelay.cli.log_repeats",
         "krelay.cli.main",
         "krelay.cli.output",

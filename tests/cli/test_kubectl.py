@@ -16,6 +16,7 @@ import pytest
 
 from krelay.cli import kubectl as module
 from krelay.cli import up
+from krelay.cluster.auth.kubeconfig import Overrides
 from krelay.model import Config, Kind, Patch, Port, Protocol
 from krelay.state.events import ForwardBound
 from krelay.state.states import ForwardState, State
@@ -172,6 +173,8 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
             *("--server", "https://x", "--token", "t", "--as", "a", "--as-group", "g"),
             *("--as-group", "h", "--certificate-authority", "ca.crt", "--tls-server-name", "s"),
             *("--insecure-skip-tls-verify", "--request-timeout", "5s", "svc/a", "1"),
+            *("--username", "n", "--password=p", "--client-certificate=c.crt"),
+            *("--client-key", "c.key", "--as-uid=7"),
         )
         == 0
     )
@@ -180,8 +183,10 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
     overrides = options["overrides"]
     assert (overrides.cluster, overrides.user, overrides.server) == ("cl", "u", "https://x")
     assert (overrides.token, overrides.as_, overrides.as_group) == ("t", "a", ("g", "h"))
-    assert overrides.certificate_authority == str(Path("ca.crt").absolute())
+    assert overrides.certificate_authority == "ca.crt"
     assert (overrides.tls_server_name, overrides.insecure_skip_tls_verify) == ("s", True)
+    assert (overrides.username, overrides.password, overrides.as_uid) == ("n", "p", "7")
+    assert (overrides.client_certificate, overrides.client_key) == ("c.crt", "c.key")
     assert overrides.request_timeout == 5.0
     assert started.config.context == "c"
 
@@ -195,6 +200,13 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
         ["svc/a", "1", "--bogus"],
         ["--request-timeout", "soon", "svc/a", "1"],
         ["svc/a", "80:80:80"],
+        ["svc/a", "1", "-n"],
+        ["svc/a", "1", "-x"],
+        ["svc/a", "1", "-v=x"],
+        ["svc/a", "1", "--insecure=maybe"],
+        ["svc/a", "1", "--pod-running-timeout=soon"],
+        ["svc/a", "1", "--pod-running-timeout=0"],
+        ["svc/a", "1", "--pod-running-timeout="],
     ],
 )
 def test_a_wrong_command_line_exits_with_2(
@@ -205,6 +217,56 @@ def test_a_wrong_command_line_exits_with_2(
     assert out == ""
     assert err
     assert not started.configs
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--cache-dir=/x", "--kuberc=/x", "--log-flush-frequency=1s", "--profile=cpu"),
+        *("--profile-output=x", "--vmodule=a=1", "--disable-compression"),
+        *("--match-server-version=false", "--warnings-as-errors", "--log_dir=/x"),
+        *("--alsologtostderr=true", "--stderrthreshold=2", "--pod-running-timeout=1m0s"),
+        *("--insecure-skip-tls-verify=false", "--namespace=", "--kubeconfig=", "--context="),
+        *("--file=", "--patch=", "--patch-file=", "--request-timeout=", "--as="),
+    ],
+)
+def test_a_flag_without_a_meaning_for_krelay_changes_nothing(
+    flag: str, started: Started, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert relay("svc/a", "1") == 0
+    assert relay("svc/a", "1", flag) == 0
+    plain, flagged = started.configs
+    assert plain == flagged
+    assert started.options["contexts"]._options["kubeconfig"] is None
+    assert started.options["contexts"]._options["overrides"] == Overrides()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--server.namespace=tools", "--server.namespace is called --agent-namespace now"),
+        ("--server-image=tools", "--server-image is called --server.image now"),
+        ("--rm", "--rm has no effect: krelay always removes its agent"),
+    ],
+)
+def test_a_flag_of_an_older_go_krelay_is_understood_with_a_hint(
+    flag: str, hint: str, started: Started, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert relay("svc/a", "1", flag) == 0
+    assert hint in capsys.readouterr().err
+    agent = started.config.agent
+    expected = {
+        "--server.namespace=tools": agent.namespace,
+        "--server-image=tools": agent.image,
+    }.get(flag, "tools")
+    assert expected == "tools"
+
+
+def test_the_agents_namespace_can_be_chosen(started: Started, relay: Relay) -> None:
+    assert relay("-n", "shop", "svc/a", "1", "--agent-namespace", "tools") == 0
+    assert started.config.agent.namespace == "tools"
+    assert started.config.targets[0].namespace == "shop"
 
 
 def test_the_version_is_json_like_the_go_krelay_s(

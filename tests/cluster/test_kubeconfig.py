@@ -346,6 +346,11 @@ def test_an_override_wins_over_kubeconfig(tmp_path: Path) -> None:
     assert of(user="v").user["token"] == "v"
     assert of(token="t").user == {"token": "t"}
     assert of(as_="y", as_group=("g", "h")).user["as-groups"] == ["g", "h"]
+    assert of(as_="y", as_uid="7").user["as-uid"] == "7"
+    assert of(username="n", password="p").user["password"] == "p"
+    own = of(client_certificate="c.pem", client_key="/k.pem").user
+    assert own["client-certificate"] == os.path.abspath("c.pem")
+    assert own["client-key"] == "/k.pem"
     assert of(server="https://third.test/").server == "https://third.test"
     assert of(server="https://third.test").cluster["tls-server-name"] is None
     assert of(tls_server_name="m").cluster["tls-server-name"] == "m"

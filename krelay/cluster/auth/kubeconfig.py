@@ -86,7 +86,12 @@ class Overrides:
     user: str | None = None
     server: str | None = None
     token: str | None = field(default=None, repr=False)
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    client_certificate: str | None = None
+    client_key: str | None = None
     as_: str | None = None
+    as_uid: str | None = None
     as_group: tuple[str, ...] = ()
     certificate_authority: str | None = None
     tls_server_name: str | None = None
@@ -341,8 +346,17 @@ def _apply(overrides: Overrides, login: Login) -> Login:
     if overrides.token:
         user["token"] = overrides.token
         user.pop("tokenFile", None)
-    if overrides.as_:
-        user["as"] = overrides.as_
+    for key in ("client-certificate", "client-key"):
+        if path := getattr(overrides, key.replace("-", "_")):
+            user[key] = os.path.abspath(path)
+            user.pop(f"{key}-data", None)
+    given = {
+        "username": overrides.username,
+        "password": overrides.password,
+        "as": overrides.as_,
+        "as-uid": overrides.as_uid,
+    }
+    user.update({key: value for key, value in given.items() if value})
     if overrides.as_group:
         user["as-groups"] = list(overrides.as_group)
     server = (overrides.server or login.server).strip()
