@@ -1,6 +1,6 @@
 """Bind: open local sockets for forwards and for the status service, or say who holds their port.
 
-`localhost` means both address families, if this machine has both.
+`localhost` means both address families, or the one of them that can be bound.
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ import errno
 import ipaddress
 import os
 import socket
+from collections.abc import Iterable
 
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 
 BACKLOG = 512
 LOCALHOST = "localhost"
+LOOPBACKS = ("127.0.0.1", "::1")
+"""What `localhost` stands for."""
 _RANDOM_PORT_TRIES = 20
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """This machine has no socket left, which says nothing about the address."""
@@ -24,32 +27,37 @@ _WILDCARDS = ("0.0.0.0", "::")
 def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
     """Return bound sockets, which listen if `kind` is SOCK_STREAM.
 
-    It is one socket, or for `localhost` one of each family that this machine has, with the same
-    port. Port 0 takes any free port.
+    It is one socket, or for `localhost` one of each family in which the port is free; as in
+    kubectl, one family is enough. Port 0 takes any port that is free in every family.
 
     Raises:
         ListenError: the address cannot be bound; the message says why, the hint what to do.
     """
-    hosts = [address]
-    if address == LOCALHOST:
-        try:
-            hosts = ["127.0.0.1", "::1"] if _has_ipv6() else ["127.0.0.1"]
-        except OSError as exc:
-            raise _listen_error(address, port, exc) from exc
-    for _ in range(_RANDOM_PORT_TRIES if port == 0 else 1):
+    hosts = LOOPBACKS if address == LOCALHOST else (address,)
+    for attempt in range(_RANDOM_PORT_TRIES, 0, -1):
         sockets: list[socket.socket] = []
-        try:
-            for host in hosts:
-                taken = sockets[0].getsockname()[1] if sockets else port
+        failures: list[OSError] = []
+        for host in hosts:
+            taken = sockets[0].getsockname()[1] if sockets else port
+            try:
                 sockets.append(_bind_one(host, taken, kind))
-        except OSError as exc:
-            for sock in sockets:
-                sock.close()
-            if sockets and port == 0 and exc.errno == errno.EADDRINUSE:
-                continue
-            raise _listen_error(address, port, exc) from exc
-        return sockets
-    raise ListenError(f"cannot listen on {address}: no port is free in both families")
+            except OSError as exc:
+                failures.append(exc)
+        exhausted = [exc for exc in failures if exc.errno in _EXHAUSTED]
+        elsewhere = port == 0 and any(exc.errno == errno.EADDRINUSE for exc in failures)
+        if sockets and not exhausted and not (elsewhere and attempt > 1):
+            return sockets
+        for sock in sockets:
+            sock.close()
+        if exhausted or not sockets:
+            raise _listen_error(address, port, (exhausted or failures)[0]) from failures[0]
+    raise AssertionError("the last attempt returns or raises")
+
+
+def unbound_loopback(address: str, bound: Iterable[str]) -> str | None:
+    """Return the address of `localhost` that this machine has but `bound` lacks; None if none."""
+    missing = [host for host in LOOPBACKS if host not in bound] if address == LOCALHOST else []
+    return next((host for host in missing if _is_bindable(host)), None)
 
 
 def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -71,13 +79,12 @@ def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
     return sock
 
 
-def _has_ipv6() -> bool:
+def _is_bindable(host: str) -> bool:
+    """Return whether this machine has the address."""
     try:
-        _bind_one("::1", 0, socket.SOCK_DGRAM).close()
+        _bind_one(host, 0, socket.SOCK_DGRAM).close()
     except OSError as exc:
-        if exc.errno in _EXHAUSTED:
-            raise
-        return False
+        return exc.errno in _EXHAUSTED
     return True
 
 
@@ -126,5 +133,5 @@ def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
 
 def _overlaps(held: str, wanted: str) -> bool:
     if wanted == LOCALHOST:
-        return held in ("127.0.0.1", "::1", *_WILDCARDS)
+        return held in (*LOOPBACKS, *_WILDCARDS)
     return held == wanted or held in _WILDCARDS or wanted in _WILDCARDS

@@ -18,7 +18,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.mux.log import About, about
-from krelay.net.bind import port_owner
+from krelay.net.bind import port_owner, unbound_loopback
 from krelay.proxy.server import ProxyListener
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.state.bus import EventBus
@@ -187,16 +187,24 @@ class Forward:
             listener.update(target, timeout)
         await listener.open(target.listen, local)
         self.listener = self._listeners[protocol] = listener
+        missing = unbound_loopback(target.listen, (host for host, _ in listener.addresses))
+        if missing is not None:
+            where = Endpoint(missing, listener.addresses[0][1])
+            owner = await self._owner(protocol, missing, where.port)
+            by = f" by {owner}" if owner else ""
+            self._log.warning("only %s is bound: %s is taken%s", self.addresses[0], where, by)
+
+    async def _owner(self, protocol: Protocol, address: str, port: int) -> str | None:
+        """Return who has the port, if the system says so."""
+        with contextlib.suppress(KrelayError):  # no thread is available
+            return await in_thread(lambda: port_owner(protocol, address, port))
+        return None
 
     async def _failed(self, exc: ListenError, protocol: Protocol, local: int) -> None:
         """Record why it is not bound, with the owner of the port; log each reason once."""
         cause = exc.__cause__
         if isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE:
-            owner: str | None = None
-            with contextlib.suppress(KrelayError):  # no thread is available
-                owner = await in_thread(
-                    lambda: port_owner(protocol, self.spec.target.listen, local)
-                )
+            owner = await self._owner(protocol, self.spec.target.listen, local)
             if owner:
                 exc = ListenError(f"{exc} by {owner}", hint=exc.hint)
         if self._failures.is_new(exc):

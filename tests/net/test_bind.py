@@ -11,7 +11,7 @@ import pytest
 
 from krelay.errors import ListenError
 from krelay.net import bind as module
-from krelay.net.bind import bind
+from krelay.net.bind import bind, unbound_loopback
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = pytest.mark.parametrize("kind", [TCP, UDP])
@@ -69,27 +69,48 @@ def test_localhost_is_both_families_on_one_port(kind: socket.SocketKind) -> None
 
 @IPV6
 @KINDS
-def test_localhost_is_refused_if_the_port_is_taken_in_one_family(kind: socket.SocketKind) -> None:
-    with bound("::1", 0, kind) as (six,):
-        port = six.getsockname()[1]
+@pytest.mark.parametrize(("held", "free"), [("::1", "127.0.0.1"), ("127.0.0.1", "::1")])
+def test_localhost_is_the_other_family_if_the_port_is_taken_in_one(
+    held: str, free: str, kind: socket.SocketKind
+) -> None:
+    with bound(held, 0, kind) as (sock,):
+        port = sock.getsockname()[1]
+        with bound("localhost", port, kind) as (only,):
+            assert only.getsockname()[:2] == (free, port)
+            assert unbound_loopback("localhost", [free]) == held
+
+
+@IPV6
+@KINDS
+def test_localhost_is_refused_if_the_port_is_taken_in_both(kind: socket.SocketKind) -> None:
+    with bound("localhost", 0, kind) as (four, _):
+        port = four.getsockname()[1]
         with pytest.raises(ListenError, match=rf"localhost:{port}: Address already in use"):
             bind("localhost", port, kind)
-        with bound("127.0.0.1", port, kind):
-            """It was given back."""
 
 
-def test_localhost_is_ipv4_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_ipv6", lambda: False)
+@pytest.mark.parametrize(
+    ("has", "lacks"), [("127.0.0.1", "::1"), pytest.param("::1", "127.0.0.1", marks=IPV6)]
+)
+def test_localhost_is_one_address_on_a_machine_without_the_other(
+    has: str, lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._bind_one
+
+    def bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        if host == lacks:
+            raise OSError(errno.EADDRNOTAVAIL, "no")
+        return real(host, port, kind)
+
+    monkeypatch.setattr(module, "_bind_one", bind_one)
     with bound("localhost", 0, TCP) as (sock,):
-        assert sock.family == socket.AF_INET
+        assert sock.getsockname()[0] == has
+    assert unbound_loopback("localhost", [has]) is None
 
 
-def test_a_machine_whose_ipv6_cannot_be_bound_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> socket.socket:
-        raise OSError(errno.EAFNOSUPPORT, "no")
-
-    monkeypatch.setattr(module, "_bind_one", refuse)
-    assert not module._has_ipv6()
+def test_only_localhost_lacks_an_address() -> None:
+    assert unbound_loopback("localhost", ["127.0.0.1", "::1"]) is None
+    assert unbound_loopback("127.0.0.1", ["127.0.0.1"]) is None
 
 
 @IPV6
@@ -121,8 +142,8 @@ def test_a_random_port_for_localhost_is_sought_a_limited_number_of_times(
         return real(host, port, kind)
 
     monkeypatch.setattr(module, "_bind_one", unlucky)
-    with pytest.raises(ListenError, match="no port is free in both families"):
-        bind("localhost", 0, TCP)
+    with bound("localhost", 0, TCP) as (sock,):
+        assert sock.getsockname()[0] == "127.0.0.1"
 
 
 @KINDS

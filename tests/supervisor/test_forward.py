@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -80,6 +81,28 @@ async def test_ipv6_is_in_brackets() -> None:
             pytest.skip("no IPv6 here")
         assert forward.addresses[0].startswith("[::1]:")
         forward.cut()
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+async def test_localhost_with_a_port_taken_in_one_family_is_bound_in_the_other(
+    protocol: Protocol, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = socket.SOCK_STREAM if protocol is Protocol.TCP else socket.SOCK_DGRAM
+    async with rig.path() as path:
+        with socket.socket(socket.AF_INET, kind) as taken:
+            taken.bind((rig.HOST, 0))
+            if kind is socket.SOCK_STREAM:
+                taken.listen()
+            port = taken.getsockname()[1]
+            forward = make(path, Port(80, port, protocol), listen="localhost")
+            await bound(forward)
+            if forward.failure is not None:
+                pytest.skip("no IPv6 here")
+            assert forward.addresses == [f"[::1]:{port}"]
+            assert forward.failure is None
+            line = f"web: only [::1]:{port} is bound: 127.0.0.1:{port} is taken by "
+            assert line in caplog.text
+            forward.cut()
 
 
 async def test_a_forward_without_a_protocol_waits_for_its_service() -> None:
