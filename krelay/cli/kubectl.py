@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,13 +20,12 @@ from krelay.cli.flags.values import FILE, overrides, running_timeout
 from krelay.cli.main import preload, run_command
 from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
+from krelay.net.bind import LOCALHOST, LOOPBACKS
 from krelay.state.events import ForwardBound
 
 if TYPE_CHECKING:
     from krelay.config.sources import Overlay
     from krelay.model import Patch
-
-logger = logging.getLogger("krelay.relay")
 
 # cobra's directives: no space after the word, no file names.
 _NO_SPACE, _NO_FILES = 2, 4
@@ -65,9 +64,13 @@ def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
 
     found = [part for value in values for part in value.split(",")]
     try:
-        return tuple(dict.fromkeys(parse_listen(part.strip()) for part in found))
+        addresses = dict.fromkeys(parse_listen(part.strip()) for part in found)
     except ParseError as exc:
         raise UsageError(exc.message, hint=exc.hint) from exc
+    if LOCALHOST in addresses:
+        for address in LOOPBACKS:
+            addresses.pop(address, None)
+    return tuple(addresses)
 
 
 def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Patch, ...]:
@@ -86,24 +89,27 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
 
 
 def _announce(event: ForwardBound) -> None:
-    """Announce a bound forward as kubectl does on stdout, and as the Go krelay does in the log."""
+    """Print a line for each address of a bound forward, as kubectl does.
+
+    The first one goes on with the fields of the Go krelay's log, so that a program that waits for
+    either line finds it, and finds each forward once.
+    """
     forward = event.forward
-    if event.proxy:
-        for local in forward.listen:
-            echo(f"SOCKS5 server is running address={local}")
-        return
     remote = (forward.endpoint or forward.to).rpartition(":")[2]
     try:
-        for local in forward.listen:
-            echo(f"Forwarding from {local} -> {remote}")
-            logger.info(
-                "Forwarding protocol=%s localAddr=%s remotePort=%s",
-                forward.protocol,
-                local,
-                remote,
-            )
+        for number, local in enumerate(forward.listen):
+            if event.proxy:
+                echo(f"SOCKS5 server is running address={local}")
+                continue
+            fields = f" protocol={forward.protocol} localAddr={local} remotePort={remote}"
+            echo(f"Forwarding from {local} -> {remote}{'' if number else fields}")
     except BrokenPipeError:
         silence_stdout()
+
+
+def _verbosity(number: int) -> int:
+    """Return the verbosity of the log for kubectl's `-v`: without it, warnings and errors only."""
+    return max(number - 3, 0) if number > 0 else -1
 
 
 def _overlay(given: dict[str, Any]) -> Overlay:
@@ -151,7 +157,7 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
     "--listen",
     "address",
     multiple=True,
-    help="Address to listen on; may be repeated.  [default: 127.0.0.1]",
+    help="Address to listen on; may be repeated.  [default: localhost]",
 )
 @click.option(
     "--insecure", is_flag=True, help="Let other machines use the proxy without a password."
@@ -176,7 +182,15 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
 )
 @older
 @connection
-@click.option("-v", "--v", "verbosity", type=int, default=3, show_default=True, help="Log level.")
+@click.option(
+    "-v",
+    "--v",
+    "verbosity",
+    type=int,
+    default=0,
+    show_default=True,
+    help="Log level: 0 for warnings, 3 for each step, 4 for details, 5 for everything.",
+)
 @click.option("-V", "--version", is_flag=True, help="Print the version and exit.")
 def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -> int:
     """Forward local TCP and UDP ports to a service, pod or workload, or to a host or address that
@@ -187,7 +201,7 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
     if version:
         echo(json.dumps({"Version": f"v{__version__}"}))
         return 0
-    set_up_logging(verbosity - 3)
+    set_up_logging(_verbosity(verbosity))
     given = understand(flags)
     file = given["file"]
     running_timeout(given["pod_running_timeout"] or "")
@@ -210,12 +224,14 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
         if listens:
             source = Proxy(listens[-1], overlay=overlay)
     elif words:
+        # As in kubectl; a file has a default of its own.
+        overlay = replace(overlay, listens=overlay.listens or (LOCALHOST,))
         source = Words(words, overlay)
     else:
         hint = "for example `kubectl relay svc/nginx 8080:80`; see `-h` for more"
         raise UsageError("TYPE/NAME and ports are required", hint=hint)
     contexts = Contexts(given["kubeconfig"], overrides(given))
-    return up.run(source, announce=_announce, contexts=contexts, must_exist=True)
+    return up.run(source, announce=_announce, contexts=contexts, must_exist=True, as_kubectl=True)
 
 
 def main() -> int:

@@ -19,9 +19,14 @@ def is_ignored(number: signal.Signals) -> bool:
     return signal.getsignal(number) == signal.SIG_IGN
 
 
-def on_signal(number: signal.Signals, handler: Callable[..., object], *args: object) -> None:
-    """Make the running loop call `handler` on the signal, unless it is ignored."""
-    if not is_ignored(number):
+def on_signal(
+    number: signal.Signals,
+    handler: Callable[..., object],
+    *args: object,
+    even_ignored: bool = False,
+) -> None:
+    """Make the running loop call `handler` on the signal, unless it was ignored at the start."""
+    if even_ignored or not is_ignored(number):
         asyncio.get_running_loop().add_signal_handler(number, handler, *args)
 
 

@@ -52,11 +52,13 @@ def run(
     strict: bool = False,
     must_exist: bool = False,
     live: bool = False,
+    as_kubectl: bool = False,
 ) -> int:
     """Relay until a signal, and return the exit code.
 
     Args:
         announce: called with each forward that is bound; by default a line says so.
+        as_kubectl: end on SIGINT even if it was ignored at the start, as kubectl does in a script.
         contexts, strict, must_exist: as for `Supervisor`.
         watch: follow edits of the file.
         live: show the live table instead of lines, if there is a terminal for it.
@@ -75,7 +77,16 @@ def run(
     path = socket_path(file) if file else None
     with keep_log() as ring:
         return run_to_exit(
-            _run(supervisor, reloader, mode, path, config.status, ring.answer, live=live)
+            _run(
+                supervisor,
+                reloader,
+                mode,
+                path,
+                config.status,
+                ring.answer,
+                live=live,
+                as_kubectl=as_kubectl,
+            )
         )
 
 
@@ -88,8 +99,9 @@ async def _run(
     logs: Handler,
     *,
     live: bool,
+    as_kubectl: bool,
 ) -> int:
-    signals = _Signals()
+    signals = _Signals(reloads=path is not None, even_ignored=as_kubectl)
     control = Control(supervisor, reloader)
     public: dict[tuple[str, str], Handler] = {
         **control.handlers(),
@@ -159,18 +171,21 @@ class _Signals:
     """Turns signals into requests.
 
     SIGINT and SIGTERM end the run, the second one at once. SIGHUP reloads the file, or ends the
-    run if the terminal has gone. Signals that were ignored when krelay started (`nohup`, a shell's
-    `&`) stay ignored.
+    run if there is no file or the terminal has gone. Signals that were ignored when krelay started
+    (`nohup`, a shell's `&`) end nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, reloads: bool, even_ignored: bool) -> None:
+        """`reloads`: there is a file to reload. `even_ignored`: SIGINT ends the run in any case."""
         self.stop = asyncio.Event()
         self.hangup = asyncio.Event()
         self.reason = "SIGHUP"
         self._task = asyncio.current_task()
-        self._needs_terminal = not is_ignored(signal.SIGHUP) and _has_terminal()
+        self._reloads = reloads
+        self._hangup_ends = not is_ignored(signal.SIGHUP)
+        self._needs_terminal = self._hangup_ends and _has_terminal()
         for number in (signal.SIGINT, signal.SIGTERM):
-            on_signal(number, self.end, number.name)
+            on_signal(number, self.end, number.name, even_ignored=even_ignored)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup)
 
     def end(self, name: str) -> None:
@@ -189,10 +204,11 @@ class _Signals:
         self.hangup.set()
 
     def _hangup(self) -> None:
-        if self._needs_terminal and not _has_terminal():
-            self.stop.set()
-        else:
+        if self._reloads and not (self._needs_terminal and not _has_terminal()):
             self.reload("SIGHUP")
+        elif self._hangup_ends and not self.stop.is_set():
+            # A closed terminal may send more than one.
+            self.end("SIGHUP")
 
 
 def _has_terminal() -> bool:

@@ -23,9 +23,16 @@ class Spec:
 
     @property
     def name(self) -> str:
-        """The target's name, with the port if the target has several."""
-        several = len(self.target.ports) > 1
-        return f"{self.target.name}[{self.port}]" if several else self.target.name
+        """The target's name, with the port if the target has several.
+
+        A target of a command line has no name but `svc/web`; its forwards are `svc/web:80`.
+        """
+        target, port = self.target, self.port
+        name, option, listen = target.name.partition(" -l ")
+        if name == str(target):
+            protocol = f"/{port.protocol}" if port.protocol else ""
+            return f"{name}:{port.remote}{protocol}{option}{listen}"
+        return f"{target.name}[{port}]" if len(target.ports) > 1 else target.name
 
     @property
     def protocol(self) -> Protocol | None:

@@ -151,10 +151,11 @@ class Words:
     file: ClassVar[None] = None
 
     def load(self) -> Config:
-        """Return the target, without a check: like `kubectl port-forward`, it opens no connection
-        that no client asked for.
+        """Return the target, named by itself and without a check: like `kubectl port-forward`, it
+        opens no connection that no client asked for.
         """
-        target = dataclasses.replace(parse_target(self.words), check=Check(CheckKind.NONE))
+        target = parse_target(self.words)
+        target = dataclasses.replace(target, name=str(target), check=Check(CheckKind.NONE))
         return self.overlay.over(Config((target,), path="the command line"))
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import pytest
 from krelay.cli import kubectl as module
 from krelay.cli import up
 from krelay.cluster.auth.kubeconfig import Overrides
+from krelay.config.diff import specs
 from krelay.model import Config, Kind, Patch, Port, Protocol
 from krelay.state.events import ForwardBound
 from krelay.state.states import ForwardState, State
@@ -103,7 +105,7 @@ def test_the_usage_of_the_go_krelay_and_of_kubectl_works(
     assert relay(*line.split()) == 0
     (found,) = started.config.targets
     assert (str(found), found.ports, found.namespace) == (target, ports, namespace)
-    assert found.listen == ("0.0.0.0" if "--address" in line else "127.0.0.1")
+    assert found.listen == ("0.0.0.0" if "--address" in line else "localhost")
     assert started.options["must_exist"]
 
 
@@ -142,14 +144,47 @@ def test_an_invalid_patch_is_refused(
     assert not started.configs
 
 
-def test_several_addresses_are_bound_once_each(started: Started, relay: Relay) -> None:
-    assert relay("-l", "127.0.0.2,::1", "--address", "localhost", "svc/a", "1") == 0
-    assert [target.listen for target in started.config.targets] == [
-        "127.0.0.2",
-        "::1",
-        "localhost",
-    ]
+@pytest.mark.parametrize(
+    ("options", "addresses"),
+    [
+        ([], ["localhost"]),
+        (["--address", "127.0.0.1"], ["127.0.0.1"]),
+        (["-l", "127.0.0.2,fd00::1", "--address", "0.0.0.0"], ["127.0.0.2", "fd00::1", "0.0.0.0"]),
+        (["--address", "127.0.0.2,localhost,127.0.0.1,::1"], ["127.0.0.2", "localhost"]),
+    ],
+)
+def test_each_address_is_bound_once(
+    options: list[str], addresses: list[str], started: Started, relay: Relay
+) -> None:
+    assert relay(*options, "svc/a", "1") == 0
+    assert [target.listen for target in started.config.targets] == addresses
+
+
+def test_what_is_not_an_address_is_refused(started: Started, relay: Relay) -> None:
     assert relay("-l", "nowhere", "svc/a", "1") == 2
+
+
+def test_a_file_keeps_its_own_addresses(started: Started, relay: Relay) -> None:
+    Path("targets.txt").write_text("svc/a 1\n-l localhost svc/b 2\n")
+    assert relay("-f", "targets.txt") == 0
+    assert [target.listen for target in started.config.targets] == ["127.0.0.1", "localhost"]
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("svc/web 8080:80", ["svc/web:80"]),
+        ("service/web :http -n x", ["svc/web:http"]),
+        ("web 5000 6000", ["pod/web:5000", "pod/web:6000"]),
+        ("svc/dns 53@tcp 53@udp", ["svc/dns:53/tcp", "svc/dns:53/udp"]),
+        ("-l 127.0.0.2,127.0.0.3 svc/web 80", [f"svc/web:80 -l 127.0.0.{n}" for n in (2, 3)]),
+    ],
+)
+def test_a_forward_is_named_by_its_target_and_port(
+    line: str, names: list[str], started: Started, relay: Relay
+) -> None:
+    assert relay(*line.split()) == 0
+    assert [spec.name for spec in specs(started.config)] == names
 
 
 def test_targets_come_from_a_file_or_standard_input(started: Started, relay: Relay) -> None:
@@ -281,12 +316,17 @@ def test_the_version_is_json_like_the_go_krelay_s(
 
 @pytest.mark.parametrize(
     ("number", "level"),
-    [("0", logging.ERROR), ("2", logging.WARNING), ("3", logging.INFO), ("4", logging.DEBUG)],
+    [("0", logging.WARNING), ("1", logging.INFO), ("3", logging.INFO), ("4", logging.DEBUG)],
 )
 def test_the_log_level_follows_v(number: str, level: int, started: Started, relay: Relay) -> None:
     for flag in (["-v", number], [f"-v{number}"], [f"--v={number}"]):
         assert relay(*flag, "svc/a", "1") == 0
         assert logging.getLogger("krelay").level == level
+
+
+def test_only_warnings_are_logged_without_v(started: Started, relay: Relay) -> None:
+    assert relay("svc/a", "1") == 0
+    assert logging.getLogger("krelay").level == logging.WARNING
 
 
 def test_the_go_krelay_s_proxy_works(started: Started, relay: Relay) -> None:
@@ -300,39 +340,101 @@ def test_the_go_krelay_s_proxy_works(started: Started, relay: Relay) -> None:
     assert str(started.config.targets[0]) == "pod/proxy"
 
 
-def test_a_ready_forward_is_announced_as_kubectl_and_the_go_krelay_do(
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    caplog.set_level("INFO", "krelay")
-    forward = ForwardState(
-        "web",
-        0,
-        "web",
-        "svc/web:http",
-        State.READY,
-        "",
-        datetime.now(UTC),
-        protocol="tcp",
-        listen=("127.0.0.1:8080", "[::1]:8080"),
-        endpoint="10.0.0.1:80",
-    )
-    module._announce(ForwardBound(forward))
-    assert capsys.readouterr().out == (
-        "Forwarding from 127.0.0.1:8080 -> 80\nForwarding from [::1]:8080 -> 80\n"
-    )
-    assert caplog.messages[0] == "Forwarding protocol=tcp localAddr=127.0.0.1:8080 remotePort=80"
-    module._announce(ForwardBound(forward, proxy=True))
-    assert capsys.readouterr().out.startswith("SOCKS5 server is running address=127.0.0.1:8080\n")
-    module._announce(ForwardBound(dataclasses.replace(forward, endpoint=None)))
-    assert "-> http\n" in capsys.readouterr().out
+WEB = ForwardState(
+    "svc/web",
+    0,
+    "svc/web:http",
+    "svc/web:http",
+    State.READY,
+    "",
+    datetime.now(UTC),
+    protocol="tcp",
+    listen=("127.0.0.1:8080", "[::1]:8080"),
+    endpoint="10.0.0.1:80",
+)
+LINE = "Forwarding from 127.0.0.1:8080 -> 80 protocol=tcp localAddr=127.0.0.1:8080 remotePort=80"
 
+
+def announced(forward: ForwardState, capsys: pytest.CaptureFixture[str], **more: Any) -> list[str]:
+    """The lines that a bound forward prints."""
+    capsys.readouterr()
+    module._announce(ForwardBound(forward, **more))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_ready_forward_is_announced_as_kubectl_and_the_go_krelay_do(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "krelay")
+    assert announced(WEB, capsys) == [LINE, "Forwarding from [::1]:8080 -> 80"]
+    only = dataclasses.replace(WEB, listen=("[::1]:8080",))
+    assert announced(only, capsys) == [LINE.replace("127.0.0.1", "[::1]")]
+    unresolved = dataclasses.replace(WEB, endpoint=None)
+    assert announced(unresolved, capsys)[1] == "Forwarding from [::1]:8080 -> http"
+    proxy = announced(WEB, capsys, proxy=True)
+    assert proxy[0] == "SOCKS5 server is running address=127.0.0.1:8080"
+    assert not caplog.messages
+
+
+def first_word(text: str) -> str:
+    return text.split()[0]
+
+
+# How public programs, tests and scripts find the port: by a pattern, or by cutting the line.
+PATTERNS = [
+    r"Forwarding from 127.0.0.1:(\d+) -> 80",
+    r"^Forwarding from .+?:(\d+) ->",
+    r"Forwarding from [^:]+:(\d+)",
+    r"Forwarding from \S+:(\d+)",
+    r"\AForwarding from \d+\.\d+\.\d+\.\d+:(\d+) -> \d+",
+    r"Forwarding from (?:127.0.0.1|\[::1\]):([0-9]+) -> 80",
+    r"Forwarding from (?:127\.0\.0\.1|\[::1\]|[^ ]+):(\d+) ->",
+    r"Forwarding from [^ ]*127\.0\.0\.1:(\d+)\s*->\s*80\b",
+    r"(?i)^forwarding from .*:(\d+) ->",
+    r"Forwarding.* protocol=tcp localAddr=127.0.0.1:(\d+) remotePort=80",
+    r"localAddr=\S+:(\d+)",
+    r"localAddr=127\.0\.0\.1:(\d+) remotePort=80$",
+]
+CUTS: list[Callable[[str], str]] = [
+    lambda line: first_word(line.split(":")[1]),
+    lambda line: first_word(line.split(":")[-1]),
+    lambda line: line.split(" -> ", 1)[0].removeprefix("Forwarding from ").rpartition(":")[2],
+    lambda line: line.split()[2].split(":")[1],
+    lambda line: re.split(r"[ :]", line)[3],
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_what_waits_for_a_line_of_either_tool_finds_the_port(
+    pattern: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, _ = announced(WEB, capsys)
+    found = re.search(pattern, line)
+    assert found is not None
+    assert found[1] == "8080"
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_cuts_kubectl_s_line_finds_the_port(
+    cut: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, _ = announced(WEB, capsys)
+    assert cut(line) == "8080"
+    assert cut("Forwarding from 127.0.0.1:8080 -> 80") == "8080"
+
+
+def test_the_go_krelay_s_fields_are_there_once_for_a_forward(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "\n".join(announced(WEB, capsys)).count("localAddr=") == 1
+
+
+def test_a_reader_that_has_gone_silences_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(line: str) -> None:
         raise BrokenPipeError
 
     hushed: list[bool] = []
     monkeypatch.setattr(module, "echo", broken)
     monkeypatch.setattr(module, "silence_stdout", lambda: hushed.append(True))
-    module._announce(ForwardBound(forward))
+    module._announce(ForwardBound(WEB))
     assert hushed == [True]

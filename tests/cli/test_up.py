@@ -8,13 +8,14 @@ import os
 import pty
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from krelay.cli import up as module
 from krelay.cli.up import run
-from krelay.config.sources import Selection
+from krelay.config.sources import Selection, Words
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
 from krelay.state.events import ForwardBound
@@ -24,6 +25,7 @@ from krelay.supervisor.supervisor import Supervisor
 from tests.status.reports import forward
 
 TEXT = b"host/a 1\nhost/b 2\n"
+WORDS = Words(("svc/web", "80"))
 
 
 @pytest.fixture
@@ -125,6 +127,54 @@ def test_a_hangup_is_a_reload_while_there_is_a_terminal_or_never_was(
 
     monkeypatch.setattr(Supervisor, "run", hang_up)
     assert run(file, watch=False) == 0
+
+
+@pytest.fixture
+def ignored() -> Iterator[None]:
+    """SIGINT and SIGHUP are ignored, as a shell's `&` and `nohup` leave them."""
+    numbers = signal.SIGINT, signal.SIGHUP
+    former = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    yield
+    for number, handler in zip(numbers, former, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_kubectl_relay_ends_on_an_interrupt_that_a_script_s_shell_ignores(
+    number: signal.Signals, ignored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(supervisor: Supervisor, stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), number)
+        await stop.wait()
+
+    monkeypatch.setattr(Supervisor, "run", interrupted)
+    assert run(WORDS, as_kubectl=True) == 0
+
+
+def test_a_hangup_ends_what_has_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang_up(supervisor: Supervisor, stop: asyncio.Event) -> None:
+        # A closed terminal and its shell both send one.
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await stop.wait()
+
+    monkeypatch.setattr(Supervisor, "run", hang_up)
+    assert run(WORDS) == 0
+
+
+def test_a_hangup_that_nohup_ignores_ends_nothing(
+    ignored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang_up(supervisor: Supervisor, stop: asyncio.Event) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+
+    monkeypatch.setattr(Supervisor, "run", hang_up)
+    assert run(WORDS) == 0
 
 
 def test_the_terminal_is_seen_and_seen_to_go() -> None:

@@ -16,7 +16,7 @@ from tests.e2e import kit
 from tests.e2e.kit import Krelay
 
 Make = Callable[..., str]
-# What tools wait for: kubectl's own line on stdout, and the Go krelay's in the log.
+# What tools wait for: kubectl's line, and in it, once a forward, the Go krelay's fields.
 KUBECTL = re.compile(r"Forwarding from (?:\[(\S+)\]|([\d.]+)):(\d+) -> (\d+)")
 SEED = re.compile(r"(?:localAddr|address)=\S+:(\d+)")
 # The scripts are beside the interpreter that runs this.
@@ -43,14 +43,15 @@ def kubectl_relay(*args: str, stdin: str | None = None, expect: int | None = 0) 
 
 def ready(krelay: Krelay, count: int = 1) -> list[int]:
     """The local ports, once `count` forwards are ready."""
-    krelay.wait_lines(count)
-    krelay.wait(
-        lambda: sum(bool(SEED.search(line)) for line in krelay.log) >= count, "log lines", 60.0
-    )
-    ports = [int(match[3]) for match in map(KUBECTL.fullmatch, krelay.output) if match]
-    logged = [int(match[1]) for match in map(SEED.search, krelay.log) if match]
-    assert sorted(ports) == sorted(logged), krelay.told()
-    return ports
+    krelay.wait(lambda: len(forwards(krelay)) >= count, f"{count} forwards", 60.0)
+    assert all(map(KUBECTL.match, krelay.output)), krelay.told()
+    return [int(match[3]) for match in forwards(krelay)]
+
+
+def forwards(krelay: Krelay) -> list[re.Match[str]]:
+    """The line of each forward; that of its second address is left out."""
+    lines = filter(SEED.search, krelay.output)
+    return [match for match in map(KUBECTL.match, lines) if match]
 
 
 def body(port: int, host: str = "127.0.0.1") -> bytes:
@@ -115,7 +116,7 @@ def test_many_targets_from_a_file_and_from_standard_input(world: str, tmp_path: 
     for args, stdin in ((("-f", str(file)), None), (("-f", "-"), text)):
         with kubectl_relay(*args, "-n", world, stdin=stdin) as krelay:
             ready(krelay, 4)
-            found = [match for match in map(KUBECTL.fullmatch, krelay.output) if match]
+            found = forwards(krelay)
             for match in found:
                 if match[4] != "53":
                     assert body(int(match[3]), match[2])
@@ -189,8 +190,9 @@ def test_kubectl_s_flags_reach_the_api_server(world: str) -> None:
 
 
 def test_a_lost_cluster_does_not_end_it(world: str) -> None:
-    with kubectl_relay("-n", world, "svc/web", ":80") as krelay:
+    with kubectl_relay("--v=3", "-n", world, "svc/web", ":80") as krelay:
         (port,) = ready(krelay)
+        krelay.wait_log(" runs")
         match = next(m for m in (re.search(r"pod (\S+)/(\S+) runs", x) for x in krelay.log) if m)
         kit.kubectl("-n", match[1], "delete", "pod", match[2], "--wait=false")
         krelay.wait_log("tunnel lost")
