@@ -17,9 +17,7 @@ from krelay.mux.log import About, about
 from krelay.mux.stream import Stream, StreamHandler
 from krelay.net.accept import descriptor_budget
 from krelay.tasks import TaskGroup
-from krelay.wire import header
 from krelay.wire.errors import ErrorCode, ProtocolError
-from krelay.wire.header import Header
 from krelay.wire.stream import INITIAL_WINDOW
 
 logger = logging.getLogger("krelay.listener")
@@ -40,7 +38,6 @@ EARLY_OF_ALL = 16 << 20
 """The same for all queued connections together."""
 
 _ENDING = "krelay is stopping"
-_NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
 
 @dataclass(eq=False, repr=False)
@@ -162,8 +159,7 @@ class StreamRequest:
                 timeout, route, self._protocol, self._requester, refused=refused
             )
         except TimeoutError:
-            why = route.reason if route.endpoint is None else "no tunnel to the agent"
-            reason = f"waited {timeout:g} s: {why}"
+            reason = f"waited {timeout:g} s: {route.obstacle}"
         except Exception as exc:
             reason = self._explain(exc)
         self._task = None
@@ -205,19 +201,15 @@ class StreamRequest:
 
 
 def open_now(route: Route, protocol: Protocol, handler: StreamHandler) -> Stream | None:
-    """Open a stream to where `route` leads; return None if there is no endpoint or no tunnel.
+    """Open a stream to where `route` leads; return None if there is no endpoint or no way to it.
 
-    Raises ProtocolError if the session takes no more streams or no Header can carry the endpoint.
+    Raises ProtocolError as `StreamPool.open`.
     """
     if route.unusable:
         raise ProtocolError(route.unusable, ErrorCode.NO_SUCH_HOST)
-    endpoint, carrier = route.endpoint, route.pool.pick()
-    if endpoint is None or carrier is None:
+    if route.resolution is None or route.endpoint is None:
         return None
-    try:
-        return carrier.open(Header(_NUMBERS[protocol], endpoint.host, endpoint.port), handler)
-    except ValueError as exc:
-        raise ProtocolError(str(exc), ErrorCode.NO_SUCH_HOST) from exc
+    return route.pool.open(route.resolution, protocol, handler)
 
 
 async def open_within(

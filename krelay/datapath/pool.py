@@ -6,35 +6,40 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 from weakref import WeakSet
 
 from krelay.datapath.agent_link import AgentHealth, AgentLink
 from krelay.datapath.carrier import Carrier, LegacyCarrierFactory
+from krelay.datapath.stream_pool import PoolUser
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.ways import Ways
-from krelay.model import SessionConfig
+from krelay.model import Protocol, Resolution, SessionConfig
 from krelay.mux.log import about
+from krelay.mux.stream import Stream, StreamHandler
 from krelay.tasks import TaskGroup
+from krelay.wire import header
+from krelay.wire.errors import ErrorCode, ProtocolError
+from krelay.wire.header import Header
 
 logger = logging.getLogger("krelay.tunnel")
 
+_NUMBERS = {Protocol.TCP: header.TCP, Protocol.UDP: header.UDP}
 
-class PoolUser(Protocol):
-    """A route through a pool."""
-
-    @property
-    def wanted(self) -> bool:
-        """Whether a connection waits for a tunnel."""
-
-    def wake(self) -> None:
-        """React to a change of the pool."""
+_MEANINGS = {
+    ErrorCode.REFUSED: "refused: the agent reached the host, but nothing listens there",
+    ErrorCode.NO_SUCH_HOST: "no such host: the cluster does not know the name",
+    ErrorCode.RESOLVE_TIMEOUT: "timed out: the cluster's DNS did not answer",
+    ErrorCode.CONNECT_TIMEOUT: "timed out: no answer at all: the host is down, or something drops"
+    " the packets, such as a NetworkPolicy or a firewall",
+    ErrorCode.UNREACHABLE: "unreachable: the agent's network has no route to it",
+}
 
 
 class Pool:
     """The tunnels to a group of agents, shared by all targets. `run` keeps them up.
 
-    A lost agent costs only the streams that its tunnels carried.
+    It is the StreamPool of the way through an agent. A lost agent costs only the streams that its
+    tunnels carried.
     """
 
     def __init__(
@@ -86,6 +91,40 @@ class Pool:
     def wanted(self) -> bool:
         """Whether a connection waits for a tunnel."""
         return any(user.wanted for user in self.users)
+
+    # -- the interface of StreamPool -----------------------------------------------------------
+
+    @property
+    def multiplexed(self) -> bool:
+        return all(tunnel.multiplexed for tunnel in self.tunnels)
+
+    def reaches(self, resolution: Resolution) -> bool:
+        return resolution.endpoint is not None and self.pick() is not None
+
+    def obstacle(self, resolution: Resolution) -> str:
+        failure = self.failure
+        if failure is None:
+            return "no tunnel to the agent yet"
+        return f"no tunnel to the agent: {str(failure) or type(failure).__name__}"
+
+    def open(
+        self, resolution: Resolution, protocol: Protocol, handler: StreamHandler
+    ) -> Stream | None:
+        endpoint, carrier = resolution.endpoint, self.pick()
+        if endpoint is None or carrier is None:
+            return None
+        try:
+            return carrier.open(Header(_NUMBERS[protocol], endpoint.host, endpoint.port), handler)
+        except ValueError as exc:
+            raise ProtocolError(str(exc), ErrorCode.NO_SUCH_HOST) from exc
+
+    def explain(self, code: ErrorCode, message: str) -> str:
+        return _MEANINGS.get(code, code.text) + (f" ({message})" if message else "")
+
+    def user_changed(self, user: PoolUser) -> None:
+        """Do nothing: an agent reaches every endpoint."""
+
+    # -- tunnels -------------------------------------------------------------------------------
 
     def pick(self) -> Carrier | None:
         """Return the carrier with the least load for a new stream; None while no tunnel is up."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from krelay.datapath.pool import Pool
+from krelay.datapath.stream_pool import StreamPool
 from krelay.model import Endpoint, Resolution
 from krelay.wire.header import TCP, Header
 
@@ -20,7 +20,7 @@ class Route:
     """Where a forward leads, for its whole life. A watch and an edit of the file change it under
     its listeners."""
 
-    def __init__(self, pool: Pool, *, followed: bool = True) -> None:
+    def __init__(self, pool: StreamPool, *, followed: bool = True) -> None:
         self.followed = followed
         """Whether the endpoint may change, as those of a Service or a workload do."""
         self.resolution: Resolution | None = None
@@ -37,18 +37,34 @@ class Route:
         self.pool = pool
         pool.users.add(self)
 
-    def move(self, pool: Pool) -> None:
-        """Have new streams use the tunnels of `pool`."""
+    def move(self, pool: StreamPool) -> None:
+        """Have `pool` open the new streams."""
         if pool is not self.pool:
             self.pool.users.discard(self)
             self.pool = pool
             pool.users.add(self)
+            pool.user_changed(self)
             self.wake()
 
     @property
     def endpoint(self) -> Endpoint | None:
         """The endpoint for new streams, if there is one."""
         return self.resolution.endpoint if self.resolution else None
+
+    @property
+    def reached(self) -> bool:
+        """Whether there is an endpoint, and the pool can open a stream to it now."""
+        resolution = self.resolution
+        if resolution is None or resolution.endpoint is None:
+            return False
+        return self.pool.reaches(resolution)
+
+    @property
+    def obstacle(self) -> str:
+        """Why `reached` is false."""
+        if self.resolution is None or self.resolution.endpoint is None:
+            return self.reason
+        return self.pool.obstacle(self.resolution)
 
     @property
     def reason(self) -> str:
@@ -73,6 +89,7 @@ class Route:
         if self.resolution and not self.resolution.endpoint and resolution.endpoint:
             self.appeared_at = asyncio.get_running_loop().time()
         self.resolution = resolution
+        self.pool.user_changed(self)
         self.wake()
 
     def fail(self, trouble: str) -> None:
@@ -111,8 +128,8 @@ class Route:
         return endpoint
 
     async def wait_ready(self) -> None:
-        """Return when there are an endpoint and a tunnel, or when waiting is of no use."""
-        while not self.unusable and (self.endpoint is None or self.pool.pick() is None):
+        """Return when a stream can be opened, or when waiting is of no use."""
+        while not (self.unusable or self.reached):
             await self._changed.wait()
 
     async def wait_other(self, endpoint: Endpoint, timeout: float) -> None:

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass, field
 
 from krelay.datapath.connector import Forwarding, StreamRequest, connection_queue
-from krelay.datapath.pool import Pool
+from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
@@ -124,7 +124,7 @@ class LocalRelay(TcpRelay):
         """Start to serve a new connection."""
         self._request.start()
 
-    def move(self, pool: Pool) -> None:
+    def move(self, pool: StreamPool) -> None:
         """Use `pool` if there is no stream yet."""
         if self.stream is None:
             self._request.forwarding.route.move(pool)

@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from krelay.datapath.connector import Forwarding
-from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
+from krelay.datapath.stream_pool import StreamPool
 from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution, Target, is_loopback
@@ -149,7 +149,7 @@ class ProxyConnection(LocalRelay):
         self._refused = False
         self._discarded = 0
 
-    def move(self, pool: Pool) -> None:
+    def move(self, pool: StreamPool) -> None:
         super().move(pool)
         if self._association is not None:
             self._association.move(pool)

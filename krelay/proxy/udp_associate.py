@@ -22,7 +22,7 @@ from typing import Any
 
 from krelay.datapath.connector import Forwarding
 from krelay.datapath.metrics import EARLY, ForwardMetrics
-from krelay.datapath.pool import Pool
+from krelay.datapath.stream_pool import StreamPool
 from krelay.datapath.udp import FlowSocket
 from krelay.model import is_loopback
 from krelay.net.accept import descriptor_budget
@@ -100,7 +100,7 @@ class Association(FlowSocket):
         if attached:
             descriptor_budget().closed()
 
-    def move(self, pool: Pool) -> None:
+    def move(self, pool: StreamPool) -> None:
         """Have further streams of the flows use `pool`."""
         for flow in self.flows.values():
             flow.route.move(pool)

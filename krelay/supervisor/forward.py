@@ -11,8 +11,8 @@ from functools import partial
 
 from krelay.config.diff import Spec
 from krelay.datapath.metrics import ForwardMetrics
-from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
+from krelay.datapath.stream_pool import StreamPool
 from krelay.datapath.tcp import TcpListener
 from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
@@ -117,7 +117,7 @@ class Forward:
         self.health.unbound()
         self.settled.clear()
 
-    def update(self, spec: Spec, pool: Pool, open_timeout: float) -> None:
+    def update(self, spec: Spec, pool: StreamPool, open_timeout: float) -> None:
         """Follow an edit that does not change where to listen; live connections stay untouched."""
         self.spec = self.health.spec = spec
         self.open_timeout = open_timeout

@@ -18,9 +18,9 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from krelay.config.diff import Spec
 from krelay.datapath.metrics import ForwardMetrics
-from krelay.datapath.pool import Pool
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.datapath.route import Route
+from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
 from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
 from krelay.mux.log import About, about
@@ -189,10 +189,8 @@ class Health:
             missing = route.resolution.missing if route.resolution else bool(route.trouble)
             state = State.FAILED if missing else State.PENDING
             return Judgement(state, route.reason, logged=bool(route.reason))
-        if route.pool.pick() is None:
-            failure = route.pool.failure
-            why = f": {failure or type(failure).__name__}" if failure is not None else " yet"
-            return Judgement(State.PENDING, f"no tunnel to the agent{why}", quiet=True)
+        if not route.reached:
+            return Judgement(State.PENDING, route.obstacle, quiet=True)
         return None
 
     def _judged(self, obstacle: Judgement | None) -> Judgement:
@@ -236,12 +234,12 @@ class Health:
                 self._shared.worked(now)
             self._proved(now)
         elif code not in _NOT_THE_ENDPOINT:
-            self._failed(explain(code, message))
+            self._failed(self._route.pool.explain(code, message))
 
     def _proved(self, at: float) -> None:
         self._proved_at = at
         self._since = math.nextafter(at, math.inf)
-        costly = not all(tunnel.multiplexed for tunnel in self._route.pool.tunnels)
+        costly = not self._route.pool.multiplexed
         due = at + (PLAIN_INTERVAL if costly else INTERVAL) * random.uniform(1.0, 1.1)
         self._due = math.ceil(due / TICK) * TICK
         self._tries = 0
@@ -315,7 +313,9 @@ class Health:
         elif self._proved_at < shared.at:  # otherwise traffic has shown something newer
             self._since = math.nextafter(shared.at, math.inf)
             repeated, message = self._verdict is False, str(failure)
-            self._failed(explain(failure.code, message) if failure.code is not None else message)
+            if failure.code is not None:
+                message = route.pool.explain(failure.code, message)
+            self._failed(message)
             if repeated:
                 self._again()
 
@@ -382,28 +382,13 @@ class SharedProbe:
 
 
 _ByQuestion = WeakValueDictionary[tuple[Endpoint, Check], SharedProbe]
-_shared: WeakKeyDictionary[Pool, _ByQuestion] = WeakKeyDictionary()
+_shared: WeakKeyDictionary[StreamPool, _ByQuestion] = WeakKeyDictionary()
 
 
-def shared_probe(pool: Pool, endpoint: Endpoint, check: Check) -> SharedProbe:
+def shared_probe(pool: StreamPool, endpoint: Endpoint, check: Check) -> SharedProbe:
     """Return the shared answer, which lives as long as a forward holds it."""
     known = _shared.setdefault(pool, WeakValueDictionary())
     found = known.get((endpoint, check))
     if found is None:
         found = known[endpoint, check] = SharedProbe()
     return found
-
-
-_MEANINGS = {
-    ErrorCode.REFUSED: "refused: the agent reached the host, but nothing listens there",
-    ErrorCode.NO_SUCH_HOST: "no such host: the cluster does not know the name",
-    ErrorCode.RESOLVE_TIMEOUT: "timed out: the cluster's DNS did not answer",
-    ErrorCode.CONNECT_TIMEOUT: "timed out: no answer at all: the host is down, or something drops"
-    " the packets, such as a NetworkPolicy or a firewall",
-    ErrorCode.UNREACHABLE: "unreachable: the agent's network has no route to it",
-}
-
-
-def explain(code: ErrorCode, message: str) -> str:
-    """Return what an agent's answer means for the target, for people."""
-    return _MEANINGS.get(code, code.text) + (f" ({message})" if message else "")

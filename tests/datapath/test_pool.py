@@ -13,6 +13,7 @@ from krelay.datapath.pool import Pool
 from krelay.datapath.route import Route
 from krelay.errors import TunnelError
 from krelay.model import Endpoint, Protocol, Resolution
+from krelay.wire.errors import ErrorCode
 from krelay.wire.session import LOW_ID, MAX_ID
 from tests import rig
 
@@ -143,3 +144,22 @@ async def test_a_session_without_ids_is_replaced() -> None:
             assert [await rig.exchange(port, b"on") for _ in range(3)] == [b"on"] * 3
             writer.write(b"b")
             assert await reader.readexactly(1) == b"b"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (ErrorCode.REFUSED, "refused: "),
+        (ErrorCode.NO_SUCH_HOST, "no such host: "),
+        (ErrorCode.RESOLVE_TIMEOUT, "timed out: the cluster's DNS"),
+        (ErrorCode.CONNECT_TIMEOUT, "timed out: no answer at all"),
+        (ErrorCode.UNREACHABLE, "unreachable: "),
+        (ErrorCode.DIAL_FAILED, "dial failed (x)"),
+    ],
+)
+async def test_each_answer_of_an_agent_has_its_own_reason(code: ErrorCode, text: str) -> None:
+    async with rig.path() as path:
+        explain = path.pool.explain
+    assert explain(code, "x").startswith(text)
+    assert explain(code, "x").endswith("(x)")
+    assert "(" not in explain(code, "")

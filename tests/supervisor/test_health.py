@@ -24,7 +24,7 @@ from krelay.state.bus import EventBus
 from krelay.state.states import State
 from krelay.supervisor import health as module
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.health import SharedProbe, explain, shared_probe
+from krelay.supervisor.health import SharedProbe, shared_probe
 from krelay.wire.errors import ErrorCode
 from tests import rig
 
@@ -483,23 +483,6 @@ async def test_in_any_sequence_of_events_no_state_is_better_than_its_cause(
         assert states[-1] == w.health.state.value
         assert "draining" not in states[:-1]
         w.forward.failure = None
-
-
-@pytest.mark.parametrize(
-    ("code", "text"),
-    [
-        (ErrorCode.REFUSED, "refused: "),
-        (ErrorCode.NO_SUCH_HOST, "no such host: "),
-        (ErrorCode.RESOLVE_TIMEOUT, "timed out: the cluster's DNS"),
-        (ErrorCode.CONNECT_TIMEOUT, "timed out: no answer at all"),
-        (ErrorCode.UNREACHABLE, "unreachable: "),
-        (ErrorCode.DIAL_FAILED, "dial failed (x)"),
-    ],
-)
-def test_each_answer_of_an_agent_has_its_own_reason(code: ErrorCode, text: str) -> None:
-    assert explain(code, "x").startswith(text)
-    assert explain(code, "x").endswith("(x)")
-    assert "(" not in explain(code, "")
 
 
 # -- shared probes ---------------------------------------------------------------------------------
