@@ -231,11 +231,12 @@ class Server:
     def _start_idle_timer(self) -> None:
         """If the agent is idle, end it after a while, unless `idle_timeout` is 0.
 
-        A connection whose handshake is not over keeps it busy; one that is closing does not.
+        A connection whose handshake is not over keeps it busy; one that is closing does not, nor
+        does a session without a tunnel, whose time is no longer.
         """
         timeout = self._settings.idle_timeout
         open_ = any(not each.transport.is_closing() for each in self._connections)
-        busy = open_ or self._legacy or len(self.sessions) or self._idle_timer is not None
+        busy = open_ or self._legacy or self._idle_timer is not None
         if busy or not timeout or self._done.is_set():
             return
         if self._said_goodbye:

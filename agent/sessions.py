@@ -288,13 +288,13 @@ class Sessions:
             self._end(session_id)
             return
         log = about(logger, tunnel=kept.mux.name)
-        log.info("tunnel lost (%s); kept for %g s", exc, self._settings.grace)
+        log.info("tunnel lost (%s); kept for %g s", exc, self._settings.session_grace)
         loop = asyncio.get_running_loop()
-        kept.grace = loop.call_later(self._settings.grace, self._expire, session_id)
+        kept.grace = loop.call_later(self._settings.session_grace, self._expire, session_id)
 
     def _expire(self, session_id: bytes) -> None:
         log = about(logger, tunnel=self._kept[session_id].mux.name)
-        log.info("not resumed within %g s", self._settings.grace)
+        log.info("not resumed within %g s", self._settings.session_grace)
         self._end(session_id)
 
     def _end(

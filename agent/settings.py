@@ -44,6 +44,11 @@ class Settings:
     door_port: int = DOOR_PORT
 
     @property
+    def session_grace(self) -> float:
+        """Seconds that a session without a tunnel is kept: no longer than an idle agent runs."""
+        return min(self.grace, self.idle_timeout or self.grace)
+
+    @property
     def secured(self) -> bool:
         """Whether a client must prove that it knows the key."""
         return self.key is not None or self.key_sha256 is not None

@@ -16,7 +16,7 @@ from click.shell_completion import ShellComplete
 from krelay import __version__
 from krelay.cli.flags.connection import connection, older, understand
 from krelay.cli.flags.pflag import PflagCommand
-from krelay.cli.flags.values import FILE, overrides, running_timeout
+from krelay.cli.flags.values import FILE, overrides, running_timeout, seconds
 from krelay.cli.main import preload, run_command
 from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
@@ -88,6 +88,12 @@ def _patches(patch: str | None, file: str | None, kind: str | None) -> tuple[Pat
     return tuple(found)
 
 
+def _idle_timeout(text: str | None) -> float | None:
+    if text is not None and (found := seconds(text, "--idle-timeout")) <= 0:
+        raise UsageError(f"--idle-timeout: `{text}` is out of range", hint="more than 0")
+    return None if text is None else found
+
+
 def _announce(event: ForwardBound) -> None:
     """Print a line for each address of a bound forward, as kubectl does.
 
@@ -121,6 +127,7 @@ def _overlay(given: dict[str, Any]) -> Overlay:
         listens=_addresses(given["address"]),
         image=given["server_image"],
         agent_namespace=given["agent_namespace"],
+        idle_timeout=_idle_timeout(given["idle_timeout"]),
         patches=_patches(given["patch"], given["patch_file"], given["patch_type"]),
         insecure=given["insecure"],
     )
@@ -173,6 +180,11 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
 )
 @click.option("--server.image", "server_image", metavar="IMAGE", help="Image of the agent.")
 @click.option("--agent-namespace", metavar="NAME", help="Namespace in which the agent runs.")
+@click.option(
+    "--idle-timeout",
+    metavar="TIME",
+    help="Time for which the agent stays if this process is killed or cut off.  [default: 5m]",
+)
 @click.option(
     "--pod-running-timeout",
     metavar="TIME",

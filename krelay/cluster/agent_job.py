@@ -26,7 +26,7 @@ POD_IP_ENV = "KRELAY_POD_IP"
 
 RUN_LABEL = "krelay/run"  # the label that the agents of one pool share
 
-TTL = 15  # seconds that a finished Job stays for inspection before Kubernetes deletes it
+TTL = 5  # seconds that a finished Job stays for inspection before Kubernetes deletes it
 
 TERMINATION_GRACE = 5
 UID = 65532  # any user but root; images need no entry for it

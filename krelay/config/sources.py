@@ -57,6 +57,7 @@ class Overlay:
     listens: tuple[str, ...] = ()
     image: str | None = None
     agent_namespace: str | None = None
+    idle_timeout: float | None = None
     patches: tuple[Patch, ...] = field(default=(), repr=False)
     insecure: bool = False
 
@@ -70,6 +71,7 @@ class Overlay:
             config.agent,
             image=self.image or config.agent.image,
             namespace=self.agent_namespace or config.agent.namespace,
+            idle_timeout=self.idle_timeout or config.agent.idle_timeout,
             patches=(*config.agent.patches, *self.patches),
         )
         config = dataclasses.replace(

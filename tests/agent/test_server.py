@@ -73,9 +73,31 @@ async def test_a_connected_client_keeps_the_agent() -> None:
         await rig.until(lambda: len(server._connections) == 1)
         assert server._idle_timer is None
         await client.cut()
-        await rig.until(lambda: not server._connections)
-        assert server._idle_timer is None
         assert not task.done()
+        server.stop("test")
+
+
+@pytest.mark.parametrize(
+    ("idle", "grace", "kept", "ends"),
+    [(300.0, 120.0, 120.0, 300.0), (15.0, 120.0, 15.0, 15.0), (0.0, 120.0, 120.0, None)],
+)
+async def test_an_agent_ends_an_idle_timeout_after_the_last_tunnel(
+    idle: float, grace: float, kept: float, ends: float | None
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with life(idle_timeout=idle, grace=grace) as (server, _):
+        client = await session(server)
+        (session_kept,) = server.sessions._kept.values()
+        before = loop.time()
+        await client.cut()
+        await rig.until(lambda: session_kept.grace and not server._connections)
+        after = loop.time()
+        assert session_kept.grace is not None
+        assert before + kept <= session_kept.grace.when() <= after + kept
+        timer = server._idle_timer
+        assert (timer is None) is (ends is None)
+        if timer is not None and ends is not None:
+            assert before + ends <= timer.when() <= after + ends
         server.stop("test")
 
 

@@ -130,6 +130,22 @@ def test_patches_of_every_type_are_accepted(started: Started, relay: Relay) -> N
     assert started.config.agent.patches == (Patch({"spec": {"a": 1}}, type="merge"),)
 
 
+@pytest.mark.parametrize(
+    ("options", "seconds"),
+    [([], 300.0), (["--idle-timeout=15s"], 15.0), (["--idle-timeout", "1m30s"], 90.0)],
+)
+def test_an_idle_timeout_is_the_agent_s(
+    options: list[str], seconds: float, started: Started, relay: Relay
+) -> None:
+    assert relay(*options, "svc/a", "1") == 0
+    assert started.config.agent.idle_timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "soon", "-1s"])
+def test_an_idle_timeout_out_of_range_is_refused(text: str, relay: Relay) -> None:
+    assert relay(f"--idle-timeout={text}", "svc/a", "1") == 2
+
+
 def test_an_invalid_patch_is_refused(
     started: Started, relay: Relay, capsys: pytest.CaptureFixture[str]
 ) -> None:

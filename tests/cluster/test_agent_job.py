@@ -68,7 +68,7 @@ def test_the_job_has_a_time_to_live_and_no_retries() -> None:
     assert manifest["metadata"]["generateName"] == "krelay-server-"
     assert manifest["metadata"]["namespace"] == "tools"
     assert manifest["spec"]["backoffLimit"] == 0
-    assert 10 <= manifest["spec"]["ttlSecondsAfterFinished"] <= 60
+    assert 3 <= manifest["spec"]["ttlSecondsAfterFinished"] <= 10
     assert pod(manifest)["restartPolicy"] == "Never"
     assert pod(manifest)["terminationGracePeriodSeconds"] == 5
 
