@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import ShellComplete
 
 from krelay import __version__
 from krelay.cli.flags.connection import connection, older, understand
@@ -26,11 +23,6 @@ from krelay.state.events import ForwardBound
 if TYPE_CHECKING:
     from krelay.config.sources import Overlay
     from krelay.model import Patch
-
-# cobra's directives: no space after the word, no file names.
-_NO_SPACE, _NO_FILES = 2, 4
-_COMPLETION_DEADLINE = 1.6
-"""Seconds after which a completion ends, whatever it waits for."""
 
 _EXAMPLES = """\b
 Examples:
@@ -252,20 +244,8 @@ def main() -> int:
 
 
 def complete() -> int:
-    """Run `kubectl_complete-relay WORD...`, which kubectl calls to complete `kubectl relay`.
+    """Run `kubectl_complete-relay WORD...`, which kubectl calls to complete `kubectl relay`."""
+    from krelay.cli.flags.completion import run
 
-    Prints a line for each word and then a directive, as cobra's `__complete` does.
-    """
-    _limit_time()
-    *given, word = sys.argv[1:] or [""]
-    completion = ShellComplete(relay, {}, "kubectl relay", "")
-    found = [item.value for item in completion.get_completions(given, word)]
-    directive = _NO_FILES | (_NO_SPACE if any(text.endswith("/") for text in found) else 0)
-    sys.stdout.write("".join(f"{text}\n" for text in found) + f":{directive}\n")
+    run(relay, "kubectl relay", sys.argv[1:])
     return 0
-
-
-def _limit_time(end: Callable[[int], None] = os._exit) -> None:
-    """End the process in time, even if a credential plugin or a resolver hangs."""
-    signal.signal(signal.SIGALRM, lambda *_: end(0))
-    signal.setitimer(signal.ITIMER_REAL, _COMPLETION_DEADLINE)

@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import get_completion_class
 
 from krelay import __version__
+from krelay.cli.flags.connection import kubeconfig_names, namespaces
 from krelay.cli.flags.values import FILE, seconds
 from krelay.cli.output import (
     UNWRITABLE,
@@ -38,6 +38,8 @@ _INTERRUPTED = 130
 
 
 def _complete_names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    if WithCommand.begins_in(context):
+        return FILE.shell_complete(context, param, word)
     from krelay.cli.flags.completion import target_names
 
     return target_names(context, param, word)
@@ -97,7 +99,7 @@ class WithCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments before `--`, and keep those after it."""
         end = args.index("--") if "--" in args else len(args)
-        ctx.meta[self._KEY] = tuple(args[end + 1 :])
+        ctx.meta[self._KEY] = tuple(args[end + 1 :]) if end < len(args) else None
         return super().parse_args(ctx, args[:end])
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
@@ -105,9 +107,14 @@ class WithCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "-- CMD [ARG]..."]
 
     @classmethod
+    def begins_in(cls, context: click.Context) -> bool:
+        """Return whether the other command line has begun."""
+        return context.meta.get(cls._KEY) is not None
+
+    @classmethod
     def of(cls, context: click.Context) -> tuple[str, ...]:
         """Return the other command line."""
-        command: tuple[str, ...] = context.meta[cls._KEY]
+        command: tuple[str, ...] | None = context.meta[cls._KEY]
         if not command:
             raise UsageError(
                 "no command to run", hint="write it after `--`: `krelay run -- make test`"
@@ -202,7 +209,9 @@ def up(
     metavar="ADDRESS:PORT",
     help="Address to listen on.",
 )
-@click.option("--context", help="Kubeconfig context of the cluster.")
+@click.option(
+    "--context", shell_complete=kubeconfig_names, help="Kubeconfig context of the cluster."
+)
 @click.option(
     "--username",
     envvar="KRELAY_PROXY_USERNAME",
@@ -433,8 +442,15 @@ def rbac(
 
 @cli.command("import")
 @click.argument("path", metavar="FILE|kubefwd", type=FILE)
-@click.option("-n", "--namespace", "namespaces", multiple=True, help="Namespace, for kubefwd.")
-@click.option("--context", help="Kubeconfig context, for kubefwd.")
+@click.option(
+    "-n",
+    "--namespace",
+    "namespaces",
+    multiple=True,
+    shell_complete=namespaces,
+    help="Namespace, for kubefwd.",
+)
+@click.option("--context", shell_complete=kubeconfig_names, help="Kubeconfig context, for kubefwd.")
 def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
     """Convert another tool's file into a krelay.yaml, and print it.
 
@@ -450,8 +466,13 @@ def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
 @click.option(
     "-f", "--file", metavar="FILE", type=FILE, help="File to write.  [default: ./krelay.yaml]"
 )
-@click.option("--from-namespace", "namespace", help="Add the Services of this namespace.")
-@click.option("--context", help="Kubeconfig context.")
+@click.option(
+    "--from-namespace",
+    "namespace",
+    shell_complete=namespaces,
+    help="Add the Services of this namespace.",
+)
+@click.option("--context", shell_complete=kubeconfig_names, help="Kubeconfig context.")
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(file: str | None, namespace: str | None, context: str | None, force: bool) -> int:
     """Write a starter krelay.yaml, without prompting."""
@@ -468,9 +489,28 @@ def completion(shell: str) -> int:
     For bash, add `eval "$(krelay completion bash)"` to ~/.bashrc. kubectl's own completion
     completes `kubectl relay`.
     """
-    kind = get_completion_class(shell)
-    assert kind is not None
-    click.echo(kind(cli, {}, "krelay", "_KRELAY_COMPLETE").source())
+    from krelay.cli.flags.scripts import SCRIPTS
+
+    echo(SCRIPTS[shell].strip())
+    return 0
+
+
+class _Unparsed(click.Command):
+    """A command that takes every word as it is."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words."""
+        ctx.params["words"] = args
+        return []
+
+
+@cli.command("__complete", cls=_Unparsed, hidden=True)
+def complete_(words: list[str]) -> int:
+    """Complete a command line: `words` and its words, or `line` and its text up to the cursor."""
+    from krelay.cli.flags.completion import run, split_line
+
+    form, *given = words
+    run(cli, "krelay", split_line(given[0]) if form == "line" else given)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 
 from krelay.cli import kubectl
-from krelay.cli import main as main_module
 from krelay.cli.flags import completion as module
 
 SERVICE = {
@@ -33,7 +31,13 @@ DEPLOYMENT = {
     "metadata": {"name": "web"},
     "spec": {"template": {"spec": {"containers": CONTAINERS}}},
 }
-CLUSTER = {"services": [SERVICE], "pods": [POD], "deployments": [DEPLOYMENT]}
+NAMESPACE = {"metadata": {"name": "shop"}}
+CLUSTER: dict[str, list[Any]] = {
+    "namespaces": [NAMESPACE],
+    "services": [SERVICE],
+    "pods": [POD],
+    "deployments": [DEPLOYMENT],
+}
 
 Complete = Callable[..., tuple[list[str], int]]
 
@@ -52,15 +56,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture
-def complete(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Complete:
+def complete() -> Complete:
     """Complete `kubectl relay WORDS`; return the words and cobra's directive."""
-    monkeypatch.setattr(kubectl, "_limit_time", lambda: None)
 
     def run(*words: str) -> tuple[list[str], int]:
-        monkeypatch.setattr(sys, "argv", ["kubectl_complete-relay", *words])
-        assert kubectl.complete() == 0
-        *found, directive = capsys.readouterr().out.splitlines()
-        return found, int(directive.removeprefix(":"))
+        *found, directive = module.answer(kubectl.relay, "kubectl relay", words).splitlines()
+        return [line.partition("\t")[0] for line in found], int(directive.removeprefix(":"))
 
     return run
 
@@ -103,20 +104,72 @@ def test_ports_given_already_are_left_out(complete: Complete, asked: list[Any]) 
     assert asked[0][3] == {"fieldSelector": "metadata.name=web"}
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["-f", ""], ["-f="], ["--file=x"], ["svc/web", "--patch-file", "x"]),
+        *(["--kubeconfig", ""], ["--client-key="], ["-n", "x", "--cache-dir", "/t"]),
+    ],
+)
+def test_file_names_are_left_to_the_shell(complete: Complete, words: list[str]) -> None:
+    assert complete(*words) == ([], 0)
+
+
+def test_namespaces_complete(complete: Complete, asked: list[Any]) -> None:
+    for words in (["-n", ""], ["-n="], ["--namespace", "sh"], ["svc/web", "--namespace=sho"]):
+        assert complete("--context", "c", "-nother", *words) == (["shop"], 4)
+    assert {call[:3] for call in asked} == {(None, "v1", "namespaces")}
+
+
+def test_names_of_kubeconfig_complete(
+    complete: Complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = kubeconfig(tmp_path / "k", "http://127.0.0.1:1")
+    assert complete("--kubeconfig", config, "--context", "") == (["x"], 4)
+    assert complete("--kubeconfig", "missing", "--context", "") == ([], 4)
+    monkeypatch.setenv("KUBECONFIG", config)
+    for flag in ("--context", "--cluster", "--user"):
+        assert complete(f"{flag}=") == (["x"], 4)
+        assert complete(flag, "y") == ([], 4)
+
+
+def test_a_bare_name_completes_as_a_pod(complete: Complete, asked: list[Any]) -> None:
+    assert complete("so") == (["solo"], 4)
+    assert complete("s") == (["svc/", "sts/"], 6)
+
+
+def test_a_completion_that_fails_leaves_the_word_to_the_shell(
+    complete: Complete, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise RuntimeError
+
+    monkeypatch.setattr(module, "_targets", fail)
+    assert complete("svc/") == ([], 0)
+
+
+def test_a_line_splits_at_its_last_word() -> None:
+    assert module.split_line("krelay up -f ") == ["up", "-f", ""]
+    assert module.split_line("krelay up -f 'my fi") == ["up", "-f", "my fi"]
+    assert module.split_line("krelay up --file=x") == ["up", "--file=x"]
+    assert module.split_line("krelay ") == [""]
+
+
 def test_options_complete(complete: Complete) -> None:
     assert complete("--patch-")[0] == ["--patch-file", "--patch-type"]
 
 
-def kubeconfig(path: Path, server: str) -> str:
+def kubeconfig(path: Path, server: str, name: str = "x") -> str:
+    """Write a kubeconfig whose entries all have this name."""
     path.write_text(
         json.dumps(
             {
                 "apiVersion": "v1",
                 "kind": "Config",
-                "current-context": "x",
-                "clusters": [{"name": "x", "cluster": {"server": server}}],
-                "users": [{"name": "x", "user": {}}],
-                "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+                "current-context": name,
+                "clusters": [{"name": name, "cluster": {"server": server}}],
+                "users": [{"name": name, "user": {}}],
+                "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
             }
         )
     )
@@ -138,64 +191,24 @@ def test_a_silent_cluster_completes_nothing(
 def test_a_hanging_completion_ends_in_time() -> None:
     """The alarm ends the whole process."""
     text = (
-        "import threading\nfrom krelay.cli import kubectl as k\n"
-        "k._COMPLETION_DEADLINE = 0.02\nk._limit_time()\nthreading.Event().wait()\n"
+        "import threading\nfrom krelay.cli.flags import completion as c\n"
+        "c._PROCESS_DEADLINE = 0.02\nc.limit_time()\nthreading.Event().wait()\n"
     )
-    done = subprocess.run([sys.executable, "-c", text], timeout=30, check=False)
-    assert done.returncode == 0
+    done = subprocess.run(
+        [sys.executable, "-c", text], timeout=30, check=False, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b":4\n", b"")
 
 
-def test_the_time_limit_sets_an_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_sets_an_alarm(capfd: pytest.CaptureFixture[str]) -> None:
     ended: list[int] = []
     before = signal.getsignal(signal.SIGALRM)
     try:
-        kubectl._limit_time(ended.append)
+        module.limit_time(ended.append)
         assert signal.getitimer(signal.ITIMER_REAL)[0] > 0
         signal.raise_signal(signal.SIGALRM)
         assert ended == [0]
+        assert capfd.readouterr().out == ":4\n"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-# -- krelay's own commands ---------------------------------------------------------------------
-
-
-@pytest.mark.process
-def test_names_of_the_file_s_targets_complete(tmp_path: Path) -> None:
-    file = tmp_path / "krelay.yaml"
-    file.write_text(
-        "apiVersion: krelay/v1\ntargets:\n  web: svc/a 1\n  wiki: svc/b 2\n  db: svc/c 3\n"
-        "tunnel: {park: 1s}\n"
-    )
-
-    def told(*words: str) -> list[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "krelay"],
-            env={
-                **os.environ,
-                "_KRELAY_COMPLETE": "bash_complete",
-                "COMP_WORDS": " ".join(["krelay", *words]),
-                "COMP_CWORD": str(len(words)),
-            },
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
-        assert done.stderr == ""  # an old key is warned about elsewhere
-        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
-
-    assert told("up", "-f", str(file), "w") == ["web", "wiki"]
-    assert told("up", "-f", str(file), "web", "w") == ["wiki"]
-    assert told("up", "-f", "missing", "w") == []
-    assert "reload" in told("re")
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_a_script(
-    shell: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["krelay", "completion", shell])
-    assert main_module.main() == 0
-    assert "_KRELAY_COMPLETE" in capsys.readouterr().out

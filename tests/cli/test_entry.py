@@ -68,6 +68,7 @@ def test_help_imports_little(option: str) -> None:
         "krelay",
         "krelay.cli",
         "krelay.cli.flags",
+        "krelay.cli.flags.connection",
         "krelay.cli.flags.values",
         "krelay.cli.log_repeats",
         "krelay.cli.main",

@@ -1,17 +1,24 @@
-"""Shell completion: targets and ports, from the file and from the cluster, within a second."""
+"""Shell completion: files, targets, ports, names of kubeconfig; soon, and silent on errors.
+
+`answer` speaks cobra's protocol, which kubectl expects of a plugin: a word on each line, then a
+directive for the shell. The scripts of `krelay completion` expect the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, ShellComplete
 
+from krelay.cli.flags.values import overrides
 from krelay.errors import KrelayError
 from krelay.model import TYPES, Kind
 from krelay.text import one_line
@@ -19,9 +26,67 @@ from krelay.text import one_line
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
 
-_DEADLINE = 0.8
+_NO_SPACE, _NO_FILES, _FOLDERS = 2, 4, 16
+"""cobra's directives; 0 leaves the word to the shell, which completes it as a file name."""
+_PROCESS_DEADLINE = 3.0
+"""Seconds after which a completion ends, whatever it waits for."""
+_DEADLINE = 2.0
 """Seconds for the cluster to answer. Fewer words are better than a shell that hangs."""
 _LIMIT = 500
+
+
+# -- the answer to a shell -------------------------------------------------------------------------
+
+
+def run(command: click.Command, name: str, words: Sequence[str]) -> None:
+    """Print the answer for a process that does nothing else."""
+    limit_time()
+    # A credential plugin must neither ask on the terminal nor write into the user's line.
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 2)
+    sys.stdout.write(answer(command, name, words))
+
+
+def limit_time(end: Callable[[int], None] = os._exit) -> None:
+    """End the process in time, even if a credential plugin or a resolver hangs."""
+
+    def stop(*_: object) -> None:
+        os.write(1, b":%d\n" % _NO_FILES)
+        end(0)
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, _PROCESS_DEADLINE)
+
+
+def answer(command: click.Command, name: str, words: Sequence[str]) -> str:
+    """Return the lines and the directive for the last of `words`; 0 if completing it fails."""
+    *given, word = words or [""]
+    try:
+        found = ShellComplete(command, {}, name, "").get_completions(given, word)
+    except Exception:
+        return ":0\n"
+    kinds = {item.type for item in found}
+    if "file" in kinds:
+        return ":0\n"
+    if "dir" in kinds:
+        return f":{_FOLDERS}\n"
+    lines = [f"{item.value}\t{one_line(item.help)}" if item.help else item.value for item in found]
+    open_ended = any(str(item.value).endswith("/") for item in found)
+    directive = _NO_FILES | (_NO_SPACE if open_ended else 0)
+    return "".join(f"{line}\n" for line in [*lines, f":{directive}"])
+
+
+def split_line(line: str) -> list[str]:
+    """Return the words of a command line up to the cursor, without the program's; the last one may
+    be empty or unfinished."""
+    from click.shell_completion import split_arg_string
+
+    words = split_arg_string(line)[1:]
+    return [*words, ""] if line[-1:].isspace() else words or [""]
+
+
+# -- words of each kind ----------------------------------------------------------------------------
 
 
 def target_names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
@@ -38,6 +103,25 @@ def target_names(context: click.Context, param: click.Parameter, word: str) -> l
     return [CompletionItem(t.name, help=one_line(t)) for t in found if t.name.startswith(word)]
 
 
+def namespaces(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
+    """Return the namespaces of the cluster."""
+    options = {**context.params, "namespace": None}
+    return _items(_names_of(_list(options, "v1", "namespaces")), word)
+
+
+def kubeconfig_names(
+    context: click.Context, param: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Return the contexts, clusters or users of kubeconfig: `param` has the name of the kind."""
+    from krelay.cluster.auth.kubeconfig import entry_names
+
+    try:
+        found = entry_names(str(param.name), context.params.get("kubeconfig") or None)
+    except KrelayError:
+        return []
+    return _items(found, word)
+
+
 def relay_words(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
     """Return TYPE/NAME, then its ports, for `kubectl relay`."""
     given = context.params.get("words") or ()
@@ -46,7 +130,15 @@ def relay_words(context: click.Context, param: click.Parameter, word: str) -> li
         found = _ports(given[0], options) if given else _targets(word, options)
     except (AttributeError, KeyError, TypeError):
         return []  # an object of an unknown shape
-    return [CompletionItem(text) for text in found if text.startswith(word) and text not in given]
+    return _items((text for text in found if text not in given), word)
+
+
+def _items(found: Iterable[str], word: str) -> list[CompletionItem]:
+    return [CompletionItem(text) for text in _fit(found) if text.startswith(word)]
+
+
+def _names_of(items: Iterable[Any]) -> list[str]:
+    return sorted(str(item["metadata"]["name"]) for item in items)
 
 
 def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
@@ -54,12 +146,13 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
 
     prefix, slash, _ = word.partition("/")
     if not slash:
-        return [f"{kind}/" for kind in TYPES]
+        kinds = [f"{kind}/" for kind in TYPES if kind.startswith(word)]
+        return kinds or _names_of(_objects(options, Kind.POD))  # a bare name is a pod
     try:
         items = _objects(options, parse_kind(prefix))
     except ParseError:
         return []
-    return _fit(sorted(f"{prefix}/{item['metadata']['name']}" for item in items))
+    return [f"{prefix}/{name}" for name in _names_of(items)]
 
 
 def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
@@ -76,7 +169,7 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
             found[f"{port.get('port') or port.get('containerPort')}{suffix}"] = None
             if port.get("name"):
                 found[f":{port['name']}{suffix}"] = None
-    return _fit(found)
+    return list(found)
 
 
 def _fit(words: Iterable[str]) -> list[str]:
@@ -108,10 +201,15 @@ def _list(options: Mapping[str, Any], version: str, resource: str, **query: str)
     async def fetch() -> list[Any]:
         async with asyncio.timeout(_DEADLINE):
             api: Api = await Api.connect(
-                context=options.get("context"), kubeconfig=options.get("kubeconfig")
+                context=options.get("context") or None,
+                kubeconfig=options.get("kubeconfig") or None,
+                overrides=overrides(options),
             )
             async with api:
-                path = collection(version, resource, options.get("namespace") or api.namespace)
+                # Namespaces themselves are in none.
+                namespace = options.get("namespace") or api.namespace
+                inside = None if resource == "namespaces" else namespace
+                path = collection(version, resource, inside)
                 items, *_ = read_list(await api.get(path, limit=str(_LIMIT), **query), path)
         return items
 

@@ -11,12 +11,27 @@ from krelay.cli.flags.values import FILE
 
 logger = logging.getLogger("krelay.relay")
 
+
+def namespaces(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    """Complete a namespace."""
+    from krelay.cli.flags import completion
+
+    return completion.namespaces(context, param, word)
+
+
+def kubeconfig_names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    """Complete the name of a context, cluster or user of kubeconfig."""
+    from krelay.cli.flags import completion
+
+    return completion.kubeconfig_names(context, param, word)
+
+
 _CONNECTION = (
     click.option("--kubeconfig", metavar="FILE", type=FILE, help="Path to the kubeconfig file."),
-    click.option("--context", help="Kubeconfig context to use."),
-    click.option("--cluster", help="Kubeconfig cluster to use."),
-    click.option("--user", help="Kubeconfig user to use."),
-    click.option("-n", "--namespace", help="Namespace of the targets."),
+    click.option("--context", shell_complete=kubeconfig_names, help="Kubeconfig context to use."),
+    click.option("--cluster", shell_complete=kubeconfig_names, help="Kubeconfig cluster to use."),
+    click.option("--user", shell_complete=kubeconfig_names, help="Kubeconfig user to use."),
+    click.option("-n", "--namespace", shell_complete=namespaces, help="Namespace of the targets."),
     click.option("-s", "--server", help="Address and port of the API server."),
     click.option("--token", help="Bearer token for the API server."),
     click.option("--username", metavar="NAME", help="User name for basic authentication."),
@@ -44,9 +59,10 @@ _CONNECTION = (
 )
 
 # What kubectl and the Go krelay accept too, and what means nothing to krelay.
+_IGNORED_FILES = ("cache-dir", "kuberc", "profile-output", "log-dir", "log-file")
 _IGNORED = (
-    *("cache-dir", "kuberc", "log-flush-frequency", "profile", "profile-output", "vmodule"),
-    *("log-backtrace-at", "log-dir", "log-file", "log-file-max-size", "stderrthreshold"),
+    *("log-flush-frequency", "profile", "vmodule"),
+    *("log-backtrace-at", "log-file-max-size", "stderrthreshold"),
 )
 _IGNORED_BOOLEANS = (
     *("disable-compression", "match-server-version", "warnings-as-errors", "add-dir-header"),
@@ -65,8 +81,9 @@ def connection(command: Any) -> Any:
     """Add kubectl's global flags to a command."""
     for option in reversed(_CONNECTION):
         command = option(command)
-    for name in _IGNORED:
-        command = click.option(f"--{name}", hidden=True, expose_value=False)(command)
+    for name in (*_IGNORED_FILES, *_IGNORED):
+        kind = FILE if name in _IGNORED_FILES else None
+        command = click.option(f"--{name}", type=kind, hidden=True, expose_value=False)(command)
     for name in _IGNORED_BOOLEANS:
         option = click.option(f"--{name}", is_flag=True, hidden=True, expose_value=False)
         command = option(command)

@@ -51,15 +51,15 @@ def overrides(given: Mapping[str, Any]) -> Overrides:
     """Return what the flags say about the connection to the API server."""
     from krelay.cluster.auth.kubeconfig import Overrides
 
-    timeout = given["request_timeout"]
+    timeout = given.get("request_timeout")
     names = (
         *("cluster", "user", "server", "token", "username", "password", "as_", "as_uid"),
-        *("as_group", "certificate_authority", "client_certificate", "client_key"),
-        "tls_server_name",
+        *("certificate_authority", "client_certificate", "client_key", "tls_server_name"),
     )
     return Overrides(
-        **{name: given[name] for name in names},
+        **{name: given.get(name) or None for name in names},
+        as_group=given.get("as_group") or (),
         # kubectl gives `false` no meaning either: kubeconfig decides.
-        insecure_skip_tls_verify=given["insecure_skip_tls_verify"] or None,
+        insecure_skip_tls_verify=given.get("insecure_skip_tls_verify") or None,
         request_timeout=(seconds(timeout, "--request-timeout") or None) if timeout else None,
     )

@@ -190,6 +190,16 @@ class PinnedContext:
         return login
 
 
+def entry_names(kind: str, kubeconfig: str | None = None) -> list[str]:
+    """Return the names of all entries of a kind: `context`, `cluster` or `user`.
+
+    Raises:
+        CredentialsError: a file is missing or invalid.
+    """
+    entries, _ = _read(_paths(kubeconfig, os.environ))
+    return list(entries[kind])
+
+
 def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
     if kubeconfig is not None:
         if not os.path.isfile(kubeconfig):
