@@ -182,6 +182,8 @@ class Pipe(asyncio.Transport, asyncio.BufferedProtocol):
             return False
         if isinstance(event, spdy.Data):
             self._error_text = (self._error_text + event.payload)[:_TEXT_LIMIT]
+        elif not isinstance(event, spdy.End):
+            return False
         elif event.stream_id == ERROR_STREAM:
             return True
         if self._timer is None:

@@ -1,4 +1,4 @@
-"""Port-forward: open a pipe to a pod's port through the API server, by the transport that works.
+"""Port-forward: open a connection to a pod through the API server, by the transport that works.
 
 A server found unreachable is asked again as soon as it can be reached.
 """
@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from krelay.errors import AccessDeniedError, KrelayError, UnreachableError
@@ -20,7 +21,10 @@ from krelay.net.dial import dial
 from krelay.net.handshake_stream import HandshakeStream
 from krelay.transport.connect import connect, connect_errors, host_and_port
 from krelay.transport.pipe import Pipe
-from krelay.transport.upgrade import RefusedUpgrade, access_denied, upgrade
+from krelay.transport.upgrade import Carrier, RefusedUpgrade, access_denied, upgrade
+
+if TYPE_CHECKING:
+    from krelay.transport.pod_connection import PodConnection
 
 logger = logging.getLogger("krelay.transport")
 
@@ -67,13 +71,16 @@ class TransportPreference:
 _preference = TransportPreference()
 
 
+U = TypeVar("U", bound="Pipe | PodConnection")
+"""What takes over a connection once it carries SPDY."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Forward:
+class _Forward(Generic[U]):
     access: ApiAccess
     namespace: str
     pod: str
-    port: int
-    protocol: asyncio.Protocol
+    make: Callable[[Carrier], U]
 
 
 async def open_portforward(
@@ -103,8 +110,33 @@ async def open_portforward(
         TunnelError: any other response.
         ClusterError: TLS failed.
     """
+    return await open_upgraded(
+        access,
+        lambda carrier: Pipe(protocol, carrier, port),
+        namespace=namespace,
+        pod=pod,
+        transport=transport,
+        timeout=timeout,
+        preference=preference,
+    )
+
+
+async def open_upgraded(
+    access: ApiAccess,
+    make: Callable[[Carrier], U],
+    *,
+    namespace: str,
+    pod: str,
+    transport: Transport = Transport.AUTO,
+    timeout: float = 10.0,
+    preference: TransportPreference = _preference,
+) -> U:
+    """Open a connection that carries port-forwards of `pod`, and hand it to what `make` returns.
+
+    `timeout` and the errors are those of `open_portforward`.
+    """
     access.require_private()
-    forward = _Forward(access, namespace, pod, port, protocol)
+    forward = _Forward(access, namespace, pod, make)
     try:
         async with watch_reachability(access):
             return await _open(forward, transport, timeout, preference)
@@ -115,8 +147,8 @@ async def open_portforward(
 
 
 async def _open(
-    forward: _Forward, configured: Transport, timeout: float, preference: TransportPreference
-) -> Pipe:
+    forward: _Forward[U], configured: Transport, timeout: float, preference: TransportPreference
+) -> U:
     url = forward.access.url
     failed: list[KrelayError] = []
     start = asyncio.get_running_loop().time()
@@ -128,7 +160,7 @@ async def _open(
                 answer_by = None if transport is transports[-1] else start + timeout / 2
                 stream = await connect(forward.access)
                 try:
-                    pipe = await _upgrade(stream, forward, transport, answer_by)
+                    upgraded = await _upgrade(stream, forward, transport, answer_by)
                 except RefusedUpgrade as exc:
                     failed.append(exc.error(namespace=forward.namespace, pod=forward.pod))
                     if exc.final:
@@ -137,7 +169,7 @@ async def _open(
                     failed.append(exc)
                 else:
                     preference.worked(url, transport)
-                    return pipe
+                    return upgraded
                 logger.debug("%s: no port-forward by %s: %s", url, transport, failed[-1])
     except TimeoutError as exc:
         raise UnreachableError(
@@ -151,8 +183,8 @@ async def _open(
 
 
 async def _upgrade(
-    stream: HandshakeStream, forward: _Forward, transport: Transport, answer_by: float | None
-) -> Pipe:
+    stream: HandshakeStream, forward: _Forward[U], transport: Transport, answer_by: float | None
+) -> U:
     try:
         with connect_errors(forward.access):
             async with asyncio.timeout_at(answer_by):
@@ -163,15 +195,15 @@ async def _upgrade(
                     pod=forward.pod,
                     transport=transport,
                 )
-            pipe = Pipe(forward.protocol, carrier, forward.port)
-            rest = stream.hand_over(pipe)
-        pipe.connection_made(stream.transport)
+            upgraded = forward.make(carrier)
+            rest = stream.hand_over(upgraded)
+        upgraded.connection_made(stream.transport)
         if rest:
-            pipe.received(rest)
+            upgraded.received(rest)
     except BaseException:
         stream.abort()
         raise
-    return pipe
+    return upgraded
 
 
 class _ReachableAgain(Exception):

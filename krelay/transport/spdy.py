@@ -1,8 +1,8 @@
-"""SPDY: the framing of a port-forward, between a carrier and its pipe; sans-I/O.
+"""SPDY: the framing of port-forwards, between a carrier and what uses it; sans-I/O.
 
-This is the part of SPDY/3.1 that Kubernetes needs: a connection carries one pair of streams,
-`error` and `data` (k8s.io/client-go tools/portforward/portforward.go). Header blocks are plain
-zlib, without the dictionary of the specification (2.6.10.1); those of the reply are not read.
+This is the part of SPDY/3.1 that Kubernetes needs: a connection carries pairs of streams, `error`
+and `data` (k8s.io/client-go tools/portforward/portforward.go). Header blocks are plain zlib,
+without the dictionary of the specification (2.6.10.1); those of the replies are not read.
 """
 
 from __future__ import annotations
@@ -23,13 +23,21 @@ MAX_PAYLOAD = 64 << 10
 _HEAD = Struct(">II")
 _HEAD_SIZE = _HEAD.size
 _CONTROL = 0x8003 << 16
-_SYN_STREAM, _RST_STREAM, _PING = 1, 3, 6
+_SYN_STREAM, _SYN_REPLY, _RST_STREAM, _PING, _GOAWAY = 1, 2, 3, 6, 7
+_CANCEL = 5
 _FIN = 1
-_KEPT = {_RST_STREAM: 8, _PING: 4}
+_KEPT = {_RST_STREAM: 8, _PING: 4, _GOAWAY: 8}
+_ID_SIZE = 4
 
 
 class SpdyError(Exception):
     """The peer sent something other than SPDY/3.1, or data of a stream that was never opened."""
+
+
+class Reply(NamedTuple):
+    """The server has taken a stream."""
+
+    stream_id: int
 
 
 class Data(NamedTuple):
@@ -51,22 +59,47 @@ class Ping(NamedTuple):
     frame: bytes
 
 
-Event = Data | End | Ping
+class GoAway(NamedTuple):
+    """The server takes no more streams."""
+
+
+Event = Reply | Data | End | Ping | GoAway
+
+
+class Opener:
+    """Opens pairs of streams on one connection, whose header blocks share their compression."""
+
+    def __init__(self) -> None:
+        self._deflate = zlib.compressobj()
+
+    def open_pair(self, port: int, error_id: int, data_id: int) -> bytes:
+        """Return the frames that open both streams of a forward to `port` of the pod."""
+        frames = bytearray()
+        request = b"%d" % (error_id // 4)
+        for stream_id, kind in ((error_id, b"error"), (data_id, b"data")):
+            headers = {b"streamtype": kind, b"port": b"%d" % port, b"requestid": request}
+            block = len(headers).to_bytes(4, "big")
+            for text in (text for pair in headers.items() for text in pair):
+                block += len(text).to_bytes(4, "big") + text
+            packed = self._deflate.compress(block) + self._deflate.flush(zlib.Z_SYNC_FLUSH)
+            frames += _HEAD.pack(_CONTROL | _SYN_STREAM, len(packed) + 10)
+            frames += _HEAD.pack(stream_id, 0) + b"\0\0" + packed
+        return bytes(frames)
 
 
 def open_streams(port: int) -> bytes:
-    """Return the frames that open both streams of a forward to `port` of the pod."""
-    deflate = zlib.compressobj()
-    frames = bytearray()
-    for stream_id, kind in ((ERROR_STREAM, b"error"), (DATA_STREAM, b"data")):
-        headers = {b"streamtype": kind, b"port": b"%d" % port, b"requestid": b"0"}
-        block = len(headers).to_bytes(4, "big")
-        for text in (text for pair in headers.items() for text in pair):
-            block += len(text).to_bytes(4, "big") + text
-        packed = deflate.compress(block) + deflate.flush(zlib.Z_SYNC_FLUSH)
-        frames += _HEAD.pack(_CONTROL | _SYN_STREAM, len(packed) + 10)
-        frames += _HEAD.pack(stream_id, 0) + b"\0\0" + packed
-    return bytes(frames)
+    """Return the frames that open the only pair of a connection."""
+    return Opener().open_pair(port, ERROR_STREAM, DATA_STREAM)
+
+
+def reset_frame(stream_id: int) -> bytes:
+    """Return the RST_STREAM frame that cancels a stream."""
+    return _HEAD.pack(_CONTROL | _RST_STREAM, 8) + _HEAD.pack(stream_id, _CANCEL)
+
+
+def ping_frame(number: int) -> bytes:
+    """Return a PING; a client's `number` is odd, and the server sends it back."""
+    return _HEAD.pack(_CONTROL | _PING, 4) + number.to_bytes(4, "big")
 
 
 def end_frame(stream_id: int) -> bytes:
@@ -85,9 +118,11 @@ def data_frames(stream_id: int, data: Buffer) -> Iterator[bytes]:
 class Decoder:
     """Split a byte stream into events. Keeps a dozen bytes at most between reads."""
 
-    __slots__ = ("_body", "_head", "_kind", "_last", "_missing", "_stream_id")
+    __slots__ = ("_body", "_head", "_kind", "_last", "_missing", "_stream_id", "opened")
 
     def __init__(self) -> None:
+        self.opened = DATA_STREAM
+        """The highest id of a stream that was opened."""
         self._head = b""
         self._missing = 0  # bytes of the current frame's payload
         self._kind = 0  # of control frame, 0 for DATA
@@ -115,6 +150,12 @@ class Decoder:
             piece = view[at : at + self._missing]
             at += len(piece)
             self._missing -= len(piece)
+            if self._kind == _SYN_REPLY:
+                if len(self._body) < _ID_SIZE:
+                    self._body += bytes(piece[: _ID_SIZE - len(self._body)])
+                    if len(self._body) == _ID_SIZE:
+                        events.append(Reply(int.from_bytes(self._body, "big")))
+                continue
             if self._kind:
                 if self._kind in _KEPT:
                     self._body += bytes(piece)
@@ -132,7 +173,7 @@ class Decoder:
         self._head = b""
         self._missing = tail & 0xFFFFFF
         if not word >> 31:
-            if word not in (ERROR_STREAM, DATA_STREAM):
+            if not word & 1 or word > self.opened:
                 raise SpdyError(f"data of stream {word}, which was never opened")
             self._kind, self._stream_id = 0, word
             self._last = bool(tail >> 24 & _FIN)
@@ -146,4 +187,6 @@ class Decoder:
     def _control(self) -> Event:
         if self._kind == _PING:
             return Ping(_HEAD.pack(_CONTROL | _PING, 4) + self._body)
+        if self._kind == _GOAWAY:
+            return GoAway()
         return End(_HEAD.unpack(self._body)[0])

@@ -15,10 +15,15 @@ from krelay.transport.spdy import (
     Decoder,
     End,
     Event,
+    GoAway,
+    Opener,
     Ping,
+    Reply,
     SpdyError,
     data_frames,
     open_streams,
+    ping_frame,
+    reset_frame,
 )
 
 
@@ -89,7 +94,7 @@ def test_framed_data_decodes_to_itself(buffers: list[bytes], size: int) -> None:
 
 def test_each_kind_of_frame_gives_its_event_or_none() -> None:
     assert decode(
-        control(2, bytes(4) + b"header block"),
+        control(2, b"\0\0\0\3" + b"header block"),
         control(4, b"settings"),
         control(99, b""),
         PING,
@@ -98,14 +103,44 @@ def test_each_kind_of_frame_gives_its_event_or_none() -> None:
         data(b"last", fin=True),
         data(b"", ERROR_STREAM, fin=True),
         control(3, struct.pack(">II", DATA_STREAM, 5)),
+        control(7, struct.pack(">II", DATA_STREAM, 0)),
     ) == [
+        Reply(DATA_STREAM),
         Ping(PING),
         Data(ERROR_STREAM, memoryview(b"text")),
         Data(DATA_STREAM, memoryview(b"last")),
         End(DATA_STREAM),
         End(ERROR_STREAM),
         End(DATA_STREAM),
+        GoAway(),
     ]
+
+
+def test_the_pairs_of_a_connection_share_one_compression_and_have_their_own_numbers() -> None:
+    opener, inflate = Opener(), zlib.decompressobj()
+    for first in (1, 5, 9):
+        frames = memoryview(opener.open_pair(80, first, first + 2))
+        for stream_id in (first, first + 2):
+            _, length, sent_id = struct.unpack(">III", frames[:12])
+            block = inflate.decompress(frames[18 : 8 + length])
+            assert sent_id == stream_id
+            assert block.endswith(b"requestid\0\0\0\1%d" % (first // 4))
+            frames = frames[8 + length :]
+
+
+def test_data_of_a_stream_is_taken_once_it_was_opened() -> None:
+    decoder = Decoder()
+    decoder.opened = 7
+    assert decoder.receive_data(data(b"x", 5)) == [Data(5, memoryview(b"x"))]
+    with pytest.raises(SpdyError):
+        decoder.receive_data(data(b"x", 9))
+    with pytest.raises(SpdyError):
+        Decoder().receive_data(data(b"x", 2))
+
+
+def test_a_reset_and_a_ping_are_what_the_server_reads() -> None:
+    assert reset_frame(7) == control(3, struct.pack(">II", 7, 5))
+    assert ping_frame(3) == control(6, struct.pack(">I", 3))
 
 
 def test_payloads_are_handed_on_before_their_frame_is_whole() -> None:
@@ -141,9 +176,9 @@ FRAMES = st.one_of(
         st.sampled_from([DATA_STREAM, ERROR_STREAM]),
         fin=st.booleans(),
     ),
-    st.builds(control, st.sampled_from([1, 2, 4, 7, 8, 9, 200]), st.binary(max_size=40)),
+    st.builds(control, st.sampled_from([1, 2, 4, 8, 9, 200]), st.binary(max_size=40)),
     st.builds(control, st.just(6), st.binary(min_size=4, max_size=4)),
-    st.builds(control, st.just(3), st.binary(min_size=8, max_size=8)),
+    st.builds(control, st.sampled_from([3, 7]), st.binary(min_size=8, max_size=8)),
 )
 
 
