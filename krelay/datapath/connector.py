@@ -82,7 +82,7 @@ class StreamRequest:
     It also decides whether a refused dial is tried again. An endpoint that goes away in a rolling
     update refuses for a moment before the watch knows, and one that has just appeared may refuse
     until the cluster's own proxies know. So if the route may lead elsewhere, the first refusal is
-    followed by another dial, and further ones are while the endpoint is new.
+    followed by another dial, and further ones are while the endpoint is new or another pod is left.
     """
 
     def __init__(
@@ -124,7 +124,9 @@ class StreamRequest:
         route = self.forwarding.route
         if code not in RETRIED or not (route.followed or code is ErrorCode.GOING_AWAY):
             return False
-        return not self._retried or asyncio.get_running_loop().time() < route.appeared_at + SETTLE
+        if not self._retried or route.has_other:
+            return True
+        return asyncio.get_running_loop().time() < route.appeared_at + SETTLE
 
     def retry(self) -> None:
         """Dial again, after a short wait for the route to lead elsewhere."""
@@ -222,14 +224,14 @@ async def open_within(
 ) -> Stream:
     """Open a stream as soon as there are an endpoint and a tunnel.
 
-    If an endpoint has `refused`, wait `RETRY_WAIT` for another one first.
+    If an endpoint has `refused`, and no other is known, wait `RETRY_WAIT` for one first.
 
     Raises:
         TimeoutError: there was none within `timeout` seconds.
         ProtocolError: as `open_now`.
     """
     async with asyncio.timeout(timeout):
-        if refused is not None:
+        if refused is not None and not route.has_other:
             await route.wait_other(refused, RETRY_WAIT)
         with route.waiting():
             while True:

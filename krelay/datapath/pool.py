@@ -121,6 +121,9 @@ class Pool:
     def explain(self, code: ErrorCode, message: str) -> str:
         return _MEANINGS.get(code, code.text) + (f" ({message})" if message else "")
 
+    def has_other(self, resolution: Resolution) -> bool:
+        return False  # only the cluster knows where a clusterIP leads
+
     def user_changed(self, user: PoolUser) -> None:
         """Do nothing: an agent reaches every endpoint."""
 

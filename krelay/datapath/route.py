@@ -67,6 +67,11 @@ class Route:
         return self.pool.obstacle(self.resolution)
 
     @property
+    def has_other(self) -> bool:
+        """Whether the next stream goes to another pod than one that has just refused."""
+        return self.resolution is not None and self.pool.has_other(self.resolution)
+
+    @property
     def reason(self) -> str:
         """Why there is no endpoint."""
         if self.resolution is None:

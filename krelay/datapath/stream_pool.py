@@ -58,6 +58,9 @@ class StreamPool(Protocol):
     def explain(self, code: ErrorCode, message: str) -> str:
         """Return what the refusal of a stream means for its target, for people."""
 
+    def has_other(self, resolution: Resolution) -> bool:
+        """Return whether the next stream goes to another pod than one that has just refused."""
+
     def user_changed(self, user: PoolUser) -> None:
         """React to another resolution of a user, or to a new user."""
 
