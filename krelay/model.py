@@ -102,6 +102,19 @@ class Check:
         return f"dns {self.name}" if self.kind is CheckKind.DNS else self.kind.value
 
 
+class Via(StrEnum):
+    """The way into the cluster that a target's connections take.
+
+    AGENT relays through the agent. DIRECT forwards into the target's pods, as kubectl does: TCP to
+    pods only, without resumption, and nothing is made in the cluster. AUTO takes the agent where
+    one can be had.
+    """
+
+    AUTO = "auto"
+    AGENT = "agent"
+    DIRECT = "direct"
+
+
 LOOPBACK = "127.0.0.1"
 UDP_CLIENTS = 1024
 """Clients that a UDP port serves at once."""
@@ -118,9 +131,9 @@ class Target:
 
     `listen` is an IPv4 or IPv6 address, or `localhost` for both families. `namespace` and `context`
     None mean those of the kubeconfig. A proxy asks for `credentials` (user name, password);
-    `insecure` allows one without them beyond loopback. A UDP
-    port serves `udp_clients` at once. `line` and `column`, from 1, are the place
-    in `file`; a target of the command line has none.
+    `insecure` allows one without them beyond loopback. A UDP port serves `udp_clients` at once.
+    Connections go `via` the agent or directly. `line` and `column`, from 1, are the place in
+    `file`; a target of the command line has none.
     """
 
     name: str
@@ -134,6 +147,7 @@ class Target:
     insecure: bool = False
     check: Check = Check()
     udp_clients: int = UDP_CLIENTS
+    via: Via = Via.AUTO
     line: int = field(default=0, compare=False)
     column: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)
@@ -281,6 +295,14 @@ class GroupSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectSpec:
+    """The settings of the way into the pods of a context without an agent."""
+
+    context: str | None
+    transport: Transport = Transport.AUTO
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole file, validated. `targets` has unique names, in the file's order.
 
@@ -290,6 +312,7 @@ class Config:
     targets: tuple[Target, ...]
     context: str | None = None
     namespace: str | None = None
+    via: Via = Via.AUTO
     agent: AgentConfig = AgentConfig()
     tunnel: TunnelConfig = TunnelConfig()
     status: StatusConfig = StatusConfig()

@@ -50,6 +50,7 @@ from krelay.model import (
     Target,
     Transport,
     TunnelConfig,
+    Via,
     is_loopback,
     proxy_target,
 )
@@ -77,7 +78,11 @@ def _same(value: Any) -> Any:
 
 _positive = partial(parse_duration, positive=True)
 
-_OF_FILE: Table = {"namespace": ("namespace", parse_namespace), "context": ("context", _same)}
+_OF_FILE: Table = {
+    "namespace": ("namespace", parse_namespace),
+    "context": ("context", _same),
+    "via": ("via", Via),
+}
 _OF_TARGET: Table = {
     **_OF_FILE,
     "listen": ("listen", parse_listen),
@@ -330,6 +335,7 @@ class _Builder:
                 **{
                     "context": defaults.get("context"),
                     "listen": defaults.get("listen", LOOPBACK),
+                    "via": defaults.get("via", Via.AUTO),
                     **fields,
                 },
                 credentials=(texts["username"], texts["password"]) if len(texts) == 2 else None,

@@ -147,6 +147,8 @@ def _remotes(old: Spec, new: Spec) -> tuple[str, str]:
     if texts[0] != texts[1]:
         return texts
     before, after = old.target, new.target
+    if before.via != after.via:
+        return f"{texts[0]} (via {before.via})", f"{texts[1]} (via {after.via})"
     if before.credentials != after.credentials:
         return texts[0], f"{texts[1]} (other credentials)"
     if before.context != after.context:

@@ -7,7 +7,17 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from krelay.model import Config, Endpoint, GroupSpec, Port, Protocol, StatusConfig, Target
+from krelay.model import (
+    Config,
+    DirectSpec,
+    Endpoint,
+    GroupSpec,
+    Port,
+    Protocol,
+    StatusConfig,
+    Target,
+    Via,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,8 @@ class Spec:
     def listens(self) -> tuple[Hashable, ...]:
         """The local address without the protocol. An unresolved local port is compared by what it
         will be resolved from."""
-        local = self.leads if self.port.local is None else self.port.local
+        *leads, _via = self.leads
+        local = tuple(leads) if self.port.local is None else self.port.local
         return self.target.listen, local
 
     @property
@@ -60,7 +71,8 @@ class Spec:
         """The destination of new streams."""
         target = self.target
         where = (target.context, target.namespace) if target.kind.in_cluster else (target.context,)
-        return *where, target.kind, target.resource, self.port.remote, target.credentials
+        what = target.kind, target.resource, self.port.remote, target.credentials
+        return *where, *what, target.via
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,10 @@ def specs(config: Config | None) -> list[Spec]:
 
 
 def groups(config: Config | None) -> dict[str | None, GroupSpec]:
-    """Return the agents that a config needs, by context; an embedded agent serves all targets."""
+    """Return the agents that a config needs, by context; an embedded agent serves all targets.
+
+    A context whose targets are all reached directly has none.
+    """
     if config is None:
         return {}
     tunnel = config.tunnel
@@ -151,12 +166,26 @@ def groups(config: Config | None) -> dict[str | None, GroupSpec]:
     if config.agent.embedded:
         return {None: GroupSpec(None, None, **common)}
     namespace = config.agent.namespace or config.namespace
-    contexts = dict.fromkeys(target.context or config.context for target in config.targets)
+    contexts = dict.fromkeys(
+        target.context or config.context
+        for target in config.targets
+        if target.via is not Via.DIRECT
+    )
     return {context: GroupSpec(context, namespace, **common) for context in contexts}
 
 
+def directs(config: Config | None) -> dict[str | None, DirectSpec]:
+    """Return the ways without an agent that a config needs, by context."""
+    if config is None or config.agent.embedded:
+        return {}
+    contexts = dict.fromkeys(
+        target.context or config.context for target in config.targets if target.via is Via.DIRECT
+    )
+    return {context: DirectSpec(context, config.tunnel.transport) for context in contexts}
+
+
 def group_of(config: Config, target: Target) -> str | None:
-    """Return the key of a target's agent in `groups`."""
+    """Return the context of a target, the key of its agent in `groups`, if it has one."""
     return None if config.agent.embedded else target.context or config.context
 
 
@@ -170,7 +199,7 @@ def diff(old: Config | None, new: Config | None) -> Plan:
             Setting(f"tunnel.{key}", getattr(old.tunnel, name), getattr(new.tunnel, name))
             for key, name in (("openTimeout", "open_timeout"), ("drain", "drain"))
             if getattr(old.tunnel, name) != getattr(new.tunnel, name)
-        ) + (*_targets(old, new), *_status(old.status, new.status))
+        ) + (*_directs(old, new), *_targets(old, new), *_status(old.status, new.status))
     return Plan(
         tuple(_pairs(specs(old), specs(new))),
         tuple(change for change in changes if change.old != change.new),
@@ -187,6 +216,13 @@ def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
         yield Setting("status.listen", before, after)
     if old.token != new.token:
         yield Setting("status.token", "", "another one" if new.token else "none")
+
+
+def _directs(old: Config, new: Config) -> Iterator[Setting]:
+    """Yield the transport, if ways without an agent stay and have another one."""
+    before, after = directs(old), directs(new)
+    if any(before[context] != after[context] for context in before.keys() & after.keys()):
+        yield Setting("tunnel.transport", str(old.tunnel.transport), str(new.tunnel.transport))
 
 
 _OF_TARGET = (("check", "check"), ("udpClients", "udp_clients"))

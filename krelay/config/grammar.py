@@ -16,7 +16,18 @@ from itertools import takewhile
 from typing import Any, TypeVar
 
 from krelay.errors import Problem
-from krelay.model import LOOPBACK, TYPES, Check, CheckKind, Kind, Port, Protocol, Target
+from krelay.model import (
+    LOOPBACK,
+    TYPES,
+    UDP_CLIENTS,
+    Check,
+    CheckKind,
+    Kind,
+    Port,
+    Protocol,
+    Target,
+    Via,
+)
 
 MAX_PORT = 65535
 _T = TypeVar("_T")
@@ -480,6 +491,8 @@ def target_of(
     context: str | None = None,
     listen: str = LOOPBACK,
     check: Check = Check(),  # noqa: B008
+    udp_clients: int = UDP_CLIENTS,
+    via: Via = Via.AUTO,
     place: tuple[int, int] = (0, 0),
     file: str = "",
 ) -> Target:
@@ -493,6 +506,8 @@ def target_of(
         context=context,
         listen=listen if line.listen is None else line.listen,
         check=check,
+        udp_clients=udp_clients,
+        via=via,
         line=place[0],
         column=place[1],
         file=file,

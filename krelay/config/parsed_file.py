@@ -13,7 +13,7 @@ from krelay.config.grammar import quote
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.config.yaml_reader import Node
 from krelay.errors import Problem
-from krelay.model import Config, Port, Protocol, Target
+from krelay.model import Config, Kind, Port, Protocol, Target, Via
 
 MAX_FORWARDS = 10_000
 """Ports of all targets in all files together."""
@@ -98,7 +98,7 @@ def join(files: Sequence[ParsedFile]) -> tuple[Config, list[Problem]]:
     for found in (
         starmap(_duplicate, duplicates),
         starmap(_conflict, conflicts(addresses)),
-        unreachable(targets.values()) if main.agent.embedded else (),
+        unreachable(targets.values()) if main.agent.embedded else not_direct(targets.values()),
     ):
         problems += islice(found, MAX_PROBLEMS + 1)
     return dataclasses.replace(main, targets=tuple(targets.values())), problems
@@ -138,6 +138,22 @@ def unreachable(targets: Iterable[Target]) -> Iterator[Problem]:
         if target.kind.in_cluster:
             message = f"`{target}` is in a cluster, but the agent is embedded"
             yield _at(target, message, "use `host/` or `ip/` targets, or leave out `embedded`")
+
+
+def not_direct(targets: Iterable[Target]) -> Iterator[Problem]:
+    """Yield a problem for each target that is to be reached without an agent, and cannot be."""
+    for target in targets:
+        if target.via is not Via.DIRECT:
+            continue
+        if target.kind is Kind.PROXY:
+            message = f"the proxy {quote(target.name)} needs an agent, unlike `via: direct`"
+            yield _at(target, message, "write `via: direct` at the targets instead")
+        elif not target.kind.in_cluster:
+            message = f"`{target}` needs an agent: `via: direct` reaches pods only"
+            yield _at(target, message, "write `via: agent` at this target")
+        elif any(port.protocol is Protocol.UDP for port in target.ports):
+            message = f"`{target}` has a UDP port, and `via: direct` forwards TCP only"
+            yield _at(target, message, "write `via: agent` at this target")
 
 
 def _at(target: Target, message: str, hint: str) -> Problem:

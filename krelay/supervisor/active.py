@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
+from krelay.agents.direct import DirectGroup
 from krelay.agents.group import AgentGroup
 from krelay.agents.job import JobAgent
 from krelay.agents.subprocess import SubprocessAgent
-from krelay.config.diff import Plan, Spec, group_of
+from krelay.config.diff import Plan, Spec, directs, group_of
 from krelay.datapath.route import Route
-from krelay.model import Config, GroupSpec, Target
+from krelay.datapath.stream_pool import StreamPool
+from krelay.model import Config, DirectSpec, GroupSpec, Target, Via
 from krelay.state.bus import EventBus
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.forward import Forward
@@ -28,23 +30,33 @@ from krelay.tasks import TaskGroup, guard
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
 
-T = TypeVar("T", Forward, AgentGroup)
+Group = AgentGroup | DirectGroup
+T = TypeVar("T", Forward, Group)
 
 
 class WarmingConfig:
-    """What a plan adds: `groups` by context and `watchers` by target.
+    """What a plan adds: `groups` and `directs` by context, and `watchers` by target.
 
     `prepare` makes it, `warm` waits until it works. Then `ActiveConfig.commit` takes it over, or
     `discard` removes it.
     """
 
     def __init__(
-        self, config: Config, plan: Plan, contexts: Contexts, tasks: TaskGroup, bus: EventBus
+        self,
+        config: Config,
+        plan: Plan,
+        contexts: Contexts,
+        tasks: TaskGroup,
+        bus: EventBus,
+        *,
+        present: Collection[DirectSpec] = (),
     ) -> None:
-        """`tasks` gets the tasks of what is made, `bus` its events."""
+        """`tasks` gets the tasks of what is made, `bus` its events; the ways of `present` exist."""
         self.config = config
         self.plan = plan
         self.groups: dict[str | None, AgentGroup] = {}
+        self.directs: dict[str | None, DirectGroup] = {}
+        self._present = present
         self.watchers: dict[str, TargetWatcher] = {}
         self._contexts = contexts
         self._tasks = tasks
@@ -56,6 +68,9 @@ class WarmingConfig:
         for change in self.plan.groups:
             if change.new is not None:
                 self.groups[change.key] = await self._group(change.new)
+        for context, spec in directs(self.config).items():
+            if spec not in self._present:
+                self.directs[context] = DirectGroup(spec, await self._contexts.api(context))
         for target in _targets_to_watch(self.plan):
             follow: Follow = follow_constant
             if target.kind.in_cluster and not self.config.agent.embedded:
@@ -68,7 +83,8 @@ class WarmingConfig:
         """Wait until all new agents are reached; give new targets a while to be resolved. Raises
         KrelayError if an agent cannot be started or reached."""
         async with TaskGroup() as warming:
-            for group in self.groups.values():
+            groups: list[Group] = [*self.groups.values(), *self.directs.values()]
+            for group in groups:
                 warming.create_task(group.start(self._tasks))
             warming.create_task(self.answers())
 
@@ -83,7 +99,7 @@ class WarmingConfig:
         """Stop the watchers and remove the agents."""
         for watcher in self.watchers.values():
             watcher.stop()
-        await _stop(self.groups.values())
+        await _stop([*self.groups.values(), *self.directs.values()])
 
     async def _group(self, spec: GroupSpec) -> AgentGroup:
         key = secrets.token_bytes(_KEY_SIZE)
@@ -112,8 +128,8 @@ def _targets_to_watch(plan: Plan) -> list[Target]:
 
 class ActiveConfig:
     """What runs: `forwards` by target and port in the file's order, `watchers` by target, `groups`
-    by context. `draining_forwards` and `draining_groups` were removed and still carry
-    connections."""
+    (the agents) and `directs` (the ways without one) by context. `draining_forwards` and
+    `draining_groups` were removed and still carry connections."""
 
     def __init__(
         self,
@@ -127,8 +143,9 @@ class ActiveConfig:
         self.forwards: dict[tuple[str, int], Forward] = {}
         self.watchers: dict[str, TargetWatcher] = {}
         self.groups: dict[str | None, AgentGroup] = {}
+        self.directs: dict[str | None, DirectGroup] = {}
         self.draining_forwards: set[Forward] = set()
-        self.draining_groups: set[AgentGroup] = set()
+        self.draining_groups: set[Group] = set()
         self._drained = asyncio.Event()
         self._contexts = contexts
         self._tasks = tasks
@@ -147,7 +164,7 @@ class ActiveConfig:
         return sum(group.pool.streams for group in self.groups.values() if group.spec == spec)
 
     def streams(self) -> int:
-        """Return how many streams all agents carry."""
+        """Return how many streams are carried."""
         return sum(group.pool.streams for group in self._all_groups())
 
     def all_forwards(self) -> Iterator[Forward]:
@@ -180,6 +197,7 @@ class ActiveConfig:
             if (former := self.groups.pop(change.key, None)) is not None:
                 self._drain(former, self.draining_groups, drain)
         self.groups |= warm.groups
+        self._replace_directs(config, warm)
         self.forwards = {}
         to_bind = []
         for pair in plan.pairs:
@@ -202,7 +220,7 @@ class ActiveConfig:
 
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """Return the present forward updated to `spec`, or a new one."""
-        pool = self.groups[group_of(config, spec.target)].pool
+        pool = self._pool(config, spec.target)
         timeout = config.tunnel.open_timeout
         if forward is None:
             forward = Forward(
@@ -212,6 +230,20 @@ class ActiveConfig:
             forward.update(spec, pool, timeout)
         forward.route.followed = spec.target.kind.in_cluster
         return forward
+
+    def _pool(self, config: Config, target: Target) -> StreamPool:
+        context = group_of(config, target)
+        if target.via is Via.DIRECT:
+            return self.directs[context].pool
+        return self.groups[context].pool
+
+    def _replace_directs(self, config: Config, warm: WarmingConfig) -> None:
+        wanted = directs(config)
+        for context, direct in list(self.directs.items()):
+            if wanted.get(context) != direct.spec:
+                del self.directs[context]
+                self._drain(direct, self.draining_groups, config.tunnel.drain)
+        self.directs |= warm.directs
 
     def _replace_watchers(self, warm: WarmingConfig) -> None:
         present = {name for name, _ in self.forwards}
@@ -258,9 +290,9 @@ class ActiveConfig:
         await _stop(self._all_groups())
         await self._contexts.close()
 
-    def _all_groups(self) -> list[AgentGroup]:
+    def _all_groups(self) -> list[Group]:
         """Return the active groups and the draining ones."""
-        return [*self.groups.values(), *self.draining_groups]
+        return [*self.groups.values(), *self.directs.values(), *self.draining_groups]
 
     def _drain(self, part: T, draining: set[T], timeout: float) -> None:
         """Drain a part that was removed, as a member of `draining` until it has."""
@@ -276,7 +308,7 @@ class ActiveConfig:
         self._tasks.create_task(drain())
 
 
-async def _stop(groups: Iterable[AgentGroup]) -> None:
+async def _stop(groups: Iterable[Group]) -> None:
     async with TaskGroup() as stopping:
         for group in groups:
             # An error of one group must not leave the agent of another behind.

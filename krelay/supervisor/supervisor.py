@@ -396,7 +396,8 @@ class Supervisor:
         self._applied += request.failure is None
 
     def _warming(self, config: Config, plan: Plan) -> WarmingConfig:
-        return WarmingConfig(config, plan, self._contexts, self._tasks, self.bus)
+        present = [direct.spec for direct in self.active.directs.values()]
+        return WarmingConfig(config, plan, self._contexts, self._tasks, self.bus, present=present)
 
     async def _warmed(self, warm: WarmingConfig) -> bool:
         """Return whether `warm` is ready; False as soon as a newer request arrives."""

@@ -21,6 +21,7 @@ from krelay.model import (
     Target,
     Transport,
     TunnelConfig,
+    Via,
 )
 
 
@@ -95,6 +96,15 @@ def test_the_context_tells_apart_what_nothing_else_does() -> None:
         "- agent: removed python:3.11-slim",
         "+ agent (prod): added python:3.11-slim",
         "~ web: re-routed svc/a:80 (context current) -> svc/a:80 (context prod)",
+    ]
+
+
+def test_another_way_is_another_route() -> None:
+    old = Config((target("svc/a 80"),))
+    new = Config((dataclasses.replace(target("svc/a 80"), via=Via.DIRECT),))
+    assert described(old, new) == [
+        "- agent: removed python:3.11-slim",
+        "~ web: re-routed svc/a:80 (via auto) -> svc/a:80 (via direct)",
     ]
 
 

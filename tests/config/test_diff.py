@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.diff import Pair, Spec, diff, group_of, groups, specs
+from krelay.config.diff import Pair, Setting, Spec, diff, directs, group_of, groups, specs
 from krelay.config.grammar import Word, parse_line, target_of
 from krelay.model import (
     AgentConfig,
     Check,
     CheckKind,
     Config,
+    DirectSpec,
     GroupSpec,
     Kind,
     Port,
@@ -24,6 +25,7 @@ from krelay.model import (
     Target,
     Transport,
     TunnelConfig,
+    Via,
 )
 
 
@@ -289,3 +291,23 @@ def test_a_pair_with_one_side_is_neither_rebound_nor_rerouted() -> None:
         assert pair.changed
         assert not pair.rebound
         assert not pair.rerouted
+
+
+def test_a_context_whose_targets_are_all_direct_has_no_agent() -> None:
+    direct = dataclasses.replace(target("a", "svc/a 80"), via=Via.DIRECT)
+    other = target("b", "svc/b 81", context="other")
+    config = Config((direct, other), context="main")
+    assert list(groups(config)) == ["other"]
+    assert directs(config) == {"main": DirectSpec("main")}
+    assert directs(None) == directs(Config((other,))) == {}
+    spdy = dataclasses.replace(config, tunnel=TunnelConfig(transport=Transport.SPDY))
+    assert Setting("tunnel.transport", "auto", "spdy") in diff(config, spdy).settings
+
+
+def test_another_way_leads_new_connections_elsewhere_on_the_same_address() -> None:
+    before = target("a", "svc/a http")
+    after = dataclasses.replace(before, via=Via.DIRECT)
+    plan = diff(Config((before,)), Config((after,)))
+    (pair,) = plan.changed
+    assert (pair.rerouted, pair.rebound) == (True, False)
+    assert [(change.old is None, change.new is None) for change in plan.groups] == [(False, True)]

@@ -1,0 +1,117 @@
+"""DirectGroup: the way into the pods of one context without an agent."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from krelay.datapath.direct import Connection, DirectPool
+from krelay.errors import KrelayError
+from krelay.model import DirectSpec, PodPort
+from krelay.mux.log import about
+from krelay.tasks import TaskGroup, keep, shield_cleanup
+
+if TYPE_CHECKING:
+    from krelay.cluster.api import Api
+    from krelay.transport.upgrade import Carrier
+
+logger = logging.getLogger("krelay.supervisor")
+
+_NUMBERS = itertools.count(1)
+_START_DEADLINE = 10.0
+_RENEW_EVERY = 60.0
+"""Seconds between two renewals of refused credentials."""
+
+
+class DirectGroup:
+    """The connections to the pods of a context, of one DirectSpec.
+
+    `start` makes it usable; `drain` or `stop` ends it.
+    """
+
+    def __init__(self, spec: DirectSpec, api: Api) -> None:
+        """The caller closes `api`."""
+        self.spec = spec
+        self.pool = DirectPool(f"d{next(_NUMBERS)}", _Pods(api, spec))
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self, tasks: TaskGroup) -> None:
+        """Wait a while until each route reaches one of its pods; `tasks` gets the pool's tasks.
+
+        Raises:
+            ClusterError: the cluster refuses port-forwards, and no pod is reached.
+        """
+        name = self.pool.name
+        self._running = tasks.create_task(keep(self.pool.run, name), name=name)
+        try:
+            async with asyncio.timeout(_START_DEADLINE):
+                while self.pool.wanted:
+                    failure = self.pool.failure
+                    fails = isinstance(failure, KrelayError) and failure.fails_start
+                    if failure is not None and fails and not self.pool.connections:
+                        raise failure
+                    await self.pool.wait_change()
+        except TimeoutError:
+            return  # the states of the forwards say why
+
+    async def drain(self, timeout: float) -> None:
+        """Let streams finish within `timeout` seconds, then `stop`."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.pool.wait_idle()
+        except TimeoutError:
+            log = about(logger, name=self.pool.name)
+            log.warning("%d streams of the former way are cut", self.pool.streams)
+        finally:
+            await shield_cleanup(self.stop())
+
+    async def stop(self) -> None:
+        """Close the connections, and cut their streams."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            await asyncio.wait([running])
+
+
+class _Pods:
+    """Dials pods through the API server."""
+
+    def __init__(self, api: Api, spec: DirectSpec) -> None:
+        self._api = api
+        self._spec = spec
+        self._renewed_at = -math.inf
+
+    async def dial(
+        self, pod: PodPort, on_change: Callable[[], None], on_refused: Callable[[int], None]
+    ) -> Connection:
+        from krelay.transport.pod_connection import PodConnection
+        from krelay.transport.portforward import open_upgraded, transport_from_env
+        from krelay.transport.upgrade import UnauthorizedError
+
+        def make(carrier: Carrier) -> PodConnection:
+            name = f"{pod.namespace}/{pod.name}"
+            return PodConnection(carrier, name, on_change=on_change, on_refused=on_refused)
+
+        access = await self._api.access()
+        try:
+            connection = await open_upgraded(
+                access,
+                make,
+                namespace=pod.namespace,
+                pod=pod.name,
+                transport=transport_from_env(self._spec.transport, os.environ),
+            )
+        except UnauthorizedError:
+            # Other credentials may be accepted. An exec plugin may prompt a person.
+            now = asyncio.get_running_loop().time()
+            if now >= self._renewed_at + _RENEW_EVERY:
+                self._renewed_at = now
+                self._api.reject(access)
+            raise
+        connection.expires = access.expires
+        return connection
