@@ -202,7 +202,7 @@ class AgentConfig:
     tolerations: tuple[Mapping[str, Any], ...] = ()
     resources: Mapping[str, Mapping[str, str]] = field(
         default_factory=lambda: {
-            "requests": {"cpu": "10m", "memory": "48Mi"},
+            "requests": {"cpu": "100m", "memory": "48Mi"},
             "limits": {"cpu": "1", "memory": "256Mi"},
         }
     )

@@ -30,6 +30,9 @@ TTL = 5  # seconds that a finished Job stays for inspection before Kubernetes de
 
 TERMINATION_GRACE = 5
 UID = 65532  # any user but root; images need no entry for it
+RESTRICTED_POD = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+RESTRICTED_CONTAINER = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+"""What Pod Security `restricted` demands in the security contexts (policy/check_*.go)."""
 
 
 def job_manifest(
@@ -123,16 +126,11 @@ def _pod(
         "terminationGracePeriodSeconds": TERMINATION_GRACE,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": UID,
-            "runAsGroup": UID,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        # Nodes of other systems cannot run the image.
+        "nodeSelector": {"kubernetes.io/os": "linux", **plain(config.node_selector)},
+        "securityContext": {"runAsUser": UID, "runAsGroup": UID, **RESTRICTED_POD},
         "containers": [_container(config, key_sha256, connect_timeout, session)],
     }
-    if config.node_selector:
-        spec["nodeSelector"] = plain(config.node_selector)
     if config.tolerations:
         spec["tolerations"] = plain(config.tolerations)
     return spec
@@ -165,11 +163,7 @@ def _container(
         ],
         "env": env,
         "resources": plain(config.resources),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": {"readOnlyRootFilesystem": True, **RESTRICTED_CONTAINER},
         # Puts the last log lines into the pod's status, so krelay needs no right to pods/log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }

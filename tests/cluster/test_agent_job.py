@@ -104,6 +104,21 @@ def test_the_pod_has_requests_and_limits_for_a_quota() -> None:
         assert set(amounts) == {"cpu", "memory"}
 
 
+def test_limits_are_at_most_ten_times_the_requests() -> None:
+    """A LimitRange with `maxLimitRequestRatio: 10` is common."""
+    amounts = server(made())["resources"]
+    assert amounts == {
+        "requests": {"cpu": "100m", "memory": "48Mi"},
+        "limits": {"cpu": "1", "memory": "256Mi"},
+    }
+
+
+def test_the_node_runs_linux_unless_the_user_chooses_another_system() -> None:
+    assert pod(made())["nodeSelector"] == {"kubernetes.io/os": "linux"}
+    other = made(AgentConfig(node_selector={"kubernetes.io/os": "windows"}))
+    assert pod(other)["nodeSelector"] == {"kubernetes.io/os": "windows"}
+
+
 def test_a_stock_image_gets_the_source() -> None:
     manifest = made()
     assert server(manifest)["command"] == payload.command()
@@ -163,7 +178,7 @@ def test_the_manifest_has_the_config_s_own_fields() -> None:
         assert metadata["annotations"] == {"sidecar.istio.io/inject": "false"}
     assert server(manifest)["image"] == "python:3.13-slim"
     assert server(manifest)["resources"] == {"limits": {"memory": "64Mi"}}
-    assert pod(manifest)["nodeSelector"] == {"disk": "ssd"}
+    assert pod(manifest)["nodeSelector"] == {"kubernetes.io/os": "linux", "disk": "ssd"}
     assert pod(manifest)["tolerations"] == [{"operator": "Exists"}]
 
 
