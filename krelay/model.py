@@ -65,6 +65,7 @@ class Port:
 class CheckKind(StrEnum):
     """How a forward is probed."""
 
+    AUTO = "auto"
     DIAL = "dial"
     HTTP = "http"
     DNS = "dns"
@@ -73,13 +74,13 @@ class CheckKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How to probe a target while no connection shows that it works.
+    """How to learn whether a target works while no connection shows it.
 
-    `http` uses `method`, `path` and the expected `status` (None: 200 to 399), `dns` the `name` to
-    look up.
+    `auto` takes the kubelet's word for the program, and proves only the way to it. `http` uses
+    `method`, `path` and the expected `status` (None: 200 to 399), `dns` the `name` to look up.
     """
 
-    kind: CheckKind = CheckKind.DIAL
+    kind: CheckKind = CheckKind.AUTO
     method: str = "GET"
     path: str = "/"
     status: int | None = None
@@ -91,8 +92,9 @@ class Check:
         A UDP port answers only requests in its protocol, so only DNS can be probed there.
         """
         if protocol is Protocol.UDP:
-            return self if self.kind is CheckKind.DNS else Check(CheckKind.NONE)
-        return Check() if self.kind is CheckKind.DNS else self
+            fits = self.kind in (CheckKind.DNS, CheckKind.AUTO)
+            return self if fits else Check(CheckKind.NONE)
+        return Check(CheckKind.DIAL) if self.kind is CheckKind.DNS else self
 
     def __str__(self) -> str:
         """Return the check as the file spells it."""

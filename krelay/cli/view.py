@@ -238,7 +238,7 @@ def table(
     columns = [*_COLUMNS, *(_RATES if rates is not None else ()), _SINCE, *(_WIDE if wide else ())]
     below = width is not None and not wide
     if not below:
-        columns.append(_REASON)
+        columns.append(_WIDE_REASON if wide else _REASON)
     cells = [[column.cell(row, rates, now) for column in columns] for row in forwards]
     widths = _fit(columns, cells, width if below else None)
     made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
@@ -260,12 +260,16 @@ def reasons(forwards: Iterable[Forward], now: datetime) -> list[Text]:
     """Return a line for each forward that is not ready and says why."""
     found = []
     for forward in forwards:
-        if forward["state"] != "ready" and forward["reason"]:
+        if why := _why_unready(forward):
             glyph, style = GLYPHS[forward["state"]]
             since = age(forward["since"], now)
-            text = one_line(f"{forward['name']} ({since}): {forward['reason']}")
+            text = one_line(f"{forward['name']} ({since}): {why}")
             found.append(_line(Text.assemble((f"{glyph} ", style), text)))
     return found
+
+
+def _why_unready(forward: Forward) -> str:
+    return "" if forward["state"] == "ready" else one_line(forward["reason"])
 
 
 def _fit(
@@ -346,7 +350,8 @@ _WIDE = (
     _Column("SENT", _plain(lambda f: size(f["traffic"]["toRemoteBytes"])), right=True),
     _Column("RECEIVED", _plain(lambda f: size(f["traffic"]["toLocalBytes"])), right=True),
 )
-_REASON = _Column("REASON", lambda f, rates, now: Text(one_line(f["reason"])))
+_WIDE_REASON = _Column("REASON", lambda f, rates, now: Text(one_line(f["reason"])))
+_REASON = _Column("REASON", lambda f, *_: Text(_why_unready(f)))
 
 
 # -- the table of tunnels --------------------------------------------------------------------------

@@ -326,7 +326,7 @@ def parse_size(value: float | str) -> int:
     return size
 
 
-# -- checks: dial, none, dns NAME, http [METHOD] /PATH [-> STATUS] -----------------------------
+# -- checks: auto, dial, none, dns NAME, http [METHOD] /PATH [-> STATUS] ---------------------------
 
 # [METHOD] /PATH [-> STATUS]; the arrow needs a space on one side, since a path may contain it
 _REQUEST = re.compile(
@@ -337,14 +337,14 @@ _HTTP_PATH = re.compile(r"/[!-~]{0,2000}")
 _HTTP_STATUS = re.compile("[1-5][0-9][0-9]")
 _DNS_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 _MAX_NAME = 253
-_CHECK_HINT = "`dial`, `http GET /healthz -> 200`, `dns example.com` or `none`"
+_CHECK_HINT = "`auto`, `dial`, `http GET /healthz -> 200`, `dns example.com` or `none`"
 
 
 def parse_check(text: str) -> Check:
     """Parse a check written on one line."""
     words = text.split()
     kind = words[0].lower() if words else ""
-    if len(words) == 1 and kind in (CheckKind.DIAL, CheckKind.NONE):
+    if len(words) == 1 and kind in (CheckKind.AUTO, CheckKind.DIAL, CheckKind.NONE):
         return Check(CheckKind(kind))
     if kind == CheckKind.HTTP and (found := _REQUEST.fullmatch(" ".join(words[1:]))):
         return _http(found["method"] or "GET", found["path"], found["status"])

@@ -187,6 +187,10 @@ class DirectPool:
 
     # -- the interface of StreamPool -----------------------------------------------------------
 
+    @property
+    def carriers(self) -> list[Connection]:
+        return self.connections
+
     def reaches(self, resolution: Resolution) -> bool:
         is_tcp = resolution.protocol is model.Protocol.TCP
         return is_tcp and any(self._best(pod) is not None for pod in resolution.pods)

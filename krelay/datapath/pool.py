@@ -98,6 +98,10 @@ class Pool:
     def multiplexed(self) -> bool:
         return all(tunnel.multiplexed for tunnel in self.tunnels)
 
+    @property
+    def carriers(self) -> list[Carrier]:
+        return [tunnel.carrier for tunnel in self.tunnels if tunnel.carrier]
+
     def reaches(self, resolution: Resolution) -> bool:
         return resolution.endpoint is not None and self.pick() is not None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from struct import Struct
 
@@ -35,6 +35,27 @@ _DNS_HEAD = Struct(">2sHHHHH")
 _RECURSION_DESIRED = 0x0100
 _IS_ANSWER = 0x80
 _A_IN = b"\0\1\0\1"
+
+
+ONE_CLIENT_PORTS = frozenset({1234, 2345, 5005, 5678, 40000})
+"""Usual ports of debuggers: gdbserver and LLDB, Delve, JDWP, debugpy, and Delve in a container."""
+_ONE_CLIENT_NAMES = frozenset(
+    {"debug", "debugger", "debugpy", "delve", "dlv", "gdb", "gdbserver", "jdwp", "lldb", "pdb"}
+    | {"ptvsd", "rpdb"}
+)
+
+
+def takes_one_client(names: Iterable[int | str]) -> bool:
+    """Return whether a port with these names and numbers is that of a debugger.
+
+    Many debuggers take the first connection for their user, and end with it.
+    """
+    return any(
+        name in ONE_CLIENT_PORTS
+        if isinstance(name, int)
+        else not _ONE_CLIENT_NAMES.isdisjoint(name.lower().split("-"))
+        for name in names
+    )
 
 
 class ProbeError(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Protocol
 from weakref import WeakSet
 
@@ -39,6 +40,10 @@ class StreamPool(Protocol):
     @property
     def users(self) -> WeakSet[PoolUser]:
         """The routes that lead through it."""
+
+    @property
+    def carriers(self) -> Collection[object]:
+        """What carries its streams now; a proof that an endpoint works lasts no longer."""
 
     def reaches(self, resolution: Resolution) -> bool:
         """Return whether a stream to where `resolution` leads can be opened now."""

@@ -19,9 +19,11 @@ class State(StrEnum):
     PENDING = "pending"
     """It has not worked yet, and nothing says that it cannot."""
     READY = "ready"
-    """It is bound, the agent is reached, and the last dial or probe of its endpoint worked."""
+    """It is bound, the agent is reached, the last dial or probe of its endpoint worked, and the
+    kubelet does not call its program unready. The reason says what this rests on."""
     DEGRADED = "degraded"
-    """It worked before; now something on the way does not."""
+    """It worked before; now something on the way does not. Or it works, although the kubelet calls
+    its program unready."""
     FAILED = "failed"
     """It does not work, and did not before."""
     DRAINING = "draining"
@@ -65,7 +67,7 @@ class ForwardState:
     listen: tuple[str, ...] = ()
     endpoint: str | None = None
     via: str = ""
-    check: str = "dial"
+    check: str = "auto"
     live: int = 0
     traffic: Traffic = Traffic()
 

@@ -2,6 +2,10 @@
 
 Each change of what is known calls `judge`, which judges at once. The task only probes, and only
 while no real traffic has shown that the endpoint works.
+
+With `check: auto` the kubelet says whether the program is ready, if it knows. One dial proves the
+way to it, and lasts while the endpoint and the session to the agent stay, until a dial fails: each
+dial is a line in the log of some program, and may be the only client that a debugger takes.
 """
 
 from __future__ import annotations
@@ -13,12 +17,12 @@ import math
 import random
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import NamedTuple
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from krelay.config.diff import Spec
 from krelay.datapath.metrics import ForwardMetrics
-from krelay.datapath.probe import NoRouteError, ProbeError, probe
+from krelay.datapath.probe import NoRouteError, ProbeError, probe, takes_one_client
 from krelay.datapath.route import Route
 from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
@@ -42,12 +46,17 @@ AGAIN = (0.25, 0.5, 1.0, 2.0, 5.0, INTERVAL)
 TICK = 1.0
 """Probes that are due in the same second are made together: a few packets for all of them."""
 _CONFIRM_WAIT = 0.5
+_MOST_PROOFS = 16
+"""Endpoints whose proof a forward keeps, for when it leads to them again."""
 
 _LEVELS = {
     State.DEGRADED: logging.WARNING,
     State.FAILED: logging.WARNING,
     State.DRAINING: logging.DEBUG,
 }
+
+_ACCEPTED = "its port accepted"
+_PROOFS = {CheckKind.AUTO: _ACCEPTED, CheckKind.DIAL: _ACCEPTED}
 
 _NOT_THE_ENDPOINT = (
     ErrorCode.GOING_AWAY,
@@ -75,6 +84,21 @@ def _checking(state: State) -> Judgement:
     return Judgement(state, "being checked", quiet=True)
 
 
+class Proof(NamedTuple):
+    """What showed that the endpoint works, and when."""
+
+    what: str
+    when: datetime
+
+    def __str__(self) -> str:
+        when = self.when.astimezone()
+        today = when.date() == datetime.now().astimezone().date()
+        return f"{self.what} at {when:%H:%M}" if today else f"{self.what} on {when:%Y-%m-%d %H:%M}"
+
+
+Question = tuple[Endpoint, Check]
+
+
 class Health:
     """The `state` of a forward, the `reason` for it, and `since` when.
 
@@ -84,7 +108,7 @@ class Health:
     def __init__(self, spec: Spec, route: Route, metrics: ForwardMetrics, bus: EventBus) -> None:
         """Watch `route` and the traffic that `metrics` counts; publish changes on `bus`."""
         self.state = State.PENDING
-        self.reason = "not bound yet"
+        self._reason = "not bound yet"
         self.since = datetime.now(UTC)
         self.spec = spec
         self._route = route
@@ -97,12 +121,15 @@ class Health:
         self._verdict: bool | None = None
         self._failure = ""
         self._leads = spec.leads
-        self._question: tuple[Endpoint, Check] | None = None
+        self._question: Question | None = None
         # Forwards with the same question share its answers; those from `_since` on are news here.
         self._shared: SharedProbe | None = None
+        self._known: dict[Question, SharedProbe] = {}
+        self._pool = route.pool
         self._since = 0.0
         self._tries = 0
         self._proved_at = 0.0
+        self._proof: Proof | None = None
         self._due = 0.0
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -117,16 +144,61 @@ class Health:
         return self._bound or self.spec.protocol or resolved
 
     @property
+    def reason(self) -> str:
+        """Why the forward is not ready, or what its readiness rests on."""
+        return self._basis() if self.state is State.READY else self._reason
+
+    @property
     def check(self) -> Check:
-        """How the endpoint is probed."""
-        target = self.spec.target
+        """How the endpoint is probed. `auto` means `dial` if the kubelet knows nothing of it."""
+        target, protocol = self.spec.target, self.protocol or Protocol.TCP
         if target.kind is Kind.PROXY:
             return Check(CheckKind.NONE)
-        return target.check.of(self.protocol or Protocol.TCP)
+        check, found = target.check, self._route.resolution
+        known = target.kind.in_cluster and (not (found and found.endpoint) or bool(found.pods))
+        if check.kind is CheckKind.AUTO and not known:
+            check = Check(CheckKind.DIAL)
+        return check.of(protocol)
+
+    @property
+    def _auto(self) -> bool:
+        return self.check.kind is CheckKind.AUTO
 
     @property
     def _probed(self) -> bool:
-        return self.check.kind is not CheckKind.NONE
+        return self.check.kind is not CheckKind.NONE and not self._why_not_probed
+
+    @property
+    def _why_not_probed(self) -> str:
+        """Why `auto` does not dial; empty if it does."""
+        if not self._auto:
+            return ""
+        if self.protocol is Protocol.UDP:
+            return "not probed: a UDP port answers nothing but its protocol"
+        found, names = self._route.resolution, {self.spec.port.remote}
+        if found is not None and found.endpoint is not None:
+            names |= {found.endpoint.port, *(pod.port for pod in found.pods)}
+        return "not probed: a debugger's port takes one client" if takes_one_client(names) else ""
+
+    @property
+    def _unready(self) -> str:
+        """What the kubelet has against the program, as far as `auto` asks it."""
+        found = self._route.resolution
+        if not (self._auto and found and found.endpoint and not found.pods[0].ready):
+            return ""
+        return f"{self._program} is not ready"
+
+    @property
+    def _program(self) -> str:
+        return "its endpoint" if self.spec.target.kind is Kind.SERVICE else "the pod"
+
+    def _basis(self) -> str:
+        """Return what a ready state rests on."""
+        if self.spec.target.kind is Kind.PROXY:
+            return "the agent is connected"
+        unproved = self._why_not_probed or ("being checked" if self._probed else "not probed")
+        proof = str(self._proof or unproved)
+        return f"{self._program} is ready; {proof}" if self._auto else proof
 
     @property
     def _log(self) -> About:
@@ -172,13 +244,29 @@ class Health:
         question = (endpoint, self.check) if endpoint else None
         if question != self._question:
             # The last answer was about another way.
-            self._question, self._verdict, self._tries = question, None, 0
-            self._shared = shared_probe(self._route.pool, *question) if question else None
+            self._question, self._tries = question, 0
+            self._shared = self._shared_probe(question) if question else None
             self._since = asyncio.get_running_loop().time()
+            self._proof = None
+            if self._shared is not None and self._auto and self._probed:
+                self._proof = self._shared.lasting(self._route.pool)
+            self._verdict = True if self._proof else None
             self._probe_at(0.0)
         if self._verdict is None:
             self._wake.set()
         self._set(self._judged(obstacle))
+
+    def _shared_probe(self, question: Question) -> SharedProbe:
+        """Return the shared answer to `question`, and keep it for when it comes up again."""
+        if self._pool is not self._route.pool:
+            self._pool = self._route.pool
+            self._known.clear()
+        found = shared_probe(self._pool, *question)
+        self._known.pop(question, None)
+        self._known[question] = found
+        if len(self._known) > _MOST_PROOFS:
+            del self._known[next(iter(self._known))]
+        return found
 
     # -- judging -------------------------------------------------------------------------------
 
@@ -200,6 +288,11 @@ class Health:
             return obstacle._replace(state=State.DEGRADED) if self._worked else obstacle
         if self._bound is None:
             return Judgement(State.PENDING, "not bound yet")
+        if unready := self._unready:
+            if self._verdict:
+                return Judgement(State.DEGRADED, f"{unready}, but {self._proof}", quiet=True)
+            both = f"{unready}; {self._failure}" if self._verdict is False else unready
+            return Judgement(State.DEGRADED if self._worked else State.PENDING, both)
         if self._verdict is False:
             return Judgement(State.DEGRADED if self._worked else State.FAILED, self._failure)
         if self._verdict or not self._probed or self.state is State.READY:
@@ -208,11 +301,11 @@ class Health:
 
     def _set(self, judgement: Judgement) -> None:
         state, reason, logged, quiet = judgement
-        before, known = self.state, self.reason
+        before, known = self.state, self._reason
         if (before, known) == (state, reason):
             return
-        self.state, self.reason = state, reason
-        self._worked = self._worked or state is State.READY
+        self.state, self._reason = state, reason
+        self._worked = self._worked or state in (State.READY, State.DEGRADED)
         if before is not state:
             self.since = datetime.now(UTC)
         elif quiet or state is State.PENDING:
@@ -230,27 +323,32 @@ class Health:
             return
         if code is None:
             now = asyncio.get_running_loop().time()
+            udp = self.protocol is Protocol.UDP
+            proof = Proof("it answered" if udp else _ACCEPTED, datetime.now(UTC))
             if self._shared is not None:
                 self._shared.worked(now)
-            self._proved(now)
+                self._shared.proves(proof, self._route.pool)
+            self._proved(now, proof)
         elif code not in _NOT_THE_ENDPOINT:
+            if self._shared is not None:
+                self._shared.proof = None
             self._failed(self._route.pool.explain(code, message))
 
-    def _proved(self, at: float) -> None:
-        self._proved_at = at
+    def _proved(self, at: float, proof: Proof) -> None:
+        self._proved_at, self._proof = at, proof
         self._since = math.nextafter(at, math.inf)
         costly = not self._route.pool.multiplexed
         due = at + (PLAIN_INTERVAL if costly else INTERVAL) * random.uniform(1.0, 1.1)
         self._due = math.ceil(due / TICK) * TICK
         self._tries = 0
-        if self._verdict is not True:
+        if self._verdict is not True or self._unready:
             self._verdict = True
             self.judge()
 
     def _failed(self, reason: str) -> None:
         """Record a failure. A repeated one does not move the next probe."""
         first = self._verdict is not False
-        self._verdict, self._failure = False, reason
+        self._verdict, self._failure, self._proof = False, reason, None
         if first:
             self._tries = 0
         if first or not self._probed:
@@ -272,10 +370,11 @@ class Health:
         clock = asyncio.get_running_loop().time
         while True:
             self._wake.clear()
+            proved = self._verdict is True and self._auto
             wanted = (
                 self._question is not None
                 and self._bound is not None
-                and (self._probed or self._verdict is False)
+                and ((self._probed and not proved) or self._verdict is False)
             )
             if not wanted:
                 await self._wake.wait()
@@ -309,7 +408,9 @@ class Health:
         if question != self._question:
             return
         if failure is None:
-            self._proved(max(shared.at, self._proved_at))
+            proof = Proof(_PROOFS.get(self.check.kind, f"{self.check} passed"), datetime.now(UTC))
+            shared.proves(proof, route.pool)
+            self._proved(max(shared.at, self._proved_at), proof)
         elif self._proved_at < shared.at:  # otherwise traffic has shown something newer
             self._since = math.nextafter(shared.at, math.inf)
             repeated, message = self._verdict is False, str(failure)
@@ -346,18 +447,31 @@ class SharedProbe:
     pool share one answer, so that probes cost by the endpoint and not by the target.
 
     `at` is when the last answered probe began, or when traffic proved that the endpoint works;
-    `failure` is None if it worked.
+    `failure` is None if it worked. `proof` is the last proof that it works; None since it did not.
     """
 
     def __init__(self) -> None:
         self.at = -math.inf
         self.failure: ProbeError | None = None
+        self.proof: Proof | None = None
+        self._carriers: WeakSet[Any] = WeakSet()
         self._began = -math.inf
         self._ended: asyncio.Event | None = None
 
     def worked(self, at: float) -> None:
         """Record that the endpoint worked."""
         self.at, self.failure = at, None
+
+    def proves(self, proof: Proof, pool: StreamPool) -> None:
+        """Keep a proof for as long as one of the present sessions of `pool` lives."""
+        if self.proof is None:
+            self._carriers.clear()
+        self.proof = proof
+        self._carriers.update(pool.carriers)
+
+    def lasting(self, pool: StreamPool) -> Proof | None:
+        """Return the proof if it was made by a session that `pool` uses now."""
+        return self.proof if any(each in self._carriers for each in pool.carriers) else None
 
     async def ask(self, probe: Probe, since: float) -> ProbeError | None:
         """Return the newest answer from `since` on; probe, or wait for a running probe, to get one.
@@ -372,6 +486,7 @@ class SharedProbe:
                 failure = await probe()
                 if self.at <= began:
                     self.at, self.failure = began, failure
+                    self.proof = None if failure else self.proof
                 # Otherwise traffic has shown something newer.
                 return self.failure
             finally:
@@ -381,7 +496,7 @@ class SharedProbe:
         return self.failure
 
 
-_ByQuestion = WeakValueDictionary[tuple[Endpoint, Check], SharedProbe]
+_ByQuestion = WeakValueDictionary[Question, SharedProbe]
 _shared: WeakKeyDictionary[StreamPool, _ByQuestion] = WeakKeyDictionary()
 
 

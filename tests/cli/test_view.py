@@ -194,6 +194,7 @@ def test_a_wide_table_has_more_columns() -> None:
         assert word in title
     assert "1.5 MB" in web
     assert "42 B" in web
+    assert web.endswith("  its port accepted at 12:03")
 
 
 def test_reasons_follow_below_a_table_with_a_width() -> None:

@@ -175,7 +175,7 @@ def test_a_check_is_a_setting_of_its_target() -> None:
     one = target("svc/a 80")
     other = dataclasses.replace(one, check=Check(CheckKind.HTTP, path="/x", status=200))
     assert described(Config((one,)), Config((other,)), live=2) == [
-        "~ web.check: set dial -> http GET /x -> 200"
+        "~ web.check: set auto -> http GET /x -> 200"
     ]
 
 

@@ -19,7 +19,8 @@ HTTP = CheckKind.HTTP
 @pytest.mark.parametrize(
     ("text", "check"),
     [
-        ("dial", Check()),
+        ("auto", Check()),
+        ("dial", Check(CheckKind.DIAL)),
         (" None ", Check(CheckKind.NONE)),
         ("http /", Check(HTTP)),
         ("HTTP head /a?b=c->204", Check(HTTP, "HEAD", "/a?b=c->204")),
@@ -40,7 +41,7 @@ def test_a_check_of_one_line_is_parsed(text: str, check: Check) -> None:
         ({"http": None}, "http GET /"),
         ({"http": {"path": "/a", "method": "post", "status": 201.0}}, "http POST /a -> 201"),
         ({"dns": "a.b"}, "dns a.b"),
-        ({}, "dial"),
+        ({}, "auto"),
     ],
 )
 def test_a_check_as_a_mapping_is_parsed(parts: dict[str, Any], text: str) -> None:
@@ -85,14 +86,14 @@ def test_any_text_is_a_check_that_reads_back_or_an_error(text: str) -> None:
 
 
 def test_what_a_port_can_be_asked() -> None:
-    dns, http = Check(CheckKind.DNS, name="a"), Check(HTTP)
+    dns, http, dial = Check(CheckKind.DNS, name="a"), Check(HTTP), Check(CheckKind.DIAL)
     nothing = Check(CheckKind.NONE)
     found = {
-        protocol: [check.of(protocol) for check in (Check(), http, dns, nothing)]
+        protocol: [check.of(protocol) for check in (Check(), dial, http, dns, nothing)]
         for protocol in Protocol
     }
-    assert found[Protocol.TCP] == [Check(), http, Check(), nothing]
-    assert found[Protocol.UDP] == [nothing, nothing, dns, nothing]
+    assert found[Protocol.TCP] == [Check(), dial, http, dial, nothing]
+    assert found[Protocol.UDP] == [Check(), nothing, nothing, dns, nothing]
 
 
 def test_a_target_uses_its_own_settings_or_the_defaults(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_changed_check_is_a_setting_and_no_change_of_the_forward() -> None:
     one, two = target("a", "svc/a 80"), target("b", "svc/b 81")
     none = dataclasses.replace(one, check=Check(CheckKind.NONE))
     plan = diff(Config((one, two)), Config((two, none)))
-    assert [(s.name, s.before, s.after) for s in plan.settings] == [("a.check", "dial", "none")]
+    assert [(s.name, s.before, s.after) for s in plan.settings] == [("a.check", "auto", "none")]
     assert not plan.changed
     assert not diff(Config((two,)), Config((two, none))).settings
 

@@ -77,7 +77,6 @@ async def test_status_answers_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_
                 "name": "one",
                 "to": f"{HOST}:{a}",
                 "state": "ready",
-                "reason": "",
                 "context": None,
                 "namespace": None,
                 "protocol": "tcp",
@@ -88,6 +87,7 @@ async def test_status_answers_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_
                 "live": 1,
             }
             assert {key: one[key] for key in expected} == expected
+            assert one["reason"].startswith("its port accepted at ")
             assert one["traffic"]["opened"] == one["traffic"]["dialCount"] == 1
             assert one["traffic"]["toLocalBytes"] == 1
             assert found["tasks"] > 0

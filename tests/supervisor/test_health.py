@@ -9,6 +9,7 @@ import itertools
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -19,16 +20,27 @@ from krelay.config.diff import Spec
 from krelay.datapath.pool import Pool
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.errors import ListenError
-from krelay.model import Check, CheckKind, Endpoint, Kind, Port, Protocol, Resolution, Target
+from krelay.model import (
+    Check,
+    CheckKind,
+    Endpoint,
+    Kind,
+    PodPort,
+    Port,
+    Protocol,
+    Resolution,
+    SessionConfig,
+    Target,
+)
 from krelay.state.bus import EventBus
 from krelay.state.states import State
 from krelay.supervisor import health as module
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.health import SharedProbe, shared_probe
+from krelay.supervisor.health import Proof, SharedProbe, shared_probe
 from krelay.wire.errors import ErrorCode
 from tests import rig
 
-DIAL = Check()
+AUTO, DIAL = Check(), Check(CheckKind.DIAL)
 TCP, UDP = Port(80, 0, Protocol.TCP), Port(53, 0, Protocol.UDP)
 NONE = Check(CheckKind.NONE)
 
@@ -476,13 +488,178 @@ async def test_in_any_sequence_of_events_no_state_is_better_than_its_cause(
             assert state is not State.READY or way
             assert state is not State.DEGRADED or was_ready
             assert state is not State.FAILED or not was_ready or w.forward.failure
-            assert bool(w.health.reason) is (state not in (State.READY, State.DRAINING))
+            assert bool(w.health.reason) is (state is not State.DRAINING)
         changes = [(event.details["from"], event.details["to"]) for event in w.bus.history]
         states = ["pending", *(after for _, after in changes)]
         assert changes == list(itertools.pairwise(states))
         assert states[-1] == w.health.state.value
         assert "draining" not in states[:-1]
         w.forward.failure = None
+
+
+# -- check: auto -----------------------------------------------------------------------------------
+
+
+class Counting:
+    """A target that counts its connections."""
+
+    def __init__(self) -> None:
+        self.dials = 0
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.dials += 1
+        await rig.swallow(reader, writer)
+
+
+@asynccontextmanager
+async def counting(host: str = rig.HOST) -> AsyncIterator[Counting]:
+    made = Counting()
+    async with rig.tcp_target(made.serve, host) as made.port:
+        yield made
+
+
+def told(
+    port: int,
+    on_pod: int = 8080,
+    *,
+    ready: bool | None = True,
+    protocol: Protocol = Protocol.TCP,
+) -> Resolution:
+    """An endpoint, and the pod behind it of which the kubelet says whether it is ready."""
+    pods = () if ready is None else (PodPort("place", "web-1", "uid", on_pod, ready),)
+    return Resolution(protocol, Endpoint(rig.HOST, port), pods=pods)
+
+
+async def test_auto_dials_an_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    async with rig.path() as path, counting() as target, watched(path, check=AUTO) as w:
+        w.route.update(told(target.port))
+        await w.becomes(State.READY, "its endpoint is ready; its port accepted at ")
+        for _ in range(5):
+            # It flaps, and the tunnel is cut and resumed: the proof of the way stands.
+            w.route.update(Resolution(Protocol.TCP, None, "no ready endpoint"))
+            await w.becomes(State.DEGRADED, "no ready endpoint")
+            w.route.update(told(target.port))
+            assert w.health.state is State.READY
+            path.link.cut(blocked=True)
+            await w.becomes(State.DEGRADED, "no tunnel to the agent")
+            path.link.blocked = False
+            await w.becomes(State.READY, "its port accepted at ")
+        assert str(w.health.check) == "auto"
+        await rig.until(lambda: target.dials == 1)
+        assert w.texts[0] == "web: ready"
+
+
+async def test_auto_dials_each_new_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INTERVAL", 0.01)
+    async with rig.path() as path, counting() as one, counting() as two:
+        async with watched(path, check=AUTO) as w:
+            for target in (one, two, one, two):
+                w.route.update(told(target.port))
+                await w.becomes(State.READY, "its port accepted at ")
+            await rig.until(lambda: (one.dials, two.dials) == (1, 1))
+
+
+async def test_auto_dials_again_through_another_session() -> None:
+    config = SessionConfig(resume_timeout=0.05)
+    async with rig.path(config=config) as path, counting() as target:
+        async with watched(path, check=AUTO) as w:
+            w.route.update(told(target.port))
+            await w.becomes(State.READY, "its port accepted at ")
+            former = path.pool.pick()
+            path.link.cut(blocked=True)
+            await rig.until(lambda: path.link.abandoned)
+            path.link.blocked = False
+            path.link.opened.set()
+            await rig.until(lambda: path.pool.pick() not in (None, former))
+            await w.becomes(State.READY, "its port accepted at ")
+            await rig.until(lambda: target.dials == 2)
+
+
+async def test_auto_looks_again_after_a_connection_that_failed() -> None:
+    async with rig.path() as path, counting() as target, watched(path, check=AUTO) as w:
+        w.route.update(told(target.port))
+        await w.becomes(State.READY, "its port accepted at ")
+        w.health._dialled(ErrorCode.REFUSED, "")
+        await w.becomes(State.READY)
+        await rig.until(lambda: target.dials == 2)
+        assert [text[:13] for text in w.texts] == ["web: ready", "web: degraded", "web: ready"]
+
+
+async def test_auto_dials_an_endpoint_until_it_accepts() -> None:
+    async with rig.path() as path, watched(path, check=AUTO) as w:
+        closed = rig.closed_port()
+        w.route.update(told(closed))
+        await w.becomes(State.FAILED, "refused: ")
+        with socket.create_server((rig.HOST, closed)):
+            await w.becomes(State.READY, "its port accepted at ")
+
+
+@pytest.mark.parametrize(
+    ("remote", "on_pod"), [(2345, 2345), ("delve", 8080), (80, 5005), ("jvm-debug", 8000)]
+)
+async def test_auto_never_dials_the_port_of_a_debugger(remote: int | str, on_pod: int) -> None:
+    async with rig.path() as path, counting() as target:
+        async with watched(path, Port(remote, 0, Protocol.TCP), check=AUTO) as w:
+            w.route.update(told(target.port, on_pod))
+            await w.becomes(State.READY)
+            assert w.health.reason == (
+                "its endpoint is ready; not probed: a debugger's port takes one client"
+            )
+            # Another forward of the same endpoint is probed: by then this one would have been.
+            async with watched(path, check=DIAL) as other:
+                other.route.update(told(target.port))
+                await other.becomes(State.READY)
+            await rig.until(lambda: target.dials == 1)
+            assert await rig.exchange(w.port, b"x") == b""
+            assert "its port accepted at " in w.health.reason
+            w.health._dialled(ErrorCode.REFUSED, "")
+            assert w.health.state is State.DEGRADED
+
+
+async def test_an_unready_endpoint_is_not_ready_even_if_it_accepts() -> None:
+    async with rig.path() as path, counting() as target:
+        async with watched(path, check=AUTO) as w:
+            w.route.update(told(rig.closed_port(), ready=False))
+            await w.becomes(State.PENDING, "its endpoint is not ready; refused: ")
+            w.route.update(told(target.port, ready=False))
+            await w.becomes(State.DEGRADED, "its endpoint is not ready, but its port accepted at ")
+            for ready, state in ((True, State.READY), (False, State.DEGRADED)):
+                w.route.update(told(target.port, ready=ready))
+                assert w.health.state is state
+            assert await rig.exchange(w.port, b"x") == b""
+            assert w.health.state is State.DEGRADED
+        await rig.until(lambda: target.dials == 2)
+
+
+async def test_an_endpoint_of_which_the_kubelet_says_nothing_is_dialled() -> None:
+    async with rig.path() as path, counting() as target:
+        async with watched(path, check=AUTO) as w:
+            w.route.update(told(target.port, 2345, ready=None))
+            await w.becomes(State.READY, "its port accepted at ")
+            assert str(w.health.check) == "dial"
+            assert w.health.reason.startswith("its port accepted at ")
+
+
+async def test_auto_takes_the_kubelets_word_for_udp() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        async with watched(path, UDP, check=AUTO) as w:
+            w.route.update(told(target, protocol=Protocol.UDP, ready=False))
+            await w.becomes(State.PENDING, "its endpoint is not ready")
+            w.route.update(told(target, protocol=Protocol.UDP))
+            await w.becomes(State.READY, "not probed: a UDP port answers nothing but its protocol")
+            async with rig.udp_socket(connect=w.port) as client:
+                client.send(b"x")
+                assert await rig.recv(client) == b"x"
+            assert "its endpoint is ready; it answered at " in w.health.reason
+
+
+def test_a_proof_of_another_day_has_its_date() -> None:
+    now = datetime.now(UTC)
+    assert str(Proof("x", now)) == f"x at {now.astimezone():%H:%M}"
+    before = now - timedelta(days=2)
+    assert str(Proof("x", before)) == f"x on {before.astimezone():%Y-%m-%d %H:%M}"
 
 
 # -- shared probes ---------------------------------------------------------------------------------
@@ -561,9 +738,9 @@ async def test_a_waiter_probes_itself_if_the_probe_ends_without_an_answer(
 async def test_a_shared_probe_belongs_to_a_pool_endpoint_and_check() -> None:
     pools = [Pool("p", [rig.AgentLink(None)], rig.KEY, size=1) for _ in range(2)]
     here, there = Endpoint("h", 1), Endpoint("h", 2)
-    dial, http = Check(), Check(CheckKind.HTTP)
+    dial, http = DIAL, Check(CheckKind.HTTP)
     kept = shared_probe(pools[0], here, dial)
-    assert shared_probe(pools[0], here, Check()) is kept
+    assert shared_probe(pools[0], here, Check(CheckKind.DIAL)) is kept
     others = [
         shared_probe(pools[1], here, dial),
         shared_probe(pools[0], there, dial),
