@@ -54,7 +54,9 @@ def _addresses(values: tuple[str, ...]) -> tuple[str, ...]:
     """Return the addresses of `--address a,b --address c`, each once."""
     from krelay.config.grammar import ParseError, parse_listen
 
-    found = [part for value in values for part in value.split(",")]
+    found = [part for value in values if value for part in value.split(",")]
+    if values and not found:
+        raise UsageError("you must specify at least 1 address", hint="for example `127.0.0.1`")
     try:
         addresses = dict.fromkeys(parse_listen(part.strip()) for part in found)
     except ParseError as exc:
@@ -208,7 +210,7 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
     set_up_logging(_verbosity(verbosity))
     given = understand(flags)
     file = given["file"]
-    running_timeout(given["pod_running_timeout"] or "")
+    timeout = running_timeout(given["pod_running_timeout"] or "")
     preload()
     from krelay.cli import up
     from krelay.config.files import read_once
@@ -235,7 +237,14 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
         hint = "for example `kubectl relay svc/nginx 8080:80`; see `-h` for more"
         raise UsageError("TYPE/NAME and ports are required", hint=hint)
     contexts = Contexts(given["kubeconfig"], overrides(given))
-    return up.run(source, announce=_announce, contexts=contexts, must_exist=True, as_kubectl=True)
+    return up.run(
+        source,
+        announce=_announce,
+        contexts=contexts,
+        must_exist=True,
+        pod_running_timeout=timeout if isinstance(source, Words) else None,
+        as_kubectl=True,
+    )
 
 
 def main() -> int:

@@ -51,6 +51,7 @@ def run(
     watch: bool = True,
     strict: bool = False,
     must_exist: bool = False,
+    pod_running_timeout: float | None = None,
     live: bool = False,
     as_kubectl: bool = False,
 ) -> int:
@@ -59,7 +60,7 @@ def run(
     Args:
         announce: called with each forward that is bound; by default a line says so.
         as_kubectl: end on SIGINT even if it was ignored at the start, as kubectl does in a script.
-        contexts, strict, must_exist: as for `Supervisor`.
+        contexts, strict, must_exist, pod_running_timeout: as for `Supervisor`.
         watch: follow edits of the file.
         live: show the live table instead of lines, if there is a terminal for it.
     """
@@ -68,7 +69,13 @@ def run(
     config = source.load()
     raise_file_limit()
     live = live and _can_be_live(config)
-    supervisor = Supervisor(config, contexts=contexts, strict=strict, must_exist=must_exist)
+    supervisor = Supervisor(
+        config,
+        contexts=contexts,
+        strict=strict,
+        must_exist=must_exist,
+        pod_running_timeout=pod_running_timeout,
+    )
     if announce is not None:
         supervisor.bus.on(ForwardBound, announce)
     elif not live:

@@ -104,6 +104,7 @@ class Supervisor:
         contexts: Contexts | None = None,
         strict: bool = False,
         must_exist: bool = False,
+        pod_running_timeout: float | None = None,
     ) -> None:
         """Begin with `config`.
 
@@ -111,6 +112,7 @@ class Supervisor:
             contexts: where API clients come from.
             strict: fail the start if any forward cannot bind or resolve, not only if all fail.
             must_exist: fail the start if no target exists; with `strict`, if any does not.
+            pod_running_timeout: fail the start if no target has an endpoint for so many seconds.
         """
         self.bus = EventBus(self.snapshot)
         self.started = asyncio.Event()
@@ -123,6 +125,7 @@ class Supervisor:
         self._contexts.on_resolved = lambda state: self.bus.publish(ContextResolved(state))
         self._strict = strict
         self._must_exist = must_exist
+        self._pod_running_timeout = pod_running_timeout
         self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
         self._tasks = TaskGroup()
@@ -299,6 +302,8 @@ class Supervisor:
             self._check_start()
         await self._settled(list(active.forwards.values()))
         self._check_start()
+        if self._pod_running_timeout is not None:
+            await self._any_endpoint(self._pod_running_timeout)
         self.started.set()
         for forward in active.forwards.values():
             if forward.listener is not None:
@@ -308,6 +313,16 @@ class Supervisor:
                 log.warning("waiting: %s", forward.route.reason)
         request.finish()
         self.bus.publish(Started())
+
+    async def _any_endpoint(self, timeout: float) -> None:
+        """Wait until a forward has an endpoint."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self.bus.wait_for(lambda now: any(found.endpoint for found in now.forwards))
+        except TimeoutError:
+            unready = [str(forward) for forward in self._forward_states()]
+            hint = "`--pod-running-timeout` waits longer"
+            raise NotReadyError(f"no pod runs after {timeout:g} s", unready, hint=hint) from None
 
     async def _drain(self) -> None:
         self.ending = True

@@ -258,6 +258,7 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
         ["svc/a", "1", "--pod-running-timeout=soon"],
         ["svc/a", "1", "--pod-running-timeout=0"],
         ["svc/a", "1", "--pod-running-timeout="],
+        ["svc/a", "1", "--address="],
     ],
 )
 def test_a_wrong_command_line_exits_with_2(
@@ -312,6 +313,16 @@ def test_a_flag_of_an_older_go_krelay_is_understood_with_a_hint(
         "--server-image=tools": agent.image,
     }.get(flag, "tools")
     assert expected == "tools"
+
+
+def test_the_time_for_a_pod_to_run_is_a_minute_for_a_target_alone(
+    started: Started, relay: Relay
+) -> None:
+    times = []
+    for args in (["a", "1"], ["a", "1", "--pod-running-timeout", "1h2m"], ["proxy"], ["-f", "-"]):
+        assert relay(*args, stdin=b"svc/a 1\n") == 0
+        times.append(started.options["pod_running_timeout"])
+    assert times == [60.0, 3720.0, None, None]
 
 
 def test_the_agents_namespace_can_be_chosen(started: Started, relay: Relay) -> None:

@@ -405,6 +405,41 @@ async def test_one_missing_target_fails_a_strict_start_if_it_must_exist(
                 stop.set()
 
 
+async def test_a_target_whose_pod_never_runs_fails_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def follow(target: Target, publish: Publish) -> None:
+        publish((Resolution(Protocol.TCP, None, "web: no pod"),))
+
+    async with fake_agents(monkeypatch):
+        monkeypatch.setattr(module, "follow_constant", follow)
+        supervisor = Supervisor(config(target("web", Port(80, 0))), pod_running_timeout=0.01)
+        with pytest.raises(NotReadyError, match="no pod runs after 0.01 s") as caught:
+            await supervisor.run(asyncio.Event())
+        assert "no pod" in caught.value.unready[0]
+
+
+async def test_a_target_whose_pod_runs_in_time_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = asyncio.Event()
+
+    async def follow(target: Target, publish: Publish) -> None:
+        publish((Resolution(Protocol.TCP, None, "web: no pod"),))
+        await runs.wait()
+        publish((Resolution.as_given(target, target.ports[0]),))
+
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        monkeypatch.setattr(module, "follow_constant", follow)
+        supervisor = Supervisor(config(target("web", Port(tcp, 0))), pod_running_timeout=30.0)
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(supervisor.run(stop))
+            await rig.until(lambda: supervisor.active.watchers)
+            assert not supervisor.started.is_set()
+            runs.set()
+            await supervisor.started.wait()
+            stop.set()
+
+
 async def test_all_ports_in_use_fail_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         error = await fails(config(target("a", Port(80, tcp)), target("b", Port(81, tcp))))
