@@ -11,8 +11,8 @@ from typing import Any
 from fuzz.draw import Draw
 from krelay import typed
 from krelay.cluster.api_errors import StatusError
+from krelay.cluster.auth.entries import _parse
 from krelay.cluster.auth.exec_plugin import ExecPlugin
-from krelay.cluster.auth.kubeconfig import _KINDS
 from krelay.cluster.auth.oidc import _DISCOVERY, _TOKENS, _renew_at
 from krelay.cluster.diagnosis import diagnose
 from krelay.cluster.endpoints import choose_pod, resolve_pod, resolve_service, why_no_pod
@@ -24,7 +24,7 @@ from krelay.model import Port, Resolution
 RESOURCES = ("pods", "services", "endpointslices", "deployments", "jobs", "events", "widgets")
 PORTS = tuple(Port(local=None, remote=remote) for remote in (80, "web", "no-such"))
 _MARK = "allows it: "
-_PLUGIN = {"command": "login", "apiVersion": "v1"}
+_PLUGIN = {"command": "login", "apiVersion": "client.authentication.k8s.io/v1"}
 
 
 def api_objects(data: bytes) -> None:
@@ -107,7 +107,7 @@ def api_refusal(data: bytes) -> None:
 
 
 def credentials(data: bytes) -> None:
-    """Read a plugin's or an issuer's answer, an id token, or an entry of a kubeconfig."""
+    """Read a plugin's or an issuer's answer, an id token, or a kubeconfig."""
     draw = Draw(data)
     form = draw.number() % 7
     body = draw.rest()
@@ -122,7 +122,7 @@ def credentials(data: bytes) -> None:
         elif form in (2, 3):
             typed.load((_DISCOVERY, _TOKENS)[form - 2], body, "the answer")
         else:
-            typed.load((*_KINDS.values(),)[form - 4], body, "kubeconfig")
+            _parse("/kubeconfig", body)
     except ClusterError as exc:
         _readable(exc)
 

@@ -32,7 +32,7 @@ HOMES = {
     "rich": ("krelay/cli",),
     "watchfiles": ("krelay/config",),
     "websockets": ("krelay/transport",),
-    "yaml": ("krelay/config",),
+    "yaml": ("krelay/cluster/auth", "krelay/config"),
 }
 """Each dependency, and the only places that may import it."""
 

@@ -24,7 +24,13 @@ from krelay.cluster import http
 from krelay.cluster.api_errors import StatusError
 from krelay.cluster.auth.credentials import Credentials
 from krelay.cluster.auth.kubeconfig import NO_OVERRIDES, Login, Overrides, PinnedContext
-from krelay.errors import AccessDeniedError, ClusterError, MalformedError, UnreachableError
+from krelay.errors import (
+    AccessDeniedError,
+    ClusterError,
+    CredentialsError,
+    MalformedError,
+    UnreachableError,
+)
 from krelay.net.api_access import ApiAccess
 
 logger = logging.getLogger("krelay.cluster")
@@ -221,19 +227,24 @@ class Api:
         while True:
             # Outside the deadline: a credential plugin may wait for a person.
             access = await self._credentials.access()
-            with http.translated_errors(access, self.where):
-                async with asyncio.timeout(self._deadline):
-                    response = await http.send(
-                        self._session(access), access, method, path, query=query, data=data
-                    )
-                    if 200 <= response.status < 300:
-                        return response, access
-                    async with response:
-                        error = StatusError(
-                            response.status,
-                            await http.read_body(response, http.MAX_ERROR, truncate=True),
-                            _seconds(response.headers.get("Retry-After")),
+            try:
+                with http.translated_errors(access, self.where):
+                    async with asyncio.timeout(self._deadline):
+                        response = await http.send(
+                            self._session(access), access, method, path, query=query, data=data
                         )
+                        if 200 <= response.status < 300:
+                            return response, access
+                        async with response:
+                            error = StatusError(
+                                response.status,
+                                await http.read_body(response, http.MAX_ERROR, truncate=True),
+                                _seconds(response.headers.get("Retry-After")),
+                            )
+            except CredentialsError as exc:
+                if http.is_wrong_signature(exc) and self._credentials.reorder_authorities(access):
+                    continue
+                raise
             if error.code == 401:
                 self._credentials.reject(access)
             if error.code != 401 or renewed:

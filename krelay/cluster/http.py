@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 CONNECT_DEADLINE = 5.0
 MAX_BODY = 64 << 20  # bytes of a list: a page of 200 objects, each far larger than usual
+MAX_REQUESTS = 10  # of one GET that is redirected
 MAX_ERROR = 64 << 10  # bytes of an error's body that are read
 _MAX_REASON = 200
+_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def session(socks: str | None = None) -> aiohttp.ClientSession:
@@ -61,23 +63,69 @@ async def send(
     query: dict[str, str] | None = None,
     data: bytes | None = None,
 ) -> aiohttp.ClientResponse:
-    """Send a request; return the head of the answer. The caller releases the response."""
+    """Send a request; return the head of the answer. The caller releases the response.
+
+    A GET follows redirects as Go's client does. Another host than the first one gets neither the
+    credentials nor the client certificate.
+
+    Raises:
+        ClusterError: too many redirects, or one that leads away from HTTPS.
+    """
     headers = [*access.headers, ("Accept", "application/json"), ("Accept-Encoding", "identity")]
     if data is not None:
         headers.append(("Content-Type", "application/json"))
     proxy, proxy_headers = (None, None) if socks_proxy(access) else split_proxy(access.proxy)
-    return await opened.request(
-        method,
-        access.url + path,
-        params=query,
-        data=data,
-        headers=headers,
-        ssl=access.ssl if access.ssl is not None else True,
-        server_hostname=access.server_hostname,
-        proxy=proxy,
-        proxy_headers=proxy_headers,
-        allow_redirects=False,
-    )
+    url, context = access.url + path, access.ssl
+    for _ in range(MAX_REQUESTS):
+        response = await opened.request(
+            method,
+            url,
+            params=query,
+            data=data,
+            headers=headers,
+            ssl=context if context is not None else True,
+            server_hostname=access.server_hostname,
+            proxy=proxy,
+            proxy_headers=proxy_headers,
+            allow_redirects=False,
+        )
+        location = response.headers.get("Location") if response.status in _REDIRECTS else None
+        if method != "GET" or not location:
+            return response
+        response.release()
+        url, query = _follow(url, location), None
+        if urlsplit(url).hostname != urlsplit(access.url).hostname:
+            headers = [pair for pair in headers if pair not in access.headers]
+            context = context and _without_certificate(context)
+    raise ClusterError(f"stopped after {MAX_REQUESTS} redirects")
+
+
+def _follow(url: str, location: str) -> str:
+    """Return where a redirect of `url` leads. Raises ClusterError."""
+    try:
+        found = urljoin(url, location)
+        parts = urlsplit(found)
+        scheme, host, _ = parts.scheme, parts.hostname or "", parts.port
+        # What came without TLS may have been forged: it would not be the API server's answer.
+        private = scheme == "https" or scheme == urlsplit(url).scheme == "http"
+        if private and host and "@" not in parts.netloc:
+            return found
+        shown = f"to {scheme}://{words(host, _MAX_REASON)}"
+    except ValueError:
+        shown = "to no URL"
+    raise ClusterError(f"the API server redirects {shown}, which krelay does not follow")
+
+
+def _without_certificate(context: ssl.SSLContext) -> ssl.SSLContext:
+    """Return a context that trusts the same authorities and shows no client certificate."""
+    other = ssl.create_default_context()
+    if authorities := b"".join(context.get_ca_certs(binary_form=True)):
+        other = ssl.create_default_context(cadata=authorities)
+    other.verify_flags = context.verify_flags
+    other.check_hostname = context.check_hostname
+    other.verify_mode = context.verify_mode
+    other.set_alpn_protocols(["http/1.1"])
+    return other
 
 
 def socks_proxy(access: ApiAccess) -> str | None:
@@ -146,6 +194,15 @@ def translated_errors(access: ApiAccess, where: str) -> Iterator[None]:
             f"cannot reach the API server ({where}){through}: {_reason(exc)}",
             hint="is the cluster running, and this machine in its network (VPN)?",
         ) from exc
+
+
+def is_wrong_signature(exc: CredentialsError) -> bool:
+    """Return whether a certificate was not signed by the authority that OpenSSL chose by name."""
+    untrusted = _cause(exc, ssl.SSLCertVerificationError)
+    return getattr(untrusted, "verify_code", 0) == _CERT_SIGNATURE_FAILURE
+
+
+_CERT_SIGNATURE_FAILURE = 7  # OpenSSL's X509_V_ERR_CERT_SIGNATURE_FAILURE
 
 
 def _cause(exc: BaseException | None, kind: type[BaseException]) -> BaseException | None:

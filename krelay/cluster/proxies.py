@@ -21,6 +21,9 @@ def from_kubeconfig(url: str | None) -> str | None:
     Raises:
         CredentialsError: not the URL of an http, https or socks5 proxy.
     """
+    if url and url.partition("://")[0].lower() not in ("http", "https", "socks5"):
+        # The environment may leave out the scheme or say socks5h, kubeconfig may not.
+        raise CredentialsError("kubeconfig: proxy-url: not a proxy URL", hint=_HINT)
     return _check(url, "kubeconfig: proxy-url") if url else None
 
 

@@ -363,7 +363,8 @@ async def test_a_cancelled_start_does_not_wait_for_a_hanging_plugin(
     begun = tmp_path / "begun"
     os.mkfifo(begun)
     command = program("login", f"echo > {begun}; exec sleep 600")
-    user = {"exec": {"command": str(command), "apiVersion": "client.authentication.k8s.io/v1"}}
+    version = "client.authentication.k8s.io/v1beta1"
+    user = {"exec": {"command": str(command), "apiVersion": version}}
     path = kube.kubeconfig(user)
     async with await Api.connect(kubeconfig=path) as api, asyncio.TaskGroup() as group:
         making = group.create_task(create(api))

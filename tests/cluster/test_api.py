@@ -171,6 +171,9 @@ async def test_a_token_refused_twice_is_a_credentials_error(kube: Any) -> None:
     assert len(kube.seen) == 2
 
 
+EXEC = "client.authentication.k8s.io/v1beta1"
+
+
 async def test_many_refused_at_once_run_a_plugin_once(
     kube: Any, program: Any, tmp_path: Path
 ) -> None:
@@ -178,7 +181,8 @@ async def test_many_refused_at_once_run_a_plugin_once(
     script = program(
         "login",
         f"echo run >>{runs}; n=$(wc -l <{runs})\n"
-        'echo \'{"apiVersion": "v", "status": {"token": "\'t$n\'"}}\'',
+        f'echo \'{{"apiVersion": "{EXEC}", "kind": "ExecCredential",\'\n'
+        'echo \'"status": {"token": "\'t$n\'"}}\'',
     )
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -186,7 +190,7 @@ async def test_many_refused_at_once_run_a_plugin_once(
         return web.json_response({}, status=200 if known else 401)
 
     kube.handler = handler
-    user = {"exec": {"command": str(script), "apiVersion": "v"}}
+    user = {"exec": {"command": str(script), "apiVersion": EXEC}}
     async with connected(kube.kubeconfig(user)) as api, asyncio.TaskGroup() as group:
         for _ in range(10):
             group.create_task(api.get("/"))
@@ -198,9 +202,11 @@ async def test_an_access_that_a_tunnel_rejects_is_renewed(
 ) -> None:
     runs = tmp_path / "runs"
     script = program(
-        "login", f'echo run >>{runs}; echo \'{{"apiVersion": "v", "status": {{"token": "t"}}}}\''
+        "login",
+        f'echo run >>{runs}; echo \'{{"apiVersion": "{EXEC}", "kind": "ExecCredential",\'\n'
+        'echo \'"status": {"token": "t"}}\'',
     )
-    user = {"exec": {"command": str(script), "apiVersion": "v"}}
+    user = {"exec": {"command": str(script), "apiVersion": EXEC}}
     async with connected(kube.kubeconfig(user)) as api:
         access = await api.access()
         assert await api.access() is access
@@ -277,7 +283,6 @@ async def test_a_missing_right_is_an_error_with_the_commands_that_grant_it(
         (409, {"message": "exists"}, ClusterError, "refused: exists"),
         (422, {"message": "a\n\n  b"}, ClusterError, "refused: a b"),
         (418, "", ClusterError, "refused: 418"),
-        (302, "", ClusterError, "refused: 302"),
         (502, "<html><h1>Bad\nGateway</h1></html>", UnreachableError, "502 Bad Gateway"),
         (200, "<html>", MalformedError, "not a JSON object"),
         (200, "[]", MalformedError, "not a JSON object"),

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from krelay.cluster.auth.kubeconfig import Login, Overrides, load, read_file, read_pem
+from krelay.cluster.auth.files import read_pem
+from krelay.cluster.auth.kubeconfig import Login, Overrides, load
 from krelay.errors import CredentialsError
 
 
@@ -101,7 +102,7 @@ def test_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
                 "client-certificate": "me/cert.pem",
                 "client-key": "/abs/key.pem",
                 "tokenFile": "../token",
-                "exec": {"command": "bin/login", "args": ["./x"]},
+                "exec": {"command": "bin/login", "apiVersion": "v1beta1", "args": ["./x"]},
             }
         },
     )
@@ -112,12 +113,14 @@ def test_paths_are_relative_to_their_own_file(tmp_path: Path) -> None:
     assert Path(login.user["tokenFile"]).resolve() == tmp_path / "token"
     assert login.user["exec"] == {
         "command": str(tmp_path / "two" / "bin/login"),
+        "apiVersion": "v1beta1",
         "args": ["./x"],
     }
 
 
 def test_a_command_without_a_slash_is_looked_up_in_path(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", **{**ONE, "users": {"u": {"exec": {"command": "aws"}}}})
+    user = {"exec": {"command": "aws", "apiVersion": "x"}}
+    path = write(tmp_path / "a", **{**ONE, "users": {"u": user}})
     assert load(environ=listed(path)).user["exec"]["command"] == "aws"
 
 
@@ -133,8 +136,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CredentialsError, match=f"cannot read {tmp_path}: Is a directory"):
         load(environ=listed(tmp_path))
     path = write(tmp_path / "a:b", **ONE)
-    with pytest.raises(CredentialsError, match="its path contains a ':'"):
-        load(kubeconfig=path, environ={})
+    assert load(kubeconfig=path, environ={}).context == "dev"
 
 
 names = st.sampled_from(["a", "b", "c"])
@@ -232,7 +234,7 @@ def test_a_missing_kubeconfig_is_an_error_with_a_hint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["- a\n- b\n", "hello", "clusters: [", "clusters: [{cluster: {}}]", "contexts: {a: b}", "\x00"],
+    ["- a\n- b\n", "hello", "clusters: [", "contexts: {a: b}", "\x00"],
 )
 def test_a_file_that_is_no_kubeconfig_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config"
@@ -248,7 +250,7 @@ def test_a_file_that_is_no_kubeconfig_is_an_error(tmp_path: Path, text: str) -> 
     ("token", "line"),
     [
         ("*hunter2", 3),
-        ("!hunter2 x", 3),
+        ("!!int hunter2", 3),
         ("@hunter2", 3),
         ('"hunter2\\q"', 3),
         ("'hunter2", 4),
@@ -283,43 +285,6 @@ def test_a_server_that_is_not_a_url_is_an_error(tmp_path: Path, server: str) -> 
     path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": server}}})
     with pytest.raises(CredentialsError, match=r"is not the URL|has no server"):
         load(kubeconfig=path, environ={})
-
-
-def test_a_server_without_a_scheme_gets_one(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", **{**ONE, "clusters": {"c": {"server": "h:80"}}})
-    assert load(kubeconfig=path).server == "http://h:80"
-    path = write(
-        tmp_path / "a",
-        **{**ONE, "clusters": {"c": {"server": "h:80", "insecure-skip-tls-verify": True}}},
-    )
-    assert load(kubeconfig=path).server == "https://h:80"
-
-
-@pytest.fixture
-def service_account(tmp_path: Path) -> Path:
-    folder = tmp_path / "serviceaccount"
-    folder.mkdir()
-    (folder / "token").write_text("t")
-    (folder / "namespace").write_text("team\n")
-    return folder
-
-
-def test_a_pod_uses_its_service_account(service_account: Path, tmp_path: Path) -> None:
-    environ = {"HOME": str(tmp_path), "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
-    login = load(environ=environ, service_account=service_account)
-    assert (login.server, login.namespace, login.context) == ("https://10.96.0.1:443", "team", None)
-    assert login.user == {"tokenFile": str(service_account / "token")}
-    environ |= {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443"}
-    assert load(environ=environ, service_account=service_account).server == "https://[fd00::1]:6443"
-
-
-def test_a_kubeconfig_wins_over_the_service_account(service_account: Path, tmp_path: Path) -> None:
-    environ = {
-        "HOME": str(tmp_path),
-        "KUBERNETES_SERVICE_HOST": "10.96.0.1",
-        "KUBECONFIG": write(tmp_path / "a", **ONE),
-    }
-    assert load(environ=environ, service_account=service_account).context == "dev"
 
 
 def test_an_override_wins_over_kubeconfig(tmp_path: Path) -> None:
@@ -407,7 +372,7 @@ FIELDS = [
     ("user", "exec", {"env": {"A": "b"}}, "env: expected a list, got an object"),
     ("user", "exec", {"env": [{"name": "A", "value": 1}]}, "env[0].value: expected a text"),
     ("user", "exec", {"provideClusterInfo": "true"}, "provideClusterInfo: expected true or false"),
-    ("user", "exec", {"interactiveMode": "never"}, "interactiveMode: expected one of Never, "),
+    ("user", "exec", {"interactiveMode": 5}, "interactiveMode: expected a text"),
     ("user", "auth-provider", {"config": {"client-id": 5}}, 'config."client-id": expected a text'),
     ("cluster", "certificate-authority", "a\0", "expected a text without"),
     ("user", "client-certificate", "a\0", "expected a text without"),
@@ -465,29 +430,18 @@ def test_a_section_of_the_wrong_type_is_named(tmp_path: Path, text: str, message
         load(kubeconfig=str(path), environ={})
 
 
-def test_a_fifo_is_refused_without_waiting(tmp_path: Path) -> None:
-    assert read_file(os.devnull) == b""  # what people write for "no kubeconfig"
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(CredentialsError, match="not a regular file"):
-        load(environ={"KUBECONFIG": str(tmp_path / "fifo")})
-    with pytest.raises(CredentialsError, match="not a regular file"):
-        read_pem({"client-key": str(tmp_path / "fifo")}, "client-key")
-    (tmp_path / "large").write_bytes(b"#" * ((8 << 20) + 1))
-    with pytest.raises(CredentialsError, match="larger than 8 MiB"):
-        load(environ={"KUBECONFIG": str(tmp_path / "large")})
-
-
 @pytest.mark.parametrize("server", ["HTTPS://h:1/x/", "hTTp://h:1"])
 def test_the_scheme_of_the_server_becomes_lower_case(tmp_path: Path, server: str) -> None:
     login = load(overrides=Overrides(server=server), environ={"HOME": str(tmp_path)})
     assert login.server == server.lower().rstrip("/")
 
 
-def test_a_password_in_the_servers_url_is_refused_and_not_repeated(tmp_path: Path) -> None:
-    flags = Overrides(server="http://me:hunter2@h")
-    with pytest.raises(CredentialsError, match="contains a user name or a password") as caught:
-        load(overrides=flags, environ={"HOME": str(tmp_path)})
-    assert "hunter2" not in "".join(caught.value.report())
+def test_a_password_in_the_servers_url_is_not_shown(tmp_path: Path) -> None:
+    flags = Overrides(server="https://me:hunter2@h/x")
+    login = load(overrides=flags, environ={"HOME": str(tmp_path)})
+    assert login.server == login.address == "https://h/x"
+    assert (login.user["username"], login.user["password"]) == ("me", "hunter2")
+    assert "hunter2" not in f"{login} {login!r} {login.cluster}"
 
 
 @pytest.mark.parametrize(
@@ -505,62 +459,10 @@ def test_an_error_does_not_repeat_a_bad_url_with_its_password(tmp_path: Path, se
     assert "hunter2" not in "".join(caught.value.report())
 
 
-def run(script: str) -> str:
-    """Return the output of a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-USE = """
-import sys
-from krelay.cluster.auth.kubeconfig import kube_config
-merger = kube_config().KubeConfigMerger
-stamp = kube_config().parse_rfc3339('2020-01-01T00:00:00Z').timestamp()
-print(merger.__name__, stamp, end=' ')
-"""
-
-
-@pytest.mark.process
-def test_the_models_of_the_library_are_not_imported() -> None:
-    """This fails if a release of the library needs more than the stand-in has."""
-    script = USE + "print([name for name in sys.modules if name.startswith('kubernetes_asyncio')])"
-    assert run(script) == "KubeConfigMerger 1577836800.0 []"
-    script = USE + "print('kubernetes_asyncio.client.models' in str(vars(kube_config())))"
-    assert run(script) == "KubeConfigMerger 1577836800.0 False"
-
-
-@pytest.mark.process
-def test_the_whole_library_can_be_imported_after() -> None:
-    script = USE + "import kubernetes_asyncio; print(kubernetes_asyncio.client.CoreV1Api.__name__)"
-    assert run(script).endswith(" CoreV1Api")
-
-
-@pytest.mark.process
-def test_a_library_that_is_imported_already_is_used() -> None:
-    script = (
-        "import kubernetes_asyncio.config.kube_config as theirs\n"
-        + USE
-        + "print(kube_config() is theirs)"
-    )
-    assert run(script).endswith(" True")
-
-
-@pytest.mark.process
-def test_a_library_that_does_not_allow_the_stand_in_is_imported_whole() -> None:
-    script = (
-        "import krelay.cluster.auth.kubeconfig as module\n"
-        "def fails(): raise AttributeError\n"
-        "module._import_without_models = fails\n"
-        + USE
-        + "print('kubernetes_asyncio.client' in sys.modules)"
-    )
-    assert run(script) == "KubeConfigMerger 1577836800.0 True"
-
-
 @pytest.mark.process
 def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
     script = "import sys, krelay.cluster; print('aiohttp' in sys.modules)"
-    assert run(script) == "False"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"

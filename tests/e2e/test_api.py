@@ -17,7 +17,8 @@ import pytest
 from krelay.cluster import reflector as watch_module
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.auth.credentials import Credentials
-from krelay.cluster.auth.kubeconfig import Login, Overrides, load, read_pem
+from krelay.cluster.auth.files import read_pem
+from krelay.cluster.auth.kubeconfig import Login, Overrides, load
 from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
     AccessDeniedError,
@@ -30,6 +31,8 @@ from krelay.errors import (
 pytestmark = pytest.mark.e2e
 
 RBAC = "rbac.authorization.k8s.io/v1"
+
+EXEC = "client.authentication.k8s.io/v1beta1"
 
 
 @pytest.fixture
@@ -185,10 +188,10 @@ async def test_the_certificate_of_a_plugin(
         "clientKeyData": base64.b64decode(mine["client-key-data"]).decode(),
     }
     script = tmp_path / "login"
-    answer = json.dumps({"apiVersion": "v", "kind": "ExecCredential", "status": status})
+    answer = json.dumps({"apiVersion": EXEC, "kind": "ExecCredential", "status": status})
     script.write_text(f"#!/bin/sh\ncat <<'END'\n{answer}\nEND\n")
     script.chmod(0o755)
-    path = kubeconfig({"exec": {"apiVersion": "v", "command": str(script)}})
+    path = kubeconfig({"exec": {"apiVersion": EXEC, "command": str(script)}})
     async with await Api.connect(kubeconfig=path) as api:
         assert "system:masters" in (await who(api))["groups"]
 

@@ -18,8 +18,9 @@ from urllib.parse import quote, urlsplit
 from krelay import __version__
 from krelay.cluster import proxies
 from krelay.cluster.auth.exec_plugin import ExecPlugin
+from krelay.cluster.auth.files import read_pem
 from krelay.cluster.auth.identity import Identity, from_entry, tls_context
-from krelay.cluster.auth.kubeconfig import Login, read_pem
+from krelay.cluster.auth.kubeconfig import Login
 from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.net.api_access import ApiAccess, is_loopback
@@ -46,6 +47,7 @@ class Credentials:
         self._rejected = False
         self._failures = OnceUntilChanged()
         self._tls: tuple[tuple[object, ...], ssl.SSLContext] | None = None
+        self._turn = 0
 
     @property
     def login(self) -> Login:
@@ -75,6 +77,22 @@ class Credentials:
         if self._access is access:
             self._access = self._fetched = None
             self._rejected = True
+
+    def reorder_authorities(self, access: ApiAccess) -> bool:
+        """Let another authority come first after a certificate with a wrong signature.
+
+        Of several authorities of one name, OpenSSL tries the first one only, Go each of them; an
+        authority that got a new key has its name twice in a bundle. Return False if that is not
+        the case, or each of them was first.
+        """
+        if self._access is not access or access.ssl is None:
+            return self._access is not access
+        names = [str(found.get("subject")) for found in access.ssl.get_ca_certs()]
+        if len(set(names)) == len(names):
+            return False
+        self._turn = (self._turn + 1) % len(names)
+        self._access = None
+        return self._turn != 0
 
     async def access(self) -> ApiAccess:
         """Return what a new connection needs.
@@ -127,7 +145,7 @@ class Credentials:
         access = ApiAccess(
             url=login.server,
             ssl=await self._context(login, found.certificate),
-            server_hostname=login.cluster.get("tls-server-name") or None,
+            server_hostname=_tls_name(login),
             headers=tuple(_headers(login.user, found.authorization)),
             proxy=proxies.from_kubeconfig(login.cluster.get("proxy-url"))
             or proxies.from_environment(login.server),
@@ -144,14 +162,22 @@ class Credentials:
 
         def build() -> ssl.SSLContext:
             ca = read_pem(login.cluster, "certificate-authority")
-            parts = (ca, certificate, verify)
+            parts = (ca, certificate, verify, self._turn)
             # A local name: a cancelled call may still run in another thread.
             tls = self._tls
             if tls is None or tls[0] != parts:
-                tls = self._tls = parts, tls_context(ca, certificate, verify=verify)
+                tls = self._tls = parts, tls_context(ca, certificate, verify=verify, turn=parts[3])
             return tls[1]
 
         return await in_thread(build, UnreachableError)
+
+
+def _tls_name(login: Login) -> str | None:
+    """Return the name to expect in the certificate; None if it is the host as the URL has it."""
+    host = urlsplit(login.server).hostname or ""
+    name = login.cluster.get("tls-server-name") or (host if host.endswith(".") else "")
+    # A certificate names no trailing dot, which only says that a name is complete.
+    return name.removesuffix(".") or None
 
 
 def _secure(login: Login) -> bool:
@@ -171,16 +197,18 @@ _IMPERSONATION = ("as", "as-uid", "as-groups", "as-user-extra")
 def _source(login: Login) -> ExecPlugin | Oidc | None:
     """Return the source of credentials; None if kubeconfig holds them itself (as client-go)."""
     user = _user(login)
+    provider = user.get("auth-provider")
+    if provider is not None and provider.get("name") != "oidc":
+        raise CredentialsError(
+            f'kubeconfig: Kubernetes has removed the auth-provider "{provider.get("name")}"',
+            hint="use the provider's exec plugin, as kubectl does since 1.26",
+        )
     if any(user.get(key) for key in ("token", "tokenFile", "username")):
         return None
-    if plugin := user.get("exec"):
+    certificate = user.get("client-certificate") or user.get("client-certificate-data")
+    if (plugin := user.get("exec")) and not certificate:
         return ExecPlugin(plugin, login.cluster)
-    if provider := user.get("auth-provider"):
-        if provider.get("name") != "oidc":
-            raise CredentialsError(
-                f'kubeconfig: Kubernetes has removed the auth-provider "{provider.get("name")}"',
-                hint="use the provider's exec plugin, as kubectl does since 1.26",
-            )
+    if provider is not None:
         return Oidc(provider.get("config", {}))
     return None
 
@@ -198,8 +226,6 @@ def _headers(user: Mapping[str, Any], authorization: str | None) -> Iterator[tup
         yield "Authorization", authorization
     uid, groups, extra = (user.get(key) for key in _IMPERSONATION[1:])
     if not user.get("as"):
-        if uid or groups or extra:
-            raise CredentialsError("kubeconfig: as-groups, as-uid and as-user-extra need `as`")
         return
     # kubernetes.io, "User impersonation": each group and each extra value has its own header.
     headers = [("Impersonate-User", user["as"])]

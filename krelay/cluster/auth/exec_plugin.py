@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from krelay import typed
-from krelay.cluster.auth.identity import Identity, ahead, bearer
-from krelay.cluster.auth.kubeconfig import read_pem
+from krelay.cluster.auth.files import read_pem
+from krelay.cluster.auth.go_yaml import NotYamlError, read_yaml
+from krelay.cluster.auth.identity import Identity, ahead, bearer, join_pair
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.processes import end
 from krelay.tasks import TaskGroup
@@ -29,14 +30,23 @@ logger = logging.getLogger("krelay.cluster")
 DEADLINE = 180.0  # seconds; a plugin may wait for a person in a browser
 PATIENCE = 5.0  # seconds after which the log says that krelay waits for a plugin
 MAX_OUTPUT = 1 << 20
-_MAX_VALUES = 10_000
 _STATUS = Shape(
     fields(String(), "token", "clientCertificateData", "clientKeyData")
     | {"expirationTimestamp": Timestamp()}
 )
-_EXEC_CREDENTIAL = Shape({"apiVersion": Token(), "status": _STATUS}, needs=("apiVersion", "status"))
+_EXEC_CREDENTIAL = Shape(
+    {"apiVersion": Token(), "kind": Token(), "status": _STATUS},
+    needs=("apiVersion", "kind", "status"),
+)
 _SHOWN = 2000  # characters of the plugin's stderr that an error repeats
-_CLUSTER_KEYS = ("server", "tls-server-name", "insecure-skip-tls-verify", "proxy-url")
+_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+_CLUSTER_KEYS = (
+    "server",
+    "tls-server-name",
+    "insecure-skip-tls-verify",
+    "proxy-url",
+    "disable-compression",
+)
 _EXTENSION = "client.authentication.k8s.io/exec"
 
 
@@ -46,8 +56,11 @@ class ExecPlugin:
     def __init__(self, plugin: Mapping[str, Any], cluster: Mapping[str, Any]) -> None:
         self._plugin = plugin
         self._cluster = cluster
-        if not plugin.get("command") or not plugin.get("apiVersion"):
-            raise CredentialsError("kubeconfig: exec needs command and apiVersion")
+        if plugin["apiVersion"] not in _VERSIONS:
+            raise CredentialsError(
+                f'kubeconfig: the apiVersion of exec is "{plugin["apiVersion"]}"',
+                hint=f"update the plugin; krelay and kubectl know {' and '.join(_VERSIONS)}",
+            )
         self._name = os.path.basename(plugin["command"])
 
     async def fetch(self, *, rejected: bool) -> Identity:
@@ -74,18 +87,11 @@ class ExecPlugin:
             known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}
             if (ca := read_pem(self._cluster, "certificate-authority")) is not None:
                 known["certificate-authority-data"] = base64.b64encode(ca).decode()
-            for item in self._cluster.get("extensions", ()):
-                if item.get("name") == _EXTENSION:
-                    known["config"] = item.get("extension")
+            known["config"] = self._cluster.get("extensions", {}).get(_EXTENSION)
             spec["cluster"] = known
-        try:
-            return json.dumps(
-                {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
-            )
-        except (TypeError, ValueError, RecursionError) as exc:
-            raise CredentialsError(
-                f"kubeconfig: the cluster's extension {_EXTENSION} cannot be written as JSON"
-            ) from exc
+        return json.dumps(
+            {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
+        )
 
     async def _run(self, info: str, interactive: bool) -> bytes:
         environment = dict(os.environ)
@@ -142,9 +148,13 @@ class ExecPlugin:
 
     def _read(self, output: bytes) -> Identity:
         source = f"{self._name} did not answer with an ExecCredential"
-        answer = typed.load(
-            _EXEC_CREDENTIAL, output, source, values=_MAX_VALUES, error=CredentialsError
-        )
+        try:
+            document = read_yaml(output)  # JSON too, as in client-go
+        except NotYamlError as exc:
+            raise CredentialsError(f"{source}: {exc}") from None
+        answer = typed.read(_EXEC_CREDENTIAL, document, source, error=CredentialsError)
+        if answer["kind"] != "ExecCredential":
+            raise CredentialsError(f"{source}, but with the kind {answer['kind']}")
         version, status = answer["apiVersion"], answer["status"]
         token, until = status.get("token"), status.get("expirationTimestamp", math.inf)
         pair = status.get("clientCertificateData"), status.get("clientKeyData")
@@ -159,7 +169,7 @@ class ExecPlugin:
             )
         return Identity(
             authorization=bearer(token) if token else None,
-            certificate="\n".join(pair).encode() if pair[0] else None,
+            certificate=join_pair(pair[0].encode(), pair[1].encode()) if pair[0] else None,
             expires=ahead(until),
         )
 

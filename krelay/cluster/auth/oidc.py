@@ -18,8 +18,8 @@ import aiohttp
 
 from krelay import typed
 from krelay.cluster import http, proxies
+from krelay.cluster.auth.files import read_pem
 from krelay.cluster.auth.identity import Identity, ahead, bearer, tls_context
-from krelay.cluster.auth.kubeconfig import read_pem
 from krelay.cluster.http import basic_auth
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
 from krelay.net.api_access import is_loopback
