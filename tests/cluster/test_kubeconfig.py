@@ -80,6 +80,11 @@ def test_the_first_current_context_wins(tmp_path: Path) -> None:
     assert load(environ=listed(a, b, c)).context == "y"
 
 
+def test_empty_names_are_none(tmp_path: Path) -> None:
+    write(tmp_path / ".kube/config", **ONE)
+    assert load("", "", environ={"HOME": str(tmp_path)}).context == "dev"
+
+
 def test_missing_and_empty_files_are_skipped(tmp_path: Path) -> None:
     empty, comment = tmp_path / "empty", tmp_path / "comment"
     empty.write_text("")

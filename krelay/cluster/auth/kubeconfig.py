@@ -161,7 +161,7 @@ def entry_names(kind: str, kubeconfig: str | None = None) -> list[str]:
 
 
 def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
-    if kubeconfig is not None:
+    if kubeconfig:  # kubectl too takes an empty one for none
         if not os.path.exists(kubeconfig):
             raise CredentialsError(f"no kubeconfig at {kubeconfig}")
         return [kubeconfig]

@@ -73,6 +73,7 @@ def test_a_kubeconfig_wins_over_the_service_account(service_account: Path, tmp_p
     path.write_text(KUBECONFIG.replace("current-context: dev", ""))
     assert logged_in(service_account, KUBECONFIG=str(path)).server == "https://10.96.0.1:443"
     assert logged_in(service_account, KUBECONFIG=str(path), context="dev").context == "dev"
+    assert logged_in(service_account, KUBECONFIG="/none").server == "https://10.96.0.1:443"
 
 
 def test_a_context_without_a_namespace_has_the_pods(service_account: Path, tmp_path: Path) -> None:
