@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from krelay.text import one_line
 
@@ -156,7 +157,18 @@ class UnreachableError(ClusterError):
 
 
 class AccessDeniedError(ClusterError):
-    pass
+    """RBAC refused.
+
+    `user` is the one that was refused, if the server named it. `agent_namespace` is where the
+    missing right is the agent's; empty for any other right.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, user: str = "", agent_namespace: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.user = one_line(user)
+        self.agent_namespace = agent_namespace
 
 
 class NotFoundError(ClusterError):
@@ -168,7 +180,13 @@ class MalformedError(ClusterError):
 
 
 class AgentError(ClusterError):
-    pass
+    """The agent cannot run. `settings` are a part of the file's `agent` with which it would."""
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, settings: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.settings = settings or {}
 
 
 class ListenError(KrelayError):

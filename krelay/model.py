@@ -284,12 +284,14 @@ class StatusConfig:
 class GroupSpec:
     """The settings of an agent group; a group with other settings is another group.
 
-    `namespace` is the agent's; None means the context's own.
+    `namespace` is the agent's; None means the context's own. Where the cluster forbids the agent
+    there, the agent goes to the first of `fallbacks` that allows it.
     """
 
     context: str | None
     namespace: str | None
     agent: AgentConfig
+    fallbacks: tuple[str, ...] = field(default=(), compare=False)
     sessions: int = 2
     transport: Transport = Transport.AUTO
     connect_timeout: float = 10.0
@@ -302,6 +304,20 @@ class DirectSpec:
 
     context: str | None
     transport: Transport = Transport.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The command line that a config comes from, for hints that name a command.
+
+    `krelay rbac` with these `words` and, if not None, this `namespace` reads the same config; no
+    words, no such command line. `flags` says whether settings of the agent are flags of the
+    command, and not lines of a file.
+    """
+
+    words: tuple[str, ...] = ()
+    namespace: str | None = None
+    flags: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +336,7 @@ class Config:
     status: StatusConfig = StatusConfig()
     path: str = field(default="<memory>", compare=False)
     files: tuple[str, ...] = field(default=(), compare=False)
+    origin: Origin = field(default=Origin(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from krelay.agents.base import AgentEvents, log
@@ -39,10 +40,12 @@ class JobAgent:
         bus: EventBus,
         *,
         run: str = "",
+        explain: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         """Watch the agent's pod in a task of `tasks`. Agents of one `run` spread over the nodes.
 
-        The caller closes `api`.
+        The caller closes `api`. `explain` is called with each error of the cluster before it is
+        raised.
         """
         self.lost = ""
         self.expires = math.inf
@@ -51,6 +54,9 @@ class JobAgent:
         """Whether the pod's status says that it runs, and so has the pod's address."""
         self.shortcut_only = spec.transport is Transport.PROXY
         self._run = run
+        self._explain = explain
+        self._namespace: str | None = None
+        """Where the last agent was allowed."""
         self._api = api
         self._spec = spec
         self._key = key
@@ -127,6 +133,10 @@ class JobAgent:
             )
         except UnauthorizedError:
             self._renew(access)
+            raise
+        except AccessDeniedError as exc:
+            exc.agent_namespace = agent.namespace
+            self._explain(exc)
             raise
         except PodGoneError as exc:
             if starting is not None:
@@ -209,15 +219,21 @@ class JobAgent:
 
         async def until_reached(agent: Agent) -> None:
             self._placed(agent)
-            placed.set_result(None)
+            if not placed.done():
+                placed.set_result(None)
             await asyncio.wait((started,))
 
         self.reported = True
+        first = self._spec.namespace or self._api.namespace
+        namespace, *fallbacks = dict.fromkeys(
+            (self._namespace or first, first, *self._spec.fallbacks)
+        )
         try:
             agent = await create_agent(
                 jobs,
                 self._spec.agent,
-                namespace=self._spec.namespace or self._api.namespace,
+                namespace=namespace,
+                fallbacks=fallbacks,
                 key_sha256=key_digest(self._key),
                 connect_timeout=self._spec.connect_timeout,
                 session=self._spec.session,
@@ -230,6 +246,7 @@ class JobAgent:
             self._not_started(AgentError("the agent was removed"), placed, started)
             raise
         except Exception as exc:
+            self._explain(exc)
             if self._started is started:  # no other agent has taken its place
                 self._failure = exc if placed.done() else None
             self._not_started(exc, placed, started)
@@ -237,6 +254,7 @@ class JobAgent:
         if not placed.done():
             self._placed(agent)
         agent = self._agent or agent  # the same one; it may be lost already
+        self._namespace = agent.namespace
         for future in (placed, started):
             if not future.done():
                 future.set_result(None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from krelay.cli.output import echo, note
 from krelay.config import files
-from krelay.config.sources import Selection
+from krelay.config.sources import Proxy, Selection, Words
 from krelay.errors import ConfigError, CredentialsError, NotFoundError, UsageError
 
 _PLAN_DEADLINE = 30.0
@@ -120,16 +120,29 @@ def rbac_subjects(
     return found
 
 
-def rbac(selection: Selection, subjects: Sequence[dict[str, str]], *, optional: bool) -> int:
-    """Print the Roles that the targets need and, for `subjects`, the bindings; return the code."""
+def rbac(
+    source: Selection | Words | Proxy,
+    subjects: Sequence[dict[str, str]],
+    *,
+    optional: bool,
+    context: str | None = None,
+    namespace: str | None = None,
+    name: str | None = None,
+) -> int:
+    """Print the Roles that the targets need and, for `subjects`, the bindings; return the code.
+
+    `context` selects the targets of one context. `namespace` is used instead of the context's own.
+    """
     from krelay.cluster.auth.kubeconfig import load
     from krelay.cluster.rbac import is_faster_with_more, roles
     from krelay.config.yaml_reader import documents
 
-    config = selection.load()
+    config = source.load()
 
     @functools.cache
     def namespace_of(context: str | None) -> str:
+        if namespace is not None:
+            return namespace
         try:
             return load(context).namespace
         except CredentialsError as exc:
@@ -137,11 +150,15 @@ def rbac(selection: Selection, subjects: Sequence[dict[str, str]], *, optional: 
             return "default"
 
     found: dict[str | None, list[Any]] = roles(
-        config, namespace_of, subjects=subjects, optional=optional
+        config, namespace_of, subjects=subjects, optional=optional, name=name
     )
-    for context, wanted in found.items():
+    if context is not None and len(found) > 1:
+        if context not in found:
+            raise UsageError(f"{config.path} has no targets in the context {context}")
+        found = {context: found[context]}
+    for place, wanted in found.items():
         if len(found) > 1:
-            echo(f"# context {context or '(the current one)'}")
+            echo(f"# context {place or '(the current one)'}")
         echo(documents(wanted).rstrip() if wanted else "# no rights are needed")
     if not optional and is_faster_with_more(config):
         echo(_FASTER)

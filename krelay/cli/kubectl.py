@@ -124,6 +124,7 @@ def _overlay(given: dict[str, Any]) -> Overlay:
         idle_timeout=_idle_timeout(given["idle_timeout"]),
         patches=_patches(given["patch"], given["patch_file"], given["patch_type"]),
         insecure=given["insecure"],
+        flags=True,
     )
 
 
@@ -173,7 +174,11 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
     help="Type of the patch.  [default: json for a list, else strategic]",
 )
 @click.option("--server.image", "server_image", metavar="IMAGE", help="Image of the agent.")
-@click.option("--agent-namespace", metavar="NAME", help="Namespace in which the agent runs.")
+@click.option(
+    "--agent-namespace",
+    metavar="NAME",
+    help="Namespace of the agent.  [default: the context's, or the targets' if that forbids it]",
+)
 @click.option(
     "--idle-timeout",
     metavar="TIME",

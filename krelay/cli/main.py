@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
@@ -421,23 +422,52 @@ def reload(file: str | None, output: str) -> int:
     is_flag=True,
     help="Include rights that only make tunnels faster or errors clearer.",
 )
-@_names
+@click.option("--context", help="Print only the Roles for this kubeconfig context.")
+@click.option("-n", "--namespace", help="Namespace to use instead of the context's.")
+@click.option("--agent-namespace", metavar="NAMESPACE", help="Namespace of the agent.")
+@click.option("--name", metavar="NAME", help="Name of the Roles and their bindings.")
+@click.argument(
+    "words",
+    metavar="[NAME...|TYPE/NAME PORT...|proxy]",
+    nargs=-1,
+    shell_complete=_complete_names,
+)
 def rbac(
     file: str | None,
     users: tuple[str, ...],
     groups: tuple[str, ...],
     accounts: tuple[str, ...],
     optional: bool,
-    names: tuple[str, ...],
+    context: str | None,
+    namespace: str | None,
+    agent_namespace: str | None,
+    name: str | None,
+    words: tuple[str, ...],
 ) -> int:
     """Print Roles with the least rights that the targets need.
 
-    With NAMEs, print only the rights for these targets.
+    With NAMEs, print only the rights for these targets of the file. TYPE/NAME PORT is a target as
+    for `kubectl relay`, and `proxy` stands for its proxy: they need no file.
     """
     from krelay.cli import file_commands
+    from krelay.config.sources import PROXY_WORD, Overlay, Proxy, Words
 
-    subjects = file_commands.rbac_subjects(users, groups, accounts)
-    return file_commands.rbac(_select(file, names=names), subjects, optional=optional)
+    overlay = Overlay(namespace=namespace, agent_namespace=agent_namespace)
+    source: Selection | Words | Proxy
+    if file is None and words == (PROXY_WORD,):
+        source = Proxy(overlay=overlay)
+    elif file is None and words and "/" in words[0]:
+        source = Words(words, overlay)
+    else:
+        source = dataclasses.replace(_select(file, names=words), overlay=overlay)
+    return file_commands.rbac(
+        source,
+        file_commands.rbac_subjects(users, groups, accounts),
+        optional=optional,
+        context=context,
+        namespace=namespace,
+        name=name,
+    )
 
 
 @cli.command("import")

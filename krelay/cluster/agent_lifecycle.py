@@ -11,20 +11,21 @@ import copy
 import functools
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from krelay.cluster.agent_job import job_manifest
+from krelay.cluster.agent_job import NAME, job_manifest
 from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.api_errors import StatusError
-from krelay.cluster.diagnosis import Diagnosis, diagnose, end_of, of_pod
+from krelay.cluster.diagnosis import Diagnosis, diagnose, end_of, is_admission, of_pod, refusal
 from krelay.cluster.objects import CREATED, POD, nested, read_object
 from krelay.cluster.reflector import list_and_watch
 from krelay.errors import (
+    AccessDeniedError,
     AgentError,
     ClusterError,
     CredentialsError,
@@ -41,6 +42,7 @@ jobs_logger = logging.getLogger("krelay.jobs")
 Object = Mapping[str, Any]
 Progress = Callable[[str], None]
 
+_REFUSED = "the API server refused: "
 QUIET = 0.5  # seconds that a fast start takes: only later are the Job and the events watched too
 CREATE_PATIENCE = 3.0  # seconds for the API server to confirm a Job's creation after a cancellation
 DELETE_DEADLINE = 5.0  # seconds for the deletion of a Job
@@ -76,6 +78,7 @@ async def create_agent(
     *,
     namespace: str,
     key_sha256: str,
+    fallbacks: Sequence[str] = (),
     connect_timeout: float = 10.0,
     session: SessionConfig = SessionConfig(),  # noqa: B008
     run: str = "",
@@ -84,6 +87,9 @@ async def create_agent(
     on_placed: Placed | None = None,
 ) -> Agent:
     """Create the Job and wait until its container runs.
+
+    The Job goes to `namespace`, or to the first of `fallbacks` if the cluster forbids it there or
+    has no such namespace. Each is tried once.
 
     `deadline` and `connect_timeout` (of the agent, for a target) are in seconds. `run` is as in
     `job_manifest`. `on_progress` gets a line whenever the reason to wait changes. If this raises
@@ -102,23 +108,81 @@ async def create_agent(
     build = functools.partial(
         job_manifest,
         config,
-        namespace=namespace,
         key_sha256=key_sha256,
         connect_timeout=connect_timeout,
         session=session,
         run=run,
     )
-    manifest, warnings = await in_thread(build, UnreachableError)
-    for warning in warnings:
-        logger.warning("%s", warning)
-    # Before the creation: a credential plugin may wait for a person.
-    (await jobs.api.access()).require_private()
-    created = await jobs.create(manifest)
-    job = created["metadata"]
+    refusals: dict[str, ClusterError] = {}
+    for candidate in (namespace, *fallbacks):
+        manifest, warnings = await in_thread(
+            functools.partial(build, namespace=candidate), UnreachableError
+        )
+        place = manifest["metadata"]["namespace"]
+        if place in refusals:
+            continue  # a patch has moved the Job
+        if not refusals:
+            for warning in warnings:
+                logger.warning("%s", warning)
+            # Before the creation: a credential plugin may wait for a person.
+            (await jobs.api.access()).require_private()
+        try:
+            created = await _create(jobs, manifest)
+            if refusals:
+                why = "; ".join(map(str, refusals.values()))
+                logger.warning('the agent runs in the namespace "%s": %s', place, why)
+            startup = _Startup(jobs.api, created["metadata"], _resources(manifest))
+            return await _run(jobs, startup, deadline, on_progress, on_placed)
+        except (AccessDeniedError, NotFoundError) as exc:
+            refusals[place] = exc
+    raise _refused_everywhere(refusals)
+
+
+def _refused_everywhere(refusals: Mapping[str, ClusterError]) -> ClusterError:
+    """Return one error for what each namespace answered, in the order in which they were tried."""
+    denied = {place: exc for place, exc in refusals.items() if isinstance(exc, AccessDeniedError)}
+    message = "; ".join(map(str, refusals.values()))
+    if not denied:
+        return NotFoundError(message, hint="`agent.namespace` or `--agent-namespace` names another")
+    # The rights are best given where the targets are.
+    place = next((place for place in [*refusals][1:] if place in denied), next(iter(denied)))
+    error = denied[place]
+    return AccessDeniedError(message, hint=error.hint, user=error.user, agent_namespace=place)
+
+
+async def _create(jobs: PostedJobs, manifest: Object) -> Object:
+    """Create the Job, and say what mends a refusal by admission."""
     try:
-        return await _wait_until_running(jobs.api, created, deadline, on_progress, on_placed)
+        return await jobs.create(manifest)
+    except (AccessDeniedError, NotFoundError):
+        raise
+    except ClusterError as exc:
+        if not is_admission(exc.message):
+            raise
+        found = refusal(exc.message.partition(_REFUSED)[2], _resources(manifest))
+        raise AgentError(exc.message, hint=found.hint, settings=found.settings) from exc
+
+
+def _resources(manifest: Object) -> Object:
+    """Return the resources of the agent's container."""
+    for container in nested(manifest, "spec", "template", "spec", "containers") or ():
+        if nested(container, "name") == NAME:
+            return nested(container, "resources") or {}
+    return {}
+
+
+async def _run(
+    jobs: PostedJobs,
+    startup: _Startup,
+    deadline: float,
+    on_progress: Progress,
+    on_placed: Placed | None,
+) -> Agent:
+    """Return the agent of a Job once its container runs. If it does not, delete the Job."""
+    try:
+        return await _wait_until_running(startup, deadline, on_progress, on_placed)
     except BaseException:
-        await shield_cleanup(jobs.discard(job["namespace"], job["name"]))
+        await shield_cleanup(jobs.discard(startup.namespace, startup.job))
         raise
 
 
@@ -164,10 +228,9 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
 
 
 async def _wait_until_running(
-    api: Api, job: Object, deadline: float, on_progress: Progress, on_placed: Placed | None
+    startup: _Startup, deadline: float, on_progress: Progress, on_placed: Placed | None
 ) -> Agent:
-    """Return the agent of `job` once its container runs."""
-    startup = _Startup(api, job["metadata"])
+    """Return the agent once its container runs."""
     async with TaskGroup() as watches:
         tasks = [watches.create_task(watch) for watch in startup.watches()]
         if on_placed is not None:
@@ -182,7 +245,7 @@ async def _wait_until_running(
     if not verdict.running:
         if verdict.words:
             logger.warning("the agent's last log lines:\n%s", verdict.words)
-        raise AgentError(verdict.reason, hint=verdict.hint)
+        raise AgentError(verdict.reason, hint=verdict.hint, settings=verdict.settings)
     running = (pod for pod in startup.seen[PODS] if diagnose(None, [pod], ()).running)
     return startup.agent(next(running))
 
@@ -193,11 +256,13 @@ PODS, JOB, JOB_EVENTS, POD_EVENTS = "pods", "Job", "Job's events", "pod's events
 class _Startup:
     """The objects that the watches of one Job have seen, and the errors of those denied."""
 
-    def __init__(self, api: Api, metadata: Object) -> None:
+    def __init__(self, api: Api, metadata: Object, resources: Object) -> None:
+        """`metadata` is the Job's; its container asks for `resources`."""
         self._api = api
-        self._job = str(metadata["name"])
+        self.job = str(metadata["name"])
+        self.namespace = str(metadata["namespace"])
         self._uid = str(metadata["uid"])
-        self._namespace = str(metadata["namespace"])
+        self._resources = resources
         self._changed = asyncio.Event()
         self._has_pod = asyncio.Event()
         self._placed: asyncio.Future[Object] = asyncio.get_running_loop().create_future()
@@ -209,8 +274,8 @@ class _Startup:
     def watches(self) -> list[Coroutine[Any, Any, None]]:
         """Return the watches to run; all but that of the pods begin later."""
         return [
-            self._watch(PODS, "v1", "pods", label_selector=f"job-name={self._job}"),
-            self._watch(JOB, "batch/v1", "jobs", f"metadata.name={self._job}", after=QUIET),
+            self._watch(PODS, "v1", "pods", label_selector=f"job-name={self.job}"),
+            self._watch(JOB, "batch/v1", "jobs", f"metadata.name={self.job}", after=QUIET),
             self._watch_events(JOB_EVENTS, self._uid),
             self._watch_pod_events(),
         ]
@@ -218,7 +283,7 @@ class _Startup:
     def agent(self, pod: Object) -> Agent:
         """Return the agent in `pod`."""
         metadata = pod["metadata"]
-        return Agent(self._namespace, self._job, metadata["name"], metadata.get("uid", ""))
+        return Agent(self.namespace, self.job, metadata["name"], metadata.get("uid", ""))
 
     async def prove(self, on_placed: Placed) -> None:
         """Await `on_placed` once the pod has a node; it returns when the agent runs."""
@@ -237,7 +302,7 @@ class _Startup:
             self._changed.clear()
             events = [*self.seen.get(JOB_EVENTS, ()), *self.seen.get(POD_EVENTS, ())]
             known_events = None if JOB_EVENTS in self.denied else events
-            now = diagnose(self.seen.get(JOB), self.seen[PODS], known_events)
+            now = diagnose(self.seen.get(JOB), self.seen[PODS], known_events, self._resources)
             if now.code != last.code:
                 since = loop.time()
             final = now.running or self.proven is not None or PODS in self.denied
@@ -248,7 +313,7 @@ class _Startup:
             last = now
             if loop.time() >= until:
                 late = f"the agent does not run after {deadline:g} s: {now.reason}"
-                return Diagnosis("Late", late, now.hint)
+                return Diagnosis("Late", late, now.hint, settings=now.settings)
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(min(until, since + now.patience)):
                     await self._changed.wait()
@@ -272,7 +337,7 @@ class _Startup:
         after: float = 0.0,
     ) -> None:
         await asyncio.sleep(after)
-        path = collection(version, resource, self._namespace)
+        path = collection(version, resource, self.namespace)
         sets = list_and_watch(
             self._api, path, label_selector=label_selector, field_selector=field_selector
         )
@@ -284,7 +349,7 @@ class _Startup:
                     self._note_placed()
                 self._changed.set()
         except ClusterError as exc:
-            logger.debug("cannot watch the %s of %s: %s", what, self._job, exc)
+            logger.debug("cannot watch the %s of %s: %s", what, self.job, exc)
             self.denied[what] = exc
             self._changed.set()
 

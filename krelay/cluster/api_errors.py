@@ -23,6 +23,9 @@ _FORBIDDEN = re.compile(
     r' in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]*)"| at the cluster scope)'
 )
+_ADMISSION = re.compile("admission webhook|ValidatingAdmissionPolicy|quota")
+_TERMINATING = "because it is being terminated"
+"""What a namespace that is being deleted answers to a creation, with a 403."""
 _MAX_MESSAGE = 500
 
 
@@ -43,9 +46,10 @@ class StatusError(Exception):
             )
         if self.code == 403 and (found := _FORBIDDEN.search(message)):
             return _access_denied(found)
-        if self.code == 403 and ("cannot " in message or not message):
+        refused = "cannot " in message and not _ADMISSION.search(message)
+        if self.code == 403 and (refused or not message):
             return AccessDeniedError(f"access denied ({where}): {message or 'Forbidden'}")
-        if self.code == 404:
+        if self.code == 404 or _TERMINATING in message:
             return NotFoundError(message or f"not found ({where})")
         if self.code in (407, 502, 503, 504):
             return UnreachableError(
@@ -74,4 +78,5 @@ def _access_denied(found: re.Match[str]) -> AccessDeniedError:
         f"cannot {verb} {name}{in_namespace}",
         hint=f"{shlex.quote(user)} needs a {title} that allows it: "
         f"{shlex.join(role)} && {shlex.join(binding)}",
+        user=user,
     )

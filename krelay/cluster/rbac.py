@@ -1,22 +1,37 @@
 """RBAC: the least Roles that a config needs, for `krelay rbac`. Pure.
 
 docs/rbac.md lists krelay's requests. Objects that krelay watches by name are named in the rules.
+Unless the user chooses a name, that of a bound Role tells its subjects and rules apart from all
+others, so that applying one set of Roles never takes rights from another user, or for another file.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from krelay.cluster.agent_job import job_manifest
 from krelay.cluster.objects import RESOURCES
-from krelay.model import Config, Kind, Target, Transport
+from krelay.model import Config, Kind, Target, Transport, Via
 
 _API = "rbac.authorization.k8s.io"
 _WATCH = ["list", "watch"]
 
+_LONGEST_WORDS = 63
+"""Characters of a subject's name in the name of a Role."""
+
 Rule = dict[str, Any]
 Subject = Mapping[str, str]
+
+# A WebSocket is a get, a plain upgrade a create; since Kubernetes 1.35 both are a create.
+_FORWARD: Rule = {
+    "apiGroups": [""],
+    "resources": ["pods/portforward"],
+    "verbs": ["get", "create"],
+}
 
 
 def roles(
@@ -25,30 +40,36 @@ def roles(
     *,
     subjects: Sequence[Subject] = (),
     optional: bool = False,
+    name: str | None = None,
 ) -> dict[str | None, list[dict[str, Any]]]:
     """Return the Roles by context, one for each namespace.
 
     With `subjects`, a RoleBinding follows each Role. `namespace_of` returns a context's own
-    namespace. `optional` adds rights that only make tunnels faster or errors clearer.
+    namespace. `name` is the name of Roles and RoleBindings. `optional` adds rights that only make
+    tunnels faster or errors clearer.
     """
     found: dict[str | None, dict[str, list[Rule]]] = {}
     for target in config.targets:
         context = target.context or config.context
-        own = config.namespace or namespace_of(context)
-        namespace = config.agent.namespace or own
-        manifest, _ = job_manifest(config.agent, namespace=namespace, key_sha256="")
-        agent = str(manifest["metadata"]["namespace"])  # a patch may have changed it
-        rules = found.setdefault(context, {}).setdefault(agent, [])
-        wanted = _agent_rules(config.tunnel.transport, optional=optional)
-        rules += (rule for rule in wanted if rule not in rules)
-        namespace = target.namespace or own
-        found[context].setdefault(namespace, []).extend(_target_rules(target))
+        own = config.namespace or ""
+        if not own and not (target.namespace and config.agent.namespace):
+            own = namespace_of(context)
+        rules = found.setdefault(context, {})
+        if target.via is not Via.DIRECT:
+            place = config.agent.namespace or own
+            manifest, _ = job_manifest(config.agent, namespace=place, key_sha256="")
+            place = str(manifest["metadata"]["namespace"])  # a patch may have changed it
+            rules.setdefault(place, []).extend(
+                _agent_rules(config.tunnel.transport, optional=optional)
+            )
+        direct = [_FORWARD] if target.via is Via.DIRECT else []
+        rules.setdefault(target.namespace or own, []).extend([*_target_rules(target), *direct])
     return {
         context: [
             document
             for namespace, rules in namespaces.items()
             if rules
-            for document in _documents(namespace, _join(rules), subjects)
+            for document in _documents(namespace, _join(rules), subjects, name)
         ]
         for context, namespaces in found.items()
     }
@@ -63,8 +84,7 @@ def _agent_rules(transport: Transport, *, optional: bool) -> list[Rule]:
     needed = [
         _rule("batch", "jobs", ["create", "delete"]),
         _rule("", "pods", _WATCH),
-        # A WebSocket is a get, a plain upgrade a create; since Kubernetes 1.35 both are a create.
-        _rule("", "pods/portforward", ["get", "create"]),
+        _FORWARD,
     ]
     faster = [_rule("", "pods/proxy", ["get"])]
     if transport is Transport.PROXY:
@@ -107,16 +127,27 @@ def _join(rules: list[Rule]) -> list[Rule]:
 
 
 def _documents(
-    namespace: str, rules: list[Rule], subjects: Sequence[Subject]
+    namespace: str, rules: list[Rule], subjects: Sequence[Subject], name: str | None
 ) -> list[dict[str, Any]]:
-    metadata = {"name": "krelay", "namespace": namespace}
+    name = name or _name(rules, subjects)
+    labels = {"app.kubernetes.io/managed-by": "krelay"}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
     head = {"apiVersion": f"{_API}/v1"}
     role = {**head, "kind": "Role", "metadata": metadata, "rules": rules}
     binding = {
         **head,
         "kind": "RoleBinding",
         "metadata": metadata,
-        "roleRef": {"apiGroup": _API, "kind": "Role", "name": "krelay"},
+        "roleRef": {"apiGroup": _API, "kind": "Role", "name": name},
         "subjects": [dict(subject) for subject in subjects],
     }
     return [role, binding] if subjects else [role]
+
+
+def _name(rules: list[Rule], subjects: Sequence[Subject]) -> str:
+    """Return a name that no other subjects or rules have; `krelay` without subjects."""
+    if not subjects:
+        return "krelay"
+    words = "-".join(re.findall(r"[a-z0-9]+", subjects[0]["name"].lower()))[:_LONGEST_WORDS]
+    digest = hashlib.sha256(json.dumps([rules, list(map(dict, subjects))]).encode()).hexdigest()
+    return "-".join(filter(None, ("krelay", words, digest[:8])))

@@ -106,7 +106,7 @@ def _settings(group: GroupChange) -> Iterator[str]:
     for prefix, old, new in sections:
         for field in dataclasses.fields(old):
             before, after = getattr(old, field.name), getattr(new, field.name)
-            if before == after or field.name in ("agent", "context", "session"):
+            if before == after or field.name in ("agent", "context", "fallbacks", "session"):
                 continue
             if prefix == "tunnel." and field.name == "namespace":
                 # This is the agent's own namespace, reported above, or that of the file.

@@ -19,6 +19,9 @@ from krelay.model import (
     Via,
 )
 
+_FALLBACKS = 8
+"""Namespaces that are tried for an agent at most, besides the first one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -166,12 +169,17 @@ def groups(config: Config | None) -> dict[str | None, GroupSpec]:
     if config.agent.embedded:
         return {None: GroupSpec(None, None, **common)}
     namespace = config.agent.namespace or config.namespace
-    contexts = dict.fromkeys(
-        target.context or config.context
-        for target in config.targets
-        if target.via is not Via.DIRECT
-    )
-    return {context: GroupSpec(context, namespace, **common) for context in contexts}
+    fallbacks: dict[str | None, dict[str, None]] = {}
+    for target in config.targets:
+        if target.via is Via.DIRECT:
+            continue
+        places = fallbacks.setdefault(target.context or config.context, {})
+        if config.agent.namespace is None and target.namespace not in (None, namespace):
+            places[str(target.namespace)] = None
+    return {
+        context: GroupSpec(context, namespace, fallbacks=tuple(places)[:_FALLBACKS], **common)
+        for context, places in fallbacks.items()
+    }
 
 
 def directs(config: Config | None) -> dict[str | None, DirectSpec]:

@@ -34,10 +34,14 @@ from krelay.model import (
     Check,
     CheckKind,
     Config,
+    Origin,
     Patch,
     Target,
     proxy_target,
 )
+
+PROXY_WORD = "proxy"
+"""What a command line says instead of a target to run a proxy."""
 
 _SHOWN = 20
 """Targets that an error names."""
@@ -47,9 +51,10 @@ _SHOWN = 20
 class Overlay:
     """Options of the command line; None or empty leaves what the file says.
 
-    `namespace` is for targets without one. `listens` replaces the default address of targets, and
-    each address gets a listener. `agent_namespace` is where agents run. `insecure` lets proxies be
-    open to other machines without a password.
+    `namespace` is for targets without one, and `agent_namespace` for the agent. `listens` replaces
+    the default address of targets, and each address gets a listener. `insecure` lets proxies be
+    open to other machines without a password. `flags` says whether the command has flags for the
+    agent's image and patches.
     """
 
     context: str | None = None
@@ -60,17 +65,18 @@ class Overlay:
     idle_timeout: float | None = None
     patches: tuple[Patch, ...] = field(default=(), repr=False)
     insecure: bool = False
+    flags: bool = False
 
-    def over(self, config: Config) -> Config:
-        """Return the config with these options applied.
+    def over(self, config: Config, words: tuple[str, ...] = ()) -> Config:
+        """Return the config with these options applied; `words` are those of its `origin`.
 
         Raises:
             UsageError: a proxy would be open to other machines.
         """
         agent = dataclasses.replace(
             config.agent,
-            image=self.image or config.agent.image,
             namespace=self.agent_namespace or config.agent.namespace,
+            image=self.image or config.agent.image,
             idle_timeout=self.idle_timeout or config.agent.idle_timeout,
             patches=(*config.agent.patches, *self.patches),
         )
@@ -79,6 +85,7 @@ class Overlay:
             context=self.context or config.context,
             agent=agent,
             targets=tuple(found for target in config.targets for found in self._targets(target)),
+            origin=Origin(words, self.namespace, self.flags),
         )
         for target in config.targets:
             if message := exposure(target):
@@ -140,7 +147,7 @@ class Selection:
             agent = dataclasses.replace(config.agent, embedded=True)
             config = dataclasses.replace(config, agent=agent)
             _check_embedded(config)
-        return self.overlay.over(config)
+        return self.overlay.over(config, ("-f", self.file or files.STDIN, *self.names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +165,7 @@ class Words:
         """
         target = parse_target(self.words)
         target = dataclasses.replace(target, name=str(target), check=Check(CheckKind.NONE))
-        return self.overlay.over(Config((target,), path="the command line"))
+        return self.overlay.over(Config((target,), path="the command line"), self.words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,9 @@ class Proxy:
             raise UsageError(error.message, hint="for example `127.0.0.1:1080`") from error
         target = proxy_target("proxy", number, listen=listen, credentials=self.credentials)
         agent = AgentConfig(embedded=self.embedded)
-        return self.overlay.over(Config((target,), agent=agent, path="the command line"))
+        return self.overlay.over(
+            Config((target,), agent=agent, path="the command line"), (PROXY_WORD,)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,10 +240,18 @@ class Lines:
             namespace=self.namespace,
             agent=AgentConfig(embedded=self.embedded),
             path=self.path,
+            origin=self._origin(targets),
         )
         if self.embedded:
             _check_embedded(config)
         return config
+
+    def _origin(self, targets: Mapping[str, Target]) -> Origin:
+        """Return the only target as words; `krelay rbac` takes no more than one."""
+        if len(targets) != 1:
+            return Origin()
+        (target,) = targets.values()
+        return Origin((str(target), *map(str, target.ports)), target.namespace or self.namespace)
 
 
 def named(texts: Iterable[str], by_name: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -516,6 +516,14 @@ def _marked(mark: Any, lines: list[str]) -> tuple[str, int, int]:
     return (lines[mark.line] if mark.line < len(lines) else ""), mark.line, mark.column
 
 
+def flow(value: Any) -> str:
+    """Return the value as YAML on one line."""
+    import yaml
+
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1 << 20)
+    return text.strip()
+
+
 def documents(values: Iterable[Any]) -> str:
     """Return the values as YAML documents of one text, keys in their order."""
     import yaml

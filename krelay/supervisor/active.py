@@ -23,6 +23,7 @@ from krelay.datapath.stream_pool import StreamPool
 from krelay.model import Config, DirectSpec, GroupSpec, Target, Via
 from krelay.state.bus import EventBus
 from krelay.supervisor.contexts import Contexts
+from krelay.supervisor.explain import explain_error
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.target_watcher import Follow, TargetWatcher, follow_constant
 from krelay.tasks import TaskGroup, guard
@@ -110,8 +111,10 @@ class WarmingConfig:
         else:
             api = await self._contexts.api(spec.context)
             run = secrets.token_hex(4) if count > 1 else ""
+            explain = partial(explain_error, config=self.config, context=spec.context, api=api)
             agents = [
-                JobAgent(api, spec, key, self._tasks, self._bus, run=run) for _ in range(count)
+                JobAgent(api, spec, key, self._tasks, self._bus, run=run, explain=explain)
+                for _ in range(count)
             ]
         return AgentGroup(spec, agents, key, self._bus)
 

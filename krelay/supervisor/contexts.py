@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from krelay.config.diff import group_of
+from krelay.errors import KrelayError
 from krelay.model import Config, Target
 from krelay.mux.log import about
 from krelay.state.states import ContextState
-from krelay.supervisor.target_watcher import Failures, Follow
+from krelay.supervisor.explain import explain_error
+from krelay.supervisor.target_watcher import Failures, Follow, Publish
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
@@ -88,8 +90,17 @@ class Contexts:
 
         context = group_of(config, target)
         informers = await self.informers(context)
-        namespace = target.namespace or config.namespace or (await self.api(context)).namespace
-        return lambda target, publish: follow_target(informers, target, namespace, publish)
+        api = await self.api(context)
+        namespace = target.namespace or config.namespace or api.namespace
+
+        async def follow(target: Target, publish: Publish) -> None:
+            try:
+                await follow_target(informers, target, namespace, publish)
+            except KrelayError as exc:
+                explain_error(exc, config=config, context=context, api=api)
+                raise
+
+        return follow
 
     async def close(self) -> None:
         """End all watches and clients."""

@@ -178,7 +178,7 @@ async def _open(
         ) from exc
     denied = [error for error in failed if isinstance(error, AccessDeniedError)]
     if len(denied) > 1:
-        raise access_denied("get or create", forward.namespace)
+        raise access_denied("get or create", forward.namespace, user=denied[0].user)
     raise denied[0] if denied else failed[-1]
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from krelay.transport.websocket import WebSocket
 
 _SHOWN = 300  # characters of a peer's text in an error
+_USER = re.compile(r'User "([^"]{1,256})" cannot ')
 _SEARCHED = 4096  # characters of a page that are searched for the words of a runtime
 _GONE = re.compile(
     r"network namespace for sandbox \S{1,200} is closed"
@@ -99,7 +100,8 @@ class RefusedUpgrade(Exception):
         if self.status == 403:
             # The error says better what an API server says of RBAC; anything else is shown.
             more = "" if "pods/portforward" in shown or not shown else f": {shown}"
-            return access_denied(self.verb, namespace, more)
+            user = _USER.search(shown)
+            return access_denied(self.verb, namespace, more, user=user[1] if user else "")
         if self.status == 404 or _GONE.search(shown):
             return PodGoneError(f"pod {namespace}/{pod} is gone: {shown or 'not found'}")
         return TunnelError(
@@ -174,11 +176,14 @@ def unauthorized(shown: str) -> UnauthorizedError:
     )
 
 
-def access_denied(verbs: str, namespace: str, more: str = "") -> AccessDeniedError:
+def access_denied(
+    verbs: str, namespace: str, more: str = "", *, user: str = ""
+) -> AccessDeniedError:
     """Return the error for RBAC's refusal; `verbs` are those that were tried, in words."""
     return AccessDeniedError(
         f'cannot {verbs} pods/portforward in namespace "{namespace}"{more}',
         hint="the Role needs the verbs get and create on pods/portforward",
+        user=user,
     )
 
 

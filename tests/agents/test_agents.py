@@ -274,6 +274,8 @@ class Cluster:
     rejected: list[ApiAccess] = field(default_factory=list)
     on_running: Callable[[], None] | None = None
     may_prove: bool = False
+    forbidden: set[str] = field(default_factory=set)
+    """Namespaces that may not have agents."""
 
     async def access(self) -> ApiAccess:
         return ACCESS
@@ -290,9 +292,13 @@ class Cluster:
         on_placed = kwargs.pop("on_placed")
         self.may_prove = on_placed is not None
         self.asked.append(("create", kwargs))
+        places = (kwargs["namespace"], *kwargs["fallbacks"])
+        namespace = next((place for place in places if place not in self.forbidden), None)
+        if namespace is None:
+            raise AccessDeniedError("cannot create jobs")
         number = self.created
         self.left.append(f"job-{number}")
-        agent = Agent(kwargs["namespace"], f"job-{number}", f"pod-{number}", f"uid-{number}")
+        agent = Agent(namespace, f"job-{number}", f"pod-{number}", f"uid-{number}")
         if self.slow:
             async with TaskGroup() as tasks:
                 proof = tasks.create_task(on_placed(agent))
@@ -367,7 +373,11 @@ def texts(events: Iterable[object]) -> list[str]:
 
 @asynccontextmanager
 async def reaching(
-    cluster: Cluster, bus: EventBus | None = None, transport: Transport = Transport.SPDY
+    cluster: Cluster,
+    bus: EventBus | None = None,
+    transport: Transport = Transport.SPDY,
+    fallbacks: tuple[str, ...] = (),
+    **more: Any,
 ) -> AsyncIterator[JobAgent]:
     """An agent whose tasks end with it."""
     async with TaskGroup() as tasks:
@@ -375,12 +385,13 @@ async def reaching(
             None,
             "relays",
             AgentConfig(),
+            fallbacks,
             transport=transport,
             connect_timeout=7.0,
             session=SessionConfig(resume_timeout=60.0),
         )
         api: Any = cluster
-        agent = JobAgent(api, spec, rig.KEY, tasks, bus or EventBus())
+        agent = JobAgent(api, spec, rig.KEY, tasks, bus or EventBus(), **more)
         try:
             yield agent
         finally:
@@ -399,6 +410,7 @@ async def test_concurrent_starts_make_one_job(
         (create, dial) = cluster.asked
         assert create[1] == {
             "namespace": "relays",
+            "fallbacks": [],
             "key_sha256": key_digest(rig.KEY),
             "connect_timeout": 7.0,
             "session": SessionConfig(resume_timeout=60.0),
@@ -433,6 +445,43 @@ async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(
         cluster.dial_error = None
         await agent.dial(asyncio.Protocol())
         assert cast(Any, cluster.asked[-1])[2]["pod"] == "pod-2"
+
+
+async def test_an_agent_stays_in_the_namespace_that_allowed_it(cluster: Cluster) -> None:
+    cluster.forbidden = {"relays", "a"}
+    async with reaching(cluster, fallbacks=("a", "b", "c")) as agent:
+        await agent.start()
+        assert agent.where == "b/pod-1"
+        cluster.dial_error = PodGoneError("the pod is gone")
+        with pytest.raises(PodGoneError):
+            await agent.dial(asyncio.Protocol())
+        cluster.dial_error = None
+        await agent.dial(asyncio.Protocol())
+    tried = [
+        [step[1]["namespace"], *step[1]["fallbacks"]]
+        for step in cluster.asked
+        if step[0] == "create"
+    ]
+    assert tried == [["relays", "a", "b", "c"], ["b", "relays", "a", "c"]]
+
+
+async def test_errors_of_the_cluster_are_explained_before_they_are_raised(
+    cluster: Cluster,
+) -> None:
+    def explain(error: Exception) -> None:
+        cast(Any, error).hint = "explained"
+
+    async with reaching(cluster, explain=explain) as agent:
+        cluster.forbidden = {"relays"}
+        with pytest.raises(AccessDeniedError) as caught:
+            await agent.start()
+        assert caught.value.hint == "explained"
+        cluster.forbidden = set()
+        await agent.start()
+        cluster.dial_error = AccessDeniedError("cannot create pods/portforward")
+        with pytest.raises(AccessDeniedError) as caught:
+            await agent.dial(asyncio.Protocol())
+        assert (caught.value.hint, caught.value.agent_namespace) == ("explained", "relays")
 
 
 async def test_a_pod_that_only_its_node_does_not_know_is_kept(cluster: Cluster) -> None:

@@ -254,6 +254,40 @@ def test_rbac_prints_bindings_for_the_given_subjects(
     ]
 
 
+@pytest.mark.usefixtures("two_contexts")
+@pytest.mark.parametrize(
+    ("args", "namespaces"),
+    [
+        (["svc/web", "8080:80", "-n", "shop"], ["shop"]),
+        (["svc/web", "8080:80", "-n", "shop", "--agent-namespace", "tools"], ["tools", "shop"]),
+        (["proxy", "-n", "shop"], ["shop"]),
+        (["-f", "krelay.yaml", "-n", "shop", "web"], ["shop"]),
+        (["--context", "other", "-n", "shop"], ["shop", "data"]),
+        (["--agent-namespace", "tools", "db"], ["tools", "data"]),
+    ],
+)
+def test_rbac_takes_the_words_of_a_command_line(
+    args: list[str],
+    namespaces: list[str],
+    krelay: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert krelay("rbac", *args, "--user", "jane", "--name", "mine") == 0
+    out, err = capsys.readouterr()
+    found = [document["metadata"] for document in yaml.safe_load_all(out)]
+    assert list(dict.fromkeys(document["namespace"] for document in found)) == namespaces
+    assert {document["name"] for document in found} == {"mine"}
+    assert err == ""
+
+
+@pytest.mark.usefixtures("two_contexts")
+def test_rbac_for_a_context_without_targets_is_an_error(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("rbac", "--context", "nowhere") == 2
+    assert "no targets in the context nowhere" in capsys.readouterr().err
+
+
 Krelay = Callable[..., int]
 
 

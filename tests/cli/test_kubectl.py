@@ -19,7 +19,7 @@ from krelay.cli import kubectl as module
 from krelay.cli import up
 from krelay.cluster.auth.kubeconfig import Overrides
 from krelay.config.diff import specs
-from krelay.model import Config, Kind, Patch, Port, Protocol
+from krelay.model import Config, Kind, Origin, Patch, Port, Protocol
 from krelay.state.events import ForwardBound
 from krelay.state.states import ForwardState, State
 
@@ -107,6 +107,13 @@ def test_the_usage_of_the_go_krelay_and_of_kubectl_works(
     assert (str(found), found.ports, found.namespace) == (target, ports, namespace)
     assert found.listen == ("0.0.0.0" if "--address" in line else "localhost")
     assert started.options["must_exist"]
+
+
+def test_the_namespace_of_the_agent_is_an_option(started: Started, relay: Relay) -> None:
+    assert relay("-n", "shop", "--agent-namespace=relays", "svc/web", "80") == 0
+    config = started.config
+    assert (config.agent.namespace, config.targets[0].namespace) == ("relays", "shop")
+    assert config.origin == Origin(("svc/web", "80"), "shop", flags=True)
 
 
 def test_the_go_krelay_s_patch_is_accepted(started: Started, relay: Relay) -> None:

@@ -27,6 +27,7 @@ from krelay.errors import (
     ClusterError,
     CredentialsError,
     MalformedError,
+    NotFoundError,
     UnreachableError,
 )
 from krelay.model import AgentConfig, Patch
@@ -51,6 +52,9 @@ class Cluster:
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {"jobs": {}, "pods": {}, "events": {}}
         self.denied: set[str] = set()
+        self.refusals: dict[str, tuple[int, str]] = {}
+        """The status and the message for a Job in a namespace."""
+        self.tried: list[str] = []
         self.deleted: list[tuple[str, Any]] = []
         self.selectors: list[str] = []
         self.on_create = asyncio.Event()
@@ -86,6 +90,9 @@ class Cluster:
         parts = request.path.split("/")
         resource = next(part for part in parts if part in self.objects)
         if request.method == "POST":
+            self.tried.append(parts[parts.index("namespaces") + 1])
+            if refused := self.refusals.get(self.tried[-1]):
+                return web.json_response({"message": refused[1]}, status=refused[0])
             return await self._create(await request.json())
         if request.method == "DELETE":
             self.deleted.append((parts[-1], await request.json()))
@@ -107,7 +114,8 @@ class Cluster:
         self.on_create.set()
         await self.may_create.wait()
         name = body["metadata"]["name"]
-        await self.put("jobs", name, spec=body["spec"])
+        metadata = {"namespace": body["metadata"]["namespace"]}
+        await self.put("jobs", name, spec=body["spec"], metadata=metadata)
         return web.json_response(self.objects["jobs"][name], status=201)
 
     async def _watch(self, request: web.Request, resource: str) -> web.StreamResponse:
@@ -217,6 +225,84 @@ async def test_a_failed_start_deletes_the_job_and_raises_the_reason(
     ((name, options),) = cluster.deleted
     assert name == "krelay-server-x"
     assert options["propagationPolicy"] == "Background"
+
+
+FORBIDDEN = (
+    'jobs.batch is forbidden: User "u" cannot create resource "jobs" in API group "batch" in the '
+    'namespace "%s"'
+)
+ENDING = (
+    'jobs.batch "x" is forbidden: unable to create new content in namespace %s because it is being '
+    "terminated"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "words"),
+    [
+        (403, FORBIDDEN, 'cannot create jobs.batch in namespace "tools"'),
+        (404, 'namespaces "%s" not found', 'namespaces "tools" not found'),
+        (403, ENDING, "because it is being terminated"),
+    ],
+    ids=["forbidden", "missing", "ending"],
+)
+async def test_an_agent_goes_to_the_first_namespace_that_allows_it(
+    code: int, message: str, words: str, cluster: Cluster, api: Api, caplog: Any
+) -> None:
+    cluster.refusals = {"tools": (code, message % "tools"), "a": (403, FORBIDDEN % "a")}
+    await cluster.put("pods", "krelay-server-x-p1", status=RUNNING)
+    found = await create(api, fallbacks=["a", "b", "c"])
+    assert found.namespace == "b"
+    assert cluster.tried == ["tools", "a", "b"]
+    (line,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+    assert line.startswith('the agent runs in the namespace "b": ')
+    assert words in line
+
+
+async def test_an_agent_that_no_namespace_allows_names_each_answer(
+    cluster: Cluster, api: Api
+) -> None:
+    cluster.refusals = {place: (403, FORBIDDEN % place) for place in ("tools", "a")}
+    cluster.refusals["b"] = (404, 'namespaces "b" not found')
+    with pytest.raises(AccessDeniedError) as caught:
+        await create(api, fallbacks=["a", "b"])
+    assert str(caught.value) == (
+        'cannot create jobs.batch in namespace "tools"; '
+        'cannot create jobs.batch in namespace "a"; namespaces "b" not found'
+    )
+    # The rights are best given where the targets are.
+    assert (caught.value.user, caught.value.agent_namespace) == ("u", "a")
+    cluster.refusals = {"tools": (403, FORBIDDEN % "tools"), "b": (404, "not found")}
+    with pytest.raises(AccessDeniedError) as caught:
+        await create(api, fallbacks=["b"])
+    assert caught.value.agent_namespace == "tools"
+    cluster.refusals = dict.fromkeys(("tools", "b"), (404, "not found"))
+    with pytest.raises(NotFoundError) as gone:
+        await create(api, fallbacks=["b"])
+    assert "--agent-namespace" in str(gone.value.hint)
+
+
+async def test_a_patch_of_the_namespace_is_tried_once(cluster: Cluster, api: Api) -> None:
+    cluster.refusals = {"moved": (403, FORBIDDEN % "moved")}
+    moved = AgentConfig(patches=(Patch({"metadata": {"namespace": "moved"}}),))
+    with pytest.raises(AccessDeniedError):
+        await create(api, moved, fallbacks=["a", "b"])
+    assert cluster.tried == ["moved"]
+
+
+async def test_a_job_that_a_policy_refuses_is_tried_once_and_has_a_hint(
+    cluster: Cluster, api: Api
+) -> None:
+    """A policy may use RBAC's words; another namespace is no answer to it."""
+    denied = (
+        "jobs.batch \"x\" is forbidden: ValidatingAdmissionPolicy 'p' with binding 'b' denied "
+        "request: you cannot create it, label team is required"
+    )
+    cluster.refusals = {"tools": (403, denied)}
+    with pytest.raises(AgentError, match="ValidatingAdmissionPolicy 'p'") as caught:
+        await create(api, fallbacks=["a"])
+    assert cluster.tried == ["tools"]
+    assert caught.value.settings == {"labels": {"team": "VALUE"}}
 
 
 async def test_the_last_log_lines_of_an_agent_that_ends_are_logged(

@@ -15,7 +15,9 @@ from krelay.cluster.diagnosis import (
     Diagnosis,
     diagnose,
     end_of,
+    is_admission,
     of_pod,
+    refusal,
 )
 
 
@@ -63,6 +65,8 @@ PSA = (
     'Error creating: pods "krelay-server-x-" is forbidden: violates PodSecurity "restricted:latest'
     '": runAsNonRoot != true (pod or container "krelay-server" must set runAsNonRoot=true)'
 )
+USER = {"runAsUser": None, "runAsGroup": None}
+SECCOMP = {"seccompProfile": None}
 ACCOUNT = (
     'Error creating: pods "krelay-server-x-" is forbidden: error looking up service account a/d: '
     'serviceaccount "d" not found'
@@ -204,14 +208,14 @@ def test_an_image_without_python_gets_a_hint() -> None:
 @pytest.mark.parametrize(
     ("message", "patience", "reason", "hint"),
     [
-        (QUOTA, PATIENCE, "exceeded quota: small, requested: limits.memory=256Mi", "quota"),
+        (QUOTA, PATIENCE, "exceeded quota: small, requested: limits.memory=256Mi", "no room"),
         (PSA, 0, 'violates PodSecurity "restricted:latest": runAsNonRoot != true', "patches"),
         (ACCOUNT, PATIENCE, "error looking up service account a/d: ", None),
         (
             'Error creating: admission webhook "x" denied the request: no',
             0,
             "admission webhook",
-            None,
+            "agent.patches",
         ),
         ("Error creating: timed out", PATIENCE, "timed out", None),
     ],
@@ -223,6 +227,221 @@ def test_a_refused_pod_shows_in_the_job_s_events(
     assert (found.code, found.patience) == ("Refused", patience)
     assert found.reason.startswith(f"the cluster refuses the agent's pod: {reason}")
     assert found.hint == hint or str(hint) in str(found.hint)
+
+
+RESOURCES = {
+    "requests": {"cpu": "100m", "memory": "48Mi"},
+    "limits": {"cpu": "1", "memory": "256Mi"},
+}
+
+
+def amounts(**changes: dict[str, str]) -> dict[str, Any]:
+    found = {when: {**RESOURCES[when], **changes.get(when, {})} for when in RESOURCES}
+    return {"resources": found}
+
+
+LESS = amounts(limits={"memory": "99Mi"})
+
+
+@pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        (
+            (
+                "[maximum cpu usage per Container is 500m, but limit is 1, maximum memory usage"
+                " per Container is 40Gi, but limit is 256Mi]"
+            ),
+            amounts(limits={"cpu": "500m", "memory": "40Gi"}),
+        ),
+        ("maximum memory usage per Container is 32Mi, but limit is 256Mi", {}),
+        (
+            "maximum cpu usage per Container is 50m, but limit is 1",
+            amounts(limits={"cpu": "50m"}, requests={"cpu": "50m"}),
+        ),
+        (
+            "minimum memory usage per Container is 1Gi, but request is 48Mi",
+            amounts(limits={"memory": "1Gi"}, requests={"memory": "1Gi"}),
+        ),
+        (
+            "cpu max limit to request ratio per Container is 3, but provided ratio is 10.000000",
+            amounts(requests={"cpu": "334m"}),
+        ),
+        (
+            "memory max limit to request ratio per Container is 1, but provided ratio is 5.3",
+            amounts(requests={"memory": "256Mi"}),
+        ),
+        (QUOTA, {}),
+        (QUOTA.replace("limited: limits.memory=1Mi", "limited: limits.memory=99Mi,x"), LESS),
+        (
+            (
+                "exceeded quota: q, requested: limits.memory=256Mi, used: limits.memory=924Mi, "
+                "limited: limits.memory=1Gi"
+            ),
+            amounts(limits={"memory": "100Mi"}),
+        ),
+        (
+            (
+                "exceeded quota: q, requested: cpu=100m,memory=48Mi, used: cpu=0,memory=0, "
+                "limited: cpu=50m,memory=1Gi"
+            ),
+            amounts(requests={"cpu": "50m"}),
+        ),
+        ("exceeded quota: q, requested: pods=1, used: pods=2, limited: pods=2", {}),
+        ("insufficient quota to match these scopes: [{PriorityClass In [high]}]", {}),
+        (
+            (
+                "failed quota: q: must specify limits.ephemeral-storage for: krelay-server; "
+                "limits.cpu for: krelay-server"
+            ),
+            amounts(limits={"ephemeral-storage": "64Mi"}),
+        ),
+        ("failed quota: q: must specify limits.nvidia for: krelay-server", {}),
+        (
+            (
+                'violates PodSecurity "restricted:latest": unrestricted capabilities (container'
+                ' "istio-init" must not include "NET_ADMIN", "NET_RAW"), runAsNonRoot != true '
+                '(pod or containers "istio-init", "krelay-server" must set runAsNonRoot=true)'
+            ),
+            {"labels": {"sidecar.istio.io/inject": "false"}},
+        ),
+        (
+            (
+                'violates PodSecurity "restricted:latest": unrestricted capabilities (container '
+                '"linkerd-init" must not include "NET_ADMIN")'
+            ),
+            {"annotations": {"linkerd.io/inject": "disabled"}},
+        ),
+        (
+            'violates PodSecurity "baseline:latest": host namespaces (hostNetwork=true)',
+            {},
+        ),
+        (
+            (
+                'violates PodSecurity "restricted:latest": privileged (container "spy" must not'
+                " set securityContext.privileged=true)"
+            ),
+            {},
+        ),
+        (
+            (
+                "unable to validate against any security context constraint: [provider "
+                '"anyuid": Forbidden: not usable by user or serviceaccount, provider '
+                "restricted-v2: .containers[0].runAsUser: Invalid value: 65532: must be in the "
+                "ranges: [1000680000, 1000689999]]"
+            ),
+            {"patches": [{"patch": {"spec": {"securityContext": USER}}}]},
+        ),
+        (
+            (
+                "unable to validate against any security context constraint: "
+                "[pod.metadata.annotations[seccomp.security.alpha.kubernetes.io/pod]: "
+                "Forbidden: seccomp may not be set]"
+            ),
+            {"patches": [{"patch": {"spec": {"securityContext": {**USER, **SECCOMP}}}}]},
+        ),
+        (
+            (
+                'admission webhook "validate.kyverno.svc-fail" denied the request: resource '
+                "Pod/shop/krelay-server-x was blocked due to the following policies "
+                "require-labels: check: 'validation error: The label `app.kubernetes.io/team` "
+                "is required. rule check failed at path "
+                "/metadata/labels/app.kubernetes.io/team/'"
+            ),
+            {"labels": {"app.kubernetes.io/team": "VALUE"}},
+        ),
+        (
+            (
+                'admission webhook "validation.gatekeeper.sh" denied the request: '
+                '[must-have-owner] you must provide labels: {"owner"}'
+            ),
+            {"labels": {"owner": "VALUE"}},
+        ),
+        (
+            (
+                'admission webhook "validation.gatekeeper.sh" denied the request: [limits] '
+                "container <krelay-server> cpu limit <1> is higher than the maximum allowed of "
+                "<200m>"
+            ),
+            amounts(limits={"cpu": "200m"}),
+        ),
+        (
+            (
+                'admission webhook "validation.gatekeeper.sh" denied the request: [repo] container '
+                "<krelay-server> has an invalid image repo <python:3.11-slim>, allowed repos are "
+                '["registry.corp/"]'
+            ),
+            {"image": "REGISTRY/python:3.11-slim"},
+        ),
+        (
+            (
+                "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: failed expression: "
+                "object.metadata.annotations['corp/owner'] != ''"
+            ),
+            {"annotations": {"corp/owner": "VALUE"}},
+        ),
+        (
+            (
+                "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: failed expression: "
+                "has(object.metadata.labels.team)"
+            ),
+            {"labels": {"team": "VALUE"}},
+        ),
+        (
+            (
+                "ValidatingAdmissionPolicy 'p' with binding 'b' denied request: failed expression: "
+                "'corp/team' in object.metadata.?labels.orValue({})"
+            ),
+            {"labels": {"corp/team": "VALUE"}},
+        ),
+        ("ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", {}),
+        ("timed out", {}),
+    ],
+)
+def test_a_refused_pod_has_settings_that_admission_takes(
+    message: str, settings: dict[str, Any]
+) -> None:
+    found = refusal(f'Error creating: pods "x" is forbidden: {message}', RESOURCES)
+    assert found.settings == settings
+    assert (found.hint is None) is (message == "timed out")
+    assert is_admission(message) is (message != "timed out")
+
+
+def test_settings_of_pod_security_put_back_what_patches_took() -> None:
+    found = refusal(
+        'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false (container '
+        '"krelay-server" must set x), unrestricted capabilities (container "krelay-server" must '
+        'drop), runAsNonRoot != true (pod), seccompProfile (pod must set "Localhost")',
+        {},
+    )
+    ((_, (entry,)),) = found.settings.items()
+    spec = entry["patch"]["spec"]
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert spec["containers"][0]["name"] == "krelay-server"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "container has runAsNonRoot and image will run as root (pod: x)",
+        (
+            "container has runAsNonRoot and image has non-numeric user (app), cannot verify user "
+            "is non-root"
+        ),
+    ],
+)
+def test_a_pod_without_a_user_id_gets_one_by_a_patch(message: str) -> None:
+    found = of_pod(pod(waiting("CreateContainerConfigError", message)))
+    patch = {"spec": {"securityContext": {"runAsUser": 65532}}}
+    assert found.settings == {"patches": [{"patch": patch}]}
+
+
+@given(st.text(max_size=200), st.dictionaries(st.text(max_size=5), st.just({"cpu": "1"})))
+def test_any_refusal_is_judged(message: str, resources: dict[str, Any]) -> None:
+    for start in ("exceeded quota: ", "must specify ", "maximum cpu usage per Pod is ", ""):
+        assert refusal(start + message, resources).code == "Refused"
 
 
 def test_the_latest_refusal_counts_until_a_pod_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,14 @@ def test_the_example_s_roles_have_only_the_needed_rights() -> None:
     assert {"shop": agent, "far": targets} == needed
 
 
+def test_a_direct_target_needs_port_forwards_to_its_pods_and_no_agent() -> None:
+    rules = [("/services", "list,watch", "web"), SERVICES, AGENT[2]]
+    given = config("{target: svc/web, port: 80, namespace: far, via: direct}")
+    assert least(given) == {"far": rules}
+    mixed = config("{target: svc/web, port: 80, via: direct}", "svc/db 5432")
+    assert least(mixed)["shop"].count(AGENT[2]) == 1
+
+
 def test_the_agent_s_role_is_in_its_namespace() -> None:
     assert list(least(config("host/a 80", more="agent: {namespace: relays}\n"))) == ["relays"]
     patch = "agent: {patches: [{patch: {metadata: {namespace: moved}}}]}\n"
@@ -141,6 +150,43 @@ def test_a_role_for_each_context() -> None:
     found = roles(given, own)
     assert list(found) == ["main", "other"]
     assert summary(found["other"])["shop"][3] == ("/services", "list,watch", "b")
+
+
+JANE = {"kind": "User", "name": "jane@example.com"}
+BOT = {"kind": "ServiceAccount", "name": "bot", "namespace": "ci"}
+
+
+def names(*lines: str, **more: Any) -> set[str]:
+    ((_, found),) = roles(config(*lines), own, **more).items()
+    return {document["metadata"]["name"] for document in found}
+
+
+def test_roles_of_other_subjects_or_rules_have_other_names() -> None:
+    """Applying one user's Roles must not take away another's, nor those for another file."""
+    given = [
+        names("svc/a 80", subjects=[JANE]),
+        names("svc/b 80", subjects=[JANE]),
+        names("svc/a 80", subjects=[BOT]),
+        names("svc/a 80", subjects=[{**BOT, "namespace": "other"}]),
+        names("svc/a 80", subjects=[JANE, BOT]),
+    ]
+    assert len(set().union(*given)) == len(given)
+    assert names("svc/a 8080:80", subjects=[JANE]) == given[0]
+    (name,) = given[0]
+    assert name.startswith("krelay-jane-example-com-")
+
+
+@pytest.mark.parametrize("subject", ["system:masters", "x" * 300, "Jörg/%2F", "日本"])
+def test_the_name_of_a_role_is_a_dns_name(subject: str) -> None:
+    (name,) = names("svc/a 80", subjects=[{"kind": "User", "name": subject}])
+    assert re.fullmatch(r"krelay(-[a-z0-9]+)+", name)
+    assert len(name) < 100
+
+
+def test_the_user_may_choose_the_name() -> None:
+    assert names("svc/a 80") == {"krelay"}
+    assert names("svc/a 80", name="shop") == {"shop"}
+    assert names("svc/a 80 -n far", name="shop", subjects=[JANE]) == {"shop"}
 
 
 def test_a_binding_for_each_role() -> None:

@@ -200,6 +200,28 @@ def test_an_agent_for_each_context_in_use() -> None:
     assert [pair.rerouted for pair in plan.changed] == [True]
 
 
+def test_an_agent_may_fall_back_to_the_namespaces_of_its_context_s_targets() -> None:
+    targets = (
+        target("a", "svc/a 80", namespace="shop"),
+        target("b", "svc/b 81"),
+        target("c", "svc/c 82", namespace="data"),
+        target("d", "svc/d 83", namespace="shop"),
+        target("e", "svc/e 84", namespace="far", context="other"),
+    )
+    config = Config(targets)
+    found = {context: spec.fallbacks for context, spec in groups(config).items()}
+    assert found == {None: ("shop", "data"), "other": ("far",)}
+    (spec, _) = groups(dataclasses.replace(config, namespace="shop")).values()
+    assert (spec.namespace, spec.fallbacks) == ("shop", ("data",))
+    chosen = dataclasses.replace(config, agent=AgentConfig(namespace="relays"))
+    assert [(s.namespace, s.fallbacks) for s in groups(chosen).values()] == [("relays", ())] * 2
+    # An edit of targets never replaces an agent that runs.
+    fewer = dataclasses.replace(config, targets=(targets[1], targets[4]))
+    assert not diff(config, fewer).groups
+    many = Config(tuple(target(f"t{n}", "svc/a :80", namespace=f"n{n}") for n in range(20)))
+    assert len(groups(many)[None].fallbacks) == 8
+
+
 def test_one_embedded_agent_whatever_the_contexts() -> None:
     targets = (target("a", "host/a 80"), target("b", "host/b 81", context="other"))
     embedded = Config(targets, agent=AgentConfig(embedded=True))

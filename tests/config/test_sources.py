@@ -14,6 +14,7 @@ from krelay.model import (
     CheckKind,
     Config,
     Kind,
+    Origin,
     Patch,
     Port,
     Target,
@@ -152,6 +153,22 @@ def test_words_give_one_target_without_a_check() -> None:
     assert words.file is None
     with pytest.raises(UsageError, match="has no port"):
         Words(("svc/web",)).load()
+
+
+def test_a_config_knows_the_words_of_krelay_rbac_that_select_it(tmp_path: Path) -> None:
+    overlay = Overlay(namespace="n", agent_namespace="a", flags=True)
+    config = Words(("svc/web", "8080:http"), overlay).load()
+    assert config.origin == Origin(("svc/web", "8080:http"), "n", True)
+    assert config.agent.namespace == "a"
+    assert Proxy(overlay=Overlay()).load().origin == Origin(("proxy",))
+    path = tmp_path / "krelay.yaml"
+    path.write_text("apiVersion: krelay/v1\ntargets: {a: svc/a 80, b: svc/b 81}\n")
+    assert Selection(str(path)).load().origin.words == ("-f", str(path))
+    assert Selection(str(path), ("b",)).load().origin.words == ("-f", str(path), "b")
+    text = path.read_bytes()
+    assert Selection("/dev/fd/9", text=text).load().origin.words == ("-f", "-")
+    assert Lines((("w", "-n x svc/web 80"),)).load().origin == Origin(("svc/web", "80"), "x")
+    assert Lines((("a", "svc/a 80"), ("b", "svc/b 81"))).load().origin.words == ()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,187 @@
+"""ServiceAccounts with few rights: where their agent goes, and what the hint gives them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import kit
+from tests.e2e.kit import Krelay
+from tests.e2e.test_relay import PATH, kubectl_relay
+
+Make = Callable[..., str]
+LISTENING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) -> ")
+
+
+class Account:
+    """A ServiceAccount of `home` with a kubeconfig, whose context has the namespace `own`."""
+
+    def __init__(self, home: str, own: str, path: Path) -> None:
+        self.home, self.path = home, path
+        kit.kubectl("-n", home, "create", "serviceaccount", "dev")
+        token = kit.kubectl("-n", home, "create", "token", "dev").strip()
+        admin = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "-o", "json"))
+        admin["users"] = [{"name": "dev", "user": {"token": token}}]
+        admin["contexts"][0]["context"] |= {"user": "dev", "namespace": own}
+        path.write_text(json.dumps(admin))
+
+    def allow(self, namespace: str, *words: str) -> None:
+        """Give the account the rights of `krelay rbac WORDS` in a namespace."""
+        account = ("--serviceaccount", f"{self.home}:dev")
+        done = kit.run("rbac", *words, "-n", namespace, *account)
+        assert done.process.returncode == 0, done.told()
+        kit.kubectl("apply", "-f", "-", stdin="\n".join(done.output))
+
+    def kubectl_relay(self, *args: str, expect: int | None = 0) -> Krelay:
+        return kubectl_relay("--kubeconfig", str(self.path), *args, expect=expect)
+
+
+def page(krelay: Krelay) -> bytes:
+    """What comes through the first forward of `kubectl relay`."""
+    krelay.wait_lines(1)
+    found = LISTENING.match(krelay.output[0])
+    assert found, krelay.told()
+    return kit.http_get(("127.0.0.1", int(found[1])))
+
+
+def moved(krelay: Krelay) -> list[str]:
+    return [line for line in krelay.log if "the agent runs in the namespace" in line]
+
+
+def test_rights_in_the_targets_namespace_alone_are_enough(
+    namespace: Make, world: str, tmp_path: Path
+) -> None:
+    account = Account(namespace(), namespace(), tmp_path / "kubeconfig")
+    account.allow(world, "svc/web", "80")
+    with account.kubectl_relay("-n", world, "svc/web", ":80") as krelay:
+        assert page(krelay)
+        (line,) = moved(krelay)
+        assert f'in the namespace "{world}": cannot create jobs.batch in namespace "' in line
+        jobs = kit.get(world, "jobs", "-l", "app=krelay-server")["items"]
+        # It stays there when it has to start again, and says nothing more of it.
+        (job,) = (job["metadata"]["name"] for job in jobs)
+        kit.kubectl("-n", world, "delete", "job", job, "--wait=false")
+        krelay.wait(
+            lambda: sum("tunnel up" in line for line in krelay.log) >= 3, "another agent", 60
+        )
+        assert page(krelay)
+        assert len(moved(krelay)) == 1
+
+
+@pytest.mark.parametrize("own", ["forbidden", "missing"])
+def test_krelay_up_takes_the_first_namespace_that_permits(
+    own: str, namespace: Make, world: str, tmp_path: Path
+) -> None:
+    home, other = namespace(), namespace()
+    place = namespace() if own == "forbidden" else "e2e-nowhere"
+    account = Account(home, place, tmp_path / "kubeconfig")
+    if own == "missing":
+        # An administrator's answer is a 404, and not a 403.
+        admin = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "-o", "json"))
+        admin["contexts"][0]["context"]["namespace"] = place
+        account.path.write_text(json.dumps(admin))
+    else:
+        account.allow(world, "svc/web", "80")
+    config = f"""
+apiVersion: krelay/v1
+targets:
+  web: svc/web :80 -n {world}
+  any: svc/web :80 -n {other}
+"""
+    with kit.up(config, tmp_path, 1, environ={"KUBECONFIG": str(account.path)}) as krelay:
+        assert kit.http_get(krelay.address("web"))
+        (line,) = moved(krelay)
+        assert f'in the namespace "{world}"' in line
+        assert ("not found" if own == "missing" else "cannot create jobs.batch") in line
+
+
+def test_a_chosen_namespace_decides_without_a_fallback(
+    namespace: Make, world: str, tmp_path: Path
+) -> None:
+    place = namespace()
+    account = Account(namespace(), place, tmp_path / "kubeconfig")
+    account.allow(world, "svc/web", "80")
+    words = ("-n", world, "svc/web", ":80")
+    krelay = account.kubectl_relay(*words, "--agent-namespace", place)
+    assert krelay.finish() == 4, krelay.told()
+    assert any(f'cannot create jobs.batch in namespace "{place}"' in line for line in krelay.log)
+    with account.kubectl_relay(*words, "--agent-namespace", world) as krelay:
+        assert page(krelay)
+        assert not moved(krelay)
+    path = tmp_path / "krelay.yaml"
+    path.write_text(
+        f"apiVersion: krelay/v1\nagent: {{namespace: {place}}}\n"
+        f"targets: {{web: svc/web :80 -n {world}}}\n"
+    )
+    refused = kit.run("up", "-f", str(path), environ={"KUBECONFIG": str(account.path)})
+    assert refused.process.returncode == 4, refused.told()
+    assert any(f'"{place}"' in line for line in refused.log)
+
+
+def follow_hint(krelay: Krelay) -> None:
+    """Do what the hint says, as an administrator."""
+    code = krelay.finish()
+    assert code == 4, krelay.told()
+    hint = next(line for line in krelay.log if line.startswith("  hint: "))
+    command = hint.partition(" with: ")[2]
+    assert command.endswith(" | kubectl apply -f -"), krelay.told()
+    subprocess.run(
+        ["bash", "-ec", f"set -o pipefail; {command}"],
+        check=True,
+        env={**os.environ, "PATH": PATH},
+        timeout=60,
+    )
+
+
+def test_one_command_of_the_hint_gives_every_right(
+    namespace: Make, world: str, tmp_path: Path
+) -> None:
+    account = Account(namespace(), namespace(), tmp_path / "kubeconfig")
+    for words in (
+        ("-n", world, "svc/web", ":80"),
+        ("-n", world, "deploy/web", ":http"),
+        ("-n", world, "--agent-namespace", account.home, "pod/solo", ":8000"),
+    ):
+        follow_hint(account.kubectl_relay(*words))
+        with account.kubectl_relay(*words) as krelay:
+            assert page(krelay)
+    # The first one's rights are still there.
+    with account.kubectl_relay("-n", world, "svc/web", ":80") as krelay:
+        assert page(krelay)
+
+
+def test_the_hint_for_a_file_gives_every_right(namespace: Make, world: str, tmp_path: Path) -> None:
+    account = Account(namespace(), namespace(), tmp_path / "kubeconfig")
+    path = tmp_path / "krelay.yaml"
+    path.write_text(
+        f"""
+apiVersion: krelay/v1
+targets:
+  web: svc/web :80 -n {world}
+  db: sts/db :8000 -n {world}
+"""
+    )
+    environ = {"KUBECONFIG": str(account.path)}
+    follow_hint(kit.run("up", "-f", str(path), environ=environ))
+    with Krelay("up", "-f", str(path), environ=environ) as krelay:
+        krelay.wait_lines(2)
+        assert kit.http_get(krelay.address("web"))
+        assert kit.http_get(krelay.address("db"))
+
+
+def test_two_users_keep_their_bindings(namespace: Make, world: str, tmp_path: Path) -> None:
+    place = namespace()
+    for name in ("jane", "joe"):
+        done = kit.run("rbac", "svc/web", "80", "-n", place, "--user", name)
+        kit.kubectl("apply", "-f", "-", stdin="\n".join(done.output))
+    bindings = kit.get(place, "rolebindings", "-l", "app.kubernetes.io/managed-by=krelay")["items"]
+    assert {b["subjects"][0]["name"] for b in bindings} == {"jane", "joe"}
+    for name in ("jane", "joe"):
+        can = kit.kubectl("auth", "can-i", "create", "jobs", "-n", place, "--as", name)
+        assert can.strip() == "yes"
