@@ -15,7 +15,13 @@ from krelay.cluster.auth.entries import _parse
 from krelay.cluster.auth.exec_plugin import ExecPlugin
 from krelay.cluster.auth.oidc import _DISCOVERY, _TOKENS, _renew_at
 from krelay.cluster.diagnosis import diagnose
-from krelay.cluster.endpoints import choose_pod, resolve_pod, resolve_service, why_no_pod
+from krelay.cluster.endpoints import (
+    choose_pod,
+    choose_running,
+    resolve_pod,
+    resolve_service,
+    why_not_ready,
+)
 from krelay.cluster.objects import CREATED, read_event, read_list, read_object, schema_of
 from krelay.cluster.selectors import Selector
 from krelay.errors import ClusterError, MalformedError
@@ -57,8 +63,8 @@ def api_objects(data: bytes) -> None:
 def use(resource: str, items: list[dict[str, Any]]) -> None:
     """Use objects as krelay does; useless ones must not raise."""
     if resource == "pods":
-        pod = choose_pod(items, "u")
-        assert why_no_pod(items)
+        pod = choose_pod(items, "u") or choose_running(items, "u")
+        assert why_not_ready(items)
         diagnose(None, items, ())
         for port in PORTS if pod is not None else ():
             _check(resolve_pod(pod, port))  # type: ignore[arg-type]

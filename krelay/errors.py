@@ -11,6 +11,7 @@
     │   ├─ UnreachableError       exit 4   the API server does not answer
     │   ├─ AccessDeniedError      exit 4   RBAC refused; names verb, resource and namespace
     │   ├─ NotFoundError          exit 4   the object does not exist
+    │   ├─ NotRunningError        exit 4   the pod has ended
     │   ├─ MalformedError         exit 4   an answer violates its protocol; names the field
     │   └─ AgentError             exit 4   the agent's pod cannot start; gives the cluster's reason
     ├─ ListenError                exit 1   a local address cannot be bound
@@ -172,6 +173,10 @@ class AccessDeniedError(ClusterError):
 
 
 class NotFoundError(ClusterError):
+    pass
+
+
+class NotRunningError(ClusterError):
     pass
 
 

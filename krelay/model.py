@@ -117,6 +117,14 @@ class Via(StrEnum):
     DIRECT = "direct"
 
 
+class Affinity(StrEnum):
+    """Which connections to a Service stay on one endpoint."""
+
+    NONE = "none"
+    CLIENT = "client"
+    """Those from the same local address."""
+
+
 LOOPBACK = "127.0.0.1"
 UDP_CLIENTS = 1024
 """Clients that a UDP port serves at once."""
@@ -134,8 +142,9 @@ class Target:
     `listen` is an IPv4 or IPv6 address, or `localhost` for both families. `namespace` and `context`
     None mean those of the kubeconfig. A proxy asks for `credentials` (user name, password);
     `insecure` allows one without them beyond loopback. A UDP port serves `udp_clients` at once.
-    Connections go `via` the agent or directly. `line` and `column`, from 1, are the place in
-    `file`; a target of the command line has none.
+    Connections go `via` the agent or directly. With `ready`, they wait for a ready pod if none is;
+    without it they use one that runs. `line` and `column`, from 1, are the place in `file`; a
+    target of the command line has none.
     """
 
     name: str
@@ -150,6 +159,8 @@ class Target:
     check: Check = Check()
     udp_clients: int = UDP_CLIENTS
     via: Via = Via.AUTO
+    ready: bool = True
+    affinity: Affinity = Affinity.NONE
     line: int = field(default=0, compare=False)
     column: int = field(default=0, compare=False)
     file: str = field(default="", compare=False)
@@ -372,6 +383,13 @@ class Resolution:
     object or its port does not exist. `pods` are the pods that a port-forward could reach in the
     endpoint's place, the best one first and ready ones before others; connections are `balanced`
     over the ready ones, or stay with the first.
+
+    Without an endpoint, `phase` is that of the pod that does not
+    run, and `ended` says that no other will come; `fallback` leads to a pod that runs but is not
+    ready. Such an endpoint is `unready`, and `ending` if its pod is being deleted.
+
+    `endpoints` are the ready endpoints of a Service if they are known. If `endpoint` is one of
+    them, each connection takes one: the next in turn, or with `affinity` that of its client.
     """
 
     protocol: Protocol
@@ -381,6 +399,13 @@ class Resolution:
     missing: bool = False
     pods: tuple[PodPort, ...] = ()
     balanced: bool = False
+    phase: str = ""
+    ended: bool = False
+    unready: bool = False
+    ending: bool = False
+    fallback: Resolution | None = None
+    endpoints: tuple[Endpoint, ...] = ()
+    affinity: bool = False
 
     @classmethod
     def as_given(cls, target: Target, port: Port) -> Resolution:

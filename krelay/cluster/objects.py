@@ -68,7 +68,12 @@ _POD_STATUS = Shape(
     | {"phase": _WORD, "reason": _REASON, "message": _TEXT, "podIP": Address()}
     | {"conditions": ListOf(_CONDITION)}
 )
-POD = Shape({"metadata": METADATA, "spec": _POD_SPEC, "status": _POD_STATUS}, needs=("metadata",))
+_POD_METADATA = Shape(
+    {**METADATA.fields, "ownerReferences": ListOf(Shape({"kind": _WORD}), 1_000)}, needs=("name",)
+)
+POD = Shape(
+    {"metadata": _POD_METADATA, "spec": _POD_SPEC, "status": _POD_STATUS}, needs=("metadata",)
+)
 _SERVICE_PORT = Shape(
     {
         "name": _NAME,
@@ -83,6 +88,8 @@ _SERVICE_SPEC = Shape(
         "type": _WORD,
         "clusterIP": Token(64),
         "externalName": _NAME,
+        "internalTrafficPolicy": _WORD,
+        "sessionAffinity": _WORD,
         "ipFamilies": ListOf(_WORD, 16),
         "selector": _LABELS,
         "ports": ListOf(_SERVICE_PORT, 10_000),

@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from krelay.cluster.api import collection
 from krelay.cluster.endpoints import (
     choose_pod,
+    choose_running,
+    has_ended,
+    is_ending,
     is_headless,
+    owners,
+    phase,
     pods_behind,
     resolve_pod,
     resolve_service,
-    why_no_pod,
+    why_not_ready,
 )
 from krelay.cluster.informers import Informers
 from krelay.cluster.objects import RESOURCES
 from krelay.cluster.selectors import Selector
-from krelay.errors import AccessDeniedError
-from krelay.model import Kind, Protocol, Resolution, Target
+from krelay.errors import AccessDeniedError, ClusterError
+from krelay.model import Affinity, Kind, Protocol, Resolution, Target
 from krelay.mux.log import about
 from krelay.tasks import TaskGroup
 
@@ -71,40 +77,48 @@ class _Resolver:
         self._publish = publish
         self._last: tuple[Resolution, ...] = ()
         self._pod_uid: str | None = None
+        # Of a Service; its pods are known only while a port has no ready endpoint.
+        self._slices: Collection[Object] | None = None
+        self._pods: Collection[Object] | None = None
 
     async def follow_pod(self) -> None:
         """Follow a pod by its name; a new pod of that name replaces it."""
+        pod: Object | None = None
         async for pods in self._watch_target():
-            if pods:
-                self._resolve_pods(pods.values())
+            former, pod = pod, next(iter(pods.values()), None)
+            if pod is not None:
+                ended = phase(pod) if has_ended(pod) and not _returns(pod) else ""
+                self._resolve_pods([pod], ended)
             else:
-                self._report_missing()
+                self._report_missing(ended=former is not None and not _returns(former))
 
     async def follow_workload(self) -> None:
         """Follow the pods that a workload selects."""
 
-        async def follow_pods(label_selector: Object | None) -> None:
+        async def follow_pods(part: tuple[Object | None, str]) -> None:
+            label_selector, finished = part
             selector = Selector.of_workload(label_selector)
             if selector.empty:
                 # As a selector it would mean every pod of the namespace.
                 self._report_none(f"{self._target} selects no pods")
                 return
             async for pods in self._watch("v1", "pods", selector):
-                self._resolve_pods(pods.values())
+                self._resolve_pods(pods.values(), finished)
 
-        await self._while_it_exists(lambda item: item["spec"].get("selector"), follow_pods)
+        await self._while_it_exists(
+            lambda item: (item["spec"].get("selector"), _finished(item)), follow_pods
+        )
 
     async def follow_service(self) -> None:
         """Follow a Service, and its endpoints if it has any."""
 
         async def follow_endpoints(service: Object) -> None:
             if service["spec"].get("type") == "ExternalName":
-                self._resolve_service(service, None)
+                self._pods = None
+                self._update(self._of_service(service, None))
                 return
-            selector = Selector.of_label("kubernetes.io/service-name", self._target.resource)
             try:
-                async for slices in self._watch("discovery.k8s.io/v1", "endpointslices", selector):
-                    self._resolve_service(service, slices.values())
+                await self._follow_endpoints(service)
             except AccessDeniedError as exc:
                 await follow_selected(service, exc)
 
@@ -116,18 +130,51 @@ class _Resolver:
                 if selector.empty:
                     raise denied
                 async for pods in self._watch("v1", "pods", selector):
-                    self._resolve_service(service, None, pods.values())
+                    self._pods = pods.values()
+                    self._update(self._of_service(service, None))
             except AccessDeniedError:
                 if is_headless(service):
                     raise denied from None
                 about(logger, target=self._target.name).info("%s; using the clusterIP", denied)
-                self._resolve_service(service, None)
+                self._pods = None
+                self._update(self._of_service(service, None))
 
         def addressing(service: Object) -> Object:
             """Drop the metadata that does not change where the Service leads."""
             return {"metadata": {"name": service["metadata"]["name"]}, "spec": service["spec"]}
 
         await self._while_it_exists(addressing, follow_endpoints)
+
+    async def _follow_endpoints(self, service: Object) -> None:
+        """Follow the endpoints of a Service. While a port has none, follow the Service's pods too:
+        they say why, and may run."""
+        selector = Selector.of_label("kubernetes.io/service-name", self._target.resource)
+        looking: asyncio.Task[None] | None = None
+        self._pods = None
+        async with TaskGroup() as tasks:
+            async for slices in self._watch("discovery.k8s.io/v1", "endpointslices", selector):
+                self._slices = slices.values()
+                found = self._of_service(service, self._slices)
+                lacking = any(one.endpoint is None and not one.missing for one in found)
+                if not lacking and looking is not None:
+                    looking.cancel()
+                    looking, self._pods = None, None
+                elif lacking and looking is None and service["spec"].get("selector"):
+                    looking = tasks.create_task(self._look_at_pods(service))
+                if self._last or looking is None or self._pods is not None:
+                    self._update(found)
+
+    async def _look_at_pods(self, service: Object) -> None:
+        """Follow the pods of a Service that has no ready endpoint."""
+        try:
+            selector = Selector.of_workload({"matchLabels": service["spec"]["selector"]})
+            async for pods in self._watch("v1", "pods", selector):
+                self._pods = pods.values()
+                self._update(self._of_service(service, self._slices))
+        except ClusterError as exc:
+            about(logger, target=self._target.name).debug("its pods are not followed: %s", exc)
+            self._pods = ()
+            self._update(self._of_service(service, self._slices))
 
     async def _while_it_exists(
         self,
@@ -162,50 +209,101 @@ class _Resolver:
             async for found in sets:
                 yield found
 
-    def _resolve_pods(self, pods: Collection[Object]) -> None:
-        pod = choose_pod(pods, self._pod_uid)
-        if pod is None:
-            self._report_none(f"{self._target}: {why_no_pod(pods)}")
-            return
-        self._pod_uid = pod["metadata"].get("uid")
-        self._update(
-            tuple(
-                replace(resolve_pod(pod, port), pods=pods_behind(pods, port, self._pod_uid))
-                for port in self._target.ports
-            )
-        )
-
-    def _resolve_service(
-        self,
-        service: Object,
-        slices: Collection[Object] | None,
-        selected: Collection[Object] | None = None,
-    ) -> None:
+    def _resolve_pods(self, pods: Collection[Object], ended: str) -> None:
+        """Resolve to the best of `pods`. `ended` is the phase in which all have ended if no other
+        will come."""
         ports = self._target.ports
-        last = [resolution.endpoint for resolution in self._last] or [None] * len(ports)
-        self._update(
-            tuple(
-                resolve_service(
-                    service, port, slices, endpoint.host if endpoint else None, selected
+        pod = choose_pod(pods, self._pod_uid)
+        running = choose_running(pods, self._pod_uid)
+        if running is not None and self._target.kind is Kind.POD and not is_ending(running):
+            pod = running  # the user named this pod, ready or not
+        if pod is not None:
+            self._pod_uid = pod["metadata"].get("uid")
+            found = [resolve_pod(pod, port) for port in ports]
+            self._update(
+                tuple(
+                    replace(one, pods=pods_behind(pods, port, self._pod_uid) or one.pods)
+                    for one, port in zip(found, ports, strict=True)
                 )
-                for port, endpoint in zip(ports, last, strict=True)
             )
+            return
+        why, last = why_not_ready(pods)
+        if not why:
+            why = f"{self._target} has ended: {ended}" if ended else f"{self._target} has no pod"
+        self._report_none(
+            why,
+            [resolve_pod(running, port) if running else None for port in ports],
+            phase=last or ended,
+            ended=bool(ended) and running is None,
         )
 
-    def _report_missing(self) -> None:
-        _, resource = RESOURCES[self._target.kind]
-        what = f'{resource.removesuffix("s")} "{self._target.resource}"'
-        self._report_none(f'{what} not found in namespace "{self._namespace}"', missing=True)
+    def _of_service(
+        self, service: Object, slices: Collection[Object] | None
+    ) -> tuple[Resolution, ...]:
+        target = self._target
+        last = [resolution.endpoint for resolution in self._last] or [None] * len(target.ports)
+        return tuple(
+            resolve_service(
+                service,
+                port,
+                slices,
+                endpoint.host if endpoint else None,
+                self._pods,
+                affinity=target.affinity is Affinity.CLIENT,
+            )
+            for port, endpoint in zip(target.ports, last, strict=True)
+        )
 
-    def _report_none(self, reason: str, *, missing: bool = False) -> None:
+    def _report_missing(self, *, ended: bool = False) -> None:
+        version, resource = RESOURCES[self._target.kind]
+        group = version.rpartition("/")[0]
+        what = f'{resource}{group and f".{group}"} "{self._target.resource}"'
+        reason = f'{what} not found in namespace "{self._namespace}"'
+        self._report_none(reason, missing=True, ended=ended)
+
+    def _report_none(
+        self, reason: str, fallbacks: Sequence[Resolution | None] = (), **fields: Any
+    ) -> None:
+        """Report that no port has an endpoint; each may have a fallback."""
         self._update(
             tuple(
-                Resolution(port.protocol or Protocol.TCP, reason=reason, missing=missing)
-                for port in self._target.ports
+                Resolution(
+                    port.protocol or Protocol.TCP,
+                    reason=reason,
+                    fallback=fallback if fallback and fallback.endpoint else None,
+                    **fields,
+                )
+                for port, fallback in zip_longest(self._target.ports, fallbacks)
             )
         )
 
     def _update(self, resolutions: tuple[Resolution, ...]) -> None:
+        if not self._target.ready:
+            resolutions = tuple(map(self._without_waiting, resolutions))
         if resolutions != self._last:
             self._last = resolutions
             self._publish(resolutions)
+
+    def _without_waiting(self, resolution: Resolution) -> Resolution:
+        """Return a resolution that leads to a pod that runs, if there is one.
+
+        In a rollout the next pod is worth a wait; a pod that the user named is not replaced.
+        """
+        found = resolution.fallback
+        if found is None or (found.ending and self._target.kind is not Kind.POD):
+            return resolution
+        return found
+
+
+def _returns(pod: Object) -> bool:
+    """Return whether a pod that is gone comes back under its name, as a StatefulSet's does."""
+    return not owners(pod) <= {"ReplicaSet", "ReplicationController", "DaemonSet", "Job"}
+
+
+def _finished(workload: Object) -> str:
+    """Return the phase in which a Job that makes no more pods has ended; else nothing."""
+    phases = {"Complete": "Succeeded", "Failed": "Failed"}
+    for condition in workload.get("status", {}).get("conditions", ()):
+        if condition.get("type") in phases and condition.get("status") == "True":
+            return phases[condition["type"]]
+    return ""

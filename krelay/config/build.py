@@ -38,6 +38,7 @@ from krelay.errors import ConfigError, Problem
 from krelay.model import (
     LOOPBACK,
     PROXY_PORT,
+    Affinity,
     AgentConfig,
     Compression,
     Config,
@@ -88,6 +89,8 @@ _OF_TARGET: Table = {
     "listen": ("listen", parse_listen),
     "check": ("check", _check),
     "udpClients": ("udp_clients", int),
+    "ready": ("ready", _same),
+    "affinity": ("affinity", Affinity),
 }
 _AGENT: Table = {
     "namespace": ("namespace", parse_namespace),

@@ -233,7 +233,10 @@ def _directs(old: Config, new: Config) -> Iterator[Setting]:
         yield Setting("tunnel.transport", str(old.tunnel.transport), str(new.tunnel.transport))
 
 
-_OF_TARGET = (("check", "check"), ("udpClients", "udp_clients"))
+_OF_TARGET = (
+    *(("check", "check"), ("udpClients", "udp_clients")),
+    *(("ready", "ready"), ("affinity", "affinity")),
+)
 """Keys and fields of a target that take effect without another listener or route."""
 
 
@@ -245,7 +248,11 @@ def _targets(old: Config, new: Config) -> Iterator[Setting]:
         for key, field in _OF_TARGET:
             values = getattr(former, field), getattr(target, field)
             if values[0] != values[1]:
-                yield Setting(f"{target.name}.{key}", *map(str, values))
+                yield Setting(f"{target.name}.{key}", *map(_spelled, values))
+
+
+def _spelled(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # How a new forward is matched with an old one of the same target, the closest likeness first; None

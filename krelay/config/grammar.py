@@ -20,6 +20,7 @@ from krelay.model import (
     LOOPBACK,
     TYPES,
     UDP_CLIENTS,
+    Affinity,
     Check,
     CheckKind,
     Kind,
@@ -493,6 +494,8 @@ def target_of(
     check: Check = Check(),  # noqa: B008
     udp_clients: int = UDP_CLIENTS,
     via: Via = Via.AUTO,
+    ready: bool = True,
+    affinity: Affinity = Affinity.NONE,
     place: tuple[int, int] = (0, 0),
     file: str = "",
 ) -> Target:
@@ -508,6 +511,8 @@ def target_of(
         check=check,
         udp_clients=udp_clients,
         via=via,
+        ready=ready,
+        affinity=affinity,
         line=place[0],
         column=place[1],
         file=file,

@@ -160,11 +160,13 @@ class Words:
     file: ClassVar[None] = None
 
     def load(self) -> Config:
-        """Return the target, named by itself and without a check: like `kubectl port-forward`, it
-        opens no connection that no client asked for.
+        """Return the target, named by itself and used as by `kubectl port-forward`: no check opens
+        a connection that no client asked for, and a pod need not be ready.
         """
         target = parse_target(self.words)
-        target = dataclasses.replace(target, name=str(target), check=Check(CheckKind.NONE))
+        target = dataclasses.replace(
+            target, name=str(target), check=Check(CheckKind.NONE), ready=False
+        )
         return self.overlay.over(Config((target,), path="the command line"), self.words)
 
 

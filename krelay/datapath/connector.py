@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import select
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
 from typing import Protocol as Shape
 from weakref import WeakKeyDictionary
 
 from krelay.datapath.metrics import ForwardMetrics, Relay, StreamMetrics
 from krelay.datapath.route import Route
-from krelay.model import Endpoint, Protocol, Target
+from krelay.model import Endpoint, Protocol, Target, is_loopback
 from krelay.mux.log import About, about
 from krelay.mux.stream import Stream, StreamHandler
 from krelay.net.accept import descriptor_budget
@@ -97,7 +99,11 @@ class StreamRequest:
         self.metrics = StreamMetrics(forwarding.metrics, relay)
         self._protocol = protocol
         self._requester = requester
-        self._endpoint: Endpoint | None = None
+        self.client: Callable[[], str] = str
+        """Returns the client's address, for `Route.pick`."""
+        self.endpoint: Endpoint | None = None
+        """Where its last stream went."""
+        self._refused: Endpoint | None = None
         self._retried = False
         self._task: asyncio.Task[None] | None = None
 
@@ -110,7 +116,7 @@ class StreamRequest:
         """Open a stream at once, or else wait for an endpoint and a tunnel."""
         self.metrics.stream_requested()
         try:
-            stream = open_now(self.forwarding.route, self._protocol, self._requester)
+            stream = self._open()
         except Exception as exc:
             self._fail(self._explain(exc))
             return
@@ -131,7 +137,16 @@ class StreamRequest:
     def retry(self) -> None:
         """Dial again, after a short wait for the route to lead elsewhere."""
         self._retried = True
-        self._queue(self._endpoint)
+        self._refused = self.endpoint
+        self._queue(self.endpoint)
+
+    def accepted(self) -> None:
+        """Learn that the endpoint took the stream; where its clusterIP had not, avoid that."""
+        refused, route = self._refused, self.forwarding.route
+        if refused is not None and refused == route.endpoint != self.endpoint:
+            text = "%s refused and %s, behind it, did not: new connections go to endpoints"
+            self.forwarding.log.warning(text, refused, self.endpoint)
+            route.avoid(refused)
 
     def cancel(self) -> None:
         """Stop waiting, without a call of the requester."""
@@ -158,10 +173,14 @@ class StreamRequest:
         stream = None
         try:
             stream = await open_within(
-                timeout, route, self._protocol, self._requester, refused=refused
+                timeout, route, self._protocol, self._requester, refused=refused, pick=self._pick
             )
         except TimeoutError:
             reason = f"waited {timeout:g} s: {route.obstacle}"
+            if route.fall_back() and route.resolution is not None:
+                self.forwarding.log.warning("%s; using %s", reason, route.resolution.via)
+                with suppress(ProtocolError):
+                    stream = self._open()
         except Exception as exc:
             reason = self._explain(exc)
         self._task = None
@@ -170,8 +189,14 @@ class StreamRequest:
         else:
             self._fail(reason)
 
+    def _open(self) -> Stream | None:
+        return open_now(self.forwarding.route, self._protocol, self._requester, self._pick)
+
+    def _pick(self) -> Endpoint | None:
+        self.endpoint = self.forwarding.route.pick(self.client, self._refused)
+        return self.endpoint
+
     def _give(self, stream: Stream) -> None:
-        self._endpoint = self.forwarding.route.endpoint
         self.metrics.dialled()
         try:
             self._requester.on_stream(stream)
@@ -202,16 +227,31 @@ class StreamRequest:
             self._fail(_ENDING)
 
 
-def open_now(route: Route, protocol: Protocol, handler: StreamHandler) -> Stream | None:
+def client_of(address: Sequence[Any] | None) -> str:
+    """Return the client of a socket's peer address; this machine's loopback is one client."""
+    host = str(address[0]) if address else ""
+    return "" if not host or is_loopback(host) else host
+
+
+def open_now(
+    route: Route,
+    protocol: Protocol,
+    handler: StreamHandler,
+    pick: Callable[[], Endpoint | None] | None = None,
+) -> Stream | None:
     """Open a stream to where `route` leads; return None if there is no endpoint or no way to it.
 
-    Raises ProtocolError as `StreamPool.open`.
+    `pick` chooses among several endpoints. Raises ProtocolError as `StreamPool.open`.
     """
     if route.unusable:
         raise ProtocolError(route.unusable, ErrorCode.NO_SUCH_HOST)
-    if route.resolution is None or route.endpoint is None:
+    resolution = route.resolution
+    endpoint = pick() if pick is not None else route.endpoint
+    if resolution is None or endpoint is None:
         return None
-    return route.pool.open(route.resolution, protocol, handler)
+    if endpoint != resolution.endpoint:
+        resolution = replace(resolution, endpoint=endpoint)
+    return route.pool.open(resolution, protocol, handler)
 
 
 async def open_within(
@@ -221,6 +261,7 @@ async def open_within(
     handler: StreamHandler,
     *,
     refused: Endpoint | None = None,
+    pick: Callable[[], Endpoint | None] | None = None,
 ) -> Stream:
     """Open a stream as soon as there are an endpoint and a tunnel.
 
@@ -235,7 +276,7 @@ async def open_within(
             await route.wait_other(refused, RETRY_WAIT)
         with route.waiting():
             while True:
-                if (stream := open_now(route, protocol, handler)) is not None:
+                if (stream := open_now(route, protocol, handler, pick)) is not None:
                     return stream
                 await route.wait_ready()
 

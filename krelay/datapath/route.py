@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ from krelay.wire.header import TCP, Header
 
 logger = logging.getLogger("krelay.tunnel")
 
+AVOIDED = 300.0
+"""Seconds for which a clusterIP that refused is avoided while its endpoints stay the same."""
+
 
 class Route:
     """Where a forward leads, for its whole life. A watch and an edit of the file change it under
@@ -23,7 +27,10 @@ class Route:
     def __init__(self, pool: StreamPool, *, followed: bool = True) -> None:
         self.followed = followed
         """Whether the endpoint may change, as those of a Service or a workload do."""
+        self.given: Resolution | None = None
+        """The last answer."""
         self.resolution: Resolution | None = None
+        """What new streams follow: the last answer, or its fallback."""
         self.unusable = ""
         """Why the endpoint of the last answer cannot be dialled; empty if it can."""
         self.trouble = ""
@@ -34,6 +41,11 @@ class Route:
         """Time of the loop at which there was an endpoint again after there had been none."""
         self._changed = asyncio.Event()
         self._waiting = 0
+        self._fell_back = False
+        self._turn = 0
+        # A clusterIP that refused while an endpoint behind it did not.
+        self._avoided: Endpoint | None = None
+        self._avoided_until = -math.inf
         self.pool = pool
         pool.users.add(self)
 
@@ -48,8 +60,14 @@ class Route:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """The endpoint for new streams, if there is one."""
-        return self.resolution.endpoint if self.resolution else None
+        """The endpoint for new streams, if there is one; `pick` chooses among several."""
+        if self.resolution is None:
+            return None
+        found = self.resolution.endpoint
+        if found is None or found != self._avoided or not self.resolution.endpoints:
+            return found
+        avoided = asyncio.get_running_loop().time() < self._avoided_until
+        return self.resolution.endpoints[0] if avoided else found
 
     @property
     def reached(self) -> bool:
@@ -88,6 +106,13 @@ class Route:
 
         An endpoint that no Header can carry counts as none, with that reason.
         """
+        if self.given is None or resolution.endpoints != self.given.endpoints:
+            self._avoided = None
+        self.given = resolution
+        if resolution.endpoint is not None:
+            self._fell_back = False
+        elif self._fell_back and resolution.fallback is not None:
+            resolution = resolution.fallback
         self.unusable = _why_unusable(resolution.endpoint)
         if self.unusable:
             resolution = replace(resolution, endpoint=None, reason=self.unusable)
@@ -96,6 +121,47 @@ class Route:
         self.resolution = resolution
         self.pool.user_changed(self)
         self.wake()
+
+    def fall_back(self) -> bool:
+        """Lead new streams to a pod that runs, though it is not ready, until one is.
+
+        Return whether there is such a pod.
+        """
+        fallback = self.given.fallback if self.given is not None else None
+        if fallback is None or self.given is None or self.given.endpoint is not None:
+            return False
+        if not self._fell_back:
+            self._fell_back = True
+            self.update(self.given)
+        return self.endpoint is not None
+
+    def avoid(self, endpoint: Endpoint) -> None:
+        """Lead new streams past a clusterIP, to the endpoints behind it, for a while."""
+        self._avoided = endpoint
+        self._avoided_until = asyncio.get_running_loop().time() + AVOIDED
+        self.wake()
+
+    def pick(self, client: Callable[[], str], refused: Endpoint | None) -> Endpoint | None:
+        """Return the endpoint for a new stream: another one than that which has `refused`, if there
+        is one. `client` returns the address of the stream's client."""
+        first, resolution = self.endpoint, self.resolution
+        if first is None or resolution is None:
+            return None
+        if first not in resolution.endpoints and (first != refused or not resolution.endpoints):
+            return first
+        found = [one for one in resolution.endpoints if one != refused] or [first]
+        if resolution.affinity:
+            address = client()
+            return max(found, key=lambda one: _weight(address, one))
+        self._turn += 1
+        return found[self._turn % len(found)]
+
+    def leads_to(self, endpoint: Endpoint | None) -> bool:
+        """Return whether new streams may go to `endpoint`."""
+        first = self.endpoint
+        if first is None or self.resolution is None or first not in self.resolution.endpoints:
+            return endpoint == first
+        return endpoint in self.resolution.endpoints
 
     def fail(self, trouble: str) -> None:
         """Record why there is no answer; empty if there is none yet."""
@@ -120,6 +186,10 @@ class Route:
             await self._changed.wait()
         return self.resolution is not None
 
+    async def changed(self) -> None:
+        """Wait for the next change."""
+        await self._changed.wait()
+
     async def resolved(self) -> Resolution:
         """Wait for an answer and return it, whatever it is."""
         while self.resolution is None:
@@ -141,7 +211,7 @@ class Route:
         """Return when the route no longer leads to `endpoint`, or after `timeout` seconds."""
         try:
             async with asyncio.timeout(timeout):
-                while self.endpoint == endpoint:
+                while self.leads_to(endpoint):
                     await self._changed.wait()
         except TimeoutError:
             return
@@ -155,6 +225,12 @@ class Route:
             yield
         finally:
             self._waiting -= 1
+
+
+def _weight(client: str, endpoint: Endpoint) -> bytes:
+    """Return the weight of an endpoint for a client (rendezvous hashing): an endpoint that comes or
+    goes moves no other endpoint's clients."""
+    return hashlib.blake2b(f"{client} {endpoint}".encode(), digest_size=8).digest()
 
 
 def _why_unusable(endpoint: Endpoint | None) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from dataclasses import dataclass, field
 
-from krelay.datapath.connector import Forwarding, StreamRequest, connection_queue
+from krelay.datapath.connector import Forwarding, StreamRequest, client_of, connection_queue
 from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
@@ -104,12 +104,17 @@ class LocalRelay(TcpRelay):
         self._listener = listener
         self._queue = connection_queue()
         self._request = self._make_request(listener)
+        self._request.client = self._client
         self._unaccepted: list[bytes] | None = []
         """What the application has sent; None once the stream is accepted."""
         self._early_bytes = 0
 
     def _make_request(self, forwarding: Forwarding) -> StreamRequest:
         return StreamRequest(forwarding, Protocol.TCP, self, relay=self)
+
+    def _client(self) -> str:
+        transport = self.transport
+        return client_of(transport.get_extra_info("peername") if transport is not None else None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -194,6 +199,7 @@ class LocalRelay(TcpRelay):
     def on_accepted(self) -> None:
         self._unaccepted = None
         self._request.metrics.accepted()
+        self._request.accepted()
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
         request, log = self._request, self._request.forwarding.log

@@ -6,12 +6,13 @@ import asyncio
 import socket
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from krelay.datapath.connector import Forwarding, StreamRequest
+from krelay.datapath.connector import Forwarding, StreamRequest, client_of
 from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
-from krelay.model import UDP_CLIENTS, Endpoint, Protocol, Target
+from krelay.model import UDP_CLIENTS, Protocol, Target
 from krelay.mux.datagrams import Address, DatagramEndpoint
 from krelay.mux.stream import Stream
 from krelay.net.bind import bind
@@ -200,9 +201,9 @@ class Flow:
         self._forwarding = forwarding
         self._addr = addr
         self._stream: Stream | None = None
-        self._endpoint: Endpoint | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
         self._request = StreamRequest(forwarding, Protocol.UDP, self)
+        self._request.client = partial(client_of, addr)
         self._metrics = forwarding.metrics
         self._answered = False
         self.active_at = sock.loop.time()
@@ -216,7 +217,7 @@ class Flow:
         """Forward a datagram of the client."""
         self._touch()
         if self._stream is not None:
-            if self.route.endpoint in (self._endpoint, None):
+            if self.route.endpoint is None or self.route.leads_to(self._request.endpoint):
                 self._send_on(self._stream, data)
                 return
             self.close(ErrorCode.CANCELLED)
@@ -255,7 +256,6 @@ class Flow:
     def on_stream(self, stream: Stream) -> None:
         """Send what the client has sent so far."""
         self._stream = stream
-        self._endpoint = self.route.endpoint
         while self._early:
             self._send_on(stream, self._early.popleft())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from functools import partial
 from typing import TypeVar
 
@@ -123,10 +123,15 @@ def _targets_to_watch(plan: Plan) -> list[Target]:
     """Return the targets without a watcher, and those whose watcher follows other objects."""
     stale: set[str] = set()
     for old, new in ((pair.old, pair.new) for pair in plan.pairs):
-        if not (old and new and old.leads == new.leads and old.protocol == new.protocol):
+        if not (old and new and _followed(old) == _followed(new)):
             stale.update(spec.target.name for spec in (old, new) if spec)
     targets = {pair.new.target.name: pair.new.target for pair in plan.pairs if pair.new}
     return [target for name, target in targets.items() if name in stale]
+
+
+def _followed(spec: Spec) -> tuple[Hashable, ...]:
+    """Return what decides where a watcher of the forward's target leads it."""
+    return spec.leads, spec.protocol, spec.target.ready, spec.target.affinity
 
 
 class ActiveConfig:

@@ -15,7 +15,14 @@ from typing import Any
 from krelay import __version__
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
-from krelay.errors import ConfigError, KrelayError, NotFoundError, NotReadyError
+from krelay.datapath.route import Route
+from krelay.errors import (
+    ConfigError,
+    KrelayError,
+    NotFoundError,
+    NotReadyError,
+    NotRunningError,
+)
 from krelay.model import Config, Kind
 from krelay.mux.log import about
 from krelay.net.host_monitor import watch_routes, watch_sleep
@@ -47,6 +54,9 @@ _HURRY = 5.0
 """Seconds for the removal of agents once krelay must end at once."""
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
 _ENDING = "krelay is stopping"
+_NOT_RUNNING = "unable to forward port because pod is not running. Current status="
+"""Kubectl's words, for those who look for them."""
+_NO_POD = "timed out waiting for a pod to run"
 
 
 @dataclass(eq=False, slots=True)
@@ -112,7 +122,8 @@ class Supervisor:
             contexts: where API clients come from.
             strict: fail the start if any forward cannot bind or resolve, not only if all fail.
             must_exist: fail the start if no target exists; with `strict`, if any does not.
-            pod_running_timeout: fail the start if no target has an endpoint for so many seconds.
+            pod_running_timeout: as kubectl, wait so many seconds at the start for a pod that runs,
+                and end once the pods of all targets have ended.
         """
         self.bus = EventBus(self.snapshot)
         self.started = asyncio.Event()
@@ -279,9 +290,12 @@ class Supervisor:
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             starting.result()
-            applying = tasks.create_task(self._apply_requests(), name="requests")
+            running = [tasks.create_task(self._apply_requests(), name="requests")]
+            if self._pod_running_timeout is not None:
+                running.append(tasks.create_task(self._fail_when_ended(), name="pods"))
             await stopping
-            applying.cancel()
+            for task in running:
+                task.cancel()
         else:
             starting.cancel()
         await self._drain()
@@ -300,10 +314,10 @@ class Supervisor:
             warming.create_task(warm.warm())
             await warm.answers()
             self._check_start()
+        if self._pod_running_timeout is not None:
+            await self._wait_running(self._pod_running_timeout)
         await self._settled(list(active.forwards.values()))
         self._check_start()
-        if self._pod_running_timeout is not None:
-            await self._any_endpoint(self._pod_running_timeout)
         self.started.set()
         for forward in active.forwards.values():
             if forward.listener is not None:
@@ -313,16 +327,6 @@ class Supervisor:
                 log.warning("waiting: %s", forward.route.reason)
         request.finish()
         self.bus.publish(Started())
-
-    async def _any_endpoint(self, timeout: float) -> None:
-        """Wait until a forward has an endpoint."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self.bus.wait_for(lambda now: any(found.endpoint for found in now.forwards))
-        except TimeoutError:
-            unready = [str(forward) for forward in self._forward_states()]
-            hint = "`--pod-running-timeout` waits longer"
-            raise NotReadyError(f"no pod runs after {timeout:g} s", unready, hint=hint) from None
 
     async def _drain(self) -> None:
         self.ending = True
@@ -456,6 +460,54 @@ class Supervisor:
         missing = [found.reason for found in resolutions if found and found.missing]
         if self._must_exist and missing and (self._strict or len(missing) == len(resolutions)):
             raise NotFoundError(missing[0])
+        if self._pod_running_timeout is not None and all(
+            found and (found.missing or found.ended) for found in resolutions
+        ):
+            ended = next((found.phase for found in resolutions if found and found.ended), "")
+            raise NotRunningError(_NOT_RUNNING + ended)
+
+    async def _wait_running(self, timeout: float) -> None:
+        """Wait until a target has a pod that runs. Raise if there is none in time, or if all have
+        ended."""
+        forwards = list(self.active.forwards.values())
+        found = asyncio.Event()
+
+        async def wait_for(route: Route) -> None:
+            while not route.fall_back() and route.endpoint is None:
+                if route.given is not None and route.given.phase == "Running":
+                    break  # its containers may start again
+                await route.changed()
+            found.set()
+
+        async def wait_ended() -> None:
+            await self._all_ended()
+            found.set()
+
+        try:
+            async with asyncio.timeout(timeout), TaskGroup() as tasks:
+                waiting = [tasks.create_task(wait_for(forward.route)) for forward in forwards]
+                waiting.append(tasks.create_task(wait_ended()))
+                await found.wait()
+                for task in waiting:
+                    task.cancel()
+        except TimeoutError:
+            given = forwards[0].route.given
+            text = f"{_NOT_RUNNING}{given.phase}" if given and given.phase else _NO_POD
+            reasons = [f"{forward.name}: {forward.route.reason}" for forward in forwards]
+            hint = "`--pod-running-timeout` waits longer"
+            raise NotReadyError(text, reasons, hint=hint) from None
+        self._check_start()
+
+    async def _all_ended(self) -> None:
+        """Return when no target has a pod any more, and none will come."""
+        routes = [forward.route for forward in self.active.forwards.values()]
+        while left := [route for route in routes if not (route.given and route.given.ended)]:
+            await left[0].changed()
+
+    async def _fail_when_ended(self) -> None:
+        """Raise when `kubectl port-forward` would."""
+        await self._all_ended()
+        raise KrelayError("lost connection to pod")
 
     def _bound(self, forward: Forward) -> None:
         """Announce a bound forward; those of the first config are announced together."""

@@ -88,14 +88,14 @@ class TargetWatcher:
                 route.fail(str(self.failure or ""))
             return
         for route, resolution in zip(self._routes, self._latest, strict=bool(self._routes)):
-            if resolution == route.resolution:
+            if resolution == route.given:
                 continue
             former = route.endpoint
             route.update(resolution)
-            if resolution.endpoint is None:
-                self._log.warning("%s", resolution.reason)
-            elif self.target.kind.in_cluster and former != resolution.endpoint:
-                self._log.info("-> %s (%s)", resolution.endpoint, resolution.via)
+            if route.endpoint is None:
+                self._log.warning("%s", route.reason)
+            elif self.target.kind.in_cluster and former != route.endpoint and route.resolution:
+                self._log.info("-> %s (%s)", route.endpoint, route.resolution.via)
 
 
 async def follow_constant(target: Target, publish: Publish) -> None:

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from krelay.cluster.endpoints import (
     choose_pod,
+    choose_running,
     is_ending,
     is_ready,
+    is_running,
     pods_behind,
     resolve_pod,
     resolve_service,
-    why_no_pod,
+    why_not_ready,
 )
 from krelay.model import Endpoint, PodPort, Port, Protocol
 
@@ -81,7 +83,7 @@ def test_a_chosen_pod_is_ready(kinds: list[dict[str, Any]], old: int) -> None:
     chosen = choose_pod(pods, f"uid-p{old}")
     assert (chosen is None) == (not usable)
     if chosen is None:
-        assert why_no_pod(pods)
+        assert bool(why_not_ready(pods)[0]) is bool(pods)
     else:
         assert chosen in usable
         assert choose_pod(reversed(pods), chosen["metadata"]["uid"]) is chosen
@@ -92,8 +94,47 @@ def test_a_chosen_pod_is_ready(kinds: list[dict[str, Any]], old: int) -> None:
 @pytest.mark.parametrize(
     ("pods", "reason"),
     [
-        ([], "no pod"),
-        ([pod(**LEAVING)], "no pod"),
+        ([], ""),
+        ([pod(**LEAVING)], "pod web-1 is being deleted"),
+        ([pod(**ENDED)], "pod web-1 is not running: Succeeded"),
+        ([pod(**ENDED, **LEAVING)], "pod web-1 is not running: Succeeded"),
+        ([pod("a", **ENDED), pod("b", **LEAVING), pod("c", **UNREADY)], "pod c is not ready"),
+        ([pod(status={"phase": "Pending", "conditions": []})], "pod web-1 is not running: Pending"),
+        (
+            [
+                pod(
+                    status={
+                        "phase": "Pending",
+                        "conditions": [
+                            {
+                                "type": "PodScheduled",
+                                "status": "False",
+                                "reason": "Unschedulable",
+                                "message": "0/1 nodes are available",
+                            }
+                        ],
+                    }
+                )
+            ],
+            "pod web-1 is not running: Pending: 0/1 nodes are available",
+        ),
+        (
+            [
+                pod(
+                    status={
+                        "phase": "Pending",
+                        "conditions": [],
+                        "initContainerStatuses": [
+                            {"state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+                        ],
+                        "containerStatuses": [
+                            {"state": {"waiting": {"reason": "PodInitializing"}}}
+                        ],
+                    }
+                )
+            ],
+            "pod web-1 is not running: Pending: CrashLoopBackOff",
+        ),
         ([pod(**UNREADY)], "pod web-1 is not ready"),
         (
             [pod(status={"conditions": [], "containerStatuses": [{"state": {}}]})],
@@ -114,8 +155,69 @@ def test_a_chosen_pod_is_ready(kinds: list[dict[str, Any]], old: int) -> None:
         ),
     ],
 )
-def test_the_reason_for_no_pod_names_its_state(pods: list[dict[str, Any]], reason: str) -> None:
-    assert why_no_pod(pods) == reason
+def test_the_reason_for_no_ready_pod_names_its_state(
+    pods: list[dict[str, Any]], reason: str
+) -> None:
+    assert why_not_ready(pods)[0] == reason
+
+
+@pytest.mark.parametrize(
+    ("status", "running"),
+    [
+        ({}, True),
+        ({"phase": "Pending"}, False),
+        ({"phase": "Succeeded"}, False),
+        ({"podIP": None}, False),
+        ({"containerStatuses": [{"state": {"running": {}}}]}, True),
+        ({"containerStatuses": [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}]}, False),
+        (
+            {
+                "containerStatuses": [
+                    {"state": {"terminated": {"exitCode": 1}}},
+                    {"state": {"running": {}}},
+                ]
+            },
+            True,
+        ),
+    ],
+)
+def test_a_pod_runs_while_one_of_its_containers_does(status: dict[str, Any], running: bool) -> None:
+    assert is_running(pod(status=status)) is running
+    assert is_running(pod(status=status, **LEAVING)) is running
+
+
+def test_a_running_pod_that_stays_is_chosen_before_one_that_leaves() -> None:
+    unready, leaving, ended = pod("a", **UNREADY), pod("b", **NEW), pod("c", **ENDED)
+    leaving["metadata"].update(LEAVING["metadata"])
+    assert choose_running([ended, leaving, unready], "uid-b") is unready
+    assert choose_running([ended, leaving], None) is leaving
+    assert choose_running([ended], None) is None
+
+
+@pytest.mark.parametrize(
+    ("more", "via"),
+    [
+        ({}, "pod web-1"),
+        (UNREADY, "pod web-1, which is not ready"),
+        (LEAVING, "pod web-1, which is being deleted"),
+    ],
+)
+def test_the_resolution_of_a_pod_says_whether_it_is_ready(more: dict[str, Any], via: str) -> None:
+    found = resolve_pod(pod(**more), Port(80))
+    assert (found.via, found.unready, found.ending) == (via, bool(more), more is LEAVING)
+    assert [one.ready for one in found.pods] == [not more]
+
+
+def test_a_port_name_of_several_containers_is_that_of_the_first_with_tcp() -> None:
+    containers = [
+        {"ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP"}]},
+        {"ports": [{"name": "dns", "containerPort": 5353}]},
+        {"ports": [{"name": "dns", "containerPort": 5454}]},
+    ]
+    several = pod(spec={"containers": containers})
+    assert resolve_pod(several, Port("dns")).endpoint == Endpoint("10.1.0.1", 5353)
+    udp = resolve_pod(several, Port("dns", protocol=Protocol.UDP))
+    assert udp.endpoint == Endpoint("10.1.0.1", 53)
 
 
 PORTS = [
@@ -233,7 +335,7 @@ def test_a_port_of_a_service_resolves_to_its_cluster_ip(
     for slices in (READY, None):
         found = resolve_service(service(), port, slices)
         assert found.endpoint == Endpoint("10.96.0.9", number)
-        assert (found.protocol, found.via) == (protocol, "clusterIP")
+        assert (found.protocol, found.via.partition(",")[0]) == (protocol, "clusterIP")
 
 
 def test_a_port_that_the_service_lacks_is_missing() -> None:
@@ -247,6 +349,84 @@ def test_a_port_that_the_service_lacks_is_missing() -> None:
     assert "no port http/udp" in resolve_service(service(), asked, READY).reason
     nothing = resolve_service(service(ports=None), Port(80), READY)
     assert nothing.reason == 'service "web" has no port 80'
+
+
+@pytest.mark.parametrize(
+    ("wanted", "number", "via"),
+    [
+        (Port(3000), 80, "clusterIP, whose port 80 has targetPort 3000"),
+        (Port("web"), 81, "clusterIP, whose port 81 has targetPort web"),
+        (Port(81), 81, "clusterIP"),
+        (Port(8443), 8443, "clusterIP"),
+        (Port(9000, protocol=Protocol.UDP), 53, "clusterIP, whose port 53 has targetPort 9000"),
+    ],
+)
+def test_a_target_port_stands_for_its_service_port(wanted: Port, number: int, via: str) -> None:
+    ports = [
+        {"name": "http", "port": 80, "targetPort": 3000},
+        {"name": "web-ui", "port": 81, "targetPort": "web"},
+        {"name": "https", "port": 8443, "targetPort": 443},
+        {"name": "other", "port": 443, "targetPort": 8443},
+        {"name": "udp", "port": 53, "targetPort": 9000, "protocol": "UDP"},
+    ]
+    found = resolve_service(service(ports=ports), wanted, None)
+    assert (found.endpoint, found.via) == (Endpoint("10.96.0.9", number), via)
+
+
+ONE, TWO = Endpoint("10.1.0.1", 8080), Endpoint("10.1.0.2", 8080)
+BOTH = [part(endpoint("10.1.0.2"), endpoint("10.1.0.1"))]
+
+
+@pytest.mark.parametrize(
+    ("spec", "client", "first", "affinity"),
+    [
+        ({}, False, Endpoint("10.96.0.9", 80), False),
+        ({}, True, ONE, True),
+        ({"sessionAffinity": "ClientIP"}, False, ONE, True),
+        ({"internalTrafficPolicy": "Local"}, False, ONE, False),
+        ({"internalTrafficPolicy": "Cluster"}, False, Endpoint("10.96.0.9", 80), False),
+    ],
+)
+def test_a_service_whose_cluster_ip_would_mislead_is_dialled_by_endpoint(
+    spec: dict[str, Any], client: bool, first: Endpoint, affinity: bool
+) -> None:
+    found = resolve_service(service(**spec), Port(80), BOTH, affinity=client)
+    assert (found.endpoint, found.endpoints, found.affinity) == (first, (ONE, TWO), affinity)
+    assert found.balanced is not affinity
+    denied = resolve_service(service(**spec), Port(80), None, affinity=client)
+    assert denied.endpoint == Endpoint("10.96.0.9", 80)
+
+
+def test_a_headless_service_with_affinity_has_all_its_endpoints() -> None:
+    headless = service(clusterIP="None")
+    assert resolve_service(headless, Port(80), BOTH).endpoints == ()
+    assert resolve_service(headless, Port(80), BOTH, affinity=True).endpoints == (ONE, TWO)
+
+
+def test_a_service_falls_back_to_a_pod_that_runs() -> None:
+    ports = [{"name": "web", "containerPort": 8080}]
+    unready = pod(**UNREADY, ports=ports)
+    found = resolve_service(service(), Port(80), [], selected=[unready])
+    assert found.reason == 'service "web" has no ready endpoint: pod web-1 is not ready'
+    assert found.fallback is not None
+    assert found.fallback.endpoint == ONE
+    assert found.fallback.unready
+    assert not found.ended
+    nameless = resolve_service(service(), Port(80), [], selected=[pod(**UNREADY)])
+    assert nameless.fallback is None
+    number = resolve_service(service(), Port(53), [], selected=[unready]).fallback
+    assert number is not None
+    assert number.endpoint == Endpoint("10.1.0.1", 53)
+
+
+@pytest.mark.parametrize(("owner", "ended"), [(None, True), ("Job", False), ("ReplicaSet", False)])
+def test_a_service_of_pods_that_ended_says_so(owner: str | None, ended: bool) -> None:
+    references = [{"kind": owner}] if owner else None
+    over = pod(**ENDED, metadata={"ownerReferences": references})
+    found = resolve_service(service(), Port(80), [], selected=[over])
+    assert found.reason.endswith("no ready endpoint: pod web-1 is not running: Succeeded")
+    assert (found.ended, found.phase, found.fallback) == (ended, "Succeeded", None)
+    assert not resolve_service(service(), Port(80), [], selected=[over, pod(**UNREADY)]).ended
 
 
 def test_sctp_is_not_relayed() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fuzz.cluster import use
-from krelay.cluster.endpoints import choose_pod, resolve_pod, resolve_service, why_no_pod
+from krelay.cluster.endpoints import choose_pod, resolve_pod, resolve_service, why_not_ready
 from krelay.cluster.objects import (
     EVENT,
     MAX_LIST,
@@ -180,7 +180,7 @@ PULLING = {"name": "c", "state": {"waiting": {"reason": "ErrImagePull", "message
 def test_a_pod_that_was_read_resolves_as_before(item: dict[str, Any]) -> None:
     read = read_object(POD, item, BASE + "pods")
     assert (choose_pod([read], None) is None) is (choose_pod([item], None) is None)
-    assert why_no_pod([read]) == why_no_pod([item])
+    assert why_not_ready([read]) == why_not_ready([item])
     if choose_pod([item], None):
         for remote in (80, "http", "m", "none"):
             assert resolve_pod(read, Port(remote)) == resolve_pod(item, Port(remote))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,22 +105,52 @@ async def test_a_host_is_published_once_as_given() -> None:
 async def test_a_pod_that_comes_and_goes_is_published(sets: Sets) -> None:
     async with Following(sets, target(Kind.POD)) as following:
         sets.put("pods", NAME)
-        assert (await following.next()).reason == 'pod "web" not found in namespace "shop"'
-        sets.put("pods", NAME, pod("web", **UNREADY))
-        assert (await following.next()).reason == "pod/web: pod web is not ready"
+        assert (await following.next()).reason == 'pods "web" not found in namespace "shop"'
+        sets.put("pods", NAME, pod("web", status={"phase": "Pending", "conditions": []}))
+        pending = await following.next()
+        assert (pending.reason, pending.phase) == ("pod web is not running: Pending", "Pending")
         sets.put("pods", NAME, pod("web"))
         assert (await following.next()).endpoint == Endpoint("10.1.0.1", 8080)
         sets.put("pods", NAME, pod("web", spec={"nodeName": "n"}))  # nothing new for us
         sets.put("pods", NAME, pod("web", **LEAVING))
-        assert (await following.next()).endpoint is None
+        leaving = await following.next()
+        assert (leaving.endpoint, leaving.reason) == (None, "pod web is being deleted")
+        assert leaving.fallback is not None
+        assert leaving.fallback.ending
     assert sets.open == []
+
+
+async def test_a_pod_that_runs_is_used_ready_or_not(sets: Sets) -> None:
+    async with Following(sets, target(Kind.POD)) as following:
+        sets.put("pods", NAME, pod("web", **UNREADY))
+        found = await following.next()
+        assert (found.endpoint, found.unready) == (Endpoint("10.1.0.1", 8080), True)
+
+
+@pytest.mark.parametrize(
+    ("owner", "returns"), [(None, False), ("ReplicaSet", False), ("StatefulSet", True)]
+)
+async def test_only_the_pod_of_a_stateful_set_comes_back(
+    sets: Sets, owner: str | None, returns: bool
+) -> None:
+    owned: dict[str, Any] = {"metadata": {"ownerReferences": owner and [{"kind": owner}]}}
+    async with Following(sets, target(Kind.POD)) as following:
+        sets.put("pods", NAME)
+        assert not (await following.next()).ended, "it may still come"
+        sets.put("pods", NAME, pod("web", **owned, status={"phase": "Failed"}))
+        found = await following.next()
+        assert (found.ended, found.phase) == (not returns, "Failed")
+        assert found.reason == "pod web is not running: Failed"
+        sets.put("pods", NAME)
+        gone = await following.next()
+        assert (gone.ended, gone.missing) == (not returns, True)
 
 
 async def test_a_workload_s_pods_are_followed(sets: Sets) -> None:
     async with Following(sets, target(Kind.DEPLOYMENT)) as following:
         sets.put("deployments", NAME)
         missing = await following.next()
-        assert missing.reason == 'deployment "web" not found in namespace "shop"'
+        assert missing.reason == 'deployments.apps "web" not found in namespace "shop"'
         sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))
         sets.put("pods", "app=web", pod("a"))
         assert (await following.next()).via == "pod a"
@@ -141,6 +172,43 @@ async def test_a_recreated_workload_is_followed_by_its_new_selector(sets: Sets) 
         assert ("pods", "app=old") not in sets.open
 
 
+@pytest.mark.parametrize("ready", [True, False])
+async def test_a_workload_without_a_ready_pod_falls_back_to_one_that_runs(
+    sets: Sets, ready: bool
+) -> None:
+    wanted = replace(target(Kind.DEPLOYMENT), ready=ready)
+    async with Following(sets, wanted) as following:
+        sets.put("deployments", NAME, workload({"matchLabels": {"app": "web"}}))
+        sets.put("pods", "app=web", pod("a", **UNREADY))
+        found = await following.next()
+        if ready:
+            assert (found.endpoint, found.reason) == (None, "pod a is not ready")
+            assert found.fallback is not None
+            found = found.fallback
+        assert (found.endpoint, found.unready) == (Endpoint("10.1.0.1", 8080), True)
+        sets.put("pods", "app=web", pod("a", **UNREADY, **LEAVING))
+        leaving = await following.next()
+        assert leaving.endpoint is None, "the next pod is worth a wait"
+        assert leaving.fallback is not None
+
+
+@pytest.mark.parametrize("condition", ["Complete", "Failed", "Suspended"])
+async def test_a_finished_job_has_ended(sets: Sets, condition: str) -> None:
+    job = workload({"matchLabels": {"app": "web"}})
+    over = {**job, "status": {"conditions": [{"type": condition, "status": "True"}]}}
+    phase = {"Complete": "Succeeded", "Failed": "Failed"}.get(condition, "")
+    async with Following(sets, target(Kind.JOB)) as following:
+        sets.put("jobs", NAME, job)
+        sets.put("pods", "app=web", pod("a", status={"phase": "Failed"}))
+        assert not (await following.next()).ended, "a Job may try again"
+        sets.put("jobs", NAME, over)
+        sets.put("pods", "app=web")
+        found = await following.next()
+        assert (found.ended, found.phase) == (bool(phase), phase)
+        expected = f"job/web has ended: {phase}" if phase else "job/web has no pod"
+        assert found.reason == expected
+
+
 async def test_an_empty_selector_selects_no_pods(sets: Sets) -> None:
     async with Following(sets, target(Kind.JOB)) as following:
         sets.put("jobs", NAME, workload(None))
@@ -155,6 +223,9 @@ async def test_a_service_without_endpoints_is_unresolved_until_it_has_some(sets:
         assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
         sets.put("endpointslices", SLICES, part_named())
         assert (await following.next()).reason == 'service "web" has no ready endpoint'
+        sets.put("pods", "app=web", pod("a", **UNREADY))
+        found = await following.next()
+        assert found.reason == 'service "web" has no ready endpoint: pod a is not ready'
         sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.7")))
         assert (await following.next()).endpoint == Endpoint("10.96.0.9", 80)
         changed = service(clusterIP="10.96.0.77")
@@ -185,6 +256,26 @@ async def test_an_external_name_needs_no_endpoints(sets: Sets) -> None:
     async with Following(sets, target(Kind.SERVICE, "web", Port(80))) as following:
         sets.put("services", NAME, service(type="ExternalName", externalName="a.example.test"))
         assert (await following.next()).endpoint == Endpoint("a.example.test", 80)
+
+
+@pytest.mark.parametrize("answer", ["pods", "denied"])
+async def test_a_service_without_endpoints_is_first_published_with_what_its_pods_say(
+    sets: Sets, answer: str
+) -> None:
+    wanted = replace(target(Kind.SERVICE, "web", Port(53, protocol=Protocol.UDP)), ready=False)
+    async with Following(sets, wanted) as following:
+        sets.put("services", NAME, service())
+        sets.put("endpointslices", SLICES, part_named())
+        sets.put("endpointslices", SLICES, part_named(endpoint(ready=False, serving=False)))
+        if answer == "pods":
+            sets.put("pods", "app=web", pod("a", **UNREADY))
+            assert (await following.next()).endpoint == Endpoint("10.1.0.1", 53)
+        else:
+            sets["pods", "app=web"].put_nowait(DENIED)
+            assert (await following.next()).reason == 'service "web" has no ready endpoint'
+        sets.put("endpointslices", SLICES, part_named(endpoint("10.1.0.7")))
+        assert (await following.next()).endpoint == Endpoint("10.96.0.9", 53)
+        assert ("pods", "app=web") not in sets.open
 
 
 DENIED = AccessDeniedError("cannot list endpointslices.discovery.k8s.io")

@@ -433,3 +433,21 @@ def test_the_number_of_files_is_limited(tmp_path: Path) -> None:
         (ENTRY_LINE + 99, "more than 100 files"),
         (ENTRY_LINE + 100, "more than 100 files"),
     ]
+
+
+def test_a_target_may_wait_for_no_ready_pod_and_keep_its_clients(tmp_path: Path) -> None:
+    file = tmp_path / "krelay.yaml"
+    file.write_text(
+        "apiVersion: krelay/v1\n"
+        "defaults: {ready: false, affinity: client}\n"
+        "targets:\n"
+        "  short: svc/a 80\n"
+        "  own: {target: svc/b, port: 81, ready: true, affinity: none}\n"
+        "  empty: {target: svc/c, port: 82, ready: , affinity: }\n"
+    )
+    config = load(str(file), environ={})
+    assert [(target.ready, str(target.affinity)) for target in config.targets] == [
+        (False, "client"),
+        (True, "none"),
+        (False, "client"),
+    ]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from krelay.config.diff import Pair, Setting, Spec, diff, directs, group_of, groups, specs
 from krelay.config.grammar import Word, parse_line, target_of
 from krelay.model import (
+    Affinity,
     AgentConfig,
     Check,
     CheckKind,
@@ -185,6 +186,17 @@ def test_a_changed_check_is_a_setting_and_no_change_of_the_forward() -> None:
     assert [(s.name, s.before, s.after) for s in plan.settings] == [("a.check", "auto", "none")]
     assert not plan.changed
     assert not diff(Config((two,)), Config((two, none))).settings
+
+
+def test_a_changed_choice_of_pods_is_a_setting() -> None:
+    one = target("a", "svc/a 80")
+    other = dataclasses.replace(one, ready=False, affinity=Affinity.CLIENT)
+    plan = diff(Config((one,)), Config((other,)))
+    assert [(s.name, s.before, s.after) for s in plan.settings] == [
+        ("a.ready", "true", "false"),
+        ("a.affinity", "none", "client"),
+    ]
+    assert not plan.changed
 
 
 def test_an_agent_for_each_context_in_use() -> None:

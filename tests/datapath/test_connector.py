@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
-from krelay.datapath.connector import StreamRequest, open_now, open_within
+from krelay.datapath import connector as module
+from krelay.datapath.connector import StreamRequest, client_of, open_now, open_within
 from krelay.datapath.tcp import TcpListener
 from krelay.model import Endpoint, Protocol, Resolution
 from krelay.mux.relay import TcpRelay
@@ -201,3 +204,73 @@ async def test_a_request_fails_at_once_for_an_endpoint_that_no_header_can_carry(
 async def fails(work: Awaitable[object]) -> None:
     with pytest.raises(ProtocolError):
         await work
+
+
+# -- several endpoints, and none that is ready -------------------------------------------------
+
+
+@asynccontextmanager
+async def listening(path: rig.Path, found: Resolution, wait: float) -> AsyncIterator[TcpListener]:
+    route = path.route(None, followed=True)
+    route.update(found)
+    yield await path.tcp(route, open_timeout=wait)
+
+
+async def test_a_connection_falls_back_after_its_wait_and_the_next_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        unready = Resolution(Protocol.TCP, Endpoint(rig.HOST, target), via="pod a")
+        found = Resolution(Protocol.TCP, reason="pod a is not ready", fallback=unready)
+        async with listening(path, found, 0.01) as listener:
+            port = listener.addresses[0][1]
+            assert await rig.exchange(port, b"one") == b"one"
+            listener.open_timeout = 3600.0
+            assert await rig.exchange(port, b"two") == b"two"
+    assert "web: waited 0.01 s: pod a is not ready; using pod a" in caplog.text
+
+
+async def test_a_cluster_ip_that_refuses_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "RETRY_WAIT", 0.0)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        refusing = Endpoint(rig.HOST, rig.closed_port())
+        endpoints = (Endpoint(rig.HOST, target),)
+        found = Resolution(Protocol.TCP, refusing, via="clusterIP", endpoints=endpoints)
+        async with listening(path, found, 5.0) as listener:
+            port = listener.addresses[0][1]
+            assert await rig.exchange(port, b"one") == b"one"
+            assert listener.route.endpoint == endpoints[0]
+            assert await rig.exchange(port, b"two") == b"two"
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+
+
+async def test_the_connections_of_one_client_share_an_endpoint() -> None:
+    async def serve(
+        name: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(name)
+        writer.close()
+
+    async with (
+        rig.path() as path,
+        rig.tcp_target(partial(serve, b"a")) as one,
+        rig.tcp_target(partial(serve, b"b")) as two,
+    ):
+        endpoints = tuple(Endpoint(rig.HOST, port) for port in (one, two))
+        for affinity, names in ((False, 2), (True, 1)):
+            found = Resolution(Protocol.TCP, endpoints[0], endpoints=endpoints, affinity=affinity)
+            async with listening(path, found, 5.0) as listener:
+                port = listener.addresses[0][1]
+                answers = set()
+                for _ in range(4):
+                    async with rig.connect(port) as (reader, _writer):
+                        answers.add(await reader.read())
+                assert len(answers) == names
+
+
+def test_loopback_is_one_client() -> None:
+    addresses = [("127.0.0.1", 1), ("::1", 1, 0, 0), None, ("192.0.2.1", 5)]
+    assert [client_of(address) for address in addresses] == ["", "", "", "192.0.2.1"]

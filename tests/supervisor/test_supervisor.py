@@ -17,6 +17,7 @@ from krelay.errors import (
     ListenError,
     NotFoundError,
     NotReadyError,
+    NotRunningError,
     TunnelRefusedError,
     UnreachableError,
 )
@@ -405,38 +406,112 @@ async def test_one_missing_target_fails_a_strict_start_if_it_must_exist(
                 stop.set()
 
 
-async def test_a_target_whose_pod_never_runs_fails_the_start(
+RUNNING = Resolution(Protocol.TCP, Endpoint(rig.HOST, 80), via="pod a")
+PENDING = Resolution(Protocol.TCP, reason="pod a is not running: Pending", phase="Pending")
+SUCCEEDED = Resolution(
+    Protocol.TCP, reason="pod a is not running: Succeeded", phase="Succeeded", ended=True
+)
+GONE = Resolution(Protocol.TCP, reason='pods "a" not found', missing=True, ended=True)
+UNREADY = Resolution(Protocol.TCP, reason="pod a is being deleted", fallback=RUNNING)
+RESTARTING = Resolution(Protocol.TCP, reason="pod a is not ready: Error", phase="Running")
+
+
+class Pods:
+    """A run as that of `kubectl relay`, of a target with the resolutions of a test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *first: Resolution) -> None:
+        self.resolutions: asyncio.Queue[Resolution] = asyncio.Queue()
+        for one in first:
+            self.resolutions.put_nowait(one)
+        monkeypatch.setattr(module, "follow_constant", self.follow)
+
+    async def follow(self, target: Target, publish: Publish) -> None:
+        while True:
+            publish((await self.resolutions.get(),))
+
+    def supervisor(self, timeout: float = 3600.0) -> Supervisor:
+        one = config(target("a", Port(80, 0)))
+        return Supervisor(one, must_exist=True, pod_running_timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("resolutions", "error", "text"),
+    [
+        ([SUCCEEDED], NotRunningError, "pod is not running. Current status=Succeeded"),
+        ([PENDING, SUCCEEDED], NotRunningError, "pod is not running. Current status=Succeeded"),
+        ([GONE], NotFoundError, 'pods "a" not found'),
+    ],
+)
+async def test_a_pod_that_has_ended_fails_the_start_in_kubectl_s_words(
+    resolutions: list[Resolution],
+    error: type[KrelayError],
+    text: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def follow(target: Target, publish: Publish) -> None:
-        publish((Resolution(Protocol.TCP, None, "web: no pod"),))
-
     async with fake_agents(monkeypatch):
-        monkeypatch.setattr(module, "follow_constant", follow)
-        supervisor = Supervisor(config(target("web", Port(80, 0))), pod_running_timeout=0.01)
-        with pytest.raises(NotReadyError, match="no pod runs after 0.01 s") as caught:
+        supervisor = Pods(monkeypatch, *resolutions).supervisor()
+        with pytest.raises(error) as caught:
             await supervisor.run(asyncio.Event())
-        assert "no pod" in caught.value.unready[0]
+        assert caught.value.message.endswith(text)
+        assert caught.value.exit_code == 4
 
 
-async def test_a_target_whose_pod_runs_in_time_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = asyncio.Event()
+async def test_a_pod_that_does_not_run_in_time_fails_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_agents(monkeypatch):
+        supervisor = Pods(monkeypatch, PENDING).supervisor(0.01)
+        with pytest.raises(NotReadyError, match="Current status=Pending") as caught:
+            await supervisor.run(asyncio.Event())
+        assert caught.value.unready == ("a: pod a is not running: Pending",)
+        supervisor = Pods(monkeypatch, Resolution(Protocol.TCP, reason="no pod")).supervisor(0.01)
+        with pytest.raises(NotReadyError, match="timed out waiting for a pod to run"):
+            await supervisor.run(asyncio.Event())
 
-    async def follow(target: Target, publish: Publish) -> None:
-        publish((Resolution(Protocol.TCP, None, "web: no pod"),))
-        await runs.wait()
-        publish((Resolution.as_given(target, target.ports[0]),))
 
-    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
-        monkeypatch.setattr(module, "follow_constant", follow)
-        supervisor = Supervisor(config(target("web", Port(tcp, 0))), pod_running_timeout=30.0)
-        stop = asyncio.Event()
+@pytest.mark.parametrize("then", [RUNNING, UNREADY, RESTARTING])
+async def test_the_start_waits_for_a_pod_and_the_run_ends_with_it(
+    then: Resolution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with fake_agents(monkeypatch):
+        pods = Pods(monkeypatch, PENDING)
+        supervisor = pods.supervisor()
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(fails_to_run(supervisor))
+            await rig.until(lambda: supervisor.active.forwards)
+            (forward,) = supervisor.active.forwards.values()
+            await rig.until(lambda: forward.route.resolution == PENDING)
+            assert not supervisor.started.is_set()
+            pods.resolutions.put_nowait(then)
+            await supervisor.started.wait()
+            assert forward.route.endpoint == (None if then is RESTARTING else RUNNING.endpoint)
+            pods.resolutions.put_nowait(GONE)
+            error = await running
+    assert (str(error), error.exit_code) == ("lost connection to pod", 1)
+
+
+async def fails_to_run(supervisor: Supervisor) -> KrelayError:
+    with pytest.raises(KrelayError) as caught:
+        await supervisor.run(asyncio.Event())
+    return caught.value
+
+
+async def test_other_runs_outlive_the_pods_of_their_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with fake_agents(monkeypatch):
+        pods = Pods(monkeypatch, SUCCEEDED)
+        supervisor, stop = Supervisor(config(target("a", Port(80, 0)))), asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(supervisor.run(stop))
-            await rig.until(lambda: supervisor.active.watchers)
-            assert not supervisor.started.is_set()
-            runs.set()
             await supervisor.started.wait()
+            (forward,) = supervisor.active.forwards.values()
+            assert (forward.health.state, forward.health.reason) == (
+                State.PENDING,
+                "pod a is not running: Succeeded",
+            )
+            pods.resolutions.put_nowait(RUNNING)
+            await forward.route.wait_endpoint()
             stop.set()
 
 
