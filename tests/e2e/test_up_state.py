@@ -91,9 +91,15 @@ targets:
 
 def test_states_are_what_connections_meet(asked: tuple[Asked, str]) -> None:
     run, place = asked
-    for name in ("works", "deploy", "http", "dns", "echo"):
-        found = run.becomes(name, "ready")
-        assert (found["reason"], found["traffic"]["opened"]) == ("", 0)
+    for name, reason in (
+        ("works", "its endpoint is ready; its port accepted at "),
+        ("deploy", "the pod is ready; its port accepted at "),
+        ("http", "http GET /ready -> 200 passed at "),
+        ("dns", "dns kubernetes.default.svc.cluster.local passed at "),
+        ("echo", "its endpoint is ready; not probed: a UDP port answers nothing but its protocol"),
+    ):
+        found = run.becomes(name, "ready", reason)
+        assert found["traffic"]["opened"] == 0
     run.becomes("empty", "pending", "no ready endpoint")
     run.becomes("missing", "failed", "not found")
     run.becomes("refused", "failed", "refused: ")

@@ -551,6 +551,20 @@ async def test_auto_dials_an_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> N
         assert w.texts[0] == "web: ready"
 
 
+async def test_a_proof_lasts_while_another_tunnel_comes_up() -> None:
+    async with rig.path(tunnels=2) as path, counting() as target:
+        first, _ = path.pool.tunnels
+        late, first.carrier = first.carrier, None
+        async with watched(path, check=AUTO) as w:
+            w.route.update(told(target.port))
+            await w.becomes(State.READY, "its port accepted at ")
+            first.carrier = late
+            assert path.pool.pick() is late
+            w.route.update(Resolution(Protocol.TCP, None, "no ready endpoint"))
+            w.route.update(told(target.port))
+            assert w.health.state is State.READY
+
+
 async def test_auto_dials_each_new_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.01)
     async with rig.path() as path, counting() as one, counting() as two:
