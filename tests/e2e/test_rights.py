@@ -50,6 +50,12 @@ def page(krelay: Krelay) -> bytes:
     return kit.http_get(("127.0.0.1", int(found[1])))
 
 
+def jobs(namespace: str) -> set[str]:
+    """The names of the agents' Jobs."""
+    items = kit.get(namespace, "jobs", "-l", "app=krelay-server")["items"]
+    return {item["metadata"]["name"] for item in items}
+
+
 def moved(krelay: Krelay) -> list[str]:
     return [line for line in krelay.log if "the agent runs in the namespace" in line]
 
@@ -63,14 +69,12 @@ def test_rights_in_the_targets_namespace_alone_are_enough(
         assert page(krelay)
         (line,) = moved(krelay)
         assert f'in the namespace "{world}": cannot create jobs.batch in namespace "' in line
-        jobs = kit.get(world, "jobs", "-l", "app=krelay-server")["items"]
         # It stays there when it has to start again, and says nothing more of it.
-        (job,) = (job["metadata"]["name"] for job in jobs)
-        kit.kubectl("-n", world, "delete", "job", job, "--wait=false")
-        krelay.wait(
-            lambda: sum("tunnel up" in line for line in krelay.log) >= 3, "another agent", 60
-        )
+        first = jobs(world)
+        kit.kubectl("-n", world, "delete", "job", *first, "--wait=false")
+        krelay.wait_log("another one is being started")
         assert page(krelay)
+        assert jobs(world) - first
         assert len(moved(krelay)) == 1
 
 
