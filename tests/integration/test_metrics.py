@@ -36,7 +36,7 @@ from krelay.datapath.metrics import REFUSALS
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.udp import _EARLY_DATAGRAMS, UdpListener, _LocalSocket
 from krelay.errors import AgentError, ConfigError, TunnelError
-from krelay.model import StatusConfig
+from krelay.model import UDP_CLIENTS, StatusConfig
 from krelay.mux.connection import MuxConnection
 from krelay.mux.datagrams import FixedRoom
 from krelay.mux.descriptors import raise_file_limit
@@ -338,9 +338,9 @@ def drops_at(sock: socket.socket) -> int:
     return value
 
 
-@counts("forward_streams_total:idle", "forward_open_streams")
+@counts("forward_streams_total:evicted", "forward_open_streams")
 @pytest.mark.process
-async def test_flows_that_make_room_are_idle_and_lose_nothing(tmp_path: Path) -> None:
+async def test_flows_that_make_room_lose_nothing(tmp_path: Path) -> None:
     more = 5
     raise_file_limit()
     async with rig.udp_echo() as port, AsyncExitStack() as stack:
@@ -353,7 +353,7 @@ async def test_flows_that_make_room_are_idle_and_lose_nothing(tmp_path: Path) ->
                 sock.setblocking(False)
                 await flow(krelay, sock)
             await seen.becomes(1_024 + more, "forward_opened_streams_total")
-            assert await seen.value("forward_streams_total", result="idle") == more
+            assert await seen.value("forward_streams_total", result="evicted") == more
             assert await seen.value("forward_streams_total") == more
             assert await seen.value("forward_open_streams") == 1_024
             assert await seen.value("forward_dropped_datagrams_total") == 0
@@ -447,9 +447,10 @@ async def scene(
             yield Scene(made, Scraper(f"http://{listening.addresses[0]}"))
 
 
-def unprobed(name: str, port: int, protocol: str = "tcp") -> str:
+def unprobed(name: str, port: int, protocol: str = "tcp", *, more: str = "") -> str:
     """A line of a file: a target whose streams are those of its clients alone."""
-    return f"{name}: {{target: ip/127.0.0.1, ports: [':{port}/{protocol}'], check: none}}"
+    fields = f"target: ip/127.0.0.1, ports: [':{port}/{protocol}'], check: none{more}"
+    return f"{name}: {{{fields}}}"
 
 
 async def answered(
@@ -704,12 +705,12 @@ async def test_a_reload_that_is_not_carried_out_has_failed_and_no_more(
 
 @asynccontextmanager
 async def datagrams(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, udp_clients: int = UDP_CLIENTS
 ) -> AsyncIterator[tuple[Scene, Echo, socket.socket]]:
     """A scene with a UDP target, and a client without a flow yet."""
     async with rig.udp_socket() as there:
         target = Echo(there)
-        line = unprobed("dns", there.getsockname()[1], "udp")
+        line = unprobed("dns", there.getsockname()[1], "udp", more=f", udpClients: {udp_clients}")
         async with (
             scene(monkeypatch, tmp_path, line) as here,
             rig.udp_socket(connect=here.world.port("dns")) as client,
@@ -724,6 +725,16 @@ async def asked(client: socket.socket) -> None:
     """A datagram has gone there and back."""
     client.send(b"ping")
     assert await rig.recv(client) == b"ping"
+
+
+@counts("forward_streams_total:idle")
+async def test_flows_that_are_quiet_are_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(udp, "IDLE", 0.05)
+    async with datagrams(monkeypatch, tmp_path) as (here, _, client):
+        await asked(client)
+        await here.seen.becomes(1, "forward_streams_total", result="idle")
 
 
 @counts("forward_dropped_datagrams_total:early,no_stream,backlog")
@@ -822,13 +833,12 @@ async def test_datagrams_that_waited_for_a_tunnel_that_was_lost(
         assert await here.seen.value(name) == 7
 
 
-@counts("tunnel_lost_datagrams_total:queued,late", "forward_streams_total:idle")
+@counts("tunnel_lost_datagrams_total:queued,late", "forward_streams_total:evicted")
 async def test_datagrams_of_flows_that_made_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(udp, "MAX_FLOWS", 1)
     name = "tunnel_lost_datagrams_total"
-    async with datagrams(monkeypatch, tmp_path) as (here, target, client):
+    async with datagrams(monkeypatch, tmp_path, udp_clients=1) as (here, target, client):
         port = here.world.port("dns")
         await asked(client)
         # Answers are under way as their flow ends.
@@ -840,7 +850,7 @@ async def test_datagrams_of_flows_that_made_room(
         await rig.until(lambda: here.kept.mux.session._congestion.sent >= before + 3 * 12)
         async with rig.udp_socket(connect=port) as other:
             other.send(b"ping")
-            await here.seen.becomes(1, "forward_streams_total", result="idle")
+            await here.seen.becomes(1, "forward_streams_total", result="evicted")
             here.transport.resume_reading()
             assert await rig.recv(other) == b"ping"
             await here.seen.becomes(3, name, reason="late")
@@ -852,7 +862,7 @@ async def test_datagrams_of_flows_that_made_room(
             await rig.until(lambda: len(driver.session._send_queue._datagrams) == 4)
             came = target.came
             client.send(b"ping")
-            await here.seen.becomes(2, "forward_streams_total", result="idle")
+            await here.seen.becomes(2, "forward_streams_total", result="evicted")
             driver.resume_writing(here.transport)
             assert await rig.recv(client) == b"ping"
             await here.seen.becomes(4, name, reason="queued")

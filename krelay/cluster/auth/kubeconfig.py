@@ -156,8 +156,8 @@ def entry_names(kind: str, kubeconfig: str | None = None) -> list[str]:
     Raises:
         CredentialsError: a file is missing or invalid.
     """
-    entries, _ = _read(_paths(kubeconfig, os.environ))
-    return list(entries[kind])
+    entries = read_entries(_paths(kubeconfig, os.environ))
+    return list(getattr(entries, f"{kind}s"))
 
 
 def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
