@@ -8,15 +8,23 @@ once a minute, so a silent watch means a dead peer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from krelay.cluster.api import Api
 from krelay.cluster.api_errors import StatusError
-from krelay.cluster.objects import read_event, read_list
-from krelay.errors import AccessDeniedError, ClusterError, CredentialsError, MalformedError
+from krelay.cluster.objects import read_event, read_list, read_object, schema_of
+from krelay.errors import (
+    AccessDeniedError,
+    ClusterError,
+    CredentialsError,
+    MalformedError,
+    NotFoundError,
+)
 from krelay.retry import Backoff
 
 logger = logging.getLogger("krelay.cluster")
@@ -33,6 +41,8 @@ WATCH_TIMEOUT = (240, 300)
 SILENCE = 90.0  # seconds without a line after which a watch is repeated
 MAX_PAUSE = 10.0
 """Seconds between attempts at most. A watch that lasted longer is repeated without a pause."""
+POLL_EVERY = (3.0, 5.0)
+"""Bounds of the seconds between two requests where the right to watch is missing."""
 DENIED_PAUSE = 30.0
 """Seconds between attempts while rights or credentials are missing: a person must act."""
 
@@ -53,6 +63,9 @@ async def list_and_watch(
 ) -> AsyncGenerator[Mapping[str, Object]]:
     """Yield the objects of the collection at `path`, by uid, now and after each change.
 
+    Without the right to watch it is listed every few seconds, and an object that the field selector
+    names is read if it may not be listed.
+
     Changes that arrive together give one set. While the API server is lost, the last known set
     stays. The iteration never ends by itself: passing errors are retried for ever, and so are a
     right or credentials that are lost later.
@@ -62,7 +75,7 @@ async def list_and_watch(
     that is lost later.
 
     Raises:
-        AccessDeniedError: list or watch was never allowed.
+        AccessDeniedError: neither list nor, for a named object, get was ever allowed.
         CredentialsError: the credentials were never accepted.
         TooManyError: a list has more than `limit` objects.
         ClusterError: the collection does not exist.
@@ -72,6 +85,9 @@ async def list_and_watch(
     store: Store | None = None
     version = ""
     admitted = False
+    # An only object, whose list is denied, may still be read by its name.
+    _, _, name = field_selector.partition("metadata.name=")
+    denied: AccessDeniedError | None = None
     loop = asyncio.get_running_loop()
     backoff = Backoff(first=0.2, most=MAX_PAUSE)
     with api.health.watch(path) as health:
@@ -79,11 +95,19 @@ async def list_and_watch(
             began = loop.time()
             minimum_pause = 0.0
             try:
-                if store is None or not version:
+                if denied is not None:
+                    listed = await _get(api, path, name, keep)
+                elif store is None or not version:
                     listed, version = await _list(api, path, query, keep, limit)
-                    if listed != store:
-                        store = listed
-                        yield dict(store)
+                else:
+                    listed = store
+                if listed != store:
+                    store = listed
+                    yield dict(store)
+                if denied is not None:
+                    health.recovered()
+                    await asyncio.sleep(random.uniform(*POLL_EVERY))
+                    continue
                 timeout = random.randint(*WATCH_TIMEOUT)
                 async with api.stream(
                     path,
@@ -118,8 +142,18 @@ async def list_and_watch(
                     version = ""
                     minimum_pause = random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
                     health.failed(exc)
-                else:
+                elif not patient or not isinstance(exc, AccessDeniedError):
                     raise
+                elif store is not None:
+                    logger.info("%s; listing every few seconds instead", exc)
+                    version = ""
+                    minimum_pause = random.uniform(*POLL_EVERY)
+                elif name and denied is None:
+                    logger.info("%s; reading it every few seconds instead", exc)
+                    denied = exc
+                    continue
+                else:
+                    raise denied or exc from None
             if loop.time() - began > MAX_PAUSE:
                 backoff.reset()
             await asyncio.sleep(max(backoff.delay(), minimum_pause))
@@ -130,6 +164,15 @@ def _passes(exc: ClusterError, status: StatusError | None) -> bool:
     if status is None:
         return not isinstance(exc, CredentialsError)
     return status.code in (408, 429) or status.code >= 500
+
+
+async def _get(api: Api, path: str, name: str, keep: Filter) -> Store:
+    """Return the object of this name, if there is one."""
+    store: Store = {}
+    with contextlib.suppress(NotFoundError):
+        item = await api.get(f"{path}/{quote(name, safe='')}")
+        _put(store, read_object(schema_of(path), item, path), keep)
+    return store
 
 
 async def _list(

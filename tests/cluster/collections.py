@@ -107,6 +107,9 @@ class Collections:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path, query = request.path, dict(request.query)
         verb = "watch" if "watch" in query else "list"
+        parent, _, name = path.rpartition("/")
+        if parent.endswith(("pods", "services", "endpointslices", "deployments")):
+            verb, path, query = "get", parent, {"fieldSelector": f"metadata.name={name}"}
         self.requests.append((verb, path, query))
         if self.fails is not None:
             return web.json_response({"message": "no"}, status=self.fails)
@@ -117,6 +120,9 @@ class Collections:
                 f' in API group "" in the namespace "shop"'
             )
             return web.json_response({"message": message}, status=403)
+        if verb == "get":
+            found = [i for i in self.objects.get(path, {}).values() if _selected(i, query)]
+            return web.json_response(found[0] if found else {}, status=200 if found else 404)
         if verb == "list":
             items = [item for item in self.objects.get(path, {}).values() if _selected(item, query)]
             metadata = {"resourceVersion": str(self._version)}

@@ -367,12 +367,44 @@ async def test_an_error_that_waiting_does_not_mend_is_raised(
             await anext(sets)
 
 
-async def test_a_watch_that_was_never_allowed_is_denied(kube: Any, pods: Pods) -> None:
+async def test_without_the_right_to_watch_it_is_listed_again_and_again(
+    kube: Any, pods: Pods
+) -> None:
+    for version in (1, 1, 2):
+        pods.list(pod("a", version), version=version)
+        pods.refuse_watch(403, DENIED.format("watch"))
+    async with following(kube) as sets:
+        assert names(await anext(sets)) == ["a@1"]
+        assert names(await anext(sets)) == ["a@2"]
+
+
+async def test_without_the_right_to_watch_a_whole_collection_is_denied(
+    kube: Any, pods: Pods
+) -> None:
     pods.list(pod("a", 1))
     pods.refuse_watch(403, DENIED.format("watch"))
-    async with following(kube) as sets:
+    async with following(kube, patient=False) as sets:
         await anext(sets)
         with pytest.raises(AccessDeniedError, match='^cannot watch pods in namespace "x"$'):
+            await anext(sets)
+
+
+async def test_a_named_object_is_read_if_it_may_not_be_listed(kube: Any, pods: Pods) -> None:
+    pods.refuse_list(403, DENIED.format("list"))
+    pods.lists.put_nowait(web.json_response(pod("a", 1)))
+    pods.refuse_list(404)
+    pods.lists.put_nowait(web.json_response(pod("a", 2)))
+    async with following(kube, field_selector="metadata.name=a") as sets:
+        assert names(await anext(sets)) == ["a@1"]
+        assert names(await anext(sets)) == []
+        assert names(await anext(sets)) == ["a@2"]
+
+
+async def test_a_named_object_that_may_not_be_read_either_is_denied(kube: Any, pods: Pods) -> None:
+    pods.refuse_list(403, DENIED.format("list"))
+    pods.refuse_list(403, DENIED.format("get"))
+    async with following(kube, field_selector="metadata.name=a") as sets:
+        with pytest.raises(AccessDeniedError, match="^cannot list pods"):
             await anext(sets)
 
 
