@@ -114,6 +114,7 @@ def _verbosity(number: int) -> int:
 
 def _overlay(given: dict[str, Any]) -> Overlay:
     from krelay.config.sources import Overlay
+    from krelay.model import Via
 
     return Overlay(
         context=given["context"],
@@ -124,6 +125,7 @@ def _overlay(given: dict[str, Any]) -> Overlay:
         idle_timeout=_idle_timeout(given["idle_timeout"]),
         patches=_patches(given["patch"], given["patch_file"], given["patch_type"]),
         insecure=given["insecure"],
+        via=Via(given["via"]) if given["via"] else None,
         flags=True,
     )
 
@@ -163,6 +165,12 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
 )
 @click.option(
     "--insecure", is_flag=True, help="Let other machines use the proxy without a password."
+)
+@click.option(
+    "--via",
+    type=click.Choice(["auto", "agent", "direct"]),
+    help="Way into the cluster: through the agent, or directly into the pods, as kubectl takes it."
+    "  [default: direct for a pod, else auto]",
 )
 @click.option("-p", "--patch", metavar="PATCH", help="Patch of the agent's pod, in JSON or YAML.")
 @click.option(

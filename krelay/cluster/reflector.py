@@ -88,6 +88,7 @@ async def list_and_watch(
     # An only object, whose list is denied, may still be read by its name.
     _, _, name = field_selector.partition("metadata.name=")
     denied: AccessDeniedError | None = None
+    polled = False
     loop = asyncio.get_running_loop()
     backoff = Backoff(first=0.2, most=MAX_PAUSE)
     with api.health.watch(path) as health:
@@ -97,14 +98,14 @@ async def list_and_watch(
             try:
                 if denied is not None:
                     listed = await _get(api, path, name, keep)
-                elif store is None or not version:
+                elif store is None or not version or polled:
                     listed, version = await _list(api, path, query, keep, limit)
                 else:
                     listed = store
                 if listed != store:
                     store = listed
                     yield dict(store)
-                if denied is not None:
+                if denied is not None or polled:
                     health.recovered()
                     await asyncio.sleep(random.uniform(*POLL_EVERY))
                     continue
@@ -146,7 +147,7 @@ async def list_and_watch(
                     raise
                 elif store is not None:
                     logger.info("%s; listing every few seconds instead", exc)
-                    version = ""
+                    polled = True
                     minimum_pause = random.uniform(*POLL_EVERY)
                 elif name and denied is None:
                     logger.info("%s; reading it every few seconds instead", exc)

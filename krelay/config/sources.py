@@ -24,7 +24,7 @@ from krelay.config.grammar import (
     target_of,
 )
 from krelay.config.load import load, parse_target
-from krelay.config.parsed_file import ListenAddress, conflicts, unreachable
+from krelay.config.parsed_file import ListenAddress, conflicts, not_direct, unreachable
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import (
@@ -34,9 +34,12 @@ from krelay.model import (
     Check,
     CheckKind,
     Config,
+    Kind,
     Origin,
     Patch,
+    Protocol,
     Target,
+    Via,
     proxy_target,
 )
 
@@ -53,8 +56,8 @@ class Overlay:
 
     `namespace` is for targets without one, and `agent_namespace` for the agent. `listens` replaces
     the default address of targets, and each address gets a listener. `insecure` lets proxies be
-    open to other machines without a password. `flags` says whether the command has flags for the
-    agent's image and patches.
+    open to other machines without a password. `via` replaces the way of every target. `flags` says
+    whether the command has flags for the agent's image and patches.
     """
 
     context: str | None = None
@@ -65,6 +68,7 @@ class Overlay:
     idle_timeout: float | None = None
     patches: tuple[Patch, ...] = field(default=(), repr=False)
     insecure: bool = False
+    via: Via | None = None
     flags: bool = False
 
     def over(self, config: Config, words: tuple[str, ...] = ()) -> Config:
@@ -91,6 +95,9 @@ class Overlay:
             if message := exposure(target):
                 hint = "`krelay proxy --username` sets them; `--insecure` allows it without"
                 raise UsageError(f"{target.name}: {message}", hint=hint)
+        if self.via is Via.DIRECT:
+            for problem in not_direct(config.targets):
+                raise UsageError(problem.message, hint="leave out `--via direct`")
         return config
 
     def _targets(self, target: Target) -> list[Target]:
@@ -99,6 +106,7 @@ class Overlay:
             namespace=target.namespace or self.namespace,
             context=self.context or target.context,
             insecure=self.insecure or target.insecure,
+            via=self.via or target.via,
         )
         listens = self.listens if target.listen == LOOPBACK and self.listens else (target.listen,)
         return [
@@ -161,11 +169,17 @@ class Words:
 
     def load(self) -> Config:
         """Return the target, named by itself and used as by `kubectl port-forward`: no check opens
-        a connection that no client asked for, and a pod need not be ready.
+        a connection that no client asked for, and a pod need not be ready. What kubectl reaches in
+        a pod is reached directly, as by kubectl.
         """
         target = parse_target(self.words)
+        tcp = all(port.protocol is not Protocol.UDP for port in target.ports)
         target = dataclasses.replace(
-            target, name=str(target), check=Check(CheckKind.NONE), ready=False
+            target,
+            name=str(target),
+            check=Check(CheckKind.NONE),
+            ready=False,
+            via=Via.DIRECT if target.kind is Kind.POD and tcp else Via.AUTO,
         )
         return self.overlay.over(Config((target,), path="the command line"), self.words)
 

@@ -370,9 +370,9 @@ async def test_an_error_that_waiting_does_not_mend_is_raised(
 async def test_without_the_right_to_watch_it_is_listed_again_and_again(
     kube: Any, pods: Pods
 ) -> None:
+    pods.refuse_watch(403, DENIED.format("watch"))
     for version in (1, 1, 2):
         pods.list(pod("a", version), version=version)
-        pods.refuse_watch(403, DENIED.format("watch"))
     async with following(kube) as sets:
         assert names(await anext(sets)) == ["a@1"]
         assert names(await anext(sets)) == ["a@2"]

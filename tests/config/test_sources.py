@@ -18,6 +18,7 @@ from krelay.model import (
     Patch,
     Port,
     Target,
+    Via,
     proxy_target,
 )
 
@@ -153,6 +154,33 @@ def test_words_give_one_target_without_a_check() -> None:
     assert words.file is None
     with pytest.raises(UsageError, match="has no port"):
         Words(("svc/web",)).load()
+
+
+@pytest.mark.parametrize(
+    ("words", "via", "expected"),
+    [
+        ("pod/x 80", None, Via.DIRECT),
+        ("pod/x 80 53@tcp", None, Via.DIRECT),
+        ("pod/x 80 53@udp", None, Via.AUTO),
+        ("svc/x 80", None, Via.AUTO),
+        ("host/x 80", None, Via.AUTO),
+        ("pod/x 80", Via.AGENT, Via.AGENT),
+        ("svc/x 80", Via.DIRECT, Via.DIRECT),
+    ],
+)
+def test_a_pod_of_the_command_line_is_reached_as_kubectl_reaches_it(
+    words: str, via: Via | None, expected: Via
+) -> None:
+    (target,) = Words(tuple(words.split()), Overlay(via=via)).load().targets
+    assert target.via is expected
+
+
+@pytest.mark.parametrize("words", ["pod/x 53@udp", "host/x 80", "proxy"])
+def test_what_needs_an_agent_cannot_go_directly(words: str) -> None:
+    overlay = Overlay(via=Via.DIRECT)
+    source = Proxy(overlay=overlay) if words == "proxy" else Words(tuple(words.split()), overlay)
+    with pytest.raises(UsageError, match="via: direct"):
+        source.load()
 
 
 def test_a_config_knows_the_words_of_krelay_rbac_that_select_it(tmp_path: Path) -> None:
