@@ -7,20 +7,21 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from krelay.cli.output import echo, echo_event, in_json, keep_log, silence_stdout
+from krelay.cli.output import echo, echo_event, in_json, keep_log, note, silence_stdout
 from krelay.cli.signals import is_ignored, on_signal, run_to_exit
 from krelay.cli.systemd import Notifier, Service
 from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
-from krelay.state.events import AgentProgress, ConfigApplied, ForwardBound
+from krelay.state.events import AgentProgress, ConfigApplied, Ending, ForwardBound
 from krelay.status import Handler
 from krelay.status.servers import AlreadyRunningError, TcpServer, serve_unix
 from krelay.status.socket_path import socket_path
@@ -80,6 +81,8 @@ def run(
         supervisor.bus.on(ForwardBound, announce)
     elif not live:
         supervisor.bus.on(ForwardBound, announce_bound)
+    if as_kubectl:
+        supervisor.bus.on(Ending, _say_at_terminal)
     reloader = Reloader(source, supervisor)
     path = socket_path(file) if file else None
     with keep_log() as ring:
@@ -156,7 +159,8 @@ async def _stop(
 ) -> dict[str, Any]:
     """Answer `POST /v1/stop`: end as for SIGTERM, and as for a second one if `now` is true.
 
-    The answer has the number of live connections and the seconds that they get to finish.
+    The answer has the number of connections that move data, and the seconds that they get to
+    finish.
     """
     now = body.get("now", False)
     if not isinstance(now, bool):
@@ -169,7 +173,7 @@ async def _stop(
     return {
         "pid": os.getpid(),
         "stopping": True,
-        "live": sum(forward.live for forward in forwards),
+        "live": sum(forward.moving for forward in forwards),
         "drain": config.tunnel.drain if config else 0.0,
     }
 
@@ -290,6 +294,12 @@ def announce_bound(event: ForwardBound) -> None:
                 echo(line)
     except OSError:
         silence_stdout()
+
+
+def _say_at_terminal(event: Ending) -> None:
+    """Tell a person at a terminal what krelay waits for, if the log does not."""
+    if event.moving and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO):
+        note(event.line)
 
 
 def _can_be_live(config: Config) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from krelay.datapath.connector import Forwarding, StreamRequest, client_of, connection_queue
@@ -11,10 +14,16 @@ from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
 from krelay.mux.relay import TcpRelay
+from krelay.mux.sockets import close_socket
 from krelay.mux.stream import Stream
 from krelay.net.accept import AcceptLoop, descriptor_budget
 from krelay.net.bind import bind
 from krelay.wire.errors import ErrorCode
+from krelay.wire.frames import Buffer
+
+QUIET = 1.0
+"""Seconds without a byte after which a connection is quiet."""
+_SIOCOUTQ = 0x5411  # linux/sockios.h
 
 
 @dataclass(eq=False, repr=False)
@@ -24,7 +33,8 @@ class TcpListener(Forwarding):
     addresses: list[tuple[str, int]] = field(default_factory=list, init=False)
     connections: set[LocalRelay] = field(default_factory=set, init=False)
     _accepts: list[AcceptLoop] = field(default_factory=list, init=False)
-    _empty: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _ends_quiet: bool = field(default=False, init=False)
 
     @property
     def accepting(self) -> bool:
@@ -35,6 +45,12 @@ class TcpListener(Forwarding):
     def live(self) -> int:
         """The number of connections."""
         return len(self.connections)
+
+    @property
+    def moving(self) -> int:
+        """The number of connections that have a stream and are not quiet."""
+        now = time.monotonic()
+        return sum(c.stream is not None and not c.is_quiet(now) for c in self.connections)
 
     async def open(self, address: str, port: int) -> None:
         """Bind and accept. Raises ListenError if the address cannot be bound."""
@@ -72,12 +88,29 @@ class TcpListener(Forwarding):
         try:
             async with asyncio.timeout(timeout):
                 while self.connections:
-                    self._empty.clear()
-                    await self._empty.wait()
+                    self._wake.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._look()):
+                            await self._wake.wait()
         except TimeoutError:
             self.log.warning("%d connections are cut", len(self.connections))
         finally:
             self.cut()
+
+    def end_quiet(self) -> None:
+        """While draining, close connections that are quiet, and those that become so."""
+        self._ends_quiet = True
+        self._wake.set()
+
+    def _look(self) -> float | None:
+        """Close quiet connections if asked to; return the time until the next look."""
+        if not self._ends_quiet:
+            return None
+        now = time.monotonic()
+        for connection in list(self.connections):
+            if connection.is_quiet(now):
+                connection.end()
+        return QUIET
 
     def cut(self) -> None:
         """Stop accepting and reset every connection."""
@@ -89,7 +122,7 @@ class TcpListener(Forwarding):
         """Forget a connection that has ended."""
         self.connections.discard(connection)
         if not self.connections:
-            self._empty.set()
+            self._wake.set()
 
 
 class LocalRelay(TcpRelay):
@@ -108,6 +141,8 @@ class LocalRelay(TcpRelay):
         self._unaccepted: list[bytes] | None = []
         """What the application has sent; None once the stream is accepted."""
         self._early_bytes = 0
+        self.moved_at = time.monotonic()
+        """When it last moved a byte, or was accepted."""
 
     def _make_request(self, forwarding: Forwarding) -> StreamRequest:
         return StreamRequest(forwarding, Protocol.TCP, self, relay=self)
@@ -137,6 +172,19 @@ class LocalRelay(TcpRelay):
     def finish(self) -> None:
         """Serve no further requests, if this connection has any."""
 
+    def is_quiet(self, now: float) -> bool:
+        """Return whether no byte moved for a while, and none waits for a reader at either end."""
+        if now - self.moved_at < QUIET or self.transport is None:
+            return False
+        return self.transport.is_reading() and not _unacknowledged(self.transport)
+
+    def end(self) -> None:
+        """Close a quiet connection: in good order if the target has ended, else with a reset."""
+        if self._remote_ended and self.transport is not None:
+            close_socket(self.transport)
+        else:
+            self.cut()
+
     def cut(self) -> None:
         """Reset the connection at both ends."""
         if self.stream is not None:
@@ -153,6 +201,7 @@ class LocalRelay(TcpRelay):
     # -- the socket's side ---------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        self.moved_at = time.monotonic()
         if self._unaccepted is not None:
             self._unaccepted.append(data)
         if self.stream is None:
@@ -164,6 +213,10 @@ class LocalRelay(TcpRelay):
         keep = super().eof_received()
         self._queue.eof_received(self)
         return keep
+
+    def resume_writing(self) -> None:
+        self.moved_at = time.monotonic()
+        super().resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         clean = exc is None and self._local_ended and self._remote_ended
@@ -190,6 +243,14 @@ class LocalRelay(TcpRelay):
         self.start(stream)
         if self._local_ended:
             stream.end()
+
+    def on_data(self, data: Buffer) -> None:
+        self.moved_at = time.monotonic()
+        super().on_data(data)
+
+    def on_writable(self) -> None:
+        self.moved_at = time.monotonic()
+        super().on_writable()
 
     def on_open_failed(self, reason: str) -> None:
         """Reset the connection: the application must not take it for one that has ended."""
@@ -220,3 +281,20 @@ class LocalRelay(TcpRelay):
     def _fail(self, code: ErrorCode, message: str) -> None:
         """Handle that there is no stream, and will be none."""
         self.on_reset(code)
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Return the bytes that the application's socket has not taken yet.
+
+    Only Linux tells of those that wait in the kernel.
+    """
+    waiting = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if waiting or sock is None or sys.platform != "linux":
+        return waiting
+    from fcntl import ioctl
+
+    try:
+        return int.from_bytes(ioctl(sock.fileno(), _SIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0

@@ -7,13 +7,14 @@ time, and enforces the deadlines. After a CONNECT or a 101 it relays like any ot
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 from typing import Generic, TypeVar
 
 from krelay.datapath.connector import Forwarding
-from krelay.datapath.tcp import LocalRelay, TcpListener
+from krelay.datapath.tcp import QUIET, LocalRelay, TcpListener
 from krelay.mux.sockets import close_socket, reset_socket
 from krelay.mux.stream import Stream
 from krelay.proxy.http_relay import (
@@ -103,6 +104,12 @@ class HttpConnection(LocalRelay, Generic[P]):
         """Whether it waits for another request, of which nothing has arrived."""
         return self._state is _State.IDLE
 
+    def is_quiet(self, now: float) -> bool:
+        # A request that is under way says nothing of the pauses in reading.
+        if self._relay.switched:
+            return super().is_quiet(now)
+        return now - self.moved_at >= QUIET and not self._unwritten
+
     def finish(self) -> None:
         if self.idle and self.transport is not None:
             close_socket(self.transport)
@@ -129,6 +136,7 @@ class HttpConnection(LocalRelay, Generic[P]):
             super().data_received(data)
             return
         self._active_at = self._loop.time()
+        self.moved_at = time.monotonic()
         if relay.discarding:
             self._discarded += len(data)
             if self._discarded > LINGER_BYTES:
@@ -205,6 +213,7 @@ class HttpConnection(LocalRelay, Generic[P]):
             super().on_data(data)
             return
         self._active_at = self._loop.time()
+        self.moved_at = time.monotonic()
         self._held += len(data)
         self._run(self._relay.receive_from_target, bytes(data))
 

@@ -245,4 +245,13 @@ class Started(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ending(Event):
-    """krelay was asked to end, and drains."""
+    """krelay was asked to end; `moving` connections get `drain` seconds to finish."""
+
+    moving: int = 0
+    drain: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """What a person waits for."""
+        what = f"{self.moving} connection{'s' * (self.moving != 1)}"
+        return f"draining {what} for up to {self.drain:g} s; press Ctrl-C again to end at once"

@@ -273,12 +273,19 @@ class ActiveConfig:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def drain(self, timeout: float) -> None:
-        """Free all addresses; give connections `timeout` seconds to finish."""
+    def drain(self, timeout: float) -> int:
+        """Free all addresses; give connections `timeout` seconds to finish while they move.
+
+        Return how many move. The others are closed in the next turns of the loop.
+        """
         for forward in self.forwards.values():
             forward.unbind()
             self._drain(forward, self.draining_forwards, timeout)
         self.forwards = {}
+        moving = sum(forward.moving for forward in self.draining_forwards)
+        for forward in self.draining_forwards:
+            forward.end_quiet()
+        return moving
 
     async def drained(self) -> None:
         """Wait until no forward drains."""

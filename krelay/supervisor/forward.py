@@ -88,6 +88,11 @@ class Forward:
         return sum(listener.live for listener in self._listeners.values())
 
     @property
+    def moving(self) -> int:
+        """Connections that a drain waits for after `end_quiet`."""
+        return sum(listener.moving for listener in self._listeners.values())
+
+    @property
     def protocol(self) -> Protocol | None:
         """The protocol that it is bound for; None while it is not bound."""
         return next((p for p, found in self._listeners.items() if found is self.listener), None)
@@ -133,6 +138,11 @@ class Forward:
         async with TaskGroup() as draining:
             for listener in self._listeners.values():
                 draining.create_task(guard(partial(listener.drain, timeout), self.name))
+
+    def end_quiet(self) -> None:
+        """While draining, close connections that are quiet, and those that become so."""
+        for listener in self._listeners.values():
+            listener.end_quiet()
 
     def cut(self) -> None:
         """Free the address and reset all connections, now."""

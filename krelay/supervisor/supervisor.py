@@ -331,13 +331,13 @@ class Supervisor:
     async def _drain(self) -> None:
         self.ending = True
         self._request.finish(failure=KrelayError(_ENDING))
-        self.bus.publish(Ending())
         active = self.active
         config = active.config or self._request.config
-        active.drain(config.tunnel.drain)
-        live = sum(forward.live for forward in active.draining_forwards)
-        if live:
-            logger.info("draining %d connections; press Ctrl-C again to cut them", live)
+        drain = config.tunnel.drain
+        ending = Ending(active.drain(drain), drain)
+        self.bus.publish(ending)
+        if ending.moving:
+            logger.info("%s", ending.line)
         await active.drained()
 
     # -- applying ------------------------------------------------------------------------------

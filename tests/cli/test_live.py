@@ -123,7 +123,7 @@ async def test_rates_and_draining(tmp_path: Path) -> None:
                     await screen.shows("kB/s")
                     talking.cancel()
                 screen.type("q")
-                await screen.shows("draining 1 connections")
+                await screen.shows("draining 1 connection ")
                 await screen.shows("◌ draining")
                 await screen.shows("ending · 1 draining")
                 screen.type("q")

@@ -18,7 +18,7 @@ from krelay.cli.up import run
 from krelay.config.sources import Selection, Words
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
-from krelay.state.events import ForwardBound
+from krelay.state.events import Ending, ForwardBound
 from krelay.status.servers import AlreadyRunningError, serve_unix
 from krelay.status.socket_path import socket_path
 from krelay.supervisor.supervisor import Supervisor
@@ -190,6 +190,30 @@ def test_the_terminal_is_seen_and_seen_to_go() -> None:
     assert os.read(master, 4) == b"here"
     os.close(master)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@pytest.mark.parametrize(
+    ("terminal", "level", "said"),
+    [(True, "WARNING", True), (True, "INFO", False), (False, "WARNING", False)],
+)
+def test_kubectl_relay_says_at_a_terminal_what_it_waits_for(
+    terminal: bool,
+    level: str,
+    said: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def end(supervisor: Supervisor, stop: object) -> None:
+        supervisor.bus.publish(Ending())
+        supervisor.bus.publish(Ending(2, 30.0))
+
+    caplog.set_level(level, "krelay")
+    monkeypatch.setattr(Supervisor, "run", end)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert run(WORDS, as_kubectl=True) == 0
+    line = "draining 2 connections for up to 30 s; press Ctrl-C again to end at once\n"
+    assert capsys.readouterr().err == line * said
 
 
 def test_output_that_is_no_longer_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from krelay.datapath import connector
+from krelay.datapath import tcp as module
 from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution
@@ -296,6 +300,131 @@ async def test_draining_cuts_what_does_not_finish(caplog: pytest.LogCaptureFixtu
                 await reader.read()
         await rig.until(lambda: path.streams == (0, 0))
     assert "web: 1 connections are cut" in caplog.text
+
+
+def quieten(listener: TcpListener) -> None:
+    """Let all connections have moved nothing for a long time."""
+    for connection in listener.connections:
+        connection.moved_at -= 3600.0
+
+
+@asynccontextmanager
+async def ending(listener: TcpListener) -> AsyncIterator[asyncio.Task[None]]:
+    """A drain that ends quiet connections; it has to end by itself."""
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(listener.drain(3600.0))
+        await rig.until(lambda: not listener.accepting)
+        listener.end_quiet()
+        yield task
+
+
+async def test_a_stop_resets_quiet_connections_at_once_and_waits_for_the_others() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        listener = await path.tcp(target)
+        port = rig.port_of(listener)
+        async with rig.connect(port) as quiet:
+            quiet[1].write(b"a")
+            assert await quiet[0].readexactly(1) == b"a"
+            assert listener.moving == 1
+            quieten(listener)
+            async with rig.connect(port) as (reader, writer):
+                writer.write(b"b")
+                assert await reader.readexactly(1) == b"b"
+                assert (listener.live, listener.moving) == (2, 1)
+                async with ending(listener) as draining:
+                    with pytest.raises(ConnectionResetError):
+                        await quiet[0].read()
+                    assert not draining.done()
+                    writer.write(b"c")
+                    writer.write_eof()
+                    assert await reader.read() == b"c"
+
+
+async def test_a_stop_resets_a_connection_once_it_becomes_quiet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "QUIET", 0.05)
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        listener = await path.tcp(target)
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(b"a")
+            assert await reader.readexactly(1) == b"a"
+            async with ending(listener):
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+
+
+async def test_a_stop_waits_for_a_slow_reader() -> None:
+    """Little of it moves, and nothing for seconds, but the reader has not got it all."""
+    size = 3 << 20
+
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(size))
+        await writer.drain()
+        writer.write_eof()
+
+    async with rig.path() as path, rig.tcp_target(send) as target:
+        listener = await path.tcp(target)
+        loop = asyncio.get_running_loop()
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, (rig.HOST, rig.port_of(listener)))
+            await rig.until(lambda: any(c.sent_bytes for c in listener.connections))
+            quieten(listener)
+            assert listener.moving == 1
+            async with ending(listener) as draining:
+                received = 0
+                while data := await loop.sock_recv(sock, 1 << 16):
+                    received += len(data)
+                assert received == size
+                assert not draining.done()
+                sock.close()
+
+
+async def test_a_stop_waits_for_what_a_busy_target_has_not_read() -> None:
+    go = asyncio.Event()
+
+    async def read_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        count = 0
+        while data := await reader.read(1 << 20):
+            count += len(data)
+        writer.write(str(count).encode())
+
+    async with rig.path() as path, rig.tcp_target(read_late) as target:
+        listener = await path.tcp(target)
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            size = 24 << 20
+            writer.write(bytes(size))
+            writer.write_eof()
+            await rig.until(lambda: listener.connections)
+            (connection,) = listener.connections
+            await rig.until(lambda: connection.transport and not connection.transport.is_reading())
+            quieten(listener)
+            async with ending(listener):
+                go.set()
+                assert await reader.read() == str(size).encode()
+
+
+async def test_a_stop_closes_a_connection_whose_target_has_ended_in_good_order() -> None:
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"all of it")
+
+    async with rig.path() as path, rig.tcp_target(send) as target:
+        listener = await path.tcp(target)
+        with socket.create_connection((rig.HOST, rig.port_of(listener))) as sock:
+            sock.setblocking(False)
+            await rig.until(lambda: any(c._remote_ended for c in listener.connections))
+            (connection,) = listener.connections
+            quieten(listener)
+            await rig.until(lambda: connection.is_quiet(time.monotonic()))
+            async with ending(listener):
+                pass
+            loop = asyncio.get_running_loop()
+            assert await loop.sock_recv(sock, 100) == b"all of it"
+            assert await loop.sock_recv(sock, 100) == b""
+        await rig.until(lambda: path.streams == (0, 0))
 
 
 async def test_draining_resets_connections_without_a_stream_at_once() -> None:

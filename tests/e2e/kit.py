@@ -328,6 +328,14 @@ def read_all(sock: socket.socket) -> bytes:
     return bytes(received)
 
 
+def read_until(sock: socket.socket, end: bytes) -> bytes:
+    """What comes up to and with `end`, or less if the other end ends."""
+    received = bytearray()
+    while end not in received and (data := sock.recv(1 << 16)):
+        received += data
+    return bytes(received)
+
+
 def http_get(address: Address, path: str = "/") -> bytes:
     """The body of an answer with status 200."""
     with dial(address) as sock:

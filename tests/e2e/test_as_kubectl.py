@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import socket
@@ -132,3 +133,51 @@ def test_a_script_s_background_job_ends_on_a_signal(
     assert done.stdout.split() == [str(128 + number if by_signal else 0)]
     assert len((tmp_path / "out").read_text().splitlines()) == 2
     assert (tmp_path / "err").read_text() == ""
+
+
+def test_ctrl_c_ends_quiet_connections_and_says_how_many_it_waits_for(world: str) -> None:
+    """An idle client costs no wait; a busy one has its time, unless Ctrl-C is pressed again."""
+    terminal, stderr = pty.openpty()
+    with open(terminal, "rb", buffering=0) as screen, open(stderr, "wb") as errors:
+        tool = subprocess.Popen(
+            ["kubectl", "relay", "-n", world, "pod/solo", ":9000", ":9001@udp"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PATH": PATH},
+        )
+        errors.close()
+        with tool:
+            assert tool.stdout is not None
+            lines = [tool.stdout.readline() for _ in range(4)]
+            tcp, udp = (int(lines[n].split()[2].rpartition(":")[2]) for n in (0, 2))
+            assert kit.ask_udp(("127.0.0.1", udp), b"who") == b"solo"
+            with kit.command(("127.0.0.1", tcp), "echo") as quiet:
+                quiet.sendall(b"x")
+                assert quiet.recv(1) == b"x"
+                with kit.command(("127.0.0.1", tcp), "tick") as busy:
+                    assert kit.read_until(busy, b"\n30\n")
+                    tool.send_signal(signal.SIGINT)
+                    with pytest.raises(ConnectionResetError):
+                        kit.read_all(quiet)
+                    said = screen.read(1000).decode()
+                    assert "draining 1 connection for up to 30 s" in said
+                    assert busy.recv(1)
+                    tool.send_signal(signal.SIGINT)
+                    with pytest.raises(ConnectionResetError):
+                        kit.read_all(busy)
+            assert tool.wait(30) == 130
+
+
+def test_ctrl_c_with_quiet_connections_only_ends_at_once(world: str) -> None:
+    with start("relay", "-n", world, "pod/solo", ":9000") as tool:
+        ((_, port, _), _) = lines(tool, 2)
+        with kit.command(("127.0.0.1", int(port)), "echo") as quiet:
+            quiet.sendall(b"x")
+            assert quiet.recv(1) == b"x"
+            tool.interrupt()
+            with pytest.raises(ConnectionResetError):
+                kit.read_all(quiet)
+            # Far sooner than the 30 s of `drain`.
+            assert tool.finish(15.0) == 0
+        assert tool.log == []

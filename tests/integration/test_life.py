@@ -76,7 +76,7 @@ async def test_live_connections_finish_and_new_ones_are_refused(file: Path) -> N
                 writer.write(b"a")
                 assert await reader.readexactly(1) == b"a"
                 krelay.process.send_signal(signal.SIGINT)
-                await krelay.said("draining 1 connections")
+                await krelay.said("draining 1 connection ")
                 await rig.until(lambda: not listens(port))
                 writer.write(b"b")
                 writer.write_eof()
@@ -103,7 +103,7 @@ async def test_a_second_interrupt_stops_at_once_with_130(file: Path) -> None:
                 writer.write(b"x")
                 agent = krelay.agent
                 krelay.process.send_signal(signal.SIGINT)
-                await krelay.said("draining 1 connections")
+                await krelay.said("draining 1 connection ")
                 assert await krelay.stop() == 130
                 with pytest.raises(ConnectionResetError):
                     await reader.read()

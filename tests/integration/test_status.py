@@ -112,7 +112,7 @@ async def test_asked_to_stop_it_stops(now: bool, code: int, file: Path) -> None:
                     "drain": 30.0,
                 }
                 if not now:
-                    await krelay.said("draining 1 connections")
+                    await krelay.said("draining 1 connection ")
                     writer.write(b"b")
                     assert await reader.readexactly(1) == b"b"
                     writer.close()
