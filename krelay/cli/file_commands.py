@@ -6,18 +6,23 @@ invalid, NotFoundError or ClusterError for objects that a cluster does not have 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import functools
 import shlex
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krelay.cli.output import echo, note
 from krelay.config import files
 from krelay.config.sources import Proxy, Selection, Words
-from krelay.errors import ConfigError, CredentialsError, NotFoundError, UsageError
+from krelay.errors import ClusterError, ConfigError, CredentialsError, NotFoundError, UsageError
+
+_LOOK_UP_DEADLINE = 10.0
+if TYPE_CHECKING:
+    from krelay.importers import Place, Services
 
 _PLAN_DEADLINE = 30.0
 # A new agent may have to be pulled and started first.
@@ -168,28 +173,37 @@ def rbac(
 # -- import and init -------------------------------------------------------------------------------
 
 
-def import_(path: str, namespaces: Sequence[str], context: str | None) -> int:
+def import_(
+    path: str, namespaces: Sequence[str], context: str | None, *, offline: bool = False
+) -> int:
     """Print another tool's file as a krelay.yaml; return the exit code.
 
     `path` is the file, `-` for standard input, or `kubefwd` for the Services of `namespaces` (by
-    default the namespace of the kubeconfig context `context`).
+    default the namespace of the kubeconfig context `context`). Unless `offline`, the clusters of
+    the file say which port of a Service leads to a port of its pods.
     """
     from krelay.cli.signals import run_to_exit
-    from krelay.importers import Converted, convert, kubefwd
+    from krelay.importers import Converted, kubefwd, places, read
 
     if path == _KUBEFWD and not Path(path).exists():
         found = run_to_exit(_list(namespaces, context, ["services"]))
         if not any(items[0] for items in found.values()):
             names = ", ".join(found)
             raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
-        converted: Converted = kubefwd({name: items[0] for name, items in found.items()})
+        services = {name: items[0] for name, items in found.items()}
+        converted: Converted = kubefwd(services, context=context)
     else:
         data = files.read_once(path)
         data = files.read(path) if data is None else data
-        converted = convert(data, "<stdin>" if path == files.STDIN else path)
+        foreign = read(data, "<stdin>" if path == files.STDIN else path)
+        wanted = [] if offline else places(foreign.entries)
+        answers = run_to_exit(_look_up(wanted, context)) if wanted else {}
+        converted = foreign.convert(answers, context=context)
     echo(converted.text.rstrip())
     for warning in converted.warnings:
         note(f"warning: {warning}")
+    if not converted.targets:
+        note("warning: no target could be converted")
     return 0
 
 
@@ -217,17 +231,64 @@ def init(
                 f'namespace "{namespace}" has no Services, Deployments or StatefulSets',
                 hint="check the name and the context",
             )
-    text = starter(namespace, items[0], [*items[1], *items[2]])
+    found = starter(namespace, items[0], [*items[1], *items[2]], context=context)
     schema = target.parent / SCHEMA_FILE
     try:
-        target.write_text(text, encoding="utf-8")
+        target.write_text(found.text, encoding="utf-8")
         if force or not schema.exists():
             schema.write_text(schema_text(), encoding="utf-8")
     except OSError as exc:
         raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
     file = f" -f {shlex.quote(path)}" if path else ""
-    echo(f"{target}: written; next: `krelay check{file}`, then `krelay up{file}`")
+    then = f"`krelay check{file}`, then `krelay up{file}`"
+    echo(f"{target}: written; next: {'' if found.targets else 'write its targets, '}{then}")
     return 0
+
+
+async def _look_up(wanted: Sequence[Place], context: str | None) -> dict[Place, Services]:
+    """Return the Services of each place, or why they are unknown; clusters get a limited time.
+
+    `context` is that of places without one.
+    """
+    from krelay.tasks import TaskGroup
+
+    found: dict[Place, Services] = {}
+    async with TaskGroup() as looking:
+        for name in dict.fromkeys(place[0] for place in wanted):
+            namespaces = [place[1] for place in wanted if place[0] == name]
+            looking.create_task(_services(found, name, name or context, namespaces))
+    return found
+
+
+async def _services(
+    found: dict[Place, Services], key: str | None, context: str | None, names: list[str | None]
+) -> None:
+    """Add the Services of these namespaces of a context to `found`."""
+    from krelay.cluster.api import Api, collection
+    from krelay.cluster.objects import read_list
+    from krelay.importers import Services
+
+    try:
+        async with (
+            asyncio.timeout(_LOOK_UP_DEADLINE),
+            await Api.connect(context=context) as api,
+        ):
+            for name in names:
+                namespace = name or api.namespace
+                paths = (
+                    collection("v1", "services", namespace),
+                    collection("discovery.k8s.io/v1", "endpointslices", namespace),
+                )
+                services, slices = [read_list(await api.get(path), path).items for path in paths]
+                found[key, name] = Services(services, slices)
+    except TimeoutError:
+        why = f"no answer from the cluster within {_LOOK_UP_DEADLINE:g} s"
+    except ClusterError as exc:
+        why = str(exc)
+    else:
+        return
+    for name in names:
+        found.setdefault((key, name), Services(unknown=why))
 
 
 async def _list(

@@ -480,16 +480,22 @@ def rbac(
     shell_complete=namespaces,
     help="Namespace, for kubefwd.",
 )
-@click.option("--context", shell_complete=kubeconfig_names, help="Kubeconfig context, for kubefwd.")
-def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
+@click.option(
+    "--context",
+    shell_complete=kubeconfig_names,
+    help="Kubeconfig context of the result, for targets without one.",
+)
+@click.option("--offline", is_flag=True, help="Ask no cluster for the ports of Services.")
+def import_(path: str, namespaces: tuple[str, ...], context: str | None, offline: bool) -> int:
     """Convert another tool's file into a krelay.yaml, and print it.
 
     FILE is a targets.txt, a kftray export or a .kportal.yaml. `kubefwd` converts the Services of
-    the namespaces.
+    the namespaces. kftray and kportal name ports of pods: the clusters of the file are asked which
+    port of a Service leads there.
     """
     from krelay.cli import file_commands
 
-    return file_commands.import_(path, namespaces, context)
+    return file_commands.import_(path, namespaces, context, offline=offline)
 
 
 @cli.command()
@@ -502,7 +508,9 @@ def import_(path: str, namespaces: tuple[str, ...], context: str | None) -> int:
     shell_complete=namespaces,
     help="Add the Services of this namespace.",
 )
-@click.option("--context", shell_complete=kubeconfig_names, help="Kubeconfig context.")
+@click.option(
+    "--context", shell_complete=kubeconfig_names, help="Kubeconfig context, which the file keeps."
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
 def init(file: str | None, namespace: str | None, context: str | None, force: bool) -> int:
     """Write a starter krelay.yaml, without prompting."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from krelay.importers.entry import Converted
-from krelay.importers.formats import convert
+from krelay.importers.formats import Foreign, read
+from krelay.importers.pod_ports import Place, Services, places
 from krelay.importers.services import kubefwd, starter
 
-__all__ = ["Converted", "convert", "kubefwd", "starter"]
+__all__ = ["Converted", "Foreign", "Place", "Services", "kubefwd", "places", "read", "starter"]

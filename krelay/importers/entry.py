@@ -28,7 +28,8 @@ class Entry:
     """A target to write. `target` is TYPE/NAME, `ports` are as in a file.
 
     `comments` and `notes` go above it; notes say what could not be carried over, and are warnings
-    too. With a `why`, the whole entry becomes a comment.
+    too. With a `why`, the whole entry becomes a comment. `by_pod_port` says that the port of a
+    Service is a port of its pods.
     """
 
     name: str
@@ -40,14 +41,17 @@ class Entry:
     comments: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     why: str = ""
+    by_pod_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """The text of a krelay.yaml, and warnings of what could not be carried over."""
+    """The text of a krelay.yaml, how many targets it has, and warnings of what could not be
+    carried over."""
 
     text: str
     warnings: tuple[str, ...] = ()
+    targets: int = 0
 
 
 def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted:
@@ -73,11 +77,15 @@ def write(origin: str, entries: Iterable[Entry], *, head: str = "") -> Converted
         else:
             live += 1
             lines.append(f"  {_line(entry)}")
-    if not live:
-        lines.insert(0, "  example: svc/my-service 8080:80")
     first = _HEAD.format(origin=" ".join(origin.split()))
     text = "\n".join([f"{first}{head}targets:", *lines, ""])
-    return Converted(text, tuple(warnings))
+    return Converted(text, tuple(warnings), live)
+
+
+def scope(context: str | None, namespace: str | None = None) -> str:
+    """Return the lines of a file that set its context and namespace."""
+    given = {"context": context, "namespace": namespace}
+    return "".join(f"{key}: {_scalar(value)}\n" for key, value in given.items() if value)
 
 
 def _unique(wanted: str, names: dict[str, int]) -> str:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from krelay.config import files, yaml_reader
 from krelay.config.grammar import parse_line, split
+from krelay.config.parsed_file import MAX_FORWARDS
 from krelay.config.validation import MAX_PROBLEMS
 from krelay.errors import ConfigError, Problem
-from krelay.importers.entry import Converted, Entry, write
+from krelay.importers.entry import Converted, Entry, scope, write
+from krelay.importers.pod_ports import Place, Services, translate
 
 _KFTRAY_UNSUPPORTED = {
     "http_logs_enabled": "its HTTP log was not carried over",
@@ -21,22 +25,47 @@ _KFTRAY_UNSUPPORTED = {
 _KPORTAL_KEYS = ("resource", "selector", "protocol", "port", "localPort", "alias")
 
 
-def convert(data: bytes, path: str) -> Converted:
-    """Convert a file, whose format is recognised by its content.
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """What another tool's file says; `origin` names it."""
+
+    origin: str
+    entries: tuple[Entry, ...]
+
+    def convert(
+        self, found: Mapping[Place, Services] | None = None, *, context: str | None = None
+    ) -> Converted:
+        """Return it as a krelay.yaml. `found` has the Services of `places`, and `context` is that
+        of entries without one.
+
+        Raises:
+            ConfigError: there are more entries than a file may have.
+        """
+        entries = translate(self.entries, found or {})
+        return write(self.origin, entries, head=scope(context))
+
+
+def read(data: bytes, path: str) -> Foreign:
+    """Read a file, whose format is recognised by its content.
 
     Raises:
         ConfigError: the format is unknown, or the file is invalid; carries all problems.
     """
     text = files.decode(data, path)
     if text.lstrip().startswith(("[", "{")):
-        return write(f"kftray's {path}", _kftray(text, path))
+        return _foreign(f"kftray's {path}", _kftray(text, path))
     if files.is_targets_txt(text, path):
-        return write(path, _targets_txt(text, path))
+        return _foreign(path, _targets_txt(text, path))
     entries = _kportal(text, path)
     if entries is None:
         hint = "a targets.txt, a kftray export or a .kportal.yaml"
         raise ConfigError(path, [Problem(0, 0, "the format is unknown", hint)])
-    return write(f"kportal's {path}", entries)
+    return _foreign(f"kportal's {path}", entries)
+
+
+def _foreign(origin: str, entries: Iterable[Entry]) -> Foreign:
+    # `write` refuses one more than a file may have.
+    return Foreign(origin, tuple(islice(entries, MAX_FORWARDS + 1)))
 
 
 def _targets_txt(text: str, path: str) -> list[Entry]:
@@ -115,8 +144,6 @@ def _kftray_entry(item: Mapping[str, Any]) -> Entry:
         for key, text in _KFTRAY_UNSUPPORTED.items()
         if item.get(key) and item[key] != "default"
     ]
-    if kind == "service":
-        notes.append(f"{remote} was the port of its pods; here it is the port of the Service")
     return Entry(
         name=_text(item, "alias") or name or kind,
         target=target,
@@ -126,6 +153,7 @@ def _kftray_entry(item: Mapping[str, Any]) -> Entry:
         listen=_text(item, "local_address") or None,
         notes=tuple(notes),
         why=why,
+        by_pod_port=kind == "service",
     )
 
 
@@ -165,6 +193,7 @@ def _kportal_entry(forward: dict[str, Any], context: str, namespace: str) -> Ent
             f"its {key} was not carried over" for key in forward if key not in _KPORTAL_KEYS
         ),
         why=why,
+        by_pod_port=resource.partition("/")[0] in ("service", "services", "svc"),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from krelay.config.schema import FILE
-from krelay.importers.entry import Converted, Entry, write
+from krelay.importers.entry import Converted, Entry, scope, write
 
 Object = Mapping[str, Any]
 
@@ -20,18 +21,16 @@ _STARTER = """\
 # Run `krelay check` to validate this file, and `krelay up` to relay its targets. krelay applies an
 # edit when you save it. docs/config.md describes every key, krelay.yaml.example shows them all.
 apiVersion: krelay/v1
-# context: staging
-# namespace: shop
-targets:
-  # TYPE/NAME, then [LOCAL:]REMOTE[/PROTOCOL]...
-  example: svc/my-service 8080:80
+{scope}targets:
+  # A name of your choice: TYPE/NAME, then [LOCAL:]REMOTE[/PROTOCOL]...
+  # web: svc/my-service 8080:80
   # db: sts/postgres 5432
   # dns: -n kube-system svc/kube-dns 5353:53/udp
   # cache: host/redis.example.com 6379
 """
 
 
-def kubefwd(services: Mapping[str, Iterable[Object]]) -> Converted:
+def kubefwd(services: Mapping[str, Iterable[Object]], *, context: str | None = None) -> Converted:
     """Write every Service with unchanged ports on its own loopback address, as kubefwd does."""
 
     def entries() -> Iterator[Entry]:
@@ -44,18 +43,24 @@ def kubefwd(services: Mapping[str, Iterable[Object]]) -> Converted:
                 yield _entry(item, ports, namespace=namespace, listen=listen)
 
     names = ", ".join(services)
-    return write(f"the Services of {names}, as kubefwd has them", entries())
+    origin = f"the Services of {names}, as kubefwd has them"
+    return write(origin, entries(), head=scope(context))
 
 
 def starter(
-    namespace: str | None, services: Sequence[Object] = (), workloads: Sequence[Object] = ()
-) -> str:
-    """Write a first file: an example, or the Services and workloads of a namespace.
+    namespace: str | None,
+    services: Sequence[Object] = (),
+    workloads: Sequence[Object] = (),
+    *,
+    context: str | None = None,
+) -> Converted:
+    """Write a first file: with comments only, or with the Services and workloads of a namespace.
 
     Its first line names the schema, which `krelay init` writes beside it, for editors.
     """
     if namespace is None:
-        return _SCHEMA + _STARTER
+        given = scope(context) or "# context: staging\n"
+        return Converted(_SCHEMA + _STARTER.format(scope=f"{given}# namespace: shop\n"))
     taken: set[tuple[int, str]] = set()
 
     def entries() -> Iterator[Entry]:
@@ -65,8 +70,8 @@ def starter(
             if not any(_selects(service, item) for service in services):
                 yield from _workload(item)
 
-    head = f"namespace: {namespace}\n"
-    return _SCHEMA + write(f"the namespace {namespace}", entries(), head=head).text
+    found = write(f"the namespace {namespace}", entries(), head=scope(context, namespace))
+    return replace(found, text=_SCHEMA + found.text)
 
 
 def _sorted(items: Iterable[Object]) -> list[Object]:

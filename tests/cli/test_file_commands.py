@@ -325,6 +325,7 @@ def test_import_prints_warnings_on_stderr(
     out, err = capsys.readouterr()
     assert "warning" not in out
     assert err.startswith("warning: pod: it selects a pod by labels")
+    assert err.endswith("warning: no target could be converted\n")
 
 
 def test_import_refuses_unknown_formats(krelay: Krelay, capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,7 +341,25 @@ def test_import_kubefwd_converts_the_services_of_namespaces(
 ) -> None:
     assert krelay("import", "kubefwd", "-n", "a", "-n", "b", "--context", "c") == 0
     assert cluster == [(["a", "b"], "c", ["services"])]
-    assert len(parse(capsys.readouterr().out, "krelay.yaml", {}).targets) == 2
+    config = parse(capsys.readouterr().out, "krelay.yaml", {})
+    assert (len(config.targets), config.context) == (2, "c")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_import_without_a_cluster_notes_the_ports_of_pods(
+    offline: bool,
+    krelay: Krelay,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    export = b'[{"workload_type": "service", "service": "web", "remote_port": 80, "context": "c"}]'
+    assert krelay("import", "-", *(["--offline"] if offline else []), stdin=export) == 0
+    out, err = capsys.readouterr()
+    assert parse(out, "krelay.yaml", {}).targets[0].context == "c"
+    assert err.startswith("warning: web: 80 was the port of its pods; here it is the port of")
+    assert ('no context "c" in kubeconfig' in err) is not offline
 
 
 def test_an_empty_namespace_is_an_error(
@@ -363,11 +382,13 @@ def test_an_empty_namespace_is_an_error(
 def test_init_overwrites_a_file_only_with_force(
     krelay: Krelay, cluster: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert krelay("init") == 0
+    assert krelay("init", "--context", "prod") == 0
     assert capsys.readouterr().out == (
-        "krelay.yaml: written; next: `krelay check`, then `krelay up`\n"
+        "krelay.yaml: written; next: write its targets, `krelay check`, then `krelay up`\n"
     )
-    assert krelay("check") == 0
+    assert krelay("check") == 2
+    assert "`targets` is empty" in capsys.readouterr().err
+    assert "\ncontext: prod\n" in Path("krelay.yaml").read_text()
     before = Path("krelay.yaml").read_text()
     assert before.startswith("# yaml-language-server: $schema=krelay.schema.json\n")
     assert json.loads(Path("krelay.schema.json").read_text())["title"] == "krelay.yaml"
@@ -378,13 +399,15 @@ def test_init_overwrites_a_file_only_with_force(
     assert not cluster
     assert krelay("init", "-f", "other.yaml") == 0
     assert Path("krelay.schema.json").read_text() == "mine"
-    assert krelay("init", "--from-namespace", "shop", "--force") == 0
+    assert krelay("init", "--from-namespace", "shop", "--context", "prod", "--force") == 0
+    assert "written; next: `krelay check`, then" in capsys.readouterr().out
     assert krelay("check") == 0
     assert Path("krelay.schema.json").read_text() == schema_text()
     text = Path("krelay.yaml").read_text()
+    assert "\ncontext: prod\nnamespace: shop\n" in text
     assert text.startswith("# yaml-language-server: $schema=krelay.schema.json\n")
     assert "  web: svc/web 8080:80\n" in text
     assert "  # job: deploy/job :PORT\n" in text
     assert krelay("init", "-f", "my other.yaml") == 0
-    assert "next: `krelay check -f 'my other.yaml'`, then" in capsys.readouterr().out
+    assert "`krelay check -f 'my other.yaml'`, then" in capsys.readouterr().out
     assert krelay("init", "-f", "no/such/directory.yaml") == 2

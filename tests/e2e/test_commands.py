@@ -69,3 +69,25 @@ def test_wait_is_for_what_was_measured(world: str, tmp_path: Path) -> None:
         late = kit.run("wait", "-f", file, "--timeout", "3s")
         assert late.process.returncode == 3, late.told()
         assert any(line.startswith("dead: failed: refused") for line in late.log), late.told()
+
+
+def test_import_finds_the_ports_of_services_in_the_cluster(world: str, tmp_path: Path) -> None:
+    """kftray and kportal name ports of pods: 8000 is the port `http`, 9000 a targetPort."""
+    context = kit.kubectl("config", "current-context").strip()
+    common = {"workload_type": "service", "context": context, "namespace": world, "service": "web"}
+    forwards = [
+        {**common, "alias": "web", "local_port": 0, "remote_port": 8000},
+        {**common, "alias": "command", "local_port": 0, "remote_port": 9000},
+        {**common, "alias": "nowhere", "local_port": 0, "remote_port": 80},
+    ]
+    done = kit.run("import", "-", stdin=json.dumps(forwards))
+    assert done.process.returncode == 0, done.told()
+    assert done.log == [
+        "warning: nowhere: no port of the Service leads to port 80 of its pods: name its workload"
+    ]
+    with kit.up("\n".join(done.output), tmp_path, 2) as krelay:
+        assert kit.http_get(krelay.address("web"))
+        assert [line.split(" -> ")[1] for line in krelay.output] == [
+            "svc/web:80 (tcp)",
+            "svc/web:90 (tcp)",
+        ]

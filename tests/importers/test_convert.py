@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from krelay.config import parse
 from krelay.errors import ConfigError
-from krelay.importers import convert
+from krelay.importers import Services, places
+from krelay.importers import read as read_foreign
 from krelay.model import Config
 
 KFTRAY = [
@@ -70,7 +72,7 @@ host/redis.test 6379
 
 
 def read(text: str) -> tuple[Config, tuple[str, ...], str]:
-    found = convert(text.encode(), "file")
+    found = read_foreign(text.encode(), "file").convert()
     return parse(found.text, "krelay.yaml", {}), found.warnings, found.text
 
 
@@ -104,10 +106,13 @@ def test_a_kportal_file_is_converted() -> None:
         "api deploy/api 9000 shop prod 127.0.0.1",
         "dns svc/dns 5353:53/udp shop prod 127.0.0.1",
     ]
+    note = "was the port of its pods; here it is the port of the Service"
     assert warnings == (
+        f"web: 80 {note}",
         "api: its httpLog was not carried over",
         "worker: it selects a pod by the prefix of its name: name its workload instead",
         "pod: it selects a pod by labels (app=x): name its workload instead",
+        f"dns: 53 {note}",
     )
 
 
@@ -137,17 +142,105 @@ def test_targets_txt_keeps_its_comments() -> None:
 )
 def test_an_unknown_format_is_an_error(text: str, line: int, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        convert(text.encode(), "file")
+        read_foreign(text.encode(), "file")
     assert caught.value.problems[0].line == line
     assert message in caught.value.problems[0].message
 
 
 def test_a_control_character_is_a_problem_at_its_place() -> None:
     with pytest.raises(ConfigError, match="1 problem"):
-        convert(b"\xff", "file")
+        read_foreign(b"\xff", "file")
 
 
 def test_a_single_forward_and_its_dollars_are_converted() -> None:
     config, _, _ = read(json.dumps({**KFTRAY[0], "alias": None, "context": "$HOME"}))
     assert targets_of(config) == ["argocd-server svc/argocd-server 8080:80 argocd $HOME 127.0.0.1"]
     assert len(read(KPORTAL.replace("prod", "${X}"))[0].targets) == 3
+
+
+# -- ports of pods -----------------------------------------------------------------------------
+
+
+def service(name: str, *ports: dict[str, Any]) -> dict[str, Any]:
+    return {"metadata": {"name": name}, "spec": {"ports": list(ports)}}
+
+
+WEB = service(
+    "web",
+    {"name": "http", "port": 80, "targetPort": "web"},
+    {"name": "admin", "port": 9000, "targetPort": 9001},
+    {"name": "same", "port": 7000},
+    {"name": "dns", "port": 53, "targetPort": 5353, "protocol": "UDP"},
+)
+SLICE = {
+    "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+    "ports": [{"name": "http", "port": 8080}, {"name": "admin", "port": 9001}],
+}
+OTHER = {
+    "metadata": {"name": "db-1", "labels": {"kubernetes.io/service-name": "db"}},
+    "ports": [{"name": "http", "port": 1234}],
+}
+SERVICES = Services([WEB], [SLICE, OTHER])
+
+
+def forward(port: int, **more: Any) -> str:
+    item = {"service": "web", "namespace": "shop", "context": "prod", "local_port": 1000}
+    return json.dumps([item | {"remote_port": port, "workload_type": "service", **more}])
+
+
+@pytest.mark.parametrize(
+    ("port", "protocol", "found"),
+    [
+        (8080, "tcp", "1000:80"),  # a name, whose number only the endpoints have
+        (9001, "tcp", "1000:9000"),
+        (7000, "tcp", "1000:7000"),
+        (5353, "udp", "1000:53/udp"),
+    ],
+)
+def test_a_port_of_pods_becomes_the_port_of_the_service(
+    port: int, protocol: str, found: str
+) -> None:
+    foreign = read_foreign(forward(port, protocol=protocol).encode(), "file")
+    assert places(foreign.entries) == [("prod", "shop")]
+    converted = foreign.convert({("prod", "shop"): SERVICES})
+    (target,) = parse(converted.text, "krelay.yaml", {}).targets
+    assert (str(target), " ".join(map(str, target.ports))) == ("svc/web", found)
+    assert converted.warnings == ()
+
+
+@pytest.mark.parametrize("port", [80, 1234, 9000, 53])
+def test_a_port_that_no_service_leads_to_is_no_target(port: int) -> None:
+    converted = read_foreign(forward(port).encode(), "file").convert({("prod", "shop"): SERVICES})
+    assert converted.targets == 0
+    (warning,) = converted.warnings
+    assert f"no port of the Service leads to port {port} of its pods" in warning
+
+
+@pytest.mark.parametrize(
+    ("answers", "why"),
+    [
+        ({}, ""),
+        ({("prod", "shop"): Services(unknown="no answer")}, " (no answer)"),
+        (
+            {("prod", "shop"): Services([service("db")])},
+            " (the cluster has no such Service)",
+        ),
+    ],
+)
+def test_a_port_that_cannot_be_looked_up_has_a_note(answers: Any, why: str) -> None:
+    converted = read_foreign(forward(8080).encode(), "file").convert(answers)
+    note = "8080 was the port of its pods; here it is the port of the Service"
+    assert converted.warnings == (f"web: {note}{why}",)
+    assert [str(port) for port in parse(converted.text, "x", {}).targets[0].ports] == ["1000:8080"]
+
+
+def test_only_services_are_looked_up() -> None:
+    found = places(read_foreign(KPORTAL.encode(), "file").entries)
+    assert found == [("prod", "shop")]
+    assert places(read_foreign(TARGETS.encode(), "file").entries) == []
+    assert places(read_foreign(json.dumps(KFTRAY[1:]).encode(), "file").entries) == []
+
+
+def test_entries_without_a_context_get_the_given_one() -> None:
+    text = read_foreign(forward(1, context=None).encode(), "file").convert(context="mine").text
+    assert parse(text, "krelay.yaml", {}).context == "mine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,8 +47,23 @@ def test_kubefwd_has_addresses_for_many() -> None:
     assert len({entry.split()[-1] for entry in targets(found.text).values()}) == 600
 
 
-def test_a_starter_without_a_namespace_is_an_example() -> None:
-    assert targets(starter(None)) == {"example": "8080:80 127.0.0.1"}
+def test_a_starter_without_a_namespace_makes_up_no_target() -> None:
+    found = starter(None)
+    assert found.targets == 0
+    lines = [line for line in found.text.splitlines() if not line.lstrip().startswith("#")]
+    assert lines == ["apiVersion: krelay/v1", "targets:"]
+    # A target is all that is missing.
+    assert targets(found.text + "  web: svc/web 80\n") == {"web": "80 127.0.0.1"}
+
+
+@pytest.mark.parametrize("context", ["prod", "arn:aws:eks:eu:1:cluster/x", "$HOME", "yes", "a: b"])
+def test_a_file_keeps_the_context_that_it_was_made_from(context: str) -> None:
+    for text in (
+        starter("shop", [service("web", 80)], context=context).text,
+        kubefwd({"shop": [service("web", 80)]}, context=context).text,
+        starter(None, context=context).text + "  web: svc/web 80\n",
+    ):
+        assert parse(text, "krelay.yaml", {}).context == context
 
 
 def test_a_starter_uses_unprivileged_local_ports() -> None:
@@ -62,7 +78,7 @@ def test_a_starter_uses_unprivileged_local_ports() -> None:
         workload("StatefulSet", "alone", 5432, b="2"),
         workload("DaemonSet", "bare"),
     ]
-    text = starter("shop", services, workloads)
+    text = starter("shop", services, workloads).text
     assert targets(text) == {
         "api": "8080:80 8443:443 9000 127.0.0.1",
         "dns": "10053:53/udp 10053:53/tcp 127.0.0.1",
@@ -91,5 +107,6 @@ SERVICES = st.lists(
 
 @given(SERVICES)
 def test_any_namespace_gives_a_valid_file(services: list[Any]) -> None:
-    for text in (starter("shop", services), kubefwd({"shop": services}).text):
-        parse(text, "krelay.yaml", {})
+    for found in (starter("shop", services), kubefwd({"shop": services})):
+        if found.targets:
+            assert len(parse(found.text, "krelay.yaml", {}).targets) == found.targets
