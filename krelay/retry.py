@@ -43,6 +43,11 @@ class OnceUntilChanged:
         last, self._last = self._last, (type(failure), str(failure))
         return self._last != last
 
+    @property
+    def failing(self) -> bool:
+        """Whether there was a failure since the last success."""
+        return self._last is not None
+
     def clear(self) -> None:
         """Forget the last failure: the next one is new."""
         self._last = None

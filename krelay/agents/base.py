@@ -32,6 +32,13 @@ class AgentProvider(AgentLink, Protocol):
         """Start an agent, unless there is one; return when it may be dialled, which may be before
         it runs (`starting`). Raises ClusterError."""
 
+    def access_changed(self) -> None:
+        """Have other credentials, or another server, used at once."""
+
+    async def gone(self) -> str:
+        """Return why the agent is gone, or an empty text if it is still there, once that is
+        known."""
+
     async def stop(self) -> None:
         """Remove the agent. Raises nothing if it is gone already."""
 

@@ -37,7 +37,8 @@ class DirectGroup:
     def __init__(self, spec: DirectSpec, api: Api) -> None:
         """The caller closes `api`."""
         self.spec = spec
-        self.pool = DirectPool(f"d{next(_NUMBERS)}", _Pods(api, spec))
+        self._pods = _Pods(api, spec)
+        self.pool = DirectPool(f"d{next(_NUMBERS)}", self._pods)
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: TaskGroup) -> None:
@@ -58,6 +59,12 @@ class DirectGroup:
                     await self.pool.wait_change()
         except TimeoutError:
             return  # the states of the forwards say why
+
+    def access_changed(self, *, moved: bool) -> None:
+        """Dial again at once: with other credentials, or, if requests have `moved`, by another
+        server."""
+        self._pods.access_changed()
+        self.pool.network_changed(broken=moved)
 
     async def drain(self, timeout: float) -> None:
         """Let streams finish within `timeout` seconds, then `stop`."""
@@ -84,6 +91,10 @@ class _Pods:
     def __init__(self, api: Api, spec: DirectSpec) -> None:
         self._api = api
         self._spec = spec
+        self._renewed_at = -math.inf
+
+    def access_changed(self) -> None:
+        """Have other credentials renewed at once if they are refused."""
         self._renewed_at = -math.inf
 
     async def dial(

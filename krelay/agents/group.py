@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from krelay.agents.base import AgentProvider
-from krelay.datapath.pool import Pool
+from krelay.datapath.pool import Pool, Sessions
 from krelay.datapath.tunnel import Tunnel
 from krelay.errors import AgentError, KrelayError, NotReadyError
 from krelay.legacy import LegacyTunnels
@@ -23,6 +24,8 @@ logger = logging.getLogger("krelay.supervisor")
 _NUMBERS = itertools.count(1)
 _TUNNEL_DEADLINE = 30.0
 _REMOVE_DEADLINE = 10.0
+_LOOK_PATIENCE = 0.5
+"""Seconds to learn whether a server knows an agent, before tunnels to it are dialled anyway."""
 
 
 class AgentGroup:
@@ -45,6 +48,7 @@ class AgentGroup:
             on_tunnel=self._tunnel_changed,
         )
         self._bus = bus
+        self._tasks: TaskGroup | None = None
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: TaskGroup) -> None:
@@ -57,6 +61,7 @@ class AgentGroup:
             NotReadyError: no tunnel came up in time.
             TunnelRefusedError: the agent refuses this client.
         """
+        self._tasks = tasks
         async with TaskGroup() as starting:
             for agent in self.agents:
                 starting.create_task(agent.start())
@@ -73,6 +78,33 @@ class AgentGroup:
                 hint="run with -v to see each attempt",
             ) from exc
 
+    def access_changed(self, *, moved: bool) -> None:
+        """Try again at once what other credentials may let succeed.
+
+        `moved`: requests go to another server. If that is another cluster, or the same one made
+        anew, the agents are gone, and with them what they carry.
+        """
+        for agent in self.agents:
+            agent.access_changed()
+        if not moved:
+            self.pool.dial_soon()
+        elif self._tasks is not None:
+            for agent in self.agents:
+                look = partial(self._look_for, agent, self.pool.sessions(agent))
+                self._tasks.create_task(guard(look, f"{self.pool.name}: looking for its agent"))
+
+    async def _look_for(self, agent: AgentProvider, sessions: Sessions) -> None:
+        """Dial `agent` anew if it is where requests go now, else drop the `sessions` with it."""
+        async with TaskGroup() as tasks:
+            looking = tasks.create_task(agent.gone())
+            done, _ = await asyncio.wait((looking,), timeout=_LOOK_PATIENCE)
+            if not done:
+                self.pool.network_changed(broken=True)
+        if reason := looking.result():
+            self.pool.drop(sessions, reason)
+        elif done:
+            self.pool.network_changed(broken=True)
+
     async def drain(self, timeout: float) -> None:
         """Let streams finish within `timeout` seconds, then `stop`."""
         try:
@@ -87,7 +119,7 @@ class AgentGroup:
 
     async def stop(self) -> None:
         """Cut the remaining streams, and remove the agents."""
-        running, self._running = self._running, None
+        running, self._running, self._tasks = self._running, None, None
         if running is not None:
             running.cancel()
             await asyncio.wait([running])

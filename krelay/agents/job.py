@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from krelay.cluster.api import Api
     from krelay.net.api_access import ApiAccess
 
+_LOOK_EVERY = 1.0
+"""Seconds between two attempts to ask another server for the agent."""
 _RENEW_EVERY = 60.0
 """Seconds between two renewals of refused credentials: where new ones are refused as well, each
 dial would run an exec plugin, which may prompt a person."""
@@ -190,6 +192,26 @@ class JobAgent:
         if now >= self._renewed_at + _RENEW_EVERY:
             self._renewed_at = now
             self._api.reject(access)
+
+    def access_changed(self) -> None:
+        self._renewed_at = -math.inf
+
+    async def gone(self) -> str:
+        from krelay.cluster.agent_lifecycle import agent_ended
+
+        agent = self._agent
+        while agent is not None and agent is self._agent:
+            changes = self._api.changes
+            try:
+                reason = await agent_ended(self._api, agent)
+            except ClusterError as exc:
+                log.debug("cannot tell whether %s is there: %s", agent, exc)
+                await self._api.pause(_LOOK_EVERY, changes)
+            else:
+                if reason is not None:
+                    await self._lose(agent, reason)
+                return reason or ""
+        return self.lost if agent is not None else ""
 
     async def reachable_again(self) -> None:
         from krelay.transport.portforward import reachable_again

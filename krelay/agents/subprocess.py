@@ -103,6 +103,12 @@ class SubprocessAgent:
             log.warning("killed: %s", reason)
             self._process.kill()
 
+    def access_changed(self) -> None:
+        """Do nothing: it needs no credentials."""
+
+    async def gone(self) -> str:
+        return ""
+
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:

@@ -66,7 +66,8 @@ def run(
         live: show the live table instead of lines, if there is a terminal for it.
     """
     file = source.file
-    mode = mode_from_env(os.environ) if watch and file else None
+    watch_mode = mode_from_env(os.environ)
+    mode = watch_mode if watch and file else None
     config = source.load()
     raise_file_limit()
     live = live and _can_be_live(config)
@@ -76,6 +77,7 @@ def run(
         strict=strict,
         must_exist=must_exist,
         pod_running_timeout=pod_running_timeout,
+        watch_mode=watch_mode,
     )
     if announce is not None:
         supervisor.bus.on(ForwardBound, announce)
@@ -236,7 +238,7 @@ async def _reload_on(signals: _Signals, reloader: Reloader) -> None:
         await signals.hangup.wait()
         signals.hangup.clear()
         with contextlib.suppress(KrelayError):  # logged by `load`
-            await reloader.load(signals.reason)
+            await reloader.load(signals.reason, kubeconfig=True)
 
 
 async def _serve_on_tcp(server: TcpServer, status: StatusConfig, supervisor: Supervisor) -> None:

@@ -1,7 +1,8 @@
 """Api: requests to the API server of one context, in JSON.
 
 Every request has a deadline, renews credentials that the server rejects (once), and is repeated
-when the server is overloaded or restarts.
+when the server is overloaded or restarts. When kubeconfig names another server, what waits for the
+former one is ended, and sent to the new one if that is safe.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import json
 import logging
 import math
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
@@ -22,7 +23,7 @@ import aiohttp
 from krelay import typed
 from krelay.cluster import http
 from krelay.cluster.api_errors import StatusError
-from krelay.cluster.auth.credentials import Credentials
+from krelay.cluster.auth.credentials import Credentials, LoginChange
 from krelay.cluster.auth.kubeconfig import NO_OVERRIDES, Login, Overrides, PinnedContext
 from krelay.errors import (
     AccessDeniedError,
@@ -64,7 +65,16 @@ class Api:
 
     def __init__(self, credentials: Credentials, deadline: float = REQUEST_DEADLINE) -> None:
         self.health = WatchHealth()
+        self.changes = 0
+        """How often another kubeconfig was adopted."""
+        self.moves = 0
+        """How often that led to another server, or by another way to it."""
+        self.on_change: Callable[[LoginChange], None] = lambda change: None
+        """Called when another kubeconfig was adopted."""
+        self._changed = asyncio.Event()
+        self._waits: dict[asyncio.Timeout, bool] = {}
         self._credentials = credentials
+        credentials.on_change = self._adopted
         self._deadline = deadline
         self._sessions: dict[str | None, aiohttp.ClientSession] = {}
 
@@ -103,8 +113,18 @@ class Api:
         return str(self._credentials.login)
 
     async def access(self) -> ApiAccess:
-        """Return what a tunnel needs to connect, with fresh credentials."""
-        return await self._credentials.access()
+        """Return what a connection needs, with fresh credentials. Raises CredentialsError.
+
+        It has no deadline: a credential plugin may wait for a person.
+        """
+        while True:
+            changes = self.changes
+            try:
+                async with self._until(math.inf, whatever=True):
+                    return await self._credentials.access()
+            except TimeoutError:
+                if changes == self.changes:
+                    raise
 
     def reject(self, access: ApiAccess) -> None:
         """Renew credentials that the server refused (401) when a tunnel used them."""
@@ -126,6 +146,39 @@ class Api:
             ClusterError: any other refusal.
         """
         await self._request("DELETE", path, query, body)
+
+    async def reread(self) -> LoginChange | None:
+        """Read kubeconfig again; return what has changed. What cannot be used changes nothing."""
+        return await self._credentials.reread()
+
+    async def pause(self, seconds: float, changes: int) -> None:
+        """Wait between two attempts: no longer than until `self.changes` is not `changes`."""
+        if changes == self.changes:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
+
+    def _adopted(self, change: LoginChange) -> None:
+        """End all that waits for the former server or its credentials."""
+        self.changes += 1
+        self.moves += change.moved
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        for timeout, whatever in self._waits.items():
+            if (change.moved or whatever) and not timeout.expired():
+                timeout.reschedule(0.0)
+        self.on_change(change)
+
+    @asynccontextmanager
+    async def _until(self, when: float, *, whatever: bool = False) -> AsyncIterator[None]:
+        """Raise TimeoutError at `when`, and as soon as the server is another one; with `whatever`,
+        as soon as anything of kubeconfig is another."""
+        async with asyncio.timeout_at(when) as timeout:
+            self._waits[timeout] = whatever
+            try:
+                yield
+            finally:
+                del self._waits[timeout]
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -167,7 +220,7 @@ class Api:
         while True:
             try:
                 with http.translated_errors(access, self.where):
-                    async with asyncio.timeout_at(min(loop.time() + silence, until)):
+                    async with self._until(min(loop.time() + silence, until)):
                         chunk = await response.content.readany()
             except UnreachableError as exc:
                 if isinstance(exc.__cause__, TimeoutError):
@@ -196,10 +249,22 @@ class Api:
         data = json.dumps(body).encode() if body is not None else None
         until = loop.time() + self._deadline
         attempt = 0
+        wait: float | None
         while True:
             attempt += 1
+            changes, moves = self.changes, self.moves
             try:
                 response, access = await self._open(method, path, query, data)
+                with http.translated_errors(access, self.where):
+                    async with self._until(loop.time() + self._deadline), response:
+                        return _parse_object(
+                            await http.read_body(response, http.MAX_BODY), self.where
+                        )
+            except (UnreachableError, CredentialsError):
+                # A former server may have carried out a POST, so that is not repeated.
+                if moves == self.moves or method == "POST":
+                    raise
+                wait = 0.0
             except StatusError as exc:
                 wait = exc.retry_after
                 if wait is None:
@@ -210,13 +275,7 @@ class Api:
                 if not again or attempt == _ATTEMPTS or loop.time() + wait >= until:
                     raise exc.to_cluster_error(self.where) from exc
                 logger.debug("%s %s: %s, again in %.1f s", method, path, exc.code, wait)
-            else:
-                with http.translated_errors(access, self.where):
-                    async with asyncio.timeout(self._deadline), response:
-                        return _parse_object(
-                            await http.read_body(response, http.MAX_BODY), self.where
-                        )
-            await asyncio.sleep(wait)
+            await self.pause(wait, changes)
 
     async def _open(
         self, method: str, path: str, query: dict[str, str], data: bytes | None
@@ -225,11 +284,10 @@ class Api:
         Raises StatusError for any other answer."""
         renewed = False
         while True:
-            # Outside the deadline: a credential plugin may wait for a person.
-            access = await self._credentials.access()
+            access = await self.access()
             try:
                 with http.translated_errors(access, self.where):
-                    async with asyncio.timeout(self._deadline):
+                    async with self._until(asyncio.get_running_loop().time() + self._deadline):
                         response = await http.send(
                             self._session(access), access, method, path, query=query, data=data
                         )

@@ -189,7 +189,7 @@ class _Collection:
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
         self._selections: dict[Selector, _Selection] = {}
-        self._errors: dict[Selector, tuple[float, ClusterError]] = {}
+        self._errors: dict[Selector, tuple[float, int, ClusterError]] = {}
         # The watch of the whole collection, and the one that is about to replace it.
         self._whole: _WholeWatch | None = None
         self._next: _WholeWatch | None = None
@@ -201,10 +201,14 @@ class _Collection:
     def subscribe(self, selector: Selector) -> _Subscription:
         """Add a subscriber of `selector`; the first one starts the watch."""
         subscription = _Subscription(selector)
-        now = self._loop.time()
-        self._errors = {key: value for key, value in self._errors.items() if now < value[0]}
+        now, changes = self._loop.time(), self._api.changes
+        self._errors = {
+            key: value
+            for key, value in self._errors.items()
+            if now < value[0] and changes == value[1]
+        }
         if selector in self._errors:
-            subscription.publish(self._errors[selector][1])
+            subscription.publish(self._errors[selector][2])
             return subscription
         selection = self._selections.setdefault(selector, _Selection())
         selection.subscriptions.add(subscription)
@@ -277,7 +281,11 @@ class _Collection:
             error = ClusterError(f"internal error: {error!r}")
         for selector in selectors:
             if (selection := self._remove(selector)) is not None:
-                self._errors[selector] = (self._loop.time() + ERROR_TTL, error)
+                self._errors[selector] = (
+                    self._loop.time() + ERROR_TTL,
+                    self._api.changes,
+                    error,
+                )
                 for subscription in selection.subscriptions:
                     subscription.publish(error)
 

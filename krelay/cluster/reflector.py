@@ -84,6 +84,7 @@ async def list_and_watch(
     query = {key: value for key, value in selectors.items() if value}
     store: Store | None = None
     version = ""
+    moves = api.moves
     admitted = False
     # An only object, whose list is denied, may still be read by its name.
     _, _, name = field_selector.partition("metadata.name=")
@@ -93,8 +94,12 @@ async def list_and_watch(
     backoff = Backoff(first=0.2, most=MAX_PAUSE)
     with api.health.watch(path) as health:
         while True:
-            began = loop.time()
+            began, changes = loop.time(), api.changes
             minimum_pause = 0.0
+            if moves != api.moves:
+                # Another server may be another cluster, where the version means nothing.
+                moves, version = api.moves, ""
+                backoff.reset()
             try:
                 if denied is not None:
                     listed = await _get(api, path, name, keep)
@@ -123,6 +128,8 @@ async def list_and_watch(
                     admitted = True
                     health.recovered()
                     async for batch in batches:
+                        if moves != api.moves:
+                            break
                         version, changed = _apply(store, batch, version, path, keep)
                         if changed:
                             yield dict(store)
@@ -157,7 +164,7 @@ async def list_and_watch(
                     raise denied or exc from None
             if loop.time() - began > MAX_PAUSE:
                 backoff.reset()
-            await asyncio.sleep(max(backoff.delay(), minimum_pause))
+            await api.pause(max(backoff.delay(), minimum_pause), changes)
 
 
 def _passes(exc: ClusterError, status: StatusError | None) -> bool:

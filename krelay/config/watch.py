@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import stat
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -91,12 +92,13 @@ async def watch(
             continue
         async with aclosing(watcher.wakes(names, directories)) as wakes:
             async for _ in wakes:
-                if changed := await watcher.settled():
+                changed = await watcher.settled()
+                if changed:
                     yield changed
-                    if set(files()) != set(names):
-                        break
-                    if await watcher.directories(names) != directories:
-                        break
+                if set(files()) != set(names):
+                    break
+                if changed and await watcher.directories(names) != directories:
+                    break
 
 
 class _Watcher:
@@ -239,7 +241,8 @@ def _fill(found: dict[str, _T], names: list[str], call: Callable[[str], _T]) -> 
 
 def _state(name: str) -> _State:
     try:
-        # O_NONBLOCK: opening a pipe would wait.
+        if not stat.S_ISREG(os.stat(name).st_mode):
+            return _State()  # a pipe is not opened: its writer would take that for its reader
         with open(name, "rb", opener=lambda at, flags: os.open(at, flags | os.O_NONBLOCK)) as file:
             found = os.fstat(file.fileno())
             if found.st_size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from weakref import WeakSet
 
 from krelay.datapath.agent_link import AgentHealth, AgentLink
@@ -33,6 +33,9 @@ _MEANINGS = {
     " the packets, such as a NetworkPolicy or a firewall",
     ErrorCode.UNREACHABLE: "unreachable: the agent's network has no route to it",
 }
+
+Sessions = Mapping[Tunnel, Carrier | None]
+"""What tunnels carry; None for one that is down."""
 
 
 class Pool:
@@ -168,6 +171,17 @@ class Pool:
         """React to another network or a wake-up of this machine: see `Tunnel.network_changed`."""
         for tunnel in self.tunnels:
             tunnel.network_changed(broken=broken)
+
+    def sessions(self, link: AgentLink) -> Sessions:
+        """Return the sessions with the agent of `link`, by tunnel."""
+        return {tunnel: tunnel.carrier for tunnel in self.tunnels if tunnel.link is link}
+
+    def drop(self, sessions: Sessions, reason: str) -> None:
+        """End those of `sessions` that a tunnel still has, since their agent is gone, and dial."""
+        for tunnel, carrier in sessions.items():
+            if tunnel.carrier is carrier:
+                tunnel.drop(reason)
+        self._on_change()
 
     def _tunnel(self, link: AgentLink, health: AgentHealth, ways: Ways) -> Tunnel:
         return Tunnel(

@@ -180,6 +180,13 @@ class Tunnel:
             self.carrier.network_changed(broken=broken)
             self._reconnector.hint.set()  # for the shortcut
 
+    def drop(self, reason: str) -> None:
+        """Give the session up, because its agent is gone, and begin another one now."""
+        self._drop_session(reason)
+        self._reconnector.backoff.reset()
+        self._reconnector.restart()
+        self._reconnector.hint.set()
+
     def dial_soon(self) -> None:
         """Shorten the pause before the next attempt: a connection waits for a tunnel."""
         if not self.up:

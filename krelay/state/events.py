@@ -168,13 +168,28 @@ class ContextResolved(PublicEvent):
 
     @property
     def text(self) -> str:
-        name = f"context {self.context.name}" if self.context.name else "in the cluster"
-        return f"{name}: {self.context.server}, namespace {self.context.namespace}"
+        return f"{self.context.title}: {self.context}"
 
     @property
     def details(self) -> dict[str, Any]:
         found: dict[str, Any] = json_form(self.context)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class ContextChanged(ContextResolved):
+    """Another kubeconfig has changed where a context leads, or its credentials; `changes` says
+    what, in a word or two each."""
+
+    changes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return f"{self.context.title}: kubeconfig has changed: {', '.join(self.changes)}"
+
+    @property
+    def details(self) -> dict[str, Any]:
+        return {**json_form(self.context), "changes": list(self.changes)}
 
 
 # -- the config ------------------------------------------------------------------------------------

@@ -130,6 +130,14 @@ class ContextState:
     server: str
     namespace: str
 
+    def __str__(self) -> str:
+        return f"{self.server}, namespace {self.namespace}"
+
+    @property
+    def title(self) -> str:
+        """What texts about it begin with."""
+        return f"context {self.name}" if self.name else "in the cluster"
+
 
 @dataclass(frozen=True, slots=True)
 class AgentState:

@@ -271,6 +271,19 @@ class ActiveConfig:
         for group in self._all_groups():
             group.pool.network_changed(broken=broken)
 
+    def context_changed(self, keys: Collection[str | None], *, moved: bool) -> None:
+        """Try again at once what another kubeconfig of the contexts at `keys` may let succeed.
+
+        `moved`: they lead to another server, which may be another cluster.
+        """
+        config = self.config
+        for watcher in self.watchers.values():
+            if config is None or group_of(config, watcher.target) in keys:
+                watcher.retry_now()
+        for group in self._all_groups():
+            if group.spec.context in keys:
+                group.access_changed(moved=moved)
+
     # -- the end -------------------------------------------------------------------------------
 
     def drain(self, timeout: float) -> int:

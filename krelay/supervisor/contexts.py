@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from krelay.config.changes import Change
 from krelay.config.diff import group_of
+from krelay.config.watch import Mode, watch
 from krelay.errors import KrelayError
 from krelay.model import Config, Target
 from krelay.mux.log import about
@@ -21,10 +25,24 @@ from krelay.supervisor.target_watcher import Failures, Follow, Publish
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
+    from krelay.cluster.auth.credentials import LoginChange
     from krelay.cluster.auth.kubeconfig import Overrides
     from krelay.cluster.informers import Informers
 
 logger = logging.getLogger("krelay.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class ContextUpdate:
+    """What another kubeconfig changes for a context, which targets know by `keys`.
+
+    `moved`: requests take another way, maybe to another cluster.
+    """
+
+    keys: frozenset[str | None]
+    state: ContextState
+    words: tuple[str, ...]
+    moved: bool
 
 
 class Contexts:
@@ -39,8 +57,11 @@ class Contexts:
         self._apis: dict[str | None, Api] = {}
         self._informers: dict[Api, Informers] = {}
         self._connecting = asyncio.Lock()
+        self._in_use = asyncio.Event()
         self.on_resolved: Callable[[ContextState], None] = lambda state: None
         """Called with each context, once it is known where it leads."""
+        self.on_change: Callable[[ContextUpdate], None] = lambda update: None
+        """Called when another kubeconfig of a context was adopted."""
         self.failures = Failures()
         """Logs the failures of the watchers of all contexts."""
 
@@ -62,8 +83,10 @@ class Contexts:
                 api = await Api.connect(context=named, **self._options)
                 if not self._apis:
                     self._current = api.login.current
-                self._report(_state(api))
+                api.on_change = partial(self._changed, api)
+                self._resolved(api)
             self._apis[context] = api
+            self._in_use.set()
             return api
 
     def state(self, context: str | None) -> ContextState | None:
@@ -74,6 +97,27 @@ class Contexts:
     def states(self) -> tuple[ContextState, ...]:
         """Return where each context in use leads."""
         return tuple(map(_state, dict.fromkeys(self._apis.values())))
+
+    async def watch(self, mode: Mode) -> None:
+        """Read kubeconfig again whenever it, or a file that it names, changes, until cancelled."""
+        await self._in_use.wait()
+        async for _ in watch(self._files, mode):
+            await self.reread()
+
+    async def reread(self) -> list[Change]:
+        """Read kubeconfig again, and adopt what it says of the contexts in use; return what has
+        changed. What cannot be used changes nothing."""
+        return [
+            Change("set", _state(api).title, after=str(change))
+            for api in dict.fromkeys(self._apis.values())
+            if (change := await api.reread()) is not None
+        ]
+
+    def _files(self) -> list[str]:
+        from krelay.cluster.auth.kubeconfig import files
+
+        logins = [api.login for api in dict.fromkeys(self._apis.values())]
+        return files(self._options["kubeconfig"], logins)
 
     async def informers(self, context: str | None) -> Informers:
         """Return the shared watches of a context. Raises as `api` does."""
@@ -110,10 +154,14 @@ class Contexts:
         for api in apis:
             await api.aclose()
 
-    def _report(self, state: ContextState) -> None:
-        log = about(logger, name=f"context {state.name}" if state.name else "in the cluster")
-        log.info("%s, namespace %s", state.server, state.namespace)
+    def _resolved(self, api: Api) -> None:
+        state = _state(api)
+        about(logger, name=state.title).info("%s", state)
         self.on_resolved(state)
+
+    def _changed(self, api: Api, change: LoginChange) -> None:
+        keys = frozenset(key for key, known in self._apis.items() if known is api)
+        self.on_change(ContextUpdate(keys, _state(api), change.words, change.moved))
 
 
 def _state(api: Api) -> ContextState:

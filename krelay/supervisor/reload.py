@@ -56,8 +56,9 @@ class Reloader:
             except KrelayError:
                 continue  # logged by `load`
 
-    async def load(self, reason: str) -> ApplyRequest:
-        """Read the file and request that its config is applied, for `reason`.
+    async def load(self, reason: str, *, kubeconfig: bool = False) -> ApplyRequest:
+        """Read the file and request that its config is applied, for `reason`; read `kubeconfig`
+        too, if asked to.
 
         Raises:
             UsageError: the file cannot be read.
@@ -66,6 +67,8 @@ class Reloader:
         number, bus = next(self._numbers), self._supervisor.bus
         bus.publish(ReloadStarted(number))
         try:
+            if kubeconfig:
+                await self._supervisor.reread_kubeconfig()
             async with self._loading:
                 request = self._supervisor.apply(await self._read(), reason)
         except BaseException:
@@ -75,15 +78,15 @@ class Reloader:
         return request
 
     async def reload(self, reason: str) -> list[Change]:
-        """Load the file, wait until its config is applied, and return what changed.
+        """Load kubeconfig and the file, wait until the config is applied, and return what changed.
 
         If a newer request replaces this one, wait for that one.
 
         Raises:
             KrelayError: the file is invalid, or its config could not be applied (yet).
         """
+        changes = await self._supervisor.reread_kubeconfig()
         request: ApplyRequest | None = await self.load(reason)
-        changes: list[Change] = []
         while request is not None:
             await request.done.wait()
             if request.failure is not None:

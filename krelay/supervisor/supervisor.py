@@ -15,6 +15,7 @@ from typing import Any
 from krelay import __version__
 from krelay.config.changes import Change, changes
 from krelay.config.diff import Plan, diff
+from krelay.config.watch import Mode
 from krelay.datapath.route import Route
 from krelay.errors import (
     ConfigError,
@@ -33,6 +34,7 @@ from krelay.state.events import (
     ConfigApplied,
     ConfigNotApplied,
     ConfigRefused,
+    ContextChanged,
     ContextResolved,
     Ending,
     ForwardBound,
@@ -41,7 +43,7 @@ from krelay.state.events import (
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import ContextState, FileState, ForwardState, readiness
 from krelay.supervisor.active import ActiveConfig, WarmingConfig
-from krelay.supervisor.contexts import Contexts
+from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.snapshot import agent_state, forward_state
@@ -115,6 +117,7 @@ class Supervisor:
         strict: bool = False,
         must_exist: bool = False,
         pod_running_timeout: float | None = None,
+        watch_mode: Mode = Mode.AUTO,
     ) -> None:
         """Begin with `config`.
 
@@ -124,6 +127,7 @@ class Supervisor:
             must_exist: fail the start if no target exists; with `strict`, if any does not.
             pod_running_timeout: as kubectl, wait so many seconds at the start for a pod that runs,
                 and end once the pods of all targets have ended.
+            watch_mode: how changes of kubeconfig are noticed.
         """
         self.bus = EventBus(self.snapshot)
         self.started = asyncio.Event()
@@ -134,9 +138,11 @@ class Supervisor:
         self._began = datetime.now(UTC)
         self._contexts = contexts or Contexts()
         self._contexts.on_resolved = lambda state: self.bus.publish(ContextResolved(state))
+        self._contexts.on_change = self._context_changed
         self._strict = strict
         self._must_exist = must_exist
         self._pod_running_timeout = pod_running_timeout
+        self._watch_mode = watch_mode
         self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
         self._tasks = TaskGroup()
@@ -179,6 +185,16 @@ class Supervisor:
     def plan(self, config: Config) -> list[Change]:
         """Return what applying `config` would change now."""
         return self._changes(diff(self.active.config, config), config)
+
+    async def reread_kubeconfig(self) -> list[Change]:
+        """Read kubeconfig again, and return what has changed for the contexts in use."""
+        return await self._contexts.reread()
+
+    def _context_changed(self, update: ContextUpdate) -> None:
+        self.bus.publish(ContextChanged(update.state, changes=update.words))
+        self.active.context_changed(update.keys, moved=update.moved)
+        if self.started.is_set() and (self._request.failure or not self._request.done.is_set()):
+            self._newer.set()
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -270,6 +286,7 @@ class Supervisor:
                         partial(watch_routes, partial(active.network_changed, broken=False)),
                     ),
                     ("memory", partial(give_back, active.streams)),
+                    ("kubeconfig", self._watch_kubeconfig),
                 ):
                     self._tasks.create_task(keep(work, f"the watch of {name}"), name=name)
                 await self._run(stop)
@@ -282,6 +299,10 @@ class Supervisor:
             # Also after a cancellation: nothing else removes the agents.
             stopped = _within(_HURRY if hurry else None, active.stop())
             await shield_cleanup(stopped, within=_HURRY)
+
+    async def _watch_kubeconfig(self) -> None:
+        await self.started.wait()  # what it needs to load must not delay the start
+        await self._contexts.watch(self._watch_mode)
 
     async def _run(self, stop: asyncio.Event) -> None:
         tasks = self._tasks
@@ -357,7 +378,8 @@ class Supervisor:
             self._newer.clear()
             request = self._request
             try:
-                await self._apply(request)
+                if not await self._apply(request):
+                    continue
                 delay, request.failure = None, None
             except KrelayError as exc:
                 self._failed += request.failure is None
@@ -375,15 +397,18 @@ class Supervisor:
             if request is self._request:
                 request.finish()
 
-    async def _apply(self, request: ApplyRequest) -> None:
-        """Diff, warm up, commit. An error, or a newer request, leaves everything as it was."""
+    async def _apply(self, request: ApplyRequest) -> bool:
+        """Diff, warm up, commit. An error, or a newer request, leaves everything as it was.
+
+        Return False if it is to be done again: for a newer request, or by another kubeconfig.
+        """
         active = self.active
         plan = diff(active.config, request.config)
         if not plan:
             active.config = request.config
             self._count_applied(request)
             logger.debug("nothing changed (%s)", request.reason)
-            return
+            return True
         lines = self._changes(plan, request.config)
         warm = self._warming(request.config, plan)
         try:
@@ -395,7 +420,7 @@ class Supervisor:
             raise
         if not is_warm:
             await shield_cleanup(warm.discard(), within=_HURRY)
-            return
+            return False
         active.commit(warm)
         await self._settled(
             [active.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
@@ -409,6 +434,7 @@ class Supervisor:
             logger.info("%s (%s, %.2f s)", line, request.reason, took)
         texts = tuple(str(line) for line in lines)
         self.bus.publish(ConfigApplied(request.reason, self._generation, texts))
+        return True
 
     def _count_applied(self, request: ApplyRequest) -> None:
         """Count a reload that worked; one that failed at first has been counted as that."""
@@ -419,7 +445,7 @@ class Supervisor:
         return WarmingConfig(config, plan, self._contexts, self._tasks, self.bus, present=present)
 
     async def _warmed(self, warm: WarmingConfig) -> bool:
-        """Return whether `warm` is ready; False as soon as a newer request arrives."""
+        """Return whether `warm` is ready; False as soon as it should begin anew."""
 
         async def newer() -> None:
             await self._newer.wait()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from krelay.datapath.route import Route
 from krelay.errors import KrelayError
@@ -39,6 +40,7 @@ class TargetWatcher:
         self._log = about(logger, target=target.name)
         self._failures = failures or Failures()
         self._reported = OnceUntilChanged()
+        self._retry = asyncio.Event()
         self._latest: tuple[Resolution, ...] | None = None
         self._routes: tuple[Route, ...] = ()
         self._task = tasks.create_task(self._run(), name=target.name)
@@ -47,6 +49,10 @@ class TargetWatcher:
         """Update these routes, one for each port, with the last answer and all further ones."""
         self._routes = tuple(routes)
         self._update_routes()
+
+    def retry_now(self) -> None:
+        """End the pause after a failure: what it failed by has changed."""
+        self._retry.set()
 
     def stop(self) -> None:
         """Stop following; the routes stay as they are."""
@@ -65,7 +71,12 @@ class TargetWatcher:
                 self._failed(KrelayError(f"internal error: {exc}"))
             else:
                 return
-            await asyncio.sleep(backoff.delay())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff.delay()):
+                    await self._retry.wait()
+            if self._retry.is_set():
+                self._retry.clear()
+                backoff.reset()
 
     def _publish(self, resolutions: tuple[Resolution, ...]) -> None:
         self._latest = resolutions

@@ -803,3 +803,40 @@ async def test_a_stopped_provider_starts_no_agent(cluster: Cluster) -> None:
         with pytest.raises(AgentError):
             await agent.dial(asyncio.Protocol())
     assert cluster.created == 0
+
+
+# -- another kubeconfig ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_server_that_moves_is_asked_for_the_agent(gone: bool) -> None:
+    async with rig.agent() as server, TaskGroup() as tasks:
+        link = rig.AgentLink(server)
+        asked = asyncio.Event()
+
+        async def answer() -> str:
+            asked.set()
+            return "the pod is gone" if gone else ""
+
+        started = SimpleNamespace(
+            start=link_start, stop=link_start, lost="", access_changed=lambda: None, gone=answer
+        )
+        agent = cast(Any, SimpleNamespace())
+        for part in (link, started):
+            for name in dir(part):
+                if not name.startswith("_"):
+                    setattr(agent, name, getattr(part, name))
+        group = AgentGroup(EMBEDDED, [agent], rig.KEY, EventBus())
+        await group.start(tasks)
+        (tunnel,) = set(group.pool.tunnels[:1])
+        session, dials = tunnel.carrier, len(link.transports)
+        group.access_changed(moved=False)
+        group.access_changed(moved=True)
+        await asked.wait()
+        await rig.until(lambda: len(link.transports) > dials and tunnel.up)
+        await rig.until(lambda: (tunnel.carrier is not session) is gone)
+        await group.stop()
+
+
+async def link_start() -> None:
+    """The agent of a link runs already."""

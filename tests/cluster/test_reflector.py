@@ -300,13 +300,12 @@ async def test_retry_after_is_honoured(
     kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    sleep = asyncio.sleep
 
-    async def record(seconds: float) -> None:
+    async def record(api: Api, seconds: float, changes: int) -> None:
         pauses.append(seconds)
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr("krelay.cluster.reflector.asyncio.sleep", record)
+    monkeypatch.setattr(Api, "pause", record)
     pods.list(pod("a", 1))
     pods.refuse_watch(429, **{"Retry-After": "7"})
     pods.refuse_watch(429, **{"Retry-After": "7000"})
@@ -432,13 +431,12 @@ async def test_the_pause_grows_unless_a_watch_has_lasted(
     kube: Any, pods: Pods, monkeypatch: pytest.MonkeyPatch, lasts: bool
 ) -> None:
     pauses: list[float] = []
-    sleep = asyncio.sleep
 
-    async def record(seconds: float) -> None:
+    async def record(api: Api, seconds: float, changes: int) -> None:
         pauses.append(seconds)
-        await sleep(0)
+        await asyncio.sleep(0)
 
-    monkeypatch.setattr("krelay.cluster.reflector.asyncio.sleep", record)
+    monkeypatch.setattr(Api, "pause", record)
     monkeypatch.setattr("krelay.retry.random.uniform", lambda low, high: high)
     if lasts:
         monkeypatch.setattr(module, "MAX_PAUSE", -1.0)

@@ -163,3 +163,20 @@ async def test_each_answer_of_an_agent_has_its_own_reason(code: ErrorCode, text:
     assert explain(code, "x").startswith(text)
     assert explain(code, "x").endswith("(x)")
     assert "(" not in explain(code, "")
+
+
+async def test_the_sessions_of_a_lost_agent_are_dropped_and_begun_anew() -> None:
+    async with rig.path(tunnels=2) as path, rig.tcp_target(rig.hold) as target:
+        port = rig.port_of(await path.tcp(target))
+        reader, writer = await asyncio.open_connection(rig.HOST, port)
+        await rig.until(lambda: path.streams == (1, 1))
+        before = path.pool.sessions(path.link)
+        path.pool.drop(before, "another cluster")
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        await rig.until(lambda: all(tunnel.up for tunnel in path.pool.tunnels))
+        after = path.pool.sessions(path.link)
+        assert not set(before.values()) & set(after.values())
+        path.pool.drop(before, "a late answer costs nothing that is new")
+        assert path.pool.sessions(path.link) == after

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ def config(namespace: str, targets: str, more: str = "") -> str:
     return f"apiVersion: krelay/v1\nnamespace: {namespace}\n{more}\ntargets:\n  {targets}\n"
 
 
-def ticks(sock: socket.socket) -> Iterator[int]:
+def ticks(sock: socket.socket) -> Generator[int]:
     """The numbers that `tick` sends, each of which must be the next."""
     with sock.makefile("rb") as lines:
         for expected, line in enumerate(lines):

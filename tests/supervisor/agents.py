@@ -55,6 +55,12 @@ class FakeAgent:
     async def abandon(self, reason: str) -> None:
         self.server.stop(reason)
 
+    def access_changed(self) -> None:
+        """It has no credentials."""
+
+    async def gone(self) -> str:
+        return ""
+
     async def stop(self) -> None:
         self.stopped = True
         self.server.stop("test")

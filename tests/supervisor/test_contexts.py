@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,10 +15,15 @@ from aiohttp import web
 
 from krelay.cluster.api import Api
 from krelay.cluster.auth.kubeconfig import Login, load
-from krelay.errors import CredentialsError
+from krelay.cluster.selectors import Selector
+from krelay.config.watch import Mode
+from krelay.errors import CredentialsError, KrelayError, UnreachableError
 from krelay.model import Config
-from krelay.supervisor.contexts import Contexts
+from krelay.state.states import ContextState
+from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.supervisor import Supervisor
+from krelay.tasks import TaskGroup
+from tests import rig
 
 PKI = Path(__file__).parents[1] / "cluster" / "pki"
 
@@ -31,12 +36,23 @@ class Cluster:
         self.url = ""
         self.token: str | None = None
         self.seen: list[str | None] = []
+        self.watching = False
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         authorization = request.headers.get("Authorization")
         self.seen.append(authorization)
         if self.token is not None and authorization != f"Bearer {self.token}":
             return web.json_response({"kind": "Status", "code": 401}, status=401)
+        if request.query.get("watch"):
+            self.watching = True
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await asyncio.get_running_loop().create_future()
+        if request.path.endswith("/pods"):
+            metadata = {"name": self.name, "uid": self.name, "namespace": "default"}
+            items = [{"metadata": metadata}]
+            # The version of the old cluster is far ahead of that of the new one.
+            return web.json_response({"metadata": {"resourceVersion": "9"}, "items": items})
         return web.json_response({"cluster": self.name})
 
 
@@ -198,6 +214,216 @@ async def test_where_a_context_leads_is_logged_and_published_once_and_kept(
     (event,) = supervisor.bus.history
     assert (event.kind, event.text) == ("context", line)
     assert event.details == {"name": "dev", "server": "https://h:6443", "namespace": "team"}
+
+
+# -- read again ------------------------------------------------------------------------------------
+
+
+SECRETS = ("t0ken", "n3w-token")
+
+
+async def test_another_server_authority_and_token_are_adopted_and_said(
+    kubeconfig: Kubeconfig, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level("DEBUG", "krelay")
+    async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
+        updates: list[ContextUpdate] = []
+        contexts.on_change = updates.append
+        kubeconfig.write("dev", dev={"server": old.url, "token": "t0ken"})
+        assert await reached(contexts) == "old"
+        await contexts.api("dev")
+        bundle = tmp_path / "bundle.pem"
+        bundle.write_text((PKI / "ca.pem").read_text() + (PKI / "other-ca.pem").read_text())
+        dev = {"server": new.url, "token": "n3w-token", "ca": str(bundle)}
+        new.token = "n3w-token"
+        kubeconfig.write("dev", dev=dev)
+        (change,) = await contexts.reread()
+        line = f"server {old.url} -> {new.url}, CA, credentials"
+        assert str(change) == f"context dev: set {line}"
+        assert f"context dev: kubeconfig has changed: {line}" in caplog.messages
+        assert await reached(contexts) == "new"
+        (update,) = updates
+        assert update.keys == {None, "dev"}
+        assert update.moved
+        assert contexts.states() == (ContextState("dev", new.url, "default"),)
+        assert not any(secret in caplog.text for secret in SECRETS)
+
+
+async def test_a_file_that_says_the_same_changes_nothing(
+    kubeconfig: Kubeconfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url})
+        assert await reached(contexts) == "dev"
+        access = await (await contexts.api(None)).access()
+        caplog.clear()
+        caplog.set_level("INFO", "krelay")
+        kubeconfig.write("prod", prod={"server": "https://p"}, dev={"server": dev.url})
+        assert await contexts.reread() == []
+        assert await (await contexts.api(None)).access() is access
+        assert caplog.messages == []
+
+
+async def test_the_content_of_the_files_that_kubeconfig_names_counts(
+    kubeconfig: Kubeconfig, tmp_path: Path
+) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes((PKI / "other-ca.pem").read_bytes())
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url, "ca": str(ca)})
+        with pytest.raises(CredentialsError, match="not trusted"):
+            await reached(contexts)
+        assert contexts._files() == [str(kubeconfig.path), str(ca)]
+        ca.write_bytes((PKI / "ca.pem").read_bytes())
+        (change,) = await contexts.reread()
+        assert change.after == "CA"
+        assert await reached(contexts) == "dev"
+
+
+def damage(kubeconfig: Kubeconfig, url: str) -> Iterator[str]:
+    """Spoil the file in one way after the other; what the warning of each says."""
+    kubeconfig.path.write_text("}")
+    yield "is not a kubeconfig"
+    kubeconfig.path.unlink()
+    yield 'no context "dev"'
+    kubeconfig.path.write_text("")
+    yield 'no context "dev"'
+    kubeconfig.write("prod", prod={"server": url})
+    yield 'no context "dev"'
+    kubeconfig.write("dev", dev={"server": url, "ca": str(kubeconfig.path.parent / "missing")})
+    yield "cannot read"
+    kubeconfig.write("dev", dev={"server": url, "ca": str(kubeconfig.path)})
+    yield "bad certificate-authority"
+    kubeconfig.write("dev", dev={"server": ""})
+    yield "no server"
+
+
+async def test_a_kubeconfig_that_cannot_be_used_keeps_the_present_one_with_one_warning(
+    kubeconfig: Kubeconfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url})
+        assert await reached(contexts) == "dev"
+        caplog.set_level("INFO", "krelay")
+        last = ""
+        for words in damage(kubeconfig, "https://127.0.0.1:1"):
+            caplog.clear()
+            for _ in range(3):
+                assert await contexts.reread() == []
+                assert await reached(contexts) == "dev"
+            new = words != last or "context" not in words
+            assert len(caplog.messages) == new, (words, caplog.messages)
+            if new:
+                start = "context dev: keeping what kubeconfig said before: "
+                assert caplog.messages[0].startswith(start)
+                assert words in caplog.messages[0]
+            last = words
+        caplog.clear()
+        kubeconfig.write("dev", dev={"server": dev.url})
+        assert await contexts.reread() == []
+        assert caplog.messages == ["context dev: kubeconfig can be used again"]
+
+
+async def test_what_waits_for_a_silent_server_goes_to_the_new_one(kubeconfig: Kubeconfig) -> None:
+    async with (
+        rig.tcp_target(rig.hold) as silent,
+        cluster("new") as new,
+        contexts_of_a_run() as contexts,
+    ):
+        kubeconfig.write("dev", dev={"server": f"https://127.0.0.1:{silent}"})
+        api = await contexts.api(None)
+        async with TaskGroup() as tasks:
+            reading = tasks.create_task(api.get("/version"))
+            writing = tasks.create_task(outcome(api.create("/jobs", {})))
+            pausing = tasks.create_task(api.pause(3600, api.changes))
+            await rig.until(lambda: len(api._waits) == 2)
+            kubeconfig.write("dev", dev={"server": new.url})
+            await contexts.reread()
+        assert reading.result() == {"cluster": "new"}
+        assert isinstance(writing.result(), UnreachableError), "it may have been carried out"
+        assert len(new.seen) == 1
+        assert pausing.done()
+
+
+async def outcome(work: Awaitable[object]) -> object:
+    """What it returns, or the error that it raises."""
+    try:
+        return await work
+    except KrelayError as exc:
+        return exc
+
+
+async def test_a_plugin_that_hangs_does_not_hold_up_the_new_credentials(
+    kubeconfig: Kubeconfig, tmp_path: Path
+) -> None:
+    started = tmp_path / "started"
+    command = ["-c", f"touch {started}; exec sleep 600"]
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "sh", "args": command}
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        user = {"exec": {**plugin, "interactiveMode": "Never"}}
+        kubeconfig.write("dev", dev={"server": dev.url, "user": user})
+        api = await contexts.api(None)
+        async with TaskGroup() as tasks:
+            asking = [tasks.create_task(api.get("/version")) for _ in range(2)]
+            await rig.until(started.exists)
+            kubeconfig.write("dev", dev={"server": dev.url, "token": "t"})
+            await contexts.reread()
+        assert [task.result() for task in asking] == [{"cluster": "dev"}] * 2
+        assert dev.seen == ["Bearer t"] * 2
+
+
+async def test_a_watch_begins_anew_with_a_list_at_the_new_server(kubeconfig: Kubeconfig) -> None:
+    async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": old.url})
+        informers = await contexts.informers(None)
+        sets = informers.watch("/api/v1/pods", Selector())
+        async with aclosing(sets):
+            assert [*(await anext(sets))] == ["old"]
+            await rig.until(lambda: old.watching)
+            kubeconfig.write("dev", dev={"server": new.url})
+            await contexts.reread()
+            assert [*(await anext(sets))] == ["new"], "although the old server still answers"
+            await rig.until(lambda: new.watching)
+
+
+async def test_an_edit_of_kubeconfig_is_noticed(kubeconfig: Kubeconfig, tmp_path: Path) -> None:
+    async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
+        updates: asyncio.Queue[ContextUpdate] = asyncio.Queue()
+        contexts.on_change = updates.put_nowait
+        kubeconfig.write("dev", dev={"server": old.url})
+        async with TaskGroup() as tasks:
+            watching = tasks.create_task(contexts.watch(Mode.AUTO))
+            assert await reached(contexts) == "old"
+            kubeconfig.write("dev", dev={"server": new.url})
+            await updates.get()
+            assert await reached(contexts) == "new"
+            # As kind and editors do: gone for a moment, then another file.
+            kubeconfig.path.unlink()
+            kubeconfig.path = tmp_path / "next"
+            kubeconfig.write("dev", dev={"server": old.url})
+            kubeconfig.path.rename(tmp_path / "config")
+            await updates.get()
+            assert await reached(contexts) == "old"
+            watching.cancel()
+
+
+async def test_files_of_kubeconfig_that_appear_later_count(
+    kubeconfig: Kubeconfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Kubeconfig(tmp_path / "sub" / "first")
+    monkeypatch.setenv("KUBECONFIG", f"{first.path}:{kubeconfig.path}")
+    async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
+        updates: asyncio.Queue[ContextUpdate] = asyncio.Queue()
+        contexts.on_change = updates.put_nowait
+        kubeconfig.write("dev", dev={"server": old.url})
+        async with TaskGroup() as tasks:
+            watching = tasks.create_task(contexts.watch(Mode.AUTO))
+            assert await reached(contexts) == "old"
+            first.path.parent.mkdir()
+            first.write(None, dev={"server": new.url})
+            await updates.get()
+            assert await reached(contexts) == "new"
+            watching.cancel()
 
 
 # -- shared --------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Credentials: keep the access to one API server fresh.
 
 Expiring credentials are fetched again in time, files are read again after a minute, and rejected
-credentials are dropped. A plugin runs once, however many callers wait for it.
+credentials are dropped. A plugin runs once, however many callers wait for it. Another kubeconfig is
+adopted as a whole, once it can be used.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 from krelay import __version__
@@ -23,6 +25,7 @@ from krelay.cluster.auth.identity import Identity, from_entry, tls_context
 from krelay.cluster.auth.kubeconfig import Login
 from krelay.cluster.auth.oidc import Oidc
 from krelay.errors import CredentialsError, UnreachableError
+from krelay.mux.log import About, about
 from krelay.net.api_access import ApiAccess, is_loopback
 from krelay.retry import OnceUntilChanged
 from krelay.threads import in_thread
@@ -33,12 +36,32 @@ FILES_PERIOD = 60.0
 """Seconds after which files are read again; a projected token lives at least ten minutes."""
 
 
+READ_DEADLINE = 10.0
+"""Seconds for kubeconfig and the files that it names to be read again."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginChange:
+    """What another kubeconfig changes: in words, and whether requests now take another way."""
+
+    words: tuple[str, ...]
+    moved: bool
+
+    def __str__(self) -> str:
+        return ", ".join(self.words)
+
+
 class Credentials:
     """The credentials of the login that `load` returns, in a thread, again after a rejection."""
 
     def __init__(self, load: Callable[[], Login]) -> None:
+        self.on_change: Callable[[LoginChange], None] = lambda change: None
+        """Called when another kubeconfig was adopted."""
         self._load = load
         self._lock = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._changes = 0
+        self._used: _Pems | None = None
         self._login: Login | None = None
         self._source: ExecPlugin | Oidc | None = None
         self._fetched: Identity | None = None
@@ -62,15 +85,59 @@ class Credentials:
             CredentialsError: kubeconfig names no usable server or user.
         """
         login = await in_thread(self._load, UnreachableError)
-        # As in client-go, credentials are sent under TLS only, so none are fetched without it.
-        if self._login is None or _user(login) != _user(self._login):
-            self._source = _source(login)
+        self._source = _source(login)
+        self._login = login
+        self._say_what_is_withheld(login)
+
+    async def reread(self) -> LoginChange | None:
+        """Read kubeconfig again, and adopt it; return what has changed.
+
+        Keep what it said before while it cannot be used, and log once why.
+        """
+        async with self._reading:
+            try:
+                async with asyncio.timeout(READ_DEADLINE):
+                    change = await self._adopt_anew()
+            except (CredentialsError, UnreachableError, TimeoutError) as exc:
+                if self._failures.is_new(exc):
+                    why = str(exc) or f"reading it takes more than {READ_DEADLINE:g} s"
+                    self._log.warning("keeping what kubeconfig said before: %s", why)
+                return None
+            if self._failures.failing:
+                self._failures.clear()
+                self._log.info("kubeconfig can be used again")
+            return change
+
+    async def _adopt_anew(self) -> LoginChange | None:
+        login = await in_thread(self._load, UnreachableError)
+        pems = await in_thread(lambda: _Pems.of(login), UnreachableError)
+        change = _difference(self.login, login, self._used or pems, pems)
+        if change is None:
+            return None
+        source = _source(login)
+        if type(source) is type(self._source) and _same_source(self.login, login):
+            source = self._source
+        await self._context(login, pems.ca, pems.certificate)  # whether it can be used
+        if source is not self._source:
+            self._source, self._fetched, self._rejected = source, None, False
+        self._login, self._access = login, None
+        self._changes += 1
+        self._log.info("kubeconfig has changed: %s", change)
+        self._say_what_is_withheld(login)
+        self.on_change(change)
+        return change
+
+    @property
+    def _log(self) -> About:
+        return about(logger, name=self.login.name)
+
+    def _say_what_is_withheld(self, login: Login) -> None:
+        """As in client-go, credentials are sent under TLS only, so none are fetched without it."""
         given = any(value for key, value in login.user.items() if key not in _IMPERSONATION)
         if given and not _secure(login):
             near = is_loopback(urlsplit(login.server).hostname or "")
             level = logging.DEBUG if near else logging.WARNING
             logger.log(level, "%s has no TLS: krelay sends it no credentials", login.server)
-        self._login = login
 
     def reject(self, access: ApiAccess) -> None:
         """Drop `access`, which the server refused (401); the next one will be another."""
@@ -103,65 +170,67 @@ class Credentials:
         """
         async with self._lock:
             now = time.time()
-            if self._access is None or now >= self._until:
+            while self._access is None or now >= self._until:
+                changes = self._changes
                 try:
                     access = await self._renew(now)
                 except (CredentialsError, UnreachableError) as exc:
+                    if changes != self._changes:
+                        continue  # it concerns a former kubeconfig
                     if self._access is None or self._expired(now):
                         raise
                     logger.warning("keeping the previous credentials: %s", exc)
                     self._until = now + FILES_PERIOD
-                else:
+                    break
+                if access is not None:
                     # An equal access stays the same object, so that its holders can reject it.
                     self._access = self._access if self._access == access else access
+                    break
             return self._access
-
-    async def _reopen(self) -> None:
-        """Read kubeconfig again; keep what it said before if it cannot be used now."""
-        try:
-            await self.open()
-        except (CredentialsError, UnreachableError) as exc:
-            if self._failures.is_new(exc):
-                logger.warning("keeping what kubeconfig said before: %s", exc)
-        else:
-            self._failures.clear()
 
     def _expired(self, now: float) -> bool:
         return self._fetched is not None and now >= self._fetched.expires
 
-    async def _renew(self, now: float) -> ApiAccess:
+    async def _renew(self, now: float) -> ApiAccess | None:
+        """Return a new access; None if kubeconfig has changed meanwhile."""
         if self._rejected:
-            await self._reopen()
-        login = self.login
+            await self.reread()
+        changes, login, source = self._changes, self.login, self._source
         found = await in_thread(lambda: from_entry(_user(login)), UnreachableError)
+        ca = await in_thread(lambda: _authority(login), UnreachableError)
+        self._used = _Pems(ca, found.certificate)
         expires = math.inf
-        if self._source is not None:
-            if self._fetched is None or self._expired(now):
-                self._fetched = await self._source.fetch(rejected=self._rejected)
-            expires = self._fetched.expires
-            found = Identity(
-                self._fetched.authorization, self._fetched.certificate or found.certificate
-            )
+        if source is not None:
+            fetched = self._fetched
+            if fetched is None or self._expired(now):
+                fetched = await source.fetch(rejected=self._rejected)
+                if source is self._source:
+                    self._fetched = fetched
+            expires = fetched.expires
+            found = Identity(fetched.authorization, fetched.certificate or found.certificate)
         access = ApiAccess(
             url=login.server,
-            ssl=await self._context(login, found.certificate),
+            ssl=await self._context(login, ca, found.certificate),
             server_hostname=_tls_name(login),
             headers=tuple(_headers(login.user, found.authorization)),
             proxy=proxies.from_kubeconfig(login.cluster.get("proxy-url"))
             or proxies.from_environment(login.server),
             expires=expires,
         )
+        if changes != self._changes:
+            return None
         self._rejected = False
         self._until = min(expires, now + FILES_PERIOD if _in_files(login) else math.inf)
         return access
 
-    async def _context(self, login: Login, certificate: bytes | None) -> ssl.SSLContext | None:
+    async def _context(
+        self, login: Login, ca: bytes | None, certificate: bytes | None
+    ) -> ssl.SSLContext | None:
         if not _secure(login):
             return None
         verify = not login.cluster.get("insecure-skip-tls-verify")
 
         def build() -> ssl.SSLContext:
-            ca = read_pem(login.cluster, "certificate-authority")
             parts = (ca, certificate, verify, self._turn)
             # A local name: a cancelled call may still run in another thread.
             tls = self._tls
@@ -211,6 +280,56 @@ def _source(login: Login) -> ExecPlugin | Oidc | None:
     if provider is not None:
         return Oidc(provider.get("config", {}))
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pems:
+    """The authority and the client certificate with its key, from kubeconfig or its files."""
+
+    ca: bytes | None
+    certificate: bytes | None
+
+    @classmethod
+    def of(cls, login: Login) -> Self:
+        """Blocks. Raises CredentialsError: a file cannot be read."""
+        return cls(_authority(login), from_entry(_user(login)).certificate)
+
+
+def _authority(login: Login) -> bytes | None:
+    return read_pem(login.cluster, "certificate-authority") if _secure(login) else None
+
+
+_WAY = ("tls-server-name", "insecure-skip-tls-verify", "proxy-url")
+_IN_PEMS = tuple(
+    f"client-{what}{data}" for what in ("certificate", "key") for data in ("", "-data")
+)
+
+
+def _difference(old: Login, new: Login, before: _Pems, after: _Pems) -> LoginChange | None:
+    """Return what differs, without secrets; None if nothing of it matters."""
+    words = []
+    if old.server != new.server:
+        words.append(f"server {old.address} -> {new.address}")
+    if before.ca != after.ca:
+        words.append("CA")
+    words += [key for key in _WAY if old.cluster.get(key) != new.cluster.get(key)]
+    moved = bool(words)
+    if _login_user(old) != _login_user(new) or before.certificate != after.certificate:
+        words.append("credentials")
+    return LoginChange(tuple(words), moved) if words else None
+
+
+def _login_user(login: Login) -> Mapping[str, Any]:
+    """Return what identifies the user, but for what is compared by its content."""
+    return {k: v for k, v in login.user.items() if k not in (*_IN_PEMS, "extensions")}
+
+
+def _same_source(old: Login, new: Login) -> bool:
+    """Whether the source of credentials of `old` serves for `new`, so that a plugin that has run
+    need not run again."""
+    plugin = _user(new).get("exec") or {}
+    told = plugin.get("provideClusterInfo") and old.cluster != new.cluster
+    return _secure(old) == _secure(new) and _login_user(old) == _login_user(new) and not told
 
 
 def _in_files(login: Login) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,11 @@ class Login:
 
     def __str__(self) -> str:
         return f"context {self.context}, {self.address}" if self.context else self.address
+
+    @property
+    def name(self) -> str:
+        """The name of this login in the log."""
+        return f"context {self.context}" if self.context else "in the cluster"
 
     @property
     def address(self) -> str:
@@ -160,11 +165,35 @@ def entry_names(kind: str, kubeconfig: str | None = None) -> list[str]:
     return list(getattr(entries, f"{kind}s"))
 
 
+def files(
+    kubeconfig: str | None,
+    logins: Iterable[Login] = (),
+    *,
+    environ: Mapping[str, str] = os.environ,
+) -> list[str]:
+    """Return the files that decide what `logins` are: kubeconfig's, which may be missing, and the
+    certificates and keys that it names."""
+    named = [login for login in logins if not login.in_cluster]
+    if not named:
+        return []
+    found = [kubeconfig] if kubeconfig else _listed(environ)
+    entries = [entry for login in named for entry in (login.cluster, login.user)]
+    found += [entry[key] for entry in entries for key in _PEM_FILES if entry.get(key)]
+    return list(dict.fromkeys(found))
+
+
+_PEM_FILES = ("certificate-authority", "client-certificate", "client-key")
+
+
 def _paths(kubeconfig: str | None, environ: Mapping[str, str]) -> list[str]:
     if kubeconfig:  # kubectl too takes an empty one for none
         if not os.path.exists(kubeconfig):
             raise CredentialsError(f"no kubeconfig at {kubeconfig}")
         return [kubeconfig]
+    return _listed(environ)
+
+
+def _listed(environ: Mapping[str, str]) -> list[str]:
     if given := environ.get("KUBECONFIG"):
         return list(dict.fromkeys(path for path in given.split(os.pathsep) if path))
     return [os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".kube/config")]
