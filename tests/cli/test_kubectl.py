@@ -232,7 +232,7 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
             *("--as-group", "h", "--certificate-authority", "ca.crt", "--tls-server-name", "s"),
             *("--insecure-skip-tls-verify", "--request-timeout", "5s", "svc/a", "1"),
             *("--username", "n", "--password=p", "--client-certificate=c.crt"),
-            *("--client-key", "c.key", "--as-uid=7"),
+            *("--client-key", "c.key", "--as-uid=7", "--as-user-extra", "k=v=w"),
         )
         == 0
     )
@@ -244,6 +244,7 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
     assert overrides.certificate_authority == "ca.crt"
     assert (overrides.tls_server_name, overrides.insecure_skip_tls_verify) == ("s", True)
     assert (overrides.username, overrides.password, overrides.as_uid) == ("n", "p", "7")
+    assert overrides.as_user_extra == (("k", "v=w"),)
     assert (overrides.client_certificate, overrides.client_key) == ("c.crt", "c.key")
     assert overrides.request_timeout == 5.0
     assert started.config.context == "c"
@@ -266,6 +267,7 @@ def test_kubectl_s_connection_options_are_passed_on(started: Started, relay: Rel
         ["svc/a", "1", "--pod-running-timeout=0"],
         ["svc/a", "1", "--pod-running-timeout="],
         ["svc/a", "1", "--address="],
+        ["svc/a", "1", "--as-user-extra=k"],
     ],
 )
 def test_a_wrong_command_line_exits_with_2(

@@ -305,7 +305,7 @@ def test_an_override_wins_over_kubeconfig(tmp_path: Path) -> None:
                 },
                 "d": {"server": "https://other.test", "tls-server-name": "n"},
             },
-            "users": {"u": {"tokenFile": "t"}, "v": {"token": "v", "as": "x"}},
+            "users": {"u": {"tokenFile": "t"}, "v": {"token": "v", "as": "x"}, "n": {}},
         },
     )
 
@@ -317,7 +317,9 @@ def test_an_override_wins_over_kubeconfig(tmp_path: Path) -> None:
     assert of(token="t").user == {"token": "t"}
     assert of(as_="y", as_group=("g", "h")).user["as-groups"] == ["g", "h"]
     assert of(as_="y", as_uid="7").user["as-uid"] == "7"
-    assert of(username="n", password="p").user["password"] == "p"
+    extra = of(as_="y", as_user_extra=(("k", "v"), ("k", "w"))).user["as-user-extra"]
+    assert extra == {"k": ["v", "w"]}
+    assert of(user="n", username="n", password="p").user["password"] == "p"
     own = of(client_certificate="c.pem", client_key="/k.pem").user
     assert own["client-certificate"] == os.path.abspath("c.pem")
     assert own["client-key"] == "/k.pem"

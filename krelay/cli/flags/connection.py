@@ -44,6 +44,12 @@ _CONNECTION = (
     click.option("--as-uid", metavar="UID", help="UID to impersonate."),
     click.option("--as-group", multiple=True, help="Group to impersonate; may be repeated."),
     click.option(
+        "--as-user-extra",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Extra of the user to impersonate; may be repeated.",
+    ),
+    click.option(
         "--certificate-authority",
         metavar="FILE",
         type=FILE,

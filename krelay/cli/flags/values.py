@@ -59,7 +59,15 @@ def overrides(given: Mapping[str, Any]) -> Overrides:
     return Overrides(
         **{name: given.get(name) or None for name in names},
         as_group=given.get("as_group") or (),
+        as_user_extra=tuple(map(_extra, given.get("as_user_extra") or ())),
         # kubectl gives `false` no meaning either: kubeconfig decides.
         insecure_skip_tls_verify=given.get("insecure_skip_tls_verify") or None,
         request_timeout=(seconds(timeout, "--request-timeout") or None) if timeout else None,
     )
+
+
+def _extra(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise UsageError(f'invalid argument "{text}" for --as-user-extra', hint="write KEY=VALUE")
+    return key, value

@@ -41,6 +41,7 @@ class Overrides:
     as_: str | None = None
     as_uid: str | None = None
     as_group: tuple[str, ...] = ()
+    as_user_extra: tuple[tuple[str, str], ...] = ()
     certificate_authority: str | None = None
     tls_server_name: str | None = None
     insecure_skip_tls_verify: bool | None = None
@@ -162,7 +163,8 @@ def entry_names(kind: str, kubeconfig: str | None = None) -> list[str]:
         CredentialsError: a file is missing or invalid.
     """
     entries = read_entries(_paths(kubeconfig, os.environ))
-    return list(getattr(entries, f"{kind}s"))
+    kinds = {"context": entries.contexts, "cluster": entries.clusters, "user": entries.users}
+    return list(kinds[kind])
 
 
 def files(
@@ -264,6 +266,11 @@ def _apply(overrides: Overrides, login: Login, environ: Mapping[str, str] | None
     user.update({key: value for key, value in given.items() if value})
     if overrides.as_group:
         user["as-groups"] = list(overrides.as_group)
+    if overrides.as_user_extra:
+        extra: dict[str, list[str]] = {}
+        for key, value in overrides.as_user_extra:
+            extra.setdefault(key, []).append(value)
+        user["as-user-extra"] = extra
     text = overrides.server or login.server or (environ or {}).get(_MASTER, "")
     if not text:
         raise CredentialsError(f'kubeconfig has no server for context "{login.context}"')
