@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from krelay.cluster.api import Api
 from krelay.cluster.auth import oidc as module
+from krelay.cluster.auth import token_store
 from krelay.cluster.auth.oidc import Oidc
+from krelay.cluster.auth.token_store import Tokens, TokenStore
 from krelay.errors import CredentialsError
+from tests.cluster.conftest import write_kubeconfig
 
 
 def token(ends: float, name: str = "Zoë ÿ?>") -> str:
@@ -244,3 +248,189 @@ def test_an_expiry_that_is_not_a_number_counts_as_expired() -> None:
     for end in ("9" * 400, '"x"', "NaN", "1e999", "[" * 9_000, "true"):
         payload = base64.urlsafe_b64encode(f'{{"exp":{end}}}'.encode()).decode().rstrip("=")
         assert module._renew_at(f"e30.{payload}.x") == 0.0
+
+
+# -- kubeconfig ------------------------------------------------------------------------------------
+
+
+class Rotating(Issuer):
+    """An issuer that accepts each refresh token once, and logs everyone out who sends one twice."""
+
+    def __init__(self, kube: Any, pki: Path) -> None:
+        super().__init__(kube, pki)
+        self.valid = "r1"
+        self.lifetime = 3600.0
+        self.id_token = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/version":
+            accepted = request.headers.get("Authorization") == f"Bearer {self.id_token}"
+            return web.json_response({"gitVersion": "v1"}, status=200 if accepted else 401)
+        if request.path == "/token":
+            form = await request.post()
+            self.forms.append(dict(form))
+            if form["refresh_token"] != self.valid:
+                self.valid = ""
+                return web.json_response({"error": "invalid_grant"}, status=400)
+            self.valid = f"r{len(self.forms) + 1}"
+            self.id_token = token(self.lifetime, self.valid)
+            answer = {"id_token": self.id_token, "refresh_token": self.valid}
+            answer |= {"access_token": "a", "token_type": "Bearer"}  # kubectl insists on them
+            return web.json_response(answer)
+        return await super().handle(request)
+
+
+class File:
+    """A kubeconfig whose user has expired tokens of `issuer`."""
+
+    def __init__(self, path: Path, issuer: Issuer, pki: Path) -> None:
+        self.path = path
+        self.config = {
+            "idp-issuer-url": issuer.kube.url,
+            "idp-certificate-authority": str(pki / "ca.pem"),
+            "client-id": "kube",
+            "id-token": token(-10),
+            "refresh-token": "r1",
+        }
+        write_kubeconfig(
+            path,
+            {"server": issuer.kube.url, "certificate-authority": str(pki / "ca.pem")},
+            {"auth-provider": {"name": "oidc", "config": self.config}},
+        )
+        self.store = TokenStore((str(path),), "u")
+
+    def source(self) -> Oidc:
+        return Oidc(self.config, self.store)
+
+    async def tokens(self) -> Tokens:
+        found = await asyncio.to_thread(self.store.peek)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+async def rotating(kube: Any, pki: Path) -> Rotating:
+    return Rotating(kube, pki)
+
+
+@pytest.fixture
+def file(tmp_path: Path, rotating: Rotating, pki: Path) -> File:
+    return File(tmp_path / "kubeconfig", rotating, pki)
+
+
+async def test_new_tokens_are_written_to_kubeconfig(rotating: Rotating, file: File) -> None:
+    source = file.source()
+    found = await source.fetch(rejected=False)
+    assert found.authorization == f"Bearer {(await file.tokens()).id_token}"
+    assert (await file.tokens()).refresh_token == rotating.valid == "r2"
+    assert source.knows(Tokens.of(file.config).as_config()) is False
+    assert source.knows((await file.tokens()).as_config())
+    await source.fetch(rejected=True)
+    assert (await file.tokens()).refresh_token == rotating.valid == "r3"
+
+
+async def test_several_sources_spend_a_token_once(rotating: Rotating, file: File) -> None:
+    sources = [file.source() for _ in range(4)]
+    async with asyncio.TaskGroup() as tasks:
+        found = [tasks.create_task(source.fetch(rejected=False)) for source in sources]
+    new = await file.tokens()
+    assert {task.result().authorization for task in found} == {f"Bearer {new.id_token}"}
+    assert len(rotating.forms) == 1
+
+
+async def test_tokens_that_another_program_wrote_are_used(rotating: Rotating, file: File) -> None:
+    source = file.source()
+    fresh = Tokens(token(3600), "r7")
+    await asyncio.to_thread(file.store.write, fresh)
+    assert (await source.fetch(rejected=False)).authorization == f"Bearer {fresh.id_token}"
+    assert not rotating.forms, "no token is spent"
+    rotating.valid = "r7"
+    await source.fetch(rejected=True)
+    assert [form["refresh_token"] for form in rotating.forms] == ["r7"]
+
+
+async def test_a_race_for_a_token_is_lost_without_harm(
+    rotating: Rotating, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "OTHERS_PATIENCE", 0.0)
+    fresh = Tokens(token(3600), "r9")
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":  # kubectl has just spent it, and writes
+            await asyncio.to_thread(file.store.write, fresh)
+            return web.json_response({"error": "invalid_grant"}, status=400)
+        return await rotating.handle(request)
+
+    rotating.kube.handler = handle
+    found = await file.source().fetch(rejected=False)
+    assert found.authorization == f"Bearer {fresh.id_token}"
+
+
+async def test_a_kubeconfig_that_cannot_be_written_is_said_before_a_token_is_spent(
+    rotating: Rotating,
+    file: File,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(token_store, "LOCK_PATIENCE", 0.0)
+    lock = file.path.with_name("kubeconfig.lock")
+    await asyncio.to_thread(lock.touch)
+    said: list[list[str]] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        said.append(list(caplog.messages))
+        return await rotating.handle(request)
+
+    rotating.kube.handler = handle
+    source = file.source()
+    await source.fetch(rejected=False)
+    assert "cannot be written" in said[0][0]
+    assert "other tools have to log in again" in said[0][0]
+    await source.fetch(rejected=True)
+    assert rotating.valid == "r3", "krelay keeps what it has"
+    assert len(caplog.messages) == 1
+    await asyncio.to_thread(lock.unlink)
+    await source.fetch(rejected=True)
+    assert (await file.tokens()).refresh_token == "r4"
+    assert not any(secret in caplog.text for secret in ("r2", "r3", "r4"))
+
+
+async def test_a_refresh_that_is_cancelled_writes_what_it_gets(
+    rotating: Rotating, file: File
+) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            asked.set()
+            await answer.wait()
+        return await rotating.handle(request)
+
+    rotating.kube.handler = handle
+    task = asyncio.ensure_future(file.source().fetch(rejected=False))
+    await asked.wait()
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, answer.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await file.tokens()).refresh_token == rotating.valid == "r2"
+
+
+async def test_what_krelay_wrote_is_no_other_kubeconfig(
+    rotating: Rotating, file: File, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "krelay")
+    api = await Api.connect(kubeconfig=str(file.path))
+    try:
+        await api.access()
+        assert (await file.tokens()).refresh_token == "r2"
+        assert await api.reread() is None
+        first = await api.access()
+        await asyncio.to_thread(file.store.write, Tokens(token(3600), "r8"))
+        change = await api.reread()
+        assert change is not None
+        assert change.words == ("credentials",)
+        assert (await api.access()).headers != first.headers
+        assert len(rotating.forms) == 1
+    finally:
+        await api.aclose()

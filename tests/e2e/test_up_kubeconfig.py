@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -16,9 +17,13 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from krelay.cluster.api import Api
+from krelay.cluster.auth.token_store import Tokens
 from krelay.status.client import ask
+from tests.cluster.test_oidc import File, Rotating, token
 from tests.e2e import kit
 from tests.e2e.test_up_resilience import ticks
+from tests.supervisor import test_contexts
 
 
 class Door:
@@ -188,3 +193,38 @@ def test_a_cluster_made_anew_gets_a_new_agent(
         assert new.connections
     new.close()
     assert not kit.agents(place)
+
+
+async def test_kubectl_and_krelay_share_tokens_that_rotate(tmp_path: Path, cluster: None) -> None:
+    async with test_contexts.cluster("oidc") as server:
+        issuer = Rotating(server, test_contexts.PKI)
+        file = await asyncio.to_thread(File, tmp_path / "config", issuer, test_contexts.PKI)
+        api = await Api.connect(kubeconfig=str(file.path))
+
+        async def ask_as_kubectl() -> None:
+            path = os.fspath(file.path)
+            raw = ("get", "--raw", "/version", "--kubeconfig", path)
+            assert "v1" in await asyncio.to_thread(kit.kubectl, *raw)
+
+        async def ask_as_krelay() -> None:
+            assert (await api.get("/version"))["gitVersion"] == "v1"
+
+        try:
+            await ask_as_krelay()
+            assert len(issuer.forms) == 1
+            await ask_as_kubectl()
+            assert len(issuer.forms) == 1, "kubectl uses what krelay wrote"
+            for ask in (ask_as_kubectl, ask_as_krelay) * 2:
+                # The server rejects the id token before its time.
+                before, issuer.id_token = len(issuer.forms), ""
+                expired = Tokens(token(-10), (await file.tokens()).refresh_token)
+                if ask is ask_as_kubectl:
+                    await asyncio.to_thread(file.store.write, expired)
+                await ask()
+                assert len(issuer.forms) == before + 1
+                await ask_as_kubectl()
+                await ask_as_krelay()
+                assert len(issuer.forms) == before + 1, "nobody is logged out"
+            assert issuer.valid == (await file.tokens()).refresh_token
+        finally:
+            await api.aclose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -37,8 +37,12 @@ class Cluster:
         self.token: str | None = None
         self.seen: list[str | None] = []
         self.watching = False
+        self.handler: Callable[[web.Request], Awaitable[web.StreamResponse]] = self.own
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
+        return await self.handler(request)
+
+    async def own(self, request: web.Request) -> web.StreamResponse:
         authorization = request.headers.get("Authorization")
         self.seen.append(authorization)
         if self.token is not None and authorization != f"Bearer {self.token}":

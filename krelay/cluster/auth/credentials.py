@@ -13,7 +13,7 @@ import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
@@ -24,6 +24,7 @@ from krelay.cluster.auth.files import read_pem
 from krelay.cluster.auth.identity import Identity, from_entry, tls_context
 from krelay.cluster.auth.kubeconfig import Login
 from krelay.cluster.auth.oidc import Oidc
+from krelay.cluster.auth.token_store import TOKEN_KEYS, Tokens, TokenStore
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.mux.log import About, about
 from krelay.net.api_access import ApiAccess, is_loopback
@@ -109,7 +110,7 @@ class Credentials:
             return change
 
     async def _adopt_anew(self) -> LoginChange | None:
-        login = await in_thread(self._load, UnreachableError)
+        login = self._with_known_tokens(await in_thread(self._load, UnreachableError))
         pems = await in_thread(lambda: _Pems.of(login), UnreachableError)
         change = _difference(self.login, login, self._used or pems, pems)
         if change is None:
@@ -126,6 +127,19 @@ class Credentials:
         self._say_what_is_withheld(login)
         self.on_change(change)
         return change
+
+    def _with_known_tokens(self, login: Login) -> Login:
+        """Return `login` with the tokens that it had before, if these come from the same source:
+        what krelay has written itself is no change."""
+        new, old = (user.get("auth-provider") or {} for user in (login.user, self.login.user))
+        config = new.get("config") or {}
+        if not isinstance(self._source, Oidc) or not self._source.knows(config):
+            return login
+        rest = {key: value for key, value in config.items() if key not in TOKEN_KEYS}
+        known = Tokens.of(old.get("config") or {}).as_config()
+        return replace(
+            login, user={**login.user, "auth-provider": {**new, "config": {**rest, **known}}}
+        )
 
     @property
     def _log(self) -> About:
@@ -278,7 +292,8 @@ def _source(login: Login) -> ExecPlugin | Oidc | None:
     if (plugin := user.get("exec")) and not certificate:
         return ExecPlugin(plugin, login.cluster)
     if provider is not None:
-        return Oidc(provider.get("config", {}))
+        store = TokenStore(login.files, login.user_name) if login.user_name else None
+        return Oidc(provider.get("config", {}), store)
     return None
 
 

@@ -2,8 +2,8 @@
 
 krelay follows kubectl's rules (kubernetes.io, "Organizing Cluster Access Using kubeconfig Files";
 client-go tools/clientcmd): what kubectl refuses, krelay refuses. It never guesses a server, as
-kubectl does with localhost:8080, and never writes a kubeconfig. All functions block: call them in a
-thread.
+kubectl does with localhost:8080, and writes a kubeconfig only for new tokens (`token_store`). All
+functions block: call them in a thread.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Login:
 
     `server` is a URL without a trailing slash, perhaps with a path. `cluster` and `user` are the
     entries of kubeconfig, with absolute paths. `context` is None inside a cluster. `current` is
-    kubeconfig's current context, whichever context this is.
+    kubeconfig's current context, whichever context this is. `user_name` is the entry of the user
+    in the first of `files` that has it.
     """
 
     server: str
@@ -67,6 +68,8 @@ class Login:
     context: str | None = None
     current: str | None = field(default=None, compare=False)
     in_cluster: bool = False
+    user_name: str | None = None
+    files: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         return f"context {self.context}, {self.address}" if self.context else self.address
@@ -107,7 +110,8 @@ def load(
     entries = read_entries(paths)
     if pinned is not None:
         login = _select_context(pinned.context, entries, overrides)
-        return _apply(overrides, replace(login, namespace=pinned.namespace), environ)
+        login = replace(login, namespace=pinned.namespace, files=tuple(paths))
+        return _apply(overrides, login, environ)
     name = context or entries.current
     named = name or overrides.cluster or overrides.server
     if not named and pod:
@@ -126,7 +130,12 @@ def load(
     login = _select_context(name, entries, overrides)
     if pod and not login.namespace:
         login = replace(login, namespace=in_cluster.namespace(environ, service_account))
-    login = replace(login, namespace=login.namespace or "default", current=entries.current)
+    login = replace(
+        login,
+        namespace=login.namespace or "default",
+        current=entries.current,
+        files=tuple(paths),
+    )
     return _apply(overrides, login, environ)
 
 
@@ -227,6 +236,7 @@ def _select_context(name: str | None, entries: Entries, overrides: Overrides) ->
         cluster=cluster,
         user=select("user", entries.users, overrides.user),
         context=name,
+        user_name=overrides.user or context.get("user") or None,
     )
 
 
