@@ -28,6 +28,7 @@ import yaml
 from krelay.cli import kubectl as command
 from krelay.cli import up
 from krelay.model import Config
+from tests.cli import shells
 from tests.e2e import kit
 
 Make = Callable[..., str]
@@ -436,3 +437,17 @@ def test_kubectl_completes_what_the_cluster_has(world: str) -> None:
         ":4",
     )
     assert completed("relay", "svc/web", "-f", "") == (set(), ":0")
+
+
+@pytest.mark.parametrize("shell", shells.SHELLS)
+async def test_a_shell_completes_what_the_cluster_has(
+    shell: str, world: str, tmp_path: Path
+) -> None:
+    shells.needs(shell)
+    line = f"kubectl relay -n {world}"
+    cases = [
+        (f"{line} pod/so", f"{line} pod/solo"),
+        (f"{line} svc/web :ht", f"{line} svc/web :http"),
+        (f"kubectl relay -n {world[:-1]}", line),
+    ]
+    await shells.complete(shell, tmp_path, cases, os.environ["KUBECONFIG"])
