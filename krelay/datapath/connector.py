@@ -243,8 +243,8 @@ def open_now(
 
     `pick` chooses among several endpoints. Raises ProtocolError as `StreamPool.open`.
     """
-    if route.unusable:
-        raise ProtocolError(route.unusable, ErrorCode.NO_SUCH_HOST)
+    if hopeless := route.hopeless:
+        raise ProtocolError(hopeless, ErrorCode.NO_SUCH_HOST)
     resolution = route.resolution
     endpoint = pick() if pick is not None else route.endpoint
     if resolution is None or endpoint is None:

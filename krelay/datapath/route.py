@@ -20,6 +20,10 @@ AVOIDED = 300.0
 """Seconds for which a clusterIP that refused is avoided while its endpoints stay the same."""
 
 
+REAPPEARS = 10.0
+"""Seconds for which connections wait for an object that is gone: it may be about to be replaced."""
+
+
 class Route:
     """Where a forward leads, for its whole life. A watch and an edit of the file change it under
     its listeners."""
@@ -39,6 +43,8 @@ class Route:
         """Called at each change of the route or of its pool."""
         self.appeared_at = -math.inf
         """Time of the loop at which there was an endpoint again after there had been none."""
+        self._existed = False
+        self._vanished_at = -math.inf
         self._changed = asyncio.Event()
         self._waiting = 0
         self._fell_back = False
@@ -97,6 +103,20 @@ class Route:
         return self.resolution.reason
 
     @property
+    def hopeless(self) -> str:
+        """Why it is of no use to wait for the route; empty if it is of use.
+
+        An object that never existed will not come soon, nor will a pod in the place of one that has
+        ended for good. An object that existed a moment ago may be about to be replaced.
+        """
+        found = self.resolution
+        if self.unusable or found is None:
+            return self.unusable
+        gone_for = asyncio.get_running_loop().time() - self._vanished_at
+        gone = found.ended or (found.missing and gone_for >= REAPPEARS)
+        return found.reason if gone else ""
+
+    @property
     def wanted(self) -> bool:
         """Whether a connection waits for the route."""
         return self._waiting > 0
@@ -118,6 +138,9 @@ class Route:
             resolution = replace(resolution, endpoint=None, reason=self.unusable)
         if self.resolution and not self.resolution.endpoint and resolution.endpoint:
             self.appeared_at = asyncio.get_running_loop().time()
+        if self._existed and resolution.missing:
+            self._vanished_at = asyncio.get_running_loop().time()
+        self._existed = not resolution.missing
         self.resolution = resolution
         self.pool.user_changed(self)
         self.wake()
@@ -163,6 +186,10 @@ class Route:
             return endpoint == first
         return endpoint in self.resolution.endpoints
 
+    def redirect(self) -> None:
+        """Expect answers about another object from now on."""
+        self._existed, self._vanished_at = False, -math.inf
+
     def fail(self, trouble: str) -> None:
         """Record why there is no answer; empty if there is none yet."""
         if trouble != self.trouble:
@@ -204,7 +231,7 @@ class Route:
 
     async def wait_ready(self) -> None:
         """Return when a stream can be opened, or when waiting is of no use."""
-        while not (self.unusable or self.reached):
+        while not (self.hopeless or self.reached):
             await self._changed.wait()
 
     async def wait_other(self, endpoint: Endpoint, timeout: float) -> None:

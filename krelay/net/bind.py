@@ -9,7 +9,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
@@ -21,6 +21,7 @@ LOOPBACKS = ("127.0.0.1", "::1")
 _RANDOM_PORT_TRIES = 20
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 """This machine has no socket left, which says nothing about the address."""
+_KRELAYS = frozenset({"krelay", "kubectl-relay"})
 _WILDCARDS = ("0.0.0.0", "::")
 
 
@@ -58,6 +59,18 @@ def unbound_loopback(address: str, bound: Iterable[str]) -> str | None:
     """Return the address of `localhost` that this machine has but `bound` lacks; None if none."""
     missing = [host for host in LOOPBACKS if host not in bound] if address == LOCALHOST else []
     return next((host for host in missing if _is_bindable(host)), None)
+
+
+def is_free(address: str, port: int) -> bool:
+    """Return whether both TCP and UDP can be bound now."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        try:
+            sockets = bind(address, port, kind)
+        except ListenError:
+            return False
+        for sock in sockets:
+            sock.close()
+    return True
 
 
 def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -104,7 +117,8 @@ def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
 
 
 def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
-    """Return the owner as `nginx (pid 812)`, None if the system hides it from this user.
+    """Return the owner as `nginx (pid 812)` or `another krelay (pid 812)`, None if the system hides
+    it from this user.
 
     It blocks while it reads the system's tables.
     """
@@ -125,10 +139,18 @@ def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
             if connection.pid == os.getpid():
                 return "this krelay"
             try:
-                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                owner = psutil.Process(connection.pid)
+                name = "another krelay" if _is_krelay(owner.cmdline()) else owner.name()
             except psutil.Error:
                 return f"pid {connection.pid}"
+            return f"{name} (pid {connection.pid})"
     return None
+
+
+def _is_krelay(command: Sequence[str]) -> bool:
+    """Return whether a command line is that of krelay, as a script or as a module of Python."""
+    names = [os.path.basename(part) for part in command[:3]]
+    return not _KRELAYS.isdisjoint(names[:2]) or names[1:] == ["-m", "krelay"]
 
 
 def _overlaps(held: str, wanted: str) -> bool:

@@ -18,7 +18,7 @@ from krelay.datapath.udp import UdpListener
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Endpoint, Kind, Protocol
 from krelay.mux.log import About, about
-from krelay.net.bind import port_owner, unbound_loopback
+from krelay.net.bind import is_free, port_owner, unbound_loopback
 from krelay.proxy.server import ProxyListener
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.state.bus import EventBus
@@ -28,8 +28,6 @@ from krelay.threads import in_thread
 
 logger = logging.getLogger("krelay.forward")
 
-_PROTOCOL_WAIT = 5.0
-"""Seconds that a forward without a protocol in the file waits for its Service to name one."""
 _RETRY_FIRST, _RETRY_MOST = 0.5, 5.0
 """Seconds between two attempts to bind: the owner of the port may leave at any time."""
 
@@ -38,6 +36,9 @@ Listener = TcpListener | UdpListener
 
 class Forward:
     """Binds once its protocol and local port are known, and tries again while that fails.
+
+    A target that does not exist yet, or has no pod, is taken for TCP; it is bound again once it
+    turns out to be UDP.
 
     `settled` is set when it is bound, has failed for the first time, or cannot learn what to bind.
     `failure` says why it is not bound now. Its tasks, and those of its connections, belong to
@@ -64,6 +65,8 @@ class Forward:
         self.listener: Listener | None = None
         self.failure: ListenError | None = None
         self.settled = asyncio.Event()
+        self.quiet = False
+        """Whether only `report` logs why it is not bound, not each failure."""
         self.metrics = ForwardMetrics()
         self.health = Health(spec, route, self.metrics, bus)
         self._tasks = tasks
@@ -109,21 +112,36 @@ class Forward:
         self._binding = self._tasks.create_task(guard(self._bind, self.name), name=self.name)
         self.health.start(self._tasks)
 
+    def port_may_be_taken(self) -> bool:
+        """Return whether the local port of the file may be in use, by one protocol or the other."""
+        local = self.spec.port.local
+        return bool(local) and not is_free(self.spec.target.listen, local or 0)
+
+    def report(self) -> None:
+        """Log why it is not bound, each reason once."""
+        if self.failure is not None and self._failures.is_new(self.failure):
+            self._log.error("%s", self.failure.line())
+
     def unbind(self) -> None:
         """Free the address; connections live on, datagrams do not."""
         binding, self._binding = self._binding, None
         if binding is not None:
             binding.cancel()
+        self._close()
+        self.failure = None
+        self._failures.clear()
+        self.settled.clear()
+
+    def _close(self) -> None:
         if self.listener is not None:
             self.listener.close()
             self.listener = None
-        self.failure = None
-        self._failures.clear()
         self.health.unbound()
-        self.settled.clear()
 
     def update(self, spec: Spec, pool: StreamPool, open_timeout: float) -> None:
         """Follow an edit that does not change where to listen; live connections stay untouched."""
+        if spec.leads != self.spec.leads:
+            self.route.redirect()
         self.spec = self.health.spec = spec
         self.open_timeout = open_timeout
         self.route.move(pool)
@@ -160,12 +178,27 @@ class Forward:
             raise
 
     async def _bind_until_bound(self) -> None:
-        backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
         protocol = self.spec.protocol or await self._protocol()
         local = self.spec.port.local
         if local is None:
+            if await self.route.heard() and self.route.endpoint is None:
+                self.settled.set()  # it may never have one
             local = (await self.route.wait_endpoint()).port
         while True:
+            bound = await self._listen(protocol, local)
+            if self.spec.protocol is None:
+                await self.route.wait_endpoint()
+            protocol = self._known_protocol or bound
+            if protocol is bound:
+                return
+            self._close()
+
+    async def _listen(self, protocol: Protocol, local: int) -> Protocol:
+        """Listen as soon as the port is free; return the protocol, which may become known only
+        then."""
+        backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
+        while True:
+            protocol = self._known_protocol or protocol
             try:
                 await self._open(protocol, local)
             except ListenError as exc:
@@ -183,6 +216,14 @@ class Forward:
         self.settled.set()
         self.health.bound(protocol)
         self._on_bound(self)
+        return protocol
+
+    @property
+    def _known_protocol(self) -> Protocol | None:
+        """The protocol that the file says, or that of the endpoint."""
+        resolution = self.route.resolution
+        found = resolution.protocol if resolution and resolution.endpoint else None
+        return self.spec.protocol or found
 
     async def _open(self, protocol: Protocol, local: int) -> None:
         target, timeout = self.spec.target, self.open_timeout
@@ -217,9 +258,9 @@ class Forward:
             owner = await self._owner(protocol, self.spec.target.listen, local)
             if owner:
                 exc = ListenError(f"{exc} by {owner}", hint=exc.hint)
-        if self._failures.is_new(exc):
-            self._log.error("%s", exc.line())
         self._not_bound(exc)
+        if not self.quiet:
+            self.report()
 
     def _not_bound(self, failure: ListenError) -> None:
         self.failure = failure
@@ -232,11 +273,4 @@ class Forward:
     async def _protocol(self) -> Protocol:
         if not await self.route.heard():
             self.settled.set()  # it may never be resolved
-        resolution = await self.route.resolved()
-        try:
-            async with asyncio.timeout(_PROTOCOL_WAIT):
-                await self.route.wait_endpoint()
-        except TimeoutError:
-            return resolution.protocol
-        assert self.route.resolution is not None
-        return self.route.resolution.protocol
+        return (await self.route.resolved()).protocol

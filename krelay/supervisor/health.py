@@ -26,7 +26,7 @@ from krelay.datapath.probe import NoRouteError, ProbeError, probe, takes_one_cli
 from krelay.datapath.route import Route
 from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
-from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol
+from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol, Resolution
 from krelay.mux.log import About, about
 from krelay.state.bus import EventBus
 from krelay.state.events import ForwardChanged
@@ -155,7 +155,9 @@ class Health:
         if target.kind is Kind.PROXY:
             return Check(CheckKind.NONE)
         check, found = target.check, self._route.resolution
-        known = target.kind.in_cluster and (not (found and found.endpoint) or bool(found.pods))
+        known = target.kind.in_cluster and (
+            not (found and found.endpoint) or bool(found.pods) or found.unready
+        )
         if check.kind is CheckKind.AUTO and not known:
             check = Check(CheckKind.DIAL)
         return check.of(protocol)
@@ -184,9 +186,9 @@ class Health:
     def _unready(self) -> str:
         """What the kubelet has against the program, as far as `auto` asks it."""
         found = self._route.resolution
-        if not (self._auto and found and found.endpoint and not found.pods[0].ready):
+        if not (self._auto and self.spec.target.ready and found and found.endpoint):
             return ""
-        return f"{self._program} is not ready"
+        return f"{self._program} is not ready" if _is_unready(found) else ""
 
     @property
     def _program(self) -> str:
@@ -198,7 +200,10 @@ class Health:
             return "the agent is connected"
         unproved = self._why_not_probed or ("being checked" if self._probed else "not probed")
         proof = str(self._proof or unproved)
-        return f"{self._program} is ready; {proof}" if self._auto else proof
+        found = self._route.resolution
+        if not (self._auto and found):
+            return proof
+        return f"{self._program} is {'not ' if _is_unready(found) else ''}ready; {proof}"
 
     @property
     def _log(self) -> About:
@@ -432,6 +437,12 @@ class Health:
             self._log.exception("probing failed")
             return ProbeError(f"internal error: {exc!r}")
         return None
+
+
+def _is_unready(resolution: Resolution) -> bool:
+    """Return whether the kubelet calls the program behind the endpoint unready."""
+    pods = resolution.pods
+    return resolution.unready or (bool(pods) and not pods[0].ready)
 
 
 # -- shared probes ---------------------------------------------------------------------------------

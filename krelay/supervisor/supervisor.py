@@ -327,9 +327,13 @@ class Supervisor:
         warm = self._warming(request.config, diff(None, request.config))
         await warm.prepare()
         active.commit(warm)
+        forwards = list(active.forwards.values())
+        for forward in forwards:
+            # What ends the start is logged as its error.
+            forward.quiet = True
         # What needs no answer from the cluster binds before an agent is made: a port in use must
-        # not cost a pod.
-        await self._settled([f for f in active.forwards.values() if f.certain])
+        # not cost a pod. While the protocol is unknown, a port that both have free will do.
+        await self._settled([f for f in forwards if f.certain or f.port_may_be_taken()])
         self._check_start()
         async with TaskGroup() as warming:
             warming.create_task(warm.warm())
@@ -337,10 +341,12 @@ class Supervisor:
             self._check_start()
         if self._pod_running_timeout is not None:
             await self._wait_running(self._pod_running_timeout)
-        await self._settled(list(active.forwards.values()))
+        await self._settled(forwards)
         self._check_start()
         self.started.set()
-        for forward in active.forwards.values():
+        for forward in forwards:
+            forward.quiet = False
+            forward.report()
             if forward.listener is not None:
                 self._bound(forward)
             elif forward.failure is None:
@@ -491,6 +497,8 @@ class Supervisor:
         ):
             ended = next((found.phase for found in resolutions if found and found.ended), "")
             raise NotRunningError(_NOT_RUNNING + ended)
+        for forward in forwards:
+            forward.report()
 
     async def _wait_running(self, timeout: float) -> None:
         """Wait until a target has a pod that runs. Raise if there is none in time, or if all have

@@ -129,6 +129,47 @@ async def test_a_connection_waits_for_a_tunnel() -> None:
         assert answer.result() == b"early"
 
 
+MISSING = Resolution(Protocol.TCP, None, 'service "web" not found', missing=True)
+
+
+async def test_a_connection_to_what_does_not_exist_is_reset_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        route = path.route(None, followed=True)
+        listener = await path.tcp(route, open_timeout=3600.0)
+        port = rig.port_of(listener)
+        async with rig.connect(port) as (reader, _):
+            await rig.until(lambda: listener.connections)
+            # One that waits for the first answer is reset with it.
+            route.update(MISSING)
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        await assert_reset(port)
+        assert caplog.text.count('web: connection reset: service "web" not found') == 2
+        assert listener.metrics.results == {"no_stream": 2}
+        route.update(Resolution(Protocol.TCP, Endpoint(rig.HOST, target)))
+        assert await rig.exchange(port, b"x") == b"x"
+
+
+async def test_a_connection_waits_for_what_existed_and_may_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        there = Resolution(Protocol.TCP, Endpoint(rig.HOST, target))
+        route = path.route(target, followed=True)
+        listener = await path.tcp(route, open_timeout=3600.0)
+        route.update(MISSING)
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(b"x")
+            await rig.until(lambda: len(connector.connection_queue()) == 1)
+            route.update(there)
+            assert await reader.readexactly(1) == b"x"
+        monkeypatch.setattr("krelay.datapath.route.REAPPEARS", 0.0)
+        route.update(MISSING)
+        await assert_reset(rig.port_of(listener))
+
+
 @pytest.mark.parametrize("tunnel", [True, False])
 async def test_a_connection_that_waited_long_enough_is_reset(
     tunnel: bool, caplog: pytest.LogCaptureFixture

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from krelay.errors import ListenError
+from krelay.model import Protocol
 from krelay.net import bind as module
-from krelay.net.bind import bind, unbound_loopback
+from krelay.net.bind import bind, is_free, port_owner, unbound_loopback
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = pytest.mark.parametrize("kind", [TCP, UDP])
@@ -50,6 +54,39 @@ def test_an_address_is_one_socket_that_does_not_block(kind: socket.SocketKind) -
 def test_a_tcp_socket_listens_already() -> None:
     with bound("127.0.0.1", 0, TCP) as (sock,):
         socket.create_connection(sock.getsockname()).close()
+
+
+@KINDS
+def test_a_port_is_free_if_neither_protocol_uses_it(kind: socket.SocketKind) -> None:
+    with bound("127.0.0.1", 0, kind) as (sock,):
+        port = sock.getsockname()[1]
+        assert not is_free("127.0.0.1", port)
+    assert is_free("127.0.0.1", port)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("script", "owner"),
+    [("krelay", "another krelay"), ("kubectl-relay", "another krelay"), ("x", "x")],
+)
+def test_the_owner_of_a_port_is_named(script: str, owner: str, tmp_path: Path) -> None:
+    program = tmp_path / script
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import socket\n"
+        "sock = socket.create_server(('127.0.0.1', 0))\n"
+        "print(sock.getsockname()[1], flush=True)\n"
+        "input()\n"
+    )
+    program.chmod(0o700)
+    with subprocess.Popen(
+        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        assert port_owner(Protocol.TCP, "127.0.0.1", port) == f"{owner} (pid {process.pid})"
+        assert port_owner(Protocol.UDP, "127.0.0.1", port) is None
+        process.communicate("\n")
 
 
 @IPV6

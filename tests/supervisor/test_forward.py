@@ -13,7 +13,6 @@ from krelay.datapath.udp import UdpListener
 from krelay.model import Endpoint, Kind, Port, Protocol, Resolution, Target
 from krelay.state.bus import EventBus
 from krelay.state.states import State
-from krelay.supervisor import forward as module
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.snapshot import forward_state
 from tests import rig
@@ -109,12 +108,40 @@ async def test_a_forward_without_a_protocol_waits_for_its_service() -> None:
     async with rig.path() as path:
         forward = make(path, Port("dns", 0))
         forward.bind()
-        forward.route.update(Resolution(Protocol.TCP, None, "not yet"))
         await asyncio.sleep(0)
         assert not forward.settled.is_set()
         forward.route.update(resolved(53, Protocol.UDP))
         await forward.settled.wait()
         assert isinstance(forward.listener, UdpListener)
+        forward.cut()
+
+
+async def test_a_forward_of_what_does_not_exist_is_bound_at_once_and_again_for_udp() -> None:
+    async with rig.path() as path, rig.udp_echo() as target:
+        forward = make(path, Port("dns", 0))
+        forward.route.update(Resolution(Protocol.TCP, None, "not found", missing=True))
+        await bound(forward)
+        assert forward.protocol is Protocol.TCP
+        forward.route.update(resolved(target, Protocol.UDP))
+        await rig.until(lambda: forward.protocol is Protocol.UDP)
+        assert forward.listener is not None
+        async with rig.udp_socket(connect=rig.port_of(forward.listener)) as client:
+            client.send(b"x")
+            assert await rig.recv(client) == b"x"
+        await rig.until(lambda: forward.health.state is State.READY)
+        forward.cut()
+
+
+async def test_a_tcp_port_in_use_keeps_no_udp_target_from_its_port() -> None:
+    async with rig.path() as path:
+        taken = rig.port_of(await path.tcp(1))
+        forward = make(path, Port("dns", taken))
+        forward.route.update(Resolution(Protocol.TCP, None, "not found", missing=True))
+        await bound(forward)
+        assert forward.failure is not None
+        forward.route.update(resolved(53, Protocol.UDP))
+        await rig.until(lambda: forward.protocol is Protocol.UDP)
+        assert forward.failure is None
         forward.cut()
 
 
@@ -132,16 +159,6 @@ async def test_a_forward_that_cannot_be_followed_settles_at_once() -> None:
         forward.cut()
 
 
-async def test_waiting_for_the_protocol_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PROTOCOL_WAIT", 0.01)
-    async with rig.path() as path:
-        forward = make(path, Port("dns", 0))
-        forward.route.update(Resolution(Protocol.UDP, None, "no ready pod"))
-        await bound(forward)
-        assert isinstance(forward.listener, UdpListener)
-        forward.cut()
-
-
 async def test_the_local_port_may_be_what_the_remote_one_resolves_to() -> None:
     async with rig.path() as path:
         forward = make(path, Port("http", None, Protocol.TCP))
@@ -149,8 +166,10 @@ async def test_the_local_port_may_be_what_the_remote_one_resolves_to() -> None:
         forward.bind()
         await asyncio.sleep(0)
         assert not forward.settled.is_set()
-        forward.route.update(resolved(free))
+        forward.route.update(Resolution(Protocol.TCP, None, "no pod"))
         await forward.settled.wait()
+        forward.route.update(resolved(free))
+        await rig.until(lambda: forward.listener)
         assert forward.listener is not None
         assert rig.port_of(forward.listener) == free
         forward.cut()

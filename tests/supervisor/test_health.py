@@ -647,6 +647,15 @@ async def test_an_unready_endpoint_is_not_ready_even_if_it_accepts() -> None:
         await rig.until(lambda: target.dials == 2)
 
 
+async def test_a_target_may_say_that_the_kubelet_s_word_does_not_count() -> None:
+    async with rig.path() as path, counting() as target:
+        async with watched(path, check=AUTO, ready=False) as w:
+            w.route.update(told(rig.closed_port(), ready=False))
+            await w.becomes(State.FAILED, "refused: ")
+            w.route.update(told(target.port, ready=False))
+            await w.becomes(State.READY, "its endpoint is not ready; its port accepted at ")
+
+
 async def test_an_endpoint_of_which_the_kubelet_says_nothing_is_dialled() -> None:
     async with rig.path() as path, counting() as target:
         async with watched(path, check=AUTO) as w:

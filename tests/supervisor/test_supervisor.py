@@ -521,6 +521,71 @@ async def test_all_ports_in_use_fail_the_start(monkeypatch: pytest.MonkeyPatch) 
         assert type(error) is ListenError
 
 
+async def test_a_port_in_use_starts_no_agent_and_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even if only the Service knows whether the port is TCP or UDP."""
+
+    async def follow(target: Target, publish: Publish) -> None:
+        await asyncio.sleep(0)
+        publish((Resolution(Protocol.TCP, Endpoint(rig.HOST, 80)),))
+
+    async def start(agent: FakeAgent) -> None:
+        pytest.fail("an agent is started")
+
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as taken:
+        monkeypatch.setattr(module, "follow_constant", follow)
+        monkeypatch.setattr(FakeAgent, "start", start)
+        for protocol in (None, Protocol.TCP):
+            port = Port("http", taken, protocol)
+            error = await fails(config(target("web", port, kind=Kind.SERVICE)))
+            assert type(error) is ListenError
+            assert "Address already in use by this krelay" in str(error)
+    # The command prints the error.
+    assert "Address already in use" not in caplog.text
+
+
+async def test_one_port_in_use_is_logged_while_the_others_serve(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        running = Run(config(target("a", Port(80, tcp)), target("b", Port(tcp, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await running.supervisor.started.wait()
+            assert await rig.exchange(running.port("b"), b"x") == b"x"
+            running.stop.set()
+    assert caplog.text.count("Address already in use by this krelay") == 1
+
+
+async def test_a_target_that_does_not_exist_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    appears = asyncio.Event()
+
+    async def follow(target: Target, publish: Publish) -> None:
+        if target.name == "bad" and not appears.is_set():
+            publish((Resolution(Protocol.TCP, reason="service not found", missing=True),))
+            await appears.wait()
+        publish((Resolution(Protocol.TCP, Endpoint(rig.HOST, tcp)),))
+
+    async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
+        monkeypatch.setattr(module, "follow_constant", follow)
+        monkeypatch.setattr(supervisor_module, "_SETTLE_DEADLINE", None)
+        bad = target("bad", Port("http", 0), kind=Kind.SERVICE)
+        running = Run(config(bad, target("web", Port(tcp, 0))))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(running.run())
+            await running.supervisor.started.wait()
+            assert await rig.exchange(running.port("web"), b"x") == b"x"
+            with pytest.raises(ConnectionResetError):
+                await rig.exchange(running.port("bad"), b"x")
+            appears.set()
+            await rig.until(lambda: running.supervisor.snapshot().ready)
+            assert await rig.exchange(running.port("bad"), b"x") == b"x"
+            running.stop.set()
+
+
 # -- following ---------------------------------------------------------------------------------
 
 
