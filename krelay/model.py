@@ -168,6 +168,12 @@ class Target:
     def __str__(self) -> str:
         return f"{self.kind}/{self.resource}"
 
+    @property
+    def may_go_direct(self) -> bool:
+        """Whether a port of the target may be reached without an agent."""
+        is_tcp = any(port.protocol is not Protocol.UDP for port in self.ports)
+        return self.via is not Via.AGENT and self.kind.in_cluster and is_tcp
+
 
 PROXY_PORT = 1080
 

@@ -42,13 +42,17 @@ class DirectGroup:
         self._running: asyncio.Task[None] | None = None
 
     async def start(self, tasks: TaskGroup) -> None:
-        """Wait a while until each route reaches one of its pods; `tasks` gets the pool's tasks.
+        """Begin to dial pods; `tasks` gets the pool's tasks. Then do as `reached`."""
+        name = self.pool.name
+        self._running = tasks.create_task(keep(self.pool.run, name), name=name)
+        await self.reached()
+
+    async def reached(self) -> None:
+        """Wait a while until each route reaches one of its pods.
 
         Raises:
             ClusterError: the cluster refuses port-forwards, and no pod is reached.
         """
-        name = self.pool.name
-        self._running = tasks.create_task(keep(self.pool.run, name), name=name)
         try:
             async with asyncio.timeout(_START_DEADLINE):
                 while self.pool.wanted:

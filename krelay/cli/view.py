@@ -165,8 +165,17 @@ def out_of_sync(snapshot: Snapshot, now: datetime) -> list[Text]:
 
 
 def contexts(snapshot: Snapshot) -> list[Text]:
-    """Return a line for each kubeconfig context in use, and where it leads."""
+    """Return a line for each kubeconfig context in use and where it leads, and for each reason why
+    forwards go directly although the file does not say so."""
     found = []
+    reasons: dict[str, list[str]] = {}
+    for forward in snapshot["forwards"]:
+        if reason := forward.get("wayReason"):
+            reasons.setdefault(reason, []).append(forward["name"])
+    for reason, names in reasons.items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        text = f"direct, TCP only and without resumption: {shown}: {reason}"
+        found.append(_line(Text(one_line(text), "yellow")))
     for context in snapshot.get("contexts", ()):
         name = f"context {context['name']}" if context["name"] else "in the cluster"
         text = f"{name}: {context['server']}, namespace {context['namespace']}"

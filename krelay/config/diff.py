@@ -183,11 +183,11 @@ def groups(config: Config | None) -> dict[str | None, GroupSpec]:
 
 
 def directs(config: Config | None) -> dict[str | None, DirectSpec]:
-    """Return the ways without an agent that a config needs, by context."""
+    """Return the ways without an agent that targets of a config take or may take, by context."""
     if config is None or config.agent.embedded:
         return {}
     contexts = dict.fromkeys(
-        target.context or config.context for target in config.targets if target.via is Via.DIRECT
+        target.context or config.context for target in config.targets if target.may_go_direct
     )
     return {context: DirectSpec(context, config.tunnel.transport) for context in contexts}
 
@@ -226,10 +226,18 @@ def _status(old: StatusConfig, new: StatusConfig) -> Iterator[Setting]:
         yield Setting("status.token", "", "another one" if new.token else "none")
 
 
+def needs_no_agent(config: Config, context: str | None) -> bool:
+    """Return whether a target of a context works without the agent, and none insists on it."""
+    targets = [target for target in config.targets if group_of(config, target) == context]
+    insists = any(target.via is Via.AGENT for target in targets)
+    return not insists and any(target.may_go_direct for target in targets)
+
+
 def _directs(old: Config, new: Config) -> Iterator[Setting]:
-    """Yield the transport, if ways without an agent stay and have another one."""
+    """Yield the transport, if contexts without an agent stay and have another one."""
     before, after = directs(old), directs(new)
-    if any(before[context] != after[context] for context in before.keys() & after.keys()):
+    stay = (before.keys() & after.keys()) - groups(new).keys()
+    if any(before[context] != after[context] for context in stay):
         yield Setting("tunnel.transport", str(old.tunnel.transport), str(new.tunnel.transport))
 
 

@@ -71,6 +71,8 @@ class Pool:
         self._config = config
         self._legacy = legacy
         self._legacy_logged = False
+        self.no_agent = ""
+        """Why no agent can be had; empty while one may be."""
         self._changed = asyncio.Event()
         self._numbers = itertools.count(1)
         self._tasks: TaskGroup | None = None
@@ -109,6 +111,8 @@ class Pool:
         return resolution.endpoint is not None and self.pick() is not None
 
     def obstacle(self, resolution: Resolution) -> str:
+        if self.no_agent:
+            return f"no agent can be had: {self.no_agent}"
         failure = self.failure
         if failure is None:
             return "no tunnel to the agent yet"

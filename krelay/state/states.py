@@ -52,7 +52,11 @@ class Traffic:
 @dataclass(frozen=True, slots=True)
 class ForwardState:
     """One forward: the port at `index`, from 0, of a target. `live` counts open connections and
-    flows."""
+    flows.
+
+    New connections take the `way` through the `agent`, or go `direct` into pods, which carries TCP
+    only and resumes nothing; `way_reason` says why, if the file does not say so.
+    """
 
     target: str
     index: int
@@ -67,6 +71,8 @@ class ForwardState:
     listen: tuple[str, ...] = ()
     endpoint: str | None = None
     via: str = ""
+    way: str = "agent"
+    way_reason: str = ""
     check: str = "auto"
     live: int = 0
     traffic: Traffic = Traffic()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from functools import partial
@@ -17,19 +18,36 @@ from krelay.agents.direct import DirectGroup
 from krelay.agents.group import AgentGroup
 from krelay.agents.job import JobAgent
 from krelay.agents.subprocess import SubprocessAgent
-from krelay.config.diff import Plan, Spec, directs, group_of
+from krelay.config.diff import Plan, Spec, directs, group_of, groups, needs_no_agent
+from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.datapath.route import Route
 from krelay.datapath.stream_pool import StreamPool
-from krelay.model import Config, DirectSpec, GroupSpec, Target, Via
+from krelay.errors import ClusterError, CredentialsError, KrelayError, UnreachableError
+from krelay.model import (
+    Check,
+    CheckKind,
+    Config,
+    DirectSpec,
+    GroupSpec,
+    Protocol,
+    Target,
+    Via,
+)
+from krelay.mux.log import about
 from krelay.state.bus import EventBus
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.explain import explain_error
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.target_watcher import Follow, TargetWatcher, follow_constant
-from krelay.tasks import TaskGroup, guard
+from krelay.tasks import TaskGroup, guard, shield_cleanup
+
+logger = logging.getLogger("krelay.supervisor")
 
 _KEY_SIZE = 32
 _ANSWER_DEADLINE = 10.0
+_CONFIRM = 1.0
+_AGENT_AGAIN = 600.0
+"""Seconds between two attempts to start an agent that could not be had."""
 
 Group = AgentGroup | DirectGroup
 T = TypeVar("T", Forward, Group)
@@ -57,6 +75,8 @@ class WarmingConfig:
         self.plan = plan
         self.groups: dict[str | None, AgentGroup] = {}
         self.directs: dict[str | None, DirectGroup] = {}
+        self.fallen: dict[str | None, ClusterError] = {}
+        """Why a context has no agent, if its targets do without one."""
         self._present = present
         self.watchers: dict[str, TargetWatcher] = {}
         self._contexts = contexts
@@ -84,9 +104,10 @@ class WarmingConfig:
         """Wait until all new agents are reached; give new targets a while to be resolved. Raises
         KrelayError if an agent cannot be started or reached."""
         async with TaskGroup() as warming:
-            groups: list[Group] = [*self.groups.values(), *self.directs.values()]
-            for group in groups:
-                warming.create_task(group.start(self._tasks))
+            for context, group in self.groups.items():
+                warming.create_task(self._start_agents(context, group))
+            for direct in self.directs.values():
+                warming.create_task(direct.start(self._tasks))
             warming.create_task(self.answers())
 
     async def answers(self) -> None:
@@ -102,21 +123,37 @@ class WarmingConfig:
             watcher.stop()
         await _stop([*self.groups.values(), *self.directs.values()])
 
+    async def _start_agents(self, context: str | None, group: AgentGroup) -> None:
+        try:
+            await group.start(self._tasks)
+        except ClusterError as exc:
+            hopeless = isinstance(exc, CredentialsError | UnreachableError)
+            if hopeless or not needs_no_agent(self.config, context):
+                raise
+            await group.stop()
+            self.fallen[context] = exc
+
     async def _group(self, spec: GroupSpec) -> AgentGroup:
-        key = secrets.token_bytes(_KEY_SIZE)
-        count = spec.agent.replicas
-        agents: list[SubprocessAgent] | list[JobAgent]
-        if spec.agent.embedded:
-            agents = [SubprocessAgent(spec, key, self._bus) for _ in range(count)]
-        else:
-            api = await self._contexts.api(spec.context)
-            run = secrets.token_hex(4) if count > 1 else ""
-            explain = partial(explain_error, config=self.config, context=spec.context, api=api)
-            agents = [
-                JobAgent(api, spec, key, self._tasks, self._bus, run=run, explain=explain)
-                for _ in range(count)
-            ]
-        return AgentGroup(spec, agents, key, self._bus)
+        return await _make_group(spec, self.config, self._contexts, self._tasks, self._bus)
+
+
+async def _make_group(
+    spec: GroupSpec, config: Config, contexts: Contexts, tasks: TaskGroup, bus: EventBus
+) -> AgentGroup:
+    """Return the agents of `spec`, not started. Raises as `Contexts.api` does."""
+    key = secrets.token_bytes(_KEY_SIZE)
+    count = spec.agent.replicas
+    agents: list[SubprocessAgent] | list[JobAgent]
+    if spec.agent.embedded:
+        agents = [SubprocessAgent(spec, key, bus) for _ in range(count)]
+    else:
+        api = await contexts.api(spec.context)
+        run = secrets.token_hex(4) if count > 1 else ""
+        explain = partial(explain_error, config=config, context=spec.context, api=api)
+        agents = [
+            JobAgent(api, spec, key, tasks, bus, run=run, explain=explain) for _ in range(count)
+        ]
+    return AgentGroup(spec, agents, key, bus)
 
 
 def _targets_to_watch(plan: Plan) -> list[Target]:
@@ -155,6 +192,8 @@ class ActiveConfig:
         self.draining_forwards: set[Forward] = set()
         self.draining_groups: set[Group] = set()
         self._drained = asyncio.Event()
+        self._fallbacks: dict[str | None, asyncio.Task[None]] = {}
+        self._trying: set[Forward] = set()
         self._contexts = contexts
         self._tasks = tasks
         self._bus = bus
@@ -202,6 +241,8 @@ class ActiveConfig:
             elif pair.old is not None and pair.rebound:
                 before[pair.old.key].unbind()
         for change in plan.groups:
+            if (fallback := self._fallbacks.pop(change.key, None)) is not None:
+                fallback.cancel()
             if (former := self.groups.pop(change.key, None)) is not None:
                 self._drain(former, self.draining_groups, drain)
         self.groups |= warm.groups
@@ -225,10 +266,13 @@ class ActiveConfig:
         for forward in dict.fromkeys(to_bind):
             forward.bind()
         self.config = config
+        for context in list(self._fallbacks):
+            self._try_agent_later(context, after=0.0)  # the edit may have mended it
+        self.fall_back(warm)
 
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """Return the present forward updated to `spec`, or a new one."""
-        pool = self._pool(config, spec.target)
+        pool = self._pool(config, spec, forward)
         timeout = config.tunnel.open_timeout
         if forward is None:
             forward = Forward(
@@ -237,13 +281,141 @@ class ActiveConfig:
         else:
             forward.update(spec, pool, timeout)
         forward.route.followed = spec.target.kind.in_cluster
+        forward.health.on_refused = partial(self._refused, forward)
         return forward
 
-    def _pool(self, config: Config, target: Target) -> StreamPool:
-        context = group_of(config, target)
-        if target.via is Via.DIRECT:
+    def _pool(self, config: Config, spec: Spec, forward: Forward | None) -> StreamPool:
+        """Return what opens the streams of a forward, which may be about to be made."""
+        target, context = spec.target, group_of(config, spec.target)
+        no_agent = context in self._fallbacks or (forward is not None and forward.direct_only)
+        udp = spec.port.protocol is Protocol.UDP
+        if target.via is Via.DIRECT or (no_agent and target.may_go_direct and not udp):
             return self.directs[context].pool
         return self.groups[context].pool
+
+    # -- without an agent ----------------------------------------------------------------------
+
+    def fall_back(self, warm: WarmingConfig) -> list[DirectGroup]:
+        """Reach what can be reached without the agents that `warm` could not start.
+
+        Return the ways that it takes.
+        """
+        for context, exc in warm.fallen.items():
+            logger.warning(
+                "no agent: %s; TCP ports of pods are reached directly, as by kubectl: a lost"
+                " connection is not resumed",
+                exc.line(),
+            )
+            self.groups[context].pool.no_agent = str(exc)
+            self._try_agent_later(context, after=_AGENT_AGAIN)
+            self._move(context)
+        return [self.directs[context] for context in warm.fallen]
+
+    def why_direct(self, forward: Forward) -> str:
+        """Return why a forward goes directly, if nothing in the file says so."""
+        assert self.config is not None
+        context = group_of(self.config, forward.spec.target)
+        if context in self._fallbacks:
+            return self.groups[context].pool.no_agent
+        return forward.direct_only
+
+    def is_direct(self, forward: Forward) -> bool:
+        """Return whether new connections of a forward go directly."""
+        return any(forward.route.pool is direct.pool for direct in self.directs.values())
+
+    def _move(self, context: str | None) -> None:
+        """Have the forwards of a context take the way that they should take now."""
+        assert self.config is not None
+        for forward in self.forwards.values():
+            target = forward.spec.target
+            if group_of(self.config, target) == context:
+                forward.route.move(self._pool(self.config, forward.spec, forward))
+                forward.route.wake()
+
+    def _refused(self, forward: Forward) -> None:
+        """Try a forward directly whose endpoint refuses the agent.
+
+        Its program may listen on the loopback addresses of its pod only.
+        """
+        target = forward.spec.target
+        known = self.forwards.get(forward.spec.key) is forward
+        if not known or target.via is not Via.AUTO or not target.may_go_direct:
+            return
+        if self.is_direct(forward) or forward in self._trying:
+            return
+        self._trying.add(forward)
+
+        async def trying() -> None:
+            await guard(partial(self._try_directly, forward), forward.name)
+
+        self._tasks.create_task(trying(), name=forward.name)
+
+    async def _try_directly(self, forward: Forward) -> None:
+        try:
+            await asyncio.sleep(_CONFIRM)  # a rolling update refuses for a moment
+            assert self.config is not None
+            resolution = forward.route.resolution
+            direct = self.directs.get(group_of(self.config, forward.spec.target))
+            if resolution is None or not resolution.pods or direct is None:
+                return
+            trial = Route(direct.pool)
+            trial.update(resolution)
+            try:
+                async with asyncio.timeout(_ANSWER_DEADLINE):
+                    with trial.waiting():
+                        await trial.wait_ready()
+                    await probe(Check(CheckKind.DIAL), trial)
+            except (ProbeError, NoRouteError, TimeoutError) as exc:
+                about(logger, name=forward.name).debug("not reached directly either: %s", exc)
+                return
+            finally:
+                direct.pool.users.discard(trial)
+            if forward.health.refused and self.forwards.get(forward.spec.key) is forward:
+                forward.direct_only = "its pod refuses the agent, but not a port-forward"
+                log = about(logger, target=forward.spec.target.name, name=forward.name)
+                log.warning(
+                    "%s: it goes directly from now on, without resumption", forward.direct_only
+                )
+                self._move(group_of(self.config, forward.spec.target))
+        finally:
+            self._trying.discard(forward)
+
+    def _try_agent_later(self, context: str | None, *, after: float) -> None:
+        """Try to start the agents of a context again, `after` seconds from now and on."""
+        if (former := self._fallbacks.get(context)) is not None:
+            former.cancel()
+        work = partial(self._try_agent, context, after)
+
+        async def trying() -> None:
+            await guard(work, "the agent")
+
+        self._fallbacks[context] = self._tasks.create_task(trying(), name="agent")
+
+    async def _try_agent(self, context: str | None, after: float) -> None:
+        while True:
+            await asyncio.sleep(after)
+            after = _AGENT_AGAIN
+            assert self.config is not None
+            spec = groups(self.config)[context]
+            group: AgentGroup | None = None
+            try:
+                group = await _make_group(spec, self.config, self._contexts, self._tasks, self._bus)
+                await group.start(self._tasks)
+            except KrelayError as exc:
+                logger.debug("still no agent: %s", exc)
+                self.groups[context].pool.no_agent = str(exc)
+                if group is not None:
+                    await group.stop()
+            except BaseException:
+                if group is not None:
+                    await shield_cleanup(group.stop())
+                raise
+            else:
+                del self._fallbacks[context]
+                self.groups[context] = group
+                logger.info("there is an agent now: new connections go through it")
+                self._move(context)
+                return
 
     def _replace_directs(self, config: Config, warm: WarmingConfig) -> None:
         wanted = directs(config)

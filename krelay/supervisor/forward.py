@@ -64,6 +64,8 @@ class Forward:
         self.open_timeout = open_timeout
         self.listener: Listener | None = None
         self.failure: ListenError | None = None
+        self.direct_only = ""
+        """Why the agent cannot reach it, although its pod can be; empty if it can."""
         self.settled = asyncio.Event()
         self.quiet = False
         """Whether only `report` logs why it is not bound, not each failure."""

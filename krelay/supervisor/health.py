@@ -120,6 +120,10 @@ class Health:
         # The result of the last dial or probe; None since the way to the endpoint changed.
         self._verdict: bool | None = None
         self._failure = ""
+        self.refused = False
+        """Whether the endpoint refused the last dial."""
+        self.on_refused: Callable[[], None] | None = None
+        """Called at each refusal of the endpoint."""
         self._leads = spec.leads
         self._question: Question | None = None
         # Forwards with the same question share its answers; those from `_since` on are news here.
@@ -247,7 +251,7 @@ class Health:
         obstacle = self._obstacle()
         endpoint = None if obstacle else self._route.endpoint
         question = (endpoint, self.check) if endpoint else None
-        if question != self._question:
+        if question != self._question or (question and self._pool is not self._route.pool):
             # The last answer was about another way.
             self._question, self._tries = question, 0
             self._shared = self._shared_probe(question) if question else None
@@ -337,10 +341,10 @@ class Health:
         elif code not in _NOT_THE_ENDPOINT:
             if self._shared is not None:
                 self._shared.proof = None
-            self._failed(self._route.pool.explain(code, message))
+            self._failed(self._route.pool.explain(code, message), code)
 
     def _proved(self, at: float, proof: Proof) -> None:
-        self._proved_at, self._proof = at, proof
+        self._proved_at, self._proof, self.refused = at, proof, False
         self._since = math.nextafter(at, math.inf)
         costly = not self._route.pool.multiplexed
         due = at + (PLAIN_INTERVAL if costly else INTERVAL) * random.uniform(1.0, 1.1)
@@ -350,8 +354,11 @@ class Health:
             self._verdict = True
             self.judge()
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, code: ErrorCode | None = None) -> None:
         """Record a failure. A repeated one does not move the next probe."""
+        self.refused = code is ErrorCode.REFUSED
+        if self.refused and self.on_refused is not None:
+            self.on_refused()
         first = self._verdict is not False
         self._verdict, self._failure, self._proof = False, reason, None
         if first:
@@ -421,7 +428,7 @@ class Health:
             repeated, message = self._verdict is False, str(failure)
             if failure.code is not None:
                 message = route.pool.explain(failure.code, message)
-            self._failed(message)
+            self._failed(message, failure.code)
             if repeated:
                 self._again()
 

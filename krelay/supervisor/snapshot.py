@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from krelay.agents.group import AgentGroup
 from krelay.config.diff import group_of
+from krelay.datapath.direct import DirectPool
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.ways import Ways
@@ -26,7 +27,10 @@ Resolved = Callable[[str | None], ContextState | None]
 
 
 def forward_state(
-    forward: Forward, config: Config | None, resolved: Resolved = lambda context: None
+    forward: Forward,
+    config: Config | None,
+    resolved: Resolved = lambda context: None,
+    why_direct: Callable[[Forward], str] = lambda forward: forward.direct_only,
 ) -> ForwardState:
     """Return the state of a forward; `config` is the active one."""
     spec, health = forward.spec, forward.health
@@ -52,6 +56,8 @@ def forward_state(
         listen=tuple(forward.addresses),
         endpoint=str(endpoint) if endpoint else None,
         via=resolution.via if endpoint and resolution else "",
+        way="direct" if isinstance(forward.route.pool, DirectPool) else "agent",
+        way_reason=why_direct(forward) if isinstance(forward.route.pool, DirectPool) else "",
         check=str(health.check),
         live=forward.live,
         traffic=_traffic(forward.metrics),

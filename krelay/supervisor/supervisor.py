@@ -227,7 +227,8 @@ class Supervisor:
         return tuple(map(self._forward_state, self.active.all_forwards()))
 
     def _forward_state(self, forward: Forward) -> ForwardState:
-        return forward_state(forward, self.active.config, self._context)
+        active = self.active
+        return forward_state(forward, active.config, self._context, active.why_direct)
 
     def _context(self, context: str | None) -> ContextState | None:
         """Return where a context of the active config leads; an embedded agent has none."""
@@ -339,6 +340,8 @@ class Supervisor:
             warming.create_task(warm.warm())
             await warm.answers()
             self._check_start()
+        for direct in active.fall_back(warm):
+            await direct.reached()
         if self._pod_running_timeout is not None:
             await self._wait_running(self._pod_running_timeout)
         await self._settled(forwards)
