@@ -130,9 +130,9 @@ USAGE = [
     ("-n {w} bogus/x 80", 'have a resource type "bogus"', "`bogus` is not a type of target"),
 ]
 FAILS = [
-    ("-n {w} pod/nope 80", 'pods "nope" not found', 'pod "nope" not found', 4),
-    ("-n={w} svc/nope 80", 'services "nope" not found', 'service "nope" not found', 4),
-    ("-n{w} deploy/nope 80", '"nope" not found', 'deployment "nope" not found', 4),
+    ("-n {w} pod/nope 80", 'pods "nope" not found', 'pods "nope" not found', 4),
+    ("-n={w} svc/nope 80", 'services "nope" not found', 'services "nope" not found', 4),
+    ("-n{w} deploy/nope 80", '"nope" not found', 'deployments.apps "nope" not found', 4),
     ("-n {w} svc/web 7777", "does not have a service port 7777", "has no port 7777", 4),
     ("-n {w} svc/web nope", "have a named port 'nope'", "has no port nope", 4),
     ("-n {w} pod/solo nope", "have a named port 'nope'", "no port named 'nope'", 4),
@@ -148,8 +148,23 @@ FAILS = [
     ("-s https://127.0.0.1:{p} pod/x 80", "refused", "refused", 4),
     ("-n {w} pod/solo --address 203.0.113.9 :80", "cannot assign", "Cannot assign", 1),
     ("-n {w} pod/solo --address 127.0.0.1 {taken}:80", "already in use", "in use", 1),
-    ("-n {w} deploy/empty :80 --pod-running-timeout=1s", "timed out waiting", "no pod runs", 3),
+    ("-n {w} pod/done 80", "Current status=Succeeded", "Current status=Succeeded", 4),
+    ("-n {w} deploy/empty :80 --pod-running-timeout=1s", "timed out", "timed out", 3),
+    (
+        "-n {w} pod/pending :80 --pod-running-timeout=1s",
+        "Current status=Pending",
+        "Current status=Pending",
+        3,
+    ),
 ]
+
+
+_ENDS = {"name": "c", "image": kit.IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["true"]}
+
+
+def _pod(name: str, **more: Any) -> dict[str, Any]:
+    spec = kit.pod_spec(**more)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
 @dataclass(frozen=True)
@@ -191,10 +206,19 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place(world: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    kit.apply(world, kit.workload("Deployment", "empty", 0))
+    kit.apply(
+        world,
+        kit.workload("Deployment", "empty", 0),
+        _pod("pending", nodeSelector={"no": "where"}),
+        _pod("done", restartPolicy="Never", containers=[_ENDS]),
+    )
+    jsonpath = "--for=jsonpath={.status.phase}=Succeeded"
+    kit.kubectl("-n", world, "wait", jsonpath, "pod/done", "--timeout=55s")
     made = Place(world, tmp_path_factory.mktemp("drop-in"))
     yield made
     made.close()
+    gone = ("deploy/empty", "pod/pending", "pod/done")
+    kit.kubectl("-n", world, "delete", "--wait=false", *gone)
 
 
 def understood(args: list[str], monkeypatch: pytest.MonkeyPatch) -> Config:
