@@ -96,13 +96,15 @@ def _announce(event: ForwardBound) -> None:
     """
     forward = event.forward
     remote = (forward.endpoint or forward.to).rpartition(":")[2]
+    # kubectl names the pod's port, the Go krelay the one that it dials.
+    pod_port = event.pod_port or remote
     try:
         for number, local in enumerate(forward.listen):
             if event.proxy:
                 echo(f"SOCKS5 server is running address={local}")
                 continue
             fields = f" protocol={forward.protocol} localAddr={local} remotePort={remote}"
-            echo(f"Forwarding from {local} -> {remote}{'' if number else fields}")
+            echo(f"Forwarding from {local} -> {pod_port}{'' if number else fields}")
     except BrokenPipeError:
         silence_stdout()
 

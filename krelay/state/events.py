@@ -93,10 +93,14 @@ class ForwardChanged(PublicEvent):
 
 @dataclass(frozen=True, slots=True)
 class ForwardBound(Event):
-    """A forward listens. `proxy`: it is a SOCKS and HTTP proxy, not the port of one target."""
+    """A forward listens. `proxy`: it is a SOCKS and HTTP proxy, not the port of one target.
+
+    `pod_port` is the port of the pod behind the target, if that is known.
+    """
 
     forward: ForwardState
     proxy: bool = False
+    pod_port: int | None = None
 
 
 # -- agents and tunnels ----------------------------------------------------------------------------

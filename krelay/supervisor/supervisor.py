@@ -551,7 +551,9 @@ class Supervisor:
         if self.started.is_set():
             state = self._forward_state(forward)
             proxy = forward.spec.target.kind is Kind.PROXY
-            self.bus.publish(ForwardBound(state, proxy=proxy))
+            found = forward.route.resolution
+            pod_port = found.pods[0].port if found and found.pods else None
+            self.bus.publish(ForwardBound(state, proxy, pod_port))
 
 
 async def _within(seconds: float | None, work: Coroutine[Any, Any, None]) -> None:

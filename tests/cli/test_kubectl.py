@@ -407,6 +407,9 @@ def test_a_ready_forward_is_announced_as_kubectl_and_the_go_krelay_do(
     assert announced(only, capsys) == [LINE.replace("127.0.0.1", "[::1]")]
     unresolved = dataclasses.replace(WEB, endpoint=None)
     assert announced(unresolved, capsys)[1] == "Forwarding from [::1]:8080 -> http"
+    service = announced(WEB, capsys, pod_port=8000)
+    assert service[0] == LINE.replace("-> 80", "-> 8000")
+    assert service[1] == "Forwarding from [::1]:8080 -> 8000"
     proxy = announced(WEB, capsys, proxy=True)
     assert proxy[0] == "SOCKS5 server is running address=127.0.0.1:8080"
     assert not caplog.messages

@@ -80,6 +80,12 @@ def test_both_listen_and_print_alike(
                 assert bool(tool.log) is (command == "relay" and bool(taken)), tool.told()
 
 
+def test_both_name_the_port_of_a_service_s_pod(world: str) -> None:
+    for command in BOTH:
+        with start(command, "-n", world, "svc/web", ":80") as tool:
+            assert [line[2] for line in lines(tool, 2)] == ["8000", "8000"]
+
+
 @pytest.mark.parametrize("options", [(), ("--address", "127.0.0.1,127.0.0.2")])
 def test_a_free_port_is_the_same_at_every_address(options: tuple[str, ...], world: str) -> None:
     for command in BOTH:
