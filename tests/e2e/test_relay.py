@@ -176,7 +176,7 @@ def test_a_patch_that_the_api_server_refuses(world: str) -> None:
 
 
 def test_what_does_not_exist_is_an_error(world: str) -> None:
-    assert f'pods "none" not found in namespace "{world}"'.replace("pods", "pod") in failed(
+    assert f'pods "none" not found in namespace "{world}"' in failed(
         "-n", world, "pod/none", "8000"
     )
     assert "has no port nope" in failed("-n", world, "svc/web", ":nope")

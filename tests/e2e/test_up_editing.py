@@ -217,7 +217,7 @@ def test_a_target_that_may_not_be_seen_is_that_target_s_alone(
     one, two = free_ports(2)
     with running(edited, f"web: svc/web {one}:80") as krelay:
         edited.save(f"web: svc/web {one}:80", f"lost: svc/none {two}:80")
-        krelay.wait_log('service "none" not found')
+        krelay.wait_log('services "none" not found')
         krelay.wait_lines(2)
         assert pod(one).startswith(b"web-")
 

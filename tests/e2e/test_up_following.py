@@ -135,7 +135,7 @@ def test_nobody_there_is_a_reset_after_the_parking_time(place: str, tmp_path: Pa
     with kit.up(text, tmp_path, 1) as krelay:
         with kit.dial(krelay.address("web")) as sock, pytest.raises(ConnectionResetError):
             kit.read_all(sock)
-        krelay.wait_log('service "nobody" not found')
+        krelay.wait_log('services "nobody" not found')
 
 
 def test_a_service_that_is_made_anew(place: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_service_that_is_made_anew(place: str, tmp_path: Path) -> None:
         before = kit.get(place, "svc", "web")["spec"]["clusterIP"]
         assert kit.http_get(krelay.address("web"))
         kit.kubectl("-n", place, "delete", "svc", "web")
-        krelay.wait_log('service "web" not found')
+        krelay.wait_log('services "web" not found')
         # Another one may not get the same address: that is the point.
         kit.apply(place, kit.service("taker", "web", clusterIP=before))
         kit.apply(place, kit.service("web", "web"))
