@@ -21,8 +21,8 @@ TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e soak \
-  fuzz profile bench bench-quick bench-reload bench-scale lock sbom audit clean
+.PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e apps \
+  soak fuzz profile bench bench-quick bench-reload bench-scale lock sbom audit clean
 
 help:            ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ layers: $(STAMP)
 
 e2e: $(STAMP)    ## test on a real cluster: $KUBECONFIG, or one that it starts (root)
 	$(BIN)/python -m pytest -m e2e $(E2E)
+
+apps: $(STAMP)   ## relay real applications on the real cluster, by each way (root; 10 min)
+	$(BIN)/python -m pytest -m e2e tests/apps
 
 soak: $(STAMP)   ## run half an hour of faults on the real cluster, and thousands of schedules without
 	KRELAY_SCHEDULES=$(SOAK_SCHEDULES) KRELAY_EDITS=1000 $(BIN)/python -m pytest -q --timeout 0 \
