@@ -320,6 +320,8 @@ def test_an_override_wins_over_kubeconfig(tmp_path: Path) -> None:
     extra = of(as_="y", as_user_extra=(("k", "v"), ("k", "w"))).user["as-user-extra"]
     assert extra == {"k": ["v", "w"]}
     assert of(user="n", username="n", password="p").user["password"] == "p"
+    with pytest.raises(CredentialsError, match="more than one way to log in"):
+        of(username="n", password="p")
     own = of(client_certificate="c.pem", client_key="/k.pem").user
     assert own["client-certificate"] == os.path.abspath("c.pem")
     assert own["client-key"] == "/k.pem"

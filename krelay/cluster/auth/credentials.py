@@ -281,9 +281,9 @@ def _source(login: Login) -> ExecPlugin | Oidc | None:
     """Return the source of credentials; None if kubeconfig holds them itself (as client-go)."""
     user = _user(login)
     provider = user.get("auth-provider")
-    if provider is not None and provider.get("name") != "oidc":
+    if provider is not None and (name := provider.get("name", "")) != "oidc":
         raise CredentialsError(
-            f'kubeconfig: Kubernetes has removed the auth-provider "{provider.get("name")}"',
+            f'kubeconfig: Kubernetes has removed the auth-provider "{name}"',
             hint="use the provider's exec plugin, as kubectl does since 1.26",
         )
     if any(user.get(key) for key in ("token", "tokenFile", "username")):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,10 +116,22 @@ class Entries:
 
 _SHOWN = 100
 _KEPT = 32
+_SETTLED = 2 * 10**9  # nanoseconds after which another edit has another time on any file system
 _lock = threading.Lock()
 _piped: dict[tuple[object, ...], bytes] = {}
-_read: dict[str, tuple[bytes, Entries]] = {}
-"""What was read from each file, and the digest of its text: all contexts share one reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What a file had when it was read; `stamp` is None if it may have changed within its time."""
+
+    stamp: tuple[int, ...] | None
+    digest: bytes
+    entries: Entries
+
+
+_readings: dict[str, _Reading] = {}
+"""All contexts share one reading of a file."""
 
 
 def read_entries(paths: Sequence[str]) -> Entries:
@@ -148,15 +161,19 @@ def read_entries(paths: Sequence[str]) -> Entries:
 
 
 def _read_file(path: str) -> Entries:
-    data = read_once(path, _piped)
-    digest = hashlib.sha256(data).digest()
-    known = _read.pop(path, None)
-    if known is None or known[0] != digest:
-        known = digest, _parse(path, data)
-    _read[path] = known
-    while len(_read) > _KEPT:
-        del _read[next(iter(_read))]
-    return known[1]
+    known = _readings.pop(path, None)
+    found = os.stat(path)
+    stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    if known is None or known.stamp != stamp:
+        settled = found.st_mtime_ns < time.time_ns() - _SETTLED
+        data = read_once(path, _piped)
+        digest = hashlib.sha256(data).digest()
+        entries = known.entries if known and known.digest == digest else _parse(path, data)
+        known = _Reading(stamp if settled else None, digest, entries)
+    _readings[path] = known
+    while len(_readings) > _KEPT:
+        del _readings[next(iter(_readings))]
+    return known.entries
 
 
 def _parse(path: str, data: bytes) -> Entries:

@@ -30,13 +30,15 @@ logger = logging.getLogger("krelay.cluster")
 DEADLINE = 180.0  # seconds; a plugin may wait for a person in a browser
 PATIENCE = 5.0  # seconds after which the log says that krelay waits for a plugin
 MAX_OUTPUT = 1 << 20
+_MAX_VALUES = 10_000
+_KIND = "ExecCredential"
 _STATUS = Shape(
     fields(String(), "token", "clientCertificateData", "clientKeyData")
     | {"expirationTimestamp": Timestamp()}
 )
 _EXEC_CREDENTIAL = Shape(
     {"apiVersion": Token(), "kind": Token(), "status": _STATUS},
-    needs=("apiVersion", "kind", "status"),
+    needs=("apiVersion", "status"),
 )
 _SHOWN = 2000  # characters of the plugin's stderr that an error repeats
 _VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
@@ -89,9 +91,7 @@ class ExecPlugin:
                 known["certificate-authority-data"] = base64.b64encode(ca).decode()
             known["config"] = self._cluster.get("extensions", {}).get(_EXTENSION)
             spec["cluster"] = known
-        return json.dumps(
-            {"kind": "ExecCredential", "apiVersion": self._plugin["apiVersion"], "spec": spec}
-        )
+        return json.dumps({"kind": _KIND, "apiVersion": self._plugin["apiVersion"], "spec": spec})
 
     async def _run(self, info: str, interactive: bool) -> bytes:
         environment = dict(os.environ)
@@ -149,11 +149,13 @@ class ExecPlugin:
     def _read(self, output: bytes) -> Identity:
         source = f"{self._name} did not answer with an ExecCredential"
         try:
-            document = read_yaml(output)  # JSON too, as in client-go
-        except NotYamlError as exc:
+            # client-go takes what begins as JSON for nothing else.
+            json_text = output.lstrip().startswith(b"{")
+            document = typed.parse(output, values=_MAX_VALUES) if json_text else read_yaml(output)
+        except (typed.Mismatch, NotYamlError) as exc:
             raise CredentialsError(f"{source}: {exc}") from None
         answer = typed.read(_EXEC_CREDENTIAL, document, source, error=CredentialsError)
-        if answer["kind"] != "ExecCredential":
+        if answer.get("kind", _KIND) != _KIND:
             raise CredentialsError(f"{source}, but with the kind {answer['kind']}")
         version, status = answer["apiVersion"], answer["status"]
         token, until = status.get("token"), status.get("expirationTimestamp", math.inf)

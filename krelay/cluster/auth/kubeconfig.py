@@ -109,25 +109,16 @@ def load(
     paths = _paths(kubeconfig, environ)
     entries = read_entries(paths)
     if pinned is not None:
-        login = _select_context(pinned.context, entries, overrides)
+        login = _select_context(pinned.context, entries, overrides, environ)
         login = replace(login, namespace=pinned.namespace, files=tuple(paths))
-        return _apply(overrides, login, environ)
+        return _apply(overrides, login)
     name = context or entries.current
     named = name or overrides.cluster or overrides.server
     if not named and pod:
         return _apply(overrides, _log_in_as_pod(environ, service_account))
-    if not (named or environ.get(_MASTER) or entries.contexts or entries.clusters):
-        raise CredentialsError(
-            f"no kubeconfig: {os.pathsep.join(paths) or 'KUBECONFIG'} is missing or empty",
-            hint="set KUBECONFIG, or write ~/.kube/config; "
-            "`kubectl config view` shows what kubectl would use",
-        )
     if not named and not environ.get(_MASTER):
-        raise CredentialsError(
-            "kubeconfig has no current-context",
-            hint="name one with --context; " + _known(entries.contexts),
-        )
-    login = _select_context(name, entries, overrides)
+        raise _nothing_named(paths, entries)
+    login = _select_context(name, entries, overrides, environ)
     if pod and not login.namespace:
         login = replace(login, namespace=in_cluster.namespace(environ, service_account))
     login = replace(
@@ -136,11 +127,24 @@ def load(
         current=entries.current,
         files=tuple(paths),
     )
-    return _apply(overrides, login, environ)
+    return _apply(overrides, login)
 
 
 _MASTER = "KUBERNETES_MASTER"
 """kubectl's variable for the server of a cluster that names none."""
+
+
+def _nothing_named(paths: list[str], entries: Entries) -> CredentialsError:
+    if entries.contexts or entries.clusters:
+        return CredentialsError(
+            "kubeconfig has no current-context",
+            hint="name one with --context; " + _known(entries.contexts),
+        )
+    return CredentialsError(
+        f"no kubeconfig: {os.pathsep.join(paths) or 'KUBECONFIG'} is missing or empty",
+        hint="set KUBECONFIG, or write ~/.kube/config; "
+        "`kubectl config view` shows what kubectl would use",
+    )
 
 
 class PinnedContext:
@@ -210,7 +214,9 @@ def _listed(environ: Mapping[str, str]) -> list[str]:
     return [os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".kube/config")]
 
 
-def _select_context(name: str | None, entries: Entries, overrides: Overrides) -> Login:
+def _select_context(
+    name: str | None, entries: Entries, overrides: Overrides, environ: Mapping[str, str]
+) -> Login:
     """Return the login of a context, its namespace empty if the context names none."""
     if name is not None and name not in entries.contexts:
         hint = _nearest(name, entries.contexts)
@@ -231,7 +237,7 @@ def _select_context(name: str | None, entries: Entries, overrides: Overrides) ->
 
     cluster = select("cluster", entries.clusters, overrides.cluster)
     return Login(
-        server=cluster.get("server", ""),
+        server=cluster.get("server") or environ.get(_MASTER, ""),
         namespace=context.get("namespace", ""),
         cluster=cluster,
         user=select("user", entries.users, overrides.user),
@@ -247,7 +253,7 @@ def _log_in_as_pod(environ: Mapping[str, str], folder: Path) -> Login:
     )
 
 
-def _apply(overrides: Overrides, login: Login, environ: Mapping[str, str] | None = None) -> Login:
+def _apply(overrides: Overrides, login: Login) -> Login:
     """Apply the flags to the login, and check the result."""
     cluster, user = dict(login.cluster), dict(login.user)
     if overrides.server or overrides.tls_server_name:
@@ -281,7 +287,7 @@ def _apply(overrides: Overrides, login: Login, environ: Mapping[str, str] | None
         for key, value in overrides.as_user_extra:
             extra.setdefault(key, []).append(value)
         user["as-user-extra"] = extra
-    text = overrides.server or login.server or (environ or {}).get(_MASTER, "")
+    text = overrides.server or login.server
     if not text:
         raise CredentialsError(f'kubeconfig has no server for context "{login.context}"')
     server = parse_server(text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote, urlsplit
 
 from krelay.errors import CredentialsError
 
 _IN_PATHS = "/:@!$&'()*+,;=~"
+_BAD_ESCAPE = re.compile("%(?![0-9a-fA-F]{2})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def parse_server(text: str) -> ServerUrl:
                 raise ValueError
         # urlsplit has made the scheme lower-case, so every later test of it agrees.
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        if not valid or " " in parts.netloc:
+        if not valid or " " in parts.netloc or _BAD_ESCAPE.search(parts.path):
             raise ValueError
     except ValueError:
         # The URL may contain a password, also after a look-alike of "@".

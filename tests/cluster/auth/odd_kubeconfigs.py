@@ -225,6 +225,13 @@ def table() -> dict[str, Odd]:
             env={"KUBECONFIG": "@dir@/config:@dir@/far/users"},
         ),
         "home": Odd("", files={".kube/config": config()}, env={"KUBECONFIG": ""}),
+        "tilde": Odd(
+            config(),
+            "localhost:8080 was refused",
+            "no kubeconfig",
+            HERE,
+            env={"KUBECONFIG": "~/config"},
+        ),
         "directory": Odd("", "is a directory", "Is a directory", env={"KUBECONFIG": "@dir@"}),
         "of another kind": Odd(
             config().replace("kind: Config", "kind: ConfigMap"), 'no kind "ConfigMap"', "kind"
@@ -284,6 +291,10 @@ def table() -> dict[str, Odd]:
         "literal data": Odd(BLOCK.replace("@ca@", "|\n      @ca folded@")),
         "folded data": Odd(
             BLOCK.replace("@ca@", ">\n      @ca folded@"), "illegal base64", "base64"
+        ),
+        "number sign in a word": Odd(config("token: t#x"), seen("Bearer t#x")),
+        "surrogate pair": Odd(
+            config(top='x: "\\uD83D\\uDE00"\n'), "invalid Unicode character", "not YAML"
         ),
         "control character": Odd("# \x01\n" + config(), "control characters", "not YAML"),
         # The types of fields.
@@ -498,6 +509,16 @@ def table() -> dict[str, Odd]:
             Seen(scheme="http"),
             "krelay sends no password without TLS",
         ),
+        "space in the path": Odd(
+            config(server="https://127.0.0.1:@https@/a b"), seen(path="/a%20b/version")
+        ),
+        "bad escape in the path": Odd(
+            config(server="https://127.0.0.1:@https@/%zz"), "invalid URL escape", "not the URL"
+        ),
+        "name in place of the address": Odd(
+            config(server="https://localhost:@https@", cluster=f"{CA}, tls-server-name: 127.0.0.1"),
+            seen(host="localhost"),
+        ),
         # Trust.
         "data": Odd(config(cluster="certificate-authority-data: @ca@")),
         "data and file": Odd(
@@ -701,6 +722,19 @@ def table() -> dict[str, Odd]:
             config("token: t, as: jane", server="http://127.0.0.1:@http@", cluster=""),
             Seen(scheme="http", impersonate=(("impersonate-user", "jane"),)),
         ),
+        "impersonation of odd names": Odd(
+            config("token: t, as: jürgen, as-user-extra: {'a b%c/d': [é], k: null, l: [null]}"),
+            seen(
+                impersonate=(
+                    ("impersonate-extra-a b%c/d", "é"),
+                    ("impersonate-extra-l", ""),
+                    ("impersonate-user", "jürgen"),
+                )
+            ),
+        ),
+        "impersonation with a line end": Odd(
+            config('token: t, as: "a\\nb"'), "invalid header field value", "a header cannot carry"
+        ),
         "groups without a user": Odd(
             config("token: t, as-groups: [a]"), "without impersonating a user", "need `as`"
         ),
@@ -898,6 +932,54 @@ echo 'status: {token: plugin}'
         "variable without a name": Odd(
             config(exec_user(", env: [null]")), "env variable name must be specified", "name"
         ),
+        "plugin that names no kind": Odd(
+            config(exec_user()),
+            seen("Bearer plugin"),
+            files={"plugin!": plugin().replace('"kind": "ExecCredential", ', "")},
+        ),
+        "plugin with text before": Odd(
+            config(exec_user()),
+            "decoding stdout",
+            "did not answer with an ExecCredential",
+            files={"plugin!": plugin().replace("printf", "echo hello; printf")},
+        ),
+        "plugin with text after": Odd(
+            config(exec_user()),
+            "after top-level value",
+            "did not answer with an ExecCredential",
+            files={"plugin!": plugin() + "echo bye\n"},
+        ),
+        "plugin with an odd time": Odd(
+            config(exec_user()),
+            seen("Bearer p"),
+            files={
+                "plugin!": plugin(
+                    '{"token": "p", "expirationTimestamp": "2099-01-02T03:04:05.678+02:00"}'
+                )
+            },
+        ),
+        "plugin without a time": Odd(
+            config(exec_user()),
+            seen("Bearer p"),
+            files={"plugin!": plugin('{"token": "p", "expirationTimestamp": null}')},
+        ),
+        "plugin with a bad time": Odd(
+            config(exec_user()),
+            "parsing time",
+            "expirationTimestamp: expected a time",
+            files={"plugin!": plugin('{"token": "p", "expirationTimestamp": "soon"}')},
+        ),
+        "plugin that is no program": Odd(
+            config(exec_user()),
+            "permission denied",
+            "Permission denied",
+            files={"plugin": plugin()},
+        ),
+        "plugin in a folder with a space": Odd(
+            config(exec_user(command="a b/plugin")),
+            seen("Bearer plugin"),
+            files={"a b/plugin!": plugin()},
+        ),
         # Auth providers.
         "removed auth-provider": Odd(
             config("auth-provider: {name: gcp}"),
@@ -946,6 +1028,16 @@ echo 'status: {token: plugin}'
         "proxy in upper case": Odd(
             config(cluster=f'{CA}, proxy-url: "HTTP://127.0.0.1:@proxy@"'),
             seen(via=("proxy",)),
+        ),
+        "proxy beats the environment": Odd(
+            config(cluster=f'{CA}, proxy-url: "http://me@127.0.0.1:@proxy@"'),
+            seen(via=("proxy me:",)),
+            env={"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "*"},
+        ),
+        "socks4 proxy": Odd(
+            config(cluster=f'{CA}, proxy-url: "socks4://127.0.0.1:1"'),
+            "unsupported scheme",
+            "proxy-url",
         ),
         "empty proxy": Odd(config(cluster=f'{CA}, proxy-url: ""')),
         "proxy of the environment": Odd(

@@ -172,7 +172,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             certificate=_name(self.connection),
             impersonate=tuple(
                 sorted(
-                    (unquote(name).lower(), value)
+                    (unquote(name).lower(), value.encode("latin-1").decode())
                     for name, value in self.headers.items()
                     if name.lower().startswith("impersonate-")
                 )

@@ -133,5 +133,9 @@ def test_a_file_is_parsed_once_until_it_changes(
         assert load(f"x{n}", str(path), environ={}).server == f"https://h{n}"
     assert count == 1
     path.write_text(path.read_text().replace("https://h7", "https://g7"))
+    os.utime(path, (1, 1))  # the time of an edit long ago
     assert load("x7", str(path), environ={}).server == "https://g7"
     assert count == 2
+    path.write_text(path.read_text().replace("https://g7", "https://k7"))
+    os.utime(path, (1, 1))
+    assert load("x7", str(path), environ={}).server == "https://k7", "the inode's time is newer"
