@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krelay import __version__
-from krelay.cli.flags.connection import connection, older, understand
+from krelay.cli.flags.connection import connection, namespaces, older, understand
 from krelay.cli.flags.pflag import PflagCommand
 from krelay.cli.flags.values import FILE, overrides, running_timeout, seconds
 from krelay.cli.main import preload, run_command
@@ -187,6 +187,7 @@ def _complete(context: click.Context, param: click.Parameter, word: str) -> list
 @click.option(
     "--agent-namespace",
     metavar="NAME",
+    shell_complete=namespaces,
     help="Namespace of the agent.  [default: the context's, or the targets' if that forbids it]",
 )
 @click.option(

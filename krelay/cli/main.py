@@ -46,6 +46,14 @@ def _complete_names(context: click.Context, param: click.Parameter, word: str) -
     return target_names(context, param, word)
 
 
+def _complete_names_or_words(
+    context: click.Context, param: click.Parameter, word: str
+) -> list[Any]:
+    from krelay.cli.flags.completion import names_or_words
+
+    return names_or_words(context, param, word)
+
+
 _file = click.option(
     "-f",
     "--file",
@@ -422,15 +430,29 @@ def reload(file: str | None, output: str) -> int:
     is_flag=True,
     help="Include rights that only make tunnels faster or errors clearer.",
 )
-@click.option("--context", help="Print only the Roles for this kubeconfig context.")
-@click.option("-n", "--namespace", help="Namespace to use instead of the context's.")
-@click.option("--agent-namespace", metavar="NAMESPACE", help="Namespace of the agent.")
+@click.option(
+    "--context",
+    shell_complete=kubeconfig_names,
+    help="Print only the Roles for this kubeconfig context.",
+)
+@click.option(
+    "-n",
+    "--namespace",
+    shell_complete=namespaces,
+    help="Namespace to use instead of the context's.",
+)
+@click.option(
+    "--agent-namespace",
+    metavar="NAMESPACE",
+    shell_complete=namespaces,
+    help="Namespace of the agent.",
+)
 @click.option("--name", metavar="NAME", help="Name of the Roles and their bindings.")
 @click.argument(
     "words",
     metavar="[NAME...|TYPE/NAME PORT...|proxy]",
     nargs=-1,
-    shell_complete=_complete_names,
+    shell_complete=_complete_names_or_words,
 )
 def rbac(
     file: str | None,

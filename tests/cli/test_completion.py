@@ -15,6 +15,7 @@ import pytest
 
 from krelay.cli import kubectl
 from krelay.cli.flags import completion as module
+from krelay.cli.main import cli
 
 SERVICE = {
     "metadata": {"name": "web"},
@@ -136,6 +137,24 @@ def test_names_of_kubeconfig_complete(
 def test_a_bare_name_completes_as_a_pod(complete: Complete, asked: list[Any]) -> None:
     assert complete("so") == (["solo"], 4)
     assert complete("s") == (["svc/", "sts/"], 6)
+
+
+def test_rbac_completes_names_of_the_file_and_words_of_a_target(
+    asked: list[Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "krelay.yaml"
+    file.write_text("apiVersion: krelay/v1\ntargets: {s1: svc/a 1, s2: svc/b 2}\n")
+
+    def found(*words: str) -> list[str]:
+        lines = module.answer(cli, "krelay", ["rbac", "-f", str(file), *words]).splitlines()
+        return [line.partition("\t")[0] for line in lines]
+
+    assert found("s") == ["s1", "s2", "svc/", "sts/", ":6"]
+    assert found("s1", "") == ["s2", ":4"]
+    assert found("svc/") == ["svc/web", ":4"]
+    assert found("svc/web", ":h") == [":http", ":4"]
+    assert found("-n", "") == ["shop", ":4"]
+    assert found("--agent-namespace=") == ["shop", ":4"]
 
 
 def test_a_completion_that_fails_leaves_the_word_to_the_shell(

@@ -98,9 +98,20 @@ def target_names(context: click.Context, param: click.Parameter, word: str) -> l
             config = Selection(context.params.get("file"), environ=os.environ).load()
     except KrelayError:
         return []
-    given = context.params.get("names") or ()
+    given = context.params.get(str(param.name)) or ()
     found = (target for target in config.targets if target.name not in given)
     return [CompletionItem(t.name, help=one_line(t)) for t in found if t.name.startswith(word)]
+
+
+def names_or_words(
+    context: click.Context, param: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Return the file's targets, or the words of one as for `kubectl relay`."""
+    given = context.params.get(str(param.name)) or ()
+    if "/" in "".join(given[:1] or (word,)):
+        return relay_words(context, param, word)
+    kinds = [] if given else [f"{kind}/" for kind in TYPES]
+    return [*target_names(context, param, word), *_items(kinds, word)]
 
 
 def namespaces(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
