@@ -364,7 +364,7 @@ async def test_names_that_clash_and_no_command(tmp_path: Path) -> None:
 
 
 async def test_what_the_command_leaves_behind_does_not_hold_it_up(tmp_path: Path) -> None:
-    """A child of the command keeps a connection, which gets a moment and is then cut."""
+    """A child of the command keeps a connection, which is cut once it is quiet."""
     async with rig.tcp_target(rig.hold) as port:
         file = write(tmp_path, port, "tunnel: {drain: 10s}")
         script = (
@@ -383,7 +383,6 @@ async def test_what_the_command_leaves_behind_does_not_hold_it_up(tmp_path: Path
         done = await run("run", "-f", str(file), "--", sys.executable, "-c", script)
     assert done.code == 0, done.err
     await rig.until(lambda: not alive(int(done.out)))
-    assert "1 connections are cut" in done.err
 
 
 def config(**targets: tuple[Port, ...]) -> Config:
