@@ -21,7 +21,8 @@ from krelay.config.watch import Mode, mode_from_env
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
-from krelay.state.events import AgentProgress, ConfigApplied, Ending, ForwardBound
+from krelay.state.bus import EventBus
+from krelay.state.events import AgentProgress, ConfigApplied, Ending, ForwardBound, Started
 from krelay.status import Handler
 from krelay.status.servers import AlreadyRunningError, TcpServer, serve_unix
 from krelay.status.socket_path import socket_path
@@ -34,6 +35,8 @@ from krelay.tasks import TaskGroup, keep
 logger = logging.getLogger("krelay.cli")
 
 _INTERRUPTED = 130
+_SLOW_START = 3.0
+"""Seconds that a start may take before a person at a terminal learns what it waits for."""
 
 
 class FileSource(ConfigSource, Protocol):
@@ -83,8 +86,10 @@ def run(
         supervisor.bus.on(ForwardBound, announce)
     elif not live:
         supervisor.bus.on(ForwardBound, announce_bound)
-    if as_kubectl:
-        supervisor.bus.on(Ending, _say_at_terminal)
+    quiet = as_kubectl and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO)
+    if quiet:
+        # What a person waits for belongs on a terminal, though the log has no place for it.
+        supervisor.bus.on(Ending, _say_ending)
     reloader = Reloader(source, supervisor)
     path = socket_path(file) if file else None
     with keep_log() as ring:
@@ -98,6 +103,7 @@ def run(
                 ring.answer,
                 live=live,
                 as_kubectl=as_kubectl,
+                says_start=quiet,
             )
         )
 
@@ -112,6 +118,7 @@ async def _run(
     *,
     live: bool,
     as_kubectl: bool,
+    says_start: bool,
 ) -> int:
     signals = _Signals(reloads=path is not None, even_ignored=as_kubectl)
     control = Control(supervisor, reloader)
@@ -135,6 +142,8 @@ async def _run(
                 "the status service": partial(_serve_on_tcp, listening, status, supervisor),
                 "the service manager": service.run,
             }
+            if says_start:
+                beside["the slow start"] = partial(_say_slow_start, supervisor.bus)
             if mode is not None:
                 beside["the watch of the file"] = partial(reloader.watch, mode)
             if live:
@@ -298,10 +307,24 @@ def announce_bound(event: ForwardBound) -> None:
         silence_stdout()
 
 
-def _say_at_terminal(event: Ending) -> None:
-    """Tell a person at a terminal what krelay waits for, if the log does not."""
-    if event.moving and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO):
+def _say_ending(event: Ending) -> None:
+    """Say how many connections krelay waits for, if any."""
+    if event.moving:
         note(event.line)
+
+
+async def _say_slow_start(bus: EventBus) -> None:
+    """Say what the start waits for once it has taken a while, and each further step of it."""
+    with bus.subscribe(AgentProgress, Started) as events:
+        last: AgentProgress | Started | None = None
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SLOW_START):
+                while not isinstance(last, Started):
+                    last = await events.next()
+        while not isinstance(last, Started):
+            if last is not None:
+                note(f"agent: {last.step}")
+            last = await events.next()
 
 
 def _can_be_live(config: Config) -> bool:

@@ -18,7 +18,8 @@ from krelay.cli.up import run
 from krelay.config.sources import Selection, Words
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
-from krelay.state.events import Ending, ForwardBound
+from krelay.state.bus import EventBus
+from krelay.state.events import AgentProgress, Ending, ForwardBound, Started
 from krelay.status.servers import AlreadyRunningError, serve_unix
 from krelay.status.socket_path import socket_path
 from krelay.supervisor.supervisor import Supervisor
@@ -212,6 +213,37 @@ def test_kubectl_relay_says_at_a_terminal_what_it_waits_for(
     assert run(WORDS, as_kubectl=True) == 0
     line = "draining 2 connections for up to 30 s; press Ctrl-C again to end at once\n"
     assert capsys.readouterr().err == line * said
+
+
+async def test_a_slow_start_says_each_step_once_it_has_taken_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "_SLOW_START", 0.05)
+    bus = EventBus()
+    async with asyncio.TaskGroup() as tasks:
+        saying = tasks.create_task(module._say_slow_start(bus))
+        await asyncio.sleep(0)
+        for step in ("waiting for a node", "pulling the image"):
+            bus.publish(AgentProgress(None, step))
+        said = ""
+        while "pulling" not in said:
+            await asyncio.sleep(0.005)
+            said += capsys.readouterr().err
+        assert said == "agent: pulling the image\n"
+        bus.publish(AgentProgress(None, "starting"))
+        bus.publish(Started())
+        await saying
+    assert capsys.readouterr().err == "agent: starting\n"
+
+
+async def test_a_quick_start_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    bus = EventBus()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(module._say_slow_start(bus))
+        await asyncio.sleep(0)
+        bus.publish(AgentProgress(None, "waiting for a node"))
+        bus.publish(Started())
+    assert capsys.readouterr().err == ""
 
 
 def test_output_that_is_no_longer_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
