@@ -245,17 +245,19 @@ def resolve_service(
         return Resolution(protocol, reason="its EndpointSlices may not be read")
     if not endpoints:
         return _without_endpoint(service, found, pods, selected or ())
+    serves = slices is None or any(one[4] for one in _endpoints(found, slices))
     endpoint = next((one for one in endpoints if one.host == current), endpoints[0])
     affinity = affinity or spec.get("sessionAffinity") == "ClientIP"
     several: dict[str, Any] = {
         **{"endpoints": endpoints, "affinity": affinity},
-        **{"pods": pods, "balanced": not affinity},
+        **{"pods": pods, "balanced": not affinity, "unready": not serves},
     }
     if affinity:
         # By clusterIP all clients would be one, the agent, and two agents would be two.
         return Resolution(protocol, endpoint, via=f"endpoint by client{note}", **several)
     if cluster_ip is None:
-        return Resolution(protocol, endpoint, via=f"endpoint{note}", pods=pods, balanced=True)
+        several |= {"endpoints": (), "balanced": True}
+        return Resolution(protocol, endpoint, via=f"endpoint{note}", **several)
     if spec.get("internalTrafficPolicy") == "Local":
         # By clusterIP only endpoints on the agent's node could be reached.
         via = f"endpoint, as internalTrafficPolicy is Local{note}"
@@ -307,7 +309,7 @@ def _pods_of_slices(port: Object, slices: Iterable[Object]) -> tuple[PodPort, ..
     """
     pods = [
         _pod_port(reference, endpoint.port, ready=ready)
-        for ready, endpoint, _, reference in _endpoints(port, slices)
+        for ready, endpoint, _, reference, _ in _endpoints(port, slices)
         if reference.get("kind") == "Pod" and "name" in reference
     ]
     pods.sort(key=lambda pod: (not pod.ready, pod.name))
@@ -372,15 +374,17 @@ def _ready_endpoints(
     family = next(iter(service["spec"].get("ipFamilies", ())), None)
     found = list(_endpoints(port, slices))
     found = [one for one in found if one[0]] or found
+    # A Service may publish pods that are not ready, too.
+    found = [one for one in found if one[4]] or found
     found = [one for one in found if one[2] == family] or found
     return tuple(sorted({one[1] for one in found}, key=lambda e: (e.host, e.port))[:MAX_ENDPOINTS])
 
 
 def _endpoints(
     port: Object, slices: Iterable[Object]
-) -> Iterator[tuple[bool, Endpoint, str | None, Object]]:
-    """Yield (ready, endpoint, family, what it refers to) of each endpoint that is ready or still
-    serves."""
+) -> Iterator[tuple[bool, Endpoint, str | None, Object, bool]]:
+    """Yield (ready, endpoint, family, what it refers to, serves) of each endpoint that is ready or
+    still serves. What serves is ready for the kubelet."""
     for part in slices:
         numbers = [
             declared["port"]
@@ -395,4 +399,5 @@ def _endpoints(
             serving = conditions.get("serving") is not False
             if endpoint.get("addresses") and (ready or serving):
                 address = Endpoint(endpoint["addresses"][0], numbers[0])
-                yield ready, address, part.get("addressType"), endpoint.get("targetRef", {})
+                reference = endpoint.get("targetRef", {})
+                yield ready, address, part.get("addressType"), reference, serving

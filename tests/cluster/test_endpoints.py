@@ -471,6 +471,32 @@ def test_an_endpoint_that_ends_serves_only_without_a_ready_one() -> None:
     assert found.endpoint == Endpoint("10.1.0.2", 8080)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "unready"),
+    [
+        ({"ready": True, "serving": True}, False),
+        ({"ready": False, "serving": True, "terminating": True}, False),
+        # The Service publishes addresses that are not ready.
+        ({"ready": True, "serving": False}, True),
+        # Endpoints that are not pods may have neither.
+        ({"ready": True}, False),
+        ({}, False),
+    ],
+)
+def test_an_endpoint_is_unready_if_the_kubelet_says_so(
+    conditions: dict[str, Any], unready: bool
+) -> None:
+    for kind in (service(), service(clusterIP="None"), service(sessionAffinity="ClientIP")):
+        found = resolve_service(kind, Port(80), [part(endpoint(**conditions))])
+        assert found.endpoint is not None
+        assert found.unready is unready
+        other = endpoint("10.1.0.9", ready=True, serving=True)
+        found = resolve_service(kind, Port(80), [part(endpoint(**conditions), other)])
+        assert not found.unready
+        if found.endpoint != Endpoint("10.96.0.9", 80) and unready:
+            assert found.endpoint == Endpoint("10.1.0.9", 8080)
+
+
 def test_the_service_s_first_family_is_preferred() -> None:
     headless = service(clusterIP="None", ipFamilies=["IPv6", "IPv4"])
     slices = [part(endpoint("10.1.0.1")), part(endpoint("fd00::1"), addressType="IPv6")]
