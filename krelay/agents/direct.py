@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from krelay.datapath.direct import Connection, DirectPool
-from krelay.errors import KrelayError
+from krelay.errors import AccessDeniedError, KrelayError
 from krelay.model import DirectSpec, PodPort
 from krelay.mux.log import about
 from krelay.tasks import TaskGroup, keep, shield_cleanup
@@ -34,10 +34,17 @@ class DirectGroup:
     `start` makes it usable; `drain` or `stop` ends it.
     """
 
-    def __init__(self, spec: DirectSpec, api: Api) -> None:
-        """The caller closes `api`."""
+    def __init__(
+        self,
+        spec: DirectSpec,
+        api: Api,
+        *,
+        explain: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
+        """The caller closes `api`. `explain` is called with each missing right before it is
+        raised."""
         self.spec = spec
-        self._pods = _Pods(api, spec)
+        self._pods = _Pods(api, spec, explain)
         self.pool = DirectPool(f"d{next(_NUMBERS)}", self._pods)
         self._running: asyncio.Task[None] | None = None
 
@@ -92,8 +99,9 @@ class DirectGroup:
 class _Pods:
     """Dials pods through the API server."""
 
-    def __init__(self, api: Api, spec: DirectSpec) -> None:
+    def __init__(self, api: Api, spec: DirectSpec, explain: Callable[[Exception], None]) -> None:
         self._api = api
+        self._explain = explain
         self._spec = spec
         self._renewed_at = -math.inf
 
@@ -121,6 +129,9 @@ class _Pods:
                 pod=pod.name,
                 transport=transport_from_env(self._spec.transport, os.environ),
             )
+        except AccessDeniedError as exc:
+            self._explain(exc)
+            raise
         except UnauthorizedError:
             # Other credentials may be accepted. An exec plugin may prompt a person.
             now = asyncio.get_running_loop().time()

@@ -447,6 +447,11 @@ def reload(file: str | None, output: str) -> int:
     shell_complete=namespaces,
     help="Namespace of the agent.",
 )
+@click.option(
+    "--via",
+    type=click.Choice(["auto", "agent", "direct"]),
+    help="Way into the cluster, as for `kubectl relay`.",
+)
 @click.option("--name", metavar="NAME", help="Name of the Roles and their bindings.")
 @click.argument(
     "words",
@@ -463,6 +468,7 @@ def rbac(
     context: str | None,
     namespace: str | None,
     agent_namespace: str | None,
+    via: str | None,
     name: str | None,
     words: tuple[str, ...],
 ) -> int:
@@ -473,8 +479,11 @@ def rbac(
     """
     from krelay.cli import file_commands
     from krelay.config.sources import PROXY_WORD, Overlay, Proxy, Words
+    from krelay.model import Via
 
-    overlay = Overlay(namespace=namespace, agent_namespace=agent_namespace)
+    overlay = Overlay(
+        namespace=namespace, agent_namespace=agent_namespace, via=Via(via) if via else None
+    )
     source: Selection | Words | Proxy
     if file is None and words == (PROXY_WORD,):
         source = Proxy(overlay=overlay)

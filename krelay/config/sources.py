@@ -89,7 +89,11 @@ class Overlay:
             context=self.context or config.context,
             agent=agent,
             targets=tuple(found for target in config.targets for found in self._targets(target)),
-            origin=Origin(words, self.namespace, self.flags),
+            origin=Origin(
+                (*words, *(("--via", self.via.value) if self.via else ())),
+                self.namespace,
+                self.flags,
+            ),
         )
         for target in config.targets:
             if message := exposure(target):

@@ -403,7 +403,8 @@ class DirectPool:
         known.failure = exc
         news = known.failures.is_new(exc)
         level = logging.WARNING if news else logging.DEBUG
-        about(logger, name=str(known)).log(level, "no port-forward: %s", exc)
+        text = exc.line() if isinstance(exc, KrelayError) else exc
+        about(logger, name=str(known)).log(level, "no port-forward: %s", text)
         return news
 
 

@@ -91,7 +91,9 @@ class WarmingConfig:
                 self.groups[change.key] = await self._group(change.new)
         for context, spec in directs(self.config).items():
             if spec not in self._present:
-                self.directs[context] = DirectGroup(spec, await self._contexts.api(context))
+                api = await self._contexts.api(context)
+                explain = partial(explain_error, config=self.config, context=context, api=api)
+                self.directs[context] = DirectGroup(spec, api, explain=explain)
         for target in _targets_to_watch(self.plan):
             follow: Follow = follow_constant
             if target.kind.in_cluster and not self.config.agent.embedded:

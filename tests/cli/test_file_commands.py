@@ -261,6 +261,10 @@ def test_rbac_prints_bindings_for_the_given_subjects(
         (["svc/web", "8080:80", "-n", "shop"], ["shop"]),
         (["svc/web", "8080:80", "-n", "shop", "--agent-namespace", "tools"], ["tools", "shop"]),
         (["proxy", "-n", "shop"], ["shop"]),
+        (
+            ["svc/web", "80", "-n", "shop", "--agent-namespace", "tools", "--via", "direct"],
+            ["shop"],
+        ),
         (["-f", "krelay.yaml", "-n", "shop", "web"], ["shop"]),
         (["--context", "other", "-n", "shop"], ["shop", "data"]),
         (["--agent-namespace", "tools", "db"], ["tools", "data"]),

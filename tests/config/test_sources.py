@@ -188,6 +188,8 @@ def test_a_config_knows_the_words_of_krelay_rbac_that_select_it(tmp_path: Path) 
     config = Words(("svc/web", "8080:http"), overlay).load()
     assert config.origin == Origin(("svc/web", "8080:http"), "n", True)
     assert config.agent.namespace == "a"
+    direct = Words(("svc/web", "80"), Overlay(via=Via.DIRECT)).load()
+    assert direct.origin.words == ("svc/web", "80", "--via", "direct")
     assert Proxy(overlay=Overlay()).load().origin == Origin(("proxy",))
     path = tmp_path / "krelay.yaml"
     path.write_text("apiVersion: krelay/v1\ntargets: {a: svc/a 80, b: svc/b 81}\n")

@@ -59,6 +59,7 @@ def up(namespace: str, tmp_path: Path, agent: dict[str, Any], world: str) -> Kre
     config = {
         "apiVersion": "krelay/v1",
         "namespace": namespace,
+        "via": "agent",
         "agent": agent,
         "targets": {"web": f"svc/web :80 -n {world}"},
     }
@@ -152,7 +153,7 @@ def test_a_ratio_of_ten_takes_the_agent_as_it_is(
 def test_a_flag_of_kubectl_relay_mends_it_too(namespace: Make, world: str) -> None:
     place = namespace()
     enforce(place, limit_range(max={"cpu": "300m"}))
-    words = ("-n", world, "--agent-namespace", place, "svc/web", ":80")
+    words = ("-n", world, "--via", "agent", "--agent-namespace", place, "svc/web", ":80")
     found = FLAG.search(hint_of(kubectl_relay(*words)))
     assert found
     with kubectl_relay(*words, *shlex.split(found[0])) as krelay:
@@ -264,6 +265,6 @@ def test_an_image_that_a_policy_wants(
     place = namespace()
     expression = "object.spec.containers.all(c, c.image.startsWith('krelay.test/'))"
     policy(place, "/pods", expression=expression)
-    words = ("-n", world, "--agent-namespace", place, "svc/web", ":80")
+    words = ("-n", world, "--via", "agent", "--agent-namespace", place, "svc/web", ":80")
     hint = hint_of(kubectl_relay(*words))
     assert "--server.image=REGISTRY/python:3.11-slim" in hint

@@ -16,6 +16,7 @@ from tests.e2e.kit import Krelay
 from tests.e2e.test_relay import PATH, kubectl_relay
 
 Make = Callable[..., str]
+ALL_BUT_FORWARDS = "jobs.batch,pods,services,endpointslices.discovery.k8s.io"
 LISTENING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) -> ")
 
 
@@ -111,7 +112,7 @@ def test_a_chosen_namespace_decides_without_a_fallback(
     place = namespace()
     account = Account(namespace(), place, tmp_path / "kubeconfig")
     account.allow(world, "svc/web", "80")
-    words = ("-n", world, "svc/web", ":80")
+    words = ("-n", world, "--via", "agent", "svc/web", ":80")
     krelay = account.kubectl_relay(*words, "--agent-namespace", place)
     assert krelay.finish() == 4, krelay.told()
     assert any(f'cannot create jobs.batch in namespace "{place}"' in line for line in krelay.log)
@@ -120,7 +121,7 @@ def test_a_chosen_namespace_decides_without_a_fallback(
         assert not moved(krelay)
     path = tmp_path / "krelay.yaml"
     path.write_text(
-        f"apiVersion: krelay/v1\nagent: {{namespace: {place}}}\n"
+        f"apiVersion: krelay/v1\nvia: agent\nagent: {{namespace: {place}}}\n"
         f"targets: {{web: svc/web :80 -n {world}}}\n"
     )
     refused = kit.run("up", "-f", str(path), environ={"KUBECONFIG": str(account.path)})
@@ -130,10 +131,8 @@ def test_a_chosen_namespace_decides_without_a_fallback(
 
 def follow_hint(krelay: Krelay) -> None:
     """Do what the hint says, as an administrator."""
-    code = krelay.finish()
-    assert code == 4, krelay.told()
-    hint = next(line for line in krelay.log if line.startswith("  hint: "))
-    command = hint.partition(" with: ")[2]
+    krelay.finish()
+    command = next(line.partition(" with: ")[2] for line in krelay.log if " with: " in line)
     assert command.endswith(" | kubectl apply -f -"), krelay.told()
     subprocess.run(
         ["bash", "-ec", f"set -o pipefail; {command}"],
@@ -143,21 +142,44 @@ def follow_hint(krelay: Krelay) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("target", "port"), [("svc/web", ":80"), ("sts/db", ":8000"), ("pod/solo", ":8000")]
+)
 def test_one_command_of_the_hint_gives_every_right(
-    namespace: Make, world: str, tmp_path: Path
+    target: str, port: str, namespace: Make, world: str, tmp_path: Path
 ) -> None:
     account = Account(namespace(), namespace(), tmp_path / "kubeconfig")
-    for words in (
-        ("-n", world, "svc/web", ":80"),
-        ("-n", world, "deploy/web", ":http"),
-        ("-n", world, "--agent-namespace", account.home, "pod/solo", ":8000"),
-    ):
-        follow_hint(account.kubectl_relay(*words))
-        with account.kubectl_relay(*words) as krelay:
-            assert page(krelay)
-    # The first one's rights are still there.
-    with account.kubectl_relay("-n", world, "svc/web", ":80") as krelay:
+    words = ["-n", world, target, port]
+    if target == "sts/db":
+        words += ["--agent-namespace", account.home]
+    follow_hint(account.kubectl_relay(*words))
+    # Rights for something else take none away.
+    account.allow(world, "deploy/web", "80")
+    with account.kubectl_relay(*words) as krelay:
         assert page(krelay)
+
+
+@pytest.mark.parametrize("via", ["agent", "direct"])
+def test_the_hint_for_a_missing_port_forward_gives_every_right(
+    via: str, namespace: Make, world: str, tmp_path: Path
+) -> None:
+    """The right is missing where the agent runs, or where the pods are."""
+    own = namespace()
+    account = Account(namespace(), own, tmp_path / "kubeconfig")
+    for place in (own, world):
+        subject = f"--serviceaccount={account.home}:dev"
+        some = ("--verb=create,delete,list,watch", f"--resource={ALL_BUT_FORWARDS}")
+        kit.kubectl("-n", place, "create", "role", own, *some)
+        kit.kubectl("-n", place, "create", "rolebinding", own, f"--role={own}", subject)
+    words = ("-n", world, "--via", via, "svc/web", ":80")
+    krelay = account.kubectl_relay(*words)
+    if via == "direct":
+        krelay.wait_log(" with: ")
+        krelay.process.terminate()
+    follow_hint(krelay)
+    with account.kubectl_relay(*words) as krelay:
+        assert page(krelay)
+        assert not moved(krelay)
 
 
 def test_the_hint_for_a_file_gives_every_right(namespace: Make, world: str, tmp_path: Path) -> None:
