@@ -20,10 +20,13 @@ from krelay.config.watch import Mode
 from krelay.errors import CredentialsError, KrelayError, UnreachableError
 from krelay.model import Config
 from krelay.state.states import ContextState
+from krelay.supervisor import supervisor as supervisor_module
 from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
 from tests import rig
+from tests.supervisor.agents import FakeAgent
+from tests.supervisor.world import named, text, world
 
 PKI = Path(__file__).parents[1] / "cluster" / "pki"
 
@@ -329,8 +332,14 @@ async def test_a_kubeconfig_that_cannot_be_used_keeps_the_present_one_with_one_w
 
 
 async def test_what_waits_for_a_silent_server_goes_to_the_new_one(kubeconfig: Kubeconfig) -> None:
+    arrived: list[asyncio.StreamReader] = []
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        arrived.append(reader)
+        await rig.hold(reader, writer)
+
     async with (
-        rig.tcp_target(rig.hold) as silent,
+        rig.tcp_target(hold) as silent,
         cluster("new") as new,
         contexts_of_a_run() as contexts,
     ):
@@ -340,7 +349,7 @@ async def test_what_waits_for_a_silent_server_goes_to_the_new_one(kubeconfig: Ku
             reading = tasks.create_task(api.get("/version"))
             writing = tasks.create_task(outcome(api.create("/jobs", {})))
             pausing = tasks.create_task(api.pause(3600, api.changes))
-            await rig.until(lambda: len(api._waits) == 2)
+            await rig.until(lambda: len(arrived) == 2)
             kubeconfig.write("dev", dev={"server": new.url})
             await contexts.reread()
         assert reading.result() == {"cluster": "new"}
@@ -485,3 +494,41 @@ async def test_the_watches_of_a_context_are_shared_and_end_before_its_client(
     await contexts.close()
     assert order == [0]
     assert FakeApi.closed == closed + 2
+
+
+# -- what waits for another kubeconfig -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_an_edit_that_waits_for_its_cluster_is_tried_again_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: bool
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_RETRY_FIRST", 3600.0)
+    start = FakeAgent.start
+    tried = asyncio.Event()
+
+    async def unreachable(agent: FakeAgent) -> None:
+        tried.set()
+        if hangs:
+            await asyncio.get_running_loop().create_future()
+        raise UnreachableError("cannot reach the API server")
+
+    async with named(b"a") as port:
+        line = f"one: ip/127.0.0.1 :{port}"
+        async with world(monkeypatch, tmp_path, text(line)) as w:
+            supervisor = w.supervisor
+            monkeypatch.setattr(FakeAgent, "start", unreachable)
+            await asyncio.to_thread(
+                w.file.write_text, text(line).replace("sessions: 1", "sessions: 2")
+            )
+            request = await w.reloader.load("an edit")
+            await tried.wait()
+            if not hangs:
+                await rig.until(lambda: request.failure)
+            monkeypatch.setattr(FakeAgent, "start", start)
+            state = ContextState("dev", "https://h:2", "default")
+            supervisor._context_changed(ContextUpdate(frozenset(), state, ("server",), True))
+            await rig.until(lambda: supervisor.out_of_sync is None)
+            assert request.failure is None
+            assert request.changes
+            assert "context" in [event.kind for event in supervisor.bus.history]
