@@ -169,6 +169,31 @@ def test_a_server_that_moves_costs_no_connection(
     new.close()
 
 
+def test_a_move_from_a_server_that_still_answers_is_complete(
+    world: str, tmp_path: Path, kubeconfig: Kubeconfig
+) -> None:
+    old, new = Door(kubeconfig.server), Door(kubeconfig.server)
+    kubeconfig.write("dev", world, dev=old)
+    text = config("solo: pod/solo :9000")
+    with kit.up(text, tmp_path, 1, environ=kubeconfig.environ) as krelay:
+        with kit.command(krelay.address("solo"), "tick") as sock:
+            ticking = ticks(sock)
+            next(ticking)
+            krelay.wait_log("tunnel moved to proxy")
+            log = len(krelay.log)
+            kubeconfig.write("dev", world, dev=new)
+            kit.eventually(
+                lambda: any("tunnel resumed" in line for line in krelay.log[log:]), "resumed"
+            )
+            log = len(krelay.log)
+            old.close()
+            for _ in range(20):
+                next(ticking)
+            ticking.close()
+        assert not [line for line in krelay.log[log:] if "lost" in line], krelay.told()
+    new.close()
+
+
 def test_a_cluster_made_anew_gets_a_new_agent(
     namespace: Any, world: str, tmp_path: Path, kubeconfig: Kubeconfig
 ) -> None:
