@@ -231,6 +231,7 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
     from krelay.cli import up
     from krelay.config.files import read_once
     from krelay.config.sources import Proxy, Selection, Words
+    from krelay.model import LOOPBACK
     from krelay.supervisor.contexts import Contexts
 
     proxy = words == ("proxy",) and file is None
@@ -240,13 +241,16 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
     if file is not None and words:
         raise UsageError("both a file and a target", hint="add the target to the file")
     if file is not None:
-        source = Selection(file, environ=os.environ, text=read_once(file), overlay=overlay)
+        # A line of targets.txt is a command line; a krelay.yaml has a default of its own.
+        listen = LOOPBACK if overlay.listens else LOCALHOST
+        source = Selection(
+            file, environ=os.environ, text=read_once(file), overlay=overlay, listen=listen
+        )
     elif proxy:
         source = Proxy(overlay=overlay)
         if listens:
             source = Proxy(listens[-1], overlay=overlay)
     elif words:
-        # As in kubectl; a file has a default of its own.
         overlay = replace(overlay, listens=overlay.listens or (LOCALHOST,))
         source = Words(words, overlay)
     else:

@@ -28,13 +28,20 @@ _warned: set[tuple[str, str]] = set()
 """Files and their old keys that this process has warned about."""
 
 
-def load(path: str | None, *, environ: Mapping[str, str], text: bytes | None = None) -> Config:
+def load(
+    path: str | None,
+    *,
+    environ: Mapping[str, str],
+    text: bytes | None = None,
+    listen: str = LOOPBACK,
+) -> Config:
     """Load the config at `path`, by default ./krelay.yaml or ./krelay.yml. Blocks.
 
     Args:
         path: a krelay.yaml, a targets.txt, or `-` for `text`.
         environ: the values of `${VAR}`.
         text: the content, if it has been read already (standard input, a pipe).
+        listen: the address of lines of a targets.txt that name none.
 
     Raises:
         UsageError: the file does not exist, or cannot be read.
@@ -43,7 +50,7 @@ def load(path: str | None, *, environ: Mapping[str, str], text: bytes | None = N
     path = find(path)
     files = Files(environ)
     data = files.main(path, text)
-    return _config(data, "<stdin>" if path == STDIN else path, files)
+    return _config(data, "<stdin>" if path == STDIN else path, files, listen)
 
 
 def parse(text: str, path: str, environ: Mapping[str, str]) -> Config:
@@ -79,8 +86,8 @@ def parse_target(
     return target
 
 
-def _config(content: bytes | str, path: str, files: Files) -> Config:
-    config, problems = join(list(_Reader(path, files).files(content, path)))
+def _config(content: bytes | str, path: str, files: Files, listen: str = LOOPBACK) -> Config:
+    config, problems = join(list(_Reader(path, files, listen).files(content, path)))
     if problems:
         raise _error(path, problems, files.paths)
     return dataclasses.replace(config, files=files.paths)
@@ -99,8 +106,9 @@ def _error(path: str, problems: list[Problem], files: tuple[str, ...]) -> Config
 
 
 class _Reader:
-    def __init__(self, main: str, files: Files) -> None:
+    def __init__(self, main: str, files: Files, listen: str) -> None:
         self._files = files
+        self._defaults = {"listen": listen}
         self._known = {os.path.realpath(main): "it is the first file"}
 
     def files(
@@ -132,7 +140,7 @@ class _Reader:
         except ConfigError as exc:
             return ParsedFile(Config((), path=path), problems=exc.problems)
         if is_targets_txt(text, path):
-            return read_lines(text, path, **(by.defaults if by else {}))
+            return read_lines(text, path, **(by.defaults if by else self._defaults))
         return self._yaml(text, path, included=by is not None)
 
     def _yaml(self, text: str, path: str, *, included: bool) -> ParsedFile:

@@ -129,6 +129,7 @@ class Selection:
 
     `path` is None for the file of this directory. `text` is its content if it can be read only
     once. `names` selects targets; empty selects all. `embedded` runs the agent on this machine.
+    `listen` is the address of lines of a targets.txt that name none.
     """
 
     path: str | None
@@ -137,6 +138,7 @@ class Selection:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     text: bytes | None = field(default=None, repr=False)
     overlay: Overlay = Overlay()
+    listen: str = LOOPBACK
 
     @property
     def file(self) -> str | None:
@@ -152,7 +154,7 @@ class Selection:
             UsageError: the file cannot be read, or has no such target.
             ConfigError: the file is invalid; carries every problem.
         """
-        config = load(self.path, environ=self.environ, text=self.text)
+        config = load(self.path, environ=self.environ, text=self.text, listen=self.listen)
         if self.names:
             config = dataclasses.replace(config, targets=_chosen(config, self.names))
         if self.embedded:

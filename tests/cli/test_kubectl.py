@@ -187,9 +187,26 @@ def test_what_is_not_an_address_is_refused(started: Started, relay: Relay) -> No
     assert relay("-l", "nowhere", "svc/a", "1") == 2
 
 
-def test_a_file_keeps_its_own_addresses(started: Started, relay: Relay) -> None:
-    Path("targets.txt").write_text("svc/a 1\n-l localhost svc/b 2\n")
-    assert relay("-f", "targets.txt") == 0
+@pytest.mark.parametrize(
+    ("options", "addresses"),
+    [
+        ([], ["localhost", "127.0.0.3"]),
+        (["--address", "127.0.0.2"], ["127.0.0.2", "127.0.0.3"]),
+    ],
+)
+def test_lines_of_a_file_listen_as_command_lines_do(
+    options: list[str], addresses: list[str], started: Started, relay: Relay
+) -> None:
+    Path("targets.txt").write_text("svc/a 1\n-l 127.0.0.3 svc/b 2\n")
+    assert relay(*options, "-f", "targets.txt") == 0
+    assert [target.listen for target in started.config.targets] == addresses
+
+
+def test_a_krelay_yaml_keeps_its_own_addresses(started: Started, relay: Relay) -> None:
+    Path("krelay.yaml").write_text(
+        "apiVersion: krelay/v1\ntargets:\n  a: svc/a 1\n  b: svc/b 2 -l localhost\n"
+    )
+    assert relay("-f", "krelay.yaml") == 0
     assert [target.listen for target in started.config.targets] == ["127.0.0.1", "localhost"]
 
 
