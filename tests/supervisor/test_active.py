@@ -206,6 +206,25 @@ async def test_datagrams_go_where_the_route_leads_now(
 # -- proxies -----------------------------------------------------------------------------------
 
 
+async def test_an_edit_of_which_pods_serve_is_followed_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with named(b"a") as port:
+        target = f"target: ip/127.0.0.1, port: ':{port}'"
+        async with world(monkeypatch, tmp_path, text(f"web: {{{target}}}")) as running:
+            watcher = running.supervisor.active.watchers["web"]
+            talk = await Talk.to(running.port("web"))
+            edited = text(f"web: {{{target}, ready: false, affinity: client}}")
+            assert await running.edit(edited) == [
+                "web.ready: set true -> false",
+                "web.affinity: set none -> client",
+            ]
+            assert running.supervisor.active.watchers["web"] is not watcher
+            assert running.supervisor.active.watchers["web"].target.ready is False
+            assert await talk.alive()
+            await talk.close()
+
+
 async def test_a_proxy_follows_edits_as_targets_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
