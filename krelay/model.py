@@ -394,8 +394,9 @@ class Resolution:
     run, and `ended` says that no other will come; `fallback` leads to a pod that runs but is not
     ready. Such an endpoint is `unready`, and `ending` if its pod is being deleted.
 
-    `endpoints` are the ready endpoints of a Service if they are known. If `endpoint` is one of
-    them, each connection takes one: the next in turn, or with `affinity` that of its client.
+    `endpoints` are the ready endpoints of a Service if they are known, or a pod's further
+    addresses. If `endpoint` is one of them, each connection takes one: the next in turn, or with
+    `affinity` that of its client. If not, they are for when it refuses.
     """
 
     protocol: Protocol

@@ -130,9 +130,13 @@ def resolve_pod(pod: Object, port: Port) -> Resolution:
     via, ready, ending = f"pod {name}", is_ready(pod), is_ending(pod)
     if not ready:
         via += ", which is being deleted" if ending else ", which is not ready"
+    first = pod["status"]["podIP"]
+    # A program may listen on the addresses of one family only.
+    others = [found.get("ip", first) for found in pod["status"].get("podIPs", ())]
     return Resolution(
         protocol,
-        Endpoint(pod["status"]["podIP"], number),
+        Endpoint(first, number),
+        endpoints=tuple(Endpoint(other, number) for other in others if other != first),
         via=via,
         unready=not ready,
         ending=ending,

@@ -66,6 +66,7 @@ _POD_SPEC = Shape(
 _POD_STATUS = Shape(
     fields(_STATUSES, "containerStatuses", "initContainerStatuses")
     | {"phase": _WORD, "reason": _REASON, "message": _TEXT, "podIP": Address()}
+    | {"podIPs": ListOf(Shape({"ip": Address()}), 100)}
     | {"conditions": ListOf(_CONDITION)}
 )
 _POD_METADATA = Shape(

@@ -141,11 +141,11 @@ class StreamRequest:
         self._queue(self.endpoint)
 
     def accepted(self) -> None:
-        """Learn that the endpoint took the stream; where its clusterIP had not, avoid that."""
+        """Learn that the endpoint took the stream; avoid one that had refused it before."""
         refused, route = self._refused, self.forwarding.route
         if refused is not None and refused == route.endpoint != self.endpoint:
-            text = "%s refused and %s, behind it, did not: new connections go to endpoints"
-            self.forwarding.log.warning(text, refused, self.endpoint)
+            text = "%s refused and %s, behind it, did not: new connections go there"
+            self.forwarding.log.info(text, refused, self.endpoint)
             route.avoid(refused)
 
     def cancel(self) -> None:

@@ -17,7 +17,7 @@ from krelay.wire.header import TCP, Header
 logger = logging.getLogger("krelay.tunnel")
 
 AVOIDED = 300.0
-"""Seconds for which a clusterIP that refused is avoided while its endpoints stay the same."""
+"""Seconds for which an endpoint that refused is avoided while those behind it stay the same."""
 
 
 REAPPEARS = 10.0
@@ -49,7 +49,7 @@ class Route:
         self._waiting = 0
         self._fell_back = False
         self._turn = 0
-        # A clusterIP that refused while an endpoint behind it did not.
+        # An endpoint that refused, as a clusterIP, while one behind it did not.
         self._avoided: Endpoint | None = None
         self._avoided_until = -math.inf
         self.pool = pool
@@ -159,7 +159,7 @@ class Route:
         return self.endpoint is not None
 
     def avoid(self, endpoint: Endpoint) -> None:
-        """Lead new streams past a clusterIP, to the endpoints behind it, for a while."""
+        """Lead new streams past an endpoint that refused, to those behind it, for a while."""
         self._avoided = endpoint
         self._avoided_until = asyncio.get_running_loop().time() + AVOIDED
         self.wake()

@@ -208,6 +208,14 @@ def test_the_resolution_of_a_pod_says_whether_it_is_ready(more: dict[str, Any], 
     assert [one.ready for one in found.pods] == [not more]
 
 
+def test_a_pod_s_further_addresses_stand_behind_its_first() -> None:
+    both = pod(status={"podIP": "fd00::1", "podIPs": [{"ip": "fd00::1"}, {"ip": "10.1.0.1"}]})
+    found = resolve_pod(both, Port(80))
+    assert found.endpoint == Endpoint("fd00::1", 80)
+    assert found.endpoints == (Endpoint("10.1.0.1", 80),)
+    assert resolve_pod(pod(status={"podIPs": [{}]}), Port(80)).endpoints == ()
+
+
 def test_a_port_name_of_several_containers_is_that_of_the_first_with_tcp() -> None:
     containers = [
         {"ports": [{"name": "dns", "containerPort": 53, "protocol": "UDP"}]},

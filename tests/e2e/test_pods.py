@@ -254,5 +254,5 @@ def test_a_cluster_ip_that_refuses_gives_way_to_endpoints(place: str, tmp_path: 
     text = config(place, "web: svc/elsewhere :80", "tunnel: {connectTimeout: 2s}")
     with kit.up(text, tmp_path, 1) as krelay:
         assert kit.http_get(krelay.address("web")).startswith(b"web-")
-        krelay.wait_log("new connections go to endpoints")
+        krelay.wait_log("new connections go there")
         assert len(answering(krelay.address("web"))) == 2
