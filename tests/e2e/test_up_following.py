@@ -66,6 +66,7 @@ def place(namespace: Make) -> str:
         kit.workload("Deployment", "web", 2),
         kit.workload("StatefulSet", "db", 2),
         kit.service("web", "web"),
+        kit.service("local", "web", internalTrafficPolicy="Local"),
         kit.service("db", "db", clusterIP="None"),
     )
     kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
@@ -88,10 +89,13 @@ def test_no_request_fails_in_a_rolling_update_and_a_pod_deletion(
         deploy: deploy/web :8000
         sts: sts/db :8000
         headless: svc/db :http
+        local: svc/local :80
+        mine: {target: svc/web, port: ":80", affinity: client}
         """,
     )
-    with kit.up(text, tmp_path, 4) as krelay:
-        addresses = [krelay.address(n) for n in ("svc", "deploy", "sts", "headless")]
+    with kit.up(text, tmp_path, 6) as krelay:
+        names = ("svc", "deploy", "sts", "headless", "local", "mine")
+        addresses = [krelay.address(name) for name in names]
         with Load(*addresses) as load:
             load.wait(100)
             kit.kubectl("-n", place, "rollout", "restart", "deploy/web", "sts/db")
