@@ -89,22 +89,24 @@ def _idle_timeout(text: str | None) -> float | None:
 
 
 def _announce(event: ForwardBound) -> None:
-    """Print a line for each address of a bound forward, as kubectl does.
+    """Print one line for a bound forward, in which users of kubectl and the Go krelay find theirs.
 
-    The first one goes on with the fields of the Go krelay's log, so that a program that waits for
-    either line finds it, and finds each forward once.
+    It begins as kubectl's line and goes on with the fields of the Go krelay's log. `also` has the
+    other addresses of the forward, for which kubectl prints further lines.
     """
     forward = event.forward
     remote = (forward.endpoint or forward.to).rpartition(":")[2]
     # kubectl names the pod's port, the Go krelay the one that it dials.
     pod_port = event.pod_port or remote
+    local, *others = forward.listen
+    also = f" also={','.join(others)}" if others else ""
+    if event.proxy:
+        line = f"SOCKS5 server is running address={local}{also}"
+    else:
+        fields = f"protocol={forward.protocol} localAddr={local} remotePort={remote}"
+        line = f"Forwarding from {local} -> {pod_port}{also} {fields}"
     try:
-        for number, local in enumerate(forward.listen):
-            if event.proxy:
-                echo(f"SOCKS5 server is running address={local}")
-                continue
-            fields = f" protocol={forward.protocol} localAddr={local} remotePort={remote}"
-            echo(f"Forwarding from {local} -> {pod_port}{'' if number else fields}")
+        echo(line)
     except BrokenPipeError:
         silence_stdout()
 

@@ -419,16 +419,15 @@ def test_a_ready_forward_is_announced_as_kubectl_and_the_go_krelay_do(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "krelay")
-    assert announced(WEB, capsys) == [LINE, "Forwarding from [::1]:8080 -> 80"]
+    assert announced(WEB, capsys) == [LINE.replace(" protocol", " also=[::1]:8080 protocol")]
     only = dataclasses.replace(WEB, listen=("[::1]:8080",))
     assert announced(only, capsys) == [LINE.replace("127.0.0.1", "[::1]")]
     unresolved = dataclasses.replace(WEB, endpoint=None)
-    assert announced(unresolved, capsys)[1] == "Forwarding from [::1]:8080 -> http"
-    service = announced(WEB, capsys, pod_port=8000)
-    assert service[0] == LINE.replace("-> 80", "-> 8000")
-    assert service[1] == "Forwarding from [::1]:8080 -> 8000"
+    assert announced(unresolved, capsys)[0].startswith("Forwarding from 127.0.0.1:8080 -> http ")
+    service = announced(only, capsys, pod_port=8000)
+    assert service[0] == LINE.replace("127.0.0.1", "[::1]").replace("-> 80", "-> 8000")
     proxy = announced(WEB, capsys, proxy=True)
-    assert proxy[0] == "SOCKS5 server is running address=127.0.0.1:8080"
+    assert proxy == ["SOCKS5 server is running address=127.0.0.1:8080 also=[::1]:8080"]
     assert not caplog.messages
 
 
@@ -464,7 +463,7 @@ CUTS: list[Callable[[str], str]] = [
 def test_what_waits_for_a_line_of_either_tool_finds_the_port(
     pattern: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line, _ = announced(WEB, capsys)
+    (line,) = announced(WEB, capsys)
     found = re.search(pattern, line)
     assert found is not None
     assert found[1] == "8080"
@@ -474,7 +473,7 @@ def test_what_waits_for_a_line_of_either_tool_finds_the_port(
 def test_what_cuts_kubectl_s_line_finds_the_port(
     cut: Callable[[str], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line, _ = announced(WEB, capsys)
+    (line,) = announced(WEB, capsys)
     assert cut(line) == "8080"
     assert cut("Forwarding from 127.0.0.1:8080 -> 80") == "8080"
 

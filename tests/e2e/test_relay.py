@@ -49,7 +49,7 @@ def ready(krelay: Krelay, count: int = 1) -> list[int]:
 
 
 def forwards(krelay: Krelay) -> list[re.Match[str]]:
-    """The line of each forward; that of its second address is left out."""
+    """The line of each forward."""
     lines = filter(SEED.search, krelay.output)
     return [match for match in map(KUBECTL.match, lines) if match]
 
