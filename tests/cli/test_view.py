@@ -11,8 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from krelay.cli.view import RateMeter, ViewModel, age, frame, most_urgent, size, table, tunnels
-from krelay.state.states import AgentState, FileState, ShortcutState, State, TunnelState
+from krelay.cli.view import (
+    RateMeter,
+    ViewModel,
+    age,
+    contexts,
+    frame,
+    most_urgent,
+    size,
+    table,
+    tunnels,
+)
+from krelay.state.states import (
+    AgentState,
+    ContextState,
+    FileState,
+    ShortcutState,
+    State,
+    TunnelState,
+)
 from krelay.text import one_line
 from tests.cli.reports import NOW, START, carried, forward, report, shown
 
@@ -202,6 +219,22 @@ def test_reasons_follow_below_a_table_with_a_width() -> None:
     assert "REASON" not in lines[0]
     assert lines[-1] == "✗ db (5m): no such host at all"
     assert len(shown(table(TWO["forwards"], now=NOW, width=120, explained=False))) == 3
+
+
+def test_where_each_context_leads_is_a_line() -> None:
+    found = report(
+        forward(),
+        contexts=(
+            ContextState("dev\x1b[2J", "https://h:6443", "team"),
+            ContextState(None, "https://10.0.0.1", "default"),
+        ),
+    )
+    assert [str(line) for line in contexts(found)] == [
+        "context dev: https://h:6443, namespace team",
+        "in the cluster: https://10.0.0.1, namespace default",
+    ]
+    del found["contexts"]  # of a krelay that ran before an update
+    assert contexts(found) == []
 
 
 def test_known_rates_have_columns() -> None:
