@@ -125,7 +125,9 @@ async def test_a_file_with_problems_and_a_port_in_use(tmp_path: Path) -> None:
 
 async def test_a_credential_plugin_at_a_terminal(tmp_path: Path) -> None:
     says = "printf 'plain words \\033[2J\\n' >&2; exit 1"
-    user = {"exec": {"command": "/bin/sh", "apiVersion": "v1", "args": ["-c", says]}}
+    version = "client.authentication.k8s.io/v1"
+    plugin = {"command": "/bin/sh", "apiVersion": version, "args": ["-c", says]}
+    user = {"exec": {**plugin, "interactiveMode": "IfAvailable"}}
     kubeconfig = {
         "current-context": "here",
         "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
