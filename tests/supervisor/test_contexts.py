@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -494,6 +495,30 @@ async def test_the_watches_of_a_context_are_shared_and_end_before_its_client(
     await contexts.close()
     assert order == [0]
     assert FakeApi.closed == closed + 2
+
+
+async def test_a_pipe_is_read_once_and_not_opened_again(
+    kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url})
+        content = await asyncio.to_thread(kubeconfig.path.read_bytes)
+        reading, writing = os.pipe()
+        os.write(writing, content)
+        os.close(writing)
+        monkeypatch.setenv("KUBECONFIG", f"/dev/fd/{reading}")
+        try:
+            assert await reached(contexts) == "dev"
+            caplog.set_level("INFO", "krelay")
+            async with TaskGroup() as tasks:
+                watching = tasks.create_task(contexts.watch(Mode.AUTO))
+                assert await contexts.reread() == []
+                await asyncio.sleep(0.1)
+                watching.cancel()
+            assert await reached(contexts) == "dev"
+            assert caplog.messages == []
+        finally:
+            os.close(reading)
 
 
 # -- what waits for another kubeconfig -------------------------------------------------------------
