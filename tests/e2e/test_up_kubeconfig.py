@@ -194,6 +194,22 @@ def test_a_move_from_a_server_that_still_answers_is_complete(
     new.close()
 
 
+def test_a_direct_forward_follows_a_server_that_moves(
+    world: str, tmp_path: Path, kubeconfig: Kubeconfig
+) -> None:
+    old, new = Door(kubeconfig.server), Door(kubeconfig.server)
+    kubeconfig.write("dev", world, dev=old)
+    text = config("solo: {target: pod/solo, port: ':8000', via: direct}")
+    with kit.up(text, tmp_path, 1, environ=kubeconfig.environ) as krelay:
+        assert kit.http_get(krelay.address("solo"))
+        kubeconfig.write("dev", world, dev=new)
+        krelay.wait_log("kubeconfig has changed")
+        old.close()
+        assert kit.http_get(krelay.address("solo"))
+        assert new.connections
+    new.close()
+
+
 def test_a_cluster_made_anew_gets_a_new_agent(
     namespace: Any, world: str, tmp_path: Path, kubeconfig: Kubeconfig
 ) -> None:
