@@ -110,7 +110,19 @@ class WarmingConfig:
                 warming.create_task(self._start_agents(context, group))
             for direct in self.directs.values():
                 warming.create_task(direct.start(self._tasks))
+            for context in self.directs.keys() - self.groups.keys():
+                warming.create_task(self._reach(context))
             warming.create_task(self.answers())
+
+    async def _reach(self, context: str | None) -> None:
+        """Ask the API server anything, where no agent's start would find it out of reach."""
+        api = await self._contexts.api(context)
+        try:
+            await api.get("/version")
+        except UnreachableError:
+            raise
+        except ClusterError:
+            pass  # it answers
 
     async def answers(self) -> None:
         """Wait until each new target has an answer or has failed, for a limited time."""

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import re
+import socket
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -349,6 +350,16 @@ def test_the_time_for_a_pod_to_run_is_a_minute_for_a_target_alone(
         assert relay(*args, stdin=b"svc/a 1\n") == 0
         times.append(started.options["pod_running_timeout"])
     assert times == [60.0, 3720.0, None, None]
+
+
+@pytest.mark.parametrize("line", ["pod/a :1", "svc/a :1", "host/a :1", "svc/a :1 --via direct"])
+def test_a_server_out_of_reach_ends_the_start(
+    line: str, relay: Relay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert relay(*line.split(), "-s", f"http://127.0.0.1:{port}", "--kubeconfig=/dev/null") == 4
+    assert "connection refused" in capsys.readouterr().err
 
 
 def test_the_agents_namespace_can_be_chosen(started: Started, relay: Relay) -> None:

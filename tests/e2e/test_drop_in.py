@@ -16,7 +16,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,9 @@ from krelay.model import Config
 from tests.cli import shells
 from tests.e2e import kit
 
-Make = Callable[..., str]
+# All lines run before the first test of each table.
+pytestmark = pytest.mark.timeout(360)
+
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 LINE = re.compile(r"Forwarding from \[?([^\]\s]+?)\]?:(\d+) -> (\d+)")
 
