@@ -6,7 +6,6 @@ invalid, NotFoundError or ClusterError for objects that a cluster does not have 
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import functools
 import shlex
@@ -264,6 +263,8 @@ async def _services(
     found: dict[Place, Services], key: str | None, context: str | None, names: list[str | None]
 ) -> None:
     """Add the Services of these namespaces of a context to `found`."""
+    import asyncio
+
     from krelay.cluster.api import Api, collection
     from krelay.cluster.objects import read_list
     from krelay.importers import Services
