@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from krelay.cli.output import echo, note
 from krelay.config import files
 from krelay.config.sources import Proxy, Selection, Words
-from krelay.errors import ClusterError, ConfigError, CredentialsError, NotFoundError, UsageError
+from krelay.errors import (
+    AccessDeniedError,
+    ClusterError,
+    ConfigError,
+    CredentialsError,
+    NotFoundError,
+    UsageError,
+)
 
 _LOOK_UP_DEADLINE = 10.0
 if TYPE_CHECKING:
@@ -298,6 +305,7 @@ async def _list(
     """Return the objects of each namespace (by default the context's), a list for each kind."""
     from krelay.cluster.api import Api, collection
     from krelay.cluster.objects import read_list
+    from krelay.cluster.rbac import view_command
 
     async with await Api.connect(context=context) as api:
         found = {}
@@ -306,7 +314,12 @@ async def _list(
             for kind in kinds:
                 version = "v1" if kind == "services" else "apps/v1"
                 path = collection(version, kind, namespace)
-                items, *_ = read_list(await api.get(path), path)
+                try:
+                    items, *_ = read_list(await api.get(path), path)
+                except AccessDeniedError as exc:
+                    command = view_command(exc.user, namespace)
+                    hint = f"an administrator gives all rights for this with: {command}"
+                    raise AccessDeniedError(exc.message, hint=hint) from exc
                 word = {"deployments": "Deployment", "statefulsets": "StatefulSet"}.get(kind, "")
                 lists.append([{**item, "kind": word} for item in items])
             found[namespace] = lists

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,24 @@ def _name(rules: list[Rule], subjects: Sequence[Subject]) -> str:
     """Return a name that no other subjects or rules have; `krelay` without subjects."""
     if not subjects:
         return "krelay"
-    words = "-".join(re.findall(r"[a-z0-9]+", subjects[0]["name"].lower()))[:_LONGEST_WORDS]
-    digest = hashlib.sha256(json.dumps([rules, list(map(dict, subjects))]).encode()).hexdigest()
+    return _slug(subjects[0]["name"], json.dumps([rules, list(map(dict, subjects))]))
+
+
+def _slug(name: str, content: str) -> str:
+    """Return a DNS name with the words of `name`, which differs for each `content`."""
+    words = "-".join(re.findall(r"[a-z0-9]+", name.lower()))[:_LONGEST_WORDS]
+    digest = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
     return "-".join(filter(None, ("krelay", words, digest[:8])))
+
+
+def subject_option(user: str) -> tuple[str, str]:
+    """Return the option of `krelay rbac` and kubectl, and its value, for the user of an error."""
+    account = user.removeprefix("system:serviceaccount:")
+    return ("--user", user or "NAME") if account == user else ("--serviceaccount", account)
+
+
+def view_command(user: str, namespace: str) -> str:
+    """Return the command that lets `user` list all that krelay lists in a namespace."""
+    name = _slug(user.rpartition(":")[2], user)
+    words = ["kubectl", "create", "rolebinding", name, "-n", namespace, "--clusterrole", "view"]
+    return shlex.join([*words, *subject_option(user)])

@@ -41,6 +41,8 @@ def rbac_command(
     `namespace` is the context's own. The command names it, because an administrator's kubeconfig
     may have another.
     """
+    from krelay.cluster.rbac import subject_option
+
     origin = config.origin
     words = ["krelay", "rbac", *origin.words]
     if len({target.context or config.context for target in config.targets}) > 1 and context:
@@ -51,12 +53,7 @@ def rbac_command(
     agent = error.agent_namespace or config.agent.namespace
     if agent and agent != (config.namespace or default):
         words += ["--agent-namespace", agent]
-    account = error.user.removeprefix("system:serviceaccount:")
-    if account != error.user:
-        words += ["--serviceaccount", account]
-    else:
-        words += ["--user", error.user or "NAME"]
-    return shlex.join(words)
+    return shlex.join([*words, *subject_option(error.user)])
 
 
 def setting_of(settings: dict[str, Any], *, flags: bool) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from krelay.cluster.rbac import roles
+from krelay.cluster.rbac import roles, view_command
 from krelay.config import parse
 from krelay.model import Config
 
@@ -181,6 +181,14 @@ def test_the_name_of_a_role_is_a_dns_name(subject: str) -> None:
     (name,) = names("svc/a 80", subjects=[{"kind": "User", "name": subject}])
     assert re.fullmatch(r"krelay(-[a-z0-9]+)+", name)
     assert len(name) < 100
+
+
+def test_a_binding_to_view_is_named_by_its_user() -> None:
+    jane, bot = (view_command(user, "shop") for user in ("jane", "system:serviceaccount:ci:bot"))
+    pattern = "kubectl create rolebinding krelay-jane-[0-9a-f]{8} -n shop --clusterrole view"
+    assert re.fullmatch(f"{pattern} --user jane", jane)
+    assert bot.endswith(" --serviceaccount ci:bot")
+    assert "it'\"'\"'s" in view_command("it's", "shop")
 
 
 def test_the_user_may_choose_the_name() -> None:

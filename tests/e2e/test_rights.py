@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +212,14 @@ def test_two_users_keep_their_bindings(namespace: Make, world: str, tmp_path: Pa
     for name in ("jane", "joe"):
         can = kit.kubectl("auth", "can-i", "create", "jobs", "-n", place, "--as", name)
         assert can.strip() == "yes"
+
+
+def test_the_hint_of_init_gives_every_right(namespace: Make, world: str, tmp_path: Path) -> None:
+    account = Account(namespace(), namespace(), tmp_path / "kubeconfig")
+    environ = {"KUBECONFIG": str(account.path)}
+    words = ("init", "-f", str(tmp_path / "krelay.yaml"), "--from-namespace", world)
+    refused = kit.run(*words, environ=environ)
+    hint = next(line for line in refused.log if " with: " in line)
+    kit.kubectl(*shlex.split(hint.partition(" with: kubectl ")[2]))
+    done = kit.run(*words, environ=environ)
+    assert done.process.returncode == 0, done.told()
