@@ -164,7 +164,7 @@ async def test_a_quota_without_room(api: Api, namespace: Namespace) -> None:
     await quota(api, place, limits_memory="1Mi")
     error = await refused(api, place)
     assert "exceeded quota: small, requested: limits.memory=256Mi" in error.message
-    assert "agent.resources" in str(error.hint)
+    assert "has no room" in str(error.hint)
 
 
 async def test_a_quota_on_jobs_refuses_the_job_itself(api: Api, namespace: Namespace) -> None:
