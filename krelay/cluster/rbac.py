@@ -64,7 +64,8 @@ def roles(
                 _agent_rules(config.tunnel.transport, optional=optional)
             )
         direct = [_FORWARD] if target.via is Via.DIRECT else []
-        rules.setdefault(target.namespace or own, []).extend([*_target_rules(target), *direct])
+        needed = [*_target_rules(target, optional=optional), *direct]
+        rules.setdefault(target.namespace or own, []).extend(needed)
     return {
         context: [
             document
@@ -96,13 +97,15 @@ def _agent_rules(transport: Transport, *, optional: bool) -> list[Rule]:
     return [*needed, *(faster if transport is Transport.AUTO else ()), *clearer]
 
 
-def _target_rules(target: Target) -> list[Rule]:
+def _target_rules(target: Target, *, optional: bool) -> list[Rule]:
     if not target.kind.in_cluster:
         return []
     version, resource = RESOURCES[target.kind]
     rules = [_rule(version.rpartition("/")[0], resource, _WATCH, target.resource)]
     if target.kind is Kind.SERVICE:
         rules.append(_rule("discovery.k8s.io", "endpointslices", _WATCH))
+        if optional or not target.ready:
+            rules.append(_rule("", "pods", _WATCH))
     elif target.kind is not Kind.POD:
         rules.append(_rule("", "pods", _WATCH))
     return rules

@@ -72,6 +72,14 @@ def test_a_target_in_another_namespace_gets_a_role_there(line: str, rules: list[
     assert least(config(f"{line} -n far")) == {"shop": AGENT, "far": rules}
 
 
+def test_a_service_whose_pods_need_not_be_ready_needs_to_watch_them() -> None:
+    rules = [("/services", "list,watch", "web"), SERVICES]
+    any_pod = config("{target: svc/web, port: 80, namespace: far, ready: false}")
+    assert least(any_pod) == {"shop": AGENT, "far": [*rules, AGENT[1]]}
+    found = least(config("svc/web 80 -n far"), optional=True)
+    assert found["far"] == [*rules, AGENT[1]]
+
+
 def test_equal_rights_are_joined_with_their_names() -> None:
     given = config(
         "svc/a 80", "svc/b 81", "svc/a 82", "pod/p 83", "pod/q 84 -n far", "pod/r 85 -n far"
