@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krelay.config.diff import Pair, Setting, Spec, diff, directs, group_of, groups, specs
+from krelay.config.diff import (
+    Pair,
+    Setting,
+    Spec,
+    diff,
+    directs,
+    group_of,
+    groups,
+    needs_no_agent,
+    specs,
+)
 from krelay.config.grammar import Word, parse_line, target_of
 from krelay.model import (
     Affinity,
@@ -332,8 +342,9 @@ def test_a_context_whose_targets_are_all_direct_has_no_agent() -> None:
     other = target("b", "svc/b 81", context="other")
     config = Config((direct, other), context="main")
     assert list(groups(config)) == ["other"]
-    assert directs(config) == {"main": DirectSpec("main")}
-    assert directs(None) == directs(Config((other,))) == {}
+    assert directs(config) == {"main": DirectSpec("main"), "other": DirectSpec("other")}
+    insists = dataclasses.replace(other, via=Via.AGENT)
+    assert directs(None) == directs(Config((insists, target("c", "host/c 82")))) == {}
     spdy = dataclasses.replace(config, tunnel=TunnelConfig(transport=Transport.SPDY))
     assert Setting("tunnel.transport", "auto", "spdy") in diff(config, spdy).settings
 
@@ -345,3 +356,26 @@ def test_another_way_leads_new_connections_elsewhere_on_the_same_address() -> No
     (pair,) = plan.changed
     assert (pair.rerouted, pair.rebound) == (True, False)
     assert [(change.old is None, change.new is None) for change in plan.groups] == [(False, True)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["svc/a 80"], True),
+        (["pod/a 80", "host/b 81"], True),
+        (["host/b 81"], False),
+        (["svc/a 53/udp"], False),
+        (["svc/a 53/udp 80"], True),
+        (["svc/a 80", "via agent"], False),
+    ],
+)
+def test_a_context_does_without_an_agent_if_a_target_does_and_none_insists(
+    lines: list[str], expected: bool
+) -> None:
+    targets = tuple(
+        dataclasses.replace(target(f"t{n}", "svc/x 82"), via=Via.AGENT)
+        if line == "via agent"
+        else target(f"t{n}", line)
+        for n, line in enumerate(lines)
+    )
+    assert needs_no_agent(Config(targets), None) is expected

@@ -180,3 +180,11 @@ async def test_the_sessions_of_a_lost_agent_are_dropped_and_begun_anew() -> None
         assert not set(before.values()) & set(after.values())
         path.pool.drop(before, "a late answer costs nothing that is new")
         assert path.pool.sessions(path.link) == after
+
+
+async def test_a_pool_without_an_agent_says_why() -> None:
+    async with rig.path() as path:
+        resolution = Resolution(Protocol.TCP, Endpoint(rig.HOST, 80))
+        assert path.pool.reaches(resolution)
+        path.pool.no_agent = "cannot create jobs.batch"
+        assert path.pool.obstacle(resolution) == "no agent can be had: cannot create jobs.batch"

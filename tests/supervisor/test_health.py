@@ -774,3 +774,20 @@ async def test_a_shared_probe_belongs_to_a_pool_endpoint_and_check() -> None:
     del kept
     gc.collect()
     assert shared_probe(pools[0], here, dial).at < 7.0
+
+
+async def test_a_refusal_and_another_way_are_told() -> None:
+    async with rig.path() as path, rig.path() as other, rig.tcp_target(rig.swallow) as target:
+        async with watched(path) as w:
+            refusals: list[bool] = []
+            w.health.on_refused = lambda: refusals.append(w.health.refused)
+            w.route.update(leads(rig.closed_port()))
+            await rig.until(lambda: refusals)
+            assert all(refusals)
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            assert not w.health.refused
+            proof = w.health._since
+            w.route.move(other.pool)
+            # What the former way proved says nothing of this one.
+            await rig.until(lambda: w.health._since > proof and w.health.state is State.READY)
