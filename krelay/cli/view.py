@@ -353,6 +353,7 @@ _SINCE = _Column("SINCE", lambda f, rates, now: Text(age(f["since"], now)), 5, r
 _WIDE = (
     _Column("CONTEXT", _plain(lambda f: f["context"])),
     _Column("NAMESPACE", _plain(lambda f: f["namespace"])),
+    _Column("WAY", _plain(lambda f: f.get("way"))),
     _Column("VIA", _plain(lambda f: f["via"])),
     _Column("CHECK", _plain(lambda f: f["check"])),
     _Column("OPENED", _plain(lambda f: f["traffic"]["opened"]), right=True),

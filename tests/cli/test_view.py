@@ -207,7 +207,17 @@ def test_a_table_without_a_width_has_every_column_and_reason() -> None:
 
 def test_a_wide_table_has_more_columns() -> None:
     title, web, _ = shown(table(TWO["forwards"], now=NOW, wide=True, width=80), 300)
-    for word in ("CONTEXT", "NAMESPACE", "VIA", "CHECK", "OPENED", "SENT", "RECEIVED", "REASON"):
+    for word in (
+        "CONTEXT",
+        "NAMESPACE",
+        "WAY",
+        "VIA",
+        "CHECK",
+        "OPENED",
+        "SENT",
+        "RECEIVED",
+        "REASON",
+    ):
         assert word in title
     assert "1.5 MB" in web
     assert "42 B" in web
@@ -358,3 +368,14 @@ def test_the_table_of_tunnels_says_what_carries_each_and_why_not_by_proxy() -> N
     reason = "not by proxy: cannot get pods/proxy (next attempt in 9m)"
     assert aside_line.split() == ["p1t2", "spdy", "0", "–", *reason.split()]
     assert down.split() == ["p1t3", "–", "0", "–", "no", "network"]
+
+
+def test_a_line_says_why_forwards_go_directly() -> None:
+    forwards = [
+        {"name": name, "wayReason": "cannot create jobs.batch" if name != "z" else ""}
+        for name in "abcdez"
+    ]
+    (line,) = contexts({"forwards": forwards})
+    assert str(line) == (
+        "direct, TCP only and without resumption: a, b, c and 2 more: cannot create jobs.batch"
+    )
