@@ -168,6 +168,77 @@ def test_a_file_that_cannot_be_replaced_is_written_in_place(
     assert os.listdir(tmp_path) == ["config"]
 
 
+def test_a_file_of_another_owner_stays_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    found = store(path, BLOCK)
+    before = path.stat().st_ino
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", forbidden)
+    found.write(NEW)
+    assert path.stat().st_ino == before, "a new file would have another owner"
+    assert found.peek() == NEW
+    assert os.listdir(tmp_path) == ["config"]
+
+
+def test_a_full_disk_leaves_the_file_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    found = store(path, BLOCK)
+    before = path.stat().st_mtime_ns
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(NotWritableError, match="No space left"):
+        found.write(NEW)
+    assert path.read_text() == BLOCK
+    assert path.stat().st_mtime_ns == before
+    assert os.listdir(tmp_path) == ["config"]
+
+
+def test_the_lock_is_not_held_while_a_file_is_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    found = store(path, BLOCK)
+    parse, at_once = module._parse, []
+
+    def look(text: str, name: str) -> object:
+        at_once.append((tmp_path / "config.lock").exists())
+        return parse(text, name)
+
+    monkeypatch.setattr(module, "_parse", look)
+    found.read()
+    found.write(NEW)
+    assert at_once
+    assert not any(at_once)
+
+
+def test_what_another_program_writes_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "config"
+    found = store(path, BLOCK)
+    replaced, left = module._replaced, ["prod", "dev"]
+
+    def edit(*given: object) -> str:
+        if left:
+            path.write_text(BLOCK + f"current-context: {left.pop()}\n")
+        return replaced(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_replaced", edit)
+    found.write(NEW)
+    assert found.peek() == NEW
+    assert path.read_text().endswith("current-context: prod\n")
+
+
 def test_another_programs_lock_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ file stay, and readers never see half of it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -94,8 +95,8 @@ class TokenStore:
             text = _read(path)
             if not os.access(path, os.W_OK):
                 raise NotWritableError(f"{path}: permission denied")
-            _replaced(text, self._user, dict.fromkeys(TOKEN_KEYS, "x"), path)
-            return _tokens(text, self._user, path)
+        _replaced(text, self._user, dict.fromkeys(TOKEN_KEYS, "x"), path)
+        return _tokens(text, self._user, path)
 
     def peek(self) -> Tokens | None:
         """Return the tokens as they are now, None if they cannot be read. Blocks."""
@@ -112,13 +113,17 @@ class TokenStore:
             NotWritableError: the file is as it was.
         """
         path = self._path()
-        with _locked(path):
-            text = _replaced(_read(path), self._user, tokens.as_config(), path)
-            try:
-                _write(os.path.realpath(path), text.encode())
-            except OSError as exc:
-                raise NotWritableError(f"cannot write {path}: {exc.strerror}") from exc
-        return path
+        while True:
+            text = _read(path)
+            edited = _replaced(text, self._user, tokens.as_config(), path)
+            with _locked(path):
+                if _read(path) != text:
+                    continue
+                try:
+                    _write(os.path.realpath(path), edited.encode())
+                except OSError as exc:
+                    raise NotWritableError(f"cannot write {path}: {exc.strerror}") from exc
+            return path
 
     def _path(self) -> str:
         for path in self._files:
@@ -135,7 +140,7 @@ class TokenStore:
 
 @contextmanager
 def _locked(path: str) -> Iterator[None]:
-    """Hold `PATH.lock` as client-go does."""
+    """Hold `PATH.lock` as client-go does, for moments: kubectl fails while it is there."""
     lock = f"{path}.lock"
     until = time.monotonic() + LOCK_PATIENCE
     while True:
@@ -182,21 +187,26 @@ def _write(path: str, data: bytes) -> None:
     try:
         number, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
         with open(number, "wb") as file:
-            with suppress(OSError):  # another owner needs privileges
-                os.fchown(number, found.st_uid, found.st_gid)
+            os.fchown(number, found.st_uid, found.st_gid)
             os.fchmod(number, stat.S_IMODE(found.st_mode))
             file.write(data)
             file.flush()
             os.fsync(number)
         os.replace(temporary, path)
-    except OSError:
+    except OSError as exc:
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
-        # A mounted file cannot be replaced. kubectl always writes in place.
+        if exc.errno not in _IN_PLACE:
+            raise  # as for want of space, which would cut off the file itself
         with open(path, "r+b") as file:
             file.write(data)
             file.truncate()
+
+
+_IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
+"""A mounted file cannot be replaced, nor a folder or an owner of others be given a file. kubectl
+always writes in place."""
 
 
 # -- the text --------------------------------------------------------------------------------------
@@ -208,16 +218,16 @@ def _replaced(text: str, user: str, tokens: Mapping[str, str], path: str) -> str
     Raises:
         NotWritableError: that cannot be done here.
     """
-    config = _config(text, user, path)
+    root = _parse(text, path)
+    config = _config_of(root, user)
     if config is None:
         raise NotWritableError(f'{path} has no oidc user "{user}"')
     edited = text
     for start, end, new in sorted(_edits(text, config, tokens), reverse=True):
         edited = edited[:start] + new + edited[end:]
-    wanted, found = _parse(text, path), _config(edited, user, path)
     for key, value in tokens.items():
-        _config_of(wanted, user).set(key, value)  # type: ignore[union-attr]
-    if found is None or _parse(edited, path).plain() != wanted.plain():
+        config.set(key, value)
+    if _parse(edited, path).plain() != root.plain():
         raise NotWritableError(f'{path}: the tokens of user "{user}" cannot be replaced safely')
     return edited
 
@@ -290,7 +300,8 @@ class _Node:
 
     def plain(self) -> Any:
         """Return the content, to be compared."""
-        pairs = sorted(((k.plain(), v.plain()) for k, v in self.pairs), key=repr)
+        pairs = [(k.plain(), v.plain()) for k, v in self.pairs]
+        pairs.sort(key=lambda pair: repr(pair[0]))
         return self.kind, self.value, pairs, [item.plain() for item in self.items]
 
 
