@@ -89,13 +89,15 @@ class Kubeconfig:
         self.path = path
 
     def write(self, current: str | None, **contexts: dict[str, Any]) -> None:
-        """Each of `contexts` has a server, and maybe a token and a namespace."""
+        """Each of `contexts` has a server, and maybe a token, a namespace, and more fields of its
+        cluster."""
         body: dict[str, Any] = {"clusters": [], "users": [], "contexts": []}
         if current is not None:
             body["current-context"] = current
         for name, found in contexts.items():
             ca = found.get("ca", str(PKI / "ca.pem"))
             to = {"server": found["server"], "certificate-authority": ca}
+            to |= found.get("cluster", {})
             user = found.get("user", {"token": found.get("token", "t")})
             context = {"cluster": name, "user": name}
             if "namespace" in found:
@@ -288,6 +290,61 @@ async def test_the_content_of_the_files_that_kubeconfig_names_counts(
         assert await reached(contexts) == "dev"
 
 
+async def test_an_edit_that_is_undone_at_once_leaves_nothing(kubeconfig: Kubeconfig) -> None:
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url})
+        assert await reached(contexts) == "dev"
+        for name in ("other-ca.pem", "ca.pem"):
+            kubeconfig.write("dev", dev={"server": dev.url, "ca": str(PKI / name)})
+            (change,) = await contexts.reread()
+            assert change.after == "CA"
+        assert await reached(contexts) == "dev"
+
+
+async def test_a_file_that_moved_is_followed(kubeconfig: Kubeconfig, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.pem", tmp_path / "new.pem"
+    old.write_bytes((PKI / "ca.pem").read_bytes())
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": dev.url, "ca": str(old)})
+        assert await reached(contexts) == "dev"
+        access = await (await contexts.api(None)).access()
+        old.rename(new)
+        kubeconfig.write("dev", dev={"server": dev.url, "ca": str(new)})
+        assert await contexts.reread() == [], "it has the same content"
+        assert contexts._files() == [str(kubeconfig.path), str(new)]
+        assert await (await contexts.api(None)).access() is access
+        new.write_bytes((PKI / "other-ca.pem").read_bytes())
+        (change,) = await contexts.reread()
+        assert change.after == "CA"
+        with pytest.raises(CredentialsError, match="not trusted"):
+            await reached(contexts)
+
+
+async def test_what_an_exec_plugin_is_told_is_what_kubeconfig_says(
+    kubeconfig: Kubeconfig, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin"
+    told = tmp_path / "told"
+    answer = {"apiVersion": PLUGIN_VERSION, "kind": "ExecCredential", "status": {"token": "t"}}
+    plugin.write_text(
+        f"#!/bin/sh\nprintf '%s' \"$KUBERNETES_EXEC_INFO\" >{told}\necho '{json.dumps(answer)}'\n"
+    )
+    plugin.chmod(0o700)
+    entry = {"command": str(plugin), "apiVersion": PLUGIN_VERSION, "interactiveMode": "Never"}
+    async with cluster("dev") as dev, contexts_of_a_run() as contexts:
+        for audience, expected in (("a", []), ("b", ["the exec plugin's extension"]), ("b", [])):
+            extension = {"name": "client.authentication.k8s.io/exec", "extension": audience}
+            body = {"server": dev.url, "cluster": {"extensions": [extension]}}
+            user = {"exec": {**entry, "provideClusterInfo": True}}
+            kubeconfig.write("dev", dev=body | {"user": user})
+            assert [change.after for change in await contexts.reread()] == expected
+            assert await reached(contexts) == "dev"
+            assert json.loads(told.read_text())["spec"]["cluster"]["config"] == audience
+
+
+PLUGIN_VERSION = "client.authentication.k8s.io/v1"
+
+
 def damage(kubeconfig: Kubeconfig, url: str) -> Iterator[str]:
     """Spoil the file in one way after the other; what the warning of each says."""
     kubeconfig.path.write_text("}")
@@ -304,6 +361,10 @@ def damage(kubeconfig: Kubeconfig, url: str) -> Iterator[str]:
     yield "bad certificate-authority"
     kubeconfig.write("dev", dev={"server": ""})
     yield "no server"
+    kubeconfig.write("dev", dev={"server": url, "cluster": {"proxy-url": "ftp://u:s3cret@p"}})
+    yield "proxy-url: not a proxy URL"
+    kubeconfig.write("dev", dev={"server": url, "user": {"token": "t", "as": "a\r\nX: y"}})
+    yield "a header cannot carry"
 
 
 async def test_a_kubeconfig_that_cannot_be_used_keeps_the_present_one_with_one_warning(

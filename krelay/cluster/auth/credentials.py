@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from krelay import __version__
 from krelay.cluster import proxies
-from krelay.cluster.auth.exec_plugin import ExecPlugin
+from krelay.cluster.auth.exec_plugin import EXTENSION, ExecPlugin
 from krelay.cluster.auth.files import read_pem
 from krelay.cluster.auth.identity import Identity, from_entry, tls_context
 from krelay.cluster.auth.kubeconfig import Login
@@ -114,19 +114,31 @@ class Credentials:
         pems = await in_thread(lambda: _Pems.of(login), UnreachableError)
         change = _difference(self.login, login, self._used or pems, pems)
         if change is None:
+            self._adopt_names(login)
             return None
         source = _source(login)
         if type(source) is type(self._source) and _same_source(self.login, login):
             source = self._source
-        await self._context(login, pems.ca, pems.certificate)  # whether it can be used
+        # Whether it can be used.
+        await self._context(login, pems.ca, pems.certificate)
+        _proxy(login)
+        tuple(_headers(login.user, None))
         if source is not self._source:
             self._source, self._fetched, self._rejected = source, None, False
-        self._login, self._access = login, None
+        self._login, self._used, self._access = login, pems, None
         self._changes += 1
         self._log.info("kubeconfig has changed: %s", change)
         self._say_what_is_withheld(login)
         self.on_change(change)
         return change
+
+    def _adopt_names(self, login: Login) -> None:
+        """Read from now on the files that `login` names: the former ones may vanish."""
+        if login == self.login:
+            return
+        if _told(login) is not None:
+            self._source = _source(login)
+        self._login, self._until = login, 0.0
 
     def _with_known_tokens(self, login: Login) -> Login:
         """Return `login` with the tokens that it had before, if these come from the same source:
@@ -212,7 +224,8 @@ class Credentials:
         changes, login, source = self._changes, self.login, self._source
         found = await in_thread(lambda: from_entry(_user(login)), UnreachableError)
         ca = await in_thread(lambda: _authority(login), UnreachableError)
-        self._used = _Pems(ca, found.certificate)
+        if changes == self._changes:
+            self._used = _Pems(ca, found.certificate)
         expires = math.inf
         if source is not None:
             fetched = self._fetched
@@ -227,8 +240,7 @@ class Credentials:
             ssl=await self._context(login, ca, found.certificate),
             server_hostname=_tls_name(login),
             headers=tuple(_headers(login.user, found.authorization)),
-            proxy=proxies.from_kubeconfig(login.cluster.get("proxy-url"))
-            or proxies.from_environment(login.server),
+            proxy=_proxy(login),
             expires=expires,
         )
         if changes != self._changes:
@@ -261,6 +273,11 @@ def _tls_name(login: Login) -> str | None:
     name = login.cluster.get("tls-server-name") or (host if host.endswith(".") else "")
     # A certificate names no trailing dot, which only says that a name is complete.
     return name.removesuffix(".") or None
+
+
+def _proxy(login: Login) -> str | None:
+    given = proxies.from_kubeconfig(login.cluster.get("proxy-url"))
+    return given or proxies.from_environment(login.server)
 
 
 def _secure(login: Login) -> bool:
@@ -329,8 +346,11 @@ def _difference(old: Login, new: Login, before: _Pems, after: _Pems) -> LoginCha
         words.append("CA")
     words += [key for key in _WAY if old.cluster.get(key) != new.cluster.get(key)]
     moved = bool(words)
-    if _login_user(old) != _login_user(new) or before.certificate != after.certificate:
+    certificates = before.certificate, after.certificate
+    if _login_user(old) != _login_user(new) or certificates[0] != certificates[1]:
         words.append("credentials")
+    elif _extension(_told(old)) != _extension(_told(new)):
+        words.append("the exec plugin's extension")
     return LoginChange(tuple(words), moved) if words else None
 
 
@@ -342,9 +362,18 @@ def _login_user(login: Login) -> Mapping[str, Any]:
 def _same_source(old: Login, new: Login) -> bool:
     """Whether the source of credentials of `old` serves for `new`, so that a plugin that has run
     need not run again."""
-    plugin = _user(new).get("exec") or {}
-    told = plugin.get("provideClusterInfo") and old.cluster != new.cluster
+    told = _told(new) is not None and old.cluster != new.cluster
     return _secure(old) == _secure(new) and _login_user(old) == _login_user(new) and not told
+
+
+def _told(login: Login) -> Mapping[str, Any] | None:
+    """Return the cluster if an exec plugin is told of it."""
+    told = (_user(login).get("exec") or {}).get("provideClusterInfo")
+    return login.cluster if told else None
+
+
+def _extension(cluster: Mapping[str, Any] | None) -> object:
+    return ((cluster or {}).get("extensions") or {}).get(EXTENSION)
 
 
 def _in_files(login: Login) -> bool:

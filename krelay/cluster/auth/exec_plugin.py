@@ -49,7 +49,7 @@ _CLUSTER_KEYS = (
     "proxy-url",
     "disable-compression",
 )
-_EXTENSION = "client.authentication.k8s.io/exec"
+EXTENSION = "client.authentication.k8s.io/exec"
 
 
 class ExecPlugin:
@@ -89,7 +89,7 @@ class ExecPlugin:
             known = {key: self._cluster[key] for key in _CLUSTER_KEYS if self._cluster.get(key)}
             if (ca := read_pem(self._cluster, "certificate-authority")) is not None:
                 known["certificate-authority-data"] = base64.b64encode(ca).decode()
-            known["config"] = self._cluster.get("extensions", {}).get(_EXTENSION)
+            known["config"] = self._cluster.get("extensions", {}).get(EXTENSION)
             spec["cluster"] = known
         return json.dumps({"kind": _KIND, "apiVersion": self._plugin["apiVersion"], "spec": spec})
 
