@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -414,6 +416,31 @@ async def test_a_refresh_that_is_cancelled_writes_what_it_gets(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await file.tokens()).refresh_token == rotating.valid == "r2"
+
+
+@pytest.mark.process
+async def test_a_completion_that_must_end_writes_what_it_gets(
+    rotating: Rotating, file: File
+) -> None:
+    child: asyncio.subprocess.Process | None = None
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if request.path == "/token":
+            assert child is not None
+            child.send_signal(signal.SIGALRM)
+            await asyncio.sleep(0.2)
+        return await rotating.handle(request)
+
+    rotating.kube.handler = handle
+    text = (
+        "import sys\nfrom krelay.cli.flags import completion as c\n"
+        "c._DEADLINE = c._PROCESS_DEADLINE = 20.0\nc.limit_time()\n"
+        "c._list({'kubeconfig': sys.argv[1]}, 'v1', 'pods')\n"
+    )
+    child = await asyncio.create_subprocess_exec(sys.executable, "-c", text, str(file.path))
+    await child.wait()
+    assert (await file.tokens()).refresh_token == rotating.valid == "r2"
+    assert [found.name for found in file.path.parent.iterdir()] == ["kubeconfig"]
 
 
 async def test_what_krelay_wrote_is_no_other_kubeconfig(

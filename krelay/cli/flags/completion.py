@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
@@ -30,6 +31,9 @@ _NO_SPACE, _NO_FILES, _FOLDERS = 2, 4, 16
 """cobra's directives; 0 leaves the word to the shell, which completes it as a file name."""
 _PROCESS_DEADLINE = 3.0
 """Seconds after which a completion ends, whatever it waits for."""
+_REFRESH_PATIENCE = 10.0
+"""Seconds that it waits longer for tokens that are being refreshed."""
+_LOOK_EVERY = 0.1
 _DEADLINE = 2.0
 """Seconds for the cluster to answer. Fewer words are better than a shell that hangs."""
 _LIMIT = 500
@@ -49,14 +53,21 @@ def run(command: click.Command, name: str, words: Sequence[str]) -> None:
 
 
 def limit_time(end: Callable[[int], None] = os._exit) -> None:
-    """End the process in time, even if a credential plugin or a resolver hangs."""
+    """End the process in time, even if a credential plugin or a resolver hangs.
+
+    A refresh of tokens may first end and be written: the issuer may have spent the old one.
+    """
+    last = time.monotonic() + _PROCESS_DEADLINE + _REFRESH_PATIENCE
 
     def stop(*_: object) -> None:
+        oidc = sys.modules.get("krelay.cluster.auth.oidc")
+        if oidc is not None and oidc.is_refreshing() and time.monotonic() < last:
+            return
         os.write(1, b":%d\n" % _NO_FILES)
         end(0)
 
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, _PROCESS_DEADLINE)
+    signal.setitimer(signal.ITIMER_REAL, _PROCESS_DEADLINE, _LOOK_EVERY)
 
 
 def answer(command: click.Command, name: str, words: Sequence[str]) -> str:

@@ -61,6 +61,14 @@ _NOT_WRITTEN = (
 _HINT = "log in again with the tool that wrote the kubeconfig, or use its exec plugin"
 
 
+def is_refreshing() -> bool:
+    """Whether an end of the process now could lose a refresh token, or leave a lock behind."""
+    return bool(_refreshing)
+
+
+_refreshing: set[Oidc] = set()
+
+
 class Oidc:
     """A source of identities: the issuer in `config`, the user's `auth-provider` in kubeconfig."""
 
@@ -89,18 +97,25 @@ class Oidc:
             await self._spend()
             return
         async with self._store.turn():
-            if await self._take_stored(self._store):
-                return
+            _refreshing.add(self)
             try:
-                await self._spend()
-            except CredentialsError:
-                # kubectl may have spent the token at the same time. It writes what it got.
-                await asyncio.sleep(OTHERS_PATIENCE)
-                found = await in_thread(self._store.peek, UnreachableError)
-                if not self._take_over(found):
-                    raise
-            else:
-                await self._save(self._store)
+                await self._refresh_stored(self._store)
+            finally:
+                _refreshing.discard(self)
+
+    async def _refresh_stored(self, store: TokenStore) -> None:
+        if await self._take_stored(store):
+            return
+        try:
+            await self._spend()
+        except CredentialsError:
+            # kubectl may have spent the token at the same time. It writes what it got.
+            await asyncio.sleep(OTHERS_PATIENCE)
+            found = await in_thread(store.peek, UnreachableError)
+            if not self._take_over(found):
+                raise
+        else:
+            await self._save(store)
 
     async def _take_stored(self, store: TokenStore) -> bool:
         """Return whether another program has stored an id token that is valid; take over what it
