@@ -153,6 +153,22 @@ async def test_a_bad_authority_is_a_credentials_error() -> None:
         await (await opened({}, **{"certificate-authority-data": "eA=="})).access()
 
 
+async def test_a_full_disk_is_a_passing_error(pki: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credentials = await opened(
+        {"client-certificate": str(pki / "client.pem"), "client-key": str(pki / "client-key.pem")}
+    )
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.mkdtemp", full)
+        with pytest.raises(UnreachableError, match="No space left"):
+            await credentials.access()
+        assert await credentials.reread() is None
+    assert (await credentials.access()).ssl is not None
+
+
 async def test_an_encrypted_key_is_an_error_and_no_prompt(pki: Path) -> None:
     user = {
         "client-certificate": str(pki / "client.pem"),

@@ -18,7 +18,7 @@ from typing import Any
 
 from krelay.cluster.auth.files import read_file, read_pem
 from krelay.cluster.http import basic_auth
-from krelay.errors import CredentialsError
+from krelay.errors import CredentialsError, UnreachableError
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ def tls_context(
 
     Raises:
         CredentialsError: OpenSSL cannot read the PEM, or the key is encrypted.
+        UnreachableError: the key cannot be written for OpenSSL.
     """
     context = _trusting(_turned(ca, turn) if ca and turn else ca)
     # As in Go's crypto/tls, a private authority may break rules of RFC 5280, which Python enforces
@@ -154,11 +155,16 @@ def _load_certificate(context: ssl.SSLContext, certificate: bytes) -> None:
         )
 
     # OpenSSL loads keys from files only, so the key is on disk for a millisecond.
-    with tempfile.TemporaryDirectory(prefix="krelay-") as folder:
-        path = os.path.join(folder, "client.pem")
-        with open(path, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
-            file.write(certificate)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix="krelay-") as folder:
+            path = os.path.join(folder, "client.pem")
+            with open(path, "wb", opener=lambda p, flags: os.open(p, flags, 0o600)) as file:
+                file.write(certificate)
             context.load_cert_chain(path, password=encrypted)
-        except ssl.SSLError as exc:
-            raise CredentialsError(f"kubeconfig: bad client certificate or key: {exc}") from exc
+    except ssl.SSLError as exc:  # an OSError too
+        raise CredentialsError(f"kubeconfig: bad client certificate or key: {exc}") from exc
+    except OSError as exc:
+        raise UnreachableError(
+            f"cannot pass the client key to OpenSSL by a temporary file: {exc.strerror}",
+            hint="is the disk full? TMPDIR names another folder",
+        ) from exc
