@@ -54,11 +54,10 @@ def _check(url: str, where: str) -> str:
     except ValueError:
         # The exception may repeat a password.
         raise CredentialsError(f"{where}: not a proxy URL", hint=_HINT) from None
-    if scheme == "socks5h":  # in Go, socks5 means the same: the proxy resolves names
-        url = url.replace("socks5h", "socks5", 1)
     if scheme not in ("http", "https", "socks5", "socks5h") or not host or port == 0:
         raise CredentialsError(f"{where}: not a proxy URL", hint=_HINT)
-    return url
+    # In Go, socks5 means the same as socks5h: the proxy resolves names.
+    return f"{'socks5' if scheme == 'socks5h' else scheme}://{url.partition('://')[2]}"
 
 
 def _bypassed(host: str, port: int, no_proxy: str) -> bool:

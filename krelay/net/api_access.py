@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from krelay.errors import CredentialsError
@@ -23,8 +23,8 @@ class ApiAccess:
     url: str
     ssl: ssl.SSLContext | None
     server_hostname: str | None
-    headers: tuple[tuple[str, str], ...]
-    proxy: str | None = None
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    proxy: str | None = field(default=None, repr=False)
     expires: float = math.inf
 
     @property

@@ -97,6 +97,11 @@ async def test_an_access_has_the_proxy_of_the_environment(monkeypatch: pytest.Mo
     assert (await (await opened({}, **{"proxy-url": "http://q"})).access()).proxy == "http://q"
 
 
+async def test_an_access_shows_no_secret() -> None:
+    credentials = await opened({"token": "s3cret"}, **{"proxy-url": "http://u:s3cret@q"})
+    assert "s3cret" not in repr(await credentials.access())
+
+
 async def test_impersonation_repeats_its_headers() -> None:
     user = {
         "as": "jane",
