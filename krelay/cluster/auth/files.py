@@ -65,11 +65,15 @@ def read_once(path: str, contents: dict[tuple[object, ...], bytes]) -> bytes:
     """Read a file or a pipe of at most MAX_KUBECONFIG bytes.
 
     A pipe (a FIFO, a process substitution) gives its content only once, so it is kept in `contents`
-    for the next call.
+    for the next call, which does not open it: a new writer would take that for its reader.
 
     Raises:
         OSError: the file cannot be read, is larger, or a pipe does not end in time.
     """
+    present = os.stat(path)
+    known = contents.get((path, present.st_dev, present.st_ino))
+    if known is not None and stat.S_ISFIFO(present.st_mode):
+        return known
     with _open(path) as file:
         number = file.fileno()
         if _is_regular(number):

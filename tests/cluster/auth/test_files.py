@@ -21,13 +21,16 @@ contexts: [{name: one, context: {cluster: c}}, {name: two, context: {cluster: c}
 """
 
 
-def test_a_fifo_is_read_once_for_all_contexts(tmp_path: Path) -> None:
+def test_a_fifo_is_opened_and_read_once_for_all_contexts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     # The writer comes when it likes: krelay waits for it.
     threading.Thread(target=path.write_text, args=(TWO,), daemon=True).start()
     environ = {"KUBECONFIG": str(path)}
     assert load(environ=environ).context == "one"
+    monkeypatch.delattr(files, "_open")  # a second writer must not find a reader
     assert load("two", environ=environ).context == "two"
     assert load(kubeconfig=str(path), environ={}).context == "one"
 
