@@ -99,6 +99,7 @@ async def list_and_watch(
             if moves != api.moves:
                 # Another server may be another cluster, where the version means nothing.
                 moves, version = api.moves, ""
+                denied, polled = None, False
                 backoff.reset()
             try:
                 if denied is not None:
@@ -125,6 +126,8 @@ async def list_and_watch(
                     timeoutSeconds=str(timeout),
                     **query,
                 ) as batches:
+                    if moves != api.moves:
+                        continue  # it was refused, and sent again by another kubeconfig
                     admitted = True
                     health.recovered()
                     async for batch in batches:
@@ -189,9 +192,12 @@ async def _list(
     """Return all objects, read page by page, and the resourceVersion to watch from."""
     store: Store = {}
     more: dict[str, str] = {}
-    seen = 0
+    seen, moves = 0, api.moves
     for _ in range(MAX_PAGES):
         page = read_list(await api.get(path, limit=str(PAGE), **query, **more), path)
+        if moves != api.moves:  # the pages of two servers are no list
+            store, more, seen, moves = {}, {}, 0, api.moves
+            continue
         seen += len(page.items)
         if limit is not None and seen + page.remaining > limit:
             raise TooManyError(f"more than {limit} objects at {path}")

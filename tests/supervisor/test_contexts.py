@@ -461,6 +461,47 @@ async def test_a_watch_begins_anew_with_a_list_at_the_new_server(kubeconfig: Kub
             await rig.until(lambda: new.watching)
 
 
+async def test_a_watch_that_is_refused_begins_with_a_list_at_the_new_server(
+    kubeconfig: Kubeconfig,
+) -> None:
+    async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
+
+        async def refuse(request: web.Request) -> web.StreamResponse:
+            if not request.query.get("watch"):
+                return await old.own(request)
+            kubeconfig.write("dev", dev={"server": new.url})
+            return web.json_response({"kind": "Status", "code": 401}, status=401)
+
+        old.handler = refuse
+        kubeconfig.write("dev", dev={"server": old.url})
+        informers = await contexts.informers(None)
+        sets = informers.watch("/api/v1/pods", Selector())
+        async with aclosing(sets), asyncio.timeout(10):
+            assert [*(await anext(sets))] == ["old"]
+            assert [*(await anext(sets))] == ["new"]
+            await rig.until(lambda: new.watching)
+
+
+async def test_pages_of_two_servers_are_no_list(kubeconfig: Kubeconfig) -> None:
+    async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
+
+        async def pages(request: web.Request) -> web.StreamResponse:
+            if "continue" in request.query:
+                kubeconfig.write("dev", dev={"server": new.url})
+                await contexts.reread()
+                await asyncio.Event().wait()
+            metadata = {"name": "old", "uid": "old", "namespace": "default"}
+            more = {"resourceVersion": "9", "continue": "more"}
+            return web.json_response({"metadata": more, "items": [{"metadata": metadata}]})
+
+        old.handler = pages
+        kubeconfig.write("dev", dev={"server": old.url})
+        informers = await contexts.informers(None)
+        sets = informers.watch("/api/v1/pods", Selector())
+        async with aclosing(sets), asyncio.timeout(10):
+            assert [*(await anext(sets))] == ["new"]
+
+
 async def test_an_edit_of_kubeconfig_is_noticed(kubeconfig: Kubeconfig, tmp_path: Path) -> None:
     async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
         updates: asyncio.Queue[ContextUpdate] = asyncio.Queue()
