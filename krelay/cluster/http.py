@@ -12,6 +12,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
@@ -26,6 +27,7 @@ from krelay.net.dns import lookup
 from krelay.net.error_body import words
 from krelay.net.handshake_stream import HandshakeStream
 from krelay.net.socks import ProxyError, socks_connect
+from krelay.threads import in_thread
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
@@ -96,7 +98,8 @@ async def send(
         url, query = _follow(url, location), None
         if urlsplit(url).hostname != urlsplit(access.url).hostname:
             headers = [pair for pair in headers if pair not in access.headers]
-            context = context and _without_certificate(context)
+            if context is access.ssl and context is not None:
+                context = await in_thread(partial(_without_certificate, context), UnreachableError)
     raise ClusterError(f"stopped after {MAX_REQUESTS} redirects")
 
 
@@ -117,10 +120,15 @@ def _follow(url: str, location: str) -> str:
 
 
 def _without_certificate(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return a context that trusts the same authorities and shows no client certificate."""
-    other = ssl.create_default_context()
-    if authorities := b"".join(context.get_ca_certs(binary_form=True)):
-        other = ssl.create_default_context(cadata=authorities)
+    """Return a context that trusts the same authorities, and no more, and shows no client
+    certificate. Blocks."""
+    if context.cert_store_stats()["x509"]:
+        other = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Empty if kubeconfig names no authority, but the certificate of the server itself.
+        if authorities := b"".join(context.get_ca_certs(binary_form=True)):
+            other.load_verify_locations(cadata=authorities)
+    else:
+        other = ssl.create_default_context()
     other.verify_flags = context.verify_flags
     other.check_hostname = context.check_hostname
     other.verify_mode = context.verify_mode

@@ -22,6 +22,7 @@ from krelay.mux.log import about
 from krelay.state.states import ContextState
 from krelay.supervisor.explain import explain_error
 from krelay.supervisor.target_watcher import Failures, Follow, Publish
+from krelay.tasks import TaskGroup
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
@@ -107,10 +108,14 @@ class Contexts:
     async def reread(self) -> list[Change]:
         """Read kubeconfig again, and adopt what it says of the contexts in use; return what has
         changed. What cannot be used changes nothing."""
+        # At once: the files of one context may be where no file system answers.
+        async with TaskGroup() as tasks:
+            apis = dict.fromkeys(self._apis.values())
+            readings = {api: tasks.create_task(api.reread()) for api in apis}
         return [
             Change("set", _state(api).title, after=str(change))
-            for api in dict.fromkeys(self._apis.values())
-            if (change := await api.reread()) is not None
+            for api, reading in readings.items()
+            if (change := reading.result()) is not None
         ]
 
     def _files(self) -> list[str]:

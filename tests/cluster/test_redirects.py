@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from krelay.cluster import http
 from krelay.cluster.api import Api
+from krelay.cluster.auth.identity import tls_context
 from krelay.errors import ClusterError
 from tests.cluster.auth.recorder import PKI, Recorder, Seen
 from tests.cluster.conftest import write_kubeconfig
@@ -71,6 +75,30 @@ async def test_another_host_gets_no_credentials(servers: Recorder, api: Api) -> 
         Seen(path="/b", host="localhost", sni="localhost"),
         Seen(path="/c"),
     ], "and none come back when the way does"
+
+
+async def test_the_loop_does_not_wait_for_the_authorities_of_another_host(
+    servers: Recorder, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, threads = http._without_certificate, []
+
+    def watched(context: ssl.SSLContext) -> ssl.SSLContext:
+        threads.append(threading.current_thread())
+        return make(context)
+
+    monkeypatch.setattr(http, "_without_certificate", watched)
+    servers.redirects["/a"] = f"https://localhost:{servers.ports['https']}/b"
+    servers.redirects["/b"] = f"https://localhost:{servers.ports['https']}/c"
+    await api.get("/a")
+    (thread,) = threads
+    assert thread is not threading.current_thread()
+
+
+def test_another_host_is_not_trusted_more_than_the_first() -> None:
+    itself = tls_context((PKI / "server.pem").read_bytes(), None, verify=True)
+    assert not http._without_certificate(itself).cert_store_stats()["x509"]
+    several = tls_context((PKI / "ca.pem").read_bytes(), None, verify=True)
+    assert http._without_certificate(several).cert_store_stats()["x509"] == 1
 
 
 async def test_a_watch_follows_redirects(servers: Recorder, api: Api) -> None:

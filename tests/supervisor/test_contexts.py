@@ -447,6 +447,27 @@ async def test_a_plugin_that_hangs_does_not_hold_up_the_new_credentials(
         assert dev.seen == ["Bearer t"] * 2
 
 
+async def test_a_context_whose_files_hang_holds_up_no_other(
+    kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = {"dev": {"server": "https://127.0.0.1:1"}, "prod": {"server": "https://127.0.0.1:1"}}
+    async with contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", **both)
+        (dev, prod), read = [await contexts.api(name) for name in both], Api.reread
+        adopted = asyncio.Event()
+        prod.on_change = lambda _: adopted.set()
+
+        async def reread(api: Api) -> object:
+            if api is dev:
+                await adopted.wait()
+            return await read(api)
+
+        monkeypatch.setattr(Api, "reread", reread)
+        kubeconfig.write("dev", **{name: {"server": "https://127.0.0.1:2"} for name in both})
+        async with asyncio.timeout(10):
+            assert len(await contexts.reread()) == 2
+
+
 async def test_a_watch_begins_anew_with_a_list_at_the_new_server(kubeconfig: Kubeconfig) -> None:
     async with cluster("old") as old, cluster("new") as new, contexts_of_a_run() as contexts:
         kubeconfig.write("dev", dev={"server": old.url})
