@@ -351,6 +351,18 @@ async def test_tokens_that_another_program_wrote_are_used(rotating: Rotating, fi
     assert [form["refresh_token"] for form in rotating.forms] == ["r7"]
 
 
+async def test_tokens_of_a_merge_are_spent_although_they_cannot_be_replaced(
+    rotating: Rotating, file: File, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = await asyncio.to_thread(file.path.read_text)
+    assert '"refresh-token": "r1"' in text
+    text = text.replace('"refresh-token": "r1"', '"<<": {"refresh-token": "r1"}')
+    await asyncio.to_thread(file.path.write_text, text.replace('"<<"', "<<"))
+    found = await file.source().fetch(rejected=False)
+    assert found.authorization == f"Bearer {rotating.id_token}"
+    assert "cannot be written" in caplog.text
+
+
 async def test_a_race_for_a_token_is_lost_without_harm(
     rotating: Rotating, file: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:

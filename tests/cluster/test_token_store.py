@@ -124,6 +124,13 @@ def test_the_tokens_are_replaced_and_nothing_else(tmp_path: Path, text: str, old
             ),
             "safely",
         ),
+        # In Go's YAML the later one of two wins, merged or not.
+        (BLOCK.replace("      name: oidc", "        id-token: later\n      name: oidc"), "safely"),
+        (
+            "x: &x {refresh-token: r}\n"
+            + BLOCK.replace("refresh-token: old-refresh # secret", "<<: *x"),
+            "safely",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_edited_stays_as_it_is(
@@ -166,6 +173,29 @@ def test_a_file_that_cannot_be_replaced_is_written_in_place(
     assert path.stat().st_ino == before
     assert found.peek() == NEW
     assert os.listdir(tmp_path) == ["config"]
+
+
+def test_merged_tokens_are_read(tmp_path: Path) -> None:
+    merged = BLOCK.replace("refresh-token: old-refresh # secret", "<<: *x")
+    found = store(tmp_path / "config", "x: &x {refresh-token: old-refresh}\n" + merged)
+    assert found.peek() == OLD
+
+
+def test_the_null_device_in_a_list_is_an_empty_file(tmp_path: Path) -> None:
+    path = tmp_path / "config"
+    store(path, BLOCK)
+    found = TokenStore((os.devnull, str(path)), "me")
+    assert found.read() == OLD
+    assert found.write(NEW) == str(path)
+
+
+def test_hard_links_stay_links(tmp_path: Path) -> None:
+    path, other = tmp_path / "config", tmp_path / "other"
+    found = store(path, BLOCK)
+    os.link(path, other)
+    found.write(NEW)
+    assert path.samefile(other)
+    assert found.peek() == NEW
 
 
 def test_a_file_of_another_owner_stays_theirs(

@@ -130,7 +130,7 @@ class Oidc:
 
     def _take_over(self, found: Tokens | None) -> bool:
         """Take over what another program has stored; return whether its id token is valid."""
-        if found is None or found in (self._tokens, self._stored):
+        if found in (None, Tokens(), self._tokens, self._stored):
             return False
         former, self._stored = self._tokens, found
         self._take(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import functools
 import json
 import os
 import stat
@@ -22,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from krelay.cluster.auth.go_yaml import NotYamlError, read_yaml
 from krelay.errors import CredentialsError, UnreachableError
 from krelay.threads import in_thread
 
@@ -127,7 +129,9 @@ class TokenStore:
 
     def _path(self) -> str:
         for path in self._files:
-            if os.path.exists(path) and _config(_read(path), self._user, path) is not None:
+            if not os.path.exists(path) or os.path.samefile(path, os.devnull):
+                continue
+            if _config(_read(path), self._user, path) is not None:
                 return path
         raise NotWritableError(f'no kubeconfig file has the oidc user "{self._user}"')
 
@@ -180,12 +184,25 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, data: bytes) -> None:
-    """Replace the content of a file at once, with its mode and its owner."""
+    """Replace the content of a file, at once if that leaves its mode, its owner and its links."""
     found = os.stat(path)
+    if found.st_nlink == 1:
+        try:
+            _replace(path, data, found)
+        except OSError as exc:
+            if exc.errno not in _IN_PLACE:
+                raise  # as for want of space, which would cut off the file itself
+        else:
+            return
+    with open(path, "r+b") as file:
+        file.write(data)
+        file.truncate()
+
+
+def _replace(path: str, data: bytes, found: os.stat_result) -> None:
     folder, name = os.path.split(path)
-    temporary = None
+    number, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:
-        number, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
         with open(number, "wb") as file:
             os.fchown(number, found.st_uid, found.st_gid)
             os.fchmod(number, stat.S_IMODE(found.st_mode))
@@ -193,15 +210,10 @@ def _write(path: str, data: bytes) -> None:
             file.flush()
             os.fsync(number)
         os.replace(temporary, path)
-    except OSError as exc:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
-        if exc.errno not in _IN_PLACE:
-            raise  # as for want of space, which would cut off the file itself
-        with open(path, "r+b") as file:
-            file.write(data)
-            file.truncate()
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 _IN_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EXDEV)
@@ -227,7 +239,8 @@ def _replaced(text: str, user: str, tokens: Mapping[str, str], path: str) -> str
         edited = edited[:start] + new + edited[end:]
     for key, value in tokens.items():
         config.set(key, value)
-    if _parse(edited, path).plain() != root.plain():
+    same = _parse(edited, path).plain() == root.plain()
+    if not same or not tokens.items() <= _tokens(edited, user, path).as_config().items():
         raise NotWritableError(f'{path}: the tokens of user "{user}" cannot be replaced safely')
     return edited
 
@@ -250,8 +263,22 @@ def _edits(text: str, config: _Node, tokens: Mapping[str, str]) -> Iterator[tupl
 
 
 def _tokens(text: str, user: str, path: str) -> Tokens:
-    config = _config(text, user, path)
-    return Tokens.of(dict(config.scalars()) if config is not None else {})
+    """Return the tokens that a reader of kubeconfig finds, with merged and repeated fields."""
+    try:
+        found = read_yaml(text.encode())
+    except NotYamlError:
+        raise NotWritableError(f"{path} is not YAML") from None
+    users = _field(found, "users")
+    for entry in users if isinstance(users, list) else ():
+        if _field(entry, "name") == user:
+            found = functools.reduce(_field, _PATH, entry)
+            values = {key: _field(found, key) for key in TOKEN_KEYS}
+            return Tokens.of({key: str(value or "") for key, value in values.items()})
+    return Tokens()
+
+
+def _field(value: Any, key: str) -> Any:
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def _config(text: str, user: str, path: str) -> _Node | None:
@@ -292,11 +319,6 @@ class _Node:
             found.value, found.kind = value, "scalar"
         else:
             self.pairs.append((_Node(0, value=key), _Node(0, value=value)))
-
-    def scalars(self) -> Iterator[tuple[str, str]]:
-        for name, value in self.pairs:
-            if name.value is not None and value.value is not None:
-                yield name.value, value.value
 
     def plain(self) -> Any:
         """Return the content, to be compared."""
