@@ -473,3 +473,24 @@ async def test_what_krelay_wrote_is_no_other_kubeconfig(
         assert len(rotating.forms) == 1
     finally:
         await api.aclose()
+
+
+async def test_tokens_that_could_not_be_written_outlast_an_edit(
+    rotating: Rotating, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_store, "LOCK_PATIENCE", 0.0)
+    await asyncio.to_thread(file.path.with_name("kubeconfig.lock").touch)
+    async with await Api.connect(kubeconfig=str(file.path)) as api:
+        first = await api.access()
+        text = await asyncio.to_thread(file.path.read_text)
+        text = text.replace('"auth-provider"', '"as": "jane", "auth-provider"')
+        await asyncio.to_thread(file.path.write_text, text)
+        change = await api.reread()
+        assert change is not None
+        assert change.words == ("credentials",)
+        second = await api.access()
+        assert dict(second.headers).items() > dict(first.headers).items()
+        assert rotating.valid == "r2", "the new tokens are used"
+        api.reject(second)
+        await api.access()
+        assert rotating.valid == "r3"

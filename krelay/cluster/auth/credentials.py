@@ -123,6 +123,8 @@ class Credentials:
         await self._context(login, pems.ca, pems.certificate)
         _proxy(login)
         tuple(_headers(login.user, None))
+        if isinstance(source, Oidc) and isinstance(self._source, Oidc):
+            source.succeed(self._source)
         if source is not self._source:
             self._source, self._fetched, self._rejected = source, None, False
         self._login, self._used, self._access = login, pems, None

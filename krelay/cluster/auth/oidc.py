@@ -76,7 +76,7 @@ class Oidc:
         """`store` is where kubeconfig has the tokens, None if they are nowhere else."""
         self._config = config
         self._store = store
-        self._tokens = self._stored = Tokens.of(config)
+        self._began = self._tokens = self._stored = Tokens.of(config)
         self._renewal = _renew_at(self._tokens.id_token)
         self._failures = OnceUntilChanged()
 
@@ -91,6 +91,12 @@ class Oidc:
     def knows(self, config: Mapping[str, Any]) -> bool:
         """Whether this source has the tokens of `config`, or has replaced them."""
         return Tokens.of(config) in (self._tokens, self._stored)
+
+    def succeed(self, former: Oidc) -> None:
+        """Take the place of `former`, with what it got for the tokens that both began with."""
+        if self._began == former._began:
+            self._tokens, self._stored = former._tokens, former._stored
+            self._renewal = former._renewal
 
     async def _refresh(self) -> None:
         if self._store is None:
