@@ -147,6 +147,8 @@ class NotReadyError(KrelayError):
 class ClusterError(KrelayError):
     exit_code = 4
     fails_start = True
+    no_agent = False
+    """Whether the cluster lets krelay have no agent, whatever is asked for."""
 
 
 class CredentialsError(ClusterError):
@@ -163,6 +165,8 @@ class AccessDeniedError(ClusterError):
     `user` is the one that was refused, if the server named it. `agent_namespace` is where the
     missing right is the agent's; empty for any other right.
     """
+
+    no_agent = True
 
     def __init__(
         self, message: str, *, hint: str | None = None, user: str = "", agent_namespace: str = ""
@@ -185,13 +189,22 @@ class MalformedError(ClusterError):
 
 
 class AgentError(ClusterError):
-    """The agent cannot run. `settings` are a part of the file's `agent` with which it would."""
+    """The agent cannot run. `settings` are a part of the file's `agent` with which it would.
+
+    `no_agent` is as in ClusterError: admission refuses it, or its image cannot be pulled.
+    """
 
     def __init__(
-        self, message: str, *, hint: str | None = None, settings: dict[str, Any] | None = None
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        settings: dict[str, Any] | None = None,
+        no_agent: bool = False,
     ) -> None:
         super().__init__(message, hint=hint)
         self.settings = settings or {}
+        self.no_agent = no_agent
 
 
 class ListenError(KrelayError):

@@ -157,10 +157,13 @@ async def _create(jobs: PostedJobs, manifest: Object) -> Object:
     except (AccessDeniedError, NotFoundError):
         raise
     except ClusterError as exc:
-        if not is_admission(exc.message):
+        forbidden = isinstance(exc.__cause__, StatusError) and exc.__cause__.code == 403
+        if not (forbidden or is_admission(exc.message)):
             raise
         found = refusal(exc.message.partition(_REFUSED)[2], _resources(manifest))
-        raise AgentError(exc.message, hint=found.hint, settings=found.settings) from exc
+        raise AgentError(
+            exc.message, hint=found.hint, settings=found.settings, no_agent=True
+        ) from exc
 
 
 def _resources(manifest: Object) -> Object:
@@ -245,7 +248,12 @@ async def _wait_until_running(
     if not verdict.running:
         if verdict.words:
             logger.warning("the agent's last log lines:\n%s", verdict.words)
-        raise AgentError(verdict.reason, hint=verdict.hint, settings=verdict.settings)
+        raise AgentError(
+            verdict.reason,
+            hint=verdict.hint,
+            settings=verdict.settings,
+            no_agent=verdict.no_agent,
+        )
     running = (pod for pod in startup.seen[PODS] if diagnose(None, [pod], ()).running)
     return startup.agent(next(running))
 

@@ -39,7 +39,7 @@ class Diagnosis:
     `code` names the state. A start that stays in it for `patience` seconds has failed (0: failed
     now, `inf`: a normal step of a start). `reason` is one line. `words` are the last log lines of
     a container that has ended. `settings` are a part of the file's `agent` with which the agent
-    would start.
+    would start. `no_agent` is as in ClusterError.
     """
 
     code: str
@@ -48,6 +48,7 @@ class Diagnosis:
     patience: float = inf
     words: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    no_agent: bool = False
 
     @property
     def running(self) -> bool:
@@ -75,7 +76,7 @@ def diagnose(
         if _condition(job, "Suspended", "True"):
             return Diagnosis("Suspended", "the agent's Job is suspended; a queue may hold it back")
     if events is None:
-        return Diagnosis("NoPod", _NO_EVENTS, _EVENTS_HINT, PATIENCE_BLIND)
+        return Diagnosis("NoPod", _NO_EVENTS, _EVENTS_HINT, PATIENCE_BLIND, no_agent=True)
     refusals = [event for event in events if event.get("reason") == "FailedCreate"]
     if refusals:
         return refusal(str(max(refusals, key=_time).get("message") or ""), resources or {})
@@ -128,6 +129,7 @@ _PULL = (
     *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
 )
 _CREATE = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+_NO_ACCOUNT = "error looking up service account"
 _FORBIDDEN = re.compile(r'^(?:Error creating: )?(?:(?:pods|jobs\.batch) "[^"]*" is forbidden: )?')
 
 
@@ -136,7 +138,9 @@ def refusal(message: str, resources: Object) -> Diagnosis:
 
     What may pass by itself gets time: the Job's controller retries with growing pauses.
     """
-    message = " ".join(_FORBIDDEN.sub("", message[:_MAX_SEARCHED]).split())
+    message = message[:_MAX_SEARCHED]
+    forbidden = "is forbidden: " in message and _NO_ACCOUNT not in message
+    message = " ".join(_FORBIDDEN.sub("", message).split())
     hint: str | None = None
     settings: dict[str, Any] = {}
     patience = PATIENCE
@@ -144,9 +148,10 @@ def refusal(message: str, resources: Object) -> Diagnosis:
         if pattern.search(message):
             hint, settings = remedy(message, resources)
             patience = 0 if permanent else PATIENCE
+            forbidden = True
             break
     reason = f"the cluster refuses the agent's pod: {_line(message)}"
-    return Diagnosis("Refused", reason, hint, patience, settings=settings)
+    return Diagnosis("Refused", reason, hint, patience, settings=settings, no_agent=forbidden)
 
 
 def is_admission(message: str) -> bool:
@@ -159,7 +164,7 @@ def _stuck(status: Object) -> Diagnosis | None:
     code, message = waiting.get("reason"), _line(waiting.get("message"))
     if code in _PULL:
         reason = f"cannot pull the image {status.get('image')}: {message or code}"
-        return Diagnosis(code, reason, _IMAGE_HINT, 0)
+        return Diagnosis(code, reason, _IMAGE_HINT, 0, no_agent=code != "InvalidImageName")
     if code in _CREATE:
         reason = f"cannot start the agent's container: {message or code}"
         if "non-root" in message or "image will run as root" in message:

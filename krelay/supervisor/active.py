@@ -22,7 +22,7 @@ from krelay.config.diff import Plan, Spec, directs, group_of, groups, needs_no_a
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.datapath.route import Route
 from krelay.datapath.stream_pool import StreamPool
-from krelay.errors import ClusterError, CredentialsError, KrelayError, UnreachableError
+from krelay.errors import ClusterError, KrelayError, UnreachableError
 from krelay.model import (
     Check,
     CheckKind,
@@ -141,8 +141,8 @@ class WarmingConfig:
         try:
             await group.start(self._tasks)
         except ClusterError as exc:
-            hopeless = isinstance(exc, CredentialsError | UnreachableError)
-            if hopeless or not needs_no_agent(self.config, context):
+            # What the file itself asks for in vain is to be told, not passed by.
+            if not exc.no_agent or not needs_no_agent(self.config, context):
                 raise
             await group.stop()
             self.fallen[context] = exc

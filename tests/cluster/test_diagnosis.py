@@ -167,6 +167,7 @@ def test_the_state_of_a_pod_gives_code_patience_and_reason(
     found = of_pod(seen)
     assert (found.code, found.patience, found.reason) == (code, patience, words)
     assert found.running is (code == "Running")
+    assert found.no_agent is (code == "ErrImagePull")
     ended = end_of(seen)
     if code == "Deleted" or (code == "Ended" and "unknown" not in words):
         assert ended == found
@@ -191,6 +192,10 @@ def test_the_end_of_another_container_does_not_end_the_agent() -> None:
         ]
     }
     assert of_pod(pod(both)).running
+
+
+def test_an_image_whose_name_is_invalid_is_an_error_of_the_file() -> None:
+    assert not of_pod(pod(waiting("InvalidImageName", "x"))).no_agent
 
 
 def test_the_last_log_lines_are_kept_whole() -> None:
@@ -227,6 +232,7 @@ def test_a_refused_pod_shows_in_the_job_s_events(
     assert (found.code, found.patience) == ("Refused", patience)
     assert found.reason.startswith(f"the cluster refuses the agent's pod: {reason}")
     assert found.hint == hint or str(hint) in str(found.hint)
+    assert found.no_agent is (message not in (ACCOUNT, "Error creating: timed out"))
 
 
 RESOURCES = {
