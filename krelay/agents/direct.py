@@ -48,11 +48,10 @@ class DirectGroup:
         self.pool = DirectPool(f"d{next(_NUMBERS)}", self._pods)
         self._running: asyncio.Task[None] | None = None
 
-    async def start(self, tasks: TaskGroup) -> None:
-        """Begin to dial pods; `tasks` gets the pool's tasks. Then do as `reached`."""
+    def start(self, tasks: TaskGroup) -> None:
+        """Begin to dial pods; `tasks` gets the pool's tasks."""
         name = self.pool.name
         self._running = tasks.create_task(keep(self.pool.run, name), name=name)
-        await self.reached()
 
     async def reached(self) -> None:
         """Wait a while until each route reaches one of its pods.
@@ -65,7 +64,8 @@ class DirectGroup:
                 while self.pool.wanted:
                     failure = self.pool.failure
                     fails = isinstance(failure, KrelayError) and failure.fails_start
-                    if failure is not None and fails and not self.pool.connections:
+                    idle = not self.pool.connections and not self.pool.dialling
+                    if failure is not None and fails and idle:
                         raise failure
                     await self.pool.wait_change()
         except TimeoutError:

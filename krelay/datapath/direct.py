@@ -172,6 +172,11 @@ class DirectPool:
         return [connection for pod in self._pods.values() for connection in pod.connections]
 
     @property
+    def dialling(self) -> bool:
+        """Whether a pod is being dialled."""
+        return any(pod.dialling for pod in self._pods.values())
+
+    @property
     def failure(self) -> Exception | None:
         """Why a pod could not be reached; None if all can."""
         return next((pod.failure for pod in self._pods.values() if pod.failure), None)

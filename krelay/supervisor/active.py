@@ -109,10 +109,15 @@ class WarmingConfig:
             for context, group in self.groups.items():
                 warming.create_task(self._start_agents(context, group))
             for direct in self.directs.values():
-                warming.create_task(direct.start(self._tasks))
+                direct.start(self._tasks)
+                warming.create_task(self._reach_pods(direct))
             for context in self.directs.keys() - self.groups.keys():
                 warming.create_task(self._reach(context))
             warming.create_task(self.answers())
+
+    async def _reach_pods(self, direct: DirectGroup) -> None:
+        await self.answers()  # before them no pod is known
+        await direct.reached()
 
     async def _reach(self, context: str | None) -> None:
         """Ask the API server anything, where no agent's start would find it out of reach."""

@@ -239,3 +239,29 @@ def test_an_account_that_may_only_port_forward_reaches_what_kubectl_reaches(
                 else:
                     assert kit.http_get(address)
     assert kit.agents(namespace) == []
+
+
+def test_a_direct_file_without_the_right_to_port_forward_ends_with_the_hint(
+    tmp_path: Path,
+) -> None:
+    with kit.namespaces() as make:
+        name = make()
+        kit.apply(name, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
+        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
+        kubeconfig = account(name, tmp_path, "get,list,watch services,pods")
+        environ = {"KUBECONFIG": kubeconfig, "PATH": PATH}
+        path = tmp_path / "direct.yaml"
+        path.write_text(config(name, "direct", web="svc/web :80"))
+        with Krelay("up", "-f", str(path), environ=environ, expect=4) as up:
+            up.finish()
+        relay = Krelay(
+            *("--via=direct", "-n", name, "svc/web", ":80"),
+            environ=environ,
+            expect=4,
+            program=("kubectl", "relay"),
+        )
+        with relay:
+            relay.finish()
+        for refused in (up, relay):
+            assert "pods/portforward" in refused.told()
+            assert "krelay rbac" in refused.told()
