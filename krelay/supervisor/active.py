@@ -69,8 +69,10 @@ class WarmingConfig:
         bus: EventBus,
         *,
         present: Collection[DirectSpec] = (),
+        served: Collection[str | None] = (),
     ) -> None:
-        """`tasks` gets the tasks of what is made, `bus` its events; the ways of `present` exist."""
+        """`tasks` gets the tasks of what is made, `bus` its events. The ways of `present` exist, and
+        an agent runs for each context of `served`."""
         self.config = config
         self.plan = plan
         self.groups: dict[str | None, AgentGroup] = {}
@@ -78,6 +80,7 @@ class WarmingConfig:
         self.fallen: dict[str | None, ClusterError] = {}
         """Why a context has no agent, if its targets do without one."""
         self._present = present
+        self._served = served
         self.watchers: dict[str, TargetWatcher] = {}
         self._contexts = contexts
         self._tasks = tasks
@@ -146,8 +149,10 @@ class WarmingConfig:
         try:
             await group.start(self._tasks)
         except ClusterError as exc:
-            # What the file itself asks for in vain is to be told, not passed by.
-            if not exc.no_agent or not needs_no_agent(self.config, context):
+            # What the file itself asks for in vain is to be told, not passed by. And an edit that
+            # can have no agent must not take away the one that runs.
+            hopeless = not exc.no_agent or context in self._served
+            if hopeless or not needs_no_agent(self.config, context):
                 raise
             await group.stop()
             self.fallen[context] = exc
@@ -241,6 +246,11 @@ class ActiveConfig:
             if forward.spec.key not in keys:
                 keys.add(forward.spec.key)
                 yield forward
+
+    @property
+    def served(self) -> set[str | None]:
+        """The contexts whose agents run."""
+        return self.groups.keys() - self._fallbacks.keys()
 
     # -- an edit -------------------------------------------------------------------------------
 

@@ -450,8 +450,15 @@ class Supervisor:
         self._applied += request.failure is None
 
     def _warming(self, config: Config, plan: Plan) -> WarmingConfig:
-        present = [direct.spec for direct in self.active.directs.values()]
-        return WarmingConfig(config, plan, self._contexts, self._tasks, self.bus, present=present)
+        return WarmingConfig(
+            config,
+            plan,
+            self._contexts,
+            self._tasks,
+            self.bus,
+            present=[direct.spec for direct in self.active.directs.values()],
+            served=self.active.served,
+        )
 
     async def _warmed(self, warm: WarmingConfig) -> bool:
         """Return whether `warm` is ready; False as soon as it should begin anew."""
