@@ -278,6 +278,8 @@ async def open_within(
             while True:
                 if (stream := open_now(route, protocol, handler, pick)) is not None:
                     return stream
+                if route.reached:
+                    await route.changed()  # a better connection is about to be there
                 await route.wait_ready()
 
 

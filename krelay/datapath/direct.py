@@ -219,19 +219,27 @@ class DirectPool:
             raise ProtocolError(_TCP_ONLY, ErrorCode.DIAL_FAILED)
         if not resolution.pods:
             raise ProtocolError(self.obstacle(resolution), ErrorCode.NO_SUCH_HOST)
+        stalled: PodPort | None = None
+        dialling = False
         for pod in self._order(resolution):
             known = self._known(pod)
             best = known.best()
             if known.wants_another():
                 self._dial(known)
-            crowded = len(known.connections) >= CONNECTIONS
-            if best is None or best.stalled and not crowded:
-                if not resolution.balanced and not self._troubled(pod):
-                    return None  # it stays with this pod
-                continue
-            known.used_at = self._loop.time()
-            return best.open(pod.port, handler)
-        return None
+            if best is not None and not (best.stalled and len(known.connections) < CONNECTIONS):
+                return self._open(best, pod, handler)
+            dialling = dialling or known.dialling
+            stalled = stalled or (pod if best is not None else None)
+            if not resolution.balanced and not self._troubled(pod):
+                break  # it stays with this pod
+        if stalled is None or dialling:
+            return None
+        best = self._best(stalled)
+        return self._open(best, stalled, handler) if best is not None else None
+
+    def _open(self, connection: Connection, pod: PodPort, handler: StreamHandler) -> Stream:
+        self._known(pod).used_at = self._loop.time()
+        return connection.open(pod.port, handler)
 
     def explain(self, code: ErrorCode, message: str) -> str:
         return _MEANINGS.get(code) or code.text + (f" ({message})" if message else "")
@@ -348,7 +356,7 @@ class DirectPool:
             known.connections = [found for found in known.connections if found.failure is None]
             idle = key not in listed or now > known.used_at + IDLE
             for found in list(known.connections):
-                if not found.count and found not in needed and idle:
+                if not found.count and (not found.takes_streams or (found not in needed and idle)):
                     known.connections.remove(found)
                     found.close()
             if key not in listed and not known.connections and not known.dialling:
@@ -400,7 +408,8 @@ class DirectPool:
         finally:
             known.dialling = False
             known.due = self._loop.time() + pause
-        self._publish(news=news)
+        # Streams that would not use a stalled connection wait for the end of this.
+        self._publish(news=news or known.best() is not None)
         self._look_again.set()
 
     def _failed(self, known: _Pod, exc: Exception) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from krelay.datapath import direct
-from krelay.datapath.connector import open_now
+from krelay.datapath.connector import open_now, open_within
 from krelay.datapath.direct import CONNECTIONS, CROWDED, IDLE, Connection, DirectPool
 from krelay.datapath.route import Route
 from krelay.datapath.tcp import TcpListener
@@ -285,6 +285,36 @@ async def test_a_new_stream_waits_for_no_stalled_one(world: World) -> None:
     await rig.until(lambda: len(world.cluster.made) == 2)
     assert opened(route) == "a"
     assert [made.count for made in world.cluster.made] == [0, 1]
+
+
+async def test_a_client_waits_for_another_connection_and_gets_the_stalled_one_without_it(
+    world: World,
+) -> None:
+    route = world.route("a")
+    await world.reached(route)
+    world.cluster.made[0].stalled = True
+    stream = await open_within(10.0, route, Protocol.TCP, TcpRelay())
+    assert len(world.cluster.made) == 2
+    assert isinstance(stream, FakeStream)
+    assert stream.connection is world.cluster.made[1]
+    world.cluster.made[1].stalled = True
+    world.cluster.failures["a"] = TunnelError("no way")
+    await open_within(10.0, route, Protocol.TCP, TcpRelay())
+    assert len(world.cluster.live) == 2
+
+
+@pytest.mark.looptime
+async def test_a_connection_that_takes_no_more_is_closed_with_its_last_stream(
+    world: World,
+) -> None:
+    route = world.route("a")
+    await world.reached(route)
+    for _ in range(20):
+        world.cluster.made[-1].takes_streams = False
+        world.cluster.made[-1].on_change()
+        await world.reached(route)
+        await asyncio.sleep(0)
+        assert len(world.cluster.live) == 1
 
 
 async def test_expired_credentials_get_another_connection(world: World) -> None:
