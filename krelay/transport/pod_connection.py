@@ -116,6 +116,11 @@ class PodConnection(asyncio.BufferedProtocol):
         return self.failure is None and not self._going_away and room
 
     @property
+    def held(self) -> bool:
+        """Whether it is not read, since a consumer is behind."""
+        return bool(self._held)
+
+    @property
     def stalled(self) -> bool:
         """Whether a slow stream, or the node, holds up all streams now."""
         since = min(self._held_since, self._writing_paused_since)
@@ -142,6 +147,12 @@ class PodConnection(asyncio.BufferedProtocol):
         """Find out soon whether the node still answers."""
         if self.failure is None and self._pings == self._answered:
             self._ping()
+
+    def retire(self) -> None:
+        """Take no more streams; live ones go on."""
+        if not self._going_away:
+            self._going_away = True
+            self._on_change()
 
     def close(self, reason: str = "the connection was closed") -> None:
         """End the connection, and reset its streams."""
@@ -243,8 +254,7 @@ class PodConnection(asyncio.BufferedProtocol):
             self._pinged(event)
             return
         if isinstance(event, spdy.GoAway):
-            self._going_away = True
-            self._on_change()
+            self.retire()
             return
         stream = self.streams.get(event.stream_id)
         if stream is None:
@@ -260,7 +270,7 @@ class PodConnection(asyncio.BufferedProtocol):
             if event.stream_id == stream.data_id:
                 stream.taken()
         elif event.stream_id == stream.data_id:
-            stream.data_ended()
+            stream.data_ended(reset=event.reset)
         else:
             stream.error_ended()
 
@@ -337,7 +347,8 @@ class PodStream:
         """Whether this end sends no more."""
         self._gone = False
         """Whether the node has ended the stream."""
-        self._data_ended = False
+        self._data_ended = self._error_ended = False
+        self._node_reset = False
         self._unconsumed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._arm(ANSWER_TIMEOUT, self._unanswered)
@@ -392,7 +403,7 @@ class PodStream:
     def deliver(self, pieces: dict[PodStream, list[Buffer]]) -> None:
         """Hand on the bytes that were received for this stream."""
         found = pieces.pop(self, None)
-        if not found or self.handler is None:
+        if not found or self.handler is None or self._data_ended:
             return
         data = b"".join(found)
         self._unconsumed += len(data)
@@ -407,16 +418,21 @@ class PodStream:
             self._wants_writable = False
             self._call(lambda handler: handler.on_writable())
 
-    def data_ended(self) -> None:
-        """Wait for the error stream, which may say why."""
-        self._data_ended = True
-        if self.text:
+    def data_ended(self, *, reset: bool) -> None:
+        """Wait for the error stream, which may say why.
+
+        A node that closes its connections resets their streams first, in the middle of their data.
+        """
+        if not self._data_ended:
+            self._data_ended, self._node_reset = True, reset
+        if self.text or self._error_ended:
             self._finish()
         elif not self._gone:
             self._arm(_TEXT_DEADLINE, self._finish)
 
     def error_ended(self) -> None:
         """End a stream that failed, or whose bytes have all arrived."""
+        self._error_ended = True
         if self.text or self._data_ended:
             self._finish()
 
@@ -442,8 +458,14 @@ class PodStream:
         self.writable()
 
     def _unanswered(self) -> None:
+        if self._connection.held:
+            # The answer may wait behind the bytes of another stream.
+            self._arm(ANSWER_TIMEOUT, self._unanswered)
+            return
         self._connection.write(spdy.reset_frame(self.data_id), spdy.reset_frame(self.error_id))
-        self._refuse(ErrorCode.CONNECT_TIMEOUT, f"no answer within {ANSWER_TIMEOUT:g} s")
+        # The pod may have the early bytes: another one must not get them, too.
+        code = ErrorCode.DIAL_FAILED if self._sent else ErrorCode.CONNECT_TIMEOUT
+        self._refuse(code, f"no answer within {ANSWER_TIMEOUT:g} s")
 
     def _finish(self) -> None:
         """End the stream as its node has ended it."""
@@ -458,6 +480,9 @@ class PodStream:
         if self.text:
             self._failed(self.text.decode("utf-8", "replace"))
             return
+        if self._node_reset:
+            self.lost(TunnelError("the node reset the stream"))
+            return
         self._accept()
         self._call(lambda handler: handler.on_end())
         if self._ended:
@@ -466,6 +491,9 @@ class PodStream:
     def _failed(self, text: str) -> None:
         code, message = refusal(text)
         about(logger, stream=repr(self)).debug("ended: %s", message)
+        if code is ErrorCode.GOING_AWAY:
+            # It leads to a sandbox that has ended; a new one of the pod needs a new connection.
+            self._connection.retire()
         if self._accepted:
             self._fail(ErrorCode.RESET)
         else:

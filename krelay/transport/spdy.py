@@ -48,9 +48,10 @@ class Data(NamedTuple):
 
 
 class End(NamedTuple):
-    """The server sends no more on a stream: it has ended or reset it."""
+    """The server sends no more on a stream: it has ended it, or `reset` it."""
 
     stream_id: int
+    reset: bool = False
 
 
 class Ping(NamedTuple):
@@ -189,4 +190,4 @@ class Decoder:
             return Ping(_HEAD.pack(_CONTROL | _PING, 4) + self._body)
         if self._kind == _GOAWAY:
             return GoAway()
-        return End(_HEAD.unpack(self._body)[0])
+        return End(_HEAD.unpack(self._body)[0], reset=True)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from krelay.datapath.connector import RETRIED
 from krelay.model import Transport
 from krelay.mux.stream import StreamHandler
 from krelay.transport import pod_connection
@@ -214,6 +215,90 @@ async def test_a_node_that_takes_no_stream_refuses_it(
         c.connection.open(80, handler)
         await handler.called("refused")
         assert handler.code is ErrorCode.CONNECT_TIMEOUT
+
+
+async def test_early_bytes_of_a_stream_without_an_answer_go_to_no_other_pod(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_connection, "ANSWER_TIMEOUT", 0.1)
+
+    async def play(peer: Peer) -> None:
+        await opened(peer)
+
+    async with connected(server, play) as c:
+        handler = Events()
+        c.connection.open(80, handler).write(b"early")
+        await handler.called("refused")
+        assert handler.code not in RETRIED
+
+
+async def test_an_answer_is_waited_for_while_a_slow_consumer_is_in_front_of_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_connection, "WINDOW", 100)
+    monkeypatch.setattr(pod_connection, "ANSWER_TIMEOUT", 0.1)
+
+    async def play(peer: Peer) -> None:
+        _, slow = await opened(peer)
+        await peer.send(reply(slow), data(bytes(101), slow))
+        _, found = await opened(peer)
+        await peer.send(reply(found), data(b"hello", found))
+
+    async with connected(server, play) as c:
+        slow, handler = Events(), Events()
+        stream = c.connection.open(80, slow)
+        await slow.until(lambda: len(slow.data) == 101)
+        c.connection.open(80, handler)
+        await asyncio.sleep(0.3)
+        stream.consume(101)
+        await handler.until(lambda: handler.data == b"hello")
+        assert handler.calls == ["accepted"]
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+async def test_a_node_that_resets_a_stream_has_not_ended_it(
+    server: Server, *, accepted: bool
+) -> None:
+    async def play(peer: Peer) -> None:
+        error, found = await opened(peer)
+        await peer.send(reply(found), *([data(b"half", found)] if accepted else []))
+        await peer.send(reset(found), reset(error))
+
+    async with connected(server, play) as c:
+        handler = Events()
+        c.connection.open(80, handler)
+        await handler.called("reset" if accepted else "refused")
+        assert handler.calls == (["accepted", "reset"] if accepted else ["refused"])
+        assert not c.connection.streams
+
+
+async def test_an_end_waits_for_no_error_stream_that_has_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pod_connection, "_TEXT_DEADLINE", 3600.0)
+
+    async def play(peer: Peer) -> None:
+        error, found = await opened(peer)
+        await peer.send(data(b"", error, fin=True), data(b"all", found), data(b"", found, fin=True))
+
+    async with connected(server, play) as c:
+        handler = Events()
+        c.connection.open(80, handler)
+        await handler.called("end")
+        assert handler.data == b"all"
+
+
+async def test_a_sandbox_that_has_ended_gets_no_more_streams(server: Server) -> None:
+    async def play(peer: Peer) -> None:
+        error, found = await opened(peer)
+        await peer.send(reply(found), data(CAUSES[1][0].encode(), error), reset(found))
+
+    async with connected(server, play) as c:
+        handler = Events()
+        c.connection.open(80, handler)
+        await handler.called("refused")
+        assert handler.code is ErrorCode.GOING_AWAY
+        assert not c.connection.takes_streams
 
 
 async def test_the_end_of_a_stream_is_passed_on_and_answered(server: Server) -> None:

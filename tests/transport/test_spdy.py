@@ -111,7 +111,7 @@ def test_each_kind_of_frame_gives_its_event_or_none() -> None:
         Data(DATA_STREAM, memoryview(b"last")),
         End(DATA_STREAM),
         End(ERROR_STREAM),
-        End(DATA_STREAM),
+        End(DATA_STREAM, reset=True),
         GoAway(),
     ]
 
