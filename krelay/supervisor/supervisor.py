@@ -324,6 +324,18 @@ class Supervisor:
 
     async def _start(self) -> None:
         """Make the first config active; raise if a part of it fails."""
+        # What ends the start is told as its error, not in the log, too.
+        self._contexts.failures.hold()
+        told: tuple[str, ...] = ()
+        try:
+            await self._start_first()
+        except KrelayError as exc:
+            told = (exc.line(), exc.message)
+            raise
+        finally:
+            self._contexts.failures.release(*told)
+
+    async def _start_first(self) -> None:
         request, active = self._request, self.active
         warm = self._warming(request.config, diff(None, request.config))
         await warm.prepare()
@@ -340,6 +352,7 @@ class Supervisor:
             warming.create_task(warm.warm())
             await warm.answers()
             self._check_start()
+            self._contexts.failures.release()
         for direct in active.fall_back(warm):
             await direct.reached()
         if self._pod_running_timeout is not None:
@@ -497,6 +510,9 @@ class Supervisor:
         failures = [f.failure or active.watchers[f.spec.target.name].failure for f in forwards]
         found = [failure for failure in failures if failure is not None]
         if found and (self._strict or len(found) == len(failures)):
+            for forward in forwards:
+                if forward.failure is not found[0]:
+                    forward.report()
             raise found[0]
         resolutions = [forward.route.resolution for forward in forwards]
         missing = [found.reason for found in resolutions if found and found.missing]
@@ -505,8 +521,9 @@ class Supervisor:
         if self._pod_running_timeout is not None and all(
             found and (found.missing or found.ended) for found in resolutions
         ):
-            ended = next((found.phase for found in resolutions if found and found.ended), "")
-            raise NotRunningError(_NOT_RUNNING + ended)
+            ended = next((found for found in resolutions if found and found.ended), None)
+            self._contexts.failures.release(ended.reason if ended else "")
+            raise NotRunningError(_NOT_RUNNING + (ended.phase if ended else ""))
         for forward in forwards:
             forward.report()
 

@@ -104,7 +104,7 @@ class TargetWatcher:
             former = route.endpoint
             route.update(resolution)
             if route.endpoint is None:
-                self._log.warning("%s", route.reason)
+                self._failures.unresolved(self.target.name, route.reason)
             elif self.target.kind.in_cluster and former != route.endpoint and route.resolution:
                 self._log.info("-> %s (%s)", route.endpoint, route.resolution.via)
 
@@ -116,18 +116,49 @@ async def follow_constant(target: Target, publish: Publish) -> None:
 
 class Failures:
     """Logs why targets are not followed: one line for all that fail alike in one turn of the event
-    loop, as the targets of one watch do."""
+    loop, as the targets of one watch do.
+
+    It also logs why targets are not resolved. While held, it keeps everything back.
+    """
 
     def __init__(self) -> None:
         self._failed: dict[str, list[str]] = {}
+        self._unresolved: dict[tuple[str, str], None] = {}
+        self._held = False
+
+    def hold(self) -> None:
+        """Log nothing until `release`."""
+        self._held = True
+
+    def release(self, *told: str) -> None:
+        """Log what has been kept back, but not the texts that are `told` elsewhere."""
+        if not self._held:
+            return
+        self._held = False
+        unresolved, self._unresolved = self._unresolved, {}
+        for name, reason in unresolved:
+            if reason not in told:
+                self.unresolved(name, reason)
+        for text in told:
+            self._failed.pop(text, None)
+        self._flush()
 
     def add(self, name: str, exc: KrelayError) -> None:
         """Log this failure at the end of the turn."""
-        if not self._failed:
+        if not self._failed and not self._held:
             asyncio.get_running_loop().call_soon(self._flush)
         self._failed.setdefault(exc.line(), []).append(name)
 
+    def unresolved(self, name: str, reason: str) -> None:
+        """Log why a target has no endpoint."""
+        if self._held:
+            self._unresolved[name, reason] = None
+        else:
+            about(logger, target=name).warning("%s", reason)
+
     def _flush(self) -> None:
+        if self._held:
+            return
         failed, self._failed = self._failed, {}
         for text, names in failed.items():
             if len(names) == 1:

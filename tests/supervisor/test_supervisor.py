@@ -447,6 +447,7 @@ async def test_a_pod_that_has_ended_fails_the_start_in_kubectl_s_words(
     error: type[KrelayError],
     text: str,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with fake_agents(monkeypatch):
         supervisor = Pods(monkeypatch, *resolutions).supervisor()
@@ -454,6 +455,32 @@ async def test_a_pod_that_has_ended_fails_the_start_in_kubectl_s_words(
             await supervisor.run(asyncio.Event())
         assert caught.value.message.endswith(text)
         assert caught.value.exit_code == 4
+    # The command prints the error.
+    assert [line for line in caplog.messages if resolutions[-1].reason in line] == []
+
+
+async def test_what_ends_the_start_is_told_once_and_all_else_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def follow(target: Target, publish: Publish) -> None:
+        if target.name.startswith("denied"):
+            raise CredentialsError(target.name.partition("-")[2], hint="ask")
+        publish((Resolution(Protocol.TCP, None, f"no {target.name}", missing=True),))
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(module, "follow_constant", follow)
+    expected = {
+        ("web", "db"): ("no web", ["db: no db"]),
+        ("denied-a", "denied-b"): ("a", ["denied-b: not followed: b; hint: ask"]),
+    }
+    async with fake_agents(monkeypatch):
+        for names, (error, others) in expected.items():
+            caplog.clear()
+            targets = [target(name, Port(80, 0)) for name in names]
+            supervisor = Supervisor(config(*targets), must_exist=True)
+            with pytest.raises(KrelayError) as caught:
+                await supervisor.run(asyncio.Event())
+            assert (caught.value.message, caplog.messages) == (error, others)
 
 
 async def test_a_pod_that_does_not_run_in_time_fails_the_start(
@@ -515,10 +542,14 @@ async def test_other_runs_outlive_the_pods_of_their_targets(
             stop.set()
 
 
-async def test_all_ports_in_use_fail_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_ports_in_use_fail_the_start_each_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         error = await fails(config(target("a", Port(80, tcp)), target("b", Port(81, tcp))))
         assert type(error) is ListenError
+    # The command prints the first one.
+    assert [line.partition(":")[0] for line in caplog.messages if "cannot listen" in line] == ["b"]
 
 
 async def test_a_port_in_use_starts_no_agent_and_is_told_once(

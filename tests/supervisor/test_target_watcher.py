@@ -127,6 +127,23 @@ async def test_targets_that_fail_together_are_logged_together(
     ]
 
 
+async def test_what_is_held_is_logged_later_but_not_what_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = Failures()
+    failures.hold()
+    for name in ("a", "a", "b"):
+        failures.unresolved(name, f"no {name}")
+        failures.add(name, AccessDeniedError(f"denied {name}"))
+    await asyncio.sleep(0)
+    assert caplog.messages == []
+    failures.release("no b", "denied a")
+    assert caplog.messages == ["a: no a", "b: not followed: denied b"]
+    failures.release()
+    failures.unresolved("c", "no c")
+    assert caplog.messages[2:] == ["c: no c"]
+
+
 async def test_a_bug_fails_that_target_only(caplog: pytest.LogCaptureFixture) -> None:
     async with following() as (source, found, _):
         source.answers.put_nowait(ZeroDivisionError("oops"))
