@@ -71,8 +71,8 @@ class WarmingConfig:
         present: Collection[DirectSpec] = (),
         served: Collection[str | None] = (),
     ) -> None:
-        """`tasks` gets the tasks of what is made, `bus` its events. The ways of `present` exist, and
-        an agent runs for each context of `served`."""
+        """`tasks` gets the tasks of what is made, `bus` its events. The ways of `present` exist, as
+        do agents for the contexts of `served`."""
         self.config = config
         self.plan = plan
         self.groups: dict[str | None, AgentGroup] = {}
