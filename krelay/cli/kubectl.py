@@ -243,7 +243,7 @@ def relay(words: tuple[str, ...], verbosity: int, version: bool, **flags: Any) -
     if file is not None and words:
         raise UsageError("both a file and a target", hint="add the target to the file")
     if file is not None:
-        # A line of targets.txt is a command line; a krelay.yaml has a default of its own.
+        # A line of targets.txt is a command line; a krelay.yaml has its own default.
         listen = LOOPBACK if overlay.listens else LOCALHOST
         source = Selection(
             file, environ=os.environ, text=read_once(file), overlay=overlay, listen=listen

@@ -324,7 +324,7 @@ class Supervisor:
 
     async def _start(self) -> None:
         """Make the first config active; raise if a part of it fails."""
-        # What ends the start is told as its error, not in the log, too.
+        # The error of the start says it; the log need not repeat it.
         self._contexts.failures.hold()
         told: tuple[str, ...] = ()
         try:

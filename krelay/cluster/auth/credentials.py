@@ -369,7 +369,7 @@ def _same_source(old: Login, new: Login) -> bool:
 
 
 def _told(login: Login) -> Mapping[str, Any] | None:
-    """Return the cluster if an exec plugin is told of it."""
+    """Return the cluster if an exec plugin gets it."""
     told = (_user(login).get("exec") or {}).get("provideClusterInfo")
     return login.cluster if told else None
 
