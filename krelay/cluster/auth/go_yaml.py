@@ -27,6 +27,8 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\
 _NAN = frozenset((".nan", ".NaN", ".NAN"))
 _TAG = "tag:yaml.org,2002:"
 _DEEPEST = 200
+_MOST_BY_ALIASES = 4_000_000
+"""Values of a document with aliases, each counted where it is used; Go's YAML has a bound too."""
 
 
 class NotYamlError(ValueError):
@@ -68,6 +70,8 @@ class _Reader:
     def __init__(self, parser: Any) -> None:
         self._next = parser.get_event
         self._anchors: dict[str | None, Any] = {}
+        self._sizes: dict[str | None, int] = {}
+        self._values = 0
         self._depth = 0
 
     def document(self) -> Any:
@@ -80,7 +84,11 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             if (found := self._anchors.get(event.anchor, _OPEN)) is _OPEN:
                 raise _error(event.start_mark, "no such anchor, or a value that contains itself")
+            self._values += self._sizes[event.anchor]
+            if self._values > _MOST_BY_ALIASES:
+                raise _error(event.start_mark, "too many values by aliases")
             return found
+        before, self._values = self._values, self._values + 1
         if isinstance(event, yaml.ScalarEvent):
             found = _scalar(event)
         else:
@@ -94,6 +102,7 @@ class _Reader:
             self._depth -= 1
         if event.anchor:
             self._anchors[event.anchor] = found
+            self._sizes[event.anchor] = self._values - before
         return found
 
     def _sequence(self) -> list[Any]:
