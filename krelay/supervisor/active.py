@@ -30,6 +30,7 @@ from krelay.model import (
     DirectSpec,
     GroupSpec,
     Protocol,
+    Resolution,
     Target,
     Via,
 )
@@ -40,6 +41,7 @@ from krelay.supervisor.explain import explain_error
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.target_watcher import Follow, TargetWatcher, follow_constant
 from krelay.tasks import TaskGroup, guard, shield_cleanup
+from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -301,6 +303,8 @@ class ActiveConfig:
 
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """Return the present forward updated to `spec`, or a new one."""
+        if forward is not None and spec.leads != forward.spec.leads:
+            forward.direct_only = ""
         pool = self._pool(config, spec, forward)
         timeout = config.tunnel.open_timeout
         if forward is None:
@@ -370,6 +374,8 @@ class ActiveConfig:
         known = self.forwards.get(forward.spec.key) is forward
         if not known or target.via is not Via.AUTO or not target.may_go_direct:
             return
+        if forward.health.protocol is Protocol.UDP:
+            return
         if self.is_direct(forward) or forward in self._trying:
             return
         self._trying.add(forward)
@@ -380,6 +386,7 @@ class ActiveConfig:
         self._tasks.create_task(trying(), name=forward.name)
 
     async def _try_directly(self, forward: Forward) -> None:
+        leads = forward.spec.leads
         try:
             await asyncio.sleep(_CONFIRM)  # a rolling update refuses for a moment
             assert self.config is not None
@@ -387,20 +394,15 @@ class ActiveConfig:
             direct = self.directs.get(group_of(self.config, forward.spec.target))
             if resolution is None or not resolution.pods or direct is None:
                 return
-            trial = Route(direct.pool)
-            trial.update(resolution)
-            try:
-                async with asyncio.timeout(_ANSWER_DEADLINE):
-                    with trial.waiting():
-                        await trial.wait_ready()
-                    await probe(Check(CheckKind.DIAL), trial)
-            except (ProbeError, NoRouteError, TimeoutError) as exc:
-                about(logger, name=forward.name).debug("not reached directly either: %s", exc)
+            why = "its pod refuses the agent, but not a port-forward"
+            if forward.health.why_not_probed:
+                # A debugger that takes one client would take a trial for its user.
+                why = "its pod refuses the agent, and a trial could end a debugger"
+            elif not await self._reached_only_directly(forward, resolution, direct.pool):
                 return
-            finally:
-                direct.pool.users.discard(trial)
-            if forward.health.refused and self.forwards.get(forward.spec.key) is forward:
-                forward.direct_only = "its pod refuses the agent, but not a port-forward"
+            known = self.forwards.get(forward.spec.key) is forward
+            if known and forward.health.refused and forward.spec.leads == leads:
+                forward.direct_only = why
                 log = about(logger, target=forward.spec.target.name, name=forward.name)
                 log.warning(
                     "%s: it goes directly from now on, without resumption", forward.direct_only
@@ -408,6 +410,31 @@ class ActiveConfig:
                 self._move(group_of(self.config, forward.spec.target))
         finally:
             self._trying.discard(forward)
+
+    async def _reached_only_directly(
+        self, forward: Forward, resolution: Resolution, pool: StreamPool
+    ) -> bool:
+        """Return whether a port-forward is accepted where the agent is refused."""
+        trial = Route(pool)
+        trial.update(resolution)
+        try:
+            async with asyncio.timeout(_ANSWER_DEADLINE):
+                with trial.waiting():
+                    await trial.wait_ready()
+                await probe(Check(CheckKind.DIAL), trial)
+        except (ProbeError, NoRouteError, TimeoutError) as exc:
+            about(logger, name=forward.name).debug("not reached directly either: %s", exc)
+            return False
+        finally:
+            pool.users.discard(trial)
+        # Its program may have begun to listen since the agent was refused.
+        try:
+            await probe(Check(CheckKind.DIAL), forward.route)
+        except ProbeError as exc:
+            return exc.code is ErrorCode.REFUSED
+        except NoRouteError:
+            pass
+        return False
 
     def _try_agent_later(self, context: str | None, *, after: float) -> None:
         """Try to start the agents of a context again, `after` seconds from now and on."""

@@ -172,10 +172,10 @@ class Health:
 
     @property
     def _probed(self) -> bool:
-        return self.check.kind is not CheckKind.NONE and not self._why_not_probed
+        return self.check.kind is not CheckKind.NONE and not self.why_not_probed
 
     @property
-    def _why_not_probed(self) -> str:
+    def why_not_probed(self) -> str:
         """Why `auto` does not dial; empty if it does."""
         if not self._auto:
             return ""
@@ -202,7 +202,7 @@ class Health:
         """Return what a ready state rests on."""
         if self.spec.target.kind is Kind.PROXY:
             return "the agent is connected"
-        unproved = self._why_not_probed or ("being checked" if self._probed else "not probed")
+        unproved = self.why_not_probed or ("being checked" if self._probed else "not probed")
         proof = str(self._proof or unproved)
         found = self._route.resolution
         if not (self._auto and found):
