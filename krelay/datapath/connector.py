@@ -39,6 +39,9 @@ EARLY = INITIAL_WINDOW
 EARLY_OF_ALL = 16 << 20
 """The same for all queued connections together."""
 
+FALLBACK_WAIT = 5.0
+"""Longest wait for a way to the pod that a connection falls back to, in seconds."""
+
 _ENDING = "krelay is stopping"
 
 
@@ -179,8 +182,10 @@ class StreamRequest:
             reason = f"waited {timeout:g} s: {route.obstacle}"
             if route.fall_back() and route.resolution is not None:
                 self.forwarding.log.warning("%s; using %s", reason, route.resolution.via)
-                with suppress(ProtocolError):
-                    stream = self._open()
+                with suppress(ProtocolError, TimeoutError):
+                    stream = await open_within(
+                        FALLBACK_WAIT, route, self._protocol, self._requester, pick=self._pick
+                    )
         except Exception as exc:
             reason = self._explain(exc)
         self._task = None

@@ -231,6 +231,23 @@ async def test_a_refused_connection_is_tried_on_every_pod_with_its_early_bytes(
     assert {stream.written for stream in streams} == {b"early"}
 
 
+async def test_a_connection_waits_for_the_way_to_the_pod_that_it_falls_back_to(
+    world: World,
+) -> None:
+    route = Route(world.pool)
+    pod = PodPort("shop", "a", "uid-a", 80, ready=False)
+    endpoint = Endpoint("10.1.0.1", 80)
+    fallback = Resolution(Protocol.TCP, endpoint, pods=(pod,), unready=True)
+    route.update(Resolution(Protocol.TCP, reason="no pod is ready", fallback=fallback))
+    async with TaskGroup() as tasks:
+        listener = TcpListener("web", route, tasks, open_timeout=0.1)
+        await listener.open(rig.HOST, 0)
+        async with rig.connect(listener.addresses[0][1]) as (_, writer):
+            writer.write(b"early")
+            await rig.until(lambda: [s for made in world.cluster.made for s in made.streams])
+        listener.cut()
+
+
 async def test_another_pod_is_dialled_if_the_first_cannot_be_reached(world: World) -> None:
     world.cluster.failures["a"] = PodGoneError("pod shop/a is gone")
     route = world.route("a", "b")
