@@ -192,9 +192,9 @@ class DirectPool:
 
     # -- the interface of StreamPool -----------------------------------------------------------
 
-    @property
-    def carriers(self) -> list[Connection]:
-        return self.connections
+    def carriers(self, resolution: Resolution) -> list[Connection]:
+        known = (self._pods.get(_key(pod)) for pod in _usable_pods(resolution))
+        return [connection for pod in known if pod for connection in pod.connections]
 
     def reaches(self, resolution: Resolution) -> bool:
         is_tcp = resolution.protocol is model.Protocol.TCP

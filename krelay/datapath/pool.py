@@ -103,8 +103,7 @@ class Pool:
     def multiplexed(self) -> bool:
         return all(tunnel.multiplexed for tunnel in self.tunnels)
 
-    @property
-    def carriers(self) -> list[Carrier]:
+    def carriers(self, resolution: Resolution) -> list[Carrier]:
         return [tunnel.carrier for tunnel in self.tunnels if tunnel.carrier]
 
     def reaches(self, resolution: Resolution) -> bool:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -82,6 +82,11 @@ class Route:
         if resolution is None or resolution.endpoint is None:
             return False
         return self.pool.reaches(resolution)
+
+    @property
+    def carriers(self) -> Collection[object]:
+        """What carries its streams now."""
+        return self.pool.carriers(self.resolution) if self.resolution is not None else ()
 
     @property
     def obstacle(self) -> str:

@@ -41,9 +41,9 @@ class StreamPool(Protocol):
     def users(self) -> WeakSet[PoolUser]:
         """The routes that lead through it."""
 
-    @property
-    def carriers(self) -> Collection[object]:
-        """What carries its streams now; a proof that an endpoint works lasts no longer."""
+    def carriers(self, resolution: Resolution) -> Collection[object]:
+        """Return what carries the streams to where `resolution` leads; a proof that it works lasts
+        no longer."""
 
     def reaches(self, resolution: Resolution) -> bool:
         """Return whether a stream to where `resolution` leads can be opened now."""

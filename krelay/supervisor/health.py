@@ -258,7 +258,7 @@ class Health:
             self._since = asyncio.get_running_loop().time()
             self._proof = None
             if self._shared is not None and self._auto and self._probed:
-                self._proof = self._shared.lasting(self._route.pool)
+                self._proof = self._shared.lasting(self._route)
             self._verdict = True if self._proof else None
             self._probe_at(0.0)
         if self._verdict is None:
@@ -336,7 +336,7 @@ class Health:
             proof = Proof("it answered" if udp else _ACCEPTED, datetime.now(UTC))
             if self._shared is not None:
                 self._shared.worked(now)
-                self._shared.proves(proof, self._route.pool)
+                self._shared.proves(proof, self._route)
             self._proved(now, proof)
         elif code not in _NOT_THE_ENDPOINT:
             if self._shared is not None:
@@ -421,7 +421,7 @@ class Health:
             return
         if failure is None:
             proof = Proof(_PROOFS.get(self.check.kind, f"{self.check} passed"), datetime.now(UTC))
-            shared.proves(proof, route.pool)
+            shared.proves(proof, route)
             self._proved(max(shared.at, self._proved_at), proof)
         elif self._proved_at < shared.at:  # otherwise traffic has shown something newer
             self._since = math.nextafter(shared.at, math.inf)
@@ -480,16 +480,16 @@ class SharedProbe:
         """Record that the endpoint worked."""
         self.at, self.failure = at, None
 
-    def proves(self, proof: Proof, pool: StreamPool) -> None:
-        """Keep a proof for as long as one of the present sessions of `pool` lives."""
+    def proves(self, proof: Proof, route: Route) -> None:
+        """Keep a proof for as long as what carries the streams of `route` now lives."""
         if self.proof is None:
             self._carriers.clear()
         self.proof = proof
-        self._carriers.update(pool.carriers)
+        self._carriers.update(route.carriers)
 
-    def lasting(self, pool: StreamPool) -> Proof | None:
-        """Return the proof if it was made by a session that `pool` uses now."""
-        return self.proof if any(each in self._carriers for each in pool.carriers) else None
+    def lasting(self, route: Route) -> Proof | None:
+        """Return the proof if it was made by what carries the streams of `route` now."""
+        return self.proof if any(each in self._carriers for each in route.carriers) else None
 
     async def ask(self, probe: Probe, since: float) -> ProbeError | None:
         """Return the newest answer from `since` on; probe, or wait for a running probe, to get one.

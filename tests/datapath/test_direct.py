@@ -276,6 +276,15 @@ async def test_a_denied_port_forward_is_not_repeated_soon(world: World) -> None:
     assert len(world.cluster.dials) == before
 
 
+async def test_what_carries_the_streams_of_a_route_leads_to_its_own_pods(world: World) -> None:
+    first, second = world.route("a"), world.route("b")
+    await world.reached(first)
+    await world.reached(second)
+    assert [list(route.carriers) for route in (first, second)] == [
+        [made] for made in sorted(world.cluster.made, key=lambda made: made.name)
+    ]
+
+
 async def test_a_lost_connection_is_dialled_again(world: World) -> None:
     route = world.route("a")
     await world.reached(route)

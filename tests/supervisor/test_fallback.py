@@ -29,10 +29,12 @@ class Pool:
 
     def __init__(self) -> None:
         self.users: set[Any] = set()
-        self.carriers = ()
 
     def reaches(self, resolution: Resolution) -> bool:
         return True
+
+    def carriers(self, resolution: Resolution) -> tuple[object, ...]:
+        return ()
 
     def user_changed(self, user: Any) -> None:
         """Nothing depends on it."""
