@@ -83,6 +83,7 @@ _HOST = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?"
     r"(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?"
 )
+_NAME_OF_TARGET = re.compile(r"[a-z0-9][a-z0-9.:-]*")
 _NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -101,6 +102,8 @@ def parse_resource(text: str) -> tuple[Kind, str]:
 
 def parse_kind(text: str) -> Kind:
     """Parse a type as kubectl does: in any case, with or without its API group and version."""
+    if not text:
+        raise ParseError("no type", hint=f"the types are {_ALL_KINDS}")
     name, dot, group = text.lower().partition(".")
     if not dot and name in (Kind.HOST, Kind.IP):
         return Kind(name)
@@ -217,10 +220,16 @@ def _split_protocol(text: str) -> tuple[str, Protocol | None]:
     found = re.search("[@/]", text)
     if found is None:
         return text, None
-    word = text[found.end() :]
+    before, word = text[: found.start()], text[found.end() :]
     try:
-        return text[: found.start()], Protocol(word.lower())
+        return before, Protocol(word.lower())
     except ValueError:
+        is_kind = before in _KINDS or before in (Kind.HOST, Kind.IP)
+        if found.group() == "/" and is_kind and _NAME_OF_TARGET.fullmatch(word):
+            raise ParseError(
+                f"{quote(text)} is a second target",
+                hint="a line has one target; a file has several (`-f FILE`)",
+            ) from None
         raise ParseError(
             f"{quote(word)} is not a protocol", hint="`tcp` or `udp`", offset=found.end()
         ) from None

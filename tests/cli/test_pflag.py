@@ -33,6 +33,12 @@ def parse(*args: str) -> dict[str, Any]:
     return found
 
 
+def test_a_value_of_the_wrong_kind_is_an_error_without_the_usage() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse("-v", "abc")
+    assert caught.value.message == "--v: 'abc' is not a valid integer"
+
+
 @pytest.mark.parametrize(
     ("args", "found"),
     [

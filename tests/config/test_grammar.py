@@ -140,6 +140,10 @@ def test_a_port_is_parsed(text: str, port: Port) -> None:
         ("80@", 3, '`""` is not a protocol'),
         ("80/sctp", 3, "`sctp` is not a protocol"),
         ("80/tcp@udp", 3, "`tcp@udp` is not a protocol"),
+        ("svc/web", 0, "`svc/web` is a second target"),
+        ("host/db", 0, "`host/db` is a second target"),
+        ("http/web", 5, "`web` is not a protocol"),
+        ("svc@web", 4, "`web` is not a protocol"),
     ],
 )
 def test_an_invalid_port_is_an_error(text: str, offset: int, message: str) -> None:

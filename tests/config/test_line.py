@@ -58,6 +58,8 @@ def test_an_option_has_several_forms(option: str) -> None:
         ("", [(0, "no target")]),
         ("-n a", [(4, "no target")]),
         ("web", [(3, "`web` has no port")]),
+        ("/web 80", [(0, "no type")]),
+        ("svc/web svc/db 80", [(8, "`svc/db` is a second target")]),
         ("web 80 -n", [(7, "`-n` has no value")]),
         ("web 80 -n=", [(10, '`""` cannot be a namespace')]),
         ("web 80 -nA_b", [(9, "`A_b` cannot be a namespace")]),

@@ -34,7 +34,13 @@ class PflagCommand(click.Command):
         except UsageError:
             if not ctx.resilient_parsing:
                 raise
-        return super().parse_args(ctx, line.for_click())
+        try:
+            return super().parse_args(ctx, line.for_click())
+        except click.BadParameter as exc:
+            if exc.param is None:
+                raise
+            flag = max(exc.param.opts, key=len)
+            raise UsageError(f"{flag}: {exc.message.rstrip('.')}", hint=_SEE) from exc
 
 
 @dataclass(frozen=True, slots=True)
