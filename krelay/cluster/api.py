@@ -358,14 +358,20 @@ class _Watch:
     _failing: dict[_Watch, str]
     _path: str
 
-    def failed(self, error: ClusterError) -> None:
-        """Report that the watch cannot be opened, or broke."""
+    def failed(self, error: ClusterError, *, first: bool = False) -> None:
+        """Report that the watch cannot be opened, or broke.
+
+        The `first` contact has nothing to lose: who waits for it has the error.
+        """
         # A missing right concerns one collection, any other error the whole server.
         scope = self._path if isinstance(error, AccessDeniedError) else ""
         known = self in self._failing or scope in self._failing.values()
-        level = logging.DEBUG if known else logging.WARNING
+        level = logging.DEBUG if known else logging.INFO if first else logging.WARNING
         what = scope or "the API server"
-        logger.log(level, "lost contact with %s, keeping the last known state: %s", what, error)
+        if first:
+            logger.log(level, "no contact with %s yet: %s", what, error)
+        else:
+            logger.log(level, "lost contact with %s, keeping the last known state: %s", what, error)
         self._failing[self] = scope
 
     def recovered(self) -> None:

@@ -147,7 +147,7 @@ async def list_and_watch(
                 elif _passes(exc, status):
                     if status is not None and status.retry_after is not None:
                         minimum_pause = min(status.retry_after, DENIED_PAUSE)
-                    health.failed(exc)
+                    health.failed(exc, first=store is None)
                 elif admitted and (patient or not isinstance(exc, AccessDeniedError)):
                     # A list may still be allowed: then this becomes a slow poll.
                     version = ""

@@ -715,6 +715,16 @@ def test_a_server_lost_by_many_watches_is_logged_once(caplog: pytest.LogCaptureF
     )
 
 
+def test_a_first_contact_that_fails_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "krelay.cluster")
+    health = WatchHealth()
+    with health.watch("/a") as watch:
+        watch.failed(UnreachableError("connection refused"), first=True)
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "no contact with the API server yet: connection refused")
+    ]
+
+
 def test_a_right_is_lost_by_each_collection(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "krelay.cluster")
     health = WatchHealth()
