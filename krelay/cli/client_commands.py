@@ -59,7 +59,14 @@ def status(file: str, names: Collection[str], *, output: str, watch: bool) -> in
     elif output == "json":
         echo(json.dumps(snapshot, indent=2))
     else:
-        _print(_view(snapshot, None, _columns(), wide=output == "wide"))
+        width = _columns()
+        if width is None:
+            from krelay.cli.view import out_of_sync
+
+            # It is above the table on a terminal, and must not be missed in a pipe.
+            for line in out_of_sync(snapshot, datetime.now(UTC)):
+                note(line.plain)
+        _print(_view(snapshot, None, width, wide=output == "wide"))
     return 0
 
 

@@ -60,6 +60,18 @@ async def test_status_prints_a_line_for_each_forward(
     assert engine == "connections to the cluster: asyncio"
 
 
+async def test_status_in_a_pipe_says_that_the_file_is_not_what_runs(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"inStep": False, "since": None, "error": {"message": "krelay.yaml: 1 problem"}}
+    drift = {**FOUND, "file": {**FOUND["file"], **told}}
+    async with answering(file, GET_status=lambda body: drift):
+        assert await shown(file) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("TARGET")
+    assert err == "! out of sync with the file: krelay.yaml: 1 problem\n"
+
+
 async def test_status_in_json_is_the_snapshot(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
