@@ -339,7 +339,7 @@ def test_a_pair_with_one_side_is_neither_rebound_nor_rerouted() -> None:
 
 def test_a_context_whose_targets_are_all_direct_has_no_agent() -> None:
     direct = dataclasses.replace(target("a", "svc/a 80"), via=Via.DIRECT)
-    other = dataclasses.replace(target("b", "svc/b 81", context="other"), via=Via.AGENT)
+    other = target("b", "svc/b 81", context="other")
     config = Config((direct, other), context="main")
     assert list(groups(config)) == ["other"]
     assert directs(config) == {"main": DirectSpec("main"), "other": DirectSpec("other")}
