@@ -192,8 +192,11 @@ class Route:
         return endpoint in self.resolution.endpoints
 
     def redirect(self) -> None:
-        """Expect answers about another object from now on."""
+        """Expect answers about another object from now on; new streams wait for the first one."""
         self._existed, self._vanished_at = False, -math.inf
+        self.resolution = self.given = None
+        self.unusable = self.trouble = ""
+        self._avoided, self._fell_back = None, False
 
     def fail(self, trouble: str) -> None:
         """Record why there is no answer; empty if there is none yet."""

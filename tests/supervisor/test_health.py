@@ -565,6 +565,20 @@ async def test_a_proof_lasts_while_another_tunnel_comes_up() -> None:
             assert w.health.state is State.READY
 
 
+async def test_a_forward_to_another_object_is_not_ready_by_the_former_one() -> None:
+    async with rig.path() as path, counting() as target, watched(path, check=AUTO) as w:
+        w.route.update(told(target.port))
+        await w.becomes(State.READY, "its port accepted at ")
+        spec = w.forward.spec
+        moved = dataclasses.replace(spec, target=dataclasses.replace(spec.target, resource="other"))
+        w.forward.update(moved, path.pool, 30.0)
+        assert (w.health.state, w.health.reason) == (State.PENDING, "not resolved yet")
+        assert w.route.endpoint is None
+        w.route.update(told(target.port))
+        await w.becomes(State.READY, "its port accepted at ")
+        assert target.dials == 1
+
+
 async def test_auto_dials_each_new_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "INTERVAL", 0.01)
     async with rig.path() as path, counting() as one, counting() as two:
