@@ -269,6 +269,18 @@ LESS = amounts(limits={"memory": "99Mi"})
             amounts(limits={"memory": "1Gi"}, requests={"memory": "1Gi"}),
         ),
         (
+            "minimum cpu usage per Container is 200m, but request is 100m",
+            amounts(requests={"cpu": "200m"}),
+        ),
+        (
+            (
+                'admission webhook "validation.gatekeeper.sh" denied the request: [limits] '
+                "container <krelay-server> cpu limit <1> is higher than the maximum allowed of "
+                "<50m>"
+            ),
+            amounts(limits={"cpu": "50m"}, requests={"cpu": "50m"}),
+        ),
+        (
             "cpu max limit to request ratio per Container is 3, but provided ratio is 10.000000",
             amounts(requests={"cpu": "334m"}),
         ),
@@ -442,6 +454,18 @@ def test_a_pod_without_a_user_id_gets_one_by_a_patch(message: str) -> None:
     found = of_pod(pod(waiting("CreateContainerConfigError", message)))
     patch = {"spec": {"securityContext": {"runAsUser": 65532}}}
     assert found.settings == {"patches": [{"patch": patch}]}
+
+
+def test_a_container_that_cannot_be_created_has_its_reason() -> None:
+    found = of_pod(pod(waiting("CreateContainerError", "no such device")))
+    assert found.reason == "cannot start the agent's container: no such device"
+    assert (found.patience, found.settings) == (0, {})
+
+
+def test_amounts_that_cannot_be_read_ask_for_nothing() -> None:
+    message = "cpu max limit to request ratio per Container is 3, but provided ratio is 10"
+    found = refusal(message, {"limits": {"cpu": "much"}, "requests": {}})
+    assert found.settings["resources"]["requests"]["cpu"] == "0"
 
 
 @given(st.text(max_size=200), st.dictionaries(st.text(max_size=5), st.just({"cpu": "1"})))
