@@ -16,6 +16,7 @@ from krelay.errors import ListenError
 from krelay.model import Protocol
 from krelay.net import bind as module
 from krelay.net.bind import bind, is_free, port_owner, unbound_loopback
+from tests import rig
 
 TCP, UDP = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = pytest.mark.parametrize("kind", [TCP, UDP])
@@ -58,10 +59,11 @@ def test_a_tcp_socket_listens_already() -> None:
 
 @KINDS
 def test_a_port_is_free_if_neither_protocol_uses_it(kind: socket.SocketKind) -> None:
-    with bound("127.0.0.1", 0, kind) as (sock,):
-        port = sock.getsockname()[1]
-        assert not is_free("127.0.0.1", port)
-    assert is_free("127.0.0.1", port)
+    port = rig.closed_port()  # which no other program takes in between
+    assert is_free(rig.HOST, port)
+    with bound(rig.HOST, port, kind):
+        assert not is_free(rig.HOST, port)
+    assert is_free(rig.HOST, port)
 
 
 @pytest.mark.process
