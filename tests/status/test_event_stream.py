@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -180,6 +180,7 @@ async def test_a_client_that_reads_nothing_is_dropped(monkeypatch: pytest.Monkey
         monkeypatch.setattr(connections, "PATIENCE", 0.01)
         connection.check_progress()
         await rig.until(lambda: not made.bus._subscriptions)
-        while await rig.recv(sock):
-            pass  # what was on its way; then the end
+        with suppress(ConnectionResetError):  # the kernel may drop what was not sent
+            while await rig.recv(sock):
+                pass  # what was on its way; then the end
         sock.close()
