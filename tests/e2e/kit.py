@@ -262,6 +262,7 @@ def run(*args: str, stdin: str | None = None, environ: dict[str, str] | None = N
         krelay.finish(90.0)
     except subprocess.TimeoutExpired:
         krelay.process.kill()
+        krelay.finish()
         raise AssertionError(f"krelay {' '.join(args)} did not end\n{krelay.told()}") from None
     return krelay
 

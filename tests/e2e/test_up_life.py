@@ -110,7 +110,8 @@ def test_a_quota_with_room(namespace: Make, world: str, tmp_path: Path) -> None:
 def test_a_quota_without_room(namespace: Make, world: str, tmp_path: Path) -> None:
     place = namespace()
     kit.apply(place, quota(**{"limits.memory": "1Mi"}))
-    done = kit.run("up", "-f", write(tmp_path, config(place, f"web: svc/web :80 -n {world}")))
+    text = config(place, f"web: svc/web :80 -n {world}", "via: agent")
+    done = kit.run("up", "-f", write(tmp_path, text))
     assert done.process.returncode == 4, done.told()
     assert "exceeded quota: small" in "\n".join(done.log)
     assert kit.agents(place) == []
@@ -118,11 +119,18 @@ def test_a_quota_without_room(namespace: Make, world: str, tmp_path: Path) -> No
 
 def test_an_image_that_does_not_exist(namespace: Make, world: str, tmp_path: Path) -> None:
     place = namespace()
-    text = config(place, f"web: svc/web :80 -n {world}", "agent: {image: nowhere.test/python:9}")
+    wrong = "agent: {image: nowhere.test/python:9}"
+    target = f"web: svc/web :80 -n {world}"
+    text = config(place, target, f"via: agent\n{wrong}")
     done = kit.run("up", "-f", write(tmp_path, text))
     assert done.process.returncode == 4, done.told()
     assert "nowhere.test/python:9" in "\n".join(done.log)
     assert kit.agents(place) == []
+    # By default what can do without an agent does.
+    with kit.up(config(place, target, wrong), tmp_path, 1) as krelay:
+        krelay.wait_log("no agent: cannot pull the image nowhere.test/python:9")
+        assert kit.http_get(krelay.address("web")).startswith(b"web-")
+        assert kit.agents(place) == []
 
 
 def account(namespace: str, tmp_path: Path, *rules: dict[str, Any]) -> str:
