@@ -387,7 +387,10 @@ class Tunnel:
     # -- ends and failures ---------------------------------------------------------------------
 
     def _detached(self, exc: Exception | None) -> None:
-        """Handle the loss of the connection; None: its session is lost with it."""
+        """Handle the loss of the connection; None: its session is lost with it.
+
+        While another one takes over, the agent ends it, so only silence is a failure then.
+        """
         self._disconnected()  # first: it is dialled again whatever fails here
         if exc is None:
             self._forget_session()
@@ -396,9 +399,9 @@ class Tunnel:
             self._start_grace()
             self._note_failure(exc)
             lasted = self._loop.time() - self._up_at
-            if self.way is not None and self.ways.lost(self.way, lasted, exc):
+            counts = not self._rotating or isinstance(exc, TimeoutError)
+            if counts and self.way is not None and self.ways.lost(self.way, lasted, exc):
                 self._log_set_aside()
-        # The end of a connection that is being replaced is not an event.
         replaced = self._rotating or self.carrier is None
         level = logging.DEBUG if replaced else logging.WARNING
         self._log.log(level, "tunnel lost: %s", exc or "protocol error")

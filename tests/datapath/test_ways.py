@@ -228,6 +228,18 @@ async def test_a_shortcut_lost_soon_is_set_aside_but_still_helps_out() -> None:
         assert here.tunnel.ways.reason == ""
 
 
+async def test_the_end_of_a_shortcut_that_is_replaced_is_no_failure() -> None:
+    """An agent closes the former connection as soon as the next one has its session."""
+    async with both() as here:
+        await here.carried_by("proxy")
+        connects = here.tunnel.stats.connects
+        here.tunnel._rotating = True
+        here.shortcut.cut()
+        await rig.until(lambda: here.tunnel.stats.connects > connects)
+        assert here.tunnel.carried_by == "proxy"
+        assert here.tunnel.ways.reason == ""
+
+
 async def test_a_rotation_stays_on_the_shortcut() -> None:
     async with both(config=SessionConfig(max_age=0.05)) as here:
         await here.carried_by("proxy")
