@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import functools
 import json
 import os
@@ -74,17 +73,21 @@ class TokenStore:
         `FILE.lock` is not held meanwhile: kubectl does not wait for it.
         """
         number = await in_thread(self._open_directory, UnreachableError)
+        if number is None:
+            yield
+            return
+        import fcntl  # where a directory can be opened, as it cannot on Windows
+
         try:
             until = time.monotonic() + TURN_PATIENCE
-            while number is not None and time.monotonic() < until:
+            while time.monotonic() < until:
                 with suppress(BlockingIOError):
                     fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 await asyncio.sleep(_LOOK_EVERY)
             yield
         finally:
-            if number is not None:
-                os.close(number)
+            os.close(number)
 
     def read(self) -> Tokens:
         """Return the tokens as they are now, and make sure that others can be written. Blocks.
