@@ -576,7 +576,7 @@ async def test_a_forward_to_another_object_is_not_ready_by_the_former_one() -> N
         assert w.route.endpoint is None
         w.route.update(told(target.port))
         await w.becomes(State.READY, "its port accepted at ")
-        assert target.dials == 1
+        await rig.until(lambda: target.dials == 1)
 
 
 async def test_auto_dials_each_new_endpoint_once(monkeypatch: pytest.MonkeyPatch) -> None:
