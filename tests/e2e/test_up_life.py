@@ -219,6 +219,19 @@ def test_what_krelay_rbac_prints_is_enough(namespace: Make, world: str, tmp_path
         (kind, where) for kind in ("Role", "RoleBinding") for where in (place, world)
     }
     kit.kubectl("apply", "-f", "-", stdin="\n".join(printed.output))
+
+    def granted() -> bool:
+        """Whether the API server, which watches them, knows of both Roles."""
+        user = f"system:serviceaccount:{place}:somebody"
+        return all(
+            kit.kubectl("auth", "can-i", *words, "--as", user, check=False).strip() == "yes"
+            for words in (
+                ("create", "jobs.batch", "-n", place),
+                ("watch", "services/web", "-n", world),
+            )
+        )
+
+    kit.eventually(granted, "the Roles are in effect")
     with kit.up(text, tmp_path, 4, environ={"KUBECONFIG": kubeconfig}) as krelay:
         for name in ("svc", "deploy", "job", "pod"):
             assert kit.http_get(krelay.address(name))
