@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import math
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from krelay.agents.base import Renewals, drain
 from krelay.datapath.direct import Connection, DirectPool
 from krelay.errors import AccessDeniedError, KrelayError
 from krelay.model import DirectSpec, PodPort
-from krelay.mux.log import about
-from krelay.tasks import TaskGroup, keep, shield_cleanup
+from krelay.tasks import TaskGroup, keep
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
@@ -24,8 +23,6 @@ logger = logging.getLogger("krelay.supervisor")
 
 _NUMBERS = itertools.count(1)
 _START_DEADLINE = 10.0
-_RENEW_EVERY = 60.0
-"""Seconds between two renewals of refused credentials."""
 
 
 class DirectGroup:
@@ -79,14 +76,7 @@ class DirectGroup:
 
     async def drain(self, timeout: float) -> None:
         """Let streams finish within `timeout` seconds, then `stop`."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self.pool.wait_idle()
-        except TimeoutError:
-            log = about(logger, name=self.pool.name)
-            log.warning("%d streams of the former way are cut", self.pool.streams)
-        finally:
-            await shield_cleanup(self.stop())
+        await drain(self.pool, timeout, "way", self.stop)
 
     async def stop(self) -> None:
         """Close the connections, and cut their streams."""
@@ -103,11 +93,11 @@ class _Pods:
         self._api = api
         self._explain = explain
         self._spec = spec
-        self._renewed_at = -math.inf
+        self._renewals = Renewals(api)
 
     def access_changed(self) -> None:
         """Have other credentials renewed at once if they are refused."""
-        self._renewed_at = -math.inf
+        self._renewals.reset()
 
     async def dial(
         self, pod: PodPort, on_change: Callable[[], None], on_refused: Callable[[int], None]
@@ -133,11 +123,7 @@ class _Pods:
             self._explain(exc)
             raise
         except UnauthorizedError:
-            # Other credentials may be accepted. An exec plugin may prompt a person.
-            now = asyncio.get_running_loop().time()
-            if now >= self._renewed_at + _RENEW_EVERY:
-                self._renewed_at = now
-                self._api.reject(access)
+            self._renewals.refused(access)
             raise
         connection.expires = access.expires
         return connection

@@ -8,16 +8,15 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from krelay.agents.base import AgentProvider
+from krelay.agents.base import AgentProvider, drain
 from krelay.datapath.pool import Pool, Sessions
 from krelay.datapath.tunnel import Tunnel
 from krelay.errors import AgentError, KrelayError, NotReadyError
 from krelay.legacy import LegacyTunnels
 from krelay.model import GroupSpec
-from krelay.mux.log import about
 from krelay.state.bus import EventBus
 from krelay.state.events import TunnelChanged
-from krelay.tasks import TaskGroup, guard, keep, shield_cleanup
+from krelay.tasks import TaskGroup, guard, keep
 
 logger = logging.getLogger("krelay.supervisor")
 
@@ -107,15 +106,7 @@ class AgentGroup:
 
     async def drain(self, timeout: float) -> None:
         """Let streams finish within `timeout` seconds, then `stop`."""
-        try:
-            async with asyncio.timeout(timeout):
-                await self.pool.wait_idle()
-        except TimeoutError:
-            count = self.pool.streams
-            log = about(logger, name=self.pool.name)
-            log.warning("%d streams of the former agent are cut", count)
-        finally:
-            await shield_cleanup(self.stop())
+        await drain(self.pool, timeout, "agent", self.stop)
 
     async def stop(self) -> None:
         """Cut the remaining streams, and remove the agents."""

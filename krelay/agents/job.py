@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from krelay.agents.base import AgentEvents, log
+from krelay.agents.base import AgentEvents, Renewals, log
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, PodGoneError, TunnelError
 from krelay.model import AGENT_DOOR_PORT, AGENT_PORT, GroupSpec, Transport
 from krelay.state.bus import EventBus
@@ -18,13 +18,9 @@ from krelay.wire.handshake import key_digest
 if TYPE_CHECKING:
     from krelay.cluster.agent_lifecycle import Agent, PostedJobs
     from krelay.cluster.api import Api
-    from krelay.net.api_access import ApiAccess
 
 _LOOK_EVERY = 1.0
 """Seconds between two attempts to ask another server for the agent."""
-_RENEW_EVERY = 60.0
-"""Seconds between two renewals of refused credentials: where new ones are refused as well, each
-dial would run an exec plugin, which may prompt a person."""
 
 
 class JobAgent:
@@ -70,7 +66,7 @@ class JobAgent:
         self._life: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._failure: Exception | None = None
-        self._renewed_at = -math.inf
+        self._renewals = Renewals(api)
         self._one_start = asyncio.Lock()
 
     @property
@@ -134,7 +130,7 @@ class JobAgent:
                 transport=transport_from_env(self._spec.transport, os.environ),
             )
         except UnauthorizedError:
-            self._renew(access)
+            self._renewals.refused(access)
             raise
         except AccessDeniedError as exc:
             exc.agent_namespace = agent.namespace
@@ -178,7 +174,7 @@ class JobAgent:
         except UnauthorizedError:
             # A program in the agent's place can say so, too; a port-forward shows the truth.
             if self.shortcut_only:
-                self._renew(access)
+                self._renewals.refused(access)
             raise
         return transport, access.expires
 
@@ -186,15 +182,8 @@ class JobAgent:
         """Have credentials that are valid now."""
         await self._api.access()
 
-    def _renew(self, access: ApiAccess) -> None:
-        """Have other credentials used: they may be accepted. Ask for them once a minute at most."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._renewed_at + _RENEW_EVERY:
-            self._renewed_at = now
-            self._api.reject(access)
-
     def access_changed(self) -> None:
-        self._renewed_at = -math.inf
+        self._renewals.reset()
 
     async def gone(self) -> str:
         from krelay.cluster.agent_lifecycle import agent_ended

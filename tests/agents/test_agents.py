@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from krelay import payload
-from krelay.agents import job as job_module
+from krelay.agents import base as base_module
 from krelay.agents import subprocess as module
 from krelay.agents.group import AgentGroup
 from krelay.agents.job import JobAgent
@@ -646,7 +646,7 @@ async def test_refused_credentials_are_renewed_at_most_once_a_minute(
             with pytest.raises(UnauthorizedError):
                 await agent.dial(asyncio.Protocol())
         assert cluster.rejected == [ACCESS]
-        monkeypatch.setattr(job_module, "_RENEW_EVERY", 0.0)
+        monkeypatch.setattr(base_module, "RENEW_EVERY", 0.0)
         with pytest.raises(UnauthorizedError):
             await agent.dial(asyncio.Protocol())
         assert cluster.rejected == [ACCESS, ACCESS]
