@@ -261,7 +261,7 @@ class Api:
                             await http.read_body(response, http.MAX_BODY), self.where
                         )
             except (UnreachableError, CredentialsError):
-                # A former server may have carried out a POST, so that is not repeated.
+                # A former server may have executed a POST, so krelay does not repeat it.
                 if moves == self.moves or method == "POST":
                     raise
                 wait = 0.0

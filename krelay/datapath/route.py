@@ -170,8 +170,10 @@ class Route:
         self.wake()
 
     def pick(self, client: Callable[[], str], refused: Endpoint | None) -> Endpoint | None:
-        """Return the endpoint for a new stream: another one than that which has `refused`, if there
-        is one. `client` returns the address of the stream's client."""
+        """Return the endpoint for a new stream, if possible another one than `refused`.
+
+        `client` returns the address of the stream's client.
+        """
         first, resolution = self.endpoint, self.resolution
         if first is None or resolution is None:
             return None

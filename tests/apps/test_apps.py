@@ -1,7 +1,7 @@
 """Real applications with their own clients, by the agent and straight into the pods.
 
 Each client does what its users do that a simple relay gets wrong: long idle phases, a second
-connection that belongs to the first, ends in one direction, a protocol with streams of its own.
+connection that belongs to the first, ends in one direction, a protocol that has streams itself.
 """
 
 from __future__ import annotations

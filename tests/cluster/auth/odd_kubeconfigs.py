@@ -874,12 +874,12 @@ echo 'status: {token: plugin}'
             seen("Basic bWU6cHc="),
             files={"plugin!": plugin()},
         ),
-        "plugin that is told nothing": Odd(
+        "plugin that gets no cluster": Odd(
             config(exec_user()),
             seen("Bearer info", exec_info={"interactive": False}),
             files={"plugin!": TELLS},
         ),
-        "plugin that is told of the cluster": Odd(
+        "plugin that gets the cluster": Odd(
             config(
                 exec_user(", provideClusterInfo: true"),
                 cluster=f"{CA}, tls-server-name: kube.test, disable-compression: true, extensions: "
@@ -904,7 +904,7 @@ echo 'status: {token: plugin}'
             ),
             files={"plugin!": TELLS},
         ),
-        "plugin that is told of an insecure cluster": Odd(
+        "plugin that gets an insecure cluster": Odd(
             config(
                 exec_user(", provideClusterInfo: true"),
                 cluster=f'{SKIP}, proxy-url: "http://a:b@127.0.0.1:@proxy@"',

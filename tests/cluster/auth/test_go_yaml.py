@@ -71,7 +71,7 @@ def test_what_is_not_yaml_is_an_error_with_its_place(text: str, message: str) ->
 
 
 def test_aliases_are_bounded() -> None:
-    """Whoever compares or writes such values would never end."""
+    """A program that compares or writes such values would never end."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     assert len(read_yaml("\n".join(lines[:5]).encode())) == 5

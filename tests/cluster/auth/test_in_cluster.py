@@ -1,4 +1,4 @@
-"""The pod that krelay runs in. kubectl's answers were taken in a mount namespace of its own."""
+"""The pod that krelay runs in. kubectl gave its answers in a private mount namespace."""
 
 from __future__ import annotations
 
