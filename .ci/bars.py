@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 ALL = 95.0
 WHOLE = (
     "agent/upgrade.py",
-    "krelay/cli/view.py",
+    "krelay/cli/terminal/view.py",
     "krelay/cluster/agent_job.py",
     "krelay/cluster/diagnosis.py",
     "krelay/cluster/endpoints.py",

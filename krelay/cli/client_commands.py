@@ -25,7 +25,7 @@ from krelay.text import one_line
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from krelay.cli.view import Rates
+    from krelay.cli.terminal.view import Rates
 
 _ANSWER_DEADLINE = 10.0
 _WATCH_EVERY, _WATCH_LEAST = 1.0, 0.2
@@ -61,7 +61,7 @@ def status(file: str, names: Collection[str], *, output: str, watch: bool) -> in
     else:
         width = _columns()
         if width is None:
-            from krelay.cli.view import out_of_sync
+            from krelay.cli.terminal.view import out_of_sync
 
             # It is above the table on a terminal, and must not be missed in a pipe.
             for line in out_of_sync(snapshot, datetime.now(UTC)):
@@ -74,8 +74,8 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
     """Show the state until interrupted, also over a restart of krelay."""
     from rich.text import Text
 
-    from krelay.cli.screen import Painter
-    from krelay.cli.view import RateMeter
+    from krelay.cli.terminal.screen import Painter
+    from krelay.cli.terminal.view import RateMeter
 
     meter = RateMeter()
     painter = Painter(sys.stdout) if _columns() and output != "json" else None
@@ -133,7 +133,7 @@ def _view(
     from rich.console import Group
     from rich.text import Text
 
-    from krelay.cli.view import contexts, headline, out_of_sync, table, tunnels
+    from krelay.cli.terminal.view import contexts, headline, out_of_sync, table, tunnels
 
     now = datetime.now(UTC)
     shown = table(snapshot["forwards"], rates=rates, width=width, wide=wide, now=now)

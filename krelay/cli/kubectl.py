@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from krelay import __version__
+from krelay.cli.command_line import preload, run_command
 from krelay.cli.flags.connection import connection, namespaces, older, understand
 from krelay.cli.flags.pflag import PflagCommand
 from krelay.cli.flags.values import FILE, overrides, running_timeout, seconds
-from krelay.cli.main import preload, run_command
 from krelay.cli.output import echo, set_up_logging, silence_stdout
 from krelay.errors import UsageError
 from krelay.net.bind import LOCALHOST, LOOPBACKS

@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from krelay.cli.screen import in_foreground
 from krelay.cli.signals import on_signal, run_to_exit
+from krelay.cli.terminal.screen import in_foreground
 from krelay.config.sources import Selection
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, Target

@@ -147,7 +147,7 @@ async def _run(
             if mode is not None:
                 beside["the watch of the file"] = partial(reloader.watch, mode)
             if live:
-                from krelay.cli.live import Live
+                from krelay.cli.terminal.live import Live
 
                 keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
                 table = Live(lambda: control.status({}), keys, supervisor.bus)
@@ -329,7 +329,7 @@ async def _say_slow_start(bus: EventBus) -> None:
 
 def _can_be_live(config: Config) -> bool:
     """Return whether a terminal can show the table, undisturbed by a verbose embedded agent."""
-    from krelay.cli.screen import supports_live_table
+    from krelay.cli.terminal.screen import supports_live_table
 
     verbose = config.agent.embedded and logging.getLogger("krelay.agent").isEnabledFor(
         logging.DEBUG

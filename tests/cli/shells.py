@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.terminal import terminal
+from tests.cli.emulator import terminal
 
 SHELLS = ("bash", "zsh", "fish")
 _EXEC = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"

@@ -23,8 +23,8 @@ from krelay.status.client import Changes, NotRunningError, is_running
 from krelay.status.socket_path import socket_path
 from tests import rig
 from tests.cli.asked import TEXT, answering
+from tests.cli.emulator import terminal
 from tests.cli.reports import carried, forward, report
-from tests.cli.terminal import terminal
 from tests.integration.product import ROOT, command, environment
 from tests.state.said import said
 

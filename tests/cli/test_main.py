@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from krelay import __version__, config
-from krelay.cli import main as module
+from krelay.cli.commands import files
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
@@ -269,7 +269,7 @@ def test_each_error_has_its_exit_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(module, "_select", fail)
+    monkeypatch.setattr(files, "select", fail)
     assert krelay("check") == code
     out, err = capsys.readouterr()
     assert out == ""

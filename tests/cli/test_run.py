@@ -19,8 +19,8 @@ from krelay.errors import UsageError
 from krelay.model import Config, Kind, Port, Protocol, Target
 from krelay.processes import send
 from tests import rig
+from tests.cli.emulator import terminal
 from tests.cli.reports import forward
-from tests.cli.terminal import terminal
 from tests.integration.product import ROOT, Done, alive, command, document, environment, run
 
 pytestmark = pytest.mark.process

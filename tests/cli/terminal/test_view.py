@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from krelay.cli.view import (
+from krelay.cli.terminal.view import (
     RateMeter,
     ViewModel,
     age,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import rig
-from tests.cli.terminal import Terminal, terminal
+from tests.cli.emulator import Terminal, terminal
 from tests.integration.product import alive, document, listens
 
 pytestmark = pytest.mark.process
@@ -248,7 +248,8 @@ async def test_a_window_that_is_closed_is_only_a_reload_where_hangups_were_ignor
 
 BROKEN = """
 import sys
-from krelay.cli import live, main
+from krelay.cli.terminal import live
+from krelay.cli import main
 def fail(*_):
     raise ZeroDivisionError
 {}

@@ -14,7 +14,7 @@ import pyte
 import pytest
 from rich.text import Text
 
-from krelay.cli.screen import Keys, Painter, in_foreground, supports_live_table
+from krelay.cli.terminal.screen import Keys, Painter, in_foreground, supports_live_table
 
 
 class Out(io.StringIO):

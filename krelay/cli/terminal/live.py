@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from krelay.cli.output import is_stderr_handler, repeat_filter
-from krelay.cli.screen import Keys, Painter, in_foreground
 from krelay.cli.signals import on_signal
-from krelay.cli.view import Rate, RateMeter, ViewModel, frame
+from krelay.cli.terminal.screen import Keys, Painter, in_foreground
+from krelay.cli.terminal.view import Rate, RateMeter, ViewModel, frame
 from krelay.state.bus import EventBus
 from krelay.state.events import AgentProgress
 

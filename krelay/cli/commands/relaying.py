@@ -1,0 +1,141 @@
+"""Commands that relay: `up`, `run` and `proxy`."""
+
+from __future__ import annotations
+
+import click
+
+from krelay.cli.command_line import preload
+from krelay.cli.flags.connection import kubeconfig_names
+from krelay.cli.options import (
+    WithCommand,
+    embedded_option,
+    file_option,
+    log_format_option,
+    names_argument,
+    select,
+    timeout_option,
+    verbose_option,
+)
+from krelay.cli.output import set_up_logging
+from krelay.errors import UsageError
+
+
+@click.command()
+@file_option
+@embedded_option
+@click.option("--watch/--no-watch", default=True, help="Apply edits of the file.  [default: on]")
+@click.option("--strict", is_flag=True, help="Fail if any forward cannot start.")
+@click.option("--plain", is_flag=True, help="Log plain lines instead of a live table.")
+@log_format_option
+@verbose_option
+@names_argument
+def up(
+    file: str | None,
+    embedded: bool,
+    watch: bool,
+    strict: bool,
+    plain: bool,
+    log_format: str,
+    verbose: int,
+    names: tuple[str, ...],
+) -> int:
+    """Relay the targets of the file until Ctrl-C.
+
+    With NAMEs, relay only these targets. Saved edits of the file apply at once; connections of
+    unchanged forwards stay open.
+    """
+    preload()
+    from krelay.cli.up import run
+
+    set_up_logging(verbose, json=log_format == "json")
+    selection = select(file, names=names, embedded=embedded)
+    live = not plain and log_format == "text"
+    return run(selection, watch=watch, strict=strict, must_exist=strict, live=live)
+
+
+@click.command("run", cls=WithCommand, options_metavar="[OPTIONS]")
+@file_option
+@embedded_option
+@timeout_option
+@log_format_option
+@verbose_option
+@names_argument
+@click.pass_context
+def run_(
+    context: click.Context,
+    file: str | None,
+    embedded: bool,
+    timeout: float,
+    log_format: str,
+    verbose: int,
+    names: tuple[str, ...],
+) -> int:
+    """Run CMD while relaying the targets of the file.
+
+    CMD starts once every forward is ready, and krelay exits with its exit code. It finds the
+    forwards in the variables KRELAY_<TARGET>_HOST, _PORT and _ADDR; each port of a target with
+    several also has KRELAY_<TARGET>_<PORT>_HOST and so on. With NAMEs, relay only these targets.
+    """
+    preload()
+    from krelay.cli.run import run
+
+    set_up_logging(verbose - 1, json=log_format == "json")
+    selection = select(file, names=names, embedded=embedded)
+    return run(selection, WithCommand.of(context), timeout=timeout)
+
+
+@click.command()
+@click.option(
+    "-l",
+    "--listen",
+    default="127.0.0.1:1080",
+    show_default=True,
+    metavar="ADDRESS:PORT",
+    help="Address to listen on.",
+)
+@click.option(
+    "--context", shell_complete=kubeconfig_names, help="Kubeconfig context of the cluster."
+)
+@click.option(
+    "--username",
+    envvar="KRELAY_PROXY_USERNAME",
+    show_envvar=True,
+    help="Username that clients must send.",
+)
+@click.option(
+    "--password",
+    envvar="KRELAY_PROXY_PASSWORD",
+    show_envvar=True,
+    help="Password that clients must send; safer in the variable.",
+)
+@click.option("--insecure", is_flag=True, help="Allow other machines without a password.")
+@embedded_option
+@log_format_option
+@verbose_option
+def proxy(
+    listen: str,
+    context: str | None,
+    username: str | None,
+    password: str | None,
+    insecure: bool,
+    embedded: bool,
+    log_format: str,
+    verbose: int,
+) -> int:
+    """Run a SOCKS5 and HTTP proxy into the cluster until Ctrl-C.
+
+    The cluster resolves the names that clients ask for. Listening beyond loopback requires a
+    username and a password, or --insecure.
+    """
+    preload()
+    from krelay.cli.up import run
+    from krelay.config.sources import Overlay, Proxy
+
+    if (username is None) != (password is None):
+        raise UsageError(
+            "a username needs a password, and a password a username", hint="set both, or neither"
+        )
+    credentials = (username, password) if username is not None and password is not None else None
+    set_up_logging(verbose, json=log_format == "json")
+    overlay = Overlay(context=context, insecure=insecure)
+    return run(Proxy(listen, credentials, embedded, overlay))

@@ -1,0 +1,97 @@
+"""Commands for a krelay that runs: `status`, `wait`, `logs`, `reload` and `down`."""
+
+from __future__ import annotations
+
+import click
+
+from krelay.cli.options import (
+    names_argument,
+    output_option,
+    path_of_running,
+    running_file_option,
+    select,
+    timeout_option,
+)
+
+
+@click.command()
+@running_file_option
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["text", "wide", "json"]),
+    default="text",
+    show_default=True,
+    help="Output format; wide shows every column, and the tunnels.",
+)
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C, and show throughput.")
+@names_argument
+def status(file: str | None, output: str, watch: bool, names: tuple[str, ...]) -> int:
+    """Show the state of the forwards.
+
+    With NAMEs, show only the forwards of these targets. Exits with 0 whatever the state, and with 1
+    if krelay is not running for the file.
+    """
+    from krelay.cli import client_commands
+
+    return client_commands.status(path_of_running(file), names, output=output, watch=watch)
+
+
+@click.command()
+@running_file_option
+@timeout_option
+@names_argument
+def wait(file: str | None, timeout: float, names: tuple[str, ...]) -> int:
+    """Wait until the forwards are ready.
+
+    With NAMEs, wait only for the forwards of these targets. krelay need not be running yet. On a
+    timeout, prints what is not ready and why, and exits with 3.
+    """
+    from krelay.cli import client_commands
+
+    return client_commands.wait(path_of_running(file), names, timeout=timeout)
+
+
+@click.command()
+@running_file_option
+@click.option("--follow", is_flag=True, help="Print new lines until krelay ends, or Ctrl-C.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Number of lines to print.",
+)
+def logs(file: str | None, follow: bool, lines: int) -> int:
+    """Print the last lines of the running krelay's log."""
+    from krelay.cli import client_commands
+
+    return client_commands.logs(path_of_running(file), lines, follow=follow)
+
+
+@click.command()
+@running_file_option
+@output_option
+def reload(file: str | None, output: str) -> int:
+    """Make the running krelay apply its file now.
+
+    Prints what changed.
+    """
+    from krelay.cli import file_commands
+
+    file_commands.reload(select(file), json=output == "json")
+    return 0
+
+
+@click.command()
+@running_file_option
+def down(file: str | None) -> int:
+    """Stop the running krelay, and wait until it has ended.
+
+    Connections get the same time to finish as on Ctrl-C.
+    """
+    from krelay.cli import client_commands
+
+    return client_commands.down(path_of_running(file))
