@@ -137,7 +137,7 @@ def test_endpoints_from_none_to_some(place: str, tmp_path: Path) -> None:
 def test_nobody_there_is_a_reset_after_the_parking_time(place: str, tmp_path: Path) -> None:
     text = config(place, "web: svc/nobody 0:80") + "tunnel: {openTimeout: 500ms}\n"
     with kit.up(text, tmp_path, 1) as krelay:
-        with kit.dial(krelay.address("web")) as sock, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), kit.dial(krelay.address("web")) as sock:
             kit.read_all(sock)
         krelay.wait_log('services "nobody" not found')
 

@@ -53,11 +53,12 @@ def test_a_port_in_use_makes_nothing_in_the_cluster(
 
 def is_reset(krelay: kit.Krelay, name: str) -> bool:
     """Whether a connection is reset long before `openTimeout` is over."""
-    with kit.dial(krelay.address(name), timeout=10.0) as sock:
-        try:
+    try:
+        # krelay may be so fast that connect() already reports the reset.
+        with kit.dial(krelay.address(name), timeout=10.0) as sock:
             return bool(kit.read_all(sock))
-        except ConnectionResetError:
-            return True
+    except ConnectionResetError:
+        return True
 
 
 def test_what_does_not_exist_holds_up_nothing_else(

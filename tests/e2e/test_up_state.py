@@ -115,7 +115,7 @@ def test_states_are_what_connections_meet(asked: tuple[Asked, str]) -> None:
 
     # What carries is counted, and what is refused too.
     assert kit.http_get(run.krelay.address("works")).startswith(b"web-")
-    with kit.dial(run.krelay.address("refused")) as sock, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), kit.dial(run.krelay.address("refused")) as sock:
         kit.read_all(sock)
     kit.ask_udp(run.krelay.address("echo", "udp"), b"hello")
     traffic = {f["target"]: f["traffic"] for f in run.status()["forwards"]}
