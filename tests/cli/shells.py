@@ -14,23 +14,29 @@ from tests.cli.emulator import terminal
 
 SHELLS = ("bash", "zsh", "fish")
 _EXEC = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
-_BASH = """
+BASH_RC = """
 PS1='ready> '
 for file in /usr/share/bash-completion/bash_completion; do
     [ -r $file ] && . $file
 done
+"""
+_BASH = f"""{BASH_RC}
 eval "$(krelay completion bash)"
 command -v kubectl >/dev/null && . <(kubectl completion bash)
 """
-_ZSH = """
+ZSH_RC = """
 PS1='ready> '
 autoload -U compinit && compinit -u -D
+"""
+_ZSH = f"""{ZSH_RC}
 eval "$(krelay completion zsh)"
 command -v kubectl >/dev/null && . <(kubectl completion zsh)
 """
-_FISH = """
+_FISH_RC = """
 krelay completion fish | source
 command -q kubectl; and kubectl completion fish | source
+"""
+_FISH = """
 for line in $argv
     complete --do-complete $line | string replace -r '\\t.*' '' | string join ' '
 end
@@ -46,24 +52,34 @@ def needs(*programs: str) -> None:
         pytest.skip(f"no {' and no '.join(missing)} here; apt has them")
 
 
-async def complete(shell: str, folder: Path, cases: list[Case], kubeconfig: str) -> None:
-    """Complete each line in a shell that runs in `folder`."""
+def environment(folder: Path) -> dict[str, str]:
+    """Return the variables of a user whose home is `folder`."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PATH": path, "HOME": str(folder), "ZDOTDIR": str(folder)}
+
+
+async def complete(
+    shell: str, folder: Path, cases: list[Case], kubeconfig: str, *, own_settings: bool = False
+) -> None:
+    """Complete each line in a shell that runs in `folder`.
+
+    With `own_settings`, the shell reads what the folder has, as a user's shell does.
+    """
+    environ = {**environment(folder), "KUBECONFIG": kubeconfig}
     if shell == "fish":
-        environ = {"PATH": path, "HOME": str(folder), "KUBECONFIG": kubeconfig}
-        await _complete_in_fish(folder, cases, environ)
+        await _complete_in_fish(folder, cases, environ, own_settings=own_settings)
         return
-    (folder / "bashrc").write_text(_BASH)
-    (folder / ".zshrc").write_text(_ZSH)
-    args = ["bash", "--noprofile", "--rcfile", "bashrc", "-i"] if shell == "bash" else ["zsh", "-i"]
+    if not own_settings:
+        (folder / ".bashrc").write_text(_BASH)
+        (folder / ".zshrc").write_text(_ZSH)
     async with terminal(
-        *args,
+        *(shell, "-i"),
         cwd=folder,
         columns=200,
         script=_EXEC,
-        PATH=path,
-        HOME=str(folder),
-        ZDOTDIR=str(folder),
+        PATH=environ["PATH"],
+        HOME=environ["HOME"],
+        ZDOTDIR=environ["ZDOTDIR"],
         KUBECONFIG=kubeconfig,
     ) as shown:
         await shown.shows("ready>")
@@ -76,11 +92,14 @@ async def complete(shell: str, folder: Path, cases: list[Case], kubeconfig: str)
         await shown.process.wait()
 
 
-async def _complete_in_fish(folder: Path, cases: list[Case], environ: dict[str, str]) -> None:
+async def _complete_in_fish(
+    folder: Path, cases: list[Case], environ: dict[str, str], *, own_settings: bool
+) -> None:
     """Complete each line without a terminal: fish lists the last word's completions."""
-    (folder / "script.fish").write_text(_FISH)
+    (folder / "script.fish").write_text(_FISH if own_settings else _FISH_RC + _FISH)
+    options = [] if own_settings else ["--no-config"]
     process = await asyncio.create_subprocess_exec(
-        *("fish", "--no-config", "script.fish", *(typed for typed, _ in cases)),
+        *("fish", *options, "script.fish", *(typed for typed, _ in cases)),
         cwd=folder,
         env=environ,
         stdout=asyncio.subprocess.PIPE,

@@ -5,16 +5,31 @@ from __future__ import annotations
 import click
 
 from krelay.cli.output import echo
+from krelay.errors import UsageError
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> int:
-    """Print the completion script of a shell.
+@click.argument("shell", required=False, type=click.Choice(["bash", "zsh", "fish"]))
+@click.option(
+    "--install",
+    is_flag=True,
+    help="Write the script where SHELL, by default $SHELL, looks for completions.",
+)
+def completion(shell: str | None, install: bool) -> int:
+    """Print the completion script of a shell, or install it.
 
-    For bash, add `eval "$(krelay completion bash)"` to ~/.bashrc. kubectl's own completion
-    completes `kubectl relay`.
+    SHELL is bash, zsh or fish. kubectl's own completion completes `kubectl relay`.
     """
+    if install:
+        from krelay.cli.flags import installation
+
+        return installation.install(shell)
+    if shell is None:
+        raise UsageError(
+            "no shell given",
+            hint="`krelay completion --install` installs the script of your shell,"
+            " and `krelay completion bash` prints one",
+        )
     from krelay.cli.flags.scripts import SCRIPTS
 
     echo(SCRIPTS[shell].strip())
