@@ -93,8 +93,8 @@ class relay:
         texts: lines of targets.txt, each the name of its target; with `file`, the names of those
             targets of the file that are relayed.
         file: a krelay.yaml or targets.txt, instead of lines.
-        context: the kubeconfig context, instead of the current one.
-        namespace: the namespace of targets whose line has none.
+        context: the kubeconfig context, instead of the current one or the file's.
+        namespace: the namespace of targets whose line has none, instead of the file's.
         embedded: run the agent on this machine; targets are then `host/` and `ip/` only.
         timeout: seconds in which every forward has to be ready.
         targets: more lines, by the name of their target.
@@ -168,15 +168,16 @@ class relay:
         return _relaying(dataclasses.replace(config, tunnel=tunnel), self._timeout)
 
     def _source(self) -> Lines | Selection:
-        from krelay.config.sources import Lines, Overlay, Selection, named
+        from krelay.config.sources import Lines, Selection, named
 
         context, namespace, embedded = self._context, self._namespace, self._embedded
         if self._file is None:
             lines = named(self._texts, self._targets)
             return Lines(lines, context, namespace, embedded, path="krelay.relay")
-        overlay = Overlay(context=context, namespace=namespace)
         names, environ = self._texts, os.environ
-        return Selection(self._file, names, embedded, environ=environ, overlay=overlay)
+        return Selection(
+            *(self._file, names, embedded, environ), context=context, namespace=namespace
+        )
 
     def _require_free(self) -> None:
         if self._run is not None or self._thread is not None:

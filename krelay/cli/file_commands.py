@@ -67,25 +67,32 @@ def check(selection: Selection, *, json: bool) -> int:
 # -- plan and reload -------------------------------------------------------------------------------
 
 
-def plan(selection: Selection, candidate: Selection | None, *, json: bool) -> bool:
-    """Print what `candidate`, or the file as it is now, would change; return whether it would."""
+def plan(
+    selection: Selection, candidate: Selection | None, words: Sequence[str] = (), *, json: bool
+) -> bool:
+    """Print what `candidate`, or the file as it is now, would change; return whether it would.
+
+    `words` are the options that `krelay up` needs for the same file and cluster.
+    """
     from krelay.config.changes import changes
     from krelay.config.diff import diff
     from krelay.status.client import NotRunningError, ask
 
     file = _running_file(selection)
-    body = {}
+    given = {"context": selection.context, "namespace": selection.namespace}
+    body = {key: value for key, value in given.items() if value}
     if candidate is not None:
         if candidate.text is not None:
-            body = {"text": candidate.text.decode(errors="surrogateescape")}
+            body["text"] = candidate.text.decode(errors="surrogateescape")
         elif candidate.path is not None:
-            body = {"path": str(Path(candidate.path).absolute())}
+            body["path"] = str(Path(candidate.path).absolute())
     try:
         found = ask(file, "POST", "/v1/plan", body, timeout=_PLAN_DEADLINE)["changes"]
     except NotRunningError:
         config = (candidate or selection).load()
         found = [change.as_json() for change in changes(diff(None, config))]
-        note(f"krelay is not running for {file}; `krelay up` would start this:")
+        command = shlex.join(["krelay", "up", *words])
+        note(f"krelay is not running for {file}; `{command}` would start this:")
     _print_changes(found, "nothing would change", json=json)
     return bool(found)
 
@@ -138,37 +145,40 @@ def rbac(
     optional: bool,
     context: str | None = None,
     namespace: str | None = None,
+    kubeconfig: str | None = None,
     name: str | None = None,
 ) -> int:
     """Print the Roles that the targets need and, for `subjects`, the bindings; return the code.
 
-    `context` selects the targets of one context. `namespace` is used instead of the context's own.
+    `context` selects the targets of one context; if no target names it, it is that of the targets
+    that name none. `namespace` is used instead of the context's own.
     """
     from krelay.cluster.auth.kubeconfig import load
     from krelay.cluster.rbac import is_faster_with_more, roles
     from krelay.config.yaml_reader import documents
 
     config = source.load()
+    if context is not None:
+        if context not in {target.context or config.context for target in config.targets}:
+            config = _moved(source, context).load()
+        found = (t for t in config.targets if (t.context or config.context) == context)
+        config = dataclasses.replace(config, targets=tuple(found))
 
     @functools.cache
     def namespace_of(context: str | None) -> str:
         if namespace is not None:
             return namespace
         try:
-            return load(context).namespace
+            return load(context, kubeconfig).namespace
         except CredentialsError as exc:
             note(f"{exc}; assuming the namespace `default`")
             return "default"
 
-    found: dict[str | None, list[Any]] = roles(
+    needed: dict[str | None, list[Any]] = roles(
         config, namespace_of, subjects=subjects, optional=optional, name=name
     )
-    if context is not None and len(found) > 1:
-        if context not in found:
-            raise UsageError(f"{config.path} has no targets in the context {context}")
-        found = {context: found[context]}
-    for place, wanted in found.items():
-        if len(found) > 1:
+    for place, wanted in (needed or {context: []}).items():
+        if len(needed) > 1:
             echo(f"# context {place or '(the current one)'}")
         echo(documents(wanted).rstrip() if wanted else "# no rights are needed")
     if not optional and is_faster_with_more(config):
@@ -176,11 +186,24 @@ def rbac(
     return 0
 
 
+def _moved(source: Selection | Words | Proxy, context: str) -> Selection | Words | Proxy:
+    """Return the source with another context for targets that name none."""
+    if isinstance(source, Selection):
+        return dataclasses.replace(source, context=context)
+    overlay = dataclasses.replace(source.overlay, context=context)
+    return dataclasses.replace(source, overlay=overlay)
+
+
 # -- import and init -------------------------------------------------------------------------------
 
 
 def import_(
-    path: str, namespaces: Sequence[str], context: str | None, *, offline: bool = False
+    path: str,
+    namespaces: Sequence[str],
+    context: str | None,
+    kubeconfig: str | None = None,
+    *,
+    offline: bool = False,
 ) -> int:
     """Print another tool's file as a krelay.yaml; return the exit code.
 
@@ -192,7 +215,7 @@ def import_(
     from krelay.importers import Converted, kubefwd, places, read
 
     if path == _KUBEFWD and not Path(path).exists():
-        found = run_to_exit(_list(namespaces, context, ["services"]))
+        found = run_to_exit(_list(namespaces, context, kubeconfig, ["services"]))
         if not any(items[0] for items in found.values()):
             names = ", ".join(found)
             raise NotFoundError(f"no Services in {names}", hint="`-n` names other namespaces")
@@ -203,7 +226,7 @@ def import_(
         data = files.read(path) if data is None else data
         foreign = read(data, "<stdin>" if path == files.STDIN else path)
         wanted = [] if offline else places(foreign.entries)
-        answers = run_to_exit(_look_up(wanted, context)) if wanted else {}
+        answers = run_to_exit(_look_up(wanted, context, kubeconfig)) if wanted else {}
         converted = foreign.convert(answers, context=context)
     echo(converted.text.rstrip())
     for warning in converted.warnings:
@@ -214,7 +237,12 @@ def import_(
 
 
 def init(
-    path: str | None, namespace: str | None, context: str | None, *, force: bool = False
+    path: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None = None,
+    *,
+    force: bool = False,
 ) -> int:
     """Write a starter file, and beside it the schema that its first line names; return the code.
 
@@ -231,7 +259,7 @@ def init(
     items: list[list[Any]] = [[], [], []]
     if namespace is not None:
         kinds = ["services", "deployments", "statefulsets"]
-        items = run_to_exit(_list([namespace], context, kinds))[namespace]
+        items = run_to_exit(_list([namespace], context, kubeconfig, kinds))[namespace]
         if not any(items):
             raise NotFoundError(
                 f'namespace "{namespace}" has no Services, Deployments or StatefulSets',
@@ -251,7 +279,9 @@ def init(
     return 0
 
 
-async def _look_up(wanted: Sequence[Place], context: str | None) -> dict[Place, Services]:
+async def _look_up(
+    wanted: Sequence[Place], context: str | None, kubeconfig: str | None
+) -> dict[Place, Services]:
     """Return the Services of each place, or why they are unknown; clusters get a limited time.
 
     `context` is that of places without one.
@@ -262,12 +292,17 @@ async def _look_up(wanted: Sequence[Place], context: str | None) -> dict[Place, 
     async with TaskGroup() as looking:
         for name in dict.fromkeys(place[0] for place in wanted):
             namespaces = [place[1] for place in wanted if place[0] == name]
-            looking.create_task(_services(found, name, name or context, namespaces))
+            places = (found, name, name or context, kubeconfig, namespaces)
+            looking.create_task(_services(*places))
     return found
 
 
 async def _services(
-    found: dict[Place, Services], key: str | None, context: str | None, names: list[str | None]
+    found: dict[Place, Services],
+    key: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+    names: list[str | None],
 ) -> None:
     """Add the Services of these namespaces of a context to `found`."""
     import asyncio
@@ -279,7 +314,7 @@ async def _services(
     try:
         async with (
             asyncio.timeout(_LOOK_UP_DEADLINE),
-            await Api.connect(context=context) as api,
+            await Api.connect(context=context, kubeconfig=kubeconfig) as api,
         ):
             for name in names:
                 namespace = name or api.namespace
@@ -300,14 +335,14 @@ async def _services(
 
 
 async def _list(
-    namespaces: Sequence[str], context: str | None, kinds: Sequence[str]
+    namespaces: Sequence[str], context: str | None, kubeconfig: str | None, kinds: Sequence[str]
 ) -> dict[str, list[list[Any]]]:
     """Return the objects of each namespace (by default the context's), a list for each kind."""
     from krelay.cluster.api import Api, collection
     from krelay.cluster.objects import read_list
     from krelay.cluster.rbac import view_command
 
-    async with await Api.connect(context=context) as api:
+    async with await Api.connect(context=context, kubeconfig=kubeconfig) as api:
         found = {}
         for namespace in namespaces or [api.namespace]:
             lists = []

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from krelay.cli.flags.connection import kubeconfig_names, namespaces
 from krelay.cli.flags.values import FILE, seconds
 from krelay.errors import UsageError
 
@@ -50,6 +54,57 @@ names_argument = click.argument(
 embedded_option = click.option(
     "--embedded", is_flag=True, help="Run the agent on this machine, without a cluster."
 )
+kubeconfig_option = click.option(
+    "--kubeconfig", metavar="FILE", type=FILE, help="Path to the kubeconfig file."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where a command line says that targets are, instead of kubeconfig and the file."""
+
+    context: str | None = None
+    namespace: str | None = None
+    kubeconfig: str | None = None
+
+    def words(self) -> list[str]:
+        """Return the options that say so."""
+        given = {
+            "--kubeconfig": self.kubeconfig,
+            "--context": self.context,
+            "-n": self.namespace,
+        }
+        return [word for flag, value in given.items() if value for word in (flag, value)]
+
+
+def cluster_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Add `--context`, `--namespace` and `--kubeconfig`, which `command` gets as its `cluster`."""
+
+    @functools.wraps(command)
+    def with_cluster(
+        *args: Any, context: str | None, namespace: str | None, kubeconfig: str | None, **more: Any
+    ) -> int:
+        cluster = Cluster(context or None, namespace or None, kubeconfig or None)
+        return command(*args, cluster=cluster, **more)
+
+    for add in (
+        kubeconfig_option,
+        click.option(
+            "-n",
+            "--namespace",
+            shell_complete=namespaces,
+            help="Namespace of targets that name none, instead of the file's.",
+        ),
+        click.option(
+            "--context",
+            shell_complete=kubeconfig_names,
+            help="Kubeconfig context of targets that name none, instead of the file's.",
+        ),
+    ):
+        add(with_cluster)
+    return with_cluster
+
+
 verbose_option = click.option(
     "-v", "--verbose", count=True, help="Log more; repeat to log everything."
 )
@@ -111,12 +166,26 @@ class WithCommand(click.Command):
         return command
 
 
-def select(file: str | None, *, names: tuple[str, ...] = (), embedded: bool = False) -> Selection:
+def select(
+    file: str | None,
+    *,
+    names: tuple[str, ...] = (),
+    embedded: bool = False,
+    cluster: Cluster = Cluster(),
+) -> Selection:
     """Return the file, or some of its targets; standard input and pipes are read now."""
     from krelay.config import files
     from krelay.config.sources import Selection
 
-    return Selection(file, names, embedded, os.environ, files.read_once(file))
+    return Selection(
+        file,
+        names,
+        embedded,
+        os.environ,
+        files.read_once(file),
+        context=cluster.context,
+        namespace=cluster.namespace,
+    )
 
 
 def path_of_running(file: str | None) -> str:

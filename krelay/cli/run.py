@@ -22,6 +22,7 @@ from krelay.mux.descriptors import raise_file_limit
 from krelay.processes import end, send
 from krelay.state.snapshot import connect_address
 from krelay.state.states import ForwardState
+from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
 
@@ -47,8 +48,16 @@ class CommandError(KrelayError):
         self.exit_code = exit_code
 
 
-def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
+def run(
+    source: Selection,
+    command: Sequence[str],
+    *,
+    timeout: float,
+    contexts: Contexts | None = None,
+) -> int:
     """Relay, run the command once all forwards are ready, and return its exit code.
+
+    API clients come from `contexts`.
 
     Raises:
         CommandError: the command cannot be run.
@@ -60,7 +69,8 @@ def run(source: Selection, command: Sequence[str], *, timeout: float) -> int:
     find(command[0])
     raise_file_limit()
     tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
-    return run_to_exit(_Run(dataclasses.replace(config, tunnel=tunnel), command, timeout).run())
+    config = dataclasses.replace(config, tunnel=tunnel)
+    return run_to_exit(_Run(config, command, timeout, contexts).run())
 
 
 def find(name: str) -> None:
@@ -72,12 +82,14 @@ def find(name: str) -> None:
 
 
 class _Run:
-    def __init__(self, config: Config, command: Sequence[str], timeout: float) -> None:
+    def __init__(
+        self, config: Config, command: Sequence[str], timeout: float, contexts: Contexts | None
+    ) -> None:
         self._config = config
         self._command = command
         self._timeout = timeout
         # strict: a forward that cannot bind or resolve is an error at once, not after the timeout.
-        self._supervisor = Supervisor(config, strict=True)
+        self._supervisor = Supervisor(config, contexts=contexts, strict=True)
         self._child: asyncio.subprocess.Process | None = None
         self._signalled = asyncio.Event()
         self._number: signal.Signals | None = None

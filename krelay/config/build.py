@@ -129,9 +129,14 @@ _PROXY: Table = {
 }
 
 
-def build(root: Node, path: str, files: Files) -> ParsedFile:
-    """Build what the file at `path` says; `files` opens the patches that it names. Blocks."""
-    return _Builder(_section(root), path, files).build()
+def build(
+    root: Node, path: str, files: Files, general: Mapping[str, str] | None = None
+) -> ParsedFile:
+    """Build what the file at `path` says; `files` opens the patches that it names. Blocks.
+
+    `general` has fields that replace those of the file and its `defaults`.
+    """
+    return _Builder(_section(root), path, files, general or {}).build()
 
 
 def exposure(target: Target) -> str | None:
@@ -163,7 +168,8 @@ def _named(node: Node | None) -> Iterator[tuple[str, tuple[int, int], Node]]:
 
 
 class _Builder:
-    def __init__(self, root: Section, path: str, files: Files) -> None:
+    def __init__(self, root: Section, path: str, files: Files, general: Mapping[str, str]) -> None:
+        self._general = general
         self._root = root
         self._path = path
         self._files = files
@@ -173,6 +179,7 @@ class _Builder:
     def build(self) -> ParsedFile:
         general = self._fields(self._root, _OF_FILE)
         defaults = {**general, **self._fields(_section(self._root.get("defaults")), _OF_TARGET)}
+        defaults.update(self._general)
         tunnel = _section(self._root.get("tunnel"))
         session = SessionConfig(**self._fields(tunnel, _SESSION))
         config = Config(

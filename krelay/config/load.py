@@ -34,6 +34,7 @@ def load(
     environ: Mapping[str, str],
     text: bytes | None = None,
     listen: str = LOOPBACK,
+    general: Mapping[str, str] | None = None,
 ) -> Config:
     """Load the config at `path`, by default ./krelay.yaml or ./krelay.yml. Blocks.
 
@@ -42,6 +43,7 @@ def load(
         environ: the values of `${VAR}`.
         text: the content, if it has been read already (standard input, a pipe).
         listen: the address of lines of a targets.txt that name none.
+        general: a `context` and a `namespace`, instead of those of the file and its `defaults`.
 
     Raises:
         UsageError: the file does not exist, or cannot be read.
@@ -50,7 +52,7 @@ def load(
     path = find(path)
     files = Files(environ)
     data = files.main(path, text)
-    return _config(data, "<stdin>" if path == STDIN else path, files, listen)
+    return _config(data, "<stdin>" if path == STDIN else path, files, listen, general)
 
 
 def parse(text: str, path: str, environ: Mapping[str, str]) -> Config:
@@ -86,11 +88,23 @@ def parse_target(
     return target
 
 
-def _config(content: bytes | str, path: str, files: Files, listen: str = LOOPBACK) -> Config:
-    config, problems = join(list(_Reader(path, files, listen).files(content, path)))
+def _config(
+    content: bytes | str,
+    path: str,
+    files: Files,
+    listen: str = LOOPBACK,
+    general: Mapping[str, str] | None = None,
+) -> Config:
+    general = general or {}
+    config, problems = join(list(_Reader(path, files, listen, general).files(content, path)))
     if problems:
         raise _error(path, problems, files.paths)
-    return dataclasses.replace(config, files=files.paths)
+    return dataclasses.replace(
+        config,
+        files=files.paths,
+        context=general.get("context", config.context),
+        namespace=general.get("namespace", config.namespace),
+    )
 
 
 def _error(path: str, problems: list[Problem], files: tuple[str, ...]) -> ConfigError:
@@ -106,9 +120,10 @@ def _error(path: str, problems: list[Problem], files: tuple[str, ...]) -> Config
 
 
 class _Reader:
-    def __init__(self, main: str, files: Files, listen: str) -> None:
+    def __init__(self, main: str, files: Files, listen: str, general: Mapping[str, str]) -> None:
         self._files = files
-        self._defaults = {"listen": listen}
+        self._general = general
+        self._defaults = {"listen": listen, **general}
         self._known = {os.path.realpath(main): "it is the first file"}
 
     def files(
@@ -170,7 +185,7 @@ class _Reader:
         problems += more
         if valid is None:
             return invalid
-        file = build.build(valid, path, self._files)
+        file = build.build(valid, path, self._files, {} if included else self._general)
         file.problems[:0] = problems
         return file
 

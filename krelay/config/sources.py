@@ -18,6 +18,7 @@ from krelay.config.grammar import (
     ParseError,
     parse_line,
     parse_listen,
+    parse_namespace,
     parse_port,
     quote,
     split,
@@ -129,7 +130,8 @@ class Selection:
 
     `path` is None for the file of this directory. `text` is its content if it can be read only
     once. `names` selects targets; empty selects all. `embedded` runs the agent on this machine.
-    `listen` is the address of lines of a targets.txt that name none.
+    `listen` is the address of lines of a targets.txt that name none. `context` and `namespace`
+    replace those of the file and its `defaults`, not those of a target or an included file.
     """
 
     path: str | None
@@ -139,6 +141,8 @@ class Selection:
     text: bytes | None = field(default=None, repr=False)
     overlay: Overlay = Overlay()
     listen: str = LOOPBACK
+    context: str | None = None
+    namespace: str | None = None
 
     @property
     def file(self) -> str | None:
@@ -151,17 +155,33 @@ class Selection:
         """Return what the file says now. Blocks.
 
         Raises:
-            UsageError: the file cannot be read, or has no such target.
+            UsageError: the file cannot be read, or has no such target, or `namespace` is no name.
             ConfigError: the file is invalid; carries every problem.
         """
-        config = load(self.path, environ=self.environ, text=self.text, listen=self.listen)
+        try:
+            namespace = parse_namespace(self.namespace) if self.namespace else None
+        except ParseError as error:
+            raise UsageError(error.message, hint=error.hint) from error
+        given = {"context": self.context, "namespace": namespace}
+        config = load(
+            self.path,
+            environ=self.environ,
+            text=self.text,
+            listen=self.listen,
+            general={field: value for field, value in given.items() if value},
+        )
         if self.names:
             config = dataclasses.replace(config, targets=_chosen(config, self.names))
         if self.embedded:
             agent = dataclasses.replace(config.agent, embedded=True)
             config = dataclasses.replace(config, agent=agent)
             _check_embedded(config)
-        return self.overlay.over(config, ("-f", self.file or files.STDIN, *self.names))
+        config = self.overlay.over(config, ("-f", self.file or files.STDIN, *self.names))
+        if namespace is None:
+            return config
+        return dataclasses.replace(
+            config, origin=dataclasses.replace(config.origin, namespace=namespace)
+        )
 
 
 @dataclass(frozen=True, slots=True)

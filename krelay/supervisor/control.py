@@ -51,11 +51,19 @@ class Control:
         return (await self.snapshot()).as_json()
 
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Answer `POST /v1/plan`: what the file, or that of `path` or `text`, would change."""
+        """Answer `POST /v1/plan`: what the file, or that of `path` or `text`, would change.
+
+        `context` and `namespace` replace those with which krelay runs.
+        """
         source = self._reloader.source
+        keys = ("path", "text", "context", "namespace")
+        for key in keys:
+            if not isinstance(body.get(key, ""), str | None):
+                raise UsageError(f"`{key}` is a string")
         path, text = body.get("path"), body.get("text")
-        if not all(value is None or isinstance(value, str) for value in (path, text)):
-            raise UsageError("`path` and `text` are strings")
+        if isinstance(source, Selection):
+            given = {key: body[key] for key in keys[2:] if body.get(key)}
+            source = dataclasses.replace(source, **given)
         if isinstance(source, Selection) and text is not None:
             source = dataclasses.replace(source, path="-", text=_bytes(text))
         elif isinstance(source, Selection) and path is not None:

@@ -48,9 +48,12 @@ def rbac_command(
     if len({target.context or config.context for target in config.targets}) > 1 and context:
         words += ["--context", context]
     default = origin.namespace or (None if config.namespace else namespace)
+    agent = error.agent_namespace or config.agent.namespace
+    if not origin.namespace and all(target.namespace for target in config.targets):
+        # Only the agent may lack a namespace: `-n` would replace one of the file's `defaults`.
+        agent, default = agent or default, None
     if default:
         words += ["-n", default]
-    agent = error.agent_namespace or config.agent.namespace
     if agent and agent != (config.namespace or default):
         words += ["--agent-namespace", agent]
     return shlex.join([*words, *subject_option(error.user)])

@@ -119,6 +119,8 @@ def test_file_names_are_left_to_the_shell(complete: Complete, words: list[str]) 
 def test_namespaces_complete(complete: Complete, asked: list[Any]) -> None:
     for words in (["-n", ""], ["-n="], ["--namespace", "sh"], ["svc/web", "--namespace=sho"]):
         assert complete("--context", "c", "-nother", *words) == (["shop"], 4)
+    for command in ("up", "run", "check", "plan", "rbac", "init"):
+        assert module.answer(cli, "krelay", [command, "-n", "s"]) == "shop\n:4\n"
     assert {call[:3] for call in asked} == {(None, "v1", "namespaces")}
 
 
@@ -128,6 +130,9 @@ def test_names_of_kubeconfig_complete(
     config = kubeconfig(tmp_path / "k", "http://127.0.0.1:1")
     assert complete("--kubeconfig", config, "--context", "") == (["x"], 4)
     assert complete("--kubeconfig", "missing", "--context", "") == ([], 4)
+    for command in (["up"], ["run"], ["check"], ["plan"], ["rbac"], ["init"]):
+        words = [*command, "--kubeconfig", config, "--context", ""]
+        assert module.answer(cli, "krelay", words) == "x\n:4\n"
     monkeypatch.setenv("KUBECONFIG", config)
     for flag in ("--context", "--cluster", "--user"):
         assert complete(f"{flag}=") == (["x"], 4)

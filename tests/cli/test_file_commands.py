@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from krelay.config import parse, schema_text
 from krelay.config.sources import Selection
 from krelay.errors import ConfigError
 from tests import rig
+from tests.cli.asked import answering
 from tests.importers.test_services import service, workload
 from tests.integration.product import run, up
 
@@ -133,6 +135,10 @@ def test_plan_without_a_running_krelay_shows_all_as_added(
     Path("other.txt").write_text("svc/a 1\nsvc/b 2\n")
     assert krelay("plan", "other.txt") == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
+    assert krelay("plan", "-f", "other.txt", "--context", "prod", "-n", "shop") == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("+ agent (prod): added")
+    assert "`krelay up -f other.txt --context prod -n shop` would start this:" in err
 
 
 @pytest.mark.usefixtures("embedded")
@@ -203,6 +209,31 @@ async def test_plan_and_reload_of_a_running_krelay_show_and_apply_an_edit(tmp_pa
                 f"already running for this file (pid {running.process.pid}, since 2" in second.err
             )
             assert await running.stop() == 0
+
+
+async def test_plan_sends_its_context_and_namespace_to_the_running_krelay(tmp_path: Path) -> None:
+    file = tmp_path / "krelay.yaml"
+    file.write_text(GOOD)
+    bodies: list[Any] = []
+
+    def plan(body: Any) -> dict[str, Any]:
+        bodies.append(body)
+        return {"changes": []}
+
+    async with answering(file, POST_plan=plan):
+        for context, namespace in ((None, None), ("prod", None), ("prod", "shop")):
+            selection = Selection(str(file), context=context, namespace=namespace)
+            await asyncio.to_thread(file_commands.plan, selection, None, json=False)
+    assert bodies == [{}, {"context": "prod"}, {"context": "prod", "namespace": "shop"}]
+
+
+def test_check_takes_the_context_and_the_namespace(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("krelay.yaml").write_text(GOOD)
+    assert krelay("check", "--context", "prod", "--kubeconfig", "none", "-n", "shop") == 0
+    assert krelay("check", "-n", "My_Shop") == 2
+    assert "`My_Shop` cannot be a namespace" in capsys.readouterr().err
 
 
 TEXT = """\
@@ -285,11 +316,27 @@ def test_rbac_takes_the_words_of_a_command_line(
 
 
 @pytest.mark.usefixtures("two_contexts")
-def test_rbac_for_a_context_without_targets_is_an_error(
-    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_rbac_for_another_context_has_the_targets_that_name_none(
+    krelay: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert krelay("rbac", "--context", "nowhere") == 2
-    assert "no targets in the context nowhere" in capsys.readouterr().err
+    kubeconfig = tmp_path / "kubeconfig"
+    context = {"name": "prod", "context": {"cluster": "c", "user": "u", "namespace": "live"}}
+    server = {"name": "c", "cluster": {"server": "https://127.0.0.1"}}
+    user = {"name": "u", "user": {}}
+    entries = {"contexts": [context], "clusters": [server], "users": [user]}
+    kubeconfig.write_text(json.dumps(entries))
+    assert krelay("rbac", "--context", "prod", "--kubeconfig", str(kubeconfig)) == 0
+    out, err = capsys.readouterr()
+    found = {document["metadata"]["namespace"] for document in yaml.safe_load_all(out)}
+    assert (found, err) == ({"live"}, "")
+    assert krelay("rbac", "svc/web", "80", "--context", "nowhere") == 0
+    assert "assuming the namespace `default`" in capsys.readouterr().err
+    Path("krelay.yaml").write_text(
+        "apiVersion: krelay/v1\ntargets:\n"
+        "  a: {target: svc/a, port: 80, context: a}\n  b: {target: svc/b, port: 81, context: b}\n"
+    )
+    assert krelay("rbac", "--context", "nowhere") == 0
+    assert capsys.readouterr().out.startswith("# no rights are needed")
 
 
 Krelay = Callable[..., int]
@@ -300,7 +347,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The requests for objects; each namespace has a Service and a Deployment."""
     asked: list[tuple[Any, ...]] = []
 
-    async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
+    async def listed(namespaces: Any, context: str | None, path: None, kinds: list[str]) -> Any:
         asked.append((list(namespaces), context, kinds))
         items = {"services": [service("web", 80)], "deployments": [workload("Deployment", "job")]}
         return {name: [items.get(kind, []) for kind in kinds] for name in namespaces or ["own"]}
@@ -371,7 +418,7 @@ def test_an_empty_namespace_is_an_error(
 ) -> None:
     """The name is probably misspelt, and an invented file would not help."""
 
-    async def listed(namespaces: Any, context: str | None, kinds: list[str]) -> Any:
+    async def listed(namespaces: Any, context: str | None, path: None, kinds: list[str]) -> Any:
         return {name: [[] for _ in kinds] for name in namespaces}
 
     monkeypatch.setattr(file_commands, "_list", listed)

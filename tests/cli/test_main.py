@@ -72,7 +72,7 @@ def test_proxy_takes_its_credentials_from_options_and_variables(
 
     sources: list[Any] = []
 
-    def ran(source: Any) -> int:
+    def ran(source: Any, *, contexts: Any) -> int:
         sources.append(source)
         return 0
 
@@ -105,7 +105,7 @@ def test_run_takes_another_command_line_after_two_dashes(
 
     asked: list[Any] = []
 
-    def note(source: Any, command: Any, *, timeout: float) -> int:
+    def note(source: Any, command: Any, *, timeout: float, contexts: Any) -> int:
         asked.append((source.path, source.names, source.embedded, command, timeout))
         return 5
 
@@ -266,7 +266,7 @@ def test_each_error_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, cluster: object) -> None:
         raise error
 
     monkeypatch.setattr(files, "select", fail)

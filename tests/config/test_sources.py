@@ -101,6 +101,60 @@ def test_a_selection_names_its_file(
         _ = Selection(None).file
 
 
+GENERAL = """\
+apiVersion: krelay/v1
+context: here
+namespace: shop
+defaults: {namespace: data}
+include: [more.yaml, lines.txt]
+targets:
+  web: svc/web 8080:80
+  own: {target: svc/own, port: 81, namespace: mine, context: there}
+  line: -n mine svc/line 82
+proxies:
+  socks:
+"""
+MORE = "apiVersion: krelay/v1\ncontext: there\nnamespace: team\ntargets: {more: svc/more 83}\n"
+LINES = "svc/a 84\n-n mine svc/b 85\n"
+
+
+def test_the_context_and_namespace_of_a_selection_replace_those_of_the_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "krelay.yaml"
+    path.write_text(GENERAL)
+    (tmp_path / "more.yaml").write_text(MORE)
+    (tmp_path / "lines.txt").write_text(LINES)
+
+    def places(**given: str) -> list[tuple[str | None, str | None]]:
+        config = Selection(str(path), **given).load()  # type: ignore[arg-type]
+        targets = {target.name: target for target in config.targets}
+        names = ("web", "own", "line", "more", "svc/a 84", "svc/b 85 -n mine", "socks")
+        found = [(targets[name].context, targets[name].namespace) for name in names]
+        return [(config.context, config.namespace), *found]
+
+    own, mine = ("there", "mine"), ("here", "mine")
+    unset = places()
+    assert unset[:4] == [("here", "shop"), ("here", "data"), own, mine]
+    assert unset[4:] == [("there", "team"), ("here", "data"), mine, ("here", None)]
+    new, mine = ("new", "ns"), ("new", "mine")
+    replaced = places(context="new", namespace="ns")
+    assert replaced == [new, new, own, mine, ("there", "team"), new, mine, ("new", None)]
+    assert places(namespace="ns")[0] == ("here", "ns")
+    assert places(context="new", namespace="")[0] == ("new", "shop")
+
+
+def test_a_selection_with_a_namespace_knows_the_words_of_krelay_rbac(file: Path) -> None:
+    origin = Selection(str(file), ("web",), namespace="ns").load().origin
+    assert origin == Origin(("-f", str(file), "web"), "ns")
+
+
+def test_an_invalid_namespace_of_a_selection_is_a_usage_error(file: Path) -> None:
+    with pytest.raises(UsageError, match="`My_Shop` cannot be a namespace") as caught:
+        Selection(str(file), namespace="My_Shop").load()
+    assert caught.value.hint
+
+
 # -- overlay, words and proxy ----------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from krelay import payload
 from tests.e2e import kit
@@ -39,9 +40,16 @@ def slow_to_listen() -> str:
 def test_a_job_runs_with_its_forwards_and_leaves_nothing(
     namespace: Callable[..., str], world: str, tmp_path: Path, agent: str
 ) -> None:
+    """The command line says where its cluster is, and the target's namespace stays its own."""
     place = namespace()
-    file = write(tmp_path, place, f"web: svc/web :80 -n {world}", agent)
-    done = kit.run("run", "-f", file, "--", sys.executable, "-c", FETCH)
+    file = write(tmp_path, "not-there", f"web: svc/web :80 -n {world}", f"context: other\n{agent}")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(kit.kubectl("config", "view", "--raw", "--minify", "--flatten"))
+    context = yaml.safe_load(kubeconfig.read_text())["current-context"]
+    where = ("--kubeconfig", str(kubeconfig), "--context", context, "-n", place)
+    command = (sys.executable, "-c", FETCH)
+    environ = {"KUBECONFIG": str(tmp_path / "none")}
+    done = kit.run("run", "-f", file, *where, "--", *command, environ=environ)
     assert done.process.returncode == 42, done.told()
     assert done.output == ["200 True"]
     assert not [line for line in done.log if "tunnel" in line], done.told()

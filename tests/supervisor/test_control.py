@@ -135,15 +135,24 @@ async def test_a_plan_changes_nothing_and_a_reload_applies_it(
         assert await asked(w, "POST", "/v1/reload") == {"changes": []}
 
 
+async def test_a_plan_may_be_of_another_context(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
+        found = await asked(w, "POST", "/v1/plan", context="other", path=str(w.file))
+        assert "other" in json.dumps(found)
+        assert await asked(w, "POST", "/v1/plan", context=None, namespace="") == {"changes": []}
+
+
 async def test_a_plan_of_an_invalid_file_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :1")) as w:
         with pytest.raises(ConfigError, match="<stdin>: 1 problem"):
             await asked(w, "POST", "/v1/plan", text=HEAD)
-        bodies: list[dict[str, Any]] = [{"path": 1}, {"text": []}]
+        bodies: list[dict[str, Any]] = [{"path": 1}, {"text": []}, {"namespace": {}}]
         for body in bodies:
-            with pytest.raises(Exception, match="`path` and `text` are strings") as caught:
+            with pytest.raises(Exception, match=f"`{next(iter(body))}` is a string") as caught:
                 await asked(w, "POST", "/v1/plan", **body)
             assert caught.value.exit_code == UsageError.exit_code  # type: ignore[attr-defined]
         with pytest.raises(ConfigError) as wrong:

@@ -65,9 +65,14 @@ TWO = "targets: {a: svc/a 80, b: {target: svc/b, port: 81, context: other}}"
             "-f 'my file' --user jane",
         ),
         (
+            file("defaults: {namespace: shop}\ntargets: {a: svc/a 80}"),
+            denied(),
+            "-f krelay.yaml --agent-namespace own --user jane",
+        ),
+        (
             file("targets: {a: svc/a 80 -n shop}"),
             denied(agent_namespace="shop"),
-            "-f krelay.yaml -n own --agent-namespace shop --user jane",
+            "-f krelay.yaml --agent-namespace shop --user jane",
         ),
     ],
 )

@@ -10,8 +10,11 @@ import click
 from krelay.cli.flags.connection import kubeconfig_names, namespaces
 from krelay.cli.flags.values import FILE
 from krelay.cli.options import (
+    Cluster,
+    cluster_options,
     complete_names_or_words,
     file_option,
+    kubeconfig_option,
     output_option,
     running_file_option,
     select,
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     "-f", "--file", metavar="FILE", type=FILE, help="File to write.  [default: ./krelay.yaml]"
 )
 @click.option(
+    "-n",
+    "--namespace",
     "--from-namespace",
     "namespace",
     shell_complete=namespaces,
@@ -36,43 +41,59 @@ if TYPE_CHECKING:
 @click.option(
     "--context", shell_complete=kubeconfig_names, help="Kubeconfig context, which the file keeps."
 )
+@kubeconfig_option
 @click.option("--force", is_flag=True, help="Overwrite an existing file.")
-def init(file: str | None, namespace: str | None, context: str | None, force: bool) -> int:
+def init(
+    file: str | None,
+    namespace: str | None,
+    context: str | None,
+    kubeconfig: str | None,
+    force: bool,
+) -> int:
     """Write a starter krelay.yaml, without prompting."""
     from krelay.cli import file_commands
 
-    return file_commands.init(file, namespace, context, force=force)
+    return file_commands.init(
+        file, namespace or None, context or None, kubeconfig or None, force=force
+    )
 
 
 @click.command()
 @file_option
+@cluster_options
 @output_option
 @click.argument("path", metavar="[FILE]", required=False, type=FILE)
-def check(file: str | None, output: str, path: str | None) -> int:
+def check(file: str | None, cluster: Cluster, output: str, path: str | None) -> int:
     """Check a file without starting anything."""
     from krelay.cli import file_commands
 
     if file is not None and path is not None:
         raise UsageError("two files to check", hint="name one, with or without `-f`")
-    return file_commands.check(select(file or path), json=output == "json")
+    return file_commands.check(select(file or path, cluster=cluster), json=output == "json")
 
 
 @click.command()
 @running_file_option
+@cluster_options
 @output_option
 @click.option("--exit-code", is_flag=True, help="Exit with 3 if there are changes.")
 @click.argument("candidate", required=False, type=FILE)
-def plan(file: str | None, output: str, exit_code: bool, candidate: str | None) -> int:
+def plan(
+    file: str | None, cluster: Cluster, output: str, exit_code: bool, candidate: str | None
+) -> int:
     """Show what an edit would change in the running krelay.
 
     Compares what runs with the file as it is now, or with CANDIDATE (`-` reads standard input).
+    Without --context and --namespace, those of the running krelay count.
     """
     from krelay.cli import file_commands
 
     if file == "-":
         raise UsageError("`-f` names the file that krelay runs", hint="try `krelay plan -`")
-    edit = None if candidate is None else select(candidate)
-    changed = file_commands.plan(select(file), edit, json=output == "json")
+    edit = None if candidate is None else select(candidate, cluster=cluster)
+    words = [*(["-f", file] if file else []), *cluster.words()]
+    selection = select(file, cluster=cluster)
+    changed = file_commands.plan(selection, edit, words, json=output == "json")
     return NotReadyError.exit_code if changed and exit_code else 0
 
 
@@ -91,8 +112,15 @@ def plan(file: str | None, output: str, exit_code: bool, candidate: str | None) 
     shell_complete=kubeconfig_names,
     help="Kubeconfig context of the result, for targets without one.",
 )
+@kubeconfig_option
 @click.option("--offline", is_flag=True, help="Ask no cluster for the ports of Services.")
-def import_(path: str, namespaces: tuple[str, ...], context: str | None, offline: bool) -> int:
+def import_(
+    path: str,
+    namespaces: tuple[str, ...],
+    context: str | None,
+    kubeconfig: str | None,
+    offline: bool,
+) -> int:
     """Convert another tool's file into a krelay.yaml, and print it.
 
     FILE is a targets.txt, a kftray export or a .kportal.yaml. `kubefwd` converts the Services of
@@ -101,7 +129,9 @@ def import_(path: str, namespaces: tuple[str, ...], context: str | None, offline
     """
     from krelay.cli import file_commands
 
-    return file_commands.import_(path, namespaces, context, offline=offline)
+    return file_commands.import_(
+        path, namespaces, context or None, kubeconfig or None, offline=offline
+    )
 
 
 @click.command()
@@ -125,14 +155,15 @@ def import_(path: str, namespaces: tuple[str, ...], context: str | None, offline
 @click.option(
     "--context",
     shell_complete=kubeconfig_names,
-    help="Print only the Roles for this kubeconfig context.",
+    help="Print only the Roles for this kubeconfig context, instead of the file's.",
 )
 @click.option(
     "-n",
     "--namespace",
     shell_complete=namespaces,
-    help="Namespace to use instead of the context's.",
+    help="Namespace of targets that name none, instead of the file's.",
 )
+@kubeconfig_option
 @click.option(
     "--agent-namespace",
     metavar="NAMESPACE",
@@ -159,6 +190,7 @@ def rbac(
     optional: bool,
     context: str | None,
     namespace: str | None,
+    kubeconfig: str | None,
     agent_namespace: str | None,
     via: str | None,
     name: str | None,
@@ -182,13 +214,15 @@ def rbac(
     elif file is None and words and "/" in words[0]:
         source = Words(words, overlay)
     else:
-        source = dataclasses.replace(select(file, names=words), overlay=overlay)
+        cluster = Cluster(namespace=namespace)
+        source = dataclasses.replace(select(file, names=words, cluster=cluster), overlay=overlay)
     return file_commands.rbac(
         source,
         file_commands.rbac_subjects(users, groups, accounts),
         optional=optional,
-        context=context,
-        namespace=namespace,
+        context=context or None,
+        namespace=namespace or None,
+        kubeconfig=kubeconfig or None,
         name=name,
     )
 

@@ -7,9 +7,12 @@ import click
 from krelay.cli.command_line import preload
 from krelay.cli.flags.connection import kubeconfig_names
 from krelay.cli.options import (
+    Cluster,
     WithCommand,
+    cluster_options,
     embedded_option,
     file_option,
+    kubeconfig_option,
     log_format_option,
     names_argument,
     select,
@@ -22,6 +25,7 @@ from krelay.errors import UsageError
 
 @click.command()
 @file_option
+@cluster_options
 @embedded_option
 @click.option("--watch/--no-watch", default=True, help="Apply edits of the file.  [default: on]")
 @click.option("--strict", is_flag=True, help="Fail if any forward cannot start.")
@@ -31,6 +35,7 @@ from krelay.errors import UsageError
 @names_argument
 def up(
     file: str | None,
+    cluster: Cluster,
     embedded: bool,
     watch: bool,
     strict: bool,
@@ -46,15 +51,23 @@ def up(
     """
     preload()
     from krelay.cli.up import run
+    from krelay.supervisor.contexts import Contexts
 
     set_up_logging(verbose, json=log_format == "json")
-    selection = select(file, names=names, embedded=embedded)
-    live = not plain and log_format == "text"
-    return run(selection, watch=watch, strict=strict, must_exist=strict, live=live)
+    selection = select(file, names=names, embedded=embedded, cluster=cluster)
+    return run(
+        selection,
+        contexts=Contexts(cluster.kubeconfig),
+        watch=watch,
+        strict=strict,
+        must_exist=strict,
+        live=not plain and log_format == "text",
+    )
 
 
 @click.command("run", cls=WithCommand, options_metavar="[OPTIONS]")
 @file_option
+@cluster_options
 @embedded_option
 @timeout_option
 @log_format_option
@@ -64,6 +77,7 @@ def up(
 def run_(
     context: click.Context,
     file: str | None,
+    cluster: Cluster,
     embedded: bool,
     timeout: float,
     log_format: str,
@@ -78,10 +92,12 @@ def run_(
     """
     preload()
     from krelay.cli.run import run
+    from krelay.supervisor.contexts import Contexts
 
     set_up_logging(verbose - 1, json=log_format == "json")
-    selection = select(file, names=names, embedded=embedded)
-    return run(selection, WithCommand.of(context), timeout=timeout)
+    selection = select(file, names=names, embedded=embedded, cluster=cluster)
+    contexts = Contexts(cluster.kubeconfig)
+    return run(selection, WithCommand.of(context), timeout=timeout, contexts=contexts)
 
 
 @click.command()
@@ -96,6 +112,7 @@ def run_(
 @click.option(
     "--context", shell_complete=kubeconfig_names, help="Kubeconfig context of the cluster."
 )
+@kubeconfig_option
 @click.option(
     "--username",
     envvar="KRELAY_PROXY_USERNAME",
@@ -115,6 +132,7 @@ def run_(
 def proxy(
     listen: str,
     context: str | None,
+    kubeconfig: str | None,
     username: str | None,
     password: str | None,
     insecure: bool,
@@ -130,6 +148,7 @@ def proxy(
     preload()
     from krelay.cli.up import run
     from krelay.config.sources import Overlay, Proxy
+    from krelay.supervisor.contexts import Contexts
 
     if (username is None) != (password is None):
         raise UsageError(
@@ -138,4 +157,5 @@ def proxy(
     credentials = (username, password) if username is not None and password is not None else None
     set_up_logging(verbose, json=log_format == "json")
     overlay = Overlay(context=context, insecure=insecure)
-    return run(Proxy(listen, credentials, embedded, overlay))
+    source = Proxy(listen, credentials, embedded, overlay)
+    return run(source, contexts=Contexts(kubeconfig or None))
