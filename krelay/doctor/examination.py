@@ -1,0 +1,67 @@
+"""Examination: which checks a file needs, on this machine and in the cluster of each context."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Protocol
+
+from krelay.doctor.finding import Finding, failed, failure, ok
+from krelay.doctor.machine import machine_checks
+from krelay.doctor.runner import run_checks
+from krelay.errors import ConfigError, Problem, UsageError
+from krelay.model import Config
+from krelay.threads import in_thread
+
+
+class Source(Protocol):
+    """Where a config comes from, as in `krelay.config.sources`."""
+
+    @property
+    def file(self) -> str | None:
+        """The path of the file; None if there is none."""
+
+    def load(self) -> Config:
+        """Return the config. Blocks. Raises UsageError or ConfigError."""
+
+
+async def examine(source: Source | None, *, quick: bool = False) -> AsyncGenerator[Finding]:
+    """Examine what `source` needs; without one, kubeconfig's current context alone.
+
+    With `quick`, nothing is created in a cluster. Close the generator (`contextlib.aclosing`) to
+    end the examination early: an agent that it started is removed then.
+    """
+    config: Config | None = None
+    if source is not None:
+        try:
+            config = await in_thread(source.load)
+        except ConfigError as exc:
+            for problem in exc.problems:
+                yield _invalid(exc, problem)
+        except UsageError as exc:
+            yield failure("file", exc)
+        else:
+            yield _valid(config)
+    async with aclosing(
+        run_checks(machine_checks(config, source.file if source else None))
+    ) as here:
+        async for finding in here:
+            yield finding
+    if config is not None and config.agent.embedded:
+        return
+
+
+def _valid(config: Config) -> Finding:
+    count = len(config.targets)
+    return ok(
+        "file",
+        f"{config.path}: {count} target{'' if count == 1 else 's'}",
+        path=config.path,
+        targets=[target.name for target in config.targets],
+    )
+
+
+def _invalid(error: ConfigError, problem: Problem) -> Finding:
+    place = [str(number) for number in (problem.line, problem.column) if number]
+    text = ": ".join((":".join((problem.path or error.path, *place)), problem.message))
+    return failed("file", text, problem.hint, exit_code=error.exit_code)
