@@ -19,10 +19,12 @@ PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 # The sbom, audit and lock targets have a separate environment: their tools need other packages.
 TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
+DOCS := .venv-docs/bin
+DOCS_STAMP := .venv-docs/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e apps \
-  soak fuzz profile bench bench-quick bench-reload bench-scale lock sbom audit clean
+  soak fuzz profile bench bench-quick bench-reload bench-scale docs docs-serve lock sbom audit clean
 
 help:            ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +43,11 @@ $(TOOLS_STAMP): requirements-audit.lock
 	@$(TOOLS)/python $(LOCKED) -r requirements-audit.lock
 	@touch $@
 
+$(DOCS_STAMP): requirements-docs.lock
+	@test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
+	@$(DOCS)/python $(LOCKED) -r requirements-docs.lock
+	@touch $@
+
 up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no cluster needed
 	@exec $(BIN)/python examples/quickstart.py
 
@@ -57,7 +64,7 @@ coverage: $(STAMP)  ## run test, and compare its coverage with the bars
 test-on:         ## run test on another Python: make test-on PYTHON=python3.13
 	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
 
-check: format lint spelling types layers coverage  ## run the checks and tests that a commit must pass
+check: format lint spelling types layers docs coverage  ## run the checks and tests that a commit must pass
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -108,6 +115,12 @@ bench-reload: $(STAMP)  ## measure the time from saving an edit to the new liste
 bench-scale: $(STAMP)  ## measure connections, descriptors, memory and time of hundreds of targets
 	$(BIN)/python -m benchmarks.scale
 
+docs: $(DOCS_STAMP)  ## build the documentation site into build/docs; a broken link fails
+	@$(DOCS)/python .ci/site.py
+
+docs-serve: $(DOCS_STAMP)  ## serve the documentation site, with every edit
+	@$(DOCS)/python .ci/site.py serve
+
 # The locks are valid for each Python and system that krelay runs on. Pinned versions stay, unless
 # LOCK=--upgrade. Releases younger than LOCK_AGE are ignored: a bad one is often found within days.
 lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upgrade: the newest)
@@ -119,6 +132,7 @@ lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upg
 	  -o requirements-dev.lock && \
 	compile --group fuzz -o requirements-fuzz.lock && \
 	compile --group profile -o requirements-profile.lock && \
+	compile --group docs -o requirements-docs.lock && \
 	compile --group audit -o requirements-audit.lock
 
 sbom: $(TOOLS_STAMP)  ## write dist/krelay.cdx.json: krelay's runtime packages (CycloneDX)
@@ -128,4 +142,4 @@ audit: $(TOOLS_STAMP)  ## check the locked packages for known vulnerabilities
 	@$(TOOLS)/python .ci/audit.py requirements*.lock
 
 clean:
-	rm -rf $(VENV) .venv-* dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
