@@ -99,11 +99,11 @@ class StreamRequest:
     ) -> None:
         """`relay` counts the bytes of the stream itself."""
         self.forwarding = forwarding
-        self.metrics = StreamMetrics(forwarding.metrics, relay)
+        self.metrics = StreamMetrics(forwarding.metrics, relay, protocol)
         self._protocol = protocol
         self._requester = requester
-        self.client: Callable[[], str] = str
-        """Returns the client's address, for `Route.pick`."""
+        self.peer: Callable[[], Sequence[Any] | None] = _no_address
+        """Returns the socket address of the local application."""
         self.endpoint: Endpoint | None = None
         """Where its last stream went."""
         self._refused: Endpoint | None = None
@@ -118,6 +118,7 @@ class StreamRequest:
     def start(self) -> None:
         """Open a stream at once, or else wait for an endpoint and a tunnel."""
         self.metrics.stream_requested()
+        self.metrics.peer = self.peer()
         try:
             stream = self._open()
         except Exception as exc:
@@ -198,11 +199,17 @@ class StreamRequest:
         return open_now(self.forwarding.route, self._protocol, self._requester, self._pick)
 
     def _pick(self) -> Endpoint | None:
-        self.endpoint = self.forwarding.route.pick(self.client, self._refused)
+        self.endpoint = self.forwarding.route.pick(self._client, self._refused)
         return self.endpoint
 
+    def _client(self) -> str:
+        return client_of(self.metrics.peer)
+
     def _give(self, stream: Stream) -> None:
-        self.metrics.dialled()
+        resolution = self.forwarding.route.resolution
+        # A port-forward knows its pod; an agent's stream may lead to any pod of the Service.
+        via = getattr(stream, "pod", "") or (resolution.via if resolution is not None else "")
+        self.metrics.dialled(self.endpoint, via)
         try:
             self._requester.on_stream(stream)
         except Exception as exc:
@@ -210,7 +217,7 @@ class StreamRequest:
             self._fail(self._explain(exc))
 
     def _fail(self, reason: str) -> None:
-        self.metrics.open_failed()
+        self.metrics.open_failed(reason)
         try:
             self._requester.on_open_failed(reason)
         except Exception as exc:
@@ -230,6 +237,10 @@ class StreamRequest:
         if self._task is task:  # the group cancelled it, perhaps before its first step
             self._task = None
             self._fail(_ENDING)
+
+
+def _no_address() -> None:
+    return None
 
 
 def client_of(address: Sequence[Any] | None) -> str:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import socket
 import time
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Callable
-from typing import Protocol
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
+from krelay import model
+from krelay.model import Endpoint
 from krelay.mux.sockets import ReceiveDrops
+from krelay.state.states import ConnectionState
 from krelay.wire.errors import ErrorCode
 
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -38,8 +42,20 @@ KERNEL, RECEIVE = "kernel", "kernel_receive"
 stream; there was no stream for those that waited; the kernel did not take the datagram for the
 application; it dropped what the application sent, since krelay was too slow to read it."""
 
+_BY_CLIENT = "the client closed it first"
+_ENDS = {
+    ErrorCode.NONE: "",
+    ErrorCode.RESET: "the target reset it",
+    ErrorCode.CANCELLED: "it was cut",
+}
+"""Why an open stream was reset, where the code's own text says less."""
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
 RESULTS = frozenset({OK, RESET, NO_STREAM, IDLE, EVICTED, *REFUSALS.values()})
 DROPS = frozenset({BACKLOG, EARLY, UNROUTED, KERNEL, RECEIVE})
+
+RECENT = 20
+"""Ended connections and flows that a forward remembers."""
 
 OnDial = Callable[[ErrorCode | None, str], None]
 """Receives the result of each dial: None if the agent reached the endpoint, else its answer."""
@@ -95,6 +111,10 @@ class ForwardMetrics:
         """Bytes to local applications, without those of live relays."""
         self.relays: set[Relay] = set()
         """The live relays, which count their bytes themselves."""
+        self.streams: set[StreamMetrics] = set()
+        """The connections and flows that have a stream, or wait for one."""
+        self.recent: deque[ConnectionState] = deque(maxlen=RECENT)
+        """The last ones that ended, the newest last."""
         self._sockets: set[ReceiveDrops] = set()
 
     @property
@@ -138,14 +158,44 @@ class ForwardMetrics:
 class StreamMetrics:
     """Counts the streams of one connection or flow, one after the other.
 
-    Calls without a requested stream, or after its end, do nothing.
+    Calls without a requested stream, or after its end, do nothing. Each stream that ends leaves a
+    record in `ForwardMetrics.recent`.
     """
 
-    __slots__ = ("_dialled_at", "_live", "_metrics", "_opened", "_relay")
+    __slots__ = (
+        "_dialled_at",
+        "_live",
+        "_metrics",
+        "_opened",
+        "_relay",
+        "began",
+        "counts",
+        "endpoint",
+        "peer",
+        "program",
+        "protocol",
+        "via",
+    )
 
-    def __init__(self, metrics: ForwardMetrics, relay: Relay | None = None) -> None:
+    def __init__(
+        self,
+        metrics: ForwardMetrics,
+        relay: Relay | None = None,
+        protocol: model.Protocol = model.Protocol.TCP,
+    ) -> None:
         self._metrics = metrics
         self._relay = relay
+        self.protocol = protocol
+        self.counts = relay
+        """What counts the bytes for the record; those of a `relay` also count for the forward."""
+        self.peer: Sequence[Any] | None = None
+        """The socket address of the local application."""
+        self.program = ""
+        """The local application, if the system has been asked."""
+        self.endpoint: Endpoint | None = None
+        self.via = ""
+        self.began = _EPOCH
+        """When the stream was requested."""
         self._dialled_at = 0.0
         self._live = False
         self._opened = False
@@ -154,12 +204,31 @@ class StreamMetrics:
         """Begin a stream: the bytes of the relay count until it ends."""
         self._live = True
         self._opened = False
+        self.began = datetime.now(UTC)
+        self._metrics.streams.add(self)
         if self._relay is not None:
             self._metrics.relays.add(self._relay)
 
-    def dialled(self) -> None:
-        """Record that the agent dials the endpoint now, maybe again."""
+    def dialled(self, endpoint: Endpoint | None = None, via: str = "") -> None:
+        """Record that `endpoint`, the one of the object `via`, is dialled now, maybe again."""
         self._dialled_at = time.monotonic()
+        self.endpoint, self.via = endpoint, via
+
+    def record(self, result: str | None = None, reason: str = "") -> ConnectionState:
+        """Return the state of the present stream, or of one that ends with `result` now."""
+        counts, peer = self.counts, self.peer
+        return ConnectionState(
+            client=str(Endpoint(peer[0], peer[1])) if peer else "",
+            started=self.began,
+            program=self.program,
+            endpoint=str(self.endpoint) if self.endpoint is not None else None,
+            via=self.via,
+            ended=datetime.now(UTC) if result is not None else None,
+            to_remote_bytes=counts.received_bytes if counts is not None else 0,
+            to_local_bytes=counts.sent_bytes if counts is not None else 0,
+            result=result,
+            reason=reason,
+        )
 
     def accepted(self, *, proof: bool = True) -> None:
         """Count a dial that succeeded; `proof`: this proves that the endpoint works."""
@@ -179,19 +248,19 @@ class StreamMetrics:
     def refused(self, code: ErrorCode, message: str) -> None:
         """End the stream: the agent refused it."""
         if self._live:
-            self._end(REFUSALS[code])
+            self._end(REFUSALS[code], message or code.text)
             self.dial_result(code, message)
 
-    def open_failed(self) -> None:
+    def open_failed(self, reason: str = "") -> None:
         """End the stream: no tunnel or no endpoint was found for it."""
-        self._end(NO_STREAM)
+        self._end(NO_STREAM, reason)
 
     def reset(self, code: ErrorCode) -> None:
         """End the stream: either end has reset it, or its tunnel is lost."""
         if self._opened:
-            self._end(RESET)
+            self._end(RESET, _ENDS.get(code, code.text))
         else:
-            self._end(_CANCELLED if code is ErrorCode.CANCELLED else NO_STREAM)
+            self._end(_CANCELLED if code is ErrorCode.CANCELLED else NO_STREAM, code.text)
 
     def expired(self) -> None:
         """End the stream: its flow was idle."""
@@ -204,14 +273,16 @@ class StreamMetrics:
     def closed(self, *, clean: bool) -> None:
         """End the stream: the local application has left; `clean`: after both ends had ended."""
         if self._opened:
-            self._end(OK if clean else RESET)
+            self._end(OK if clean else RESET, "" if clean else _BY_CLIENT)
         else:
             self._end(_CANCELLED)
 
-    def _end(self, result: str) -> None:
+    def _end(self, result: str, reason: str = "") -> None:
         if not self._live:
             return
         self._live = False
         self._metrics.results[result] += 1
+        self._metrics.streams.discard(self)
+        self._metrics.recent.append(self.record(result, reason))
         if self._relay is not None:
             self._metrics.remove_relay(self._relay)

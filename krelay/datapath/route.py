@@ -39,6 +39,8 @@ class Route:
         """Why the endpoint of the last answer cannot be dialled; empty if it can."""
         self.trouble = ""
         """Why there is no answer; empty if there is one, or none yet."""
+        self.hint = ""
+        """What mends that, if it is known."""
         self.on_change: Callable[[], None] | None = None
         """Called at each change of the route or of its pool."""
         self.appeared_at = -math.inf
@@ -133,7 +135,7 @@ class Route:
         """
         if self.given is None or resolution.endpoints != self.given.endpoints:
             self._avoided = None
-        self.given = resolution
+        self.given, self.hint = resolution, ""
         if resolution.endpoint is not None:
             self._fell_back = False
         elif self._fell_back and resolution.fallback is not None:
@@ -200,10 +202,10 @@ class Route:
         self.unusable = self.trouble = ""
         self._avoided, self._fell_back = None, False
 
-    def fail(self, trouble: str) -> None:
-        """Record why there is no answer; empty if there is none yet."""
+    def fail(self, trouble: str, hint: str = "") -> None:
+        """Record why there is no answer, empty if there is none yet, and what mends that."""
         if trouble != self.trouble:
-            self.trouble = trouble
+            self.trouble, self.hint = trouble, hint
             self.wake()
 
     def wake(self) -> None:

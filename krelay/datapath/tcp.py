@@ -8,8 +8,9 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from krelay.datapath.connector import Forwarding, StreamRequest, client_of, connection_queue
+from krelay.datapath.connector import Forwarding, StreamRequest, connection_queue
 from krelay.datapath.stream_pool import StreamPool
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol
@@ -137,7 +138,6 @@ class LocalRelay(TcpRelay):
         self._listener = listener
         self._queue = connection_queue()
         self._request = self._make_request(listener)
-        self._request.client = self._client
         self._unaccepted: list[bytes] | None = []
         """What the application has sent; None once the stream is accepted."""
         self._early_bytes = 0
@@ -145,11 +145,13 @@ class LocalRelay(TcpRelay):
         """When it last moved a byte, or was accepted."""
 
     def _make_request(self, forwarding: Forwarding) -> StreamRequest:
-        return StreamRequest(forwarding, Protocol.TCP, self, relay=self)
+        request = StreamRequest(forwarding, Protocol.TCP, self, relay=self)
+        request.peer = self._peer
+        return request
 
-    def _client(self) -> str:
+    def _peer(self) -> tuple[Any, ...] | None:
         transport = self.transport
-        return client_of(transport.get_extra_info("peername") if transport is not None else None)
+        return transport.get_extra_info("peername") if transport is not None else None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -195,7 +197,7 @@ class LocalRelay(TcpRelay):
         """Reset a connection that waits for a stream, to free its descriptor."""
         self._request.forwarding.log.debug("connection reset: %s", reason)
         self._request.cancel()
-        self._request.metrics.open_failed()
+        self._request.metrics.open_failed(reason)
         self._fail(ErrorCode.CANCELLED, reason)
 
     # -- the socket's side ---------------------------------------------------------------------

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from krelay.datapath.connector import Forwarding, StreamRequest, client_of
+from krelay.datapath.connector import Forwarding, StreamRequest
 from krelay.datapath.metrics import BACKLOG, EARLY, KERNEL, UNROUTED, ForwardMetrics
 from krelay.datapath.route import Route
 from krelay.model import UDP_CLIENTS, Protocol, Target
@@ -120,6 +120,10 @@ class FlowSocket:
     def evicted(self) -> None:
         """Handle that a flow has made room for another."""
 
+    def client(self, addr: Address) -> Address | None:
+        """Return the local application's address, for the flow of `addr`."""
+        return addr
+
     def close(self) -> None:
         """End every flow and close the socket."""
         if self._sweeper is not None:
@@ -209,8 +213,10 @@ class Flow:
         self._stream: Stream | None = None
         self._early: deque[bytes] = deque(maxlen=_EARLY_DATAGRAMS)
         self._request = StreamRequest(forwarding, Protocol.UDP, self)
-        self._request.client = partial(client_of, addr)
+        self._request.peer = partial(sock.client, addr)
+        self._request.metrics.counts = self
         self._metrics = forwarding.metrics
+        self.received_bytes = self.sent_bytes = 0
         self._answered = False
         self.active_at = sock.loop.time()
 
@@ -232,6 +238,7 @@ class Flow:
         self._early.append(data)
         if not self._request.queued:
             self._answered = False
+            self.received_bytes = self.sent_bytes = 0
             self._request.start()
 
     def close(self, code: ErrorCode) -> None:
@@ -284,6 +291,7 @@ class Flow:
         if not self._answered:
             self._answered = True
             self._request.metrics.dial_result(None)
+        self.sent_bytes += len(data)
         self._socket.reply(data, self._addr)
 
     def on_reset(self, code: ErrorCode) -> None:
@@ -308,6 +316,7 @@ class Flow:
     def _send_on(self, stream: Stream, data: bytes) -> None:
         if stream.datagram(data):
             self._metrics.to_remote += len(data)
+            self.received_bytes += len(data)
         else:
             self._metrics.drops[BACKLOG] += 1
 

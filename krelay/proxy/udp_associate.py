@@ -176,6 +176,10 @@ class Association(FlowSocket):
             self._endpoint.send(write_datagram(*place, data), self._sender)
             self.metrics.to_local += len(data)
 
+    def client(self, addr: Address) -> Address | None:
+        """Return the client's address: the flows are told apart by their destinations."""
+        return self._sender  # type: ignore[no-any-return]
+
     def datagrams_sent(self, size: int) -> None:
         """Count nothing: `size` includes the headers of SOCKS."""
 

@@ -14,6 +14,7 @@ from krelay.model import Endpoint
 from krelay.state.states import (
     AgentState,
     ContextState,
+    DirectState,
     FileState,
     ForwardState,
     json_form,
@@ -25,7 +26,8 @@ from krelay.state.states import (
 class Snapshot:
     """All of it. `draining` counts the live connections of draining forwards. `tasks`,
     `descriptors` and `memory_bytes` are figures of krelay's own process. `engine` makes
-    the connections to the cluster. `contexts` has the kubeconfig contexts in use."""
+    the connections to the cluster. `contexts` has the kubeconfig contexts in use, `direct` the
+    direct ways into pods that are in use."""
 
     version: str
     pid: int
@@ -40,6 +42,7 @@ class Snapshot:
     ending: bool = False
     engine: str = "asyncio"
     contexts: tuple[ContextState, ...] = ()
+    direct: tuple[DirectState, ...] = ()
 
     @property
     def ready(self) -> bool:

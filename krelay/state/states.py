@@ -50,12 +50,43 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """One connection, or UDP flow, of a forward.
+
+    `client` is the local application's address, `program` its name and pid if the system told them
+    while the connection was open. `endpoint` is where it went, by the object `via`. `result` is
+    None while it is open, else as in `Traffic.results`; `reason` may say more.
+    """
+
+    client: str
+    started: datetime
+    program: str = ""
+    endpoint: str | None = None
+    via: str = ""
+    ended: datetime | None = None
+    to_remote_bytes: int = 0
+    to_local_bytes: int = 0
+    result: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a forward did not work at some time, and a `hint` of what mends it, or an empty one."""
+
+    message: str
+    hint: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardState:
     """One forward: the port at `index`, from 0, of a target. `live` counts open connections and
     flows.
 
     New connections take the `way` through the `agent`, or go `direct` into pods, which carries TCP
-    only and resumes nothing; `way_reason` says why, if the file does not say so.
+    only and resumes nothing; `way_reason` says why, if the file does not say so. `last_error` is
+    the present trouble or the last one. `url` is where a browser finds a target that speaks HTTP.
     """
 
     target: str
@@ -76,6 +107,8 @@ class ForwardState:
     check: str = "auto"
     live: int = 0
     traffic: Traffic = Traffic()
+    last_error: Trouble | None = None
+    url: str | None = None
 
     def __str__(self) -> str:
         """One line: `web: failed: connection refused`."""
@@ -152,6 +185,28 @@ class AgentState:
     context: str | None
     where: tuple[str, ...]
     tunnels: tuple[TunnelState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PodConnectionState:
+    """A connection into a `pod`, `NAMESPACE/NAME`, that carries port-forwards.
+
+    `stalled`: one of its streams holds up the others.
+    """
+
+    pod: str
+    carrier: str
+    streams: int
+    stalled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectState:
+    """The direct way into the pods of a context, and the `failure` to reach one of them."""
+
+    context: str | None
+    connections: tuple[PodConnectionState, ...]
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

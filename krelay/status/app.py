@@ -152,13 +152,14 @@ def dashboard() -> tuple[bytes, str]:
 
 
 def _json_handler(handler: Handler) -> Answer:
-    """Return a route handler that passes the JSON object in the body to `handler`."""
+    """Return a route handler that passes the JSON object in the body, or the query of a GET, to
+    `handler`."""
 
     async def answer(request: web.Request) -> web.Response:
         try:
             async with asyncio.timeout(_BODY_DEADLINE):
                 content = await request.read()
-            body = json.loads(content) if content else {}
+            body = json.loads(content) if content else _query(request)
         except TimeoutError:
             raise web.HTTPRequestTimeout(text="the body did not arrive in time") from None
         except (ValueError, RecursionError):
@@ -170,6 +171,11 @@ def _json_handler(handler: Handler) -> Answer:
         return web.json_response(await handler(body))
 
     return answer
+
+
+def _query(request: web.Request) -> dict[str, str]:
+    """Return the query in the place of a body that a browser's GET cannot have."""
+    return dict(request.query) if request.method in ("GET", "HEAD") else {}
 
 
 @web.middleware

@@ -24,7 +24,7 @@ Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 PUBLIC = "/healthz"
 """Needs no authentication: it only shows that krelay runs."""
-DASHBOARD = frozenset(("/", "/v1/status", "/v1/events", "/metrics"))
+DASHBOARD = frozenset(("/", "/v1/status", "/v1/connections", "/v1/events", "/metrics"))
 """What the dashboard reads, or links to."""
 HEADER = "X-Krelay"
 """A header that no form can send, for a POST without a body."""

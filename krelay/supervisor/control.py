@@ -13,6 +13,7 @@ from krelay.errors import UsageError
 from krelay.net.engine import choose
 from krelay.state.snapshot import Snapshot
 from krelay.status import Handler
+from krelay.supervisor.recent import Programs, connections_of
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from krelay.threads import in_thread_or_here
@@ -24,11 +25,13 @@ class Control:
     def __init__(self, supervisor: Supervisor, reloader: Reloader) -> None:
         self._supervisor = supervisor
         self._reloader = reloader
+        self._programs = Programs()
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
         """Return the handlers by method and resource."""
         return {
             ("GET", "/v1/status"): self.status,
+            ("GET", "/v1/connections"): self.connections,
             ("POST", "/v1/plan"): self.plan,
             ("POST", "/v1/reload"): self.reload,
         }
@@ -49,6 +52,21 @@ class Control:
     async def status(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `GET /v1/status`: the snapshot, as in `schema/status.schema.json`."""
         return (await self.snapshot()).as_json()
+
+    async def connections(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer `GET /v1/connections`: the open and the last connections of each forward, or of
+        those of `target`."""
+        name = body.get("target")
+        if not (name is None or isinstance(name, str)):
+            raise UsageError("`target` is a string")
+        known = list(self._supervisor.active.all_forwards())
+        chosen = [forward for forward in known if name in (None, forward.spec.target.name)]
+        if name is not None and not chosen:
+            raise UsageError(f"no target `{name[:100]}`")
+        await self._programs.find(
+            stream for forward in chosen for stream in forward.metrics.streams
+        )
+        return {"forwards": [connections_of(forward) for forward in chosen]}
 
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `POST /v1/plan`: what the file, or that of `path` or `text`, would change.

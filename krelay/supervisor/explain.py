@@ -10,8 +10,9 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from krelay.errors import AccessDeniedError, AgentError
-from krelay.model import Config
+from krelay.model import Config, Target, Via
 from krelay.text import one_line
+from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
@@ -31,6 +32,31 @@ def explain_error(error: Exception, *, config: Config, context: str | None, api:
     elif isinstance(error, AgentError) and error.settings:
         setting = setting_of(error.settings, flags=config.origin.flags)
         error.hint = one_line(f"{error.hint}: {setting}")
+
+
+_LISTENS = "check the port, and that the program behind it has started"
+_DIAL_HINTS = {
+    ErrorCode.REFUSED: _LISTENS,
+    ErrorCode.CONNECT_TIMEOUT: "a NetworkPolicy or a firewall may drop what the agent sends there,"
+    " or nothing has this address",
+    ErrorCode.NO_SUCH_HOST: "check the name: the agent looks it up in the cluster",
+    ErrorCode.RESOLVE_TIMEOUT: "the cluster's DNS gives no answer: look at its pods in kube-system",
+    ErrorCode.UNREACHABLE: "the agent's node has no route to this address",
+}
+
+
+def dial_hint(code: ErrorCode | None, target: Target) -> str:
+    """Return what may mend a dial to `target` that ended with `code`; empty if nothing is known."""
+    hint = _DIAL_HINTS.get(code, "") if code is not None else ""
+    if code is ErrorCode.REFUSED and target.may_go_direct and target.via is not Via.DIRECT:
+        hint += "; `via: direct` also reaches a program that listens on 127.0.0.1 of its pod"
+    return hint
+
+
+def missing_hint(target: Target) -> str:
+    """Return what may mend a target whose object or port does not exist."""
+    where = f" -n {target.namespace}" if target.namespace else ""
+    return f"check the name, the port and the namespace: kubectl get {target.kind}{where}"
 
 
 def rbac_command(

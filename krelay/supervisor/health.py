@@ -30,7 +30,8 @@ from krelay.model import Check, CheckKind, Endpoint, Kind, Protocol, Resolution
 from krelay.mux.log import About, about
 from krelay.state.bus import EventBus
 from krelay.state.events import ForwardChanged
-from krelay.state.states import State
+from krelay.state.states import State, Trouble
+from krelay.supervisor.explain import dial_hint, missing_hint
 from krelay.tasks import TaskGroup, keep
 from krelay.wire.errors import ErrorCode
 
@@ -55,6 +56,8 @@ _LEVELS = {
     State.DRAINING: logging.DEBUG,
 }
 
+_TROUBLES = (State.DEGRADED, State.FAILED)
+
 _ACCEPTED = "its port accepted"
 _PROOFS = {CheckKind.AUTO: _ACCEPTED, CheckKind.DIAL: _ACCEPTED}
 
@@ -71,17 +74,21 @@ class Judgement(NamedTuple):
     """A state and its reason.
 
     `logged`: the part that found the reason has logged it. `quiet`: a change of the reason alone
-    is no event.
+    is no event. `hint` says what mends it.
     """
 
     state: State
     reason: str = ""
     logged: bool = False
     quiet: bool = False
+    hint: str = ""
+
+
+_CHECKING = "being checked"
 
 
 def _checking(state: State) -> Judgement:
-    return Judgement(state, "being checked", quiet=True)
+    return Judgement(state, _CHECKING, quiet=True)
 
 
 class Proof(NamedTuple):
@@ -110,6 +117,8 @@ class Health:
         self.state = State.PENDING
         self._reason = "not bound yet"
         self.since = datetime.now(UTC)
+        self.last_error: Trouble | None = None
+        """The present trouble, or the last one."""
         self.spec = spec
         self._route = route
         self._bus = bus
@@ -119,7 +128,7 @@ class Health:
         self._draining = False
         # The result of the last dial or probe; None since the way to the endpoint changed.
         self._verdict: bool | None = None
-        self._failure = ""
+        self._failure = self._hint = ""
         self.refused = False
         """Whether the endpoint refused the last dial."""
         self.on_refused: Callable[[], None] | None = None
@@ -285,14 +294,18 @@ class Health:
         if route.endpoint is None:
             missing = route.resolution.missing if route.resolution else bool(route.trouble)
             state = State.FAILED if missing else State.PENDING
-            return Judgement(state, route.reason, logged=bool(route.reason))
+            hint = route.hint
+            if missing and route.resolution is not None:
+                hint = missing_hint(self.spec.target)
+            return Judgement(state, route.reason, logged=bool(route.reason), hint=hint)
         if not route.reached:
             return Judgement(State.PENDING, route.obstacle, quiet=True)
         return None
 
     def _judged(self, obstacle: Judgement | None) -> Judgement:
         if self._bind_failure is not None:
-            return Judgement(State.FAILED, str(self._bind_failure), logged=True)
+            hint = self._bind_failure.hint or ""
+            return Judgement(State.FAILED, str(self._bind_failure), logged=True, hint=hint)
         if obstacle is not None:
             return obstacle._replace(state=State.DEGRADED) if self._worked else obstacle
         if self._bound is None:
@@ -303,14 +316,19 @@ class Health:
             both = f"{unready}; {self._failure}" if self._verdict is False else unready
             return Judgement(State.DEGRADED if self._worked else State.PENDING, both)
         if self._verdict is False:
-            return Judgement(State.DEGRADED if self._worked else State.FAILED, self._failure)
+            state = State.DEGRADED if self._worked else State.FAILED
+            return Judgement(state, self._failure, hint=self._hint)
         if self._verdict or not self._probed or self.state is State.READY:
             return Judgement(State.READY)
         return _checking(State.DEGRADED if self._worked else State.PENDING)
 
     def _set(self, judgement: Judgement) -> None:
-        state, reason, logged, quiet = judgement
+        state, reason, logged, quiet, hint = judgement
         before, known = self.state, self._reason
+        if reason not in ("", _CHECKING) and (state in _TROUBLES or logged):
+            last = self.last_error
+            if last is None or before is State.READY or last.message != reason:
+                self.last_error = Trouble(reason, hint, datetime.now(UTC))
         if (before, known) == (state, reason):
             return
         self.state, self._reason = state, reason
@@ -361,6 +379,7 @@ class Health:
             self.on_refused()
         first = self._verdict is not False
         self._verdict, self._failure, self._proof = False, reason, None
+        self._hint = dial_hint(code, self.spec.target)
         if first:
             self._tries = 0
         if first or not self._probed:

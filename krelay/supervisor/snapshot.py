@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from krelay.agents.direct import DirectGroup
 from krelay.agents.group import AgentGroup
 from krelay.config.diff import group_of
 from krelay.datapath.direct import DirectPool
 from krelay.datapath.metrics import ForwardMetrics
 from krelay.datapath.tunnel import Tunnel
 from krelay.datapath.ways import Ways
-from krelay.model import Config, Kind
+from krelay.model import Check, CheckKind, Config, Kind, Protocol
+from krelay.state.snapshot import connect_address
 from krelay.state.states import (
     AgentState,
     ContextState,
+    DirectState,
     ForwardState,
+    PodConnectionState,
     ShortcutState,
     Traffic,
     TunnelState,
@@ -61,7 +65,35 @@ def forward_state(
         check=str(health.check),
         live=forward.live,
         traffic=_traffic(forward.metrics),
+        last_error=health.last_error,
+        url=_url(forward),
     )
+
+
+_HTTP_PORTS = frozenset({80, 3000, 5000, 8000, 8008, 8080, 8081, 8888, 9090})
+_HTTPS_PORTS = frozenset({443, 8443})
+
+
+def _url(forward: Forward) -> str | None:
+    """Return where a browser finds the target, if it seems to speak HTTP."""
+    addresses = forward.addresses
+    is_target = forward.spec.target.kind is not Kind.PROXY
+    if not (addresses and is_target and forward.protocol is Protocol.TCP):
+        return None
+    scheme = http_scheme(forward.spec.port.remote, forward.health.check)
+    return f"{scheme}://{connect_address(addresses[0])}/" if scheme else None
+
+
+def http_scheme(remote: int | str, check: Check) -> str | None:
+    """Return `http` or `https` if the port in the cluster, or the check, says so.
+
+    The port says so by its name, or by its number; the local number says nothing.
+    """
+    name = remote if isinstance(remote, str) else ""
+    if name.startswith("https") or remote in _HTTPS_PORTS:
+        return "https"
+    http = name.startswith("http") or remote in _HTTP_PORTS or check.kind is CheckKind.HTTP
+    return "http" if http else None
 
 
 def _traffic(metrics: ForwardMetrics) -> Traffic:
@@ -84,6 +116,23 @@ def agent_state(group: AgentGroup, resolved: Resolved = lambda context: None) ->
         context=context.name if context else group.spec.context,
         where=tuple(agent.where for agent in group.agents if agent.where),
         tunnels=tuple(_tunnel_state(tunnel) for tunnel in group.pool.tunnels),
+    )
+
+
+def direct_state(
+    group: DirectGroup, resolved: Resolved = lambda context: None
+) -> DirectState | None:
+    """Return the state of the direct way of a context; None if nothing uses it."""
+    pool, context = group.pool, resolved(group.spec.context)
+    if not (pool.users or pool.connections):
+        return None
+    return DirectState(
+        context=context.name if context else group.spec.context,
+        connections=tuple(
+            PodConnectionState(found.name, found.carrier, found.count, found.stalled)
+            for found in pool.connections
+        ),
+        failure=str(pool.failure) if pool.failure else None,
     )
 
 

@@ -46,7 +46,7 @@ from krelay.supervisor.active import ActiveConfig, WarmingConfig
 from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
-from krelay.supervisor.snapshot import agent_state, forward_state
+from krelay.supervisor.snapshot import agent_state, direct_state, forward_state
 from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
@@ -221,6 +221,11 @@ class Supervisor:
             agents=tuple(agent_state(group, self._context) for group in active.groups.values()),
             ending=self.ending,
             contexts=self._contexts.states(),
+            direct=tuple(
+                state
+                for group in active.directs.values()
+                if (state := direct_state(group, self._context)) is not None
+            ),
         )
 
     def _forward_states(self) -> tuple[ForwardState, ...]:

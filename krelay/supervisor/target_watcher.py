@@ -95,8 +95,9 @@ class TargetWatcher:
 
     def _update_routes(self) -> None:
         if self._latest is None:
+            hint = (self.failure.hint if self.failure else None) or ""
             for route in self._routes:
-                route.fail(str(self.failure or ""))
+                route.fail(str(self.failure or ""), hint)
             return
         for route, resolution in zip(self._routes, self._latest, strict=bool(self._routes)):
             if resolution == route.given:

@@ -353,6 +353,11 @@ class PodStream:
         self._timer: asyncio.TimerHandle | None = None
         self._arm(ANSWER_TIMEOUT, self._unanswered)
 
+    @property
+    def pod(self) -> str:
+        """The pod, for people."""
+        return f"pod {self._connection.name.rpartition('/')[2]}"
+
     def __repr__(self) -> str:
         return f"<PodStream {self._connection.name}:{self._port}>"
 

@@ -125,6 +125,80 @@ async def _lost_before_the_answer(port: int) -> None:
         assert listener.metrics.results == {"no_stream": 1}
 
 
+# -- records -----------------------------------------------------------------------------------
+
+
+async def test_a_connection_leaves_a_record_of_what_it_carried_and_how_it_ended() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.echo) as target:
+        listener = await path.tcp(target)
+        counts = listener.metrics
+        async with rig.connect(rig.port_of(listener)) as (reader, writer):
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            (live,) = counts.streams
+            record = live.record()
+            host, port = writer.get_extra_info("sockname")
+            assert record.client == f"{host}:{port}"
+            assert (record.result, record.ended) == (None, None)
+            assert record.endpoint == f"{rig.HOST}:{target}"
+            writer.write_eof()
+            assert await reader.read() == b""
+        await rig.until(lambda: counts.recent)
+        (ended,) = counts.recent
+        assert not counts.streams
+        assert (ended.client, ended.started) == (record.client, record.started)
+        assert (ended.to_remote_bytes, ended.to_local_bytes) == (5, 5)
+        assert (ended.result, ended.reason) == (OK, "")
+        assert ended.ended is not None
+        assert ended.ended >= ended.started
+
+
+async def test_a_record_says_why_there_was_no_connection() -> None:
+    async with rig.path() as path:
+        closed = rig.closed_port()
+        refused = await path.tcp(closed)
+        vain = await path.tcp(path.route(None), open_timeout=0.0)
+        for listener in (refused, vain):
+            async with rig.connect(rig.port_of(listener)) as (reader, _):
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+        (record,) = refused.metrics.recent
+        assert (record.result, record.endpoint) == ("refused", f"{rig.HOST}:{closed}")
+        assert record.reason.startswith(f"{rig.HOST}:{closed}: ")
+        (record,) = vain.metrics.recent
+        assert (record.result, record.endpoint) == ("no_stream", None)
+        assert record.reason.startswith("waited 0 s: ")
+
+
+async def test_only_the_last_records_are_kept() -> None:
+    counts = ForwardMetrics()
+    for number in range(metrics.RECENT + 5):
+        stream = StreamMetrics(counts)
+        stream.peer = ("127.0.0.1", number)
+        stream.stream_requested()
+        stream.open_failed()
+    assert len(counts.recent) == metrics.RECENT
+    assert [counts.recent[0].client, counts.recent[-1].client] == ["127.0.0.1:5", "127.0.0.1:24"]
+
+
+async def test_a_flow_leaves_a_record_with_its_own_bytes() -> None:
+    async with rig.path() as path, rig.udp_echo(b"> ") as target:
+        listener = await path.udp(target)
+        async with (
+            rig.udp_socket(connect=rig.port_of(listener)) as one,
+            rig.udp_socket(connect=rig.port_of(listener)) as two,
+        ):
+            for client, data in ((one, b"a"), (two, b"bcd")):
+                client.send(data)
+                await rig.recv(client)
+            addresses = {str(Endpoint(*client.getsockname()[:2])) for client in (one, two)}
+        listener.cut()
+        records = list(listener.metrics.recent)
+        assert {record.client for record in records} == addresses
+        found = sorted((record.to_remote_bytes, record.to_local_bytes) for record in records)
+        assert found == [(1, 3), (3, 5)]
+
+
 # -- UDP ---------------------------------------------------------------------------------------
 
 

@@ -87,11 +87,16 @@ def account(namespace: str, folder: Path, *rights: str) -> str:
     return str(path)
 
 
+def status(path: Path) -> dict[str, Any]:
+    """The state of a running krelay."""
+    told = kit.run("status", "-f", str(path), "-o", "json")
+    found: dict[str, Any] = json.loads("\n".join(told.output))
+    return found
+
+
 def forwards(path: Path) -> dict[str, Any]:
     """The forwards of a running krelay, by name."""
-    told = kit.run("status", "-f", str(path), "-o", "json")
-    found = json.loads("\n".join(told.output))["forwards"]
-    return {forward["name"]: forward for forward in found}
+    return {forward["name"]: forward for forward in status(path)["forwards"]}
 
 
 def echoed(address: kit.Address, data: bytes) -> bytes:
@@ -118,6 +123,8 @@ def test_a_direct_file_makes_nothing_and_reaches_every_pod(namespace: str, tmp_p
         with ThreadPoolExecutor(100) as pool:
             each = [b"%d" % number for number in range(100)]
             assert list(pool.map(lambda d: echoed(krelay.address("lonely"), d), each)) == each
+        (way,) = status(next(tmp_path.glob("krelay-*.yaml")))["direct"]
+        assert f"{namespace}/lonely" in {found["pod"] for found in way["connections"]}
         assert kit.agents(namespace) == []
 
 

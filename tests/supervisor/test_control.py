@@ -14,11 +14,13 @@ import jsonschema
 import pytest
 
 from krelay.errors import ConfigError, KrelayError, UsageError
+from krelay.model import Check, CheckKind
 from krelay.net.engine import choose
 from krelay.status.client import ask
 from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
 from krelay.supervisor.control import Control
+from krelay.supervisor.snapshot import http_scheme
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 
@@ -41,6 +43,9 @@ async def asked(w: World, method: str, resource: str, **body: Any) -> Any:
     found = await asyncio.to_thread(ask, str(w.file), method, resource, body, timeout=5.0)
     if resource == "/v1/status":
         jsonschema.validate(found, SCHEMA)
+    if resource == "/v1/connections":
+        rules = {**SCHEMA["definitions"]["connections"], "$schema": SCHEMA["$schema"]}
+        jsonschema.validate(found, rules)
     return found
 
 
@@ -161,3 +166,69 @@ async def test_a_plan_of_an_invalid_file_is_an_error(
         with pytest.raises(KrelayError) as caught:
             await asked(w, "POST", "/v1/plan", text=HEAD + "# secret \ud800")
         assert str(caught.value) == "`text` is not text: it holds the surrogate U+D800"
+
+
+async def test_connections_answers_open_and_ended_ones_with_their_programs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    port, other = rig.closed_port(), rig.closed_port()
+    async with named(b"a") as a:
+        lines = f"one: {HOST} {port}:{a}", f"two: {HOST} {other}:{a}"
+        async with controlled(monkeypatch, tmp_path, text(*lines)) as w:
+            first = await Talk.to(port)
+            await first.close()
+            (forward, _) = w.supervisor.active.all_forwards()
+            await rig.until(lambda: forward.metrics.recent)
+            second = await Talk.to(port)
+            (found,) = (await asked(w, "GET", "/v1/connections", target="one"))["forwards"]
+            assert (found["target"], found["index"], found["open"]) == ("one", 0, 1)
+            live, ended = found["connections"]
+            assert (live["result"], live["ended"]) == (None, None)
+            assert live["program"].endswith(f"(pid {os.getpid()})")
+            assert live["endpoint"] == ended["endpoint"] == f"127.0.0.1:{a}"
+            assert live["via"] == "as given"
+            assert ended["result"] in ("ok", "reset")
+            assert ended["toLocalBytes"] == 1
+            # The name stays with the connection, and the system is not asked again at once.
+            again = (await asked(w, "GET", "/v1/connections"))["forwards"]
+            assert [each["target"] for each in again] == ["one", "two"]
+            assert again[0]["connections"][0]["program"] == live["program"]
+            await second.close()
+            await rig.until(lambda: len(forward.metrics.recent) == 2)
+            assert forward.metrics.recent[-1].program == live["program"]
+            for wrong, said in (("three", "no target `three`"), (3, "a string")):
+                with pytest.raises(KrelayError, match=said):
+                    await asked(w, "GET", "/v1/connections", target=wrong)
+
+
+async def test_a_target_that_speaks_http_has_a_url(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wide = "listen: 0.0.0.0"
+    lines = (
+        f"web: {{target: {HOST}, ports: [':8080'], {wide}}}",
+        f"db: {HOST} :5432",
+        f"dns: {HOST} :80/udp",
+    )
+    async with controlled(monkeypatch, tmp_path, text(*lines)) as w:
+        web, db, dns = (await asked(w, "GET", "/v1/status"))["forwards"]
+        assert web["url"] == f"http://127.0.0.1:{w.port('web')}/"
+        assert (db["url"], dns["url"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("remote", "check", "expected"),
+    [
+        (80, Check(), "http"),
+        ("http-admin", Check(), "http"),
+        (8443, Check(), "https"),
+        ("https", Check(), "https"),
+        (9999, Check(CheckKind.HTTP), "http"),
+        (5432, Check(), None),
+        ("postgres", Check(CheckKind.DIAL), None),
+    ],
+)
+def test_the_port_or_the_check_says_that_a_target_speaks_http(
+    remote: int | str, check: Check, expected: str | None
+) -> None:
+    assert http_scheme(remote, check) == expected

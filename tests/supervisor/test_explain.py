@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,8 +11,9 @@ import pytest
 from krelay.config import parse
 from krelay.config.sources import Overlay, Proxy, Words
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, KrelayError
-from krelay.model import Config, Origin
-from krelay.supervisor.explain import explain_error
+from krelay.model import Config, Kind, Origin, Port, Target, Via
+from krelay.supervisor.explain import dial_hint, explain_error, missing_hint
+from krelay.wire.errors import ErrorCode
 
 API = cast(Any, SimpleNamespace(namespace="own"))
 ACCOUNT = "system:serviceaccount:ci:bot"
@@ -146,3 +148,20 @@ def test_other_errors_keep_their_hint() -> None:
     assert explained(denied(), Config(())) == "plain"
     assert explained(AgentError("no", hint="so"), Words(WEB).load()) == "so"
     assert explained(ClusterError("no", hint="so"), Words(WEB).load()) == "so"
+
+
+def test_a_refused_dial_names_the_other_way_where_it_may_help() -> None:
+    port = Port(80, 0)
+    web = Target("web", Kind.SERVICE, "web", (port,))
+    other = Target("web", Kind.SERVICE, "web", (port,), via=Via.DIRECT)
+    assert "`via: direct`" in dial_hint(ErrorCode.REFUSED, web)
+    for target in (other, Target("web", Kind.HOST, "web", (port,))):
+        assert dial_hint(ErrorCode.REFUSED, target).endswith("has started")
+    assert "NetworkPolicy" in dial_hint(ErrorCode.CONNECT_TIMEOUT, web)
+    assert dial_hint(ErrorCode.INTERNAL, web) == dial_hint(None, web) == ""
+
+
+def test_a_missing_object_has_the_command_that_lists_those_that_exist() -> None:
+    web = Target("web", Kind.DEPLOYMENT, "web", (Port(80, 0),))
+    assert missing_hint(web).endswith(": kubectl get deploy")
+    assert missing_hint(replace(web, namespace="shop")).endswith("kubectl get deploy -n shop")

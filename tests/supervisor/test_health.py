@@ -166,6 +166,34 @@ async def test_a_port_in_use_has_failed_until_it_is_free() -> None:
             await w.becomes(State.READY)
 
 
+async def test_the_last_error_stays_with_its_hint_after_it_is_over() -> None:
+    async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
+        async with watched(path) as w:
+            w.route.update(Resolution(Protocol.TCP, None, "svc/nginx does not exist", missing=True))
+            await w.becomes(State.FAILED)
+            first = w.health.last_error
+            assert first is not None
+            assert (first.message, "kubectl get svc" in first.hint) == (w.health.reason, True)
+            w.route.update(leads(rig.closed_port()))
+            await w.becomes(State.FAILED, "refused")
+            await rig.until(lambda: w.health.last_error is not first)
+            last = w.health.last_error
+            assert last is not None
+            assert last.message.startswith("refused: ")
+            assert "has started; `via: direct`" in last.hint
+            w.route.update(leads(target))
+            await w.becomes(State.READY)
+            assert w.health.last_error is last
+
+
+async def test_a_target_that_is_not_followed_has_the_hint_of_its_error() -> None:
+    async with rig.path() as path, watched(path) as w:
+        w.route.fail("services is forbidden", "ask an administrator")
+        await w.becomes(State.FAILED)
+        assert w.health.last_error is not None
+        assert w.health.last_error.hint == "ask an administrator"
+
+
 async def test_without_a_tunnel_a_forward_is_pending_or_degraded() -> None:
     async with rig.path() as path, rig.tcp_target(rig.swallow) as target:
         path.link.cut(blocked=True)
