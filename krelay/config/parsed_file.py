@@ -174,6 +174,9 @@ def _conflict(earlier: ListenAddress, later: ListenAddress) -> Problem:
     else:
         message = f"`{later}` overlaps `{earlier}` of {place}"
     hint = "give one of them another local port"
-    if earlier.port.protocol is None or later.port.protocol is None:
+    both = earlier, later
+    if Kind.PROXY not in {address.target.kind for address in both} and None in {
+        address.port.protocol for address in both
+    }:
         hint += ", or add `/udp` to the one that is UDP"
     return Problem(later.line, later.column, message, hint, later.target.file)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from krelay.config.grammar import quote
 from krelay.config.quick_check import UnknownKeywordError, matches
 from krelay.config.schema import load_schema, renamed_keys
-from krelay.config.yaml_reader import Node, is_old_octal, octal
+from krelay.config.yaml_reader import Node, flow, is_old_octal, octal
 from krelay.errors import Problem
 
 if TYPE_CHECKING:
@@ -300,8 +300,12 @@ def _for_example(rules: dict[str, Any], prefix: str = "") -> str | None:
     if "examples" not in rules:
         return None
     first = rules["examples"][0]
-    text = first if isinstance(first, str) else json.dumps(first)
-    return f"for example {quote(prefix + text, 100)}"
+    if isinstance(first, dict) and len(first) == 1 and not prefix:
+        ((key, first),) = first.items()  # as a line below the key
+        prefix = f"{key}: "
+    if not isinstance(first, str):
+        first = flow(first) if isinstance(first, dict | list) else json.dumps(first)
+    return f"for example {quote(prefix + first, 100)}"
 
 
 def _listed(words: Iterable[str]) -> str:

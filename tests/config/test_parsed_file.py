@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,3 +170,17 @@ def test_an_address_conflicts_exactly_if_it_overlaps_an_earlier_one(
         if any(overlap(earlier, address) for earlier in listen_addresses[:index])
     ]
     assert later == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ("  b: svc/b 80\n", "give one of them another local port, or add `/udp` to the one"),
+        ("proxies:\n  p: {port: 80}\n", "give one of them another local port$"),
+        ("status:\n  listen: 127.0.0.1:80\n", "give one of them another local port$"),
+    ],
+)
+def test_only_a_conflict_of_targets_may_be_solved_by_udp(more: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"apiVersion: krelay/v1\ntargets:\n  a: svc/a 80\n{more}", "krelay.yaml", {})
+    assert re.match(hint, str(caught.value.problems[0].hint))

@@ -311,7 +311,7 @@ def test_targets_are_built() -> None:
     assert one("include: [5]" + TARGETS)[0] == "`include[0]` must be text, not the number `5`"
     assert one("targets: {}") == (
         "`targets` is empty",
-        'for example `{"web": "svc/nginx 8080:80"}`',
+        "for example `web: svc/nginx 8080:80`",
     )
     assert one("targets: {A: svc/a 80}")[0] == "`A` cannot be the name of a target"
     assert one("targets: {a: {target: svc/a}}")[0] == "`targets.a` has no `ports`"
