@@ -6,22 +6,20 @@ import asyncio
 import dataclasses
 import logging
 import os
-import re
 import shutil
 import signal
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from krelay.cli.signals import on_signal, run_to_exit
 from krelay.cli.terminal.screen import in_foreground
 from krelay.config.sources import Selection
-from krelay.errors import KrelayError, UsageError
-from krelay.model import Config, Target
+from krelay.errors import KrelayError
+from krelay.model import Config
 from krelay.mux.descriptors import raise_file_limit
 from krelay.processes import end, send
-from krelay.state.snapshot import connect_address
 from krelay.state.states import ForwardState
+from krelay.state.variables import ports_of, prefixes, variables
 from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup
@@ -65,7 +63,7 @@ def run(
         KrelayError: the start failed.
     """
     config = source.load()
-    prefixes(config)
+    prefixes(ports_of(config))
     find(command[0])
     raise_file_limit()
     tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
@@ -125,7 +123,7 @@ class _Run:
     async def _run(self, forwards: Sequence[ForwardState]) -> int:
         """Run the command and return its exit code."""
         name = self._command[0]
-        environ = {**os.environ, **variables(self._config, forwards)}
+        environ = {**os.environ, **variables(ports_of(self._config), forwards)}
         try:
             # The command inherits descriptors that krelay was given, as for `<(…)` or make's
             # jobserver, and none that krelay opened (PEP 446).
@@ -170,66 +168,3 @@ def _typed() -> bool:
         return in_foreground(terminal)
     finally:
         os.close(terminal)
-
-
-# -- environment variables of the command ----------------------------------------------------------
-
-
-def prefixes(config: Config) -> dict[tuple[str, int], list[str]]:
-    """Return the prefixes of each forward's variables (`KRELAY_WEB`), by target and port index.
-
-    The first port of a target has the target's name alone.
-
-    Raises:
-        UsageError: two targets would share a prefix.
-    """
-    found: dict[tuple[str, int], list[str]] = {}
-    owners: dict[str, Target] = {}
-    for target in config.targets:
-        for index, names in enumerate(_prefixes_of(target)):
-            for name in names:
-                owner = owners.setdefault(name, target)
-                if owner is not target:
-                    raise UsageError(
-                        f"targets `{owner.name}` and `{target.name}` would both be {name}_ADDR",
-                        hint="name the targets that the command needs, or rename one",
-                    )
-            found[target.name, index] = names
-    return found
-
-
-def variables(config: Config, forwards: Iterable[ForwardState]) -> dict[str, str]:
-    """Return the variables of the forwards that are bound."""
-    wanted = prefixes(config)
-    found: dict[str, str] = {}
-    for forward in forwards:
-        if not forward.listen:
-            continue
-        at = connect_address(forward.listen[0])
-        for prefix in wanted[forward.target, forward.index]:
-            found[f"{prefix}_HOST"] = at.host
-            found[f"{prefix}_PORT"] = str(at.port)
-            found[f"{prefix}_ADDR"] = str(at)
-    return found
-
-
-def _prefixes_of(target: Target) -> list[list[str]]:
-    """Return the prefixes of each port; a port relayed by TCP and UDP also has the protocol."""
-    base = _word("KRELAY", target.name)
-    if len(target.ports) == 1:
-        return [[base]]
-    counts = Counter(port.remote for port in target.ports)
-    found: list[list[str]] = []
-    for index, port in enumerate(target.ports):
-        names = [base] if index == 0 else []
-        by_port = _word(base, port.remote)
-        if not any(by_port in others for others in found):
-            names.append(by_port)
-        if counts[port.remote] > 1 and port.protocol:
-            names.append(_word(by_port, port.protocol))
-        found.append(names)
-    return found
-
-
-def _word(*parts: object) -> str:
-    return "_".join(re.sub(r"[^A-Z0-9]", "_", str(part).upper()) for part in parts)
