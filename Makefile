@@ -16,15 +16,19 @@ LOCKED := $(PIP) --require-hashes --only-binary :all:
 # Write bytecode: the tests start many programs, and each would compile krelay again.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
-# The sbom, audit and lock targets have a separate environment: their tools need other packages.
+# The sbom, audit and lock targets have a separate environment: their tools need other packages. So
+# have the targets of a release.
 TOOLS := .venv-audit/bin
 TOOLS_STAMP := .venv-audit/.installed
 DOCS := .venv-docs/bin
 DOCS_STAMP := .venv-docs/.installed
+RELEASE := .venv-release/bin
+RELEASE_STAMP := .venv-release/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e apps \
-  soak fuzz profile bench bench-quick bench-reload bench-scale docs docs-serve lock sbom audit clean
+  soak fuzz profile bench bench-quick bench-reload bench-scale docs docs-serve lock sbom audit pyz \
+  installs release clean
 
 help:            ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +50,11 @@ $(TOOLS_STAMP): requirements-audit.lock
 $(DOCS_STAMP): requirements-docs.lock
 	@test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
 	@$(DOCS)/python $(LOCKED) -r requirements-docs.lock
+	@touch $@
+
+$(RELEASE_STAMP): requirements-release.lock
+	@test -x $(RELEASE)/python || $(PYTHON) -m venv .venv-release
+	@$(RELEASE)/python $(LOCKED) -r requirements-release.lock
 	@touch $@
 
 up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no cluster needed
@@ -133,13 +142,22 @@ lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upg
 	compile --group fuzz -o requirements-fuzz.lock && \
 	compile --group profile -o requirements-profile.lock && \
 	compile --group docs -o requirements-docs.lock && \
-	compile --group audit -o requirements-audit.lock
+	compile --group audit -o requirements-audit.lock && \
+	compile --group release -c requirements-build.lock -c requirements-audit.lock \
+	  -o requirements-release.lock
 
 sbom: $(TOOLS_STAMP)  ## write dist/krelay.cdx.json: krelay's runtime packages (CycloneDX)
 	@$(TOOLS)/python .ci/sbom.py dist/krelay.cdx.json
 
 audit: $(TOOLS_STAMP)  ## check the locked packages for known vulnerabilities
 	@$(TOOLS)/python .ci/audit.py requirements*.lock
+
+pyz: $(RELEASE_STAMP)  ## write dist/krelay.pyz: krelay and its packages in one file for this platform
+	@$(RELEASE)/python -m release.build --directory dist --wheel
+	@$(RELEASE)/python -m release.zipapp dist/krelay-*.whl dist/krelay.pyz
+
+installs: $(RELEASE_STAMP)  ## install and start krelay in each way, on every Python of this machine
+	@$(RELEASE)/python -m release.installs
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

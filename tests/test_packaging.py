@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import configparser
+import email
 import json
 import os
 import subprocess
@@ -84,6 +85,9 @@ def test_the_wheel_has_what_belongs_in_it_and_nothing_else(wheel: Path) -> None:
         scripts = configparser.ConfigParser()
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         scripts.read_string(archive.read(entry_points).decode())
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        extras = email.message_from_bytes(archive.read(metadata)).get_all("Provides-Extra")
+    assert {"speed", "pytest"} <= set(extras or ())
     assert dict(scripts["console_scripts"])["krelay"] == "krelay.cli.entry:krelay"
     assert dict(scripts["pytest11"]) == {"krelay": "krelay.pytest_plugin"}
     tops = {name.partition("/")[0] for name in names}
