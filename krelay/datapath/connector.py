@@ -49,7 +49,8 @@ _ENDING = "krelay is stopping"
 class Forwarding:
     """Where streams go and how they are opened: a listener, or one destination of a proxy.
 
-    `name` is for the log. `tasks` runs what waits, for up to `open_timeout` seconds.
+    `name` is for the log, as is the name of its `target`, by default the same. `tasks` runs what
+    waits, for up to `open_timeout` seconds.
     """
 
     name: str
@@ -58,10 +59,12 @@ class Forwarding:
     _: KW_ONLY
     open_timeout: float
     metrics: ForwardMetrics = field(default_factory=ForwardMetrics)
+    target: str = ""
     log: About = field(init=False)
 
     def __post_init__(self) -> None:
-        self.log = about(logger, target=self.name)
+        self.target = self.target or self.name
+        self.log = about(logger, target=self.target, name=self.name)
 
     def update(self, target: Target, open_timeout: float) -> None:
         """Follow an edit of the target, whose route may have another pool now."""

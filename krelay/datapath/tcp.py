@@ -60,8 +60,11 @@ class TcpListener(Forwarding):
         make_room = connection_queue().make_room
         try:
             for sock in sockets:
-                accept = AcceptLoop(self.name, sock, self._accept, make_room=make_room)
-                self._accepts.append(accept)
+                self._accepts.append(
+                    AcceptLoop(
+                        self.name, sock, self._accept, target=self.target, make_room=make_room
+                    )
+                )
         except OSError as exc:  # the loop cannot watch the socket
             self.close()
             for sock in sockets:

@@ -48,7 +48,8 @@ class AcceptLoop:
     Connections stay in the listen backlog while accepting them would leave too few descriptors to
     the rest of the program (see DescriptorBudget). Before it waits, `make_room` is called: it
     returns whether it has closed a connection. `control` marks connections that belong to the rest
-    of the program: they are accepted in any case.
+    of the program: they are accepted in any case. The log calls the socket `name`, and names
+    its `target`.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class AcceptLoop:
         sock: socket.socket,
         factory: Callable[[], asyncio.BaseProtocol],
         *,
+        target: str | None = None,
         make_room: Callable[[], bool] | None = None,
         control: bool = False,
     ) -> None:
-        self._log = about(logger, name=name) if control else about(logger, target=name)
+        self._log = about(logger, target=target, name=name)
         self._sock = sock
         self._factory = factory
         self._make_room = make_room

@@ -6,7 +6,6 @@ A connection does so in SOCKS5 or HTTP. The agent resolves names, in the cluster
 from __future__ import annotations
 
 import asyncio
-import logging
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,7 +16,6 @@ from krelay.datapath.stream_pool import StreamPool
 from krelay.datapath.tcp import LocalRelay, TcpListener
 from krelay.errors import ListenError
 from krelay.model import Endpoint, Protocol, Resolution, Target, is_loopback
-from krelay.mux.log import about
 from krelay.mux.sockets import close_socket
 from krelay.proxy.socks5 import Command, Negotiation, Reply, SocksRefusal, reply
 from krelay.proxy.udp_associate import Association
@@ -26,8 +24,6 @@ from krelay.wire.errors import ErrorCode
 
 if TYPE_CHECKING:
     from krelay.proxy.http_connection import HttpConnection
-
-logger = logging.getLogger("krelay.listener")
 
 REQUEST_TIMEOUT = 30.0
 """Seconds for a client to say where it wants to go."""
@@ -90,11 +86,14 @@ class ProxyListener(TcpListener):
         route = Route(self.route.pool, followed=False)
         route.update(Resolution(protocol, endpoint))
         name = f"{self.name}: {endpoint}"
-        found = Forwarding(
-            name, route, self.tasks, open_timeout=self.open_timeout, metrics=self.metrics
+        return Forwarding(
+            name,
+            route,
+            self.tasks,
+            open_timeout=self.open_timeout,
+            metrics=self.metrics,
+            target=self.target,
         )
-        found.log = about(logger, target=self.name, name=name)
-        return found
 
     def on_waiting(self, connection: HttpConnection[Endpoint], waiting: bool) -> None:
         """Note that an HTTP connection begins, or ceases, to wait for a request."""

@@ -423,7 +423,8 @@ class ActiveConfig:
                     await trial.wait_ready()
                 await probe(Check(CheckKind.DIAL), trial)
         except (ProbeError, NoRouteError, TimeoutError) as exc:
-            about(logger, name=forward.name).debug("not reached directly either: %s", exc)
+            log = about(logger, target=forward.spec.target.name, name=forward.name)
+            log.debug("not reached directly either: %s", exc)
             return False
         finally:
             pool.users.discard(trial)

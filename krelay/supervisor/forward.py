@@ -235,7 +235,12 @@ class Forward:
             if target.kind is Kind.PROXY:
                 make = ProxyListener
             listener = make(
-                self.name, self.route, self._tasks, open_timeout=timeout, metrics=self.metrics
+                self.name,
+                self.route,
+                self._tasks,
+                open_timeout=timeout,
+                metrics=self.metrics,
+                target=target.name,
             )
             listener.update(target, timeout)
         await listener.open(target.listen, local)

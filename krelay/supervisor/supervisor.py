@@ -457,8 +457,10 @@ class Supervisor:
         self._count_applied(request)
         request.changes = lines
         took = (self._applied_at - request.made).total_seconds()
+        targets = {spec.target.name for pair in plan.pairs for spec in (pair.old, pair.new) if spec}
         for line in lines:
-            logger.info("%s (%s, %.2f s)", line, request.reason, took)
+            extra = {"target": line.name} if line.name in targets else None
+            logger.info("%s (%s, %.2f s)", line, request.reason, took, extra=extra)
         texts = tuple(str(line) for line in lines)
         self.bus.publish(ConfigApplied(request.reason, self._generation, texts))
         return True

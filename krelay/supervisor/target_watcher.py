@@ -166,4 +166,10 @@ class Failures:
                 about(logger, target=names[0]).error("not followed: %s", text)
             else:
                 named = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-                logger.error("%d targets (%s) are not followed: %s", len(names), named, text)
+                logger.error(
+                    "%d targets (%s) are not followed: %s",
+                    len(names),
+                    named,
+                    text,
+                    extra={"targets": tuple(names)},
+                )

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from krelay.errors import UsageError
+from krelay.mux.log import about
 from krelay.state.log_tail import LONGEST, LogRing
 
 
@@ -52,6 +53,25 @@ async def test_an_answer_has_the_requested_lines() -> None:
     }
     assert await made.answer({"after": 3}) == {"last": 3, "lines": []}
     assert await made.answer({"lines": 0}) == {"last": 3, "lines": []}
+
+
+async def test_an_answer_about_targets_has_only_lines_whose_records_name_them() -> None:
+    made, logger = ring(10)
+    about(logger, target="web", name="web[80]").info("ready")
+    about(logger, target="db").info("ready")
+    logger.info("web: a text is no subject")
+    logger.info("2 targets are not followed", extra={"targets": ("web", "cache")})
+    found = await made.answer({"targets": ["web"]})
+    assert [line["text"] for line in found["lines"]] == [
+        "web[80]: ready",
+        "2 targets are not followed",
+    ]
+    assert found["last"] == 4
+    assert await made.answer({"targets": ["db"], "after": 2}) == {"last": 4, "lines": []}
+    assert len((await made.answer({"targets": ["web", "db"], "lines": 2}))["lines"]) == 2
+    for wrong in ("web", [1]):
+        with pytest.raises(UsageError, match="is a list of names"):
+            await made.answer({"targets": wrong})
 
 
 @pytest.mark.parametrize("value", [-1, "1", None, True, 1.5])
