@@ -54,6 +54,7 @@ def runtime_directory() -> Iterator[Path]:
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("XDG_RUNTIME_DIR", directory)
+        patch.setenv("XDG_STATE_HOME", f"{directory}/state")
         yield Path(directory)
 
 

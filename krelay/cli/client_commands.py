@@ -1,4 +1,5 @@
-"""Commands that ask the krelay that runs a file: `status`, `wait`, `logs` and `down`.
+"""Commands that ask the krelay that runs a file: `status`, `wait`, `port`, `logs`, `restart` and
+`down`.
 
 Each returns its exit code, or raises a KrelayError: NotRunningError if no krelay runs the file,
 UsageError for an unknown target, NotReadyError if `wait` ends too early.
@@ -16,8 +17,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from krelay.cli.output import echo, note
-from krelay.errors import KrelayError, NotReadyError
+from krelay.config.grammar import quote
+from krelay.errors import KrelayError, NotReadyError, UsageError
 from krelay.state.error_codec import to_json
+from krelay.state.snapshot import connect_address
 from krelay.state.states import ForwardState, State, readiness
 from krelay.status.client import Changes, NotRunningError, ask, is_running
 from krelay.text import one_line
@@ -52,21 +55,21 @@ def status(file: str, names: Collection[str], *, output: str, watch: bool) -> in
 
     With `watch`, refresh until interrupted.
     """
-    snapshot = _snapshot(file, names)
-    check_names(file, names, _targets(snapshot))
+    found = ask_snapshot(file, names)
+    check_names(file, names, _targets(found))
     if watch:
         _watch(file, names, output)
     elif output == "json":
-        echo(json.dumps(snapshot, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         width = _columns()
         if width is None:
             from krelay.cli.terminal.view import out_of_sync
 
             # It is above the table on a terminal, and must not be missed in a pipe.
-            for line in out_of_sync(snapshot, datetime.now(UTC)):
+            for line in out_of_sync(found, datetime.now(UTC)):
                 note(line.plain)
-        _print(_view(snapshot, None, width, wide=output == "wide"))
+        _print(_view(found, None, width, wide=output == "wide"))
     return 0
 
 
@@ -85,7 +88,7 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
             block: Any
             found: Snapshot
             try:
-                found = _snapshot(file, names)
+                found = ask_snapshot(file, names)
             except KrelayError as exc:
                 if not isinstance(exc, NotRunningError) and not painter:
                     raise
@@ -118,12 +121,12 @@ def _watch(file: str, names: Collection[str], output: str) -> None:
             painter.leave()
 
 
-def _snapshot(file: str, names: Collection[str]) -> dict[str, Any]:
+def ask_snapshot(file: str, names: Collection[str] = ()) -> dict[str, Any]:
     """Return the snapshot with the forwards of `names`, or with all forwards if that is empty."""
-    snapshot: dict[str, Any] = ask(file, "GET", "/v1/status", timeout=_ANSWER_DEADLINE)
+    found: dict[str, Any] = ask(file, "GET", "/v1/status", timeout=_ANSWER_DEADLINE)
     if names:
-        snapshot["forwards"] = [f for f in snapshot["forwards"] if f["target"] in names]
-    return snapshot
+        found["forwards"] = [f for f in found["forwards"] if f["target"] in names]
+    return found
 
 
 def _view(
@@ -165,32 +168,43 @@ def _print(block: RenderableType) -> None:
 
 
 def wait(file: str, names: Collection[str], *, timeout: float) -> int:
-    """Wait until the forwards of `names`, or all, are ready, at most `timeout` seconds.
+    """Wait until the forwards of `names`, or all, are ready, at most `timeout` seconds."""
+    found = wait_ready(file, names, timeout=timeout)
+    count = sum(not names or forward["target"] in names for forward in found["forwards"])
+    echo("1 forward is ready" if count == 1 else f"{count} forwards are ready")
+    return 0
+
+
+def wait_ready(file: str, names: Collection[str], *, timeout: float) -> Snapshot:
+    """Return the snapshot once the forwards of `names`, or all, are ready.
 
     krelay may be about to start.
+
+    Raises:
+        NotReadyError: they are not ready within `timeout` seconds.
     """
     until = time.monotonic() + timeout
     changes: Changes | None = None
     checked = noted = False
     try:
         while True:
-            snapshot, missing = _try_snapshot(file, until)
-            relayed = _targets(snapshot) if snapshot else set()
+            found, missing = _try_snapshot(file, until)
+            relayed = _targets(found) if found else set()
             if not checked and not relayed.issuperset(names):
                 check_names(file, names, relayed)
                 checked = True
-            late = unready(snapshot, names) if snapshot else [missing]
-            if not late:
-                break
+            late = unready(found, names) if found else [missing]
+            if found and not late:
+                return found
             left = until - time.monotonic()
             if left <= 0:
                 raise NotReadyError(f"not ready after {timeout:g} s", late)
-            if not snapshot and not noted:
+            if not found and not noted:
                 note(f"{missing}; waiting")
                 noted = True
-            if snapshot and changes is None and (changes := Changes.subscribe(file)):
+            if found and changes is None and (changes := Changes.subscribe(file)):
                 continue  # the state may have changed before the subscription
-            if snapshot and changes and changes.wait(left):
+            if found and changes and changes.wait(left):
                 continue
             if changes is not None:
                 changes.close()
@@ -199,13 +213,9 @@ def wait(file: str, names: Collection[str], *, timeout: float) -> int:
     finally:
         if changes is not None:
             changes.close()
-    assert snapshot is not None
-    count = sum(not names or forward["target"] in names for forward in snapshot["forwards"])
-    echo("1 forward is ready" if count == 1 else f"{count} forwards are ready")
-    return 0
 
 
-def _try_snapshot(file: str, until: float) -> tuple[Any, str]:
+def _try_snapshot(file: str, until: float) -> tuple[Snapshot | None, str]:
     """Return the snapshot; or None and the reason for that."""
     timeout = min(_WAIT_ANSWER_DEADLINE, max(until - time.monotonic(), 0.5))
     try:
@@ -232,15 +242,15 @@ def unready(snapshot: Snapshot, names: Collection[str] = ()) -> list[str]:
 
     Forwards that an edit has removed and that only drain do not count.
     """
-    found = readiness([_forward(each) for each in snapshot["forwards"]], names)
+    found = readiness([forward_of(each) for each in snapshot["forwards"]], names)
     missing = names if found.starting else found.unknown
     lines = [str(forward) for forward in found.waiting]
     lines += [f"{name}: not relayed (yet)" for name in sorted(set(missing))]
     return lines or (["krelay is starting"] if found.starting else [])
 
 
-def _forward(found: Mapping[str, Any]) -> ForwardState:
-    """Return the part of a forward's state that readiness depends on."""
+def forward_of(found: Mapping[str, Any]) -> ForwardState:
+    """Return the parts of a forward's state that readiness and its addresses depend on."""
     return ForwardState(
         found["target"],
         found["index"],
@@ -249,23 +259,73 @@ def _forward(found: Mapping[str, Any]) -> ForwardState:
         State(found["state"]),
         found.get("reason") or "",
         datetime.fromisoformat(found["since"]),
+        protocol=found.get("protocol"),
+        listen=tuple(found.get("listen", ())),
     )
+
+
+# -- port ------------------------------------------------------------------------------------------
+
+
+def port(file: str, name: str, wanted: str | None, *, as_json: bool) -> int:
+    """Print the local address of a target, or of its remote port `wanted`: a number or a name."""
+    found = ask_snapshot(file)
+    check_names(file, [name], _targets(found))
+    forwards = [
+        forward
+        for forward in map(forward_of, found["forwards"])
+        if forward.target == name and forward.state is not State.DRAINING
+    ]
+    if not forwards:
+        raise KrelayError(f"{name} is not relayed (yet)", hint="`krelay status` shows what is")
+    chosen = [forward for forward in forwards if wanted in (None, *_port_names(forward))]
+    if len(chosen) != 1:
+        ports = ", ".join(_port_names(forward)[-1] for forward in forwards)
+        if not chosen:
+            raise UsageError(f"{name} has no port {quote(wanted)}", hint=f"it has: {ports}")
+        raise UsageError(f"{name} has several ports", hint=f"name one of them: {ports}")
+    (forward,) = chosen
+    if not forward.listen:
+        raise KrelayError(f"{forward.name} has no local address: {forward.reason}")
+    address = connect_address(forward.listen[0])
+    if as_json:
+        fields = {"host": address.host, "port": address.port, "protocol": forward.protocol}
+        echo(json.dumps({"target": name, "address": str(address), **fields, "to": forward.to}))
+    else:
+        echo(str(address))
+    return 0
+
+
+def _port_names(forward: ForwardState) -> tuple[str, ...]:
+    """Return the words that name the port of a forward: `53` and `53/udp`."""
+    remote = forward.to.rpartition(":")[2]
+    return remote, f"{remote}/{forward.protocol}" if forward.protocol else remote
 
 
 # -- logs ------------------------------------------------------------------------------------------
 
 
-def logs(file: str, lines: int, *, follow: bool) -> int:
-    """Print the last `lines` of krelay's log; with `follow`, print new ones until krelay ends."""
-    found = _log(file, lines=lines)
+def logs(file: str, lines: int, *, names: Collection[str] = (), follow: bool) -> int:
+    """Print the last `lines` of krelay's log, or of those about the targets `names`; with `follow`,
+    print new ones until krelay ends."""
+    if names:
+        check_names(file, names, _targets(ask_snapshot(file)))
+    try:
+        found = _log(file, names, lines=lines)
+    except NotRunningError as exc:
+        from krelay.status import log_file
+
+        if log := log_file.find(file):
+            raise NotRunningError(exc.message, hint=f"what the last one logged: {log}") from exc
+        raise
     last = found["last"]
     _print_lines(found)
     while follow:
         time.sleep(_FOLLOW_EVERY)
         try:
-            found = _log(file, after=last)
+            found = _log(file, names, after=last)
             if found["last"] < last:  # krelay has restarted, and counts its lines from 1 again
-                found = _log(file)
+                found = _log(file, names)
         except NotRunningError:
             note("krelay has ended")
             break
@@ -274,8 +334,9 @@ def logs(file: str, lines: int, *, follow: bool) -> int:
     return 0
 
 
-def _log(file: str, **body: int) -> Any:
-    return ask(file, "GET", "/v1/logs", body, timeout=_ANSWER_DEADLINE)
+def _log(file: str, names: Collection[str], **body: int) -> Any:
+    about = {"targets": list(names)} if names else {}
+    return ask(file, "GET", "/v1/logs", {**body, **about}, timeout=_ANSWER_DEADLINE)
 
 
 def _print_lines(found: Any) -> None:

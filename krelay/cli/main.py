@@ -17,7 +17,8 @@ def cli() -> None:
 
 COMMANDS = (
     *(relaying.up, relaying.run_, relaying.proxy),
-    *(running.status, running.wait, running.logs, running.reload, running.down),
+    *(running.status, running.ps, running.port, running.wait, running.logs),
+    *(running.reload, running.down),
     *(files.init, files.check, files.plan, files.import_, files.rbac, files.schema),
     *(tools.completion, tools.complete_),
 )

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -16,6 +16,8 @@ from krelay.errors import UsageError
 
 if TYPE_CHECKING:
     from krelay.config.sources import Selection
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def complete_names(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
@@ -32,6 +34,13 @@ def complete_names_or_words(context: click.Context, param: click.Parameter, word
     from krelay.cli.flags.completion import names_or_words
 
     return names_or_words(context, param, word)
+
+
+def complete_ports(context: click.Context, param: click.Parameter, word: str) -> list[Any]:
+    """Complete a remote port of the target that was named."""
+    from krelay.cli.flags.completion import ports_of_target
+
+    return ports_of_target(context, param, word)
 
 
 file_option = click.option(
@@ -125,14 +134,21 @@ log_format_option = click.option(
     show_envvar=True,
     help="Log format; json writes one object per line.",
 )
-timeout_option = click.option(
-    "--timeout",
-    metavar="TIME",
-    default="60s",
-    show_default=True,
-    callback=lambda context, param, value: seconds(value, param.opts[0]),
-    help="Time to wait for the forwards to become ready.",
-)
+
+
+def timeout_option_for(help: str) -> Callable[[_F], _F]:
+    """Return the option `--timeout` of a command that waits until forwards are ready."""
+    return click.option(
+        "--timeout",
+        metavar="TIME",
+        default="60s",
+        show_default=True,
+        callback=lambda context, param, value: seconds(value, param.opts[0]),
+        help=help,
+    )
+
+
+timeout_option = timeout_option_for("Time to wait for the forwards to become ready.")
 
 
 class WithCommand(click.Command):
@@ -195,4 +211,5 @@ def path_of_running(file: str | None) -> str:
     if file == files.STDIN:
         hint = "it cannot be standard input"
         raise UsageError("`-f` names the file that krelay runs", hint=hint)
-    return files.find(file)
+    hint = "`krelay ps` lists the files that krelay runs; name one with `-f FILE`"
+    return files.find(file, hint=hint)

@@ -40,12 +40,14 @@ _LEVELS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "r
 class LineFormatter(logging.Formatter):
     """Formats a record as `12:34:56 warning: text`, without the level for INFO.
 
-    `colour` says whether to colour the level; by default, if stderr shows colour.
+    `colour` says whether to colour the level; by default, if stderr shows colour. `dated` adds the
+    day to the time.
     """
 
-    def __init__(self, *, colour: bool | None = None) -> None:
+    def __init__(self, *, colour: bool | None = None, dated: bool = False) -> None:
         super().__init__()
         self._colour = colour
+        self._time = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
 
     def format(self, record: logging.LogRecord) -> str:
         text = indented(record.getMessage())
@@ -58,7 +60,7 @@ class LineFormatter(logging.Formatter):
             if record.levelno in _LEVELS and coloured:
                 level = click.style(level, fg=_LEVELS[record.levelno])
             text = f"{level} {text}"
-        return f"{self.formatTime(record, '%H:%M:%S')} {text}"
+        return f"{self.formatTime(record, self._time)} {text}"
 
 
 class JsonFormatter(logging.Formatter):
@@ -113,15 +115,18 @@ repeat_filter = RepeatFilter()
 """Shared by all handlers of the log, so that each record is judged once."""
 
 
-def set_up_logging(verbosity: int, *, json: bool = False) -> None:
-    """Log to stderr; as objects for programs with `json`.
+def set_up_logging(
+    verbosity: int, *, json: bool = False, to: logging.Handler | None = None
+) -> None:
+    """Log to stderr, or `to` a handler of a file; as objects for programs with `json`.
 
     `verbosity` is 0 for krelay's INFO, 1 for krelay's DEBUG, 2 for every library's DEBUG, -1 for
     warnings only, and less for errors only.
     """
     repeat_filter.flush()
-    handler = _StderrHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if json else LineFormatter())
+    handler = to or _StderrHandler(sys.stderr)
+    text = LineFormatter(colour=False, dated=True) if to else LineFormatter()
+    handler.setFormatter(JsonFormatter() if json else text)
     handler.addFilter(repeat_filter)
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from krelay.cli.background.child import Report
 from krelay.cli.output import echo, echo_event, in_json, keep_log, note, silence_stdout
 from krelay.cli.signals import is_ignored, on_signal, run_to_exit
 from krelay.cli.systemd import Notifier, Service
@@ -58,6 +59,7 @@ def run(
     pod_running_timeout: float | None = None,
     live: bool = False,
     as_kubectl: bool = False,
+    report: Report | None = None,
 ) -> int:
     """Relay until a signal, and return the exit code.
 
@@ -67,6 +69,7 @@ def run(
         contexts, strict, must_exist, pod_running_timeout: as for `Supervisor`.
         watch: follow edits of the file.
         live: show the live table instead of lines, if there is a terminal for it.
+        report: krelay is in the background; tell the command that started it about the start.
     """
     file = source.file
     watch_mode = mode_from_env(os.environ)
@@ -84,6 +87,8 @@ def run(
     )
     if announce is not None:
         supervisor.bus.on(ForwardBound, announce)
+    elif report is not None:
+        supervisor.bus.on(ForwardBound, log_bound)
     elif not live:
         supervisor.bus.on(ForwardBound, announce_bound)
     quiet = as_kubectl and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO)
@@ -91,19 +96,20 @@ def run(
         # What a person waits for belongs on a terminal, though the log has no place for it.
         supervisor.bus.on(Ending, _say_ending)
     reloader = Reloader(source, supervisor)
-    path = socket_path(file) if file else None
     with keep_log() as ring:
         return run_to_exit(
             _run(
                 supervisor,
                 reloader,
                 mode,
-                path,
+                file,
+                socket_path(file) if file else None,
                 config.status,
                 ring.answer,
                 live=live,
                 as_kubectl=as_kubectl,
                 says_start=quiet,
+                report=report,
             )
         )
 
@@ -112,6 +118,7 @@ async def _run(
     supervisor: Supervisor,
     reloader: Reloader,
     mode: Mode | None,
+    file: str | None,
     path: Path | None,
     status: StatusConfig,
     logs: Handler,
@@ -119,8 +126,9 @@ async def _run(
     live: bool,
     as_kubectl: bool,
     says_start: bool,
+    report: Report | None,
 ) -> int:
-    signals = _Signals(reloads=path is not None, even_ignored=as_kubectl)
+    signals = _Signals(reloads=file is not None, even_ignored=as_kubectl)
     control = Control(supervisor, reloader)
     public: dict[tuple[str, str], Handler] = {
         **control.handlers(),
@@ -129,10 +137,11 @@ async def _run(
     code = 0
     try:
         async with AsyncExitStack() as stack:
-            if path is not None:
+            if file is not None and path is not None:
                 # The log is for the user alone: on the socket, not over TCP.
                 private = {**public, ("GET", "/v1/logs"): logs}
-                await _open_control(stack, supervisor, control, private, path)
+                needed = report is not None
+                await _open_control(stack, supervisor, control, private, path, file, needed=needed)
             listening = TcpServer(public, snapshot=control.snapshot, bus=supervisor.bus)
             stack.push_async_callback(listening.aclose)
             tasks = await stack.enter_async_context(TaskGroup())
@@ -144,6 +153,9 @@ async def _run(
             }
             if says_start:
                 beside["the slow start"] = partial(_say_slow_start, supervisor.bus)
+            if report is not None:
+                beside["the slow start"] = partial(_say_slow_start, supervisor.bus, report.step)
+                beside["the report"] = partial(_report_ready, supervisor.bus, report)
             if mode is not None:
                 beside["the watch of the file"] = partial(reloader.watch, mode)
             if live:
@@ -266,12 +278,16 @@ async def _open_control(
     control: Control,
     handlers: Mapping[tuple[str, str], Handler],
     path: Path,
+    file: str,
+    *,
+    needed: bool,
 ) -> None:
-    """Let other commands reach this one; relaying does not depend on it."""
+    """Let other commands reach this one; relaying does not depend on it, unless it is `needed`."""
     try:
         service = serve_unix(
             path,
             handlers,
+            file=file,
             snapshot=control.snapshot,
             bus=supervisor.bus,
             begin=partial(_start_has_time, supervisor),
@@ -280,6 +296,8 @@ async def _open_control(
     except AlreadyRunningError:
         raise
     except KrelayError as exc:
+        if needed:
+            raise  # else no command could end it
         logger.warning("other krelay commands cannot reach this one: %s", exc)
 
 
@@ -307,13 +325,29 @@ def announce_bound(event: ForwardBound) -> None:
         silence_stdout()
 
 
+def log_bound(event: ForwardBound) -> None:
+    """Log a line for each address that a forward is bound to."""
+    for line in event.forward.routes():
+        logger.info("%s", line, extra={"target": event.forward.target})
+
+
 def _say_ending(event: Ending) -> None:
     """Say how many connections krelay waits for, if any."""
     if event.moving:
         note(event.line)
 
 
-async def _say_slow_start(bus: EventBus) -> None:
+async def _report_ready(bus: EventBus, report: Report) -> None:
+    """Report that every forward is ready."""
+    await bus.wait_for(lambda snapshot: snapshot.ready)
+    report.ready()
+
+
+def _say_step(step: str) -> None:
+    note(f"agent: {step}")
+
+
+async def _say_slow_start(bus: EventBus, say: Callable[[str], None] = _say_step) -> None:
     """Say what the start waits for once it has taken a while, and each further step of it."""
     with bus.subscribe(AgentProgress, Started) as events:
         last: AgentProgress | Started | None = None
@@ -323,7 +357,7 @@ async def _say_slow_start(bus: EventBus) -> None:
                     last = await events.next()
         while not isinstance(last, Started):
             if last is not None:
-                note(f"agent: {last.step}")
+                say(last.step)
             last = await events.next()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 import sys
 import threading
@@ -34,6 +35,7 @@ MAX_FILES = 100
 TIME = 15.0
 """Seconds for all files of a config together."""
 NAMES = ("krelay.yaml", "krelay.yml")
+TARGETS = "targets.txt"
 STDIN = "-"
 
 # The characters that YAML 1.2 (section 5.1) allows in a document.
@@ -66,7 +68,17 @@ class Files:
         """
         if path != STDIN:
             self._opened.append(path)
-        return read(path) if text is None else text
+        if text is not None:
+            return text
+        try:
+            return read(path)
+        except UsageError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError):
+                raise
+            hint = (
+                _other(os.path.dirname(path)) or f"`krelay init -f {shlex.quote(path)}` writes one"
+            )
+            raise UsageError(exc.message, hint=hint) from exc.__cause__
 
     def named(self, name: str, by: str) -> tuple[str, bytes]:
         """Return the path and the bytes of a file that the file at `by` names.
@@ -92,26 +104,41 @@ class Files:
             raise ParseError(exc.message, hint=hint) from exc
 
 
-def find(path: str | None) -> str:
+def find(path: str | None, *, hint: str | None = None) -> str:
     """Return the path, or that of the file in the current directory if it is None.
 
     Raises:
-        UsageError: the directory has no such file.
+        UsageError: the directory has no such file; `hint` says what to do about that, by default
+            to write one.
     """
     if path is not None:
         return path
     for name in NAMES:
-        try:
-            bounded(name, os.stat)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            pass  # reading it reports the error
-        return name
+        if _exists(name):
+            return name
     raise UsageError(
         f"no {NAMES[0]} in this directory",
-        hint="name a file with `-f FILE`, or start from a copy of krelay.yaml.example",
+        hint=hint or _other("") or "`krelay init` writes one; `-f FILE` names one elsewhere",
     )
+
+
+def _exists(path: str) -> bool:
+    try:
+        bounded(path, os.stat)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        pass  # reading it reports the error
+    return True
+
+
+def _other(directory: str) -> str:
+    """Return a hint at a file that lies in a directory in the place of the one that is missing."""
+    for name in (*NAMES, TARGETS):
+        path = os.path.join(directory, name)
+        if _exists(path):
+            return f"there is a {name}: `-f {path}`"
+    return ""
 
 
 def read(path: str, *, within: float = PATIENCE) -> bytes:

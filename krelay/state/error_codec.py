@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from krelay.errors import ConfigError, KrelayError, Problem
+from krelay.errors import ConfigError, KrelayError, NotReadyError, Problem
 
 
 def to_json(error: KrelayError) -> dict[str, Any]:
-    """Return the error as JSON; that of a file has its `problems`."""
+    """Return the error as JSON: that of a file with its `problems`, that of forwards which are not
+    ready with the `unready` ones."""
     found: dict[str, Any] = {
         "message": error.message,
         "hint": error.hint,
@@ -19,6 +20,8 @@ def to_json(error: KrelayError) -> dict[str, Any]:
     if isinstance(error, ConfigError):
         found["path"] = error.path
         found["problems"] = [dataclasses.asdict(problem) for problem in error.problems]
+    if isinstance(error, NotReadyError):
+        found["unready"] = list(error.unready)
     return found
 
 
@@ -28,6 +31,8 @@ def from_json(found: Mapping[str, Any]) -> KrelayError:
     if "problems" in found:
         problems = [Problem(**problem) for problem in found["problems"]]
         error = ConfigError(found["path"], problems, hint=found.get("hint"))
+    elif "unready" in found:
+        error = NotReadyError(found["message"], found["unready"], hint=found.get("hint"))
     else:
         error = KrelayError(str(found.get("message", "it failed")), hint=found.get("hint"))
     error.exit_code = int(found.get("exitCode", 1))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import select
 import shlex
 import socket
+from pathlib import Path
 from typing import Any
 
 from krelay.errors import KrelayError
 from krelay.state.error_codec import from_json
+from krelay.status.instances import Instance, running
 from krelay.status.socket_path import check_directory, socket_path
 
 _CONNECT_DEADLINE = 5.0
@@ -24,24 +25,29 @@ class NotRunningError(KrelayError):
 
 
 class _Connection(http.client.HTTPConnection):
-    """An HTTP connection to the krelay that runs `file`."""
+    """An HTTP connection to the krelay that serves the socket at `path`."""
 
-    def __init__(self, file: str, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
-        self._path = socket_path(file)
+        self._path = path
 
     def connect(self) -> None:
         check_directory(self._path)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(_CONNECT_DEADLINE)
+        self.sock.settimeout(min(_CONNECT_DEADLINE, self.timeout or _CONNECT_DEADLINE))
         self.sock.connect(str(self._path))
         self.sock.settimeout(self.timeout)
 
 
 def ask(
-    file: str, method: str, resource: str, body: dict[str, Any] | None = None, *, timeout: float
+    file: str | Instance,
+    method: str,
+    resource: str,
+    body: dict[str, Any] | None = None,
+    *,
+    timeout: float,
 ) -> Any:
-    """Send a request to the krelay that runs `file`, and return its answer.
+    """Send a request to an instance or to the krelay that runs `file`, and return its answer.
 
     `resource` is a path like `/v1/status`, `body` the JSON object to send, and `timeout` the
     seconds without any part of the answer.
@@ -50,7 +56,9 @@ def ask(
         NotRunningError: no krelay runs the file, or its socket may be another user's.
         KrelayError: krelay reports an error, or does not answer.
     """
-    connection = _Connection(file, timeout)
+    path = file.socket if isinstance(file, Instance) else socket_path(file)
+    file = file.file if isinstance(file, Instance) else file
+    connection = _Connection(path, timeout)
     try:
         connection.request(method, resource, json.dumps(body or {}))
         response = connection.getresponse()
@@ -87,7 +95,7 @@ class Changes:
 
         No krelay may run, or one that has no room for another subscriber.
         """
-        connection = _Connection(file, _CONNECT_DEADLINE)
+        connection = _Connection(socket_path(file), _CONNECT_DEADLINE)
         try:
             connection.request("GET", "/v1/events")
             sock = connection.sock  # a response that ends with the connection takes it away
@@ -116,19 +124,5 @@ class Changes:
 
 
 def is_running(file: str) -> bool:
-    """Return whether a krelay runs `file`, or has not quite ended: it holds the lock."""
-    import fcntl
-
-    path = socket_path(file)
-    try:
-        check_directory(path)
-        lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CLOEXEC)
-    except (OSError, KrelayError):
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+    """Return whether a krelay runs `file`, or has not quite ended."""
+    return running(socket_path(file))

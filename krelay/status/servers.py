@@ -43,6 +43,7 @@ async def serve_unix(
     path: Path,
     handlers: Mapping[tuple[str, str], Handler],
     *,
+    file: str = "",
     snapshot: Callable[[], Awaitable[Snapshot]] | None = None,
     bus: EventBus | None = None,
     begin: Callable[[], Awaitable[object]] | None = None,
@@ -51,12 +52,13 @@ async def serve_unix(
 
     `handlers`, `snapshot` and `bus` are those of `application`. The HTTP server is imported beside
     the block, after `begin` if that is given; requests wait in the socket's backlog until then.
+    The lock names `file` for `krelay ps`.
 
     Raises:
         AlreadyRunningError: another process holds the lock.
         KrelayError: the socket cannot be created.
     """
-    sock, lock = await in_thread(lambda: _claim(path))
+    sock, lock = await in_thread(lambda: _claim(path, file))
 
     async def serve() -> None:
         if begin is not None:
@@ -89,10 +91,10 @@ def _import() -> None:
     from krelay.status import app  # noqa: F401
 
 
-def _claim(path: Path) -> tuple[socket.socket, int]:
+def _claim(path: Path, file: str) -> tuple[socket.socket, int]:
     """Return a socket that only its owner may connect to, and the descriptor of the lock."""
     make_directory(path)
-    lock = _lock(path.with_suffix(".lock"))
+    lock = _lock(path.with_suffix(".lock"), file)
     try:
         # Without its lock, a socket there is left over from a process that was killed.
         path.unlink(missing_ok=True)
@@ -111,8 +113,8 @@ def _claim(path: Path) -> tuple[socket.socket, int]:
     return sock, lock
 
 
-def _lock(path: Path) -> int:
-    """Lock the file at `path`, write the owner into it, and return its descriptor."""
+def _lock(path: Path, file: str) -> int:
+    """Lock the file at `path`, write the owner and `file` into it, and return its descriptor."""
     import fcntl
 
     while True:
@@ -124,7 +126,7 @@ def _lock(path: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             mine = path.exists() and os.path.samestat(path.stat(), os.fstat(lock))
         except OSError:
-            owner = os.read(lock, 200).decode(errors="replace")
+            owner = os.read(lock, 200).decode(errors="replace").partition("\n")[0]
             os.close(lock)
             raise AlreadyRunningError(
                 f"krelay is already running for this file{owner and f' ({owner})'}"
@@ -133,7 +135,8 @@ def _lock(path: Path) -> int:
             break
         os.close(lock)  # its previous owner has just removed it
     os.ftruncate(lock, 0)
-    os.write(lock, f"pid {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
+    owner = f"pid {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S}\n"
+    os.write(lock, owner.encode() + os.fsencode(os.path.abspath(file) if file else ""))
     return lock
 
 

@@ -23,7 +23,7 @@ def socket_path(file: str) -> Path:
     directory, name = os.path.split(os.path.abspath(file))
     identity = os.path.join(os.path.realpath(directory), name)
     digest = hashlib.sha256(os.fsencode(identity)).hexdigest()[:20]
-    return _directory() / f"{digest}.sock"
+    return socket_directory() / f"{digest}.sock"
 
 
 def make_directory(path: Path) -> None:
@@ -58,7 +58,8 @@ def check_directory(path: Path) -> None:
         )
 
 
-def _directory() -> Path:
+def socket_directory() -> Path:
+    """Return the directory of the sockets of this user and this XDG_RUNTIME_DIR."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime:
         directory = Path(runtime) / "krelay"

@@ -34,5 +34,5 @@ async def answering(
         for name, answer in answers.items()
     }
     place = await asyncio.to_thread(socket_path, str(file))
-    async with serve_unix(place, handlers, bus=bus):
+    async with serve_unix(place, handlers, file=str(file), bus=bus):
         yield

@@ -15,10 +15,12 @@ from typing import Any
 import pytest
 
 from krelay.cli import client_commands
-from krelay.cli.client_commands import down, logs, status, unready, wait
+from krelay.cli.client_commands import down, logs, port, status, unready, wait
 from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
+from krelay.mux.log import about
 from krelay.state.bus import EventBus
 from krelay.state.log_tail import LogRing
+from krelay.status import log_file
 from krelay.status.client import Changes, NotRunningError, is_running
 from krelay.status.socket_path import socket_path
 from tests import rig
@@ -328,6 +330,85 @@ async def test_logs_prints_the_last_lines(
     async with answering(file, GET_logs=made.answer):
         assert await asyncio.to_thread(logs, str(file), 2, follow=False) == 0
     assert capsys.readouterr().out == "b\nc\n"
+
+
+async def test_logs_of_targets_prints_only_lines_about_them(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, logger = ring("a")
+    about(logger, target="web").info("ready")
+    answers: dict[str, Any] = {"GET_logs": made.answer, "GET_status": lambda body: FOUND}
+    async with answering(file, **answers):
+        assert await asyncio.to_thread(logs, str(file), 9, names=["web"], follow=False) == 0
+        assert capsys.readouterr().out == "web: ready\n"
+        with pytest.raises(UsageError, match="has no target `wep`"):
+            await asyncio.to_thread(logs, str(file), 9, names=["wep"], follow=False)
+
+
+async def test_logs_names_the_file_that_a_krelay_in_the_background_left(file: Path) -> None:
+    log = await asyncio.to_thread(log_file.create, str(file))
+    with pytest.raises(NotRunningError) as caught:
+        await asyncio.to_thread(logs, str(file), 1, follow=False)
+    assert caught.value.hint == f"what the last one logged: {log}"
+
+
+DNS = report(
+    forward("web", listen=("0.0.0.0:8080", "[::]:8080")),
+    forward("dns", index=0, name="dns[53]", to="svc/dns:53", listen=("127.0.0.1:5353",)),
+    forward(
+        "dns",
+        index=1,
+        name="dns[53/udp]",
+        to="svc/dns:53",
+        protocol="udp",
+        listen=("[::1]:5354",),
+    ),
+    forward("dns", index=2, name="dns[metrics]", to="svc/dns:metrics", listen=()),
+    forward("old", "draining"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "printed"),
+    [
+        ("web", None, "127.0.0.1:8080"),
+        ("web", "80", "127.0.0.1:8080"),
+        ("web", "80/tcp", "127.0.0.1:8080"),
+        ("dns", "53/tcp", "127.0.0.1:5353"),
+        ("dns", "53/udp", "[::1]:5354"),
+    ],
+)
+async def test_port_prints_the_address_to_connect_to(
+    name: str, wanted: str | None, printed: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with answering(file, GET_status=lambda body: DNS):
+        assert await asyncio.to_thread(port, str(file), name, wanted, as_json=False) == 0
+        assert capsys.readouterr() == (printed + "\n", "")
+        assert await asyncio.to_thread(port, str(file), name, wanted, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["address"] == printed
+    assert found["port"] == int(printed.rpartition(":")[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "message", "code"),
+    [
+        ("dns", None, r"^dns has several ports$", 2),
+        ("dns", "53", r"^dns has several ports$", 2),
+        ("web", "81", r"^web has no port `81`$", 2),
+        ("dns", "metrics", r"^dns\[metrics\] has no local address: its port accepted", 1),
+        ("other", None, r"^other is not relayed \(yet\)$", 1),
+        ("old", None, r"^old is not relayed \(yet\)$", 1),
+        ("wep", None, "has no target `wep`", 2),
+    ],
+)
+async def test_port_says_why_there_is_no_address(
+    name: str, wanted: str | None, message: str, code: int, file: Path
+) -> None:
+    async with answering(file, GET_status=lambda body: DNS):
+        with pytest.raises(KrelayError, match=message) as caught:
+            await asyncio.to_thread(port, str(file), name, wanted, as_json=False)
+    assert caught.value.exit_code == code
 
 
 async def test_logs_follow_prints_new_lines_over_a_restart_until_the_end(

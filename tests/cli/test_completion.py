@@ -162,6 +162,25 @@ def test_rbac_completes_names_of_the_file_and_words_of_a_target(
     assert found("--agent-namespace=") == ["shop", ":4"]
 
 
+def test_port_completes_targets_and_the_remote_ports_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "krelay.yaml"
+    file.write_text(
+        "apiVersion: krelay/v1\ntargets:\n  web: svc/web 8080:http\n"
+        "  dns: {target: svc/dns, ports: [5353:53/udp, metrics]}\n"
+    )
+
+    def completed(command: str, *words: str) -> list[str]:
+        found = module.answer(cli, "krelay", (command, "-f", str(file), *words))
+        return [line.partition("\t")[0] for line in found.splitlines()[:-1]]
+
+    assert completed("port", "") == ["web", "dns"]
+    assert completed("port", "dns", "") == ["53", "metrics"]
+    assert completed("port", "none", "") == []
+    assert completed("logs", "web", "") == ["dns"]
+    file.write_text("nonsense")
+    assert completed("port", "dns", "") == []
+
+
 def test_a_completion_that_fails_leaves_the_word_to_the_shell(
     complete: Complete, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,8 @@ def test_client_commands_require_the_file_of_a_running_krelay(
     assert krelay(command, "-f", "-") == 2
     assert "`-f` names the file that krelay runs" in capsys.readouterr().err
     assert krelay(command) == 2
-    assert "no krelay.yaml in this directory" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "no krelay.yaml in this directory\n  hint: `krelay ps` lists " in err
     Path("krelay.yaml").write_text(GOOD)
     if command != "wait":
         assert krelay(command) == 1
@@ -223,7 +224,7 @@ def test_a_missing_default_file_has_a_hint(
     assert krelay(command) == 2
     assert capsys.readouterr().err == (
         "error: no krelay.yaml in this directory\n"
-        "  hint: name a file with `-f FILE`, or start from a copy of krelay.yaml.example\n"
+        "  hint: `krelay init` writes one; `-f FILE` names one elsewhere\n"
     )
 
 

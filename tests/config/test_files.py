@@ -33,8 +33,14 @@ def test_the_file_of_the_directory_is_found(
     assert find("other.yaml") == "other.yaml"
     with pytest.raises(UsageError) as caught:
         find(None)
-    assert "krelay.yaml.example" in str(caught.value.hint)
-    assert "-f" in str(caught.value.hint)
+    assert caught.value.hint == "`krelay init` writes one; `-f FILE` names one elsewhere"
+    with pytest.raises(UsageError) as caught:
+        find(None, hint="look elsewhere")
+    assert caught.value.hint == "look elsewhere"
+    Path("targets.txt").touch()
+    with pytest.raises(UsageError) as caught:
+        find(None)
+    assert caught.value.hint == "there is a targets.txt: `-f targets.txt`"
     Path("krelay.yml").touch()
     assert find(None) == "krelay.yml"
     Path("krelay.yaml").touch()
@@ -59,6 +65,20 @@ def test_an_unreadable_default_file_is_named_in_the_error(
     with pytest.raises(UsageError) as caught:
         read("krelay.yaml")
     assert caught.value.hint == "name a file with `-f`"
+
+
+def test_a_missing_file_is_written_by_init_unless_another_lies_there(tmp_path: Path) -> None:
+    missing = str(tmp_path / "a file.yaml")
+    with pytest.raises(UsageError, match="no such file") as caught:
+        Files({}).main(missing, None)
+    assert caught.value.hint == f"`krelay init -f '{missing}'` writes one"
+    (tmp_path / "krelay.yml").touch()
+    with pytest.raises(UsageError) as caught:
+        Files({}).main(missing, None)
+    assert caught.value.hint == f"there is a krelay.yml: `-f {tmp_path}/krelay.yml`"
+    with pytest.raises(UsageError) as caught:
+        Files({}).main(str(tmp_path), None)
+    assert caught.value.hint is None
 
 
 def test_a_config_names_its_files(tmp_path: Path) -> None:

@@ -35,10 +35,10 @@ async def test_all_problems_of_a_file_and_nothing_started(tmp_path: Path) -> Non
     assert not listens(port)
 
 
-async def test_no_file_names_the_example(tmp_path: Path) -> None:
+async def test_no_file_names_the_command_that_writes_one(tmp_path: Path) -> None:
     done = await run("up", cwd=tmp_path)
     assert (done.code, done.out) == (2, "")
-    assert "krelay.yaml.example" in done.err
+    assert "`krelay init` writes one" in done.err
 
 
 async def test_an_unknown_target_says_which_there_are(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ async def test_an_error_arrives_with_its_type_and_hint(path: Path) -> None:
     errors = iter(
         [
             ConfigError("krelay.yaml", [problem, Problem(3, 4, "worse")]),
-            NotReadyError("not yet", hint="wait"),
+            NotReadyError("not yet", ["web: pending"], hint="wait"),
         ]
     )
 
@@ -160,7 +160,7 @@ async def test_an_error_arrives_with_its_type_and_hint(path: Path) -> None:
             await asked("/v1/no", method="GET")
     assert (config.value.path, config.value.exit_code) == ("krelay.yaml", 2)
     assert config.value.problems == [Problem(3, 4, "worse"), problem]
-    assert other.value.report() == ["not yet", "  hint: wait"]
+    assert other.value.report() == ["web: pending", "not yet", "  hint: wait"]
     assert other.value.exit_code == 3
 
 

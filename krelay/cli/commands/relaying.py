@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
+
 import click
 
 from krelay.cli.command_line import preload
@@ -17,6 +20,7 @@ from krelay.cli.options import (
     names_argument,
     select,
     timeout_option,
+    timeout_option_for,
     verbose_option,
 )
 from krelay.cli.output import set_up_logging
@@ -27,6 +31,13 @@ from krelay.errors import UsageError
 @file_option
 @cluster_options
 @embedded_option
+@click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Relay in the background; return once every forward is ready.",
+)
+@timeout_option_for("With -d, time to wait for the forwards to become ready.")
 @click.option("--watch/--no-watch", default=True, help="Apply edits of the file.  [default: on]")
 @click.option("--strict", is_flag=True, help="Fail if any forward cannot start.")
 @click.option("--plain", is_flag=True, help="Log plain lines instead of a live table.")
@@ -37,6 +48,8 @@ def up(
     file: str | None,
     cluster: Cluster,
     embedded: bool,
+    detach: bool,
+    timeout: float,
     watch: bool,
     strict: bool,
     plain: bool,
@@ -48,21 +61,35 @@ def up(
 
     With NAMEs, relay only these targets. Saved edits of the file apply at once; connections of
     unchanged forwards stay open.
+
+    With -d, krelay goes on in the background when this command ends and its terminal closes.
+    `krelay ps` lists those that run, `krelay logs` prints what they log, `krelay down` stops one.
+    On a timeout, prints what is not ready and why, and exits with 3; krelay goes on.
     """
+    from krelay.cli.background.child import report
+
+    told = report()
+    if detach and told is None:
+        from krelay.cli.background.start import start
+
+        selection = select(file, names=names, embedded=embedded, cluster=cluster)
+        return start(selection, sys.argv[1:], timeout=timeout)
     preload()
     from krelay.cli.up import run
     from krelay.supervisor.contexts import Contexts
 
-    set_up_logging(verbose, json=log_format == "json")
-    selection = select(file, names=names, embedded=embedded, cluster=cluster)
-    return run(
-        selection,
-        contexts=Contexts(cluster.kubeconfig),
-        watch=watch,
-        strict=strict,
-        must_exist=strict,
-        live=not plain and log_format == "text",
-    )
+    with told.errors() if told else nullcontext():
+        set_up_logging(verbose, json=log_format == "json", to=told.log_file() if told else None)
+        selection = select(file, names=names, embedded=embedded, cluster=cluster)
+        return run(
+            selection,
+            contexts=Contexts(cluster.kubeconfig),
+            watch=watch,
+            strict=strict,
+            must_exist=strict,
+            live=not plain and log_format == "text",
+            report=told,
+        )
 
 
 @click.command("run", cls=WithCommand, options_metavar="[OPTIONS]")

@@ -1,10 +1,13 @@
-"""Commands for a krelay that runs: `status`, `wait`, `logs`, `reload` and `down`."""
+"""Commands for a krelay that runs: `status`, `ps`, `port`, `wait`, `logs`, `reload`, `restart` and
+`down`."""
 
 from __future__ import annotations
 
 import click
 
 from krelay.cli.options import (
+    complete_names,
+    complete_ports,
     names_argument,
     output_option,
     path_of_running,
@@ -38,6 +41,35 @@ def status(file: str | None, output: str, watch: bool, names: tuple[str, ...]) -
 
 
 @click.command()
+@output_option
+def ps(output: str) -> int:
+    """List every krelay of this user that runs a file.
+
+    READY counts the targets that are ready.
+    """
+    from krelay.cli.background.ps import ps
+
+    return ps(as_json=output == "json")
+
+
+@click.command()
+@running_file_option
+@output_option
+@click.argument("name", metavar="NAME", shell_complete=complete_names)
+@click.argument("port", metavar="[PORT]", required=False, shell_complete=complete_ports)
+def port(file: str | None, output: str, name: str, port: str | None) -> int:
+    """Print the local address of a target.
+
+    PORT is its remote port, a number or a name, if it has several; `53/udp` if it has both
+    protocols. A target that listens on every address is reached at the loopback address.
+    """
+    from krelay.cli import client_commands
+
+    as_json = output == "json"
+    return client_commands.port(path_of_running(file), name, port, as_json=as_json)
+
+
+@click.command()
 @running_file_option
 @timeout_option
 @names_argument
@@ -64,11 +96,15 @@ def wait(file: str | None, timeout: float, names: tuple[str, ...]) -> int:
     metavar="N",
     help="Number of lines to print.",
 )
-def logs(file: str | None, follow: bool, lines: int) -> int:
-    """Print the last lines of the running krelay's log."""
+@names_argument
+def logs(file: str | None, follow: bool, lines: int, names: tuple[str, ...]) -> int:
+    """Print the last lines of the running krelay's log.
+
+    With NAMEs, print only lines about these targets.
+    """
     from krelay.cli import client_commands
 
-    return client_commands.logs(path_of_running(file), lines, follow=follow)
+    return client_commands.logs(path_of_running(file), lines, names=names, follow=follow)
 
 
 @click.command()

@@ -21,7 +21,7 @@ from click.shell_completion import CompletionItem, ShellComplete
 
 from krelay.cli.flags.values import overrides
 from krelay.errors import KrelayError
-from krelay.model import TYPES, Kind
+from krelay.model import TYPES, Kind, Target
 from krelay.text import one_line
 
 if TYPE_CHECKING:
@@ -102,16 +102,31 @@ def split_line(line: str) -> list[str]:
 
 def target_names(context: click.Context, param: click.Parameter, word: str) -> list[CompletionItem]:
     """Return the file's targets, for the NAMEs of a command."""
+    given = context.params.get(str(param.name)) or ()
+    found = (target for target in _file_targets(context) if target.name not in given)
+    return [CompletionItem(t.name, help=one_line(t)) for t in found if t.name.startswith(word)]
+
+
+def ports_of_target(
+    context: click.Context, param: click.Parameter, word: str
+) -> list[CompletionItem]:
+    """Return the remote ports of the file's target that `name` says, for `krelay port`."""
+    name = context.params.get("name")
+    ports = [
+        port for target in _file_targets(context) if target.name == name for port in target.ports
+    ]
+    return _items((str(port.remote) for port in ports), word)
+
+
+def _file_targets(context: click.Context) -> tuple[Target, ...]:
+    """Return the targets of the file that the command line names."""
     from krelay.config.sources import Selection
 
     try:
         with redirect_stderr(StringIO()):  # a warning would appear within the user's command line
-            config = Selection(context.params.get("file"), environ=os.environ).load()
+            return Selection(context.params.get("file"), environ=os.environ).load().targets
     except KrelayError:
-        return []
-    given = context.params.get(str(param.name)) or ()
-    found = (target for target in config.targets if target.name not in given)
-    return [CompletionItem(t.name, help=one_line(t)) for t in found if t.name.startswith(word)]
+        return ()
 
 
 def names_or_words(

@@ -1,0 +1,1 @@
+"""`krelay up --detach`: relay in a process that outlives its terminal."""
