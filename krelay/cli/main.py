@@ -20,7 +20,7 @@ COMMANDS = (
     *(running.status, running.ps, running.port, running.wait, running.logs),
     *(running.reload, running.down),
     *(files.init, files.check, files.plan, files.import_, files.rbac, files.schema),
-    *(tools.completion, tools.complete_),
+    *(tools.doctor, tools.completion, tools.complete_),
 )
 for _command in COMMANDS:
     cli.add_command(_command)

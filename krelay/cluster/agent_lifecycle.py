@@ -157,13 +157,21 @@ async def _create(jobs: PostedJobs, manifest: Object) -> Object:
     except (AccessDeniedError, NotFoundError):
         raise
     except ClusterError as exc:
-        forbidden = isinstance(exc.__cause__, StatusError) and exc.__cause__.code == 403
-        if not (forbidden or is_admission(exc.message)):
+        found = admission_refusal(exc, manifest)
+        if found is None:
             raise
-        found = refusal(exc.message.partition(_REFUSED)[2], _resources(manifest))
         raise AgentError(
             exc.message, hint=found.hint, settings=found.settings, no_agent=True
         ) from exc
+
+
+def admission_refusal(exc: ClusterError, manifest: Object) -> Diagnosis | None:
+    """Judge the API server's refusal to create the agent of `manifest`, its Job or its pod alone;
+    return None for what is no refusal by admission."""
+    forbidden = isinstance(exc.__cause__, StatusError) and exc.__cause__.code == 403
+    if not (forbidden or is_admission(exc.message)):
+        return None
+    return refusal(exc.message.partition(_REFUSED)[2], _resources(manifest))
 
 
 def _resources(manifest: Object) -> Object:

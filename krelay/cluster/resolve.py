@@ -65,6 +65,28 @@ async def follow_target(
         await resolver.follow_workload()
 
 
+async def resolve_now(
+    informers: Informers, target: Target, namespace: str
+) -> tuple[Resolution, ...]:
+    """Return what each port of `target` means now. The caller sets the deadline.
+
+    Raises:
+        AccessDeniedError: the user may not see the target.
+        ClusterError: the API server does not answer.
+    """
+    found: asyncio.Future[tuple[Resolution, ...]] = asyncio.get_running_loop().create_future()
+
+    def publish(resolutions: tuple[Resolution, ...]) -> None:
+        if not found.done():
+            found.set_result(resolutions)
+
+    async with TaskGroup() as tasks:
+        following = tasks.create_task(follow_target(informers, target, namespace, publish))
+        await asyncio.wait((found, following), return_when=asyncio.FIRST_COMPLETED)
+        following.cancel()
+    return found.result()
+
+
 class _Resolver:
     """The watches of one target, and its last resolutions."""
 

@@ -141,6 +141,15 @@ def _other(directory: str) -> str:
     return ""
 
 
+def is_found() -> bool:
+    """Return whether the current directory has a file to read without `-f`."""
+    try:
+        find(None)
+    except UsageError:
+        return False
+    return True
+
+
 def read(path: str, *, within: float = PATIENCE) -> bytes:
     """Return at most MAX_BYTES + 1 bytes of a regular file. Blocks for `within` seconds at most.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
+from krelay.doctor.cluster import Cluster, of_context
 from krelay.doctor.finding import Finding, failed, failure, ok
 from krelay.doctor.machine import machine_checks
 from krelay.doctor.runner import run_checks
@@ -25,15 +27,27 @@ class Source(Protocol):
         """Return the config. Blocks. Raises UsageError or ConfigError."""
 
 
-async def examine(source: Source | None, *, quick: bool = False) -> AsyncGenerator[Finding]:
-    """Examine what `source` needs; without one, kubeconfig's current context alone.
+async def examine(
+    source: Source | None,
+    *,
+    quick: bool = False,
+    context: str | None = None,
+    namespace: str | None = None,
+    kubeconfig: str | None = None,
+) -> AsyncGenerator[Finding]:
+    """Examine what `source` needs; without one, what any agent needs in a context of kubeconfig.
 
-    With `quick`, nothing is created in a cluster. Close the generator (`contextlib.aclosing`) to
-    end the examination early: an agent that it started is removed then.
+    `context` and `namespace` are those of the examination without a source; `kubeconfig` is the
+    path of one that replaces the environment's. With `quick`, nothing is created in a cluster.
+
+    Close the generator (`contextlib.aclosing`) to end the examination early: an agent that it
+    started is removed then.
     """
     config: Config | None = None
+    file: str | None = None
     if source is not None:
         try:
+            file = await in_thread(lambda: source.file)
             config = await in_thread(source.load)
         except ConfigError as exc:
             for problem in exc.problems:
@@ -42,13 +56,18 @@ async def examine(source: Source | None, *, quick: bool = False) -> AsyncGenerat
             yield failure("file", exc)
         else:
             yield _valid(config)
-    async with aclosing(
-        run_checks(machine_checks(config, source.file if source else None))
-    ) as here:
+    async with aclosing(run_checks(machine_checks(config, file))) as here:
         async for finding in here:
             yield finding
     if config is not None and config.agent.embedded:
         return
+    config = config or of_context(context, namespace)
+    contexts = dict.fromkeys(target.context or config.context for target in config.targets)
+    for name in contexts:
+        cluster = Cluster(config, name, quick=quick, kubeconfig=kubeconfig)
+        async with aclosing(cluster.examine()) as there:
+            async for finding in there:
+                yield replace(finding, context=name if len(contexts) > 1 else None)
 
 
 def _valid(config: Config) -> Finding:

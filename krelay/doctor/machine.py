@@ -62,7 +62,7 @@ def descriptors(config: Config | None = None) -> Finding:
     listeners = sum(len(target.ports) for target in config.targets) if config else 0
     reserve = min(RESERVE, limit // 4)
     room = max(0, limit - reserve - listeners - _OWN_FILES)
-    text = f"{limit} files may be open: room for {room} connections at once"
+    text = f"{limit} open files: room for {room} connections at once"
     if room >= FEW:
         return ok("descriptors", text, limit=limit, connections=room)
     return warning(

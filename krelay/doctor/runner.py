@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from krelay.doctor.finding import Finding, Status, failed, failure, skipped
 from krelay.errors import KrelayError
@@ -33,9 +33,7 @@ class Check:
     exit_code: int = KrelayError.exit_code
 
 
-async def run_checks(
-    checks: Sequence[Check], *, context: str | None = None
-) -> AsyncGenerator[Finding]:
+async def run_checks(checks: Sequence[Check]) -> AsyncGenerator[Finding]:
     """Run `checks`, and yield their findings in the order of `checks`, each as soon as it is known.
 
     The end of the iteration ends the checks that still run.
@@ -43,11 +41,12 @@ async def run_checks(
     made: dict[str, asyncio.Task[list[Finding]]] = {}
     async with TaskGroup() as tasks:
         for check in checks:
+            assert check.name not in made, check.name
             made[check.name] = tasks.create_task(_make(check, dict(made)), name=check.name)
         try:
             for task in made.values():
                 for finding in await task:
-                    yield replace(finding, context=context)
+                    yield finding
         finally:
             for task in made.values():
                 task.cancel()
@@ -60,7 +59,7 @@ async def _make(check: Check, made: dict[str, asyncio.Task[list[Finding]]]) -> l
             await asyncio.wait((made[name],))
     for name in check.needs:
         if name in made and _is_missing(made[name].result()):
-            return [skipped(check.name, f"needs: {name}")]
+            return [skipped(check.name, f"needs: {name}", needs=name)]
     try:
         async with asyncio.timeout(check.deadline):
             found = await check.run()

@@ -81,7 +81,7 @@ def test_a_low_limit_of_descriptors_is_a_warning(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 256))
     found = machine.descriptors()
     assert found.status is Status.WARNING
-    assert found.text == "256 files may be open: room for 128 connections at once"
+    assert found.text == "256 open files: room for 128 connections at once"
 
 
 def test_no_limit_of_descriptors_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,58 @@
-"""Commands for krelay itself: `completion`, and the hidden one that completes."""
+"""Commands for krelay itself: `doctor`, `completion`, and the hidden one that completes."""
 
 from __future__ import annotations
 
 import click
 
-from krelay.cli.output import echo
+from krelay.cli.options import (
+    Cluster,
+    cluster_options,
+    file_option,
+    names_argument,
+    output_option,
+    select,
+    verbose_option,
+)
+from krelay.cli.output import echo, set_up_logging
 from krelay.errors import UsageError
+
+
+@click.command()
+@file_option
+@cluster_options
+@click.option("--quick", is_flag=True, help="Create nothing in the cluster, not even an agent.")
+@output_option
+@verbose_option
+@names_argument
+def doctor(
+    file: str | None,
+    cluster: Cluster,
+    quick: bool,
+    output: str,
+    verbose: int,
+    names: tuple[str, ...],
+) -> int:
+    """Find out why krelay does not work here.
+
+    Examines the file, this machine, kubeconfig, the API server, the rights that the file needs,
+    what the cluster thinks of the agent, and the targets. Without --quick, also starts an agent,
+    measures the ways to it, and removes it. Without a file, examines kubeconfig and the cluster.
+    """
+    from krelay.cli.terminal import doctor as report
+    from krelay.config import files
+
+    set_up_logging(verbose - 1)
+    source = None
+    if file is not None or names or files.is_found():
+        source = select(file, names=names, cluster=cluster)
+    return report.doctor(
+        source,
+        quick=quick,
+        json=output == "json",
+        context=cluster.context,
+        namespace=cluster.namespace,
+        kubeconfig=cluster.kubeconfig,
+    )
 
 
 @click.command()

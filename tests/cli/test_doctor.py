@@ -1,0 +1,92 @@
+"""`krelay doctor`: what it prints, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from krelay.cli.terminal.doctor import lines
+from krelay.doctor.finding import Finding, Status, failed, ok
+
+Krelay = Callable[..., int]
+EMBEDDED = "apiVersion: krelay/v1\nagent: {{embedded: true}}\ntargets: {{a: ip/127.0.0.1 {}:80}}\n"
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_lines_fit_the_width_and_commands_stay_whole() -> None:
+    command = "krelay rbac -f " + "x" * 100
+    finding = failed("rights", "word " * 30, "hint " * 20, command=command)
+    *found, last = lines(finding, 80)
+    assert max(map(len, found)) <= 80
+    assert last == f"  $ {command}"
+    assert found[0].startswith("failed   rights       word word")
+    assert found[1].startswith(" " * 22 + "word")
+    assert [line for line in found if "hint: hint" in line] != []
+
+
+def test_lines_for_a_pipe_are_not_broken() -> None:
+    finding = Finding("server", Status.OK, "word " * 30)
+    assert len(lines(finding, None)) == 1
+
+
+def test_colour_is_that_of_the_status() -> None:
+    assert lines(ok("clock", ""), 80, colour=True) == ["\x1b[32mok       \x1b[0mclock"]
+    assert lines(Finding("clock", Status.SKIPPED, "x"), 80, colour=True)[0].startswith("skipped")
+
+
+def test_without_a_file_the_cluster_is_examined(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("doctor", "--quick") == 4
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in out if line.startswith(("ok", "failed"))] == [
+        "engine",
+        "descriptors",
+        "kubeconfig",
+    ]
+    (skipped,) = (line for line in out if line.startswith("skipped"))
+    assert skipped.startswith("skipped  10 checks    for want of kubeconfig: expiry, http-proxy, ")
+    assert out[-1] == "1 failed, 10 skipped, 2 ok"
+
+
+def test_a_file_that_is_named_must_exist(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("doctor", "--quick", "-f", "none.yaml") == 2
+    assert capsys.readouterr().out.startswith("failed   file         cannot read 'none.yaml'")
+
+
+def test_json_has_the_exit_code_and_the_findings(
+    krelay: Krelay, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "krelay.yaml").write_text(EMBEDDED.format(port))
+        assert krelay("doctor", "-o", "json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == 1
+    assert [one["check"] for one in found["findings"]] == [
+        "file",
+        "engine",
+        "descriptors",
+        "running",
+        "ports",
+    ]
+    (last,) = found["findings"][-1:]
+    assert last["status"] == "failed"
+    assert last["details"]["owner"] == "this krelay"
+
+
+def test_a_good_file_exits_with_0(krelay: Krelay, tmp_path: Path) -> None:
+    (tmp_path / "krelay.yaml").write_text(EMBEDDED.format(""))
+    assert krelay("doctor", "-o", "json") == 0
