@@ -1,4 +1,4 @@
-# krelay as a sidecar: docs/running.md, docker-compose.yml.
+# krelay as a sidecar: docs/recipes/compose.md, docker-compose.yml.
 #
 #   docker build -t krelay .
 #
