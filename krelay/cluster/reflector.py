@@ -89,7 +89,7 @@ async def list_and_watch(
     # An only object, whose list is denied, may still be read by its name.
     _, _, name = field_selector.partition("metadata.name=")
     denied: AccessDeniedError | None = None
-    polled = False
+    read = polled = False
     loop = asyncio.get_running_loop()
     backoff = Backoff(first=0.2, most=MAX_PAUSE)
     with api.health.watch(path) as health:
@@ -99,11 +99,14 @@ async def list_and_watch(
             if moves != api.moves:
                 # Another server may be another cluster, where the version means nothing.
                 moves, version = api.moves, ""
-                denied, polled = None, False
+                denied, read, polled = None, False, False
                 backoff.reset()
             try:
                 if denied is not None:
                     listed = await _get(api, path, name, keep)
+                    if not read:
+                        logger.info("%s; reading it every few seconds instead", denied)
+                        read = True
                 elif store is None or not version or polled:
                     listed, version = await _list(api, path, query, keep, limit)
                 else:
@@ -160,7 +163,6 @@ async def list_and_watch(
                     polled = True
                     minimum_pause = random.uniform(*POLL_EVERY)
                 elif name and denied is None:
-                    logger.info("%s; reading it every few seconds instead", exc)
                     denied = exc
                     continue
                 else:

@@ -388,7 +388,10 @@ async def test_without_the_right_to_watch_a_whole_collection_is_denied(
             await anext(sets)
 
 
-async def test_a_named_object_is_read_if_it_may_not_be_listed(kube: Any, pods: Pods) -> None:
+async def test_a_named_object_is_read_if_it_may_not_be_listed(
+    kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krelay")
     pods.refuse_list(403, DENIED.format("list"))
     pods.lists.put_nowait(web.json_response(pod("a", 1)))
     pods.refuse_list(404)
@@ -397,14 +400,20 @@ async def test_a_named_object_is_read_if_it_may_not_be_listed(kube: Any, pods: P
         assert names(await anext(sets)) == ["a@1"]
         assert names(await anext(sets)) == []
         assert names(await anext(sets)) == ["a@2"]
+    (line,) = caplog.messages
+    assert line.endswith("; reading it every few seconds instead")
 
 
-async def test_a_named_object_that_may_not_be_read_either_is_denied(kube: Any, pods: Pods) -> None:
+async def test_a_named_object_that_may_not_be_read_either_is_denied(
+    kube: Any, pods: Pods, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "krelay")
     pods.refuse_list(403, DENIED.format("list"))
     pods.refuse_list(403, DENIED.format("get"))
     async with following(kube, field_selector="metadata.name=a") as sets:
         with pytest.raises(AccessDeniedError, match="^cannot list pods"):
             await anext(sets)
+    assert caplog.messages == []
 
 
 async def test_a_right_that_is_lost_later_is_retried(
