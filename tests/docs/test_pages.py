@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from xml.etree import ElementTree
 
 import click
 import pytest
@@ -17,7 +18,7 @@ from krelay import config
 from krelay.cli.kubectl import relay as kubectl_relay
 from krelay.cli.main import cli
 from krelay.errors import ConfigError, UsageError
-from tests.docs import commands, pages
+from tests.docs import commands, pages, pictures
 
 SITE = runpy.run_path(str(pages.ROOT / ".ci" / "site.py"))
 
@@ -127,3 +128,19 @@ def test_the_options_are_those_of_the_parser() -> None:
     """`python -m tests.docs.commands` brings the page up to date."""
     page = pages.text(commands.PAGE)
     assert page == commands.updated(page)
+
+
+@pytest.mark.parametrize("source", pictures.sources(), ids=lambda path: path.stem)
+def test_a_picture_is_drawn_from_its_text(source: Path) -> None:
+    """`python -m tests.docs.pictures` draws all of them."""
+    drawing = source.with_suffix(".svg").read_text("utf-8")
+    assert drawing == pictures.drawn(source.read_text("utf-8"))
+    assert ElementTree.fromstring(drawing).tag.endswith("svg")
+
+
+def test_every_picture_is_shown_somewhere() -> None:
+    shown = {
+        (page.parent / path).resolve() for page in pages.PAGES for path, _ in pages.links(page)
+    }
+    drawn = {path for path in pages.DOCS.rglob("*") if path.suffix in (".svg", ".png", ".gif")}
+    assert drawn - shown == set()

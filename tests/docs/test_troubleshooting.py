@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,6 @@ from krelay import errors
 from tests.docs import pages
 
 PAGE = pages.DOCS / "troubleshooting.md"
-CODE = [
-    (path, ast.parse(path.read_text("utf-8")))
-    for folder in ("krelay", "agent")
-    for path in sorted((pages.ROOT / folder).rglob("*.py"))
-]
 ENTRIES = re.findall(
     r"^##+ ([^\n]+)\n\n```\n(.+?)```\n\n(.+?)(?=\n##|\Z)",
     pages.text(PAGE),
@@ -26,6 +22,13 @@ ENTRIES = re.findall(
 MESSAGES = [line for _, messages, _ in ENTRIES for line in messages.splitlines()]
 EXPLAINED = ("UsageError", "ConfigError", "Problem")
 """Errors of the command line and of files: the message itself says where and what."""
+
+
+@cache
+def code() -> dict[Path, list[ast.AST]]:
+    """Return the nodes of each module, the module itself first."""
+    paths = (p for folder in ("krelay", "agent") for p in (pages.ROOT / folder).rglob("*.py"))
+    return {path: [*ast.walk(ast.parse(path.read_text("utf-8")))] for path in sorted(paths)}
 
 
 def template(node: ast.AST | None) -> str:
@@ -50,40 +53,48 @@ def pattern(message: str) -> re.Pattern[str]:
 def errors_and_diagnoses() -> Iterator[tuple[str, str]]:
     """Yield the place and the text of each error that is made, and of each diagnosis."""
     names = {name for name, kind in vars(errors).items() if _is_error(kind)}
-    for _, tree in CODE:
-        for cls in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
-            if any(isinstance(base, ast.Name) and base.id in names for base in cls.bases):
-                names.add(cls.name)
+    classes = [n for nodes in code().values() for n in nodes if isinstance(n, ast.ClassDef)]
+    for cls in classes:
+        if any(isinstance(base, ast.Name) and base.id in names for base in cls.bases):
+            names.add(cls.name)
     names.difference_update(EXPLAINED)
-    for path, tree in CODE:
-        for scope in ast.walk(tree):
-            if isinstance(scope, ast.FunctionDef | ast.AsyncFunctionDef):
-                yield from _made(path, scope, tree, names)
+    for path, (module, *nodes) in code().items():
+        scopes = [
+            node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        ]
+        assert isinstance(module, ast.Module)
+        for scope in scopes:
+            calls = _calls(scope, names)
+            known = _assigned([*module.body, *ast.walk(scope)]) if calls else {}
+            for call, given in calls:
+                text = template(known.get(given.id) if isinstance(given, ast.Name) else given)
+                if re.search(r"\w{2}", text):
+                    yield f"{pages.name(path)}:{call.lineno}", text
 
 
 def _is_error(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, errors.KrelayError)
 
 
-def _made(
-    path: Path, scope: ast.AST, tree: ast.Module, names: set[str]
-) -> Iterator[tuple[str, str]]:
-    known = {
-        target.id: assign.value
-        for owner in (tree, scope)
-        for assign in (ast.walk(scope) if owner is scope else tree.body)
-        if isinstance(assign, ast.Assign)
-        for target in assign.targets
+def _calls(scope: ast.AST, names: set[str]) -> list[tuple[ast.Call, ast.expr | None]]:
+    """Return the calls that make an error or a diagnosis, each with the argument for its text."""
+    found = []
+    for call in ast.walk(scope):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+            place = 1 if call.func.id == "Diagnosis" else 0
+            if place or call.func.id in names:
+                found.append((call, call.args[place] if len(call.args) > place else None))
+    return found
+
+
+def _assigned(nodes: Iterable[ast.AST]) -> dict[str, ast.expr]:
+    return {
+        target.id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
         if isinstance(target, ast.Name)
     }
-    for call in (node for node in ast.walk(scope) if isinstance(node, ast.Call)):
-        kind = call.func.id if isinstance(call.func, ast.Name) else ""
-        if kind in names or kind == "Diagnosis":
-            place = 1 if kind == "Diagnosis" else 0
-            given = call.args[place] if len(call.args) > place else None
-            text = template(known.get(given.id) if isinstance(given, ast.Name) else given)
-            if re.search(r"\w{2}", text):
-                yield f"{pages.name(path)}:{call.lineno}", text
 
 
 def test_each_entry_has_messages_a_cause_and_a_cure() -> None:
@@ -105,10 +116,10 @@ def test_the_page_has_every_error() -> None:
 
 
 def test_the_page_has_no_other_message() -> None:
-    nodes = (node for _, tree in CODE for node in ast.walk(tree))
+    nodes = (node for nodes in code().values() for node in nodes)
     texts = {template(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr)}
-    code = "\n".join(texts)
-    assert [message for message in MESSAGES if not pattern(message).search(code)] == []
+    lines = "\n".join(texts)
+    assert [message for message in MESSAGES if not pattern(message).search(lines)] == []
 
 
 @pytest.mark.parametrize(
