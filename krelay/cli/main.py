@@ -6,7 +6,7 @@ import click
 
 from krelay import __version__
 from krelay.cli.command_line import run_command
-from krelay.cli.commands import files, relaying, running, tools
+from krelay.cli.commands import editing, files, relaying, running, tools
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,6 +19,7 @@ COMMANDS = (
     *(relaying.up, relaying.run_, relaying.proxy),
     *(running.status, running.ps, running.port, running.wait, running.logs),
     *(running.reload, running.down),
+    *(editing.add, editing.remove),
     *(files.init, files.check, files.plan, files.import_, files.rbac, files.schema),
     *(tools.doctor, tools.completion, tools.complete_),
 )

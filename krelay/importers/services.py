@@ -90,16 +90,22 @@ def _protocol(port: Mapping[str, Any]) -> str:
 
 def _entry(service: Object, ports: list[tuple[int, Any]], **more: Any) -> Entry:
     name = str(service["metadata"]["name"])
-    texts = []
+    why = "" if ports else "it has no ports"
+    return Entry(name, f"svc/{name}", tuple(_texts(ports)), why=why, **more)
+
+
+def _texts(ports: Sequence[tuple[int, Any]]) -> Iterator[str]:
     for local, port in ports:
         # The protocol is written if it is UDP, or if the Service has the number twice.
         alike = sum(other["port"] == port["port"] for _, other in ports) > 1
         protocol = _protocol(port)
-        texts.append(
-            f"{local}:{port['port']}" + (f"/{protocol}" if alike or protocol == "udp" else "")
-        )
-    why = "" if ports else "it has no ports"
-    return Entry(name, f"svc/{name}", tuple(texts), why=why, **more)
+        yield f"{local}:{port['port']}" + (f"/{protocol}" if alike or protocol == "udp" else "")
+
+
+def local_ports(ports: Iterable[Mapping[str, Any]], taken: set[tuple[int, str]]) -> list[str]:
+    """Return the ports of an object as words of a target; `taken` has local ports and protocols."""
+    relayed = [port for port in ports if _protocol(port) in ("tcp", "udp")]
+    return list(_texts([(_local(port, taken), port) for port in relayed]))
 
 
 def _local(port: Mapping[str, Any], taken: set[tuple[int, str]]) -> int:

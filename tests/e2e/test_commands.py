@@ -79,6 +79,20 @@ def test_wait_is_for_what_was_measured(world: str, tmp_path: Path) -> None:
         assert any(line.startswith("dead: failed: refused") for line in late.log), late.told()
 
 
+def test_add_finds_the_ports_of_its_object_in_the_cluster(world: str, tmp_path: Path) -> None:
+    file = write(tmp_path, world, "page: svc/web 8080:80")
+    before = Path(file).read_text()
+    for target in ("svc/web", "deploy/web"):
+        done = kit.run("add", "-f", file, target, "--name", target.replace("/", "-"))
+        assert done.process.returncode == 0, done.told()
+    service, workload = Path(file).read_text().removeprefix(before).splitlines()
+    assert service == "  svc-web: svc/web 8081:80 10090:90 10091:91/udp"
+    assert workload.startswith("  deploy-web: deploy/web 8000")
+    gone = kit.run("add", "-f", file, "svc/not-there")
+    assert gone.process.returncode == 4, gone.told()
+    assert any("not-there" in line for line in gone.log), gone.told()
+
+
 def test_import_finds_the_ports_of_services_in_the_cluster(world: str, tmp_path: Path) -> None:
     """kftray and kportal name ports of pods: 8000 is the port `http`, 9000 a targetPort."""
     context = kit.kubectl("config", "current-context").strip()

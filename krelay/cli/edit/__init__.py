@@ -1,0 +1,1 @@
+"""`krelay add` and `krelay remove`: edit the file, and have a running krelay apply it."""
