@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from krelay.cli.background.child import Report
 from krelay.cli.output import echo, echo_event, in_json, keep_log, note, silence_stdout
@@ -32,6 +32,10 @@ from krelay.supervisor.control import Control
 from krelay.supervisor.reload import ConfigSource, Reloader
 from krelay.supervisor.supervisor import Supervisor
 from krelay.tasks import TaskGroup, keep
+from krelay.threads import in_thread
+
+if TYPE_CHECKING:
+    from krelay.doctor import Finding
 
 logger = logging.getLogger("krelay.cli")
 
@@ -77,6 +81,7 @@ def run(
     config = source.load()
     raise_file_limit()
     live = live and _can_be_live(config)
+    contexts = contexts or Contexts()
     supervisor = Supervisor(
         config,
         contexts=contexts,
@@ -104,8 +109,9 @@ def run(
                 mode,
                 file,
                 socket_path(file) if file else None,
-                config.status,
+                config,
                 ring.answer,
+                contexts,
                 live=live,
                 as_kubectl=as_kubectl,
                 says_start=quiet,
@@ -120,8 +126,9 @@ async def _run(
     mode: Mode | None,
     file: str | None,
     path: Path | None,
-    status: StatusConfig,
+    config: Config,
     logs: Handler,
+    contexts: Contexts,
     *,
     live: bool,
     as_kubectl: bool,
@@ -148,9 +155,12 @@ async def _run(
             service = Service(Notifier.from_env(os.environ), supervisor)
             beside: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
                 "SIGHUP": partial(_reload_on, signals, reloader),
-                "the status service": partial(_serve_on_tcp, listening, status, supervisor),
+                "the status service": partial(_serve_on_tcp, listening, config.status, supervisor),
                 "the service manager": service.run,
             }
+            if not as_kubectl:
+                examined = partial(_warn_of_this_machine, config, contexts, supervisor.bus)
+                beside["the look at this machine"] = examined
             if says_start:
                 beside["the slow start"] = partial(_say_slow_start, supervisor.bus)
             if report is not None:
@@ -359,6 +369,24 @@ async def _say_slow_start(bus: EventBus, say: Callable[[str], None] = _say_step)
             if last is not None:
                 say(last.step)
             last = await events.next()
+
+
+async def _warn_of_this_machine(config: Config, contexts: Contexts, bus: EventBus) -> None:
+    """Warn of what `krelay doctor` would find on this machine, once the start is over.
+
+    Ports are not among it: each forward says itself why it is not bound.
+    """
+
+    def look() -> list[Finding]:
+        from krelay.doctor.local import faults
+
+        return faults(config, contexts.logins())
+
+    with bus.subscribe(Started) as started:
+        await started.next()
+    for fault in await in_thread(look):
+        hint = f"; hint: {fault.hint}" if fault.hint else ""
+        logger.warning("%s%s", fault.text, hint)
 
 
 def _can_be_live(config: Config) -> bool:

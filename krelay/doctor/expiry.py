@@ -1,4 +1,4 @@
-"""Expiry: when certificates and tokens end. Pure.
+"""Expiry: from when and until when certificates and tokens are valid. Pure.
 
 The validity of a certificate (RFC 5280, section 4.1) has a fixed place in its DER, and the `exp` of
 a token (RFC 7519) is in its second part, so neither needs a library.
@@ -8,40 +8,63 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 import ssl
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 SOON = timedelta(days=1)
 
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """A time in which a credential is valid; `begin` is None if it does not say it."""
+
+    begin: datetime | None
+    end: datetime
+
+    def ends_soon(self, now: datetime) -> bool:
+        """Return whether it ends within a day, and most of its time has passed: what is issued
+        for hours would always end soon."""
+        left = self.end - now
+        whole = self.end - self.begin if self.begin else None
+        return left < SOON and (whole is None or left < whole / 4)
+
+
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _INTEGER, _SEQUENCE, _UTC_TIME, _VERSION = 0x02, 0x30, 0x17, 0xA0
 _LONGEST_TOKEN = 64 << 10
+_MALFORMED = (LookupError, OSError, OverflowError, TypeError, ValueError)
 
 
-def certificate_end(pem: bytes) -> datetime | None:
-    """Return the end of the first certificate of a PEM text; None if it cannot be read."""
+def of_certificate(pem: bytes) -> Validity | None:
+    """Return that of the first certificate of a PEM text; None if it cannot be read."""
     found = _PEM.search(pem.decode("ascii", "replace"))
     if found is None:
         return None
     try:
-        return _not_after(ssl.PEM_cert_to_DER_cert(found[0]))
+        return _validity(ssl.PEM_cert_to_DER_cert(found[0]))
     except (ValueError, IndexError):
         return None
 
 
-def token_end(token: str) -> datetime | None:
-    """Return the end of a JSON Web Token; None if it is another token, or has no end."""
+def of_token(token: str) -> Validity | None:
+    """Return that of a JSON Web Token; None if it is another token, or has no end."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > _LONGEST_TOKEN:
         return None
     try:
         claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
-        end = float(claims["exp"])
-        return datetime.fromtimestamp(end, UTC) if math.isfinite(end) else None
-    except (ValueError, TypeError, KeyError, OverflowError, OSError, RecursionError):
+        begin = claims.get("iat")
+        return Validity(None if begin is None else _time(begin), _time(claims["exp"]))
+    except (*_MALFORMED, AttributeError, RecursionError):
         return None
+
+
+def _time(seconds: object) -> datetime:
+    if not isinstance(seconds, int | float):
+        raise TypeError(seconds)
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def in_words(left: timedelta) -> str:
@@ -56,7 +79,7 @@ def in_words(left: timedelta) -> str:
     return f"in {words}" if left > timedelta() else f"{words} ago"
 
 
-def _not_after(der: bytes) -> datetime:
+def _validity(der: bytes) -> Validity:
     """Raises ValueError or IndexError for what is no certificate."""
     _, certificate = _element(der, _SEQUENCE)
     _, signed = _element(certificate, _SEQUENCE)
@@ -65,10 +88,14 @@ def _not_after(der: bytes) -> datetime:
     for tag in (_INTEGER, _SEQUENCE, _SEQUENCE):  # the serial number, the algorithm, the issuer
         signed, _ = _element(signed, tag)
     _, validity = _element(signed, _SEQUENCE)
-    end, _ = _element(validity, validity[0])
-    _, text = _element(end, end[0])
-    digits = text.decode("ascii")
-    if end[0] == _UTC_TIME:
+    end, begin = _element(validity, validity[0])
+    _, until = _element(end, end[0])
+    return Validity(_certificate_time(validity[0], begin), _certificate_time(end[0], until))
+
+
+def _certificate_time(tag: int, content: bytes) -> datetime:
+    digits = content.decode("ascii")
+    if tag == _UTC_TIME:
         digits = ("19" if digits >= "50" else "20") + digits
     return datetime.strptime(digits, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from krelay.cluster import proxies
 from krelay.cluster.auth.files import read_file, read_pem
 from krelay.cluster.auth.kubeconfig import Login
-from krelay.doctor.expiry import SOON, certificate_end, in_words, token_end
+from krelay.doctor.expiry import Validity, in_words, of_certificate, of_token
 from krelay.doctor.finding import Finding, failed, ok, warning
 from krelay.errors import ClusterError, CredentialsError
 
@@ -73,10 +73,10 @@ def method(user: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """`what` ends at `at`; None if that is not known."""
+    """When `what` is valid; None if that is not known."""
 
     what: str
-    at: datetime | None
+    valid: Validity | None
 
 
 def expiries(login: Login) -> Iterator[Expiry]:
@@ -87,17 +87,17 @@ def expiries(login: Login) -> Iterator[Expiry]:
     """
     user = login.user
     if (pem := read_pem(user, "client-certificate")) is not None:
-        yield Expiry("client certificate", certificate_end(pem))
+        yield Expiry("client certificate", of_certificate(pem))
     if token := _token(user):
-        yield Expiry("token", token_end(token))
+        yield Expiry("token", of_token(token))
     config = (user.get("auth-provider") or {}).get("config") or {}
     if (held := config.get("id-token")) and not config.get("refresh-token"):
-        yield Expiry("OIDC token", token_end(held))
+        yield Expiry("OIDC token", of_token(held))
 
 
-def _authority_end(login: Login) -> datetime | None:
+def _authority(login: Login) -> Validity | None:
     pem = read_pem(login.cluster, "certificate-authority")
-    return None if pem is None else certificate_end(pem)
+    return None if pem is None else of_certificate(pem)
 
 
 def _token(user: Mapping[str, Any]) -> str:
@@ -113,8 +113,8 @@ def expiry(login: Login, now: datetime | None = None) -> list[Finding]:
     """Judge when the credentials of kubeconfig end. Blocks. Raises CredentialsError."""
     now = now or datetime.now(UTC)
     found = [_judged(one, now) for one in expiries(login)]
-    authority = _authority_end(login)
-    if authority is not None and authority < now + AUTHORITY_SOON:
+    authority = _authority(login)
+    if authority is not None and authority.end < now + AUTHORITY_SOON:
         found.append(_judged(Expiry("certificate authority", authority), now))
     if plugin := login.user.get("exec"):
         found += _plugin(plugin["command"], plugin.get("installHint", ""))
@@ -122,16 +122,17 @@ def expiry(login: Login, now: datetime | None = None) -> list[Finding]:
 
 
 def _judged(one: Expiry, now: datetime) -> Finding:
-    if one.at is None:
+    if one.valid is None:
         return ok("expiry", f"{one.what}: without an end that krelay knows")
-    left = one.at - now
-    when = f"{one.at:%Y-%m-%d %H:%M} UTC, {in_words(left)}"
-    details = {"what": one.what, "at": one.at.isoformat()}
+    end = one.valid.end
+    left = end - now
+    when = f"{end:%Y-%m-%d %H:%M} UTC, {in_words(left)}"
+    details = {"what": one.what, "at": end.isoformat()}
     if left <= timedelta():
         hint = LOG_IN_AGAIN
         text = f"{one.what}: ended {when}"
         return failed("expiry", text, hint, exit_code=ClusterError.exit_code, **details)
-    if left < SOON:
+    if one.valid.ends_soon(now):
         return warning("expiry", f"{one.what}: ends {when}", LOG_IN_AGAIN, **details)
     return ok("expiry", f"{one.what}: until {when}", **details)
 
@@ -144,7 +145,7 @@ def _plugin(command: str, install: str) -> list[Finding]:
     return [failed("expiry", text, hint, exit_code=ClusterError.exit_code)]
 
 
-def credentials(login: Login, expires: float) -> Finding:
+def credentials(expires: float) -> Finding:
     """Say that credentials can be had, and when those of a plugin or an issuer end."""
     if math.isinf(expires):
         return ok("credentials", "at hand")

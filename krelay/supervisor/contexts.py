@@ -27,7 +27,7 @@ from krelay.tasks import TaskGroup
 if TYPE_CHECKING:
     from krelay.cluster.api import Api
     from krelay.cluster.auth.credentials import LoginChange
-    from krelay.cluster.auth.kubeconfig import Overrides
+    from krelay.cluster.auth.kubeconfig import Login, Overrides
     from krelay.cluster.informers import Informers
 
 logger = logging.getLogger("krelay.supervisor")
@@ -99,6 +99,10 @@ class Contexts:
         """Return where each context in use leads."""
         return tuple(map(_state, dict.fromkeys(self._apis.values())))
 
+    def logins(self) -> list[Login]:
+        """Return the login of each context in use."""
+        return [api.login for api in dict.fromkeys(self._apis.values())]
+
     async def watch(self, mode: Mode) -> None:
         """Read kubeconfig again whenever it, or a file that it names, changes, until cancelled."""
         await self._in_use.wait()
@@ -121,8 +125,7 @@ class Contexts:
     def _files(self) -> list[str]:
         from krelay.cluster.auth.kubeconfig import files
 
-        logins = [api.login for api in dict.fromkeys(self._apis.values())]
-        return files(self._options["kubeconfig"], logins)
+        return files(self._options["kubeconfig"], self.logins())
 
     async def informers(self, context: str | None) -> Informers:
         """Return the shared watches of a context. Raises as `api` does."""

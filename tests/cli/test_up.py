@@ -22,6 +22,7 @@ from krelay.state.bus import EventBus
 from krelay.state.events import AgentProgress, Ending, ForwardBound, Started
 from krelay.status.servers import AlreadyRunningError, serve_unix
 from krelay.status.socket_path import socket_path
+from krelay.supervisor.contexts import Contexts
 from krelay.supervisor.supervisor import Supervisor
 from tests.status.reports import forward
 
@@ -244,6 +245,20 @@ async def test_a_quick_start_says_nothing(capsys: pytest.CaptureFixture[str]) ->
         bus.publish(AgentProgress(None, "waiting for a node"))
         bus.publish(Started())
     assert capsys.readouterr().err == ""
+
+
+async def test_faults_of_this_machine_are_warnings_once_the_start_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("krelay.doctor.machine._limit", lambda: 64)
+    bus, config = EventBus(), Config(())
+    looking = asyncio.create_task(module._warn_of_this_machine(config, Contexts(), bus))
+    await asyncio.sleep(0)
+    assert caplog.messages == []
+    bus.publish(Started())
+    await looking
+    (line,) = caplog.messages
+    assert line.startswith("64 open files: room for 0 connections at once; hint: ")
 
 
 def test_output_that_is_no_longer_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
