@@ -137,8 +137,8 @@ lock: $(TOOLS_STAMP)  ## pin what pyproject.toml allows, with hashes (LOCK=--upg
 	  --generate-hashes --strip-extras --exclude-newer '$(LOCK_AGE)' $(LOCK) "$$@"; } && \
 	compile pyproject.toml --extra speed -o requirements.lock && \
 	compile --group build -o requirements-build.lock && \
-	compile pyproject.toml --extra speed --extra dev -c requirements.lock -c requirements-build.lock \
-	  -o requirements-dev.lock && \
+	compile pyproject.toml --extra speed --extra mcp --extra dev -c requirements.lock \
+	  -c requirements-build.lock -o requirements-dev.lock && \
 	compile --group fuzz -o requirements-fuzz.lock && \
 	compile --group profile -o requirements-profile.lock && \
 	compile --group docs -o requirements-docs.lock && \

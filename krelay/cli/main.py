@@ -21,7 +21,7 @@ COMMANDS = (
     *(running.reload, running.down),
     *(editing.add, editing.remove),
     *(files.init, files.check, files.plan, files.import_, files.rbac, files.schema),
-    *(tools.doctor, tools.completion, tools.complete_),
+    *(tools.doctor, tools.mcp_, tools.completion, tools.complete_),
 )
 for _command in COMMANDS:
     cli.add_command(_command)

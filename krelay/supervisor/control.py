@@ -32,6 +32,7 @@ class Control:
         return {
             ("GET", "/v1/status"): self.status,
             ("GET", "/v1/connections"): self.connections,
+            ("GET", "/v1/events/recent"): self.events,
             ("POST", "/v1/plan"): self.plan,
             ("POST", "/v1/reload"): self.reload,
         }
@@ -67,6 +68,15 @@ class Control:
             stream for forward in chosen for stream in forward.metrics.streams
         )
         return {"forwards": [connections_of(forward) for forward in chosen]}
+
+    async def events(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer `GET /v1/events/recent`: the kept events with a number above `after`."""
+        after = body.get("after", 0)
+        if not isinstance(after, int) or isinstance(after, bool):
+            raise UsageError("`after` is a number")
+        history = self._supervisor.bus.history
+        found = [event.as_json() for event in history if event.number > after]
+        return {"last": history[-1].number if history else 0, "events": found}
 
     async def plan(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `POST /v1/plan`: what the file, or that of `path` or `text`, would change.

@@ -22,6 +22,7 @@ from krelay.status.socket_path import socket_path
 from krelay.supervisor.control import Control
 from krelay.supervisor.snapshot import http_scheme
 from tests import rig
+from tests.state.said import said
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "schema" / "status.schema.json").read_text())
@@ -47,6 +48,21 @@ async def asked(w: World, method: str, resource: str, **body: Any) -> Any:
         rules = {**SCHEMA["definitions"]["connections"], "$schema": SCHEMA["$schema"]}
         jsonschema.validate(found, rules)
     return found
+
+
+async def test_recent_events_are_those_after_a_number(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :{rig.closed_port()}")) as w:
+        w.supervisor.bus.publish(said("state", "x"))
+        found = await asked(w, "GET", "/v1/events/recent")
+        history = [event.as_json() for event in w.supervisor.bus.history]
+        assert found == {"last": history[-1]["number"], "events": json.loads(json.dumps(history))}
+        later = await asked(w, "GET", "/v1/events/recent", after=found["last"])
+        assert later == {"last": found["last"], "events": []}
+        for after in ("1", True, None):
+            with pytest.raises(KrelayError, match="`after` is a number"):
+                await asked(w, "GET", "/v1/events/recent", after=after)
 
 
 async def test_status_answers_the_snapshot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

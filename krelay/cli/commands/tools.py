@@ -1,6 +1,8 @@
-"""Commands for krelay itself: `doctor`, `completion`, and the hidden one that completes."""
+"""Commands for krelay itself and for other programs: `doctor`, `mcp` and `completion`."""
 
 from __future__ import annotations
+
+import sys
 
 import click
 
@@ -10,11 +12,16 @@ from krelay.cli.options import (
     file_option,
     names_argument,
     output_option,
+    path_of_running,
+    running_file_option,
     select,
     verbose_option,
 )
-from krelay.cli.output import echo, set_up_logging
+from krelay.cli.output import echo, note, set_up_logging
 from krelay.errors import UsageError
+from krelay.mcp import OPTIONAL
+
+_MCP_PACKAGES = ("mcp", "mcp_types", "pydantic")
 
 
 @click.command()
@@ -81,6 +88,50 @@ def completion(shell: str | None, install: bool) -> int:
 
     echo(SCRIPTS[shell].strip())
     return 0
+
+
+def _tool_names(context: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
+    """Return the names in a list with commas."""
+    names = frozenset(filter(None, value.replace(",", " ").split()))
+    if unknown := sorted(names - set(OPTIONAL)):
+        raise click.BadParameter(
+            f"{', '.join(unknown)}: choose from {', '.join(OPTIONAL)}", context, param
+        )
+    return names
+
+
+@click.command("mcp")
+@running_file_option
+@click.option(
+    "--allow",
+    metavar="TOOLS",
+    default="",
+    callback=_tool_names,
+    help="Also offer these tools: plan, reload and run, separated by commas.",
+)
+@verbose_option
+def mcp_(file: str | None, allow: frozenset[str], verbose: int) -> int:
+    """Serve the Model Context Protocol over stdin and stdout.
+
+    A language model's client starts this. Its tools ask the running krelay for targets, state,
+    events and its log. With `run`, the model can run any program as you.
+    """
+    from krelay.cli.signals import run_to_exit
+
+    path = None if file is None else path_of_running(file)
+    try:
+        from krelay.mcp.krelays import restore_variables
+        from krelay.mcp.server import serve
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in _MCP_PACKAGES:
+            raise
+        hint = "install it with `pip install 'krelay[mcp]'`"
+        raise UsageError("`krelay mcp` needs the SDK of the protocol", hint=hint) from None
+    set_up_logging(verbose - 1)
+    restore_variables()
+    if sys.stdin.isatty():
+        note("serving MCP over stdin and stdout to the client that started this; Ctrl-C ends")
+    return run_to_exit(serve(path, allow))
 
 
 class _Unparsed(click.Command):
