@@ -69,6 +69,7 @@ def test_help_imports_little(option: str) -> None:
         "krelay.cli",
         "krelay.cli.command_line",
         "krelay.cli.commands",
+        "krelay.cli.commands.editing",
         "krelay.cli.commands.files",
         "krelay.cli.commands.relaying",
         "krelay.cli.commands.running",

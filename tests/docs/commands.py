@@ -45,7 +45,7 @@ def _text(command: click.Command) -> list[str]:
 
 
 def _section(path: str, command: click.Command) -> Iterator[str]:
-    context = click.Context(command, info_name=path)
+    context = click.Context(command, info_name=path, help_option_names=["-h", "--help"])
     usage = " ".join(command.get_usage(context).split()).removeprefix("Usage: ")
     yield "\n\n".join([f"### {path}", f"```\n{usage}\n```", *_text(command)])
     yield ""

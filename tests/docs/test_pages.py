@@ -77,7 +77,7 @@ def parse(words: list[str]) -> None:
         if words[0] == "kubectl":
             kubectl_relay.make_context("kubectl relay", words[2:])
             return
-        context = click.Context(cli, info_name="krelay")
+        context = click.Context(cli, info_name="krelay", **cli.context_settings)
         name, command, rest = cli.resolve_command(context, words[1:])
         assert command
         command.make_context(name, rest, parent=context)

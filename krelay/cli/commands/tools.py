@@ -19,7 +19,6 @@ from krelay.cli.options import (
 )
 from krelay.cli.output import echo, note, set_up_logging
 from krelay.errors import UsageError
-from krelay.mcp import OPTIONAL
 
 _MCP_PACKAGES = ("mcp", "mcp_types", "pydantic")
 
@@ -92,6 +91,8 @@ def completion(shell: str | None, install: bool) -> int:
 
 def _tool_names(context: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
     """Return the names in a list with commas."""
+    from krelay.mcp import OPTIONAL
+
     names = frozenset(filter(None, value.replace(",", " ").split()))
     if unknown := sorted(names - set(OPTIONAL)):
         raise click.BadParameter(
