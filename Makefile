@@ -159,5 +159,10 @@ pyz: $(RELEASE_STAMP)  ## write dist/krelay.pyz: krelay and its packages in one 
 installs: $(RELEASE_STAMP)  ## install and start krelay in each way, on every Python of this machine
 	@$(RELEASE)/python -m release.installs
 
+# TAG makes what is not ready to be published an error; the files name REPOSITORY's downloads.
+release: $(RELEASE_STAMP) sbom  ## make and check all that a release publishes, into dist/release
+	@$(RELEASE)/python -m release $(if $(TAG),--tag $(TAG)) \
+	  $(if $(REPOSITORY),--repository $(REPOSITORY))
+
 clean:
 	rm -rf $(VENV) .venv-* build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
