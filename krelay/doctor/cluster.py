@@ -170,7 +170,8 @@ class Cluster:
 
     async def _rights(self) -> Sequence[Finding]:
         found = await rights(self._api, self._config, self._context, self._user)
-        self._lacks_rights = any(one.status is not Status.OK for one in found)
+        lacking = (Status.FAILED, Status.WARNING)
+        self._lacks_rights = any(one.status in lacking for one in found)
         return found
 
     async def _admission(self) -> Sequence[Finding]:

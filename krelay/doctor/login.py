@@ -147,6 +147,8 @@ def _plugin(command: str, install: str) -> list[Finding]:
 
 def credentials(expires: float) -> Finding:
     """Say that credentials can be had, and when those of a plugin or an issuer end."""
+    if not login.user:
+        return ok("credentials", "none: the server takes this user for anyone")
     if math.isinf(expires):
         return ok("credentials", "at hand")
     end = datetime.fromtimestamp(expires, UTC)

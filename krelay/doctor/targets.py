@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from krelay.config.diff import group_of
 from krelay.doctor.finding import Finding, failed, ok, warning
-from krelay.errors import ClusterError, KrelayError
+from krelay.errors import AccessDeniedError, ClusterError, KrelayError
 from krelay.model import Config, Kind, Resolution, Target
 from krelay.tasks import TaskGroup
 
@@ -53,10 +53,11 @@ async def _target(informers: Informers, config: Config, target: Target, namespac
         text = f"{target.name}: no answer about {target} within {DEADLINE:g} s"
         return failed(CHECK, text, exit_code=ClusterError.exit_code, target=target.name)
     except KrelayError as exc:
+        hint = "see `rights`" if isinstance(exc, AccessDeniedError) else exc.hint
         return failed(
             CHECK,
             f"{target.name}: {exc.message}",
-            exc.hint,
+            hint,
             exit_code=exc.exit_code,
             target=target.name,
         )

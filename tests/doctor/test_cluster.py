@@ -100,6 +100,7 @@ async def test_a_server_that_answers_no_questions_about_rights(world: World) -> 
     assert found["version"][0].text == "the server does not say it (403)"
     assert found["user"][0].text.startswith("system:anonymous: ")
     assert found["rights"][0].status is Status.SKIPPED
+    assert found["admission"][0].status is Status.FAILED
 
 
 @pytest.mark.parametrize(

@@ -209,10 +209,12 @@ def test_a_missing_token_file_is_an_error(make: Callable[..., Login], tmp_path: 
         login.expiry(make({"tokenFile": str(tmp_path / "none")}), NOW)
 
 
-def test_credentials_that_are_renewed() -> None:
+def test_credentials_that_are_renewed(make: Callable[..., Login]) -> None:
     end = datetime.now(UTC) + timedelta(minutes=10, seconds=30)
-    assert login.credentials(end.timestamp()).text == "at hand, renewed in 10 minutes"
-    assert login.credentials(float("inf")).text == "at hand"
+    jane = make({"token": "t"})
+    assert login.credentials(jane, end.timestamp()).text == "at hand, renewed in 10 minutes"
+    assert login.credentials(jane, float("inf")).text == "at hand"
+    assert login.credentials(make({}), float("inf")).text.startswith("none")
 
 
 @pytest.mark.parametrize(
