@@ -20,13 +20,12 @@ FRAMES = 6  # frames of each, the innermost ones
 _WIDTH = 500  # characters of a line
 
 
-def dump_on_signal(
-    loop: asyncio.AbstractEventLoop, number: signal.Signals = signal.SIGUSR1
-) -> None:
+def dump_on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals | None = None) -> None:
     """Log `dump(loop)` as a warning at each signal, unless the process was started to ignore it.
 
-    The loop itself writes it: one that hangs does not.
+    The signal is SIGUSR1 unless given. The loop itself writes: one that hangs does not.
     """
+    number = number or signal.SIGUSR1
     if signal.getsignal(number) != signal.SIG_IGN:
         loop.add_signal_handler(number, lambda: logger.warning("%s", dump(loop)))
 

@@ -17,6 +17,7 @@ from krelay.config.sources import Selection
 from krelay.errors import KrelayError
 from krelay.model import Config
 from krelay.mux.descriptors import raise_file_limit
+from krelay.platforms import signals
 from krelay.processes import end, send
 from krelay.state.states import ForwardState
 from krelay.state.variables import ports_of, prefixes, variables
@@ -32,8 +33,8 @@ _DRAIN = 2.0
 """Seconds for connections to finish after the command: mostly those of its children."""
 _KILL_AFTER = 5.0
 
-PASSED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-TYPED = (signal.SIGINT, signal.SIGQUIT)
+PASSED = signals("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+TYPED = signals("SIGINT", "SIGQUIT")
 """Signals that a key of the terminal sends to the command as well; a handler cannot tell whether a
 key sent one."""
 

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from krelay.config.grammar import ParseError
 from krelay.errors import ConfigError, Problem, UsageError
+from krelay.platforms import OPEN_FILE
 
 _T = TypeVar("_T")
 
@@ -283,7 +284,7 @@ def bounded(path: str, call: Callable[[str], _T], *, within: float = PATIENCE) -
 
 def _read_bytes(path: str, limit: int) -> bytes:
     _check_regular(os.stat(path))  # opening a device may have an effect
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    descriptor = os.open(path, OPEN_FILE)
     try:
         _check_regular(os.fstat(descriptor))
         parts = []

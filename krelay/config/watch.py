@@ -19,6 +19,7 @@ from pathlib import PurePath
 from typing import TypeVar
 
 from krelay.errors import KrelayError, UsageError
+from krelay.platforms import OPEN_FILE
 from krelay.threads import DaemonExecutor
 
 logger = logging.getLogger("krelay.watch")
@@ -243,7 +244,7 @@ def _state(name: str) -> _State:
     try:
         if not stat.S_ISREG(os.stat(name).st_mode):
             return _State()  # a pipe is not opened: its writer would take that for its reader
-        with open(name, "rb", opener=lambda at, flags: os.open(at, flags | os.O_NONBLOCK)) as file:
+        with open(name, "rb", opener=lambda at, _: os.open(at, OPEN_FILE)) as file:
             found = os.fstat(file.fileno())
             if found.st_size:
                 file.seek(-1, os.SEEK_END)

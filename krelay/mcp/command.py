@@ -26,10 +26,11 @@ _LATE_OUTPUT = 0.5
 
 _Steps = Sequence[tuple[signal.Signals, float]]
 """Signals that end a command, each with the seconds that it may take."""
-_TIMED_OUT: _Steps = ((signal.SIGTERM, 5.0), (signal.SIGKILL, 1.0))
-_TIMED_OUT_RELAYING: _Steps = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 1.0))
+_KILL: signal.Signals = getattr(signal, "SIGKILL", signal.SIGTERM)  # Windows has none
+_TIMED_OUT: _Steps = ((signal.SIGTERM, 5.0), (_KILL, 1.0))
+_TIMED_OUT_RELAYING: _Steps = ((signal.SIGTERM, 5.0), (signal.SIGTERM, 10.0), (_KILL, 1.0))
 # Clients kill a server that still runs after two seconds.
-_ABANDONED: _Steps = ((signal.SIGTERM, 0.4), (signal.SIGKILL, 0.2))
+_ABANDONED: _Steps = ((signal.SIGTERM, 0.4), (_KILL, 0.2))
 _ABANDONED_RELAYING: _Steps = ((signal.SIGTERM, 0.4), (signal.SIGTERM, 0.0))
 
 
@@ -199,7 +200,7 @@ async def _run(job: Job) -> Ended:
                 await _end(child, ended, steps, job)
             seconds = time.monotonic() - began
             await asyncio.wait({silent}, timeout=_LATE_OUTPUT)
-            child.send(signal.SIGKILL, to_children=True)
+            child.send(_KILL, to_children=True)
             silent.cancel()
         except asyncio.CancelledError:
             steps = _ABANDONED_RELAYING if job.relaying else _ABANDONED
@@ -211,9 +212,9 @@ async def _run(job: Job) -> Ended:
 
 async def _end(child: _Child, ended: asyncio.Task[None], steps: _Steps, job: Job) -> None:
     for number, seconds in steps:
-        child.send(number, to_children=not job.relaying or number is signal.SIGKILL)
+        child.send(number, to_children=not job.relaying or number is _KILL)
         await asyncio.wait({ended}, timeout=seconds)
         if not child.runs:
             break
     if not job.relaying:
-        child.send(signal.SIGKILL, to_children=True)
+        child.send(_KILL, to_children=True)

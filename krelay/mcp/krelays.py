@@ -8,6 +8,7 @@ from typing import Any
 
 from krelay.config import files
 from krelay.errors import UsageError
+from krelay.platforms import require_posix
 from krelay.status.client import ask
 from krelay.threads import in_thread
 
@@ -21,6 +22,7 @@ def restore_variables() -> None:
 
     Clients start a server with few variables: without XDG_RUNTIME_DIR, and TMPDIR on macOS.
     """
+    require_posix()
     directory = f"{_RUNTIME}/{os.getuid()}"
     if "XDG_RUNTIME_DIR" not in os.environ and os.path.isdir(f"{directory}/krelay"):
         os.environ["XDG_RUNTIME_DIR"] = directory

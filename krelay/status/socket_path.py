@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from krelay.errors import KrelayError
+from krelay.platforms import require_posix
 
 _LONGEST_PATH = 100
 """Bytes; `sun_path` has 104 on some systems, 108 on others."""
@@ -59,7 +60,12 @@ def check_directory(path: Path) -> None:
 
 
 def socket_directory() -> Path:
-    """Return the directory of the sockets of this user and this XDG_RUNTIME_DIR."""
+    """Return the directory of the sockets of this user and this XDG_RUNTIME_DIR.
+
+    Raises:
+        KrelayError: this system has none.
+    """
+    require_posix()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime:
         directory = Path(runtime) / "krelay"

@@ -27,6 +27,7 @@ from krelay.errors import (
 from krelay.model import Config, Kind
 from krelay.mux.log import about
 from krelay.net.host_monitor import watch_routes, watch_sleep
+from krelay.platforms import require_posix
 from krelay.retry import Backoff, OnceUntilChanged
 from krelay.state.bus import EventBus
 from krelay.state.error_codec import to_json
@@ -128,7 +129,11 @@ class Supervisor:
             pod_running_timeout: as kubectl, wait so many seconds at the start for a pod that runs,
                 and end once the pods of all targets have ended.
             watch_mode: how changes of kubeconfig are noticed.
+
+        Raises:
+            KrelayError: this system cannot relay.
         """
+        require_posix()
         self.bus = EventBus(self.snapshot)
         self.started = asyncio.Event()
         """Set once each forward of the first config is bound, waits, or has failed."""

@@ -66,6 +66,8 @@ def limit_time(end: Callable[[int], None] = os._exit) -> None:
         os.write(1, b":%d\n" % _NO_FILES)
         end(0)
 
+    if not hasattr(signal, "SIGALRM"):  # Windows, whose shells have no script either
+        return
     signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, _PROCESS_DEADLINE, _LOOK_EVERY)
 

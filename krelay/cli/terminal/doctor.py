@@ -18,6 +18,7 @@ from krelay.cli.output import echo
 from krelay.cli.signals import on_signal, run_to_exit
 from krelay.doctor import Finding, Source, Status, examine
 from krelay.doctor.finding import exit_code
+from krelay.platforms import require_posix
 
 _INTERRUPTED = 130
 _COLOURS = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "red"}
@@ -36,6 +37,7 @@ def doctor(
     kubeconfig: str | None = None,
 ) -> int:
     """Examine what `source` needs, print the findings, and return the exit code."""
+    require_posix()
     return run_to_exit(
         _doctor(
             source,

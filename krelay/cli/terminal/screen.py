@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import termios
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -117,6 +116,8 @@ class Keys:
         """
         if not self.there or not in_foreground(self._descriptor):
             return False
+        import termios
+
         try:
             before = termios.tcgetattr(self._descriptor)
             wanted = termios.tcgetattr(self._descriptor)
@@ -138,6 +139,8 @@ class Keys:
         # A background process that touches its terminal is stopped by SIGTTOU.
         if before is None or not in_foreground(self._descriptor):
             return
+        import termios
+
         try:
             termios.tcsetattr(self._descriptor, termios.TCSANOW, before)
         except termios.error:

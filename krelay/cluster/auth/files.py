@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from krelay.errors import CredentialsError
+from krelay.platforms import OPEN_FILE
 
 MAX_FILE = 8 << 20
 MAX_KUBECONFIG = 32 << 20  # bytes; 3,000 contexts with certificates are 16 MB
@@ -94,7 +95,7 @@ def _open(path: str | Path) -> BinaryIO:
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "the path contains a NUL")
     # Non-blocking: opening a FIFO would wait for a writer.
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    number = os.open(path, OPEN_FILE)
     try:
         return os.fdopen(number, "rb")
     except BaseException:
