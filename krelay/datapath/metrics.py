@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from krelay import model
 from krelay.model import Endpoint
@@ -49,7 +49,6 @@ _ENDS = {
     ErrorCode.CANCELLED: "it was cut",
 }
 """Why an open stream was reset, where the code's own text says less."""
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 RESULTS = frozenset({OK, RESET, NO_STREAM, IDLE, EVICTED, *REFUSALS.values()})
 DROPS = frozenset({BACKLOG, EARLY, UNROUTED, KERNEL, RECEIVE})
@@ -91,6 +90,40 @@ class Histogram:
         return found
 
 
+class Record(NamedTuple):
+    """What is known of one stream. It is made for each connection, so it only takes what is there;
+    `state` makes the texts."""
+
+    peer: Sequence[Any] | None
+    began: float
+    program: str
+    endpoint: Endpoint | None
+    via: str
+    ended: float | None
+    received: int
+    sent: int
+    result: str | None
+    reason: str
+    opened: bool
+
+    @property
+    def state(self) -> ConnectionState:
+        """The record for people and programs."""
+        return ConnectionState(
+            client=str(Endpoint(self.peer[0], self.peer[1])) if self.peer else "",
+            started=datetime.fromtimestamp(self.began, UTC),
+            program=self.program,
+            endpoint=str(self.endpoint) if self.endpoint is not None else None,
+            via=self.via,
+            ended=datetime.fromtimestamp(self.ended, UTC) if self.ended is not None else None,
+            to_remote_bytes=self.received,
+            to_local_bytes=self.sent,
+            result=self.result,
+            reason=self.reason,
+            opened=self.opened,
+        )
+
+
 class ForwardMetrics:
     """Counts of one forward.
 
@@ -113,7 +146,7 @@ class ForwardMetrics:
         """The live relays, which count their bytes themselves."""
         self.streams: set[StreamMetrics] = set()
         """The connections and flows that have a stream, or wait for one."""
-        self.recent: deque[ConnectionState] = deque(maxlen=RECENT)
+        self.recent: deque[Record] = deque(maxlen=RECENT)
         """The last ones that ended, the newest last."""
         self._sockets: set[ReceiveDrops] = set()
 
@@ -194,8 +227,8 @@ class StreamMetrics:
         """The local application, if the system has been asked."""
         self.endpoint: Endpoint | None = None
         self.via = ""
-        self.began = _EPOCH
-        """When the stream was requested."""
+        self.began = 0.0
+        """When the stream was requested, in Unix time."""
         self._dialled_at = 0.0
         self._live = False
         self._opened = False
@@ -204,7 +237,7 @@ class StreamMetrics:
         """Begin a stream: the bytes of the relay count until it ends."""
         self._live = True
         self._opened = False
-        self.began = datetime.now(UTC)
+        self.began = time.time()
         self._metrics.streams.add(self)
         if self._relay is not None:
             self._metrics.relays.add(self._relay)
@@ -214,20 +247,28 @@ class StreamMetrics:
         self._dialled_at = time.monotonic()
         self.endpoint, self.via = endpoint, via
 
-    def record(self, result: str | None = None, reason: str = "") -> ConnectionState:
-        """Return the state of the present stream, or of one that ends with `result` now."""
-        counts, peer = self.counts, self.peer
-        return ConnectionState(
-            client=str(Endpoint(peer[0], peer[1])) if peer else "",
-            started=self.began,
-            program=self.program,
-            endpoint=str(self.endpoint) if self.endpoint is not None else None,
-            via=self.via,
-            ended=datetime.now(UTC) if result is not None else None,
-            to_remote_bytes=counts.received_bytes if counts is not None else 0,
-            to_local_bytes=counts.sent_bytes if counts is not None else 0,
-            result=result,
-            reason=reason,
+    @property
+    def state(self) -> ConnectionState:
+        """The present stream, which has not ended."""
+        return self._record().state
+
+    def _record(
+        self, ended: float | None = None, result: str | None = None, reason: str = ""
+    ) -> Record:
+        counts = self.counts
+        received, sent = (counts.received_bytes, counts.sent_bytes) if counts else (0, 0)
+        return Record(
+            self.peer,
+            self.began,
+            self.program,
+            self.endpoint,
+            self.via,
+            ended,
+            received,
+            sent,
+            result,
+            reason,
+            self._opened,
         )
 
     def accepted(self, *, proof: bool = True) -> None:
@@ -283,6 +324,6 @@ class StreamMetrics:
         self._live = False
         self._metrics.results[result] += 1
         self._metrics.streams.discard(self)
-        self._metrics.recent.append(self.record(result, reason))
+        self._metrics.recent.append(self._record(time.time(), result, reason))
         if self._relay is not None:
             self._metrics.remove_relay(self._relay)

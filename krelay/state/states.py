@@ -55,7 +55,8 @@ class ConnectionState:
 
     `client` is the local application's address, `program` its name and pid if the system told them
     while the connection was open. `endpoint` is where it went, by the object `via`. `result` is
-    None while it is open, else as in `Traffic.results`; `reason` may say more.
+    None while it is there, else as in `Traffic.results`; `reason` may say more. `opened`: the
+    endpoint took it.
     """
 
     client: str
@@ -68,6 +69,7 @@ class ConnectionState:
     to_local_bytes: int = 0
     result: str | None = None
     reason: str = ""
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True)

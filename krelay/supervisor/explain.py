@@ -37,8 +37,8 @@ def explain_error(error: Exception, *, config: Config, context: str | None, api:
 _LISTENS = "check the port, and that the program behind it has started"
 _DIAL_HINTS = {
     ErrorCode.REFUSED: _LISTENS,
-    ErrorCode.CONNECT_TIMEOUT: "a NetworkPolicy or a firewall may drop what the agent sends there,"
-    " or nothing has this address",
+    ErrorCode.CONNECT_TIMEOUT: "check the address, and the NetworkPolicies of its namespace and of"
+    " the agent's",
     ErrorCode.NO_SUCH_HOST: "check the name: the agent looks it up in the cluster",
     ErrorCode.RESOLVE_TIMEOUT: "the cluster's DNS gives no answer: look at its pods in kube-system",
     ErrorCode.UNREACHABLE: "the agent's node has no route to this address",

@@ -325,7 +325,8 @@ class Health:
     def _set(self, judgement: Judgement) -> None:
         state, reason, logged, quiet, hint = judgement
         before, known = self.state, self._reason
-        if reason not in ("", _CHECKING) and (state in _TROUBLES or logged):
+        heard = self._route.resolution is not None
+        if reason not in ("", _CHECKING) and (state in _TROUBLES or (logged and heard)):
             last = self.last_error
             if last is None or before is State.READY or last.message != reason:
                 self.last_error = Trouble(reason, hint, datetime.now(UTC))

@@ -136,7 +136,7 @@ async def test_a_connection_leaves_a_record_of_what_it_carried_and_how_it_ended(
             writer.write(b"hello")
             assert await reader.readexactly(5) == b"hello"
             (live,) = counts.streams
-            record = live.record()
+            record = live.state
             host, port = writer.get_extra_info("sockname")
             assert record.client == f"{host}:{port}"
             assert (record.result, record.ended) == (None, None)
@@ -144,7 +144,7 @@ async def test_a_connection_leaves_a_record_of_what_it_carried_and_how_it_ended(
             writer.write_eof()
             assert await reader.read() == b""
         await rig.until(lambda: counts.recent)
-        (ended,) = counts.recent
+        (ended,) = (each.state for each in counts.recent)
         assert not counts.streams
         assert (ended.client, ended.started) == (record.client, record.started)
         assert (ended.to_remote_bytes, ended.to_local_bytes) == (5, 5)
@@ -162,10 +162,10 @@ async def test_a_record_says_why_there_was_no_connection() -> None:
             async with rig.connect(rig.port_of(listener)) as (reader, _):
                 with pytest.raises(ConnectionResetError):
                     await reader.read()
-        (record,) = refused.metrics.recent
+        (record,) = (each.state for each in refused.metrics.recent)
         assert (record.result, record.endpoint) == ("refused", f"{rig.HOST}:{closed}")
         assert record.reason.startswith(f"{rig.HOST}:{closed}: ")
-        (record,) = vain.metrics.recent
+        (record,) = (each.state for each in vain.metrics.recent)
         assert (record.result, record.endpoint) == ("no_stream", None)
         assert record.reason.startswith("waited 0 s: ")
 
@@ -178,7 +178,10 @@ async def test_only_the_last_records_are_kept() -> None:
         stream.stream_requested()
         stream.open_failed()
     assert len(counts.recent) == metrics.RECENT
-    assert [counts.recent[0].client, counts.recent[-1].client] == ["127.0.0.1:5", "127.0.0.1:24"]
+    assert [counts.recent[0].state.client, counts.recent[-1].state.client] == [
+        "127.0.0.1:5",
+        "127.0.0.1:24",
+    ]
 
 
 async def test_a_flow_leaves_a_record_with_its_own_bytes() -> None:
@@ -193,7 +196,7 @@ async def test_a_flow_leaves_a_record_with_its_own_bytes() -> None:
                 await rig.recv(client)
             addresses = {str(Endpoint(*client.getsockname()[:2])) for client in (one, two)}
         listener.cut()
-        records = list(listener.metrics.recent)
+        records = [each.state for each in listener.metrics.recent]
         assert {record.client for record in records} == addresses
         found = sorted((record.to_remote_bytes, record.to_local_bytes) for record in records)
         assert found == [(1, 3), (3, 5)]

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from krelay.model import Protocol
-from krelay.net.clients import programs
+from krelay.net.clients import owners, program
 from tests import rig
 
 
@@ -23,19 +23,18 @@ def test_a_program_is_found_by_the_address_of_its_socket() -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as wide:
                 wide.bind(("0.0.0.0", 0))
                 udp = (Protocol.UDP, rig.HOST, wide.getsockname()[1])
-                assert programs([tcp, udp, listening]) == {tcp: name, udp: name}
-    assert programs([(Protocol.TCP, "127.0.0.9", 1)]) == {}
+                known = owners()
+    assert [program(each, known) for each in (tcp, udp)] == [name, name]
+    # The server's own end of the connection has the address that it listens at.
+    assert program(listening, {}) == program((Protocol.TCP, "127.0.0.9", 1), known) == ""
 
 
-def test_a_system_that_tells_nothing_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_has_ended_or_is_hidden_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: Any) -> Any:
         raise psutil.AccessDenied
 
-    with socket.create_server((rig.HOST, 0)) as server:
-        with socket.create_connection(server.getsockname()) as client:
-            key = (Protocol.TCP, *client.getsockname())
-            with monkeypatch.context() as patch:
-                patch.setattr(psutil, "Process", denied)
-                assert programs([key]) == {key: f"pid {os.getpid()}"}
-            monkeypatch.setattr(psutil, "net_connections", denied)
-            assert programs([key]) == {}
+    key = (Protocol.TCP, rig.HOST, 1)
+    monkeypatch.setattr(psutil, "Process", denied)
+    assert program(key, {key: 812}) == "pid 812"
+    monkeypatch.setattr(psutil, "net_connections", denied)
+    assert owners() == {}
