@@ -40,6 +40,8 @@ _FOLLOW_EVERY = 0.3
 _DOWN_LOOK_EVERY = 0.1
 _CLEANUP = 30.0
 """Seconds that krelay has to delete its agents after the drain."""
+_RESTART_DEADLINE = 300.0
+"""Seconds, which include the start of an agent."""
 _UNLIMITED = 10_000
 """Columns of output that is not to be cut."""
 
@@ -342,6 +344,26 @@ def _log(file: str, names: Collection[str], **body: int) -> Any:
 def _print_lines(found: Any) -> None:
     for line in found["lines"]:
         echo(line["text"])
+
+
+# -- restart ---------------------------------------------------------------------------------------
+
+
+def restart(file: str, names: Collection[str], *, as_json: bool) -> int:
+    """Make krelay begin anew with the targets `names`, or with everything."""
+    if names:
+        check_names(file, names, _targets(ask_snapshot(file)))
+    body = {"targets": list(names)}
+    found = ask(file, "POST", "/v1/restart", body, timeout=_RESTART_DEADLINE)
+    if as_json:
+        echo(json.dumps(found))
+        return 0
+    count, agents = found["connections"], found["agents"]
+    what = ", ".join(found["targets"]) if names else f"{len(found['targets'])} targets"
+    if agents:
+        what += " and the agent" if agents == 1 else f" and the agents of {agents} contexts"
+    echo(f"restarted {what}; {count} connection{'s' * (count != 1)} reset")
+    return 0
 
 
 # -- down ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ def cli() -> None:
 COMMANDS = (
     *(relaying.up, relaying.run_, relaying.proxy),
     *(running.status, running.ps, running.port, running.wait, running.logs),
-    *(running.reload, running.down),
+    *(running.reload, running.restart, running.down),
     *(editing.add, editing.remove),
     *(files.init, files.check, files.plan, files.import_, files.rbac, files.schema),
     *(tools.doctor, tools.mcp_, tools.completion, tools.complete_),

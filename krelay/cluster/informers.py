@@ -71,6 +71,11 @@ class Informers:
         finally:
             collection.unsubscribe(subscription)
 
+    def relist(self) -> None:
+        """List and watch everything anew. Consumers keep what they have, and get what differs."""
+        for collection in self._collections.values():
+            collection.relist()
+
     async def close(self) -> None:
         """End every watch."""
         self._closed = True
@@ -226,6 +231,16 @@ class _Collection:
         selection.subscriptions.discard(subscription)
         if not selection.subscriptions:
             self._remove(selector)
+
+    def relist(self) -> None:
+        """Replace every watch by a new one."""
+        self._no_whole_until = -math.inf
+        for whole in (self._whole, self._next):
+            if whole is not None:
+                self._drop(whole)
+        for selection in self._selections.values():
+            selection.stop()
+        self._plan_soon()
 
     def close(self) -> None:
         """Start no more watches."""

@@ -256,6 +256,28 @@ class DirectPool:
             pod.due = min(pod.due, soon)
         self._look_again.set()
 
+    def renew(self, resolution: Resolution) -> None:
+        """Dial the pods of `resolution` anew, whatever happened before.
+
+        Connections without streams are closed. Those with streams of other routes live on, beside
+        a new one.
+        """
+        for pod in resolution.pods:
+            known = self._pods.get(_key(pod))
+            if known is None:
+                continue
+            for connection in known.connections:
+                if connection.count:
+                    connection.expires = 0.0
+                else:
+                    connection.close()
+            known.connections = [found for found in known.connections if found.count]
+            known.failure, known.due = None, 0.0
+            known.backoff.reset()
+            known.refused_at.clear()
+        self._publish()
+        self._look_again.set()
+
     # -- its life ------------------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -116,6 +116,14 @@ class TcpListener(Forwarding):
                 connection.end()
         return QUIET
 
+    def reset(self) -> int:
+        """Reset the connections that have a stream; return how many. New ones are accepted, and
+        those that wait for a stream go on waiting."""
+        found = [connection for connection in self.connections if connection.stream is not None]
+        for connection in found:
+            connection.cut()
+        return len(found)
+
     def cut(self) -> None:
         """Stop accepting and reset every connection."""
         self.close()

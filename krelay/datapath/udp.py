@@ -85,6 +85,10 @@ class UdpListener(Forwarding):
             sock.close()
         self._sockets.clear()
 
+    def reset(self) -> int:
+        """End all flows; return how many. A client's next datagram begins another one."""
+        return sum(sock.end_flows() for sock in self._sockets)
+
     moving = 0
     """Connections that a drain waits for: a flow has no end to wait for."""
 
@@ -124,13 +128,19 @@ class FlowSocket:
         """Return the local application's address, for the flow of `addr`."""
         return addr
 
+    def end_flows(self) -> int:
+        """End every flow; return how many."""
+        ended = list(self.flows.values())
+        for flow in ended:
+            flow.close(ErrorCode.CANCELLED)
+        self.flows.clear()
+        return len(ended)
+
     def close(self) -> None:
         """End every flow and close the socket."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for flow in list(self.flows.values()):
-            flow.close(ErrorCode.CANCELLED)
-        self.flows.clear()
+        self.end_flows()
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
             self.metrics.remove_socket(self._drops)

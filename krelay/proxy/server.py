@@ -80,6 +80,13 @@ class ProxyListener(TcpListener):
         await asyncio.sleep(0)
         await super().drain(timeout)
 
+    def reset(self) -> int:
+        """Reset every connection; return how many."""
+        found = list(self.connections)
+        for connection in found:
+            connection.cut()
+        return len(found)
+
     def destination(self, protocol: Protocol, host: str, port: int) -> Forwarding:
         """Return a destination that is dialled by name, as it stands, through the pool."""
         endpoint = Endpoint(host, port)

@@ -72,9 +72,11 @@ class WarmingConfig:
         *,
         present: Collection[DirectSpec] = (),
         served: Collection[str | None] = (),
+        restarted: Collection[str] = (),
     ) -> None:
         """`tasks` gets the tasks of what is made, `bus` its events. The ways of `present` exist, as
-        do agents for the contexts of `served`."""
+        do agents for the contexts of `served`. The targets of `restarted` begin anew, although
+        nothing in the file has changed."""
         self.config = config
         self.plan = plan
         self.groups: dict[str | None, AgentGroup] = {}
@@ -83,6 +85,7 @@ class WarmingConfig:
         """Why a context has no agent, if its targets do without one."""
         self._present = present
         self._served = served
+        self.restarted = restarted
         self.watchers: dict[str, TargetWatcher] = {}
         self._contexts = contexts
         self._tasks = tasks
@@ -99,7 +102,7 @@ class WarmingConfig:
                 api = await self._contexts.api(context)
                 explain = partial(explain_error, config=self.config, context=context, api=api)
                 self.directs[context] = DirectGroup(spec, api, explain=explain)
-        for target in _targets_to_watch(self.plan):
+        for target in _targets_to_watch(self.plan, self.restarted):
             follow: Follow = follow_constant
             if target.kind.in_cluster and not self.config.agent.embedded:
                 follow = await self._contexts.follow(self.config, target)
@@ -182,9 +185,10 @@ async def _make_group(
     return AgentGroup(spec, agents, key, bus)
 
 
-def _targets_to_watch(plan: Plan) -> list[Target]:
-    """Return the targets without a watcher, and those whose watcher follows other objects."""
-    stale: set[str] = set()
+def _targets_to_watch(plan: Plan, restarted: Collection[str]) -> list[Target]:
+    """Return the targets without a watcher, those whose watcher follows other objects, and those
+    of `restarted`."""
+    stale: set[str] = set(restarted)
     for old, new in ((pair.old, pair.new) for pair in plan.pairs):
         if not (old and new and _followed(old) == _followed(new)):
             stale.update(spec.target.name for spec in (old, new) if spec)
@@ -256,8 +260,8 @@ class ActiveConfig:
 
     # -- an edit -------------------------------------------------------------------------------
 
-    def commit(self, warm: WarmingConfig) -> None:
-        """Carry out the plan of `warm` at once.
+    def commit(self, warm: WarmingConfig) -> int:
+        """Carry out the plan of `warm` at once; return how many connections a restart has reset.
 
         Listeners that go close before new ones open, so that an address may change hands. What
         the plan does not change stays untouched.
@@ -288,6 +292,7 @@ class ActiveConfig:
             unbound = forward.listener is None and (pair.changed or forward.failure)
             if old is None or pair.rebound or unbound:
                 to_bind.append(forward)
+        reset = sum(self._restart(config, name) for name in warm.restarted)
         self._replace_watchers(warm)
         for pair in plan.pairs:
             if pair.new is not None and pair.rerouted and not pair.rebound:
@@ -300,6 +305,20 @@ class ActiveConfig:
         for context in list(self._fallbacks):
             self._try_agent_later(context, after=0.0)  # the edit may have mended it
         self.fall_back(warm)
+        return reset
+
+    def _restart(self, config: Config, name: str) -> int:
+        """Restart the forwards of a target; return how many connections that has reset."""
+        count = 0
+        for forward in self.forwards.values():
+            if forward.spec.target.name == name:
+                resolution = forward.route.resolution
+                count += forward.restart()
+                forward.route.move(self._pool(config, forward.spec, forward))
+                direct = self.directs.get(group_of(config, forward.spec.target))
+                if direct is not None and resolution is not None:
+                    direct.pool.renew(resolution)
+        return count
 
     def _forward(self, spec: Spec, forward: Forward | None, config: Config) -> Forward:
         """Return the present forward updated to `spec`, or a new one."""
@@ -477,7 +496,7 @@ class ActiveConfig:
     def _replace_directs(self, config: Config, warm: WarmingConfig) -> None:
         wanted = directs(config)
         for context, direct in list(self.directs.items()):
-            if wanted.get(context) != direct.spec:
+            if wanted.get(context) != direct.spec or context in warm.directs:
                 del self.directs[context]
                 self._drain(direct, self.draining_groups, config.tunnel.drain)
         self.directs |= warm.directs

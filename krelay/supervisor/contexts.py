@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,12 @@ class Contexts:
         if api not in self._informers:
             self._informers[api] = Informers(api)
         return self._informers[api]
+
+    def relist(self, contexts: Collection[str | None]) -> None:
+        """List and watch anew what targets of these contexts need."""
+        apis = {self._apis[context] for context in contexts if context in self._apis}
+        for api in apis & self._informers.keys():
+            self._informers[api].relist()
 
     async def follow(self, config: Config, target: Target) -> Follow:
         """Return how to follow a target of `config` in the cluster. Raises as `api` does."""

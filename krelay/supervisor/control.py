@@ -35,6 +35,7 @@ class Control:
             ("GET", "/v1/events/recent"): self.events,
             ("POST", "/v1/plan"): self.plan,
             ("POST", "/v1/reload"): self.reload,
+            ("POST", "/v1/restart"): self.restart,
         }
 
     async def snapshot(self) -> Snapshot:
@@ -101,6 +102,15 @@ class Control:
     async def reload(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `POST /v1/reload`: apply the file, and return what changed."""
         return _changes(await self._reloader.reload("krelay reload"))
+
+    async def restart(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer `POST /v1/restart`: begin anew with `targets`, or with everything."""
+        names = body.get("targets", [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UsageError("`targets` is a list of names")
+        if not names:
+            await self._supervisor.reread_kubeconfig()
+        return dataclasses.asdict(await self._supervisor.restart(names))
 
 
 def _process() -> tuple[int, int]:

@@ -151,6 +151,18 @@ class Forward:
             listener.update(spec.target, open_timeout)
         self.health.judge()
 
+    def restart(self) -> int:
+        """Reset its connections, and forget what is known of its endpoint; return how many.
+
+        Its listeners stay: new connections wait for the next answer about the target.
+        """
+        count = sum(listener.reset() for listener in self._listeners.values())
+        self.direct_only = ""
+        self.route.redirect()
+        self.health.restart()
+        self._log.info("restarted, %d connections reset", count)
+        return count
+
     async def drain(self, timeout: float) -> None:
         """Accept no more connections; cut those left after `timeout` seconds."""
         self.health.drain()

@@ -236,6 +236,12 @@ class Health:
         if self._task is not None:
             self._task.cancel()
 
+    def restart(self) -> None:
+        """Judge anew, as if the forward had just been added."""
+        self._worked, self._question = False, None
+        if not self._draining:
+            self._set(_checking(State.PENDING))
+
     def bound(self, protocol: Protocol) -> None:
         """The forward listens."""
         self._bound, self._bind_failure = protocol, None

@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Coroutine
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from krelay import __version__
 from krelay.config.changes import Change, changes
-from krelay.config.diff import Plan, diff
+from krelay.config.diff import GroupChange, Plan, diff, group_of, groups
+from krelay.config.grammar import quote
 from krelay.config.watch import Mode
 from krelay.datapath.route import Route
 from krelay.errors import (
@@ -23,6 +24,7 @@ from krelay.errors import (
     NotFoundError,
     NotReadyError,
     NotRunningError,
+    UsageError,
 )
 from krelay.model import Config, Kind
 from krelay.mux.log import about
@@ -107,6 +109,20 @@ class OutOfSync:
     error: KrelayError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """What a restart did: to which targets, how many connections it reset, how many groups of
+    agents it replaced."""
+
+    targets: tuple[str, ...]
+    connections: int
+    agents: int
+
+
+_RestartRequest = tuple[frozenset[str], asyncio.Future[Restarted]]
+"""The names of targets, and the answer to give."""
+
+
 class Supervisor:
     """Runs one config after the other. `bus` carries its events."""
 
@@ -150,6 +166,9 @@ class Supervisor:
         self._watch_mode = watch_mode
         self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
+        self._restarts: asyncio.Queue[_RestartRequest] = asyncio.Queue()
+        # An edit and a restart change the active config one after the other.
+        self._changing = asyncio.Lock()
         self._tasks = TaskGroup()
         self.active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
         self._refused: OutOfSync | None = None
@@ -186,6 +205,24 @@ class Supervisor:
             return False
         self.bus.publish(ConfigRefused(error))
         return True
+
+    async def restart(self, names: Collection[str] = ()) -> Restarted:
+        """Begin anew with the targets of `names`, or with everything and other agents.
+
+        Their connections are reset once the new agents and the targets have answered. Listeners
+        stay; new connections wait. If a new agent cannot be started, nothing changes.
+
+        Raises:
+            UsageError: no such target is relayed.
+            KrelayError: krelay is starting or stopping, or an agent cannot be started.
+        """
+        if self.ending:
+            raise KrelayError(_ENDING)
+        if not self.started.is_set():
+            raise KrelayError("krelay is starting", hint="`krelay wait` waits until it has")
+        answer: asyncio.Future[Restarted] = asyncio.get_running_loop().create_future()
+        self._restarts.put_nowait((frozenset(names), answer))
+        return await answer
 
     def plan(self, config: Config) -> list[Change]:
         """Return what applying `config` would change now."""
@@ -322,7 +359,10 @@ class Supervisor:
         await asyncio.wait({stopping, starting}, return_when=asyncio.FIRST_COMPLETED)
         if not stopping.done():
             starting.result()
-            running = [tasks.create_task(self._apply_requests(), name="requests")]
+            running = [
+                tasks.create_task(self._apply_requests(), name="requests"),
+                tasks.create_task(self._restart_requests(), name="restarts"),
+            ]
             if self._pod_running_timeout is not None:
                 running.append(tasks.create_task(self._fail_when_ended(), name="pods"))
             await stopping
@@ -384,6 +424,8 @@ class Supervisor:
     async def _drain(self) -> None:
         self.ending = True
         self._request.finish(failure=KrelayError(_ENDING))
+        while not self._restarts.empty():
+            _fail(self._restarts.get_nowait()[1], KrelayError(_ENDING))
         active = self.active
         config = active.config or self._request.config
         drain = config.tunnel.drain
@@ -410,7 +452,9 @@ class Supervisor:
             self._newer.clear()
             request = self._request
             try:
-                if not await self._apply(request):
+                async with self._changing:
+                    applied = await self._apply(request)
+                if not applied:
                     continue
                 delay, request.failure = None, None
             except KrelayError as exc:
@@ -443,15 +487,7 @@ class Supervisor:
             return True
         lines = self._changes(plan, request.config)
         warm = self._warming(request.config, plan)
-        try:
-            is_warm = await self._warmed(warm)
-            # Let a cancellation that is on its way arrive: no commit may follow the drain.
-            await asyncio.sleep(0)
-        except BaseException:
-            await shield_cleanup(warm.discard(), within=_HURRY)
-            raise
-        if not is_warm:
-            await shield_cleanup(warm.discard(), within=_HURRY)
+        if not await self._is_warm(warm):
             return False
         active.commit(warm)
         await self._settled(
@@ -474,16 +510,74 @@ class Supervisor:
         """Count a reload that worked; one that failed at first has been counted as that."""
         self._applied += request.failure is None
 
-    def _warming(self, config: Config, plan: Plan) -> WarmingConfig:
+    async def _restart_requests(self) -> None:
+        """Carry out restarts, one after the other."""
+        while True:
+            names, answer = await self._restarts.get()
+            done: Restarted | None = None
+            try:
+                while done is None:
+                    done = await self._restart(names)
+            except KrelayError as exc:
+                _fail(answer, exc)
+            except asyncio.CancelledError:
+                _fail(answer, KrelayError(_ENDING))
+                raise
+            except Exception as exc:
+                logger.exception("not restarted")
+                _fail(answer, KrelayError(f"internal error: {type(exc).__name__}"))
+            else:
+                if not answer.done():
+                    answer.set_result(done)
+
+    async def _restart(self, names: frozenset[str]) -> Restarted | None:
+        """Restart targets, or everything; None if an edit came first, or another kubeconfig."""
+        async with self._changing:
+            config = self.active.config
+            assert config is not None
+            known = {target.name: target for target in config.targets}
+            if unknown := sorted(names - known.keys()):
+                raise UsageError(f"no target {quote(unknown[0])} is relayed")
+            chosen = {name: target for name, target in known.items() if not names or name in names}
+            plan = diff(config, config)
+            if not names:
+                plan = replace(
+                    plan, groups=tuple(GroupChange(spec, spec) for spec in groups(config).values())
+                )
+            self._contexts.relist({group_of(config, target) for target in chosen.values()})
+            warm = self._warming(config, plan, restarted=chosen)
+            if not await self._is_warm(warm):
+                return None
+            count = self.active.commit(warm)
+            return Restarted(tuple(chosen), count, len(warm.groups))
+
+    def _warming(
+        self, config: Config, plan: Plan, *, restarted: Collection[str] = ()
+    ) -> WarmingConfig:
+        directs = () if restarted and plan.groups else self.active.directs.values()
         return WarmingConfig(
             config,
             plan,
             self._contexts,
             self._tasks,
             self.bus,
-            present=[direct.spec for direct in self.active.directs.values()],
+            present=[direct.spec for direct in directs],
             served=self.active.served,
+            restarted=restarted,
         )
+
+    async def _is_warm(self, warm: WarmingConfig) -> bool:
+        """Return whether `warm` is ready to be committed; discard it if not, or at an error."""
+        try:
+            is_warm = await self._warmed(warm)
+            # Let a cancellation that is on its way arrive: no commit may follow the drain.
+            await asyncio.sleep(0)
+        except BaseException:
+            await shield_cleanup(warm.discard(), within=_HURRY)
+            raise
+        if not is_warm:
+            await shield_cleanup(warm.discard(), within=_HURRY)
+        return is_warm
 
     async def _warmed(self, warm: WarmingConfig) -> bool:
         """Return whether `warm` is ready; False as soon as it should begin anew."""
@@ -597,6 +691,11 @@ async def _within(seconds: float | None, work: Coroutine[Any, Any, None]) -> Non
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await work
+
+
+def _fail(answer: asyncio.Future[Restarted], error: KrelayError) -> None:
+    if not answer.done():
+        answer.set_exception(error)
 
 
 class _StoppedError(Exception):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from krelay.cli import client_commands
-from krelay.cli.client_commands import down, logs, port, status, unready, wait
+from krelay.cli.client_commands import down, logs, port, restart, status, unready, wait
 from krelay.errors import ConfigError, KrelayError, NotReadyError, UsageError
 from krelay.mux.log import about
 from krelay.state.bus import EventBus
@@ -436,6 +436,33 @@ async def test_logs_follow_prints_new_lines_over_a_restart_until_the_end(
         assert await following == 0
     assert printed("c\nd\ne\nanew\n")
     assert err == "krelay has ended\n"
+
+
+async def test_restart_says_what_it_has_done(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Mapping[str, Any]] = []
+
+    def answer(body: Mapping[str, Any]) -> Any:
+        asked.append(body)
+        names = body["targets"] or ["web", "db"]
+        return {"targets": names, "connections": len(names), "agents": 3 - len(names)}
+
+    answers = {"POST_restart": answer, "GET_status": lambda body: FOUND}
+    async with answering(file, **answers):
+        for names in (["web"], ["web", "db"], []):
+            assert await asyncio.to_thread(restart, str(file), names, as_json=False) == 0
+        assert await asyncio.to_thread(restart, str(file), ["db"], as_json=True) == 0
+        with pytest.raises(UsageError, match="has no target `wep`"):
+            await asyncio.to_thread(restart, str(file), ["wep"], as_json=False)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "restarted web and the agents of 2 contexts; 1 connection reset",
+        "restarted web, db and the agent; 2 connections reset",
+        "restarted 2 targets and the agent; 2 connections reset",
+    ]
+    assert json.loads(last) == {"targets": ["db"], "connections": 1, "agents": 2}
+    assert [body["targets"] for body in asked] == [["web"], ["web", "db"], [], ["db"]]
 
 
 async def test_down_waits_until_krelay_has_ended(

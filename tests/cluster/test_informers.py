@@ -141,6 +141,24 @@ async def test_the_last_subscriber_ends_the_watch(consume: Consume, server: Coll
     assert len(server.lists("services")) == 2
 
 
+@pytest.mark.parametrize("count", [1, FEW + 1])
+async def test_watches_are_listed_anew_on_request(
+    count: int, consume: Consume, informers: Informers, server: Collections
+) -> None:
+    names = [f"s{number}" for number in range(count)]
+    server.put(SERVICES, *map(labelled, names))
+    consumers = [consume(SERVICES, Selector(name)) for name in names]
+    for name, consumer in zip(names, consumers, strict=True):
+        await sees(consumer, name)
+    await rig.until(lambda: server.open)
+    before = len(server.lists("services"))
+    informers.relist()
+    await rig.until(lambda: len(server.lists("services")) == 2 * before)
+    server.remove(SERVICES, names[0])
+    await sees(consumers[0])
+    assert all(consumer.sets == 1 for consumer in consumers[1:])
+
+
 async def test_a_few_objects_are_watched_one_by_one(consume: Consume, server: Collections) -> None:
     names = [f"s{number}" for number in range(FEW)]
     server.put(SERVICES, *map(labelled, names))

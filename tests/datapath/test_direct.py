@@ -353,6 +353,27 @@ async def test_expired_credentials_get_another_connection(world: World) -> None:
     assert world.cluster.made[1].count == 1
 
 
+async def test_a_renewed_pod_is_dialled_anew_without_those_who_use_it(world: World) -> None:
+    one, two = world.route("a"), world.route("b")
+    await world.reached(one)
+    await world.reached(two)
+    opened(two)
+    world.cluster.failures["a"] = KrelayError("it failed once")
+    for route in (one, two):
+        assert route.resolution is not None
+        world.pool.renew(route.resolution)
+    del world.cluster.failures["a"]
+    assert world.cluster.live == ["b"]
+    await rig.until(lambda: world.cluster.live == ["a", "b"])
+    opened(two)
+    await rig.until(lambda: world.cluster.live == ["a", "b", "b"])
+    assert world.cluster.made[1].count == 2
+    opened(two)
+    assert world.cluster.made[-1].count + world.cluster.made[-2].count == 1
+    unknown = Resolution(Protocol.TCP, None, pods=(PodPort("shop", "c", "uid-c", 80),))
+    world.pool.renew(unknown)
+
+
 async def test_a_pod_that_no_route_leads_to_is_left_with_its_last_stream(world: World) -> None:
     route = world.route("a")
     await world.reached(route)

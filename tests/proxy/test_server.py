@@ -194,6 +194,18 @@ async def test_bytes_and_ends_both_ways() -> None:
         await rig.until(lambda: not listener.connections and path.streams == (0, 0))
 
 
+async def test_a_reset_ends_every_connection_and_accepts_new_ones() -> None:
+    async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
+        async with socks(listener, target) as (reader, _), rig.connect(rig.port_of(listener)):
+            await rig.until(lambda: len(listener.connections) == 2)
+            assert listener.reset() == 2
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+        async with socks(listener, target) as (reader, writer):
+            writer.write(b"?")
+            assert await reader.readexactly(1) == b"?"
+
+
 async def test_bytes_behind_a_socks_request_go_first() -> None:
     async with rig.tcp_target(rig.echo) as target, proxy() as (listener, _):
         async with rig.connect(rig.port_of(listener)) as (reader, writer):

@@ -482,6 +482,21 @@ async def test_a_watch_begins_anew_with_a_list_at_the_new_server(kubeconfig: Kub
             await rig.until(lambda: new.watching)
 
 
+async def test_watches_begin_anew_on_request_where_they_are_in_use(
+    kubeconfig: Kubeconfig,
+) -> None:
+    async with cluster("old") as old, contexts_of_a_run() as contexts:
+        kubeconfig.write("dev", dev={"server": old.url})
+        contexts.relist([None])  # none is in use yet
+        sets = (await contexts.informers(None)).watch("/api/v1/pods", Selector())
+        async with aclosing(sets):
+            await anext(sets)
+            await rig.until(lambda: old.watching)
+            seen = len(old.seen)
+            contexts.relist([None, "another"])
+            await rig.until(lambda: len(old.seen) == seen + 2)  # a list and a watch
+
+
 async def test_a_watch_that_is_refused_begins_with_a_list_at_the_new_server(
     kubeconfig: Kubeconfig,
 ) -> None:

@@ -123,6 +123,23 @@ def reload(file: str | None, output: str) -> int:
 
 @click.command()
 @running_file_option
+@output_option
+@names_argument
+def restart(file: str | None, output: str, names: tuple[str, ...]) -> int:
+    """Relay targets anew: reset their connections, look them up again.
+
+    Without NAMEs, also replace the agent. The connections are reset once the new agent runs and the
+    targets are looked up; if that fails, nothing changes. Local addresses stay, and new connections
+    wait meanwhile.
+    """
+    from krelay.cli import client_commands
+
+    path = path_of_running(file)
+    return client_commands.restart(path, names, as_json=output == "json")
+
+
+@click.command()
+@running_file_option
 def down(file: str | None) -> int:
     """Stop the running krelay, and wait until it has ended.
 
