@@ -22,13 +22,16 @@ from krelay.errors import (
     ClusterError,
     ConfigError,
     CredentialsError,
+    KrelayError,
     NotFoundError,
     UsageError,
 )
 
 _LOOK_UP_DEADLINE = 10.0
 if TYPE_CHECKING:
+    from krelay.doctor import Finding
     from krelay.importers import Place, Services
+    from krelay.model import Config
 
 _PLAN_DEADLINE = 30.0
 # A new agent may have to be pulled and started first.
@@ -43,8 +46,26 @@ _KUBEFWD = "kubefwd"
 # -- check -----------------------------------------------------------------------------------------
 
 
-def check(selection: Selection, *, json: bool) -> int:
-    """Check a file; return the exit code. As JSON, an invalid file is data and not an error."""
+class _ClusterProblems(KrelayError):
+    """What a file needs, and a cluster lacks."""
+
+    def __init__(self, path: str, lines: Sequence[str], count: int, exit_code: int) -> None:
+        super().__init__(f"{path}: {count} problem{'' if count == 1 else 's'} in the cluster")
+        self._lines = list(lines)
+        self.exit_code = exit_code
+
+    def details(self) -> list[str]:
+        """Return a line for each problem, and its hint."""
+        return self._lines
+
+
+def check(
+    selection: Selection, *, json: bool, in_cluster: bool = False, kubeconfig: str | None = None
+) -> int:
+    """Check a file and, with `in_cluster`, its targets in their clusters; return the exit code.
+
+    As JSON, problems are data and not an error.
+    """
     try:
         config = selection.load()
     except ConfigError as exc:
@@ -57,11 +78,43 @@ def check(selection: Selection, *, json: bool) -> int:
         echo(dumps({"path": exc.path, "ok": False, "problems": problems}, indent=2))
         return exc.exit_code
     names = [target.name for target in config.targets]
+    found = _examined(config, kubeconfig) if in_cluster else []
+    code = _code(found)
     if json:
-        echo(dumps({"path": config.path, "ok": True, "problems": [], "targets": names}, indent=2))
-    else:
-        echo(f"{config.path}: ok, {len(names)} target{'' if len(names) == 1 else 's'}")
+        more = {"cluster": [finding.as_json() for finding in found]} if in_cluster else {}
+        head = {"path": config.path, "ok": not code, "problems": [], "targets": names}
+        echo(dumps({**head, **more}, indent=2))
+        return code
+    bad = [one for one in found if one.status in ("failed", "warning")]
+    lines = [line for finding in bad for line in _lines(finding)]
+    if code:
+        raise _ClusterProblems(config.path, lines, len(bad), code)
+    for line in lines:
+        note(line)
+    where = ", also in the cluster" if in_cluster else ""
+    echo(f"{config.path}: ok{where}, {len(names)} target{'' if len(names) == 1 else 's'}")
     return 0
+
+
+def _examined(config: Config, kubeconfig: str | None) -> list[Finding]:
+    from krelay.cli.signals import run_to_exit
+    from krelay.doctor import examine_targets
+
+    return run_to_exit(examine_targets(config, kubeconfig))
+
+
+def _code(found: Sequence[Finding]) -> int:
+    """Return the highest exit code: that of a failure, or 1 if a target has no endpoint now."""
+    unready = any(None in finding.details.get("endpoints", ()) for finding in found)
+    return max((finding.exit_code for finding in found), default=0) or int(unready)
+
+
+def _lines(finding: Finding) -> list[str]:
+    """Return a finding as a line, and its hint as another."""
+    start = "" if finding.check == "targets" else f"{finding.check}: "
+    where = f" (context {finding.context})" if finding.context else ""
+    hint = ": ".join(filter(None, (finding.hint, finding.command)))
+    return [f"{start}{finding.text}{where}", *([f"  hint: {hint}"] if hint else [])]
 
 
 # -- plan and reload -------------------------------------------------------------------------------

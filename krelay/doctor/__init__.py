@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from krelay.doctor.examination import Source, examine
+from krelay.doctor.examination import Source, examine, examine_targets
 from krelay.doctor.finding import Finding, Status
 
-__all__ = ["Finding", "Source", "Status", "examine"]
+__all__ = ["Finding", "Source", "Status", "examine", "examine_targets"]

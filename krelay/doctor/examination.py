@@ -13,6 +13,7 @@ from krelay.doctor.machine import machine_checks
 from krelay.doctor.runner import run_checks
 from krelay.errors import ConfigError, Problem, UsageError
 from krelay.model import Config
+from krelay.tasks import TaskGroup
 from krelay.threads import in_thread
 
 
@@ -68,6 +69,28 @@ async def examine(
         async with aclosing(cluster.examine()) as there:
             async for finding in there:
                 yield replace(finding, context=name if len(contexts) > 1 else None)
+
+
+TARGETS = ("kubeconfig", "credentials", "server", "user", "rights", "targets")
+"""The checks of a file's targets, and of those that they need."""
+
+
+async def examine_targets(config: Config, kubeconfig: str | None = None) -> list[Finding]:
+    """Examine the targets of a config in the clusters of all contexts at once, and the rights that
+    they need. Nothing is created."""
+
+    async def examine_one(context: str | None) -> list[Finding]:
+        cluster = Cluster(config, context, quick=True, kubeconfig=kubeconfig, only=TARGETS)
+        async with aclosing(cluster.examine()) as there:
+            name = context if len(contexts) > 1 else None
+            return [replace(finding, context=name) async for finding in there]
+
+    if config.agent.embedded:
+        return []
+    contexts = dict.fromkeys(target.context or config.context for target in config.targets)
+    async with TaskGroup() as tasks:
+        examining = [tasks.create_task(examine_one(context)) for context in contexts]
+    return [finding for task in examining for finding in task.result()]
 
 
 def _valid(config: Config) -> Finding:

@@ -79,7 +79,7 @@ def test_wait_is_for_what_was_measured(world: str, tmp_path: Path) -> None:
         assert any(line.startswith("dead: failed: refused") for line in late.log), late.told()
 
 
-def test_add_finds_the_ports_of_its_object_in_the_cluster(world: str, tmp_path: Path) -> None:
+def test_add_and_check_ask_the_cluster_for_the_objects(world: str, tmp_path: Path) -> None:
     file = write(tmp_path, world, "page: svc/web 8080:80")
     before = Path(file).read_text()
     for target in ("svc/web", "deploy/web"):
@@ -88,6 +88,12 @@ def test_add_finds_the_ports_of_its_object_in_the_cluster(world: str, tmp_path: 
     service, workload = Path(file).read_text().removeprefix(before).splitlines()
     assert service == "  svc-web: svc/web 8081:80 10090:90 10091:91/udp"
     assert workload.startswith("  deploy-web: deploy/web 8000")
+    checked = kit.run("check", "--cluster", "-f", file)
+    assert checked.process.returncode == 0, checked.told()
+    assert checked.output == [f"{file}: ok, also in the cluster, 3 targets"]
+    elsewhere = kit.run("check", "--cluster", "-f", file, "-n", "default")
+    assert elsewhere.process.returncode == 4, elsewhere.told()
+    assert 'svc-web: services "web" not found in namespace "default"' in elsewhere.log
     gone = kit.run("add", "-f", file, "svc/not-there")
     assert gone.process.returncode == 4, gone.told()
     assert any("not-there" in line for line in gone.log), gone.told()

@@ -61,15 +61,29 @@ def init(
 @click.command()
 @file_option
 @cluster_options
+@click.option(
+    "--cluster", "in_cluster", is_flag=True, help="Check its targets in their clusters, too."
+)
 @output_option
 @click.argument("path", metavar="[FILE]", required=False, type=FILE)
-def check(file: str | None, cluster: Cluster, output: str, path: str | None) -> int:
-    """Check a file without starting anything."""
+def check(
+    file: str | None, cluster: Cluster, in_cluster: bool, output: str, path: str | None
+) -> int:
+    """Check a file without starting anything.
+
+    With --cluster, also check that each context is reached, that targets and their ports exist and
+    have ready endpoints, and that this user has the rights that the file needs.
+    """
     from krelay.cli import file_commands
 
     if file is not None and path is not None:
         raise UsageError("two files to check", hint="name one, with or without `-f`")
-    return file_commands.check(select(file or path, cluster=cluster), json=output == "json")
+    return file_commands.check(
+        select(file or path, cluster=cluster),
+        json=output == "json",
+        in_cluster=in_cluster,
+        kubeconfig=cluster.kubeconfig,
+    )
 
 
 @click.command()
