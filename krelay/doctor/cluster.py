@@ -146,7 +146,7 @@ class Cluster:
         access = await self._api.access()
         access.require_private()
         self._access = access
-        return login.credentials(access.expires)
+        return login.credentials(self._api.login, access.expires)
 
     async def _server(self) -> Finding:
         # A server can be reached even where the credentials cannot be had.

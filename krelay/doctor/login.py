@@ -145,7 +145,7 @@ def _plugin(command: str, install: str) -> list[Finding]:
     return [failed("expiry", text, hint, exit_code=ClusterError.exit_code)]
 
 
-def credentials(expires: float) -> Finding:
+def credentials(login: Login, expires: float) -> Finding:
     """Say that credentials can be had, and when those of a plugin or an issuer end."""
     if not login.user:
         return ok("credentials", "none: the server takes this user for anyone")
