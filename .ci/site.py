@@ -45,9 +45,6 @@ def stage() -> None:
     """Write the pages and what they show, as the site has them."""
     pages = sources()
     wanted: dict[str, str | Path] = {"site.css": ROOT / ".ci" / "site.css"}
-    for path in (ROOT / "docs").rglob("*"):
-        if path.suffix in (".svg", ".png", ".gif"):
-            wanted[path.relative_to(ROOT / "docs").as_posix()] = path
     for source, place in pages.items():
         wanted[place] = _moved((ROOT / source).read_text("utf-8"), source, place, pages, wanted)
     for old in PAGES.rglob("*"):
@@ -71,12 +68,11 @@ def _moved(
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[2]))
         if target in pages:
             to = pages[target]
-        elif target.startswith("docs/"):
-            to = target.removeprefix("docs/")
         elif target == "README.md":
             to = "index.md"
         else:
-            to = f"files/{target}"
+            inside = target.startswith("docs/")
+            to = target.removeprefix("docs/") if inside else f"files/{target}"
             wanted[to] = ROOT / target
         return found[1] + posixpath.relpath(to, posixpath.dirname(place) or ".") + found[3]
 
