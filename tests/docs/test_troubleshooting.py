@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: it has the message of every error, and no message that krelay lacks."""
+"""docs/troubleshooting.md: it has every error and warning, and no message that krelay lacks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from krelay import errors
+from krelay.datapath import direct, pool
 from tests.docs import pages
 
 PAGE = pages.DOCS / "troubleshooting.md"
@@ -46,7 +47,12 @@ def template(node: ast.AST | None) -> str:
 
 
 def pattern(message: str) -> re.Pattern[str]:
-    """Return what finds a message of the page in the texts of the code."""
+    """Return what finds a message of the page in the texts of the code.
+
+    `…` stands for anything, but in `… by …` and the like, which would stand for too much.
+    """
+    if message.startswith("…") and len(re.findall("[a-z]", message)) < 8:
+        return re.compile(f"^{re.escape(message)}$", re.MULTILINE)
     return re.compile(f"^{'.+'.join(map(re.escape, message.split('…')))}$", re.MULTILINE)
 
 
@@ -115,6 +121,26 @@ def test_the_page_has_every_error() -> None:
     assert not missing, "\n".join(missing)
 
 
+def test_the_page_has_every_warning() -> None:
+    known = [pattern(message) for message in MESSAGES]
+    missing = [
+        f"{pages.name(path)}:{call.lineno}: {text}"
+        for path, nodes in code().items()
+        for call in nodes
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if call.func.attr in ("warning", "error") and call.args
+        for text in [template(call.args[0])]
+        if re.search(r"\w{2}", text) and not any(message.search(text) for message in known)
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def test_the_page_has_every_reason_of_a_refused_dial() -> None:
+    known = [pattern(message) for message in MESSAGES]
+    reasons = [*pool._MEANINGS.values(), *direct._MEANINGS.values()]
+    assert [text for text in reasons if not any(m.search(text) for m in known)] == []
+
+
 def test_the_page_has_no_other_message() -> None:
     nodes = (node for nodes in code().values() for node in nodes)
     texts = {template(node) for node in nodes if isinstance(node, ast.Constant | ast.JoinedStr)}
@@ -128,6 +154,8 @@ def test_the_page_has_no_other_message() -> None:
         ("cannot read …: …", "cannot read …: …", True),
         ("cannot … …", "cannot … in …", True),
         ("cannot … …", "it cannot … …", False),
+        ("… by …", "… by …", True),
+        ("… by …", "… as by …", False),
         ("cannot read …: …", "cannot write …: …", False),
     ],
 )
