@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -144,3 +145,8 @@ def test_every_picture_is_shown_somewhere() -> None:
     }
     drawn = {path for path in pages.DOCS.rglob("*") if path.suffix in (".svg", ".png", ".gif")}
     assert drawn - shown == set()
+
+
+@pytest.mark.parametrize("block", pages.blocks("json"), ids=str)
+def test_json_is_json(block: pages.Block) -> None:
+    json.loads(block.text)
