@@ -19,6 +19,7 @@ from krelay.cli.output import echo, echo_event, in_json, keep_log, note, silence
 from krelay.cli.signals import is_ignored, on_signal, run_to_exit
 from krelay.cli.systemd import Notifier, Service
 from krelay.config.watch import Mode, mode_from_env
+from krelay.diagnostics import dump
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
@@ -146,7 +147,7 @@ async def _run(
         async with AsyncExitStack() as stack:
             if file is not None and path is not None:
                 # The log is for the user alone: on the socket, not over TCP.
-                private = {**public, ("GET", "/v1/logs"): logs}
+                private = {**public, ("GET", "/v1/logs"): logs, ("GET", "/v1/tasks"): _tasks}
                 needed = report is not None
                 await _open_control(stack, supervisor, control, private, path, file, needed=needed)
             listening = TcpServer(public, snapshot=control.snapshot, bus=supervisor.bus)
@@ -209,6 +210,11 @@ async def _stop(
         "live": sum(forward.moving for forward in forwards),
         "drain": config.tunnel.drain if config else 0.0,
     }
+
+
+async def _tasks(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Answer `GET /v1/tasks`: where each task and each thread stands, for a bug report."""
+    return {"text": dump(asyncio.get_running_loop())}
 
 
 class _Signals:

@@ -142,7 +142,7 @@ def _listeners(config: Config) -> Iterator[_Listener]:
     for target in config.targets:
         for number in _numbers(target):
             yield _Listener(target.name, target.listen, *number)
-    if config.status.listen is not None:
+    if config.status.listen is not None and config.status.listen[1]:
         yield _Listener("status.listen", *config.status.listen, Protocol.TCP)
 
 

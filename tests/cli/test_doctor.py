@@ -90,3 +90,17 @@ def test_json_has_the_exit_code_and_the_findings(
 def test_a_good_file_exits_with_0(krelay: Krelay, tmp_path: Path) -> None:
     (tmp_path / "krelay.yaml").write_text(EMBEDDED.format(""))
     assert krelay("doctor", "-o", "json") == 0
+
+
+def test_a_bundle_is_written_once(
+    krelay: Krelay, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "krelay.yaml").write_text(EMBEDDED.format(""))
+    assert krelay("doctor", "--bundle", "b.tar.gz") == 0
+    assert capsys.readouterr().err == (
+        "b.tar.gz: 3 files without known secrets; look before you share it\n"
+    )
+    assert krelay("doctor", "--bundle", "b.tar.gz") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: b.tar.gz exists\n  hint: choose another name for the bundle\n"

@@ -27,6 +27,12 @@ _MCP_PACKAGES = ("mcp", "mcp_types", "pydantic")
 @file_option
 @cluster_options
 @click.option("--quick", is_flag=True, help="Create nothing in the cluster, not even an agent.")
+@click.option(
+    "--bundle",
+    metavar="FILE.tar.gz",
+    type=click.Path(dir_okay=False),
+    help="Also write an archive for a bug report, without secrets.",
+)
 @output_option
 @verbose_option
 @names_argument
@@ -34,6 +40,7 @@ def doctor(
     file: str | None,
     cluster: Cluster,
     quick: bool,
+    bundle: str | None,
     output: str,
     verbose: int,
     names: tuple[str, ...],
@@ -55,6 +62,7 @@ def doctor(
         source,
         quick=quick,
         json=output == "json",
+        bundle=bundle,
         context=cluster.context,
         namespace=cluster.namespace,
         kubeconfig=cluster.kubeconfig,

@@ -11,14 +11,17 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import aclosing
+from pathlib import Path
 
 import click
 
-from krelay.cli.output import echo
+from krelay.cli.output import echo, note
 from krelay.cli.signals import on_signal, run_to_exit
 from krelay.doctor import Finding, Source, Status, examine
 from krelay.doctor.finding import exit_code
+from krelay.errors import UsageError
 from krelay.platforms import require_posix
+from krelay.threads import in_thread
 
 _INTERRUPTED = 130
 _COLOURS = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILED: "red"}
@@ -32,6 +35,7 @@ def doctor(
     *,
     quick: bool,
     json: bool,
+    bundle: str | None = None,
     context: str | None = None,
     namespace: str | None = None,
     kubeconfig: str | None = None,
@@ -43,6 +47,7 @@ def doctor(
             source,
             quick=quick,
             in_json=json,
+            bundle=Path(bundle) if bundle else None,
             context=context,
             namespace=namespace,
             kubeconfig=kubeconfig,
@@ -55,6 +60,7 @@ async def _doctor(
     *,
     quick: bool,
     in_json: bool,
+    bundle: Path | None,
     context: str | None,
     namespace: str | None,
     kubeconfig: str | None,
@@ -64,6 +70,8 @@ async def _doctor(
     on_signal(signal.SIGTERM, task.cancel)
     found: list[Finding] = []
     printer = None if in_json else _Printer()
+    if bundle is not None and await in_thread(bundle.exists):  # before minutes of work
+        raise UsageError(f"{bundle} exists", hint="choose another name for the bundle")
     try:
         async with aclosing(
             examine(
@@ -83,6 +91,11 @@ async def _doctor(
     else:
         printer.end()
         echo(_summary(found))
+    if bundle is not None:
+        from krelay.doctor.bundle import write
+
+        names = await write(bundle, found, source, context=context, kubeconfig=kubeconfig)
+        note(f"{bundle}: {len(names)} files without known secrets; look before you share it")
     return code
 
 
