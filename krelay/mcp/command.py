@@ -60,40 +60,25 @@ class Ended:
 
 
 class Commands:
-    """The commands that run now, each in a task of `tasks`, which waits for their ends."""
+    """Runs commands, a limited number at a time."""
 
-    def __init__(self, tasks: TaskGroup) -> None:
-        self._tasks = tasks
-        self._running: set[asyncio.Task[Ended | KrelayError]] = set()
+    def __init__(self) -> None:
+        self._running = 0
 
     async def run(self, job: Job) -> Ended:
         """Run a command without a terminal or input; a cancellation ends it.
 
         Raises:
             UsageError: the program does not exist or cannot be executed.
-            KrelayError: too many commands run.
+            KrelayError: too many commands run, or no thread can be started.
         """
-        if len(self._running) >= MOST_COMMANDS:
+        if self._running >= MOST_COMMANDS:
             raise KrelayError(f"{MOST_COMMANDS} commands run already", hint="wait for one to end")
-        task = self._tasks.create_task(_outcome(job))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._running += 1
         try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()  # it ends the command by itself: the client need not wait for that
-            raise
-        result = task.result()
-        if isinstance(result, KrelayError):
-            raise result
-        return result
-
-    async def end(self) -> None:
-        """End all commands; return when they have ended, or clean up by themselves."""
-        for task in self._running:
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+            return await _run(job)
+        finally:
+            self._running -= 1
 
 
 class _Child:
@@ -176,14 +161,6 @@ class _Child:
         if excess > 0:
             del self._tail[:excess]
             self.left_out += excess
-
-
-async def _outcome(job: Job) -> Ended | KrelayError:
-    """Return how the command ended, or why it did not run: an error would end the server."""
-    try:
-        return await _run(job)
-    except KrelayError as exc:
-        return exc
 
 
 async def _run(job: Job) -> Ended:

@@ -13,6 +13,7 @@ from krelay.errors import UsageError
 MOST_TARGETS = 200
 MOST_EVENTS = 200
 MOST_LINES = 500
+MOST_FINDINGS = 200
 MOST_SECONDS = 3_600
 _MOST_WORDS = 1_000
 _WORDS = {"extra_forbidden": "no such argument"}
@@ -114,7 +115,7 @@ class RunArguments(Arguments):
 class Result(BaseModel):
     """What every result has."""
 
-    file: str = Field(description="The file of the krelay that answered.")
+    file: str | None = Field(description="The file of the krelay that this is about.")
 
 
 class Port(BaseModel):
@@ -164,6 +165,21 @@ class Events(Result):
 class Logs(Result):
     lines: list[str] = Field(description="Oldest first.")
     left_out: int = Field(description="Older lines that did not fit.")
+
+
+class Finding(BaseModel):
+    check: str
+    status: str = Field(description="ok, warning, failed or skipped.")
+    text: str
+    hint: str | None = Field(description="What mends it.")
+    command: str | None = Field(description="A command line that does so.")
+    context: str | None = Field(description="The kubeconfig context, if there are several.")
+
+
+class Doctor(Result):
+    ok: bool = Field(description="Whether nothing has failed.")
+    findings: list[Finding]
+    left_out: int = Field(description="Findings that did not fit.")
 
 
 class Change(BaseModel):

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Collection
 from typing import Any
 
@@ -30,6 +31,7 @@ from krelay.mcp.forms import schema_of
 from krelay.mcp.krelays import Krelays
 from krelay.mcp.tools import Tool, tools
 from krelay.tasks import TaskGroup
+from krelay.text import one_line
 
 logger = logging.getLogger("krelay.mcp")
 
@@ -45,13 +47,13 @@ as instructions."""
 async def serve(file: str | None, allowed: Collection[str]) -> int:
     """Serve over stdin and stdout until stdin ends; return the exit code.
 
-    SIGTERM, SIGINT and SIGHUP end the commands that run, then the process.
+    SIGTERM, SIGINT and SIGHUP end what the tools do, then the process.
     """
     async with TaskGroup() as tasks:
-        commands = Commands(tasks)
+        calls = Calls(file, allowed, tasks)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            _die_of(number, commands, tasks)
-        server = make_server(file, allowed, commands)
+            _die_of(number, calls, tasks)
+        server = make_server(calls)
         try:
             async with stdio_server() as (reading, writing):
                 await server.run(reading, writing, server.create_initialization_options())
@@ -59,18 +61,28 @@ async def serve(file: str | None, allowed: Collection[str]) -> int:
             if group.split(OSError)[1] is not None:
                 raise
             logger.debug("the client has gone: %s", group.exceptions)
-        finally:
-            await commands.end()
     return 0
 
 
-def make_server(file: str | None, allowed: Collection[str], commands: Commands) -> Server[Any]:
-    """Return a server for any transport.
+def _die_of(number: signal.Signals, calls: Calls, tasks: TaskGroup) -> None:
+    """Make a signal end the calls, then the process, unless it was ignored at the start.
 
-    `file` is the file of the krelay to ask, by default that of this directory. `allowed` names the
-    tools of `OPTIONAL` that the user allows.
+    The thread that reads stdin cannot be interrupted, so only the signal itself ends the process.
     """
-    calls = _Calls(tools(Krelays(file), commands), allowed)
+    loop = asyncio.get_running_loop()
+
+    async def die() -> None:
+        await calls.end()
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if signal.getsignal(number) != signal.SIG_IGN:
+        loop.add_signal_handler(number, lambda: tasks.create_task(die()))
+
+
+def make_server(calls: Calls) -> Server[Any]:
+    """Return a server for any transport."""
     return Server(
         "krelay",
         title="krelay",
@@ -81,31 +93,22 @@ def make_server(file: str | None, allowed: Collection[str], commands: Commands) 
     )
 
 
-def _die_of(number: signal.Signals, commands: Commands, tasks: TaskGroup) -> None:
-    """Make a signal end the commands, then the process, unless it was ignored at the start.
+class Calls:
+    """The handlers of the protocol's two requests about tools.
 
-    The thread that reads stdin cannot be interrupted, so only the signal itself ends the process.
+    `file` is the file of the krelay to ask, by default that of this directory. `allowed` names the
+    tools of `OPTIONAL` that the user allows. Each call is a task of `tasks`.
     """
-    loop = asyncio.get_running_loop()
 
-    async def die() -> None:
-        await commands.end()
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-    if signal.getsignal(number) != signal.SIG_IGN:
-        loop.add_signal_handler(number, lambda: tasks.create_task(die()))
-
-
-class _Calls:
-    """The handlers of the protocol's two requests about tools."""
-
-    def __init__(self, known: dict[str, Tool], allowed: Collection[str]) -> None:
-        self._known = known
+    def __init__(self, file: str | None, allowed: Collection[str], tasks: TaskGroup) -> None:
+        self._known = tools(Krelays(file), Commands())
         self._open = {
-            name: tool for name, tool in known.items() if name not in OPTIONAL or name in allowed
+            name: tool
+            for name, tool in self._known.items()
+            if name not in OPTIONAL or name in allowed
         }
+        self._tasks = tasks
+        self._running: set[asyncio.Task[CallToolResult]] = set()
         self._places = asyncio.Semaphore(_MOST_CALLS)
 
     async def list(self, context: object, params: object) -> ListToolsResult:
@@ -113,17 +116,40 @@ class _Calls:
         return ListToolsResult(tools=[_listed(tool) for tool in self._open.values()])
 
     async def call(self, context: object, params: CallToolRequestParams) -> CallToolResult:
-        """Answer `tools/call`. What a model can mend is the error of a tool, for it to read."""
+        """Answer `tools/call`.
+
+        The SDK cancels a call again and again until it ends; its task is cancelled once.
+        """
+        task = self._tasks.create_task(self._answer(params.name, params.arguments or {}))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        return task.result()
+
+    async def end(self) -> None:
+        """End all calls."""
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _answer(self, name: str, given: dict[str, Any]) -> CallToolResult:
+        """Return the result, or what a model can mend as the error of the tool."""
         try:
             async with self._places:
-                found = await self._call(params.name, params.arguments or {})
+                found = await self._call(name, given)
         except KrelayError as exc:
-            return _answer("\n".join(exc.report()), is_error=True)
+            return _result("\n".join(exc.report()), is_error=True)
         except Exception as exc:
             # The text of the exception may quote the file, and so a secret.
-            logger.exception("%s failed", params.name)
-            return _answer(f"internal error: {type(exc).__name__}", is_error=True)
-        return _answer(json.dumps(found), found)
+            stack = "".join(traceback.format_tb(exc.__traceback__))
+            logger.error("%s failed: %s\n%s", one_line(name), type(exc).__name__, stack)
+            return _result(f"internal error: {type(exc).__name__}", is_error=True)
+        return _result(json.dumps(found), found)
 
     async def _call(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         tool = self._open.get(name)
@@ -151,6 +177,6 @@ def _listed(tool: Tool) -> ListedTool:
     )
 
 
-def _answer(text: str, structured: Any = None, *, is_error: bool = False) -> CallToolResult:
+def _result(text: str, structured: Any = None, *, is_error: bool = False) -> CallToolResult:
     content = TextContent(type="text", text=text)
     return CallToolResult(content=[content], structured_content=structured, is_error=is_error)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -13,6 +15,7 @@ from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.grammar import quote
 from krelay.config.sources import Selection
+from krelay.doctor import Status, examine
 from krelay.errors import NotReadyError, UsageError
 from krelay.mcp import forms
 from krelay.mcp.command import Commands, Job
@@ -36,6 +39,7 @@ _MOST_TEXT = 60_000
 """Characters of a log, or of the forwards of a snapshot, in one answer."""
 _PLAN_DEADLINE = 30.0
 _RELOAD_DEADLINE = 120.0
+_DOCTOR_DEADLINE = 120.0
 _READY_DEADLINE = "60s"
 
 
@@ -93,6 +97,16 @@ def tools(krelays: Krelays, commands: Commands) -> dict[str, Tool]:
             forms.LogsArguments,
             forms.Logs,
             reads.logs,
+        ),
+        Tool(
+            "doctor",
+            "Doctor",
+            "Examine what krelay needs, from its file to its rights in the cluster, and say what"
+            " mends each problem. Needs no running krelay, creates nothing, and takes some seconds."
+            " Use it if krelay does not start, or a target stays unready.",
+            forms.Arguments,
+            forms.Doctor,
+            reads.doctor,
         ),
         Tool(
             "plan",
@@ -186,11 +200,29 @@ class _Reading:
         file = await self._krelays.choose(given.file)
         body: dict[str, Any] = {"lines": given.lines}
         if given.target is not None:
-            body["target"] = given.target
+            body["targets"] = [given.target]
         answer = await self._krelays.ask(file, "GET", "/v1/logs", body)
         lines = [line["text"] for line in answer["lines"]]
         shown = _that_fit(lines[::-1])[::-1]
         return forms.Logs(file=file, lines=shown, left_out=len(lines) - len(shown))
+
+    async def doctor(self, given: forms.Arguments) -> forms.Doctor:
+        file = await self._krelays.find(given.file)
+        source = Selection(file, environ=os.environ) if file else None
+        async with (
+            asyncio.timeout(_DOCTOR_DEADLINE),
+            aclosing(examine(source, quick=True)) as findings,
+        ):
+            found = [finding async for finding in findings]
+        return forms.Doctor(
+            file=file,
+            ok=not any(finding.status is Status.FAILED for finding in found),
+            findings=[
+                forms.Finding(**{name: getattr(each, name) for name in forms.Finding.model_fields})
+                for each in found[: forms.MOST_FINDINGS]
+            ],
+            left_out=max(0, len(found) - forms.MOST_FINDINGS),
+        )
 
 
 class _Acting:

@@ -6,8 +6,6 @@ import asyncio
 import os
 import shlex
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,19 +13,8 @@ import pytest
 from krelay.errors import KrelayError, UsageError
 from krelay.mcp import command
 from krelay.mcp.command import MOST_COMMANDS, MOST_OUTPUT, Commands, Ended, Job
-from krelay.tasks import TaskGroup
 from tests import rig
 from tests.integration.product import alive
-
-
-@asynccontextmanager
-async def running() -> AsyncIterator[Commands]:
-    async with TaskGroup() as tasks:
-        commands = Commands(tasks)
-        try:
-            yield commands
-        finally:
-            await commands.end()
 
 
 def job(script: str, *, timeout: float = 60.0, relaying: bool = False) -> Job:
@@ -35,8 +22,7 @@ def job(script: str, *, timeout: float = 60.0, relaying: bool = False) -> Job:
 
 
 async def run(script: str, *, timeout: float = 60.0, relaying: bool = False) -> Ended:
-    async with running() as commands:
-        return await commands.run(job(script, timeout=timeout, relaying=relaying))
+    return await Commands().run(job(script, timeout=timeout, relaying=relaying))
 
 
 async def pids(path: Path, count: int) -> list[int]:
@@ -76,9 +62,8 @@ async def test_a_long_output_lacks_its_middle() -> None:
 
 @pytest.mark.parametrize("argv", [["/nowhere/x"], ["/"], ["a\0b"]])
 async def test_what_cannot_run_is_an_error(argv: list[str]) -> None:
-    async with running() as commands:
-        with pytest.raises(UsageError, match="cannot run"):
-            await commands.run(Job(argv, "/", os.environ, 60.0))
+    with pytest.raises(UsageError, match="cannot run"):
+        await Commands().run(Job(argv, "/", os.environ, 60.0))
 
 
 async def test_a_child_that_holds_the_output_holds_up_nothing(tmp_path: Path) -> None:
@@ -109,33 +94,33 @@ async def test_a_command_that_ignores_sigterm_is_killed(
 async def test_a_cancellation_ends_a_command_and_its_children(tmp_path: Path) -> None:
     path = tmp_path / "pids"
     script = "trap '' TERM; sh -c 'trap \"\" TERM; echo $$; sleep 1000' & echo $$; wait"
-    async with running() as commands, asyncio.TaskGroup() as tasks:
+    async with asyncio.TaskGroup() as tasks:
         text = f"{{ {script}; }} > {shlex.quote(str(path))}"
-        call = tasks.create_task(commands.run(job(text)))
+        call = tasks.create_task(Commands().run(job(text)))
         found = await pids(path, 2)
         call.cancel()
     assert call.cancelled()
     await rig.until(lambda: not any(map(alive, found)))
 
 
-async def test_an_abandoned_krelay_run_ends_by_itself(tmp_path: Path) -> None:
-    """It gets two signals, as from an impatient user, and is not killed while it cleans up."""
+async def test_an_abandoned_krelay_run_is_not_killed_while_it_cleans_up(tmp_path: Path) -> None:
     path = tmp_path / "said"
     target = shlex.quote(str(path))
     script = f"trap 'echo got >> {target}' TERM; echo $$ > {target}; while :; do sleep 0.05; done"
-    async with running() as commands, asyncio.TaskGroup() as tasks:
-        call = tasks.create_task(commands.run(job(script, relaying=True)))
+    async with asyncio.TaskGroup() as tasks:
+        call = tasks.create_task(Commands().run(job(script, relaying=True)))
         (pid,) = await pids(path, 1)
         call.cancel()
     try:
-        await rig.until(lambda: path.read_text().split()[1:] == ["got", "got"])
+        await rig.until(lambda: "got" in path.read_text())
         assert alive(pid)
     finally:
         os.kill(pid, signal.SIGKILL)
 
 
 async def test_there_are_only_so_many_at_a_time() -> None:
-    async with running() as commands, asyncio.TaskGroup() as tasks:
+    commands = Commands()
+    async with asyncio.TaskGroup() as tasks:
         calls = [tasks.create_task(commands.run(job("sleep 1000"))) for _ in range(MOST_COMMANDS)]
         await asyncio.sleep(0)
         with pytest.raises(KrelayError, match="4 commands run already"):
@@ -149,6 +134,5 @@ async def test_a_lack_of_threads_is_an_error_of_the_call(monkeypatch: pytest.Mon
         raise KrelayError("no thread can be started")
 
     monkeypatch.setattr(command, "in_thread", none)
-    async with running() as commands:
-        with pytest.raises(KrelayError, match="no thread"):
-            await commands.run(job("sleep 1000"))
+    with pytest.raises(KrelayError, match="no thread"):
+        await Commands().run(job("sleep 1000"))

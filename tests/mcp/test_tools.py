@@ -16,8 +16,7 @@ from mcp import Client
 from mcp_types import TextContent
 
 from krelay.mcp import OPTIONAL, forms, krelays, tools
-from krelay.mcp.command import Commands
-from krelay.mcp.server import make_server
+from krelay.mcp.server import Calls, make_server
 from krelay.tasks import TaskGroup
 from tests import rig
 from tests.integration.product import ROOT, Up, document, up
@@ -25,7 +24,7 @@ from tests.integration.product import ROOT, Up, document, up
 pytestmark = pytest.mark.process
 
 SECRET = "sesame-sesame-sesame"
-READING = ["targets", "state", "events", "logs"]
+READING = ["targets", "state", "events", "logs", "doctor"]
 
 
 class Model:
@@ -63,13 +62,9 @@ class Model:
 async def model(file: Path | None, *allowed: str) -> AsyncIterator[Model]:
     """A model, and a server in this process."""
     async with TaskGroup() as tasks:
-        commands = Commands(tasks)
-        server = make_server(str(file) if file else None, allowed, commands)
-        try:
-            async with Client(server) as client:
-                yield Model(client)
-        finally:
-            await commands.end()
+        calls = Calls(str(file) if file else None, allowed, tasks)
+        async with Client(make_server(calls)) as client:
+            yield Model(client)
 
 
 @asynccontextmanager
@@ -132,18 +127,63 @@ async def test_wrong_arguments_are_errors_of_the_tool(
 
 async def test_without_a_krelay_an_error_says_how_to_start_it(file: Path) -> None:
     async with model(file) as reader:
-        for tool in READING:
+        for tool in READING[:-1]:
             assert await reader.fails(tool) == (
                 f"krelay is not running for {file}\n  hint: start it with `krelay up -f {file}`"
             )
 
 
-async def test_a_server_without_a_file_says_so(
+async def test_without_a_file_the_only_krelay_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     async with model(None) as reader:
-        assert "hint:" in await reader.fails("targets")
+        error = await reader.fails("targets")
+        assert error.startswith("no krelay runs, and this directory has no krelay.yaml")
+        async with relaying(one):
+            assert (await reader.call("targets"))["file"] == str(one)
+            async with relaying(two):
+                error = await reader.fails("targets")
+                assert error == (
+                    f"several krelays run: name one as `file`\n  hint: running: {one}, {two}"
+                )
+                assert (await reader.call("targets", file=str(two)))["file"] == str(two)
+                error = await reader.fails("targets", file="/etc/passwd")
+                assert error.startswith("krelay is not running for /etc/passwd\n  hint: running")
+        (empty / "krelay.yaml").touch()
+        error = await reader.fails("targets")
+        assert error.startswith(f"krelay is not running for {empty}/krelay.yaml")
+        error = await reader.fails("targets", file=str(one))
+        assert error == f"krelay is not running for {one}\n  hint: none is running"
+
+
+async def test_the_doctor_says_what_mends_a_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", os.devnull)
+    file.write_text(document({"web": "ip/127.0.0.1 :80"}))
+    async with model(file) as reader:
+        found = await reader.call("doctor")
+        assert found["findings"][0]["text"] == f"{file}: 1 target"
+        file.write_text(document({"web": "svc/"}))
+        found = await reader.call("doctor")
+        assert not found["ok"]
+        first = found["findings"][0]
+        assert first["text"].startswith(f"{file}:4:12: `svc/` has no port")
+        assert (first["status"], first["hint"][:11]) == ("failed", "for example")
+
+
+async def test_the_doctor_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", os.devnull)
+    async with model(None) as reader:
+        found = await reader.call("doctor")
+        assert (found["file"], found["ok"]) == (None, False)
 
 
 def test_sockets_are_found_without_the_variables_of_a_login(
@@ -218,6 +258,9 @@ async def test_the_log_has_the_last_lines(file: Path) -> None:
         lines = (await reader.call("logs"))["lines"]
         assert any(line.endswith("web: ready") for line in lines)
         assert (await reader.call("logs", lines=1))["lines"] == lines[-1:]
+        about = (await reader.call("logs", target="web"))["lines"]
+        assert about == [line for line in lines if "web" in line]
+        assert (await reader.call("logs", target="other"))["lines"] == []
 
 
 async def test_answers_are_bounded(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
