@@ -24,7 +24,15 @@ from krelay.errors import KrelayError, UsageError
 from krelay.model import Config, StatusConfig
 from krelay.mux.descriptors import raise_file_limit
 from krelay.state.bus import EventBus
-from krelay.state.events import AgentProgress, ConfigApplied, Ending, ForwardBound, Started
+from krelay.state.events import (
+    AgentProgress,
+    ConfigApplied,
+    Ending,
+    ForwardBound,
+    ForwardChanged,
+    Started,
+)
+from krelay.state.states import State
 from krelay.status import Handler
 from krelay.status.servers import AlreadyRunningError, TcpServer, serve_unix
 from krelay.status.socket_path import socket_path
@@ -95,6 +103,7 @@ def run(
         supervisor.bus.on(ForwardBound, announce)
     elif report is not None:
         supervisor.bus.on(ForwardBound, log_bound)
+        _report_failures(supervisor, report)
     elif not live:
         supervisor.bus.on(ForwardBound, announce_bound)
     quiet = as_kubectl and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO)
@@ -351,6 +360,22 @@ def _say_ending(event: Ending) -> None:
     """Say how many connections krelay waits for, if any."""
     if event.moving:
         note(event.line)
+
+
+def _report_failures(supervisor: Supervisor, report: Report) -> None:
+    """Report each forward that fails, once the start is over: before, it may be what ends it."""
+
+    def started(_: Started) -> None:
+        for forward in supervisor.snapshot().forwards:
+            if forward.state is State.FAILED:
+                report.problem(str(forward))
+
+    def changed(event: ForwardChanged) -> None:
+        if supervisor.started.is_set() and event.state is State.FAILED:
+            report.problem(event.text)
+
+    supervisor.bus.on(Started, started)
+    supervisor.bus.on(ForwardChanged, changed)
 
 
 async def _report_ready(bus: EventBus, report: Report) -> None:

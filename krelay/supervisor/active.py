@@ -282,6 +282,7 @@ class ActiveConfig:
                 self._drain(former, self.draining_groups, drain)
         self.groups |= warm.groups
         self._replace_directs(config, warm)
+        reset = self._restart(config, warm.restarted)
         self.forwards = {}
         to_bind = []
         for pair in plan.pairs:
@@ -292,7 +293,6 @@ class ActiveConfig:
             unbound = forward.listener is None and (pair.changed or forward.failure)
             if old is None or pair.rebound or unbound:
                 to_bind.append(forward)
-        reset = sum(self._restart(config, name) for name in warm.restarted)
         self._replace_watchers(warm)
         for pair in plan.pairs:
             if pair.new is not None and pair.rerouted and not pair.rebound:
@@ -307,14 +307,13 @@ class ActiveConfig:
         self.fall_back(warm)
         return reset
 
-    def _restart(self, config: Config, name: str) -> int:
-        """Restart the forwards of a target; return how many connections that has reset."""
+    def _restart(self, config: Config, names: Collection[str]) -> int:
+        """Restart the forwards of targets; return how many connections that has reset."""
         count = 0
         for forward in self.forwards.values():
-            if forward.spec.target.name == name:
+            if forward.spec.target.name in names:
                 resolution = forward.route.resolution
                 count += forward.restart()
-                forward.route.move(self._pool(config, forward.spec, forward))
                 direct = self.directs.get(group_of(config, forward.spec.target))
                 if direct is not None and resolution is not None:
                     direct.pool.renew(resolution)

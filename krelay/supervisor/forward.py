@@ -160,7 +160,7 @@ class Forward:
         self.direct_only = ""
         self.route.redirect()
         self.health.restart()
-        self._log.info("restarted, %d connections reset", count)
+        self._log.info("restarted, %d connection%s reset", count, "s" * (count != 1))
         return count
 
     async def drain(self, timeout: float) -> None:

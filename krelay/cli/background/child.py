@@ -1,7 +1,8 @@
 """The process in the background: how it begins, and what it tells the command that started it.
 
 The command that starts it (`krelay.cli.background.start`) reads lines of JSON from a pipe: each
-`step` of a slow start, then either `ready` or the `error` that ended the start.
+`step` of a slow start, each `problem` of a forward, then either `ready` or the `error` that ended
+the start.
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Report:
     def step(self, text: str) -> None:
         """Tell what the start waits for."""
         self._write(step=text)
+
+    def problem(self, text: str) -> None:
+        """Tell why a forward does not work, so far."""
+        self._write(problem=text)
 
     def ready(self) -> None:
         """Tell that every forward is ready."""

@@ -137,7 +137,7 @@ def _launch(file: str, arguments: Sequence[str], until: float) -> None:
 
 
 def _follow(pipe: IO[bytes], process: subprocess.Popen[bytes], log: Path, until: float) -> None:
-    """Print the steps of a slow start until it is over, or the time is."""
+    """Print the steps of a slow start, and what fails, until all is ready or the time is over."""
     kept = b""
     while select.select([pipe], [], [], max(0.0, until - time.monotonic()))[0]:
         data = pipe.read(_READ)
@@ -148,7 +148,7 @@ def _follow(pipe: IO[bytes], process: subprocess.Popen[bytes], log: Path, until:
             if "error" in line:
                 process.wait()
                 raise from_json(line["error"])
-            note(f"agent: {line['step']}")
+            note(line["problem"] if "problem" in line else f"agent: {line['step']}")
         if not data:
             code = process.wait()
             raise KrelayError(f"krelay ended at its start (exit code {code})", hint=f"see {log}")

@@ -32,9 +32,14 @@ def test_steps_and_the_end_of_the_start_are_told(pipe: tuple[int, int]) -> None:
     assert not os.get_inheritable(writer)
     with report.errors():
         report.step("waiting for a node")
+        report.problem("db: failed: refused")
         report.ready()
         report.step("no more")
-    assert told(reader) == [{"step": "waiting for a node"}, {"ready": True}]
+    assert told(reader) == [
+        {"step": "waiting for a node"},
+        {"problem": "db: failed: refused"},
+        {"ready": True},
+    ]
     assert os.read(reader, 1) == b""
 
 

@@ -199,7 +199,7 @@ async def test_a_process_that_dies_is_an_error_that_names_its_log(
 async def test_a_slow_start_says_its_steps_and_goes_on_after_the_timeout(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = '{"step": "waiting for a node"}', '{"step": "pulling the image"}'
+    lines = '{"step": "waiting for a node"}', '{"problem": "db: failed: refused"}'
     program = f"""
 import json, os, time
 pipe = json.loads(os.environ[{VARIABLE!r}])["pipe"]
@@ -223,7 +223,7 @@ time.sleep(3600)
             await started(file, timeout=3.0)
         assert caught.value.details() == [f"krelay is not running for {file}"]
         said = capsys.readouterr().err
-        assert said == "agent: waiting for a node\nagent: pulling the image\n"
+        assert said == "agent: waiting for a node\ndb: failed: refused\n"
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
