@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from krelay.cli.terminal import doctor
 from krelay.cli.terminal.doctor import lines
 from krelay.doctor.finding import Finding, Status, failed, ok
+from tests.cli.emulator import terminal
 
 Krelay = Callable[..., int]
 EMBEDDED = "apiVersion: krelay/v1\nagent: {{embedded: true}}\ntargets: {{a: ip/127.0.0.1 {}:80}}\n"
@@ -90,6 +93,39 @@ def test_json_has_the_exit_code_and_the_findings(
 def test_a_good_file_exits_with_0(krelay: Krelay, tmp_path: Path) -> None:
     (tmp_path / "krelay.yaml").write_text(EMBEDDED.format(""))
     assert krelay("doctor", "-o", "json") == 0
+
+
+def test_contexts_have_a_line_and_unmade_checks_one_for_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    printer = doctor._Printer()
+    unmade = Finding("user", Status.SKIPPED, "needs: server", details={"needs": "server"})
+    for finding in (ok("engine", "e"), replace(unmade, context="a"), replace(unmade, context="b")):
+        printer.print(finding)
+    printer.print(replace(unmade, check="rights", context="b"))
+    printer.print(ok("x", "y"))
+    printer.end()
+    assert capsys.readouterr().out.splitlines() == [
+        "ok       engine       e",
+        "context a:",
+        "skipped  user         needs: server",
+        "context b:",
+        "skipped  2 checks     for want of server: user, rights",
+        "ok       x            y",
+    ]
+
+
+@pytest.mark.process
+async def test_a_terminal_has_colours_and_lines_that_fit(tmp_path: Path) -> None:
+    path = tmp_path / ("long-" * 20)
+    path.mkdir()
+    (path / "krelay.yaml").write_text(EMBEDDED.format(""))
+    async with terminal("doctor", "-f", str(path / "krelay.yaml"), cwd=tmp_path) as shown:
+        await shown.shows("1 skipped, 4 ok")
+        assert "skipped  ports        the file names no local port that is known before the" in (
+            shown.lines
+        )
+        assert b"\x1b[32mok       \x1b[0mengine" in shown.raw
 
 
 def test_a_bundle_is_written_once(

@@ -41,6 +41,8 @@ class World:
     services: dict[str, Any] = field(default_factory=dict)
     slices: list[Any] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
+    jobs: list[str] = field(default_factory=list)
+    """The Jobs that there are, by name: each has a pod that runs."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         status, body = self._judge(request, await request.json() if request.body_exists else {})
@@ -62,10 +64,18 @@ class World:
         if path == REVIEWS:
             return 201, {"status": {"allowed": self._allows(body["spec"]["resourceAttributes"])}}
         if request.method == "POST":
-            assert request.query["dryRun"] == "All"
             kind = path.rpartition("/")[2]
             code, message = self.refusals.get(kind, (201, ""))
-            return code, {"kind": "Status", "message": message} if message else body
+            if message:
+                return code, {"kind": "Status", "message": message}
+            if not request.query.get("dryRun"):
+                assert kind == "jobs"
+                self.jobs.append(body["metadata"]["name"])
+                body["metadata"] |= {"uid": "u"}
+            return code, body
+        if request.method == "DELETE":
+            self.jobs.remove(path.rpartition("/")[2])
+            return 200, {}
         if path == "/api/v1/nodes":
             images = [{"names": self.images}]
             return self._list([{"metadata": {"name": "n"}, "status": {"images": images}}], "nodes")
@@ -77,7 +87,8 @@ class World:
             slices = [one for one in self.slices if one["metadata"]["name"] in (wanted, "")]
             return self._list(slices, "endpointslices")
         if path.endswith("/pods"):
-            return self._list([], "pods")
+            job = request.query.get("labelSelector", "").removeprefix("job-name=")
+            return self._list([_pod(job)] if job in self.jobs else [], "pods")
         return 403, {"message": f'User "jane" cannot get resource "{path}"'}
 
     def _list(self, items: list[Any], resource: str) -> tuple[int, Any]:
@@ -126,6 +137,15 @@ class World:
             async for one in findings:
                 found.setdefault(one.check, []).append(one)
         return found
+
+
+def _pod(job: str) -> Any:
+    state = {"name": "krelay-server", "image": "i", "state": {"running": {}}}
+    return {
+        "metadata": {"name": f"{job}-x", "namespace": "team", "uid": "p", "resourceVersion": "1"},
+        "spec": {"nodeName": "n"},
+        "status": {"phase": "Running", "containerStatuses": [state]},
+    }
 
 
 @pytest.fixture

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from contextlib import aclosing
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 
-from krelay.doctor import Finding, Status, examine
+from krelay.cluster.api import Api
+from krelay.config import parse
+from krelay.datapath.agent_link import Way
+from krelay.doctor import Finding, Status, carriers, examine
 from krelay.doctor.admission import full_name
+from krelay.doctor.cluster import Cluster
+from krelay.errors import AccessDeniedError, TunnelError
+from krelay.model import Origin
 from tests.doctor.conftest import FILE, World
 
 POD_SECURITY = (
@@ -283,3 +291,62 @@ async def test_without_a_file_an_agent_is_what_is_needed(world: World) -> None:
     assert "file" not in found
     assert found["rights"].text.startswith("all 6 that the file needs")
     assert found["admission"].text == 'namespace "shop" takes the agent\'s Job and its pod'
+
+
+# -- with an agent ---------------------------------------------------------------------------------
+
+
+async def test_an_agent_is_started_measured_and_removed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    async def measure(way: Way, key: bytes, source_port: int | None) -> carriers.Speed:
+        seen.append([way.name, *world.jobs])
+        if way.name == "proxy":
+            raise TunnelError("pods/proxy: no route")
+        return carriers.Speed(0.0123, 5e6 if way.name == "spdy" else None)
+
+    monkeypatch.setattr(carriers, "measure", measure)
+    found = await world.examine(quick=False)
+    assert found["agent"][0].text.endswith("s, and is removed afterwards")
+    assert found["spdy"][0].text == "works: round trip 12.3 ms, 5 MB/s"
+    assert found["websocket"][0].text == "works: round trip 12.3 ms"
+    assert found["proxy"][0].status is Status.WARNING
+    assert found["tunnels"][0].text == "start by spdy"
+    assert [name for name, _ in seen] == ["spdy", "websocket", "proxy"]
+    assert world.jobs == []
+
+
+async def test_an_agent_is_removed_when_the_examination_is_ended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring = asyncio.Event()
+
+    async def measure(*args: object) -> carriers.Speed:
+        measuring.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(carriers, "measure", measure)
+    examining = asyncio.create_task(world.examine(quick=False))
+    await measuring.wait()
+    assert len(world.jobs) == 1
+    examining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await examining
+    assert world.jobs == []
+
+
+async def test_an_agent_that_is_refused_gets_the_command_that_allows_it(world: World) -> None:
+    world.kube.kubeconfig({"token": "t"})
+    async with await Api.connect(kubeconfig=str(world.folder / "kubeconfig")) as api:
+        config = await asyncio.to_thread(parse, FILE, "krelay.yaml", {})
+        config = replace(config, origin=Origin(("-f", "krelay.yaml")))
+        cluster = Cluster(config, None)
+        cluster._connected = api
+        world.refusals["jobs"] = 403, NO_PODS.replace("pods", "jobs")
+        with pytest.raises(AccessDeniedError) as caught:
+            await cluster._start_agent()
+        assert "krelay rbac -f krelay.yaml -n team" in str(caught.value.hint)
+        await cluster._close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -72,6 +73,18 @@ def test_the_validity_of_a_certificate_is_that_which_openssl_reads(name: str, pk
 )
 def test_what_is_no_certificate_has_no_validity(pem: bytes) -> None:
     assert of_certificate(pem) is None
+
+
+def test_the_validity_of_a_certificate_without_a_version() -> None:
+    def element(tag: int, *content: bytes) -> bytes:
+        body = b"".join(content)
+        return bytes([tag, len(body)]) + body
+
+    times = element(0x17, b"990101000000Z"), element(0x18, b"20600101000000Z")
+    signed = element(0x30, element(2, b"1"), element(0x30), element(0x30), element(0x30, *times))
+    pem = ssl.DER_cert_to_PEM_cert(element(0x30, signed)).encode()
+    begin, end = datetime(1999, 1, 1, tzinfo=UTC), datetime(2060, 1, 1, tzinfo=UTC)
+    assert of_certificate(pem) == Validity(begin, end)
 
 
 def test_the_validity_of_a_token() -> None:

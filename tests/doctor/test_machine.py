@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from krelay import __version__
 from krelay.config.sources import Selection
 from krelay.doctor import Finding, Status, examine, machine
+from krelay.errors import KrelayError
+from krelay.model import Config, Kind, Port, Protocol, StatusConfig, Target
 from krelay.net import engine
+from krelay.state.bus import EventBus
+from krelay.state.snapshot import Snapshot
+from krelay.status.servers import serve_unix
+from krelay.status.socket_path import socket_path
 
 EMBEDDED = "apiVersion: krelay/v1\nagent: {{embedded: true}}\ntargets:\n  a: ip/127.0.0.1 {}\n"
 
@@ -95,3 +105,77 @@ def test_an_engine_that_does_not_serve_is_a_warning(monkeypatch: pytest.MonkeyPa
     assert found.status is Status.WARNING
     assert found.text.endswith("asyncio: aiofastnet 9 does not fit")
     assert os.sep not in found.text
+
+
+# -- the krelay that runs the file -----------------------------------------------------------------
+
+
+@pytest.fixture
+async def runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+    """A socket of a krelay that runs a file, and the state that it reports."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    file = str(tmp_path / "krelay.yaml")
+    state: dict[str, Any] = {"pid": os.getpid(), "version": __version__, "forwards": []}
+
+    async def status(body: Mapping[str, Any]) -> dict[str, Any]:
+        if "error" in state:
+            raise KrelayError(state["error"])
+        return state
+
+    async def snapshot() -> Snapshot:
+        raise AssertionError
+
+    path = await asyncio.to_thread(socket_path, file)
+    handlers = {("GET", "/v1/status"): status}
+    async with serve_unix(path, handlers, snapshot=snapshot, bus=EventBus()):
+        yield file, state
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "text"),
+    [
+        ({"forwards": [{"state": "ready"}]}, "ok", ": 1 of 1 ready"),
+        ({"forwards": [{"state": "failed"}]}, "warning", ": 0 of 1 ready"),
+        ({"version": "0.0.1"}, "warning", f"; installed is {__version__}"),
+        ({"error": "no"}, "warning", ": no"),
+    ],
+)
+async def test_a_krelay_that_runs_the_file(
+    runs: tuple[str, dict[str, Any]], change: dict[str, Any], status: str, text: str
+) -> None:
+    file, state = runs
+    state |= change
+    found = await asyncio.to_thread(machine.running, file)
+    assert found.status.value == status
+    assert found.text.endswith(text)
+
+
+async def test_ports_of_the_krelay_that_runs_the_file_are_its_own(
+    runs: tuple[str, dict[str, Any]], taken: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, state = runs
+    port = taken.getsockname()[1]
+    targets = (Target("a", Kind.IP, "127.0.0.1", (Port(80, port),)),)
+    config = Config(targets, status=StatusConfig(listen=("127.0.0.1", 0)))
+    owner = f"another krelay (pid {state['pid']})"
+    monkeypatch.setattr(machine, "port_owner", lambda *args: owner)
+    with taken:
+        (found,) = await asyncio.to_thread(machine.ports, config, file)
+        assert found.text == "taken by the krelay that runs this file"
+        state["error"] = "no"
+        (found,) = await asyncio.to_thread(machine.ports, config, file)
+        assert found.text.endswith(f"Address already in use by {owner}")
+
+
+async def test_udp_ports_and_that_of_the_status_page_are_tried() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        targets = (Target("a", Kind.IP, "127.0.0.1", (Port(80, port, Protocol.UDP),)),)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            listen = server.getsockname()
+            config = Config(targets, status=StatusConfig(listen=listen))
+            found = await asyncio.to_thread(machine.ports, config, None)
+    assert [one.text.partition(":")[0] for one in found] == ["a", "status.listen"]

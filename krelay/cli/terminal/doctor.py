@@ -111,7 +111,8 @@ class _Printer:
         if finding.context != self._context:
             self.end()
             self._context = finding.context
-            echo(f"context {finding.context}:")
+            if finding.context is not None:
+                echo(f"context {finding.context}:")
         if "needs" in finding.details:
             self._unmade.append(finding)
             return
