@@ -100,10 +100,11 @@ def index() -> str:
 def _opening(page: str) -> tuple[str, str]:
     """Return the title of a page, and its first sentence without links."""
     title, _, rest = page.removeprefix("# ").partition("\n")
-    paragraphs = (part for part in rest.split("\n\n") if re.match(r"\n*(?!```)[\w`*\[]", part))
+    rest = re.sub(r"^```.*?^```$", "", rest, flags=re.MULTILINE | re.DOTALL)
+    paragraphs = (part for part in rest.split("\n\n") if re.match(r"\n*[\w`*\[]", part))
     first = " ".join(next(paragraphs, "").split())
     first = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", first)
-    return title, re.split(r"(?<=[.:])\s", first)[0]
+    return title, re.split(r"(?<=\.)\s", first)[0].rstrip(":")
 
 
 def publish() -> None:
