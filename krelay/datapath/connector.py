@@ -120,8 +120,7 @@ class StreamRequest:
 
     def start(self) -> None:
         """Open a stream at once, or else wait for an endpoint and a tunnel."""
-        self.metrics.stream_requested()
-        self.metrics.peer = self.peer()
+        self.metrics.stream_requested(self.peer())
         try:
             stream = self._open()
         except Exception as exc:

@@ -138,6 +138,8 @@ class ForwardMetrics:
         self.drops: Counter[str] = Counter()
         self.dials = Histogram()
         self.on_dial = on_dial
+        self.on_stream: Callable[[StreamMetrics], None] | None = None
+        """Called with each connection or flow that requests a stream."""
         self.to_remote = 0
         """Bytes from local applications, without those of live relays."""
         self.to_local = 0
@@ -233,14 +235,18 @@ class StreamMetrics:
         self._live = False
         self._opened = False
 
-    def stream_requested(self) -> None:
-        """Begin a stream: the bytes of the relay count until it ends."""
+    def stream_requested(self, peer: Sequence[Any] | None = None) -> None:
+        """Begin a stream of the application at `peer`: the bytes of the relay count until it
+        ends."""
+        self.peer = peer
         self._live = True
         self._opened = False
         self.began = time.time()
         self._metrics.streams.add(self)
         if self._relay is not None:
             self._metrics.relays.add(self._relay)
+        if self._metrics.on_stream is not None:
+            self._metrics.on_stream(self)
 
     def dialled(self, endpoint: Endpoint | None = None, via: str = "") -> None:
         """Record that `endpoint`, the one of the object `via`, is dialled now, maybe again."""

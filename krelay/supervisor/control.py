@@ -65,6 +65,8 @@ class Control:
         chosen = [forward for forward in known if name in (None, forward.spec.target.name)]
         if name is not None and not chosen:
             raise UsageError(f"no target `{name[:100]}`")
+        for forward in chosen if name is not None else ():
+            self._programs.watch(forward.metrics)
         await self._programs.find(
             stream for forward in chosen for stream in forward.metrics.streams
         )

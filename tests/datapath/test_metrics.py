@@ -174,8 +174,7 @@ async def test_only_the_last_records_are_kept() -> None:
     counts = ForwardMetrics()
     for number in range(metrics.RECENT + 5):
         stream = StreamMetrics(counts)
-        stream.peer = ("127.0.0.1", number)
-        stream.stream_requested()
+        stream.stream_requested(("127.0.0.1", number))
         stream.open_failed()
     assert len(counts.recent) == metrics.RECENT
     assert [counts.recent[0].state.client, counts.recent[-1].state.client] == [

@@ -19,6 +19,7 @@ from krelay.net.engine import choose
 from krelay.status.client import ask
 from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
+from krelay.supervisor import recent
 from krelay.supervisor.control import Control
 from krelay.supervisor.snapshot import http_scheme
 from tests import rig
@@ -215,6 +216,30 @@ async def test_connections_answers_open_and_ended_ones_with_their_programs(
             for wrong, said in (("three", "no target `three`"), (3, "a string")):
                 with pytest.raises(KrelayError, match=said):
                     await asked(w, "GET", "/v1/connections", target=wrong)
+
+
+async def test_a_new_connection_gets_its_program_at_once_while_someone_reads(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(recent, "PAUSE", 0.05)
+    monkeypatch.setattr(recent, "WATCHED", 3600.0)
+    port = rig.closed_port()
+    async with named(b"a") as a:
+        async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} {port}:{a}")) as w:
+            (forward,) = w.supervisor.active.all_forwards()
+            for _ in range(2):  # the second look replaces the first
+                await asked(w, "GET", "/v1/connections", target="one")
+            talks = [await Talk.to(port), await Talk.to(port)]
+            streams = set(forward.metrics.streams)
+            await rig.until(lambda: all(stream.program for stream in streams))
+            for talk in talks:
+                await talk.close()
+            await rig.until(lambda: len(forward.metrics.recent) == 2)
+            assert all(str(os.getpid()) in each.program for each in forward.metrics.recent)
+            assert forward.metrics.on_stream is not None
+            monkeypatch.setattr(recent, "WATCHED", 0.0)
+            await asked(w, "GET", "/v1/connections", target="one")
+            await rig.until(lambda: forward.metrics.on_stream is None)
 
 
 async def test_a_target_that_speaks_http_has_a_url(
