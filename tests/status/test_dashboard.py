@@ -212,6 +212,7 @@ class TestBrowser:
         async with service(handlers=ANSWERS) as made, opened(made, tmp_path) as tab:
             await tab.value("window.stays = true")
             assert await tab.value(cell("web", ".state span")) == "ready"
+            await tab.until(f"{cell('web', '.rates .back')} === 'idle'")
             made.live.change("web", state=State.FAILED, reason="the endpoint refuses")
             made.bus.publish(said("state", "failed: the endpoint refuses", target="web"))
             await tab.until(f"{cell('web', '.state span')} === 'failed'")
@@ -222,7 +223,7 @@ class TestBrowser:
             assert await tab.value(VERDICT) == "2 of 6 ready"
             traffic = dataclasses.replace(FORWARDS[0].traffic, to_local_bytes=1 << 40)
             made.live.change("web", traffic=traffic)
-            await tab.until(f"!/ 0 B|–/.test({cell('web', '.rates .number')})")
+            await tab.until(f"/↓ .*iB.s/.test({cell('web', '.rates .number')})")
             await tab.until(f"!{row('web')}.querySelector('.spark').matches('.idle')")
             made.live.now = dataclasses.replace(
                 made.live.now, forwards=(forward("new"), *made.live.now.forwards[2:])
@@ -262,9 +263,8 @@ class TestBrowser:
 
     async def test_the_verdict_leads_to_the_first_failure(self, tmp_path: Path) -> None:
         async with service(handlers=ANSWERS) as made:
-            trouble = Trouble(
-                "cannot listen on 127.0.0.1:2222: Address already in use", "pick", NOW
-            )
+            reason = "cannot listen on 127.0.0.1:2222: Address already in use"
+            trouble = Trouble(reason, "pick `:22` or `kill", NOW)
             made.live.change("legacy", last_error=trouble)
             made.live.change("web", last_error=Trouble("connection refused", "start it", NOW))
             async with opened(made, tmp_path) as tab:
@@ -274,7 +274,8 @@ class TestBrowser:
                     "target-legacy"
                 )
                 assert await tab.value(cell("legacy", ".trouble p")) == trouble.message
-                assert await tab.value(cell("legacy", ".trouble .hint")) == "pick"
+                assert await tab.value(cell("legacy", ".trouble .hint")) == "pick :22 or `kill"
+                assert await tab.value(cell("legacy", ".trouble .hint code")) == ":22"
                 # The last error stays with a target that works again.
                 await tab.value(f"{row('web')}.querySelector('.more').click()")
                 found = await tab.value(cell("web", ".trouble"))
@@ -405,6 +406,12 @@ class TestBrowser:
             assert await tab.value(NAMES) == ["web"]
             assert await tab.value(f"{row('web')}.querySelector('.detail') !== null")
 
+    async def test_a_link_to_a_target_opens_it(self, tmp_path: Path) -> None:
+        async with service(handlers=ANSWERS) as made:
+            async with opened(made, tmp_path, query="#target-dns") as tab:
+                await tab.until(f"{row('dns')}.querySelector('.detail')")
+                assert await tab.value("document.activeElement.closest('tbody').id") == "target-dns"
+
     async def test_the_details_of_an_only_target_are_open(self, tmp_path: Path) -> None:
         async with service(handlers=ANSWERS) as made:
             made.live.now = dataclasses.replace(made.live.now, forwards=(forward("web"),))
@@ -459,6 +466,8 @@ class TestBrowser:
             await tab.until("!document.getElementById('lost').hidden")
             lost = await tab.value("document.getElementById('lost').textContent")
             assert lost.startswith("No connection to krelay; this data is ")
+            title = "✗ no connection · shop/krelay.yaml"
+            assert await tab.value("document.title") == title
             await made.listening.apply(StatusConfig((address.host, address.port)))
             await tab.until("document.getElementById('lost').hidden")
             made.bus.publish(said("state", "heard again"))
@@ -516,6 +525,11 @@ class TestBrowser:
         })()"""
         async with service(handlers=ANSWERS) as made, opened(made, tmp_path) as tab:
             background = "getComputedStyle(document.body).backgroundColor"
+            made.live.change("legacy", last_error=Trouble("taken", "`kill` it", NOW))
+            for name in ("legacy", "web"):
+                await tab.value(f"{row(name)}.querySelector('.more').click()")
+                await tab.until(f"{row(name)}.querySelector('.ended tbody')")
+            await tab.until(f"{row('legacy')}.querySelector('.hint code')")
             found = await tab.value(background)
             assert await tab.value(contrast) >= 4.5
             await tab.shape(1180, 900, dark=True)
