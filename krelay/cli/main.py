@@ -8,23 +8,49 @@ from krelay import __version__
 from krelay.cli.command_line import run_command
 from krelay.cli.commands import editing, files, relaying, running, tools
 
+GROUPS = {
+    "Relay": (relaying.up, running.down, running.restart, relaying.run_, relaying.proxy),
+    "Look": (
+        *(running.status, running.ps, running.port, running.wait, running.logs, tools.doctor),
+    ),
+    "Edit": (editing.add, editing.remove, files.check, files.plan, running.reload),
+    "Set up": (
+        *(files.init, files.import_, files.rbac, files.schema, tools.completion, tools.mcp_),
+    ),
+}
+"""The commands by task, as `krelay --help` lists them."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """A group that lists its commands by task, each with its whole first sentence."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a section for each task, with the same columns."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (str(command.name).ljust(width), command.get_short_help_str(limit=1000))
+                        for command in commands
+                    ]
+                )
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Begin with `krelay init`, or `krelay add svc/web 8080:80`, then `krelay up`. "
+    "`krelay COMMAND --help` lists the options of a command.",
+)
 @click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
     """Relay local TCP and UDP ports into a Kubernetes cluster, as declared in a file."""
 
 
-COMMANDS = (
-    *(relaying.up, relaying.run_, relaying.proxy),
-    *(running.status, running.ps, running.port, running.wait, running.logs),
-    *(running.reload, running.restart, running.down),
-    *(editing.add, editing.remove),
-    *(files.init, files.check, files.plan, files.import_, files.rbac, files.schema),
-    *(tools.doctor, tools.mcp_, tools.completion, tools.complete_),
-)
-for _command in COMMANDS:
-    cli.add_command(_command)
+for _commands in (*GROUPS.values(), (tools.complete_,)):
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> int:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from krelay import __version__, config
 from krelay.cli.commands import files
+from krelay.cli.kubectl import relay
+from krelay.cli.main import GROUPS, cli
 from krelay.errors import (
     AccessDeniedError,
     AgentError,
@@ -43,6 +47,36 @@ def test_help_goes_to_stdout_and_exits_with_0(
     out, err = capsys.readouterr()
     assert out.startswith("Usage: krelay")
     assert err == ""
+
+
+@pytest.mark.parametrize("path", ["", *sorted(cli.commands), "kubectl relay"])
+def test_help_is_whole_at_80_columns(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = relay if path == "kubectl relay" else cli.commands.get(path, cli)
+    context = click.Context(command, info_name=f"krelay {path}".strip())
+    usage, *lines = command.get_help(context).splitlines()
+    assert usage.startswith("Usage: krelay")
+    assert [line for line in lines if len(line) > 80] == []
+    assert [line for line in lines if line.endswith(("...", "…")) and "[" not in line] == []
+
+
+def test_help_lists_every_command_under_its_task(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert krelay("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed: dict[str, list[str]] = {}
+    for line in lines:
+        if re.fullmatch(r"[A-Z][a-z ]+:", line):
+            title = line.rstrip(":")
+        elif match := re.match(r"  ([a-z]+) ", line):
+            listed.setdefault(title, []).append(match[1])
+    found = {title: listed[title] for title in GROUPS}
+    assert found == {title: [command.name for command in each] for title, each in GROUPS.items()}
+    shown = {name for names in found.values() for name in names}
+    assert shown == {name for name, command in cli.commands.items() if not command.hidden}
+    assert " ".join(lines[-2:]).strip().startswith("Begin with `krelay init`")
 
 
 @pytest.mark.parametrize("option", ["-V", "--version"])

@@ -57,7 +57,7 @@ def up(
     verbose: int,
     names: tuple[str, ...],
 ) -> int:
-    """Relay the targets of the file until Ctrl-C.
+    """Relay the targets of the file until Ctrl-C, or in the background.
 
     With NAMEs, relay only these targets. Saved edits of the file apply at once; connections of
     unchanged forwards stay open.
