@@ -119,3 +119,51 @@ def test_import_finds_the_ports_of_services_in_the_cluster(world: str, tmp_path:
             "svc/web:80 (tcp)",
             "svc/web:90 (tcp)",
         ]
+
+
+def krelay(*args: str) -> list[str]:
+    """What a command that succeeds prints."""
+    done = kit.run(*args)
+    assert done.process.returncode == 0, done.told()
+    return done.output
+
+
+def test_a_krelay_in_the_background_from_up_to_down(
+    namespace: Callable[..., str], tmp_path: Path, world: str
+) -> None:
+    """Its targets go through an agent and directly; each is restarted, then both and the agent."""
+    place = namespace()
+    web = f"web: svc/web :command -n {world}"
+    db = f"db: {{target: sts/db, namespace: {world}, port: ':command', via: direct}}"
+    file = write(tmp_path, place, f"{web}\n  {db}")
+    try:
+        started = krelay("up", "-d", "-f", file)
+        assert [line.partition(":")[0] for line in started] == ["web", "db"]
+        listed = json.loads("".join(krelay("ps", "-o", "json")))
+        (mine,) = [one for one in listed if one["file"] == file]
+        assert (mine["ready"], mine["total"]) == (2, 2)
+        agents = kit.agents(place)
+        for name in ("web", "db"):
+            (address,) = krelay("port", "-f", file, name)
+            host, _, port = address.rpartition(":")
+            with kit.command((host, int(port)), "echo") as before:
+                before.sendall(b"?\n")
+                assert kit.read_until(before, b"\n") == b"?\n"
+                done = krelay("restart", "-f", file, name)
+                assert done == [f"restarted {name}; 1 connection reset"]
+                with pytest.raises(ConnectionResetError):
+                    kit.read_all(before)
+            with kit.command((host, int(port)), "echo") as after:
+                after.sendall(b"!\n")
+                assert kit.read_until(after, b"\n") == b"!\n"
+        about = krelay("logs", "-f", file, "db")
+        assert any("db: restarted" in line for line in about)
+        assert not any(" web: " in line for line in about)
+        assert kit.agents(place) == agents
+        (done_all,) = krelay("restart", "-f", file)
+        assert done_all.startswith("restarted 2 targets and the agent; ")
+        kit.eventually(lambda: not {*agents} & {*kit.agents(place)}, "the former agent's end")
+        assert krelay("down", "-f", file) == [f"krelay (pid {mine['pid']}) has ended"]
+        assert kit.agents(place) == []
+    finally:
+        kit.run("down", "-f", file)
