@@ -210,7 +210,7 @@ class AgentConfig:
     `namespace` None means the file's. `resources` has the shape of a container's. `replicas` agents
     run on different nodes if possible. `inject_source` says whether the pod carries the agent's
     source; None means yes if the image's name ends in `python`. `embedded` runs the agent as a
-    child process on this machine instead.
+    child process on this machine instead. `start_timeout` is how long its pod may wait for a node.
     """
 
     namespace: str | None = None
@@ -227,6 +227,7 @@ class AgentConfig:
     )
     patches: tuple[Patch, ...] = ()
     idle_timeout: float = 300.0
+    start_timeout: float = 120.0
     replicas: int = 1
     inject_source: bool | None = None
     embedded: bool = False

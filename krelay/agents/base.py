@@ -37,6 +37,8 @@ class AgentProvider(AgentLink, Protocol):
 
     lost: str
     """Why the last lost agent is gone; empty while none was lost."""
+    on_delay: Callable[[str], None]
+    """Called with what the agent's start lacks and may get, and with an empty text at its end."""
 
     @property
     def where(self) -> str:
@@ -67,6 +69,11 @@ class AgentEvents:
     def progress(self, step: str) -> None:
         """Report a step of the start."""
         log.info("%s", step)
+        self._bus.publish(AgentProgress(self._context, step))
+
+    def delayed(self, step: str) -> None:
+        """Report a step of the start that may not end."""
+        log.warning("%s", step)
         self._bus.publish(AgentProgress(self._context, step))
 
     def started(self, where: str, step: str) -> None:

@@ -46,6 +46,8 @@ class AgentGroup:
             legacy=LegacyTunnels,
             on_tunnel=self._tunnel_changed,
         )
+        for agent in self.agents:
+            agent.on_delay = self.pool.delayed
         self._bus = bus
         self._tasks: TaskGroup | None = None
         self._running: asyncio.Task[None] | None = None

@@ -46,6 +46,7 @@ class JobAgent:
         raised.
         """
         self.lost = ""
+        self.on_delay: Callable[[str], None] = lambda delay: None
         self.expires = math.inf
         self.shortcut: PodProxy | None = None
         self.reported = True
@@ -229,10 +230,15 @@ class JobAgent:
         from krelay.cluster.agent_lifecycle import create_agent
 
         async def until_reached(agent: Agent) -> None:
+            self.on_delay("")
             self._placed(agent)
             if not placed.done():
                 placed.set_result(None)
             await asyncio.wait((started,))
+
+        def delayed(step: str) -> None:
+            self._events.delayed(step)
+            self.on_delay(step)
 
         self.reported = True
         first = self._spec.namespace or self._api.namespace
@@ -250,6 +256,7 @@ class JobAgent:
                 session=self._spec.session,
                 run=self._run,
                 on_progress=self._events.progress,
+                on_delay=delayed,
                 # The shortcut needs the pod's status, and a session may have to begin on it.
                 on_placed=None if self.shortcut_only else until_reached,
             )
@@ -262,6 +269,8 @@ class JobAgent:
                 self._failure = exc if placed.done() else None
             self._not_started(exc, placed, started)
             return
+        finally:
+            self.on_delay("")
         if not placed.done():
             self._placed(agent)
         agent = self._agent or agent  # the same one; it may be lost already

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Callable
 
 from krelay import payload
 from krelay.agents.base import AgentEvents, log
@@ -32,6 +33,7 @@ class SubprocessAgent:
 
     def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
         self.lost = ""
+        self.on_delay: Callable[[str], None] = lambda delay: None
         self._spec = spec
         self._key = key
         self._process: asyncio.subprocess.Process | None = None

@@ -45,6 +45,7 @@ Progress = Callable[[str], None]
 _REFUSED = "the API server refused: "
 QUIET = 0.5  # seconds that a fast start takes: only later are the Job and the events watched too
 CREATE_PATIENCE = 3.0  # seconds for the API server to confirm a Job's creation after a cancellation
+START = 180.0  # seconds for an agent whose pod has a node: its image may be large
 DELETE_DEADLINE = 5.0  # seconds for the deletion of a Job
 
 _ALPHABET = "bcdfghjklmnpqrstvwxz2456789"
@@ -82,8 +83,9 @@ async def create_agent(
     connect_timeout: float = 10.0,
     session: SessionConfig = SessionConfig(),  # noqa: B008
     run: str = "",
-    deadline: float = 300.0,
+    deadline: float | None = None,
     on_progress: Progress = lambda reason: None,
+    on_delay: Progress | None = None,
     on_placed: Placed | None = None,
 ) -> Agent:
     """Create the Job and wait until its container runs.
@@ -91,9 +93,11 @@ async def create_agent(
     The Job goes to `namespace`, or to the first of `fallbacks` if the cluster forbids it there or
     has no such namespace. Each is tried once.
 
-    `deadline` and `connect_timeout` (of the agent, for a target) are in seconds. `run` is as in
-    `job_manifest`. `on_progress` gets a line whenever the reason to wait changes. If this raises
-    or is cancelled, the Job is deleted first, or stays in `jobs.left`.
+    `deadline` (of the whole start; by default what the file allows for a node, and START for the
+    rest) and `connect_timeout` (of the agent, for a target) are in seconds. `run` is as in
+    `job_manifest`. `on_progress` gets a line whenever the reason to wait changes; `on_delay` gets
+    it instead if something is missing that may not come. If this raises or is cancelled, the Job
+    is deleted first, or stays in `jobs.left`.
 
     `on_placed` is awaited with the agent once its pod has a node. When it returns, the agent runs,
     whatever the status of its pod says: a kubelet reports that late.
@@ -131,8 +135,15 @@ async def create_agent(
             if refusals:
                 why = "; ".join(map(str, refusals.values()))
                 logger.warning('the agent runs in the namespace "%s": %s', place, why)
-            startup = _Startup(jobs.api, created["metadata"], _resources(manifest))
-            return await _run(jobs, startup, deadline, on_progress, on_placed)
+            startup = _Startup(
+                jobs.api,
+                created["metadata"],
+                _resources(manifest),
+                config.start_timeout,
+                on_delay or on_progress,
+            )
+            whole = config.start_timeout + START if deadline is None else deadline
+            return await _run(jobs, startup, whole, on_progress, on_placed)
         except (AccessDeniedError, NotFoundError) as exc:
             refusals[place] = exc
     raise _refused_everywhere(refusals)
@@ -272,8 +283,18 @@ PODS, JOB, JOB_EVENTS, POD_EVENTS = "pods", "Job", "Job's events", "pod's events
 class _Startup:
     """The objects that the watches of one Job have seen, and the errors of those denied."""
 
-    def __init__(self, api: Api, metadata: Object, resources: Object) -> None:
-        """`metadata` is the Job's; its container asks for `resources`."""
+    def __init__(
+        self,
+        api: Api,
+        metadata: Object,
+        resources: Object,
+        node_patience: float,
+        on_delay: Progress,
+    ) -> None:
+        """`metadata` is the Job's; its container asks for `resources`. Its pod may wait for a node
+        for `node_patience` seconds, which `on_delay` reports."""
+        self._node_patience = node_patience
+        self._on_delay = on_delay
         self._api = api
         self.job = str(metadata["name"])
         self.namespace = str(metadata["namespace"])
@@ -321,17 +342,21 @@ class _Startup:
             now = diagnose(self.seen.get(JOB), self.seen[PODS], known_events, self._resources)
             if now.code != last.code:
                 since = loop.time()
+            patience = self._node_patience if now.needs_node else now.patience
             final = now.running or self.proven is not None or PODS in self.denied
-            if final or loop.time() >= since + now.patience:
+            if final or loop.time() >= since + patience:
                 return now
-            if now.reason != last.reason:
+            if now.reason != last.reason and now.needs_node:
+                why = now.reason.partition(": ")[2]
+                self._on_delay(f"waiting {self._node_patience:g} s for a node: {why}")
+            elif now.reason != last.reason:
                 on_progress(now.reason)
             last = now
             if loop.time() >= until:
                 late = f"the agent does not run after {deadline:g} s: {now.reason}"
                 return Diagnosis("Late", late, now.hint, settings=now.settings)
             with suppress(TimeoutError):
-                async with asyncio.timeout_at(min(until, since + now.patience)):
+                async with asyncio.timeout_at(min(until, since + patience)):
                     await self._changed.wait()
 
     def _watch_events(self, what: str, uid: str) -> Coroutine[Any, Any, None]:

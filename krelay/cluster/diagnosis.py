@@ -23,7 +23,7 @@ from krelay.cluster.objects import nested
 Object = Mapping[str, Any]
 
 PATIENCE = 3.5
-"""Seconds for problems that may pass: a node joins, a quota has room, an account is created."""
+"""Seconds for problems that may pass: a quota has room, an account is created."""
 
 PATIENCE_BLIND = 30.0
 """Seconds without a pod if krelay may not read the events: the controller may just be slow."""
@@ -37,7 +37,8 @@ class Diagnosis:
     """The state of the agent's start.
 
     `code` names the state. A start that stays in it for `patience` seconds has failed (0: failed
-    now, `inf`: a normal step of a start). `reason` is one line. `words` are the last log lines of
+    now, `inf`: a normal step of a start); one that `needs_node` may wait for it as long as the file
+    says. `reason` is one line. `words` are the last log lines of
     a container that has ended. `settings` are a part of the file's `agent` with which the agent
     would start. `no_agent` is as in ClusterError.
     """
@@ -54,6 +55,11 @@ class Diagnosis:
     def running(self) -> bool:
         """Whether the agent's container runs; only a tunnel shows whether the agent listens."""
         return self.code == "Running"
+
+    @property
+    def needs_node(self) -> bool:
+        """Whether no node takes the pod; an autoscaler may add one."""
+        return self.code == _NO_NODE
 
 
 def diagnose(
@@ -96,7 +102,9 @@ def of_pod(pod: Object, events: Collection[Object] = ()) -> Diagnosis:
         reason = f"no node takes the agent's pod: {_line(unscheduled.get('message'))}"
         if unscheduled.get("reason") != "Unschedulable":
             return Diagnosis("Scheduling", reason)
-        return Diagnosis("Unschedulable", reason, _NODE_HINT, PATIENCE)
+        if scaling := _scaling(pod, events):
+            reason += f"; the autoscaler: {scaling}"
+        return Diagnosis(_NO_NODE, reason, _NODE_HINT)
     if not nested(pod, "spec", "nodeName"):
         return Diagnosis("Scheduling", "waiting for a node")
     return _starting(pod, events)
@@ -121,7 +129,13 @@ def end_of(pod: Object) -> Diagnosis | None:
 
 _NO_EVENTS = "no pod appears for the agent's Job, and krelay may not read the events that say why"
 _EVENTS_HINT = "a quota or Pod Security? With `list` and `watch` on events krelay can say"
-_NODE_HINT = "agent.nodeSelector, agent.tolerations and agent.resources decide where it may run"
+_NO_NODE = "Unschedulable"
+_SCALING = ("TriggeredScaleUp", "NotTriggerScaleUp", "FailedScaleUp")
+"""Reasons of the cluster autoscaler's events."""
+_NODE_HINT = (
+    "agent.nodeSelector, agent.tolerations and agent.resources decide where it may run, and"
+    " agent.startTimeout how long it may wait for a node"
+)
 _USER_HINT = "the cluster gives the agent no user id, and neither do agent.patches"
 _IMAGE_HINT = "set another agent.image, or add imagePullSecrets by a patch"
 _PULL = (
@@ -205,6 +219,17 @@ def _starting(pod: Object, events: Collection[Object]) -> Diagnosis:
     missing = code == "FailedMount" and message.endswith("not found")
     reason = f"the agent's container cannot start: {code}: {message}"
     return Diagnosis(code, reason, patience=PATIENCE if missing else inf)
+
+
+def _scaling(pod: Object, events: Collection[Object]) -> str:
+    """Return what the cluster autoscaler says of a pod without a node; empty if it is silent."""
+    uid = nested(pod, "metadata", "uid")
+    said = [
+        event
+        for event in events
+        if event.get("reason") in _SCALING and nested(event, "involvedObject", "uid") == uid
+    ]
+    return _line(max(said, key=_time).get("message")) if said else ""
 
 
 def _statuses(pod: Object) -> Iterator[Object]:

@@ -101,6 +101,7 @@ _AGENT: Table = {
     "tolerations": ("tolerations", tuple),
     "resources": ("resources", _quantities),
     "idleTimeout": ("idle_timeout", _positive),
+    "startTimeout": ("start_timeout", _positive),
     "replicas": ("replicas", int),
     "injectSource": ("inject_source", _same),
     "embedded": ("embedded", _same),

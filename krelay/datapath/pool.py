@@ -63,6 +63,7 @@ class Pool:
         that comes up or goes down.
         """
         self.name = name
+        self._delay = ""
         self._on_tunnel = on_tunnel
         self._up: set[Tunnel] = set()
         self.users: WeakSet[PoolUser] = WeakSet()
@@ -114,7 +115,7 @@ class Pool:
             return f"no agent can be had: {self.no_agent}"
         failure = self.failure
         if failure is None:
-            return "no tunnel to the agent yet"
+            return f"no agent yet: {self._delay}" if self._delay else "no tunnel to the agent yet"
         return f"no tunnel to the agent: {str(failure) or type(failure).__name__}"
 
     def open(
@@ -227,6 +228,13 @@ class Pool:
         self._running.pop(tunnel).cancel()
         tunnel.close()
         self._on_change()
+
+    def delayed(self, delay: str) -> None:
+        """Say to all who wait what an agent's start lacks; an empty text ends that."""
+        if delay != self._delay:
+            self._delay = delay
+            for user in list(self.users):
+                user.wake()
 
     def _on_change(self) -> None:
         if not self._legacy_logged and not all(tunnel.multiplexed for tunnel in self.tunnels):

@@ -276,6 +276,8 @@ class Cluster:
     may_prove: bool = False
     forbidden: set[str] = field(default_factory=set)
     """Namespaces that may not have agents."""
+    delay: str = ""
+    may_end_delay: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def access(self) -> ApiAccess:
         return ACCESS
@@ -289,6 +291,10 @@ class Cluster:
     async def create_agent(self, api: object, config: AgentConfig, **kwargs: Any) -> Agent:
         await asyncio.sleep(0)
         kwargs.pop("on_progress")("pulling the image")
+        on_delay = kwargs.pop("on_delay")
+        if self.delay:
+            on_delay(self.delay)
+            await self.may_end_delay.wait()
         on_placed = kwargs.pop("on_placed")
         self.may_prove = on_placed is not None
         self.asked.append(("create", kwargs))
@@ -430,6 +436,24 @@ async def test_concurrent_starts_make_one_job(
     assert cluster.asked[-1] == ("delete", "job-1")
     assert not cluster.closed  # others share it
     assert "agent: pulling the image" in caplog.text
+
+
+async def test_what_a_start_lacks_is_known_until_it_ends(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.delay = "waiting 120 s for a node: 0/1 nodes fit"
+    async with reaching(cluster) as agent, asyncio.TaskGroup() as tasks:
+        told: asyncio.Queue[str] = asyncio.Queue()
+        agent.on_delay = told.put_nowait
+        starting = tasks.create_task(agent.start())
+        assert await told.get() == cluster.delay
+        assert not starting.done()
+        cluster.may_end_delay.set()
+        assert await told.get() == ""
+        await starting
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"agent: {cluster.delay}"
+    ]
 
 
 async def test_a_pod_that_a_dial_finds_gone_is_removed_and_replaced(

@@ -341,6 +341,24 @@ async def test_a_problem_that_passes_in_time_is_no_failure(cluster: Cluster, api
     assert making.result().pod == "krelay-server-x-p1"
 
 
+async def test_a_pod_waits_for_a_node_as_long_as_the_file_says(cluster: Cluster, api: Api) -> None:
+    no_node = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}
+    progress: list[str] = []
+    delays: list[str] = []
+    conditions = [{**no_node, "message": "0/1 nodes fit"}]
+    await cluster.put("pods", "krelay-server-x-p1", status={"conditions": conditions})
+    with pytest.raises(AgentError, match="no node takes the agent's pod: 0/1 nodes fit") as caught:
+        await create(
+            *(api, AgentConfig(start_timeout=0.2)),
+            on_progress=progress.append,
+            on_delay=delays.append,
+        )
+    assert "agent.startTimeout" in str(caught.value.hint)
+    assert delays == ["waiting 0.2 s for a node: 0/1 nodes fit"]
+    assert not any("node" in step for step in progress)
+    assert [name for name, _ in cluster.deleted] == ["krelay-server-x"]
+
+
 async def test_the_pod_s_own_events_are_seen(cluster: Cluster, api: Api) -> None:
     progress: asyncio.Queue[str] = asyncio.Queue()
     await cluster.put("pods", "krelay-server-x-p1", spec={"nodeName": "n"}, status={})

@@ -85,7 +85,7 @@ ACCOUNT = (
                 condition("PodScheduled", "False", "Unschedulable", "0/1 nodes are available:\n x")
             ),
             "Unschedulable",
-            PATIENCE,
+            inf,
             "no node takes the agent's pod: 0/1 nodes are available: x",
         ),
         (
@@ -565,3 +565,25 @@ def test_objects_with_missing_fields_still_give_a_reason(jobs: Any, pods: Any, e
     assert found.code
     assert found.reason
     assert "\n" not in found.reason
+
+
+def test_the_autoscaler_says_why_a_pod_still_waits_for_a_node() -> None:
+    unscheduled = pod(condition("PodScheduled", "False", "Unschedulable", "0/1 nodes fit"))
+    uid = unscheduled["metadata"]["uid"]
+
+    def said(reason: str, message: str, time: str, uid: str = uid) -> dict[str, Any]:
+        about = {"involvedObject": {"uid": uid}, "lastTimestamp": time}
+        return {"reason": reason, "message": message, **about}
+
+    events = [
+        said("NotTriggerScaleUp", "max size reached", "2026-01-01T00:00:01Z"),
+        said("TriggeredScaleUp", "2 -> 3\n(max: 5)", "2026-01-01T00:00:02Z"),
+        said("FailedScheduling", "no", "2026-01-01T00:00:03Z"),
+        said("FailedScaleUp", "another pod", "2026-01-01T00:00:04Z", "other"),
+    ]
+    found = of_pod(unscheduled, events)
+    assert found.needs_node
+    assert found.reason == (
+        "no node takes the agent's pod: 0/1 nodes fit; the autoscaler: 2 -> 3 (max: 5)"
+    )
+    assert not of_pod(pod(RUNNING)).needs_node

@@ -98,6 +98,7 @@ agent:
   tolerations: [{key: k, operator: Exists}]
   resources: {limits: {cpu: 1, memory: 1.5e3, x: "2"}}
   idleTimeout: 90
+  startTimeout: 10m
   embedded: false
   patches:
     - {patch: {spec: {a: null}}}
@@ -115,6 +116,7 @@ agent:
         tolerations=({"key": "k", "operator": "Exists"},),
         resources={"limits": {"cpu": "1", "memory": "1500.0", "x": "2"}},
         idle_timeout=90.0,
+        start_timeout=600.0,
         patches=(
             Patch({"spec": {"a": None}}),
             Patch({}, "merge", "job"),

@@ -97,6 +97,7 @@ def defaults(section: str) -> dict[str, Any]:
 def test_the_defaults_are_the_models() -> None:
     agent, model = defaults("agent"), AgentConfig()
     assert parse_duration(agent.pop("idleTimeout")) == model.idle_timeout
+    assert parse_duration(agent.pop("startTimeout")) == model.start_timeout
     assert agent.pop("nodeSelector") == model.node_selector
     assert tuple(agent.pop("tolerations")) == model.tolerations
     assert tuple(agent.pop("patches")) == model.patches

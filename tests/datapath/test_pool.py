@@ -188,3 +188,22 @@ async def test_a_pool_without_an_agent_says_why() -> None:
         assert path.pool.reaches(resolution)
         path.pool.no_agent = "cannot create jobs.batch"
         assert path.pool.obstacle(resolution) == "no agent can be had: cannot create jobs.batch"
+
+
+async def test_a_pool_whose_agent_waits_for_something_says_so_and_wakes_its_users() -> None:
+    woken: list[str] = []
+
+    class User:
+        resolution = None
+        wanted = False
+
+        def wake(self) -> None:
+            woken.append(path.pool.obstacle(resolution))
+
+    async with rig.path() as path:
+        resolution = Resolution(Protocol.TCP, Endpoint(rig.HOST, 80))
+        user = User()
+        path.pool.users.add(user)
+        for delay in ("waiting for a node", "waiting for a node", ""):
+            path.pool.delayed(delay)
+    assert woken[:2] == ["no agent yet: waiting for a node", "no tunnel to the agent yet"]

@@ -198,7 +198,8 @@ async def test_an_image_without_python(api: Api, namespace: Namespace) -> None:
 
 
 async def test_no_node_fits(api: Api, namespace: Namespace) -> None:
-    error = await refused(api, await namespace(), AgentConfig(node_selector={"no": "where"}))
+    config = AgentConfig(node_selector={"no": "where"}, start_timeout=1)
+    error = await refused(api, await namespace(), config)
     assert "no node takes the agent's pod: 0/1 nodes are available" in error.message
     assert "agent.nodeSelector" in str(error.hint)
 
@@ -305,7 +306,9 @@ async def test_the_example_s_role_is_enough(api: Api, namespace: Namespace) -> N
         await delete_agent(limited, agent)
         await nothing_left(api, place)
         with pytest.raises(AgentError, match="no node takes the agent's pod"):
-            await start(limited, place, AgentConfig(node_selector={"no": "where"}))
+            await start(
+                *(limited, place), AgentConfig(node_selector={"no": "where"}, start_timeout=1)
+            )
     await nothing_left(api, place)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -32,6 +32,7 @@ class FakeAgent:
 
     def __init__(self, spec: GroupSpec, key: bytes, bus: EventBus) -> None:
         self.lost = ""
+        self.on_delay: Callable[[str], None] = lambda delay: None
         self.events = AgentEvents(bus, spec.context)
         self.stopped = False
         self.server = Server(Settings(port=0, key=key))
