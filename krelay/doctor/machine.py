@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from krelay import __version__
-from krelay.doctor.finding import Finding, failure, ok, skipped, warning
+from krelay.doctor.finding import Finding, failure, ok, warning
 from krelay.doctor.runner import Check
 from krelay.errors import KrelayError, ListenError
 from krelay.model import Config, Endpoint, Protocol, Target
@@ -176,7 +176,7 @@ def ports(config: Config, file: str | None) -> list[Finding]:
     if found:
         return found
     if not free and not ours:
-        return [skipped("ports", "the file names no local port that is known before the start")]
+        return [ok("ports", "the system chooses them at the start", free=0, ours=0)]
     names = ", ".join(str(Endpoint(one.address, one.port)) for one in free[:_UNSHOWN])
     names += ", …" if len(free) > _UNSHOWN else ""
     text = f"free: {names}" if free else "taken by the krelay that runs this file"

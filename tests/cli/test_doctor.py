@@ -121,10 +121,8 @@ async def test_a_terminal_has_colours_and_lines_that_fit(tmp_path: Path) -> None
     path.mkdir()
     (path / "krelay.yaml").write_text(EMBEDDED.format(""))
     async with terminal("doctor", "-f", str(path / "krelay.yaml"), cwd=tmp_path) as shown:
-        await shown.shows("1 skipped, 4 ok")
-        assert "skipped  ports        the file names no local port that is known before the" in (
-            shown.lines
-        )
+        await shown.shows("5 ok")
+        assert "ok       running      no krelay runs this file" in shown.lines
         assert b"\x1b[32mok       \x1b[0mengine" in shown.raw
 
 

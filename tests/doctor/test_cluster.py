@@ -275,8 +275,14 @@ async def test_a_server_without_tls_beyond_this_machine_gets_no_agent(world: Wor
 
 
 async def test_several_contexts_are_named(world: World) -> None:
-    found = await world.examine(FILE + "  far: --context nowhere svc/web :80\n")
+    far = '{target: svc/web, ports: [":80"], context: nowhere}'
+    found = await world.examine(f"{FILE}  far: {far}\n")
     assert [one.context for one in found["file"]] == [None]
+    assert [(one.context, one.status.value) for one in found["kubeconfig"]] == [
+        (None, "ok"),
+        ("nowhere", "failed"),
+    ]
+    assert found["rights"][1].status is Status.SKIPPED
 
 
 async def test_without_a_file_an_agent_is_what_is_needed(world: World) -> None:
