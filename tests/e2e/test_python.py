@@ -1,24 +1,12 @@
-"""`krelay.relay` and the pytest plugin, on the real cluster."""
+"""`krelay.relay` on the real cluster; test_shop.py has the pytest plugin."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import krelay as package
 from tests.e2e import kit
-
-TEST = """
-import urllib.request
-
-def test_page(krelay):
-    web = krelay(web="svc/web :80 -n {world}", timeout=90)["web"]
-    assert urllib.request.urlopen(web.url(), timeout=30).status == 200
-"""
 
 
 async def test_forwards_for_a_block_and_no_agent_after_it(
@@ -34,23 +22,3 @@ async def test_forwards_for_a_block_and_no_agent_after_it(
         assert f["dns"].protocol == "udp"
         assert await asyncio.to_thread(kit.agents, place) != []
     assert await asyncio.to_thread(kit.agents, place) == []
-
-
-def test_the_fixture_relays_and_leaves_no_agent(
-    namespace: Callable[..., str], world: str, tmp_path: Path
-) -> None:
-    place = namespace()
-    (tmp_path / "test_it.py").write_text(TEST.format(world=world))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("--krelay-namespace", place, "--krelay-required"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTEST_ADDOPTS": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
-    assert kit.agents(place) == []
