@@ -110,6 +110,10 @@ def test_each_entry_has_messages_a_cause_and_a_cure() -> None:
     assert without == []
 
 
+def test_no_message_is_there_twice() -> None:
+    assert sorted(MESSAGES) == sorted(set(MESSAGES))
+
+
 def test_the_page_has_every_error() -> None:
     """An error that is new to krelay gets an entry, or a line in one."""
     known = [pattern(message) for message in MESSAGES]
