@@ -157,7 +157,7 @@ def test_a_refused_dial_names_the_other_way_where_it_may_help() -> None:
     assert "`via: direct`" in dial_hint(ErrorCode.REFUSED, web)
     for target in (other, Target("web", Kind.HOST, "web", (port,))):
         assert dial_hint(ErrorCode.REFUSED, target).endswith("has started")
-    assert "NetworkPolicy" in dial_hint(ErrorCode.CONNECT_TIMEOUT, web)
+    assert "NetworkPolicies" in dial_hint(ErrorCode.CONNECT_TIMEOUT, web)
     assert dial_hint(ErrorCode.INTERNAL, web) == dial_hint(None, web) == ""
 
 
