@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 ALL = 95.0
 WHOLE = (
     "agent/upgrade.py",
+    "krelay/cli/terminal/figures.py",
+    "krelay/cli/terminal/table.py",
     "krelay/cli/terminal/view.py",
     "krelay/cluster/agent_job.py",
     "krelay/cluster/diagnosis.py",

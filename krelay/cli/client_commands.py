@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +23,14 @@ from krelay.state.error_codec import to_json
 from krelay.state.snapshot import connect_address
 from krelay.state.states import ForwardState, State, readiness
 from krelay.status.client import Changes, NotRunningError, ask, is_running
-from krelay.text import one_line
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
 
-    from krelay.cli.terminal.view import Rates
+    from krelay.cli.terminal.figures import Rates
 
 _ANSWER_DEADLINE = 10.0
-_WATCH_EVERY, _WATCH_LEAST = 1.0, 0.2
-"""Seconds between two samples of the throughput; a change of state is shown sooner."""
+_WATCH_EVERY = 1.0
 _LOOK_EVERY = 0.25
 """Seconds between two looks for a krelay that does not run yet, or has no room for a subscriber."""
 _WAIT_ANSWER_DEADLINE = 5.0
@@ -64,63 +62,40 @@ def status(file: str, names: Collection[str], *, output: str, watch: bool) -> in
     elif output == "json":
         echo(json.dumps(found, indent=2))
     else:
-        width = _columns()
-        if width is None:
+        if not sys.stdout.isatty():
             from krelay.cli.terminal.view import out_of_sync
 
-            # It is above the table on a terminal, and must not be missed in a pipe.
+            # It is above the table at a terminal, and must not be missed in a pipe.
             for line in out_of_sync(found, datetime.now(UTC)):
                 note(line.plain)
-        _print(_view(found, None, width, wide=output == "wide"))
+        _print(_lines(found, None, wide=output == "wide"))
     return 0
 
 
 def _watch(file: str, names: Collection[str], output: str) -> None:
     """Show the state until interrupted, also over a restart of krelay."""
-    from rich.text import Text
+    from krelay.cli.terminal.figures import RateMeter
+    from krelay.cli.terminal.screen import supports_live_table
 
-    from krelay.cli.terminal.screen import Painter
-    from krelay.cli.terminal.view import RateMeter
+    if output != "json" and supports_live_table():
+        from krelay.cli.terminal.watch import watch
 
+        return watch(lambda: ask_snapshot(file, names), wide=output == "wide")
     meter = RateMeter()
-    painter = Painter(sys.stdout) if _columns() and output != "json" else None
-    changes: Changes | None = None
-    try:
-        while True:
-            block: Any
-            found: Snapshot
-            try:
-                found = ask_snapshot(file, names)
-            except KrelayError as exc:
-                if not isinstance(exc, NotRunningError) and not painter:
-                    raise
-                found = {"error": to_json(exc)}
-                block = Text(exc.message)
-            else:
-                rates = meter.update(found, time.monotonic())
-                block = _view(found, rates, _columns(), wide=output == "wide")
-            if output == "json":
-                echo(json.dumps(found))
-            elif painter:
-                painter.paint(block)
-            else:
-                _print(block)
-                echo("")
-            if painter is None:
-                time.sleep(_WATCH_EVERY)
-                continue
-            time.sleep(_WATCH_LEAST)
-            changes = changes or Changes.subscribe(file)
-            if changes is None:
-                time.sleep(_WATCH_EVERY)
-            elif not changes.wait(_WATCH_EVERY - _WATCH_LEAST):
-                changes.close()
-                changes = None
-    finally:
-        if changes is not None:
-            changes.close()
-        if painter is not None:
-            painter.leave()
+    while True:
+        try:
+            found = ask_snapshot(file, names)
+        except NotRunningError as exc:
+            found = {"error": to_json(exc)}
+        if output == "json":
+            echo(json.dumps(found))
+        elif "error" in found:
+            echo(f"{found['error']['message']}\n")
+        else:
+            rates = meter.update(found, time.monotonic())
+            _print(_lines(found, rates, wide=output == "wide"))
+            echo("")
+        time.sleep(_WATCH_EVERY)
 
 
 def ask_snapshot(file: str, names: Collection[str] = ()) -> dict[str, Any]:
@@ -131,39 +106,25 @@ def ask_snapshot(file: str, names: Collection[str] = ()) -> dict[str, Any]:
     return found
 
 
-def _view(
-    snapshot: Snapshot, rates: Rates | None, width: int | None, *, wide: bool
-) -> RenderableType:
-    """Return the table, on a terminal below a line about the run; if `wide`, above the tunnels."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from krelay.cli.terminal.view import contexts, headline, out_of_sync, table, tunnels
+def _lines(snapshot: Snapshot, rates: Rates | None, *, wide: bool) -> Sequence[Text]:
+    """Return the table, at a terminal below a line about the run."""
+    from krelay.cli.terminal import view
 
     now = datetime.now(UTC)
-    shown = table(snapshot["forwards"], rates=rates, width=width, wide=wide, now=now)
-    if wide:
-        engine = one_line(f"connections to the cluster: {snapshot.get('engine', 'asyncio')}")
-        shown = Group(shown, "", tunnels(snapshot, now), "", Text(engine), *contexts(snapshot))
-    if width is None:
-        return shown
-    above = [headline(snapshot, now), *([] if wide else contexts(snapshot))]
-    return Group(*above, *out_of_sync(snapshot, now), "", shown)
+    if sys.stdout.isatty():
+        columns = shutil.get_terminal_size().columns
+        return view.summary(snapshot, now, max(1, columns - 1), rates=rates, wide=wide)
+    return view.lines(snapshot, now, rates, wide=wide)
 
 
-def _columns() -> int | None:
-    """Return the width of the terminal, or None if stdout is none."""
-    return shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else None
-
-
-def _print(block: RenderableType) -> None:
+def _print(lines: Sequence[Text]) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=_UNLIMITED)
-    with console.capture() as captured:
-        console.print(block)
-    for line in captured.get().splitlines():
-        echo(line.rstrip())
+    for line in lines:
+        with console.capture() as captured:
+            console.print(line, no_wrap=True)
+        echo(captured.get().rstrip())
 
 
 # -- wait ------------------------------------------------------------------------------------------

@@ -179,10 +179,16 @@ async def _run(
             if mode is not None:
                 beside["the watch of the file"] = partial(reloader.watch, mode)
             if live:
-                from krelay.cli.terminal.live import Live
+                from krelay.cli.terminal.live import Action, Live
 
-                keys = {"r": partial(signals.reload, "r"), "q": partial(signals.end, "q")}
-                table = Live(lambda: control.status({}), keys, supervisor.bus)
+                reload = Action(
+                    partial(signals.reload, "r"), "reload", "r applies the file as it is now."
+                )
+                quit_ = Action(
+                    partial(signals.end, "q"), "quit", "q quits; a second q skips the drain."
+                )
+                actions = {"r": reload, "q": quit_}
+                table = Live(lambda: control.status({}), actions, supervisor.bus)
                 beside["the live table"] = table.run
             running = [
                 # A failure beside the relaying must not end it.

@@ -10,14 +10,55 @@ import signal
 import struct
 import sys
 import termios
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pyte
+from pyte.screens import Cursor, StaticDefaultDict
 
 from tests import rig
 from tests.integration.product import ROOT, command, environment
+
+ALTERNATE = 1049
+
+
+class Screen(pyte.HistoryScreen):
+    """A screen with what pyte lacks: an alternate screen, which has no scroll-back."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        super().__init__(columns, rows, history=1000)
+        self._normal: tuple[Any, Cursor] | None = None
+
+    @property
+    def alternate(self) -> bool:
+        """Whether the alternate screen is shown."""
+        return self._normal is not None
+
+    @property
+    def scrolled(self) -> list[str]:
+        """The lines in the scroll-back."""
+        lines = self.history.top
+        return ["".join(line[x].data for x in range(self.columns)).rstrip() for line in lines]
+
+    def set_mode(self, *modes: int, **options: Any) -> None:
+        """Switch to an empty alternate screen, or set another mode."""
+        if options.get("private") and ALTERNATE in modes and self._normal is None:
+            self._normal = self.buffer, self.cursor
+            self.buffer = defaultdict(lambda: StaticDefaultDict(self.default_char))
+            self.cursor = Cursor(0, 0)
+        super().set_mode(*modes, **options)
+
+    def reset_mode(self, *modes: int, **options: Any) -> None:
+        """Switch back to the normal screen and its cursor, or reset another mode."""
+        if options.get("private") and ALTERNATE in modes and self._normal is not None:
+            hidden = self.cursor.hidden
+            (self.buffer, self.cursor), self._normal = self._normal, None
+            self.cursor.hidden = hidden
+            self.ensure_vbounds()
+        super().reset_mode(*modes, **options)
 
 
 class Terminal:
@@ -25,7 +66,7 @@ class Terminal:
 
     def __init__(self, descriptor: int, slave: int, columns: int, rows: int) -> None:
         self.process: asyncio.subprocess.Process
-        self.screen = pyte.HistoryScreen(columns, rows, history=1000)
+        self.screen = Screen(columns, rows)
         self.raw = b""
         self._stream = pyte.ByteStream(self.screen)
         self._descriptor, self._slave = descriptor, slave
@@ -46,10 +87,11 @@ class Terminal:
 
     @property
     def as_it_was(self) -> bool:
-        """Whether line editing, echo and cursor are back."""
+        """Whether line editing, echo, the cursor and the normal screen are back."""
         flags = termios.tcgetattr(self._descriptor)[3]
         wanted = termios.ICANON | termios.ECHO
-        return flags & wanted == wanted and not self.screen.cursor.hidden
+        restored = not (self.screen.cursor.hidden or self.screen.alternate)
+        return flags & wanted == wanted and restored and pyte.modes.DECAWM in self.screen.mode
 
     def type(self, keys: str) -> None:
         """Press keys."""

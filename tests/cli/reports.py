@@ -50,13 +50,3 @@ def report(*forwards: ForwardState, **fields: Any) -> dict[str, Any]:
 def carried(up: int, down: int) -> Traffic:
     """Return the traffic of a forward that has relayed so many bytes."""
     return Traffic(to_remote_bytes=up, to_local_bytes=down)
-
-
-def shown(block: Any, width: int = 200) -> list[str]:
-    """Return a block as lines without colour."""
-    from rich.console import Console
-
-    console = Console(width=width, color_system=None, highlight=False)
-    with console.capture() as captured:
-        console.print(block)
-    return [line.rstrip() for line in captured.get().splitlines()]

@@ -52,7 +52,7 @@ async def test_status_prints_a_line_for_each_forward(
         assert await shown(file, "db", output="wide") == 0
     out, err = capsys.readouterr()
     assert err == ""
-    title, web, db, wide, wide_db, _, tunnels, *_, engine = out.splitlines()
+    title, db, web, wide, wide_db, _, tunnels, *_, engine = out.splitlines()
     assert title.split()[0] == "TARGET"
     assert web.startswith("web     ● ready   127.0.0.1:8080  svc/web:80")
     assert db.endswith("connection refused")
@@ -130,7 +130,12 @@ async def test_status_watch_prints_json_lines_over_the_end_of_krelay_until_ctrl_
 
 
 @pytest.mark.process
-async def test_status_watch_repaints_the_table_on_a_terminal(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "code"), [("q", 0), ("\x03", 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+async def test_status_watch_repaints_the_table_and_leaves_it(
+    key: str | signal.Signals, code: int, file: Path
+) -> None:
     sent = 0
 
     def answer(body: object) -> object:
@@ -141,12 +146,56 @@ async def test_status_watch_repaints_the_table_on_a_terminal(file: Path) -> None
     async with answering(file, GET_status=answer):
         async with terminal("status", "--watch", cwd=file.parent, columns=120) as screen:
             await screen.shows("1 of 1 ready")
-            await screen.shows("kB/s")
+            await screen.shows("MB/s")
+            await screen.shows("q quit   ? help   / filter")
             assert screen.text.count("TARGET") == 1
-            screen.type("\x03")
-            assert await screen.process.wait() == 130
+            assert not screen.as_it_was
+            if isinstance(key, str):
+                screen.type(key)
+            else:
+                screen.process.send_signal(key)
+            assert await screen.process.wait() == code
             await rig.until(lambda: screen.as_it_was)
-            assert "TARGET" in screen.text
+            assert screen.text.count("TARGET") == 1
+            assert "q quit" not in screen.text
+
+
+@pytest.mark.process
+async def test_status_watch_at_a_terminal_outlives_krelay(file: Path) -> None:
+    async with answering(file, GET_status=lambda body: FOUND):
+        waiting = terminal("status", "--watch", "-o", "wide", cwd=file.parent, columns=120)
+        screen = await waiting.__aenter__()
+        await screen.shows("1 of 2 ready")
+        await screen.shows("connections to the cluster: asyncio")
+    try:
+        await screen.shows(f"krelay is not running for {file.name}")
+        screen.type("\x1a")
+        await rig.until(lambda: screen.as_it_was)
+        screen.process.send_signal(signal.SIGCONT)
+        async with answering(file, GET_status=lambda body: FOUND):
+            await screen.shows("1 of 2 ready")
+        screen.type("q")
+        assert await screen.process.wait() == 0
+    finally:
+        await waiting.__aexit__(None, None, None)
+
+
+@pytest.mark.process
+async def test_status_watch_in_a_pipe_prints_tables(file: Path) -> None:
+    async with answering(file, GET_status=lambda body: FOUND):
+        process = await asyncio.create_subprocess_exec(
+            *command("status", "-f", str(file), "--watch"),
+            env=environment(PYTHONPATH=str(ROOT)),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            titles = 0
+            while titles < 2:
+                titles += (await process.stdout.readline()).startswith(b"TARGET")
+        finally:
+            process.kill()
+            await process.communicate()
 
 
 async def test_status_on_a_terminal_begins_with_the_headline(

@@ -67,7 +67,7 @@ def ps(*, as_json: bool) -> int:
     if not rows:
         note("no krelay runs a file")
         return 0
-    from krelay.cli.terminal.view import age
+    from krelay.cli.terminal.figures import age
 
     now = datetime.now(UTC)
     lines = [_TITLES, *(_cells(row, age(row.started.isoformat(), now)) for row in rows)]

@@ -1,4 +1,4 @@
-"""Live: `krelay up` on a terminal: the log scrolls above a table of the present state.
+"""Live: a table of the present state at a terminal, of `krelay up` and `krelay status --watch`.
 
 A thread paints, so that a terminal that takes no output (a stopped one, a slow line) cannot hold up
 the event loop. The loop takes the snapshots and reads the keys.
@@ -16,15 +16,21 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from krelay.cli.output import is_stderr_handler, repeat_filter
 from krelay.cli.signals import on_signal
-from krelay.cli.terminal.screen import Keys, Painter, in_foreground
-from krelay.cli.terminal.view import Rate, RateMeter, ViewModel, frame
+from krelay.cli.terminal.figures import RateMeter, Rates
+from krelay.cli.terminal.keys import Browser, Keys, names_of
+from krelay.cli.terminal.screen import Painter, in_foreground
+from krelay.cli.terminal.view import Frame, ViewModel, frame, summary
 from krelay.state.bus import EventBus
 from krelay.state.events import AgentProgress
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 logger = logging.getLogger("krelay.cli")
 
@@ -34,7 +40,17 @@ _LEAST = 0.1
 _BACKLOG = 2_000
 """Log lines that may wait; the oldest are lost."""
 _LEAVE_DEADLINE = 1.0
+_KEYS = (("?", "help"), ("/", "filter"))
 _FAILED = "the live table failed; `--plain` runs without it"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a key does, in a word and in a sentence."""
+
+    run: Callable[[], None]
+    meaning: str
+    help: str
 
 
 class Live:
@@ -43,22 +59,30 @@ class Live:
     def __init__(
         self,
         snapshot: Callable[[], Awaitable[dict[str, Any]]],
-        keys: Mapping[str, Callable[[], None]],
-        bus: EventBus,
+        actions: Mapping[str, Action],
+        bus: EventBus | None = None,
+        *,
+        wide: bool = False,
     ) -> None:
         """Show snapshots in their JSON form, and the progress of agents that `bus` brings.
 
-        `keys` maps each key to its action.
+        Without a bus, the snapshots are another process's: the log is not shown, and the last
+        snapshot stays on the screen at the end. `actions` maps keys to what they do.
         """
         self._snapshot = snapshot
-        bus.on(AgentProgress, self._progressed)
-        self._actions = {**keys, "?": self._toggle_help}
+        if bus is not None:
+            bus.on(AgentProgress, self._progressed)
+        self._bus = bus
+        self._wide = wide
+        self._actions = actions
         self._terminal = sys.stdout.fileno()
         self._painter = Painter(sys.stdout)
         self._keys = Keys(sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1)
+        self._browser = Browser()
         self._log = _Log()
         self._rates = RateMeter()
-        self._latest: tuple[dict[str, Any], Mapping[tuple[str, int], Rate]] | None = None
+        self._latest: tuple[dict[str, Any], Rates] | None = None
+        self._frame = Frame(())
         # What is awaited, and since when: while a tunnel is missing, and while an agent starts.
         self._waits: tuple[str, float] | None = ("starting", time.monotonic())
         self._progress: tuple[str, float] | None = None
@@ -85,10 +109,11 @@ class Live:
             self._appear()
             self._thread.start()
             try:
-                while True:
+                while self._thread.is_alive():
                     try:
                         snapshot = await self._snapshot()
-                        rates = self._rates.update(snapshot, loop.time())
+                        found = "error" not in snapshot
+                        rates = self._rates.update(snapshot, loop.time()) if found else {}
                     except Exception:
                         # A failure of the display must not end the relaying.
                         logger.exception(_FAILED)
@@ -125,11 +150,13 @@ class Live:
         self._shown = False
         if self._writing.acquire(timeout=_LEAVE_DEADLINE):
             try:
-                self._painter.erase(self._log.take())
+                self._painter.leave(self._last(), self._log.take())
             except OSError:
                 logger.debug("the terminal has gone")
             finally:
                 self._writing.release()
+        else:
+            self._painter.abandon()
         self._keys.give_back()
 
     def _hear(self) -> None:
@@ -139,17 +166,26 @@ class Live:
         if typed is None:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self._hears, self._keys.there = False, False
-        for key in dict.fromkeys((typed or "").lower()):
-            if key in self._actions:
-                self._actions[key]()
+        self._browser.shown(self._frame.first, self._frame.page)
+        for key in names_of(typed or ""):
+            if self._browser.press(key):
+                continue
+            if key == "?":
+                self._help = not self._help
+            elif key.lower() in self._actions:
+                self._actions[key.lower()].run()
+        self._log.changed.set()
         return None
+
+    def _last(self) -> list[Text]:
+        """Return what stays on the screen."""
+        if not self._ended or self._bus is not None or not self._latest:
+            return []
+        now, (width, _) = datetime.now(UTC), self._painter.size
+        return summary(self._latest[0], now, width, wide=self._wide)
 
     def _progressed(self, event: AgentProgress) -> None:
         self._progress = (event.step, time.monotonic())
-        self._log.changed.set()
-
-    def _toggle_help(self) -> None:
-        self._help = not self._help
         self._log.changed.set()
 
     def _sleep(self) -> None:
@@ -176,6 +212,8 @@ class Live:
             except OSError:
                 return  # the terminal has gone; SIGHUP handles that
             except Exception:
+                with self._writing:
+                    self._painter.leave((), self._log.take())
                 self._log.give_up()
                 logger.exception(_FAILED)
                 return
@@ -184,17 +222,29 @@ class Live:
     def _paint_once(self) -> None:
         if self._ended or not self._shown:
             return
+        above = self._log.take() if self._bus is not None else ()
         if self._latest is None:
-            self._painter.paint("", self._log.take())
+            self._painter.paint((), above)
             return
         snapshot, rates = self._latest
-        moment = ViewModel(
-            snapshot, rates, datetime.now(UTC), self._waiting(), keys=self._hears, help=self._help
+        actions = self._actions.items() if self._hears else ()
+        model = ViewModel(
+            snapshot,
+            rates,
+            datetime.now(UTC),
+            self._waiting(),
+            keys=[*((key, action.meaning) for key, action in actions), *_KEYS],
+            help=" ".join(action.help for _, action in actions) if self._help else "",
+            selection=self._browser.selection,
+            wide=self._wide,
         )
-        self._painter.paint(frame(moment, *self._painter.size), self._log.take())
+        self._frame = frame(model, *self._painter.room)
+        self._painter.paint(self._frame.lines, above)
 
     def _waiting(self) -> tuple[str, float] | None:
         """Return what is awaited, and for how many seconds; None while all agents are reached."""
+        if self._bus is None:
+            return None
         agents = self._latest[0]["agents"] if self._latest else ()
         reached = [any(tunnel["up"] for tunnel in agent["tunnels"]) for agent in agents]
         if (reached and all(reached)) or (self._latest and self._latest[0]["ending"]):

@@ -1,21 +1,31 @@
-"""The terminal: a block of lines repainted at its bottom, and single keys from it."""
+"""The screen of a terminal, painted in place until the terminal is given back.
+
+It is the alternate screen, as that of `less` and `top`. A terminal that changes its size breaks or
+shifts the lines of its normal screen, and leaves copies in the scroll-back that no program can
+remove.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.text import Text
 
-_HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
+# The alternate screen, no wrapping of long lines, no cursor.
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?7l\x1b[?25l", "\x1b[?1049l\x1b[?7h\x1b[?25h"
+_CLEAR = "\x1b[H\x1b[J"
 # Synchronized output: terminals that support it show everything between the two at once.
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
-_LOCAL, _INPUT = 3, 0
-"""Indexes of the flags in the result of `tcgetattr`."""
+_KEPT = 2_000
+"""Lines of the log that are kept for the normal screen."""
+_LOG_SHARE = 5
+"""A fifth of the screen is for the log, at least."""
 
 
 def supports_live_table() -> bool:
@@ -34,122 +44,88 @@ def in_foreground(terminal: int) -> bool:
 
 
 class Painter:
-    """Repaints a block at the bottom of a terminal; lines written above it scroll.
+    """Paints the screen: the latest lines of a log, and a block of lines below them.
 
-    Lines keep within the width, and the block within the height. A terminal that becomes narrower
-    breaks the lines already painted, which the painter takes into account when it erases them.
-    Not thread-safe.
+    `leave` writes the log to the normal screen, where it scrolls. Not thread-safe.
     """
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
 
-        self.console = Console(file=out, highlight=False, markup=False, emoji=False)
         self._out = out
-        self._widths: list[int] = []
+        self._console = Console(file=out, highlight=False, markup=False, emoji=False)
+        self._entered = False
+        self._tail: deque[str] = deque(maxlen=_KEPT)
+        self._unsaid: deque[str] = deque(maxlen=_KEPT)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Columns and rows available to a block."""
+        """Columns and rows for lines."""
         try:
             columns, rows = os.get_terminal_size(self._out.fileno())
         except OSError:
             columns = rows = 0
-        # A terminal may report no size. The last column stays free: terminals differ in whether a
-        # full line moves the cursor to the next one.
-        return (columns or 80) - 1, (rows or 24) - 1
+        # A terminal may report no size. The last column stays free: terminals differ in where the
+        # cursor is after a full line.
+        return max(1, (columns or 80) - 1), rows or 24
 
-    def paint(self, block: RenderableType, above: Sequence[str] = ()) -> None:
-        """Replace the block, and write the lines `above` it."""
-        from rich.cells import cell_len
+    @property
+    def room(self) -> tuple[int, int]:
+        """Columns and rows for a block; the log keeps the others."""
+        width, height = self.size
+        return width, height - min(len(self._tail), height // _LOG_SHARE)
+
+    def paint(self, block: Sequence[Text], above: Sequence[str] = ()) -> None:
+        """Show the block, and the log, which continues with the lines `above`."""
+        self._tail.extend(above)
+        self._unsaid.extend(above)
+        width, height = self.size
+        lines = [self._coloured(line, width) for line in block[:height]]
+        lines = [*self._latest(width, height - len(lines)), *lines]
+        # Each line is addressed, and erased behind its end: nothing depends on what was there.
+        text = "".join(f"\x1b[{n};1H{line}\x1b[K" for n, line in enumerate(lines, 1))
+        enter = "" if self._entered else _ENTER
+        if not self._entered:
+            self._entered = True
+            atexit.register(self.leave)
+        self._write(f"{_BEGIN}{enter}\x1b[H{text}\x1b[J{_END}")
+
+    def leave(self, last: Sequence[Text] = (), above: Sequence[str] = ()) -> None:
+        """Give the terminal back, and write the log and the lines `last` to the normal screen."""
+        self._tail.extend(above)
+        said = "".join(f"{line}\n" for line in (*self._unsaid, *above))
+        if last:
+            said += "".join(f"{self._coloured(line, self.size[0])}\n" for line in last)
+        self._unsaid.clear()
+        # Terminals without an alternate screen have the block on the normal one.
+        restore = f"{_CLEAR}{_LEAVE}" if self._entered else ""
+        self.abandon()
+        self._write(f"{restore}{said}")
+
+    def abandon(self) -> None:
+        """Do not restore a terminal that takes no output."""
+        self._entered = False
+        atexit.unregister(self.leave)
+
+    def _latest(self, width: int, room: int) -> list[str]:
+        """Return the last lines of the log that fit into `room` rows."""
         from rich.text import Text
 
-        width, height = self.size
-        lines = self._lines(block, width)[:height]
-        text = "".join(f"{line}\n" for line in (*above, *lines))
-        self._write(f"{_BEGIN}{_HIDE}{self._back(width + 1)}{text}{_END}")
-        self._widths = [cell_len(Text.from_ansi(line).plain) for line in lines]
+        from krelay.cli.terminal.table import wrapped
 
-    def erase(self, above: Sequence[str] = ()) -> None:
-        """Remove the block, and write the lines `above` in its place."""
-        text = "".join(f"{line}\n" for line in above)
-        self._write(f"{self._back(self.size[0] + 1)}{text}{_SHOW}")
-        self._widths = []
+        found: deque[str] = deque()
+        for line in reversed(self._tail):
+            rows = [self._coloured(row, width) for row in wrapped(Text.from_ansi(line), width, 2)]
+            found.extendleft(reversed(rows))
+            if len(found) >= room:
+                break
+        return list(found)[max(0, len(found) - room) :]
 
-    def leave(self) -> None:
-        """Leave the block on the screen and restore the cursor."""
-        self._write(_SHOW)
-        self._widths = []
-
-    def _back(self, columns: int) -> str:
-        """Return the sequence that moves to the start of the block and erases from there."""
-        rows = sum(max(1, -(-width // columns)) for width in self._widths)
-        up = f"\x1b[{rows}A" if rows else ""
-        return f"\r{up}\x1b[J"
-
-    def _lines(self, block: RenderableType, width: int) -> list[str]:
-        with self.console.capture() as captured:
-            self.console.print(block, width=width, crop=True, no_wrap=True, overflow="ellipsis")
-        return [line.rstrip() for line in captured.get().splitlines()]
+    def _coloured(self, line: Text, width: int) -> str:
+        with self._console.capture() as captured:
+            self._console.print(line, width=width, crop=True, no_wrap=True, overflow="ellipsis")
+        return captured.get().rstrip("\n")
 
     def _write(self, text: str) -> None:
         self._out.write(text)
         self._out.flush()
-
-
-class Keys:
-    """Single keys typed at the terminal of `descriptor`; none if that is not a terminal.
-
-    `take` may be called again after `give_back`, even if a shell has changed the settings since.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._before: list[Any] | None = None
-        self.there = os.isatty(descriptor)
-        """Whether the terminal can still deliver keys."""
-
-    def take(self) -> bool:
-        """Switch to single keys without echo; return whether that worked.
-
-        Ctrl-C still interrupts.
-        """
-        if not self.there or not in_foreground(self._descriptor):
-            return False
-        import termios
-
-        try:
-            before = termios.tcgetattr(self._descriptor)
-            wanted = termios.tcgetattr(self._descriptor)
-            wanted[_LOCAL] &= ~(termios.ICANON | termios.ECHO)
-            # Ctrl-S would stop the output of a program that never stops.
-            wanted[_INPUT] &= ~termios.IXON
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, wanted)
-        except termios.error:
-            return False
-        if self._before is None:
-            self._before = before
-        atexit.register(self.give_back)
-        return True
-
-    def give_back(self) -> None:
-        """Restore the settings from before `take`."""
-        before, self._before = self._before, None
-        atexit.unregister(self.give_back)
-        # A background process that touches its terminal is stopped by SIGTTOU.
-        if before is None or not in_foreground(self._descriptor):
-            return
-        import termios
-
-        try:
-            termios.tcsetattr(self._descriptor, termios.TCSANOW, before)
-        except termios.error:
-            return  # the terminal has gone
-
-    def read(self) -> str | None:
-        """Return what was typed, or None at the end of input."""
-        try:
-            data = os.read(self._descriptor, 64)
-        except OSError:
-            return None
-        return data.decode(errors="replace") if data else None

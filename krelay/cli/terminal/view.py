@@ -1,4 +1,4 @@
-"""The live table of `krelay up`, and the table of `krelay status`: pure functions of a snapshot.
+"""What a terminal shows of a krelay: pure functions of a snapshot.
 
 A snapshot is taken in its JSON form (`schema/status.schema.json`), since `krelay status` receives
 it from another process. It may come from a krelay that cleans nothing, so every text passes
@@ -7,129 +7,241 @@ it from another process. It may come from a krelay that cleans nothing, so every
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import Group, RenderableType
-from rich.rule import Rule
-from rich.table import Table
 from rich.text import Text
 
+from krelay.cli.terminal.figures import Rates, age, size
+from krelay.cli.terminal.table import GLYPHS, Forward, by_urgency, cut, table, tunnels, wrapped
 from krelay.text import one_line
 
 Snapshot = Mapping[str, Any]
-Forward = Mapping[str, Any]
-Rate = tuple[float, float]
-"""Bytes per second to the remote end, and to the local end."""
-Rates = Mapping[tuple[str, int], Rate]
-"""Rates by target and index of its port."""
 
-GLYPHS = {
-    "ready": ("●", "green"),
-    "degraded": ("◐", "yellow"),
-    "pending": ("○", "cyan"),
-    "failed": ("✗", "red"),
-    "draining": ("◌", "magenta"),
-}
-KEYS = (("r", "reload"), ("q", "quit"), ("?", "help"))
 _HELP = (
-    "r applies the file as it is now; q quits, and a second q skips the drain;",
-    "Ctrl-Z suspends krelay.",
+    "j, k, the arrows and the page keys scroll, g and G go to the ends. / shows only what contains "
+    "a text, Esc shows all again. Ctrl-Z suspends."
 )
 _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TURNS = 10
 """Steps of the spinner per second."""
-_GAP = 2
-_NONE = "–"
-_UNITS = ("B", "kB", "MB", "GB", "TB")
+_MOST_LINES = 3
+"""Lines of one reason in the live table."""
+_MOST_NAMES = 3
+"""Names of forwards with the same reason."""
+_DOT = " · "
 
 
 # -- the live table --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
+class Selection:
+    """Which forwards to show: those that contain `pattern`, from the row `first`.
+
+    The pattern is being entered while `typing`.
+    """
+
+    first: int = 0
+    pattern: str = ""
+    typing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ViewModel:
     """All that the live table shows.
 
-    `waiting` holds what krelay waits for, and for how many seconds it has. `keys` shows the keys.
+    `waiting` holds what krelay waits for, and for how many seconds it has. `keys` has the keys and
+    their meanings; without any, no line shows them. `help` explains them while it is not empty.
+    `wide` shows every column, and the tunnels.
     """
 
     snapshot: Snapshot
     rates: Rates
     now: datetime
     waiting: tuple[str, float] | None = None
-    keys: bool = True
-    help: bool = False
+    keys: Sequence[tuple[str, str]] = ()
+    help: str = ""
+    selection: Selection = Selection()
+    wide: bool = False
 
 
-def frame(model: ViewModel, width: int, height: int) -> RenderableType:
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The lines of the live table, and which rows they show: `page` of them from `first`."""
+
+    lines: Sequence[Text]
+    first: int = 0
+    page: int = 0
+
+
+def frame(model: ViewModel, width: int, height: int) -> Frame:
     """Return the live table, at most `height` lines of it."""
-    snapshot = model.snapshot
-    lines: list[RenderableType] = [
-        Rule(headline(snapshot, model.now), align="left", style="dim"),
-        *out_of_sync(snapshot, model.now),
-    ]
-    below = [*_waiting(model), *_keys(model)]
-    room = height - len(lines) - len(below)
-    return Group(*lines, *_forwards(model, width, room), *below)
+    snapshot, now = model.snapshot, model.now
+    below = [*_waiting(model, width), *_keys(model, width)]
+    if "error" in snapshot:
+        return Frame([*_error(snapshot["error"], "", width), *below][:height])
+    head = headline(snapshot, now, width - 2)
+    rule = Text.assemble(head, " ", ("─" * (width - head.cell_len - 1), "dim"))
+    above = [rule, *_limited([out_of_sync(snapshot, now, width)], height)]
+    body = _body(model, width, height - len(above) - len(below))
+    lines = [cut(line, width) for line in (*above, *body.lines, *below)]
+    return Frame(lines[:height], body.first, body.page)
 
 
-def _forwards(model: ViewModel, width: int, room: int) -> list[RenderableType]:
-    """Return the table in `room` lines: forwards in trouble first, and the reasons below."""
-    forwards = model.snapshot["forwards"]
-    if not forwards or room < 2:
-        return []
+def _body(model: ViewModel, width: int, room: int) -> Frame:
+    """Return the table in `room` lines, and below it why forwards are not ready."""
+    forwards = matching(model.snapshot["forwards"], model.selection.pattern)
+    if room < 2 or not (forwards or model.selection.pattern):
+        return Frame(())
+    if not forwards:
+        return Frame([Text("no forward contains this text", "yellow")])
+    made = table(forwards, model.now, width=width, rates=model.rates, wide=model.wide)
+    rows = [line for row in made.rows for line in row]
+    if model.wide:
+        rows += _footer(model.snapshot, model.now, width)
     # While krelay waits for an agent, most pending forwards wait for the same.
-    explained = [f for f in forwards if f["state"] != "pending"] if model.waiting else forwards
-    why = reasons(explained, model.now)
-    # A line is for the titles. Reasons take what the forwards leave, or a third of the room.
-    why = why[: max(room - 1 - len(forwards), (room - 1) // 3)]
-    rows = room - 1 - len(why)
-    shown, more = list(forwards), []
-    if len(forwards) > rows:
-        shown = most_urgent(forwards, rows - 1)
-        left = len(forwards) - len(shown)
-        more = [Text(f"… and {left} more: `krelay status` shows them all", "dim", no_wrap=True)]
-    made = table(shown, rates=model.rates, width=width, now=model.now, explained=False)
-    return [made, *more, *why]
+    explained = [f for f in forwards if not (model.waiting and f["state"] == "pending")]
+    # A line is for the titles. Reasons take what the rows leave, or a third of the room.
+    most = max(room - 1 - len(rows), (room - 1) // 3)
+    why = [] if model.wide else _limited(reasons(explained, model.now, width), most)
+    room -= 1 + len(why)
+    if len(rows) <= room:
+        return Frame([made.titles, *rows, *why], 0, len(rows))
+    shown = max(0, room - 1)
+    first = max(0, min(model.selection.first, len(rows) - shown))
+    hidden = [forward["state"] for forward in forwards[first + shown :]]
+    left = len(rows) - first - shown
+    more = _more(first, f"{left} more lines" if model.wide and left else _counted(hidden))
+    if model.keys:
+        more.append("  j k ", "bold").append("scroll", "dim")
+    return Frame([made.titles, *rows[first : first + shown], more, *why], first, shown)
 
 
-def most_urgent(forwards: Sequence[Forward], count: int) -> list[Forward]:
-    """Return `count` forwards in their order, preferring those that are not ready."""
-    places = sorted(range(len(forwards)), key=lambda n: (forwards[n]["state"] == "ready", n))
-    return [forwards[n] for n in sorted(places[: max(0, count)])]
+def matching(forwards: Iterable[Forward], pattern: str) -> list[Forward]:
+    """Return the forwards with `pattern` in a text of theirs, the most urgent ones first."""
+    wanted = pattern.casefold()
+    found = [forward for forward in forwards if wanted in _texts(forward).casefold()]
+    return by_urgency(found)
 
 
-def _waiting(model: ViewModel) -> list[Text]:
+def _texts(forward: Forward) -> str:
+    keys = ["name", "state", "to", "endpoint", "namespace", "context"]
+    if forward["state"] != "ready":
+        keys.append("reason")
+    return "\n".join([*(str(forward.get(key) or "") for key in keys), *forward["listen"]])
+
+
+def _more(above: int, below: str) -> Text:
+    parts = [*([f"{above} above"] if above else []), *([below] if below else [])]
+    return Text(f"… {' · '.join(parts)}", "dim")
+
+
+def _counted(states: Collection[str]) -> str:
+    """Return `3 more ready`, or `5 more: 2 pending, 3 ready`."""
+    counts = Counter(states)
+    kinds = [state for state in (*GLYPHS, *sorted(set(counts) - set(GLYPHS))) if counts[state]]
+    if len(kinds) == 1:
+        return f"{len(states)} more {one_line(kinds[0])}"
+    found = ", ".join(f"{counts[state]} {one_line(state)}" for state in kinds)
+    return f"{len(states)} more: {found}" if found else ""
+
+
+def _limited(blocks: Iterable[Sequence[Text]], room: int) -> list[Text]:
+    """Return the first lines of each block, `room` lines in all; an ellipsis ends a block that was
+    cut."""
+    found: list[Text] = []
+    for block in blocks:
+        lines = list(block[: max(0, min(_MOST_LINES, room - len(found)))])
+        if lines and len(lines) < len(block):
+            lines[-1] = Text.assemble(lines[-1], " …")
+        found += lines
+    return found
+
+
+def _waiting(model: ViewModel, width: int) -> list[Text]:
     if model.waiting is None:
         return []
     text, seconds = model.waiting
     turn = _SPINNER[int(model.now.timestamp() * _TURNS) % len(_SPINNER)]
     elapsed = f"  {seconds:.0f}s" if seconds >= 1 else ""
-    return [_line(Text.assemble((f"{turn} ", "cyan"), one_line(text), (elapsed, "dim")))]
+    shown = cut(Text(one_line(text)), width - 2 - len(elapsed))
+    return [Text.assemble((f"{turn} ", "cyan"), shown, (elapsed, "dim"))]
 
 
-def _keys(model: ViewModel) -> list[Text]:
+def _keys(model: ViewModel, width: int) -> list[Text]:
     if not model.keys:
         return []
-    line = _line(Text())
-    for key, meaning in KEYS:
+    pattern = one_line(model.selection.pattern)
+    if model.selection.typing:
+        return [Text.assemble((f"/{pattern}▏", "bold"), ("   Enter keeps it, Esc drops it", "dim"))]
+    line = Text(f"/{pattern}   " if pattern else "", "bold")
+    for key, meaning in model.keys:
         line.append(f"{key} ", "bold").append(f"{meaning}   ", "dim")
+    line.rstrip()
     if not model.help:
         return [line]
-    legend = Text("   ").join(Text(f"{g} {word}", style) for word, (g, style) in GLYPHS.items())
-    return [_line(legend), *(Text(text, "dim", no_wrap=True) for text in _HELP), line]
+    legend = "   ".join(f"{glyph} {word}" for word, (glyph, _) in GLYPHS.items())
+    text = Text(f"{model.help} {_HELP}", "dim")
+    return [*wrapped(Text(legend), width), *wrapped(text, width), line]
+
+
+# -- `krelay status` -------------------------------------------------------------------------------
+
+
+def summary(
+    snapshot: Snapshot,
+    now: datetime,
+    width: int,
+    *,
+    rates: Rates | None = None,
+    wide: bool = False,
+) -> list[Text]:
+    """Return what `krelay status` prints at a terminal of `width` columns."""
+    if "error" in snapshot:
+        return _error(snapshot["error"], "", width)
+    forwards = by_urgency(snapshot["forwards"])
+    made = table(forwards, now, width=width, rates=rates, wide=wide)
+    return [
+        headline(snapshot, now, width),
+        *([] if wide else contexts(snapshot, width)),
+        *out_of_sync(snapshot, now, width),
+        Text(),
+        *made.lines,
+        *(_footer(snapshot, now, width) if wide else _joined(reasons(forwards, now, width))),
+    ]
+
+
+def lines(snapshot: Snapshot, now: datetime, rates: Rates | None, *, wide: bool) -> list[Text]:
+    """Return what `krelay status` prints into a pipe: a line for each forward."""
+    made = table(by_urgency(snapshot["forwards"]), now, rates=rates, wide=wide, reasons=True)
+    return [*made.lines, *(_footer(snapshot, now, None) if wide else ())]
+
+
+def _footer(snapshot: Snapshot, now: datetime, width: int | None) -> list[Text]:
+    """Return what `wide` shows below the table: the tunnels, and where they lead."""
+    engine = Text(f"connections to the cluster: {one_line(snapshot.get('engine', 'asyncio'))}")
+    found = [*tunnels(snapshot, now), Text(), engine, *contexts(snapshot, width)]
+    return [Text(), *_joined(_wrapped(text, width) for text in found)]
+
+
+def _wrapped(text: Text, width: int | None, indent: int = 2) -> list[Text]:
+    return [text] if width is None else wrapped(text, width, indent)
+
+
+def _joined(blocks: Iterable[Iterable[Text]]) -> list[Text]:
+    return [line for block in blocks for line in block]
 
 
 # -- around the table ------------------------------------------------------------------------------
 
 
-def headline(snapshot: Snapshot, now: datetime) -> Text:
-    """Return the summary of a run.
+def headline(snapshot: Snapshot, now: datetime, width: int) -> Text:
+    """Return the summary of a run, without the last parts if it does not fit.
 
     `krelay.yaml · 3 of 4 ready · up 5m · agent default/krelay-server-x4k2p: 2 tunnels, 3 ms`
     """
@@ -144,310 +256,113 @@ def headline(snapshot: Snapshot, now: datetime) -> Text:
     else:
         verdict = Text("starting", "yellow")
     path = snapshot["file"]["path"]
-    parts = [Text(one_line(Path(path).name) if path else "krelay", "bold"), verdict]
+    name = Text(one_line(Path(path).name) if path else "krelay", "bold")
+    found = cut(name, width - verdict.cell_len - len(_DOT))
+    parts: list[tuple[Text, ...]] = [(verdict,)]
     if snapshot["draining"]:
-        parts.append(Text(f"{snapshot['draining']} draining", "magenta"))
-    parts.append(Text(f"up {age(snapshot['started'], now)}", "dim"))
-    parts += [_agent(agent) for agent in snapshot["agents"]]
-    return _line(Text.assemble((" · ", "dim")).join(parts))
+        parts.append((Text(f"{snapshot['draining']} draining", "magenta"),))
+    agents = snapshot["agents"]
+    lost = [agent for agent in agents if not any(tunnel["up"] for tunnel in agent["tunnels"])]
+    parts += [_agent(agent) for agent in lost]
+    parts.append((Text(f"up {age(snapshot['started'], now)}", "dim"),))
+    parts += [_agent(agent) for agent in agents if agent not in lost]
+    for forms in parts:
+        for form in forms:
+            if found.cell_len + len(_DOT) + form.cell_len <= width:
+                found = Text.assemble(found, (_DOT, "dim"), form)
+                break
+    return found
 
 
-def out_of_sync(snapshot: Snapshot, now: datetime) -> list[Text]:
-    """Return a line that says since when and why the file is not what runs, if it is not."""
+def _agent(agent: Mapping[str, Any]) -> tuple[Text, Text]:
+    """Return what a headline says of an agent, and the same without its place."""
+    tunnels = agent["tunnels"]
+    up = [tunnel for tunnel in tunnels if tunnel["up"]]
+    where = one_line(", ".join(agent["where"]))
+    if up:
+        count = f"{len(up)}" if len(up) == len(tunnels) else f"{len(up)} of {len(tunnels)}"
+        text = f"{count} tunnel{'' if count == '1' else 's'}"
+        delays = [tunnel["rtt"] for tunnel in up if tunnel["rtt"] is not None]
+        if delays:
+            ms = min(delays) * 1000
+            text += f", {ms:.0f} ms" if ms >= 1 else ", <1 ms"
+        if compressed := sum(tunnel["compressionInput"] for tunnel in tunnels):
+            took = sum(tunnel["compressionOutput"] for tunnel in tunnels)
+            text += f", {size(compressed)} compressed to {size(took)}"
+    else:
+        text = "no tunnel"
+    style = "" if up else "yellow"
+    whole = f"agent {where}: {text}" if where else f"agent: {text}"
+    return Text(whole, style), Text(text if up else "agent: no tunnel", style)
+
+
+def out_of_sync(snapshot: Snapshot, now: datetime, width: int | None = None) -> list[Text]:
+    """Return lines that say since when and why the file is not what runs, if it is not."""
     file = snapshot["file"]
     if file["inStep"]:
         return []
     since = f" for {age(file['since'], now)}" if file["since"] else ""
     if file["error"] is None:
-        return [_line(Text(f"! not in sync with the file yet{since}", "yellow"))]
-    message = one_line(file["error"]["message"])
-    return [_line(Text(f"! out of sync with the file{since}: {message}", "red"))]
+        return _wrapped(Text(f"! not in sync with the file yet{since}", "yellow"), width)
+    return _error(file["error"], f"! out of sync with the file{since}: ", width)
 
 
-def contexts(snapshot: Snapshot) -> list[Text]:
-    """Return a line for each kubeconfig context in use and where it leads, and for each reason why
-    forwards go directly although the file does not say so."""
-    found = []
+def _error(error: Mapping[str, Any], start: str, width: int | None) -> list[Text]:
+    """Return the lines of an error, with its first problem and its hint."""
+    found = _wrapped(Text(f"{start}{one_line(error['message'])}", "red"), width)
+    if problems := error.get("problems"):
+        found += _wrapped(Text(f"  {_problem(problems[0], len(problems) - 1)}", "red"), width, 4)
+    return [*found, *_hint(error.get("hint"), width)]
+
+
+def _problem(problem: Mapping[str, Any], others: int) -> str:
+    place = f"{problem['line']}:{problem.get('column', 1)}: " if problem.get("line") else ""
+    more = f" (and {others} more)" if others else ""
+    return one_line(f"{place}{problem.get('message')}{more}")
+
+
+def _hint(hint: object, width: int | None) -> list[Text]:
+    return _wrapped(Text(f"  hint: {one_line(hint)}", "dim"), width, 4) if hint else []
+
+
+def contexts(snapshot: Snapshot, width: int | None = None) -> list[Text]:
+    """Return lines about each kubeconfig context in use and where it leads, and about each reason
+    why forwards go directly although the file does not say so."""
     reasons: dict[str, list[str]] = {}
     for forward in snapshot["forwards"]:
         if reason := forward.get("wayReason"):
             reasons.setdefault(reason, []).append(forward["name"])
+    found = []
     for reason, names in reasons.items():
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        text = f"direct, TCP only and without resumption: {shown}: {reason}"
-        found.append(_line(Text(one_line(text), "yellow")))
+        text = f"direct, TCP only and without resumption: {_names(names)}: {reason}"
+        found += _wrapped(Text(one_line(text), "yellow"), width)
     for context in snapshot.get("contexts", ()):
         name = f"context {context['name']}" if context["name"] else "in the cluster"
         text = f"{name}: {context['server']}, namespace {context['namespace']}"
-        found.append(_line(Text(one_line(text), "dim")))
+        found += _wrapped(Text(one_line(text), "dim"), width)
     return found
 
 
-def _agent(agent: Mapping[str, Any]) -> Text:
-    tunnels = agent["tunnels"]
-    up = [tunnel for tunnel in tunnels if tunnel["up"]]
-    where = one_line(", ".join(agent["where"]))
-    text = f"agent {where}: " if where else "agent: "
-    if not up:
-        return Text(f"{text}no tunnel", "yellow")
-    count = f"{len(up)}" if len(up) == len(tunnels) else f"{len(up)} of {len(tunnels)}"
-    text += f"{count} tunnel{'' if count == '1' else 's'}"
-    delays = [tunnel["rtt"] for tunnel in up if tunnel["rtt"] is not None]
-    if delays:
-        ms = min(delays) * 1000
-        text += f", {ms:.0f} ms" if ms >= 1 else ", <1 ms"
-    if compressed := sum(tunnel["compressionInput"] for tunnel in tunnels):
-        took = sum(tunnel["compressionOutput"] for tunnel in tunnels)
-        text += f", {size(compressed)} compressed to {size(took)}"
-    return Text(text)
+def reasons(forwards: Iterable[Forward], now: datetime, width: int) -> list[list[Text]]:
+    """Return, for each reason why forwards are not ready, its lines, with a hint if there is one.
 
-
-def _line(text: Text) -> Text:
-    """Return `text` set to be cut, not broken, at the edge of the terminal."""
-    text.no_wrap, text.overflow = True, "ellipsis"
-    return text
-
-
-# -- the table of forwards -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Column:
-    """A column of the table.
-
-    `spare` orders the columns that a narrow terminal drops: the highest goes first, 0 never goes.
-    A column with a `least` width is cut down to it before any column is dropped. `room` is the
-    width reserved for content that changes all the time, so that other columns do not move.
+    Forwards with the same reason share it.
     """
-
-    title: str
-    cell: Callable[[Forward, Rates | None, datetime], Text]
-    spare: int = 0
-    right: bool = False
-    least: int = 0
-    room: int = 0
-
-
-def table(
-    forwards: Sequence[Forward],
-    *,
-    rates: Rates | None = None,
-    width: int | None = None,
-    wide: bool = False,
-    explained: bool = True,
-    now: datetime | None = None,
-) -> RenderableType:
-    """Return the table of `forwards`, with their throughput if there are `rates`.
-
-    The table fits into `width` columns of a terminal, and the reasons why forwards are not ready
-    follow below it (if `explained`) instead of in a column. `wide` shows every column, whatever
-    the width. Ages count to `now`.
-    """
-    now = now or datetime.now(UTC)
-    columns = [*_COLUMNS, *(_RATES if rates is not None else ()), _SINCE, *(_WIDE if wide else ())]
-    below = width is not None and not wide
-    if not below:
-        columns.append(_WIDE_REASON if wide else _REASON)
-    cells = [[column.cell(row, rates, now) for column in columns] for row in forwards]
-    widths = _fit(columns, cells, width if below else None)
-    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
-    for number, cell_width in widths.items():
-        column = columns[number]
-        made.add_column(
-            column.title,
-            width=cell_width,
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-        )
-    for row in cells:
-        made.add_row(*(row[number] for number in widths))
-    return Group(made, *reasons(forwards, now)) if below and explained else made
-
-
-def reasons(forwards: Iterable[Forward], now: datetime) -> list[Text]:
-    """Return a line for each forward that is not ready and says why."""
-    found = []
+    alike: dict[tuple[str, str, str], list[Forward]] = {}
     for forward in forwards:
-        if why := _why_unready(forward):
-            glyph, style = GLYPHS[forward["state"]]
-            since = age(forward["since"], now)
-            text = one_line(f"{forward['name']} ({since}): {why}")
-            found.append(_line(Text.assemble((f"{glyph} ", style), text)))
+        if forward["state"] != "ready" and (why := one_line(forward["reason"])):
+            hint = (forward.get("lastError") or {}).get("hint") or ""
+            alike.setdefault((forward["state"], why, hint), []).append(forward)
+    found = []
+    for (state, why, hint), same in alike.items():
+        glyph, style = GLYPHS.get(state, ("?", ""))
+        since = age(min(forward["since"] for forward in same), now)
+        text = one_line(f"{_names([forward['name'] for forward in same])} ({since}): {why}")
+        shown = wrapped(Text.assemble((f"{glyph} ", style), text), width, 2)
+        found.append([*shown, *_hint(hint, width)])
     return found
 
 
-def _why_unready(forward: Forward) -> str:
-    return "" if forward["state"] == "ready" else one_line(forward["reason"])
-
-
-def _fit(
-    columns: Sequence[_Column], cells: Sequence[Sequence[Text]], width: int | None
-) -> dict[int, int]:
-    """Return the numbers of the columns that fit into `width`, and their widths.
-
-    rich can shrink columns, but not drop them.
-    """
-    widths = {
-        n: max((column.room, cell_len(column.title), *(row[n].cell_len for row in cells)))
-        for n, column in enumerate(columns)
-    }
-    if width is None:
-        return widths
-
-    def excess(found: Mapping[int, int]) -> int:
-        return sum(found.values()) + _GAP * (len(found) - 1) - width
-
-    def least(n: int) -> int:
-        return min(widths[n], columns[n].least or widths[n])
-
-    while excess({n: least(n) for n in widths}) > 0:
-        spare = max(columns[n].spare for n in widths)
-        if spare == 0:
-            break
-        widths = {n: found for n, found in widths.items() if columns[n].spare != spare}
-    for n in sorted(widths, key=lambda n: -columns[n].spare):
-        widths[n] -= max(0, min(excess(widths), widths[n] - least(n)))
-    return widths
-
-
-def _plain(of: Callable[[Forward], Any], style: str = "") -> Callable[..., Text]:
-    def cell(forward: Forward, rates: Rates | None, now: datetime) -> Text:
-        value = of(forward)
-        return Text(_NONE, "dim") if value in (None, "") else Text(one_line(value), style)
-
-    return cell
-
-
-def _state(forward: Forward, rates: Rates | None, now: datetime) -> Text:
-    """Return the state with its glyph, which tells states apart without colour."""
-    glyph, style = GLYPHS.get(forward["state"], ("?", ""))
-    return Text(f"{glyph} {one_line(forward['state'])}", style)
-
-
-def _to(forward: Forward) -> str:
-    return f"{forward['to']}/udp" if forward["protocol"] == "udp" else str(forward["to"])
-
-
-def _rate(direction: int) -> Callable[..., Text]:
-    def cell(forward: Forward, rates: Rates | None, now: datetime) -> Text:
-        rate = (rates or {}).get((forward["target"], forward["index"]), (0.0, 0.0))[direction]
-        return Text(f"{size(rate)}/s") if rate >= 0.5 else Text(_NONE, "dim")
-
-    return cell
-
-
-_COLUMNS = (
-    _Column("TARGET", _plain(lambda f: f["name"], "bold"), least=12),
-    _Column("STATE", _state),
-    _Column("LOCAL", _plain(lambda f: ", ".join(f["listen"]))),
-    _Column("TO", _plain(_to), 3, least=12),
-    _Column("ENDPOINT", _plain(lambda f: f["endpoint"]), 4, least=14),
-    _Column("LIVE", _plain(lambda f: f["live"] or None), 1, right=True),
-)
-_RATES = (
-    _Column("UP", _rate(0), 2, right=True, room=8),
-    _Column("DOWN", _rate(1), 2, right=True, room=8),
-)
-_SINCE = _Column("SINCE", lambda f, rates, now: Text(age(f["since"], now)), 5, right=True)
-_WIDE = (
-    _Column("CONTEXT", _plain(lambda f: f["context"])),
-    _Column("NAMESPACE", _plain(lambda f: f["namespace"])),
-    _Column("WAY", _plain(lambda f: f.get("way"))),
-    _Column("VIA", _plain(lambda f: f["via"])),
-    _Column("CHECK", _plain(lambda f: f["check"])),
-    _Column("OPENED", _plain(lambda f: f["traffic"]["opened"]), right=True),
-    _Column("SENT", _plain(lambda f: size(f["traffic"]["toRemoteBytes"])), right=True),
-    _Column("RECEIVED", _plain(lambda f: size(f["traffic"]["toLocalBytes"])), right=True),
-)
-_WIDE_REASON = _Column("REASON", lambda f, rates, now: Text(one_line(f["reason"])))
-_REASON = _Column("REASON", lambda f, *_: Text(_why_unready(f)))
-
-
-# -- the table of tunnels --------------------------------------------------------------------------
-
-
-def tunnels(snapshot: Snapshot, now: datetime) -> RenderableType:
-    """Return a table of the tunnels: what carries each, and why not by the faster way."""
-    made = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="dim")
-    for title in ("TUNNEL", "CARRIER", "STREAMS", "RTT", "REASON"):
-        right = title in ("STREAMS", "RTT")
-        made.add_column(title, justify="right" if right else "left", no_wrap=True)
-    for agent in snapshot["agents"]:
-        for tunnel in agent["tunnels"]:
-            rtt = tunnel["rtt"]
-            made.add_row(
-                Text(one_line(tunnel["name"]), "bold"),
-                Text(one_line(tunnel.get("carrier") or _NONE)),
-                Text(str(tunnel["streams"])),
-                Text(_NONE if rtt is None else f"{rtt * 1000:.1f} ms"),
-                Text(one_line(_tunnel_reason(tunnel, now))),
-            )
-    return made
-
-
-def _tunnel_reason(tunnel: Mapping[str, Any], now: datetime) -> str:
-    if tunnel["failure"]:
-        return str(tunnel["failure"])
-    shortcut = tunnel.get("shortcut")
-    if shortcut is None:
-        return ""
-    # `age` counts from the first time to the second.
-    wait = age(now.isoformat(), max(now, datetime.fromisoformat(shortcut["nextAttempt"])))
-    return f"not by proxy: {shortcut['reason']} (next attempt in {wait})"
-
-
-# -- times, sizes and rates ------------------------------------------------------------------------
-
-
-def age(since: str, now: datetime) -> str:
-    """Return the time from `since` (ISO 8601) to `now`: `12s`, `5m`, `3h` or `2d`."""
-    seconds = max(0.0, (now - datetime.fromisoformat(since)).total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)}{unit}"
-    return f"{int(seconds)}s"
-
-
-def size(count: float) -> str:
-    """Return a number of bytes with at most three digits: `0 B`, `999 B`, `1.2 kB`, `340 MB`."""
-    unit = 0
-    while count >= 999.5 and unit < len(_UNITS) - 1:
-        count /= 1000
-        unit += 1
-    return f"{count:.1f} {_UNITS[unit]}" if unit and count < 9.95 else f"{count:.0f} {_UNITS[unit]}"
-
-
-class RateMeter:
-    """Computes the throughput of each forward from successive snapshots of one run."""
-
-    def __init__(self) -> None:
-        self._time = 0.0
-        self._run: object = None
-        self._bytes: dict[tuple[str, int], tuple[int, int]] = {}
-
-    def update(self, snapshot: Snapshot, now: float) -> dict[tuple[str, int], Rate]:
-        """Return the rates since the previous snapshot; `now` is monotonic, in seconds.
-
-        The result is empty for the first snapshot of a run.
-        """
-        before, self._bytes = self._bytes, dict(map(_counts, snapshot["forwards"]))
-        elapsed, self._time = now - self._time, now
-        run = (snapshot["pid"], snapshot["started"])
-        previous, self._run = self._run, run
-        if previous != run or elapsed <= 0:
-            return {}
-        found = {}
-        for key, counts in self._bytes.items():
-            up, down = (
-                max(0, new - old) / elapsed
-                for new, old in zip(counts, before.get(key, counts), strict=True)
-            )
-            found[key] = (up, down)
-        return found
-
-
-def _counts(forward: Forward) -> tuple[tuple[str, int], tuple[int, int]]:
-    traffic = forward["traffic"]
-    counts = (traffic["toRemoteBytes"], traffic["toLocalBytes"])
-    return (forward["target"], forward["index"]), counts
+def _names(names: Sequence[str]) -> str:
+    left = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {left} more" if left > 0 else "")

@@ -17,7 +17,7 @@ from tests.integration.product import alive, document, listens
 
 pytestmark = pytest.mark.process
 
-KEYS = "r reload   q quit   ? help"
+KEYS = "r reload   q quit   ? help   / filter"
 
 
 def state_of(pid: int) -> str:
@@ -64,9 +64,9 @@ async def test_the_table_its_keys_and_the_log_above(tmp_path: Path) -> None:
             assert "agent: embedded, process" in screen.text.partition("krelay.yaml")[0]
             # Keys: help and back, a reload that finds something, Ctrl-Z and back.
             screen.type("?")
-            await screen.shows("Ctrl-Z suspends krelay")
+            await screen.shows("◌ draining")
             screen.type("?")
-            await screen.hides("Ctrl-Z")
+            await screen.hides("◌ draining")
             path.write_text(path.read_text() + f"  new: ip/127.0.0.1 :{port}\n")
             screen.type("r")
             await screen.shows("2 of 2 ready")
@@ -130,20 +130,72 @@ async def test_rates_and_draining(tmp_path: Path) -> None:
                 await ended(screen, 130)
 
 
-async def test_it_keeps_within_any_screen(tmp_path: Path) -> None:
+async def test_it_keeps_within_any_screen_and_a_resize_leaves_no_copies(tmp_path: Path) -> None:
     names = tuple(f"target-{number}" for number in range(20))
     async with rig.tcp_target(rig.echo) as port:
         write(tmp_path, port, names=names)
         async with terminal("up", cwd=tmp_path, columns=60, rows=12) as screen:
             await screen.shows("20 of 20 ready")
-            await screen.shows("more: `krelay status` shows them all")
+            await screen.shows("more ready")
             assert screen.text.count("krelay.yaml ·") == 1
-            screen.resize(100, 30)
-            await screen.shows("target-19")
-            await screen.hides("has them all")
-            screen.resize(30, 6)
-            await screen.shows("more: `krelay st")
+            for columns, rows in ((80, 10), (40, 12), (50, 8), (100, 40), (24, 20), (30, 6)):
+                screen.resize(columns, rows)
+                shown = "target-19" if rows == 40 else "more ready"
+                await screen.shows(shown)
+                # The whole screen is of one frame of the new size.
+                await rig.until(lambda size=columns: len(screen.lines[-1]) < size)
+                await rig.until(lambda: screen.text.count("TARGET") == 1)
+                assert screen.text.count("20 of 20 ready") == 1
             screen.process.send_signal(signal.SIGTERM)
+            await ended(screen, 0)
+            assert not any("TARGET" in line for line in [*screen.lines, *screen.screen.scrolled])
+
+
+async def test_the_log_is_on_the_normal_screen_after_ctrl_z_and_the_end(tmp_path: Path) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("1 of 1 ready")
+            await screen.shows("web: ready")
+            assert screen.screen.alternate
+            screen.type("\x1a")
+            await rig.until(lambda: state_of(screen.process.pid) == "T")
+            await rig.until(lambda: screen.as_it_was)
+            assert screen.text.count("web: ready") == 1
+            screen.process.send_signal(signal.SIGCONT)
+            await screen.shows(KEYS)
+            assert screen.text.count("web: ready") == 1
+            screen.type("q")
+            await ended(screen, 0)
+            assert screen.text.count("web: ready") == 1
+
+
+async def test_keys_scroll_and_filter_a_long_table(tmp_path: Path) -> None:
+    names = tuple(f"target-{number}" for number in range(40))
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port, names=names)
+        async with terminal("up", cwd=tmp_path, columns=80, rows=20) as screen:
+            await screen.shows("40 of 40 ready")
+            await screen.shows("target-0 ")
+            screen.type("j")
+            await screen.shows("1 above")
+            screen.type("G")
+            await screen.shows("target-39")
+            await screen.hides("more ready")
+            screen.type("k")
+            await screen.shows("1 more ready")
+            screen.type("\x1b[H")
+            await screen.shows("target-0 ")
+            screen.type("/get-3")
+            await screen.shows("/get-3")
+            await screen.shows("target-39")
+            await screen.hides("target-20")
+            # A filter is text: `q` and `r` in it do nothing else.
+            screen.type("q\r")
+            await screen.shows("no forward contains this text")
+            screen.type("\x1b")
+            await screen.shows("more ready")
+            screen.type("q")
             await ended(screen, 0)
 
 
@@ -220,7 +272,7 @@ async def test_a_key_whose_signal_was_ignored_does_nothing(
             await screen.shows("● ready")
             screen.type(key)
             screen.type("?")
-            await screen.shows("Ctrl-Z suspends krelay")
+            await screen.shows("◌ draining")
             screen.type("q")
             await ended(screen, 0)
 

@@ -1,20 +1,23 @@
-"""The painter, as a terminal renders it, and keys in children that own a terminal."""
+"""The painter, as a terminal renders it."""
 
 from __future__ import annotations
 
-import atexit
+import fcntl
 import io
 import os
 import pty
+import struct
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pyte
 import pytest
 from rich.text import Text
 
-from krelay.cli.terminal.screen import Keys, Painter, in_foreground, supports_live_table
+from krelay.cli.terminal.screen import Painter, supports_live_table
+from tests.cli.emulator import Screen
+from tests.cli.terminal.owned import at_a_terminal
 
 
 class Out(io.StringIO):
@@ -32,22 +35,24 @@ class Out(io.StringIO):
 
 
 class Shown:
-    """A painter and a screen of the same size."""
+    """A painter and a screen of the same size, on which a shell has written a line."""
 
     def __init__(self, master: int, slave: int) -> None:
         self._master = master
         self._out = Out(slave)
-        self.resize(20, 6)
-        self.screen = pyte.Screen(20, 6)
+        self.screen = Screen(20, 6)
         self._stream = pyte.Stream(self.screen)
+        self._stream.feed("$ krelay up\r\n")
         self.painter = Painter(self._out)
+        self.resize(20, 6)
 
     def resize(self, columns: int, rows: int) -> None:
-        import fcntl
-        import struct
-        import termios
-
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        self.screen.resize(rows, columns)
+
+    def paint(self, *block: str, above: tuple[str, ...] = ()) -> list[str]:
+        self.painter.paint([Text(line) for line in block], above)
+        return self.lines
 
     @property
     def lines(self) -> list[str]:
@@ -64,153 +69,104 @@ class Shown:
 @pytest.fixture
 def shown() -> Iterator[Shown]:
     master, slave = pty.openpty()
-    yield Shown(master, slave)
+    found = Shown(master, slave)
+    yield found
+    found.painter.abandon()
     os.close(master)
     os.close(slave)
 
 
-def test_a_block_is_repainted_and_text_stays_above(shown: Shown) -> None:
-    shown.painter.paint(Text("one\ntwo\nthree"))
-    assert shown.lines == ["one", "two", "three"]
-    shown.painter.paint(Text("1\n2"), ["said"])
-    assert shown.lines == ["said", "1", "2"]
+def test_a_block_is_repainted_below_the_log(shown: Shown) -> None:
+    assert shown.paint("one", "two", "three") == ["one", "two", "three"]
+    assert shown.paint("1", "2", above=("said",)) == ["said", "1", "2"]
     assert shown.screen.cursor.hidden
-    shown.painter.erase(["at last"])
-    assert shown.lines == ["said", "at last"]
+    assert shown.screen.alternate
+
+
+def test_leave_writes_the_log_to_the_normal_screen_and_restores_the_cursor(shown: Shown) -> None:
+    shown.paint("one", "two", above=("said",))
+    shown.painter.leave(above=["at last"])
+    assert shown.lines == ["$ krelay up", "said", "at last"]
     assert not shown.screen.cursor.hidden
+    assert not shown.screen.alternate
+    shown.painter.leave()
+    assert shown.lines == ["$ krelay up", "said", "at last"]
+
+
+def test_the_log_comes_back_with_the_block_and_is_written_once(shown: Shown) -> None:
+    shown.paint("one", above=("said",))
+    shown.painter.leave()
+    assert shown.paint("one", above=("more",)) == ["said", "more", "one"]
+    shown.painter.leave([Text("the last")])
+    assert shown.lines == ["$ krelay up", "said", "more", "the last"]
+
+
+def test_the_log_shows_its_latest_lines_and_breaks_long_ones(shown: Shown) -> None:
+    above = ("first", "second \x1b[31mred\x1b[0m word that is long")
+    assert shown.paint("1", "2", "3", above=above) == [
+        "first",
+        "second red word",
+        "  that is long",
+        "1",
+        "2",
+        "3",
+    ]
+    assert shown.paint("1", "2", "3", "4", "5")[:2] == ["  that is long", "1"]
+    assert shown.painter.room == (19, 5)
 
 
 def test_a_block_keeps_within_the_screen(shown: Shown) -> None:
-    shown.painter.paint(Text("\n".join(f"{n} {'x' * 40}" for n in range(10))))
-    found = shown.lines
-    assert len(found) == 5
-    assert [line[0] for line in found] == list("01234")
+    found = shown.paint(*(f"{n} {'x' * 40}" for n in range(10)))
+    assert len(found) == 6
+    assert [line[0] for line in found] == list("012345")
     assert {len(line) for line in found} == {19}
-    shown.painter.paint(Text("small"))
-    assert shown.lines == ["small"]
+    assert shown.paint("small") == ["small"]
 
 
-def test_a_block_is_erased_whole_after_the_screen_became_narrower(shown: Shown) -> None:
-    shown.painter.paint(Text("0123456789\nabcdefghij"), ["above"])
-    assert shown.lines == ["above", "0123456789", "abcdefghij"]
-    # What the terminal makes of it, with four columns for each line.
-    shown.resize(4, 6)
-    assert shown.painter._back(4) == "\r\x1b[6A\x1b[J"
-
-
-def test_leave_keeps_the_block(shown: Shown) -> None:
-    shown.painter.paint(Text("one"))
+@pytest.mark.parametrize("sizes", [[(9, 6), (5, 3), (40, 20)], [(60, 4), (12, 12), (3, 2)]])
+def test_a_resize_leaves_no_copies(shown: Shown, sizes: list[tuple[int, int]]) -> None:
+    block = [f"row {n}" for n in range(12)]
+    shown.paint(*block, above=("said",))
+    for columns, rows in sizes:
+        shown.resize(columns, rows)
+        found = shown.paint(*block)
+        wanted = [line if len(line) < columns else f"{line[: columns - 2]}…" for line in block]
+        assert found[-min(rows, 12) :] == wanted[:rows]
+        assert len(found) <= min(rows, 13)
     shown.painter.leave()
-    shown.painter.paint(Text("two"))
-    assert shown.lines == ["one", "two"]
+    everything = [*shown.lines, *shown.screen.scrolled]
+    assert not any(line.startswith("ro") for line in everything)
+
+
+def test_a_terminal_without_an_alternate_screen_is_cleared(shown: Shown) -> None:
+    shown.painter.paint([Text("one")])
+    shown.painter.leave()
+    text = shown._out.getvalue()
+    assert text.index("\x1b[H\x1b[J\x1b[?1049l") > text.index("one")
 
 
 def test_a_terminal_without_a_size_counts_as_80_by_24(shown: Shown) -> None:
-    shown.resize(0, 0)
-    assert shown.painter.size == (79, 23)
-    nothing = Painter(Out(os.open(os.devnull, os.O_RDONLY)))
-    assert nothing.size == (79, 23)
-    os.close(nothing.console.file.fileno())
+    fcntl.ioctl(shown._master, termios.TIOCSWINSZ, struct.pack("HHHH", 0, 0, 0, 0))
+    assert shown.painter.size == (79, 24)
+    with open(os.devnull) as file:
+        assert Painter(Out(file.fileno())).size == (79, 24)
 
 
-def cooked(descriptor: int) -> bool:
-    wanted = termios.ICANON | termios.ECHO
-    return bool(termios.tcgetattr(descriptor)[3] & wanted == wanted)
+def test_the_screen_is_restored_at_exit() -> None:
+    def child() -> None:
+        sys.stdout = os.fdopen(1, "w")
+        Painter(sys.stdout).paint([Text("one")])
+        sys.exit(0)
 
-
-def at_a_terminal(child: Callable[[], None], talk: Callable[[int], None]) -> int:
-    """Run `child` in a process whose standard streams are a terminal, while `talk` has the other
-    end; the exit code. 99 is an exception's."""
-    pid, master = pty.fork()
-    if pid == 0:
-        try:
-            child()
-        except BaseException:
-            os._exit(99)
-        os._exit(0)
-    try:
-        talk(master)
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        os.close(master)
-
-
-def read_until(descriptor: int, text: bytes) -> bytes:
     found = b""
-    while text not in found:
-        found += os.read(descriptor, 100)
-    return found
-
-
-def test_keys_arrive_singly_without_echo_and_settings_are_restored() -> None:
-    def child() -> None:
-        keys = Keys(0)
-        assert cooked(0)
-        for _ in range(2):  # also where a shell took it meanwhile
-            assert keys.take()
-        assert not cooked(0)
-        os.write(1, b"now")
-        typed = keys.read()
-        os.write(1, b"<" + (typed or "").encode() + b">")
-        keys.give_back()
-        assert cooked(0)
-        keys.give_back()
 
     def talk(master: int) -> None:
-        read_until(master, b"now")
-        os.write(master, b"q")
-        assert read_until(master, b">") == b"<q>"
+        nonlocal found
+        while b"\x1b[?25h" not in found:
+            found += os.read(master, 100)
 
     assert at_a_terminal(child, talk) == 0
-
-
-def test_settings_are_restored_at_exit() -> None:
-    def child() -> None:
-        atexit._clear()  # what the tests' own process has registered
-        Keys(0).take()
-        os.write(1, b"now")
-        os.read(0, 1)
-        atexit._run_exitfuncs()
-
-    def talk(master: int) -> None:
-        read_until(master, b"now")
-        assert not cooked(master)
-        os.write(master, b"\r")
-        while not cooked(master):
-            pass
-
-    assert at_a_terminal(child, talk) == 0
-
-
-def test_a_background_process_does_not_touch_the_terminal() -> None:
-    def child() -> None:
-        ready, go = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.setpgid(0, 0)
-            keys = Keys(0)
-            ok = not in_foreground(0) and not keys.take()
-            keys.give_back()
-            os._exit(0 if ok and cooked(0) else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert in_foreground(0)
-        os.close(ready)
-        os.close(go)
-
-    assert at_a_terminal(child, lambda master: None) == 0
-
-
-def test_a_pipe_has_no_keys() -> None:
-    reader, writer = os.pipe()
-    keys = Keys(reader)
-    assert not keys.there
-    assert not keys.take()
-    keys.give_back()
-    os.close(writer)
-    assert keys.read() is None
-    os.close(reader)
-    assert keys.read() is None
-    assert not in_foreground(reader)
+    assert found.rindex(b"\x1b[?1049l") > found.rindex(b"\x1b[?1049h")
 
 
 @pytest.mark.parametrize(("term", "live"), [("xterm", True), ("dumb", False), ("", False)])
