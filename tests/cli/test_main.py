@@ -157,7 +157,7 @@ def test_run_takes_another_command_line_after_two_dashes(
     assert "Usage: krelay run [OPTIONS] [NAME]... -- CMD [ARG]..." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["status", "wait", "logs", "down"])
+@pytest.mark.parametrize("command", ["status", "wait", "logs", "restart", "down"])
 def test_client_commands_require_the_file_of_a_running_krelay(
     command: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +174,34 @@ def test_client_commands_require_the_file_of_a_running_krelay(
         assert krelay(command, "--timeout", "0") == 3
         assert krelay(command, "nope", "--timeout", "60s") == 2
         capsys.readouterr()
+
+
+def test_port_and_ps_take_an_output_format(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("krelay.yaml").write_text(GOOD)
+    assert krelay("port", "web", "80", "-o", "json") == 1
+    assert "krelay is not running for krelay.yaml" in capsys.readouterr().err
+    assert krelay("port") == 2
+    assert krelay("ps", "--output", "json") == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)
+
+
+def test_up_detached_starts_another_process(
+    krelay: Krelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from krelay.cli.background import start
+
+    asked: list[Any] = []
+
+    def note(selection: Any, arguments: Any, *, timeout: float) -> int:
+        asked.append((selection.path, selection.names, arguments, timeout))
+        return 3
+
+    monkeypatch.setattr(start, "start", note)
+    line = ["up", "-d", "-f", "a.yaml", "web", "--timeout", "1m"]
+    assert krelay(*line) == 3
+    assert asked == [("a.yaml", ("web",), line, 60.0)]
 
 
 @pytest.mark.parametrize("text", ["-1s", "soon", "1", "2d"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import pty
 import signal
@@ -14,12 +15,14 @@ from pathlib import Path
 import pytest
 
 from krelay.cli import up as module
+from krelay.cli.background.child import Report
 from krelay.cli.up import run
 from krelay.config.sources import Selection, Words
 from krelay.errors import KrelayError, UsageError
 from krelay.model import Config
 from krelay.state.bus import EventBus
-from krelay.state.events import AgentProgress, Ending, ForwardBound, Started
+from krelay.state.events import AgentProgress, Ending, ForwardBound, ForwardChanged, Started
+from krelay.state.states import State
 from krelay.status.servers import AlreadyRunningError, serve_unix
 from krelay.status.socket_path import socket_path
 from krelay.supervisor.contexts import Contexts
@@ -259,6 +262,71 @@ async def test_faults_of_this_machine_are_warnings_once_the_start_is_over(
     await looking
     (line,) = caplog.messages
     assert line.startswith("64 open files: room for 0 connections at once; hint: ")
+
+
+@pytest.fixture
+def reporting() -> Iterator[tuple[Report, int]]:
+    """The report of a process in the background, and where it is read."""
+    reader, writer = os.pipe()
+    report = Report(writer, Path("x.log"))
+    yield report, reader
+    report.close()
+    os.close(reader)
+
+
+def test_in_the_background_it_reports_what_fails_once_the_start_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+    file: Selection,
+    reporting: tuple[Report, int],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report, reader = reporting
+    caplog.set_level("INFO", "krelay")
+    states = ("web", State.FAILED, "refused"), ("db", State.READY, "")
+    forwards = [forward(name, state, reason=reason) for name, state, reason in states]
+
+    async def start(supervisor: Supervisor, stop: object) -> None:
+        def change(name: str, state: State) -> None:
+            changed = ForwardChanged(name, name, 0, State.PENDING, state, "refused")
+            supervisor.bus.publish(changed)
+
+        change("early", State.FAILED)
+        monkeypatch.setattr(supervisor, "_forward_states", lambda: tuple(forwards))
+        supervisor.started.set()
+        supervisor.bus.publish(Started())
+        supervisor.bus.publish(ForwardBound(forwards[1]))
+        change("late", State.FAILED)
+        change("late", State.DEGRADED)
+        del forwards[0]
+        change("web", State.READY)
+        while report._pipe is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+    monkeypatch.setattr(Supervisor, "run", start)
+    assert run(file, report=report) == 0
+    told = [json.loads(line) for line in os.read(reader, 9999).splitlines()]
+    assert told == [
+        {"problem": "web: failed: refused"},
+        {"problem": "late: failed: refused"},
+        {"ready": True},
+    ]
+    assert capsys.readouterr().out == ""
+    bound = next(record for record in caplog.records if " -> " in record.message)
+    assert getattr(bound, "target", None) == "db"
+
+
+def test_in_the_background_it_needs_a_socket(
+    started: list[Config], file: Selection, reporting: tuple[Report, int]
+) -> None:
+    assert file.file is not None
+    place = socket_path(file.file)
+    place.parent.mkdir(mode=0o700, exist_ok=True)
+    place.mkdir()
+    with pytest.raises(KrelayError, match="cannot listen on"):
+        run(file, report=reporting[0])
+    assert started == []
+    place.rmdir()
 
 
 def test_output_that_is_no_longer_read_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,10 +152,14 @@ async def test_kubectl_relay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "run", "check", "plan", "reload", "status", "wait", "logs", "down", "rbac"]
+    "command",
+    [
+        *("up", "run", "check", "plan", "reload", "status", "wait", "logs", "down", "rbac"),
+        *("restart", "port"),
+    ],
 )
 async def test_paths_and_arguments(command: str, tmp_path: Path) -> None:
-    more = {"run": ("--", "true"), "wait": ("--timeout", "0.1s")}.get(command, ())
+    more = {"run": ("--", "true"), "wait": ("--timeout", "0.1s"), "port": ("web",)}.get(command, ())
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yaml")
     commands = [
         (command, "-f", f"{tmp_path}/{EVIL}.yaml", *more),

@@ -17,6 +17,7 @@ import pytest
 from krelay.cli.background import start as module
 from krelay.cli.background.child import VARIABLE
 from krelay.cli.background.start import start
+from krelay.cli.output import set_up_logging
 from krelay.config.sources import Selection
 from krelay.errors import KrelayError, NotReadyError, UsageError
 from krelay.status.client import ask, is_running
@@ -72,6 +73,16 @@ async def test_a_file_that_runs_already_is_not_run_twice(
         assert caught.value.message == f"{said}, without `other`"
         with pytest.raises(UsageError, match="has no target `wep`"):
             await started(file, "wep")
+
+
+async def test_forwards_are_objects_in_a_log_for_programs(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging(0, json=True)
+    async with answering(file, GET_status=lambda body: READY):
+        assert await started(file) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["target"] for line in lines] == ["web", "db"]
 
 
 async def test_what_is_not_ready_in_time_is_said_beside_what_is_relayed(
@@ -193,6 +204,19 @@ async def test_a_process_that_dies_is_an_error_that_names_its_log(
     assert log is not None
     assert caught.value.hint == f"see {log}"
     assert (await asyncio.to_thread(log.read_text)) == "last words\n"
+
+
+@pytest.mark.process
+async def test_the_error_that_a_process_tells_is_raised_with_its_exit_code(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = json.dumps({"error": {"message": "no agent", "hint": "ask", "exitCode": 4}}) + "\n"
+    program = f"import os, json; os.write(json.loads(os.environ[{VARIABLE!r}])['pipe'], {told!r}"
+    monkeypatch.setattr(module, "_PROGRAM", f"{program}.encode())")
+    with pytest.raises(KrelayError) as caught:
+        await started(file, timeout=60.0)
+    assert caught.value.report() == ["no agent", "  hint: ask"]
+    assert caught.value.exit_code == 4
 
 
 @pytest.mark.process
