@@ -129,7 +129,8 @@ def _lock(path: Path, file: str) -> int:
             owner = os.read(lock, 200).decode(errors="replace").partition("\n")[0]
             os.close(lock)
             raise AlreadyRunningError(
-                f"krelay is already running for this file{owner and f' ({owner})'}"
+                f"krelay is already running for this file{owner and f' ({owner})'}",
+                hint="`krelay status` shows it, `krelay down` ends it",
             ) from None
         if mine:
             break

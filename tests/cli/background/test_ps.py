@@ -22,6 +22,7 @@ from tests.cli.reports import forward, report
 @pytest.fixture(autouse=True)
 def runtime(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_directory / "ps"))
+    monkeypatch.setattr(module, "_ANSWER_DEADLINE", 60.0)
 
 
 async def printed(capsys: pytest.CaptureFixture[str], *, as_json: bool = False) -> tuple[Any, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,7 +40,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-async def started(file: Path, *names: str, timeout: float = 0.0) -> int:
+async def started(file: Path, *names: str, timeout: float = 60.0) -> int:
     selection = Selection(str(file), names)
     return await asyncio.to_thread(start, selection, ("up", "-d"), timeout=timeout)
 
@@ -91,7 +93,7 @@ async def test_what_is_not_ready_in_time_is_said_beside_what_is_relayed(
     half = report(forward("web"), forward("db", "failed"))
     async with answering(file, GET_status=lambda body: half):
         with pytest.raises(NotReadyError) as caught:
-            await started(file)
+            await started(file, timeout=2.0)
     assert caught.value.details() == ["db: failed: connection refused"]
     assert caught.value.exit_code == 3
     assert len(capsys.readouterr().out.splitlines()) == 2
@@ -221,7 +223,7 @@ async def test_the_error_that_a_process_tells_is_raised_with_its_exit_code(
 
 @pytest.mark.process
 async def test_a_slow_start_says_its_steps_and_goes_on_after_the_timeout(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = '{"step": "waiting for a node"}', '{"problem": "db: failed: refused"}'
     program = f"""
@@ -233,6 +235,12 @@ time.sleep(3600)
 """
     monkeypatch.setattr(module, "_PROGRAM", program)
     pids: list[int] = []
+    said: list[str] = []
+
+    # The time is over once both have been said.
+    clock = SimpleNamespace(monotonic=lambda: math.inf if len(said) == 2 else 0.0)
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "note", said.append)
     real = subprocess.Popen
 
     class Noted(real):  # type: ignore[misc, valid-type]
@@ -244,10 +252,9 @@ time.sleep(3600)
     monkeypatch.setattr(subprocess, "Popen", Noted)
     try:
         with pytest.raises(NotReadyError, match="krelay goes on in the background") as caught:
-            await started(file, timeout=3.0)
+            await started(file, timeout=3600.0)
         assert caught.value.details() == [f"krelay is not running for {file}"]
-        said = capsys.readouterr().err
-        assert said == "agent: waiting for a node\ndb: failed: refused\n"
+        assert said == ["agent: waiting for a node", "db: failed: refused"]
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
