@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import logging
 import os
@@ -79,6 +80,58 @@ class Forwards(Mapping[str, Forward]):
         return self._all[name]
 
 
+class Started(Forwards):
+    """Forwards that last until `close`, or until the interpreter ends.
+
+    Those of `relay.astart` end with `aclose`, on the loop on which they began.
+    """
+
+    def __init__(self, owner: relay, forwards: Forwards) -> None:
+        super().__init__(forward for name in forwards for forward in forwards.all(name))
+        self._owner: relay | None = owner
+        self._process = os.getpid()
+        if owner.in_thread:
+            atexit.register(self._close_at_exit)
+
+    def close(self) -> None:
+        """End the forwards, and remove the agent; again, do nothing. Blocks.
+
+        Raises:
+            UsageError: `astart` started them.
+            KrelayError: relaying has failed meanwhile.
+        """
+        if self._owner is None:
+            return
+        if not self._owner.in_thread:
+            hint = "`await forwards.aclose()`"
+            raise explained(UsageError("`astart` started these forwards", hint=hint))
+        owner, self._owner = self._owner, None
+        atexit.unregister(self._close_at_exit)
+        owner.__exit__(None, None, None)
+
+    async def aclose(self) -> None:
+        """End the forwards, and remove the agent; again, do nothing. Any task may call it.
+
+        Raises:
+            KrelayError: relaying has failed meanwhile.
+        """
+        if self._owner is None:
+            return
+        if self._owner.in_thread:
+            await in_thread(self.close)
+            return
+        owner, self._owner = self._owner, None
+        await owner.__aexit__(None, None, None)
+
+    def _close_at_exit(self) -> None:
+        if os.getpid() != self._process:
+            return  # a fork has the forwards of its parent, but not their thread
+        try:
+            self.close()
+        except KrelayError as exc:
+            logger.warning("%s", exc)
+
+
 class relay:
     """Forwards that are ready when the block begins and gone when it ends.
 
@@ -87,7 +140,12 @@ class relay:
         with krelay.relay(web="svc/nginx :80") as forwards:
             urllib.request.urlopen(forwards["web"].url())
 
-    `async with` does the same in async code. `with` relays in another thread.
+    `async with` does the same in async code. `with` relays in another thread. Without a block,
+    `start` and `astart` return the forwards, and `close` and `aclose` end them::
+
+        forwards = krelay.relay(web="svc/nginx :80").start()
+        ...
+        forwards.close()
 
     Args:
         texts: lines of targets.txt, each the name of its target; with `file`, the names of those
@@ -99,7 +157,7 @@ class relay:
         timeout: seconds in which every forward has to be ready.
         targets: more lines, by the name of their target.
 
-    Raises, when the block is entered:
+    Raises, when the block is entered or the forwards are started:
         UsageError, ConfigError: the arguments, the lines or the file are wrong.
         ClusterError: the cluster refused, or cannot be reached.
         ListenError: a local port cannot be bound.
@@ -125,6 +183,24 @@ class relay:
         if file is not None and targets:
             hint = "write the targets into the file"
             raise explained(UsageError("both a file and targets", hint=hint))
+
+    def start(self) -> Started:
+        """Relay in another thread until `close`. Blocks until every forward is ready.
+
+        It works where a loop runs, as in a notebook. Raises as a block does.
+        """
+        __tracebackhide__ = True
+        return Started(self, self.__enter__())
+
+    async def astart(self) -> Started:
+        """Relay on the running loop until `aclose`; return when every forward is ready."""
+        __tracebackhide__ = True
+        return Started(self, await self.__aenter__())
+
+    @property
+    def in_thread(self) -> bool:
+        """Whether it relays in another thread now."""
+        return self._thread is not None
 
     async def __aenter__(self) -> Forwards:
         __tracebackhide__ = True  # pytest shows the line of the caller
@@ -181,7 +257,7 @@ class relay:
 
     def _require_free(self) -> None:
         if self._run is not None or self._thread is not None:
-            hint = "make another `krelay.relay(...)` for another block"
+            hint = "make another `krelay.relay(...)`, or end this one first"
             raise explained(UsageError("its block has not ended yet", hint=hint))
 
 

@@ -70,7 +70,10 @@ class DaemonExecutor(ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Start `fn` at once. Raises RuntimeError if no thread can be started."""
+        """Start `fn` at once. Raises RuntimeError if no thread can be started.
+
+        While the interpreter ends, it starts no threads; `fn` then runs here.
+        """
         future: Future[T] = Future()
 
         def work() -> None:
@@ -83,7 +86,12 @@ class DaemonExecutor(ThreadPoolExecutor):
             else:
                 future.set_result(result)
 
-        threading.Thread(target=work, name="krelay worker", daemon=True).start()
+        try:
+            threading.Thread(target=work, name="krelay worker", daemon=True).start()
+        except RuntimeError as exc:
+            if "interpreter shutdown" not in str(exc):
+                raise
+            work()
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -214,6 +215,103 @@ async def test_ctrl_c_during_the_start_leaves_no_agent_behind() -> None:
     _, err = await process.communicate()
     assert err.decode().splitlines()[-1] == "KeyboardInterrupt"
     assert not alive(found[0].pid)
+
+
+# -- without a block -------------------------------------------------------------------------------
+
+
+async def test_started_forwards_last_until_they_are_closed() -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        relay = krelay.relay(web=f"ip/127.0.0.1 :{port} :{port}", embedded=True)
+        forwards = await asyncio.to_thread(relay.start)
+        assert await asyncio.to_thread(ask, forwards["web"]) == b"hello"
+        assert len(forwards.all("web")) == 2
+        assert len(agents()) == 1
+        with pytest.raises(UsageError, match="has not ended yet"):
+            await asyncio.to_thread(relay.start)
+        await asyncio.to_thread(forwards.close)
+        await asyncio.to_thread(forwards.close)
+        assert agents() == []
+        assert not listens(forwards["web"].port)
+        again = await asyncio.to_thread(relay.start)
+        assert await asyncio.to_thread(ask, again["web"]) == b"hello"
+        await again.aclose()
+        await again.aclose()
+    assert agents() == []
+
+
+async def test_forwards_started_on_a_loop_end_there() -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        forwards = await krelay.relay(web=f"ip/127.0.0.1 :{port}", embedded=True).astart()
+        assert await rig.exchange(forwards["web"].port, b"hello") == b"hello"
+        with pytest.raises(UsageError, match="`astart` started these forwards") as caught:
+            forwards.close()
+        assert caught.value.hint == "`await forwards.aclose()`"
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(forwards.aclose())
+        await forwards.aclose()
+        forwards.close()
+    assert agents() == []
+
+
+async def test_a_failed_start_leaves_nothing() -> None:
+    relay = krelay.relay(db=f"ip/127.0.0.1 :{rig.closed_port()}", embedded=True, timeout=1)
+    with pytest.raises(NotReadyError):
+        await asyncio.to_thread(relay.start)
+    with pytest.raises(NotReadyError):
+        await relay.astart()
+    assert agents() == []
+
+
+FORGOTTEN = """
+import asyncio, os, sys, krelay, psutil
+
+def start():
+    forwards = krelay.relay(f"ip/127.0.0.1 :{sys.argv[1]}", embedded=True).start()
+    print(psutil.Process().children()[0].pid, flush=True)
+    if not (child := os.fork()):
+        sys.exit(0)
+    os.waitpid(child, 0)
+    assert psutil.Process().children()
+
+async def cell():
+    start()
+
+asyncio.run(cell()) if sys.argv[2] == "loop" else start()
+"""
+
+
+@pytest.mark.parametrize("where", ["loop", "main"])
+async def test_the_end_of_the_interpreter_closes_what_a_program_forgot(where: str) -> None:
+    """As in a notebook, whose loop runs. The end of a fork closes nothing."""
+    async with rig.tcp_target(rig.echo) as port:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-W", "ignore", "-c", FORGOTTEN, str(port), where),
+            env=environment(PYTHONWARNINGS=""),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await process.communicate()
+    assert (process.returncode, err) == (0, b"")
+    assert not alive(int(out))
+
+
+async def test_an_error_at_the_end_of_the_interpreter_is_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        relay = krelay.relay(web=f"ip/127.0.0.1 :{port}", embedded=True)
+        forwards = await asyncio.to_thread(relay.start)
+        end = relay.__exit__
+
+        def fail(*exc: Any) -> None:
+            end(*exc)
+            raise KrelayError("relaying has failed")
+
+        monkeypatch.setattr(krelay.relay, "__exit__", fail)
+        await asyncio.to_thread(forwards._close_at_exit)
+    assert "relaying has failed" in caplog.text
+    assert agents() == []
 
 
 # -- what fails --------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def led(text: str, port: int) -> str:
 
 
 def test_there_are_examples_of_everything() -> None:
-    assert (len(SCRIPTS), len(TESTS)) == (3, 2)
+    assert (len(SCRIPTS), len(TESTS)) == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,13 @@ def test_there_are_examples_of_everything() -> None:
             (
                 r"200\n127.0.0.1 \d+",
                 r"HTTP/1.0 200 OK",
+                r"200",
                 r"db: failed: refused: the agent reached the host, but",
             ),
             strict=True,
         )
     ),
-    ids=["with", "async with", "errors"],
+    ids=["with", "async with", "notebook", "errors"],
 )
 def test_a_script(
     example: str,

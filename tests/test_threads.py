@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, contextmanager
 import pytest
 
 from krelay.errors import KrelayError, NotReadyError, TunnelError, UnreachableError
-from krelay.threads import LoopThread, in_thread, in_thread_or_here, use_daemons
+from krelay.threads import DaemonExecutor, LoopThread, in_thread, in_thread_or_here, use_daemons
 
 HUNG = """
 import asyncio, threading
@@ -221,3 +221,22 @@ def test_a_second_end_does_nothing() -> None:
         thread.end(cut=False)
         thread.end(cut=True)
     assert runs.calls == ["end"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "runs"),
+    [("can't create new thread at interpreter shutdown", True), ("can't start new thread", False)],
+)
+def test_a_call_runs_on_the_loop_while_the_interpreter_ends(
+    reason: str, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    executor = DaemonExecutor()
+    if runs:
+        assert executor.submit(threading.current_thread).result() is threading.current_thread()
+    else:
+        with pytest.raises(RuntimeError, match="can't start"):
+            executor.submit(threading.current_thread)
