@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -50,8 +51,12 @@ class Cluster:
         quick: bool = False,
         kubeconfig: str | None = None,
         only: Collection[str] | None = None,
+        turn: asyncio.Semaphore | None = None,
     ) -> None:
-        """With `quick`, create nothing; `only` names the checks to make, instead of all."""
+        """With `quick`, create nothing; `only` names the checks to make, instead of all.
+
+        An agent of the doctor's is there only while it has the `turn`.
+        """
         self._only = only
         self._config = config
         self._context = context
@@ -64,6 +69,7 @@ class Cluster:
         self._user: str | None = None
         self._lacks_rights = False
         self._agent: LiveAgent | None = None
+        self._turn = turn or asyncio.Semaphore()
 
     async def examine(self) -> AsyncGenerator[Finding]:
         """Yield the findings; at the end nothing of the doctor's is left in the cluster."""
@@ -78,6 +84,7 @@ class Cluster:
         try:
             if self._agent is not None:
                 await self._agent.remove()
+                self._turn.release()
         finally:
             if self._connected is not None:
                 await self._connected.aclose()
@@ -106,13 +113,14 @@ class Cluster:
             checks.append(answers("targets", self._targets, ("user",), deadline=late))
         if self._spec is not None and not self._quick:
             # One after the other, and after all else: they would share the network.
+            contexts = {target.context for target in self._config.targets}
             checks.append(
                 answers(
                     "agent",
                     self._start_agent,
                     ("rights", "admission"),
                     ("image", "targets"),
-                    deadline=START_DEADLINE + ANSWER_DEADLINE,
+                    deadline=(START_DEADLINE + ANSWER_DEADLINE) * len(contexts),
                 )
             )
             before = "agent"
@@ -197,6 +205,7 @@ class Cluster:
 
     async def _start_agent(self) -> Finding:
         assert self._spec is not None
+        await self._turn.acquire()
         self._agent = LiveAgent(self._api, self._spec)
         try:
             return await self._agent.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -63,12 +64,41 @@ async def examine(
     if config is not None and config.agent.embedded:
         return
     config = config or of_context(context, namespace)
-    contexts = dict.fromkeys(target.context or config.context for target in config.targets)
-    for name in contexts:
-        cluster = Cluster(config, name, quick=quick, kubeconfig=kubeconfig)
-        async with aclosing(cluster.examine()) as there:
-            async for finding in there:
-                yield replace(finding, context=name if len(contexts) > 1 else None)
+    async with aclosing(_clusters(config, quick=quick, kubeconfig=kubeconfig)) as there:
+        async for finding in there:
+            yield finding
+
+
+async def _clusters(
+    config: Config, *, quick: bool, kubeconfig: str | None
+) -> AsyncGenerator[Finding]:
+    """Examine all contexts at once, and yield the findings of one after the other.
+
+    Their agents take turns, because they share this machine's network.
+    """
+    contexts = list(dict.fromkeys(target.context or config.context for target in config.targets))
+    turn = asyncio.Semaphore()
+    found: dict[str | None, asyncio.Queue[Finding | None]] = {
+        name: asyncio.Queue() for name in contexts
+    }
+
+    async def fill(context: str | None) -> None:
+        cluster = Cluster(config, context, quick=quick, kubeconfig=kubeconfig, turn=turn)
+        shown = context if len(contexts) > 1 else None
+        async with aclosing(cluster.examine()) as findings:
+            async for finding in findings:
+                found[context].put_nowait(replace(finding, context=shown))
+        found[context].put_nowait(None)
+
+    async with TaskGroup() as tasks:
+        filling = [tasks.create_task(fill(context)) for context in contexts]
+        try:
+            for queue in found.values():
+                while (finding := await queue.get()) is not None:
+                    yield finding
+        finally:
+            for task in filling:
+                task.cancel()
 
 
 TARGETS = ("kubeconfig", "credentials", "server", "user", "rights", "targets")

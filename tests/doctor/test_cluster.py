@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from contextlib import aclosing
 from dataclasses import replace
@@ -356,3 +357,27 @@ async def test_an_agent_that_is_refused_gets_the_command_that_allows_it(world: W
             await cluster._start_agent()
         assert "krelay rbac -f krelay.yaml -n team" in str(caught.value.hint)
         await cluster._close()
+
+
+async def test_agents_of_several_contexts_take_turns(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = []
+
+    async def measure(*args: object) -> carriers.Speed:
+        at_once.append(len(world.jobs))
+        return carriers.Speed(0.01, None)
+
+    monkeypatch.setattr(carriers, "measure", measure)
+    kubeconfig = Path(world.kube.kubeconfig({"token": "t"}))
+    known = json.loads(kubeconfig.read_text())
+    known["contexts"].append({**known["contexts"][0], "name": "there"})
+    kubeconfig.write_text(json.dumps(known))
+    there = '{target: svc/web, ports: [":80"], context: there}'
+    found = await world.examine(f"{FILE}  other: {there}\n", quick=False)
+    assert [(one.context, one.status.value) for one in found["tunnels"]] == [
+        (None, "ok"),
+        ("there", "ok"),
+    ]
+    assert at_once == [1] * 6
+    assert world.jobs == []
