@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 CARRIERS = ("spdy", "websocket", "proxy")
 """In this order: an agent serves the API server's proxy once a port-forward showed it the key."""
 START_DEADLINE = 60.0
+_NODE_DEADLINE = 15.0
+"""Seconds for a node: a person waits, and `krelay up` waits for an autoscaler anyway."""
 _IDLE_TIMEOUT = 30.0
 """Seconds after which an agent ends that the doctor could not remove."""
 _KEY_SIZE = 32
@@ -157,7 +159,12 @@ class LiveAgent:
     def _config(self) -> AgentConfig:
         from krelay.cluster.agent_job import NAME, job_manifest
 
-        config = dataclasses.replace(self._spec.agent, idle_timeout=_IDLE_TIMEOUT, replicas=1)
+        config = dataclasses.replace(
+            self._spec.agent,
+            idle_timeout=_IDLE_TIMEOUT,
+            start_timeout=min(self._spec.agent.start_timeout, _NODE_DEADLINE),
+            replicas=1,
+        )
         manifest, _ = job_manifest(config, namespace="default", key_sha256="")
         command = payload.command()
         containers = manifest["spec"]["template"]["spec"].get("containers") or []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -15,11 +15,11 @@ import pytest
 from krelay.cluster.api import Api
 from krelay.config import parse
 from krelay.datapath.agent_link import Way
-from krelay.doctor import Finding, Status, carriers, examine
+from krelay.doctor import Finding, Status, carriers, examine, server, targets
 from krelay.doctor.admission import full_name
 from krelay.doctor.cluster import Cluster
 from krelay.errors import AccessDeniedError, TunnelError
-from krelay.model import Origin
+from krelay.model import Endpoint, Kind, Origin, Port, Protocol, Resolution, Target
 from tests.doctor.conftest import FILE, World
 
 POD_SECURITY = (
@@ -381,3 +381,84 @@ async def test_agents_of_several_contexts_take_turns(
     ]
     assert at_once == [1] * 6
     assert world.jobs == []
+
+
+# -- the way to the server -------------------------------------------------------------------------
+
+
+async def test_a_name_is_looked_up(world: World) -> None:
+    world.kube.kubeconfig({"token": "t"}, server=f"https://localhost:{world.kube.port}")
+    (one,) = (await world.examine())["server"]
+    assert [key for key in one.details if key.endswith("_ms")] == [
+        "round_trip_ms",
+        "dns_ms",
+        "tcp_ms",
+        "tls_ms",
+        "first_answer_ms",
+    ]
+
+
+async def test_a_server_is_reached_through_a_proxy(world: World) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        answer, request = await asyncio.open_connection("127.0.0.1", world.kube.port)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(copy(reader, request))
+            tasks.create_task(copy(answer, writer))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        url = f"http://jane:planted@127.0.0.1:{port}"
+        world.kube.kubeconfig({"token": "t"}, **{"proxy-url": url})
+        found = await world.examine()
+    assert found["http-proxy"][0].text == f"http://127.0.0.1:{port} (by proxy-url in kubeconfig)"
+    assert found["server"][0].text.startswith("reached: proxy ")
+    assert "planted" not in str(found)
+
+
+async def test_a_server_that_ends_each_connection_is_reached(world: World) -> None:
+    world.headers["Connection"] = "close"
+    (one,) = (await world.examine())["server"]
+    assert one.status is Status.OK
+
+
+async def test_a_slow_server_is_a_warning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SLOW", 0.0)
+    (one,) = (await world.examine())["server"]
+    assert one.status is Status.WARNING
+
+
+async def test_a_job_that_is_invalid_has_failed(world: World) -> None:
+    world.refusals["jobs"] = 422, "Job is invalid: spec.template"
+    (one,) = (await world.examine())["admission"]
+    assert (one.status, one.exit_code) == (Status.FAILED, 4)
+    assert one.text == "the API server refused: Job is invalid: spec.template"
+
+
+async def test_targets_without_an_answer_have_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(*args: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("krelay.cluster.resolve.resolve_now", hang)
+    monkeypatch.setattr(targets, "DEADLINE", 0.01)
+    (one, _) = (await world.examine())["targets"]
+    assert one.text == "web: no answer about svc/web within 0.01 s"
+
+
+def test_a_pod_that_runs_but_is_not_ready_is_a_warning() -> None:
+    target = Target("web", Kind.SERVICE, "web", (Port(80),), ready=False)
+    running = Resolution(Protocol.TCP, Endpoint("10.0.0.1", 80), unready=True)
+    found = targets.judged(target, (running,))
+    assert (found.status, found.text) == (
+        Status.WARNING,
+        "web: no pod of svc/web is ready; one that runs is used",
+    )
