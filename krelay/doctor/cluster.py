@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from krelay.config.diff import groups
+from krelay.config.diff import group_of, groups
 from krelay.doctor import admission, login, server
 from krelay.doctor.carriers import CARRIERS, START_DEADLINE, LiveAgent
 from krelay.doctor.finding import Finding, Status, skipped
@@ -68,6 +69,8 @@ class Cluster:
         self._reached: Reached | None = None
         self._user: str | None = None
         self._lacks_rights = False
+        self._refused = False
+        """Whether admission refuses an agent that no target insists on."""
         self._agent: LiveAgent | None = None
         self._turn = turn or asyncio.Semaphore()
 
@@ -132,6 +135,13 @@ class Cluster:
         return [check for check in checks if self._only is None or check.name in self._only]
 
     @property
+    def _may_go_direct(self) -> bool:
+        """Whether all targets may be reached without an agent."""
+        config, context = self._config, self._context
+        targets = [target for target in config.targets if group_of(config, target) == context]
+        return all(target.may_go_direct for target in targets)
+
+    @property
     def _api(self) -> Api:
         assert self._connected is not None
         return self._connected
@@ -188,7 +198,12 @@ class Cluster:
     async def _admission(self) -> Sequence[Finding]:
         assert self._spec is not None
         try:
-            return await admission.admission(self._api, self._spec)
+            found = await admission.admission(self._api, self._spec)
+            if found[0].status is Status.FAILED and self._may_go_direct:
+                self._refused = True
+                text = f"{found[0].text}; targets are reached directly, without UDP and resumption"
+                found[0] = replace(found[0], status=Status.WARNING, text=text, exit_code=0)
+            return found
         except AccessDeniedError as exc:
             if self._lacks_rights:
                 return [skipped("admission", str(exc))]
@@ -205,6 +220,8 @@ class Cluster:
 
     async def _start_agent(self) -> Finding:
         assert self._spec is not None
+        if self._refused:
+            return skipped("agent", "the cluster refuses it")
         await self._turn.acquire()
         self._agent = LiveAgent(self._api, self._spec)
         try:

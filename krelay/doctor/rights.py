@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from krelay.cluster.objects import nested
-from krelay.config.diff import groups, needs_no_agent
-from krelay.doctor.finding import Finding, failed, ok, skipped, warning
+from krelay.config.diff import group_of, groups
+from krelay.doctor.finding import Finding, Status, failed, ok, skipped, warning
 from krelay.errors import AccessDeniedError, ClusterError, UnreachableError
-from krelay.model import Config, Kind, Port, Target
+from krelay.model import Config, Kind, Port, Target, Via
 from krelay.supervisor.explain import rbac_command
 from krelay.tasks import TaskGroup
 from krelay.threads import in_thread
@@ -78,10 +78,13 @@ async def rights(api: Api, config: Config, context: str | None, user: str | None
         lacking = await asked.lacking(needed)
         if not lacking:
             return [await _complete(asked, config, context, needed)]
-        agent = set(await _rights_of(_agent_only(config, context), context, api.namespace))
-        elsewhere = ""
+        agent: set[Right] = set()
+        elsewhere, direct = "", False
+        if context in groups(config):
+            agent = set(await _rights_of(_agent_only(config, context), context, api.namespace))
         if not agent.isdisjoint(lacking):
             elsewhere = await _elsewhere(asked, config, context)
+            direct = not elsewhere and await _goes_direct(asked, config, context)
     except AccessDeniedError:
         return [skipped("rights", "this user may not ask the server for its rights")]
     if elsewhere:
@@ -90,7 +93,12 @@ async def rights(api: Api, config: Config, context: str | None, user: str | None
         lacking = [right for right in lacking if right not in agent]
         if not lacking:
             return [ok("rights", text, agent_namespace=elsewhere)]
-    return [_missing(config, context, api.namespace, user, lacking, agent)]
+    found = _missing(config, context, api.namespace, user, lacking, agent)
+    if direct:
+        text = "no agent: targets are reached directly, without UDP and resumption"
+        text = f"{text}; {found.text}"
+        found = dataclasses.replace(found, status=Status.WARNING, text=text, exit_code=0)
+    return [found]
 
 
 async def _complete(
@@ -125,12 +133,13 @@ def _missing(
         hint = "an administrator gives all rights that the file needs with"
         command = f"{rbac_command(config, context, namespace, error)} | kubectl apply -f -"
     text = f"missing: {_summary(lacking)}"
-    missing = [str(right) for right in lacking]
-    if agent.issuperset(lacking) and needs_no_agent(config, context):
-        text = f"no agent, so targets are reached directly, without UDP and resumption; {text}"
-        return warning("rights", text, hint, command=command, missing=missing)
     return failed(
-        "rights", text, hint, command=command, exit_code=ClusterError.exit_code, missing=missing
+        "rights",
+        text,
+        hint,
+        command=command,
+        exit_code=ClusterError.exit_code,
+        missing=[str(right) for right in lacking],
     )
 
 
@@ -143,6 +152,16 @@ async def _elsewhere(asked: _Answers, config: Config, context: str | None) -> st
         if not await asked.lacking(await _rights_of(only, context, asked.api.namespace)):
             return place
     return ""
+
+
+async def _goes_direct(asked: _Answers, config: Config, context: str | None) -> bool:
+    """Return whether all targets of a context may be reached without an agent, by these rights."""
+    targets = [target for target in config.targets if group_of(config, target) == context]
+    if not all(target.may_go_direct for target in targets):
+        return False
+    ways = tuple(dataclasses.replace(target, via=Via.DIRECT) for target in targets)
+    direct = dataclasses.replace(config, targets=ways)
+    return not await asked.lacking(await _rights_of(direct, context, asked.api.namespace))
 
 
 async def _rights_of(

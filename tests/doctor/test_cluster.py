@@ -90,8 +90,24 @@ async def test_an_agent_that_is_not_needed_is_no_failure(world: World) -> None:
     text = "apiVersion: krelay/v1\ntargets: {web: svc/web :80}\n"
     found = await world.examine(text)
     assert found["rights"][0].status is Status.WARNING
-    assert found["rights"][0].text.startswith("no agent, so targets are reached directly")
+    assert found["rights"][0].text.startswith("no agent: targets are reached directly")
+    assert found["rights"][0].exit_code == 0
     assert found["admission"][0].status is Status.SKIPPED
+    # The host needs an agent, and without port-forwards no pod is reached directly.
+    assert (await world.examine())["rights"][0].status is Status.FAILED
+    world.denied |= {"get pods/portforward", "create pods/portforward"}
+    assert (await world.examine(text))["rights"][0].status is Status.FAILED
+
+
+async def test_what_goes_directly_needs_no_agent(world: World) -> None:
+    text = "apiVersion: krelay/v1\ntargets: {web: {target: svc/web, ports: [':80'], via: direct}}\n"
+    found = await world.examine(text)
+    assert "admission" not in found
+    assert found["rights"][0].text.startswith("all 6 that the file needs")
+    world.denied = {"get pods/portforward", "create pods/portforward"}
+    (one,) = (await world.examine(text))["rights"]
+    assert (one.status, one.exit_code) == (Status.FAILED, 4)
+    assert one.text == 'missing: get,create pods/portforward in "team"'
 
 
 async def test_an_agent_goes_to_the_namespace_where_it_may(world: World) -> None:
@@ -128,6 +144,17 @@ async def test_admission_judges_the_pod_and_says_what_mends_it(
     assert one.text.startswith(f'namespace "team": the cluster refuses the agent\'s pod: {text}')
     assert one.hint is not None
     assert hint in one.hint
+
+
+async def test_a_refused_agent_that_no_target_needs_is_a_warning(world: World) -> None:
+    world.refusals["pods"] = 403, QUOTA
+    text = "apiVersion: krelay/v1\ntargets: {web: svc/web :80}\n"
+    found = await world.examine(text, quick=False)
+    assert found["admission"][0].status is Status.WARNING
+    assert found["admission"][0].text.endswith("reached directly, without UDP and resumption")
+    assert found["agent"][0].text == "the cluster refuses it"
+    assert found["tunnels"][0].status is Status.SKIPPED
+    assert world.jobs == []
 
 
 async def test_a_pod_that_may_not_be_tried_is_said_to_be_untried(world: World) -> None:
