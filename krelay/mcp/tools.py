@@ -15,7 +15,6 @@ from krelay.config.changes import changes
 from krelay.config.diff import diff
 from krelay.config.grammar import quote
 from krelay.config.sources import Selection
-from krelay.doctor import Status, examine
 from krelay.errors import NotReadyError, UsageError
 from krelay.mcp import forms
 from krelay.mcp.command import Commands, Job
@@ -207,6 +206,9 @@ class _Reading:
         return forms.Logs(file=file, lines=shown, left_out=len(lines) - len(shown))
 
     async def doctor(self, given: forms.Arguments) -> forms.Doctor:
+        # Its import takes a third of the server's start.
+        from krelay.doctor import Status, examine
+
         file = await self._krelays.find(given.file)
         source = Selection(file, environ=os.environ) if file else None
         async with (
