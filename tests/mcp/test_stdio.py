@@ -175,7 +175,8 @@ async def test_at_a_terminal_it_says_what_it_waits_for(file: Path) -> None:
     async with terminal("mcp", "-f", str(file), cwd=file.parent) as shown:
         await shown.shows("serving MCP over stdin and stdout")
         shown.type("\x03")
-        assert await shown.process.wait() == -signal.SIGINT
+        # A shell has the same code for both; the first is that of a key during the imports.
+        assert await shown.process.wait() in (128 + signal.SIGINT, -signal.SIGINT)
 
 
 @pytest.mark.parametrize(
