@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,12 @@ class Report:
 
     def _write(self, **line: Any) -> None:
         if self._pipe is not None:
-            with suppress(OSError):
+            try:
                 os.write(self._pipe, json.dumps(line).encode() + b"\n")
+            except BrokenPipeError:
+                self.close()
+            except OSError:
+                pass  # it reads nothing
 
 
 _report: Report | None = None

@@ -72,7 +72,8 @@ def start(selection: Selection, arguments: Sequence[str], *, timeout: float) -> 
             _print(ask_snapshot(file, selection.names))
         message = f"not ready after {timeout:g} s; krelay goes on in the background"
         hint = f"`{_command('wait', file)}` waits on, `{_command('down', file)}` stops it"
-        raise NotReadyError(message, exc.unready, hint=hint) from exc
+        unready = exc.unready if is_running(file) else ["krelay is starting"]
+        raise NotReadyError(message, unready, hint=hint) from exc
     _print(found, selection.names)
     note(f"krelay runs in the background (pid {found['pid']}); `{_command('down', file)}` stops it")
     return 0

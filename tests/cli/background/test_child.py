@@ -62,6 +62,9 @@ def test_a_command_that_has_gone_or_reads_nothing_is_no_matter(pipe: tuple[int, 
     other, gone = os.pipe()
     os.close(other)
     report = Report(gone, Path("x.log"))
+    report.step("to no one")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(gone)
     with pytest.raises(KrelayError, match="it failed"), report.errors():
         raise KrelayError("it failed")
     os.close(writer)
