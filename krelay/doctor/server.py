@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import re
-import statistics
 import time
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -56,7 +55,7 @@ class Reached:
     @property
     def round_trip(self) -> float:
         """The median time of a request on an open connection."""
-        return statistics.median(self.trips)
+        return sorted(self.trips)[len(self.trips) // 2]
 
 
 async def reach(access: ApiAccess) -> Reached:
