@@ -154,7 +154,8 @@ def _refused_everywhere(refusals: Mapping[str, ClusterError]) -> ClusterError:
     denied = {place: exc for place, exc in refusals.items() if isinstance(exc, AccessDeniedError)}
     message = "; ".join(map(str, refusals.values()))
     if not denied:
-        return NotFoundError(message, hint="`agent.namespace` or `--agent-namespace` names another")
+        hint = "create it, or name another: `agent.namespace`, `--agent-namespace`, `namespace=`"
+        return NotFoundError(message, hint=hint)
     # The rights are best given where the targets are.
     place = next((place for place in [*refusals][1:] if place in denied), next(iter(denied)))
     error = denied[place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -23,11 +24,11 @@ KRELAY = (sys.executable, "-m", "krelay")
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
-    """A clone of the sample, but for its local port, which must be free here."""
+    """A clone of the sample, but for its local ports, which must be free here."""
     folder = tmp_path / "shop"
     shutil.copytree(SHOP, folder, ignore=shutil.ignore_patterns("__pycache__", ".pytest_cache"))
     file = folder / "krelay.yaml"
-    file.write_text(file.read_text().replace("svc/redis 6379", "svc/redis :6379"))
+    file.write_text(re.sub(r"\$\{(REDIS|STATS)_PORT:-\d+\}:", ":", file.read_text()))
     return folder
 
 
@@ -60,7 +61,7 @@ def test_the_sample_is_tested_both_ways_and_edited(
 
     found = run(shop, *KRELAY, "run", "--", *PYTEST, SHOP_NAMESPACE=place)
     assert "4 passed" in found
-    found = run(shop, *PYTEST, "--krelay-namespace", place, "--krelay-required")
+    found = run(shop, *PYTEST, "--krelay-required", SHOP_NAMESPACE=place)
     assert "4 passed" in found
     assert kit.agents(place) == []
 

@@ -33,7 +33,11 @@ def backends(krelay_session: Krelay) -> Backends:
             os.environ["KRELAY_STATS_ADDR"],
             os.environ["KRELAY_STATS_8080_ADDR"],
         )
-    found = krelay_session(redis="svc/redis :6379", stats="svc/stats :8125/udp :8080")
+    found = krelay_session(
+        redis="svc/redis :6379",
+        stats="svc/stats :8125/udp :8080",
+        namespace=os.environ.get("SHOP_NAMESPACE"),  # by default that of pytest.ini
+    )
     stats, counters = found.all("stats")
     return Backends(found["redis"].address, stats.address, counters.address)
 
