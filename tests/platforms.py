@@ -33,7 +33,7 @@ _HIDDEN: dict[str, dict[ModuleType, str]] = {
         asyncio: r"open_unix_connection|start_unix_server",
         os: r"chown|fchmod|fork\w*|get(e|p)?[ug]id|getgroups|getpgrp|getpgid|getloadavg|killpg|"
         r"lchown|mkfifo|nice|openpty|O_(CLOEXEC|DIRECTORY|NOCTTY|NOFOLLOW|NONBLOCK)|pidfd_open|"
-        r"pread\w*|pwrite\w*|sched_\w+|sendfile|setsid|set[ug]id|statvfs|sysconf|tc[gs]etpgrp|"
+        r"pread\w*|pwrite\w*|sendfile|setsid|set[ug]id|statvfs|sysconf|tc[gs]etpgrp|"
         r"ttyname|uname|wait[34id]*|WNOHANG|eventfd\w*|memfd_create|getrandom|register_at_fork",
         select: r"e?poll|kqueue",
         signal: r"SIG(?!ABRT|FPE|ILL|INT|SEGV|TERM|_DFL|_IGN)\w+|alarm|[gs]etitimer|ITIMER_\w+|"
@@ -43,7 +43,7 @@ _HIDDEN: dict[str, dict[ModuleType, str]] = {
         r"SOCK_(CLOEXEC|NONBLOCK)",
     },
     "darwin": {
-        os: r"sched_(get|set)affinity|pidfd_open|eventfd\w*|memfd_create|getrandom|O_TMPFILE|"
+        os: r"pidfd_open|eventfd\w*|memfd_create|getrandom|O_TMPFILE|"
         r"O_(DIRECT|PATH|NOATIME)|fallocate|posix_f\w+|splice|copy_file_range|setns|unshare",
         select: r"epoll\w*|EPOLL\w+",
         signal: r"SIG(PWR|STKFLT|POLL|RTM\w+|CLD)|sig(timedwait|waitinfo)",
