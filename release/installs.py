@@ -25,7 +25,7 @@ from release import boot, build, zipapp
 
 ROOT = Path(__file__).parents[1]
 TOOLS = Path(sys.executable).parent
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds for a start or an answer on a busy machine."""
 
 _TEST = """
@@ -192,6 +192,7 @@ class Trial:
 
 def main() -> None:
     clock = time.monotonic()
+    os.environ.setdefault("UV_HTTP_TIMEOUT", "180")  # an index may be slow
 
     def tell(what: str) -> None:
         print(f"ok: {what} ({time.monotonic() - clock:.0f} s)", flush=True)
