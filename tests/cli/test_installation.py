@@ -31,8 +31,11 @@ PLACES = {
 
 
 @pytest.fixture
-def install(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Install:
+def install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Install:
     """Run the command for a user whose home is `tmp_path`; return the lines that it prints."""
+    monkeypatch.setattr(installation, "_PATIENCE", 100)  # for a busy machine
 
     def run(shell: str | None, **environ: str) -> list[str]:
         assert installation.install(shell, {**shells.environment(tmp_path), **environ}) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ def test_a_trial_needs_no_tag(checkout: Path) -> None:
 def test_an_empty_section_of_what_is_unreleased_may_stay(checkout: Path) -> None:
     (checkout / "CHANGELOG.md").write_text(READY.replace("## 1.2.0", "## Unreleased\n\n## 1.2.0"))
     assert checks.open_points(None, checkout) == ["1 files differ from the commit"]
+
+
+@pytest.mark.process
+def test_a_tag_that_is_not_ready_stops_before_anything_is_built() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "release", "--tag", "v0.0.0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: the tag v0.0.0 is not " in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_the_version_is_that_of_the_package() -> None:
