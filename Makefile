@@ -27,7 +27,7 @@ RELEASE_STAMP := .venv-release/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help up test test-fast coverage test-on check format lint spelling types layers e2e apps \
-  soak fuzz profile bench bench-quick bench-reload bench-scale docs docs-serve lock sbom audit pyz \
+  soak fuzz profile bench bench-quick bench-reload bench-scale docs docs-serve films lock sbom audit pyz \
   installs release clean
 
 help:            ## print this list
@@ -129,6 +129,9 @@ docs: $(DOCS_STAMP)  ## build the documentation site into build/docs; a broken l
 
 docs-serve: $(DOCS_STAMP)  ## serve the documentation site, with every edit
 	@$(DOCS)/python .ci/site.py serve
+
+films: $(STAMP)  ## record the moving pictures of the README from krelay on the real cluster (root)
+	$(BIN)/python -m tests.docs.films
 
 # The locks are valid for each Python and system that krelay runs on. Pinned versions stay, unless
 # LOCK=--upgrade. Releases younger than LOCK_AGE are ignored: a bad one is often found within days.
