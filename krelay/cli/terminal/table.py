@@ -301,7 +301,7 @@ _COLUMNS = (
     _Column("STATE", _state_cell),
     _Column("LOCAL", _plain(lambda f: ", ".join(f["listen"]))),
     _Column("TO", _plain(_to), 3, least=14),
-    _Column("ENDPOINT", _plain(lambda f: f["endpoint"]), 4, least=14),
+    _Column("ENDPOINT", _plain(lambda f: f["endpoint"]), 4),
     _Column("LIVE", _plain(lambda f: f["live"] or None), 1, right=True, room=4),
 )
 _RATES = (

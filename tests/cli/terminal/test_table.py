@@ -120,6 +120,12 @@ def test_a_local_address_is_never_cut() -> None:
     assert rows(forward(listen=()), width=12)[1] == "web     ●  –"
 
 
+def test_an_endpoint_is_shown_whole_or_not_at_all() -> None:
+    for width in range(20, 100):
+        line = rows(forward(endpoint="10.96.184.38:6379"), width=width)[1]
+        assert "10.96" not in line or "10.96.184.38:6379" in line
+
+
 def test_an_unknown_state_is_shown() -> None:
     found = report(WEB)["forwards"]
     found[0]["state"] = "asleep"
