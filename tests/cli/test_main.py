@@ -204,6 +204,13 @@ def test_up_detached_starts_another_process(
     assert asked == [("a.yaml", ("web",), line, 60.0)]
 
 
+def test_a_timeout_without_a_process_in_the_background_is_refused(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("up", "--timeout", "1m") == 2
+    assert capsys.readouterr().err.startswith("error: `--timeout` is for `-d`\n  hint: ")
+
+
 @pytest.mark.parametrize("text", ["-1s", "soon", "1", "2d"])
 def test_a_timeout_is_a_duration(
     text: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]

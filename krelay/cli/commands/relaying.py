@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 
 import click
+from click.core import ParameterSource
 
 from krelay.cli.command_line import preload
 from krelay.cli.flags.connection import kubeconfig_names
@@ -44,7 +45,9 @@ from krelay.errors import UsageError
 @log_format_option
 @verbose_option
 @names_argument
+@click.pass_context
 def up(
+    context: click.Context,
     file: str | None,
     cluster: Cluster,
     embedded: bool,
@@ -68,6 +71,9 @@ def up(
     """
     from krelay.cli.background.child import report
 
+    if not detach and context.get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
+        hint = "`krelay wait --timeout` waits for a krelay that runs elsewhere"
+        raise UsageError("`--timeout` is for `-d`", hint=hint)
     told = report()
     if detach and told is None:
         from krelay.cli.background.start import start
