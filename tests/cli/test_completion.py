@@ -119,9 +119,19 @@ def test_file_names_are_left_to_the_shell(complete: Complete, words: list[str]) 
 def test_namespaces_complete(complete: Complete, asked: list[Any]) -> None:
     for words in (["-n", ""], ["-n="], ["--namespace", "sh"], ["svc/web", "--namespace=sho"]):
         assert complete("--context", "c", "-nother", *words) == (["shop"], 4)
-    for command in ("up", "run", "check", "plan", "rbac", "init"):
+    for command in ("up", "run", "check", "plan", "rbac", "init", "add"):
         assert module.answer(cli, "krelay", [command, "-n", "s"]) == "shop\n:4\n"
     assert {call[:3] for call in asked} == {(None, "v1", "namespaces")}
+
+
+def test_words_of_added_and_removed_targets_complete(
+    asked: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "krelay.yaml").write_text("apiVersion: krelay/v1\ntargets: {web: svc/web 80}\n")
+    monkeypatch.chdir(tmp_path)
+    assert module.answer(cli, "krelay", ["add", "svc/w"]) == "svc/web\n:4\n"
+    assert module.answer(cli, "krelay", ["add", "svc/web", ":"]) == ":http\n:4\n"
+    assert module.answer(cli, "krelay", ["remove", ""]) == "web\tsvc/web\n:4\n"
 
 
 def test_names_of_kubeconfig_complete(
