@@ -91,6 +91,12 @@ def remove(text: str, name: str) -> str:
     return result
 
 
+def lacks_targets(text: str) -> bool:
+    """Return whether a document has no targets, which an insertion would mend."""
+    found = _tree(text)
+    return isinstance(found, dict) and not found.get(_TARGETS)
+
+
 def append_line(text: str, line: str) -> str:
     """Return the text of a targets.txt with another line at its end."""
     clean = _Clean(text)

@@ -114,6 +114,9 @@ def test_a_target_that_cannot_be_added_changes_nothing(
 def test_only_a_valid_file_is_edited(
     krelay: Krelay, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    file.write_text(HEAD + "nonsense: 1\n")
+    assert krelay("add", "svc/x", "1") == 2
+    assert "krelay.yaml:2:1: unknown key `nonsense`" in capsys.readouterr().err
     file.write_text(TEXT + "nonsense: 1\n")
     assert krelay("add", "svc/x", "1") == 2
     assert "unknown key `nonsense`" in capsys.readouterr().err

@@ -96,12 +96,14 @@ def remove(path: str | None, name: str) -> int:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _File:
-    """The file before the edit. `config` is None if only its targets are missing."""
+    """The file before the edit. `config` is None if it has no targets; then `error` says so, and
+    whatever else is wrong with a file that exists."""
 
     path: str
     text: str
     content: bytes | None
-    config: Config | None
+    config: Config | None = None
+    error: ConfigError | None = None
 
     @classmethod
     def open(cls, path: str | None, cluster: Cluster | None) -> _File:
@@ -116,18 +118,16 @@ class _File:
             if not os.path.lexists(path):
                 lines = path.endswith(".txt")
                 text = "" if lines else starter(None, context=cluster.context).text
-                return cls(path, text, None, None)
+                return cls(path, text, None)
         path = files.find(path)
         content = files.read(path)
         clean = files.decode(content, path)
         try:
-            config = parse(clean, path, os.environ)
+            return cls(path, content.decode(), content, parse(clean, path, os.environ))
         except ConfigError as exc:
-            # Adding one mends that the file has no targets.
-            if any("targets" not in problem.message for problem in exc.problems):
+            if cluster is None or not edit.lacks_targets(clean):
                 raise
-            config = None
-        return cls(path, content.decode(), content, config)
+            return cls(path, content.decode(), content, error=exc)
 
     @property
     def is_targets_txt(self) -> bool:
@@ -222,6 +222,8 @@ class _Addition:
         try:
             after = parse(text, self.file.path, os.environ)
         except ConfigError as exc:
+            if self.file.error is not None:
+                raise self.file.error from exc
             problem = exc.problems[0]
             hint = problem.hint
             if hint and hint.startswith("give one of them another local port"):
