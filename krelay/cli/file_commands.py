@@ -327,8 +327,8 @@ def init(
     except OSError as exc:
         raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
     file = f" -f {shlex.quote(path)}" if path else ""
-    then = f"`krelay check{file}`, then `krelay up{file}`"
-    echo(f"{target}: written; next: {'' if found.targets else 'write its targets, '}{then}")
+    first = f"`krelay check{file}`" if found.targets else f"`krelay add{file} svc/NAME`"
+    echo(f"{target}: written; next: {first}, then `krelay up{file}`")
     return 0
 
 

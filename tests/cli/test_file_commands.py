@@ -435,7 +435,7 @@ def test_init_overwrites_a_file_only_with_force(
 ) -> None:
     assert krelay("init", "--context", "prod") == 0
     assert capsys.readouterr().out == (
-        "krelay.yaml: written; next: write its targets, `krelay check`, then `krelay up`\n"
+        "krelay.yaml: written; next: `krelay add svc/NAME`, then `krelay up`\n"
     )
     assert krelay("check") == 2
     assert "`targets` is empty" in capsys.readouterr().err
@@ -460,5 +460,5 @@ def test_init_overwrites_a_file_only_with_force(
     assert "  web: svc/web 8080:80\n" in text
     assert "  # job: deploy/job :PORT\n" in text
     assert krelay("init", "-f", "my other.yaml") == 0
-    assert "`krelay check -f 'my other.yaml'`, then" in capsys.readouterr().out
+    assert "`krelay add -f 'my other.yaml' svc/NAME`, then" in capsys.readouterr().out
     assert krelay("init", "-f", "no/such/directory.yaml") == 2
