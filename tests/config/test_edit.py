@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from krelay.config import parse
 from krelay.config.edit import Value, append_line, insert, remove
 from krelay.errors import UsageError
 
+CORPUS = Path(__file__).parent / "data" / "valid"
 HEAD = "apiVersion: krelay/v1\n"
 DB = "-n data svc/db 5432:x"
 LONG = {"target": "svc/db", "ports": [5432, "1:2"], "context": "my prod"}
@@ -172,6 +175,22 @@ def test_a_line_is_appended_to_a_targets_txt() -> None:
     assert append_line("svc/a 80", "svc/b 81") == "svc/a 80\nsvc/b 81\n"
     assert append_line("svc/a 80\r\n", "svc/b 81") == "svc/a 80\r\nsvc/b 81\r\n"
     assert append_line("", "svc/b 81") == "svc/b 81\n"
+
+
+ROOT = Path(__file__).parents[2]
+FILES = [
+    ROOT / "krelay.yaml.example",
+    *ROOT.glob("examples/**/krelay.yaml"),
+    *(path for path in CORPUS.glob("*.yaml") if path.name != "disguised-targets.yaml"),
+]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_real_files_can_be_edited_and_get_back(path: Path) -> None:
+    text = path.read_bytes().decode()
+    added = insert(text, "zz-new", "svc/zz :1")
+    assert added != text
+    assert remove(added, "zz-new") == text
 
 
 NAMES = st.from_regex(r"[a-z0-9]([a-z0-9._-]{0,8}[a-z0-9])?", fullmatch=True)
