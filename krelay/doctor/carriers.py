@@ -264,12 +264,12 @@ async def _throughput(session: SessionCarrier, port: int, seconds: float) -> flo
     events = _Events()
     stream = session.open(Header(TCP, _LOOPBACK, port), events)
     events.consume = stream.consume
+    begun = clock()
     await events.begun.wait()
-    begun, before = clock(), events.received
     await asyncio.sleep(seconds)
-    received, passed = events.received - before, clock() - begun
+    rate = events.received / (clock() - begun)
     stream.reset()
-    return received / passed if received else None
+    return rate or None
 
 
 class _Events:

@@ -12,7 +12,9 @@ import pytest
 
 from krelay.cli.terminal import doctor
 from krelay.cli.terminal.doctor import lines
+from krelay.doctor import machine
 from krelay.doctor.finding import Finding, Status, failed, ok
+from krelay.net import engine
 from tests.cli.emulator import terminal
 
 Krelay = Callable[..., int]
@@ -24,6 +26,8 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(engine, "_chosen", engine.Engine())
+    monkeypatch.setattr(machine, "_limit", lambda: 20_000)
 
 
 def test_lines_fit_the_width_and_commands_stay_whole() -> None:
@@ -120,7 +124,8 @@ async def test_a_terminal_has_colours_and_lines_that_fit(tmp_path: Path) -> None
     path = tmp_path / ("long-" * 20)
     path.mkdir()
     (path / "krelay.yaml").write_text(EMBEDDED.format(""))
-    async with terminal("doctor", "-f", str(path / "krelay.yaml"), cwd=tmp_path) as shown:
+    args = ("doctor", "-f", str(path / "krelay.yaml"))
+    async with terminal(*args, cwd=tmp_path, KRELAY_ENGINE="asyncio") as shown:
         await shown.shows("5 ok")
         assert "ok       running      no krelay runs this file" in shown.lines
         assert b"\x1b[32mok       \x1b[0mengine" in shown.raw

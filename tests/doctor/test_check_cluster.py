@@ -84,7 +84,7 @@ async def test_a_warning_is_no_failure(world: World, capsys: pytest.CaptureFixtu
     assert await checked(world, "targets: {web: svc/web :80}\n") == 0
     out, err = capsys.readouterr()
     assert "ok, also in the cluster, 1 target\n" in out
-    assert err.startswith("rights: no agent, so targets are reached directly")
+    assert err.startswith("rights: no agent: targets are reached directly")
 
 
 async def test_contexts_are_named_where_there_are_several(world: World) -> None:

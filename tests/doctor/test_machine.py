@@ -24,6 +24,7 @@ from krelay.state.snapshot import Snapshot
 from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
 
+LIMIT = machine._limit
 EMBEDDED = "apiVersion: krelay/v1\nagent: {{embedded: true}}\ntargets:\n  a: ip/127.0.0.1 {}\n"
 
 
@@ -88,6 +89,7 @@ async def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_low_limit_of_descriptors_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_limit", LIMIT)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (256, 256))
     found = machine.descriptors()
     assert found.status is Status.WARNING
@@ -95,6 +97,7 @@ def test_a_low_limit_of_descriptors_is_a_warning(monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_limit_of_descriptors_is_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_limit", LIMIT)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
     assert machine.descriptors().status is Status.OK
 
