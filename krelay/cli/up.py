@@ -417,7 +417,7 @@ async def _warn_of_this_machine(config: Config, contexts: Contexts, bus: EventBu
     def look() -> list[Finding]:
         from krelay.doctor.local import faults
 
-        return faults(config, contexts.logins())
+        return faults(config, contexts.logins(), contexts.dates())
 
     with bus.subscribe(Started) as started:
         await started.next()

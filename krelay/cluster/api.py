@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import random
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ class Api:
         """How often another kubeconfig was adopted."""
         self.moves = 0
         """How often that led to another server, or by another way to it."""
+        self.date: tuple[str, float] | None = None
+        """The Date of the latest answer, and when it came by this machine's clock (Unix time)."""
         self.on_change: Callable[[LoginChange], None] = lambda change: None
         """Called when another kubeconfig was adopted."""
         self._changed = asyncio.Event()
@@ -291,6 +294,8 @@ class Api:
                         response = await http.send(
                             self._session(access), access, method, path, query=query, data=data
                         )
+                        if date := response.headers.get("Date"):
+                            self.date = date, time.time()
                         if 200 <= response.status < 300:
                             return response, access
                         async with response:

@@ -181,7 +181,7 @@ class Cluster:
 
     async def _clock(self) -> Finding:
         assert self._reached is not None
-        return server.clock(self._reached)
+        return server.clock(self._reached.skew)
 
     async def _who(self) -> Finding:
         self._user = await server.who(self._api)

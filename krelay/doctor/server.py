@@ -133,11 +133,12 @@ async def _request(stream: HandshakeStream, access: ApiAccess, found: Reached) -
     found.trips.append(clock() - start)
     found.body = await exchange.read_body()
     date = next((value for name, value in answer if name == "date"), "")
-    found.skew = _skew(date, sent, time.time())
+    found.skew = skew(date, sent, time.time())
 
 
-def _skew(date: str, sent: float, received: float) -> float | None:
-    """Return how far this machine is ahead of a server whose answer has this Date."""
+def skew(date: str, sent: float, received: float) -> float | None:
+    """Return how far this machine is ahead of a server whose answer has this Date, in seconds;
+    None if it is no date. The times are Unix times of this machine."""
     try:
         server = parsedate_to_datetime(date).timestamp()
     except (ValueError, TypeError, OverflowError):
@@ -195,18 +196,18 @@ def version(found: Reached) -> Finding:
     return ok("version", f"Kubernetes {name}", kubernetes=name)
 
 
-def clock(found: Reached) -> Finding:
-    """Judge the clock of this machine by the server's."""
-    if found.skew is None:
+def clock(ahead: float | None) -> Finding:
+    """Judge the clock of this machine, which is so many seconds `ahead` of the server's."""
+    if ahead is None:
         return ok("clock", "the server does not say the time")
-    skew = round(found.skew)
-    if abs(found.skew) < SKEW:
-        return ok("clock", "agrees with the server's", skew_seconds=skew)
+    seconds = round(ahead)
+    if abs(ahead) < SKEW:
+        return ok("clock", "agrees with the server's", skew_seconds=seconds)
     return warning(
         "clock",
-        f"this machine is {abs(skew)} s {'ahead of' if skew > 0 else 'behind'} the server",
+        f"this machine is {abs(seconds)} s {'ahead of' if seconds > 0 else 'behind'} the server",
         "set the clock (NTP): certificates and tokens end at the wrong time",
-        skew_seconds=skew,
+        skew_seconds=seconds,
     )
 
 

@@ -103,6 +103,10 @@ class Contexts:
         """Return the login of each context in use."""
         return [api.login for api in dict.fromkeys(self._apis.values())]
 
+    def dates(self) -> list[tuple[str, float]]:
+        """Return the Date of the latest answer of each API server, and when it came."""
+        return [api.date for api in dict.fromkeys(self._apis.values()) if api.date is not None]
+
     async def watch(self, mode: Mode) -> None:
         """Read kubeconfig again whenever it, or a file that it names, changes, until cancelled."""
         await self._in_use.wait()

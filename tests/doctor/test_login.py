@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -266,5 +267,11 @@ def test_krelay_up_hears_of_faults_only(
     (found,) = faults(Config(()), [fine, ended])
     assert found.text.startswith("token: ended")
     assert faults(Config(()), [make({"tokenFile": str(tmp_path / "none")})]) == []
+    date = formatdate(1_000_000_000, usegmt=True)
+    assert faults(Config(()), [], [(date, 1_000_000_002.0), ("yesterday", 0.0)]) == []
+    (found,) = faults(Config(()), [], [(date, 1_000_000_100.0)])
+    assert found.text == "this machine is 99 s ahead of the server"
+    (found,) = faults(Config(()), [], [(date, 1_000_000_000.0 - 60)])
+    assert found.text == "this machine is 60 s behind the server"
     monkeypatch.setattr(machine, "_limit", lambda: 64)
     assert [one.check for one in faults(Config(()), [])] == ["descriptors"]

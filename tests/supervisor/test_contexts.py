@@ -256,6 +256,10 @@ async def test_another_server_authority_and_token_are_adopted_and_said(
         assert update.keys == {None, "dev"}
         assert update.moved
         assert contexts.states() == (ContextState("dev", new.url, "default"),)
+        assert [login.server for login in contexts.logins()] == [new.url]
+        ((date, received),) = contexts.dates()
+        assert date.endswith("GMT")
+        assert received > 0
         assert not any(secret in caplog.text for secret in SECRETS)
 
 
