@@ -28,10 +28,11 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "reporting.md",
+    "examples/shop/README.md": "recipes/shop.md",
 }
 """The pages that are not in docs/, and their place in the site."""
 ZENSICAL = [sys.executable, "-m", "zensical"]
-_LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
+_LINK = re.compile(r"\[([^]]*)\]\(([^)\s#:]+)((?:#[^)\s]*)?)\)")
 
 
 def sources() -> dict[str, str]:
@@ -66,15 +67,20 @@ def _moved(
 
     def link(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[2]))
+        if (ROOT / target).is_dir():
+            return found[1]
         if target in pages:
             to = pages[target]
         elif target == "README.md":
             to = "index.md"
         else:
             inside = target.startswith("docs/")
-            to = target.removeprefix("docs/") if inside else f"files/{target}"
+            # Zensical leaves out what begins with a dot.
+            shown = re.sub(r"(^|/)\.", r"\1", target)
+            to = target.removeprefix("docs/") if inside else f"files/{shown}"
             wanted[to] = ROOT / target
-        return found[1] + posixpath.relpath(to, posixpath.dirname(place) or ".") + found[3]
+        to = posixpath.relpath(to, posixpath.dirname(place) or ".")
+        return f"[{found[1]}]({to}{found[3]})"
 
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
     return "".join(part if part.startswith("```") else _LINK.sub(link, part) for part in parts)

@@ -21,13 +21,13 @@ def test_links_lead_to_the_places_of_the_site(site: dict[str, Any]) -> None:
     wanted: dict[str, object] = {}
     text = (
         "[a](../guide.md#run), [b](../../CONTRIBUTING.md), [c](../../Dockerfile),"
-        " ![d](../live.svg), [e](https://example.com/x.md), [f](#here)\n\n"
+        " ![d](../live.svg), [e](https://example.com/x.md), [f](#here), [g](../../examples/)\n\n"
         "```\n[code](../guide.md)\n```\n"
     )
     moved = site["_moved"](text, "docs/recipes/x.md", "recipes/x.md", site["sources"](), wanted)
     assert moved == (
         "[a](../guide.md#run), [b](../contributing.md), [c](../files/Dockerfile),"
-        " ![d](../live.svg), [e](https://example.com/x.md), [f](#here)\n\n"
+        " ![d](../live.svg), [e](https://example.com/x.md), [f](#here), g\n\n"
         "```\n[code](../guide.md)\n```\n"
     )
     assert wanted == {
