@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -141,13 +143,17 @@ async def browser(profile: Path) -> AsyncIterator[Page]:
             asyncio.TaskGroup() as tasks,
         ):
             page = Page(connection, tasks)
+            assert process.stderr is not None
+            log = tasks.create_task(process.stderr.read())  # a full pipe would stop the browser
             for domain in ("Page", "Runtime", "Log"):
                 await page.send(f"{domain}.enable")
             yield page
             page.reading.cancel()
+            log.cancel()
     finally:
+        # Its helpers hold the pipe, too: all of its group must end.
         with suppress(ProcessLookupError):
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)
         await process.communicate()
 
 
