@@ -400,6 +400,28 @@ async def test_the_certificate_of_a_plugin_is_used(program: Program, pki: Path) 
     assert (await credentials.access()).ssl is access.ssl
 
 
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("painted", [False, True])
+async def test_at_a_live_table_the_log_shows_what_a_plugin_says(
+    painted: bool,
+    program: Program,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Otherwise the plugin has the terminal: its text would be painted over."""
+    caplog.set_level("INFO", "krelay")
+    for name in ("stdin", "stderr"):
+        monkeypatch.setattr(sys, name, _Terminal())
+    monkeypatch.setattr(caplog.handler, "paints", painted, raising=False)
+    script = program("login", f"echo 'open a browser' >&2\n{answer(token='t')}")
+    await (await opened(plugin(script))).access()
+    assert ("login: open a browser" in caplog.messages) is painted
+
+
 async def test_a_plugin_that_fails_says_why(
     program: Program, caplog: pytest.LogCaptureFixture
 ) -> None:

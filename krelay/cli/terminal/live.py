@@ -259,6 +259,9 @@ class Live:
 class _Log(logging.Handler):
     """Queues log lines for above the table, in place of those on standard error of a terminal."""
 
+    paints = True
+    """Tells others who write to stderr that their lines would be painted over."""
+
     def __init__(self) -> None:
         super().__init__()
         self.changed = threading.Event()

@@ -177,10 +177,11 @@ class ExecPlugin:
 
 
 def _stderr_is_free() -> bool:
-    """Whether a plugin may write to stderr itself: a terminal without a JSON log."""
-    formatters = [handler.formatter for handler in logging.getLogger().handlers]
-    in_json = any(getattr(formatter, "for_programs", False) for formatter in formatters)
-    return sys.stderr is not None and sys.stderr.isatty() and not in_json
+    """Whether a plugin may write to stderr itself: no JSON log or live table is there."""
+    handlers = logging.getLogger().handlers
+    in_json = any(getattr(handler.formatter, "for_programs", False) for handler in handlers)
+    painted = any(getattr(handler, "paints", False) for handler in handlers)
+    return sys.stderr is not None and sys.stderr.isatty() and not in_json and not painted
 
 
 async def _read_all(stream: asyncio.StreamReader | None) -> bytes:
