@@ -7,6 +7,7 @@ it from another process. It may come from a krelay that cleans nothing, so every
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ _MOST_LINES = 3
 _MOST_NAMES = 3
 """Names of forwards with the same reason."""
 _DOT = " · "
+_COMMAND = re.compile("`[^`]+`|kubectl [^;,`]+")
+_SPACE = "\ue000"
+"""Stands for a space of a command while lines are broken."""
 
 
 # -- the live table --------------------------------------------------------------------------------
@@ -322,7 +326,12 @@ def _problem(problem: Mapping[str, Any], others: int) -> str:
 
 
 def _hint(hint: object, width: int | None) -> list[Text]:
-    return _wrapped(Text(f"  hint: {one_line(hint)}", "dim"), width, 4) if hint else []
+    """Return the lines of a hint, if there is one; a command in it is broken only if it must be."""
+    if not hint:
+        return []
+    text = _COMMAND.sub(lambda found: found[0].replace(" ", _SPACE), one_line(hint))
+    lines = _wrapped(Text(f"  hint: {text}"), width, 4)
+    return [Text(line.plain.replace(_SPACE, " "), "dim") for line in lines]
 
 
 def contexts(snapshot: Snapshot, width: int | None = None) -> list[Text]:

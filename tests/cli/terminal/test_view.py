@@ -237,6 +237,22 @@ def test_reasons_are_shared_and_broken_between_words() -> None:
     assert plain(reasons(found["forwards"], NOW, 200)[0])[0].startswith("? a (5m): ")
 
 
+def test_a_command_in_a_hint_stays_on_a_line_to_be_copied() -> None:
+    found = report(forward("web", "failed"))
+    trouble = found["forwards"][0]["lastError"] = {"message": "x"}
+    trouble["hint"] = "check the name, and the port: kubectl get svc -n shop"
+    assert plain(reasons(found["forwards"], NOW, 44)[0])[1:] == [
+        "  hint: check the name, and the port:",
+        "    kubectl get svc -n shop",
+    ]
+    trouble["hint"] = "see why with `kubectl describe pod`, and then"
+    assert plain(reasons(found["forwards"], NOW, 40)[0])[1:] == [
+        "  hint: see why with",
+        "    `kubectl describe pod`, and then",
+    ]
+    assert all(line.cell_len <= 20 for line in reasons(found["forwards"], NOW, 20)[0])
+
+
 def test_a_live_table_shows_the_beginning_of_long_reasons() -> None:
     found = report(*(forward(f"t{n}", "failed", reason=f"{n} " + "word " * 40) for n in range(4)))
     shown = painted(model(found), 60, 20)
