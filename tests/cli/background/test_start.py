@@ -186,10 +186,12 @@ async def test_an_interrupt_ends_the_start(tmp_path: Path, runtime_directory: Pa
             env=environment(PYTHONPATH=str(ROOT)),
             stderr=asyncio.subprocess.PIPE,
         )
-        while not await asyncio.to_thread(is_running, str(file)):  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = await process.communicate()
+        try:
+            while not await asyncio.to_thread(is_running, str(file)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, err = await process.communicate()
         assert (process.returncode, err.decode()) == (130, "interrupted: krelay ends\n\n")
         assert not await asyncio.to_thread(is_running, str(file))
 
