@@ -325,7 +325,8 @@ async def test_a_forward_not_ready_in_time_is_named_with_its_reason() -> None:
     assert line.startswith("db: failed: refused")
     # A traceback, or pytest, shows all of it, and nothing of the inside.
     shown = traceback.format_exception(caught.value)
-    assert [text.strip() for text in shown[-2:]] == [line, "hint: `timeout=` gives it longer"]
+    hint = "hint: check the port, and that the program behind it has started"
+    assert [text.strip() for text in shown[-2:]] == [line, hint]
     assert "supervisor" not in "".join(shown)
     assert agents() == []
 

@@ -124,6 +124,7 @@ class Port(BaseModel):
     protocol: str | None = Field(description="tcp or udp; null while unknown.")
     state: str = Field(description="pending, ready, degraded, failed or draining.")
     reason: str = Field(description="Why it is in this state.")
+    hint: str | None = Field(description="What mends it, if it is not ready and that is known.")
     since: str = Field(description="When it entered this state.")
     connections: int = Field(description="Open connections and UDP flows.")
 

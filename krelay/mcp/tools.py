@@ -288,12 +288,14 @@ def _chosen(forwards: list[dict[str, Any]], names: Sequence[str]) -> list[dict[s
 
 
 def _port(forward: Mapping[str, Any]) -> forms.Port:
+    error = forward.get("lastError") if forward["state"] != State.READY else None
     return forms.Port(
         local=[str(connect_address(address)) for address in forward["listen"]],
         to=forward["to"],
         protocol=forward["protocol"],
         state=forward["state"],
         reason=one_line(forward["reason"], _REASON),
+        hint=(error and error["hint"]) or None,
         since=forward["since"],
         connections=forward["live"],
     )

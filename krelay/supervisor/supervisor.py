@@ -302,7 +302,8 @@ class Supervisor:
         """Return all forwards once they are ready, while `run` runs in another task.
 
         Raises:
-            NotReadyError: they are not ready within `timeout` seconds; `then` says what follows.
+            NotReadyError: they are not ready within `timeout` seconds; `then` says what follows,
+                and `hint` what helps if no forward has a hint of its own.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -311,6 +312,8 @@ class Supervisor:
             waiting = readiness(self._forward_states()).waiting
             message = f"not ready after {timeout:g} s{f'; {then}' if then else ''}"
             unready = [str(forward) for forward in waiting] or ["krelay is starting"]
+            errors = [forward.last_error for forward in waiting if forward.last_error]
+            hint = next((error.hint for error in errors if error.hint), hint)
             raise NotReadyError(message, unready, hint=hint) from None
 
     # -- running -------------------------------------------------------------------------------

@@ -127,9 +127,10 @@ async def test_late_is_3_and_says_what(tmp_path: Path) -> None:
         *("run", "-v", "-f", str(file), "--timeout", "6s", "--", "touch", str(tmp_path / "ran"))
     )
     assert done.code == 3
-    last = done.err.splitlines()[-2:]
+    last = done.err.splitlines()[-3:]
     assert re.match(r"web: failed: refused", last[0])
     assert last[1] == "error: not ready after 6 s; the command was not run"
+    assert last[2] == "  hint: check the port, and that the program behind it has started"
     assert not (tmp_path / "ran").exists()
     agents = re.findall(r"embedded, process (\d+)", done.err)
     assert not [pid for pid in agents if alive(int(pid))]

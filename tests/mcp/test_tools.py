@@ -223,6 +223,8 @@ async def test_targets_say_where_to_connect_and_why_one_is_not_ready(file: Path)
         assert names == ["bad", "web"]
         bad_port, web_port = (found["targets"][number]["ports"][0] for number in (0, 1))
         assert bad_port["reason"].startswith("refused: the agent reached the host")
+        assert bad_port["hint"] == "check the port, and that the program behind it has started"
+        assert web_port["hint"] is None
         assert web_port["local"] == [f"127.0.0.1:{running.ports['web']}"]
         assert (web_port["to"], web_port["state"]) == (f"ip/127.0.0.1:{port}", "ready")
 

@@ -751,14 +751,16 @@ async def test_a_forward_that_is_not_ready_in_time_is_named_with_its_reason(
     assert isinstance(error, KrelayError)
     line, message, hint = error.report()
     assert line.startswith("db: failed: refused: ")
-    assert (message, hint) == ("not ready after 1.5 s; nothing was done", "  hint: wait")
+    assert message == "not ready after 1.5 s; nothing was done"
+    assert hint == "  hint: check the port, and that the program behind it has started"
 
 
 async def test_before_the_start_nothing_is_ready() -> None:
     supervisor = Supervisor(config(target("web", Port(80, 0))))
     with pytest.raises(NotReadyError) as caught:
-        await supervisor.wait_ready(0.0)
+        await supervisor.wait_ready(0.0, hint="wait")
     assert caught.value.unready == ("krelay is starting",)
+    assert caught.value.hint == "wait"
 
 
 # -- requests --------------------------------------------------------------------------------------
