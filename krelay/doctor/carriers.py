@@ -18,7 +18,7 @@ from krelay import payload
 from krelay.datapath.agent_link import Way
 from krelay.datapath.carrier import LegacyAgentError, SessionCarrier
 from krelay.doctor.finding import Finding, failed, ok, skipped, warning
-from krelay.errors import ClusterError, KrelayError, UnreachableError
+from krelay.errors import ClusterError, KrelayError, NotListeningError, UnreachableError
 from krelay.model import (
     AGENT_DOOR_PORT,
     AGENT_PORT,
@@ -44,6 +44,7 @@ CARRIERS = ("spdy", "websocket", "proxy")
 """In this order: an agent serves the API server's proxy once a port-forward showed it the key."""
 START_DEADLINE = 60.0
 _NODE_DEADLINE = 15.0
+_LISTENS_WITHIN, _LOOK_EVERY = 8.0, 0.2
 """Seconds for a node: a person waits, and `krelay up` waits for an autoscaler anyway."""
 _IDLE_TIMEOUT = 30.0
 """Seconds after which an agent ends that the doctor could not remove."""
@@ -56,18 +57,23 @@ _LOOPBACK = "127.0.0.1"
 
 def launch(port: int) -> str:
     """Return Python code that starts the program beside the agent: it sends bytes without end to
-    each client of a loopback port, one at a time."""
+    each client of a loopback port.
+
+    A carrier that was measured may leave its connection open for a while, so each has a thread.
+    """
     program = f"""\
-import os, socket
+import os, socket, threading
 server = socket.create_server(("{_LOOPBACK}", {port}))
 block = os.urandom(65536)
+def send(client):
+    with client:
+        try:
+            while True:
+                client.sendall(block)
+        except OSError:
+            pass
 while True:
-    client, _ = server.accept()
-    try:
-        while True:
-            client.sendall(block)
-    except OSError:
-        client.close()
+    threading.Thread(target=send, args=server.accept()[:1], daemon=True).start()
 """
     start = f'subprocess.Popen([sys.executable, "-I", "-S", "-c", {program!r}])'
     return f"import subprocess, sys\n{start}\n"
@@ -119,7 +125,7 @@ class LiveAgent:
         way = _Carrier(self._api, self._agent, carrier)
         try:
             async with asyncio.timeout(_DEADLINE):
-                speed = await measure(way, self._key, _SOURCE_PORT if self._has_source else None)
+                speed = await self._measure(way)
         except TimeoutError:
             return warning(carrier, f"no answer within {_DEADLINE:g} s", _HINTS[carrier])
         except LegacyAgentError:
@@ -134,6 +140,18 @@ class LiveAgent:
             details["bytes_per_second"] = round(speed.rate)
             text += f", {speed.rate / 1e6:.0f} MB/s"
         return ok(carrier, text, **details)
+
+    async def _measure(self, way: _Carrier) -> Speed:
+        """Measure `way`; the program of a container that has just started may not listen yet."""
+        clock = asyncio.get_running_loop().time
+        until = clock() + _LISTENS_WITHIN
+        while True:
+            try:
+                return await measure(way, self._key, _SOURCE_PORT if self._has_source else None)
+            except NotListeningError:
+                if clock() >= until:
+                    raise
+            await asyncio.sleep(_LOOK_EVERY)
 
     async def verdict(self) -> Finding:
         """Say which carriers `krelay up` would use."""
