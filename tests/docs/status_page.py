@@ -29,10 +29,6 @@ WATCHED = 60.0
 SIZES = {400: 860, 1280: 900, 2560: 1440}
 
 OBJECTS = """
-apiVersion: v1
-kind: Namespace
-metadata: {name: shop}
----
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: web, namespace: shop}
@@ -269,8 +265,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, help="where the pictures of all sizes go")
     given = parser.parse_args()
-    kubectl("apply", "-f", "-", stdin=OBJECTS)
+    kubectl("create", "namespace", "shop")  # fails if there is one, which is not to be deleted
     try:
+        kubectl("apply", "-f", "-", stdin=OBJECTS)
         for name in ("deploy/web", "sts/postgres"):
             kubectl("-n", "shop", "rollout", "status", name, "--timeout=90s")
         with tempfile.TemporaryDirectory() as folder:

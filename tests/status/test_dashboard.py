@@ -443,6 +443,8 @@ class TestBrowser:
             await tab.until("!document.getElementById('file').hidden")
             told = await tab.value("document.getElementById('file').textContent")
             assert "krelay.yaml:4:7: `svx/` is no type" in told
+            facts = "document.querySelector('#facts .wrong').textContent"
+            assert await tab.value(facts) == "out of sync"
 
     async def test_text_of_krelay_is_never_html(self, tmp_path: Path) -> None:
         async with service(handlers=ANSWERS) as made:
