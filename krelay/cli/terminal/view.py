@@ -31,7 +31,7 @@ _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TURNS = 10
 """Steps of the spinner per second."""
 _MOST_LINES = 3
-"""Lines of one reason in the live table."""
+"""Lines of one reason in the live table where there is no room for all."""
 _MOST_NAMES = 3
 """Names of forwards with the same reason."""
 _DOT = " · "
@@ -91,7 +91,7 @@ def frame(model: ViewModel, width: int, height: int) -> Frame:
         return Frame([*_error(snapshot["error"], "", width), *below][:height])
     head = headline(snapshot, now, width - 2)
     rule = Text.assemble(head, " ", ("─" * (width - head.cell_len - 1), "dim"))
-    above = [rule, *_limited([out_of_sync(snapshot, now, width)], height)]
+    above = [rule, *_limited([out_of_sync(snapshot, now, width)], height // 4)]
     body = _body(model, width, height - len(above) - len(below))
     lines = [cut(line, width) for line in (*above, *body.lines, *below)]
     return Frame(lines[:height], body.first, body.page)
@@ -155,12 +155,13 @@ def _counted(states: Collection[str]) -> str:
     return f"{len(states)} more: {found}" if found else ""
 
 
-def _limited(blocks: Iterable[Sequence[Text]], room: int) -> list[Text]:
-    """Return the first lines of each block, `room` lines in all; an ellipsis ends a block that was
-    cut."""
+def _limited(blocks: Sequence[Sequence[Text]], room: int) -> list[Text]:
+    """Return the blocks in `room` lines: all of each, or else its first lines; an ellipsis ends a
+    block that was cut."""
+    most = room if sum(map(len, blocks)) <= room else _MOST_LINES
     found: list[Text] = []
     for block in blocks:
-        lines = list(block[: max(0, min(_MOST_LINES, room - len(found)))])
+        lines = list(block[: max(0, min(most, room - len(found)))])
         if lines and len(lines) < len(block):
             lines[-1] = Text.assemble(lines[-1], " …")
         found += lines

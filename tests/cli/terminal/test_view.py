@@ -91,7 +91,10 @@ def test_a_file_out_of_sync_is_shown_with_its_first_problem() -> None:
     ]
     error["problems"] = error["problems"][1:]
     found = painted(model(report(forward(), file=file)), 40)
-    assert found[1:4] == ["! out of sync with the file for 5m:", "  k.yaml: 2 problems", "  x …"]
+    lines = ["! out of sync with the file for 5m:", "  k.yaml: 2 problems", "  x"]
+    assert found[1:5] == [*lines, "  hint: it is `ports`"]
+    found = painted(model(report(forward(), file=file)), 40, 12)
+    assert found[1:5] == [*lines[:2], "  x …", "TARGET  STATE    LOCAL           SINCE"]
 
 
 def test_an_error_takes_the_place_of_the_table() -> None:
