@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def dates(path: Path) -> list[datetime]:
 
 
 @pytest.mark.process
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 @pytest.mark.parametrize("name", ["client", "expired", "future", "ca"])
 def test_the_validity_of_a_certificate_is_that_which_openssl_reads(name: str, pki: Path) -> None:
     path = pki / f"{name}.pem"
