@@ -6,6 +6,7 @@ import sys
 
 import click
 
+from krelay.cli.flags.values import FILE
 from krelay.cli.options import (
     Cluster,
     cluster_options,
@@ -13,7 +14,6 @@ from krelay.cli.options import (
     names_argument,
     output_option,
     path_of_running,
-    running_file_option,
     select,
     verbose_option,
 )
@@ -110,7 +110,13 @@ def _tool_names(context: click.Context, param: click.Parameter, value: str) -> f
 
 
 @click.command("mcp")
-@running_file_option
+@click.option(
+    "-f",
+    "--file",
+    metavar="FILE",
+    type=FILE,
+    help="The file of the krelay to ask.  [default: ./krelay.yaml, else the only one that runs]",
+)
 @click.option(
     "--allow",
     metavar="TOOLS",
