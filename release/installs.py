@@ -220,12 +220,13 @@ def main() -> None:
             starts(programs.parent, programs / "krelay")
             run(programs / "kubectl-relay", "--version")
             tell(way)
-        programs = trial.environment(newest, trial.wheel_with("pytest"))
+        programs = trial.environment(newest, trial.wheel_with("pytest,mcp"))
         with echo() as port:
             test = programs.parent / "test_relay.py"
             test.write_text(_TEST.format(port=port))
             run(programs / "python", "-m", "pytest", "-q", test, cwd=str(programs.parent))
-        tell("krelay[pytest]")
+        run(programs / "krelay", "mcp")  # its input is at its end
+        tell("krelay[pytest,mcp]")
 
 
 if __name__ == "__main__":
