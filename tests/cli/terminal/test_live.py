@@ -140,7 +140,7 @@ async def test_it_keeps_within_any_screen_and_a_resize_leaves_no_copies(tmp_path
             assert screen.text.count("krelay.yaml ·") == 1
             for columns, rows in ((80, 10), (40, 12), (50, 8), (100, 40), (24, 20), (30, 6)):
                 screen.resize(columns, rows)
-                shown = "target-19" if rows == 40 else "more ready"
+                shown = "target-19 " if rows == 40 else "more ready"
                 await screen.shows(shown)
                 # The whole screen is of one frame of the new size.
                 await rig.until(lambda size=columns: len(screen.lines[-1]) < size)
@@ -171,6 +171,7 @@ async def test_the_log_is_on_the_normal_screen_after_ctrl_z_and_the_end(tmp_path
 
 
 async def test_keys_scroll_and_filter_a_long_table(tmp_path: Path) -> None:
+    # The log has `target-0: ready`, a row of the table `target-0 `.
     names = tuple(f"target-{number}" for number in range(40))
     async with rig.tcp_target(rig.echo) as port:
         write(tmp_path, port, names=names)
@@ -180,7 +181,7 @@ async def test_keys_scroll_and_filter_a_long_table(tmp_path: Path) -> None:
             screen.type("j")
             await screen.shows("1 above")
             screen.type("G")
-            await screen.shows("target-39")
+            await screen.shows("target-39 ")
             await screen.hides("more ready")
             screen.type("k")
             await screen.shows("1 more ready")
@@ -188,8 +189,8 @@ async def test_keys_scroll_and_filter_a_long_table(tmp_path: Path) -> None:
             await screen.shows("target-0 ")
             screen.type("/get-3")
             await screen.shows("/get-3")
-            await screen.shows("target-39")
-            await screen.hides("target-20")
+            await screen.shows("target-39 ")
+            await screen.hides("target-20 ")
             # A filter is text: `q` and `r` in it do nothing else.
             screen.type("q\r")
             await screen.shows("no forward contains this text")
