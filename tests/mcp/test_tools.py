@@ -250,18 +250,19 @@ async def test_events_continue_where_the_last_answer_ended(file: Path) -> None:
         texts = [event["text"] for event in found["events"]]
         assert "web: ready" in texts
         assert found["last"] == found["events"][-1]["number"]
-        assert (await reader.call("events", after=found["last"]))["events"] == []
+        later = (await reader.call("events", after=found["last"]))["events"]
+        assert all(event["number"] > found["last"] for event in later)
         about = await reader.call("events", target="web", limit=1)
         assert [event["text"] for event in about["events"]] == ["web: ready"]
 
 
 async def test_the_log_has_the_last_lines(file: Path) -> None:
     async with relaying(file), model(file) as reader:
-        lines = (await reader.call("logs"))["lines"]
-        assert any(line.endswith("web: ready") for line in lines)
-        assert (await reader.call("logs", lines=1))["lines"] == lines[-1:]
+        (last,) = (await reader.call("logs", lines=1))["lines"]
         about = (await reader.call("logs", target="web"))["lines"]
-        assert about == [line for line in lines if "web" in line]
+        assert about[-1].endswith("web: ready")
+        assert all("web" in line for line in about)
+        assert {last, *about} <= {*(await reader.call("logs"))["lines"]}
         assert (await reader.call("logs", target="other"))["lines"] == []
 
 
