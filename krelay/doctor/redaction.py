@@ -7,6 +7,7 @@ so is what looks like one: tokens, certificates, keys, and user names in URLs.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,11 +26,16 @@ _PATTERNS = tuple(
     for pattern, replacement in (
         (r"-----BEGIN [A-Z0-9 ]+-----.*?(?:-----END [A-Z0-9 ]+-----|\Z)", REDACTED),
         (r"://[^/\s@\"']*@", f"://{REDACTED}@"),
-        (r"\beyJ[\w-]+\.[\w-]+(?:\.[\w-]*)?", REDACTED),
+        # The look ahead keeps it linear: the first `eyJ` of what it lets pass matches.
+        (
+            r"(?<![\w-])(?=[\w-]++\.[\w-])([\w-]*?)\beyJ[\w-]*\.[\w-]+(?:\.[\w-]+)?",
+            rf"\1{REDACTED}",
+        ),
         (r"\b(Bearer|Basic)\s+[\w.~+/=-]+", rf"\1 {REDACTED}"),
         (r"\bk8s-aws-v1\.[\w-]+|\bya29\.[\w.-]+|\bsha256~[\w-]+", REDACTED),
-        (rf"\b({_NAMES})=[^\s&\"',;]+", rf"\1={REDACTED}"),
-        (rf"([\"']{_NAMES}[\"']\s*:\s*[\"'])[^\"']+", rf"\1{REDACTED}"),
+        (rf"({_NAMES}=|--{_NAMES} )[^\s&\"',;]+", rf"\1{REDACTED}"),
+        (rf"({_NAMES}\\?[\"']\s*+:\s*+\\?[\"'])[^\"'\\]+", rf"\1{REDACTED}"),
+        (r"(api[-_]?key:\s*+)[^\s\"'\\]+", rf"\1{REDACTED}"),
         (r"\b[A-Za-z0-9+/]{80,}={0,2}", REDACTED),  # base64: a certificate or a key
     )
 )
@@ -48,7 +54,9 @@ class Redactor:
             if len(secret) >= SHORTEST:
                 forms = (secret, quote(secret, safe=""), unquote(secret))
                 escaped = secret.encode("unicode_escape").decode()
-                self._secrets.update(form for form in (*forms, escaped) if len(form) >= SHORTEST)
+                in_json = (json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
+                forms = (*forms, escaped, *in_json)
+                self._secrets.update(form for form in forms if len(form) >= SHORTEST)
 
     def __call__(self, text: str) -> str:
         """Return `text` without secrets."""

@@ -252,7 +252,47 @@ def test_words_of_the_environment_are_no_secrets() -> None:
         ("A" * 100, "<redacted>"),
         ("-----BEGIN KEY-----\nabc", "<redacted>"),
         ("s/cret and s%2Fcret", "<redacted> and <redacted>"),
+        ("PGPASSWORD=x db_password=y", "PGPASSWORD=<redacted> db_password=<redacted>"),
+        ("psql --password x --token=y", "psql --password <redacted> --token=<redacted>"),
+        ('{"db_password": "x"}', '{"db_password": "<redacted>"}'),
+        (r"{\"token\": \"x\"}", r"{\"token\": \"<redacted>\"}"),
+        ("X-Api-Key: x", "X-Api-Key: <redacted>"),
+        ("a-eyJhbGci.eyJh.c2ln", "a-<redacted>"),
+        ("eyJ eyJhbGci.eyJh.c2ln.", "eyJ <redacted>."),
     ],
 )
 def test_what_looks_like_a_secret_is_taken_out(text: str, clean: str) -> None:
     assert Redactor(["s/cret", "abc"])(text) == clean
+
+
+@pytest.mark.parametrize("secret", ['pä\\ss"w\nrd', "gehäime", "a&b=c/d"])
+def test_a_secret_is_taken_out_of_json(secret: str) -> None:
+    redact = Redactor([secret])
+    for value in (secret, f"before {secret} after"):
+        for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
+            found = json.loads(redact(text))
+            assert found == value.replace(secret, "<redacted>")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            "eyJ-",
+            "eyJa.",
+            "eyJ-.",
+            "a-",
+            "a.",
+            "token",
+            "--token ",
+            '"token"',
+            '"token": "',
+            "://",
+        ),
+        *("Bearer ", "Basic", "-----BEGIN A-----", "-----BEGIN ", "A" * 79 + " ", "A/", " ", ":"),
+        *("key: ", "password=", '\\"'),
+    ],
+)
+def test_redacting_takes_linear_time(unit: str) -> None:
+    """A log quotes the cluster. A quadratic expression would take minutes."""
+    Redactor(["s/cret"])(unit * ((1 << 20) // len(unit)))
