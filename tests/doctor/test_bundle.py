@@ -87,7 +87,6 @@ async def answer(request: web.Request) -> web.StreamResponse:
 async def test_no_secret_is_in_the_archive(
     kube: Kube, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("PLANTED_IN_FILE", "planted-by-variable")
     monkeypatch.setenv("MY_API_KEY", "planted-in-environment")
     monkeypatch.setenv("ALL_PROXY", "socks5://planted-proxy-user:planted%2Dproxy@proxy.test")

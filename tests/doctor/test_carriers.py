@@ -23,6 +23,7 @@ from krelay.errors import KrelayError, NotListeningError, TunnelRefusedError
 from krelay.model import AgentConfig, GroupSpec, Patch, Transport
 from krelay.processes import end
 from krelay.transport.connect import open_tcp
+from tests import rig
 from tests.cluster.conftest import Kube
 
 KEY = bytes(range(32))
@@ -42,16 +43,10 @@ class Tcp:
         return await open_tcp("127.0.0.1", self.port, protocol=protocol)
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
-
-
 @pytest.fixture
 async def agent(tmp_path: Path) -> AsyncIterator[tuple[Tcp, int]]:
     """An agent as the doctor starts it, with the program beside it."""
-    source = free_port()
+    source = rig.closed_port()
     *command, boot = payload.command(sys.executable)
     program = await asyncio.to_thread(payload.payload)
     environ = {**os.environ, payload.ENV_NAME: program, "KRELAY_KEY": KEY.hex()}
@@ -59,7 +54,7 @@ async def agent(tmp_path: Path) -> AsyncIterator[tuple[Tcp, int]]:
         *command,
         launch(source) + boot,
         "--port=0",
-        "--idle-timeout=20s",
+        "--idle-timeout=120s",
         env=environ,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
@@ -92,7 +87,7 @@ async def test_round_trip_and_throughput_of_a_real_agent(agent: tuple[Tcp, int])
     assert speed.rate > 0
     speed = await measure(way, KEY, None)
     assert speed.rate is None
-    speed = await measure(way, KEY, free_port(), 0.05)
+    speed = await measure(way, KEY, rig.closed_port(), 0.05)
     assert speed.rate is None
     with pytest.raises(TunnelRefusedError):
         await measure(way, bytes(32), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from email.utils import formatdate
@@ -20,6 +19,7 @@ from krelay.doctor.admission import full_name
 from krelay.doctor.cluster import Cluster
 from krelay.errors import AccessDeniedError, TunnelError
 from krelay.model import Endpoint, Kind, Origin, Port, Protocol, Resolution, Target
+from tests import rig
 from tests.doctor.conftest import FILE, World
 
 POD_SECURITY = (
@@ -257,9 +257,8 @@ async def test_a_server_without_a_time(world: World) -> None:
 
 
 async def test_a_dead_server_fails_once(world: World) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    world.kube.kubeconfig({"token": "t"}, server=f"https://127.0.0.1:{port}")
+    server = f"https://127.0.0.1:{rig.closed_port()}"
+    world.kube.kubeconfig({"token": "t"}, server=server)
     found = await world.examine()
     (one,) = found["server"]
     assert (one.status, one.exit_code) == (Status.FAILED, 4)

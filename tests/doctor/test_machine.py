@@ -23,6 +23,7 @@ from krelay.state.bus import EventBus
 from krelay.state.snapshot import Snapshot
 from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
+from tests import rig
 
 LIMIT = machine._limit
 EMBEDDED = "apiVersion: krelay/v1\nagent: {{embedded: true}}\ntargets:\n  a: ip/127.0.0.1 {}\n"
@@ -41,10 +42,9 @@ def taken() -> socket.socket:
     return socket.create_server(("127.0.0.1", 0))
 
 
-async def test_an_embedded_file_needs_no_cluster(tmp_path: Path, taken: socket.socket) -> None:
+async def test_an_embedded_file_needs_no_cluster(tmp_path: Path) -> None:
     path = tmp_path / "krelay.yaml"
-    port = taken.getsockname()[1]
-    taken.close()
+    port = rig.closed_port()
     path.write_text(EMBEDDED.format(f"{port}:80"))
     found = await report(path)
     assert list(found) == ["file", "engine", "descriptors", "running", "ports"]
@@ -114,11 +114,8 @@ def test_an_engine_that_does_not_serve_is_a_warning(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture
-async def runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def runs(tmp_path: Path) -> AsyncIterator[tuple[str, dict[str, Any]]]:
     """A socket of a krelay that runs a file, and the state that it reports."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     file = str(tmp_path / "krelay.yaml")
     state: dict[str, Any] = {"pid": os.getpid(), "version": __version__, "forwards": []}
 

@@ -133,6 +133,13 @@ async def test_without_a_krelay_an_error_says_how_to_start_it(file: Path) -> Non
             )
 
 
+@pytest.fixture
+def alone(runtime_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No krelay of another test is found. Sockets in `tmp_path` could have too long paths."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime_directory / "mcp"))
+
+
+@pytest.mark.usefixtures("alone")
 async def test_without_a_file_the_only_krelay_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +147,6 @@ async def test_without_a_file_the_only_krelay_is_asked(
     empty.mkdir()
     monkeypatch.chdir(empty)
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     async with model(None) as reader:
         error = await reader.fails("targets")
         assert error.startswith("no krelay runs, and this directory has no krelay.yaml")
@@ -177,9 +183,9 @@ async def test_the_doctor_says_what_mends_a_file(
         assert (first["status"], first["hint"][:11]) == ("failed", "for example")
 
 
+@pytest.mark.usefixtures("alone")
 async def test_the_doctor_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", os.devnull)
     async with model(None) as reader:
         found = await reader.call("doctor")
