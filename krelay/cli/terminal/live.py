@@ -222,9 +222,8 @@ class Live:
     def _paint_once(self) -> None:
         if self._ended or not self._shown:
             return
-        above = self._log.take() if self._bus is not None else ()
         if self._latest is None:
-            self._painter.paint((), above)
+            self._painter.paint((), self._above())
             return
         snapshot, rates = self._latest
         actions = self._actions.items() if self._hears else ()
@@ -239,7 +238,11 @@ class Live:
             wide=self._wide,
         )
         self._frame = frame(model, *self._painter.room)
-        self._painter.paint(self._frame.lines, above)
+        self._painter.paint(self._frame.lines, self._above())
+
+    def _above(self) -> list[str]:
+        """Return the new lines of the log: what may fail comes before, or they are lost."""
+        return self._log.take() if self._bus is not None else []
 
     def _waiting(self) -> tuple[str, float] | None:
         """Return what is awaited, and for how many seconds; None while all agents are reached."""

@@ -310,9 +310,21 @@ sys.exit(main.main())
 """
 PAINTING = "live.frame = fail"
 REPORTING = "live.RateMeter.update = fail"
+LATE = """
+import time
+live.frame, paint = fail, live.Live._paint_once
+def late(self):
+    while self._latest is None or not any("web: ready" in line for line in self._log._lines):
+        time.sleep(0.01)
+    paint(self)
+live.Live._paint_once = late
+"""
+"""It fails with a line of the log that has not been shown."""
 
 
-@pytest.mark.parametrize("where", [PAINTING, REPORTING])
+@pytest.mark.parametrize(
+    "where", [PAINTING, REPORTING, LATE], ids=["painting", "reporting", "late"]
+)
 async def test_a_bug_of_the_table_does_not_end_what_is_relayed(where: str, tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as port:
         path = write(tmp_path, port)
