@@ -100,7 +100,8 @@ def test_check_imports_nothing_of_a_cluster_or_of_an_event_loop(tmp_path: Path) 
     file.write_text("apiVersion: krelay/v1\ntargets:\n  web: svc/web 8080:80\n")
     ours, others, slow = loaded("check", str(file))
     areas = {name.split(".")[1] for name in ours if "." in name}
-    assert areas <= {"cli", "config", "errors", "model", "mux", "state", "text", "wire"}
+    known = {"cli", "config", "errors", "model", "mux", "platforms", "state", "text", "wire"}
+    assert areas <= known
     unused = {"aiohttp", "h11", "jsonschema", "prometheus_client", "psutil", "rich", "websockets"}
     assert not unused & {*others}
     assert slow == ["concurrent.futures"]
