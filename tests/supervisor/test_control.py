@@ -16,6 +16,7 @@ import pytest
 from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.model import Check, CheckKind
 from krelay.net.engine import choose
+from krelay.state.states import State
 from krelay.status.client import ask
 from krelay.status.servers import serve_unix
 from krelay.status.socket_path import socket_path
@@ -42,7 +43,7 @@ async def controlled(
 
 
 async def asked(w: World, method: str, resource: str, **body: Any) -> Any:
-    found = await asyncio.to_thread(ask, str(w.file), method, resource, body, timeout=5.0)
+    found = await asyncio.to_thread(ask, str(w.file), method, resource, body, timeout=60.0)
     if resource == "/v1/status":
         jsonschema.validate(found, SCHEMA)
     if resource == "/v1/connections":
@@ -55,6 +56,9 @@ async def test_recent_events_are_those_after_a_number(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     async with controlled(monkeypatch, tmp_path, text(f"one: {HOST} :{rig.closed_port()}")) as w:
+        (forward,) = w.supervisor.active.all_forwards()
+        # Its events end there.
+        await rig.until(lambda: forward.health.state is State.FAILED)
         w.supervisor.bus.publish(said("state", "x"))
         found = await asked(w, "GET", "/v1/events/recent")
         history = [event.as_json() for event in w.supervisor.bus.history]

@@ -297,6 +297,7 @@ async def test_forwards_to_one_endpoint_share_its_probes() -> None:
             w.route.update(leads(target))
         for w in many:
             await w.becomes(State.READY)
+        await rig.until(lambda: seen)
         assert seen == 1
         other = await stack.enter_async_context(watched(path, check=Check(CheckKind.HTTP)))
         other.route.update(leads(target))

@@ -126,7 +126,7 @@ async def test_it_goes_on_when_its_terminal_closes(tmp_path: Path, runtime_direc
             async with terminal("up", "-d", cwd=tmp_path, columns=80) as screen:
                 await screen.shows("`krelay down` stops it")
                 assert await screen.process.wait() == 0
-            found = await asyncio.to_thread(ask, str(file), "GET", "/v1/status", timeout=5.0)
+            found = await asyncio.to_thread(ask, str(file), "GET", "/v1/status", timeout=60.0)
             assert found["ready"]
             pid = found["pid"]
             assert os.getsid(pid) == pid
