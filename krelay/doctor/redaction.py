@@ -52,10 +52,9 @@ class Redactor:
         """Replace these from now on, also where they are quoted for a URL or for JSON."""
         for secret in secrets:
             if len(secret) >= SHORTEST:
-                forms = (secret, quote(secret, safe=""), unquote(secret))
                 escaped = secret.encode("unicode_escape").decode()
                 in_json = (json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
-                forms = (*forms, escaped, *in_json)
+                forms = (secret, quote(secret, safe=""), unquote(secret), escaped, *in_json)
                 self._secrets.update(form for form in forms if len(form) >= SHORTEST)
 
     def __call__(self, text: str) -> str:
