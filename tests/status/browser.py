@@ -17,6 +17,10 @@ from websockets.asyncio.client import ClientConnection, connect
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PROGRAM = next(filter(None, map(shutil.which, PROGRAMS)), None)
+_PATIENT: dict[str, Any] = dict.fromkeys(
+    ("proxy", "max_size", "compression", "open_timeout", "ping_interval")
+)
+"""The limits of time of websockets would end the connection to a browser on a busy machine."""
 
 
 class Page:
@@ -132,14 +136,14 @@ async def browser(profile: Path) -> AsyncIterator[Page]:
     )
     try:
         address = await _address(process)
-        async with connect(address, proxy=None, max_size=None, compression=None) as root:
+        async with connect(address, **_PATIENT) as root:
             await root.send(json.dumps({"id": 1, "method": "Target.getTargets"}))
             found = json.loads(await root.recv())["result"]["targetInfos"]
             tab = next(target["targetId"] for target in found if target["type"] == "page")
         base = address.partition("/devtools/")[0]
         url = f"{base}/devtools/page/{tab}"
         async with (
-            connect(url, proxy=None, max_size=None, compression=None) as connection,
+            connect(url, **_PATIENT) as connection,
             asyncio.TaskGroup() as tasks,
         ):
             page = Page(connection, tasks)
