@@ -35,15 +35,19 @@ def open_points(tag: str | None, root: Path = ROOT) -> list[str]:
         found.append(f"CHANGELOG.md has no section `## {current} (YYYY-MM-DD)`")
     if re.search(r"^## Unreleased\n+(?!## )\S", text, re.MULTILINE):
         found.append("CHANGELOG.md has entries under `## Unreleased`")
-    changed = git(root, "status", "--porcelain")
+    try:
+        changed = git(root, "status", "--porcelain")
+        tagged = tag is None or git(root, "tag", "--points-at", "HEAD", "--list", tag) == tag
+    except subprocess.CalledProcessError as exc:
+        return [*found, f"git has no commit here: {exc.stderr.strip()}"]
     if changed:
         found.append(f"{len(changed.splitlines())} files differ from the commit")
-    if tag is not None and git(root, "tag", "--points-at", "HEAD", "--list", tag) != tag:
+    if not tagged:
         found.append(f"the commit has no tag {tag}")
     return found
 
 
 def git(root: Path, *args: str) -> str:
     """Return what a git command prints, without the last line end."""
-    done = subprocess.run(["git", *args], cwd=root, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -46,6 +46,13 @@ def test_each_open_point_is_named(checkout: Path) -> None:
     ]
 
 
+def test_files_without_a_commit_are_an_open_point(tmp_path: Path, checkout: Path) -> None:
+    (tmp_path / ".git").rename(tmp_path / "moved")
+    (tmp_path / ".git").write_text("gitdir: nowhere\n")
+    (point,) = checks.open_points("v1.2.0", checkout)
+    assert point.startswith("git has no commit here: fatal: not a git repository")
+
+
 def test_a_trial_needs_no_tag(checkout: Path) -> None:
     subprocess.run(["git", "tag", "-d", "v1.2.0"], cwd=checkout, check=True)
     assert checks.open_points(None, checkout) == []
