@@ -93,7 +93,10 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
-async def test_the_client_of_the_sdk_finds_a_target_and_connects(file: Path, mode: str) -> None:
+async def test_the_client_of_the_sdk_finds_a_target_and_connects(
+    file: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mcp.client.session.DISCOVER_TIMEOUT_SECONDS", 100.0)  # on a busy machine
     name, *args = command("mcp", "-f", str(file))
     server = StdioServerParameters(command=name, args=args, env=environment(PYTHONPATH=str(ROOT)))
     async with rig.tcp_target(rig.echo) as port:
