@@ -322,7 +322,7 @@ async def test_a_running_krelay_relays_an_added_target_at_once(tmp_path: Path) -
         closed = rig.closed_port()
         done = await run(
             *("add", "-f", str(path), "ip/127.0.0.1", f":{closed}"),
-            *("--name", "three", "--timeout", "1s"),
+            *("--name", "three", "--timeout", "4s"),
         )
         assert done.code == 3
         assert done.out.startswith("three: 127.0.0.1:")
