@@ -62,6 +62,15 @@ def test_a_link_in_its_place_is_not_followed(state: Path, tmp_path: Path) -> Non
     socket_path("a.yaml").with_suffix(".log").unlink()
 
 
+def test_a_pipe_in_its_place_is_not_waited_for(state: Path) -> None:
+    path = create("a.yaml")
+    path.unlink()
+    os.mkfifo(path)
+    assert create("a.yaml").parent != state
+    with open(os.open(path, os.O_RDWR), "rb"):  # it has a reader
+        assert create("a.yaml").parent != state
+
+
 def test_it_begins_anew_at_its_bound_and_keeps_one_former(state: Path) -> None:
     path = create("a.yaml")
     reader, writer = os.pipe()
