@@ -91,6 +91,14 @@ def _row(instance: Instance) -> Row | None:
         return None
     except KrelayError as exc:
         return Row(instance, {}, (), since, problem=f"{exc} (pid {instance.pid})")
+    try:
+        return _row_of(instance, found)
+    except (LookupError, TypeError, ValueError):  # it is of another version
+        problem = f"krelay for {instance.file} gave an unknown answer (pid {instance.pid})"
+        return Row(instance, {}, (), since, problem=problem)
+
+
+def _row_of(instance: Instance, found: Any) -> Row:
     targets: dict[str, bool] = {}
     for forward in found["forwards"]:
         if forward["state"] != State.DRAINING:

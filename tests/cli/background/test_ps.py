@@ -95,6 +95,19 @@ async def test_one_that_does_not_answer_costs_a_bounded_time(
     assert datetime.fromisoformat(found[0]["started"]) <= datetime.now(UTC)
 
 
+@pytest.mark.parametrize("answer", [{}, [], {**TWO, "contexts": None}, {**TWO, "forwards": [{}]}])
+async def test_one_that_answers_otherwise_hides_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], answer: Any
+) -> None:
+    """It may be of another version."""
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    async with answering(first, GET_status=lambda body: answer):
+        async with answering(second, GET_status=lambda body: TWO):
+            lines, err = await printed(capsys)
+    assert [line.split()[0] for line in lines] == ["READY", "?", "1/2"]
+    assert err == f"krelay for {first} gave an unknown answer (pid {os.getpid()})\n"
+
+
 async def test_one_that_ends_meanwhile_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
