@@ -253,14 +253,10 @@ class StreamMetrics:
         self._dialled_at = time.monotonic()
         self.endpoint, self.via = endpoint, via
 
-    @property
-    def state(self) -> ConnectionState:
-        """The present stream, which has not ended."""
-        return self._record().state
-
-    def _record(
+    def record(
         self, ended: float | None = None, result: str | None = None, reason: str = ""
     ) -> Record:
+        """Return what is known of the present stream."""
         counts = self.counts
         received, sent = (counts.received_bytes, counts.sent_bytes) if counts else (0, 0)
         return Record(
@@ -330,6 +326,6 @@ class StreamMetrics:
         self._live = False
         self._metrics.results[result] += 1
         self._metrics.streams.discard(self)
-        self._metrics.recent.append(self._record(time.time(), result, reason))
+        self._metrics.recent.append(self.record(time.time(), result, reason))
         if self._relay is not None:
             self._metrics.remove_relay(self._relay)

@@ -6,12 +6,14 @@ import socket
 from collections.abc import Mapping
 
 from krelay.model import Protocol
+from krelay.text import one_line
 
 Client = tuple[Protocol, str, int]
 """The protocol, address and port of a local application."""
 
 _PROTOCOLS = {socket.SOCK_STREAM: Protocol.TCP, socket.SOCK_DGRAM: Protocol.UDP}
 _WILDCARDS = ("0.0.0.0", "::")
+_LONGEST_NAME = 100
 
 
 def owners() -> dict[Client, int]:
@@ -45,6 +47,6 @@ def program(client: Client, known: Mapping[Client, int]) -> str:
     if pid is None:
         return ""
     try:
-        return f"{psutil.Process(pid).name()} (pid {pid})"
+        return f"{one_line(psutil.Process(pid).name(), _LONGEST_NAME)} (pid {pid})"
     except psutil.Error:  # it has ended
         return f"pid {pid}"

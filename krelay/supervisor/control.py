@@ -13,7 +13,7 @@ from krelay.errors import UsageError
 from krelay.net.engine import choose
 from krelay.state.snapshot import Snapshot
 from krelay.status import Handler
-from krelay.supervisor.recent import Programs, connections_of
+from krelay.supervisor.recent import Programs, connections_of, records
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
 from krelay.threads import in_thread_or_here
@@ -70,7 +70,9 @@ class Control:
         await self._programs.find(
             stream for forward in chosen for stream in forward.metrics.streams
         )
-        return {"forwards": [connections_of(forward) for forward in chosen]}
+        found = [(forward, records(forward)) for forward in chosen]
+        answer = await in_thread_or_here(lambda: [connections_of(*each) for each in found])
+        return {"forwards": answer}
 
     async def events(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer `GET /v1/events/recent`: the kept events with a number above `after`."""

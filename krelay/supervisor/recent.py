@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from krelay.datapath.metrics import RECENT, ForwardMetrics, StreamMetrics
+from krelay.datapath.metrics import RECENT, ForwardMetrics, Record, StreamMetrics
 from krelay.net.clients import Client, owners, program
 from krelay.state.states import json_form
 from krelay.supervisor.forward import Forward
@@ -84,16 +84,22 @@ class Programs:
                 stream.program = program(client, self._owners)
 
 
-def connections_of(forward: Forward) -> dict[str, Any]:
-    """Return the JSON form: the newest open connections, then those that ended, newest first."""
+def records(forward: Forward) -> list[Record]:
+    """Return the newest open connections, then those that ended, newest first."""
     metrics = forward.metrics
     open_now = heapq.nlargest(RECENT, metrics.streams, key=lambda stream: stream.began)
-    found = [stream.state for stream in open_now]
-    found += [record.state for record in reversed(metrics.recent)]
+    return [*(stream.record() for stream in open_now), *reversed(metrics.recent)]
+
+
+def connections_of(forward: Forward, found: Iterable[Record]) -> dict[str, Any]:
+    """Return the JSON form of the records of a forward.
+
+    It takes 30 µs a record: for all of a large file it is made in a thread.
+    """
     return {
         "target": forward.spec.target.name,
         "index": forward.spec.index,
         "name": forward.name,
-        "open": len(metrics.streams),
-        "connections": json_form(found),
+        "open": len(forward.metrics.streams),
+        "connections": json_form([record.state for record in found]),
     }

@@ -136,7 +136,7 @@ async def test_a_connection_leaves_a_record_of_what_it_carried_and_how_it_ended(
             writer.write(b"hello")
             assert await reader.readexactly(5) == b"hello"
             (live,) = counts.streams
-            record = live.state
+            record = live.record().state
             host, port = writer.get_extra_info("sockname")
             assert record.client == f"{host}:{port}"
             assert (record.result, record.ended) == (None, None)

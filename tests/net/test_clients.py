@@ -29,6 +29,15 @@ def test_a_program_is_found_by_the_address_of_its_socket() -> None:
     assert program(listening, {}) == program((Protocol.TCP, "127.0.0.9", 1), known) == ""
 
 
+def test_the_name_of_a_program_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "name", lambda self: f"a\x1b[31m\n{'b' * 1_000}")
+    key = (Protocol.TCP, rig.HOST, 1)
+    found = program(key, {key: os.getpid()})
+    assert found.startswith("a bbb")
+    assert found.endswith(f" (pid {os.getpid()})")
+    assert len(found) < 130
+
+
 def test_a_program_that_has_ended_or_is_hidden_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: Any) -> Any:
         raise psutil.AccessDenied
