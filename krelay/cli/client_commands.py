@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from krelay.cli.output import echo, note
+from krelay.cli.output import echo, echo_event, in_json, note
 from krelay.config.grammar import quote
 from krelay.errors import KrelayError, NotReadyError, UsageError
 from krelay.state.error_codec import to_json
@@ -176,6 +176,17 @@ def wait_ready(file: str, names: Collection[str], *, timeout: float) -> Snapshot
     finally:
         if changes is not None:
             changes.close()
+
+
+def print_routes(snapshot: Snapshot, names: Collection[str]) -> None:
+    """Print where the forwards of `names`, or all, listen, as `krelay up` does."""
+    for forward in map(forward_of, snapshot["forwards"]):
+        if not names or forward.target in names:
+            for line in forward.routes():
+                if in_json():
+                    echo_event(line, forward.target)
+                else:
+                    echo(line)
 
 
 def _try_snapshot(file: str, until: float) -> tuple[Snapshot | None, str]:

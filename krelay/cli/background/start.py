@@ -15,14 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from krelay.cli.background.child import VARIABLE
-from krelay.cli.client_commands import (
-    Snapshot,
-    ask_snapshot,
-    check_names,
-    forward_of,
-    wait_ready,
-)
-from krelay.cli.output import echo, echo_event, in_json, note
+from krelay.cli.client_commands import ask_snapshot, check_names, print_routes, wait_ready
+from krelay.cli.output import note
 from krelay.config import files
 from krelay.config.grammar import quote
 from krelay.config.sources import Selection
@@ -69,25 +63,14 @@ def start(selection: Selection, arguments: Sequence[str], *, timeout: float) -> 
         found = wait_ready(file, selection.names, timeout=left)
     except NotReadyError as exc:
         with suppress(KrelayError):
-            _print(ask_snapshot(file, selection.names))
+            print_routes(ask_snapshot(file), selection.names)
         message = f"not ready after {timeout:g} s; krelay goes on in the background"
         hint = f"`{_command('wait', file)}` waits on, `{_command('down', file)}` stops it"
         unready = exc.unready if is_running(file) else ["krelay is starting"]
         raise NotReadyError(message, unready, hint=hint) from exc
-    _print(found, selection.names)
+    print_routes(found, selection.names)
     note(f"krelay runs in the background (pid {found['pid']}); `{_command('down', file)}` stops it")
     return 0
-
-
-def _print(snapshot: Snapshot, names: Collection[str] = ()) -> None:
-    """Print where the forwards of `names`, or all, listen, as `krelay up` does."""
-    for forward in map(forward_of, snapshot["forwards"]):
-        if not names or forward.target in names:
-            for line in forward.routes():
-                if in_json():
-                    echo_event(line, forward.target)
-                else:
-                    echo(line)
 
 
 def _check_running(file: str, names: Collection[str]) -> None:

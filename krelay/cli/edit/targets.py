@@ -7,25 +7,19 @@ import dataclasses
 import os
 import re
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from krelay.cli.edit.ports import look_up
 from krelay.cli.edit.write import create, replace
 from krelay.cli.options import Cluster
-from krelay.cli.output import echo, note
+from krelay.cli.output import note
 from krelay.config import edit, files, parse
 from krelay.config.grammar import Line, ParseError, Word, parse_line, parse_resource, quote
 from krelay.errors import ConfigError, NotReadyError, UsageError
 from krelay.model import Config, Kind, Target
 
-READY = 30.0
-"""Seconds for a target of a running krelay to become ready."""
 _APPLY_DEADLINE = 600.0
-_ANSWER_DEADLINE = 10.0
-_LOOK_EVERY = 0.25
 _NO_NAME = re.compile(r"[^a-z0-9._-]+")
 _MOST = 63
 
@@ -55,8 +49,7 @@ def add(
             raise UsageError(f"`{words[0]}` has no port", hint=f"for example `{command} 8080:80`")
         # As it would be relayed, with the context and the namespace of the file.
         trial = addition.make(kind, resource, [":1"])
-        found = look_up(trial.target, trial.config, command, cluster.kubeconfig)
-        ports = found
+        ports = look_up(trial.target, trial.config, command, cluster.kubeconfig)
     result = addition.make(kind, resource, ports)
     file.write(result.text)
     note(f"{file.path}: added {result.shown}")
@@ -261,6 +254,7 @@ def _name(kind: Kind, resource: str) -> str:
 
 def _apply(file: str, name: str, path: str | None, timeout: float) -> int:
     """Have the running krelay relay the target, and print its addresses once it is ready."""
+    from krelay.cli.client_commands import ask_snapshot, print_routes, wait_ready
     from krelay.status.client import NotRunningError, ask
 
     try:
@@ -269,39 +263,13 @@ def _apply(file: str, name: str, path: str | None, timeout: float) -> int:
         command = f"krelay up -f {shlex.quote(path)}" if path else "krelay up"
         note(f"krelay is not running for {file}: `{command}` relays it")
         return 0
-    forwards, late = _until_ready(file, name, timeout)
-    for forward in forwards:
-        for local in forward["listen"]:
-            echo(f"{name}: {local} -> {forward['to']} ({forward['protocol']})")
-    if not forwards:
+    if not ask_snapshot(file, [name])["forwards"]:
         note(f"krelay relays only some targets of {file}, without {name}")
-    if late:
-        raise NotReadyError(f"added, but not ready after {timeout:g} s", late)
-    return 0
-
-
-def _until_ready(file: str, name: str, timeout: float) -> tuple[list[Any], list[str]]:
-    """Return the forwards of a target once they are ready; after `timeout` seconds also a line for
-    each that is not."""
-    from krelay.cli.client_commands import unready
-    from krelay.status.client import Changes, ask
-
-    until = time.monotonic() + timeout
-    changes = Changes.subscribe(file)
+        return 0
     try:
-        while True:
-            snapshot = ask(file, "GET", "/v1/status", timeout=_ANSWER_DEADLINE)
-            mine = [found for found in snapshot["forwards"] if found["target"] == name]
-            late = unready(snapshot, [name]) if mine else []
-            left = until - time.monotonic()
-            if not late or left <= 0:
-                return mine, late
-            if changes is not None and changes.wait(left):
-                continue
-            if changes is not None:
-                changes.close()
-            time.sleep(min(_LOOK_EVERY, left))
-            changes = Changes.subscribe(file)
-    finally:
-        if changes is not None:
-            changes.close()
+        print_routes(wait_ready(file, [name], timeout=timeout), [name])
+    except NotReadyError as exc:
+        print_routes(ask_snapshot(file), [name])
+        message = f"added, but not ready after {timeout:g} s"
+        raise NotReadyError(message, exc.unready) from exc
+    return 0
