@@ -180,7 +180,7 @@ def wait_ready(file: str, names: Collection[str], *, timeout: float) -> Snapshot
 
 def print_routes(snapshot: Snapshot, names: Collection[str]) -> None:
     """Print where the forwards of `names`, or all, listen, as `krelay up` does."""
-    for forward in map(forward_of, snapshot["forwards"]):
+    for forward in map(ForwardState.from_json, snapshot["forwards"]):
         if not names or forward.target in names:
             for line in forward.routes():
                 if in_json():
@@ -216,26 +216,11 @@ def unready(snapshot: Snapshot, names: Collection[str] = ()) -> list[str]:
 
     Forwards that an edit has removed and that only drain do not count.
     """
-    found = readiness([forward_of(each) for each in snapshot["forwards"]], names)
+    found = readiness([ForwardState.from_json(each) for each in snapshot["forwards"]], names)
     missing = names if found.starting else found.unknown
     lines = [str(forward) for forward in found.waiting]
     lines += [f"{name}: not relayed (yet)" for name in sorted(set(missing))]
     return lines or (["krelay is starting"] if found.starting else [])
-
-
-def forward_of(found: Mapping[str, Any]) -> ForwardState:
-    """Return the parts of a forward's state that readiness and its addresses depend on."""
-    return ForwardState(
-        found["target"],
-        found["index"],
-        found["name"],
-        found["to"],
-        State(found["state"]),
-        found.get("reason") or "",
-        datetime.fromisoformat(found["since"]),
-        protocol=found.get("protocol"),
-        listen=tuple(found.get("listen", ())),
-    )
 
 
 # -- port ------------------------------------------------------------------------------------------
@@ -247,7 +232,7 @@ def port(file: str, name: str, wanted: str | None, *, as_json: bool) -> int:
     check_names(file, [name], _targets(found))
     forwards = [
         forward
-        for forward in map(forward_of, found["forwards"])
+        for forward in map(ForwardState.from_json, found["forwards"])
         if forward.target == name and forward.state is not State.DRAINING
     ]
     if not forwards:
@@ -272,7 +257,7 @@ def port(file: str, name: str, wanted: str | None, *, as_json: bool) -> int:
 
 def _port_names(forward: ForwardState) -> tuple[str, ...]:
     """Return the words that name the port of a forward: `53` and `53/udp`."""
-    remote = forward.to.rpartition(":")[2]
+    remote = forward.remote
     return remote, f"{remote}/{forward.protocol}" if forward.protocol else remote
 
 

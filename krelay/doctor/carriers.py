@@ -1,7 +1,7 @@
 """Carriers: which ways to an agent work, with their round trip and throughput.
 
 A real agent is started for it, and removed afterwards. Where its image runs krelay's own source, a
-program beside it sends bytes to whoever connects, for the throughput.
+program beside it sends bytes to each client, for the throughput.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ CARRIERS = ("spdy", "websocket", "proxy")
 """In this order: an agent serves the API server's proxy once a port-forward showed it the key."""
 START_DEADLINE = 60.0
 _NODE_DEADLINE = 15.0
-_LISTENS_WITHIN, _LOOK_EVERY = 8.0, 0.2
 """Seconds for a node: a person waits, and `krelay up` waits for an autoscaler anyway."""
+_LISTENS_WITHIN, _LOOK_EVERY = 8.0, 0.2
 _IDLE_TIMEOUT = 30.0
 """Seconds after which an agent ends that the doctor could not remove."""
 _KEY_SIZE = 32
@@ -80,7 +80,7 @@ while True:
 
 
 class LiveAgent:
-    """An agent of the doctor's own; `remove` it in any case."""
+    """The doctor's agent; `remove` it in any case."""
 
     def __init__(self, api: Api, spec: GroupSpec) -> None:
         self._api = api

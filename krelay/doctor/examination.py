@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
@@ -70,7 +70,11 @@ async def examine(
 
 
 async def _clusters(
-    config: Config, *, quick: bool, kubeconfig: str | None
+    config: Config,
+    *,
+    quick: bool,
+    kubeconfig: str | None,
+    only: Collection[str] | None = None,
 ) -> AsyncGenerator[Finding]:
     """Examine all contexts at once, and yield the findings of one after the other.
 
@@ -83,7 +87,7 @@ async def _clusters(
     }
 
     async def fill(context: str | None) -> None:
-        cluster = Cluster(config, context, quick=quick, kubeconfig=kubeconfig, turn=turn)
+        cluster = Cluster(config, context, quick=quick, kubeconfig=kubeconfig, only=only, turn=turn)
         shown = context if len(contexts) > 1 else None
         async with aclosing(cluster.examine()) as findings:
             async for finding in findings:
@@ -108,19 +112,11 @@ TARGETS = ("kubeconfig", "credentials", "server", "user", "rights", "targets")
 async def examine_targets(config: Config, kubeconfig: str | None = None) -> list[Finding]:
     """Examine the targets of a config in the clusters of all contexts at once, and the rights that
     they need. Nothing is created."""
-
-    async def examine_one(context: str | None) -> list[Finding]:
-        cluster = Cluster(config, context, quick=True, kubeconfig=kubeconfig, only=TARGETS)
-        async with aclosing(cluster.examine()) as there:
-            name = context if len(contexts) > 1 else None
-            return [replace(finding, context=name) async for finding in there]
-
     if config.agent.embedded:
         return []
-    contexts = dict.fromkeys(target.context or config.context for target in config.targets)
-    async with TaskGroup() as tasks:
-        examining = [tasks.create_task(examine_one(context)) for context in contexts]
-    return [finding for task in examining for finding in task.result()]
+    there = _clusters(config, quick=True, kubeconfig=kubeconfig, only=TARGETS)
+    async with aclosing(there) as findings:
+        return [finding async for finding in findings]
 
 
 def _valid(config: Config) -> Finding:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeVar
 
 from krelay.config.changes import changes
@@ -355,17 +354,7 @@ def _variables(forwards: list[dict[str, Any]], names: Sequence[str]) -> dict[str
         NotReadyError: a forward is not ready.
     """
     found = [
-        ForwardState(
-            target=each["target"],
-            index=each["index"],
-            name=each["name"],
-            to=each["to"],
-            state=State(each["state"]),
-            reason=each["reason"],
-            since=datetime.fromisoformat(each["since"]),
-            protocol=each["protocol"],
-            listen=tuple(each["listen"]),
-        )
+        ForwardState.from_json(each)
         for each in _chosen(forwards, names)
         if each["state"] != State.DRAINING
     ]
@@ -375,5 +364,5 @@ def _variables(forwards: list[dict[str, Any]], names: Sequence[str]) -> dict[str
     ports: dict[str, list[tuple[str, Protocol | None]]] = {}
     for forward in sorted(found, key=lambda forward: forward.index):
         protocol = Protocol(forward.protocol) if forward.protocol else None
-        ports.setdefault(forward.target, []).append((forward.to.rpartition(":")[2], protocol))
+        ports.setdefault(forward.target, []).append((forward.remote, protocol))
     return variables(ports, found)

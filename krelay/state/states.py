@@ -116,6 +116,26 @@ class ForwardState:
         """One line: `web: failed: connection refused`."""
         return f"{self.name}: {self.state}{f': {self.reason}' if self.reason else ''}"
 
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> ForwardState:
+        """Return what readiness, addresses and variables depend on, from the `json_form`."""
+        return cls(
+            found["target"],
+            found["index"],
+            found["name"],
+            found["to"],
+            State(found["state"]),
+            found.get("reason") or "",
+            datetime.fromisoformat(found["since"]),
+            protocol=found.get("protocol"),
+            listen=tuple(found.get("listen", ())),
+        )
+
+    @property
+    def remote(self) -> str:
+        """The port in the cluster, by number or name."""
+        return self.to.rpartition(":")[2]
+
     def routes(self) -> list[str]:
         """Return a line for each bound address: `NAME: ADDRESS:PORT -> TARGET:PORT (PROTOCOL)`."""
         return [f"{self.target}: {local} -> {self.to} ({self.protocol})" for local in self.listen]
