@@ -27,12 +27,12 @@ from krelay.errors import (
     UsageError,
 )
 
-_LOOK_UP_DEADLINE = 10.0
 if TYPE_CHECKING:
     from krelay.doctor import Finding
     from krelay.importers import Place, Services
     from krelay.model import Config
 
+_LOOK_UP_DEADLINE = 10.0
 _PLAN_DEADLINE = 30.0
 # A new agent may have to be pulled and started first.
 _RELOAD_DEADLINE = 600.0
@@ -131,7 +131,10 @@ def plan(
     from krelay.config.diff import diff
     from krelay.status.client import NotRunningError, ask
 
-    file = _running_file(selection)
+    file = selection.file
+    if file is None:
+        hint = "it cannot be a pipe: try `krelay plan -`"
+        raise UsageError("`-f` names the file that krelay runs", hint=hint)
     given = {"context": selection.context, "namespace": selection.namespace}
     body = {key: value for key, value in given.items() if value}
     if candidate is not None:
@@ -150,20 +153,12 @@ def plan(
     return bool(found)
 
 
-def reload(selection: Selection, *, json: bool) -> None:
+def reload(file: str, *, json: bool) -> None:
     """Make krelay apply its file, and print what changed."""
     from krelay.status.client import ask
 
-    file = _running_file(selection)
     found = ask(file, "POST", "/v1/reload", timeout=_RELOAD_DEADLINE)["changes"]
     _print_changes(found, "nothing changed", json=json)
-
-
-def _running_file(selection: Selection) -> str:
-    if selection.file is None:
-        hint = "it cannot be standard input or a pipe: try `krelay plan -`"
-        raise UsageError("`-f` names the file that krelay runs", hint=hint)
-    return selection.file
 
 
 def _print_changes(found: list[dict[str, Any]], nothing: str, *, json: bool) -> None:

@@ -136,12 +136,12 @@ log_format_option = click.option(
 )
 
 
-def timeout_option_for(help: str) -> Callable[[_F], _F]:
+def timeout_option_for(help: str, *, default: str = "60s") -> Callable[[_F], _F]:
     """Return the option `--timeout` of a command that waits until forwards are ready."""
     return click.option(
         "--timeout",
         metavar="TIME",
-        default="60s",
+        default=default,
         show_default=True,
         callback=lambda context, param, value: seconds(value, param.opts[0]),
         help=help,
@@ -208,8 +208,8 @@ def path_of_running(file: str | None) -> str:
     """Return the path of the file whose krelay a command asks."""
     from krelay.config import files
 
-    if file == files.STDIN:
-        hint = "it cannot be standard input"
+    if file == files.STDIN or files.read_once(file) is not None:
+        hint = "it cannot be standard input or a pipe"
         raise UsageError("`-f` names the file that krelay runs", hint=hint)
     hint = "`krelay ps` lists the files that krelay runs; name one with `-f FILE`"
     return files.find(file, hint=hint)

@@ -239,6 +239,20 @@ def read_event(line: bytes, path: str) -> tuple[str, str, dict[str, Any]]:
     return sort, version, read_object(schema_of(path), item, path)
 
 
+def declared_ports(kind: Kind, item: Any) -> list[Any]:
+    """Return the ports that a Service, or the containers of a pod or a workload, declare.
+
+    Each has its number as `port`. Raises LookupError, TypeError or AttributeError for another
+    shape.
+    """
+    spec = item["spec"]
+    if kind is Kind.SERVICE:
+        return list(spec.get("ports") or ())
+    pod = spec if kind is Kind.POD else spec["template"]["spec"]
+    ports = [port for container in pod["containers"] for port in container.get("ports") or ()]
+    return [{**port, "port": port["containerPort"]} for port in ports]
+
+
 def nested(value: Any, *path: str) -> Any:
     """Return the field at `path` inside nested objects; None if any of them is missing."""
     for name in path:

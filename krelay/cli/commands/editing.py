@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from krelay.cli.flags.values import FILE, seconds
-from krelay.cli.options import Cluster, cluster_options, complete_names
+from krelay.cli.flags.values import FILE
+from krelay.cli.options import Cluster, cluster_options, complete_names, timeout_option_for
 from krelay.errors import UsageError
 
 _edited_file_option = click.option(
@@ -25,14 +25,7 @@ def _complete_words(context: click.Context, param: click.Parameter, word: str) -
 @_edited_file_option
 @click.option("--name", metavar="NAME", help="Name of the target.  [default: the object's]")
 @cluster_options
-@click.option(
-    "--timeout",
-    metavar="TIME",
-    default="30s",
-    show_default=True,
-    callback=lambda context, param, value: seconds(value, param.opts[0]),
-    help="Time for a running krelay to get it ready.",
-)
+@timeout_option_for("Time for a running krelay to get it ready.", default="30s")
 @click.argument("words", metavar="TYPE/NAME [PORT]...", nargs=-1, shell_complete=_complete_words)
 def add(
     file: str | None, name: str | None, cluster: Cluster, timeout: float, words: tuple[str, ...]

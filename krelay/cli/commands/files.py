@@ -102,7 +102,7 @@ def plan(
     """
     from krelay.cli import file_commands
 
-    if file == "-":
+    if file == "-":  # before it is read
         raise UsageError("`-f` names the file that krelay runs", hint="try `krelay plan -`")
     edit = None if candidate is None else select(candidate, cluster=cluster)
     words = [*(["-f", file] if file else []), *cluster.words()]

@@ -12,7 +12,6 @@ from krelay.cli.options import (
     output_option,
     path_of_running,
     running_file_option,
-    select,
     timeout_option,
 )
 
@@ -117,7 +116,7 @@ def reload(file: str | None, output: str) -> int:
     """
     from krelay.cli import file_commands
 
-    file_commands.reload(select(file), json=output == "json")
+    file_commands.reload(path_of_running(file), json=output == "json")
     return 0
 
 

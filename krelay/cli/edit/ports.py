@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from krelay.config.grammar import NAMES
 from krelay.errors import KrelayError, NotFoundError, UsageError
-from krelay.model import Config, Kind, Target
+from krelay.model import Config, Target
 
 _DEADLINE = 10.0
 
@@ -23,12 +22,13 @@ def look_up(target: Target, config: Config, command: str, kubeconfig: str | None
         NotFoundError: it does not exist.
     """
     from krelay.cli.signals import run_to_exit
+    from krelay.cluster.objects import declared_ports
     from krelay.importers import local_ports
 
     hint = f"name them: `{command} 8080:80`"
     try:
         item = run_to_exit(_get(target, config, kubeconfig))
-        ports = _declared(target.kind, item)
+        ports = declared_ports(target.kind, item)
     except NotFoundError as exc:
         raise NotFoundError(exc.message, hint=f"check the namespace, or {hint}") from exc
     except (KrelayError, TimeoutError, KeyError, TypeError, AttributeError) as exc:
@@ -57,13 +57,3 @@ async def _get(target: Target, config: Config, kubeconfig: str | None) -> Any:
         async with api:
             namespace = target.namespace or config.namespace or api.namespace
             return await api.get(object_path(version, resource, namespace, target.resource))
-
-
-def _declared(kind: Kind, item: Any) -> Sequence[Any]:
-    """Return the ports of a Service, or of the containers of a pod or a workload."""
-    spec = item["spec"]
-    if kind is Kind.SERVICE:
-        return list(spec.get("ports") or ())
-    pod = spec if kind is Kind.POD else spec["template"]["spec"]
-    ports = [port for container in pod["containers"] for port in container.get("ports") or ()]
-    return [{**port, "port": port["containerPort"]} for port in ports]

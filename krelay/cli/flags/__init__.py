@@ -1,1 +1,1 @@
-"""The flags of `kubectl relay`: pflag's forms, and kubectl's own flags."""
+"""The flags of `kubectl relay`, in pflag's forms, and the completion of all command lines."""

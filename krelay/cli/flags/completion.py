@@ -195,6 +195,7 @@ def _targets(word: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
+    from krelay.cluster.objects import declared_ports
     from krelay.config.grammar import ParseError, parse_resource
 
     try:
@@ -203,9 +204,9 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
         return []
     found: dict[str, None] = {}
     for item in _objects(options, kind, fieldSelector=f"metadata.name={name}"):
-        for port in _declared(kind, item["spec"]):
+        for port in declared_ports(kind, item):
             suffix = "@udp" if port.get("protocol") == "UDP" else ""
-            found[f"{port.get('port') or port.get('containerPort')}{suffix}"] = None
+            found[f"{port['port']}{suffix}"] = None
             if port.get("name"):
                 found[f":{port['name']}{suffix}"] = None
     return list(found)
@@ -214,13 +215,6 @@ def _ports(target: str, options: Mapping[str, Any]) -> list[str]:
 def _fit(words: Iterable[str]) -> list[str]:
     """Return the words that are safe in a shell: names in a cluster may be anything."""
     return [word for word in words if word == one_line(word) and not any(map(str.isspace, word))]
-
-
-def _declared(kind: Kind, spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    if kind is Kind.SERVICE:
-        return spec.get("ports") or ()
-    pod = spec if kind is Kind.POD else spec["template"]["spec"]
-    return [port for container in pod["containers"] for port in container.get("ports") or ()]
 
 
 def _objects(options: Mapping[str, Any], kind: Kind, **query: str) -> list[Any]:
