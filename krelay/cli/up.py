@@ -44,6 +44,7 @@ from krelay.tasks import TaskGroup, keep
 from krelay.threads import in_thread
 
 if TYPE_CHECKING:
+    from krelay.cli.terminal.live import Live
     from krelay.doctor import Finding
 
 logger = logging.getLogger("krelay.cli")
@@ -179,17 +180,7 @@ async def _run(
             if mode is not None:
                 beside["the watch of the file"] = partial(reloader.watch, mode)
             if live:
-                from krelay.cli.terminal.live import Action, Live
-
-                reload = Action(
-                    partial(signals.reload, "r"), "reload", "r applies the file as it is now."
-                )
-                quit_ = Action(
-                    partial(signals.end, "q"), "quit", "q quits; a second q skips the drain."
-                )
-                actions = {"r": reload, "q": quit_}
-                table = Live(lambda: control.status({}), actions, supervisor.bus)
-                beside["the live table"] = table.run
+                beside["the live table"] = _live_table(control, signals, supervisor.bus).run
             running = [
                 # A failure beside the relaying must not end it.
                 tasks.create_task(keep(work, name), name=name)
@@ -201,6 +192,16 @@ async def _run(
     except asyncio.CancelledError:
         code = _INTERRUPTED
     return code
+
+
+def _live_table(control: Control, signals: _Signals, bus: EventBus) -> Live:
+    from krelay.cli.terminal.live import Action, Live
+
+    actions = {
+        "r": Action(partial(signals.reload, "r"), "reload", "r applies the file as it is now."),
+        "q": Action(partial(signals.end, "q"), "quit", "q quits; a second q skips the drain."),
+    }
+    return Live(lambda: control.status({}), actions, bus)
 
 
 async def _stop(

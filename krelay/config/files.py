@@ -105,6 +105,12 @@ class Files:
             raise ParseError(exc.message, hint=hint) from exc
 
 
+def shortened(path: str) -> str:
+    """Return the path with `~` for the home directory, for display."""
+    home = os.path.expanduser("~")
+    return f"~{path[len(home) :]}" if path.startswith(f"{home}{os.sep}") else path
+
+
 def find(path: str | None, *, hint: str | None = None) -> str:
     """Return the path, or that of the file in the current directory if it is None.
 

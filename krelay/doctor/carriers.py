@@ -307,7 +307,7 @@ class _Events:
         self.consume(len(data))
 
     def on_datagram(self, data: Buffer) -> None:
-        """Ignore what TCP has not."""
+        """TCP has no datagrams."""
 
     def on_refused(self, code: ErrorCode, message: str) -> None:
         self._end()

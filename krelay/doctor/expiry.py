@@ -80,7 +80,7 @@ def in_words(left: timedelta) -> str:
 
 
 def _validity(der: bytes) -> Validity:
-    """Raises ValueError or IndexError for what is no certificate."""
+    """Return that of a certificate in DER. Raises ValueError or IndexError if it is not one."""
     _, certificate = _element(der, _SEQUENCE)
     _, signed = _element(certificate, _SEQUENCE)
     if signed[0] == _VERSION:

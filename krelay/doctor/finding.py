@@ -46,7 +46,7 @@ class Finding:
             object.__setattr__(self, name, None if value is None else one_line(value))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the JSON form, without what is empty."""
+        """Return the JSON form, without empty values."""
         found = {**dataclasses.asdict(self), "status": self.status.value}
         return {key: value for key, value in found.items() if value or key == "text"}
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from krelay.cluster import proxies
 from krelay.cluster.auth.files import read_file, read_pem
 from krelay.cluster.auth.kubeconfig import Login
+from krelay.config import files
 from krelay.doctor.expiry import Validity, in_words, of_certificate, of_token
 from krelay.doctor.finding import Finding, failed, ok, warning
 from krelay.errors import ClusterError, CredentialsError
@@ -28,8 +29,8 @@ def kubeconfig(login: Login) -> list[Finding]:
     where = f"{login.address}, namespace {login.namespace}"
     if login.in_cluster:
         return [ok("kubeconfig", f"this pod's service account: {where}", **_details(login))]
-    files = os.pathsep.join(map(_shortened, login.files))
-    name = f"context {login.context} of {files}" if login.context else files
+    paths = os.pathsep.join(map(files.shortened, login.files))
+    name = f"context {login.context} of {paths}" if login.context else paths
     found = [ok("kubeconfig", f"{name}: {where}, {method(login.user)}", **_details(login))]
     if login.cluster.get("insecure-skip-tls-verify"):
         found.append(
@@ -173,8 +174,3 @@ def proxy(login: Login, environ: Mapping[str, str] = os.environ) -> Finding:
     shown = f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")
     by = "proxy-url in kubeconfig" if given else name
     return ok("http-proxy", f"{shown} (by {by})", proxy=shown, by=by)
-
-
-def _shortened(path: str) -> str:
-    home = os.path.expanduser("~")
-    return f"~{path[len(home) :]}" if path.startswith(f"{home}{os.sep}") else path

@@ -42,7 +42,7 @@ _PATTERNS = tuple(
 
 
 class Redactor:
-    """Takes secrets out of texts; `add` tells it of more."""
+    """Takes secrets out of texts; `add` names more of them."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets: set[str] = set()

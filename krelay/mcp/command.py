@@ -138,7 +138,7 @@ class _Child:
                 self._keep(data)
 
     def output(self) -> str:
-        """Return the output, with a line for what is missing, as text that is safe to show."""
+        """Return the output as text that is safe to show; a line stands for a missing middle."""
         gap = f"\n… {self.left_out} bytes left out …\n".encode() if self.left_out else b""
         text = (bytes(self._head) + gap + bytes(self._tail)).decode(errors="replace")
         return "\n".join(many_lines(text, most=MOST_OUTPUT)) if text else ""

@@ -20,7 +20,7 @@ MOST_BYTES = 2 << 20
 
 
 def create(file: str) -> Path:
-    """Return the path of the log of the krelay that runs `file`; create what is missing.
+    """Return the path of the log of the krelay that runs `file`; create it if it is missing.
 
     It is in the user's state directory. If that cannot be written to (a read-only root), it is
     beside the control socket.

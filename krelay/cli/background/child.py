@@ -1,4 +1,4 @@
-"""The process in the background: how it begins, and what it tells the command that started it.
+"""The process in the background: how it begins, and how it reports its start.
 
 The command that starts it (`krelay.cli.background.start`) reads lines of JSON from a pipe: each
 `step` of a slow start, each `problem` of a forward, then either `ready` or the `error` that ended
@@ -23,7 +23,7 @@ VARIABLE = "KRELAY_BACKGROUND"
 
 
 class Report:
-    """Tells the command that started this process how the start goes. `log` is the log's path.
+    """Reports the start to the command that started this process. `log` is the log's path.
 
     That command may have gone, or be stopped: nothing here waits for it, or fails without it.
     """
@@ -39,27 +39,27 @@ class Report:
         return LogFile(self.log)
 
     def step(self, text: str) -> None:
-        """Tell what the start waits for."""
+        """Report what the start waits for."""
         self._write(step=text)
 
     def problem(self, text: str) -> None:
-        """Tell why a forward does not work, so far."""
+        """Report why a forward does not work yet."""
         self._write(problem=text)
 
     def ready(self) -> None:
-        """Tell that every forward is ready."""
+        """Report that every forward is ready."""
         self._write(ready=True)
         self.close()
 
     def close(self) -> None:
-        """Tell no more."""
+        """Report nothing more."""
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             os.close(pipe)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Tell the error that ends the block."""
+        """Report the error that ends the block."""
         try:
             yield
         except KrelayError as exc:
@@ -89,5 +89,5 @@ def report() -> Report | None:
 def begin() -> None:
     """Make this process the one in the background that `VARIABLE` describes."""
     global _report
-    told = json.loads(os.environ.pop(VARIABLE))
-    _report = Report(told["pipe"], Path(told["log"]))
+    given = json.loads(os.environ.pop(VARIABLE))
+    _report = Report(given["pipe"], Path(given["log"]))

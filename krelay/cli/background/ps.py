@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from krelay.cli.output import echo, note
+from krelay.config import files
 from krelay.errors import KrelayError
 from krelay.state.states import State
 from krelay.status.client import NotRunningError, ask
@@ -112,10 +112,5 @@ def _row_of(instance: Instance, found: Any) -> Row:
 def _cells(row: Row, age: str) -> tuple[str, ...]:
     contexts = ", ".join(row.contexts) or "-"
     up = "ending" if row.ending else age
-    cells = row.ready, str(row.instance.pid), up, contexts, _short(row.instance.file)
+    cells = row.ready, str(row.instance.pid), up, contexts, files.shortened(row.instance.file)
     return tuple(map(one_line, cells))
-
-
-def _short(file: str) -> str:
-    home = os.path.expanduser("~")
-    return f"~{file[len(home) :]}" if file.startswith(f"{home}/") else file

@@ -96,7 +96,7 @@ def _launch(file: str, arguments: Sequence[str], until: float) -> None:
     """
     log = log_file.create(file)
     reader, writer = os.pipe()
-    told = {"pipe": writer, "log": str(log), "path": sys.path}
+    given = {"pipe": writer, "log": str(log), "path": sys.path}
     with open(log, "ab") as output, open(reader, "rb", buffering=0) as pipe:
         try:
             process = subprocess.Popen(
@@ -106,7 +106,7 @@ def _launch(file: str, arguments: Sequence[str], until: float) -> None:
                 stderr=output,
                 start_new_session=True,
                 pass_fds=(writer,),
-                env={**os.environ, VARIABLE: json.dumps(told)},
+                env={**os.environ, VARIABLE: json.dumps(given)},
             )
         finally:
             os.close(writer)

@@ -74,8 +74,8 @@ def up(
     if not detach and context.get_parameter_source("timeout") is ParameterSource.COMMANDLINE:
         hint = "`krelay wait --timeout` waits for a krelay that runs elsewhere"
         raise UsageError("`--timeout` is for `-d`", hint=hint)
-    told = report()
-    if detach and told is None:
+    background = report()
+    if detach and background is None:
         from krelay.cli.background.start import start
 
         selection = select(file, names=names, embedded=embedded, cluster=cluster)
@@ -84,8 +84,10 @@ def up(
     from krelay.cli.up import run
     from krelay.supervisor.contexts import Contexts
 
-    with told.errors() if told else nullcontext():
-        set_up_logging(verbose, json=log_format == "json", to=told.log_file() if told else None)
+    with background.errors() if background else nullcontext():
+        set_up_logging(
+            verbose, json=log_format == "json", to=background.log_file() if background else None
+        )
         selection = select(file, names=names, embedded=embedded, cluster=cluster)
         return run(
             selection,
@@ -94,7 +96,7 @@ def up(
             strict=strict,
             must_exist=strict,
             live=not plain and log_format == "text",
-            report=told,
+            report=background,
         )
 
 

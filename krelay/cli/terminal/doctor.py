@@ -120,7 +120,7 @@ class _Printer:
         self._write(finding)
 
     def end(self) -> None:
-        """Print what is left."""
+        """Print the findings that were kept back."""
         unmade, self._unmade = self._unmade, []
         if len(unmade) == 1:
             self._write(unmade[0])
@@ -165,12 +165,13 @@ def _wrapped(text: str, width: int | None) -> list[str]:
 
 def _summary(found: Sequence[Finding]) -> str:
     counts = {status: sum(one.status is status for one in found) for status in Status}
-    words = {Status.OK: "ok", Status.WARNING: "warnings", Status.SKIPPED: "skipped"}
-    words[Status.FAILED] = "failed"
-    if counts[Status.WARNING] == 1:
-        words[Status.WARNING] = "warning"
-    order = (Status.FAILED, Status.WARNING, Status.SKIPPED, Status.OK)
-    return ", ".join(f"{counts[status]} {words[status]}" for status in order if counts[status])
+    words = {
+        Status.FAILED: "failed",
+        Status.WARNING: "warning" if counts[Status.WARNING] == 1 else "warnings",
+        Status.SKIPPED: "skipped",
+        Status.OK: "ok",
+    }
+    return ", ".join(f"{counts[status]} {word}" for status, word in words.items() if counts[status])
 
 
 def _width() -> int | None:
