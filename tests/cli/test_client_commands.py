@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import re
@@ -105,10 +106,15 @@ async def test_status_fails_if_no_krelay_runs(file: Path) -> None:
 async def test_status_watch_prints_json_lines_over_the_end_of_krelay_until_ctrl_c(
     file: Path,
 ) -> None:
-    answers = [report(forward(traffic=carried(n, n))) for n in range(3)]
+    numbers = itertools.count()
+
+    def answer(body: object) -> object:
+        number = next(numbers)
+        return report(forward(traffic=carried(number, number)))
+
     process = None
     try:
-        async with answering(file, GET_status=lambda body: answers.pop(0)):
+        async with answering(file, GET_status=answer):
             process = await asyncio.create_subprocess_exec(
                 *command("status", "-f", str(file), "--watch", "--output", "json"),
                 env=environment(PYTHONPATH=str(ROOT)),
