@@ -12,7 +12,7 @@ import sys
 import termios
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,9 @@ class Terminal:
     async def shows(self, text: str) -> None:
         """Wait until the screen shows a text."""
         await rig.until(lambda: text in self.text or self.process.returncode is not None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(10.0):  # the last output may arrive after the end
+                await rig.until(lambda: text in self.text)
         assert text in self.text, self.text
 
     async def hides(self, text: str) -> None:

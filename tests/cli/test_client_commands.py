@@ -162,7 +162,7 @@ async def test_status_watch_repaints_the_table_and_leaves_it(
                 screen.process.send_signal(key)
             assert await screen.process.wait() == code
             await rig.until(lambda: screen.as_it_was)
-            assert screen.text.count("TARGET") == 1
+            await rig.until(lambda: screen.text.count("TARGET") == 1)
             assert "q quit" not in screen.text
 
 

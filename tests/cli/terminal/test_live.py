@@ -161,13 +161,13 @@ async def test_the_log_is_on_the_normal_screen_after_ctrl_z_and_the_end(tmp_path
             screen.type("\x1a")
             await rig.until(lambda: state_of(screen.process.pid) == "T")
             await rig.until(lambda: screen.as_it_was)
-            assert screen.text.count("web: ready") == 1
+            await rig.until(lambda: screen.text.count("web: ready") == 1)
             screen.process.send_signal(signal.SIGCONT)
             await screen.shows(KEYS)
             assert screen.text.count("web: ready") == 1
             screen.type("q")
             await ended(screen, 0)
-            assert screen.text.count("web: ready") == 1
+            await rig.until(lambda: screen.text.count("web: ready") == 1)
 
 
 async def test_keys_scroll_and_filter_a_long_table(tmp_path: Path) -> None:
