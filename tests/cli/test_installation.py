@@ -100,6 +100,34 @@ def test_the_place_is_the_one_that_the_user_chose(
     assert installation._path(shell, environ) == Path(place)
 
 
+@pytest.mark.parametrize("variable", ["HOME", "XDG_DATA_HOME"])
+def test_a_relative_place_does_not_depend_on_the_directory_of_a_shell(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, *_ = install("bash", **{variable: "relative"})
+    assert first.startswith(f"wrote {tmp_path}/")
+    assert first.endswith(PLACES["bash"])
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_the_script_replaces_a_link_or_a_pipe_and_leaves_what_is_behind_it(
+    tmp_path: Path, install: Install, kind: str
+) -> None:
+    place, target = tmp_path / PLACES["bash"], tmp_path / "target"
+    place.parent.mkdir(parents=True)
+    target.write_text("mine")
+    if kind == "link":
+        place.symlink_to(target)
+    else:
+        os.mkfifo(place)
+    assert install("bash")[0] == f"wrote {place}"
+    assert place.is_file()
+    assert not place.is_symlink()
+    assert [each.name for each in place.parent.iterdir()] == ["krelay"]
+    assert target.read_text() == "mine"
+
+
 def test_an_older_script_is_replaced(tmp_path: Path) -> None:
     place = tmp_path / "fish" / "completions" / "krelay.fish"
     place.parent.mkdir(parents=True)

@@ -57,15 +57,21 @@ def _login_shell(environ: Mapping[str, str]) -> str:
 
 def _path(shell: str, environ: Mapping[str, str]) -> Path:
     """Return the path of the script in the folder that the shell's users have for completions."""
-    home = Path(environ.get("HOME") or Path.home())
-    data = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    home = Path(environ.get("HOME") or Path.home()).absolute()
+    data = _folder(environ, "XDG_DATA_HOME") or home / ".local" / "share"
     if shell == "fish":
-        config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
+        config = _folder(environ, "XDG_CONFIG_HOME") or home / ".config"
         return config / "fish" / "completions" / "krelay.fish"
     if shell == "zsh":
         return data / "zsh" / "site-functions" / "_krelay"
     folder, *_ = environ.get("BASH_COMPLETION_USER_DIR", "").split(":")
-    return Path(folder or data / "bash-completion") / "completions" / "krelay"
+    return Path(folder or data / "bash-completion").absolute() / "completions" / "krelay"
+
+
+def _folder(environ: Mapping[str, str], name: str) -> Path | None:
+    """Return the folder that a variable of XDG names; a relative one does not count."""
+    path = Path(environ.get(name, ""))
+    return path if path.is_absolute() else None
 
 
 def _write(path: Path, shell: str) -> bool:
@@ -75,7 +81,15 @@ def _write(path: Path, shell: str) -> bool:
         if path.is_file() and path.read_bytes() == text.encode():
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        # A shell that starts meanwhile reads the old script or the new one.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            file.write(text)
+        try:
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
     except OSError as exc:
         line = {
             "bash": 'eval "$(krelay completion bash)"` to ~/.bashrc',
