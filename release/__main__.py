@@ -4,8 +4,8 @@
 
 dist/ gets the wheel and the sdist, for the index. dist/release/ gets what belongs to the release on
 GitHub: these two, krelay.pyz and the archive for krew for each platform, the manifest for krew, the
-formula for Homebrew, the SBOM and the checksums. Without --tag, what is not ready to be published
-is printed; with it, that is an error, and nothing is built.
+formula for Homebrew, the SBOM and the checksums. What stands in the way of publishing is printed;
+with --tag it is an error, and nothing is built.
 """
 
 from __future__ import annotations

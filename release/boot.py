@@ -60,7 +60,7 @@ def unpacked(archive: Path, digest: str, platform: str) -> Path:
 
 
 def is_own(folder: Path) -> bool:
-    """Return whether no other user, except root, can change what is in a folder."""
+    """Return whether no other user, except root, can change the content of a folder."""
     if os.name != "posix":
         return True
     found = folder.stat()

@@ -25,7 +25,7 @@ def notes(version: str, changelog: str) -> str | None:
 
 
 def open_points(tag: str | None, root: Path = ROOT) -> list[str]:
-    """Return what is still to be done before `tag` can be published; None is a trial."""
+    """Return the reasons not to publish `tag` yet; None is a trial."""
     current = version(root)
     found = []
     if tag is not None and tag != f"v{current}":

@@ -38,9 +38,9 @@ class Diagnosis:
 
     `code` names the state. A start that stays in it for `patience` seconds has failed (0: failed
     now, `inf`: a normal step of a start); one that `needs_node` may wait for it as long as the file
-    says. `reason` is one line. `words` are the last log lines of
-    a container that has ended. `settings` are a part of the file's `agent` with which the agent
-    would start. `no_agent` is as in ClusterError.
+    says. `reason` is one line. `words` are the last log lines of a container that has ended.
+    `settings` are a part of the file's `agent` with which the agent would start. `no_agent` is as
+    in ClusterError.
     """
 
     code: str
@@ -424,7 +424,7 @@ _REMEDIES = tuple(
         ("usage per (Container|Pod) is|limit to request ratio per", _limit_range, True),
     )
 )
-"""Of each refusal: how it is recognised, its remedy, and whether it is final."""
+"""Of each refusal: how it is recognized, its remedy, and whether it is final."""
 
 
 def _amounts(resources: Object) -> tuple[dict[str, str], dict[str, str]]:

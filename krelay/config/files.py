@@ -1,4 +1,4 @@
-"""Find, read, decode and recognise the files of a configuration, in a bounded time.
+"""Find, read, decode and recognize the files of a configuration, in a bounded time.
 
 A network file system may hang, and nothing ends a thread that waits for it. Each call that touches
 a path therefore runs in a daemon thread, which is abandoned if it takes too long. A path that hangs

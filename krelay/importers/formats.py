@@ -46,7 +46,7 @@ class Foreign:
 
 
 def read(data: bytes, path: str) -> Foreign:
-    """Read a file, whose format is recognised by its content.
+    """Read a file, whose format is recognized by its content.
 
     Raises:
         ConfigError: the format is unknown, or the file is invalid; carries all problems.

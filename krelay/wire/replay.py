@@ -79,7 +79,7 @@ class ReplayBuffer:
 
 
 class ReceiveCounter:
-    """Counts received frames, and recognises those that are repeated.
+    """Counts received frames, and recognizes those that are repeated.
 
     A session may resume on a new tunnel while its old one still works. It asks for the frames from
     `begin_resume`'s count on; those that the old tunnel delivers meanwhile are accepted, and

@@ -365,7 +365,7 @@ def test_an_invalid_address_and_port_are_an_error(value: str, message: str) -> N
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
-def test_loopback_addresses_are_recognised(address: str) -> None:
+def test_loopback_addresses_are_recognized(address: str) -> None:
     assert is_loopback(address)
 
 

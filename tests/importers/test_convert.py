@@ -1,4 +1,4 @@
-"""Each format, recognised by its content, with its entries and warnings."""
+"""Each format, recognized by its content, with its entries and warnings."""
 
 from __future__ import annotations
 

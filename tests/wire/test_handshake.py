@@ -102,7 +102,7 @@ def test_a_refusal_has_its_code_and_message() -> None:
         client().receive_data(b"\x01" + deny(ErrorCode.UNKNOWN_SESSION, ""))
 
 
-def test_an_agent_without_sessions_is_recognised() -> None:
+def test_an_agent_without_sessions_is_recognized() -> None:
     with pytest.raises(HandshakeError) as caught:
         client().receive_data(b"\x06")
     assert caught.value.code is ErrorCode.UNKNOWN_PROTOCOL
