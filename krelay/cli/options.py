@@ -86,8 +86,13 @@ class Cluster:
         return [word for flag, value in given.items() if value for word in (flag, value)]
 
 
-def cluster_options(command: Callable[..., int]) -> Callable[..., int]:
-    """Add `--context`, `--namespace` and `--kubeconfig`, which `command` gets as its `cluster`."""
+def cluster_options(
+    command: Callable[..., int], *, of: str = "targets that name none"
+) -> Callable[..., int]:
+    """Add `--context`, `--namespace` and `--kubeconfig`, which `command` gets as its `cluster`.
+
+    The help says whose context and namespace they are.
+    """
 
     @functools.wraps(command)
     def with_cluster(
@@ -102,12 +107,12 @@ def cluster_options(command: Callable[..., int]) -> Callable[..., int]:
             "-n",
             "--namespace",
             shell_complete=namespaces,
-            help="Namespace of targets that name none, instead of the file's.",
+            help=f"Namespace of {of}, instead of the file's.",
         ),
         click.option(
             "--context",
             shell_complete=kubeconfig_names,
-            help="Kubeconfig context of targets that name none, instead of the file's.",
+            help=f"Kubeconfig context of {of}, instead of the file's.",
         ),
     ):
         add(with_cluster)

@@ -120,7 +120,7 @@ async def image(api: Api, name: str) -> Finding:
     if having:
         return ok("image", f"{name} is on {having} of {len(nodes)} nodes", **details)
     text = f"{name} is on none of {len(nodes)} nodes, as far as they say"
-    hint = "the first start pulls it; where nodes cannot, set agent.image to one that they can pull"
+    hint = "the first start pulls it; if nodes cannot, set agent.image to one that they can pull"
     return warning("image", text, hint, **details)
 
 

@@ -18,7 +18,7 @@ SOON = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """A time in which a credential is valid; `begin` is None if it does not say it."""
+    """A time in which a credential is valid; `begin` is None if the credential has none."""
 
     begin: datetime | None
     end: datetime

@@ -124,7 +124,7 @@ def expiry(login: Login, now: datetime | None = None) -> list[Finding]:
 
 def _judged(one: Expiry, now: datetime) -> Finding:
     if one.valid is None:
-        return ok("expiry", f"{one.what}: without an end that krelay knows")
+        return ok("expiry", f"{one.what}: krelay cannot tell when it ends")
     end = one.valid.end
     left = end - now
     when = f"{end:%Y-%m-%d %H:%M} UTC, {in_words(left)}"
@@ -149,7 +149,7 @@ def _plugin(command: str, install: str) -> list[Finding]:
 def credentials(login: Login, expires: float) -> Finding:
     """Say that credentials can be had, and when those of a plugin or an issuer end."""
     if not login.user:
-        return ok("credentials", "none: the server takes this user for anyone")
+        return ok("credentials", "none: the server treats this user as anonymous")
     if math.isinf(expires):
         return ok("credentials", "at hand")
     end = datetime.fromtimestamp(expires, UTC)

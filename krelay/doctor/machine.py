@@ -95,7 +95,7 @@ def running(file: str) -> Finding:
     try:
         found = snapshot_of(file)
     except KrelayError as exc:
-        return warning("running", f"a krelay runs {file}: {exc}", "see `krelay ps`; `krelay down`")
+        return warning("running", f"a krelay runs {file}: {exc}", "`krelay ps` shows it")
     if found is None:
         return ok("running", "no krelay runs this file", running=False)
     pid, version = found.get("pid"), found.get("version")

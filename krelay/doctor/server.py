@@ -176,7 +176,7 @@ def speed(found: Reached) -> Finding:
         **{f"{name.replace(' ', '_').lower()}_ms": round(t * 1000, 1) for name, t in times.items()},
     }
     if trip > SLOW:
-        hint = "far away, or behind a slow VPN or proxy: each new connection waits so long"
+        hint = "far away, or behind a slow VPN or proxy: each new connection waits this long"
         return warning("server", text, hint, **details)
     return ok("server", text, **details)
 
@@ -187,7 +187,7 @@ def version(found: Reached) -> Finding:
         body = json.loads(found.body)
         name = str(body["gitVersion"])
     except (ValueError, TypeError, KeyError):
-        return ok("version", f"the server does not say it ({found.status})")
+        return ok("version", f"the server does not state its version ({found.status})")
     parts = re.match(r"v(\d+)\.(\d+)", name)
     number = (int(parts[1]), int(parts[2])) if parts else OLDEST
     if number < OLDEST:

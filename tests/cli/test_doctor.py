@@ -62,7 +62,7 @@ def test_without_a_file_the_cluster_is_examined(
         "kubeconfig",
     ]
     (skipped,) = (line for line in out if line.startswith("skipped"))
-    assert skipped.startswith("skipped  10 checks    for want of kubeconfig: expiry, http-proxy, ")
+    assert skipped.startswith("skipped  10 checks    need kubeconfig: expiry, http-proxy, ")
     assert out[-1] == "1 failed, 10 skipped, 2 ok"
 
 
@@ -114,7 +114,7 @@ def test_contexts_have_a_line_and_unmade_checks_one_for_all(
         "context a:",
         "skipped  user         needs: server",
         "context b:",
-        "skipped  2 checks     for want of server: user, rights",
+        "skipped  2 checks     need server: user, rights",
         "ok       x            y",
     ]
 

@@ -122,7 +122,7 @@ async def test_an_agent_goes_to_the_namespace_where_it_may(world: World) -> None
 async def test_a_server_that_answers_no_questions_about_rights(world: World) -> None:
     world.kube.script((403, {"message": NO_REVIEW}))
     found = await world.examine()
-    assert found["version"][0].text == "the server does not say it (403)"
+    assert found["version"][0].text == "the server does not state its version (403)"
     assert found["user"][0].text.startswith("system:anonymous: ")
     assert found["rights"][0].status is Status.SKIPPED
     assert found["admission"][0].status is Status.FAILED
@@ -253,7 +253,7 @@ async def test_a_server_without_a_time(world: World) -> None:
     world.version = 500
     found = await world.examine()
     assert found["clock"][0].text == "the server does not say the time"
-    assert found["version"][0].text == "the server does not say it (500)"
+    assert found["version"][0].text == "the server does not state its version (500)"
 
 
 async def test_a_dead_server_fails_once(world: World) -> None:

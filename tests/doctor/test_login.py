@@ -217,7 +217,7 @@ def test_certificates_of_the_user_and_of_an_authority_that_ends(
 
 def test_an_opaque_token_has_no_end_that_krelay_knows(make: Callable[..., Login]) -> None:
     (found,) = login.expiry(make({"token": "opaque"}), NOW)
-    assert found.text == "token: without an end that krelay knows"
+    assert found.text == "token: krelay cannot tell when it ends"
 
 
 def test_a_missing_token_file_is_an_error(make: Callable[..., Login], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import click
@@ -24,15 +25,15 @@ def _complete_words(context: click.Context, param: click.Parameter, word: str) -
 @click.command()
 @_edited_file_option
 @click.option("--name", metavar="NAME", help="Name of the target.  [default: the object's]")
-@cluster_options
-@timeout_option_for("Time for a running krelay to get it ready.", default="30s")
+@functools.partial(cluster_options, of="the target")
+@timeout_option_for("Time for a running krelay to make it ready.", default="30s")
 @click.argument("words", metavar="TYPE/NAME [PORT]...", nargs=-1, shell_complete=_complete_words)
 def add(
     file: str | None, name: str | None, cluster: Cluster, timeout: float, words: tuple[str, ...]
 ) -> int:
     """Add a target to the file.
 
-    PORT is [LOCAL:]REMOTE[/PROTOCOL]; without one, the object in the cluster says which it has.
+    PORT is [LOCAL:]REMOTE[/PROTOCOL]; without one, krelay asks the cluster for the object's ports.
     Comments and all other lines stay as they are. A running krelay relays the target at once.
     """
     from krelay.cli.edit import targets

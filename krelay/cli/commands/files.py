@@ -98,7 +98,7 @@ def plan(
     """Show what an edit would change in the running krelay.
 
     Compares what runs with the file as it is now, or with CANDIDATE (`-` reads standard input).
-    Without --context and --namespace, those of the running krelay count.
+    Without --context and --namespace, those of the running krelay apply.
     """
     from krelay.cli import file_commands
 

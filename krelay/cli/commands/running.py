@@ -125,7 +125,7 @@ def reload(file: str | None, output: str) -> int:
 @output_option
 @names_argument
 def restart(file: str | None, output: str, names: tuple[str, ...]) -> int:
-    """Relay targets anew: reset their connections, look them up again.
+    """Relay targets anew: look them up again, and reset their connections.
 
     Without NAMEs, also replace the agent. The connections are reset once the new agent runs and the
     targets are looked up; if that fails, nothing changes. Local addresses stay, and new connections

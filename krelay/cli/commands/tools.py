@@ -48,7 +48,7 @@ def doctor(
     """Find out why krelay does not work here.
 
     Examines the file, this machine, kubeconfig, the API server, the rights that the file needs,
-    what the cluster thinks of the agent, and the targets. Without --quick, also starts an agent,
+    whether the cluster accepts the agent, and the targets. Without --quick, also starts an agent,
     measures the ways to it, and removes it. Without a file, examines kubeconfig and the cluster.
     """
     from krelay.cli.terminal import doctor as report

@@ -126,7 +126,7 @@ class _Printer:
             self._write(unmade[0])
         elif unmade:
             names = ", ".join(finding.check for finding in unmade)
-            text = f"for want of {unmade[0].details['needs']}: {names}"
+            text = f"need {unmade[0].details['needs']}: {names}"
             self._write(Finding(f"{len(unmade)} checks", Status.SKIPPED, text))
 
     def _write(self, finding: Finding) -> None:
