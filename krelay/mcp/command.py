@@ -92,14 +92,15 @@ class _Child:
         self.left_out = 0
         self._job = job
         self._process: subprocess.Popen[bytes] | None = None
+        self._sent: tuple[signal.Signals, bool] | None = None
         self._started = threading.Event()
         self._head = bytearray()
         self._tail = bytearray()
 
     @property
     def runs(self) -> bool:
-        """Whether it has started and not ended."""
-        return self._process is not None and self._process.returncode is None
+        """Whether it has not ended."""
+        return self._process is None or self._process.returncode is None
 
     @property
     def code(self) -> int:
@@ -125,6 +126,9 @@ class _Child:
             raise UsageError(f"cannot run {self._job.argv[0]!r}: {reason}") from exc
         finally:
             self._started.set()
+        if self._sent is not None:  # while the process was being started
+            number, to_children = self._sent
+            self.send(number, to_children=to_children)
         self._process.wait()
 
     def read(self) -> None:
@@ -144,7 +148,11 @@ class _Child:
         return "\n".join(many_lines(text, most=MOST_OUTPUT)) if text else ""
 
     def send(self, number: signal.Signals, *, to_children: bool) -> None:
-        """Send a signal to the process, or to all that are left of it and its children."""
+        """Send a signal to the process, or to all that are left of it and its children.
+
+        A process that is being started gets the last signal once it runs.
+        """
+        self._sent = number, to_children
         if self._process is None:
             return
         if not to_children:

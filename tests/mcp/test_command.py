@@ -6,7 +6,10 @@ import asyncio
 import os
 import shlex
 import signal
+import subprocess
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +104,29 @@ async def test_a_cancellation_ends_a_command_and_its_children(tmp_path: Path) ->
         call.cancel()
     assert call.cancelled()
     await rig.until(lambda: not any(map(alive, found)))
+
+
+@pytest.mark.parametrize("relaying", [False, True])
+async def test_a_cancellation_ends_a_command_that_is_being_started(
+    relaying: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, may_start = subprocess.Popen, threading.Event()
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        may_start.wait()
+        started.append(real(*args, **options))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    async with asyncio.TaskGroup() as tasks:
+        call = tasks.create_task(Commands().run(job("exec sleep 1000", relaying=relaying)))
+        await asyncio.sleep(0)
+        call.cancel()
+    assert call.cancelled()
+    may_start.set()
+    await rig.until(lambda: started and started[0].returncode is not None)
+    assert started[0].returncode == -(signal.SIGTERM if relaying else signal.SIGKILL)
 
 
 async def test_an_abandoned_krelay_run_is_not_killed_while_it_cleans_up(tmp_path: Path) -> None:
