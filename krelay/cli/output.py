@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -195,8 +195,19 @@ def open_output() -> None:
 
 def silence_stdout() -> None:
     """Discard all further output, also that of the flush at exit: the reader has gone."""
+    _silence(sys.stdout)
+
+
+def silence_terminal() -> None:
+    """Discard what would go to the terminal: it takes no output, and a write would not return."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
+    os.dup2(null, stream.fileno())
     os.close(null)
 
 

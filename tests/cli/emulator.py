@@ -116,6 +116,15 @@ class Terminal:
         """Wait until the screen no longer shows a text."""
         await rig.until(lambda: text not in self.text)
 
+    def stall(self) -> None:
+        """Take no more output, as a terminal behind a dead SSH connection."""
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+        other = os.open(os.ttyname(self._slave), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(other, b" " * 1024)
+        os.close(other)
+
     def hang_up(self) -> None:
         """Close the window."""
         asyncio.get_running_loop().remove_reader(self._descriptor)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from krelay.cli.output import is_stderr_handler, repeat_filter
+from krelay.cli.output import is_stderr_handler, repeat_filter, silence_terminal
 from krelay.cli.signals import on_signal
 from krelay.cli.terminal.figures import RateMeter, Rates
 from krelay.cli.terminal.keys import Browser, Keys, names_of
@@ -39,7 +39,7 @@ _LEAST = 0.1
 """Seconds between two frames, at least."""
 _BACKLOG = 2_000
 """Log lines that may wait; the oldest are lost."""
-_LEAVE_DEADLINE = 1.0
+_LEAVE_DEADLINE = 3.0
 _KEYS = (("?", "help"), ("/", "filter"))
 _FAILED = "the live table failed; `--plain` runs without it"
 
@@ -76,7 +76,11 @@ class Live:
         self._wide = wide
         self._actions = actions
         self._terminal = sys.stdout.fileno()
-        self._painter = Painter(sys.stdout)
+        # Not stdout itself, whose lock the end of the interpreter takes: a thread may hold it in
+        # a write that does not return.
+        encoding = sys.stdout.encoding
+        out = open(self._terminal, "w", encoding=encoding, errors="replace", closefd=False)  # noqa: SIM115
+        self._painter = Painter(out)
         self._keys = Keys(sys.stdin.fileno() if sys.stdin and not sys.stdin.closed else -1)
         self._browser = Browser()
         self._log = _Log()
@@ -148,15 +152,13 @@ class Live:
             asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
             self._hears = False
         self._shown = False
-        if self._writing.acquire(timeout=_LEAVE_DEADLINE):
-            try:
-                self._painter.leave(self._last(), self._log.take())
-            except OSError:
-                logger.debug("the terminal has gone")
-            finally:
-                self._writing.release()
-        else:
+        leaving = threading.Thread(target=self._leave, args=(self._last(),), daemon=True)
+        leaving.start()
+        leaving.join(_LEAVE_DEADLINE)
+        if leaving.is_alive():
             self._painter.abandon()
+            if self._ended:
+                silence_terminal()
         self._keys.give_back()
 
     def _hear(self) -> None:
@@ -200,7 +202,14 @@ class Live:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGQUIT)
 
-    # -- in the thread ---------------------------------------------------------------------------
+    # -- in threads ------------------------------------------------------------------------------
+
+    def _leave(self, last: list[Text]) -> None:
+        try:
+            with self._writing:
+                self._painter.leave(last, self._log.take())
+        except OSError:
+            logger.debug("the terminal has gone")
 
     def _paint(self) -> None:
         while not self._ended:

@@ -242,6 +242,22 @@ async def test_ctrl_backslash_ends_it_by_that_signal_and_leaves_a_terminal(tmp_p
             await ended(screen, -signal.SIGQUIT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_it_ends_at_a_terminal_that_takes_no_output(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    async with rig.tcp_target(rig.echo) as port:
+        write(tmp_path, port)
+        async with terminal("up", cwd=tmp_path, columns=120) as screen:
+            await screen.shows("● ready")
+            agent = re.search(r"embedded, process (\d+)", screen.text)
+            assert agent is not None
+            screen.stall()
+            screen.process.send_signal(number)
+            assert await screen.process.wait() == 0
+            assert not alive(int(agent[1]))
+
+
 async def test_a_window_that_is_closed_ends_it_and_its_agent(tmp_path: Path) -> None:
     async with rig.tcp_target(rig.echo) as port:
         write(tmp_path, port)
