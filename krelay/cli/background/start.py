@@ -57,7 +57,12 @@ def start(selection: Selection, arguments: Sequence[str], *, timeout: float) -> 
     if is_running(file):
         _check_running(file, selection.names)
     else:
-        _launch(file, arguments, until)
+        try:
+            _launch(file, arguments, until)
+        except KrelayError:
+            if not is_running(file):
+                raise
+            _check_running(file, selection.names)  # it was started at the same time
     left = max(0.0, until - time.monotonic())
     try:
         found = wait_ready(file, selection.names, timeout=left)

@@ -157,6 +157,21 @@ async def test_it_goes_on_when_its_terminal_closes(tmp_path: Path, runtime_direc
 
 
 @pytest.mark.process
+async def test_one_that_was_started_at_the_same_time_is_waited_for(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    looks = iter([False])  # the other takes the lock after this look
+    monkeypatch.setattr(module, "is_running", lambda path: next(looks, True))
+    arguments = ("up", "-d", "-f", str(file))
+    async with answering(file, GET_status=lambda body: READY):
+        selection = Selection(str(file))
+        assert await asyncio.to_thread(start, selection, arguments, timeout=60.0) == 0
+    out, err = capfd.readouterr()
+    assert err.startswith(f"krelay already runs for {file} (pid ")
+    assert len(out.splitlines()) == 2
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("how", [(), ("--log-format", "json")], ids=["text", "json"])
 async def test_the_error_of_a_start_is_that_of_the_command(
     how: tuple[str, ...], tmp_path: Path, runtime_directory: Path
