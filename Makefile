@@ -130,7 +130,7 @@ docs: $(DOCS_STAMP)  ## build the documentation site into build/docs; a broken l
 docs-serve: $(DOCS_STAMP)  ## serve the documentation site, with every edit
 	@$(DOCS)/python .ci/site.py serve
 
-films: $(STAMP)  ## record the moving pictures of the README from krelay on the real cluster (root)
+films: $(STAMP)  ## record the films of the README from krelay on the real cluster (root)
 	$(BIN)/python -m tests.docs.films
 
 # The locks are valid for each Python and system that krelay runs on. Pinned versions stay, unless
