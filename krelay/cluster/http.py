@@ -196,8 +196,9 @@ def translated_errors(access: ApiAccess, where: str) -> Iterator[None]:
                 hint="does certificate-authority (and tls-server-name) in kubeconfig fit this "
                 "server?",
             ) from exc
-        # The host name only: the URL may hold a password.
-        through = f" through the proxy {urlsplit(access.proxy).hostname}" if access.proxy else ""
+        # Without the user and password that the URL may hold.
+        proxy = urlsplit(access.proxy or "").netloc.rpartition("@")[2]
+        through = f" through the proxy {proxy}" if proxy else ""
         raise UnreachableError(
             f"cannot reach the API server ({where}){through}: {_reason(exc)}",
             hint="is the cluster running, and this machine in its network (VPN)?",

@@ -66,7 +66,8 @@ async def _connect_by_proxy(
     proxy: SplitResult, access: ApiAccess, host: str, port: int
 ) -> HandshakeStream:
     """The TLS of a proxy is checked like the server's, as client-go and aiohttp do it."""
-    with connect_errors(access, f"the proxy {proxy.scheme}://{proxy.hostname}"):
+    # Without the user and password that the URL may hold.
+    with connect_errors(access, f"the proxy {proxy.scheme}://{proxy.netloc.rpartition('@')[2]}"):
         _, stream = await dial(HandshakeStream, *host_and_port(proxy), redial_every=REDIAL_EVERY)
         try:
             if proxy.scheme == "https":
@@ -104,6 +105,9 @@ async def http_connect(stream: HandshakeStream, proxy: SplitResult, host: str, p
 @contextlib.contextmanager
 def connect_errors(access: ApiAccess, peer: str | None = None) -> Iterator[None]:
     """Turn what sockets and TLS raise into errors that name `peer` (None: the API server)."""
+    hint = "is the cluster running, and this machine in its network (VPN, proxy)?"
+    if peer:
+        hint = "does it run? HTTPS_PROXY or kubeconfig's proxy-url names it, NO_PROXY passes it by"
     peer = peer or f"the API server {access.url}"
     try:
         yield
@@ -121,7 +125,7 @@ def connect_errors(access: ApiAccess, peer: str | None = None) -> Iterator[None]
     except (EOFError, OSError, UnicodeError) as exc:  # UnicodeError: IDNA cannot encode the name
         raise UnreachableError(
             f"cannot reach {peer}: {failure_reason(exc)}",
-            hint="is the cluster running, and this machine in its network (VPN, proxy)?",
+            hint=hint,
         ) from exc
 
 

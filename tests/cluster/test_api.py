@@ -630,7 +630,8 @@ async def test_a_proxy_that_refuses_is_an_error_without_the_password(
     async with proxied(proxy, "http"):
         path = kube.kubeconfig(**{"proxy-url": f"http://me:secret@127.0.0.1:{proxy.port}"})
         async with connected(path) as api:
-            with pytest.raises(UnreachableError, match=r"through the proxy 127\.0\.0\.1") as caught:
+            shown = f"through the proxy 127.0.0.1:{proxy.port}: "
+            with pytest.raises(UnreachableError, match=shown) as caught:
                 await api.get("/x")
     assert "secret" not in str(caught.value) + caplog.text
 

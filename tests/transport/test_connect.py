@@ -153,7 +153,9 @@ async def test_a_proxy_s_refusal_is_shown_without_its_password(
         given = f"{scheme}://{user}127.0.0.1:{proxy.port}"
         with pytest.raises(UnreachableError) as caught:
             await connect(server.access(url=url, proxy=given))
-        assert str(caught.value).startswith(f"cannot reach the proxy {scheme}://127.0.0.1: ")
+        assert str(caught.value).startswith(
+            f"cannot reach the proxy {scheme}://127.0.0.1:{proxy.port}: "
+        )
         assert any(words in str(caught.value) for words in shown)
         assert "p@" not in str(caught.value)
         assert "p%40" not in str(caught.value)
@@ -171,8 +173,10 @@ async def test_an_https_proxy_with_an_untrusted_certificate_is_refused(server: S
 async def test_a_proxy_that_does_not_listen_is_unreachable(
     unused_port: int, server: Server
 ) -> None:
-    with pytest.raises(UnreachableError, match="the proxy http://127.0.0.1: connection refused"):
-        await connect(server.access(proxy=f"http://127.0.0.1:{unused_port}"))
+    proxy = f"http://127.0.0.1:{unused_port}"
+    with pytest.raises(UnreachableError, match=f"the proxy {proxy}: connection refused") as caught:
+        await connect(server.access(proxy=proxy))
+    assert "NO_PROXY" in (caught.value.hint or "")
 
 
 @pytest.fixture
