@@ -22,6 +22,7 @@ from krelay.net.api_access import ApiAccess
 from krelay.net.dial import dial
 from krelay.net.dns import lookup
 from krelay.net.handshake_stream import HandshakeStream
+from krelay.text import one_line
 from krelay.transport.connect import connect, connect_errors, host_and_port
 from krelay.transport.http import Exchange
 
@@ -185,8 +186,8 @@ def version(found: Reached) -> Finding:
     """Say which Kubernetes this is."""
     try:
         body = json.loads(found.body)
-        name = str(body["gitVersion"])
-    except (ValueError, TypeError, KeyError):
+        name = one_line(body["gitVersion"], 100)
+    except (ValueError, TypeError, KeyError, RecursionError):
         return ok("version", f"the server does not state its version ({found.status})")
     parts = re.match(r"v(\d+)\.(\d+)", name)
     number = (int(parts[1]), int(parts[2])) if parts else OLDEST

@@ -248,6 +248,19 @@ async def test_old_servers_and_slow_clocks(world: World) -> None:
     assert found["user"][0].text == "known to the server, which cannot say by which name"
 
 
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"[]", b"<html>", b"{}"])
+def test_what_is_no_version_is_no_error(body: bytes) -> None:
+    found = server.version(server.Reached(status=200, body=body))
+    assert found.text == "the server does not state its version (200)"
+
+
+def test_an_absurd_version_is_cut() -> None:
+    body = json.dumps({"gitVersion": f"v{'9' * 5_000}.1"}).encode()
+    found = server.version(server.Reached(status=200, body=body))
+    assert found.status is Status.OK
+    assert len(found.text) < 120
+
+
 async def test_a_server_without_a_time(world: World) -> None:
     world.headers["Date"] = "yesterday"
     world.version = 500
