@@ -35,6 +35,7 @@ _PATTERNS = tuple(
         (r"\bk8s-aws-v1\.[\w-]+|\bya29\.[\w.-]+|\bsha256~[\w-]+", REDACTED),
         (rf"({_NAMES}=|--{_NAMES} )[^\s&\"',;]+", rf"\1{REDACTED}"),
         (rf"({_NAMES}\\?[\"']\s*+:\s*+\\?[\"'])[^\"'\\]+", rf"\1{REDACTED}"),
+        (r"([?&][\w-]*sig(?:nature)?=)[^\s&\"']+", rf"\1{REDACTED}"),  # a signed URL
         (r"(api[-_]?key:\s*+)[^\s\"'\\]+", rf"\1{REDACTED}"),
         (r"\b[A-Za-z0-9+/]{80,}={0,2}", REDACTED),  # base64: a certificate or a key
     )
