@@ -163,7 +163,7 @@ class _Reader:
         invalid = ParsedFile(Config((), path=path), problems=problems)
         if root is None:
             if not problems:
-                hint = "krelay.yaml.example shows every key"
+                hint = "`krelay init --force` writes an example"
                 problems.append(Problem(1, 1, "the file is empty", hint))
             return invalid
         if not isinstance(root.value, dict):
