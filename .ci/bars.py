@@ -32,6 +32,7 @@ WHOLE = (
     "krelay/config/changes.py",
     "krelay/config/diff.py",
     "krelay/config/grammar.py",
+    "krelay/doctor/expiry.py",
     "krelay/net/socks.py",
     "krelay/proxy/http_proxy.py",
     "krelay/proxy/http_relay.py",
