@@ -190,8 +190,11 @@ def ended(world: World) -> list[str]:
     except subprocess.TimeoutExpired:
         return ["krelay has not ended within 60 s"]
     found = [f"krelay ended with {code}"] if code else []
-    left = kit.agents(world.namespace)
-    return found + ([f"left behind: {', '.join(left)}"] if left else [])
+    try:
+        kit.assert_no_agents(world.namespace)
+    except AssertionError as exc:
+        found.append(f"left behind: {exc}")
+    return found
 
 
 def mend() -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.e2e import kit
 
 STARTER = os.environ.get("KRELAY_TEST_CLUSTER", "../shared/cluster/cluster")
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

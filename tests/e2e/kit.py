@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,22 @@ def agents(namespace: str) -> list[str]:
         for item in found
         if "deletionTimestamp" not in item["metadata"]
     ]
+
+
+def assert_no_agents(*namespaces: str) -> None:
+    """Check that krelay has left no agent.
+
+    krelay deletes the Jobs. The cluster's garbage collector then deletes their pods, which takes it
+    a minute or more if an API server has just restarted.
+    """
+    for namespace in namespaces:
+        left = agents(namespace)
+        assert [name for name in left if name.startswith("Job/")] == []
+        eventually(partial(_is_empty, namespace), f"the end of {left}", 180.0)
+
+
+def _is_empty(namespace: str) -> bool:
+    return not agents(namespace)
 
 
 def outer_environ() -> dict[str, str]:

@@ -53,7 +53,7 @@ def test_a_job_runs_with_its_forwards_and_leaves_nothing(
     assert done.process.returncode == 42, done.told()
     assert done.output == ["200 True"]
     assert not [line for line in done.log if "tunnel" in line], done.told()
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def test_what_is_not_ready_in_time_leaves_nothing_either(
@@ -64,7 +64,7 @@ def test_what_is_not_ready_in_time_leaves_nothing_either(
     done = kit.run("run", "-f", file, "--timeout", "5s", "--", "true")
     assert done.process.returncode == 3, done.told()
     assert any("not-there" in line for line in done.log), done.told()
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def test_wait_is_for_what_was_measured(world: str, tmp_path: Path) -> None:
@@ -164,6 +164,6 @@ def test_a_krelay_in_the_background_from_up_to_down(
         assert done_all.startswith("restarted 2 targets and the agent; ")
         kit.eventually(lambda: not {*agents} & {*kit.agents(place)}, "the former agent's end")
         assert krelay("down", "-f", file) == [f"krelay (pid {mine['pid']}) has ended"]
-        assert kit.agents(place) == []
+        kit.assert_no_agents(place)
     finally:
         kit.run("down", "-f", file)

@@ -210,7 +210,7 @@ def test_an_app_reaches_the_cluster_through_the_sidecar(
     assert len(kit.agents(place)) == 2
     do("stop")
     assert docker.inspect(krelay)["State"]["ExitCode"] == 0
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def test_an_agent_from_an_image_of_its_own(
@@ -309,4 +309,4 @@ targets: {{web: -n {web} svc/web 8080:80}}
     asked = ["exec", pod, "--", "python3", "-c", GET, f"http://{address}:8080/"]
     assert kit.kubectl("-n", web, *asked).strip() == pod
     kit.kubectl("-n", place, "delete", "pod", "krelay", "--timeout=50s")
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)

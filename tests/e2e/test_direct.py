@@ -125,7 +125,7 @@ def test_a_direct_file_makes_nothing_and_reaches_every_pod(namespace: str, tmp_p
             assert list(pool.map(lambda d: echoed(krelay.address("lonely"), d), each)) == each
         (way,) = status(next(tmp_path.glob("krelay-*.yaml")))["direct"]
         assert f"{namespace}/lonely" in {found["pod"] for found in way["connections"]}
-        assert kit.agents(namespace) == []
+        kit.assert_no_agents(namespace)
 
 
 def test_a_half_closed_connection_gets_its_answer_and_its_end(
@@ -161,7 +161,7 @@ def test_requests_follow_a_rolling_update(namespace: str, tmp_path: Path) -> Non
             return len(seen - before) == 2
 
         kit.eventually(both_answered, "answers of both new pods")
-        assert kit.agents(namespace) == []
+        kit.assert_no_agents(namespace)
 
 
 def test_a_program_on_loopback_is_reached_although_the_agent_is_refused(
@@ -245,7 +245,7 @@ def test_an_account_that_may_only_port_forward_reaches_what_kubectl_reaches(
                     assert echoed(address, b"x") == b"x"
                 else:
                     assert kit.http_get(address)
-    assert kit.agents(namespace) == []
+    kit.assert_no_agents(namespace)
 
 
 def test_a_direct_file_without_the_right_to_port_forward_ends_with_the_hint(

@@ -93,7 +93,7 @@ def test_admission_that_would_refuse_the_agent_is_found_by_a_dry_run(
     assert text in one["text"]
     assert ("in the file, agent: " in one["hint"]) is mends
     assert found["agent"][0]["status"] == "skipped"
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def test_pod_security_passes_the_agent_and_refuses_a_patched_one(

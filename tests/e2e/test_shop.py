@@ -63,7 +63,7 @@ def test_the_sample_is_tested_both_ways_and_edited(
     assert "4 passed" in found
     found = run(shop, *PYTEST, "--krelay-required", SHOP_NAMESPACE=place)
     assert "4 passed" in found
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
     file = shop / "krelay.yaml"
     environ = {"SHOP_NAMESPACE": place}
@@ -77,7 +77,7 @@ def test_the_sample_is_tested_both_ways_and_edited(
             assert ping(redis)
         with kit.dial(krelay.address("again")) as redis:
             assert ping(redis)
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def ping(redis: socket.socket) -> bool:

@@ -34,8 +34,8 @@ def test_sigint_leaves_nothing_behind(namespace: Make, world: str, tmp_path: Pat
     with kit.up(text, tmp_path, 1) as krelay:
         assert kit.http_get(krelay.address("web"))
         assert len(kit.agents(place)) == 2
-    assert kit.agents(place) == []
-    kit.eventually(lambda: not kit.get(place, "pods")["items"], "the agent's pod is gone")
+    kit.assert_no_agents(place)
+    kit.eventually(lambda: not kit.get(place, "pods")["items"], "the agent's pod is gone", 180.0)
 
 
 def test_sigkill_leaves_nothing_behind_once_idle(
@@ -114,7 +114,7 @@ def test_a_quota_without_room(namespace: Make, world: str, tmp_path: Path) -> No
     done = kit.run("up", "-f", write(tmp_path, text))
     assert done.process.returncode == 4, done.told()
     assert "exceeded quota: small" in "\n".join(done.log)
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def test_an_image_that_does_not_exist(namespace: Make, world: str, tmp_path: Path) -> None:
@@ -125,12 +125,12 @@ def test_an_image_that_does_not_exist(namespace: Make, world: str, tmp_path: Pat
     done = kit.run("up", "-f", write(tmp_path, text))
     assert done.process.returncode == 4, done.told()
     assert "nowhere.test/python:9" in "\n".join(done.log)
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
     # By default what can do without an agent does.
     with kit.up(config(place, target, wrong), tmp_path, 1) as krelay:
         krelay.wait_log("no agent: cannot pull the image nowhere.test/python:9")
         assert kit.http_get(krelay.address("web")).startswith(b"web-")
-        assert kit.agents(place) == []
+        kit.assert_no_agents(place)
 
 
 def account(namespace: str, tmp_path: Path, *rules: dict[str, Any]) -> str:
@@ -261,7 +261,7 @@ targets:
         assert kit.http_get(krelay.address("here")).startswith(b"web-")
         assert kit.http_get(krelay.address("there")) == b"solo\n"
         assert len(kit.agents(first)) == len(kit.agents(second)) == 2
-    assert kit.agents(first) == kit.agents(second) == []
+    kit.assert_no_agents(first, second)
 
 
 def test_an_api_server_that_nobody_answers_for(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_without_the_right_tunnels_stay_on_the_port_forward(
     refused = kit.run("up", "-f", str(path), environ=environ)
     assert refused.process.returncode == 4, refused.told()
     assert any("cannot get pods/proxy" in line for line in refused.log), refused.told()
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 def test_with_nothing_else_allowed_only_the_proxy_carries(

@@ -102,7 +102,7 @@ def test_a_lost_agent_of_two_costs_its_own_streams_alone(
             sock.sendall(b"new")
             assert sock.recv(3, socket.MSG_WAITALL) == b"new"
         kit.eventually(lambda: len(kit.agents(place)) == 4, "the lost agent is replaced")
-    assert kit.agents(place) == []
+    kit.assert_no_agents(place)
 
 
 @pytest.mark.timeout(180)
