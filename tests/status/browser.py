@@ -30,6 +30,7 @@ class Page:
         self.errors: list[str] = []
         self._connection = connection
         self._count = 0
+        self._loaders: set[str] = set()
         self._loaded = asyncio.Event()
         self._answers: dict[int, asyncio.Future[Any]] = {}
         self.reading = tasks.create_task(self._read())
@@ -41,7 +42,8 @@ class Page:
                 self._answers.pop(message["id"]).set_result(message)
                 continue
             params = message["params"]
-            if message["method"] == "Page.loadEventFired":
+            if message["method"] == "Page.lifecycleEvent" and params["name"] == "load":
+                self._loaders.add(params["loaderId"])
                 self._loaded.set()
             if message["method"] == "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(params["exceptionDetails"]))
@@ -98,11 +100,15 @@ class Page:
         await self.send("Emulation.setEmulatedMedia", features=features)
 
     async def open(self, url: str) -> None:
-        """Open a URL."""
-        self._loaded.clear()
+        """Open a URL, and wait for the load event of its document.
+
+        The empty document before it has one too, which a busy browser may send late.
+        """
         result = await self.send("Page.navigate", url=url)
         assert "errorText" not in result, result
-        await self._loaded.wait()
+        while result["loaderId"] not in self._loaders:
+            self._loaded.clear()
+            await self._loaded.wait()
 
     async def picture(self, path: Path, *, whole: bool = True) -> None:
         """Return a screenshot as PNG."""
@@ -151,6 +157,7 @@ async def browser(profile: Path) -> AsyncIterator[Page]:
             log = tasks.create_task(process.stderr.read())  # a full pipe would stop the browser
             for domain in ("Page", "Runtime", "Log"):
                 await page.send(f"{domain}.enable")
+            await page.send("Page.setLifecycleEventsEnabled", enabled=True)
             yield page
             page.reading.cancel()
             log.cancel()
