@@ -320,7 +320,7 @@ def init(
         if force or not schema.exists():
             schema.write_text(schema_text(), encoding="utf-8")
     except OSError as exc:
-        raise UsageError(f"cannot write {target}: {(exc.strerror or str(exc)).lower()}") from exc
+        raise files.unwritable(target, exc) from exc
     file = f" -f {shlex.quote(path)}" if path else ""
     first = f"`krelay check{file}`" if found.targets else f"`krelay add{file} svc/NAME`"
     echo(f"{target}: written; next: {first}, then `krelay up{file}`")

@@ -111,6 +111,11 @@ def shortened(path: str) -> str:
     return f"~{path[len(home) :]}" if path.startswith(f"{home}{os.sep}") else path
 
 
+def unwritable(path: str | os.PathLike[str], exc: OSError) -> UsageError:
+    """Return the error of a file that cannot be written."""
+    return UsageError(f"cannot write {path}: {(exc.strerror or str(exc)).lower()}")
+
+
 def find(path: str | None, *, hint: str | None = None) -> str:
     """Return the path, or that of the file in the current directory if it is None.
 

@@ -254,7 +254,7 @@ def _write(path: Path, texts: dict[str, str]) -> None:
     except FileExistsError:
         raise UsageError(f"{path} exists", hint="choose another name for the bundle") from None
     except OSError as exc:
-        raise UsageError(f"cannot write {path}: {(exc.strerror or str(exc)).lower()}") from exc
+        raise files.unwritable(path, exc) from exc
 
 
 def _json(value: Any) -> str:

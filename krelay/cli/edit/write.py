@@ -21,7 +21,7 @@ def create(path: str, content: bytes) -> None:
         with open(path, "xb") as file:
             file.write(content)
     except OSError as exc:
-        raise _unwritable(path, exc) from exc
+        raise files.unwritable(path, exc) from exc
 
 
 def replace(path: str, before: bytes, after: bytes) -> None:
@@ -34,7 +34,7 @@ def replace(path: str, before: bytes, after: bytes) -> None:
     try:
         temporary = _written_beside(real, after)
     except OSError as exc:
-        raise _unwritable(path, exc) from exc
+        raise files.unwritable(path, exc) from exc
     try:
         if files.read(real) != before:
             raise UsageError(f"{path} has changed meanwhile", hint="try again")
@@ -48,7 +48,7 @@ def replace(path: str, before: bytes, after: bytes) -> None:
                 file.write(after)
                 file.truncate()
     except OSError as exc:
-        raise _unwritable(path, exc) from exc
+        raise files.unwritable(path, exc) from exc
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -72,7 +72,3 @@ def _written_beside(path: str, content: bytes) -> str:
         os.unlink(temporary)
         raise
     return temporary
-
-
-def _unwritable(path: str, exc: OSError) -> UsageError:
-    return UsageError(f"cannot write {path}: {(exc.strerror or str(exc)).lower()}")
