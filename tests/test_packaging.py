@@ -7,6 +7,7 @@ import configparser
 import email
 import json
 import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import rig
-from tests.integration.product import document, environment
+from tests.integration.product import document, environment, relays_to_echo
 
 pytestmark = pytest.mark.process
 
@@ -152,12 +153,4 @@ async def test_it_relays_from_there_with_the_agent_that_it_carries(
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        assert process.stdout is not None
-        line = (await process.stdout.readline()).decode()
-        try:
-            port = int(line.split(" -> ")[0].rpartition(":")[2])
-            assert await rig.exchange(port, b"hello") == b"hello"
-        finally:
-            process.terminate()
-            _, log = await process.communicate()
-        assert process.returncode == 0, log.decode()
+        await relays_to_echo(process, signal.SIGTERM)

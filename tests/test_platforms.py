@@ -14,7 +14,7 @@ import pytest
 from krelay import platforms
 from krelay.errors import KrelayError
 from tests import rig
-from tests.integration.product import document, environment
+from tests.integration.product import document, environment, relays_to_echo
 
 ROOT = Path(__file__).parents[1]
 REFUSED = (
@@ -76,15 +76,7 @@ async def test_on_macos_it_relays(tmp_path: Path) -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
         )
-        assert process.stdout is not None
-        line = (await process.stdout.readline()).decode()
-        try:
-            port = int(line.split(" -> ")[0].rpartition(":")[2])
-            assert await rig.exchange(port, b"hello") == b"hello"
-        finally:
-            process.send_signal(signal.SIGINT)
-            _, log = await process.communicate()
-        assert process.returncode == 0, log.decode()
+        await relays_to_echo(process, signal.SIGINT)
 
 
 def test_only_windows_cannot_relay(monkeypatch: pytest.MonkeyPatch) -> None:

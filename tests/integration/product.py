@@ -190,6 +190,19 @@ async def up(
     assert "Traceback" not in running.err, running.err
 
 
+async def relays_to_echo(process: asyncio.subprocess.Process, end: signal.Signals) -> None:
+    """Check that a krelay whose only target is an echo relays, and that `end` ends it well."""
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    try:
+        port = int(line.split(" -> ")[0].rpartition(":")[2])
+        assert await rig.exchange(port, b"hello") == b"hello"
+    finally:
+        process.send_signal(end)
+        _, log = await process.communicate()
+    assert process.returncode == 0, log.decode()
+
+
 def alive(pid: int) -> bool:
     """Return whether another's process still runs; a zombie does not."""
     try:
