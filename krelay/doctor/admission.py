@@ -104,7 +104,7 @@ def _pod(job: Object) -> dict[str, Any]:
 # -- the image -------------------------------------------------------------------------------------
 
 _NODES = 100
-"""Nodes that are asked about images; each lists at most 50 of its own."""
+"""Nodes whose images the doctor reads; each node lists at most 50."""
 
 
 async def image(api: Api, name: str) -> Finding:

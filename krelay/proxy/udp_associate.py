@@ -177,7 +177,7 @@ class Association(FlowSocket):
             self.metrics.to_local += len(data)
 
     def client(self, addr: Address) -> Address | None:
-        """Return the client's address: the flows are told apart by their destinations."""
+        """Return the client's address; destinations tell the flows apart."""
         return self._sender  # type: ignore[no-any-return]
 
     def datagrams_sent(self, size: int) -> None:

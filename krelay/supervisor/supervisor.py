@@ -303,7 +303,7 @@ class Supervisor:
 
         Raises:
             NotReadyError: they are not ready within `timeout` seconds; `then` says what follows,
-                and `hint` what helps if no forward has a hint of its own.
+                and `hint` what helps if no forward has a hint.
         """
         try:
             async with asyncio.timeout(timeout):

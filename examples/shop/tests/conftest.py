@@ -50,7 +50,7 @@ class RunningShop:
 
 @pytest.fixture
 def shop(backends: Backends) -> Iterator[RunningShop]:
-    """A shop with a stock of its own: the jobs of a team may use one Redis at the same time."""
+    """A shop with a separate stock: the jobs of a team may use one Redis at the same time."""
     stock = f"test-{uuid.uuid4()}"
     made = Shop(backends.redis, backends.stats, stock=stock)
     server = serve(made, "127.0.0.1:0")

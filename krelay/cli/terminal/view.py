@@ -31,7 +31,7 @@ _SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _TURNS = 10
 """Steps of the spinner per second."""
 _MOST_LINES = 3
-"""Lines of one reason in the live table where there is no room for all."""
+"""Lines of one reason in a live table that cannot show all of them."""
 _MOST_NAMES = 3
 """Names of forwards with the same reason."""
 _DOT = " · "
