@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import signal
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +24,70 @@ _PATIENT: dict[str, Any] = dict.fromkeys(
 """The limits of time of websockets would end the connection to a browser on a busy machine."""
 
 
+PATIENCE = 60.0
+"""Seconds for an answer of the browser, or for its start."""
+
+
 class Page:
     """A tab; `errors` holds the errors of its console."""
 
-    def __init__(self, connection: ClientConnection, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         self.errors: list[str] = []
         self._connection = connection
         self._count = 0
+        self._session: dict[str, str] = {}
         self._loaders: set[str] = set()
         self._loaded = asyncio.Event()
         self._answers: dict[int, asyncio.Future[Any]] = {}
-        self.reading = tasks.create_task(self._read())
+        self._heard: deque[str] = deque(maxlen=20)
 
-    async def _read(self) -> None:
+    async def attach(self) -> None:
+        """Open a tab of our own: the one that the browser starts with may still be starting."""
+        tab = await self.send("Target.createTarget", url="about:blank")
+        found = await self.send("Target.attachToTarget", targetId=tab["targetId"], flatten=True)
+        self._session = {"sessionId": found["sessionId"]}
+        for domain in ("Page", "Runtime", "Log"):
+            await self.send(f"{domain}.enable")
+        await self.send("Page.setLifecycleEventsEnabled", enabled=True)
+
+    async def read(self) -> None:
+        """Take answers and events until the connection ends."""
         async for text in self._connection:
             message = json.loads(text)
             if "id" in message:
-                self._answers.pop(message["id"]).set_result(message)
+                answer = self._answers.pop(message["id"])
+                if not answer.done():
+                    answer.set_result(message)
                 continue
-            params = message["params"]
-            if message["method"] == "Page.lifecycleEvent" and params["name"] == "load":
+            method, params = message["method"], message["params"]
+            self._heard.append(method)
+            if method == "Page.lifecycleEvent" and params["name"] == "load":
                 self._loaders.add(params["loaderId"])
                 self._loaded.set()
-            if message["method"] == "Runtime.exceptionThrown":
+            elif method == "Runtime.exceptionThrown":
                 self.errors.append(json.dumps(params["exceptionDetails"]))
-            elif message["method"] == "Runtime.consoleAPICalled" and params["type"] == "error":
+            elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
                 self.errors.append(json.dumps(params["args"]))
-            elif message["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
+            elif method == "Log.entryAdded" and params["entry"]["level"] == "error":
                 self.errors.append(params["entry"]["text"] + " " + params["entry"].get("url", ""))
+
+    @asynccontextmanager
+    async def _patience(self, step: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                yield
+        except TimeoutError:
+            heard = " ".join(self._heard)
+            raise NoAnswerError(f"{step}: nothing for {PATIENCE:.0f} s; before: {heard}") from None
 
     async def send(self, method: str, **params: Any) -> Any:
         """Send a command, and return its result."""
         self._count += 1
         answer = self._answers[self._count] = asyncio.get_running_loop().create_future()
-        await self._connection.send(
-            json.dumps({"id": self._count, "method": method, "params": params})
-        )
-        message = await answer
+        command = {"id": self._count, "method": method, "params": params, **self._session}
+        async with self._patience(f"{method} {params}"):
+            await self._connection.send(json.dumps(command))
+            message = await answer
         assert "error" not in message, message
         return message["result"]
 
@@ -106,9 +134,10 @@ class Page:
         """
         result = await self.send("Page.navigate", url=url)
         assert "errorText" not in result, result
-        while result["loaderId"] not in self._loaders:
-            self._loaded.clear()
-            await self._loaded.wait()
+        async with self._patience(f"load event of {url}"):
+            while result["loaderId"] not in self._loaders:
+                self._loaded.clear()
+                await self._loaded.wait()
 
     async def picture(self, path: Path, *, whole: bool = True) -> None:
         """Return a screenshot as PNG."""
@@ -116,9 +145,30 @@ class Page:
         await asyncio.to_thread(path.write_bytes, base64.b64decode(result["data"]))
 
 
+class NoAnswerError(Exception):
+    """The browser does not answer."""
+
+
 @asynccontextmanager
 async def browser(profile: Path) -> AsyncIterator[Page]:
-    """Run a browser with one empty tab."""
+    """Run a browser with one empty tab.
+
+    A browser that does not get as far as a page over HTTP is replaced by another.
+    """
+    async with AsyncExitStack() as stack:
+        for attempt in range(3):
+            try:
+                page = await stack.enter_async_context(_running(profile / str(attempt)))
+            except NoAnswerError:
+                if attempt == 2:
+                    raise
+            else:
+                break
+        yield page
+
+
+@asynccontextmanager
+async def _running(profile: Path) -> AsyncIterator[Page]:
     assert PROGRAM is not None
     process = await asyncio.create_subprocess_exec(
         PROGRAM,
@@ -131,41 +181,53 @@ async def browser(profile: Path) -> AsyncIterator[Page]:
         "--disable-sync",
         "--no-first-run",
         "--no-default-browser-check",
+        "--no-startup-window",
         "--no-proxy-server",
         "--hide-scrollbars",
         "--remote-debugging-port=0",
         f"--user-data-dir={profile}",
-        "about:blank",
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
+    tasks: list[asyncio.Task[object]] = []
     try:
-        address = await _address(process)
-        async with connect(address, **_PATIENT) as root:
-            await root.send(json.dumps({"id": 1, "method": "Target.getTargets"}))
-            found = json.loads(await root.recv())["result"]["targetInfos"]
-            tab = next(target["targetId"] for target in found if target["type"] == "page")
-        base = address.partition("/devtools/")[0]
-        url = f"{base}/devtools/page/{tab}"
-        async with (
-            connect(url, **_PATIENT) as connection,
-            asyncio.TaskGroup() as tasks,
-        ):
-            page = Page(connection, tasks)
-            assert process.stderr is not None
-            log = tasks.create_task(process.stderr.read())  # a full pipe would stop the browser
-            for domain in ("Page", "Runtime", "Log"):
-                await page.send(f"{domain}.enable")
-            await page.send("Page.setLifecycleEventsEnabled", enabled=True)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                address = await _address(process)
+        except TimeoutError:
+            raise NoAnswerError("the browser does not say where it listens") from None
+        assert process.stderr is not None
+        # A full pipe would stop the browser.
+        tasks.append(asyncio.create_task(process.stderr.read()))
+        async with connect(address, **_PATIENT) as connection:
+            page = Page(connection)
+            tasks.append(asyncio.create_task(page.read()))
+            await page.attach()
+            await _prove(page)
             yield page
-            page.reading.cancel()
-            log.cancel()
     finally:
         # Its helpers hold the pipe, too: all of its group must end.
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await process.communicate()
+
+
+async def _prove(page: Page) -> None:
+    """Load a page over HTTP, which takes every process of the browser."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        host, port = server.sockets[0].getsockname()
+        await page.open(f"http://{host}:{port}/")
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:
@@ -174,4 +236,4 @@ async def _address(process: asyncio.subprocess.Process) -> str:
         text = line.decode(errors="replace")
         if text.startswith("DevTools listening on "):
             return text.removeprefix("DevTools listening on ").strip()
-    raise AssertionError("the browser did not start")
+    raise NoAnswerError("the browser did not start")
