@@ -101,18 +101,14 @@ class Page:
 
     async def until(self, condition: str) -> None:
         """Wait until `condition` holds; it is evaluated whenever the page changes."""
-        await self.value(
-            f"""new Promise((resolve) => {{
-                const look = () => {{
-                    if ({condition}) {{ watcher.disconnect(); resolve(true); }}
-                }};
-                const watcher = new MutationObserver(look);
-                const what = {{ subtree: true, childList: true, characterData: true,
-                                attributes: true }};
-                watcher.observe(document, what);
-                look();
-            }})"""
-        )
+        await self.value(_holds(condition))
+
+    @asynccontextmanager
+    async def shows(self, condition: str) -> AsyncIterator[None]:
+        """Wait until `condition` holds because of what the block does, if only for a moment."""
+        await self.value(f"void (window.shown = {_holds(condition)})")
+        yield
+        await self.value("window.shown")
 
     async def shape(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
         """Set the size of the window and the preferred colour scheme."""
@@ -143,6 +139,19 @@ class Page:
         """Return a screenshot as PNG."""
         result = await self.send("Page.captureScreenshot", captureBeyondViewport=whole)
         await asyncio.to_thread(path.write_bytes, base64.b64decode(result["data"]))
+
+
+def _holds(condition: str) -> str:
+    """Return the script of a promise that is kept as soon as `condition` holds."""
+    return f"""new Promise((resolve) => {{
+        const look = () => {{
+            if ({condition}) {{ watcher.disconnect(); resolve(true); }}
+        }};
+        const watcher = new MutationObserver(look);
+        const what = {{ subtree: true, childList: true, characterData: true, attributes: true }};
+        watcher.observe(document, what);
+        look();
+    }})"""
 
 
 class NoAnswerError(Exception):

@@ -323,8 +323,8 @@ class TestBrowser:
                         ("web", "button.copy", "127.0.0.1:8080"),
                         ("shop-db", "button.address", "localhost:5432"),
                     ):
-                        await click(tab, f"{row(name)}.querySelector('{button}')")
-                        await tab.until(f"{ASIDE} === 'copied {address}'")
+                        async with tab.shows(f"{ASIDE} === 'copied {address}'"):
+                            await click(tab, f"{row(name)}.querySelector('{button}')")
                         await press(tab, "/")
                         await paste(tab)
                         pasted = "document.getElementById('filter').value"
