@@ -207,7 +207,9 @@ async def test_an_interrupt_ends_the_start(tmp_path: Path, runtime_directory: Pa
         finally:
             process.send_signal(signal.SIGINT)
             _, err = await process.communicate()
-        assert (process.returncode, err.decode()) == (130, "interrupted: krelay ends\n\n")
+        # It may have said before that the target refuses.
+        assert process.returncode == 130
+        assert err.decode().endswith("interrupted: krelay ends\n\n")
         assert not await asyncio.to_thread(is_running, str(file))
 
 
