@@ -116,6 +116,12 @@ class Terminal:
         """Wait until the screen no longer shows a text."""
         await rig.until(lambda: text not in self.text)
 
+    async def stopped(self) -> None:
+        """Wait until the program has given the terminal back, and has stopped itself."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        await rig.until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+        await rig.until(lambda: self.as_it_was)
+
     def stall(self) -> None:
         """Take no more output, as a terminal behind a dead SSH connection."""
         asyncio.get_running_loop().remove_reader(self._descriptor)

@@ -176,7 +176,7 @@ async def test_status_watch_at_a_terminal_outlives_krelay(file: Path) -> None:
     try:
         await screen.shows(f"krelay is not running for {file.name}")
         screen.type("\x1a")
-        await rig.until(lambda: screen.as_it_was)
+        await screen.stopped()
         screen.process.send_signal(signal.SIGCONT)
         async with answering(file, GET_status=lambda body: FOUND):
             await screen.shows("1 of 2 ready")

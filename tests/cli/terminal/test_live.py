@@ -20,10 +20,6 @@ pytestmark = pytest.mark.process
 KEYS = "r reload   q quit   ? help   / filter"
 
 
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
 async def ended(screen: Terminal, code: int) -> None:
     assert await screen.process.wait() == code, screen.text
     await rig.until(lambda: screen.as_it_was)
@@ -73,15 +69,14 @@ async def test_the_table_its_keys_and_the_log_above(tmp_path: Path) -> None:
             await screen.shows("new: added")
             await rig.until(lambda: screen.text.count("TARGET") == 1)
             screen.type("\x1a")
-            await rig.until(lambda: state_of(screen.process.pid) == "T")
-            await rig.until(lambda: screen.as_it_was)
+            await screen.stopped()
             await screen.hides(KEYS)
             screen.process.send_signal(signal.SIGCONT)
             await screen.shows(KEYS)
             assert not screen.as_it_was
             screen.type("q")
             await ended(screen, 0)
-            assert "q: stopping" in screen.text
+            await screen.shows("q: stopping")
 
 
 async def test_an_agent_that_is_lost_is_waited_for_from_then_on(tmp_path: Path) -> None:
@@ -159,8 +154,7 @@ async def test_the_log_is_on_the_normal_screen_after_ctrl_z_and_the_end(tmp_path
             await screen.shows("web: ready")
             assert screen.screen.alternate
             screen.type("\x1a")
-            await rig.until(lambda: state_of(screen.process.pid) == "T")
-            await rig.until(lambda: screen.as_it_was)
+            await screen.stopped()
             await rig.until(lambda: screen.text.count("web: ready") == 1)
             screen.process.send_signal(signal.SIGCONT)
             await screen.shows(KEYS)
@@ -230,7 +224,7 @@ async def test_a_start_that_fails_leaves_the_terminal_as_it_was(tmp_path: Path) 
         path.write_text(document({"web": f"ip/127.0.0.1 {taken}:1"}))
         async with terminal("up", cwd=tmp_path) as screen:
             await ended(screen, 1)
-            assert f"error: cannot listen on 127.0.0.1:{taken}" in screen.text
+            await screen.shows(f"error: cannot listen on 127.0.0.1:{taken}")
 
 
 async def test_ctrl_backslash_ends_it_by_that_signal_and_leaves_a_terminal(tmp_path: Path) -> None:
