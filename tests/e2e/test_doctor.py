@@ -48,7 +48,7 @@ def test_all_is_well_and_the_agent_is_gone_afterwards(
     for carrier in ("spdy", "websocket", "proxy"):
         assert found[carrier][0]["details"]["bytes_per_second"] > 0
     assert found["tunnels"][0]["text"] == "start by spdy, and move to proxy"
-    kit.eventually(lambda: not kit.agents(place), "the end of the doctor's agent")
+    kit.assert_no_agents(place)
 
 
 def test_missing_rights_are_given_by_the_command_that_the_doctor_names(
@@ -109,13 +109,21 @@ def test_pod_security_passes_the_agent_and_refuses_a_patched_one(
     assert "violates PodSecurity" in one["text"]
 
 
-def test_an_interrupted_doctor_leaves_no_agent(namespace: Make) -> None:
+def test_an_interrupted_doctor_leaves_no_agent(namespace: Make, tmp_path: Path) -> None:
+    """Its agent never listens: the doctor tries each carrier for seconds."""
     place = namespace()
-    with Krelay("doctor", "-n", place, expect=130) as krelay:
+    idle = "{name: krelay-server, command: [sh, -c, sleep 600]}"
+    path = tmp_path / "krelay.yaml"
+    path.write_text(
+        f"apiVersion: krelay/v1\nnamespace: {place}\ntargets: {{a: host/a.test :80}}\n"
+        f"agent: {{patches: [{{patch: {{spec: {{containers: [{idle}]}}}}}}]}}\n"
+    )
+    with Krelay("doctor", "-f", str(path), expect=130) as krelay:
         started = "ok       agent "
         krelay.wait(
             lambda: any(line.startswith(started) for line in krelay.output), "an agent", 60.0
         )
+        assert kit.agents(place)
         krelay.process.send_signal(signal.SIGTERM)
         krelay.finish()
-    kit.eventually(lambda: not kit.agents(place), "the end of the doctor's agent")
+    kit.assert_no_agents(place)
