@@ -144,7 +144,7 @@ def test_a_port_on_which_nothing_listens_is_a_reset_and_told(
     text = config(namespace, "direct", none="pod/lonely :7999", fine="pod/lonely :7000")
     with kit.up(text, tmp_path, 2) as krelay:
         krelay.wait_log("none: failed: refused: nothing listens on this port inside the pod")
-        with kit.dial(krelay.address("none")) as sock, pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError), kit.dial(krelay.address("none")) as sock:
             kit.read_all(sock)
         assert echoed(krelay.address("fine"), b"x") == b"x"
 
