@@ -30,6 +30,10 @@ LINE = re.compile(r"^(\S+): \[?([^\]\s]+?)\]?:(\d+) -> (\S+) \((tcp|udp)\)$")
 
 Address = tuple[str, int]
 
+COLLECTED = 180.0
+"""Seconds for the cluster's garbage collector to delete the pods of a Job that krelay has deleted.
+It takes a minute or more if an API server has just restarted."""
+
 
 def kubectl(*args: str, stdin: str | None = None, check: bool = True) -> str:
     """What kubectl says; it is given a minute."""
@@ -281,13 +285,12 @@ def agents(namespace: str) -> list[str]:
 def assert_no_agents(*namespaces: str) -> None:
     """Check that krelay has left no agent.
 
-    krelay deletes the Jobs. The cluster's garbage collector then deletes their pods, which takes it
-    a minute or more if an API server has just restarted.
+    krelay deletes the Jobs, and the cluster then their pods.
     """
     for namespace in namespaces:
         left = agents(namespace)
         assert [name for name in left if name.startswith("Job/")] == []
-        eventually(partial(_is_empty, namespace), f"the end of {left}", 180.0)
+        eventually(partial(_is_empty, namespace), f"the end of {left}", COLLECTED)
 
 
 def _is_empty(namespace: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -162,7 +163,8 @@ def test_a_krelay_in_the_background_from_up_to_down(
         assert kit.agents(place) == agents
         (done_all,) = krelay("restart", "-f", file)
         assert done_all.startswith("restarted 2 targets and the agent; ")
-        kit.eventually(lambda: not {*agents} & {*kit.agents(place)}, "the former agent's end")
+        left = partial(kit.agents, place)
+        kit.eventually(lambda: not {*agents} & {*left()}, "the former agent's end", kit.COLLECTED)
         assert krelay("down", "-f", file) == [f"krelay (pid {mine['pid']}) has ended"]
         kit.assert_no_agents(place)
     finally:

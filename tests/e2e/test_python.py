@@ -21,4 +21,4 @@ async def test_forwards_for_a_block_and_no_agent_after_it(
         writer.close()
         assert f["dns"].protocol == "udp"
         assert await asyncio.to_thread(kit.agents, place) != []
-    assert await asyncio.to_thread(kit.agents, place) == []
+    await asyncio.to_thread(kit.assert_no_agents, place)

@@ -135,7 +135,7 @@ def test_a_patch_moves_the_agent_and_chooses_its_node(world: str, namespace: Mak
         assert body(port) == b"solo\n"
         (pod,) = kit.get(place, "pods", "-l", "app=krelay-server")["items"]
         assert pod["spec"]["nodeSelector"] == {"kubernetes.io/os": "linux"}
-    kit.eventually(lambda: not kit.agents(place), "no agent")
+    kit.assert_no_agents(place)
 
 
 def test_a_patch_file_names_the_agent_and_a_patch_of_args_leaves_the_rest(

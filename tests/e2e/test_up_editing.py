@@ -12,6 +12,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,8 @@ def test_another_agent_takes_over_while_everything_goes_on(edited: Edited, names
         asking.join(30)
         assert asked > 10
         # The agents that carried nothing any more went at once, the first one with its drain.
-        kit.eventually(lambda: len(kit.agents(place)) == 2, "one agent, a Job and a pod")
+        agents = partial(kit.agents, place)
+        kit.eventually(lambda: len(agents()) == 2, "one agent, a Job and a pod", kit.COLLECTED)
         pods = kit.get(place, "pods", "-l", "app=krelay-server")["items"]
         rounds = [
             pod["metadata"]["labels"]["round"]
@@ -193,7 +195,7 @@ def test_another_agent_takes_over_while_everything_goes_on(edited: Edited, names
             if "deletionTimestamp" not in pod["metadata"]
         ]
         assert rounds == ["r3"]
-    kit.eventually(lambda: not kit.agents(place), "no agent")
+    kit.assert_no_agents(place)
 
 
 def test_an_agent_that_cannot_start_leaves_all_as_it_was(edited: Edited, namespace: Make) -> None:
@@ -205,7 +207,8 @@ def test_an_agent_that_cannot_start_leaves_all_as_it_was(edited: Edited, namespa
         edited.save(f"web: pod/solo {one}:8000", more=wrong)
         krelay.wait_log("not applied, the active config stays")
         assert pod(one).startswith(b"web-")
-        kit.eventually(lambda: len(kit.agents(place)) == 2, "the former agent alone")
+        agents = partial(kit.agents, place)
+        kit.eventually(lambda: len(agents()) == 2, "the former agent alone", kit.COLLECTED)
         edited.save(f"web: pod/solo {one}:8000", more=more)
         krelay.wait_log("web: re-routed")
         assert pod(one) == b"solo\n"

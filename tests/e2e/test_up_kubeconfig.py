@@ -233,7 +233,7 @@ def test_a_cluster_made_anew_gets_a_new_agent(
         assert not set(former) & set(kit.agents(place))
         assert new.connections
     new.close()
-    assert not kit.agents(place)
+    kit.assert_no_agents(place)
 
 
 async def test_kubectl_and_krelay_share_tokens_that_rotate(tmp_path: Path, cluster: None) -> None:

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def test_sigint_leaves_nothing_behind(namespace: Make, world: str, tmp_path: Pat
         assert kit.http_get(krelay.address("web"))
         assert len(kit.agents(place)) == 2
     kit.assert_no_agents(place)
-    kit.eventually(lambda: not kit.get(place, "pods")["items"], "the agent's pod is gone", 180.0)
+    pods = partial(kit.get, place, "pods")
+    kit.eventually(lambda: not pods()["items"], "the agent's pod is gone", kit.COLLECTED)
 
 
 def test_sigkill_leaves_nothing_behind_once_idle(

@@ -101,7 +101,9 @@ def test_a_lost_agent_of_two_costs_its_own_streams_alone(
         with kit.command(krelay.address("solo"), "echo") as sock:
             sock.sendall(b"new")
             assert sock.recv(3, socket.MSG_WAITALL) == b"new"
-        kit.eventually(lambda: len(kit.agents(place)) == 4, "the lost agent is replaced")
+        kit.eventually(
+            lambda: len(kit.agents(place)) == 4, "the lost agent is replaced", kit.COLLECTED
+        )
     kit.assert_no_agents(place)
 
 
