@@ -606,6 +606,7 @@ async def test_each_client_is_made_once_and_closed_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Api, "connect", FakeApi.connect)
+    monkeypatch.setattr(FakeApi, "closed", 0)
     contexts = Contexts()
     first, again, other = await asyncio.gather(*(contexts.api(c) for c in (None, None, "other")))
     assert first is again
