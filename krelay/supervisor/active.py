@@ -1,204 +1,42 @@
 """ActiveConfig: the forwards, watchers and agents that run, and how a plan changes them.
 
-As in Envoy, what a plan adds warms up beside the active config (`WarmingConfig`); `commit` makes
-it active in one turn of the event loop; what the plan removes drains.
+What a plan adds has warmed up before; `commit` makes it active in one turn of the event loop; what
+the plan removes drains.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import secrets
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import TypeVar
 
 from krelay.agents.direct import DirectGroup
 from krelay.agents.group import AgentGroup
-from krelay.agents.job import JobAgent
-from krelay.agents.subprocess import SubprocessAgent
-from krelay.config.diff import Plan, Spec, directs, group_of, groups, needs_no_agent
+from krelay.config.diff import Plan, Spec, directs, group_of, groups
 from krelay.datapath.probe import NoRouteError, ProbeError, probe
 from krelay.datapath.route import Route
 from krelay.datapath.stream_pool import StreamPool
-from krelay.errors import ClusterError, KrelayError, UnreachableError
-from krelay.model import (
-    Check,
-    CheckKind,
-    Config,
-    DirectSpec,
-    GroupSpec,
-    Protocol,
-    Resolution,
-    Target,
-    Via,
-)
+from krelay.errors import KrelayError
+from krelay.model import Check, CheckKind, Config, GroupSpec, Protocol, Resolution, Via
 from krelay.mux.log import about
 from krelay.state.bus import EventBus
 from krelay.supervisor.contexts import Contexts
-from krelay.supervisor.explain import explain_error
 from krelay.supervisor.forward import Forward
-from krelay.supervisor.target_watcher import Follow, TargetWatcher, follow_constant
+from krelay.supervisor.target_watcher import TargetWatcher
+from krelay.supervisor.warming import Group, WarmingConfig, make_group, stop_groups
 from krelay.tasks import TaskGroup, guard, shield_cleanup
 from krelay.wire.errors import ErrorCode
 
 logger = logging.getLogger("krelay.supervisor")
 
-_KEY_SIZE = 32
-_ANSWER_DEADLINE = 10.0
+_TRIAL_DEADLINE = 10.0
 _CONFIRM = 1.0
 _AGENT_AGAIN = 600.0
 """Seconds between two attempts to start an agent that could not be had."""
 
-Group = AgentGroup | DirectGroup
 T = TypeVar("T", Forward, Group)
-
-
-class WarmingConfig:
-    """What a plan adds: `groups` and `directs` by context, and `watchers` by target.
-
-    `prepare` makes it, `warm` waits until it works. Then `ActiveConfig.commit` takes it over, or
-    `discard` removes it.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        plan: Plan,
-        contexts: Contexts,
-        tasks: TaskGroup,
-        bus: EventBus,
-        *,
-        present: Collection[DirectSpec] = (),
-        served: Collection[str | None] = (),
-        restarted: Collection[str] = (),
-    ) -> None:
-        """`tasks` gets the tasks of what is made, `bus` its events. The ways of `present` exist, as
-        do agents for the contexts of `served`. The targets of `restarted` begin anew, although
-        nothing in the file has changed."""
-        self.config = config
-        self.plan = plan
-        self.groups: dict[str | None, AgentGroup] = {}
-        self.directs: dict[str | None, DirectGroup] = {}
-        self.fallen: dict[str | None, ClusterError] = {}
-        """Why a context has no agent, if its targets do without one."""
-        self._present = present
-        self._served = served
-        self.restarted = restarted
-        self.watchers: dict[str, TargetWatcher] = {}
-        self._contexts = contexts
-        self._tasks = tasks
-        self._bus = bus
-
-    async def prepare(self) -> None:
-        """Make the groups without starting them, and start the watchers. Raises as
-        `Contexts.api` does."""
-        for change in self.plan.groups:
-            if change.new is not None:
-                self.groups[change.key] = await self._group(change.new)
-        for context, spec in directs(self.config).items():
-            if spec not in self._present:
-                api = await self._contexts.api(context)
-                explain = partial(explain_error, config=self.config, context=context, api=api)
-                self.directs[context] = DirectGroup(spec, api, explain=explain)
-        for target in _targets_to_watch(self.plan, self.restarted):
-            follow: Follow = follow_constant
-            if target.kind.in_cluster and not self.config.agent.embedded:
-                follow = await self._contexts.follow(self.config, target)
-            self.watchers[target.name] = TargetWatcher(
-                target, follow, self._tasks, self._contexts.failures
-            )
-
-    async def warm(self) -> None:
-        """Wait until all new agents are reached; give new targets a while to be resolved. Raises
-        KrelayError if an agent cannot be started or reached."""
-        async with TaskGroup() as warming:
-            for context, group in self.groups.items():
-                warming.create_task(self._start_agents(context, group))
-            for direct in self.directs.values():
-                direct.start(self._tasks)
-                warming.create_task(self._reach_pods(direct))
-            for context in self.directs.keys() - self.groups.keys():
-                warming.create_task(self._reach(context))
-            warming.create_task(self.answers())
-
-    async def _reach_pods(self, direct: DirectGroup) -> None:
-        await self.answers()  # before them no pod is known
-        await direct.reached()
-
-    async def _reach(self, context: str | None) -> None:
-        """Ask the API server anything, where no agent's start would find it out of reach."""
-        api = await self._contexts.api(context)
-        try:
-            await api.get("/version")
-        except UnreachableError:
-            raise
-        except ClusterError:
-            pass  # it answers
-
-    async def answers(self) -> None:
-        """Wait until each new target has an answer or has failed, for a limited time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_ANSWER_DEADLINE):
-                for watcher in self.watchers.values():
-                    await watcher.answered.wait()
-
-    async def discard(self) -> None:
-        """Stop the watchers and remove the agents."""
-        for watcher in self.watchers.values():
-            watcher.stop()
-        await _stop([*self.groups.values(), *self.directs.values()])
-
-    async def _start_agents(self, context: str | None, group: AgentGroup) -> None:
-        try:
-            await group.start(self._tasks)
-        except ClusterError as exc:
-            # What the file itself asks for in vain is to be told, not passed by. And an edit that
-            # can have no agent must not take away the one that runs.
-            hopeless = not exc.no_agent or context in self._served
-            if hopeless or not needs_no_agent(self.config, context):
-                raise
-            await group.stop()
-            self.fallen[context] = exc
-
-    async def _group(self, spec: GroupSpec) -> AgentGroup:
-        return await _make_group(spec, self.config, self._contexts, self._tasks, self._bus)
-
-
-async def _make_group(
-    spec: GroupSpec, config: Config, contexts: Contexts, tasks: TaskGroup, bus: EventBus
-) -> AgentGroup:
-    """Return the agents of `spec`, not started. Raises as `Contexts.api` does."""
-    key = secrets.token_bytes(_KEY_SIZE)
-    count = spec.agent.replicas
-    agents: list[SubprocessAgent] | list[JobAgent]
-    if spec.agent.embedded:
-        agents = [SubprocessAgent(spec, key, bus) for _ in range(count)]
-    else:
-        api = await contexts.api(spec.context)
-        run = secrets.token_hex(4) if count > 1 else ""
-        explain = partial(explain_error, config=config, context=spec.context, api=api)
-        agents = [
-            JobAgent(api, spec, key, tasks, bus, run=run, explain=explain) for _ in range(count)
-        ]
-    return AgentGroup(spec, agents, key, bus)
-
-
-def _targets_to_watch(plan: Plan, restarted: Collection[str]) -> list[Target]:
-    """Return the targets without a watcher, those whose watcher follows other objects, and those
-    of `restarted`."""
-    stale: set[str] = set(restarted)
-    for old, new in ((pair.old, pair.new) for pair in plan.pairs):
-        if not (old and new and _followed(old) == _followed(new)):
-            stale.update(spec.target.name for spec in (old, new) if spec)
-    targets = {pair.new.target.name: pair.new.target for pair in plan.pairs if pair.new}
-    return [target for name, target in targets.items() if name in stale]
-
-
-def _followed(spec: Spec) -> tuple[Hashable, ...]:
-    """Return what decides where a watcher of the forward's target leads it."""
-    return spec.leads, spec.protocol, spec.target.ready, spec.target.affinity
 
 
 class ActiveConfig:
@@ -259,6 +97,23 @@ class ActiveConfig:
         return self.groups.keys() - self._fallbacks.keys()
 
     # -- an edit -------------------------------------------------------------------------------
+
+    def warming(
+        self, config: Config, plan: Plan, *, restarted: Collection[str] = ()
+    ) -> WarmingConfig:
+        """Return what `plan` adds, and what the `restarted` targets need anew; nothing is made
+        yet."""
+        directs = () if restarted and plan.groups else self.directs.values()
+        return WarmingConfig(
+            config,
+            plan,
+            self._contexts,
+            self._tasks,
+            self._bus,
+            present=[direct.spec for direct in directs],
+            served=self.served,
+            restarted=restarted,
+        )
 
     def commit(self, warm: WarmingConfig) -> int:
         """Carry out the plan of `warm` at once; return how many connections a restart has reset.
@@ -436,7 +291,7 @@ class ActiveConfig:
         trial = Route(pool)
         trial.update(resolution)
         try:
-            async with asyncio.timeout(_ANSWER_DEADLINE):
+            async with asyncio.timeout(_TRIAL_DEADLINE):
                 with trial.waiting():
                     await trial.wait_ready()
                 await probe(Check(CheckKind.DIAL), trial)
@@ -474,7 +329,7 @@ class ActiveConfig:
             spec = groups(self.config)[context]
             group: AgentGroup | None = None
             try:
-                group = await _make_group(spec, self.config, self._contexts, self._tasks, self._bus)
+                group = await make_group(spec, self.config, self._contexts, self._tasks, self._bus)
                 await group.start(self._tasks)
             except KrelayError as exc:
                 logger.debug("still no agent: %s", exc)
@@ -562,7 +417,7 @@ class ActiveConfig:
         """Stop the watchers, remove the agents and close the API clients."""
         for watcher in self.watchers.values():
             watcher.stop()
-        await _stop(self._all_groups())
+        await stop_groups(self._all_groups())
         await self._contexts.close()
 
     def _all_groups(self) -> list[Group]:
@@ -581,13 +436,6 @@ class ActiveConfig:
                 self._drained.set()
 
         self._tasks.create_task(drain())
-
-
-async def _stop(groups: Iterable[Group]) -> None:
-    async with TaskGroup() as stopping:
-        for group in groups:
-            # An error of one group must not leave the agent of another behind.
-            stopping.create_task(guard(group.stop, group.pool.name))
 
 
 def _changed_protocol(forward: Forward) -> bool:

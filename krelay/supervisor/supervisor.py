@@ -45,18 +45,17 @@ from krelay.state.events import (
 )
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import ContextState, FileState, ForwardState, readiness
-from krelay.supervisor.active import ActiveConfig, WarmingConfig
+from krelay.supervisor.active import ActiveConfig
 from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.snapshot import agent_state, direct_state, forward_state
+from krelay.supervisor.warming import HURRY
 from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
 
 _SETTLE_DEADLINE = 10.0
-_HURRY = 5.0
-"""Seconds for the removal of agents once krelay must end at once."""
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
 _ENDING = "krelay is stopping"
 _NOT_RUNNING = "unable to forward port because pod is not running. Current status="
@@ -348,8 +347,8 @@ class Supervisor:
             active.cut()
             hurry = asyncio.current_task().cancelling() > 0  # type: ignore[union-attr]
             # Also after a cancellation: nothing else removes the agents.
-            stopped = _within(_HURRY if hurry else None, active.stop())
-            await shield_cleanup(stopped, within=_HURRY)
+            stopped = _within(HURRY if hurry else None, active.stop())
+            await shield_cleanup(stopped, within=HURRY)
 
     async def _watch_kubeconfig(self) -> None:
         await self.started.wait()  # what it needs to load must not delay the start
@@ -390,7 +389,7 @@ class Supervisor:
 
     async def _start_first(self) -> None:
         request, active = self._request, self.active
-        warm = self._warming(request.config, diff(None, request.config))
+        warm = active.warming(request.config, diff(None, request.config))
         await warm.prepare()
         active.commit(warm)
         forwards = list(active.forwards.values())
@@ -489,8 +488,8 @@ class Supervisor:
             logger.debug("nothing changed (%s)", request.reason)
             return True
         lines = self._changes(plan, request.config)
-        warm = self._warming(request.config, plan)
-        if not await self._is_warm(warm):
+        warm = active.warming(request.config, plan)
+        if not await warm.ready(unless=self._newer):
             return False
         active.commit(warm)
         await self._settled(
@@ -548,56 +547,11 @@ class Supervisor:
                     plan, groups=tuple(GroupChange(spec, spec) for spec in groups(config).values())
                 )
             self._contexts.relist({group_of(config, target) for target in chosen.values()})
-            warm = self._warming(config, plan, restarted=chosen)
-            if not await self._is_warm(warm):
+            warm = self.active.warming(config, plan, restarted=chosen)
+            if not await warm.ready(unless=self._newer):
                 return None
             count = self.active.commit(warm)
             return Restarted(tuple(chosen), count, len(warm.groups))
-
-    def _warming(
-        self, config: Config, plan: Plan, *, restarted: Collection[str] = ()
-    ) -> WarmingConfig:
-        directs = () if restarted and plan.groups else self.active.directs.values()
-        return WarmingConfig(
-            config,
-            plan,
-            self._contexts,
-            self._tasks,
-            self.bus,
-            present=[direct.spec for direct in directs],
-            served=self.active.served,
-            restarted=restarted,
-        )
-
-    async def _is_warm(self, warm: WarmingConfig) -> bool:
-        """Return whether `warm` is ready to be committed; discard it if not, or at an error."""
-        try:
-            is_warm = await self._warmed(warm)
-            # Let a cancellation that is on its way arrive: no commit may follow the drain.
-            await asyncio.sleep(0)
-        except BaseException:
-            await shield_cleanup(warm.discard(), within=_HURRY)
-            raise
-        if not is_warm:
-            await shield_cleanup(warm.discard(), within=_HURRY)
-        return is_warm
-
-    async def _warmed(self, warm: WarmingConfig) -> bool:
-        """Return whether `warm` is ready; False as soon as it should begin anew."""
-
-        async def newer() -> None:
-            await self._newer.wait()
-            raise _SupersededError
-
-        try:
-            async with TaskGroup() as warming:
-                waiting = warming.create_task(newer())
-                await warm.prepare()
-                await warm.warm()
-                waiting.cancel()
-        except _SupersededError:
-            return False
-        return True
 
     def _changes(self, plan: Plan, config: Config) -> list[Change]:
         active, drain = self.active, config.tunnel.drain
@@ -703,7 +657,3 @@ def _fail(answer: asyncio.Future[Restarted], error: KrelayError) -> None:
 
 class _StoppedError(Exception):
     """Ends the task group, and with it pools and watchers."""
-
-
-class _SupersededError(Exception):
-    """A newer request arrived."""

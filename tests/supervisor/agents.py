@@ -14,7 +14,7 @@ from agent.settings import Settings
 from krelay.agents.base import AgentEvents
 from krelay.model import GroupSpec
 from krelay.state.bus import EventBus
-from krelay.supervisor import active as module
+from krelay.supervisor import warming as module
 
 
 class FakeAgent:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from krelay.datapath.tcp import TcpListener
-from krelay.supervisor.active import WarmingConfig
+from krelay.supervisor.warming import WarmingConfig
 from tests import rig
 from tests.supervisor.agents import FakeAgent
 from tests.supervisor.world import HEAD, Talk, named, text, world

@@ -34,8 +34,8 @@ from krelay.model import (
 )
 from krelay.state.events import ForwardBound
 from krelay.state.states import ForwardState, State
-from krelay.supervisor import active as module
 from krelay.supervisor import supervisor as supervisor_module
+from krelay.supervisor import warming as module
 from krelay.supervisor.supervisor import ApplyRequest, Supervisor
 from tests import rig
 from tests.supervisor.agents import FakeAgent, fake_agents
