@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from krelay.config.diff import Spec
@@ -30,6 +30,7 @@ logger = logging.getLogger("krelay.forward")
 
 _RETRY_FIRST, _RETRY_MOST = 0.5, 5.0
 """Seconds between two attempts to bind: the owner of the port may leave at any time."""
+_SETTLE_DEADLINE = 10.0
 
 Listener = TcpListener | UdpListener
 
@@ -293,3 +294,11 @@ class Forward:
         if not await self.route.heard():
             self.settled.set()  # it may never be resolved
         return (await self.route.resolved()).protocol
+
+
+async def wait_settled(forwards: Iterable[Forward]) -> None:
+    """Wait until each forward is bound or has failed, for a limited time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_SETTLE_DEADLINE):
+            for forward in forwards:
+                await forward.settled.wait()

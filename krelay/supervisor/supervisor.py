@@ -17,13 +17,10 @@ from krelay.config.changes import Change, changes
 from krelay.config.diff import GroupChange, Plan, diff, group_of, groups
 from krelay.config.grammar import quote
 from krelay.config.watch import Mode
-from krelay.datapath.route import Route
 from krelay.errors import (
     ConfigError,
     KrelayError,
-    NotFoundError,
     NotReadyError,
-    NotRunningError,
     UsageError,
 )
 from krelay.model import Config, Kind
@@ -47,20 +44,17 @@ from krelay.state.snapshot import Snapshot
 from krelay.state.states import ContextState, FileState, ForwardState, readiness
 from krelay.supervisor.active import ActiveConfig
 from krelay.supervisor.contexts import Contexts, ContextUpdate
-from krelay.supervisor.forward import Forward
+from krelay.supervisor.forward import Forward, wait_settled
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.snapshot import agent_state, direct_state, forward_state
+from krelay.supervisor.transitions.start import Start, fail_when_ended
 from krelay.supervisor.warming import HURRY
 from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
 
-_SETTLE_DEADLINE = 10.0
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
 _ENDING = "krelay is stopping"
-_NOT_RUNNING = "unable to forward port because pod is not running. Current status="
-"""Kubectl's words, for those who look for them."""
-_NO_POD = "timed out waiting for a pod to run"
 
 
 @dataclass(eq=False, slots=True)
@@ -159,9 +153,6 @@ class Supervisor:
         self._contexts = contexts or Contexts()
         self._contexts.on_resolved = lambda state: self.bus.publish(ContextResolved(state))
         self._contexts.on_change = self._context_changed
-        self._strict = strict
-        self._must_exist = must_exist
-        self._pod_running_timeout = pod_running_timeout
         self._watch_mode = watch_mode
         self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
@@ -170,6 +161,13 @@ class Supervisor:
         self._changing = asyncio.Lock()
         self._tasks = TaskGroup()
         self.active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
+        self._first = Start(
+            self.active,
+            self._contexts.failures,
+            strict=strict,
+            must_exist=must_exist,
+            pod_running_timeout=pod_running_timeout,
+        )
         self._refused: OutOfSync | None = None
         self._generation = 1
         self._applied = 0
@@ -365,8 +363,8 @@ class Supervisor:
                 tasks.create_task(self._apply_requests(), name="requests"),
                 tasks.create_task(self._restart_requests(), name="restarts"),
             ]
-            if self._pod_running_timeout is not None:
-                running.append(tasks.create_task(self._fail_when_ended(), name="pods"))
+            if self._first.ends_with_pods:
+                running.append(tasks.create_task(fail_when_ended(self.active), name="pods"))
             await stopping
             for task in running:
                 task.cancel()
@@ -375,46 +373,10 @@ class Supervisor:
         await self._drain()
 
     async def _start(self) -> None:
-        """Make the first config active; raise if a part of it fails."""
-        # The error of the start says it; the log need not repeat it.
-        self._contexts.failures.hold()
-        told: tuple[str, ...] = ()
-        try:
-            await self._start_first()
-        except KrelayError as exc:
-            told = (exc.line(), exc.message)
-            raise
-        finally:
-            self._contexts.failures.release(*told)
-
-    async def _start_first(self) -> None:
-        request, active = self._request, self.active
-        warm = active.warming(request.config, diff(None, request.config))
-        await warm.prepare()
-        active.commit(warm)
-        forwards = list(active.forwards.values())
-        for forward in forwards:
-            # What ends the start is logged as its error.
-            forward.quiet = True
-        # What needs no answer from the cluster binds before an agent is made: a port in use must
-        # not cost a pod. While the protocol is unknown, a port that both have free will do.
-        await self._settled([f for f in forwards if f.certain or f.port_may_be_taken()])
-        self._check_start()
-        async with TaskGroup() as warming:
-            warming.create_task(warm.warm())
-            await warm.answers()
-            self._check_start()
-            self._contexts.failures.release()
-        for direct in active.fall_back(warm):
-            await direct.reached()
-        if self._pod_running_timeout is not None:
-            await self._wait_running(self._pod_running_timeout)
-        await self._settled(forwards)
-        self._check_start()
+        request = self._request
+        await self._first.run(request.config)
         self.started.set()
-        for forward in forwards:
-            forward.quiet = False
-            forward.report()
+        for forward in self.active.forwards.values():
             if forward.listener is not None:
                 self._bound(forward)
             elif forward.failure is None:
@@ -492,7 +454,7 @@ class Supervisor:
         if not await warm.ready(unless=self._newer):
             return False
         active.commit(warm)
-        await self._settled(
+        await wait_settled(
             [active.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
         )
         self._generation += 1
@@ -558,80 +520,6 @@ class Supervisor:
         return list(changes(plan, live=active.live, carried=active.carried, drain=drain))
 
     # -- forwards ------------------------------------------------------------------------------
-
-    async def _settled(self, forwards: list[Forward]) -> None:
-        """Wait until each forward is bound or has failed, for a limited time."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_SETTLE_DEADLINE):
-                for forward in forwards:
-                    await forward.settled.wait()
-
-    def _check_start(self) -> None:
-        """Fail the start if no forward is usable, or if `strict` and any is not."""
-        active = self.active
-        forwards = active.forwards.values()
-        failures = [f.failure or active.watchers[f.spec.target.name].failure for f in forwards]
-        found = [failure for failure in failures if failure is not None]
-        if found and (self._strict or len(found) == len(failures)):
-            for forward in forwards:
-                if forward.failure is not found[0]:
-                    forward.report()
-            raise found[0]
-        resolutions = [forward.route.resolution for forward in forwards]
-        missing = [found.reason for found in resolutions if found and found.missing]
-        if self._must_exist and missing and (self._strict or len(missing) == len(resolutions)):
-            raise NotFoundError(missing[0])
-        if self._pod_running_timeout is not None and all(
-            found and (found.missing or found.ended) for found in resolutions
-        ):
-            ended = next((found for found in resolutions if found and found.ended), None)
-            self._contexts.failures.release(ended.reason if ended else "")
-            raise NotRunningError(_NOT_RUNNING + (ended.phase if ended else ""))
-        for forward in forwards:
-            forward.report()
-
-    async def _wait_running(self, timeout: float) -> None:
-        """Wait until a target has a pod that runs. Raise if there is none in time, or if all have
-        ended."""
-        forwards = list(self.active.forwards.values())
-        found = asyncio.Event()
-
-        async def wait_for(route: Route) -> None:
-            while not route.fall_back() and route.endpoint is None:
-                if route.given is not None and route.given.phase == "Running":
-                    break  # its containers may start again
-                await route.changed()
-            found.set()
-
-        async def wait_ended() -> None:
-            await self._all_ended()
-            found.set()
-
-        try:
-            async with asyncio.timeout(timeout), TaskGroup() as tasks:
-                waiting = [tasks.create_task(wait_for(forward.route)) for forward in forwards]
-                waiting.append(tasks.create_task(wait_ended()))
-                await found.wait()
-                for task in waiting:
-                    task.cancel()
-        except TimeoutError:
-            given = forwards[0].route.given
-            text = f"{_NOT_RUNNING}{given.phase}" if given and given.phase else _NO_POD
-            reasons = [f"{forward.name}: {forward.route.reason}" for forward in forwards]
-            hint = "`--pod-running-timeout` waits longer"
-            raise NotReadyError(text, reasons, hint=hint) from None
-        self._check_start()
-
-    async def _all_ended(self) -> None:
-        """Return when no target has a pod any more, and none will come."""
-        routes = [forward.route for forward in self.active.forwards.values()]
-        while left := [route for route in routes if not (route.given and route.given.ended)]:
-            await left[0].changed()
-
-    async def _fail_when_ended(self) -> None:
-        """Raise when `kubectl port-forward` would."""
-        await self._all_ended()
-        raise KrelayError("lost connection to pod")
 
     def _bound(self, forward: Forward) -> None:
         """Announce a bound forward; those of the first config are announced together."""

@@ -34,7 +34,7 @@ from krelay.model import (
 )
 from krelay.state.events import ForwardBound
 from krelay.state.states import ForwardState, State
-from krelay.supervisor import supervisor as supervisor_module
+from krelay.supervisor import forward as forward_module
 from krelay.supervisor import warming as module
 from krelay.supervisor.supervisor import ApplyRequest, Supervisor
 from tests import rig
@@ -602,7 +602,7 @@ async def test_a_target_that_does_not_exist_holds_up_no_other(
 
     async with fake_agents(monkeypatch), rig.tcp_target(rig.echo) as tcp:
         monkeypatch.setattr(module, "follow_constant", follow)
-        monkeypatch.setattr(supervisor_module, "_SETTLE_DEADLINE", None)
+        monkeypatch.setattr(forward_module, "_SETTLE_DEADLINE", None)
         bad = target("bad", Port("http", 0), kind=Kind.SERVICE)
         running = Run(config(bad, target("web", Port(tcp, 0))))
         async with asyncio.TaskGroup() as tasks:
@@ -632,7 +632,7 @@ async def test_a_forward_that_waits_is_announced_once_it_is_bound(
             publish((Resolution(Protocol.TCP, Endpoint(rig.HOST, tcp), via="pod x"),))
 
         monkeypatch.setattr(module, "follow_constant", follow)
-        monkeypatch.setattr(supervisor_module, "_SETTLE_DEADLINE", 0.01)
+        monkeypatch.setattr(forward_module, "_SETTLE_DEADLINE", 0.01)
         free = rig.closed_port()
         running = Run(config(target("web", Port("http", None, Protocol.TCP))))
         async with asyncio.TaskGroup() as tasks:

@@ -1,0 +1,1 @@
+"""The transitions of the active config: the start, an edit, a restart."""
