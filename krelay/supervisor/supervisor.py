@@ -7,21 +7,19 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from krelay import __version__
 from krelay.config.changes import Change, changes
-from krelay.config.diff import GroupChange, Plan, diff, group_of, groups
-from krelay.config.grammar import quote
+from krelay.config.diff import Plan, diff
 from krelay.config.watch import Mode
 from krelay.errors import (
     ConfigError,
     KrelayError,
     NotReadyError,
-    UsageError,
 )
 from krelay.model import Config, Kind
 from krelay.mux.log import about
@@ -47,6 +45,7 @@ from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.forward import Forward, wait_settled
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.snapshot import agent_state, direct_state, forward_state
+from krelay.supervisor.transitions.restarts import ENDING, Restarted, Restarts
 from krelay.supervisor.transitions.start import Start, fail_when_ended
 from krelay.supervisor.warming import HURRY
 from krelay.tasks import TaskGroup, keep, shield_cleanup
@@ -54,7 +53,6 @@ from krelay.tasks import TaskGroup, keep, shield_cleanup
 logger = logging.getLogger("krelay.supervisor")
 
 _RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
-_ENDING = "krelay is stopping"
 
 
 @dataclass(eq=False, slots=True)
@@ -102,20 +100,6 @@ class OutOfSync:
     error: KrelayError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Restarted:
-    """What a restart did: to which targets, how many connections it reset, how many groups of
-    agents it replaced."""
-
-    targets: tuple[str, ...]
-    connections: int
-    agents: int
-
-
-_RestartRequest = tuple[frozenset[str], asyncio.Future[Restarted]]
-"""The names of targets, and the answer to give."""
-
-
 class Supervisor:
     """Runs one config after the other. `bus` carries its events."""
 
@@ -156,7 +140,6 @@ class Supervisor:
         self._watch_mode = watch_mode
         self._request = ApplyRequest(config, "start")
         self._newer = asyncio.Event()
-        self._restarts: asyncio.Queue[_RestartRequest] = asyncio.Queue()
         # An edit and a restart change the active config one after the other.
         self._changing = asyncio.Lock()
         self._tasks = TaskGroup()
@@ -167,6 +150,9 @@ class Supervisor:
             strict=strict,
             must_exist=must_exist,
             pod_running_timeout=pod_running_timeout,
+        )
+        self._restarts = Restarts(
+            self.active, self._contexts, changing=self._changing, newer=self._newer
         )
         self._refused: OutOfSync | None = None
         self._generation = 1
@@ -188,7 +174,7 @@ class Supervisor:
         former.finish(newer=self._request)
         self._newer.set()
         if self.ending:
-            self._request.finish(failure=KrelayError(_ENDING))
+            self._request.finish(failure=KrelayError(ENDING))
         return self._request
 
     def refuse(self, error: KrelayError) -> bool:
@@ -214,12 +200,10 @@ class Supervisor:
             KrelayError: krelay is starting or stopping, or an agent cannot be started.
         """
         if self.ending:
-            raise KrelayError(_ENDING)
+            raise KrelayError(ENDING)
         if not self.started.is_set():
             raise KrelayError("krelay is starting", hint="`krelay wait` waits until it has")
-        answer: asyncio.Future[Restarted] = asyncio.get_running_loop().create_future()
-        self._restarts.put_nowait((frozenset(names), answer))
-        return await answer
+        return await self._restarts.request(frozenset(names))
 
     def plan(self, config: Config) -> list[Change]:
         """Return what applying `config` would change now."""
@@ -361,7 +345,7 @@ class Supervisor:
             starting.result()
             running = [
                 tasks.create_task(self._apply_requests(), name="requests"),
-                tasks.create_task(self._restart_requests(), name="restarts"),
+                tasks.create_task(self._restarts.run(), name="restarts"),
             ]
             if self._first.ends_with_pods:
                 running.append(tasks.create_task(fail_when_ended(self.active), name="pods"))
@@ -387,9 +371,8 @@ class Supervisor:
 
     async def _drain(self) -> None:
         self.ending = True
-        self._request.finish(failure=KrelayError(_ENDING))
-        while not self._restarts.empty():
-            _fail(self._restarts.get_nowait()[1], KrelayError(_ENDING))
+        self._request.finish(failure=KrelayError(ENDING))
+        self._restarts.refuse_waiting()
         active = self.active
         config = active.config or self._request.config
         drain = config.tunnel.drain
@@ -474,47 +457,6 @@ class Supervisor:
         """Count a reload that worked; one that failed at first has been counted as that."""
         self._applied += request.failure is None
 
-    async def _restart_requests(self) -> None:
-        """Carry out restarts, one after the other."""
-        while True:
-            names, answer = await self._restarts.get()
-            done: Restarted | None = None
-            try:
-                while done is None:
-                    done = await self._restart(names)
-            except KrelayError as exc:
-                _fail(answer, exc)
-            except asyncio.CancelledError:
-                _fail(answer, KrelayError(_ENDING))
-                raise
-            except Exception as exc:
-                logger.exception("not restarted")
-                _fail(answer, KrelayError(f"internal error: {type(exc).__name__}"))
-            else:
-                if not answer.done():
-                    answer.set_result(done)
-
-    async def _restart(self, names: frozenset[str]) -> Restarted | None:
-        """Restart targets, or everything; None if an edit came first, or another kubeconfig."""
-        async with self._changing:
-            config = self.active.config
-            assert config is not None
-            known = {target.name: target for target in config.targets}
-            if unknown := sorted(names - known.keys()):
-                raise UsageError(f"no target {quote(unknown[0])} is relayed")
-            chosen = {name: target for name, target in known.items() if not names or name in names}
-            plan = diff(config, config)
-            if not names:
-                plan = replace(
-                    plan, groups=tuple(GroupChange(spec, spec) for spec in groups(config).values())
-                )
-            self._contexts.relist({group_of(config, target) for target in chosen.values()})
-            warm = self.active.warming(config, plan, restarted=chosen)
-            if not await warm.ready(unless=self._newer):
-                return None
-            count = self.active.commit(warm)
-            return Restarted(tuple(chosen), count, len(warm.groups))
-
     def _changes(self, plan: Plan, config: Config) -> list[Change]:
         active, drain = self.active, config.tunnel.drain
         return list(changes(plan, live=active.live, carried=active.carried, drain=drain))
@@ -536,11 +478,6 @@ async def _within(seconds: float | None, work: Coroutine[Any, Any, None]) -> Non
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await work
-
-
-def _fail(answer: asyncio.Future[Restarted], error: KrelayError) -> None:
-    if not answer.done():
-        answer.set_exception(error)
 
 
 class _StoppedError(Exception):

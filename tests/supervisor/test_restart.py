@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from krelay.errors import KrelayError, UsageError
-from krelay.supervisor.supervisor import Restarted
+from krelay.supervisor.transitions.restarts import Restarted
 from tests import rig
 from tests.supervisor.agents import FakeAgent
 from tests.supervisor.test_control import asked, controlled
