@@ -19,7 +19,8 @@ from krelay.config.watch import Mode, Offload, watch
 from krelay.errors import KrelayError
 from krelay.model import Config
 from krelay.state.events import ReloadEnded, ReloadStarted
-from krelay.supervisor.supervisor import ApplyRequest, Supervisor
+from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.transitions.edits import ApplyRequest
 
 logger = logging.getLogger("krelay.reload")
 

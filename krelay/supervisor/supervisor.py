@@ -6,45 +6,29 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Collection, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Collection, Coroutine
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from krelay import __version__
-from krelay.config.changes import Change, changes
-from krelay.config.diff import Plan, diff
+from krelay.config.changes import Change
 from krelay.config.watch import Mode
-from krelay.errors import (
-    ConfigError,
-    KrelayError,
-    NotReadyError,
-)
+from krelay.errors import KrelayError, NotReadyError
 from krelay.model import Config, Kind
 from krelay.mux.log import about
 from krelay.net.host_monitor import watch_routes, watch_sleep
 from krelay.platforms import require_posix
-from krelay.retry import Backoff, OnceUntilChanged
 from krelay.state.bus import EventBus
-from krelay.state.error_codec import to_json
-from krelay.state.events import (
-    ConfigApplied,
-    ConfigNotApplied,
-    ConfigRefused,
-    ContextChanged,
-    ContextResolved,
-    Ending,
-    ForwardBound,
-    Started,
-)
+from krelay.state.events import ContextChanged, ContextResolved, Ending, ForwardBound, Started
 from krelay.state.snapshot import Snapshot
-from krelay.state.states import ContextState, FileState, ForwardState, readiness
+from krelay.state.states import ContextState, ForwardState, readiness
 from krelay.supervisor.active import ActiveConfig
 from krelay.supervisor.contexts import Contexts, ContextUpdate
-from krelay.supervisor.forward import Forward, wait_settled
+from krelay.supervisor.forward import Forward
 from krelay.supervisor.malloc_trim import give_back
 from krelay.supervisor.snapshot import agent_state, direct_state, forward_state
+from krelay.supervisor.transitions.edits import ApplyRequest, Edits, OutOfSync
 from krelay.supervisor.transitions.restarts import ENDING, Restarted, Restarts
 from krelay.supervisor.transitions.start import Start, fail_when_ended
 from krelay.supervisor.warming import HURRY
@@ -52,56 +36,13 @@ from krelay.tasks import TaskGroup, keep, shield_cleanup
 
 logger = logging.getLogger("krelay.supervisor")
 
-_RETRY_FIRST, _RETRY_MOST = 2.0, 60.0
-
-
-@dataclass(eq=False, slots=True)
-class ApplyRequest:
-    """A config on its way from the reloader to the supervisor, and its outcome.
-
-    Once `done` is set, the config is active; or `failure` says why it is not (yet: the supervisor
-    tries again); or a `newer` request took its place.
-    """
-
-    config: Config
-    reason: str
-    made: datetime = field(default_factory=lambda: datetime.now(UTC))
-    done: asyncio.Event = field(default_factory=asyncio.Event)
-    changes: list[Change] = field(default_factory=list)
-    failure: KrelayError | None = None
-    newer: ApplyRequest | None = None
-    _callbacks: list[Callable[[], None]] = field(default_factory=list)
-
-    def when_done(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once the request is done: now if it is."""
-        if self.done.is_set():
-            callback()
-        else:
-            self._callbacks.append(callback)
-
-    def finish(
-        self, *, newer: ApplyRequest | None = None, failure: KrelayError | None = None
-    ) -> None:
-        """Mark the request as done, unless it is: as replaced by `newer`, or as failed for good."""
-        if self.done.is_set():
-            return
-        self.newer, self.failure = newer, failure or self.failure
-        self.done.set()
-        for callback in self._callbacks:
-            callback()
-
-
-@dataclass(frozen=True, slots=True)
-class OutOfSync:
-    """Since when the file differs from the active config, and the error that keeps it from being
-    applied; without one it is being applied."""
-
-    since: datetime
-    error: KrelayError | None = None
-
 
 class Supervisor:
-    """Runs one config after the other. `bus` carries its events."""
+    """Runs one config after the other. `bus` carries its events.
+
+    `Start`, `Edits` and `Restarts` change the active config, one at a time. All their tasks, and
+    those of what runs, end with `run`.
+    """
 
     def __init__(
         self,
@@ -131,17 +72,11 @@ class Supervisor:
         self.started = asyncio.Event()
         """Set once each forward of the first config is bound, waits, or has failed."""
         self.ending = False
-        self.files = config.files
-        """The file and those that it includes."""
         self._began = datetime.now(UTC)
         self._contexts = contexts or Contexts()
         self._contexts.on_resolved = lambda state: self.bus.publish(ContextResolved(state))
         self._contexts.on_change = self._context_changed
         self._watch_mode = watch_mode
-        self._request = ApplyRequest(config, "start")
-        self._newer = asyncio.Event()
-        # An edit and a restart change the active config one after the other.
-        self._changing = asyncio.Lock()
         self._tasks = TaskGroup()
         self.active = ActiveConfig(self._contexts, self._tasks, self.bus, self._bound)
         self._first = Start(
@@ -151,43 +86,32 @@ class Supervisor:
             must_exist=must_exist,
             pod_running_timeout=pod_running_timeout,
         )
-        self._restarts = Restarts(
-            self.active, self._contexts, changing=self._changing, newer=self._newer
+        # An edit and a restart change the active config one after the other.
+        changing = asyncio.Lock()
+        self.edits = Edits(
+            config,
+            self.active,
+            self.bus,
+            changing=changing,
+            started=self.started,
+            began=self._began,
         )
-        self._refused: OutOfSync | None = None
-        self._generation = 1
-        self._applied = 0
-        self._failed = 0
-        self._applied_at = self._began
+        self._restarts = Restarts(
+            self.active, self._contexts, changing=changing, newer=self.edits.newer
+        )
 
     # -- requests ------------------------------------------------------------------------------
 
     def apply(self, config: Config, reason: str) -> ApplyRequest:
         """Request that `config` becomes active, in the place of any config requested before."""
-        self.files = config.files
-        if self._refused is not None:
-            logger.info("%s is valid again", config.path)
-            self._refused = None
-        if config == self._request.config and not self._request.done.is_set():
-            return self._request
-        former, self._request = self._request, ApplyRequest(config, reason)
-        former.finish(newer=self._request)
-        self._newer.set()
+        request = self.edits.apply(config, reason)
         if self.ending:
-            self._request.finish(failure=KrelayError(ENDING))
-        return self._request
+            request.finish(failure=KrelayError(ENDING))
+        return request
 
     def refuse(self, error: KrelayError) -> bool:
         """Record that the file is invalid; return whether this error is new."""
-        self._failed += 1
-        known = self._refused
-        self._refused = OutOfSync(known.since if known else datetime.now(UTC), error)
-        if isinstance(error, ConfigError):
-            self.files = tuple(dict.fromkeys((*error.files, *self.files)))
-        if known and known.error and to_json(known.error) == to_json(error):
-            return False
-        self.bus.publish(ConfigRefused(error))
-        return True
+        return self.edits.refuse(error)
 
     async def restart(self, names: Collection[str] = ()) -> Restarted:
         """Begin anew with the targets of `names`, or with everything and other agents.
@@ -207,7 +131,7 @@ class Supervisor:
 
     def plan(self, config: Config) -> list[Change]:
         """Return what applying `config` would change now."""
-        return self._changes(diff(self.active.config, config), config)
+        return self.edits.plan(config)
 
     async def reread_kubeconfig(self) -> list[Change]:
         """Read kubeconfig again, and return what has changed for the contexts in use."""
@@ -216,20 +140,19 @@ class Supervisor:
     def _context_changed(self, update: ContextUpdate) -> None:
         self.bus.publish(ContextChanged(update.state, changes=update.words))
         self.active.context_changed(update.keys, moved=update.moved)
-        if self.started.is_set() and (self._request.failure or not self._request.done.is_set()):
-            self._newer.set()
+        self.edits.retry_now()
 
     # -- state ---------------------------------------------------------------------------------
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """The file and those that it includes."""
+        return self.edits.files
+
+    @property
     def out_of_sync(self) -> OutOfSync | None:
         """How the file differs from the active config; None while it does not."""
-        if self._refused is not None:
-            return self._refused
-        request = self._request
-        # The start is not an edit.
-        applying = self.started.is_set() and not request.done.is_set()
-        return OutOfSync(request.made, request.failure) if request.failure or applying else None
+        return self.edits.out_of_sync
 
     def snapshot(self) -> Snapshot:
         """Return the state of all that runs, without the figures of this process."""
@@ -238,7 +161,7 @@ class Supervisor:
             version=__version__,
             pid=os.getpid(),
             started=self._began,
-            file=self._file_state(),
+            file=self.edits.file_state(),
             forwards=self._forward_states(),
             draining=sum(forward.live for forward in active.draining_forwards),
             agents=tuple(agent_state(group, self._context) for group in active.groups.values()),
@@ -262,20 +185,6 @@ class Supervisor:
         """Return where a context of the active config leads; an embedded agent has none."""
         config = self.active.config
         return None if config and config.agent.embedded else self._contexts.state(context)
-
-    def _file_state(self) -> FileState:
-        out_of_sync = self.out_of_sync
-        return FileState(
-            path=self.files[0] if self.files else None,
-            files=self.files,
-            in_step=out_of_sync is None,
-            generation=self._generation,
-            reloads=self._applied,
-            failed_reloads=self._failed,
-            since=out_of_sync.since if out_of_sync else None,
-            error=to_json(out_of_sync.error) if out_of_sync and out_of_sync.error else None,
-            applied=self._applied_at,
-        )
 
     async def wait_ready(
         self, timeout: float, *, then: str = "", hint: str | None = None
@@ -344,7 +253,7 @@ class Supervisor:
         if not stopping.done():
             starting.result()
             running = [
-                tasks.create_task(self._apply_requests(), name="requests"),
+                tasks.create_task(self.edits.run(), name="requests"),
                 tasks.create_task(self._restarts.run(), name="restarts"),
             ]
             if self._first.ends_with_pods:
@@ -357,7 +266,7 @@ class Supervisor:
         await self._drain()
 
     async def _start(self) -> None:
-        request = self._request
+        request = self.edits.request
         await self._first.run(request.config)
         self.started.set()
         for forward in self.active.forwards.values():
@@ -371,95 +280,16 @@ class Supervisor:
 
     async def _drain(self) -> None:
         self.ending = True
-        self._request.finish(failure=KrelayError(ENDING))
+        self.edits.request.finish(failure=KrelayError(ENDING))
         self._restarts.refuse_waiting()
         active = self.active
-        config = active.config or self._request.config
+        config = active.config or self.edits.request.config
         drain = config.tunnel.drain
         ending = Ending(active.drain(drain), drain)
         self.bus.publish(ending)
         if ending.moving:
             logger.info("%s", ending.line)
         await active.drained()
-
-    # -- applying ------------------------------------------------------------------------------
-
-    async def _apply_requests(self) -> None:
-        """Apply the newest request, again and again; retry one that failed."""
-        backoff = Backoff(_RETRY_FIRST, _RETRY_MOST)
-        failures = OnceUntilChanged()
-        delay: float | None = None
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._newer.wait()
-            if self._newer.is_set():
-                backoff.reset()
-                failures.clear()
-            self._newer.clear()
-            request = self._request
-            try:
-                async with self._changing:
-                    applied = await self._apply(request)
-                if not applied:
-                    continue
-                delay, request.failure = None, None
-            except KrelayError as exc:
-                self._failed += request.failure is None
-                request.failure = exc
-                if failures.is_new(exc):
-                    logger.error("not applied, the active config stays: %s", exc.line())
-                    self.bus.publish(ConfigNotApplied(exc))
-                delay = _RETRY_FIRST + backoff.delay()
-            except Exception as exc:
-                # An edit that triggers a bug must not end what runs.
-                logger.exception("not applied")
-                self._failed += 1
-                error = KrelayError(f"internal error: {type(exc).__name__}")
-                request.failure, delay = error, None
-            if request is self._request:
-                request.finish()
-
-    async def _apply(self, request: ApplyRequest) -> bool:
-        """Diff, warm up, commit. An error, or a newer request, leaves everything as it was.
-
-        Return False if it is to be done again: for a newer request, or by another kubeconfig.
-        """
-        active = self.active
-        plan = diff(active.config, request.config)
-        if not plan:
-            active.config = request.config
-            self._count_applied(request)
-            logger.debug("nothing changed (%s)", request.reason)
-            return True
-        lines = self._changes(plan, request.config)
-        warm = active.warming(request.config, plan)
-        if not await warm.ready(unless=self._newer):
-            return False
-        active.commit(warm)
-        await wait_settled(
-            [active.forwards[pair.new.key] for pair in plan.changed if pair.new is not None]
-        )
-        self._generation += 1
-        self._applied_at = datetime.now(UTC)
-        self._count_applied(request)
-        request.changes = lines
-        took = (self._applied_at - request.made).total_seconds()
-        targets = {spec.target.name for pair in plan.pairs for spec in (pair.old, pair.new) if spec}
-        for line in lines:
-            extra = {"target": line.name} if line.name in targets else None
-            logger.info("%s (%s, %.2f s)", line, request.reason, took, extra=extra)
-        texts = tuple(str(line) for line in lines)
-        self.bus.publish(ConfigApplied(request.reason, self._generation, texts))
-        return True
-
-    def _count_applied(self, request: ApplyRequest) -> None:
-        """Count a reload that worked; one that failed at first has been counted as that."""
-        self._applied += request.failure is None
-
-    def _changes(self, plan: Plan, config: Config) -> list[Change]:
-        active, drain = self.active, config.tunnel.drain
-        return list(changes(plan, live=active.live, carried=active.carried, drain=drain))
 
     # -- forwards ------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     configs: list[Config] = []
 
     async def note(supervisor: Supervisor, stop: object) -> None:
-        configs.append(supervisor._request.config)
+        configs.append(supervisor.edits.request.config)
 
     monkeypatch.setattr(Supervisor, "run", note)
     return configs
@@ -121,7 +121,7 @@ def test_a_hangup_is_a_reload_while_there_is_a_terminal_or_never_was(
         nonlocal terminal
         await asyncio.to_thread(path.write_text, "host/a 1\n")
         os.kill(os.getpid(), signal.SIGHUP)
-        while supervisor._request.reason != "SIGHUP":  # noqa: ASYNC110
+        while supervisor.edits.request.reason != "SIGHUP":  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         assert not stop.is_set()
         terminal = False

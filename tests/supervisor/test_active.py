@@ -336,7 +336,7 @@ async def test_an_edit_whose_agent_cannot_start_is_retried_and_changes_nothing_m
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from krelay.errors import AgentError
-    from krelay.supervisor import supervisor as module
+    from krelay.supervisor.transitions import edits as module
 
     monkeypatch.setattr(module, "_RETRY_FIRST", 0.01)
     async with named(b"a") as a:

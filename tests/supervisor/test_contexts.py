@@ -21,9 +21,9 @@ from krelay.config.watch import Mode
 from krelay.errors import CredentialsError, KrelayError, UnreachableError
 from krelay.model import Config
 from krelay.state.states import ContextState
-from krelay.supervisor import supervisor as supervisor_module
 from krelay.supervisor.contexts import Contexts, ContextUpdate
 from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.transitions import edits
 from krelay.tasks import TaskGroup
 from tests import rig
 from tests.supervisor.agents import FakeAgent
@@ -671,7 +671,7 @@ async def test_a_pipe_is_read_once_and_not_opened_again(
 async def test_an_edit_that_waits_for_its_cluster_is_tried_again_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: bool
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_RETRY_FIRST", 3600.0)
+    monkeypatch.setattr(edits, "_RETRY_FIRST", 3600.0)
     start = FakeAgent.start
     tried = asyncio.Event()
 

@@ -18,9 +18,9 @@ from krelay.config.sources import Selection
 from krelay.config.watch import Mode
 from krelay.errors import ConfigError, KrelayError, UsageError
 from krelay.supervisor import reload as module_of_reload
-from krelay.supervisor import supervisor as module
 from krelay.supervisor.reload import Reloader
 from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.transitions import edits as module
 from tests import rig
 from tests.supervisor.world import HEAD, Talk, World, named, text, world
 

@@ -36,7 +36,8 @@ from krelay.state.events import ForwardBound
 from krelay.state.states import ForwardState, State
 from krelay.supervisor import forward as forward_module
 from krelay.supervisor import warming as module
-from krelay.supervisor.supervisor import ApplyRequest, Supervisor
+from krelay.supervisor.supervisor import Supervisor
+from krelay.supervisor.transitions.edits import ApplyRequest
 from tests import rig
 from tests.supervisor.agents import FakeAgent, fake_agents
 

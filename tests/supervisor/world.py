@@ -71,7 +71,7 @@ async def world(
         stop = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(made.supervisor.run(stop))
-            await rig.until(lambda: running.done() or made.supervisor._request.done.is_set())
+            await rig.until(lambda: running.done() or made.supervisor.edits.request.done.is_set())
             try:
                 yield made
             finally:

@@ -15,6 +15,7 @@ from krelay.supervisor.contexts import Contexts
 logger = logging.getLogger("krelay.supervisor")
 
 ENDING = "krelay is stopping"
+"""Why a request fails that comes too late."""
 
 
 @dataclass(frozen=True, slots=True)
