@@ -344,12 +344,12 @@ class WatchHealth:
     """
 
     def __init__(self) -> None:
-        self._failing: dict[_Watch, str] = {}
+        self._failing: dict[Watch, str] = {}
 
     @contextmanager
-    def watch(self, path: str) -> Iterator[_Watch]:
+    def watch(self, path: str) -> Iterator[Watch]:
         """Register a watch of the collection at `path` for the time of the block."""
-        watch = _Watch(self._failing, path)
+        watch = Watch(self._failing, path)
         try:
             yield watch
         finally:
@@ -357,10 +357,10 @@ class WatchHealth:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Watch:
+class Watch:
     """One watch: reports its failures and recoveries."""
 
-    _failing: dict[_Watch, str]
+    _failing: dict[Watch, str]
     _path: str
 
     def failed(self, error: ClusterError, *, first: bool = False) -> None:

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from krelay.cluster.api import Api
+from krelay.cluster.api import Api, Watch
 from krelay.cluster.api_errors import StatusError
 from krelay.cluster.objects import read_event, read_list, read_object, schema_of
 from krelay.errors import (
@@ -82,39 +82,22 @@ async def list_and_watch(
     """
     selectors = {"labelSelector": label_selector, "fieldSelector": field_selector}
     query = {key: value for key, value in selectors.items() if value}
-    store: Store | None = None
-    version = ""
-    moves = api.moves
-    admitted = False
     # An only object, whose list is denied, may still be read by its name.
     _, _, name = field_selector.partition("metadata.name=")
-    denied: AccessDeniedError | None = None
-    read = polled = False
+    collection = _Collection(api, path, query, name=name, keep=keep, limit=limit, patient=patient)
     loop = asyncio.get_running_loop()
     backoff = Backoff(first=0.2, most=MAX_PAUSE)
     with api.health.watch(path) as health:
         while True:
             began, changes = loop.time(), api.changes
-            minimum_pause = 0.0
-            if moves != api.moves:
-                # Another server may be another cluster, where the version means nothing.
-                moves, version = api.moves, ""
-                denied, read, polled = None, False, False
+            least = 0.0
+            if collection.moved:
+                collection.begin_anew()
                 backoff.reset()
             try:
-                if denied is not None:
-                    listed = await _get(api, path, name, keep)
-                    if not read:
-                        logger.info("%s; reading it every few seconds instead", denied)
-                        read = True
-                elif store is None or not version or polled:
-                    listed, version = await _list(api, path, query, keep, limit)
-                else:
-                    listed = store
-                if listed != store:
-                    store = listed
-                    yield dict(store)
-                if denied is not None or polled:
+                if await collection.read():
+                    yield collection.objects()
+                if collection.polled:
                     health.recovered()
                     await asyncio.sleep(random.uniform(*POLL_EVERY))
                     continue
@@ -124,52 +107,143 @@ async def list_and_watch(
                     silence=SILENCE,
                     total=timeout + 30.0,
                     watch="true",
-                    resourceVersion=version,
+                    resourceVersion=collection.version,
                     allowWatchBookmarks="true",
                     timeoutSeconds=str(timeout),
                     **query,
                 ) as batches:
-                    if moves != api.moves:
+                    if collection.moved:
                         continue  # it was refused, and sent again by another kubeconfig
-                    admitted = True
+                    collection.admitted = True
                     health.recovered()
                     async for batch in batches:
-                        if moves != api.moves:
+                        if collection.moved:
                             break
-                        version, changed = _apply(store, batch, version, path, keep)
-                        if changed:
-                            yield dict(store)
-                        if not version:
+                        if collection.apply(batch):
+                            yield collection.objects()
+                        if not collection.version:
                             break
             except ClusterError as exc:
-                status = exc.__cause__ if isinstance(exc.__cause__, StatusError) else None
-                if isinstance(exc, TooManyError) or (store is None and not patient):
-                    raise
-                if status is not None and status.code == 410:
-                    version = ""
-                elif _passes(exc, status):
-                    if status is not None and status.retry_after is not None:
-                        minimum_pause = min(status.retry_after, DENIED_PAUSE)
-                    health.failed(exc, first=store is None)
-                elif admitted and (patient or not isinstance(exc, AccessDeniedError)):
-                    # A list may still be allowed: then this becomes a slow poll.
-                    version = ""
-                    minimum_pause = random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
-                    health.failed(exc)
-                elif not patient or not isinstance(exc, AccessDeniedError):
-                    raise
-                elif store is not None:
-                    logger.info("%s; listing every few seconds instead", exc)
-                    polled = True
-                    minimum_pause = random.uniform(*POLL_EVERY)
-                elif name and denied is None:
-                    denied = exc
+                pause = collection.failed(exc, health)
+                if pause is None:
                     continue
-                else:
-                    raise denied or exc from None
+                least = pause
             if loop.time() - began > MAX_PAUSE:
                 backoff.reset()
-            await api.pause(max(backoff.delay(), minimum_pause), changes)
+            await api.pause(max(backoff.delay(), least), changes)
+
+
+class _Collection:
+    """What is known of a collection, and how it may be read.
+
+    Usually it is listed and watched. Without the right to watch it is listed every few seconds,
+    and without the right to list, its only object is read by its name.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        path: str,
+        query: dict[str, str],
+        *,
+        name: str,
+        keep: Filter,
+        limit: int | None,
+        patient: bool,
+    ) -> None:
+        """Take what `list_and_watch` takes; `name` is that of an only object, else empty."""
+        self.version = ""
+        """The resourceVersion to watch from; empty if a list must come first."""
+        self.admitted = False
+        """Whether a watch was ever opened."""
+        self._store: Store | None = None
+        self._api = api
+        self._path = path
+        self._query = query
+        self._name = name
+        self._keep = keep
+        self._limit = limit
+        self._patient = patient
+        self._moves = api.moves
+        self._listed_only = False
+        # Why the object is read by its name, and whether the log has it.
+        self._denied: AccessDeniedError | None = None
+        self._denial_logged = False
+
+    @property
+    def moved(self) -> bool:
+        """Whether requests go to another server than that of `version`."""
+        return self._moves != self._api.moves
+
+    @property
+    def polled(self) -> bool:
+        """Whether it is read every few seconds instead of watched."""
+        return self._denied is not None or self._listed_only
+
+    def begin_anew(self) -> None:
+        """Forget what another server, which may be another cluster, does not know."""
+        self._moves, self.version = self._api.moves, ""
+        self._denied, self._denial_logged, self._listed_only = None, False, False
+
+    def objects(self) -> Store:
+        """Return a copy of the known objects."""
+        return dict(self._store or {})
+
+    async def read(self) -> bool:
+        """List it unless it can be watched on; return whether that changed the known objects."""
+        if self._denied is not None:
+            found = await _get(self._api, self._path, self._name, self._keep)
+            if not self._denial_logged:
+                logger.info("%s; reading it every few seconds instead", self._denied)
+                self._denial_logged = True
+        elif self._store is None or not self.version or self._listed_only:
+            found, self.version = await _list(
+                self._api, self._path, self._query, self._keep, self._limit
+            )
+        else:
+            return False
+        if found == self._store:
+            return False
+        self._store = found
+        return True
+
+    def apply(self, batch: list[bytes]) -> bool:
+        """Apply a batch of events; return whether that changed the known objects."""
+        assert self._store is not None
+        self.version, changed = _apply(self._store, batch, self.version, self._path, self._keep)
+        return changed
+
+    def failed(self, exc: ClusterError, health: Watch) -> float | None:
+        """Choose what follows an error; raise it if nothing does.
+
+        Return the least seconds until the next attempt, or None to read the object at once.
+        """
+        status = exc.__cause__ if isinstance(exc.__cause__, StatusError) else None
+        if isinstance(exc, TooManyError) or (self._store is None and not self._patient):
+            raise exc
+        if status is not None and status.code == 410:
+            self.version = ""
+        elif _passes(exc, status):
+            health.failed(exc, first=self._store is None)
+            if status is not None and status.retry_after is not None:
+                return min(status.retry_after, DENIED_PAUSE)
+        elif self.admitted and (self._patient or not isinstance(exc, AccessDeniedError)):
+            # A list may still be allowed: then this becomes a slow poll.
+            self.version = ""
+            health.failed(exc)
+            return random.uniform(DENIED_PAUSE / 2, DENIED_PAUSE)
+        elif not self._patient or not isinstance(exc, AccessDeniedError):
+            raise exc
+        elif self._store is not None:
+            logger.info("%s; listing every few seconds instead", exc)
+            self._listed_only = True
+            return random.uniform(*POLL_EVERY)
+        elif self._name and self._denied is None:
+            self._denied = exc
+            return None
+        else:
+            raise self._denied or exc from None
+        return 0.0
 
 
 def _passes(exc: ClusterError, status: StatusError | None) -> bool:
