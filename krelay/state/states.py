@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -185,19 +185,33 @@ class TunnelState:
 @dataclass(frozen=True, slots=True)
 class ContextState:
     """Where a kubeconfig context leads. `name` is None in a pod without a kubeconfig, `namespace`
-    is that of targets without one."""
+    is the context's own, and `namespaces` are those of the targets."""
 
     name: str | None
     server: str
     namespace: str
+    namespaces: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.server}, namespace {self.namespace}"
+        return leads_to(self.server, self.namespaces)
 
     @property
     def title(self) -> str:
         """What texts about it begin with."""
         return f"context {self.name}" if self.name else "in the cluster"
+
+
+_MOST_NAMESPACES = 3
+
+
+def leads_to(server: str, namespaces: Sequence[str]) -> str:
+    """Return where a context leads, in words."""
+    if not namespaces:
+        return server
+    kind = "namespace" if len(namespaces) == 1 else "namespaces"
+    left = len(namespaces) - _MOST_NAMESPACES
+    more = f" and {left} more" if left > 0 else ""
+    return f"{server}, {kind} {', '.join(namespaces[:_MOST_NAMESPACES])}{more}"
 
 
 @dataclass(frozen=True, slots=True)

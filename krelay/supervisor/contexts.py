@@ -7,7 +7,6 @@ kubeconfig's current context at the start, whatever that file says later.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,6 @@ from krelay.config.diff import group_of
 from krelay.config.watch import Mode, watch
 from krelay.errors import KrelayError
 from krelay.model import Config, Target
-from krelay.mux.log import about
 from krelay.state.states import ContextState
 from krelay.supervisor.explain import explain_error
 from krelay.supervisor.target_watcher import Failures, Follow, Publish
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from krelay.cluster.auth.credentials import LoginChange
     from krelay.cluster.auth.kubeconfig import Login, Overrides
     from krelay.cluster.informers import Informers
-
-logger = logging.getLogger("krelay.supervisor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +81,7 @@ class Contexts:
                 if not self._apis:
                     self._current = api.login.current
                 api.on_change = partial(self._changed, api)
-                self._resolved(api)
+                self.on_resolved(_state(api))
             self._apis[context] = api
             self._in_use.set()
             return api
@@ -98,6 +94,15 @@ class Contexts:
     def states(self) -> tuple[ContextState, ...]:
         """Return where each context in use leads."""
         return tuple(map(_state, dict.fromkeys(self._apis.values())))
+
+    def namespaces(self, state: ContextState, config: Config) -> tuple[str, ...]:
+        """Return the namespaces in which `config` has targets of this context."""
+        found = (
+            target.namespace or config.namespace or state.namespace
+            for target in config.targets
+            if target.kind.in_cluster and (group_of(config, target) or self._current) == state.name
+        )
+        return tuple(dict.fromkeys(found))
 
     def logins(self) -> list[Login]:
         """Return the login of each context in use."""
@@ -171,11 +176,6 @@ class Contexts:
         apis, self._apis = set(self._apis.values()), {}
         for api in apis:
             await api.aclose()
-
-    def _resolved(self, api: Api) -> None:
-        state = _state(api)
-        about(logger, name=state.title).info("%s", state)
-        self.on_resolved(state)
 
     def _changed(self, api: Api, change: LoginChange) -> None:
         keys = frozenset(key for key, known in self._apis.items() if known is api)

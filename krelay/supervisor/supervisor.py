@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Collection, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -74,7 +75,7 @@ class Supervisor:
         self.ending = False
         self._began = datetime.now(UTC)
         self._contexts = contexts or Contexts()
-        self._contexts.on_resolved = lambda state: self.bus.publish(ContextResolved(state))
+        self._contexts.on_resolved = self._context_resolved
         self._contexts.on_change = self._context_changed
         self._watch_mode = watch_mode
         self._tasks = TaskGroup()
@@ -137,8 +138,14 @@ class Supervisor:
         """Read kubeconfig again, and return what has changed for the contexts in use."""
         return await self._contexts.reread()
 
+    def _context_resolved(self, state: ContextState) -> None:
+        state = self._with_namespaces(state, self.edits.request.config)
+        about(logger, name=state.title).info("%s", state)
+        self.bus.publish(ContextResolved(state))
+
     def _context_changed(self, update: ContextUpdate) -> None:
-        self.bus.publish(ContextChanged(update.state, changes=update.words))
+        state = self._with_namespaces(update.state, self.edits.request.config)
+        self.bus.publish(ContextChanged(state, changes=update.words))
         self.active.context_changed(update.keys, moved=update.moved)
         self.edits.retry_now()
 
@@ -166,7 +173,10 @@ class Supervisor:
             draining=sum(forward.live for forward in active.draining_forwards),
             agents=tuple(agent_state(group, self._context) for group in active.groups.values()),
             ending=self.ending,
-            contexts=self._contexts.states(),
+            contexts=tuple(
+                self._with_namespaces(state, active.config or self.edits.request.config)
+                for state in self._contexts.states()
+            ),
             direct=tuple(
                 state
                 for group in active.directs.values()
@@ -185,6 +195,9 @@ class Supervisor:
         """Return where a context of the active config leads; an embedded agent has none."""
         config = self.active.config
         return None if config and config.agent.embedded else self._contexts.state(context)
+
+    def _with_namespaces(self, state: ContextState, config: Config) -> ContextState:
+        return replace(state, namespaces=self._contexts.namespaces(state, config))
 
     async def wait_ready(
         self, timeout: float, *, then: str = "", hint: str | None = None

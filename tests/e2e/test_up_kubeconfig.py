@@ -118,7 +118,7 @@ def test_a_context_that_is_switched_leads_nothing_elsewhere(
     web, db = f"web: -n {world} svc/web :80", f"db: -n {world} sts/db :8000"
     first = config(web)
     with kit.up(first, tmp_path, 1, environ=kubeconfig.environ) as krelay:
-        krelay.wait_log(f"context dev: {here.url}, namespace {place}")
+        krelay.wait_log(f"context dev: {here.url}, namespace {world}")
         kit.kubectl("config", "use-context", "prod", "--kubeconfig", os.fspath(kubeconfig.path))
         (file,) = tmp_path.glob("krelay-*.yaml")
         file.write_text(config(web, db))
@@ -129,7 +129,9 @@ def test_a_context_that_is_switched_leads_nothing_elsewhere(
         krelay.wait_log("gone")
         kit.eventually(lambda: kit.http_get(krelay.address("web")), "a new agent")
         found = status(tmp_path)
-        assert found["contexts"] == [{"name": "dev", "server": here.url, "namespace": place}]
+        (context,) = found["contexts"]
+        assert (context["name"], context["server"]) == ("dev", here.url)
+        assert (context["namespace"], context["namespaces"]) == (place, [world])
         assert {forward["context"] for forward in found["forwards"]} == {"dev"}
         assert not there.connections
     here.close()

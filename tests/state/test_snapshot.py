@@ -68,7 +68,9 @@ AGENTS = st.builds(
     where=st.lists(TEXTS, max_size=2).map(tuple),
     tunnels=st.lists(TUNNELS, max_size=2).map(tuple),
 )
-CONTEXTS = st.builds(ContextState, st.none() | TEXTS, TEXTS, TEXTS)
+CONTEXTS = st.builds(
+    ContextState, st.none() | TEXTS, TEXTS, TEXTS, st.lists(TEXTS, max_size=2).map(tuple)
+)
 FILES = st.builds(
     FileState,
     path=st.none() | TEXTS,

@@ -17,6 +17,7 @@ from aiohttp import web
 from krelay.cluster.api import Api
 from krelay.cluster.auth.kubeconfig import Login, load
 from krelay.cluster.selectors import Selector
+from krelay.config.load import parse
 from krelay.config.watch import Mode
 from krelay.errors import CredentialsError, KrelayError, UnreachableError
 from krelay.model import Config
@@ -214,7 +215,7 @@ async def test_where_a_context_leads_is_logged_and_published_once_and_kept(
 ) -> None:
     caplog.set_level("INFO", "krelay")
     kubeconfig.write("dev", dev={"server": "https://h:6443", "namespace": "team"})
-    supervisor = Supervisor(Config(()), contexts=Contexts())
+    supervisor = Supervisor(await config("targets: {web: pod/web 80}"), contexts=Contexts())
     contexts = supervisor._contexts
     await contexts.api(None)
     await contexts.api("dev")
@@ -223,7 +224,38 @@ async def test_where_a_context_leads_is_logged_and_published_once_and_kept(
     assert caplog.messages == [line]
     (event,) = supervisor.bus.history
     assert (event.kind, event.text) == ("context", line)
-    assert event.details == {"name": "dev", "server": "https://h:6443", "namespace": "team"}
+    details = {"name": "dev", "server": "https://h:6443", "namespace": "team"}
+    assert event.details == {**details, "namespaces": ["team"]}
+
+
+@pytest.mark.parametrize(
+    ("file", "namespaces"),
+    [
+        ("namespace: shop\ntargets: {a: pod/a :80}", ("shop",)),
+        ("targets:\n a: -n x pod/a :80\n b: -n y pod/b :80\n c: pod/c :80", ("x", "y", "team")),
+        ("context: dev\ntargets: {a: -n x pod/a :80}", ("x",)),
+        ("targets:\n a: pod/a :80\n b: {target: pod/b, ports: [80], context: prod}", ("team",)),
+        ("targets: {a: host/example.test :80}", ()),
+    ],
+)
+async def test_a_context_names_the_namespaces_of_its_targets(
+    kubeconfig: Kubeconfig,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    namespaces: tuple[str, ...],
+) -> None:
+    caplog.set_level("INFO", "krelay")
+    kubeconfig.write("dev", dev={"server": "https://h:6443", "namespace": "team"})
+    supervisor = Supervisor(await config(file), contexts=Contexts())
+    await supervisor._contexts.api(None)
+    (found,) = supervisor.snapshot().contexts
+    await supervisor._contexts.close()
+    assert (found.namespace, found.namespaces) == ("team", namespaces)
+    assert caplog.messages == [f"context dev: {found}"]
+
+
+async def config(body: str) -> Config:
+    return await asyncio.to_thread(parse, f"apiVersion: krelay/v1\n{body}\n", "krelay.yaml", {})
 
 
 # -- read again ------------------------------------------------------------------------------------

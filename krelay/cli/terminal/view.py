@@ -19,6 +19,7 @@ from rich.text import Text
 
 from krelay.cli.terminal.figures import Rates, age, size
 from krelay.cli.terminal.table import GLYPHS, Forward, by_urgency, cut, table, tunnels, wrapped
+from krelay.state.states import leads_to
 from krelay.text import one_line
 
 Snapshot = Mapping[str, Any]
@@ -348,7 +349,7 @@ def contexts(snapshot: Snapshot, width: int | None = None) -> list[Text]:
         found += _wrapped(Text(one_line(text), "yellow"), width)
     for context in snapshot.get("contexts", ()):
         name = f"context {context['name']}" if context["name"] else "in the cluster"
-        text = f"{name}: {context['server']}, namespace {context['namespace']}"
+        text = f"{name}: {leads_to(context['server'], context.get('namespaces', ()))}"
         found += _wrapped(Text(one_line(text), "dim"), width)
     return found
 

@@ -353,13 +353,15 @@ def test_where_each_context_leads_is_a_line() -> None:
     found = report(
         forward(),
         contexts=(
-            ContextState("dev\x1b[2J", "https://h:6443", "team"),
+            ContextState("dev\x1b[2J", "https://h:6443", "team", ("shop",)),
+            ContextState("prod", "https://p", "team", ("a", "b", "c", "d", "e")),
             ContextState(None, "https://10.0.0.1", "default"),
         ),
     )
     assert [str(line) for line in contexts(found)] == [
-        "context dev: https://h:6443, namespace team",
-        "in the cluster: https://10.0.0.1, namespace default",
+        "context dev: https://h:6443, namespace shop",
+        "context prod: https://p, namespaces a, b, c and 2 more",
+        "in the cluster: https://10.0.0.1",
     ]
     del found["contexts"]  # of a krelay that ran before an update
     assert contexts(found) == []
