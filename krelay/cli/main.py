@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from krelay import __version__
 from krelay.cli.command_line import run_command
 from krelay.cli.commands import editing, files, relaying, running, tools
+from krelay.cli.flags import compose
 
 GROUPS = {
     "Relay": (relaying.up, running.down, running.restart, relaying.run_, relaying.proxy),
@@ -22,7 +25,24 @@ GROUPS = {
 
 
 class _Commands(click.Group):
-    """A group that lists its commands by task, each with its whole first sentence."""
+    """A group that lists its commands by task, each with its whole first sentence, and knows
+    those of docker compose."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, its name and its arguments."""
+        if args[0] not in self.commands:
+            compose.check_command(args[0])
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that the arguments name."""
+        try:
+            return super().invoke(ctx)
+        except (click.NoSuchOption, click.BadOptionUsage) as exc:
+            compose.check_option(ctx.invoked_subcommand or "", exc)
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write a section for each task, with the same columns."""

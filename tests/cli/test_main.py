@@ -16,6 +16,7 @@ import pytest
 
 from krelay import __version__, config
 from krelay.cli.commands import files
+from krelay.cli.flags import compose
 from krelay.cli.kubectl import relay
 from krelay.cli.main import GROUPS, cli
 from krelay.errors import (
@@ -302,6 +303,56 @@ def test_a_missing_file_is_a_usage_error(
 ) -> None:
     assert krelay("check", "nope.yaml") == 2
     assert "cannot read 'nope.yaml': no such file" in capsys.readouterr().err
+
+
+# -- docker compose ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("stop", "krelay has no command `stop` `krelay down`"),
+        ("ls", "krelay has no command `ls` `krelay ps`"),
+        ("ps -a", "`krelay ps` has no option `-a` `krelay ps` alone"),
+        ("ps --all", "`krelay ps` has no option `--all` `krelay ps` alone"),
+        ("down -v", "`krelay down` has no option `-v` `krelay down` alone"),
+        ("logs -f", "`-f` requires an argument `krelay logs --follow`"),
+        ("logs --tail=9", "`krelay logs` has no option `--tail` `krelay logs --lines N`"),
+        ("up --wait", "`krelay up` has no option `--wait` `krelay up -d`"),
+    ],
+)
+def test_a_command_line_of_docker_compose_is_answered_with_krelays_own(
+    line: str, says: str, krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay(*line.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    error, hint = err.splitlines()
+    assert f"{error} {hint.removeprefix('  hint: ')}".startswith(f"error: {says}")
+
+
+def test_the_hints_for_docker_compose_name_what_krelay_lacks_and_what_it_has() -> None:
+    assert not compose.COMMANDS.keys() & cli.commands.keys()
+    for name, options in compose.OPTIONS.items():
+        known = {text for param in cli.commands[name].params for text in param.opts}
+        assert not (options.keys() - {"-f"}) & known
+    hints = [*compose.COMMANDS.values()]
+    hints += [hint for options in compose.OPTIONS.values() for hint in options.values()]
+    for words in re.findall("`krelay ([^`]+)`", " ".join(hints)):
+        name, *given = [word for word in words.split() if not word.isupper()]
+        command = cli.commands.get(name, cli)
+        known = {text for param in command.params for text in param.opts}
+        assert {name, *given} - {command.name, "json"} <= known
+
+
+def test_logs_with_a_name_after_f_has_the_hint_to_follow(
+    krelay: Krelay, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert krelay("logs", "-f", "web") == 1
+    assert "hint: `krelay logs --follow` prints new lines" in capsys.readouterr().err
+    Path("krelay.yaml").write_text(GOOD)
+    assert krelay("logs", "-f", "krelay.yaml") == 1
+    assert "hint: start it with `krelay up -f krelay.yaml`" in capsys.readouterr().err
 
 
 # -- schema ------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
+from krelay.cli.flags.compose import FOLLOW
 from krelay.cli.options import (
     complete_names,
     complete_ports,
@@ -102,8 +105,14 @@ def logs(file: str | None, follow: bool, lines: int, names: tuple[str, ...]) -> 
     With NAMEs, print only lines about these targets.
     """
     from krelay.cli import client_commands
+    from krelay.status.client import NotRunningError
 
-    return client_commands.logs(path_of_running(file), lines, names=names, follow=follow)
+    try:
+        return client_commands.logs(path_of_running(file), lines, names=names, follow=follow)
+    except NotRunningError as exc:
+        if file is not None and not os.path.exists(file):
+            exc.hint = FOLLOW
+        raise
 
 
 @click.command()
