@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from mcp import Client, StdioServerParameters
 
+from krelay.cli.commands.tools import mcp_
 from tests import rig
 from tests.cli.emulator import terminal
 from tests.integration.product import ROOT, alive, command, document, environment, run, up
@@ -191,6 +192,17 @@ async def test_a_bad_command_line_is_an_error(args: list[str], error: str) -> No
     assert done.code == 2
     assert error in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    "args", [["--allow", "plan,run"], ["--allow=plan", "--allow=run"], ["--allow", "plan run"]]
+)
+def test_every_allowed_tool_counts(args: list[str]) -> None:
+    assert mcp_.make_context("mcp", args).params["allow"] == {"plan", "run"}
+
+
+def test_no_tool_that_acts_is_allowed_by_default() -> None:
+    assert mcp_.make_context("mcp", []).params["allow"] == frozenset()
 
 
 @pytest.mark.parametrize("package", ["mcp", "mcp_types"])

@@ -97,11 +97,13 @@ def completion(shell: str | None, install: bool) -> int:
     return 0
 
 
-def _tool_names(context: click.Context, param: click.Parameter, value: str) -> frozenset[str]:
-    """Return the names in a list with commas."""
+def _tool_names(
+    context: click.Context, param: click.Parameter, values: tuple[str, ...]
+) -> frozenset[str]:
+    """Return the names in lists with commas."""
     from krelay.mcp import OPTIONAL
 
-    names = frozenset(filter(None, value.replace(",", " ").split()))
+    names = frozenset(",".join(values).replace(",", " ").split())
     if unknown := sorted(names - set(OPTIONAL)):
         raise click.BadParameter(
             f"{', '.join(unknown)}: choose from {', '.join(OPTIONAL)}", context, param
@@ -120,9 +122,9 @@ def _tool_names(context: click.Context, param: click.Parameter, value: str) -> f
 @click.option(
     "--allow",
     metavar="TOOLS",
-    default="",
+    multiple=True,
     callback=_tool_names,
-    help="Also offer these tools: plan, reload and run, separated by commas.",
+    help="Also offer these tools: plan, reload and run, separated by commas; may be repeated.",
 )
 @verbose_option
 def mcp_(file: str | None, allow: frozenset[str], verbose: int) -> int:
