@@ -227,7 +227,7 @@ async def agent_gone(
             if pod is None:
                 break
             if ended := end_of(pod):
-                return ended.reason
+                return ended.line
             if of_pod(pod).running:
                 on_running()
     return f"the agent's pod {agent.pod} is gone"
@@ -247,7 +247,7 @@ async def agent_ended(api: Api, agent: Agent) -> str | None:
     if pod["metadata"].get("uid") != agent.uid:
         return f"another pod has replaced the agent's pod {agent.pod}"
     ended = end_of(pod)
-    return ended.reason if ended else None
+    return ended.line if ended else None
 
 
 async def _wait_until_running(

@@ -52,6 +52,11 @@ class Diagnosis:
     no_agent: bool = False
 
     @property
+    def line(self) -> str:
+        """The reason with its hint."""
+        return f"{self.reason}; hint: {self.hint}" if self.hint else self.reason
+
+    @property
     def running(self) -> bool:
         """Whether the agent's container runs; only a tunnel shows whether the agent listens."""
         return self.code == "Running"
@@ -138,6 +143,23 @@ _NODE_HINT = (
 )
 _USER_HINT = "the cluster gives the agent no user id, and neither do agent.patches"
 _IMAGE_HINT = "set another agent.image, or add imagePullSecrets by a patch"
+_PYTHON_HINT = (
+    "agent.image needs Python 3.11 or later as `python3`; if it contains the agent itself, set"
+    " agent.injectSource to false"
+)
+_NO_AGENT = re.compile(
+    r"""exec(?:utable file)?:? ["`']--idle-timeout"""  # runc, crun: no program takes the arguments
+    r"|\b(?:unknown|unrecognized|invalid|illegal|bad) option\b.{0,20}-idle-timeout"
+    r"|-idle-timeout\S{0,20}: (?:invalid|unrecognized) option"
+    r"|\b(?:illegal option --|exec: --: invalid option)"  # an entrypoint's `exec "$@"`
+    r"|No module named '?agent\b",
+    re.IGNORECASE,
+)
+"""What is said for want of an agent in an image to which krelay sends none."""
+_NO_AGENT_HINT = (
+    "the image contains no agent; if it has Python 3.11 or later, set agent.injectSource to true,"
+    " and krelay sends the agent"
+)
 _PULL = (
     *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
     *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
@@ -184,7 +206,7 @@ def _stuck(status: Object) -> Diagnosis | None:
         if "non-root" in message or "image will run as root" in message:
             patch = {"spec": {"securityContext": {"runAsUser": UID}}}
             return Diagnosis(code, reason, _USER_HINT, 0, settings=_patches(patch))
-        return Diagnosis(code, reason, patience=0)
+        return Diagnosis(code, reason, _image_hint(message), patience=0)
     if code == "CrashLoopBackOff":
         return _exit(nested(status, "lastState", "terminated") or {})
     return None
@@ -194,14 +216,19 @@ def _exit(ended: Object) -> Diagnosis:
     code, reason = ended.get("exitCode", "unknown"), ended.get("reason")
     words = str(ended.get("message") or "").strip()
     last = _line(words.rpartition("\n")[2])
-    hint = None
+    hint = _image_hint(words[:_MAX_SEARCHED])
     if reason == "OOMKilled":
         hint = "give it more memory in agent.resources.limits"
-    elif "python3" in words and "not found" in words:
-        hint = "agent.image needs Python 3.11 or later as `python3`, or the agent itself"
     text = f"the agent ended with exit code {code}"
     text += f" ({reason})" if reason and reason not in ("Error", "Completed") else ""
     return Diagnosis("Ended", f"{text}: {last}" if last else text, hint, 0, words)
+
+
+def _image_hint(words: str) -> str | None:
+    """Return what mends an image that, as `words` show, lacks Python or the agent."""
+    if "python3" in words and "not found" in words:
+        return _PYTHON_HINT
+    return _NO_AGENT_HINT if _NO_AGENT.search(words) else None
 
 
 def _starting(pod: Object, events: Collection[Object]) -> Diagnosis:

@@ -208,6 +208,56 @@ def test_an_image_without_python_gets_a_hint() -> None:
     found = of_pod(pod(container(ended)))
     assert found.reason == f"the agent ended with exit code 128 (StartError): {message}"
     assert "Python 3.11" in str(found.hint)
+    assert "set agent.injectSource to false" in str(found.hint)
+
+
+RUNC = "failed to create containerd task: OCI runtime create failed: runc create failed: "
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        RUNC + 'exec: "--idle-timeout=300s": executable file not found in $PATH: unknown',
+        RUNC + 'exec: "--idle-timeout=300s": stat --idle-timeout=300s: no such file or directory',
+        "executable file `--idle-timeout=300s` not found in $PATH: No such file or directory",
+        "unknown option --idle-timeout=300s\nusage: python3 [option] ... [-c cmd] [arg] ...",
+        'nginx: invalid option: "--idle-timeout=300s"',
+        "node: bad option: --idle-timeout=300s",
+        "Unrecognized option: --idle-timeout=300s\nError: Could not create the Java Machine.",
+        "bash: --idle-timeout=300s: invalid option\nUsage:\tbash [GNU long option] [option] ...",
+        "/docker-entrypoint.sh: exec: line 47: illegal option --",
+        "/entrypoint.sh: line 9: exec: --: invalid option\nexec: usage: exec [-cl] [-a name] ...",
+        "sh: 0: Illegal option --",
+        "/usr/local/bin/python3: No module named agent",
+    ],
+)
+def test_an_image_without_an_agent_has_the_hint_to_inject_it(message: str) -> None:
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}
+    found = of_pod(pod(container(ended)))
+    assert "set agent.injectSource to true" in str(found.hint)
+    assert found.line == f"{found.reason}; hint: {found.hint}"
+
+
+def test_a_container_that_the_runtime_refuses_has_the_hint_to_inject_the_agent() -> None:
+    message = f'{RUNC}exec: "--idle-timeout=300s": executable file not found in $PATH: unknown'
+    found = of_pod(pod(waiting("RunContainerError", message)))
+    assert "set agent.injectSource to true" in str(found.hint)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "agent: error: argument --idle-timeout: invalid duration: 'x'",
+        "Error: unknown flag: --verbose",
+        "OSError: [Errno 98] Address already in use",
+        "",
+    ],
+)
+def test_an_agent_that_fails_by_itself_has_no_hint_to_inject_it(message: str) -> None:
+    ended = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}
+    found = of_pod(pod(container(ended)))
+    assert found.hint is None
+    assert found.line == found.reason
 
 
 @pytest.mark.parametrize(
