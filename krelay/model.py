@@ -139,12 +139,12 @@ def is_loopback(address: str) -> bool:
 class Target:
     """One entry of the file. Its `name` is unique and the key of every diff.
 
-    `listen` is an IPv4 or IPv6 address, or `localhost` for both families. `namespace` and `context`
-    None mean those of the kubeconfig. A proxy asks for `credentials` (user name, password);
-    `insecure` allows one without them beyond loopback. A UDP port serves `udp_clients` at once.
-    Connections go `via` the agent or directly. With `ready`, they wait for a ready pod if none is;
-    without it they use one that runs. `line` and `column`, from 1, are the place in `file`; a
-    target of the command line has none.
+    `listen` is an IPv4 or IPv6 address, `localhost` for both families, or from the command line
+    several of them with commas. `namespace` and `context` None mean those of the kubeconfig. A
+    proxy asks for `credentials` (user name, password); `insecure` allows one without them beyond
+    loopback. A UDP port serves `udp_clients` at once. Connections go `via` the agent or directly.
+    With `ready`, they wait for a ready pod if none is; without it they use one that runs. `line`
+    and `column`, from 1, are the place in `file`; a target of the command line has none.
     """
 
     name: str

@@ -89,26 +89,32 @@ def _idle_timeout(text: str | None) -> float | None:
 
 
 def _announce(event: ForwardBound) -> None:
-    """Print one line for a bound forward, in which users of kubectl and the Go krelay find theirs.
+    """Print a line for each address of a forward, in which users of kubectl and the Go krelay find
+    theirs.
 
-    It begins as kubectl's line and goes on with the fields of the Go krelay's log. `also` has the
-    other addresses of the forward, for which kubectl prints further lines.
+    It begins as kubectl's line and goes on with the fields of the Go krelay's log. 127.0.0.1 and
+    ::1 share one, in which `also` has the second.
     """
     forward = event.forward
     remote = (forward.endpoint or forward.to).rpartition(":")[2]
     # kubectl names the pod's port, the Go krelay the one that it dials.
     pod_port = event.pod_port or remote
-    local, *others = forward.listen
-    also = f" also={','.join(others)}" if others else ""
-    if event.proxy:
-        line = f"SOCKS5 server is running address={local}{also}"
-    else:
-        fields = f"protocol={forward.protocol} localAddr={local} remotePort={remote}"
-        line = f"Forwarding from {local} -> {pod_port}{also} {fields}"
-    try:
-        echo(line)
-    except BrokenPipeError:
-        silence_stdout()
+    port = forward.listen[0].rpartition(":")[2]
+    first, second = f"127.0.0.1:{port}", f"[::1]:{port}"
+    shared = {first, second}.issubset(forward.listen)
+    for local in forward.listen:
+        if shared and local == second:
+            continue
+        also = f" also={second}" if shared and local == first else ""
+        if event.proxy:
+            line = f"SOCKS5 server is running address={local}{also}"
+        else:
+            fields = f"protocol={forward.protocol} localAddr={local} remotePort={remote}"
+            line = f"Forwarding from {local} -> {pod_port}{also} {fields}"
+        try:
+            echo(line)
+        except BrokenPipeError:
+            silence_stdout()
 
 
 def _verbosity(number: int) -> int:

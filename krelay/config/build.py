@@ -142,7 +142,8 @@ def build(
 
 def exposure(target: Target) -> str | None:
     """Return the problem with a proxy that other machines may use without a password, or None."""
-    protected = target.credentials is not None or target.insecure or is_loopback(target.listen)
+    private = all(map(is_loopback, target.listen.split(",")))
+    protected = target.credentials is not None or target.insecure or private
     if target.kind is not Kind.PROXY or protected:
         return None
     needed = "a `username` and a `password`"

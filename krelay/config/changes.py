@@ -129,9 +129,9 @@ def _whole(spec: Spec) -> str:
 
 def _local(spec: Spec) -> str:
     """Return the local address; `<free>` or `<NAME>` for a port that is not known yet."""
-    port, listen = spec.port, spec.target.listen
+    port, addresses = spec.port, spec.target.listen.split(",")
     local = f"<{port.remote}>" if port.local is None else port.local or "<free>"
-    host = f"[{listen}]" if ":" in listen else listen
+    host = ",".join(f"[{each}]" if ":" in each else each for each in addresses)
     return f"{host}:{local}" + (f"/{port.protocol}" if port.protocol else "")
 
 

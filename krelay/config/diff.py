@@ -41,10 +41,9 @@ class Spec:
         A target of a command line has no name but `svc/web`; its forwards are `svc/web:80`.
         """
         target, port = self.target, self.port
-        name, option, listen = target.name.partition(" -l ")
-        if name == str(target):
+        if target.name == str(target):
             protocol = f"/{port.protocol}" if port.protocol else ""
-            return f"{name}:{port.remote}{protocol}{option}{listen}"
+            return f"{target.name}:{port.remote}{protocol}"
         return f"{target.name}[{port}]" if len(target.ports) > 1 else target.name
 
     @property

@@ -56,7 +56,7 @@ class Overlay:
     """Options of the command line; None or empty leaves what the file says.
 
     `namespace` is for targets without one, and `agent_namespace` for the agent. `listens` replaces
-    the default address of targets, and each address gets a listener. `insecure` lets proxies be
+    the default address of targets, each of which listens on all of them. `insecure` lets proxies be
     open to other machines without a password. `via` replaces the way of every target. `flags` says
     whether the command has flags for the agent's image and patches.
     """
@@ -89,7 +89,7 @@ class Overlay:
             config,
             context=self.context or config.context,
             agent=agent,
-            targets=tuple(found for target in config.targets for found in self._targets(target)),
+            targets=tuple(map(self._target, config.targets)),
             origin=Origin(
                 (*words, *(("--via", self.via.value) if self.via else ())),
                 self.namespace,
@@ -105,23 +105,16 @@ class Overlay:
                 raise UsageError(problem.message, hint="leave out `--via direct`")
         return config
 
-    def _targets(self, target: Target) -> list[Target]:
-        target = dataclasses.replace(
+    def _target(self, target: Target) -> Target:
+        replaced = self.listens and target.listen == LOOPBACK
+        return dataclasses.replace(
             target,
             namespace=target.namespace or self.namespace,
             context=self.context or target.context,
+            listen=",".join(self.listens) if replaced else target.listen,
             insecure=self.insecure or target.insecure,
             via=self.via or target.via,
         )
-        listens = self.listens if target.listen == LOOPBACK and self.listens else (target.listen,)
-        return [
-            dataclasses.replace(
-                target,
-                listen=listen,
-                name=target.name if len(listens) == 1 else f"{target.name} -l {listen}",
-            )
-            for listen in listens
-        ]
 
 
 @dataclass(frozen=True, slots=True)

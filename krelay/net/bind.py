@@ -25,52 +25,67 @@ _KRELAYS = frozenset({"krelay", "kubectl-relay"})
 _WILDCARDS = ("0.0.0.0", "::")
 
 
-def bind(address: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
+def bind(listen: str, port: int, kind: socket.SocketKind) -> list[socket.socket]:
     """Return bound sockets, which listen if `kind` is SOCK_STREAM.
 
-    It is one socket, or for `localhost` one of each family in which the port is free; as in
-    kubectl, one family is enough. Port 0 takes any port that is free in every family.
+    `listen` is an address, or several with commas. Each has a socket, `localhost` one for each
+    family in which the port is free; as in kubectl, one family is enough. Port 0 takes a port that
+    is free at all of them.
 
     Raises:
-        ListenError: the address cannot be bound; the message says why, the hint what to do.
+        ListenError: an address cannot be bound; the message says why, the hint what to do.
     """
-    hosts = LOOPBACKS if address == LOCALHOST else (address,)
     for attempt in range(_RANDOM_PORT_TRIES, 0, -1):
         sockets: list[socket.socket] = []
         failures: list[OSError] = []
-        for host in hosts:
-            taken = sockets[0].getsockname()[1] if sockets else port
-            try:
-                sockets.append(_bind_one(host, taken, kind))
-            except OSError as exc:
-                failures.append(exc)
-        exhausted = [exc for exc in failures if exc.errno in _EXHAUSTED]
-        elsewhere = port == 0 and any(exc.errno == errno.EADDRINUSE for exc in failures)
-        if sockets and not exhausted and not (elsewhere and attempt > 1):
-            return sockets
-        for sock in sockets:
-            sock.close()
-        if exhausted or not sockets:
-            raise _listen_error(address, port, (exhausted or failures)[0]) from failures[0]
+        fatal: list[tuple[str, OSError]] = []
+        for address in listen.split(","):
+            hosts = LOOPBACKS if address == LOCALHOST else (address,)
+            failed: list[OSError] = []
+            for host in hosts:
+                taken = sockets[0].getsockname()[1] if sockets else port
+                try:
+                    sockets.append(_bind_one(host, taken, kind))
+                except OSError as exc:
+                    failed.append(exc)
+            exhausted = [exc for exc in failed if exc.errno in _EXHAUSTED]
+            if exhausted or len(failed) == len(hosts):
+                fatal.append((address, (exhausted or failed)[0]))
+            failures += failed
+        in_use = {exc for exc in failures if exc.errno == errno.EADDRINUSE}
+        elsewhere = port == 0 and sockets and in_use and in_use.issuperset(e for _, e in fatal)
+        if elsewhere and attempt > 1:
+            _close(sockets)
+            continue
+        if fatal:
+            _close(sockets)
+            address, cause = fatal[0]
+            raise _listen_error(address, port, cause) from cause
+        return sockets
     raise AssertionError("the last attempt returns or raises")
 
 
-def unbound_loopback(address: str, bound: Iterable[str]) -> str | None:
+def unbound_loopback(listen: str, bound: Iterable[str]) -> str | None:
     """Return the address of `localhost` that this machine has but `bound` lacks; None if none."""
-    missing = [host for host in LOOPBACKS if host not in bound] if address == LOCALHOST else []
-    return next((host for host in missing if _is_bindable(host)), None)
+    wanted = LOOPBACKS if LOCALHOST in listen.split(",") else ()
+    held = set(bound)
+    return next((host for host in wanted if host not in held and _is_bindable(host)), None)
 
 
-def is_free(address: str, port: int) -> bool:
+def is_free(listen: str, port: int) -> bool:
     """Return whether both TCP and UDP can be bound now."""
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         try:
-            sockets = bind(address, port, kind)
+            sockets = bind(listen, port, kind)
         except ListenError:
             return False
-        for sock in sockets:
-            sock.close()
+        _close(sockets)
     return True
+
+
+def _close(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
 
 
 def _bind_one(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
@@ -116,7 +131,7 @@ def _listen_error(address: str, port: int, exc: OSError) -> ListenError:
     return ListenError(f"cannot listen on {where}: {os.strerror(exc.errno or 0)}", hint=hint)
 
 
-def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
+def port_owner(protocol: Protocol, listen: str, port: int) -> str | None:
     """Return the owner as `nginx (pid 812)` or `another krelay (pid 812)`, None if the system hides
     it from this user.
 
@@ -135,7 +150,7 @@ def port_owner(protocol: Protocol, address: str, port: int) -> str | None:
         ):
             continue
         local = connection.laddr
-        if local and local.port == port and _overlaps(local.ip, address):
+        if local and local.port == port and _overlaps(local.ip, listen):
             if connection.pid == os.getpid():
                 return "this krelay"
             try:
@@ -153,7 +168,8 @@ def _is_krelay(command: Sequence[str]) -> bool:
     return not _KRELAYS.isdisjoint(names[:2]) or names[1:] == ["-m", "krelay"]
 
 
-def _overlaps(held: str, wanted: str) -> bool:
-    if wanted == LOCALHOST:
-        return held in (*LOOPBACKS, *_WILDCARDS)
-    return held == wanted or held in _WILDCARDS or wanted in _WILDCARDS
+def _overlaps(held: str, listen: str) -> bool:
+    wanted = set(listen.split(","))
+    if LOCALHOST in wanted:
+        wanted.update(LOOPBACKS)
+    return held in wanted or held in _WILDCARDS or not wanted.isdisjoint(_WILDCARDS)

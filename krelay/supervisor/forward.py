@@ -263,7 +263,8 @@ class Forward:
             where = Endpoint(missing, listener.addresses[0][1])
             owner = await self._owner(protocol, missing, where.port)
             by = f" by {owner}" if owner else ""
-            self._log.warning("only %s is bound: %s is taken%s", self.addresses[0], where, by)
+            bound = " and ".join(str(Endpoint(*bound)) for bound in listener.addresses)
+            self._log.warning("it listens only on %s: %s is taken%s", bound, where, by)
 
     async def _owner(self, protocol: Protocol, address: str, port: int) -> str | None:
         """Return who has the port, if the system says so."""

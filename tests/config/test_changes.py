@@ -82,6 +82,12 @@ def test_a_changed_forward_is_described(before: str, after: str, expected: list[
     assert described(before, after, live=2) == expected
 
 
+def test_each_address_of_a_forward_is_described() -> None:
+    several = dataclasses.replace(target("svc/a 1:80"), listen="127.0.0.2,::1")
+    _, line = described(None, Config((several,)))
+    assert line == "+ web: added 127.0.0.2,[::1]:1 -> svc/a:80"
+
+
 def test_one_connection_is_written_in_the_singular() -> None:
     (line,) = described("svc/a 1:80", "svc/a 1:81", live=1)
     assert line.endswith(", 1 live connection stays")

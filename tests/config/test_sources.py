@@ -184,8 +184,7 @@ def test_the_listen_option_applies_to_targets_with_the_default_address() -> None
     ]
     config = Overlay(listens=("127.0.0.1", "::1")).over(Config((WEB, DB)))
     assert [(target.name, target.listen) for target in config.targets] == [
-        ("web -l 127.0.0.1", "127.0.0.1"),
-        ("web -l ::1", "::1"),
+        ("web", "127.0.0.1,::1"),
         ("db", "::1"),
     ]
 
@@ -296,7 +295,9 @@ def test_an_address_of_the_command_line_opens_no_proxy_of_a_file() -> None:
     config = Config((WEB, proxy_target("p")))
     with pytest.raises(UsageError, match=r"p: `0\.0\.0\.0` is open"):
         Overlay(listens=("0.0.0.0",)).over(config)
-    assert len(Overlay(listens=("127.0.0.2", "::1")).over(config).targets) == 4
+    assert Overlay(listens=("127.0.0.2", "::1")).over(config)
+    with pytest.raises(UsageError, match=r"p: `127\.0\.0\.2,0\.0\.0\.0` is open"):
+        Overlay(listens=("127.0.0.2", "0.0.0.0")).over(config)
     assert Overlay(listens=("0.0.0.0",), insecure=True).over(config)
 
 

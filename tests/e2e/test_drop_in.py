@@ -262,9 +262,9 @@ class Started:
 
 def forwarded(args: list[str], config: Config) -> Forwards:
     """Run a line in kubectl."""
-    count = sum(
-        len(target.ports) * (2 if target.listen == "localhost" else 1) for target in config.targets
-    )
+    (target,) = config.targets
+    addresses = target.listen.replace("localhost", "127.0.0.1,::1").split(",")
+    count = len(target.ports) * len(addresses)
     with kit.Krelay(*args, program=("kubectl", "port-forward"), expect=None) as kubectl:
         kubectl.wait_lines(count)
         found = [match.groups() for line in kubectl.output if (match := LINE.match(line))]
@@ -286,9 +286,10 @@ def relayed(lines: list[Started], folder: Path) -> None:
     """Run what krelay understood of all lines, in one krelay."""
     targets: dict[str, str] = {}
     for number, line in enumerate(lines):
-        for index, target in enumerate(line.config.targets):
-            ports = " ".join(f"{port.local}:{port.remote}" for port in target.ports)
-            words = f"-n {target.namespace} -l {target.listen} {target} {ports}"
+        (target,) = line.config.targets
+        ports = " ".join(f"{port.local}:{port.remote}" for port in target.ports)
+        for index, address in enumerate(target.listen.split(",")):
+            words = f"-n {target.namespace} -l {address} {target} {ports}"
             targets[f"line-{number}-{index}"] = words
     file = folder / "krelay.yaml"
     file.write_text(yaml.safe_dump({"apiVersion": "krelay/v1", "targets": targets}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import subprocess
@@ -183,6 +184,71 @@ def test_a_random_port_for_localhost_is_sought_a_limited_number_of_times(
     monkeypatch.setattr(module, "_bind_one", unlucky)
     with bound("localhost", 0, TCP) as (sock,):
         assert sock.getsockname()[0] == "127.0.0.1"
+
+
+@KINDS
+def test_several_addresses_share_one_random_port(kind: socket.SocketKind) -> None:
+    with bound("127.0.0.1,127.0.0.2,127.0.0.3", 0, kind) as sockets:
+        names = [sock.getsockname() for sock in sockets]
+        assert [host for host, _ in names] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+        assert len({port for _, port in names}) == 1
+
+
+@IPV6
+def test_localhost_may_be_one_of_several_addresses() -> None:
+    with bound("127.0.0.2,localhost", 0, TCP) as sockets:
+        assert [sock.getsockname()[0] for sock in sockets] == ["127.0.0.2", "127.0.0.1", "::1"]
+        assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    assert unbound_loopback("127.0.0.2,localhost", ["127.0.0.2", "127.0.0.1"]) == "::1"
+
+
+def test_a_random_port_taken_at_a_later_address_is_replaced_by_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, taken = module._bind_one, list[int]()
+    with contextlib.ExitStack() as stack:
+
+        def take_first(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+            if host == "127.0.0.2" and not taken:
+                taken.append(port)
+                stack.enter_context(real(host, port, kind))
+            return real(host, port, kind)
+
+        monkeypatch.setattr(module, "_bind_one", take_first)
+        with bound("127.0.0.1,127.0.0.2", 0, TCP) as (first, second):
+            assert first.getsockname()[1] == second.getsockname()[1]
+            assert first.getsockname()[1] not in taken
+
+
+@pytest.mark.parametrize(
+    ("number", "tries"), [(errno.EADDRINUSE, 20), (errno.EADDRNOTAVAIL, 1), (errno.EMFILE, 1)]
+)
+def test_each_of_several_addresses_must_be_bound(
+    number: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, first = module._bind_one, list[socket.socket]()
+
+    def refuse_second(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
+        if host == "127.0.0.2":
+            raise OSError(number, "no")
+        first.append(real(host, port, kind))
+        return first[-1]
+
+    monkeypatch.setattr(module, "_bind_one", refuse_second)
+    with pytest.raises(ListenError, match=r"cannot listen on 127\.0\.0\.2:0: "):
+        bind("127.0.0.1,127.0.0.2", 0, TCP)
+    assert len(first) == tries
+    assert all(sock.fileno() == -1 for sock in first)
+
+
+def test_the_owner_of_a_port_at_one_of_several_addresses_is_named() -> None:
+    port = rig.closed_port()  # which no other program takes in between
+    with bound("127.0.0.2", port, TCP):
+        with pytest.raises(ListenError, match=rf"127\.0\.0\.2:{port}: Address already in use"):
+            bind("127.0.0.1,127.0.0.2", port, TCP)
+        assert port_owner(Protocol.TCP, "127.0.0.1,127.0.0.2", port) == "this krelay"
+        assert port_owner(Protocol.TCP, "127.0.0.1,127.0.0.3", port) is None
+        assert not is_free("127.0.0.1,127.0.0.2", port)
 
 
 @KINDS

@@ -99,9 +99,20 @@ async def test_localhost_with_a_port_taken_in_one_family_is_bound_in_the_other(
                 pytest.skip("no IPv6 here")
             assert forward.addresses == [f"[::1]:{port}"]
             assert forward.failure is None
-            line = f"web: only [::1]:{port} is bound: 127.0.0.1:{port} is taken by "
+            line = f"web: it listens only on [::1]:{port}: 127.0.0.1:{port} is taken by "
             assert line in caplog.text
             forward.cut()
+
+
+@pytest.mark.parametrize("protocol", [Protocol.TCP, Protocol.UDP])
+async def test_a_forward_at_several_addresses_has_one_free_port(protocol: Protocol) -> None:
+    async with rig.path() as path:
+        forward = make(path, Port(80, 0, protocol), listen="127.0.0.1,127.0.0.2")
+        await bound(forward)
+        assert forward.listener is not None
+        ports = {port for _, port in forward.listener.addresses}
+        assert forward.addresses == [f"{host}:{min(ports)}" for host in ("127.0.0.1", "127.0.0.2")]
+        forward.cut()
 
 
 async def test_a_forward_without_a_protocol_waits_for_its_service() -> None:
