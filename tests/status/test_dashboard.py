@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from krelay.cli.terminal.figures import size
 from krelay.model import StatusConfig
 from krelay.state.states import DirectState, PodConnectionState, State, Trouble
 from krelay.status import Handler
@@ -344,7 +345,7 @@ class TestBrowser:
             await tab.until(f"{row('web')}.querySelectorAll('.ended tbody tr').length === 2")
             lines = f"[...{row('web')}.querySelectorAll('.ended tbody tr')]"
             live, ended = await tab.value(f"{lines}.map((line) => line.textContent)")
-            for part in ("psql (pid 812)", ":40001", "pod web-6d9f7c5b4-x2x8k", "1.0 MiB", "open"):
+            for part in ("psql (pid 812)", ":40001", "pod web-6d9f7c5b4-x2x8k", "1.0 MB", "open"):
                 assert part in live
             for part in ("127.0.0.1:40000", "1 s", f"not connected: {INJECTION}"):
                 assert part in ended
@@ -354,6 +355,11 @@ class TestBrowser:
             await tab.value(f"{button}.click()")
             assert await tab.value(f"{row('web')}.querySelector('.detail')") is None
             assert tab.errors == []
+
+    async def test_sizes_are_those_of_the_terminal(self, tmp_path: Path) -> None:
+        counts = [0, 999, 1000, 1234, 9949, 9951, 999_499, 999_501, 340 * 10**6, 5 * 10**15]
+        async with service(handlers=ANSWERS) as made, opened(made, tmp_path) as tab:
+            assert await tab.value(f"{counts}.map(size)") == list(map(size, counts))
 
     @pytest.mark.parametrize("width", [400, 1280, 2560])
     async def test_an_address_never_wraps(self, width: int, tmp_path: Path) -> None:
