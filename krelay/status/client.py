@@ -7,6 +7,7 @@ import json
 import select
 import shlex
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,45 @@ class NotRunningError(KrelayError):
     """No krelay runs this file."""
 
 
-class _Connection(http.client.HTTPConnection):
-    """An HTTP connection to the krelay that serves the socket at `path`."""
+class _Socket(socket.socket):
+    """A socket that takes `timeout` seconds in all, however many calls an answer needs."""
 
-    def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
+    def __init__(self, timeout: float) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._deadline = time.monotonic() + timeout
+
+    def connect(self, address: Any, /) -> None:
+        self.settimeout(min(_CONNECT_DEADLINE, self._left()))
+        super().connect(address)
+
+    def sendall(self, *args: Any) -> None:
+        self.settimeout(self._left())
+        super().sendall(*args)
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(self._left())
+        return super().recv_into(*args)
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0.0:
+            raise TimeoutError
+        return left
+
+
+class _Connection(http.client.HTTPConnection):
+    """An HTTP connection to the krelay that serves the socket at `path`, for one request that is
+    answered within `seconds`."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__("localhost")
         self._path = path
+        self._seconds = seconds
 
     def connect(self) -> None:
         check_directory(self._path)
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(min(_CONNECT_DEADLINE, self.timeout or _CONNECT_DEADLINE))
+        self.sock = _Socket(self._seconds)
         self.sock.connect(str(self._path))
-        self.sock.settimeout(self.timeout)
 
 
 def ask(
@@ -50,7 +77,7 @@ def ask(
     """Send a request to an instance or to the krelay that runs `file`, and return its answer.
 
     `resource` is a path like `/v1/status`, `body` the JSON object to send, and `timeout` the
-    seconds without any part of the answer.
+    seconds for the whole answer.
 
     Raises:
         NotRunningError: no krelay runs the file, or its socket may be another user's.

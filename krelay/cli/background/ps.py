@@ -18,7 +18,7 @@ from krelay.status.instances import Instance, instances
 from krelay.text import one_line
 
 _ANSWER_DEADLINE = 2.0
-_MOST_AT_ONCE = 16
+_MOST_AT_ONCE = 64
 _TITLES = ("READY", "PID", "UP", "CONTEXT", "FILE")
 
 

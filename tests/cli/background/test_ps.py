@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +21,7 @@ from krelay.cli.background import ps as module
 from krelay.cli.background.ps import ps
 from krelay.state.states import ContextState
 from krelay.status.instances import instances
+from krelay.status.socket_path import socket_path
 from tests.cli.asked import answering
 from tests.cli.reports import forward, report
 
@@ -93,6 +100,62 @@ async def test_one_that_does_not_answer_costs_a_bounded_time(
     assert err == f"krelay for {stuck} did not answer in time (pid {os.getpid()})\n"
     assert found[0]["error"].endswith(f"did not answer in time (pid {os.getpid()})")
     assert datetime.fromisoformat(found[0]["started"]) <= datetime.now(UTC)
+
+
+@asynccontextmanager
+async def dripping(file: Path, beginning: bytes, drop: bytes) -> AsyncIterator[None]:
+    """Run `file` with a socket whose answer never ends: `beginning`, then one `drop` after another
+    for as long as the client listens."""
+
+    def drip() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(beginning)
+                while True:
+                    connection.sendall(drop)
+                    time.sleep(0.01)
+
+    async with answering(file):
+        place = await asyncio.to_thread(socket_path, str(file))
+        place.unlink()
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as last:
+            server.bind(str(place))
+            server.listen()
+            thread = threading.Thread(target=drip)
+            thread.start()
+            try:
+                yield
+            finally:
+                last.connect(str(place))  # the thread may still wait for a client
+                last.close()
+                thread.join()
+
+
+@pytest.mark.parametrize(
+    ("beginning", "drop"),
+    [
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"x"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 60000000\r\n\r\n", b" "),
+    ],
+    ids=["status line", "header", "body"],
+)
+async def test_answers_that_drip_cost_the_same_bounded_time(
+    beginning: bytes,
+    drop: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(module, "_ANSWER_DEADLINE", 0.3)
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    async with dripping(first, beginning, drop), dripping(second, beginning, drop):
+        lines, err = await printed(capsys)
+    assert [line.split()[0] for line in lines] == ["READY", "?", "?"]
+    assert err.splitlines() == [
+        f"krelay for {file} did not answer in time (pid {os.getpid()})" for file in (first, second)
+    ]
 
 
 @pytest.mark.parametrize("answer", [{}, [], {**TWO, "contexts": None}, {**TWO, "forwards": [{}]}])
