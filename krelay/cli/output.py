@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeGuard
 
 import click
 
@@ -140,7 +140,7 @@ def set_up_logging(
         sys.unraisablehook = _log_unraisable
 
 
-def is_stderr_handler(handler: logging.Handler) -> bool:
+def is_stderr_handler(handler: logging.Handler) -> TypeGuard[logging.StreamHandler[Any]]:
     """Return whether `set_up_logging` made this handler."""
     return isinstance(handler, _StderrHandler)
 
@@ -195,17 +195,18 @@ def open_output() -> None:
 
 def silence_stdout() -> None:
     """Discard all further output, also that of the flush at exit: the reader has gone."""
-    _silence(sys.stdout)
+    silence(sys.stdout)
 
 
 def silence_terminal() -> None:
     """Discard what would go to the terminal: it takes no output, and a write would not return."""
     for stream in (sys.stdout, sys.stderr):
         if stream.isatty():
-            _silence(stream)
+            silence(stream)
 
 
-def _silence(stream: TextIO) -> None:
+def silence(stream: TextIO) -> None:
+    """Discard all further output to a stream."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 from typing import Any
 
+from krelay.cli.output_queue import queued_output
 from krelay.cli.signals import on_signal, run_to_exit
 from krelay.cli.terminal.screen import in_foreground
 from krelay.config.sources import Selection
@@ -69,7 +70,8 @@ def run(
     raise_file_limit()
     tunnel = dataclasses.replace(config.tunnel, drain=min(_DRAIN, config.tunnel.drain))
     config = dataclasses.replace(config, tunnel=tunnel)
-    return run_to_exit(_Run(config, command, timeout, contexts).run())
+    with queued_output():
+        return run_to_exit(_Run(config, command, timeout, contexts).run())
 
 
 def find(name: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from krelay.cli.background.child import Report
 from krelay.cli.output import echo, echo_event, in_json, keep_log, note, silence_stdout
+from krelay.cli.output_queue import queued_output
 from krelay.cli.signals import is_ignored, on_signal, run_to_exit
 from krelay.cli.systemd import Notifier, Service
 from krelay.config.watch import Mode, mode_from_env
@@ -112,7 +113,7 @@ def run(
         # What a person waits for belongs on a terminal, though the log has no place for it.
         supervisor.bus.on(Ending, _say_ending)
     reloader = Reloader(source, supervisor)
-    with keep_log() as ring:
+    with keep_log() as ring, queued_output():
         return run_to_exit(
             _run(
                 supervisor,

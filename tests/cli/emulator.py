@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import pty
+import select
 import signal
 import struct
 import sys
@@ -59,6 +60,18 @@ class Screen(pyte.HistoryScreen):
             self.cursor.hidden = hidden
             self.ensure_vbounds()
         super().reset_mode(*modes, **options)
+
+
+def fill(descriptor: int) -> None:
+    """Write blanks until a terminal or a pipe takes no more."""
+    os.set_blocking(descriptor, False)
+    # The system moves what a terminal was given, and then there is room again.
+    while select.select((), (descriptor,), (), 0.1)[1]:
+        for size in (1024, 1):
+            with suppress(BlockingIOError):
+                while True:
+                    os.write(descriptor, b" " * size)
+    os.set_blocking(descriptor, True)
 
 
 class Terminal:
@@ -125,11 +138,13 @@ class Terminal:
     def stall(self) -> None:
         """Take no more output, as a terminal behind a dead SSH connection."""
         asyncio.get_running_loop().remove_reader(self._descriptor)
-        other = os.open(os.ttyname(self._slave), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK)
-        with suppress(BlockingIOError):
-            while True:
-                os.write(other, b" " * 1024)
+        other = os.open(os.ttyname(self._slave), os.O_WRONLY | os.O_NOCTTY)
+        fill(other)
         os.close(other)
+
+    def go_on(self) -> None:
+        """Take output again."""
+        asyncio.get_running_loop().add_reader(self._descriptor, self.read)
 
     def hang_up(self) -> None:
         """Close the window."""
@@ -187,7 +202,12 @@ async def terminal(
                 shown.process.send_signal(signal.SIGCONT)  # it may have put itself to sleep
                 shown.process.terminate()
                 shown.process.terminate()
-            await shown.process.wait()
+            try:
+                async with asyncio.timeout(20.0):
+                    await shown.process.wait()
+            finally:
+                if shown.process.returncode is None:
+                    shown.process.kill()
     finally:
         if shown._descriptor >= 0:
             shown.hang_up()

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from krelay.cli.output import is_stderr_handler, repeat_filter, silence_terminal
+from krelay.cli.output_queue import wait_until_written
 from krelay.cli.signals import on_signal
 from krelay.cli.terminal.figures import RateMeter, Rates
 from krelay.cli.terminal.keys import Browser, Keys, names_of
@@ -212,6 +213,8 @@ class Live:
             logger.debug("the terminal has gone")
 
     def _paint(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            wait_until_written(stream)  # else it would come onto the table's screen
         while not self._ended:
             self._log.changed.wait(_LEAST if self._waiting() else None)
             self._log.changed.clear()
