@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import io
-import json
 import os
 import platform
 import re
@@ -26,7 +25,7 @@ from krelay import __version__
 from krelay.config import files
 from krelay.config.redaction import redacted
 from krelay.doctor.finding import Finding
-from krelay.doctor.redaction import Redactor, secrets_of_environment, secrets_of_login
+from krelay.doctor.redaction import Redactor, dumped, secrets_of_environment, secrets_of_login
 from krelay.errors import ClusterError, ConfigError, KrelayError, UsageError
 from krelay.model import Config
 from krelay.threads import in_thread
@@ -74,8 +73,8 @@ async def write(
         except (ConfigError, UsageError):
             pass  # the report says so
         texts |= await in_thread(partial(_files, config, file, redact))
-    texts["doctor.json"] = _json([finding.as_json() for finding in findings])
-    texts["versions.json"] = _json(await in_thread(versions))
+    texts["doctor.json"] = dumped([finding.as_json() for finding in findings])
+    texts["versions.json"] = dumped(await in_thread(versions))
     snapshot = await in_thread(partial(_running, texts, file)) if file else {}
     names = {agent.get("context") for agent in snapshot.get("agents", ())} or {
         config.context if config else context
@@ -85,7 +84,10 @@ async def write(
             if api is not None:
                 redact.add(await in_thread(partial(list, secrets_of_login(api.login))))
                 await _agents(texts, api, name, snapshot)
-    cleaned = {name: redact(text[:_MAX_TEXT]) for name, text in texts.items()}
+    cleaned = {
+        name: (redact.json if name.endswith(".json") else redact)(text[:_MAX_TEXT])
+        for name, text in texts.items()
+    }
     await in_thread(partial(_write, path, cleaned))
     return sorted(cleaned)
 
@@ -154,7 +156,7 @@ def _running(texts: dict[str, str], file: str) -> dict[str, Any]:
 
     add("log.txt", "/v1/logs", lambda answer: _lines(answer["lines"]), lines=_LOG_LINES)
     add("tasks.txt", "/v1/tasks", lambda answer: answer["text"])
-    found: dict[str, Any] = add("status.json", "/v1/status", _json)
+    found: dict[str, Any] = add("status.json", "/v1/status", dumped)
     return found
 
 
@@ -205,7 +207,7 @@ async def _pod(api: Api, namespace: str, pod: str) -> str:
     spec, metadata = found.get("spec") or {}, found.get("metadata") or {}
     kept = ("nodeName", "priorityClassName", "securityContext", "tolerations", "nodeSelector")
     shown = ("name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "labels")
-    return _json(
+    return dumped(
         {
             "metadata": {key: metadata[key] for key in shown if key in metadata},
             "spec": {key: spec[key] for key in kept if key in spec},
@@ -225,7 +227,7 @@ async def _events(api: Api, namespace: str, pod: str) -> str:
     found = await api.get(collection("v1", "events", namespace), fieldSelector=selector)
     shown = ("type", "reason", "message", "count", "firstTimestamp", "lastTimestamp")
     items = found.get("items") or ()
-    return _json([{key: item.get(key) for key in shown} for item in items])
+    return dumped([{key: item.get(key) for key in shown} for item in items])
 
 
 async def _log(api: Api, namespace: str, pod: str) -> str:
@@ -255,7 +257,3 @@ def _write(path: Path, texts: dict[str, str]) -> None:
         raise UsageError(f"{path} exists", hint="choose another name for the bundle") from None
     except OSError as exc:
         raise files.unwritable(path, exc) from exc
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, default=str) + "\n"

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from krelay.cluster.auth.files import read_file
@@ -19,8 +20,22 @@ from krelay.config.redaction import REDACTED, is_sensitive
 
 SHORTEST = 4
 """Characters of a secret that is looked for: a shorter one would be found in other words."""
+_PART_OF_WORDS = 8
+"""Characters of a secret that is found inside of words too; a shorter one is a word by itself."""
+_WORDS = frozenset(
+    ("always", "auto", "debug", "default", "disabled", "enabled", "error", "false", "info", "never")
+    + ("none", "null", "true", "warn", "warning")
+)
+"""Values of variables that are no secrets, and that reports are full of."""
+# What stands before a word: also an escape, as in `\n`, `\u003c` or `%2F`.
+_START = (
+    r"(?:(?<![A-Za-z0-9])|(?<=\\[abfnrtv])|(?<=\\u[0-9a-fA-F]{4})"
+    r"|(?<=\\x[0-9a-fA-F]{2})|(?<=%[0-9a-fA-F]{2}))"
+)
+_END = r"(?![A-Za-z0-9])"
 
 _NAMES = r"(?:password|passwd|passphrase|secret|token|authorization|api[-_]?key|private[-_]?key)"
+_SECRET_KEY = re.compile(f"{_NAMES}$", re.IGNORECASE)
 _PATTERNS = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), replacement)
     for pattern, replacement in (
@@ -52,7 +67,7 @@ class Redactor:
     def add(self, secrets: Iterable[str]) -> None:
         """Replace these from now on, also where they are quoted for a URL or for JSON."""
         for secret in secrets:
-            if len(secret) >= SHORTEST:
+            if len(secret) >= SHORTEST and secret.casefold() not in _WORDS:
                 escaped = secret.encode("unicode_escape").decode()
                 in_json = (json.dumps(secret, ensure_ascii=ascii)[1:-1] for ascii in (False, True))
                 forms = (secret, quote(secret, safe=""), unquote(secret), escaped, *in_json)
@@ -61,10 +76,41 @@ class Redactor:
     def __call__(self, text: str) -> str:
         """Return `text` without secrets."""
         for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, REDACTED)
+            if len(secret) >= _PART_OF_WORDS:
+                text = text.replace(secret, REDACTED)
+            elif secret in text:
+                text = re.sub(_as_word(secret), REDACTED, text)
         for pattern, replacement in _PATTERNS:
             text = pattern.sub(replacement, text)
         return text
+
+    def json(self, text: str) -> str:
+        """Return a JSON text without secrets: what is left is valid JSON."""
+        try:
+            return dumped(self._value(json.loads(text)))
+        except (ValueError, RecursionError):
+            return self(text)
+
+    def _value(self, value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {self(name): self._value(item, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._value(item, key) for item in value]
+        if isinstance(value, str):
+            return REDACTED if _SECRET_KEY.search(key) and value else self(value)
+        # A number may be a secret too; `true` and null are not.
+        shown = str(value)
+        return value if isinstance(value, bool | None) or self(shown) == shown else REDACTED
+
+
+def dumped(value: Any) -> str:
+    """Return a value as JSON for a person to read."""
+    return json.dumps(value, indent=2, default=str) + "\n"
+
+
+def _as_word(secret: str) -> str:
+    start = _START if secret[0].isalnum() else ""
+    return start + re.escape(secret) + (_END if secret[-1].isalnum() else "")
 
 
 def secrets_of_login(login: Login) -> Iterator[str]:

@@ -35,6 +35,7 @@ agent:
   annotations: {vault/token: planted-annotation, note: "see https://planted-user@example.test/"}
   patches:
     - patch: {spec: {containers: [{name: krelay-server, env: [{name: X, value: planted-env}]}]}}
+    - patch: {spec: {containers: [{name: krelay-server, env: [{name: Y, value: "true"}]}]}}
 targets:
   web: svc/web :80  # planted-comment
 """
@@ -103,7 +104,7 @@ async def test_no_secret_is_in_the_archive(
 
     async def status(body: Mapping[str, Any]) -> dict[str, Any]:
         agents = [{"context": "here", "where": [WHERE, "process 7, port 8"]}]
-        return {"agents": agents, "forwards": [{"reason": spoken}]}
+        return {"agents": agents, "ready": True, "forwards": [{"reason": spoken}]}
 
     async def logs(body: Mapping[str, Any]) -> dict[str, Any]:
         return {"lines": [{"number": 1, "text": spoken}], "last": 1}
@@ -143,6 +144,7 @@ async def test_no_secret_is_in_the_archive(
         assert secret not in whole
     assert "web: svc/web :80" in found["file/0-krelay.yaml"]
     assert json.loads(found["doctor.json"])[0]["check"] == "server"
+    assert json.loads(found["running/status.json"])["ready"] is True
     assert '"nodeName": "node-1"' in found[names[2]]
     assert stat.S_IMODE(archive.stat().st_mode) == 0o600
 
@@ -273,6 +275,55 @@ def test_a_secret_is_taken_out_of_json(secret: str) -> None:
         for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
             found = json.loads(redact(text))
             assert found == value.replace(secret, "<redacted>")
+
+
+@pytest.mark.parametrize(
+    ("secret", "text", "clean"),
+    [
+        ("true", '{"ready": true, "why": "true"}', '{"ready": true, "why": "true"}'),
+        ("Debug", "debug: the Debug log", "debug: the Debug log"),
+        ("pea", "peas and a pea", "peas and a pea"),
+        ("pear7", "pear7, pear78, apear7", "<redacted>, pear78, apear7"),
+        ("pear7", "_pear7_ 'pear7' x=pear7&y", "_<redacted>_ '<redacted>' x=<redacted>&y"),
+        ("pear7", r"a\npear7 \u003cpear7\u003e a%2Fpear7", r"a\n<redacted> \u003c<redacted>"),
+        ("+ear+", "a+ear+b", "a<redacted>b"),
+        ("pears-77", "apears-778", "a<redacted>8"),
+    ],
+)
+def test_a_short_secret_is_a_word_by_itself(secret: str, text: str, clean: str) -> None:
+    assert Redactor([secret])(text).startswith(clean)
+
+
+def test_json_stays_valid_json() -> None:
+    redact = Redactor(["true", "1234", "12345678", "pear7", "a-long-secret"])
+    value = {
+        "ready": True,
+        "port": 1234,
+        "other": 12_345,
+        "id": 1_123_456_789,
+        "rtt": 0.5,
+        "a-long-secret": None,
+        "token": "x",
+        "apiKey": "",
+        "reasons": ["true", "pear7", "-p pear7 password=x\\", 'say "a-long-secret"'],
+    }
+    assert json.loads(redact.json(json.dumps(value))) == {
+        "ready": True,
+        "port": "<redacted>",
+        "other": 12_345,
+        "id": "<redacted>",
+        "rtt": 0.5,
+        "<redacted>": None,
+        "token": "<redacted>",
+        "apiKey": "",
+        "reasons": [
+            "true",
+            "<redacted>",
+            "-p <redacted> password=<redacted>",
+            'say "<redacted>"',
+        ],
+    }
+    assert redact.json('left out: {"pear7"') == 'left out: {"<redacted>"'
 
 
 @pytest.mark.parametrize(
