@@ -76,6 +76,59 @@ def namespaces(**labels: str) -> Iterator[Any]:
             kubectl("delete", "namespace", *made, "--wait=false", "--ignore-not-found")
 
 
+def service_account(namespace: str, name: str) -> str:
+    """The user name of a service account."""
+    return f"system:serviceaccount:{namespace}:{name}"
+
+
+def wait_granted(user: str) -> None:
+    """Wait until the API server, which watches Roles, grants what those of a user permit."""
+
+    def granted() -> bool:
+        reviews = list(_reviews(user))
+        if not reviews:
+            return True
+        answers = kubectl(
+            *("create", "-f", "-", "-o", r'jsonpath={.status.allowed}{"\n"}'),
+            stdin=yaml.safe_dump_all(reviews),
+        )
+        return answers.split() == ["true"] * len(reviews)
+
+    eventually(granted, f"the Roles of {user} are in effect")
+
+
+def _reviews(user: str) -> Iterator[dict[str, Any]]:
+    """Yield a question about each rule of a user's Roles."""
+    found = json.loads(kubectl("get", "roles,rolebindings", "-A", "-o", "json"))["items"]
+    place = {
+        (one["kind"], one["metadata"]["namespace"], one["metadata"]["name"]): one for one in found
+    }
+    for (kind, namespace, _), binding in place.items():
+        if kind == "RoleBinding" and user in map(_user, binding.get("subjects", ())):
+            role = place.get(("Role", namespace, binding["roleRef"]["name"]), {})
+            for rule in role.get("rules") or ():
+                resource, _, subresource = rule["resources"][0].partition("/")
+                asked = {
+                    "namespace": namespace,
+                    "verb": rule["verbs"][0],
+                    "group": rule["apiGroups"][0],
+                    "resource": resource,
+                    "subresource": subresource,
+                    "name": next(iter(rule.get("resourceNames", ())), ""),
+                }
+                yield {
+                    "apiVersion": "authorization.k8s.io/v1",
+                    "kind": "SubjectAccessReview",
+                    "spec": {"user": user, "resourceAttributes": asked},
+                }
+
+
+def _user(subject: dict[str, str]) -> str:
+    name = subject["name"]
+    account = subject["kind"] == "ServiceAccount"
+    return service_account(subject["namespace"], name) if account else name
+
+
 def pod_spec(**more: Any) -> dict[str, Any]:
     """A pod that runs the target's program, ready when it says so."""
     return {

@@ -18,6 +18,7 @@ from krelay.cluster.api import Api, collection, object_path
 from krelay.cluster.auth.kubeconfig import Overrides
 from krelay.errors import AccessDeniedError, AgentError, ClusterError, NotFoundError
 from krelay.model import AgentConfig, Patch
+from tests.e2e import kit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(90)]
 
@@ -284,7 +285,9 @@ async def roles(api: Api, namespace: str, **wanted: list[dict[str, Any]]) -> str
             collection("rbac.authorization.k8s.io/v1", "rolebindings", namespace),
             {"metadata": {"name": name}, "roleRef": role, "subjects": [subject]},
         )
-    return f"system:serviceaccount:{namespace}:default"
+    user = kit.service_account(namespace, "default")
+    await asyncio.to_thread(kit.wait_granted, user)
+    return user
 
 
 async def as_user(user: str) -> Api:

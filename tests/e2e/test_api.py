@@ -27,6 +27,7 @@ from krelay.errors import (
     NotFoundError,
     UnreachableError,
 )
+from tests.e2e import kit
 
 pytestmark = pytest.mark.e2e
 
@@ -72,6 +73,7 @@ def grant(admin: Api, namespace: str) -> Grant:
                 "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
             },
         )
+        await asyncio.to_thread(kit.wait_granted, kit.service_account(namespace, name))
         answer = await admin.create(
             object_path("v1", "serviceaccounts", namespace, name, "token"),
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"},

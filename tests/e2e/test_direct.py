@@ -78,6 +78,7 @@ def account(namespace: str, folder: Path, *rights: str) -> str:
         role, subject = f"only-{number}", f"--serviceaccount={namespace}:only"
         kit.kubectl(*named, "role", role, f"--verb={verbs}", f"--resource={resources}")
         kit.kubectl(*named, "rolebinding", role, f"--role={role}", subject)
+    kit.wait_granted(kit.service_account(namespace, "only"))
     token = kit.kubectl("-n", namespace, "create", "token", "only").strip()
     found = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "-o", "json"))
     found["users"][0]["user"] = {"token": token}

@@ -26,6 +26,7 @@ class Account:
 
     def __init__(self, home: str, own: str, path: Path) -> None:
         self.home, self.path = home, path
+        self.user = kit.service_account(home, "dev")
         kit.kubectl("-n", home, "create", "serviceaccount", "dev")
         token = kit.kubectl("-n", home, "create", "token", "dev").strip()
         admin = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "-o", "json"))
@@ -39,6 +40,7 @@ class Account:
         done = kit.run("rbac", *words, "-n", namespace, *account)
         assert done.process.returncode == 0, done.told()
         kit.kubectl("apply", "-f", "-", stdin="\n".join(done.output))
+        kit.wait_granted(self.user)
 
     def kubectl_relay(self, *args: str, expect: int | None = 0) -> Krelay:
         return kubectl_relay("--kubeconfig", str(self.path), *args, expect=expect)
@@ -130,7 +132,7 @@ def test_a_chosen_namespace_decides_without_a_fallback(
     assert any(f'"{place}"' in line for line in refused.log)
 
 
-def follow_hint(krelay: Krelay) -> None:
+def follow_hint(krelay: Krelay, account: Account) -> None:
     """Do what the hint says, as an administrator."""
     krelay.finish()
     command = next(line.partition(" with: ")[2] for line in krelay.log if " with: " in line)
@@ -141,6 +143,7 @@ def follow_hint(krelay: Krelay) -> None:
         env={**os.environ, "PATH": PATH},
         timeout=60,
     )
+    kit.wait_granted(account.user)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_one_command_of_the_hint_gives_every_right(
     words = ["-n", world, target, port]
     if target == "sts/db":
         words += ["--agent-namespace", account.home]
-    follow_hint(account.kubectl_relay(*words))
+    follow_hint(account.kubectl_relay(*words), account)
     # Rights for something else take none away.
     account.allow(world, "deploy/web", "80")
     with account.kubectl_relay(*words) as krelay:
@@ -172,12 +175,13 @@ def test_the_hint_for_a_missing_port_forward_gives_every_right(
         some = ("--verb=create,delete,list,watch", f"--resource={ALL_BUT_FORWARDS}")
         kit.kubectl("-n", place, "create", "role", own, *some)
         kit.kubectl("-n", place, "create", "rolebinding", own, f"--role={own}", subject)
+    kit.wait_granted(account.user)
     words = ("-n", world, "--via", via, "svc/web", ":80")
     krelay = account.kubectl_relay(*words)
     if via == "direct":
         krelay.wait_log(" with: ")
         krelay.process.terminate()
-    follow_hint(krelay)
+    follow_hint(krelay, account)
     with account.kubectl_relay(*words) as krelay:
         assert page(krelay)
         assert not moved(krelay)
@@ -195,7 +199,7 @@ targets:
 """
     )
     environ = {"KUBECONFIG": str(account.path)}
-    follow_hint(kit.run("up", "-f", str(path), environ=environ))
+    follow_hint(kit.run("up", "-f", str(path), environ=environ), account)
     with Krelay("up", "-f", str(path), environ=environ) as krelay:
         krelay.wait_lines(2)
         assert kit.http_get(krelay.address("web"))
@@ -210,6 +214,7 @@ def test_two_users_keep_their_bindings(namespace: Make, world: str, tmp_path: Pa
     bindings = kit.get(place, "rolebindings", "-l", "app.kubernetes.io/managed-by=krelay")["items"]
     assert {b["subjects"][0]["name"] for b in bindings} == {"jane", "joe"}
     for name in ("jane", "joe"):
+        kit.wait_granted(name)
         can = kit.kubectl("auth", "can-i", "create", "jobs", "-n", place, "--as", name)
         assert can.strip() == "yes"
 
@@ -221,5 +226,7 @@ def test_the_hint_of_init_gives_every_right(namespace: Make, world: str, tmp_pat
     refused = kit.run(*words, environ=environ)
     hint = next(line for line in refused.log if " with: " in line)
     kit.kubectl(*shlex.split(hint.partition(" with: kubectl ")[2]))
-    done = kit.run(*words, environ=environ)
-    assert done.process.returncode == 0, done.told()
+    # The API server applies them a moment later.
+    kit.eventually(
+        lambda: kit.run(*words, environ=environ).process.returncode == 0, "the new rights"
+    )

@@ -19,6 +19,7 @@ from krelay.model import Transport
 from krelay.net.api_access import ApiAccess
 from krelay.transport.pipe import Pipe
 from krelay.transport.portforward import TransportPreference, open_portforward
+from tests.e2e import kit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
@@ -203,6 +204,7 @@ async def granted(admin: Api, namespace: str, *verbs: str) -> ApiAccess:
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     }
     await admin.create(collection(RBAC, "rolebindings", namespace), binding)
+    await asyncio.to_thread(kit.wait_granted, kit.service_account(namespace, name))
     path = object_path("v1", "serviceaccounts", namespace, name, "token")
     token = (await admin.create(path, {"spec": {}}))["status"]["token"]
     access = await admin.access()

@@ -148,11 +148,12 @@ def account(namespace: str, tmp_path: Path, *rules: dict[str, Any]) -> str:
         "kind": "RoleBinding",
         "metadata": {"name": "some"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "some"},
-        "subjects": [{"kind": "ServiceAccount", "name": "somebody"}],
+        "subjects": [{"kind": "ServiceAccount", "name": "somebody", "namespace": namespace}],
     }
     kit.kubectl("-n", namespace, "create", "serviceaccount", "somebody")
     if rules:
         kit.apply(namespace, role, binding)
+        kit.wait_granted(kit.service_account(namespace, "somebody"))
     token = kit.kubectl("-n", namespace, "create", "token", "somebody").strip()
     mine = json.loads(kit.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
     mine["users"] = [{"name": mine["contexts"][0]["context"]["user"], "user": {"token": token}}]
@@ -193,6 +194,7 @@ def test_the_example_s_roles_are_enough(namespace: Make, world: str, tmp_path: P
         binding = bound(role["metadata"]["name"])
         binding["subjects"][0]["namespace"] = place
         kit.apply(where, role, binding)
+    kit.wait_granted(kit.service_account(place, "somebody"))
     text = config(
         place,
         f"svc: svc/web :80 -n {world}\n  headless: svc/headless :80 -n {world}\n"
@@ -221,19 +223,7 @@ def test_what_krelay_rbac_prints_is_enough(namespace: Make, world: str, tmp_path
         (kind, where) for kind in ("Role", "RoleBinding") for where in (place, world)
     }
     kit.kubectl("apply", "-f", "-", stdin="\n".join(printed.output))
-
-    def granted() -> bool:
-        """Whether the API server, which watches them, knows of both Roles."""
-        user = f"system:serviceaccount:{place}:somebody"
-        return all(
-            kit.kubectl("auth", "can-i", *words, "--as", user, check=False).strip() == "yes"
-            for words in (
-                ("create", "jobs.batch", "-n", place),
-                ("watch", "services/web", "-n", world),
-            )
-        )
-
-    kit.eventually(granted, "the Roles are in effect")
+    kit.wait_granted(kit.service_account(place, "somebody"))
     with kit.up(text, tmp_path, 4, environ={"KUBECONFIG": kubeconfig}) as krelay:
         for name in ("svc", "deploy", "job", "pod"):
             assert kit.http_get(krelay.address(name))
