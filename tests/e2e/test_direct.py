@@ -17,6 +17,7 @@ import yaml
 
 from tests.e2e import kit
 from tests.e2e.kit import Krelay
+from tests.e2e.test_admission import enforce
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 ECHO = """
@@ -193,7 +194,7 @@ def test_an_edit_moves_new_connections_to_the_other_way(namespace: str, tmp_path
         path.write_text(config(namespace, "direct", web="svc/web :80"))
         krelay.wait_log("re-routed svc/web:80 (via agent) -> svc/web:80 (via direct)")
         kit.http_get(address)
-        kit.eventually(lambda: kit.agents(namespace) == [], "the end of the agent")
+        kit.assert_no_agents(namespace)
 
 
 def test_a_quota_that_refuses_the_agent_leaves_the_direct_way(tmp_path: Path) -> None:
@@ -202,6 +203,7 @@ def test_a_quota_that_refuses_the_agent_leaves_the_direct_way(tmp_path: Path) ->
         kit.apply(name, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
         kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
         kit.kubectl("-n", name, "create", "quota", "none", "--hard=count/jobs.batch=0")
+        enforce(name)
         text = config(name, "auto", web="svc/web :80", far="host/db.example.test :5432")
         with kit.up(text, tmp_path, 2) as krelay:
             krelay.wait_log("no agent: ")
@@ -218,6 +220,7 @@ def test_a_quota_that_refuses_the_agent_leaves_the_direct_way(tmp_path: Path) ->
             krelay.wait_log("there is an agent now")
             assert kit.http_get(krelay.address("web"))
         kit.kubectl("-n", name, "create", "quota", "none", "--hard=count/jobs.batch=0")
+        enforce(name)
         path = tmp_path / "agent.yaml"
         path.write_text(config(name, "agent", web="svc/web :80"))
         with Krelay("up", "-f", str(path), expect=4) as refused:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.e2e import kit
+from tests.e2e.test_admission import enforce
 
 Make = Callable[..., str]
 
@@ -99,7 +100,7 @@ def quota(**hard: str) -> dict[str, Any]:
 
 def test_a_quota_with_room(namespace: Make, world: str, tmp_path: Path) -> None:
     place = namespace()
-    kit.apply(
+    enforce(
         place,
         quota(
             **{"requests.memory": "100Mi", "limits.memory": "1Gi", "limits.cpu": "2", "pods": "1"}
@@ -111,7 +112,7 @@ def test_a_quota_with_room(namespace: Make, world: str, tmp_path: Path) -> None:
 
 def test_a_quota_without_room(namespace: Make, world: str, tmp_path: Path) -> None:
     place = namespace()
-    kit.apply(place, quota(**{"limits.memory": "1Mi"}))
+    enforce(place, quota(**{"limits.memory": "1Mi"}))
     text = config(place, f"web: svc/web :80 -n {world}", "via: agent")
     done = kit.run("up", "-f", write(tmp_path, text))
     assert done.process.returncode == 4, done.told()
