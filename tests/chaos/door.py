@@ -72,7 +72,7 @@ def flooded(namespace: str, address: str) -> Iterator[None]:
     kit.apply(namespace, pod)
     try:
         kit.kubectl(
-            "-n", namespace, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=55s"
+            "-n", namespace, "wait", "--for=condition=Ready", f"pod/{name}", "--timeout=170s"
         )
         yield
     finally:

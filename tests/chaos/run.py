@@ -213,7 +213,7 @@ def lay_out(namespace: str) -> None:
         parts += [kit.workload("Deployment", side, 2), kit.service(side, side)]
     kit.apply(namespace, *parts)
     for side in SIDES:
-        kit.kubectl("-n", namespace, "rollout", "status", f"deploy/{side}", "--timeout=55s")
+        kit.kubectl("-n", namespace, "rollout", "status", f"deploy/{side}", "--timeout=170s")
 
 
 def seed_of(environ: str) -> int:

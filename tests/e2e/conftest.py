@@ -77,9 +77,9 @@ def world(cluster: None) -> Iterator[str]:
                 },
             },
         )
-        kit.kubectl("-n", namespace, "rollout", "status", "deploy/web", "--timeout=55s")
+        kit.kubectl("-n", namespace, "rollout", "status", "deploy/web", "--timeout=170s")
         kit.kubectl(
-            "-n", namespace, "wait", "--for=condition=Ready", "pods", "--all", "--timeout=55s"
+            "-n", namespace, "wait", "--for=condition=Ready", "pods", "--all", "--timeout=170s"
         )
         address = kit.get(namespace, "pod", "solo")["status"]["podIP"]
         kit.apply(

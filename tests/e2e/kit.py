@@ -36,9 +36,9 @@ It takes a minute or more if an API server has just restarted."""
 
 
 def kubectl(*args: str, stdin: str | None = None, check: bool = True) -> str:
-    """What kubectl says; it is given a minute."""
+    """What kubectl says; it is given three minutes."""
     done = subprocess.run(
-        ["kubectl", *args], input=stdin, capture_output=True, text=True, timeout=60, check=False
+        ["kubectl", *args], input=stdin, capture_output=True, text=True, timeout=180, check=False
     )
     if check and done.returncode:
         raise AssertionError(f"kubectl {' '.join(args)}: {done.stderr}")

@@ -146,7 +146,7 @@ def compose(
     kit.apply(place, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
     made = Compose(docker, checkout, place)
     made("build", *BASE)
-    kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=55s")
+    kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=170s")
     try:
         made("up", "-d")
         yield made, place
@@ -299,8 +299,8 @@ targets: {{web: -n {web} svc/web 8080:80}}
         },
         documented(),
     )
-    kit.kubectl("-n", web, "rollout", "status", "deploy/web", "--timeout=55s")
-    kit.kubectl("-n", place, "wait", "--for=condition=Ready", "pod/krelay", "--timeout=55s")
+    kit.kubectl("-n", web, "rollout", "status", "deploy/web", "--timeout=170s")
+    kit.kubectl("-n", place, "wait", "--for=condition=Ready", "pod/krelay", "--timeout=170s")
 
     # Its agent is in its own namespace; what asks it is another pod.
     assert len(kit.agents(place)) == 2

@@ -59,8 +59,8 @@ def namespace() -> Iterator[str]:
             kit.service("web", "web"),
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "lonely"}, "spec": lonely},
         )
-        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
-        kit.kubectl("-n", name, "wait", "pod/lonely", "--for=condition=Ready", "--timeout=55s")
+        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=170s")
+        kit.kubectl("-n", name, "wait", "pod/lonely", "--for=condition=Ready", "--timeout=170s")
         yield name
 
 
@@ -201,7 +201,7 @@ def test_a_quota_that_refuses_the_agent_leaves_the_direct_way(tmp_path: Path) ->
     with kit.namespaces() as make:
         name = make()
         kit.apply(name, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
-        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
+        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=170s")
         kit.kubectl("-n", name, "create", "quota", "none", "--hard=count/jobs.batch=0")
         enforce(name)
         text = config(name, "auto", web="svc/web :80", far="host/db.example.test :5432")
@@ -258,7 +258,7 @@ def test_a_direct_file_without_the_right_to_port_forward_ends_with_the_hint(
     with kit.namespaces() as make:
         name = make()
         kit.apply(name, kit.program(), kit.workload("Deployment", "web"), kit.service("web", "web"))
-        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
+        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=170s")
         kubeconfig = account(name, tmp_path, "get,list,watch services,pods")
         environ = {"KUBECONFIG": kubeconfig, "PATH": PATH}
         path = tmp_path / "direct.yaml"

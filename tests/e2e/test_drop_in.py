@@ -215,7 +215,7 @@ def place(world: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plac
         _pod("done", restartPolicy="Never", containers=[_ENDS]),
     )
     jsonpath = "--for=jsonpath={.status.phase}=Succeeded"
-    kit.kubectl("-n", world, "wait", jsonpath, "pod/done", "--timeout=55s")
+    kit.kubectl("-n", world, "wait", jsonpath, "pod/done", "--timeout=170s")
     made = Place(world, tmp_path_factory.mktemp("drop-in"))
     yield made
     made.close()

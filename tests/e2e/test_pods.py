@@ -66,8 +66,8 @@ def place(cluster: None) -> Iterator[str]:
             kit.service("local", "web", internalTrafficPolicy="Local"),
             kit.service("sticky", "web", sessionAffinity="ClientIP"),
         )
-        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
-        wait = ("-n", name, "wait", "--timeout=55s")
+        kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=170s")
+        wait = ("-n", name, "wait", "--timeout=170s")
         kit.kubectl(*wait, "--for=condition=Complete", "job/finished")
         kit.kubectl(*wait, "--for=condition=Ready", "pod/stuck")
         for app in ("solo", "unready"):
@@ -179,7 +179,7 @@ def test_a_pod_that_is_being_deleted_is_reached_while_it_runs(place: str) -> Non
 
 def test_a_relay_ends_with_its_pod(place: str) -> None:
     kit.apply(place, pod("brief", **kit.pod_spec(terminationGracePeriodSeconds=1)))
-    kit.kubectl("-n", place, "wait", "--for=condition=Ready", "pod/brief", "--timeout=55s")
+    kit.kubectl("-n", place, "wait", "--for=condition=Ready", "pod/brief", "--timeout=170s")
     krelay = relay("-n", place, "pod/brief", ":8000")
     krelay.wait_lines(1)
     kit.kubectl("-n", place, "delete", "pod", "brief")

@@ -57,7 +57,7 @@ def test_the_sample_is_tested_both_ways_and_edited(
         text = manifest.read_text().replace("redis:7-alpine", IMAGE)
         kit.kubectl("apply", "-n", place, "-f", "-", stdin=text)
     for name in ("redis", "stats"):
-        kit.kubectl("-n", place, "rollout", "status", f"deploy/{name}", "--timeout=55s")
+        kit.kubectl("-n", place, "rollout", "status", f"deploy/{name}", "--timeout=170s")
 
     found = run(shop, *KRELAY, "run", "--", *PYTEST, SHOP_NAMESPACE=place)
     assert "4 passed" in found

@@ -99,7 +99,7 @@ def test_auto_connects_once_and_never_to_a_debugger(
 ) -> None:
     place = namespace()
     kit.apply(place, *counter())
-    kit.kubectl("-n", place, "rollout", "status", "deploy/counted", "--timeout=55s")
+    kit.kubectl("-n", place, "rollout", "status", "deploy/counted", "--timeout=170s")
     file = tmp_path / "krelay.yaml"
     counted = Counted(place, file)
     file.write_text(

@@ -69,8 +69,8 @@ def place(namespace: Make) -> str:
         kit.service("local", "web", internalTrafficPolicy="Local"),
         kit.service("db", "db", clusterIP="None"),
     )
-    kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=55s")
-    kit.kubectl("-n", name, "rollout", "status", "sts/db", "--timeout=55s")
+    kit.kubectl("-n", name, "rollout", "status", "deploy/web", "--timeout=170s")
+    kit.kubectl("-n", name, "rollout", "status", "sts/db", "--timeout=170s")
     return name
 
 
@@ -99,8 +99,8 @@ def test_no_request_fails_in_a_rolling_update_and_a_pod_deletion(
         with Load(*addresses) as load:
             load.wait(100)
             kit.kubectl("-n", place, "rollout", "restart", "deploy/web", "sts/db")
-            kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=55s")
-            kit.kubectl("-n", place, "rollout", "status", "sts/db", "--timeout=55s")
+            kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=170s")
+            kit.kubectl("-n", place, "rollout", "status", "sts/db", "--timeout=170s")
             load.wait(100)
             pods = [pod["metadata"]["name"] for pod in kit.get(place, "pods")["items"]]
             doomed = [next(p for p in pods if p.startswith(kind)) for kind in ("web", "db")]
@@ -123,7 +123,7 @@ def test_a_live_connection_to_a_pod_that_stays_is_left_alone(place: str, tmp_pat
 
 def test_endpoints_from_none_to_some(place: str, tmp_path: Path) -> None:
     kit.kubectl("-n", place, "scale", "deploy/web", "--replicas=0")
-    kit.kubectl("-n", place, "wait", "--for=delete", "pod", "-l", "app=web", "--timeout=55s")
+    kit.kubectl("-n", place, "wait", "--for=delete", "pod", "-l", "app=web", "--timeout=170s")
     with kit.up(
         config(place, "web: svc/web :80\n deploy: deploy/web :8000"), tmp_path, 2
     ) as krelay:
@@ -178,6 +178,6 @@ def test_krelay_follows_a_rollout_of_a_daemonset(world: str, relay: Krelay) -> N
     with Load(relay.address("ds")) as load:
         load.wait(10)
         kit.kubectl("-n", world, "rollout", "restart", "ds/node")
-        kit.kubectl("-n", world, "rollout", "status", "ds/node", "--timeout=55s")
+        kit.kubectl("-n", world, "rollout", "status", "ds/node", "--timeout=170s")
         load.wait(10)
     assert set(load.results) == {"ok"}, f"{load.results}\n{relay.told()}"

@@ -58,7 +58,7 @@ def asked(namespace: Callable[..., str], tmp_path: Path) -> Iterator[tuple[Asked
         kit.service("web", "web"),
         kit.service("empty", "nobody"),
     )
-    kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=55s")
+    kit.kubectl("-n", place, "rollout", "status", "deploy/web", "--timeout=170s")
     pods = kit.get(place, "pods", "-l", "app=web")["items"]
     file = tmp_path / "krelay.yaml"
     file.write_text(
