@@ -34,6 +34,7 @@ _WATCH_EVERY = 1.0
 _LOOK_EVERY = 0.25
 """Seconds between two looks for a krelay that does not run yet, or has no room for a subscriber."""
 _WAIT_ANSWER_DEADLINE = 5.0
+"""Seconds, also for the last look: a busy krelay can still say what is not ready."""
 _FOLLOW_EVERY = 0.3
 _DOWN_LOOK_EVERY = 0.1
 _CLEANUP = 30.0
@@ -151,7 +152,7 @@ def wait_ready(file: str, names: Collection[str], *, timeout: float) -> Snapshot
     checked = noted = False
     try:
         while True:
-            found, missing = _try_snapshot(file, until)
+            found, missing = _try_snapshot(file)
             relayed = _targets(found) if found else set()
             if not checked and not relayed.issuperset(names):
                 check_names(file, names, relayed)
@@ -189,11 +190,10 @@ def print_routes(snapshot: Snapshot, names: Collection[str]) -> None:
                     echo(line)
 
 
-def _try_snapshot(file: str, until: float) -> tuple[Snapshot | None, str]:
+def _try_snapshot(file: str) -> tuple[Snapshot | None, str]:
     """Return the snapshot; or None and the reason for that."""
-    timeout = min(_WAIT_ANSWER_DEADLINE, max(until - time.monotonic(), 0.5))
     try:
-        return ask(file, "GET", "/v1/status", timeout=timeout), ""
+        return ask(file, "GET", "/v1/status", timeout=_WAIT_ANSWER_DEADLINE), ""
     except KrelayError as exc:
         return None, exc.message
 
