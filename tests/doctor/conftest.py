@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,8 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SLOW", 60.0)
     monkeypatch.setattr(cluster, "SERVER_DEADLINE", 60.0)
     monkeypatch.setattr(cluster, "ANSWER_DEADLINE", 60.0)
+    monkeypatch.setattr(machine, "Check", partial(machine.Check, deadline=60.0))
+    monkeypatch.setattr(machine, "_ANSWER_DEADLINE", 60.0)
     monkeypatch.setattr(engine, "_chosen", engine.Engine())
     monkeypatch.setattr(machine, "_limit", lambda: 20_000)
 
