@@ -32,7 +32,7 @@ Group = AgentGroup | DirectGroup
 class WarmingConfig:
     """What a plan adds: `groups` and `directs` by context, and `watchers` by target.
 
-    `prepare` makes it, `warm` waits until it works; `ready` does both. Then `ActiveConfig.commit`
+    `prepare` makes it, `warm` waits until it works; `warm_up` does both. Then `ActiveConfig.commit`
     takes it over, or `discard` removes it.
     """
 
@@ -65,23 +65,23 @@ class WarmingConfig:
         self._tasks = tasks
         self._bus = bus
 
-    async def ready(self, *, unless: asyncio.Event) -> bool:
+    async def warm_up(self, *, unless: asyncio.Event) -> bool:
         """Prepare and warm; return whether that ended before `unless` was set.
 
         If it did not, or failed, discard everything. Raises what `prepare` and `warm` raise.
         """
         try:
-            is_ready = await self._ready_before(unless)
+            is_warm = await self._warm_up_before(unless)
             # Let a cancellation that is on its way arrive: no commit may follow the drain.
             await asyncio.sleep(0)
         except BaseException:
             await shield_cleanup(self.discard(), within=HURRY)
             raise
-        if not is_ready:
+        if not is_warm:
             await shield_cleanup(self.discard(), within=HURRY)
-        return is_ready
+        return is_warm
 
-    async def _ready_before(self, newer: asyncio.Event) -> bool:
+    async def _warm_up_before(self, newer: asyncio.Event) -> bool:
         async def superseded() -> None:
             await newer.wait()
             raise _SupersededError

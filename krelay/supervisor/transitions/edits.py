@@ -220,7 +220,7 @@ class Edits:
             return True
         lines = self._changes(plan, request.config)
         warm = active.warming(request.config, plan)
-        if not await warm.ready(unless=self.newer):
+        if not await warm.warm_up(unless=self.newer):
             return False
         active.commit(warm)
         await wait_settled(

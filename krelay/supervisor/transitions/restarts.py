@@ -96,7 +96,7 @@ class Restarts:
                 )
             self._contexts.relist({group_of(config, target) for target in chosen.values()})
             warm = self._active.warming(config, plan, restarted=chosen)
-            if not await warm.ready(unless=self._newer):
+            if not await warm.warm_up(unless=self._newer):
                 return None
             count = self._active.commit(warm)
             return Restarted(tuple(chosen), count, len(warm.groups))
