@@ -381,18 +381,19 @@ async def test_a_newer_edit_supersedes_one_that_is_warming(
                     slow = tasks.create_task(w.edit(text(one, two, head=changed)))
                     await starting.wait()
                     # The same again is no newer one.
-                    again = tasks.create_task(w.edit(text(one, two, head=changed + "# same\n")))
-                    for _ in range(20):
-                        await asyncio.sleep(0.005)
+                    same = text(one, two, head=changed + "# same\n")
+                    await asyncio.to_thread(w.file.write_text, same)
+                    again = await w.reloader.load("the same")
                     assert not slow.done()
-                    assert not again.done()
+                    assert not again.done.is_set()
                     drift = w.supervisor.out_of_sync
                     assert drift is not None
                     assert drift.error is None  # it is on its way
                     newest = await w.edit(text(one, two))
                 # The former request must not succeed before the newer one has.
                 assert len(newest) == 1
-                assert slow.result() == again.result() == newest
+                assert slow.result() == newest
+                assert again.newer is w.supervisor.edits.request
             assert w.supervisor.out_of_sync is None
             assert set(w.listening) == {"one", "two"}
             assert [agent.stopped for agent in w.agents] == [False, True]
