@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Mapping
 
+from krelay.state.error_codec import from_json
 from krelay.state.events import Ending, ReloadEnded, ReloadStarted, Started
 from krelay.state.snapshot import Snapshot
 from krelay.state.states import State, is_ready
@@ -96,8 +97,11 @@ class Service:
 def _status_line(snapshot: Snapshot) -> str:
     active = [forward for forward in snapshot.forwards if forward.state is not State.DRAINING]
     line = f"{sum(map(is_ready, active))} of {len(active)} forwards ready"
-    error = snapshot.file.error
-    return f"{line}; out of sync with the file: {error['message']}" if error else line
+    if not snapshot.file.error:
+        return line
+    error = from_json(snapshot.file.error)
+    first, *_ = *error.details(), error.message
+    return f"{line}; out of sync with the file: {first}"
 
 
 class Notifier:

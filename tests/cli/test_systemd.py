@@ -144,6 +144,7 @@ async def test_reloads_and_the_end_are_notified_in_order(
                 await made.edit("nonsense")
             await reloaded(manager)
             assert "; out of sync with the file: " in manager.status
+            assert "/krelay.yaml:1:1: neither a krelay.yaml nor" in manager.status
         assert await manager.next() == ["STOPPING=1", "STATUS=stopping"]
         running.cancel()
 

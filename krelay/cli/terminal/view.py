@@ -317,12 +317,16 @@ def _error(error: Mapping[str, Any], start: str, width: int | None) -> list[Text
     """Return the lines of an error, with its first problem and its hint."""
     found = _wrapped(Text(f"{start}{one_line(error['message'])}", "red"), width)
     if problems := error.get("problems"):
-        found += _wrapped(Text(f"  {_problem(problems[0], len(problems) - 1)}", "red"), width, 4)
+        first = _problem(problems[0], error.get("path"), len(problems) - 1)
+        found += _wrapped(Text(f"  {first}", "red"), width, 4)
     return [*found, *_hint(error.get("hint"), width)]
 
 
-def _problem(problem: Mapping[str, Any], others: int) -> str:
-    place = f"{problem['line']}:{problem.get('column', 1)}: " if problem.get("line") else ""
+def _problem(problem: Mapping[str, Any], path: str | None, others: int) -> str:
+    """Return a problem with its place as `path:line:column`; `path` is that of the first file."""
+    numbers = (problem.get("line"), problem.get("column"))
+    where = ":".join(str(part) for part in (problem.get("path") or path, *numbers) if part)
+    place = f"{where}: " if where else ""
     more = f" (and {others} more)" if others else ""
     return one_line(f"{place}{problem.get('message')}{more}")
 

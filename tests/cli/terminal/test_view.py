@@ -89,6 +89,16 @@ def test_a_file_out_of_sync_is_shown_with_its_first_problem() -> None:
         "  3:5: unknown key (and 1 more)",
         "  hint: it is `ports`",
     ]
+    error["path"] = "k.yaml"
+    first, *_ = error["problems"]
+    assert painted(model(report(forward(), file=file)))[2] == (
+        "  k.yaml:3:5: unknown key (and 1 more)"
+    )
+    first["path"] = "team.yaml"  # an included file
+    assert painted(model(report(forward(), file=file)))[2] == (
+        "  team.yaml:3:5: unknown key (and 1 more)"
+    )
+    del error["path"]
     error["problems"] = error["problems"][1:]
     found = painted(model(report(forward(), file=file)), 40)
     lines = ["! out of sync with the file for 5m:", "  k.yaml: 2 problems", "  x"]
