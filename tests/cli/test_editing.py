@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from krelay.config import edit, load, schema_text
 from krelay.errors import NotFoundError, UnreachableError, UsageError
 from tests import rig
 from tests.cli.asked import answering
-from tests.integration.product import run, up
+from tests.integration.product import ROOT, environment, run, up
 
 Krelay = Callable[..., int]
 
@@ -258,11 +260,97 @@ def test_an_edit_of_another_program_is_not_lost(file: Path) -> None:
     with pytest.raises(UsageError, match="has changed meanwhile"):
         write.replace(str(file), b"something else", b"new")
     assert file.read_text() == TEXT
-    with pytest.raises(UsageError, match="cannot write krelay.yaml: file exists"):
+    with pytest.raises(UsageError, match="krelay.yaml has changed meanwhile"):
         write.create(str(file), b"new")
     assert os.listdir() == ["krelay.yaml"]
     with pytest.raises(UsageError, match="cannot write missing: no such file"):
         write.replace("missing", b"", b"new")
+
+
+def test_an_edit_begins_again_if_another_program_edits_the_file(
+    krelay: Krelay,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    insert, edits = edit.insert, iter(range(100))
+
+    def beside(*args: Any) -> str:
+        text = insert(*args)
+        if next(edits) < most:
+            file.write_text(file.read_text() + f"  other{next(edits)}: svc/other :1\n")
+        return text
+
+    monkeypatch.setattr(edit, "insert", beside)
+    most = 4
+    assert krelay("add", "svc/x", "1") == 0
+    names = [target.name for target in load(str(file), environ={}).targets]
+    assert names == ["web", "other1", "other3", "x"]
+    most = 1_000
+    assert krelay("add", "svc/y", ":1") == 2
+    assert "krelay.yaml has changed meanwhile\n  hint: try again" in capsys.readouterr().err
+    assert "svc/y" not in file.read_text()
+
+
+def test_an_edit_waits_for_another_one_but_only_so_long(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_LOCK_DEADLINE", 0.05)
+    folder = os.open(".", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    write.replace(str(file), TEXT.encode(), b"new")
+    os.close(folder)
+    assert file.read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_locked_is_written_to(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write.replace(str(file), TEXT.encode(), b"new")
+    assert file.read_text() == "new"
+
+
+EACH = """
+import os, sys
+from krelay.cli import main
+from krelay.cli.edit import targets
+from krelay.config import parse
+go, number = int(sys.argv[1]), sys.argv[2]
+os.read(go, 1)
+sys.argv = ["krelay", "add", f"svc/s{number}", f":{number}"]
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("new", [False, True])
+async def test_edits_at_the_same_time_are_all_in_the_file(new: bool, tmp_path: Path) -> None:
+    path = tmp_path / "krelay.yaml"
+    if not new:
+        path.write_text(TEXT)
+    go, start = os.pipe()
+    environ = environment(PYTHONPATH=str(ROOT))
+    processes = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", EACH, str(go), str(number)),
+            cwd=tmp_path,
+            env=environ,
+            pass_fds=(go,),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        for number in range(1, 6)
+    ]
+    os.close(go)
+    os.close(start)  # each one reads the end now
+    for process in processes:
+        _, err = await process.communicate()
+        assert process.returncode == 0, err
+    names = {target.name for target in load(str(path), environ={}).targets}
+    assert names == {f"s{number}" for number in range(1, 6)} | (set() if new else {"web"})
 
 
 @pytest.mark.parametrize("code", [errno.EBUSY, errno.EACCES])

@@ -7,11 +7,12 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from krelay.cli.edit.ports import look_up
-from krelay.cli.edit.write import create, replace
+from krelay.cli.edit.write import ChangedError, create, replace
 from krelay.cli.options import Cluster
 from krelay.cli.output import note
 from krelay.config import edit, files, parse
@@ -19,7 +20,11 @@ from krelay.config.grammar import Line, ParseError, Word, parse_line, parse_reso
 from krelay.errors import ConfigError, NotReadyError, UsageError
 from krelay.model import Config, Kind, Target
 
+T = TypeVar("T")
+
 _APPLY_DEADLINE = 600.0
+_ATTEMPTS = 20
+"""Attempts to edit a file that others edit at the same time."""
 _NO_NAME = re.compile(r"[^a-z0-9._-]+")
 _MOST = 63
 
@@ -36,6 +41,15 @@ def add(
         ConfigError: the file is invalid.
         NotReadyError: it is added, and not ready within `timeout` seconds.
     """
+    result, file = _again_if_changed(lambda: _add(path, words, name, cluster))
+    note(f"{file}: added {result.shown}")
+    return _apply(file, result.target.name, path, timeout)
+
+
+def _add(
+    path: str | None, words: Sequence[str], name: str | None, cluster: Cluster
+) -> tuple[_Added, str]:
+    """Write a target into the file; return it, and the path of the file."""
     file = _File.open(path, cluster)
     addition = _Addition(file, name, cluster)
     try:
@@ -52,8 +66,19 @@ def add(
         ports = look_up(trial.target, trial.config, command, cluster.kubeconfig)
     result = addition.make(kind, resource, ports)
     file.write(result.text)
-    note(f"{file.path}: added {result.shown}")
-    return _apply(file.path, result.target.name, path, timeout)
+    return result, file.path
+
+
+def _again_if_changed(edit: Callable[[], T]) -> T:
+    """Return the result of `edit`, from the start if another program has edited the file meanwhile.
+
+    Raises:
+        ChangedError: that happened each time.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(ChangedError):
+            return edit()
+    return edit()
 
 
 def remove(path: str | None, name: str) -> int:
@@ -63,8 +88,18 @@ def remove(path: str | None, name: str) -> int:
         UsageError: the file has no such target, or needs it.
         ConfigError: the file is invalid.
     """
-    from krelay.config.sources import Selection
     from krelay.status.client import NotRunningError, ask
+
+    file = _again_if_changed(lambda: _remove(path, name))
+    note(f"{file}: removed {name}")
+    with contextlib.suppress(NotRunningError):
+        ask(file, "POST", "/v1/reload", timeout=_APPLY_DEADLINE)
+    return 0
+
+
+def _remove(path: str | None, name: str) -> str:
+    """Remove a target from the file; return the path of the file."""
+    from krelay.config.sources import Selection
 
     file = _File.open(path, None)
     config = file.config
@@ -81,10 +116,7 @@ def remove(path: str | None, name: str) -> int:
     if after != dataclasses.replace(config, targets=kept):
         raise UsageError(f"krelay cannot remove {quote(name)} from {file.path}")
     file.write(text)
-    note(f"{file.path}: removed {name}")
-    with contextlib.suppress(NotRunningError):
-        ask(file.path, "POST", "/v1/reload", timeout=_APPLY_DEADLINE)
-    return 0
+    return file.path
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,7 +171,8 @@ class _File:
 
             schema = Path(self.path).parent / FILE
             if not schema.exists():
-                create(str(schema), schema_text().encode())
+                with contextlib.suppress(ChangedError):  # another `krelay add` did it
+                    create(str(schema), schema_text().encode())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
