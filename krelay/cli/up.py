@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,7 +89,6 @@ def run(
     """
     file = source.file
     watch_mode = mode_from_env(os.environ)
-    mode = watch_mode if watch and file else None
     config = source.load()
     raise_file_limit()
     live = live and _can_be_live(config)
@@ -101,6 +101,37 @@ def run(
         pod_running_timeout=pod_running_timeout,
         watch_mode=watch_mode,
     )
+    _announce(supervisor, announce, report, live=live)
+    quiet = as_kubectl and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO)
+    if quiet:
+        # What a person waits for belongs on a terminal, though the log has no place for it.
+        supervisor.bus.on(Ending, _say_ending)
+    with keep_log() as ring, queued_output():
+        relaying = _Relaying(
+            supervisor,
+            Reloader(source, supervisor),
+            config,
+            contexts,
+            file=file,
+            socket=socket_path(file) if file else None,
+            watch=watch_mode if watch and file else None,
+            logs=ring.answer,
+            live=live,
+            as_kubectl=as_kubectl,
+            says_start=quiet,
+            report=report,
+        )
+        return run_to_exit(relaying.run())
+
+
+def _announce(
+    supervisor: Supervisor,
+    announce: Callable[[ForwardBound], None] | None,
+    report: Report | None,
+    *,
+    live: bool,
+) -> None:
+    """Have each bound forward announced where the user looks for it."""
     if announce is not None:
         supervisor.bus.on(ForwardBound, announce)
     elif report is not None:
@@ -108,91 +139,89 @@ def run(
         _report_failures(supervisor, report)
     elif not live:
         supervisor.bus.on(ForwardBound, announce_bound)
-    quiet = as_kubectl and sys.stderr.isatty() and not logger.isEnabledFor(logging.INFO)
-    if quiet:
-        # What a person waits for belongs on a terminal, though the log has no place for it.
-        supervisor.bus.on(Ending, _say_ending)
-    reloader = Reloader(source, supervisor)
-    with keep_log() as ring, queued_output():
-        return run_to_exit(
-            _run(
-                supervisor,
-                reloader,
-                mode,
-                file,
-                socket_path(file) if file else None,
-                config,
-                ring.answer,
-                contexts,
-                live=live,
-                as_kubectl=as_kubectl,
-                says_start=quiet,
-                report=report,
+
+
+@dataclass(frozen=True, slots=True)
+class _Relaying:
+    """A supervisor, and what runs beside it: the services, the watches, and what tells the user.
+
+    `socket` is where other commands find this one. `watch` is how to watch the file, if at all.
+    `logs` answers `GET /v1/logs`. `says_start`: tell a person what a slow start waits for.
+    """
+
+    supervisor: Supervisor
+    reloader: Reloader
+    config: Config
+    contexts: Contexts
+    file: str | None
+    socket: Path | None
+    watch: Mode | None
+    logs: Handler
+    live: bool
+    as_kubectl: bool
+    says_start: bool
+    report: Report | None
+
+    async def run(self) -> int:
+        """Relay until a signal, and return the exit code."""
+        signals = _Signals(reloads=self.file is not None, even_ignored=self.as_kubectl)
+        control = Control(self.supervisor, self.reloader)
+        try:
+            async with AsyncExitStack() as stack:
+                status = await self._serve(stack, control, signals)
+                tasks = await stack.enter_async_context(TaskGroup())
+                running = [
+                    # A failure beside the relaying must not end it.
+                    tasks.create_task(keep(work, name), name=name)
+                    for name, work in self._beside(control, signals, status).items()
+                ]
+                await self.supervisor.run(signals.stop)
+                for task in running:
+                    task.cancel()
+        except asyncio.CancelledError:
+            return _INTERRUPTED
+        return 0
+
+    async def _serve(self, stack: AsyncExitStack, control: Control, signals: _Signals) -> TcpServer:
+        """Serve on the control socket; return the status service, which does not listen yet."""
+        public: dict[tuple[str, str], Handler] = {
+            **control.handlers(),
+            ("POST", "/v1/stop"): partial(_stop, signals, self.supervisor),
+        }
+        if self.file is not None and self.socket is not None:
+            # The log is for the user alone: on the socket, not over TCP.
+            private = {**public, ("GET", "/v1/logs"): self.logs, ("GET", "/v1/tasks"): _tasks}
+            needed = self.report is not None
+            await _open_control(
+                stack, self.supervisor, control, private, self.socket, self.file, needed=needed
             )
-        )
+        status = TcpServer(public, snapshot=control.snapshot, bus=self.supervisor.bus)
+        stack.push_async_callback(status.aclose)
+        return status
 
-
-async def _run(
-    supervisor: Supervisor,
-    reloader: Reloader,
-    mode: Mode | None,
-    file: str | None,
-    path: Path | None,
-    config: Config,
-    logs: Handler,
-    contexts: Contexts,
-    *,
-    live: bool,
-    as_kubectl: bool,
-    says_start: bool,
-    report: Report | None,
-) -> int:
-    signals = _Signals(reloads=file is not None, even_ignored=as_kubectl)
-    control = Control(supervisor, reloader)
-    public: dict[tuple[str, str], Handler] = {
-        **control.handlers(),
-        ("POST", "/v1/stop"): partial(_stop, signals, supervisor),
-    }
-    code = 0
-    try:
-        async with AsyncExitStack() as stack:
-            if file is not None and path is not None:
-                # The log is for the user alone: on the socket, not over TCP.
-                private = {**public, ("GET", "/v1/logs"): logs, ("GET", "/v1/tasks"): _tasks}
-                needed = report is not None
-                await _open_control(stack, supervisor, control, private, path, file, needed=needed)
-            listening = TcpServer(public, snapshot=control.snapshot, bus=supervisor.bus)
-            stack.push_async_callback(listening.aclose)
-            tasks = await stack.enter_async_context(TaskGroup())
-            service = Service(Notifier.from_env(os.environ), supervisor)
-            beside: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
-                "SIGHUP": partial(_reload_on, signals, reloader),
-                "the status service": partial(_serve_on_tcp, listening, config.status, supervisor),
-                "the service manager": service.run,
-            }
-            if not as_kubectl:
-                examined = partial(_warn_of_this_machine, config, contexts, supervisor.bus)
-                beside["the look at this machine"] = examined
-            if says_start:
-                beside["the slow start"] = partial(_say_slow_start, supervisor.bus)
-            if report is not None:
-                beside["the slow start"] = partial(_say_slow_start, supervisor.bus, report.step)
-                beside["the report"] = partial(_report_ready, supervisor.bus, report)
-            if mode is not None:
-                beside["the watch of the file"] = partial(reloader.watch, mode)
-            if live:
-                beside["the live table"] = _live_table(control, signals, supervisor.bus).run
-            running = [
-                # A failure beside the relaying must not end it.
-                tasks.create_task(keep(work, name), name=name)
-                for name, work in beside.items()
-            ]
-            await supervisor.run(signals.stop)
-            for task in running:
-                task.cancel()
-    except asyncio.CancelledError:
-        code = _INTERRUPTED
-    return code
+    def _beside(
+        self, control: Control, signals: _Signals, status: TcpServer
+    ) -> dict[str, Callable[[], Coroutine[Any, Any, None]]]:
+        """Return what runs beside the supervisor, by name."""
+        supervisor, bus, report = self.supervisor, self.supervisor.bus, self.report
+        work: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+            "SIGHUP": partial(_reload_on, signals, self.reloader),
+            "the status service": partial(_serve_on_tcp, status, self.config.status, supervisor),
+            "the service manager": Service(Notifier.from_env(os.environ), supervisor).run,
+        }
+        if not self.as_kubectl:
+            examined = partial(_warn_of_this_machine, self.config, self.contexts, bus)
+            work["the look at this machine"] = examined
+        if self.says_start:
+            work["the slow start"] = partial(_say_slow_start, bus)
+        if report is not None:
+            work["the slow start"] = partial(_say_slow_start, bus, report.step)
+            work["the report"] = partial(_report_ready, bus, report)
+        if self.watch is not None:
+            work["the watch of the file"] = partial(self.reloader.watch, self.watch)
+        if self.live:
+            work["the live table"] = _live_table(control, signals, bus).run
+        return work
 
 
 def _live_table(control: Control, signals: _Signals, bus: EventBus) -> Live:
