@@ -224,7 +224,7 @@ class TestBrowser:
             assert await tab.value(VERDICT) == "2 of 6 ready"
             traffic = dataclasses.replace(FORWARDS[0].traffic, to_local_bytes=1 << 40)
             made.live.change("web", traffic=traffic)
-            await tab.until(f"/↓ .*iB.s/.test({cell('web', '.rates .number')})")
+            await tab.until(f"/↓ .*[kMGT]B.s/.test({cell('web', '.rates .number')})")
             await tab.until(f"!{row('web')}.querySelector('.spark').matches('.idle')")
             made.live.now = dataclasses.replace(
                 made.live.now, forwards=(forward("new"), *made.live.now.forwards[2:])
