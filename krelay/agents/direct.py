@@ -46,16 +46,19 @@ class DirectGroup:
         self._running: asyncio.Task[None] | None = None
 
     def start(self, tasks: TaskGroup) -> None:
-        """Begin to dial pods; `tasks` gets the pool's tasks."""
+        """Begin to dial pods; `reached` logs those that are not. `tasks` gets the pool's tasks."""
         name = self.pool.name
+        self.pool.quiet = True
         self._running = tasks.create_task(keep(self.pool.run, name), name=name)
 
     async def reached(self) -> None:
         """Wait a while until each route reaches one of its pods.
 
         Raises:
-            ClusterError: the cluster refuses port-forwards, and no pod is reached.
+            ClusterError: the cluster refuses port-forwards, and no pod is reached; it is not in
+                the log.
         """
+        self.pool.quiet = True
         try:
             async with asyncio.timeout(_START_DEADLINE):
                 while self.pool.wanted:
@@ -66,7 +69,10 @@ class DirectGroup:
                         raise failure
                     await self.pool.wait_change()
         except TimeoutError:
-            return  # the states of the forwards say why
+            pass  # the states of the forwards say why
+        finally:
+            self.pool.quiet = False
+        self.pool.report()
 
     def access_changed(self, *, moved: bool) -> None:
         """Dial again at once: with other credentials, or, if requests have `moved`, by another

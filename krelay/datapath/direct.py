@@ -149,6 +149,8 @@ class DirectPool:
 
     def __init__(self, name: str, link: PodLink) -> None:
         self.name = name
+        self.quiet = False
+        """Whether only `report` logs why a pod is not reached, not each failure."""
         self.users: WeakSet[PoolUser] = WeakSet()
         self._link = link
         self._loop = asyncio.get_running_loop()
@@ -297,6 +299,12 @@ class DirectPool:
             for connection in self.connections:
                 connection.close()
 
+    def report(self) -> None:
+        """Log why pods are not reached now."""
+        for pod in self._pods.values():
+            if pod.failure is not None:
+                _log_failure(pod, logging.WARNING)
+
     async def wait_change(self) -> None:
         """Return when a pod was reached, lost, or could not be reached."""
         await self._changed.wait()
@@ -438,10 +446,13 @@ class DirectPool:
         """Record why a pod is not reached; return whether that is news."""
         known.failure = exc
         news = known.failures.is_new(exc)
-        level = logging.WARNING if news else logging.DEBUG
-        text = exc.line() if isinstance(exc, KrelayError) else exc
-        about(logger, name=str(known)).log(level, "no port-forward: %s", text)
+        _log_failure(known, logging.WARNING if news and not self.quiet else logging.DEBUG)
         return news
+
+
+def _log_failure(pod: _Pod, level: int) -> None:
+    text = pod.failure.line() if isinstance(pod.failure, KrelayError) else pod.failure
+    about(logger, name=str(pod)).log(level, "no port-forward: %s", text)
 
 
 def _usable_pods(resolution: Resolution) -> list[PodPort]:

@@ -160,6 +160,7 @@ class ActiveConfig:
         for context in list(self._fallbacks):
             self._try_agent_later(context, after=0.0)  # the edit may have mended it
         self.fall_back(warm)
+        report_fallen(warm)
         return reset
 
     def _restart(self, config: Config, names: Collection[str]) -> int:
@@ -207,11 +208,6 @@ class ActiveConfig:
         Return the ways that it takes.
         """
         for context, exc in warm.fallen.items():
-            logger.warning(
-                "no agent: %s; TCP ports of pods are reached directly, as by kubectl: a lost"
-                " connection is not resumed",
-                exc.line(),
-            )
             self.groups[context].pool.no_agent = str(exc)
             self._try_agent_later(context, after=_AGENT_AGAIN)
             self._move(context)
@@ -436,6 +432,16 @@ class ActiveConfig:
                 self._drained.set()
 
         self._tasks.create_task(drain())
+
+
+def report_fallen(warm: WarmingConfig) -> None:
+    """Log why contexts have no agent."""
+    for exc in warm.fallen.values():
+        logger.warning(
+            "no agent: %s; TCP ports of pods are reached directly, as by kubectl: a lost"
+            " connection is not resumed",
+            exc.line(),
+        )
 
 
 def _changed_protocol(forward: Forward) -> bool:

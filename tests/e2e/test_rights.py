@@ -163,7 +163,7 @@ def test_one_command_of_the_hint_gives_every_right(
         assert page(krelay)
 
 
-@pytest.mark.parametrize("via", ["agent", "direct"])
+@pytest.mark.parametrize("via", ["agent", "direct", "auto"])
 def test_the_hint_for_a_missing_port_forward_gives_every_right(
     via: str, namespace: Make, world: str, tmp_path: Path
 ) -> None:
@@ -182,6 +182,7 @@ def test_the_hint_for_a_missing_port_forward_gives_every_right(
         krelay.wait_log(" with: ")
         krelay.process.terminate()
     follow_hint(krelay, account)
+    assert sum("pods/portforward" in line for line in krelay.log) == 1, krelay.told()
     with account.kubectl_relay(*words) as krelay:
         assert page(krelay)
         assert not moved(krelay)

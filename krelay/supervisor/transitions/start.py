@@ -10,11 +10,19 @@ import asyncio
 
 from krelay.config.diff import diff
 from krelay.datapath.route import Route
-from krelay.errors import KrelayError, NotFoundError, NotReadyError, NotRunningError
+from krelay.errors import (
+    AccessDeniedError,
+    ClusterError,
+    KrelayError,
+    NotFoundError,
+    NotReadyError,
+    NotRunningError,
+)
 from krelay.model import Config
-from krelay.supervisor.active import ActiveConfig
+from krelay.supervisor.active import ActiveConfig, report_fallen
 from krelay.supervisor.forward import wait_settled
 from krelay.supervisor.target_watcher import Failures
+from krelay.supervisor.warming import WarmingConfig
 from krelay.tasks import TaskGroup
 
 _NOT_RUNNING = "unable to forward port because pod is not running. Current status="
@@ -82,14 +90,26 @@ class Start:
             await warm.answers()
             self._check()
             self._failures.release()
-        for direct in active.fall_back(warm):
-            await direct.reached()
+        await self._fall_back(warm)
         if self._pod_running_timeout is not None:
             await self._wait_running(self._pod_running_timeout)
         await wait_settled(forwards)
         self._check()
         for forward in forwards:
             forward.quiet = False
+
+    async def _fall_back(self, warm: WarmingConfig) -> None:
+        """Do without the agents that could not be started. Raise if no pod is reached either."""
+        ways = self._active.fall_back(warm)
+        for fallen, direct in zip(warm.fallen.values(), ways, strict=True):
+            try:
+                await direct.reached()
+            except ClusterError as exc:
+                if isinstance(exc, AccessDeniedError) and isinstance(fallen, AccessDeniedError):
+                    raise fallen from exc  # its hint gives the rights for both ways
+                report_fallen(warm)
+                raise
+        report_fallen(warm)
 
     def _check(self) -> None:
         """Fail the start if no forward is usable, or if `strict` and any is not."""
