@@ -106,9 +106,10 @@ class Page:
     @asynccontextmanager
     async def shows(self, condition: str) -> AsyncIterator[None]:
         """Wait until `condition` holds because of what the block does, if only for a moment."""
-        await self.value(f"void (window.shown = {_holds(condition)})")
+        shown = f"window.shown{self._count}"
+        await self.value(f"void ({shown} = {_holds(condition)})")
         yield
-        await self.value("window.shown")
+        await self.value(shown)
 
     async def shape(self, width: int, height: int, *, dark: bool = False, scale: float = 1) -> None:
         """Set the size of the window and the preferred colour scheme."""

@@ -223,9 +223,10 @@ class TestBrowser:
             )
             assert await tab.value(VERDICT) == "2 of 6 ready"
             traffic = dataclasses.replace(FORWARDS[0].traffic, to_local_bytes=1 << 40)
-            made.live.change("web", traffic=traffic)
-            await tab.until(f"/↓ .*[kMGT]B.s/.test({cell('web', '.rates .number')})")
-            await tab.until(f"!{row('web')}.querySelector('.spark').matches('.idle')")
+            rate = f"/↓ .*[kMGT]B.s/.test({cell('web', '.rates .number')})"
+            moving = f"!{row('web')}.querySelector('.spark').matches('.idle')"
+            async with tab.shows(rate), tab.shows(moving):
+                made.live.change("web", traffic=traffic)
             made.live.now = dataclasses.replace(
                 made.live.now, forwards=(forward("new"), *made.live.now.forwards[2:])
             )
