@@ -13,6 +13,7 @@ from aiohttp import web
 
 from krelay.config.sources import Selection
 from krelay.doctor import Finding, cluster, examine, machine, server
+from krelay.doctor.runner import Check
 from krelay.net import engine
 from tests.cluster.conftest import Kube, clean_environment, kube, pki
 
@@ -156,7 +157,7 @@ def usual_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SLOW", 60.0)
     monkeypatch.setattr(cluster, "SERVER_DEADLINE", 60.0)
     monkeypatch.setattr(cluster, "ANSWER_DEADLINE", 60.0)
-    monkeypatch.setattr(machine, "Check", partial(machine.Check, deadline=60.0))
+    monkeypatch.setattr(machine, "Check", partial(Check, deadline=60.0))
     monkeypatch.setattr(machine, "_ANSWER_DEADLINE", 60.0)
     monkeypatch.setattr(engine, "_chosen", engine.Engine())
     monkeypatch.setattr(machine, "_limit", lambda: 20_000)
