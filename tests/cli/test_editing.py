@@ -267,6 +267,29 @@ def test_an_edit_of_another_program_is_not_lost(file: Path) -> None:
         write.replace("missing", b"", b"new")
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_new_file_has_its_content_from_the_beginning(
+    links: bool, krelay: Krelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, found = os.link, []
+
+    def link(source: str, path: str) -> None:
+        if not links:
+            raise OSError(errno.EPERM, "no links here")
+        found.append((Path(source).read_text(), os.path.lexists(path)))
+        real(source, path)
+
+    monkeypatch.setattr(os, "link", link)
+    write.create("krelay.yaml", b"new")
+    assert found == ([("new", False)] if links else [])
+    assert Path("krelay.yaml").read_text() == "new"
+    with pytest.raises(UsageError, match="krelay.yaml has changed meanwhile"):
+        write.create("krelay.yaml", b"newer")
+    assert os.listdir() == ["krelay.yaml"]
+    with pytest.raises(UsageError, match="cannot write krelay.yaml/x: "):
+        write.create("krelay.yaml/x", b"new")
+
+
 def test_an_edit_begins_again_if_another_program_edits_the_file(
     krelay: Krelay,
     file: Path,
@@ -349,7 +372,8 @@ async def test_edits_at_the_same_time_are_all_in_the_file(new: bool, tmp_path: P
     for process in processes:
         _, err = await process.communicate()
         assert process.returncode == 0, err
-    names = {target.name for target in load(str(path), environ={}).targets}
+    config = await asyncio.to_thread(load, str(path), environ={})
+    names = {target.name for target in config.targets}
     assert names == {f"s{number}" for number in range(1, 6)} | (set() if new else {"web"})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,13 +30,29 @@ def create(path: str, content: bytes) -> None:
         ChangedError: it exists.
         UsageError: it cannot be written.
     """
+    temporary = os.path.join(os.path.dirname(path), f".krelay-{secrets.token_hex(4)}")
     try:
-        with _alone(path), open(path, "xb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
+        with _alone(path):
+            _link(temporary, path, content)
     except FileExistsError as exc:
         raise ChangedError(path) from exc
     except OSError as exc:
         raise files.unwritable(path, exc) from exc
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def _link(temporary: str, path: str, content: bytes) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        with open(path, "xb") as file:
+            file.write(content)
 
 
 def replace(path: str, before: bytes, after: bytes) -> None:
