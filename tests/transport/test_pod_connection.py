@@ -340,6 +340,26 @@ async def test_a_stream_that_both_ends_have_ended_is_gone(server: Server) -> Non
         assert not c.connection.streams
 
 
+async def test_a_half_close_is_passed_on_and_the_answer_arrives(
+    server: Server, transport: Transport
+) -> None:
+    async def play(peer: Peer) -> None:
+        error, found = await opened(peer)
+        assert await peer.frame() == (found, 0, b"question")
+        assert await peer.frame() == (found, 1, b"")
+        await peer.send(data(b"answer", found))
+        await peer.send(data(b"", found, fin=True), data(b"", error, fin=True))
+
+    async with connected(server, play, transport) as c:
+        handler = Events()
+        stream = c.connection.open(80, handler)
+        stream.write(b"question")
+        stream.end()
+        await handler.called("end")
+        assert handler.data == b"answer"
+        assert handler.calls == ["accepted", "end"]
+
+
 async def test_an_error_after_the_dial_is_a_reset(server: Server) -> None:
     async def play(peer: Peer) -> None:
         error, found = await opened(peer)
