@@ -17,12 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
 from krelay.cli.output import is_stderr_handler, silence
-
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
 
 logger = logging.getLogger("krelay.cli")
 
@@ -102,7 +99,7 @@ class _Queued(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self._writer = writer
 
-    def write(self, data: ReadableBuffer) -> int:
+    def write(self, data: Any) -> int:
         """Queue the data; never wait."""
         lines = bytes(data)
         self._writer.put(lines)
