@@ -252,13 +252,22 @@ async def test_it_ends_at_a_terminal_that_takes_no_output(
             assert not alive(int(agent[1]))
 
 
-async def test_a_window_that_is_closed_ends_it_and_its_agent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stalled", [False, True], ids=["reading", "stalled"])
+@pytest.mark.parametrize("plain", [(), ("--plain",)], ids=["table", "lines"])
+async def test_a_window_that_is_closed_ends_it_and_its_agent(
+    plain: tuple[str, ...], stalled: bool, tmp_path: Path
+) -> None:
+    more = rig.closed_port()
     async with rig.tcp_target(rig.echo) as port:
-        write(tmp_path, port)
-        async with terminal("up", cwd=tmp_path, columns=120) as screen:
-            await screen.shows("● ready")
+        path = write(tmp_path, port)
+        async with terminal("up", *plain, cwd=tmp_path, columns=120) as screen:
+            await screen.shows("web: ready")
             agent = re.search(r"embedded, process (\d+)", screen.text)
             assert agent is not None
+            if stalled:
+                screen.stall()
+                path.write_text(path.read_text() + f"  more: ip/127.0.0.1 {more}:{port}\n")
+                await rig.until(lambda: listens(more))  # what krelay says of it is not taken
             screen.hang_up()
             assert await screen.process.wait() == 0
             assert not alive(int(agent[1]))
