@@ -203,7 +203,7 @@ async def terminal(
                 shown.process.terminate()
                 shown.process.terminate()
             try:
-                async with asyncio.timeout(20.0):
+                async with asyncio.timeout(60.0):
                     await shown.process.wait()
             finally:
                 if shown.process.returncode is None:

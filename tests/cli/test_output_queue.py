@@ -23,7 +23,15 @@ from krelay.cli.output import echo, note, set_up_logging
 from krelay.cli.output_queue import MOST_LINES, queued_output, wait_until_written
 from tests import rig
 from tests.cli.emulator import fill, terminal
-from tests.integration.product import ROOT, alive, command, document, environment, listens
+from tests.integration.product import (
+    ROOT,
+    alive,
+    command,
+    document,
+    environment,
+    listens,
+    run,
+)
 
 logger = logging.getLogger("krelay.cli")
 
@@ -80,7 +88,7 @@ def test_lines_of_both_streams_are_written_in_order(
 ) -> None:
     with streams(monkeypatch, kind()) as reader:
         before = threads()
-        with queued_output():
+        with queued_output(deadline=60.0):
             assert threads() == before + 1
             assert sys.stderr.isatty() == sys.stdout.isatty() == (kind is a_terminal)
             for number in range(100):
@@ -227,6 +235,7 @@ async def test_krelay_relays_and_follows_its_file_at_a_terminal_that_takes_no_ou
                 path.write_text(document(targets))
                 await rig.until(lambda more=more: listens(more))
                 assert await rig.exchange(more, b"x") == b"x"
+                assert (await run("wait", name, cwd=tmp_path)).code == 0
             screen.go_on()
             await screen.shows("two: ready")
             assert screen.text.index("one: ready") < screen.text.index("two: added")
