@@ -96,8 +96,18 @@ def preload() -> None:
     The import of aiohttp loads the system's certificates, and the agent's program is compressed:
     both leave the interpreter to other threads. The end of the process waits for the thread, since
     OpenSSL must not be cleaned up while it loads certificates.
+
+    From here on Ctrl-C ends the process at once, until the event loop handles it. As an exception
+    within the import system it would leave a lock held, for which the other thread waits for ever.
     """
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
     threading.Thread(target=_preload, name="preload").start()
+
+
+def _interrupted(number: int, frame: object) -> None:
+    os._exit(_INTERRUPTED)
 
 
 def _preload() -> None:

@@ -36,6 +36,29 @@ def test_ctrl_c_during_the_imports_exits_with_130_in_silence(program: str) -> No
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+WITHIN = """
+import signal, sys, weakref
+from krelay.cli.command_line import preload
+
+class Lock:
+    pass
+
+preload()
+lock = Lock()
+found = weakref.ref(lock, lambda _: signal.raise_signal(signal.SIGINT))
+del lock
+sys.exit(1)
+"""
+
+
+def test_ctrl_c_within_the_import_system_is_not_lost() -> None:
+    """It may come in the callback of a weak reference, which ignores exceptions."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHIN], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 LOADED = """
 import sys
 from krelay.cli.main import main
@@ -75,6 +98,7 @@ def test_help_imports_little(option: str) -> None:
         "krelay.cli.commands.running",
         "krelay.cli.commands.tools",
         "krelay.cli.flags",
+        "krelay.cli.flags.compose",
         "krelay.cli.flags.connection",
         "krelay.cli.flags.values",
         "krelay.cli.log_repeats",

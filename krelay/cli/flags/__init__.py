@@ -1,1 +1,1 @@
-"""The flags of `kubectl relay`, in pflag's forms, and the completion of all command lines."""
+"""The flags of `kubectl relay`, in pflag's forms, those of docker compose, and completion."""
