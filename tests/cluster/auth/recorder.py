@@ -6,11 +6,12 @@ import base64
 import contextlib
 import http.server
 import json
+import select
 import socket
 import socketserver
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -225,19 +226,28 @@ class _Socks(socketserver.BaseRequestHandler):
 
 
 def _relay(client: socket.socket, port: int) -> None:
+    """Copy both ways until the target ends, in one thread: OpenSSL allows no two at once."""
     with socket.create_connection(("127.0.0.1", port)) as target:
+        sinks = {client: target, target: client}
+        while target in sinks:
+            for source in _readable(sinks):
+                try:
+                    data = source.recv(1 << 16)
+                    sinks[source].sendall(data)
+                except OSError:
+                    return
+                if not data:
+                    del sinks[source]
+                    with contextlib.suppress(OSError):
+                        target.shutdown(socket.SHUT_WR)
 
-        def copy(source: socket.socket, sink: socket.socket) -> None:
-            with contextlib.suppress(OSError):
-                while data := source.recv(1 << 16):
-                    sink.sendall(data)
-            with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_WR)
 
-        back = threading.Thread(target=copy, args=(target, client), daemon=True)
-        back.start()
-        copy(client, target)
-        back.join(5)
+def _readable(sockets: Iterable[socket.socket]) -> list[socket.socket]:
+    """Wait until some have data, which OpenSSL may hold already."""
+    held: list[socket.socket] = [
+        sock for sock in sockets if isinstance(sock, ssl.SSLSocket) and sock.pending()
+    ]
+    return held or select.select([*sockets], (), ())[0]
 
 
 def _name(sock: socket.socket) -> str:
