@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractResolver
 from aiohttp.client_proto import ResponseHandler
 
 from krelay.errors import ClusterError, CredentialsError, UnreachableError
+from krelay.net import tls_in_tls
 from krelay.net.api_access import ApiAccess
 from krelay.net.dial import dial, set_keep_alive
 from krelay.net.dns import lookup
@@ -45,6 +46,7 @@ def session(socks: str | None = None) -> aiohttp.ClientSession:
 
     `socks` is the URL of a SOCKS5 proxy.
     """
+    tls_in_tls.mend()
     return aiohttp.ClientSession(
         connector=(
             _SocksConnector(socks) if socks else aiohttp.TCPConnector(limit=0, resolver=_Resolver())

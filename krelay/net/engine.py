@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
+from krelay.net import tls_in_tls
 from krelay.threads import in_thread_or_here
 
 logger = logging.getLogger("krelay.engine")
@@ -132,6 +133,7 @@ async def start_tls(
     loop = asyncio.get_running_loop()
     engine = _chosen or Engine()
     if engine.module is None or context.keylog_filename is not None:
+        tls_in_tls.mend()
         # asyncio asks this of a transport below its TLS; aiofastnet's may be one.
         transport._start_tls_compatible = True  # type: ignore[attr-defined]
         return await loop.start_tls(transport, protocol, context, server_hostname=server_hostname)

@@ -170,6 +170,18 @@ async def test_an_https_proxy_with_an_untrusted_certificate_is_refused(server: S
             await connect(access)
 
 
+async def test_a_server_of_another_name_behind_an_https_proxy_is_refused(server: Server) -> None:
+    """The handshake fails within the proxy's TLS."""
+    async with proxying("https") as proxy:
+        access = server.access(
+            url=f"https://kube.test:{server.port}",
+            server_hostname="other.test",
+            proxy=f"https://u:p%40@127.0.0.1:{proxy.port}",
+        )
+        with pytest.raises(CredentialsError, match=r"other\.test"):
+            await connect(access)
+
+
 async def test_a_proxy_that_does_not_listen_is_unreachable(
     unused_port: int, server: Server
 ) -> None:

@@ -1007,6 +1007,14 @@ echo 'status: {token: plugin}'
             config(cluster=f'{CA}, proxy-url: "https://127.0.0.1:@tlsproxy@"'),
             seen(via=("tlsproxy",)),
         ),
+        "https proxy to a server of another name": Odd(
+            config(
+                server="https://other.localhost:@https@",
+                cluster=f'{CA}, proxy-url: "https://127.0.0.1:@tlsproxy@"',
+            ),
+            "certificate is valid for",
+            "not trusted",
+        ),
         "socks5 proxy": Odd(
             config(cluster=f'{CA}, proxy-url: "socks5://me:pw@127.0.0.1:@socks@"'),
             seen(via=("socks me:pw",)),
