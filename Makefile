@@ -9,6 +9,7 @@ SOAK_SCHEDULES ?= 5000
 SOAK_STORMS ?= 500
 LOCK_AGE ?= 7 days
 E2E ?= tests/e2e tests/chaos
+TESTS := not e2e
 
 # Install only files whose hash is in a lock, and only wheels: building an sdist runs code.
 PIP := -m pip install --quiet --disable-pip-version-check
@@ -61,7 +62,7 @@ up: $(STAMP)     ## relay the quick start's targets with an embedded agent: no c
 	@exec $(BIN)/python examples/quickstart.py
 
 test: $(STAMP)   ## run everything that needs no cluster
-	$(PYTEST) -m 'not e2e'
+	$(PYTEST) -m '$(TESTS)'
 
 test-fast: $(STAMP)  ## run the tests that start no program and no browser
 	$(PYTEST) -m 'not (e2e or process or browser)'
@@ -71,7 +72,7 @@ coverage: $(STAMP)  ## run test, and compare its coverage with the bars
 	$(BIN)/python .ci/bars.py
 
 test-on:         ## run test on another Python: make test-on PYTHON=python3.13
-	@$(MAKE) test VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
+	@$(MAKE) test TESTS='not (e2e or browser)' VENV=.venv-$$($(PYTHON) -c 'import platform; print(platform.python_version())')
 
 check: format lint spelling types layers docs coverage  ## run the checks and tests that a commit must pass
 
