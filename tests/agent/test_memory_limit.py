@@ -203,7 +203,11 @@ async def target(serve: Serve) -> AsyncIterator[int]:
         live.add(task)
         task.add_done_callback(live.discard)
 
-    server = await asyncio.start_server(accept, rig.HOST, 0, backlog=4096, limit=1 << 14)
+    listening = socket.socket()
+    # By default the system would keep 4 MiB of each connection.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)
+    listening.bind((rig.HOST, 0))
+    server = await asyncio.start_server(accept, sock=listening, backlog=4096, limit=1 << 14)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -214,11 +218,20 @@ async def target(serve: Serve) -> AsyncIterator[int]:
         live.clear()
 
 
-async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Says as much as is taken."""
-    while True:
-        writer.write(bytes(1 << 16))
+def talk(most: int) -> Serve:
+    """Return what says so many bytes to each connection, and then waits.
+
+    All connections of a test together say more than the agent may keep, and little more than that:
+    the system keeps what the agent does not read, and for want of memory it would reset connections
+    of other programs.
+    """
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(most))
         await writer.drain()
+        await asyncio.get_running_loop().create_future()
+
+    return say
 
 
 async def dribble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -292,19 +305,19 @@ def test_the_agent_assumes_the_limit_of_its_job() -> None:
     assert limits["memory"] == f"{DEFAULT >> 20}Mi"
 
 
-@pytest.mark.parametrize("said", [talk, dribble])
-async def test_stalled_streams_of_fast_targets(said: Serve) -> None:
+@pytest.mark.parametrize(("said", "count"), [(talk(320_000), 250), (dribble, 50)])
+async def test_stalled_streams_of_fast_targets(said: Serve, count: int) -> None:
     """Their clients keep to the protocol, but take nothing of what comes."""
     async with attacked() as here, target(said) as port:
         for _ in range(4):
             client = await here.connection()
-            for _ in range(250 if said is talk else 50):
+            for _ in range(count):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
 
 
 async def test_sessions_that_take_all_they_may_leave_room_under_a_small_limit() -> None:
     limit = 128 << 20
-    async with agent(limit=limit) as here, target(talk) as port, target(rig.echo) as echo:
+    async with agent(limit=limit) as here, target(talk(160_000)) as port, target(rig.echo) as echo:
         for client in [await here.connection() for _ in range(20)]:
             for _ in range(400):
                 client.open(Header(TCP, rig.HOST, port), Ear(deaf=True))
@@ -314,7 +327,7 @@ async def test_sessions_that_take_all_they_may_leave_room_under_a_small_limit() 
 
 
 async def test_credit_without_end_and_no_acknowledgement() -> None:
-    async with attacked() as here, target(talk) as port:
+    async with attacked() as here, target(talk(320_000)) as port:
         for _ in range(12):
             peer = await here.intruder()
             here.tasks.append(asyncio.create_task(peer.read_on()))
@@ -322,14 +335,14 @@ async def test_credit_without_end_and_no_acknowledgement() -> None:
 
 
 async def test_clients_that_read_nothing() -> None:
-    async with attacked() as here, target(talk) as port:
+    async with attacked() as here, target(talk(320_000)) as port:
         for _ in range(12):
             await (await here.intruder()).send(opens(100, port) + credit(100))
 
 
 async def test_credit_that_leaves_little_of_each_chunk() -> None:
     """What is left of a large read must not keep the whole of it alive, nor what was sent of it."""
-    async with attacked() as here, target(talk) as port:
+    async with attacked() as here, target(talk(320_000)) as port:
         for _ in range(8):
             peer = await here.intruder()
             here.tasks.append(asyncio.create_task(peer.read_on()))
@@ -395,7 +408,7 @@ async def test_many_sessions_that_acknowledge_nothing_of_many_refusals() -> None
 
 
 async def test_sessions_that_are_left_behind_with_full_buffers() -> None:
-    async with attacked() as here, target(talk) as port:
+    async with attacked() as here, target(talk(640_000)) as port:
         for _ in range(24):
             peer = await here.intruder()
             await peer.send(opens(20, port) + credit(20))
@@ -437,7 +450,7 @@ async def test_connections_with_half_a_handshake() -> None:
 
 async def test_strangers_at_the_door() -> None:
     """They say all that the agent has to keep, while four clients fill its memory."""
-    async with attacked() as here, target(talk) as port:
+    async with attacked() as here, target(talk(320_000)) as port:
         for _ in range(4):
             client = await here.connection()
             for _ in range(250):
@@ -452,7 +465,7 @@ async def test_strangers_at_the_door() -> None:
 
 @pytest.mark.parametrize("side", ["client", "target", "both", "framing"])
 async def test_legacy_connections_whose_ends_take_nothing(side: str) -> None:
-    serve: Serve = rig.hold if side == "target" else talk
+    serve: Serve = rig.hold if side == "target" else talk(640_000)
     async with (
         agent(secured=False) as here,
         target(serve) as port,

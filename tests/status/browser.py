@@ -77,7 +77,7 @@ class Page:
             async with asyncio.timeout(PATIENCE):
                 yield
         except TimeoutError:
-            heard = " ".join(self._heard)
+            heard = " ".join([*self._heard, *self.errors])
             raise NoAnswerError(f"{step}: nothing for {PATIENCE:.0f} s; before: {heard}") from None
 
     async def send(self, method: str, **params: Any) -> Any:
@@ -153,6 +153,12 @@ def _holds(condition: str) -> str:
         watcher.observe(document, what);
         look();
     }})"""
+
+
+_PROOF = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
+    b'<link rel="icon" href="data:,">'
+)
 
 
 class NoAnswerError(Exception):
@@ -232,7 +238,7 @@ async def _prove(page: Page) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.write(_PROOF)
             await writer.drain()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
