@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,10 @@ PATIENCE = 60.0
 """Seconds for an answer of the browser, or for its start."""
 
 
+class NoAnswerError(Exception):
+    """The browser does not answer."""
+
+
 class Page:
     """A tab; `errors` holds the errors of its console."""
 
@@ -42,7 +46,7 @@ class Page:
         self._heard: deque[str] = deque(maxlen=20)
 
     async def attach(self) -> None:
-        """Open a tab of our own: the one that the browser starts with may still be starting."""
+        """Open the tab."""
         tab = await self.send("Target.createTarget", url="about:blank")
         found = await self.send("Target.attachToTarget", targetId=tab["targetId"], flatten=True)
         self._session = {"sessionId": found["sessionId"]}
@@ -155,36 +159,9 @@ def _holds(condition: str) -> str:
     }})"""
 
 
-_PROOF = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n"
-    b'<link rel="icon" href="data:,">'
-)
-
-
-class NoAnswerError(Exception):
-    """The browser does not answer."""
-
-
 @asynccontextmanager
 async def browser(profile: Path) -> AsyncIterator[Page]:
-    """Run a browser with one empty tab.
-
-    A browser that does not get as far as a page over HTTP is replaced by another.
-    """
-    async with AsyncExitStack() as stack:
-        for attempt in range(3):
-            try:
-                page = await stack.enter_async_context(_running(profile / str(attempt)))
-            except NoAnswerError:
-                if attempt == 2:
-                    raise
-            else:
-                break
-        yield page
-
-
-@asynccontextmanager
-async def _running(profile: Path) -> AsyncIterator[Page]:
+    """Run a browser with one empty tab."""
     assert PROGRAM is not None
     process = await asyncio.create_subprocess_exec(
         PROGRAM,
@@ -220,7 +197,6 @@ async def _running(profile: Path) -> AsyncIterator[Page]:
             page = Page(connection)
             tasks.append(asyncio.create_task(page.read()))
             await page.attach()
-            await _prove(page)
             yield page
     finally:
         # Its helpers hold the pipe, too: all of its group must end.
@@ -230,20 +206,6 @@ async def _running(profile: Path) -> AsyncIterator[Page]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await process.communicate()
-
-
-async def _prove(page: Page) -> None:
-    """Load a page over HTTP, which takes every process of the browser."""
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with closing(writer), suppress(ConnectionError, asyncio.IncompleteReadError):
-            await reader.readuntil(b"\r\n\r\n")
-            writer.write(_PROOF)
-            await writer.drain()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        host, port = server.sockets[0].getsockname()
-        await page.open(f"http://{host}:{port}/")
 
 
 async def _address(process: asyncio.subprocess.Process) -> str:
